@@ -1,0 +1,19 @@
+"""Glasspoint: a LangGraph checkpointer that you can see through.
+
+PostgreSQL keeps every conversation, Redis makes reading it fast, and each step of both is traced and counted.
+"""
+
+from glasspoint._version import __version__
+from glasspoint.factory import create_cached_postgres_checkpointer
+from glasspoint.saver import CachedPostgresSaver
+from glasspoint.settings import Settings
+from glasspoint.telemetry import Telemetry, create_telemetry
+
+__all__ = [
+    "CachedPostgresSaver",
+    "Settings",
+    "Telemetry",
+    "__version__",
+    "create_cached_postgres_checkpointer",
+    "create_telemetry",
+]

@@ -1,0 +1,312 @@
+"""Values serialised once, stored twice.
+
+A checkpoint is taken apart here the way LangGraph's PostgreSQL schema wants it (small values inline in the
+checkpoint's JSON, the others as one blob per channel and version), into bytes that go to L2 and to L1 as
+they are; a warm-up moves the same bytes from L2 to L1. Putting a tuple together again is the other half.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_serializable_checkpoint_metadata,
+    writes_sort_key,
+)
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+
+from glasspoint.errors import SerializationError
+from glasspoint.scope import Scope, is_ordered_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+
+__all__ = [
+    "Encoded",
+    "EncodedPut",
+    "EncodedWrite",
+    "StoredCheckpoint",
+    "decode_tuple",
+    "encode_put",
+    "encode_writes",
+    "version_text",
+]
+
+# The first checkpoint format whose pending sends stand in its own values. Upstream completes an older one
+# with writes of its *parent*, which no entry of the cache follows.
+_SENDS_INLINE_SINCE = 4
+
+
+class Encoded(NamedTuple):
+    """A serialised value: the serializer's name for its format, and the bytes."""
+
+    type: str
+    data: bytes
+
+
+class EncodedWrite(NamedTuple):
+    """One pending write, as both tiers store it."""
+
+    task_id: str
+    idx: int
+    channel: str
+    value: Encoded
+    task_path: str
+
+
+@dataclass(slots=True)
+class StoredCheckpoint:
+    """A checkpoint as it stands in storage, in either tier; nothing of the channel values is decoded.
+
+    Attributes:
+        document: The checkpoint without the values kept per channel, parsed from its JSON.
+        metadata: Its metadata, parsed from JSON.
+        values: Channel -> (version, value) for the values kept per channel, at the versions that `document`
+            names.
+        document_json, metadata_json: What the two were parsed from, if a warm-up may need them.
+    """
+
+    scope: Scope
+    checkpoint_id: str
+    parent_id: str | None
+    document: dict[str, Any]
+    metadata: dict[str, Any]
+    values: dict[str, tuple[str, Encoded]]
+    writes: list[EncodedWrite]
+    document_json: str = ""
+    metadata_json: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all values and writes."""
+        return sum(len(v.data) for _, v in self.values.values()) + sum(len(w.value.data) for w in self.writes)
+
+    @property
+    def needs_parent(self) -> bool:
+        """Whether upstream completes this old format with the parent's writes; such are never cached."""
+        return completes_from_parent(self.document, self.parent_id)
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether an image of it can be kept true: see `EncodedPut.cacheable`."""
+        return is_ordered_id(self.checkpoint_id) and not self.needs_parent
+
+
+@dataclass(slots=True)
+class EncodedPut:
+    """A checkpoint on its way into storage.
+
+    Attributes:
+        blobs: Channel -> (version, value): the new values that are kept per channel.
+        voids: Channel -> version, of channels that are new at this version and have no value.
+        inline: Channel -> version, of the channels whose value stands in `document_json`.
+        cacheable: Whether L1 may hold an image of it. It may not when the id is not a UUID (only of UUIDs it
+            is certain that L1 orders them as L2 does), or in a format older than 4 with a parent (upstream
+            then reads some of the parent's writes into it).
+    """
+
+    checkpoint_id: str
+    parent_id: str | None
+    document_json: str
+    metadata_json: str
+    blobs: dict[str, tuple[str, Encoded]]
+    voids: dict[str, str]
+    inline: dict[str, str]
+    cacheable: bool
+    step: int | None = None
+    source: str | None = None
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = len(self.document_json) + sum(len(value.data) for _, value in self.blobs.values())
+
+
+def encode_put(
+    serde: SerializerProtocol,
+    config: RunnableConfig,
+    parent_id: str | None,
+    checkpoint: Checkpoint,
+    metadata: CheckpointMetadata,
+    new_versions: ChannelVersions,
+) -> EncodedPut:
+    """Serialise a checkpoint, the way `AsyncPostgresSaver.aput` splits it.
+
+    Raises:
+        SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store.
+    """
+    versions = checkpoint["channel_versions"]
+    small: dict[str, Any] = {}
+    large: dict[str, Any] = {}
+    for channel, value in checkpoint["channel_values"].items():
+        if isinstance(value, _DeltaSnapshot):
+            large[channel] = value
+            small[channel] = True
+        elif value is None or isinstance(value, (str, int, float, bool)):
+            small[channel] = value
+        else:
+            large[channel] = value
+    document: dict[str, Any] = {**checkpoint, "channel_values": small}
+    blobs: dict[str, tuple[str, Encoded]] = {}
+    voids: dict[str, str] = {}
+    for channel, version in new_versions.items():
+        if channel in large:
+            what = f"channel {channel!r}"
+            blobs[_text(what, channel)] = (_version(what, version), _encode(serde, large[channel], what))
+        elif channel not in small and channel in versions:
+            voids[channel] = version_text(version)
+    return EncodedPut(
+        checkpoint_id=checkpoint["id"],
+        parent_id=parent_id,
+        document_json=_to_json(document, "the checkpoint"),
+        metadata_json=_to_json(get_serializable_checkpoint_metadata(config, metadata), "the metadata"),
+        blobs=blobs,
+        voids=voids,
+        inline={c: version_text(versions[c]) for c in small if c in versions and c not in blobs},
+        cacheable=is_ordered_id(checkpoint["id"]) and not completes_from_parent(document, parent_id),
+        step=metadata.get("step"),
+        source=metadata.get("source"),
+    )
+
+
+def encode_writes(
+    serde: SerializerProtocol,
+    writes: Sequence[tuple[str, Any]],
+    task_id: str,
+    task_path: str,
+    *,
+    last_wins: bool,
+) -> list[EncodedWrite]:
+    """Serialise a task's writes, numbered as upstream numbers them.
+
+    Args:
+        last_wins: Which of two writes with one number stays; upstream stores one after the other, replacing
+            or not.
+
+    Raises:
+        SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store.
+    """
+    _text("the task id", task_id)
+    _text("the task path", task_path)
+    encoded: dict[int, EncodedWrite] = {}
+    for position, (channel, value) in enumerate(writes):
+        idx = WRITES_IDX_MAP.get(channel, position)
+        write = EncodedWrite(
+            task_id,
+            idx,
+            _text("the channel name", channel),
+            _encode(serde, value, f"the write to channel {channel!r}"),
+            task_path,
+        )
+        if last_wins or idx not in encoded:
+            encoded[idx] = write
+    return list(encoded.values())
+
+
+def decode_tuple(serde: SerializerProtocol, stored: StoredCheckpoint) -> CheckpointTuple:
+    """Put together what `AsyncPostgresSaver` would return for this checkpoint."""
+    loads = serde.loads_typed
+    scope = stored.scope
+    values = dict(stored.document.get("channel_values") or {})
+    for channel, (_, value) in stored.values.items():
+        if value.type != "empty":
+            values[channel] = loads(value)
+    stored.writes.sort(key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
+    return CheckpointTuple(
+        _config(scope, stored.checkpoint_id),
+        cast("Checkpoint", {**stored.document, "channel_values": values}),
+        cast("CheckpointMetadata", stored.metadata),
+        _config(scope, stored.parent_id) if stored.parent_id else None,
+        [(w.task_id, w.channel, loads(w.value)) for w in stored.writes],
+    )
+
+
+def completes_from_parent(document: Mapping[str, Any], parent_id: str | None) -> bool:
+    """Whether upstream reads some of the parent's writes into a checkpoint of this format."""
+    return bool(parent_id) and document.get("v", 0) < _SENDS_INLINE_SINCE
+
+
+def version_text(version: str | int | float) -> str:
+    """Return a channel version as `jsonb_each_text` shows it, which is what blobs are looked up by."""
+    return version if isinstance(version, str) else _json_dumps(version)
+
+
+def _config(scope: Scope, checkpoint_id: str) -> RunnableConfig:
+    return {
+        "configurable": {
+            "thread_id": scope.thread_id,
+            "checkpoint_ns": scope.checkpoint_ns,
+            "checkpoint_id": checkpoint_id,
+        }
+    }
+
+
+def _encode(serde: SerializerProtocol, value: Any, what: str) -> Encoded:
+    try:
+        type_, data = serde.dumps_typed(value)
+    except Exception as exc:
+        # The serializer's own words name types, but some also quote the value: they stay in the chain only.
+        raise SerializationError(
+            f"Cannot serialise {what} ({type(value).__name__}): {type(exc).__name__}. Nothing was stored. "
+            "Put only serialisable values into the state, or give the saver a serde that knows this type."
+        ) from exc
+    return Encoded(type_, data if type(data) is bytes else bytes(data))
+
+
+def _version(what: str, version: str | int | float) -> str:
+    return _text(f"the version of {what}", version_text(version))
+
+
+def _text(what: str, value: str) -> str:
+    if "\0" in value:
+        raise SerializationError(f"Cannot store {what}: it holds a NUL character. Nothing was stored.")
+    return value
+
+
+# A NUL in JSON text is \u0000 with an odd number of backslashes; a lone surrogate is what json.dumps writes
+# for text that is not Unicode. PostgreSQL's jsonb takes neither.
+_JSON_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_JSON_SURROGATES = re.compile(r"(?<!\\)(?:\\\\)*\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}")
+_JSON_SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\ud[89a-f][0-9a-f]{2}")
+
+
+def _to_json(value: Any, what: str) -> str:
+    try:
+        text = _json_dumps(value)
+    except Exception as exc:
+        raise SerializationError(
+            f"Cannot serialise {what} as JSON: {type(exc).__name__}. Nothing was stored. "
+            "Small values (str, int, float, bool, None), versions and metadata must be plain JSON."
+        ) from exc
+    if "\\u0000" in text and _JSON_NUL.search(text):
+        raise SerializationError(
+            f"Cannot store {what}: a text in it holds a NUL character. Nothing was stored."
+        )
+    if "\\ud" in text and _JSON_SURROGATE.search(_JSON_SURROGATES.sub("", text)):
+        raise SerializationError(
+            f"Cannot store {what}: a text in it is not valid Unicode. Nothing was stored."
+        )
+    if "e+" in text:
+        text = _json_dumps(json.loads(text, parse_float=_as_jsonb))
+    return text
+
+
+def _json_dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+def _as_jsonb(number: str) -> float | int:
+    """PostgreSQL's jsonb stores numbers as decimals and writes 1e+16 as 10000000000000000, which reads back
+    as an integer. L1 must answer as L2 does."""
+    return int(Decimal(number)) if "e+" in number else float(number)

@@ -1,0 +1,99 @@
+"""Scope: one `(thread_id, checkpoint_ns)`, the unit that is cached, and how a call's `config` names it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from glasspoint.errors import InvalidConfigError
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+
+__all__ = ["Scope", "checkpoint_id_of", "is_ordered_id", "scope_of", "validate_thread_id"]
+
+# LangGraph's checkpoint ids are UUIDs of version 6: lower-case hexadecimal with dashes at fixed places. For
+# these (and only for these) every collation that a PostgreSQL database or a Redis server may run under agrees
+# on which of two ids is the newer, so only these may be compared outside PostgreSQL.
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+class Scope(NamedTuple):
+    """One conversation thread and one (sub)graph namespace of it."""
+
+    thread_id: str
+    checkpoint_ns: str
+
+
+def scope_of(config: RunnableConfig) -> Scope:
+    """Read the scope out of a call's config.
+
+    Args:
+        config: What LangGraph passes: `{"configurable": {"thread_id": …, "checkpoint_ns": …}}`. A missing
+            `checkpoint_ns` is the root graph's, the empty string.
+
+    Raises:
+        InvalidConfigError: There is no `configurable`, the `thread_id` is missing, empty, not a string or
+            cannot be stored (NUL, lone surrogates), or the `checkpoint_ns` cannot.
+    """
+    configurable = _configurable(config)
+    if "thread_id" not in configurable:
+        raise InvalidConfigError(
+            'The config names no thread: pass config={"configurable": {"thread_id": "…"}}, '
+            "a string that stays the same for all turns of one conversation."
+        )
+    thread_id = validate_thread_id(configurable["thread_id"])
+    checkpoint_ns = _storable("checkpoint_ns", configurable.get("checkpoint_ns", ""))
+    return Scope(thread_id, checkpoint_ns)
+
+
+def checkpoint_id_of(config: RunnableConfig) -> str | None:
+    """Return the checkpoint id that a config asks for, `None` when it asks for the newest.
+
+    Raises:
+        InvalidConfigError: The id is not a string, or cannot be stored.
+    """
+    checkpoint_id = _configurable(config).get("checkpoint_id")
+    return _storable("checkpoint_id", checkpoint_id) if checkpoint_id else None
+
+
+def validate_thread_id(thread_id: object) -> str:
+    """Return `thread_id` if it can name a thread.
+
+    Raises:
+        InvalidConfigError: It is empty, not a string, or cannot be stored.
+    """
+    if thread_id == "":
+        raise InvalidConfigError("The thread_id is empty: pass a string that names one conversation.")
+    return _storable("thread_id", thread_id)
+
+
+def is_ordered_id(checkpoint_id: str) -> bool:
+    """Tell whether an id sorts the same way in PostgreSQL, in Redis and here."""
+    return _UUID.fullmatch(checkpoint_id) is not None
+
+
+def _configurable(config: RunnableConfig) -> dict[str, Any]:
+    given: object = config
+    configurable = given.get("configurable") if isinstance(given, dict) else None
+    if not isinstance(configurable, dict):
+        raise InvalidConfigError(
+            'The config has no "configurable": pass config={"configurable": {"thread_id": "…"}}.'
+        )
+    return configurable
+
+
+def _storable(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidConfigError(
+            f"The {name} must be a string, not {type(value).__name__}: convert it, for example with str(…)."
+        )
+    if "\0" in value:
+        raise InvalidConfigError(f"The {name} holds a NUL character, which PostgreSQL cannot store.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidConfigError(
+            f"The {name} holds a lone surrogate, which is not valid Unicode text and cannot be stored."
+        ) from None
+    return value
