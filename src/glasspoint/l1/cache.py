@@ -1,0 +1,291 @@
+"""The atomic steps on an entry: each one script, one round trip.
+
+A step never raises into a caller's read or write for Redis's sake: it answers with what can be relied on when
+Redis does not (`unavailable`, `error`), and says so to telemetry. What each step promises stands in its Lua
+file; how they make a read and a write stands in `saver.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from glasspoint.errors import L1Error, L1UnavailableError
+from glasspoint.l1 import entry
+from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper
+from glasspoint.telemetry.events import EpochChanged, L1Availability, L1Result, WarmUpResult, WriteResult
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
+    from glasspoint.scope import Scope
+    from glasspoint.telemetry.events import Telemetry
+
+__all__ = ["Cache", "Intent", "Reading"]
+
+_log = logging.getLogger("glasspoint.l1")
+
+_MISS, _HIT, _BUSY, _HISTORICAL = range(4)
+_READ_RESULTS: dict[int, L1Result] = {_MISS: "miss", _HIT: "hit", _BUSY: "busy", _HISTORICAL: "historical"}
+_WRITE_RESULTS: tuple[WriteResult, ...] = ("discarded", "applied", "early", "skipped")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What L1 answers to a read.
+
+    Attributes:
+        result: `hit` and then `image` is there; anything else, and L2 must be asked.
+        lease: The token with which the answer of L2 may be stored by `Cache.warm_up`; `None`: it may not.
+    """
+
+    result: L1Result
+    image: StoredCheckpoint | None = None
+    lease: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A write that has begun in L1.
+
+    Attributes:
+        token: Its name in the entry.
+        began: Whether Redis confirmed it. If not, the write goes on in L2, and its commit will discard.
+    """
+
+    scope: Scope
+    token: str
+    began: bool
+
+
+class Cache:
+    """The entries of all scopes, in one Redis."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        telemetry: Telemetry,
+        *,
+        key_prefix: str,
+        ttl_seconds: float,
+        intent_seconds: float,
+        timeout_seconds: float,
+    ) -> None:
+        """Args:
+        redis: A client with `decode_responses=False`; not closed here.
+        telemetry: Who is told of every step.
+        key_prefix: What every key begins with.
+        ttl_seconds: How long an entry lives after its last use.
+        intent_seconds: How long a write may take; longer than the deadline that L2 enforces.
+        timeout_seconds: How long one step may take.
+        """
+        self._redis = redis
+        self._telemetry = telemetry
+        self._ttl_ms = max(1, int(ttl_seconds * 1000))
+        self._intent_ms = int(intent_seconds * 1000)
+        self._timeout = timeout_seconds
+        self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._epoch_changed)
+        self._available = True
+
+    @property
+    def epoch(self) -> Epoch | None:
+        """The server process last spoken to; `None` before the first contact."""
+        return self._epochs.known
+
+    async def connect(self) -> Epoch:
+        """Find out the epoch.
+
+        Raises:
+            L1UnavailableError: Redis cannot be reached.
+            L1Error: It refuses, or does not say which process it is.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                epoch = await self._epochs.current()
+        except Exception as exc:
+            raise self._unavailable(exc) from exc
+        self._answered()
+        return epoch
+
+    async def read(self, scope: Scope, checkpoint_id: str | None) -> Reading:
+        """READ: the image of the scope, or why there is none.
+
+        Args:
+            checkpoint_id: The one that is wanted, `None` for the newest.
+        """
+        token = _new_token()
+        try:
+            answer = await self._run("read", scope, token, checkpoint_id or "", self._ttl_ms, self._intent_ms)
+        except L1Error:
+            return Reading("unavailable")
+        if answer[0] == _HIT:
+            return await self._decode(scope, token, answer[1])
+        may_warm_up = answer[0] == _MISS and checkpoint_id is None
+        return Reading(_READ_RESULTS[answer[0]], lease=token if may_warm_up else None)
+
+    async def refuse(self, scope: Scope, token: str, checkpoint_id: bytes | str) -> Reading:
+        """REFUSE: take an image away that cannot be used; the answer holds the lease, if it was free."""
+        try:
+            leased = await self._run("refuse", scope, token, checkpoint_id, self._intent_ms)
+        except L1Error:
+            return Reading("incomplete")
+        return Reading("incomplete", lease=token if leased else None)
+
+    async def warm_up(self, scope: Scope, lease: str, stored: StoredCheckpoint) -> WarmUpResult:
+        """WARM_UP: store what L2 answered, unless a write has begun since."""
+        with self._telemetry.step("warm_up", scope) as step:
+            try:
+                done = await self._run("warm_up", scope, lease, self._ttl_ms, *entry.image_fields(stored))
+            except L1Error:
+                result: WarmUpResult = "error"
+            else:
+                result = "stored" if done else "refused"
+            step.result = result
+        return result
+
+    async def begin(self, scope: Scope) -> Intent:
+        """BEGIN: announce a write."""
+        token = _new_token()
+        try:
+            await self._run("begin", scope, token, self._intent_ms)
+        except L1Error:
+            return Intent(scope, token, began=False)
+        return Intent(scope, token, began=True)
+
+    async def commit_put(
+        self, intent: Intent, put: EncodedPut, *, newest: bool, known_writes: list[str]
+    ) -> WriteResult:
+        """COMMIT_PUT: L2 has the checkpoint.
+
+        Args:
+            newest: L2 has no checkpoint as new as this one, and every value stands there as sent.
+            known_writes: `<task id>:<idx>` of each pending write that L2 has for it already.
+        """
+        if not put.cacheable:
+            return await self._discard(intent)
+        known = [f"w:{put.checkpoint_id}:{name}" for name in known_writes]
+        fields = entry.put_fields(intent.scope, put)
+        head = (put.checkpoint_id, int(newest), self._ttl_ms, len(known), len(fields) // 2)
+        return await self._commit("commit_put", intent, *head, *known, *fields, *entry.void_fields(put))
+
+    async def commit_writes(
+        self, intent: Intent, checkpoint_id: str, writes: list[EncodedWrite], *, overwrote: bool
+    ) -> WriteResult:
+        """COMMIT_WRITES: L2 has these pending writes.
+
+        Args:
+            writes: Those that L2 stored; it ignores what is there already.
+            overwrote: Whether some of them replaced older ones.
+        """
+        fields = entry.write_fields(checkpoint_id, writes)
+        return await self._commit(
+            "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), *fields
+        )
+
+    async def abort(self, intent: Intent) -> None:
+        """ABORT: L2 certainly did not change."""
+        try:
+            await self._run("abort", intent.scope, intent.token)
+        except L1Error:
+            return
+
+    async def drop(self, scope: Scope, token: str = "") -> bool:
+        """DROP: forget the entry.
+
+        Returns:
+            Whether Redis confirmed it.
+        """
+        try:
+            await self._run("drop", scope, token)
+        except L1Error:
+            return False
+        return True
+
+    async def _decode(self, scope: Scope, token: str, fields: list[bytes]) -> Reading:
+        try:
+            image = entry.decode_image(scope, fields)
+        except entry.UnusableImageError as exc:
+            _log.debug("an image was refused: %s", exc)
+            return await self.refuse(scope, token, dict(zip(fields[::2], fields[1::2], strict=False))[b"id"])
+        return Reading("hit", image=image, lease=token)
+
+    async def _discard(self, intent: Intent) -> WriteResult:
+        return "discarded" if await self.drop(intent.scope, intent.token) else "error"
+
+    async def _commit(self, step: str, intent: Intent, *args: Any) -> WriteResult:
+        try:
+            answer: int = await self._run(step, intent.scope, intent.token, *args)
+        except L1Error:
+            return "error"
+        return _WRITE_RESULTS[answer]
+
+    async def _run(self, step: str, scope: Scope, *args: Any) -> Any:
+        """Run one script; every way in which Redis can fail becomes an `L1Error`."""
+        try:
+            with self._telemetry.step(f"l1.{step}", scope):
+                async with asyncio.timeout(self._timeout):
+                    answer = await self._evalsha(step, scope, *args)
+        except (RedisError, OSError, TimeoutError, L1Error) as exc:
+            raise self._unavailable(exc) from exc
+        self._answered()
+        return answer
+
+    async def _evalsha(self, step: str, scope: Scope, *args: Any) -> Any:
+        epoch = await self._epochs.current()
+        try:
+            return await self._redis.evalsha(epoch.shas[step], 1, epoch.key(scope), *args)
+        except ResponseError as exc:
+            if not _is_wrong_epoch(exc):
+                raise
+        # Key and scripts change together. What began in the old epoch finds no intent and no lease in the
+        # new one, so its commit discards and its warm-up is refused.
+        epoch = await self._epochs.refresh(epoch)
+        return await self._redis.evalsha(epoch.shas[step], 1, epoch.key(scope), *args)
+
+    def _unavailable(self, exc: BaseException) -> L1Error:
+        # Any failure of the connection may hide a restart or a failover.
+        self._epochs.distrust()
+        reason = type(exc).__name__
+        if self._available:
+            self._available = False
+            self._telemetry.note(L1Availability(available=False, reason=reason))
+            _log.warning(
+                "L1 (Redis) does not answer (%s): PostgreSQL answers alone, slower but complete.",
+                reason,
+            )
+        if isinstance(exc, L1Error):
+            return exc
+        kind = L1Error if isinstance(exc, ResponseError) else L1UnavailableError
+        waited = f" within {self._timeout} s" if isinstance(exc, TimeoutError | RedisTimeoutError) else ""
+        return kind(f"Redis did not do its part{waited} ({reason}); PostgreSQL answers alone meanwhile.")
+
+    def _answered(self) -> None:
+        if not self._available:
+            self._available = True
+            self._telemetry.note(L1Availability(available=True, reason="answers"))
+            _log.info("L1 (Redis) answers again: the cache is back in use.")
+
+    def _epoch_changed(self, epoch: Epoch, previous: Epoch | None) -> None:
+        if previous is not None:
+            self._telemetry.note(EpochChanged())
+            _log.warning(
+                "L1 (Redis) is another server process now (run_id %s…, was %s…): nothing that stands in it "
+                "from before is believed, and the cache warms up anew.",
+                epoch.run_id[:8],
+                previous.run_id[:8],
+            )
+
+
+def _is_wrong_epoch(exc: ResponseError) -> bool:
+    return isinstance(exc, NoScriptError) or str(exc).startswith(WRONG_EPOCH)
+
+
+def _new_token() -> str:
+    return secrets.token_hex(8)
