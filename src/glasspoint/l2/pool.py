@@ -1,0 +1,153 @@
+"""Connection strings as people have them, and the pool that the hot path runs on."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from glasspoint.errors import ConfigurationError, L2UnavailableError
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Pool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
+
+__all__ = ["address_of", "open_pool", "postgres_conninfo"]
+
+_log = logging.getLogger("glasspoint.l2")
+
+_SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg"}
+_EXAMPLE = "postgresql://user:password@host:5432/dbname"
+
+# asyncpg's `ssl` names what libpq calls `sslmode`.
+_ASYNCPG_SSL = {"true": "require", "false": "disable"}
+
+# Notice a dead peer within about a minute (30 s idle, then 3 probes 10 s apart) instead of the kernel's two
+# hours; libpq's own parameters, taken only where the connection string says nothing of them.
+_KEEPALIVE = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+
+
+def postgres_conninfo(conn_string: object) -> str:
+    """Return a connection string in the form that libpq takes.
+
+    Args:
+        conn_string: `postgresql://`, `postgres://`, `postgresql+asyncpg://`, `postgresql+psycopg://`, with
+            asyncpg's `ssl=…` read as `sslmode=…`; or libpq's `key=value` form.
+
+    Raises:
+        ConfigurationError: It cannot be understood. Its text is not repeated: it may hold a password.
+    """
+    if not isinstance(conn_string, str) or not conn_string.strip():
+        raise ConfigurationError(f"The PostgreSQL connection string is empty: it must look like {_EXAMPLE}.")
+    conninfo = _from_url(conn_string) if "://" in conn_string else conn_string
+    try:
+        given = conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError as exc:
+        unknown = str(exc).partition("invalid URI query parameter:")[2].strip()
+        hint = f" libpq knows no parameter {unknown}." if unknown else ""
+        raise ConfigurationError(
+            f"The PostgreSQL connection string cannot be understood.{hint} It must look like {_EXAMPLE}, "
+            "with special characters of the password percent-encoded."
+        ) from None
+    return make_conninfo(conninfo, **{k: v for k, v in _KEEPALIVE.items() if k not in given})
+
+
+async def open_pool(
+    conn_string: str,
+    *,
+    min_size: int,
+    max_size: int,
+    timeout_seconds: float,
+    connect_timeout_seconds: float,
+    prepare_threshold: int | None,
+) -> Pool:
+    """Open a pool of autocommit connections.
+
+    Args:
+        conn_string: See `postgres_conninfo`.
+        min_size, max_size: Connections kept open, and at most.
+        timeout_seconds: How long a caller waits for a connection.
+        connect_timeout_seconds: How long the first connection may take.
+        prepare_threshold: After how many uses a statement is prepared; 0 at once, `None` never (PgBouncer in
+            transaction mode).
+
+    Raises:
+        ConfigurationError: The connection string cannot be understood.
+        L2UnavailableError: The server cannot be reached, or refuses.
+    """
+    conninfo = postgres_conninfo(conn_string)
+    await _probe(conninfo, connect_timeout_seconds)
+    pool: Pool = AsyncConnectionPool(
+        conninfo,
+        # Autocommit: a call is one statement, and upstream's migrations cannot run in a transaction.
+        kwargs={"autocommit": True, "prepare_threshold": prepare_threshold, "row_factory": dict_row},
+        min_size=min_size,
+        max_size=max_size,
+        timeout=timeout_seconds,
+        max_idle=300,
+        max_lifetime=1800,
+        name="glasspoint",
+        open=False,
+    )
+    try:
+        await pool.open(wait=True, timeout=connect_timeout_seconds)
+    except PoolTimeout as exc:
+        await pool.close()
+        raise L2UnavailableError(
+            f"PostgreSQL gave fewer than {min_size} connections within {connect_timeout_seconds} s: check "
+            "its max_connections, or ask for fewer with pool_min_size."
+        ) from exc
+    return pool
+
+
+def address_of(pool: Pool | None) -> tuple[str | None, int | None]:
+    """Return the host (or the socket's folder) and the port that a pool connects to, as far as it says."""
+    if pool is None or not isinstance(pool.conninfo, str):
+        return None, None
+    given = conninfo_to_dict(pool.conninfo)
+    host, port = given.get("host"), str(given.get("port") or "")
+    return (str(host) if host else None), (int(port) if port.isdigit() else None)
+
+
+async def _probe(conninfo: str, timeout_seconds: float) -> None:
+    """Connect once: a pool would retry in the background and only say that it timed out, not why."""
+    try:
+        connection = await psycopg.AsyncConnection.connect(
+            conninfo, connect_timeout=max(2, int(timeout_seconds))
+        )
+    except psycopg.OperationalError as exc:
+        password = str(conninfo_to_dict(conninfo).get("password") or "")
+        reason = " ".join(str(exc).split())
+        if password:
+            reason = reason.replace(password, "***")
+        raise L2UnavailableError(
+            f"PostgreSQL cannot be reached: {reason}. Check the connection string and that the server is up."
+        ) from None
+    await connection.close()
+
+
+def _from_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError(
+            f"The PostgreSQL URL cannot be understood: it must look like {_EXAMPLE}."
+        ) from None
+    if parts.scheme not in _SCHEMES:
+        raise ConfigurationError(
+            f"The PostgreSQL URL begins with {parts.scheme!r}: it must be one of "
+            f"{', '.join(f'{s}://' for s in sorted(_SCHEMES))}, for example {_EXAMPLE}."
+        )
+    query = [_libpq_parameter(k, v) for k, v in parse_qsl(parts.query, keep_blank_values=True)]
+    encoded = "&".join(f"{quote(k, safe='')}={quote(v, safe='/')}" for k, v in query)
+    return urlunsplit(("postgresql", parts.netloc, parts.path, encoded, ""))
+
+
+def _libpq_parameter(name: str, value: str) -> tuple[str, str]:
+    return ("sslmode", _ASYNCPG_SSL.get(value.lower(), value)) if name == "ssl" else (name, value)

@@ -1,0 +1,344 @@
+"""The truth: reads and writes of the hot path in one statement each, concurrently; the rest by upstream.
+
+`AsyncPostgresSaver` holds one lock round every operation of an instance, so that a pool behind it never has
+more than one connection in use. Here each call checks out a connection of its own, and what upstream does is
+done by an instance of its own on that connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import psycopg
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg.rows import tuple_row
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint
+from glasspoint.errors import ConfigurationError, L2UnavailableError, SaverClosedError, SchemaError
+from glasspoint.l2 import statements
+from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+    from psycopg.rows import DictRow
+
+    from glasspoint.l2.pool import Pool
+    from glasspoint.scope import Scope
+    from glasspoint.telemetry.events import Telemetry
+
+__all__ = ["PutAnswer", "Store", "WritesAnswer", "certainly_unchanged"]
+
+# Any number will do as long as all who set the tables up take the same.
+_SETUP_LOCK = 0x676C617373  # "glass"
+
+
+class PutAnswer(NamedTuple):
+    """What L1 must know of a put: see `statements.PUT`.
+
+    Attributes:
+        followable: It is the newest checkpoint of its scope, was not there before, and every value of it
+            stands there as sent.
+        known_writes: `<task id>:<idx>` of the pending writes that were there before it.
+    """
+
+    followable: bool
+    known_writes: list[str]
+
+
+class WritesAnswer(NamedTuple):
+    """Which writes were stored, and whether any of them replaced an older one."""
+
+    stored: list[EncodedWrite]
+    overwrote: bool
+
+
+class Store:
+    """Upstream's tables in one PostgreSQL database."""
+
+    def __init__(self, upstream: AsyncPostgresSaver, telemetry: Telemetry) -> None:
+        """Args:
+        upstream: The saver whose connection or pool is used; with one connection, calls queue on its lock.
+        telemetry: Who is told of every statement and every wait.
+
+        Raises:
+            ConfigurationError: It is in pipeline mode, where a call returns before PostgreSQL has done it.
+        """
+        if upstream.pipe is not None:
+            raise ConfigurationError(
+                "The AsyncPostgresSaver is in pipeline mode, where a write returns before it is durable: "
+                "give it a pool, or a connection without pipeline=True."
+            )
+        self._upstream = upstream
+        self._telemetry = telemetry
+
+    @property
+    def pool(self) -> Pool | None:
+        """The pool, `None` with a single connection."""
+        conn = self._upstream.conn
+        return conn if isinstance(conn, AsyncConnectionPool) else None
+
+    async def setup(self) -> int:
+        """Make the tables, or bring them up to date; one process at a time, the others wait.
+
+        Returns:
+            The server's version, as libpq numbers it (180004).
+
+        Raises:
+            SchemaError: This role may not.
+        """
+        async with self._connection(None) as conn:
+            if await self._schema_version(conn) < len(AsyncPostgresSaver.MIGRATIONS) - 1:
+                await self._migrate(conn)
+            return conn.info.server_version
+
+    async def select(self, scope: Scope, checkpoint_id: str | None) -> StoredCheckpoint | None:
+        """Read the newest checkpoint of a scope, or one by its id, with its pending writes."""
+        sql = statements.SELECT_NEWEST if checkpoint_id is None else statements.SELECT_BY_ID
+        params = {**scope._asdict(), "checkpoint_id": checkpoint_id}
+        async with self._connection(scope) as conn:
+            with self._telemetry.step("l2.select", scope):
+                row = await _fetch_one(conn, sql, params)
+        return None if row is None else _stored_checkpoint(scope, row)
+
+    async def put(self, scope: Scope, put: EncodedPut, ready: Callable[[], Awaitable[None]]) -> PutAnswer:
+        """Store a checkpoint.
+
+        Args:
+            ready: Awaited with the connection in hand, before anything is sent to PostgreSQL.
+        """
+        channels = sorted(put.blobs)  # in one order, so that two puts never wait for each other in a circle
+        bare = {**put.inline, **put.voids}
+        params = {
+            **scope._asdict(),
+            "checkpoint_id": put.checkpoint_id,
+            "parent_id": put.parent_id,
+            "checkpoint": put.document_json,
+            "metadata": put.metadata_json,
+            "channels": channels,
+            "versions": [put.blobs[c][0] for c in channels],
+            "types": [put.blobs[c][1].type for c in channels],
+            "blobs": [put.blobs[c][1].data for c in channels],
+            "bare_channels": list(bare),
+            "bare_versions": list(bare.values()),
+        }
+        async with self._connection(scope) as conn:
+            await ready()
+            with self._telemetry.step("l2.put", scope):
+                row = await _fetch_one(conn, statements.PUT, params)
+        assert row is not None  # a SELECT without FROM
+        newest, stored, shadowed, known_writes = row
+        return PutAnswer(newest and not shadowed and stored == len(channels), known_writes)
+
+    async def put_writes(
+        self,
+        scope: Scope,
+        checkpoint_id: str,
+        writes: list[EncodedWrite],
+        ready: Callable[[], Awaitable[None]],
+        *,
+        upsert: bool,
+    ) -> WritesAnswer:
+        """Store a task's pending writes.
+
+        Args:
+            writes: All of one task, each `idx` once.
+            upsert: Replace what is there; otherwise it stays.
+            ready: Awaited with the connection in hand, before anything is sent to PostgreSQL.
+        """
+        sql = statements.UPSERT_WRITES if upsert else statements.PUT_WRITES
+        params = {
+            **scope._asdict(),
+            "checkpoint_id": checkpoint_id,
+            "task_id": writes[0].task_id,
+            "task_path": writes[0].task_path,
+            "idxs": [w.idx for w in writes],
+            "channels": [w.channel for w in writes],
+            "types": [w.value.type for w in writes],
+            "blobs": [w.value.data for w in writes],
+        }
+        async with self._connection(scope) as conn:
+            await ready()
+            with self._telemetry.step("l2.put_writes", scope):
+                rows = await _fetch_all(conn, sql, params)
+        stored = {idx for idx, _ in rows}
+        return WritesAnswer([w for w in writes if w.idx in stored], any(overwrote for _, overwrote in rows))
+
+    async def delete_thread(
+        self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[None]]
+    ) -> None:
+        """Delete a thread.
+
+        Args:
+            before_commit: Awaited with the namespaces that the thread had, after they were deleted and before
+                anybody can see it: exactly these are the scopes that L1 must block and forget.
+        """
+        async with self._connection(None) as conn:
+            with self._telemetry.step("l2.delete_thread", None):
+                async with conn.transaction():
+                    rows = await _fetch_all(conn, statements.DELETE_THREAD, {"thread_id": thread_id})
+                    await before_commit([namespace for (namespace,) in rows])
+
+    async def get_tuple(self, serde: SerializerProtocol, config: RunnableConfig) -> CheckpointTuple | None:
+        """Read a checkpoint by upstream's own code: for the old formats that take more than one query."""
+        async with self._connection(None) as conn:
+            with self._telemetry.step("l2.get_tuple", None):
+                return await AsyncPostgresSaver(conn, serde=serde).aget_tuple(config)
+
+    async def list(
+        self, serde: SerializerProtocol, config: RunnableConfig | None, **options: Any
+    ) -> list[CheckpointTuple]:
+        """List checkpoints by upstream's own code, all of them before the connection goes back: a consumer
+        that asks the saver for more while it iterates must not wait for the connection that it holds."""
+        async with self._connection(None) as conn:
+            with self._telemetry.step("l2.list", None):
+                return [t async for t in AsyncPostgresSaver(conn, serde=serde).alist(config, **options)]
+
+    async def delta_history(
+        self, serde: SerializerProtocol, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Walk a checkpoint's ancestors by upstream's own code."""
+        async with self._connection(None) as conn:
+            with self._telemetry.step("l2.delta_history", None):
+                upstream = AsyncPostgresSaver(conn, serde=serde)
+                return await upstream.aget_delta_channel_history(config=config, channels=channels)
+
+    @asynccontextmanager
+    async def _connection(self, scope: Scope | None) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+        """Check a connection out; measure the wait; name what goes wrong."""
+        started = perf_counter()
+        try:
+            async with self._checkout() as conn:
+                self._telemetry.note(PoolWaited(perf_counter() - started, scope))
+                yield conn
+        except PoolTimeout as exc:
+            self._telemetry.note(PoolTimedOut())
+            raise L2UnavailableError(
+                f"No PostgreSQL connection came free within {perf_counter() - started:.1f} s: the pool is "
+                "too small for the load (pool_max_size), or the server does not answer."
+            ) from exc
+        except PoolClosed as exc:
+            raise SaverClosedError("The connection pool is closed: open a new saver.") from exc
+        except psycopg.errors.UndefinedTable as exc:
+            raise SchemaError(
+                "The checkpoint tables are not there: call `await saver.setup()` once, before the first use."
+            ) from exc
+        except psycopg.OperationalError as exc:
+            if exc.sqlstate is not None and not exc.sqlstate.startswith(("08", "57P")):
+                raise
+            raise L2UnavailableError(
+                f"The connection to PostgreSQL broke ({type(exc).__name__}): the call was not answered. "
+                "Calls may be repeated: they store the same again."
+            ) from exc
+
+    @asynccontextmanager
+    async def _checkout(self) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+        conn = self._upstream.conn
+        if isinstance(conn, AsyncConnectionPool):
+            async with conn.connection() as checked_out:
+                yield checked_out
+        else:
+            async with self._upstream.lock:
+                yield conn
+
+    async def _schema_version(self, conn: psycopg.AsyncConnection[DictRow]) -> int:
+        """The newest migration that is there, -1 for none. Asked first: a role that may not create tables
+        can work with tables that are up to date."""
+        try:
+            row = await _fetch_one(conn, "SELECT max(v) FROM checkpoint_migrations", {})
+        except psycopg.errors.UndefinedTable:
+            await conn.rollback()
+            return -1
+        return -1 if row is None or row[0] is None else cast("int", row[0])
+
+    async def _migrate(self, conn: psycopg.AsyncConnection[DictRow]) -> None:
+        # Upstream's CREATE INDEX CONCURRENTLY cannot run in a transaction.
+        autocommit = conn.autocommit
+        await conn.rollback()
+        await conn.set_autocommit(True)
+        # Tried again and again, not waited for: a waiting statement holds a snapshot, and CREATE INDEX
+        # CONCURRENTLY waits for all snapshots. The two would never end.
+        while not await self._try_setup_lock(conn):  # noqa: ASYNC110 - another process lets go, not a task
+            await asyncio.sleep(random.uniform(0.02, 0.08))
+        try:
+            await AsyncPostgresSaver(conn).setup()
+        except psycopg.errors.InsufficientPrivilege as exc:
+            raise SchemaError(
+                f"The role {conn.info.user!r} may not create the checkpoint tables in the database "
+                f"{conn.info.dbname!r}: run setup() once with a role that may, or let it: GRANT CREATE ON "
+                f"SCHEMA public TO {conn.info.user}."
+            ) from exc
+        finally:
+            if not conn.closed:
+                await conn.execute("SELECT pg_advisory_unlock(%s)", (_SETUP_LOCK,))
+                await conn.set_autocommit(autocommit)
+
+    @staticmethod
+    async def _try_setup_lock(conn: psycopg.AsyncConnection[DictRow]) -> bool:
+        row = await _fetch_one(conn, "SELECT pg_try_advisory_lock(%(key)s)", {"key": _SETUP_LOCK})
+        return row is not None and bool(row[0])
+
+
+def certainly_unchanged(error: BaseException) -> bool:
+    """Tell whether a failed statement has certainly left PostgreSQL as it was.
+
+    It has if PostgreSQL itself answered with an error (a single statement is rolled back whole), or if it was
+    never sent. A broken connection, a server that shuts down, a deadline or a cancellation leave it open.
+    """
+    cause = (
+        error.__cause__ if isinstance(error, L2UnavailableError | SaverClosedError | SchemaError) else error
+    )
+    if isinstance(cause, PoolTimeout | PoolClosed):
+        return True
+    sqlstate = cause.sqlstate if isinstance(cause, psycopg.Error) else None
+    return sqlstate is not None and not sqlstate.startswith(("08", "57P"))
+
+
+async def _fetch_one(
+    conn: psycopg.AsyncConnection[DictRow], sql: str, params: Mapping[str, Any]
+) -> tuple[Any, ...] | None:
+    async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
+        await cursor.execute(cast("Any", sql), params)
+        return await cursor.fetchone()
+
+
+async def _fetch_all(
+    conn: psycopg.AsyncConnection[DictRow], sql: str, params: Mapping[str, Any]
+) -> list[tuple[Any, ...]]:
+    async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
+        await cursor.execute(cast("Any", sql), params)
+        return await cursor.fetchall()
+
+
+def _stored_checkpoint(scope: Scope, row: tuple[Any, ...]) -> StoredCheckpoint:
+    checkpoint_id, parent_id, document_json, metadata_json = row[:4]
+    blobs = zip(*row[4:8], strict=True) if row[4] else ()
+    writes = zip(*row[8:14], strict=True) if row[8] else ()
+    return StoredCheckpoint(
+        scope=scope,
+        checkpoint_id=checkpoint_id,
+        parent_id=parent_id,
+        document=json.loads(document_json),
+        metadata=json.loads(metadata_json),
+        # An "empty" blob has no bytes, and means that there is no value.
+        values={
+            channel: (version, Encoded(type_, blob))
+            for channel, version, type_, blob in blobs
+            if type_ != "empty"
+        },
+        writes=[
+            EncodedWrite(task_id, idx, channel, Encoded(type_, blob), path)
+            for task_id, idx, channel, type_, blob, path in writes
+        ],
+        document_json=document_json,
+        metadata_json=metadata_json,
+    )
