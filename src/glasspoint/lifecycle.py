@@ -1,0 +1,241 @@
+"""How a saver is opened, set up and closed, and what it holds meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+
+from glasspoint.errors import ConfigurationError, L1UnavailableError, SaverClosedError
+from glasspoint.l1 import client
+from glasspoint.l1.cache import Cache
+from glasspoint.l2 import pool as pools
+from glasspoint.l2.store import Store
+from glasspoint.telemetry import create_telemetry
+from glasspoint.telemetry.events import Vitals
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+    from redis.asyncio import Redis
+
+    from glasspoint.l2.pool import Pool
+    from glasspoint.telemetry.events import Telemetry
+
+__all__ = ["ManagedSaver"]
+
+_log = logging.getLogger("glasspoint")
+
+_Answer = TypeVar("_Answer")
+
+# An intent outlives its write's deadline by this: the time that a statement cut off at the deadline may take
+# to be gone from PostgreSQL. Readers must not stop heeding the intent before that.
+_INTENT_MARGIN_SECONDS = 5.0
+
+
+class ManagedSaver(BaseCheckpointSaver[str]):
+    """The two tiers, opened and closed together; `CachedPostgresSaver` reads and writes through them."""
+
+    def __init__(
+        self,
+        postgres_saver: AsyncPostgresSaver,
+        redis: Redis,
+        pool: Pool | None = None,
+        *,
+        serde: SerializerProtocol | None = None,
+        cache_ttl: float = 86400,
+        key_prefix: str = "glasspoint",
+        l1_timeout_seconds: float = 0.5,
+        write_deadline_seconds: float = 10.0,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        """Put the parts together. What is passed in here, the caller closes.
+
+        Args:
+            postgres_saver: L2. Best over a pool of autocommit connections; over one connection calls queue.
+            redis: L1, a `redis.asyncio.Redis` made without `decode_responses`.
+            pool: The pool that `postgres_saver` works on, if it is at hand; the same one, or an error.
+            serde: How values are serialised; by default as `postgres_saver` does it.
+            cache_ttl: Seconds that an entry stays in Redis after its last use, greater than 0.
+            key_prefix: What every key in Redis begins with.
+            l1_timeout_seconds: After so long without an answer from Redis, PostgreSQL answers alone.
+            write_deadline_seconds: After so long a write fails, with `L2DeadlineError`.
+            telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
+                registry and OpenTelemetry provider.
+
+        Raises:
+            ConfigurationError: A part cannot be used as it is.
+        """
+        super().__init__(serde=serde or postgres_saver.serde)
+        for name, value in (
+            ("cache_ttl", cache_ttl),
+            ("l1_timeout_seconds", l1_timeout_seconds),
+            ("write_deadline_seconds", write_deadline_seconds),
+        ):
+            if not value > 0:
+                raise ConfigurationError(f"{name} is {value!r}: it must be greater than 0 seconds.")
+        if pool is not None and pool is not postgres_saver.conn:
+            raise ConfigurationError(
+                "pool is not the pool that postgres_saver works on: pass that one, or none."
+            )
+        self._telemetry = telemetry or create_telemetry()
+        self._write_deadline = write_deadline_seconds
+        self._upstream = postgres_saver
+        self._l2 = Store(postgres_saver, self._telemetry)
+        self._l1 = Cache(
+            client.check_redis(redis),
+            self._telemetry,
+            key_prefix=key_prefix,
+            ttl_seconds=cache_ttl,
+            intent_seconds=write_deadline_seconds + _INTENT_MARGIN_SECONDS,
+            timeout_seconds=l1_timeout_seconds,
+        )
+        self._lifetime = _Lifetime(self._telemetry, redis, self._l2.pool)
+
+    @classmethod
+    @asynccontextmanager
+    async def from_conn_string(
+        cls, conn_string: str, *, redis_url: str, **options: Any
+    ) -> AsyncIterator[Self]:
+        """Open a saver for the length of a `with` block. Tables are not made: call `setup` once.
+
+        Args:
+            conn_string: PostgreSQL, as `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
+                `postgresql+psycopg://…` or libpq's `key=value` form.
+            redis_url: Redis, as `redis://…`, `rediss://…` or `unix://…`.
+            options: As for `create`.
+
+        Raises:
+            ConfigurationError: A URL cannot be understood, or a setting is out of its range.
+            L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
+        """
+        saver = await cls._open(conn_string, redis_url, **options)
+        try:
+            yield saver
+        finally:
+            await saver.close()
+
+    @classmethod
+    async def create(cls, conn_string: str, redis: Redis | str, **options: Any) -> Self:
+        """Open a saver and make the tables, if they are not there. Close it with `close`.
+
+        Args:
+            conn_string: PostgreSQL, as for `from_conn_string`.
+            redis: A client, which the caller closes, or a URL.
+            options: Keyword arguments of the constructor, and of the pool: `pool_min_size` (1) and
+                `pool_max_size` (10) connections; `pool_timeout_seconds` (10): how long a call waits for one;
+                `connect_timeout_seconds` (5): how long the first may take; `prepare_threshold` (0): after how
+                many uses a statement is prepared, `None` for never (PgBouncer in transaction mode).
+
+        Raises:
+            ConfigurationError: A URL cannot be understood, or a setting is out of its range.
+            L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
+            SchemaError: The tables are not there, and this role may not make them.
+        """
+        saver = await cls._open(conn_string, redis, **options)
+        try:
+            await saver.setup()
+        except BaseException:
+            await saver.close()
+            raise
+        return saver
+
+    @classmethod
+    async def _open(
+        cls,
+        conn_string: str,
+        redis: Redis | str,
+        *,
+        pool_min_size: int = 1,
+        pool_max_size: int = 10,
+        pool_timeout_seconds: float = 10.0,
+        connect_timeout_seconds: float = 5.0,
+        prepare_threshold: int | None = 0,
+        **options: Any,
+    ) -> Self:
+        if not 0 <= pool_min_size <= pool_max_size or pool_max_size < 1:
+            raise ConfigurationError(
+                f"pool_min_size is {pool_min_size} and pool_max_size {pool_max_size}: they must be "
+                "0 <= pool_min_size <= pool_max_size, and pool_max_size at least 1."
+            )
+        async with AsyncExitStack() as opened:
+            if isinstance(redis, str):
+                redis = client.open_redis(redis, timeout_seconds=options.get("l1_timeout_seconds", 0.5))
+                opened.push_async_callback(redis.aclose)
+            client.check_redis(redis)
+            pool = await pools.open_pool(
+                conn_string,
+                min_size=pool_min_size,
+                max_size=pool_max_size,
+                timeout_seconds=pool_timeout_seconds,
+                connect_timeout_seconds=connect_timeout_seconds,
+                prepare_threshold=prepare_threshold,
+            )
+            opened.push_async_callback(pool.close)
+            saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
+            await saver._connect_l1()
+            saver._lifetime.owned = opened.pop_all()
+        _log.info("CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)")
+        return saver
+
+    async def _connect_l1(self) -> None:
+        """Meet Redis once: what is misconfigured is an error now; what is only down is left to come back."""
+        try:
+            epoch = await self._l1.connect()
+        except L1UnavailableError:
+            return
+        self._lifetime.vitals.versions["redis"] = epoch.version
+
+    async def close(self) -> None:
+        """Finish what is under way in Redis, and close what this saver opened itself. May be called twice."""
+        await self._lifetime.close()
+
+    async def setup(self) -> None:
+        """Make the checkpoint tables, or bring them up to date. Many processes may call it at once.
+
+        Raises:
+            SchemaError: They are not there, and this role may not make them.
+            L2UnavailableError: PostgreSQL cannot be reached.
+        """
+        self._lifetime.check_open()
+        version = await self._l2.setup()
+        self._lifetime.vitals.versions["postgres"] = f"{version // 10000}.{version % 10000}"
+
+
+class _Lifetime:
+    """What a saver holds, from opening to closing; the clones of `with_allowlist` share it."""
+
+    def __init__(self, telemetry: Telemetry, redis: Redis, pool: Pool | None) -> None:
+        addresses = {"l1": client.address_of(redis), "l2": pools.address_of(pool)}
+        self.vitals = Vitals(pool, redis, addresses)  # type: ignore[arg-type]
+        self.owned = AsyncExitStack()
+        self._telemetry = telemetry
+        self._settling: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        telemetry.opened(self.vitals)
+
+    def check_open(self) -> None:
+        """Raise `SaverClosedError` after `close`."""
+        if self._closed:
+            raise SaverClosedError("This saver was closed: open a new one, or close it later.")
+
+    async def settle(self, work: Coroutine[Any, Any, _Answer]) -> _Answer:
+        """Run to its end what must not be left half done, even if the caller is cancelled meanwhile."""
+        task = asyncio.create_task(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._settling:
+            await asyncio.wait(self._settling)
+        self._telemetry.closed(self.vitals)
+        await self.owned.aclose()

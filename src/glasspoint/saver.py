@@ -1,0 +1,363 @@
+"""CachedPostgresSaver: the read path and the write path of the cache, top to bottom.
+
+    read                                       write
+    ----                                       -----
+    L1 READ --- hit ----------> answer         L1 BEGIN     readers are sent to L2 from here on
+       |                                       L2           one statement, durable when it returns
+      miss, busy, historical, …                L1 COMMIT    the image follows, or is discarded
+       |                                       answer
+    L2 SELECT
+       |
+      after a miss: L1 WARM_UP
+       |
+    answer
+
+Why a read never returns an older state than one that was acknowledged: see `l1/scripts`, a rule a step. How a
+saver is opened and closed: see `lifecycle`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from langgraph.checkpoint.base import WRITES_IDX_MAP
+
+from glasspoint import codec
+from glasspoint.errors import InvalidConfigError, L2DeadlineError
+from glasspoint.l1.cache import Intent
+from glasspoint.l2.store import certainly_unchanged
+from glasspoint.lifecycle import ManagedSaver
+from glasspoint.scope import Scope, checkpoint_id_of, scope_of, validate_thread_id
+from glasspoint.telemetry.events import Invalidated
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import (
+        ChannelVersions,
+        Checkpoint,
+        CheckpointMetadata,
+        CheckpointTuple,
+        DeltaChannelHistory,
+    )
+
+    from glasspoint.codec import StoredCheckpoint
+    from glasspoint.telemetry.events import Operation, WriteResult
+
+__all__ = ["CachedPostgresSaver"]
+
+_log = logging.getLogger("glasspoint")
+
+_Answer = TypeVar("_Answer")
+_Item = TypeVar("_Item")
+
+# How many entries a deletion handles at a time; a thread has one for each call of a subgraph.
+_SCOPES_AT_ONCE = 16
+
+
+class CachedPostgresSaver(ManagedSaver):
+    """LangGraph's checkpoints in PostgreSQL, cached in Redis, every step traced and counted.
+
+    What it returns equals what `AsyncPostgresSaver` returns on the same database; both may be used on one
+    database in turn. A write is acknowledged once PostgreSQL has it; while Redis does not answer, PostgreSQL
+    answers alone.
+
+    Example:
+        ```python
+        async with CachedPostgresSaver.from_conn_string(POSTGRES_URL, redis_url=REDIS_URL) as saver:
+            await saver.setup()  # once: makes the tables
+            graph = builder.compile(checkpointer=saver)
+            await graph.ainvoke(inputs, {"configurable": {"thread_id": "42"}})
+        ```
+    """
+
+    # ---------------------------------------------------------------- reading
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Fetch a checkpoint with its pending writes: from Redis, or from PostgreSQL, and then Redis has it.
+
+        Args:
+            config: Names the thread, the namespace and, for another than the newest, the checkpoint.
+
+        Returns:
+            The checkpoint, `None` if there is none.
+
+        Raises:
+            InvalidConfigError: The config names no thread that could be stored.
+            L2UnavailableError: PostgreSQL was asked and did not answer.
+        """
+        scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
+        self._lifetime.check_open()
+        with self._telemetry.operation("get_tuple", scope) as operation:
+            reading = await self._l1.read(scope, checkpoint_id)
+            if reading.image is not None:
+                try:
+                    answer = self._decode(operation, reading.image)
+                except Exception:
+                    # Bytes that the serializer cannot read: L2 has the right ones, or the right error.
+                    _log.debug("an image was refused: its values cannot be deserialised", exc_info=True)
+                    reading = await self._l1.refuse(scope, reading.lease or "", reading.image.checkpoint_id)
+                else:
+                    operation.l1_result, operation.served_by = reading.result, "l1"
+                    return answer
+            operation.l1_result, operation.served_by = reading.result, "l2"
+            stored = await self._l2.select(scope, checkpoint_id)
+            if stored is None:
+                return None
+            if stored.needs_parent:
+                return await self._l2.get_tuple(self.serde, config)
+            if reading.lease is not None and stored.cacheable:
+                await self._l1.warm_up(scope, reading.lease, stored)
+            return self._decode(operation, stored)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """List checkpoints, newest first, from PostgreSQL.
+
+        Args:
+            config: Names the thread and, if given, the namespace and the checkpoint; `None` for all threads.
+            filter: Only checkpoints whose metadata hold this.
+            before: Only checkpoints older than the one that this names.
+            limit: At most so many.
+
+        Raises:
+            InvalidConfigError: The config names no thread that could be stored.
+            L2UnavailableError: PostgreSQL did not answer.
+        """
+        scope = scope_of(config) if config is not None else None
+        self._lifetime.check_open()
+        with self._telemetry.operation("list", scope) as operation:
+            operation.served_by = "l2"
+            tuples = await self._l2.list(self.serde, config, filter=filter, before=before, limit=limit)
+        for each in tuples:
+            yield each
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Walk a checkpoint's ancestors for what each channel was written, from PostgreSQL.
+
+        Args:
+            config: Names the checkpoint, or the newest of its thread.
+            channels: The channels to walk for.
+
+        Returns:
+            For every channel its writes, oldest first, and the value that they start from, if there is one.
+        """
+        scope = scope_of(config)
+        self._lifetime.check_open()
+        with self._telemetry.operation("delta_history", scope) as operation:
+            operation.served_by = "l2"
+            return await self._l2.delta_history(self.serde, config, channels)
+
+    # ---------------------------------------------------------------- writing
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint. When this returns, PostgreSQL has it, and no reader gets an older one.
+
+        Args:
+            config: Names the thread, the namespace and, as `checkpoint_id`, the parent.
+            checkpoint: What to store.
+            metadata: What to store with it.
+            new_versions: The channels that changed, with their new versions.
+
+        Returns:
+            The config that names the new checkpoint.
+
+        Raises:
+            InvalidConfigError: The config names no thread that could be stored.
+            SerializationError: A value cannot be serialised. Nothing was stored.
+            L2UnavailableError: PostgreSQL did not answer; whether it has the checkpoint is not known.
+            L2DeadlineError: It did not answer before the write's deadline; the same holds.
+        """
+        scope, parent_id = scope_of(config), checkpoint_id_of(config)
+        self._lifetime.check_open()
+        with self._telemetry.operation("put", scope) as operation:
+            started = perf_counter()
+            put = codec.encode_put(self.serde, config, parent_id, checkpoint, metadata, new_versions)
+            operation.encode_seconds = perf_counter() - started
+            operation.checkpoint_id, operation.step, operation.source = (
+                put.checkpoint_id,
+                put.step,
+                put.source,
+            )
+            operation.bytes_written = put.size
+            write = _WriteThrough(self, operation, scope)
+            answer = await write.to_l2(self._l2.put(scope, put, write.ready))
+            await write.to_l1(
+                lambda intent: self._l1.commit_put(
+                    intent, put, newest=answer.followable, known_writes=answer.known_writes
+                )
+            )
+        return {"configurable": {**scope._asdict(), "checkpoint_id": checkpoint["id"]}}
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Store what a task wrote, pending until its superstep is over.
+
+        Args:
+            config: Names the thread, the namespace and the checkpoint that the task started from.
+            writes: Pairs of channel and value.
+            task_id: The task.
+            task_path: Where the task stands in its superstep; writes are applied in this order.
+
+        Raises:
+            As `aput`.
+        """
+        scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
+        self._lifetime.check_open()
+        with self._telemetry.operation("put_writes", scope) as operation:
+            started = perf_counter()
+            upsert = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+            encoded = codec.encode_writes(self.serde, writes, task_id, task_path, last_wins=upsert)
+            operation.encode_seconds = perf_counter() - started
+            operation.checkpoint_id = checkpoint_id
+            operation.bytes_written = sum(len(w.value.data) for w in encoded)
+            if checkpoint_id is None:
+                raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")
+            if not encoded:
+                return
+            write = _WriteThrough(self, operation, scope)
+            answer = await write.to_l2(
+                self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
+            )
+            await write.to_l1(
+                lambda intent: self._l1.commit_writes(
+                    intent, checkpoint_id, answer.stored, overwrote=answer.overwrote
+                )
+            )
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete all checkpoints and writes of a thread, in all its namespaces.
+
+        Args:
+            thread_id: The thread.
+
+        Raises:
+            InvalidConfigError: No thread can have this id.
+            L2UnavailableError: PostgreSQL did not answer; whether it deleted is not known.
+        """
+        validate_thread_id(thread_id)
+        self._lifetime.check_open()
+        scopes: list[Scope] = []
+        intents: list[Intent] = []
+
+        async def block_readers(namespaces: list[str]) -> None:
+            scopes.extend(Scope(thread_id, namespace) for namespace in namespaces)
+            intents.extend(await _for_each(scopes, self._l1.begin))
+
+        with self._telemetry.operation("delete_thread", Scope(thread_id, "")):
+            try:
+                await self._l2.delete_thread(thread_id, block_readers)
+            finally:
+                # Also when it failed: nobody knows then, and a dropped entry is only a miss.
+                await self._lifetime.settle(self._drop_all(intents))
+
+    def get_next_version(self, current: str | None, channel: None) -> str:
+        """Return a channel's next version, greater than `current` and unlike any other ever made."""
+        return self._upstream.get_next_version(current, channel)
+
+    # ---------------------------------------------------------------- helpers
+
+    def _decode(self, operation: Operation, stored: StoredCheckpoint) -> CheckpointTuple:
+        started = perf_counter()
+        answer = codec.decode_tuple(self.serde, stored)
+        operation.decode_seconds = perf_counter() - started
+        operation.bytes_read = stored.size
+        operation.checkpoint_id = stored.checkpoint_id
+        operation.step, operation.source = stored.metadata.get("step"), stored.metadata.get("source")
+        return answer
+
+    async def _drop_all(self, intents: Sequence[Intent]) -> None:
+        async def drop(intent: Intent) -> None:
+            if await self._l1.drop(intent.scope, intent.token):
+                self._telemetry.note(Invalidated("delete"))
+
+        await _for_each(intents, drop)
+
+
+class _WriteThrough:
+    """One write on its way through both tiers.
+
+    BEGIN goes out when this is made, and overlaps with waiting for a connection to PostgreSQL; it is awaited
+    before the first statement. Whatever happens after that, the intent is taken back or settled.
+    """
+
+    def __init__(self, saver: CachedPostgresSaver, operation: Operation, scope: Scope) -> None:
+        self._l1 = saver._l1
+        self._lifetime = saver._lifetime
+        self._deadline = saver._write_deadline
+        self._operation = operation
+        self._begun = asyncio.create_task(self._begin(scope))
+        self._sent_at: float | None = None
+
+    async def ready(self) -> None:
+        """Return when readers have been sent to L2; from now on PostgreSQL may change."""
+        await asyncio.shield(self._begun)
+        self._sent_at = perf_counter()
+
+    async def to_l2(self, statement: Awaitable[_Answer]) -> _Answer:
+        """Run the statement, within the deadline."""
+        try:
+            async with asyncio.timeout(self._deadline):
+                answer = await statement
+        except BaseException as exc:
+            unchanged = self._sent_at is None or certainly_unchanged(exc)
+            await self._lifetime.settle(self._abandon(unchanged=unchanged))
+            if isinstance(exc, TimeoutError):
+                raise L2DeadlineError(
+                    f"PostgreSQL did not finish a write within {self._deadline} s; whether it has it is not "
+                    "known. The write may be repeated: it stores the same again."
+                ) from exc
+            raise
+        assert self._sent_at is not None
+        self._operation.l2_seconds = perf_counter() - self._sent_at
+        return answer
+
+    async def to_l1(self, commit: Callable[[Intent], Awaitable[WriteResult]]) -> None:
+        """Let L1 follow. In a task of its own: a cancelled caller must not leave half a step behind."""
+
+        async def follow() -> None:
+            intent, begin_seconds = await self._begun
+            started = perf_counter()
+            self._operation.l1_write = await commit(intent)
+            self._operation.l1_seconds = begin_seconds + perf_counter() - started
+
+        await self._lifetime.settle(follow())
+
+    async def _begin(self, scope: Scope) -> tuple[Intent, float]:
+        started = perf_counter()
+        intent = await self._l1.begin(scope)
+        return intent, perf_counter() - started
+
+    async def _abandon(self, *, unchanged: bool) -> None:
+        intent, _ = await self._begun
+        if unchanged:
+            await self._l1.abort(intent)
+        else:
+            await self._l1.drop(intent.scope, intent.token)
+
+
+async def _for_each(items: Sequence[_Item], step: Callable[[_Item], Awaitable[_Answer]]) -> list[_Answer]:
+    """Run a step for every item, a few at a time."""
+    answers: list[_Answer] = []
+    for start in range(0, len(items), _SCOPES_AT_ONCE):
+        answers += await asyncio.gather(*map(step, items[start : start + _SCOPES_AT_ONCE]))
+    return answers

@@ -1,0 +1,123 @@
+"""What is read at scrape time rather than counted as it happens: the pools, the tier, the versions.
+
+A scrape runs in a thread of its own and reads plain numbers; it never waits for a server.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.registry import Collector
+
+from glasspoint._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.core import Metric
+
+    from glasspoint.telemetry.events import Vitals
+
+__all__ = ["TIERS", "SaverCollector"]
+
+TIERS = ("cached", "redis", "memory")
+
+_VERSIONS = {"version": __version__, "langgraph": version("langgraph"), "postgres": "", "redis": ""}
+
+
+class SaverCollector(Collector):
+    """The figures of all open savers that report to one registry; savers of one name are added up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[str, WeakSet[Vitals]] = {}
+        self._lost: Counter[str] = Counter()  # connections lost by pools that are closed by now
+
+    def add(self, saver_name: str, vitals: Vitals) -> None:
+        """Watch a saver for as long as it lives."""
+        with self._lock:
+            self._open.setdefault(saver_name, WeakSet()).add(vitals)
+
+    def remove(self, saver_name: str, vitals: Vitals) -> None:
+        """Watch it no longer; what its pool has counted stays counted."""
+        with self._lock:
+            self._open.get(saver_name, WeakSet()).discard(vitals)
+            self._lost[saver_name] += _pool_stats(vitals).get("connections_lost", 0)
+
+    def describe(self) -> Iterable[Metric]:
+        """Return the families without samples, so that registering does not collect."""
+        return self._families().values()
+
+    def collect(self) -> Iterator[Metric]:
+        """Read every open saver."""
+        families = self._families()
+        with self._lock:
+            savers = {name: list(open_) for name, open_ in self._open.items()}
+            lost = dict(self._lost)
+        for name, open_ in savers.items():
+            _add_pool(families, name, [_pool_stats(v) for v in open_], lost.get(name, 0))
+            _add_redis_pool(families, name, [_redis_connections(v.redis) for v in open_])
+            tiers = {v.tier for v in open_}
+            for tier in TIERS:
+                families["active_tier"].add_metric([name, tier], float(tier in tiers))
+            if open_:
+                known = {key: value for v in open_ for key, value in v.versions.items()}
+                families["info"].add_metric([name], _VERSIONS | known)
+        yield from families.values()
+
+    @staticmethod
+    def _families() -> dict[str, Any]:
+        def gauge(name: str, help_: str, *labels: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"glasspoint_{name}", help_, labels=["saver", *labels])
+
+        return {
+            "pool_connections": gauge("pool_connections", "PostgreSQL connections of the pool.", "state"),
+            "pool_max_connections": gauge("pool_max_connections", "PostgreSQL connections allowed."),
+            "pool_requests_waiting": gauge(
+                "pool_requests_waiting", "Callers waiting for a PostgreSQL connection."
+            ),
+            "pool_connections_lost": CounterMetricFamily(
+                "glasspoint_pool_connections_lost",
+                "PostgreSQL connections found broken by the pool.",
+                labels=["saver"],
+            ),
+            "redis_pool_connections": gauge(
+                "redis_pool_connections", "Redis connections of the client.", "state"
+            ),
+            "active_tier": gauge("active_tier", "1 for the tier that is in use.", "tier"),
+            "info": InfoMetricFamily("glasspoint", "Versions of what works together here.", labels=["saver"]),
+        }
+
+
+def _add_pool(families: dict[str, Any], name: str, stats: list[dict[str, int]], lost: int) -> None:
+    total: Counter[str] = Counter()
+    for one in stats:
+        total.update(one)
+    idle = total["pool_available"]
+    families["pool_connections"].add_metric([name, "idle"], idle)
+    families["pool_connections"].add_metric([name, "in_use"], max(0, total["pool_size"] - idle))
+    families["pool_max_connections"].add_metric([name], total["pool_max"])
+    families["pool_requests_waiting"].add_metric([name], total["requests_waiting"])
+    families["pool_connections_lost"].add_metric([name], lost + total["connections_lost"])
+
+
+def _add_redis_pool(families: dict[str, Any], name: str, connections: list[Counter[str]]) -> None:
+    for state in ("idle", "in_use"):
+        families["redis_pool_connections"].add_metric([name, state], sum(c[state] for c in connections))
+
+
+def _pool_stats(vitals: Vitals) -> dict[str, int]:
+    return vitals.pool.get_stats() if vitals.pool is not None else {}
+
+
+def _redis_connections(redis: Any) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for number, attributes in redis.connection_pool.get_connection_count():
+        used = "used" in {str(value) for value in attributes.values()}
+        counts["in_use" if used else "idle"] += number
+    return counts

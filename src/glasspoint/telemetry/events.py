@@ -1,0 +1,273 @@
+"""The vocabulary: what the saver, L1 and L2 say about themselves, and to whom.
+
+The core never knows who listens. It wraps each call in an `Operation` and each round trip in a `Step`, fills
+in what it learns on the way, and tells single facts with `Telemetry.note`. Observers (`metrics`, `tracing`)
+turn that into metrics and spans; a new back end is a new observer, and the core never changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from glasspoint.scope import Scope
+
+__all__ = [
+    "EpochChanged",
+    "Invalidated",
+    "L1Availability",
+    "L1Result",
+    "Note",
+    "Observer",
+    "Operation",
+    "PoolTimedOut",
+    "PoolWaited",
+    "Step",
+    "Telemetry",
+    "Tier",
+    "Vitals",
+    "WarmUpResult",
+    "WriteResult",
+]
+
+Tier = Literal["l1", "l2"]
+L1Result = Literal["hit", "miss", "busy", "historical", "incomplete", "unavailable"]
+WarmUpResult = Literal["stored", "refused", "error"]
+WriteResult = Literal["applied", "discarded", "early", "skipped", "error"]
+Outcome = Literal["ok", "error", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochChanged:
+    """Redis is another server process than before: a restart or a failover."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidated:
+    """An entry was dropped for another reason than a write to its scope."""
+
+    source: Literal["delete"]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTimedOut:
+    """No connection to PostgreSQL came free in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolWaited:
+    """A connection to PostgreSQL was checked out, after waiting for so long."""
+
+    seconds: float
+    scope: Scope | None
+
+
+@dataclass(frozen=True, slots=True)
+class L1Availability:
+    """Redis began to answer, or ceased to."""
+
+    available: bool
+    reason: str
+
+
+Note = EpochChanged | Invalidated | PoolTimedOut | PoolWaited | L1Availability
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Vitals:
+    """A saver's moving parts, for whoever wants to read their figures at some time of its own.
+
+    Attributes:
+        pool: The `psycopg_pool.AsyncConnectionPool`, `None` with a single connection.
+        redis: The `redis.asyncio.Redis` client.
+        addresses: Tier -> host (or socket path) and port, as far as they are known.
+        tier: Where the saver works: `cached`.
+        versions: What is known of the servers' versions: `postgres`, `redis`.
+    """
+
+    pool: Any
+    redis: Any
+    addresses: dict[Tier, tuple[str | None, int | None]] = field(default_factory=dict)
+    tier: str = "cached"
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class _Timed:
+    """What operations and steps have in common: a start, an end, and how it ended."""
+
+    __slots__ = ("_observers", "_started", "error", "name", "outcome", "scope", "seconds", "trace")
+
+    def __init__(self, observers: Sequence[Observer], name: str, scope: Scope | None) -> None:
+        self._observers = observers
+        self.name = name
+        self.scope = scope
+        self.outcome: Outcome = "ok"
+        self.error: BaseException | None = None
+        self.seconds = 0.0
+        self.trace: Any = None
+        """Left here by the tracer between start and end."""
+        self._started = 0.0
+
+    def _end(self, error: BaseException | None) -> None:
+        self.seconds = perf_counter() - self._started
+        if error is not None:
+            self.error = error
+            self.outcome = "cancelled" if isinstance(error, asyncio.CancelledError) else "error"
+
+
+class Operation(_Timed):
+    """One call of the saver, from its start to its answer.
+
+    Attributes:
+        name: `get_tuple`, `put`, `put_writes`, `list`, `delete_thread`, `delta_history`.
+        checkpoint_id, step, source: Of the checkpoint read or written, where there is one.
+        l1_result: What L1 answered to a read.
+        served_by: The tier that the answer came from.
+        l1_write: What became of a write in L1.
+        l1_seconds, l2_seconds: Time that a write spent on each tier; what overlaps counts for both.
+        encode_seconds, decode_seconds: Time spent on (de)serialising.
+        bytes_read, bytes_written: Size of the state, as serialised.
+        trace_id: The trace this call belongs to, 32 hexadecimal digits, if it is recorded.
+    """
+
+    __slots__ = (
+        "bytes_read",
+        "bytes_written",
+        "checkpoint_id",
+        "decode_seconds",
+        "encode_seconds",
+        "l1_result",
+        "l1_seconds",
+        "l1_write",
+        "l2_seconds",
+        "served_by",
+        "source",
+        "step",
+        "trace_id",
+    )
+
+    def __init__(self, observers: Sequence[Observer], name: str, scope: Scope | None) -> None:
+        super().__init__(observers, name, scope)
+        self.checkpoint_id: str | None = None
+        self.step: int | None = None
+        self.source: str | None = None
+        self.l1_result: L1Result | None = None
+        self.served_by: Tier | None = None
+        self.l1_write: WriteResult | None = None
+        self.l1_seconds: float | None = None
+        self.l2_seconds: float | None = None
+        self.encode_seconds: float | None = None
+        self.decode_seconds: float | None = None
+        self.bytes_read: int | None = None
+        self.bytes_written: int | None = None
+        self.trace_id: str | None = None
+
+    def __enter__(self) -> Operation:
+        for observer in self._observers:
+            observer.operation_started(self)
+        self._started = perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end(error)
+        for observer in reversed(self._observers):
+            observer.operation_ended(self)
+
+
+class Step(_Timed):
+    """One round trip, or one wait, inside an operation.
+
+    Attributes:
+        name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`.
+        result: The answer in one word, where there is one.
+    """
+
+    __slots__ = ("result",)
+
+    def __init__(self, observers: Sequence[Observer], name: str, scope: Scope | None) -> None:
+        super().__init__(observers, name, scope)
+        self.result: str | None = None
+
+    def __enter__(self) -> Step:
+        for observer in self._observers:
+            observer.step_started(self)
+        self._started = perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end(error)
+        for observer in reversed(self._observers):
+            observer.step_ended(self)
+
+
+class Observer(Protocol):
+    """Who is told. A method must be quick, must not block and must not raise."""
+
+    def operation_started(self, operation: Operation) -> None:
+        """A call begins; only its name and scope are known."""
+
+    def operation_ended(self, operation: Operation) -> None:
+        """A call was answered, failed or was cancelled; all that is known of it stands in it."""
+
+    def step_started(self, step: Step) -> None:
+        """A round trip begins."""
+
+    def step_ended(self, step: Step) -> None:
+        """A round trip ended."""
+
+    def noted(self, note: Note) -> None:
+        """Something happened once."""
+
+    def opened(self, vitals: Vitals) -> None:
+        """A saver was opened."""
+
+    def closed(self, vitals: Vitals) -> None:
+        """It was closed, and its pools are about to be."""
+
+
+class Telemetry:
+    """Hands what the core says to every observer.
+
+    Example:
+        >>> with Telemetry("default", ()).operation("get_tuple", None) as operation:
+        ...     operation.l1_result = "hit"
+        >>> operation.outcome
+        'ok'
+    """
+
+    def __init__(self, saver_name: str, observers: Sequence[Observer]) -> None:
+        self.saver_name = saver_name
+        self._observers = tuple(observers)
+
+    def operation(self, name: str, scope: Scope | None) -> Operation:
+        """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`."""
+        return Operation(self._observers, name, scope)
+
+    def step(self, name: str, scope: Scope | None) -> Step:
+        """Wrap one round trip."""
+        return Step(self._observers, name, scope)
+
+    def note(self, note: Note) -> None:
+        """Tell a single fact."""
+        for observer in self._observers:
+            observer.noted(note)
+
+    def opened(self, vitals: Vitals) -> None:
+        """Say that a saver is there to be watched."""
+        for observer in self._observers:
+            observer.opened(vitals)
+
+    def closed(self, vitals: Vitals) -> None:
+        """Say that a saver is about to go."""
+        for observer in self._observers:
+            observer.closed(vitals)

@@ -1,0 +1,198 @@
+"""The metrics. Names, labels and help texts are a public contract: see `docs/telemetry.md`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+from weakref import WeakKeyDictionary
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+
+from glasspoint.telemetry.collectors import SaverCollector
+from glasspoint.telemetry.events import (
+    EpochChanged,
+    Invalidated,
+    Note,
+    Operation,
+    PoolTimedOut,
+    PoolWaited,
+    Step,
+    Vitals,
+)
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics import MetricWrapperBase
+
+__all__ = ["BUCKETS_BYTES", "BUCKETS_SECONDS", "Families", "Metrics"]
+
+BUCKETS_SECONDS = tuple(0.0001 * 2**i for i in range(19))
+"""100 µs to about 26 s, doubling."""
+
+BUCKETS_BYTES = tuple(256 * 4**i for i in range(11))
+"""256 bytes to 256 MiB, times four."""
+
+_Metric = TypeVar("_Metric", bound="MetricWrapperBase")
+
+
+class Families:
+    """All metric families of one registry; every saver that reports there shares them."""
+
+    _of: ClassVar[WeakKeyDictionary[CollectorRegistry, Families]] = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, registry: CollectorRegistry) -> Families:
+        """Return the families of a registry, made and registered the first time."""
+        if registry not in cls._of:
+            cls._of[registry] = cls(registry)
+        return cls._of[registry]
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, help_: str, *labels: str) -> Counter:
+            return Counter(f"glasspoint_{name}", help_, ("saver", *labels), registry=registry)
+
+        def histogram(name: str, help_: str, *labels: str, buckets: tuple[float, ...]) -> Histogram:
+            labels = ("saver", *labels)
+            return Histogram(f"glasspoint_{name}", help_, labels, buckets=buckets, registry=registry)
+
+        self.operation_duration = histogram(
+            "operation_duration_seconds",
+            "Time that callers of the checkpointer waited.",
+            "operation",
+            "outcome",
+            buckets=BUCKETS_SECONDS,
+        )
+        self.l1_reads = counter(
+            "l1_reads", "Reads by what L1 (Redis) answered; hit ratio = hit / all.", "result"
+        )
+        self.l1_warm_ups = counter("l1_warm_ups", "Entries stored in L1 after a miss, or why not.", "result")
+        self.l1_warm_up_duration = histogram(
+            "l1_warm_up_duration_seconds", "Time to store an entry after a miss.", buckets=BUCKETS_SECONDS
+        )
+        self.write_through_duration = histogram(
+            "write_through_duration_seconds",
+            "Time that writes spent on each tier.",
+            "operation",
+            "tier",
+            buckets=BUCKETS_SECONDS,
+        )
+        self.write_through = counter(
+            "write_through", "Writes acknowledged by PostgreSQL, by whether L1 followed.", "operation", "l1"
+        )
+        self.entry_bytes = histogram(
+            "entry_bytes", "Size of the serialised state read or written.", "direction", buckets=BUCKETS_BYTES
+        )
+        self.serde_duration = histogram(
+            "serde_duration_seconds",
+            "Time to serialise (write) or deserialise (read) a state.",
+            "direction",
+            buckets=BUCKETS_SECONDS,
+        )
+        self.l1_epoch_changes = counter("l1_epoch_changes", "Redis restarts and failovers seen.")
+        self.l1_invalidations = counter(
+            "l1_invalidations", "Entries dropped, by what asked for it.", "source"
+        )
+        self.pool_wait = histogram(
+            "pool_wait_seconds", "Time spent waiting for a PostgreSQL connection.", buckets=BUCKETS_SECONDS
+        )
+        self.pool_timeouts = counter("pool_timeouts", "Times no PostgreSQL connection came free in time.")
+        self.savers = SaverCollector()
+        registry.register(self.savers)
+
+
+class Metrics:
+    """Observes one saver for Prometheus. The children of every family are bound here, once."""
+
+    def __init__(self, saver_name: str, registry: CollectorRegistry | None = None) -> None:
+        """Args:
+        saver_name: The `saver` label of everything.
+        registry: Where to report; the process's default registry if `None`.
+        """
+        families = Families.of(REGISTRY if registry is None else registry)
+        self._saver = saver_name
+        self._savers = families.savers
+        self._operations = _Children(families.operation_duration, saver_name)
+        self._reads = _Children(families.l1_reads, saver_name)
+        self._warm_ups = _Children(families.l1_warm_ups, saver_name)
+        self._warm_up_seconds = families.l1_warm_up_duration.labels(saver_name)
+        self._tier_seconds = _Children(families.write_through_duration, saver_name)
+        self._writes = _Children(families.write_through, saver_name)
+        self._bytes_read = families.entry_bytes.labels(saver_name, "read")
+        self._bytes_written = families.entry_bytes.labels(saver_name, "write")
+        self._decode_seconds = families.serde_duration.labels(saver_name, "read")
+        self._encode_seconds = families.serde_duration.labels(saver_name, "write")
+        self._epoch_changes = families.l1_epoch_changes.labels(saver_name)
+        self._invalidations = _Children(families.l1_invalidations, saver_name)
+        self._pool_wait = families.pool_wait.labels(saver_name)
+        self._pool_timeouts = families.pool_timeouts.labels(saver_name)
+        for result in ("hit", "miss", "busy", "historical", "incomplete", "unavailable"):
+            self._reads.get(result)  # there from the start, so that a ratio never lacks a part
+        for result in ("stored", "refused", "error"):
+            self._warm_ups.get(result)
+
+    def operation_started(self, operation: Operation) -> None:
+        """Nothing to do."""
+
+    def operation_ended(self, operation: Operation) -> None:
+        """Count and time a call."""
+        exemplar = {"trace_id": operation.trace_id} if operation.trace_id else None
+        name = operation.name
+        self._operations.get(name, operation.outcome).observe(operation.seconds, exemplar)
+        if operation.l1_result is not None:
+            self._reads.get(operation.l1_result).inc()
+        if operation.l1_write is not None:
+            self._writes.get(name, operation.l1_write).inc()
+        if operation.l1_seconds is not None:
+            self._tier_seconds.get(name, "l1").observe(operation.l1_seconds, exemplar)
+        if operation.l2_seconds is not None:
+            self._tier_seconds.get(name, "l2").observe(operation.l2_seconds, exemplar)
+        if operation.bytes_read is not None:
+            self._bytes_read.observe(operation.bytes_read)
+        if operation.bytes_written is not None:
+            self._bytes_written.observe(operation.bytes_written)
+        if operation.decode_seconds is not None:
+            self._decode_seconds.observe(operation.decode_seconds)
+        if operation.encode_seconds is not None:
+            self._encode_seconds.observe(operation.encode_seconds)
+
+    def step_started(self, step: Step) -> None:
+        """Nothing to do."""
+
+    def step_ended(self, step: Step) -> None:
+        """Count and time a warm-up; the other steps are for traces."""
+        if step.name == "warm_up" and step.result is not None:
+            self._warm_ups.get(step.result).inc()
+            self._warm_up_seconds.observe(step.seconds)
+
+    def noted(self, note: Note) -> None:
+        """Count a single fact."""
+        match note:
+            case PoolWaited():
+                self._pool_wait.observe(note.seconds)
+            case PoolTimedOut():
+                self._pool_timeouts.inc()
+            case EpochChanged():
+                self._epoch_changes.inc()
+            case Invalidated():
+                self._invalidations.get(note.source).inc()
+
+    def opened(self, vitals: Vitals) -> None:
+        """Read a saver's pools at every scrape from now on."""
+        self._savers.add(self._saver, vitals)
+
+    def closed(self, vitals: Vitals) -> None:
+        """Read them no longer."""
+        self._savers.remove(self._saver, vitals)
+
+
+class _Children(dict[tuple[str, ...], _Metric]):
+    """The children of one family for one saver, each bound once."""
+
+    def __init__(self, family: _Metric, saver_name: str) -> None:
+        super().__init__()
+        self._family = family
+        self._saver = saver_name
+
+    def get(self, *labels: str) -> _Metric:  # type: ignore[override]
+        child = super().get(labels)
+        if child is None:
+            child = self[labels] = self._family.labels(self._saver, *labels)
+        return child

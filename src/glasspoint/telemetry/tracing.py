@@ -1,0 +1,168 @@
+"""The spans: one for each call of the saver, one for each round trip under it.
+
+Only the OpenTelemetry API is used here: without an SDK, or in a trace that is not sampled, a call costs one
+non-recording span and its steps cost nothing. State content and credentials never come here.
+"""
+
+from __future__ import annotations
+
+from time import time_ns
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context, trace
+from opentelemetry.trace import SpanKind, StatusCode
+
+from glasspoint._version import __version__
+from glasspoint.telemetry.events import (
+    EpochChanged,
+    L1Availability,
+    Note,
+    Operation,
+    PoolWaited,
+    Step,
+    Vitals,
+)
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, TracerProvider
+
+    from glasspoint.scope import Scope
+
+__all__ = ["Tracing"]
+
+ACQUIRE_WAITED_SECONDS = 0.001
+"""From here on a wait for a connection is worth a span of its own."""
+
+# What a step talks to, as OpenTelemetry's database conventions name it: statement -> (operation, collection).
+_STATEMENTS = {
+    "select": ("SELECT", "checkpoints"),
+    "put": ("INSERT", "checkpoints"),
+    "put_writes": ("INSERT", "checkpoint_writes"),
+    "delete_thread": ("DELETE", "checkpoints"),
+    "list": ("SELECT", "checkpoints"),
+    "get_tuple": ("SELECT", "checkpoints"),
+    "delta_history": ("SELECT", "checkpoint_writes"),
+}
+
+
+class Tracing:
+    """Observes savers for OpenTelemetry."""
+
+    def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
+        """Args:
+        tracer_provider: Where spans go; the process's own if `None`.
+        """
+        self._tracer = trace.get_tracer("glasspoint", __version__, tracer_provider)
+        self._addresses: dict[str, dict[str, Any]] = {"l1": {}, "l2": {}}  # tier -> attributes
+
+    def operation_started(self, operation: Operation) -> None:
+        """Start the call's span and make it the current one, if anybody will see it."""
+        span = self._tracer.start_span(
+            f"checkpoint.{operation.name}", attributes=_scope_attributes(operation.scope)
+        )
+        if span.is_recording():
+            operation.trace = (span, context.attach(trace.set_span_in_context(span)))
+            span_context = span.get_span_context()
+            if span_context.trace_flags.sampled:
+                operation.trace_id = trace.format_trace_id(span_context.trace_id)
+
+    def operation_ended(self, operation: Operation) -> None:
+        """Put what became known onto the span, and end it."""
+        if operation.trace is None:
+            return
+        span, token = operation.trace
+        for key, value in (
+            ("langgraph.checkpoint.id", operation.checkpoint_id),
+            ("langgraph.checkpoint.step", operation.step),
+            ("langgraph.checkpoint.source", operation.source),
+            ("glasspoint.l1.result", operation.l1_result or operation.l1_write),
+            ("glasspoint.served_by", operation.served_by),
+            ("glasspoint.tier", "cached"),
+            ("glasspoint.bytes", operation.bytes_read or operation.bytes_written),
+        ):
+            if value is not None:
+                span.set_attribute(key, value)
+        _end(span, operation)
+        context.detach(token)
+
+    def step_started(self, step: Step) -> None:
+        """Start a round trip's span, if the call around it is recorded."""
+        if not trace.get_current_span().is_recording():
+            return
+        tier, _, what = step.name.partition(".")
+        attributes = _scope_attributes(step.scope)
+        kind = SpanKind.INTERNAL
+        if tier in self._addresses:
+            kind = SpanKind.CLIENT
+            attributes |= self._addresses[tier]
+        if tier == "l1":
+            attributes |= {
+                "db.system.name": "redis",
+                "db.operation.name": "EVALSHA",
+                "db.stored_procedure.name": what,
+            }
+        elif tier == "l2":
+            operation, collection = _STATEMENTS[what]
+            attributes |= {
+                "db.system.name": "postgresql",
+                "db.operation.name": operation,
+                "db.collection.name": collection,
+            }
+        span = self._tracer.start_span(f"checkpoint.{step.name}", kind=kind, attributes=attributes)
+        step.trace = (span, context.attach(trace.set_span_in_context(span)))
+
+    def step_ended(self, step: Step) -> None:
+        """End a round trip's span."""
+        if step.trace is None:
+            return
+        span, token = step.trace
+        if step.result is not None:
+            span.set_attribute("glasspoint.result", step.result)
+        _end(span, step)
+        context.detach(token)
+
+    def noted(self, note: Note) -> None:
+        """Show a wait as a span, and what happens to L1 as an event on the span that met it."""
+        current = trace.get_current_span()
+        if not current.is_recording():
+            return
+        if isinstance(note, PoolWaited):
+            if note.seconds >= ACQUIRE_WAITED_SECONDS:
+                now = time_ns()
+                span = self._tracer.start_span(
+                    "checkpoint.l2.acquire",
+                    attributes=_scope_attributes(note.scope),
+                    start_time=now - int(note.seconds * 1e9),
+                )
+                span.end(now)
+        elif isinstance(note, EpochChanged):
+            current.add_event("glasspoint.l1.epoch_changed")
+        elif isinstance(note, L1Availability):
+            name = "glasspoint.l1.available" if note.available else "glasspoint.l1.unavailable"
+            current.add_event(name, {"reason": note.reason})
+
+    def opened(self, vitals: Vitals) -> None:
+        """Learn where the servers are."""
+        for tier, (host, port) in vitals.addresses.items():
+            self._addresses[tier] = _address(host, port)
+
+    def closed(self, vitals: Vitals) -> None:
+        """Nothing to do."""
+
+
+def _scope_attributes(scope: Scope | None) -> dict[str, Any]:
+    if scope is None:
+        return {}
+    return {"gen_ai.conversation.id": scope.thread_id, "langgraph.checkpoint.ns": scope.checkpoint_ns}
+
+
+def _address(host: str | None, port: int | None) -> dict[str, Any]:
+    return {k: v for k, v in (("server.address", host), ("server.port", port)) if v}
+
+
+def _end(span: Span, event: Operation | Step) -> None:
+    if event.error is not None:
+        kind = type(event.error)
+        span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
+        span.set_status(StatusCode.ERROR, event.outcome)
+    span.end()
