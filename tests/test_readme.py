@@ -1,0 +1,36 @@
+"""What the README says, runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+SAYS = ("You have said 3 things so far.", "None", "'glasspoint_l1_reads_total")
+
+
+def test_every_block_has_its_expectation() -> None:
+    assert len(BLOCKS) == len(SAYS)
+
+
+@pytest.mark.parametrize(("block", "says"), list(zip(BLOCKS, SAYS, strict=False)), ids=("use", "factory", "watch"))
+def test_a_code_block_of_the_readme_runs(block: str, says: str, database: str, redis_url: str) -> None:
+    # The second block of a newcomer is run on a database that the first has set up, or sets it up itself.
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", block],
+        env={**os.environ, "POSTGRES_URL": database, "REDIS_URL": redis_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
+    assert done.stderr == ""
