@@ -112,6 +112,7 @@ class EncodedPut:
         blobs: Channel -> (version, value): the new values that are kept per channel.
         voids: Channel -> version, of channels that are new at this version and have no value.
         inline: Channel -> version, of the channels whose value stands in `document_json`.
+        whole: Whether every channel that the checkpoint names is among these.
         cacheable: Whether L1 may hold an image of it. It may not when the id is not a UUID (only of UUIDs it
             is certain that L1 orders them as L2 does), or in a format older than 4 with a parent (upstream
             then reads some of the parent's writes into it).
@@ -124,6 +125,7 @@ class EncodedPut:
     blobs: dict[str, tuple[str, Encoded]]
     voids: dict[str, str]
     inline: dict[str, str]
+    whole: bool
     cacheable: bool
     step: int | None = None
     source: str | None = None
@@ -166,6 +168,7 @@ def encode_put(
             blobs[_text(what, channel)] = (_version(what, version), _encode(serde, large[channel], what))
         elif channel not in small and channel in versions:
             voids[channel] = version_text(version)
+    inline = {c: version_text(versions[c]) for c in small if c in versions and c not in blobs}
     return EncodedPut(
         checkpoint_id=checkpoint["id"],
         parent_id=parent_id,
@@ -173,7 +176,8 @@ def encode_put(
         metadata_json=_to_json(get_serializable_checkpoint_metadata(config, metadata), "the metadata"),
         blobs=blobs,
         voids=voids,
-        inline={c: version_text(versions[c]) for c in small if c in versions and c not in blobs},
+        inline=inline,
+        whole=all(c in blobs or c in voids or c in inline for c in versions),
         cacheable=is_ordered_id(checkpoint["id"]) and not completes_from_parent(document, parent_id),
         step=metadata.get("step"),
         source=metadata.get("source"),
@@ -239,6 +243,8 @@ def completes_from_parent(document: Mapping[str, Any], parent_id: str | None) ->
 
 def version_text(version: str | int | float) -> str:
     """Return a channel version as `jsonb_each_text` shows it, which is what blobs are looked up by."""
+    if isinstance(version, float):
+        return format(Decimal(repr(version)), "f")  # jsonb has no exponents
     return version if isinstance(version, str) else _json_dumps(version)
 
 
@@ -297,7 +303,7 @@ def _to_json(value: Any, what: str) -> str:
         raise SerializationError(
             f"Cannot store {what}: a text in it is not valid Unicode. Nothing was stored."
         )
-    if "e+" in text:
+    if "e+" in text or "-0.0" in text:
         text = _json_dumps(json.loads(text, parse_float=_as_jsonb))
     return text
 
@@ -307,6 +313,6 @@ def _json_dumps(value: Any) -> str:
 
 
 def _as_jsonb(number: str) -> float | int:
-    """PostgreSQL's jsonb stores numbers as decimals and writes 1e+16 as 10000000000000000, which reads back
-    as an integer. L1 must answer as L2 does."""
-    return int(Decimal(number)) if "e+" in number else float(number)
+    """PostgreSQL's jsonb stores numbers as decimals: it writes 1e+16 as 10000000000000000, which reads back
+    as an integer, and knows no negative zero. L1 must answer as L2 does."""
+    return int(Decimal(number)) if "e+" in number else float(number) or 0.0

@@ -33,8 +33,12 @@ _log = logging.getLogger("glasspoint")
 
 _Answer = TypeVar("_Answer")
 
-# An intent outlives its write's deadline by this: the time that a statement cut off at the deadline may take
-# to be gone from PostgreSQL. Readers must not stop heeding the intent before that.
+_L1_TIMEOUT_SECONDS = 0.5
+_WRITE_DEADLINE_SECONDS = 10.0
+
+# How long readers heed an intent that nobody settles: the statement may be sent up to the write's deadline, and
+# PostgreSQL may work on it for as long again (`statement_timeout`). It must not land when the intent is gone.
+_DEADLINES_AN_INTENT_LASTS = 2
 _INTENT_MARGIN_SECONDS = 5.0
 
 
@@ -50,14 +54,16 @@ class ManagedSaver(BaseCheckpointSaver[str]):
         serde: SerializerProtocol | None = None,
         cache_ttl: float = 86400,
         key_prefix: str = "glasspoint",
-        l1_timeout_seconds: float = 0.5,
-        write_deadline_seconds: float = 10.0,
+        l1_timeout_seconds: float = _L1_TIMEOUT_SECONDS,
+        write_deadline_seconds: float = _WRITE_DEADLINE_SECONDS,
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
 
         Args:
             postgres_saver: L2. Best over a pool of autocommit connections; over one connection calls queue.
+                Give the connections a `statement_timeout` of at most the write's deadline: a statement that
+                lands long after its writer gave up could outlive the mark that keeps readers away.
             redis: L1, a `redis.asyncio.Redis` made without `decode_responses`.
             pool: The pool that `postgres_saver` works on, if it is at hand; the same one, or an error.
             serde: How values are serialised; by default as `postgres_saver` does it.
@@ -92,7 +98,7 @@ class ManagedSaver(BaseCheckpointSaver[str]):
             self._telemetry,
             key_prefix=key_prefix,
             ttl_seconds=cache_ttl,
-            intent_seconds=write_deadline_seconds + _INTENT_MARGIN_SECONDS,
+            intent_seconds=_DEADLINES_AN_INTENT_LASTS * write_deadline_seconds + _INTENT_MARGIN_SECONDS,
             timeout_seconds=l1_timeout_seconds,
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2.pool)
@@ -165,7 +171,8 @@ class ManagedSaver(BaseCheckpointSaver[str]):
             )
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
-                redis = client.open_redis(redis, timeout_seconds=options.get("l1_timeout_seconds", 0.5))
+                timeout = options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS)
+                redis = client.open_redis(redis, timeout_seconds=timeout)
                 opened.push_async_callback(redis.aclose)
             client.check_redis(redis)
             pool = await pools.open_pool(
@@ -175,6 +182,7 @@ class ManagedSaver(BaseCheckpointSaver[str]):
                 timeout_seconds=pool_timeout_seconds,
                 connect_timeout_seconds=connect_timeout_seconds,
                 prepare_threshold=prepare_threshold,
+                statement_timeout_seconds=options.get("write_deadline_seconds", _WRITE_DEADLINE_SECONDS),
             )
             opened.push_async_callback(pool.close)
             saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)

@@ -28,7 +28,7 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 from glasspoint import codec
 from glasspoint.errors import InvalidConfigError, L2DeadlineError
 from glasspoint.l1.cache import Intent
-from glasspoint.l2.store import certainly_unchanged
+from glasspoint.l2.store import certainly_unchanged, may_still_run
 from glasspoint.lifecycle import ManagedSaver
 from glasspoint.scope import Scope, checkpoint_id_of, scope_of, validate_thread_id
 from glasspoint.telemetry.events import Invalidated
@@ -100,7 +100,7 @@ class CachedPostgresSaver(ManagedSaver):
                 except Exception:
                     # Bytes that the serializer cannot read: L2 has the right ones, or the right error.
                     _log.debug("an image was refused: its values cannot be deserialised", exc_info=True)
-                    reading = await self._l1.refuse(scope, reading.lease or "", reading.image.checkpoint_id)
+                    reading = await self._l1.refuse(scope, reading.image.checkpoint_id)
                 else:
                     operation.l1_result, operation.served_by = reading.result, "l1"
                     return answer
@@ -264,11 +264,12 @@ class CachedPostgresSaver(ManagedSaver):
             intents.extend(await _for_each(scopes, self._l1.begin))
 
         with self._telemetry.operation("delete_thread", Scope(thread_id, "")):
+            in_doubt = True
             try:
                 await self._l2.delete_thread(thread_id, block_readers)
+                in_doubt = False
             finally:
-                # Also when it failed: nobody knows then, and a dropped entry is only a miss.
-                await self._lifetime.settle(self._drop_all(intents))
+                await self._lifetime.settle(self._drop_all(intents, still_running=in_doubt))
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """Return a channel's next version, greater than `current` and unlike any other ever made."""
@@ -285,9 +286,9 @@ class CachedPostgresSaver(ManagedSaver):
         operation.step, operation.source = stored.metadata.get("step"), stored.metadata.get("source")
         return answer
 
-    async def _drop_all(self, intents: Sequence[Intent]) -> None:
+    async def _drop_all(self, intents: Sequence[Intent], *, still_running: bool) -> None:
         async def drop(intent: Intent) -> None:
-            if await self._l1.drop(intent.scope, intent.token):
+            if await self._l1.drop(intent, still_running=still_running):
                 self._telemetry.note(Invalidated("delete"))
 
         await _for_each(intents, drop)
@@ -306,11 +307,13 @@ class _WriteThrough:
         self._deadline = saver._write_deadline
         self._operation = operation
         self._begun = asyncio.create_task(self._begin(scope))
+        self._connection: object = None
         self._sent_at: float | None = None
 
-    async def ready(self) -> None:
+    async def ready(self, connection: object) -> None:
         """Return when readers have been sent to L2; from now on PostgreSQL may change."""
         await asyncio.shield(self._begun)
+        self._connection = connection
         self._sent_at = perf_counter()
 
     async def to_l2(self, statement: Awaitable[_Answer]) -> _Answer:
@@ -352,7 +355,7 @@ class _WriteThrough:
         if unchanged:
             await self._l1.abort(intent)
         else:
-            await self._l1.drop(intent.scope, intent.token)
+            await self._l1.drop(intent, still_running=may_still_run(self._connection))
 
 
 async def _for_each(items: Sequence[_Item], step: Callable[[_Item], Awaitable[_Answer]]) -> list[_Answer]:

@@ -19,6 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1 import entry
 from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper
+from glasspoint.scope import is_ordered_id
 from glasspoint.telemetry.events import EpochChanged, L1Availability, L1Result, WarmUpResult, WriteResult
 
 if TYPE_CHECKING:
@@ -43,12 +44,12 @@ class Reading:
 
     Attributes:
         result: `hit` and then `image` is there; anything else, and L2 must be asked.
-        lease: The token with which the answer of L2 may be stored by `Cache.warm_up`; `None`: it may not.
+        lease: With this the answer of L2 may be stored by `Cache.warm_up`; `None`: it may not.
     """
 
     result: L1Result
     image: StoredCheckpoint | None = None
-    lease: str | None = None
+    lease: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,12 @@ class Intent:
     """A write that has begun in L1.
 
     Attributes:
-        token: Its name in the entry.
-        began: Whether Redis confirmed it. If not, the write goes on in L2, and its commit will discard.
+        name: Its name in the entry; empty if Redis did not confirm it. The write goes on in L2 then, and its
+            commit will discard.
     """
 
     scope: Scope
-    token: str
-    began: bool
+    name: bytes
 
 
 class Cache:
@@ -120,25 +120,24 @@ class Cache:
         Args:
             checkpoint_id: The one that is wanted, `None` for the newest.
         """
-        token = _new_token()
         try:
-            answer = await self._run("read", scope, token, checkpoint_id or "", self._ttl_ms, self._intent_ms)
+            token, wanted = _new_token(), checkpoint_id or ""
+            answer = await self._run("read", scope, token, wanted, self._ttl_ms, self._intent_ms)
         except L1Error:
             return Reading("unavailable")
         if answer[0] == _HIT:
-            return await self._decode(scope, token, answer[1])
-        may_warm_up = answer[0] == _MISS and checkpoint_id is None
-        return Reading(_READ_RESULTS[answer[0]], lease=token if may_warm_up else None)
+            return await self._decode(scope, answer[1])
+        return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
 
-    async def refuse(self, scope: Scope, token: str, checkpoint_id: bytes | str) -> Reading:
+    async def refuse(self, scope: Scope, checkpoint_id: bytes | str) -> Reading:
         """REFUSE: take an image away that cannot be used; the answer holds the lease, if it was free."""
         try:
-            leased = await self._run("refuse", scope, token, checkpoint_id, self._intent_ms)
+            lease = await self._run("refuse", scope, _new_token(), checkpoint_id, self._intent_ms)
         except L1Error:
             return Reading("incomplete")
-        return Reading("incomplete", lease=token if leased else None)
+        return Reading("incomplete", lease=lease or None)
 
-    async def warm_up(self, scope: Scope, lease: str, stored: StoredCheckpoint) -> WarmUpResult:
+    async def warm_up(self, scope: Scope, lease: bytes, stored: StoredCheckpoint) -> WarmUpResult:
         """WARM_UP: store what L2 answered, unless a write has begun since."""
         with self._telemetry.step("warm_up", scope) as step:
             try:
@@ -152,12 +151,10 @@ class Cache:
 
     async def begin(self, scope: Scope) -> Intent:
         """BEGIN: announce a write."""
-        token = _new_token()
         try:
-            await self._run("begin", scope, token, self._intent_ms)
+            return Intent(scope, await self._run("begin", scope, _new_token(), self._intent_ms))
         except L1Error:
-            return Intent(scope, token, began=False)
-        return Intent(scope, token, began=True)
+            return Intent(scope, b"")
 
     async def commit_put(
         self, intent: Intent, put: EncodedPut, *, newest: bool, known_writes: list[str]
@@ -169,11 +166,22 @@ class Cache:
             known_writes: `<task id>:<idx>` of each pending write that L2 has for it already.
         """
         if not put.cacheable:
-            return await self._discard(intent)
+            return "discarded" if await self.drop(intent) else "error"
         known = [f"w:{put.checkpoint_id}:{name}" for name in known_writes]
         fields = entry.put_fields(intent.scope, put)
-        head = (put.checkpoint_id, int(newest), self._ttl_ms, len(known), len(fields) // 2)
-        return await self._commit("commit_put", intent, *head, *known, *fields, *entry.void_fields(put))
+        flags = (int(newest), int(put.whole))
+        counts = (len(known), len(fields) // 2)
+        return await self._commit(
+            "commit_put",
+            intent,
+            put.checkpoint_id,
+            *flags,
+            self._ttl_ms,
+            *counts,
+            *known,
+            *fields,
+            *entry.void_fields(put),
+        )
 
     async def commit_writes(
         self, intent: Intent, checkpoint_id: str, writes: list[EncodedWrite], *, overwrote: bool
@@ -184,44 +192,50 @@ class Cache:
             writes: Those that L2 stored; it ignores what is there already.
             overwrote: Whether some of them replaced older ones.
         """
+        if not is_ordered_id(checkpoint_id):  # of no image, and `w:` fields are told apart by its length
+            return "skipped" if await self.abort(intent) else "error"
         fields = entry.write_fields(checkpoint_id, writes)
         return await self._commit(
             "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), *fields
         )
 
-    async def abort(self, intent: Intent) -> None:
-        """ABORT: L2 certainly did not change."""
-        try:
-            await self._run("abort", intent.scope, intent.token)
-        except L1Error:
-            return
-
-    async def drop(self, scope: Scope, token: str = "") -> bool:
-        """DROP: forget the entry.
+    async def abort(self, intent: Intent) -> bool:
+        """ABORT: L2 certainly did not change, or not in a way that concerns the image.
 
         Returns:
             Whether Redis confirmed it.
         """
-        try:
-            await self._run("drop", scope, token)
-        except L1Error:
-            return False
-        return True
+        return await self._confirmed("abort", intent.scope, intent.name)
 
-    async def _decode(self, scope: Scope, token: str, fields: list[bytes]) -> Reading:
+    async def drop(self, intent: Intent, *, still_running: bool = False) -> bool:
+        """DROP: forget the entry.
+
+        Args:
+            still_running: L2 may change yet: readers stay away until the intent's deadline.
+
+        Returns:
+            Whether Redis confirmed it.
+        """
+        return await self._confirmed("drop", intent.scope, intent.name, int(still_running))
+
+    async def _decode(self, scope: Scope, fields: list[bytes]) -> Reading:
         try:
             image = entry.decode_image(scope, fields)
         except entry.UnusableImageError as exc:
             _log.debug("an image was refused: %s", exc)
-            return await self.refuse(scope, token, dict(zip(fields[::2], fields[1::2], strict=False))[b"id"])
-        return Reading("hit", image=image, lease=token)
+            return await self.refuse(scope, dict(zip(fields[::2], fields[1::2], strict=False))[b"id"])
+        return Reading("hit", image=image)
 
-    async def _discard(self, intent: Intent) -> WriteResult:
-        return "discarded" if await self.drop(intent.scope, intent.token) else "error"
+    async def _confirmed(self, step: str, scope: Scope, *args: Any) -> bool:
+        try:
+            await self._run(step, scope, *args)
+        except L1Error:
+            return False
+        return True
 
     async def _commit(self, step: str, intent: Intent, *args: Any) -> WriteResult:
         try:
-            answer: int = await self._run(step, intent.scope, intent.token, *args)
+            answer: int = await self._run(step, intent.scope, intent.name, *args)
         except L1Error:
             return "error"
         return _WRITE_RESULTS[answer]
@@ -276,11 +290,15 @@ class Cache:
         if previous is not None:
             self._telemetry.note(EpochChanged())
             _log.warning(
-                "L1 (Redis) is another server process now (run_id %s…, was %s…): nothing that stands in it "
+                "L1 (Redis) was restarted or failed over (epoch %s…, was %s…): nothing that stands in it "
                 "from before is believed, and the cache warms up anew.",
-                epoch.run_id[:8],
-                previous.run_id[:8],
+                _short(epoch.name),
+                _short(previous.name),
             )
+
+
+def _short(epoch: str) -> str:
+    return ".".join(part[:8] for part in epoch.split("."))
 
 
 def _is_wrong_epoch(exc: ResponseError) -> bool:

@@ -1,12 +1,13 @@
-"""The epoch: which Redis server process the keys belong to.
+"""The epoch: which reign of which Redis server process the keys belong to.
 
 A Redis that restarts from a snapshot, and a promoted replica, serve entries from the past. So the server's
-`run_id` stands in every key and in the text of every script. Scripts are not persisted: after a restart
-`EVALSHA` answers NOSCRIPT, the client asks for the `run_id` anew, and the old keys are never looked at again.
+`run_id` (new with every process) and its `master_replid` (new with every promotion, so that a server that was
+master before, and is again, is told from its former self) stand in every key and in the text of every script.
+A script that meets another reign than its own answers with an error, or is not there at all (NOSCRIPT:
+scripts are not persisted); the client then asks who is reigning, and the old keys are never looked at again.
 
-Before version 7, Redis did copy scripts: to replicas, into the append-only file, and into the snapshots of a
-server that has replicas. There NOSCRIPT cannot be relied on, so on those servers the script itself asks the
-server for its `run_id` and answers with an error if it is not the one in its text (6 µs a call in Redis 6.2).
+NOSCRIPT alone cannot be relied on. A server keeps its scripts while another one reigns. And before version 7,
+Redis copied scripts: to replicas, into the append-only file, and into snapshots of a server with replicas.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from glasspoint.errors import L1Error
@@ -36,7 +37,7 @@ WRONG_EPOCH = "WRONGEPOCH"
 _KEY_FORMAT = 1
 _STEPS = ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "warm_up", "drop")
 _GUARD = """
-if not string.find(redis.call('INFO', 'server'), 'run_id:{run_id}', 1, true) then
+if not string.find(redis.call('INFO', '{section}'), '{field}:{value}', 1, true) then
   return redis.error_reply('{code} this server is another one now')
 end
 """
@@ -44,16 +45,16 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """Key prefix and scripts of one server process; a client swaps all of it at once.
+    """Key prefix and scripts of one reign; a client swaps all of it at once.
 
     Attributes:
-        run_id: The server's own name for its process, 40 hexadecimal digits.
+        name: `<run_id>.<master_replid>`, as the server says them, 40 hexadecimal digits each.
         version: The server's version, as it says it.
         prefix: What every key begins with.
         shas: Step -> SHA-1 of its script, loaded.
     """
 
-    run_id: str
+    name: str
     version: str
     prefix: str
     shas: dict[str, str]
@@ -62,6 +63,11 @@ class Epoch:
         """Return the scope's key. Thread and namespace are percent-encoded, so no two scopes can share one;
         the braces make the thread the cluster hash tag."""
         return f"{self.prefix}{{{_quote(scope.thread_id)}}}:{_quote(scope.checkpoint_ns)}"
+
+
+class _Reign(NamedTuple):
+    run_id: str
+    master_replid: str
 
 
 class EpochKeeper:
@@ -88,7 +94,7 @@ class EpochKeeper:
         return self._epoch
 
     def distrust(self) -> None:
-        """After any connection error: ask the server for its `run_id` before the next step."""
+        """After any connection error: ask the server who it is before the next step."""
         self._trusted = False
 
     async def current(self) -> Epoch:
@@ -108,52 +114,65 @@ class EpochKeeper:
             if self._trusted and self._epoch is not None and self._epoch is not wrong:
                 return self._epoch
             self._trusted = False
-            epoch = await self._load(await self._server())
+            epoch = await self._load(*await self._reign())
             previous, self._epoch, self._trusted = self._epoch, epoch, True
-            if previous is None or previous.run_id != epoch.run_id:
+            if previous is None or previous.name != epoch.name:
                 self._changed(epoch, previous)
             return epoch
 
-    async def _server(self) -> dict[str, Any]:
-        server: dict[str, Any] = await self._redis.info("server")
-        if not server.get("run_id"):
-            raise L1Error(
-                "Redis does not say its run_id (INFO server): Glasspoint needs it to tell a restarted server "
-                "from the one before. Connect to Redis itself, not through a proxy that hides it, and let "
-                "the user run INFO."
-            )
-        return server
-
-    async def _load(self, server: dict[str, Any]) -> Epoch:
-        run_id, version = str(server["run_id"]), str(server.get("redis_version", ""))
-        texts = _script_texts(run_id, guarded=_copies_scripts(version))
-        # One pipeline is one connection, and one connection is one server process: INFO among the loads says
-        # whether the scripts went to the process whose run_id stands in them.
+    async def _reign(self) -> tuple[_Reign, str]:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.info("server")
+            pipe.info("replication")
+            server, replication = await pipe.execute()
+        return _reign(server, replication), str(server.get("redis_version", ""))
+
+    async def _load(self, reign: _Reign, version: str) -> Epoch:
+        texts = _script_texts(reign, copied=_copies_scripts(version))
+        # One pipeline is one connection, and one connection is one server process: INFO among the loads says
+        # whether the scripts went to the server that they name.
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.info("server")
+            pipe.info("replication")
             for text in texts.values():
                 pipe.script_load(text)
-            answers = await pipe.execute()
-        if str(answers[0].get("run_id")) != run_id:
+            server, replication, *_ = await pipe.execute()
+        if _reign(server, replication) != reign:
             raise L1Error(
                 "Redis changed between two commands (a failover under way?); the next call tries again."
             )
-        prefix = f"{self._key_prefix}:{_KEY_FORMAT}:{run_id}:"
+        name = f"{reign.run_id}.{reign.master_replid}"
+        prefix = f"{self._key_prefix}:{_KEY_FORMAT}:{name}:"
         shas = {
             step: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
             for step, text in texts.items()
         }
-        return Epoch(run_id, version, prefix, shas)
+        return Epoch(name, version, prefix, shas)
 
 
-def _script_texts(run_id: str, *, guarded: bool) -> dict[str, str]:
+def _reign(server: dict[str, Any], replication: dict[str, Any]) -> _Reign:
+    reign = _Reign(str(server.get("run_id") or ""), str(replication.get("master_replid") or ""))
+    if not all(reign):
+        raise L1Error(
+            "Redis does not say its run_id (INFO server) or its master_replid (INFO replication): Glasspoint "
+            "needs them to tell a restarted or promoted server from the one before. Connect to Redis itself, "
+            "not through a proxy that hides them, and let the user run INFO."
+        )
+    return reign
+
+
+def _script_texts(reign: _Reign, *, copied: bool) -> dict[str, str]:
     folder = resources.files("glasspoint.l1") / "scripts"
-    guard = _GUARD.format(run_id=run_id, code=WRONG_EPOCH) if guarded else ""
+    guard = _guard("replication", "master_replid", reign.master_replid)
+    if copied:
+        guard += _guard("server", "run_id", reign.run_id)
     prelude = (folder / "prelude.lua").read_text("utf-8")
-    return {
-        step: f"-- epoch {run_id}\n{guard}{prelude}{(folder / f'{step}.lua').read_text('utf-8')}"
-        for step in _STEPS
-    }
+    head = f"-- epoch {reign.run_id}.{reign.master_replid}\n{guard}{prelude}"
+    return {step: head + (folder / f"{step}.lua").read_text("utf-8") for step in _STEPS}
+
+
+def _guard(section: str, field: str, value: str) -> str:
+    return _GUARD.format(code=WRONG_EPOCH, section=section, field=field, value=value)
 
 
 def _copies_scripts(version: str) -> bool:

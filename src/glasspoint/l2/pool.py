@@ -66,6 +66,7 @@ async def open_pool(
     timeout_seconds: float,
     connect_timeout_seconds: float,
     prepare_threshold: int | None,
+    statement_timeout_seconds: float,
 ) -> Pool:
     """Open a pool of autocommit connections.
 
@@ -76,6 +77,9 @@ async def open_pool(
         connect_timeout_seconds: How long the first connection may take.
         prepare_threshold: After how many uses a statement is prepared; 0 at once, `None` never (PgBouncer in
             transaction mode).
+        statement_timeout_seconds: After so long PostgreSQL gives a statement up. Not set where statements are
+            never prepared: behind PgBouncer it would stick to connections that others use too; give the role
+            one.
 
     Raises:
         ConfigurationError: The connection string cannot be understood.
@@ -83,6 +87,11 @@ async def open_pool(
     """
     conninfo = postgres_conninfo(conn_string)
     await _probe(conninfo, connect_timeout_seconds)
+
+    async def configure(connection: psycopg.AsyncConnection[DictRow]) -> None:
+        milliseconds = str(int(statement_timeout_seconds * 1000))
+        await connection.execute("SELECT set_config('statement_timeout', %s, false)", (milliseconds,))
+
     pool: Pool = AsyncConnectionPool(
         conninfo,
         # Autocommit: a call is one statement, and upstream's migrations cannot run in a transaction.
@@ -92,6 +101,7 @@ async def open_pool(
         timeout=timeout_seconds,
         max_idle=300,
         max_lifetime=1800,
+        configure=None if prepare_threshold is None else configure,
         name="glasspoint",
         open=False,
     )

@@ -99,7 +99,7 @@ SELECT %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(task_id)s, %(task_
 FROM unnest(%(idxs)s::int[], %(channels)s::text[], %(types)s::text[], %(blobs)b::bytea[])
   AS w (idx, channel, type, blob)
 ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) {action}
-RETURNING idx, (xmax <> 0) AS overwrote
+RETURNING idx, task_path, (xmax <> 0) AS overwrote
 """
 
 PUT_WRITES = _INSERT_WRITES.format(action="DO NOTHING")
@@ -108,8 +108,9 @@ PUT_WRITES = _INSERT_WRITES.format(action="DO NOTHING")
 UPSERT_WRITES = _INSERT_WRITES.format(
     action="DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
 )
-"""Store a task's special writes, replacing what is there. Returns a row for each, and whether it replaced:
-a row version that an upsert inserted has no `xmax`, one that it updated carries the lock it took first."""
+"""Store a task's special writes, replacing what is there, but for the task path. Returns a row for each, and
+whether it replaced: a row version that an upsert inserted has no `xmax`, one that it updated carries the lock
+that it took first."""
 
 DELETE_THREAD = """
 WITH c AS (DELETE FROM checkpoints WHERE thread_id = %(thread_id)s RETURNING checkpoint_ns),

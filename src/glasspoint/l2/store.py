@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -25,7 +26,7 @@ from glasspoint.l2 import statements
 from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
-__all__ = ["PutAnswer", "Store", "WritesAnswer", "certainly_unchanged"]
+__all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer", "certainly_unchanged", "may_still_run"]
+
+Ready = Callable[[Any], Awaitable[None]]
+"""Awaited with the connection in hand, before anything is sent on it; for `may_still_run`, later."""
 
 # Any number will do as long as all who set the tables up take the same.
 _SETUP_LOCK = 0x676C617373  # "glass"
@@ -71,12 +75,17 @@ class Store:
         telemetry: Who is told of every statement and every wait.
 
         Raises:
-            ConfigurationError: It is in pipeline mode, where a call returns before PostgreSQL has done it.
+            ConfigurationError: With it a call would return before PostgreSQL has its write for good.
         """
         if upstream.pipe is not None:
             raise ConfigurationError(
                 "The AsyncPostgresSaver is in pipeline mode, where a write returns before it is durable: "
                 "give it a pool, or a connection without pipeline=True."
+            )
+        if isinstance(upstream.conn, psycopg.AsyncConnection) and not upstream.conn.autocommit:
+            raise ConfigurationError(
+                "The AsyncPostgresSaver works on a connection without autocommit, where a write returns "
+                "before it is durable: connect with autocommit=True, or give it a pool."
             )
         self._upstream = upstream
         self._telemetry = telemetry
@@ -98,7 +107,8 @@ class Store:
         """
         async with self._connection(None) as conn:
             if await self._schema_version(conn) < len(AsyncPostgresSaver.MIGRATIONS) - 1:
-                await self._migrate(conn)
+                async with _unbounded(conn):
+                    await self._migrate(conn)
             return conn.info.server_version
 
     async def select(self, scope: Scope, checkpoint_id: str | None) -> StoredCheckpoint | None:
@@ -110,11 +120,11 @@ class Store:
                 row = await _fetch_one(conn, sql, params)
         return None if row is None else _stored_checkpoint(scope, row)
 
-    async def put(self, scope: Scope, put: EncodedPut, ready: Callable[[], Awaitable[None]]) -> PutAnswer:
+    async def put(self, scope: Scope, put: EncodedPut, ready: Ready) -> PutAnswer:
         """Store a checkpoint.
 
         Args:
-            ready: Awaited with the connection in hand, before anything is sent to PostgreSQL.
+            ready: See `Ready`.
         """
         channels = sorted(put.blobs)  # in one order, so that two puts never wait for each other in a circle
         bare = {**put.inline, **put.voids}
@@ -132,7 +142,7 @@ class Store:
             "bare_versions": list(bare.values()),
         }
         async with self._connection(scope) as conn:
-            await ready()
+            await ready(conn)
             with self._telemetry.step("l2.put", scope):
                 row = await _fetch_one(conn, statements.PUT, params)
         assert row is not None  # a SELECT without FROM
@@ -144,7 +154,7 @@ class Store:
         scope: Scope,
         checkpoint_id: str,
         writes: list[EncodedWrite],
-        ready: Callable[[], Awaitable[None]],
+        ready: Ready,
         *,
         upsert: bool,
     ) -> WritesAnswer:
@@ -153,7 +163,7 @@ class Store:
         Args:
             writes: All of one task, each `idx` once.
             upsert: Replace what is there; otherwise it stays.
-            ready: Awaited with the connection in hand, before anything is sent to PostgreSQL.
+            ready: See `Ready`.
         """
         sql = statements.UPSERT_WRITES if upsert else statements.PUT_WRITES
         params = {
@@ -167,11 +177,12 @@ class Store:
             "blobs": [w.value.data for w in writes],
         }
         async with self._connection(scope) as conn:
-            await ready()
+            await ready(conn)
             with self._telemetry.step("l2.put_writes", scope):
                 rows = await _fetch_all(conn, sql, params)
-        stored = {idx for idx, _ in rows}
-        return WritesAnswer([w for w in writes if w.idx in stored], any(overwrote for _, overwrote in rows))
+        paths = {idx: path for idx, path, _ in rows}
+        stored = [w._replace(task_path=paths[w.idx]) for w in writes if w.idx in paths]
+        return WritesAnswer(stored, any(overwrote for *_, overwrote in rows))
 
     async def delete_thread(
         self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[None]]
@@ -185,6 +196,7 @@ class Store:
         async with self._connection(None) as conn:
             with self._telemetry.step("l2.delete_thread", None):
                 async with conn.transaction():
+                    await conn.execute("SET LOCAL statement_timeout = 0")
                     rows = await _fetch_all(conn, statements.DELETE_THREAD, {"thread_id": thread_id})
                     await before_commit([namespace for (namespace,) in rows])
 
@@ -201,7 +213,9 @@ class Store:
         that asks the saver for more while it iterates must not wait for the connection that it holds."""
         async with self._connection(None) as conn:
             with self._telemetry.step("l2.list", None):
-                return [t async for t in AsyncPostgresSaver(conn, serde=serde).alist(config, **options)]
+                async with conn.transaction():
+                    await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
+                    return [t async for t in AsyncPostgresSaver(conn, serde=serde).alist(config, **options)]
 
     async def delta_history(
         self, serde: SerializerProtocol, config: RunnableConfig, channels: Sequence[str]
@@ -261,10 +275,6 @@ class Store:
         return -1 if row is None or row[0] is None else cast("int", row[0])
 
     async def _migrate(self, conn: psycopg.AsyncConnection[DictRow]) -> None:
-        # Upstream's CREATE INDEX CONCURRENTLY cannot run in a transaction.
-        autocommit = conn.autocommit
-        await conn.rollback()
-        await conn.set_autocommit(True)
         # Tried again and again, not waited for: a waiting statement holds a snapshot, and CREATE INDEX
         # CONCURRENTLY waits for all snapshots. The two would never end.
         while not await self._try_setup_lock(conn):  # noqa: ASYNC110 - another process lets go, not a task
@@ -280,7 +290,6 @@ class Store:
         finally:
             if not conn.closed:
                 await conn.execute("SELECT pg_advisory_unlock(%s)", (_SETUP_LOCK,))
-                await conn.set_autocommit(autocommit)
 
     @staticmethod
     async def _try_setup_lock(conn: psycopg.AsyncConnection[DictRow]) -> bool:
@@ -301,6 +310,33 @@ def certainly_unchanged(error: BaseException) -> bool:
         return True
     sqlstate = cause.sqlstate if isinstance(cause, psycopg.Error) else None
     return sqlstate is not None and not sqlstate.startswith(("08", "57P"))
+
+
+def may_still_run(connection: Any) -> bool:
+    """Tell whether a statement that failed, or was cancelled, may still be running in PostgreSQL.
+
+    Not if its connection is idle again: psycopg has had the server's last word on it then.
+    """
+    if not isinstance(connection, psycopg.AsyncConnection) or connection.closed:
+        return True
+    return connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE
+
+
+@asynccontextmanager
+async def _unbounded(conn: psycopg.AsyncConnection[DictRow]) -> AsyncIterator[None]:
+    """Outside any transaction, and without the statement timeout that is meant for the hot path."""
+    autocommit = conn.autocommit
+    await conn.rollback()
+    await conn.set_autocommit(True)
+    row = await _fetch_one(conn, "SELECT current_setting('statement_timeout')", {})
+    await conn.execute("SET statement_timeout = 0")
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            if row is not None:
+                await conn.execute("SELECT set_config('statement_timeout', %s, false)", row)
+            await conn.set_autocommit(autocommit)
 
 
 async def _fetch_one(

@@ -1,11 +1,12 @@
 -- BEGIN: a write is on its way to L2.
 --
 -- ARGV  1 token  2 intent TTL, ms
--- returns 1
+-- returns the intent, to be quoted by COMMIT, ABORT or DROP
 -- guards  Fresh: from now on no reader gets the image, and no reader that looked at L2 before may warm up.
 redis.call('HDEL', KEY, 'lease')
-redis.call('HSET', KEY, 'i:' .. ARGV[1], string.format('%.0f:1', now_ms() + ARGV[2]))
+local intent = unique(ARGV[1])
+redis.call('HSET', KEY, 'i:' .. intent, string.format('%.0f:1', now_ms() + ARGV[2]))
 if redis.call('PTTL', KEY) < tonumber(ARGV[2]) then
   redis.call('PEXPIRE', KEY, ARGV[2])
 end
-return 1
+return intent

@@ -1,37 +1,42 @@
 -- COMMIT_PUT: L2 has the checkpoint; make it the image, unless anything speaks against it.
 --
--- ARGV  1 token  2 new checkpoint id  3 '1' if L2 says that it is the newest and that its values stand there
---       as sent  4 entry TTL, ms  5 n = number of known writes  6 m = number of fields with values
+-- ARGV  1 intent  2 new checkpoint id  3 '1' if L2 says that it is the newest and that its values stand there
+--       as sent  4 '1' if it brings every channel that it names  5 entry TTL, ms
+--       6 n = number of known writes  7 m = number of fields with values
 --       then n field names w:…, then m pairs (name, value), then pairs (c:<channel>, version) of channels
 --       that have no value at this version
 -- returns 1 applied, 0 discarded
 -- guards  Fresh and No phantom:
 --         own intent gone, late or disarmed: a reader may have warmed up the state before this write;
 --         not the newest, or not greater than the image: another writer is ahead;
+--         no image is there to take the other channels from: it would be incomplete;
 --         a write that L2 knows is not here: an image without it would make LangGraph run a task twice.
 --         The writes are compared by name, not by number: one that never came here and one that L2 stored
 --         after it was asked would add up.
-local id, known, valued = ARGV[2], tonumber(ARGV[5]), tonumber(ARGV[6])
+local id, known, valued = ARGV[2], tonumber(ARGV[6]), tonumber(ARGV[7])
 local current = redis.call('HGET', KEY, 'id')
-if not settle(ARGV[1]) or ARGV[3] ~= '1' or (current and id <= current) then
+local may_install = settle(ARGV[1])
+if not may_install or ARGV[3] ~= '1' or (current and id <= current) or (not current and ARGV[4] ~= '1') then
   discard()
   return 0
 end
-for i = 7, 6 + known do
+for i = 8, 7 + known do
   if redis.call('HEXISTS', KEY, ARGV[i]) == 0 then
     discard()
     return 0
   end
 end
+local others = false
 for _, field in ipairs(redis.call('HKEYS', KEY)) do
   -- w:<checkpoint id>:…, and ids are 36 characters long
   if string.sub(field, 1, 2) == 'w:' and string.sub(field, 3, 38) < id then
     redis.call('HDEL', KEY, field)
   end
+  others = others or is_intent(field)
 end
 redis.call('HSET', KEY, 'id', id)
-set_fields(7 + known, 6 + known + 2 * valued)
-for i = 7 + known + 2 * valued, #ARGV, 2 do
+set_fields(8 + known, 7 + known + 2 * valued)
+for i = 8 + known + 2 * valued, #ARGV, 2 do
   -- A value at this very version was put there by whoever stored it in L2, after L2 told us of none.
   local there = redis.call('HGET', KEY, ARGV[i])
   local value_of_version = ARGV[i + 1] .. '\0'
@@ -39,5 +44,6 @@ for i = 7 + known + 2 * valued, #ARGV, 2 do
     redis.call('HSET', KEY, ARGV[i], ARGV[i + 1])
   end
 end
-redis.call('PEXPIRE', KEY, ARGV[4])
+-- Never sooner than another write's intent: it must not be forgotten before its deadline.
+if not others or redis.call('PTTL', KEY) < tonumber(ARGV[5]) then redis.call('PEXPIRE', KEY, ARGV[5]) end
 return 1

@@ -1,9 +1,9 @@
 -- COMMIT_WRITES: L2 has these pending writes of a checkpoint; keep them with the image, or early for it.
 --
--- ARGV  1 token  2 checkpoint id  3 entry TTL, ms  4 '1' if L2 overwrote older writes with some of these
+-- ARGV  1 intent  2 checkpoint id  3 entry TTL, ms  4 '1' if L2 overwrote older writes with some of these
 --       then pairs (w:<checkpoint>:<task>:<idx>, value), only of writes that L2 stored
--- returns 1 applied to the image, 2 kept early (the put of their checkpoint is under way), 3 skipped (of no
---         use to the image), 0 discarded
+-- returns 1 applied to the image, 2 kept early (LangGraph starts a checkpoint's tasks before it puts the
+--         checkpoint), 3 skipped (the image is newer), 0 discarded
 -- guards  Fresh: own intent gone, late or disarmed discards, as in COMMIT_PUT (after DROP it would leave a
 --         phantom). First come stays, as in L2, where only the special channels overwrite; and when L2 says
 --         that it did overwrite while another write is under way, the order of the two is not known here.
@@ -15,15 +15,9 @@ end
 local current = redis.call('HGET', KEY, 'id')
 if current and id < current then return 3 end
 local overwrote = ARGV[4] == '1'
-local others = (overwrote or current ~= id) and has_live_intent()
-if overwrote and others then
+if overwrote and has_live_intent() then
   discard()
   return 0
-end
-if current ~= id and not others then
-  -- Nobody will ask for these soon, and what stands here of them may be older than what L2 has now.
-  for i = 5, #ARGV, 2 do redis.call('HDEL', KEY, ARGV[i]) end
-  return 3
 end
 for i = 5, #ARGV, 2 do
   redis.call(overwrote and 'HSET' or 'HSETNX', KEY, ARGV[i], ARGV[i + 1])

@@ -1,13 +1,21 @@
 -- What every step shares; it stands in front of each script's text.
 --
 -- KEYS[1]  the entry: one hash a scope. Fields: id, head, c:<channel>, w:<checkpoint>:<task>:<idx>,
---          i:<token> (an intent: "<deadline>:<1 armed | 0 disarmed>"), lease (a reader's token).
+--          i:<intent> ("<deadline>:<1 armed | 0 disarmed>"), lease (a reader's).
 -- All deadlines are milliseconds on this server's clock, so no two machines' clocks are ever compared.
 local KEY = KEYS[1]
 
 local function now_ms()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- The name under which an intent or a lease stands here. The client's token alone is not enough: a client
+-- that gets no answer sends the same step again, and the first one may still be on its way. Arriving late, it
+-- makes an intent or a lease of another name, which nobody will ever quote.
+local function unique(token)
+  local t = redis.call('TIME')
+  return token .. '.' .. t[1] .. '.' .. t[2]
 end
 
 -- The deadline of an intent, and whether it may still install an image.
@@ -22,9 +30,9 @@ end
 
 -- Takes the caller's own intent away, and every reader's lease. Returns whether this write may still
 -- change the entry: its intent stood there, in time, and no discard has disarmed it since BEGIN.
-local function settle(token)
-  local own = redis.call('HGET', KEY, 'i:' .. token)
-  redis.call('HDEL', KEY, 'i:' .. token, 'lease')
+local function settle(intent)
+  local own = redis.call('HGET', KEY, 'i:' .. intent)
+  redis.call('HDEL', KEY, 'i:' .. intent, 'lease')
   if not own then return false end
   local deadline, armed = parse_intent(own)
   return armed and deadline > now_ms()

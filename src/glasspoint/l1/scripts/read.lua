@@ -1,7 +1,7 @@
 -- READ: the image, or the right to warm the entry up.
 --
 -- ARGV  1 token  2 checkpoint id asked for, '' for the newest  3 entry TTL, ms  4 lease TTL, ms
--- returns {0} MISS (a lease was left only if the newest was asked for), {1, fields} HIT, {2} BUSY,
+-- returns {0, lease} MISS (no lease if another than the newest was asked for), {1, fields} HIT, {2} BUSY,
 --         {3} HISTORICAL: an image is there, of another checkpoint
 -- guards  Fresh: no image is returned while a write is under way. Crash-safe: an intent that outlived its
 --         deadline is a writer that died somewhere between BEGIN and COMMIT; nobody knows what L2 holds.
@@ -26,8 +26,8 @@ if id then
   redis.call('PEXPIRE', KEY, ARGV[3])
   return {1, fields}
 end
-if ARGV[2] == '' then
-  redis.call('HSET', KEY, 'lease', ARGV[1])
-  redis.call('PEXPIRE', KEY, ARGV[4])
-end
-return {0}
+if ARGV[2] ~= '' then return {0} end
+local lease = unique(ARGV[1])
+redis.call('HSET', KEY, 'lease', lease)
+redis.call('PEXPIRE', KEY, ARGV[4])
+return {0, lease}

@@ -1,6 +1,6 @@
 -- WARM_UP: store what a reader found in L2 after a miss.
 --
--- ARGV  1 token  2 entry TTL, ms  then pairs (field, value): id, head, c:…, w:…
+-- ARGV  1 lease  2 entry TTL, ms  then pairs (field, value): id, head, c:…, w:…
 -- returns 1 stored, 0 refused
 -- guards  Fresh: BEGIN takes the lease away, so the lease still being here says that no write has begun
 --         since this reader looked at L2. Eviction takes the lease too.
