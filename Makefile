@@ -1,0 +1,57 @@
+# Everything works on a machine that has nothing but make and Python 3.11, 3.12 or 3.13: each target makes
+# .venv and installs what it needs, once. Arguments go through ARGS, e.g.  ARGS="--once" make demo
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
+	--constraint constraints.txt --editable
+
+.PHONY: help demo test lint types bench-latency clean
+
+help:
+	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
+	@echo 'make test           all tests, on real servers'
+	@echo 'make lint           ruff, rules and format'
+	@echo 'make types          mypy --strict on src'
+	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
+	@echo 'make clean          remove .venv, caches and build products'
+	@echo 'Arguments go through ARGS, e.g.  ARGS="--once" make demo'
+
+# With exec: Ctrl-C then meets the demo alone, which stops its servers before it ends.
+demo: $(VENV)/.installed-demo
+	@exec $(BIN)/glasspoint demo $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@exec $(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+bench-latency: $(VENV)/.installed-demo
+	@exec $(BIN)/python benchmarks/latency.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing Glasspoint with its demo into $(VENV): once, about a minute ...'
+	@$(INSTALL) '.[demo,otlp]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing Glasspoint with all that development needs into $(VENV): once, about a minute ...'
+	@$(INSTALL) '.[demo,otlp,test]'
+	@touch $@ $(VENV)/.installed-demo
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
+		echo 'Glasspoint needs Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
