@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
-from glasspoint.errors import ConfigurationError, L1UnavailableError, SaverClosedError
+from glasspoint.errors import ConfigurationError, L1Error, L1UnavailableError, SaverClosedError
 from glasspoint.l1 import client
 from glasspoint.l1.cache import Cache
 from glasspoint.l2 import pool as pools
@@ -19,7 +19,7 @@ from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Vitals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Iterator
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from redis.asyncio import Redis
@@ -36,7 +36,7 @@ _Answer = TypeVar("_Answer")
 _L1_TIMEOUT_SECONDS = 0.5
 _WRITE_DEADLINE_SECONDS = 10.0
 
-# How long readers heed an intent that nobody settles: the statement may be sent up to the write's deadline, and
+# How long readers heed an intent that nobody settles: a statement may be sent up to the write's deadline, and
 # PostgreSQL may work on it for as long again (`statement_timeout`). It must not land when the intent is gone.
 _DEADLINES_AN_INTENT_LASTS = 2
 _INTENT_MARGIN_SECONDS = 5.0
@@ -197,6 +197,8 @@ class ManagedSaver(BaseCheckpointSaver[str]):
             epoch = await self._l1.connect()
         except L1UnavailableError:
             return
+        except L1Error as exc:
+            raise ConfigurationError(f"This Redis cannot be the cache: {exc}") from exc
         self._lifetime.vitals.versions["redis"] = epoch.version
 
     async def close(self) -> None:
@@ -210,8 +212,8 @@ class ManagedSaver(BaseCheckpointSaver[str]):
             SchemaError: They are not there, and this role may not make them.
             L2UnavailableError: PostgreSQL cannot be reached.
         """
-        self._lifetime.check_open()
-        version = await self._l2.setup()
+        with self._lifetime.call():
+            version = await self._l2.setup()
         self._lifetime.vitals.versions["postgres"] = f"{version // 10000}.{version % 10000}"
 
 
@@ -223,8 +225,10 @@ class _Lifetime:
         self.vitals = Vitals(pool, redis, addresses)  # type: ignore[arg-type]
         self.owned = AsyncExitStack()
         self._telemetry = telemetry
+        self._calls = 0
         self._settling: set[asyncio.Task[Any]] = set()
         self._closed = False
+        self._idle = asyncio.Event()  # set once closed, and nothing is under way
         telemetry.opened(self.vitals)
 
     def check_open(self) -> None:
@@ -232,18 +236,40 @@ class _Lifetime:
         if self._closed:
             raise SaverClosedError("This saver was closed: open a new one, or close it later.")
 
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Wrap a call of the saver: not after `close`, which waits until all that have begun are answered."""
+        self.check_open()
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self._look()
+
     async def settle(self, work: Coroutine[Any, Any, _Answer]) -> _Answer:
         """Run to its end what must not be left half done, even if the caller is cancelled meanwhile."""
         task = asyncio.create_task(work)
         self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        task.add_done_callback(self._settled)
         return await asyncio.shield(task)
 
+    def _settled(self, task: asyncio.Task[Any]) -> None:
+        self._settling.discard(task)
+        self._look()
+
+    def _look(self) -> None:
+        if self._closed and not self._calls and not self._settling:
+            self._idle.set()
+
     async def close(self) -> None:
+        """Wait for what is under way (its deadlines bound that), then close what was opened here."""
         if self._closed:
             return
         self._closed = True
-        if self._settling:
-            await asyncio.wait(self._settling)
-        self._telemetry.closed(self.vitals)
-        await self.owned.aclose()
+        self._look()
+        try:
+            await self._idle.wait()
+        finally:
+            self._telemetry.closed(self.vitals)
+            await self.owned.aclose()

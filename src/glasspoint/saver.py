@@ -91,8 +91,7 @@ class CachedPostgresSaver(ManagedSaver):
             L2UnavailableError: PostgreSQL was asked and did not answer.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
-        self._lifetime.check_open()
-        with self._telemetry.operation("get_tuple", scope) as operation:
+        with self._lifetime.call(), self._telemetry.operation("get_tuple", scope) as operation:
             reading = await self._l1.read(scope, checkpoint_id)
             if reading.image is not None:
                 try:
@@ -135,8 +134,10 @@ class CachedPostgresSaver(ManagedSaver):
             L2UnavailableError: PostgreSQL did not answer.
         """
         scope = scope_of(config) if config is not None else None
-        self._lifetime.check_open()
-        with self._telemetry.operation("list", scope) as operation:
+        for named in (config, before):
+            if named is not None:
+                checkpoint_id_of(named)  # checked here, before PostgreSQL stumbles over it
+        with self._lifetime.call(), self._telemetry.operation("list", scope) as operation:
             operation.served_by = "l2"
             tuples = await self._l2.list(self.serde, config, filter=filter, before=before, limit=limit)
         for each in tuples:
@@ -155,8 +156,8 @@ class CachedPostgresSaver(ManagedSaver):
             For every channel its writes, oldest first, and the value that they start from, if there is one.
         """
         scope = scope_of(config)
-        self._lifetime.check_open()
-        with self._telemetry.operation("delta_history", scope) as operation:
+        checkpoint_id_of(config)
+        with self._lifetime.call(), self._telemetry.operation("delta_history", scope) as operation:
             operation.served_by = "l2"
             return await self._l2.delta_history(self.serde, config, channels)
 
@@ -187,8 +188,7 @@ class CachedPostgresSaver(ManagedSaver):
             L2DeadlineError: It did not answer before the write's deadline; the same holds.
         """
         scope, parent_id = scope_of(config), checkpoint_id_of(config)
-        self._lifetime.check_open()
-        with self._telemetry.operation("put", scope) as operation:
+        with self._lifetime.call(), self._telemetry.operation("put", scope) as operation:
             started = perf_counter()
             put = codec.encode_put(self.serde, config, parent_id, checkpoint, metadata, new_versions)
             operation.encode_seconds = perf_counter() - started
@@ -222,8 +222,7 @@ class CachedPostgresSaver(ManagedSaver):
             As `aput`.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
-        self._lifetime.check_open()
-        with self._telemetry.operation("put_writes", scope) as operation:
+        with self._lifetime.call(), self._telemetry.operation("put_writes", scope) as operation:
             started = perf_counter()
             upsert = all(channel in WRITES_IDX_MAP for channel, _ in writes)
             encoded = codec.encode_writes(self.serde, writes, task_id, task_path, last_wins=upsert)
@@ -255,7 +254,6 @@ class CachedPostgresSaver(ManagedSaver):
             L2UnavailableError: PostgreSQL did not answer; whether it deleted is not known.
         """
         validate_thread_id(thread_id)
-        self._lifetime.check_open()
         scopes: list[Scope] = []
         intents: list[Intent] = []
 
@@ -263,7 +261,7 @@ class CachedPostgresSaver(ManagedSaver):
             scopes.extend(Scope(thread_id, namespace) for namespace in namespaces)
             intents.extend(await _for_each(scopes, self._l1.begin))
 
-        with self._telemetry.operation("delete_thread", Scope(thread_id, "")):
+        with self._lifetime.call(), self._telemetry.operation("delete_thread", Scope(thread_id, "")):
             in_doubt = True
             try:
                 await self._l2.delete_thread(thread_id, block_readers)

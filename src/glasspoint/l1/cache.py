@@ -13,7 +13,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, AuthorizationError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from glasspoint.errors import L1Error, L1UnavailableError
@@ -276,6 +276,8 @@ class Cache:
             )
         if isinstance(exc, L1Error):
             return exc
+        if isinstance(exc, AuthenticationError | AuthorizationError):
+            return L1Error("Redis refuses this user or password.")
         kind = L1Error if isinstance(exc, ResponseError) else L1UnavailableError
         waited = f" within {self._timeout} s" if isinstance(exc, TimeoutError | RedisTimeoutError) else ""
         return kind(f"Redis did not do its part{waited} ({reason}); PostgreSQL answers alone meanwhile.")

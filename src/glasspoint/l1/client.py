@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from glasspoint.errors import ConfigurationError
+from glasspoint.urls import split_url
 
 __all__ = ["address_of", "check_redis", "open_redis"]
 
 _SCHEMES = ("redis", "rediss", "unix")
+_EXAMPLE = "redis://user:password@host:6379/0"
 
 
 def open_redis(url: object, *, timeout_seconds: float) -> Redis:
@@ -25,13 +25,8 @@ def open_redis(url: object, *, timeout_seconds: float) -> Redis:
     Raises:
         ConfigurationError: The URL cannot be understood. Its text is not repeated: it may hold a password.
     """
+    split_url(url, "Redis", _SCHEMES, _EXAMPLE)
     try:
-        scheme = urlsplit(url).scheme if isinstance(url, str) else type(url).__name__
-        if scheme not in _SCHEMES:
-            raise ConfigurationError(
-                f"The Redis URL begins with {scheme!r}: it must be redis://, rediss:// (TLS) or unix://, for "
-                "example redis://localhost:6379/0."
-            )
         redis: Redis = Redis.from_url(
             str(url),
             socket_timeout=timeout_seconds,
@@ -40,12 +35,11 @@ def open_redis(url: object, *, timeout_seconds: float) -> Redis:
             # Every step may run twice; waiting longer than that costs more than asking PostgreSQL.
             retry=Retry(NoBackoff(), 1),
         )
-    except ConfigurationError:
-        raise
+        redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # an unknown option shows here
     except Exception as exc:
         raise ConfigurationError(
-            f"The Redis URL cannot be understood ({type(exc).__name__}): it must look like "
-            "redis://user:password@host:6379/0, with special characters of the password percent-encoded."
+            f"The Redis URL cannot be understood ({type(exc).__name__}): it must look like {_EXAMPLE}, with "
+            "no options in its query but those of redis-py."
         ) from None
     return check_redis(redis)
 

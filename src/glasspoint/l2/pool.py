@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -12,6 +12,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from glasspoint.errors import ConfigurationError, L2UnavailableError
+from glasspoint.urls import split_url
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -107,8 +108,10 @@ async def open_pool(
     )
     try:
         await pool.open(wait=True, timeout=connect_timeout_seconds)
-    except PoolTimeout as exc:
+    except BaseException as exc:  # a cancellation too: the pool's workers would go on for ever
         await pool.close()
+        if not isinstance(exc, PoolTimeout):
+            raise
         raise L2UnavailableError(
             f"PostgreSQL gave fewer than {min_size} connections within {connect_timeout_seconds} s: check "
             "its max_connections, or ask for fewer with pool_min_size."
@@ -143,20 +146,11 @@ async def _probe(conninfo: str, timeout_seconds: float) -> None:
 
 
 def _from_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise ConfigurationError(
-            f"The PostgreSQL URL cannot be understood: it must look like {_EXAMPLE}."
-        ) from None
-    if parts.scheme not in _SCHEMES:
-        raise ConfigurationError(
-            f"The PostgreSQL URL begins with {parts.scheme!r}: it must be one of "
-            f"{', '.join(f'{s}://' for s in sorted(_SCHEMES))}, for example {_EXAMPLE}."
-        )
+    parts = split_url(url, "PostgreSQL", _SCHEMES, _EXAMPLE)
     query = [_libpq_parameter(k, v) for k, v in parse_qsl(parts.query, keep_blank_values=True)]
     encoded = "&".join(f"{quote(k, safe='')}={quote(v, safe='/')}" for k, v in query)
-    return urlunsplit(("postgresql", parts.netloc, parts.path, encoded, ""))
+    # Put together by hand: an empty host (a unix socket in the query) needs its two slashes.
+    return f"postgresql://{parts.netloc}{parts.path}{'?' if encoded else ''}{encoded}"
 
 
 def _libpq_parameter(name: str, value: str) -> tuple[str, str]:

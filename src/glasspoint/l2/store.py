@@ -241,10 +241,21 @@ class Store:
                 "too small for the load (pool_max_size), or the server does not answer."
             ) from exc
         except PoolClosed as exc:
-            raise SaverClosedError("The connection pool is closed: open a new saver.") from exc
+            raise SaverClosedError("The connection pool is not open: open it, or open a new saver.") from exc
         except psycopg.errors.UndefinedTable as exc:
             raise SchemaError(
                 "The checkpoint tables are not there: call `await saver.setup()` once, before the first use."
+            ) from exc
+        except psycopg.errors.InsufficientPrivilege as exc:
+            raise SchemaError(
+                "The role that the saver connects with may not use the checkpoint tables: GRANT SELECT, "
+                "INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes, and SELECT ON "
+                "checkpoint_migrations."
+            ) from exc
+        except psycopg.errors.ReadOnlySqlTransaction as exc:
+            raise L2UnavailableError(
+                "PostgreSQL takes no writes here: a standby, or a primary that a failover has demoted. "
+                "Connect to the primary."
             ) from exc
         except psycopg.OperationalError as exc:
             if exc.sqlstate is not None and not exc.sqlstate.startswith(("08", "57P")):
