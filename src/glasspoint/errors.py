@@ -44,7 +44,7 @@ class L2UnavailableError(GlasspointError, ConnectionError):
 
 
 class L2DeadlineError(GlasspointError, TimeoutError):
-    """A write did not finish within its deadline; whether PostgreSQL has it is not known."""
+    """PostgreSQL did not finish in time; the message says whether anything of it may have been done."""
 
 
 class SchemaError(GlasspointError, PermissionError):

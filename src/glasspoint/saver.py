@@ -322,7 +322,7 @@ class _WriteThrough:
         except BaseException as exc:
             unchanged = self._sent_at is None or certainly_unchanged(exc)
             await self._lifetime.settle(self._abandon(unchanged=unchanged))
-            if isinstance(exc, TimeoutError):
+            if isinstance(exc, TimeoutError) and not isinstance(exc, L2DeadlineError):
                 raise L2DeadlineError(
                     f"PostgreSQL did not finish a write within {self._deadline} s; whether it has it is not "
                     "known. The write may be repeated: it stores the same again."

@@ -20,7 +20,7 @@ def open_redis(url: object, *, timeout_seconds: float) -> Redis:
 
     Args:
         url: Where Redis is; options of redis-py may stand in its query.
-        timeout_seconds: For connecting, and for each answer.
+        timeout_seconds: For connecting.
 
     Raises:
         ConfigurationError: The URL cannot be understood. Its text is not repeated: it may hold a password.
@@ -29,7 +29,8 @@ def open_redis(url: object, *, timeout_seconds: float) -> Redis:
     try:
         redis: Redis = Redis.from_url(
             str(url),
-            socket_timeout=timeout_seconds,
+            # None for answers: each step has a timeout round it already, see `Cache`.
+            socket_timeout=None,
             socket_connect_timeout=timeout_seconds,
             # One more try at once, on a fresh connection: an idle one may have been closed by the server.
             # Every step may run twice; waiting longer than that costs more than asking PostgreSQL.

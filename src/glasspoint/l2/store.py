@@ -21,7 +21,14 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint
-from glasspoint.errors import ConfigurationError, L2UnavailableError, SaverClosedError, SchemaError
+from glasspoint.errors import (
+    ConfigurationError,
+    GlasspointError,
+    L2DeadlineError,
+    L2UnavailableError,
+    SaverClosedError,
+    SchemaError,
+)
 from glasspoint.l2 import statements
 from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
 
@@ -257,6 +264,11 @@ class Store:
                 "PostgreSQL takes no writes here: a standby, or a primary that a failover has demoted. "
                 "Connect to the primary."
             ) from exc
+        except psycopg.errors.QueryCanceled as exc:
+            raise L2DeadlineError(
+                "PostgreSQL gave a statement up, after its statement_timeout or because somebody cancelled "
+                "it. Nothing of it was done; the call may be repeated."
+            ) from exc
         except psycopg.OperationalError as exc:
             if exc.sqlstate is not None and not exc.sqlstate.startswith(("08", "57P")):
                 raise
@@ -314,9 +326,7 @@ def certainly_unchanged(error: BaseException) -> bool:
     It has if PostgreSQL itself answered with an error (a single statement is rolled back whole), or if it was
     never sent. A broken connection, a server that shuts down, a deadline or a cancellation leave it open.
     """
-    cause = (
-        error.__cause__ if isinstance(error, L2UnavailableError | SaverClosedError | SchemaError) else error
-    )
+    cause = error.__cause__ if isinstance(error, GlasspointError) else error
     if isinstance(cause, PoolTimeout | PoolClosed):
         return True
     sqlstate = cause.sqlstate if isinstance(cause, psycopg.Error) else None
