@@ -240,12 +240,18 @@ class _Lifetime:
     def call(self) -> Iterator[None]:
         """Wrap a call of the saver: not after `close`, which waits until all that have begun are answered."""
         self.check_open()
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
         self._calls += 1
         try:
             yield
         finally:
             self._calls -= 1
             self._look()
+        if task and task.cancelling() > cancels:
+            # redis-py and psycopg wait with asyncio.wait_for, which before Python 3.12 forgets a cancellation
+            # that comes as the wait is over.
+            raise asyncio.CancelledError
 
     async def settle(self, work: Coroutine[Any, Any, _Answer]) -> _Answer:
         """Run to its end what must not be left half done, even if the caller is cancelled meanwhile."""

@@ -242,18 +242,12 @@ class Cache:
 
     async def _run(self, step: str, scope: Scope, *args: Any) -> Any:
         """Run one script; every way in which Redis can fail becomes an `L1Error`."""
-        task = asyncio.current_task()
-        cancels = task.cancelling() if task else 0
         try:
             with self._telemetry.step(f"l1.{step}", scope):
                 async with asyncio.timeout(self._timeout):
                     answer = await self._evalsha(step, scope, *args)
         except (RedisError, OSError, TimeoutError, L1Error) as exc:
             raise self._unavailable(exc) from exc
-        if task and task.cancelling() > cancels:
-            # A client with a socket_timeout sends through asyncio.wait_for, which before Python 3.12 forgets
-            # a cancellation that comes as the send is done.
-            raise asyncio.CancelledError
         self._answered()
         return answer
 
