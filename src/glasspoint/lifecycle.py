@@ -101,7 +101,7 @@ class ManagedSaver(BaseCheckpointSaver[str]):
             intent_seconds=_DEADLINES_AN_INTENT_LASTS * write_deadline_seconds + _INTENT_MARGIN_SECONDS,
             timeout_seconds=l1_timeout_seconds,
         )
-        self._lifetime = _Lifetime(self._telemetry, redis, self._l2.pool)
+        self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
 
     @classmethod
     @asynccontextmanager
@@ -220,11 +220,12 @@ class ManagedSaver(BaseCheckpointSaver[str]):
 class _Lifetime:
     """What a saver holds, from opening to closing; the clones of `with_allowlist` share it."""
 
-    def __init__(self, telemetry: Telemetry, redis: Redis, pool: Pool | None) -> None:
-        addresses = {"l1": client.address_of(redis), "l2": pools.address_of(pool)}
-        self.vitals = Vitals(pool, redis, addresses)  # type: ignore[arg-type]
+    def __init__(self, telemetry: Telemetry, redis: Redis, store: Store) -> None:
+        addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.pool)}
+        self.vitals = Vitals(store.pool, redis, addresses)  # type: ignore[arg-type]
         self.owned = AsyncExitStack()
         self._telemetry = telemetry
+        self._store = store
         self._calls = 0
         self._settling: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -276,6 +277,7 @@ class _Lifetime:
         self._look()
         try:
             await self._idle.wait()
+            await self._store.drain()
         finally:
             self._telemetry.closed(self.vitals)
             await self.owned.aclose()

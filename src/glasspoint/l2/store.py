@@ -96,6 +96,7 @@ class Store:
             )
         self._upstream = upstream
         self._telemetry = telemetry
+        self._returning: set[asyncio.Task[None]] = set()
 
     @property
     def pool(self) -> Pool | None:
@@ -233,6 +234,11 @@ class Store:
                 upstream = AsyncPostgresSaver(conn, serde=serde)
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
 
+    async def drain(self) -> None:
+        """Wait until every connection is back in the pool, those of cancelled calls too."""
+        if self._returning:
+            await asyncio.wait(self._returning)
+
     @asynccontextmanager
     async def _connection(self, scope: Scope | None) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
         """Check a connection out; measure the wait; name what goes wrong."""
@@ -280,12 +286,21 @@ class Store:
     @asynccontextmanager
     async def _checkout(self) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
         conn = self._upstream.conn
-        if isinstance(conn, AsyncConnectionPool):
-            async with conn.connection() as checked_out:
-                yield checked_out
-        else:
+        if not isinstance(conn, AsyncConnectionPool):
             async with self._upstream.lock:
                 yield conn
+            return
+        checked_out = await conn.getconn()
+        try:
+            async with checked_out:
+                yield checked_out
+        finally:
+            # Not `pool.connection()`: it loses the connection for good if the caller is cancelled while it
+            # waits for the pool's lock to give it back.
+            returning = asyncio.create_task(conn.putconn(checked_out))
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+            await asyncio.shield(returning)
 
     async def _schema_version(self, conn: psycopg.AsyncConnection[DictRow]) -> int:
         """The newest migration that is there, -1 for none. Asked first: a role that may not create tables
