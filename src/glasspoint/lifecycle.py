@@ -175,18 +175,19 @@ class ManagedSaver(BaseCheckpointSaver[str]):
                 redis = client.open_redis(redis, timeout_seconds=timeout)
                 opened.push_async_callback(redis.aclose)
             client.check_redis(redis)
-            pool = await pools.open_pool(
-                conn_string,
-                min_size=pool_min_size,
-                max_size=pool_max_size,
-                timeout_seconds=pool_timeout_seconds,
-                connect_timeout_seconds=connect_timeout_seconds,
-                prepare_threshold=prepare_threshold,
-                statement_timeout_seconds=options.get("write_deadline_seconds", _WRITE_DEADLINE_SECONDS),
-            )
-            opened.push_async_callback(pool.close)
-            saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
-            await saver._connect_l1()
+            with _heeding_cancellation():
+                pool = await pools.open_pool(
+                    conn_string,
+                    min_size=pool_min_size,
+                    max_size=pool_max_size,
+                    timeout_seconds=pool_timeout_seconds,
+                    connect_timeout_seconds=connect_timeout_seconds,
+                    prepare_threshold=prepare_threshold,
+                    statement_timeout_seconds=options.get("write_deadline_seconds", _WRITE_DEADLINE_SECONDS),
+                )
+                opened.push_async_callback(pool.close)
+                saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
+                await saver._connect_l1()
             saver._lifetime.owned = opened.pop_all()
         _log.info("CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)")
         return saver
@@ -217,6 +218,20 @@ class ManagedSaver(BaseCheckpointSaver[str]):
         self._lifetime.vitals.versions["postgres"] = f"{version // 10000}.{version % 10000}"
 
 
+@contextmanager
+def _heeding_cancellation() -> Iterator[None]:
+    """Raise `CancelledError` at the end, if one was asked for meanwhile and nobody did.
+
+    redis-py and psycopg wait with `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that
+    comes as the wait is over.
+    """
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task else 0
+    yield
+    if task and task.cancelling() > cancels:
+        raise asyncio.CancelledError
+
+
 class _Lifetime:
     """What a saver holds, from opening to closing; the clones of `with_allowlist` share it."""
 
@@ -241,18 +256,13 @@ class _Lifetime:
     def call(self) -> Iterator[None]:
         """Wrap a call of the saver: not after `close`, which waits until all that have begun are answered."""
         self.check_open()
-        task = asyncio.current_task()
-        cancels = task.cancelling() if task else 0
         self._calls += 1
         try:
-            yield
+            with _heeding_cancellation():
+                yield
         finally:
             self._calls -= 1
             self._look()
-        if task and task.cancelling() > cancels:
-            # redis-py and psycopg wait with asyncio.wait_for, which before Python 3.12 forgets a cancellation
-            # that comes as the wait is over.
-            raise asyncio.CancelledError
 
     async def settle(self, work: Coroutine[Any, Any, _Answer]) -> _Answer:
         """Run to its end what must not be left half done, even if the caller is cancelled meanwhile."""

@@ -109,7 +109,7 @@ class CachedPostgresSaver(ManagedSaver):
                 return None
             if stored.needs_parent:
                 return await self._l2.get_tuple(self.serde, config)
-            if reading.lease is not None and stored.cacheable:
+            if reading.lease is not None and checkpoint_id is None and stored.cacheable:
                 await self._l1.warm_up(scope, reading.lease, stored)
             return self._decode(operation, stored)
 
