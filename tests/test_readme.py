@@ -20,7 +20,9 @@ def test_every_block_has_its_expectation() -> None:
     assert len(BLOCKS) == len(SAYS)
 
 
-@pytest.mark.parametrize(("block", "says"), list(zip(BLOCKS, SAYS, strict=False)), ids=("use", "factory", "watch"))
+@pytest.mark.parametrize(
+    ("block", "says"), list(zip(BLOCKS, SAYS, strict=False)), ids=("use", "factory", "watch")
+)
 def test_a_code_block_of_the_readme_runs(block: str, says: str, database: str, redis_url: str) -> None:
     # The second block of a newcomer is run on a database that the first has set up, or sets it up itself.
     done = subprocess.run(

@@ -1,0 +1,139 @@
+"""What the tests of single steps share: one thread's checkpoints, and what stands in both servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import psycopg
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint
+from psycopg import sql
+from redis.asyncio import Redis
+
+from states import config_of, numbered_id
+
+TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpoint_migrations")
+
+
+class Thread:
+    """One conversation: each `put` is its next checkpoint, whose two values tell which one it is."""
+
+    def __init__(self, thread_id: str, checkpoint_ns: str = "") -> None:
+        self.thread_id = thread_id
+        self.config = config_of(thread_id, checkpoint_ns)
+        self.number = 0
+        self.newest: RunnableConfig = self.config
+
+    def next_put(
+        self, saver: BaseCheckpointSaver[str], **more_values: Any
+    ) -> tuple[RunnableConfig, Checkpoint, dict[str, Any], dict[str, Any]]:
+        """What `aput` takes for the checkpoint after the newest."""
+        self.number += 1
+        channels = ("messages", "turn", "branch:to:agent", *more_values)
+        versions = dict.fromkeys(channels, f"{self.number:032}.5")
+        checkpoint: Checkpoint = {
+            "v": 4,
+            "id": numbered_id(self.number),
+            "ts": "2026-01-01T00:00:00+00:00",
+            "channel_values": {
+                "messages": [f"message {self.number}"],
+                "turn": self.number,
+                **more_values,
+            },
+            "channel_versions": versions,
+            "versions_seen": {"agent": {"branch:to:agent": versions["branch:to:agent"]}},
+            "updated_channels": None,
+        }
+        return self.newest, checkpoint, {"source": "loop", "step": self.number, "parents": {}}, versions
+
+    async def put(self, saver: BaseCheckpointSaver[str], **more_values: Any) -> None:
+        """Store the next checkpoint."""
+        self.newest = await saver.aput(*self.next_put(saver, **more_values))
+
+    async def put_writes(self, saver: BaseCheckpointSaver[str], value: Any, task_id: str = "task") -> None:
+        """Store a pending write of the newest checkpoint."""
+        await saver.aput_writes(self.newest, [("messages", value)], task_id)
+
+    async def turn(self, saver: BaseCheckpointSaver[str]) -> int | None:
+        """Read the thread: the number of its newest checkpoint, whose values must belong together."""
+        found = await saver.aget_tuple(self.config)
+        if found is None:
+            return None
+        values = found.checkpoint["channel_values"]
+        number: int = values["turn"]
+        assert values["messages"] == [f"message {number}"]
+        assert found.checkpoint["id"] == numbered_id(number)
+        return number
+
+
+async def rows_of(postgres_url: str) -> dict[str, int | None]:
+    """How many rows each of LangGraph's tables has; `None` where there is no table."""
+    counted: dict[str, int | None] = {}
+    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as conn:
+        for table in TABLES:
+            query = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))
+            try:
+                row = await (await conn.execute(query)).fetchone()
+            except psycopg.errors.UndefinedTable:
+                row = None
+            counted[table] = row[0] if row else None
+    return counted
+
+
+async def keys_of(redis_url: str) -> dict[bytes, dict[bytes, bytes]]:
+    """Everything that stands in Redis."""
+    async with Redis.from_url(redis_url) as redis:
+        return {key: await redis.hgetall(key) async for key in redis.scan_iter()}
+
+
+@asynccontextmanager
+async def locked(
+    database: str, table: str, *, mode: str = "EXCLUSIVE"
+) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+    """Keep writers from a table; answers with the backend that waits for it, once there is one."""
+    async with (
+        await psycopg.AsyncConnection.connect(database) as holder,
+        await psycopg.AsyncConnection.connect(database, autocommit=True) as watcher,
+    ):
+        await holder.execute(f"LOCK TABLE {table} IN {mode} MODE")
+
+        async def find() -> int | None:
+            query = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = %s::regclass"
+            row = await (await watcher.execute(query, [table])).fetchone()
+            return row[0] if row else None
+
+        async def waiter() -> int:
+            pid: int = await until(find)
+            return pid
+
+        try:
+            yield waiter
+        finally:
+            await holder.rollback()
+
+
+async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float = 10.0) -> Any:
+    """Wait for a condition, and return what it answered."""
+    deadline = monotonic() + seconds
+    while True:
+        answer = condition()
+        if isinstance(answer, Awaitable):
+            answer = await answer
+        if answer:
+            return answer
+        assert monotonic() < deadline, f"still not so after {seconds} s"
+        await asyncio.sleep(0.005)
+
+
+def seeded_dice() -> random.Random:
+    """Other dice in every run; with the seed that a failing test prints, the same again."""
+    seed = os.environ.get("TEST_SEED") or str(random.SystemRandom().randrange(2**32))
+    sys.stdout.write(f"TEST_SEED={seed}\n")
+    return random.Random(seed)

@@ -1,0 +1,124 @@
+"""The metrics are a contract: the registry and the table in docs/telemetry.md say the same, both ways."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from redis.asyncio import Redis
+
+from glasspoint import CachedPostgresSaver, create_telemetry
+from glasspoint.scope import Scope
+from steps import Thread
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+    from glasspoint.demo.embedded import EmbeddedRedis
+
+DOC = (Path(__file__).parents[1] / "docs" / "telemetry.md").read_text("utf-8")
+ROW = re.compile(r"^\| `(\w+)` \| (histogram|counter|gauge|info) \| ([\w, ]*) ?\| ", re.MULTILINE)
+
+
+def documented() -> dict[str, tuple[str, frozenset[str]]]:
+    """Name -> (type, labels without `saver`), as the table says."""
+    return {
+        name: (kind, frozenset(label.strip() for label in labels.split(",") if label.strip()))
+        for name, kind, labels in ROW.findall(DOC)
+    }
+
+
+def registered(families: list[Metric]) -> dict[str, tuple[str, frozenset[str]]]:
+    found = {}
+    for family in families:
+        assert family.name.startswith("glasspoint"), family.name
+        name = family.name.removeprefix("glasspoint_") + ("_total" if family.type == "counter" else "")
+        labels = {label for sample in family.samples for label in sample.labels} - {"saver", "le"}
+        found["info" if family.type == "info" else name] = (family.type, frozenset(labels))
+    return found
+
+
+@pytest.fixture
+async def families(database: str, own_redis: EmbeddedRedis) -> list[Metric]:
+    """What a registry holds after every kind of call and every answer of L1 but `incomplete`."""
+    registry = CollectorRegistry()
+    async with Redis.from_url(own_redis.url) as redis:
+        saver = await CachedPostgresSaver.create(
+            database, redis, telemetry=create_telemetry(registry=registry)
+        )
+        thread = Thread("a")
+        await thread.put(saver)
+        first = thread.newest
+        await saver.aput_writes(first, [("messages", "x")], "task")
+        await thread.put(saver)
+        await saver.aget_tuple(thread.config)
+        await saver.aget_tuple(first)
+        intent = await saver._l1.begin(Scope("a", ""))
+        await saver.aget_tuple(thread.config)
+        await saver._l1.abort(intent)
+        await redis.flushall()
+        await saver.aget_tuple(thread.config)
+        assert [each async for each in saver.alist(thread.config)]
+        await saver.aget_delta_channel_history(config=thread.config, channels=["messages"])
+        await saver.adelete_thread("a")
+        own_redis.kill()
+        await saver.aget_tuple(thread.config)
+        found = list(registry.collect())
+        generate_latest(registry)  # and it can be encoded
+        await saver.close()
+    return found
+
+
+def test_what_is_registered_is_what_is_documented(families: list[Metric]) -> None:
+    assert registered(families) == documented()
+
+
+def test_every_answer_of_l1_was_counted(families: list[Metric]) -> None:
+    samples: dict[str, Any] = {
+        sample.labels["result"]: sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "glasspoint_l1_reads_total"
+    }
+    once = {"hit", "historical", "busy", "miss", "unavailable"}
+    assert samples == {result: float(result in once) for result in (*once, "incomplete")}
+
+
+def test_every_label_value_is_documented(families: list[Metric]) -> None:
+    listed = DOC[DOC.index("| label | values |") : DOC.index("The durations of operations")]
+    for family in families:
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                if label in ("saver", "le") or family.type == "info":
+                    continue
+                assert f"`{value}`" in listed, f"{label}={value!r} of {family.name}"
+
+
+def test_units_are_base_units_and_every_metric_says_what_it_is(families: list[Metric]) -> None:
+    for family in families:
+        assert family.documentation.endswith("."), family.name
+        assert not re.search(r"_(ms|milliseconds|kb|minutes|percent)\b", family.name)
+        if family.type == "histogram":
+            assert family.name.endswith(("_seconds", "_bytes"))
+        for sample in family.samples:
+            assert sample.labels["saver"] == "default"
+
+
+def test_every_metric_has_a_query_to_paste() -> None:
+    queries = DOC[DOC.index("### Queries to paste") : DOC.index("## Spans")]
+    for name in documented():
+        assert f"glasspoint_{name}" in queries, name
+
+
+def test_two_savers_share_one_registry_and_a_name_adds_up(database: str) -> None:
+    registry = CollectorRegistry()
+    one, two = (create_telemetry(saver_name=name, registry=registry) for name in ("one", "two"))
+    for telemetry in (one, two, two):
+        with telemetry.operation("get_tuple", None) as operation:
+            operation.l1_result = "hit"
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        labels = {"saver": name, "result": "hit"}
+        assert registry.get_sample_value("glasspoint_l1_reads_total", labels) == value
