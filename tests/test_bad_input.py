@@ -31,7 +31,6 @@ from glasspoint.errors import (
     ConfigurationError,
     GlasspointError,
     InvalidConfigError,
-    L1Error,
     L2UnavailableError,
     SaverClosedError,
     SchemaError,
@@ -296,8 +295,8 @@ def test_settings_show_no_url_and_refuse_a_useless_ttl(monkeypatch: pytest.Monke
     assert PASSWORD in settings.postgres_url.get_secret_value()
     assert PASSWORD not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
     monkeypatch.setenv("CHECKPOINT_CACHE_TTL", "0")
-    with pytest.raises(ValueError, match="greater than 0") as caught:
-        Settings()
+    with pytest.raises(ConfigurationError, match=r"CHECKPOINT_CACHE_TTL: .*greater than 0") as caught:
+        Settings.from_environment()
     assert PASSWORD not in shown(caught.value)
 
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "lifecycle": {"errors", "l1", "l2", "telemetry", "telemetry.events"},
     "saver": {"errors", "scope", "codec", "l1", "l2", "lifecycle", "telemetry.events"},
     "factory": {"saver"},
-    "settings": set(),
+    "settings": {"errors"},
 }
 DOORS = {
     "prometheus_client": {

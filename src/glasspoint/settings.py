@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from typing import Self
+
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from glasspoint.errors import ConfigurationError
 
 __all__ = ["Settings"]
 
@@ -23,3 +27,18 @@ class Settings(BaseSettings):
     postgres_url: SecretStr | None = Field(default=None, validation_alias="POSTGRES_URL")
     redis_url: SecretStr | None = Field(default=None, validation_alias="REDIS_URL")
     cache_ttl: float = Field(default=86400, gt=0, validation_alias="CHECKPOINT_CACHE_TTL")
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read them.
+
+        Raises:
+            ConfigurationError: A variable holds what cannot be used; the message names it, not its value.
+        """
+        try:
+            return cls()
+        except ValidationError as exc:
+            wrong = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in exc.errors(include_input=False))
+            raise ConfigurationError(
+                f"The environment holds a setting that cannot be used: {wrong}."
+            ) from None

@@ -1,0 +1,259 @@
+"""`glasspoint check`: is a production deployment able to remember a conversation?
+
+Four checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached, the
+checkpoint tables are there, and a conversation of two turns, each through a saver of its own, remembers a
+name and finds it in the cache. Nothing is created by looking: if the tables are missing, that is a finding.
+The scratch conversation is removed again, also when its check fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote
+from uuid import uuid4
+
+import psycopg
+from langgraph.checkpoint.postgres.base import BasePostgresSaver
+from prometheus_client import CollectorRegistry
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import tuple_row
+from redis.exceptions import RedisError
+
+from glasspoint import CachedPostgresSaver
+from glasspoint.demo.conversation import build_conversation, say
+from glasspoint.demo.model import RecallingChatModel
+from glasspoint.errors import GlasspointError
+from glasspoint.l1.client import open_redis
+from glasspoint.l2.pool import postgres_conninfo
+from glasspoint.telemetry import create_telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+__all__ = ["Finding", "Status", "run_checks"]
+
+Status = Literal["ok", "failed", "skipped"]
+
+_TABLES = {"checkpoints": "checkpoints", "checkpoint_blobs": "values", "checkpoint_writes": "pending writes"}
+_COUNT_EXACTLY_BELOW_ROWS = 1_000_000
+_REMOVAL_SECONDS = 10.0
+_NAME = "철수"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        name: What was checked.
+        status: `ok`, `failed`, or `skipped` because of an earlier failure.
+        detail: What was found, or what to do about it. Never holds a password.
+        seconds: How long it took.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    seconds: float
+
+
+class _Failed(Exception):
+    """A check found something wrong; the text says what, and what to do."""
+
+
+class _Skipped(Exception):
+    """A check was not worth trying; the text says why."""
+
+
+async def run_checks(postgres_url: str, redis_url: str, *, timeout_seconds: float) -> AsyncIterator[Finding]:
+    """Run all checks, one after the other, and yield what each found. A failed one does not stop the others.
+
+    Args:
+        postgres_url: PostgreSQL, in any form that the saver takes; empty if it is not configured.
+        redis_url: Redis, likewise.
+        timeout_seconds: How long one check may take. A server that swallows packets fails its check.
+    """
+    checks = _Checks(postgres_url, redis_url)
+    probes: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
+        ("PostgreSQL", checks.postgres),
+        ("Redis", checks.redis),
+        ("Tables", checks.tables),
+        ("Conversation", checks.conversation),
+    )
+    for name, probe in probes:
+        yield await _find(name, probe, checks.secrets, timeout_seconds)
+
+
+async def _find(
+    name: str, probe: Callable[[], Awaitable[str]], secrets: Sequence[str], timeout_seconds: float
+) -> Finding:
+    started = perf_counter()
+    status: Status = "failed"
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            detail = await probe()
+        status = "ok"
+    except TimeoutError as error:
+        detail = str(error) or f"not done within {timeout_seconds:g} s: somebody on the way is silent"
+    except _Skipped as reason:
+        status, detail = "skipped", str(reason)
+    except (_Failed, GlasspointError, RedisError, psycopg.Error, OSError) as error:
+        detail = str(error) or type(error).__name__
+    if status == "failed":
+        # Drivers and servers quote what they were given. (What was found is our own text: no need there, and
+        # a password that equals the database's name would tear holes into it.)
+        for secret in secrets:
+            detail = detail.replace(secret, "***")
+    return Finding(name, status, " ".join(detail.split()), perf_counter() - started)
+
+
+class _Checks:
+    """The checks, and what a later one needs to know from an earlier one."""
+
+    def __init__(self, postgres_url: str, redis_url: str) -> None:
+        self._postgres_url = postgres_url
+        self._redis_url = redis_url
+        self._obstacle = "PostgreSQL was not reached"
+        self.secrets = sorted({*_passwords(postgres_url), *_passwords(redis_url)}, key=len, reverse=True)
+
+    async def postgres(self) -> str:
+        """PostgreSQL answers; say its version and where it is."""
+        if not self._postgres_url:
+            raise _Failed("not configured: set POSTGRES_URL, or pass --postgres-url.")
+        try:
+            connection = await self._connect()
+        except psycopg.OperationalError as error:
+            raise _Failed(f"{_sentence(error)} Check POSTGRES_URL, and that the server is up.") from error
+        async with connection:
+            await connection.execute("SELECT 1")
+            info = connection.info
+            version = (info.parameter_status("server_version") or "?").split()[0]
+            self._obstacle = "the tables were not found"
+            place = f"{_place(info.host, info.port)}, database {info.dbname}, user {info.user}"
+            return f"version {version} at {place}"
+
+    async def redis(self) -> str:
+        """Redis answers; say its version and where it is."""
+        if not self._redis_url:
+            raise _Failed("not configured: set REDIS_URL, or pass --redis-url.")
+        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+            try:
+                server = await redis.info("server")
+            except (RedisError, OSError) as error:
+                raise _Failed(f"{_sentence(error)} Check REDIS_URL, and that the server is up.") from error
+            at = redis.connection_pool.connection_kwargs
+            name = "Valkey " if "valkey_version" in server else ""
+            version = server.get("valkey_version") or server.get("redis_version", "?")
+            place = at.get("path") or _place(at.get("host", "localhost"), at.get("port", 6379))
+            return f"{name}version {version} at {place}, database {at.get('db') or 0}"
+
+    async def tables(self) -> str:
+        """The checkpoint tables are there and as new as the installed LangGraph wants them; count them."""
+        if self._obstacle.startswith("PostgreSQL"):
+            raise _Skipped(self._obstacle)
+        async with await self._connect() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+            wanted = [*_TABLES, "checkpoint_migrations"]
+            await cursor.execute(
+                "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NULL", (wanted,)
+            )
+            if missing := [row[0] for row in await cursor.fetchall()]:
+                raise _Failed(
+                    f"missing: {', '.join(missing)}. Run `await saver.setup()` once to create them."
+                )
+            await cursor.execute("SELECT coalesce(max(v), -1) FROM checkpoint_migrations")
+            row = await cursor.fetchone()
+            newest = len(BasePostgresSaver.MIGRATIONS) - 1
+            if row is None or row[0] < newest:
+                raise _Failed(
+                    f"older than the installed langgraph-checkpoint-postgres wants them (migration"
+                    f" {row and row[0]} of {newest}). Run `await saver.setup()` once to migrate them."
+                )
+            self._obstacle = ""
+            return ", ".join([f"{await _count(cursor, table)} {rows}" for table, rows in _TABLES.items()])
+
+    async def conversation(self) -> str:
+        """Two turns on a scratch thread, each in its own saver: the second knows what the first was told."""
+        if self._obstacle:
+            raise _Skipped(self._obstacle)
+        thread_id = f"glasspoint-check-{uuid4()}"
+        try:
+            await self._say(thread_id, f"내 이름은 {_NAME}야")
+            answer, l1_results = await self._say(thread_id, "내 이름이 뭐라고 했지?")
+        finally:
+            await self._remove(thread_id)
+        if _NAME not in answer:
+            raise _Failed(f"the second turn has forgotten the name; it said: {answer}")
+        if "hit" not in l1_results:
+            found = ", ".join(l1_results) or "no read at all"
+            raise _Failed(f"the name was remembered, but by PostgreSQL alone: L1 (Redis) answered {found}.")
+        return f"two turns, the name was remembered, and found in L1 ({', '.join(l1_results)}); removed again"
+
+    async def _say(self, thread_id: str, text: str) -> tuple[str, list[str]]:
+        """Return the answer to one turn, and what L1 answered to its reads."""
+        registry = CollectorRegistry()
+        async with CachedPostgresSaver.from_conn_string(
+            self._postgres_url, redis_url=self._redis_url, telemetry=create_telemetry(registry=registry)
+        ) as saver:
+            answer = await say(build_conversation(RecallingChatModel(), saver), thread_id, text)
+        results = [
+            sample.labels["result"]
+            for family in registry.collect()
+            for sample in family.samples
+            if sample.name == "glasspoint_l1_reads_total" and sample.value
+        ]
+        return answer.text, results
+
+    async def _remove(self, thread_id: str) -> None:
+        try:
+            async with asyncio.timeout(_REMOVAL_SECONDS):
+                async with CachedPostgresSaver.from_conn_string(
+                    self._postgres_url,
+                    redis_url=self._redis_url,
+                    telemetry=create_telemetry(registry=CollectorRegistry()),
+                ) as saver:
+                    await saver.adelete_thread(thread_id)
+        except (GlasspointError, RedisError, psycopg.Error, OSError) as error:
+            raise _Failed(
+                f"the scratch thread {thread_id} may still be there, it could not be removed: {error}"
+            ) from error
+
+    async def _connect(self) -> psycopg.AsyncConnection:
+        return await psycopg.AsyncConnection.connect(postgres_conninfo(self._postgres_url), autocommit=True)
+
+
+async def _count(cursor: psycopg.AsyncCursor[tuple[object, ...]], table: str) -> str:
+    """Count a table's rows; estimate those of a large one, which would take long to count."""
+    await cursor.execute("SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass(%s)", (table,))
+    row = await cursor.fetchone()
+    estimate = int(str(row[0])) if row else 0
+    if estimate >= _COUNT_EXACTLY_BELOW_ROWS:
+        return f"about {estimate:,}"
+    await cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
+    row = await cursor.fetchone()
+    return f"{int(str(row[0])) if row else 0:,}"
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _place(host: str, port: int | str) -> str:
+    return host if host.startswith("/") else f"{host}:{port}"
+
+
+def _passwords(url: str) -> set[str]:
+    """Return every spelling of the password in a URL or a connection string, to be kept out of messages."""
+    found: set[str] = set()
+    if "://" in url:
+        # Not by a parser: a password with an unencoded `/` or `@` in it is what parsers stumble over.
+        raw = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
+        found |= {raw, unquote(raw), *raw.replace("@", "/").replace("?", "/").replace("#", "/").split("/")}
+    with suppress(ValueError, psycopg.Error):
+        found.add(str(conninfo_to_dict(postgres_conninfo(url)).get("password") or ""))
+    return found - {""}

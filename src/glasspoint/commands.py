@@ -1,0 +1,159 @@
+"""The commands `glasspoint demo` and `glasspoint check`. Needs the extra `demo`; entered through `cli.py`.
+
+Exit statuses: 0 all well (also Ctrl-C during the demo's traffic: that is how it ends), 1 something failed,
+2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from glasspoint._version import __version__
+from glasspoint.demo.logs import kept_warnings
+from glasspoint.demo.view import Block
+from glasspoint.errors import GlasspointError
+
+if TYPE_CHECKING:
+    from glasspoint.check import Finding
+
+__all__ = ["app", "run"]
+
+_MARKS = {"ok": ("ok", "bold green"), "failed": ("FAILED", "bold red"), "skipped": ("skipped", "yellow")}
+
+app = typer.Typer(
+    help="Glasspoint, a LangGraph checkpointer you can see through: PostgreSQL, cached in Redis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def run() -> None:
+    """Run the command line; ends with `SystemExit`."""
+    # A closed terminal and a supervisor that stops us end it like Ctrl-C: in order, all servers stopped.
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
+    # The demo speaks Korean: where the terminal cannot, a `?` is better than a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    app(prog_name="glasspoint")
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"glasspoint {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End after the story, without the traffic.")] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where /metrics is served; 0: any free one.")
+    ] = 9464,
+) -> None:
+    """Watch a conversation being remembered, cached, traced and counted.
+
+    Five turns on real servers, while Redis is flushed, killed and brought back from an old snapshot. Then a
+    light traffic of conversations, with a live table and /metrics, until Ctrl-C.
+
+    PostgreSQL and Redis are started for the demo and gone afterwards, unless POSTGRES_URL or REDIS_URL name
+    others: those are neither flushed nor killed. GLASSPOINT_DEMO_MODEL=provider:name lets a real model
+    answer. With OTEL_EXPORTER_OTLP_ENDPOINT, spans go there too.
+    """
+    from glasspoint.demo.play import play_demo
+
+    with _plain_endings():
+        as_expected = play_demo(Console(highlight=False), once=once, port=port)
+    raise typer.Exit(0 if as_expected else 1)
+
+
+@app.command()
+def check(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    postgres_url: Annotated[
+        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
+    ] = "",
+    redis_url: Annotated[
+        str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
+    ] = "",
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one check may take.")] = 15.0,
+) -> None:
+    """Check that a deployment can remember a conversation.
+
+    Are both servers reached, are the tables there, and does a conversation of two turns remember a name? It
+    runs on a scratch thread that is removed again. Nothing else is changed, no table is made.
+
+    Better set the environment variables than the options: other users of a machine can read its command
+    lines, passwords and all.
+    """
+    from glasspoint.check import run_checks
+
+    console = Console(highlight=False)
+
+    async def find() -> list[Finding]:
+        found = []
+        async for finding in run_checks(postgres_url, redis_url, timeout_seconds=timeout):
+            found.append(finding)
+            if not as_json:
+                console.print(_finding_line(finding))
+        return found
+
+    # What the saver logs meanwhile, a finding says as well.
+    with _plain_endings(), kept_warnings(capacity=1):
+        findings = asyncio.run(find())
+    passed = all(finding.status == "ok" for finding in findings)
+    if as_json:
+        checks = [
+            {
+                "name": finding.name,
+                "status": finding.status,
+                "detail": finding.detail,
+                "milliseconds": round(finding.seconds * 1000, 1),
+            }
+            for finding in findings
+        ]
+        report = {"ok": passed, "version": __version__, "checks": checks}
+        typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
+    raise typer.Exit(0 if passed else 1)
+
+
+def _finding_line(finding: Finding) -> RenderableType:
+    took = f"{finding.seconds:.1f} s" if finding.seconds >= 1 else f"{finding.seconds * 1000:.1f} ms"
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=7)
+    grid.add_column(width=12)
+    grid.add_column(width=8, justify="right")
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(*_MARKS[finding.status]), finding.name, Text(took, "dim"), Text(finding.detail))
+    return Block(grid, indent=0, lines_after=0)
+
+
+@contextmanager
+def _plain_endings() -> Iterator[None]:
+    """Let a command end with a line and a status where it would end with a traceback."""
+    try:
+        yield
+    except GlasspointError as error:
+        Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), str(error)))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; everything that was started is gone.", err=True)
+        raise typer.Exit(130) from None

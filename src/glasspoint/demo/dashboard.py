@@ -1,0 +1,135 @@
+"""The live table over the traffic; in a pipe, one plain line every few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from glasspoint.demo.quantiles import SampleWindow
+from glasspoint.demo.view import WIDTH, milliseconds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prometheus_client import CollectorRegistry
+    from rich.console import Console, RenderableType
+
+    from glasspoint.demo.traffic import Tally
+
+__all__ = ["watch_traffic"]
+
+_REFRESH_SECONDS = 1.0
+_LINE_EVERY = 5
+_WINDOW = 30
+
+# What the table shows of which histogram: title, metric, labels.
+_ROWS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("read", "operation_duration_seconds", {"operation": "get_tuple"}),
+    ("put", "operation_duration_seconds", {"operation": "put"}),
+    ("  in L1 Redis", "write_through_duration_seconds", {"operation": "put", "tier": "l1"}),
+    ("  in L2 PostgreSQL", "write_through_duration_seconds", {"operation": "put", "tier": "l2"}),
+    ("put_writes", "operation_duration_seconds", {"operation": "put_writes"}),
+    ("  in L1 Redis", "write_through_duration_seconds", {"operation": "put_writes", "tier": "l1"}),
+    ("  in L2 PostgreSQL", "write_through_duration_seconds", {"operation": "put_writes", "tier": "l2"}),
+    ("warm-up", "l1_warm_up_duration_seconds", {}),
+)
+
+
+async def watch_traffic(
+    console: Console, registry: CollectorRegistry, tally: Tally, warnings: Sequence[str]
+) -> None:
+    """Show how the traffic fares, until cancelled."""
+    board = _Board(registry, tally, warnings)
+    if not console.is_terminal:
+        console.print("Every 5 s: turns · L1 hits · p50/p99 of reads · p50/p99 of puts · pool in use")
+        while True:
+            for _ in range(_LINE_EVERY):
+                await board.tick()
+            console.print(board.line())
+    with Live(board.table(console.width), console=console, auto_refresh=False) as live:
+        while True:
+            await board.tick()
+            live.update(board.table(console.width), refresh=True)
+
+
+class _Board:
+    def __init__(self, registry: CollectorRegistry, tally: Tally, warnings: Sequence[str]) -> None:
+        self._window = SampleWindow(registry, length=_WINDOW)
+        self._turns = [0]
+        self._tally = tally
+        self._warnings = warnings
+
+    async def tick(self) -> None:
+        await asyncio.sleep(_REFRESH_SECONDS)
+        self._window.read()
+        self._turns = [*self._turns, self._tally.turns][-_WINDOW:]
+
+    def line(self) -> Text:
+        read, put = (self._percentiles(metric, labels) for _, metric, labels in _ROWS[:2])
+        text = (
+            f"{self._turns_text()} · hits {self._hit_ratio()} · read {read} · put {put} · pool {self._pool()}"
+        )
+        return Text.assemble(text, *self._trouble())
+
+    def table(self, width: int) -> RenderableType:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, width=min(width, WIDTH))
+        table.add_column(f"last {_WINDOW} s", ratio=1)
+        for title in ("calls", "p50", "p99"):
+            table.add_column(title, justify="right", min_width=8)
+        for title, metric, labels in _ROWS:
+            calls = self._window.grown(f"glasspoint_{metric}_count", **labels)
+            p50, p99 = self._window.quantiles(f"glasspoint_{metric}", 0.5, 0.99, **labels)
+            style = "dim" if title.startswith(" ") else ""
+            table.add_row(title, f"{calls:.0f}", _seconds(p50), _seconds(p99), style=style)
+        facts = Table.grid(padding=(0, 2))
+        facts.add_row(Text("turns", "bold"), Text.assemble(self._turns_text(), *self._trouble()))
+        facts.add_row(Text("L1 hits", "bold"), Text(f"{self._hit_ratio()} ({self._reads()})", "green"))
+        facts.add_row(Text("pool", "bold"), Text(f"{self._pool()} in use"))
+        if self._warnings:
+            facts.add_row(
+                Text("log", "bold yellow"),
+                Text(self._warnings[-1], "yellow", no_wrap=True, overflow="ellipsis"),
+            )
+        return Group(Text(), facts, table)
+
+    def _turns_text(self) -> str:
+        rate = (self._turns[-1] - self._turns[0]) / (_REFRESH_SECONDS * max(1, len(self._turns) - 1))
+        return f"{self._tally.turns:,} turns, {rate:.1f}/s"
+
+    def _trouble(self) -> list[tuple[str, str]]:
+        tally = self._tally
+        trouble = []
+        if tally.forgotten:
+            trouble.append((f" · {tally.forgotten} names FORGOTTEN", "bold red"))
+        if tally.failed:
+            trouble.append((f" · {tally.failed} failed, last: {tally.last_error}", "red"))
+        return trouble
+
+    def _hit_ratio(self) -> str:
+        reads = self._window.grown("glasspoint_l1_reads_total")
+        hits = self._window.grown("glasspoint_l1_reads_total", result="hit")
+        return f"{hits / reads:.0%}" if reads else "–"
+
+    def _reads(self) -> str:
+        results = ("hit", "miss", "busy", "historical", "incomplete", "unavailable")
+        grown = {result: self._window.grown("glasspoint_l1_reads_total", result=result) for result in results}
+        return ", ".join(f"{result} {count:.0f}" for result, count in grown.items() if count) or "no reads"
+
+    def _pool(self) -> str:
+        in_use = self._window.now("glasspoint_pool_connections", state="in_use")
+        return f"{in_use:.0f}/{self._window.now('glasspoint_pool_max_connections'):.0f}"
+
+    def _percentiles(self, metric: str, labels: dict[str, str]) -> str:
+        p50, p99 = self._window.quantiles(f"glasspoint_{metric}", 0.5, 0.99, **labels)
+        return f"{p50 * 1000:.1f}/{p99 * 1000:.1f} ms" if not math.isnan(p50) else "–"
+
+
+def _seconds(value: float) -> str:
+    return "–" if math.isnan(value) else milliseconds(value * 1e9)

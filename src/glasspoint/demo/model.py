@@ -1,0 +1,127 @@
+"""The chat model of the demo: no network, no weights, and yet it answers from the messages it is given.
+
+That is what makes it a fair witness. It has no memory of its own: if it says the right name, then the
+checkpointer brought the message back in which the name was given, and if it does not, the state was lost.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+
+from glasspoint.demo.names import asks_for_name, name_given_in, with_copula
+from glasspoint.errors import ConfigurationError
+
+__all__ = ["MODEL_VARIABLE", "SUMMARY_PROMPT", "RecallingChatModel", "choose_chat_model"]
+
+MODEL_VARIABLE = "GLASSPOINT_DEMO_MODEL"
+SUMMARY_PROMPT = "Summarise the conversation so far in one short line. Keep every name."
+
+
+class RecallingChatModel(BaseChatModel):
+    """A deterministic chat model that knows only the messages of the call.
+
+    It remembers the name that a human message (or a summary, which is a system message) gives, answers
+    questions for that name in Korean or English, says so if the name is nowhere in the messages, and can
+    summarise.
+
+    Example:
+        >>> model = RecallingChatModel()
+        >>> model.invoke([("user", "내 이름은 철수야"), ("user", "내 이름이 뭐라고 했지?")]).content
+        '철수라고 하셨어요.'
+        >>> model.invoke("내 이름이 뭐라고 했지?").content
+        '이름을 아직 말씀해 주지 않으셨어요.'
+    """
+
+    @property
+    def _llm_type(self) -> str:
+        return "glasspoint-demo"
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(_reply_to(messages)))])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        # The inherited version would take a thread for a few microseconds of work.
+        return self._generate(messages, stop)
+
+
+def choose_chat_model() -> BaseChatModel:
+    """Return the model that `GLASSPOINT_DEMO_MODEL` names (`provider:name`), or the deterministic one.
+
+    Raises:
+        ConfigurationError: the variable is set, but `langchain`, the package of the provider or its
+            settings are missing.
+    """
+    wanted = os.environ.get(MODEL_VARIABLE, "").strip()
+    if not wanted:
+        return RecallingChatModel()
+    try:
+        from langchain.chat_models import init_chat_model
+    except ImportError:
+        raise ConfigurationError(
+            f"{MODEL_VARIABLE} is set, but langchain is not installed. Install it and the package"
+            " of the provider (pip install langchain langchain-openai, for example), or unset the variable."
+        ) from None
+    try:
+        model: BaseChatModel = init_chat_model(wanted)
+    except Exception as error:
+        # Whatever a provider's constructor says is passed on, but without a traceback full of its locals.
+        raise ConfigurationError(
+            f"{MODEL_VARIABLE}={wanted} gives no chat model: {error}. It has to read provider:name, with the"
+            " provider's package installed and its key in the environment."
+        ) from None
+    return model
+
+
+def _reply_to(messages: Sequence[BaseMessage]) -> str:
+    name = _name_in(messages)
+    spoken = [str(message.text) for message in messages if isinstance(message, HumanMessage)]
+    latest = spoken[-1] if spoken else ""
+    korean = _is_korean(latest)
+    if any(isinstance(message, SystemMessage) and message.text == SUMMARY_PROMPT for message in messages):
+        if name is None:
+            return "이름은 아직 모름." if korean else "No name was given yet."
+        return f"사용자의 이름은 {name}." if korean else f"The user's name is {name}."
+    if told := name_given_in(latest):
+        return (
+            f"반가워요, {told}님. 기억해 둘게요." if korean else f"Nice to meet you, {told}. I will remember."
+        )
+    if asks_for_name(latest):
+        if name is None:
+            return "이름을 아직 말씀해 주지 않으셨어요." if korean else "You have not told me your name yet."
+        return f"{with_copula(name, '라고')} 하셨어요." if korean else f"You said that your name is {name}."
+    if korean:
+        return f"네, {name}님, 듣고 있어요." if name else "네, 듣고 있어요."
+    return f"I am listening, {name}." if name else "I am listening."
+
+
+def _name_in(messages: Sequence[BaseMessage]) -> str | None:
+    """Return the newest name that a human or a summary gave. What the model itself said proves nothing."""
+    for message in reversed(messages):
+        if isinstance(message, HumanMessage | SystemMessage):
+            name = name_given_in(str(message.text))
+            if name is not None:
+                return name
+    return None
+
+
+def _is_korean(text: str) -> bool:
+    return any("가" <= character <= "힣" for character in text)

@@ -1,0 +1,75 @@
+"""The PostgreSQL and the Redis that the demo runs on: its own, unless the environment names others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.l1.client import open_redis
+from glasspoint.l1.epoch import EpochKeeper
+from glasspoint.scope import Scope
+from glasspoint.settings import Settings
+
+__all__ = ["Servers", "run_servers"]
+
+_REDIS_TIMEOUT_SECONDS = 2.0
+_KEY_PREFIX = "glasspoint"  # the saver's default
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where PostgreSQL and Redis are, and whether they are the demo's to break.
+
+    Attributes:
+        postgres_url: PostgreSQL, as `POSTGRES_URL` takes it.
+        redis_url: Redis, as `REDIS_URL` takes it.
+        own_postgres: PostgreSQL was started here and vanishes with the demo.
+        own_redis: The Redis that was started here and may be flushed and killed; `None` if it is somebody's.
+    """
+
+    postgres_url: str
+    redis_url: str
+    own_postgres: bool
+    own_redis: EmbeddedRedis | None
+
+    @property
+    def all_own(self) -> bool:
+        """Whether nothing has to be cleaned up, since all servers vanish with the demo."""
+        return self.own_postgres and self.own_redis is not None
+
+    async def redis_state(self) -> tuple[str, int]:
+        """Return the `run_id` of the Redis process that answers now, and how many keys it holds."""
+        async with open_redis(self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS) as redis:
+            server = await redis.info("server")
+            return str(server["run_id"]), int(await redis.dbsize())
+
+    async def forget_cached(self, scopes: Iterable[Scope]) -> None:
+        """Remove the entries of these scopes from Redis, and nothing else."""
+        async with open_redis(self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS) as redis:
+            epoch = await EpochKeeper(redis, key_prefix=_KEY_PREFIX, changed=lambda *_: None).current()
+            await redis.unlink(*(epoch.key(scope) for scope in scopes))
+
+
+@contextmanager
+def run_servers(settings: Settings) -> Iterator[Servers]:
+    """Start what `POSTGRES_URL` and `REDIS_URL` do not name, and stop it again, whatever happens.
+
+    Raises:
+        EmbeddedServerUnavailable: A server is needed, but cannot be started on this machine.
+    """
+    with ExitStack() as stack:
+        own_redis = None
+        if settings.postgres_url is None:
+            postgres_url = stack.enter_context(EmbeddedPostgres()).url
+        else:
+            postgres_url = settings.postgres_url.get_secret_value()
+        if settings.redis_url is None:
+            own_redis = stack.enter_context(EmbeddedRedis())
+            redis_url = own_redis.url
+        else:
+            redis_url = settings.redis_url.get_secret_value()
+        yield Servers(
+            postgres_url, redis_url, own_postgres=settings.postgres_url is None, own_redis=own_redis
+        )

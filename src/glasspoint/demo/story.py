@@ -1,0 +1,129 @@
+"""The story that `glasspoint demo` tells: five turns of one conversation, while things happen to Redis.
+
+Each turn runs in a saver of its own, with a fresh pool and a fresh Redis client, so nothing can come from
+this process's memory. The story checks itself: a name that is forgotten, or an L1 result that is not the one
+to expect, is said in red and makes the demo fail.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from glasspoint import CachedPostgresSaver
+from glasspoint.demo import view
+from glasspoint.demo.acts import ACTS, Prepared, Turn
+from glasspoint.demo.conversation import NAMESPACES, build_conversation, say
+from glasspoint.demo.logs import kept_warnings
+from glasspoint.demo.telemetry import CounterWatch
+from glasspoint.scope import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from langchain_core.language_models.chat_models import BaseChatModel
+    from rich.console import Console
+
+    from glasspoint.demo.acts import Act
+    from glasspoint.demo.servers import Servers
+    from glasspoint.demo.telemetry import Observed
+
+__all__ = ["tell_story"]
+
+
+async def tell_story(console: Console, servers: Servers, observed: Observed, model: BaseChatModel) -> bool:
+    """Play the five turns and show each.
+
+    Returns:
+        Whether everything went as it should: the name remembered, and every L1 result the expected one.
+    """
+    stage = _Stage(servers, observed, model)
+    turns: list[Turn] = []
+    try:
+        for number, act in enumerate(ACTS, start=1):
+            title = f"{number} of {len(ACTS)} · {act.title}"
+            if act.breaks_redis and servers.own_redis is None:
+                console.print(view.heading(f"{title} · skipped", "This Redis is yours: it is not killed."))
+                continue
+            console.print(view.heading(title, act.explanation))
+            turns.append(await stage.play(number, act))
+            console.print(view.show_turn(turns[-1]))
+    finally:
+        await stage.clean_up()
+    console.print(view.summary(turns))
+    return not any(turn.problems for turn in turns)
+
+
+class _Stage:
+    """One conversation, and the servers that it is played on."""
+
+    def __init__(self, servers: Servers, observed: Observed, model: BaseChatModel) -> None:
+        self._servers = servers
+        self._observed = observed
+        self._model = model
+        self._thread_id = f"demo-{uuid4()}"
+        self._turns = 0
+        self._run_id_of_snapshot = ""
+
+    async def play(self, number: int, act: Act) -> Turn:
+        """Do to Redis what the act begins with, let the user speak, and look at what happened."""
+        self._turns += 1
+        with kept_warnings(capacity=5) as warnings:
+            prepared = await self._prepare(act)
+            async with self._fresh_saver() as saver:
+                graph = build_conversation(self._model, saver)
+                watch = CounterWatch(self._observed.registry)
+                with self._observed.turn(self._thread_id) as span:
+                    answer = await say(graph, self._thread_id, act.says)
+        if act.snapshot_after and self._servers.own_redis is not None:
+            self._servers.own_redis.save_snapshot()
+            self._run_id_of_snapshot, _ = await self._servers.redis_state()
+        return Turn(
+            number,
+            act,
+            prepared,
+            answer,
+            messages_expected=2 * self._turns,
+            spans=self._observed.spans.take(span.get_span_context().trace_id),
+            moved=watch.moved(),
+            warnings=tuple(warnings),
+        )
+
+    async def clean_up(self) -> None:
+        """Take the conversation away again, from servers that do not vanish with the demo.
+
+        Raises:
+            GlasspointError: It could not be removed.
+        """
+        if self._servers.all_own or not self._turns:
+            return
+        async with self._fresh_saver() as saver:
+            await saver.adelete_thread(self._thread_id)
+
+    async def _prepare(self, act: Act) -> Prepared:
+        redis = self._servers.own_redis
+        if act.before == "flush":
+            if redis is None:
+                await self._servers.forget_cached(Scope(self._thread_id, each) for each in NAMESPACES)
+                return Prepared("This Redis is yours, so only this conversation's own entries were removed.")
+            redis.flush()
+        elif act.before == "kill" and redis is not None:
+            redis.kill()
+        elif act.before == "restart" and redis is not None:
+            redis.start()
+            run_id, keys = await self._servers.redis_state()
+            if not keys or run_id == self._run_id_of_snapshot:
+                return Prepared(problem="Redis did not come back from its snapshot as another process")
+            old, new = self._run_id_of_snapshot[:8], run_id[:8]
+            return Prepared(f"Back came {keys} entries of process {old}…; this is {new}…, a new epoch.")
+        return Prepared()
+
+    @asynccontextmanager
+    async def _fresh_saver(self) -> AsyncIterator[CachedPostgresSaver]:
+        servers = self._servers
+        async with CachedPostgresSaver.from_conn_string(
+            servers.postgres_url, redis_url=servers.redis_url, telemetry=self._observed.telemetry
+        ) as saver:
+            await saver.setup()
+            yield saver

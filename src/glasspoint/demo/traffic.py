@@ -1,0 +1,135 @@
+"""A light traffic of conversations, for somebody to look at: in the terminal, at `/metrics`, in a back end.
+
+A few people talk to the agent at a human pace: they give their name, come back to it, pause, return to an
+earlier conversation or open a new one. Every answer is checked for the name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from glasspoint.demo.conversation import build_conversation, say
+from glasspoint.demo.model import RecallingChatModel
+
+if TYPE_CHECKING:
+    from glasspoint import CachedPostgresSaver
+    from glasspoint.demo.telemetry import Observed
+
+__all__ = ["Tally", "Traffic"]
+
+_PEOPLE = 6
+_MEAN_PAUSE_SECONDS = 0.7
+_LONGEST_PAUSE_SECONDS = 4.0
+_AFTER_FAILURE_SECONDS = 1.0
+_TURNS_IN_A_ROW = (2, 6)
+_TURNS_OF_A_CONVERSATION = 18
+_RESTING_CONVERSATIONS = 20
+_RETURNS = 0.6
+_REMOVAL_SECONDS = 10
+
+_NAMES = ("철수", "영희", "지은", "민준", "하늘", "서연")
+_TALK = ("내 이름이 뭐라고 했지?", "오늘 날씨가 참 좋네", "내 이름 기억해?", "주말에 뭐 하면 좋을까?")
+
+
+@dataclass
+class Tally:
+    """What became of the traffic so far.
+
+    Attributes:
+        turns: Answered turns.
+        failed: Turns that ended in an error.
+        forgotten: Answers to a question for the name that did not say it.
+        last_error: The class of the last error, if there was one.
+    """
+
+    turns: int = 0
+    failed: int = 0
+    forgotten: int = 0
+    last_error: str = ""
+
+
+@dataclass
+class _Talk:
+    """One conversation of the traffic."""
+
+    name: str
+    thread_id: str = field(default_factory=lambda: f"demo-{uuid4()}")
+    turns: int = 0
+
+
+class Traffic:
+    """Keeps conversations going until it is cancelled. Holds a bounded number of them, and so does L2."""
+
+    def __init__(self, saver: CachedPostgresSaver, observed: Observed) -> None:
+        self.tally = Tally()
+        self._saver = saver
+        self._observed = observed
+        # Never GLASSPOINT_DEMO_MODEL here: several calls a second of a paid model are nobody's wish.
+        self._graph = build_conversation(RecallingChatModel(), saver)
+        self._resting: deque[_Talk] = deque()
+        self._known: set[str] = set()
+
+    async def run(self) -> None:
+        """Let everybody talk, until cancelled."""
+        async with asyncio.TaskGroup() as people:
+            for number in range(_PEOPLE):
+                people.create_task(self._person(), name=f"demo person {number}")
+
+    async def remove_conversations(self) -> None:
+        """Delete what is left of the conversations, from L1 and L2."""
+        async with asyncio.timeout(_REMOVAL_SECONDS):
+            for thread_id in tuple(self._known):
+                await self._remove(thread_id)
+
+    async def _person(self) -> None:
+        while True:
+            talk = self._next_talk()
+            for _ in range(random.randint(*_TURNS_IN_A_ROW)):
+                await asyncio.sleep(min(random.expovariate(1 / _MEAN_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS))
+                await self._turn(talk)
+            await self._rest(talk)
+
+    def _next_talk(self) -> _Talk:
+        if self._resting and random.random() < _RETURNS:
+            return self._resting.popleft()
+        talk = _Talk(random.choice(_NAMES))
+        self._known.add(talk.thread_id)
+        return talk
+
+    async def _rest(self, talk: _Talk) -> None:
+        """Put a conversation aside, to be resumed later; a long or a superfluous one is deleted."""
+        if talk.turns < _TURNS_OF_A_CONVERSATION and len(self._resting) < _RESTING_CONVERSATIONS:
+            self._resting.append(talk)
+            return
+        try:
+            await self._remove(talk.thread_id)
+        except Exception as error:
+            self._failed(error)
+
+    async def _turn(self, talk: _Talk) -> None:
+        text = random.choice(_TALK) if talk.turns else f"내 이름은 {talk.name}야"
+        try:
+            with self._observed.turn(talk.thread_id):
+                answer = await say(self._graph, talk.thread_id, text)
+        except Exception as error:  # traffic outlives whatever is done to the servers meanwhile
+            self._failed(error)
+            await asyncio.sleep(_AFTER_FAILURE_SECONDS)
+            return
+        talk.turns += 1
+        self.tally.turns += 1
+        self.tally.forgotten += talk.name not in answer.text
+        # Nobody looks at these spans in the terminal; an OTLP back end has got them already.
+        self._observed.spans.clear()
+
+    async def _remove(self, thread_id: str) -> None:
+        await self._saver.adelete_thread(thread_id)
+        self._known.discard(thread_id)
+
+    def _failed(self, error: Exception) -> None:
+        self.tally.failed += 1
+        self.tally.last_error = type(error).__name__

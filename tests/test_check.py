@@ -1,0 +1,189 @@
+"""`glasspoint check`, run against real servers, good and bad."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+import redis
+from langgraph.checkpoint.postgres import PostgresSaver
+
+from command_line import assert_fits, glasspoint
+from glasspoint.check import Finding, run_checks
+from glasspoint.demo.conversation import Answer, ConversationGraph, say
+from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.errors import L2UnavailableError
+
+TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+PASSWORD = "geheim"
+
+
+@pytest.fixture
+def deployed(database: str) -> str:
+    """The URL of a database with the checkpoint tables."""
+    with PostgresSaver.from_conn_string(database) as saver:
+        saver.setup()
+    return database
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port where connections are taken and nothing is ever answered."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def rows(database: str) -> int:
+    """Return how many rows the checkpoint tables hold together."""
+    with psycopg.connect(database) as connection:
+        counts = [connection.execute(f"SELECT count(*) FROM {table}").fetchone() for table in TABLES]
+    return sum(count[0] for count in counts if count)
+
+
+async def find(postgres_url: str, redis_url: str, *, timeout_seconds: float = 15.0) -> list[Finding]:
+    """Run all checks in this process."""
+    return [each async for each in run_checks(postgres_url, redis_url, timeout_seconds=timeout_seconds)]
+
+
+def marks(output: str) -> list[tuple[str, str]]:
+    """Return (mark, check) of each finding."""
+    return re.findall(r"^(ok|FAILED|skipped) +(\w+)", output, re.MULTILINE)
+
+
+def test_a_good_deployment_passes_and_is_left_as_it_was(deployed: str, own_redis: EmbeddedRedis) -> None:
+    checked = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=own_redis.url)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert marks(checked.stdout) == [
+        ("ok", "PostgreSQL"),
+        ("ok", "Redis"),
+        ("ok", "Tables"),
+        ("ok", "Conversation"),
+    ]
+    assert "0 checkpoints" in checked.stdout
+    assert_fits(checked.stdout, columns=80)
+    assert checked.stderr == ""
+    assert rows(deployed) == 0
+    with redis.Redis(port=own_redis.port) as client:
+        assert client.dbsize() == 0
+
+
+def test_json_is_one_object(deployed: str, own_redis: EmbeddedRedis) -> None:
+    checked = glasspoint("check", "--json", "--postgres-url", deployed, "--redis-url", own_redis.url)
+    report = json.loads(checked.stdout)
+    assert checked.returncode == 0
+    assert report["ok"] is True
+    assert [check["name"] for check in report["checks"]] == ["PostgreSQL", "Redis", "Tables", "Conversation"]
+    assert {check["status"] for check in report["checks"]} == {"ok"}
+    assert all(check["milliseconds"] > 0 for check in report["checks"])
+
+
+def test_missing_tables_are_a_finding_and_are_not_made(database: str, redis_url: str) -> None:
+    checked = glasspoint("check", POSTGRES_URL=database, REDIS_URL=redis_url)
+    assert checked.returncode == 1
+    assert marks(checked.stdout)[2:] == [("FAILED", "Tables"), ("skipped", "Conversation")]
+    assert "saver.setup()" in checked.stdout
+    with psycopg.connect(database) as connection:
+        assert connection.execute("SELECT to_regclass('checkpoints')").fetchone() == (None,)
+
+
+def test_redis_down_fails_and_the_scratch_thread_is_gone(deployed: str, own_redis: EmbeddedRedis) -> None:
+    own_redis.kill()
+    checked = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=own_redis.url)
+    assert checked.returncode == 1
+    assert [mark for mark, _ in marks(checked.stdout)] == ["ok", "FAILED", "ok", "FAILED"]
+    assert "by PostgreSQL alone" in " ".join(checked.stdout.split())
+    assert checked.stderr == ""
+    assert rows(deployed) == 0
+
+
+async def test_postgres_down_fails_and_what_needs_it_is_skipped(redis_url: str) -> None:
+    findings = await find("postgresql://me@127.0.0.1:1/db", redis_url)
+    assert [finding.status for finding in findings] == ["failed", "ok", "skipped", "skipped"]
+
+
+async def test_nothing_configured_says_what_to_set() -> None:
+    findings = await find("", "")
+    assert "set POSTGRES_URL" in findings[0].detail
+    assert "set REDIS_URL" in findings[1].detail
+
+
+async def test_silent_servers_fail_in_time(silent_port: int) -> None:
+    findings = await find(
+        f"postgresql://me@127.0.0.1:{silent_port}/db",
+        f"redis://127.0.0.1:{silent_port}/0",
+        timeout_seconds=0.2,
+    )
+    assert [finding.status for finding in findings] == ["failed", "failed", "skipped", "skipped"]
+    assert all("not done within 0.2 s" in finding.detail for finding in findings[:2])
+    assert all(finding.seconds < 5 for finding in findings)
+
+
+def test_a_wrong_password_fails_and_is_not_shown(deployed: str, own_redis: EmbeddedRedis) -> None:
+    with redis.Redis(port=own_redis.port) as client:
+        client.config_set("requirepass", "another one")
+    checked = glasspoint(
+        "check", POSTGRES_URL=deployed, REDIS_URL=f"redis://:{PASSWORD}@127.0.0.1:{own_redis.port}/0"
+    )
+    assert checked.returncode == 1
+    assert ("FAILED", "Redis") in marks(checked.stdout)
+    assert PASSWORD not in checked.stdout + checked.stderr
+    assert rows(deployed) == 0
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [
+        f"me:{PASSWORD}@127.0.0.1:1",
+        f"me:{PASSWORD}@127.0.0.1:nothing",
+        f"me:{PASSWORD}/x@127.0.0.1:1",
+        f"me:x/{PASSWORD}@127.0.0.1:1",
+        f"me:x#{PASSWORD}@127.0.0.1:1",
+        f"me:x?{PASSWORD}@127.0.0.1:1",
+        f"me:x%{PASSWORD}@127.0.0.1:1",
+        f"me:[{PASSWORD}@127.0.0.1:1",
+    ],
+)
+async def test_no_broken_url_shows_its_password(authority: str) -> None:
+    findings = await find(f"postgresql://{authority}/db", f"redis://{authority}/0")
+    assert [finding.status for finding in findings] == ["failed", "failed", "skipped", "skipped"]
+    assert PASSWORD not in str(findings)
+
+
+async def test_a_conversation_that_fails_is_taken_away(
+    deployed: str, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail_at_the_second_turn(graph: ConversationGraph, thread_id: str, text: str) -> Answer:
+        if await asyncio.to_thread(rows, deployed):
+            raise L2UnavailableError("PostgreSQL went away.")
+        return await say(graph, thread_id, text)
+
+    monkeypatch.setattr("glasspoint.check.say", fail_at_the_second_turn)
+    findings = await find(deployed, own_redis.url)
+    assert [finding.status for finding in findings] == ["ok", "ok", "ok", "failed"]
+    assert findings[-1].detail == "PostgreSQL went away."
+    assert rows(deployed) == 0
+
+
+async def test_a_conversation_that_is_interrupted_is_taken_away(
+    deployed: str, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck = asyncio.Event()
+
+    async def hang_at_the_second_turn(graph: ConversationGraph, thread_id: str, text: str) -> Answer:
+        if await asyncio.to_thread(rows, deployed):
+            stuck.set()
+            await asyncio.Event().wait()
+        return await say(graph, thread_id, text)
+
+    monkeypatch.setattr("glasspoint.check.say", hang_at_the_second_turn)
+    checking = asyncio.create_task(find(deployed, own_redis.url))
+    await stuck.wait()
+    checking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await checking
+    assert rows(deployed) == 0

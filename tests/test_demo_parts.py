@@ -1,0 +1,184 @@
+"""The parts of the demo that can be looked at alone: names, model, graph, percentiles, spans."""
+
+from __future__ import annotations
+
+import math
+import sys
+from types import ModuleType
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from glasspoint.demo.conversation import build_conversation, say
+from glasspoint.demo.model import SUMMARY_PROMPT, RecallingChatModel, choose_chat_model
+from glasspoint.demo.names import asks_for_name, name_given_in, with_copula
+from glasspoint.demo.quantiles import SampleWindow, quantile
+from glasspoint.demo.telemetry import CounterWatch, Moved, SpanCollector
+from glasspoint.errors import ConfigurationError
+
+TOLD = HumanMessage("내 이름은 철수야")
+ASKED = HumanMessage("내 이름이 뭐라고 했지?")
+ASKED_IN_ENGLISH = HumanMessage("what is my name?")
+NEVER_TOLD = "이름을 아직 말씀해 주지 않으셨어요."
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("내 이름은 철수야", "철수"),
+        ("내 이름은 지은이야.", "지은"),
+        ("내 이름은 하이야", "하이"),
+        ("내 이름은 김하늘이야!", "김하늘"),
+        ("제 이름은 혜진이에요", "혜진"),
+        ("제 이름은 철수예요", "철수"),
+        ("제 이름은 홍길동입니다. 반갑습니다", "홍길동"),
+        ("제 이름은 지은이라고 해요", "지은"),
+        ("나는 민수라고 해", "민수"),
+        ("저는 지은이라고 합니다", "지은"),
+        ("내 이름은 Alice야", "Alice"),
+        ("내 이름은 Bob이야", "Bob"),
+        ("내 이름은 김 철수야", "김 철수"),
+        ("내 이름은 철수", "철수"),
+        ("안녕, 내 이름은 철수야 만나서 반가워", "철수"),
+        ("내 이름은 철수가 아니라 영희야", "영희"),
+        ("내 이름은 철수야. 아니, 내 이름은 영희야", "영희"),
+        ("사용자의 이름은 철수.", "철수"),
+        ("my name is Bob", "Bob"),
+        ("Hello! My name is Ada Lovelace and I count.", "Ada Lovelace"),
+        ("내 이름이 뭐라고 했지?", None),
+        ("내 이름은 뭐야?", None),
+        ("내 이름은 뭐라고 했지", None),
+        ("what is my name", None),
+        ("날씨가 좋네", None),
+    ],
+)
+def test_a_name_is_cut_out_of_its_sentence(text: str, name: str | None) -> None:
+    assert name_given_in(text) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["내 이름이 뭐라고 했지?", "내 이름 기억해?", "내가 누구라고 했지?", "What is my name?", "Who am I?"],
+)
+def test_a_question_for_the_name_is_understood(text: str) -> None:
+    assert asks_for_name(text)
+
+
+def test_an_ending_is_glued_to_a_name_as_korean_wants_it() -> None:
+    assert [with_copula(name, "라고") for name in ("철수", "지은", "Bob")] == [
+        "철수라고",
+        "지은이라고",
+        "Bob이라고",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "answer"),
+    [
+        ([TOLD, ASKED], "철수라고 하셨어요."),
+        ([HumanMessage("내 이름은 지은이야"), ASKED], "지은이라고 하셨어요."),
+        ([HumanMessage("my name is Bob"), ASKED_IN_ENGLISH], "You said that your name is Bob."),
+        ([SystemMessage("사용자의 이름은 철수."), ASKED], "철수라고 하셨어요."),
+        ([ASKED], NEVER_TOLD),
+        ([ASKED_IN_ENGLISH], "You have not told me your name yet."),
+        # What the model itself once said is no source: it would cover up a lost state.
+        ([AIMessage("내 이름은 철수야"), ASKED], NEVER_TOLD),
+        ([SystemMessage(SUMMARY_PROMPT), TOLD], "사용자의 이름은 철수."),
+    ],
+)
+def test_the_model_answers_from_the_messages_it_is_given_and_nothing_else(
+    messages: list[HumanMessage | SystemMessage | AIMessage], answer: str
+) -> None:
+    assert RecallingChatModel().invoke(messages).text == answer
+
+
+async def test_a_long_conversation_is_summarised_and_the_name_survives() -> None:
+    graph = build_conversation(RecallingChatModel(), InMemorySaver())
+    await say(graph, "a", "내 이름은 철수야")
+    for _ in range(12):
+        await say(graph, "a", "오늘 날씨가 참 좋네")
+    answer = await say(graph, "a", "내 이름이 뭐라고 했지?")
+    assert (answer.text, answer.message_count) == ("철수라고 하셨어요.", 28)
+    recalled = [
+        each async for each in graph.aget_state_history({"configurable": {"thread_id": "a"}}, limit=1)
+    ]
+    assert not any("내 이름은" in str(message.text) for message in recalled[0].values["context"])
+
+
+def test_the_model_is_the_built_in_one_unless_another_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLASSPOINT_DEMO_MODEL", raising=False)
+    assert isinstance(choose_chat_model(), RecallingChatModel)
+
+
+def test_a_named_model_comes_from_langchain(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat_models = ModuleType("langchain.chat_models")
+    asked: list[str] = []
+    chat_models.init_chat_model = lambda name: asked.append(name) or RecallingChatModel()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "langchain", ModuleType("langchain"))
+    monkeypatch.setitem(sys.modules, "langchain.chat_models", chat_models)
+    monkeypatch.setenv("GLASSPOINT_DEMO_MODEL", "somebody:large")
+    assert isinstance(choose_chat_model(), RecallingChatModel)
+    assert asked == ["somebody:large"]
+
+
+def test_without_langchain_a_named_model_is_an_error_that_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "langchain", None)
+    monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
+    monkeypatch.setenv("GLASSPOINT_DEMO_MODEL", "somebody:large")
+    with pytest.raises(ConfigurationError, match="pip install langchain"):
+        choose_chat_model()
+
+
+def test_a_quantile_is_interpolated_within_its_bucket() -> None:
+    buckets = {1.0: 10.0, 2.0: 20.0, 4.0: 20.0, math.inf: 20.0}
+    assert quantile(0.25, buckets) == pytest.approx(0.5)
+    assert quantile(0.75, buckets) == pytest.approx(1.5)
+    assert quantile(1.0, buckets) == pytest.approx(2.0)
+    assert math.isnan(quantile(0.5, {1.0: 0.0, math.inf: 0.0}))
+    assert quantile(0.99, {1.0: 1.0, math.inf: 10.0}) == 1.0
+
+
+def test_a_window_forgets_what_came_before_it() -> None:
+    registry = CollectorRegistry()
+    histogram = Histogram("h", "help", ("kind",), buckets=(1.0, 2.0), registry=registry)
+    histogram.labels("a").observe(1.5)
+    window = SampleWindow(registry, length=2)
+    histogram.labels("a").observe(0.5)
+    histogram.labels("b").observe(1.5)
+    window.read()
+    assert window.grown("h_count") == 2
+    assert window.grown("h_count", kind="a") == 1
+    assert window.now("h_count", kind="a") == 2
+    assert window.quantiles("h", 1.0, kind="a") == [1.0]
+    window.read()
+    assert window.grown("h_count") == 0
+
+
+def test_only_counters_that_moved_are_told() -> None:
+    registry = CollectorRegistry()
+    counter = Counter("glasspoint_things", "help", ("saver", "result"), registry=registry)
+    Counter("other_things", "help", registry=registry).inc()
+    counter.labels("default", "hit").inc()
+    watch = CounterWatch(registry)
+    counter.labels("default", "hit").inc(2)
+    counter.labels("default", "miss")
+    assert watch.moved() == [Moved("glasspoint_things_total", ("hit",), 2)]
+    assert watch.moved() == []
+
+
+def test_the_span_collector_is_bounded_and_hands_out_one_trace() -> None:
+    collector = SpanCollector(capacity=3)
+    provider = TracerProvider()
+    provider.add_span_processor(collector)
+    tracer = provider.get_tracer("test")
+    for number in range(10):
+        with tracer.start_as_current_span(str(number)) as span:
+            pass
+    last = span.get_span_context().trace_id
+    assert [each.name for each in collector.take(last)] == ["9"]
+    assert collector.take(last) == []
