@@ -108,7 +108,7 @@ class CachedPostgresSaver(ManagedSaver):
             if stored is None:
                 return None
             if stored.needs_parent:
-                return await self._l2.get_tuple(self.serde, config)
+                return await self._l2.get_tuple(scope, self.serde, config)
             if reading.lease is not None and checkpoint_id is None and stored.cacheable:
                 await self._l1.warm_up(scope, reading.lease, stored)
             return self._decode(operation, stored)
@@ -139,7 +139,7 @@ class CachedPostgresSaver(ManagedSaver):
                 checkpoint_id_of(named)  # checked here, before PostgreSQL stumbles over it
         with self._lifetime.call(), self._telemetry.operation("list", scope) as operation:
             operation.served_by = "l2"
-            tuples = await self._l2.list(self.serde, config, filter=filter, before=before, limit=limit)
+            tuples = await self._l2.list(scope, self.serde, config, filter=filter, before=before, limit=limit)
         for each in tuples:
             yield each
 
@@ -159,7 +159,7 @@ class CachedPostgresSaver(ManagedSaver):
         checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("delta_history", scope) as operation:
             operation.served_by = "l2"
-            return await self._l2.delta_history(self.serde, config, channels)
+            return await self._l2.delta_history(scope, self.serde, config, channels)
 
     # ---------------------------------------------------------------- writing
 

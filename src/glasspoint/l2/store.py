@@ -30,6 +30,7 @@ from glasspoint.errors import (
     SchemaError,
 )
 from glasspoint.l2 import statements
+from glasspoint.scope import Scope
 from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from psycopg.rows import DictRow
 
     from glasspoint.l2.pool import Pool
-    from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer", "certainly_unchanged", "may_still_run"]
@@ -201,36 +201,39 @@ class Store:
             before_commit: Awaited with the namespaces that the thread had, after they were deleted and before
                 anybody can see it: exactly these are the scopes that L1 must block and forget.
         """
-        async with self._connection(None) as conn:
-            with self._telemetry.step("l2.delete_thread", None):
+        root = Scope(thread_id, "")
+        async with self._connection(root) as conn:
+            with self._telemetry.step("l2.delete_thread", root):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")
                     rows = await _fetch_all(conn, statements.DELETE_THREAD, {"thread_id": thread_id})
                     await before_commit([namespace for (namespace,) in rows])
 
-    async def get_tuple(self, serde: SerializerProtocol, config: RunnableConfig) -> CheckpointTuple | None:
+    async def get_tuple(
+        self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig
+    ) -> CheckpointTuple | None:
         """Read a checkpoint by upstream's own code: for the old formats that take more than one query."""
-        async with self._connection(None) as conn:
-            with self._telemetry.step("l2.get_tuple", None):
+        async with self._connection(scope) as conn:
+            with self._telemetry.step("l2.get_tuple", scope):
                 return await AsyncPostgresSaver(conn, serde=serde).aget_tuple(config)
 
     async def list(
-        self, serde: SerializerProtocol, config: RunnableConfig | None, **options: Any
+        self, scope: Scope | None, serde: SerializerProtocol, config: RunnableConfig | None, **options: Any
     ) -> list[CheckpointTuple]:
         """List checkpoints by upstream's own code, all of them before the connection goes back: a consumer
         that asks the saver for more while it iterates must not wait for the connection that it holds."""
-        async with self._connection(None) as conn:
-            with self._telemetry.step("l2.list", None):
+        async with self._connection(scope) as conn:
+            with self._telemetry.step("l2.list", scope):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
                     return [t async for t in AsyncPostgresSaver(conn, serde=serde).alist(config, **options)]
 
     async def delta_history(
-        self, serde: SerializerProtocol, config: RunnableConfig, channels: Sequence[str]
+        self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Walk a checkpoint's ancestors by upstream's own code."""
-        async with self._connection(None) as conn:
-            with self._telemetry.step("l2.delta_history", None):
+        async with self._connection(scope) as conn:
+            with self._telemetry.step("l2.delta_history", scope):
                 upstream = AsyncPostgresSaver(conn, serde=serde)
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
 
