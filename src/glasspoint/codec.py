@@ -76,6 +76,7 @@ class StoredCheckpoint:
         values: Channel -> (version, value) for the values kept per channel, at the versions that `document`
             names.
         document_json, metadata_json: What the two were parsed from, if a warm-up may need them.
+        document_bytes: How long the JSON was.
     """
 
     scope: Scope
@@ -87,11 +88,13 @@ class StoredCheckpoint:
     writes: list[EncodedWrite]
     document_json: str = ""
     metadata_json: str = ""
+    document_bytes: int = 0
 
     @property
     def size(self) -> int:
-        """Bytes of all values and writes."""
-        return sum(len(v.data) for _, v in self.values.values()) + sum(len(w.value.data) for w in self.writes)
+        """Bytes of the checkpoint, its values and its writes."""
+        values = sum(len(value.data) for _, value in self.values.values())
+        return self.document_bytes + values + sum(len(write.value.data) for write in self.writes)
 
     @property
     def needs_parent(self) -> bool:
@@ -132,7 +135,11 @@ class EncodedPut:
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.size = len(self.document_json) + sum(len(value.data) for _, value in self.blobs.values())
+        self.size = (
+            len(self.document_json)
+            + len(self.metadata_json)
+            + sum(len(value.data) for _, value in self.blobs.values())
+        )
 
 
 def encode_put(

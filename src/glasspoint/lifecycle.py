@@ -69,7 +69,8 @@ class ManagedSaver(BaseCheckpointSaver[str]):
             serde: How values are serialised; by default as `postgres_saver` does it.
             cache_ttl: Seconds that an entry stays in Redis after its last use, greater than 0.
             key_prefix: What every key in Redis begins with.
-            l1_timeout_seconds: After so long without an answer from Redis, PostgreSQL answers alone.
+            l1_timeout_seconds: After so long without an answer from Redis, or after a quarter of the write's
+                deadline, PostgreSQL answers alone.
             write_deadline_seconds: After so long a write fails, with `L2DeadlineError`.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
@@ -99,7 +100,8 @@ class ManagedSaver(BaseCheckpointSaver[str]):
             key_prefix=key_prefix,
             ttl_seconds=cache_ttl,
             intent_seconds=_DEADLINES_AN_INTENT_LASTS * write_deadline_seconds + _INTENT_MARGIN_SECONDS,
-            timeout_seconds=l1_timeout_seconds,
+            # A Redis that hangs must not use up the deadline of every write.
+            timeout_seconds=min(l1_timeout_seconds, write_deadline_seconds / 4),
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
 

@@ -96,9 +96,10 @@ class CachedPostgresSaver(ManagedSaver):
             if reading.image is not None:
                 try:
                     answer = self._decode(operation, reading.image)
-                except Exception:
-                    # Bytes that the serializer cannot read: L2 has the right ones, or the right error.
-                    _log.debug("an image was refused: its values cannot be deserialised", exc_info=True)
+                except Exception as exc:
+                    # Bytes that the serializer cannot read: L2 has the right ones, or the right error. Its
+                    # own words may quote the value, which must not be logged.
+                    _log.debug("an image was refused: its values cannot be read (%s)", type(exc).__name__)
                     reading = await self._l1.refuse(scope, reading.image.checkpoint_id)
                 else:
                     operation.l1_result, operation.served_by = reading.result, "l1"

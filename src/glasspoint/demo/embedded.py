@@ -411,10 +411,14 @@ class EmbeddedRedis(_EmbeddedServer):
 
     def _is_ready(self, pid: int) -> bool:
         """Does this very process answer? (Another server might hold the port, and ours be about to end.)"""
-        with suppress(redis.ConnectionError, redis.TimeoutError), self._client() as client:
-            client.ping()  # a ConnectionError as well while the snapshot is being loaded
-            return bool(client.info("server")["process_id"] == pid)
-        return False
+        try:
+            with self._client() as client:
+                client.ping()  # a ConnectionError as well while the snapshot is being loaded
+                return bool(client.info("server")["process_id"] == pid)
+        except redis.AuthenticationError:
+            return True  # it answers; who it is, it tells only those who know the password that it was given
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
 
 
 def _package_directory(name: str) -> Path | None:

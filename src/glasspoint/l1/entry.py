@@ -121,6 +121,7 @@ def _decode(scope: Scope, fields: Sequence[bytes]) -> StoredCheckpoint:
         metadata=head["metadata"],
         values=values,
         writes=_decode_writes(by_name, f"w:{checkpoint_id}:".encode()),
+        document_bytes=len(by_name[b"head"]),
     )
 
 

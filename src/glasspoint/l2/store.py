@@ -416,4 +416,5 @@ def _stored_checkpoint(scope: Scope, row: tuple[Any, ...]) -> StoredCheckpoint:
         ],
         document_json=document_json,
         metadata_json=metadata_json,
+        document_bytes=len(document_json) + len(metadata_json),
     )
