@@ -133,6 +133,8 @@ async def test_other_methods_are_refused(served: httpx.AsyncClient, path: str, m
         ("/healthz", "/healthz/", "health"),
         ("/a/metrics", "/a/metrics/", "metrics"),
         ("/xmetrics", "/xmetrics/", None),
+        ("/m", "/m/metrics", "metrics"),
+        ("/h", "/h/healthz", "health"),
     ],
 )
 async def test_it_works_wherever_it_is_mounted(
@@ -143,6 +145,16 @@ async def test_it_works_wherever_it_is_mounted(
     assert response.status_code == (404 if finds is None else 200)
     if finds:
         assert ("turns_total 3.0" if finds == "metrics" else "ok") in response.text
+
+
+def test_head_has_the_headers_of_get_and_no_body(url: str) -> None:
+    """Seen on the wire: a client would hide what is too much."""
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port or 0)) as client:
+        client.sendall(b"HEAD /healthz HTTP/1.0\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: client.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert b"Content-Length: 3" in head
+    assert body == b""
 
 
 async def test_the_app_lives_with_its_server(registry: CollectorRegistry) -> None:

@@ -1,0 +1,136 @@
+"""Delta channels, whose value LangGraph rebuilds from the writes of a checkpoint's ancestors, come out as on
+LangGraph's own savers: with the cache in use, with nothing cached, and without Redis."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.channels.delta import DeltaChannel
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Overwrite
+from redis.asyncio import Redis
+
+from glasspoint import CachedPostgresSaver
+from glasspoint.demo.embedded import EmbeddedRedis
+from states import config_of, exact, open_saver, open_upstream
+
+CONFIG = config_of("대화")
+CHANNELS = ["log", "slow", "plain", "no such channel"]
+
+
+def extend(value: list[Any], writes: list[list[Any]]) -> list[Any]:
+    return [*value, *(each for write in writes for each in write)]
+
+
+class State(TypedDict):
+    log: Annotated[list[Any], DeltaChannel(extend, snapshot_frequency=3)]
+    slow: Annotated[list[Any], DeltaChannel(extend, snapshot_frequency=100)]
+    plain: str
+
+
+def make_graph(saver: BaseCheckpointSaver[Any]) -> CompiledStateGraph[Any]:
+    """Two nodes at once write to one delta channel: the order of their writes counts."""
+    builder = StateGraph(State)
+    builder.add_node("one", lambda state: {"log": [f"one saw {len(state['log'])}"], "slow": ["one"]})
+    builder.add_node("two", lambda state: {"log": [f"two saw {len(state['log'])}"]})
+    builder.add_node("last", lambda state: {"plain": f"{len(state['log'])} {len(state['slow'])}"})
+    for node in ("one", "two"):
+        builder.add_edge(START, node).add_edge(node, "last")
+    return builder.add_edge("last", END).compile(saver)
+
+
+async def play(saver: BaseCheckpointSaver[Any]) -> list[Any]:
+    """Turns, a change from outside, and a way back in time that is then followed; what was to be seen."""
+    graph = make_graph(saver)
+    seen = [await graph.ainvoke({"log": [f"turn {turn}"]}, CONFIG) for turn in range(4)]
+    old = [state async for state in graph.aget_state_history(CONFIG)][5]
+    await graph.aupdate_state(CONFIG, {"log": Overwrite(["cleared"])}, as_node="last")
+    seen.append(await graph.ainvoke({"log": ["turn 4"]}, CONFIG))
+    forked = await graph.aupdate_state(old.config, {"log": ["changed"]}, as_node="last")
+    seen.append(await graph.ainvoke({"log": ["turn 5"]}, forked))
+    await graph.aupdate_state(old.config, None, as_node="__copy__")
+    seen.append(await graph.ainvoke({"log": ["turn 6"]}, CONFIG))
+    history = [(state.values, state.next) async for state in graph.aget_state_history(CONFIG)]
+    return [*seen, history]
+
+
+@pytest.fixture(params=["cache in use", "nothing cached", "Redis dead"])
+async def saver(
+    request: pytest.FixtureRequest, database: str, own_redis: EmbeddedRedis
+) -> AsyncIterator[CachedPostgresSaver]:
+    if request.param == "Redis dead":
+        own_redis.kill()
+    saver_class = ForgetfulSaver if request.param == "nothing cached" else CachedPostgresSaver
+    async with (
+        Redis.from_url(own_redis.url) as ForgetfulSaver.redis,
+        open_saver(database, own_redis.url, saver_class) as opened,
+    ):
+        yield opened
+
+
+class ForgetfulSaver(CachedPostgresSaver):
+    """Whose Redis loses everything just before each read."""
+
+    redis: Redis
+
+    async def aget_tuple(self, config: RunnableConfig) -> Any:
+        await self.redis.flushall()
+        return await super().aget_tuple(config)
+
+    async def aget_delta_channel_history(self, **arguments: Any) -> Any:
+        await self.redis.flushall()
+        return await super().aget_delta_channel_history(**arguments)
+
+
+@pytest.fixture
+async def upstream(database: str) -> AsyncIterator[AsyncPostgresSaver]:
+    async with open_upstream(database) as opened:
+        yield opened
+
+
+async def test_turns_and_forks_end_as_in_memory(saver: CachedPostgresSaver) -> None:
+    assert await play(saver) == await play(InMemorySaver())
+
+
+async def test_the_history_of_every_checkpoint_is_what_upstream_finds(
+    saver: CachedPostgresSaver, upstream: AsyncPostgresSaver
+) -> None:
+    await play(saver)
+    checkpoints = [each async for each in upstream.alist(CONFIG)]
+    seeds = writes = 0
+    for config in (CONFIG, *(each.config for each in checkpoints)):
+        ours = await saver.aget_delta_channel_history(config=config, channels=CHANNELS)
+        assert exact(ours) == exact(
+            await upstream.aget_delta_channel_history(config=config, channels=CHANNELS)
+        )
+        by_definition = await BaseCheckpointSaver.aget_delta_channel_history(
+            saver, config=config, channels=CHANNELS
+        )
+        assert exact(ours) == exact(by_definition)
+        seeds += isinstance(ours["log"].get("seed"), _DeltaSnapshot)
+        writes += bool(ours["log"]["writes"])
+    assert 0 < seeds < len(checkpoints), "the walks never, or always, met a snapshot"
+    assert writes
+
+
+async def test_a_snapshot_is_read_from_the_cache_as_from_upstream(
+    saver: CachedPostgresSaver, upstream: AsyncPostgresSaver
+) -> None:
+    """A snapshot stands in a blob, and marks its place in the checkpoint."""
+    graph, snapshots = make_graph(saver), 0
+    for turn in range(6):
+        await graph.ainvoke({"log": [f"turn {turn}"]}, CONFIG)
+        for _ in range(2):
+            newest = await saver.aget_tuple(CONFIG)
+            assert exact(newest) == exact(await upstream.aget_tuple(CONFIG))
+        assert newest is not None
+        snapshots += isinstance(newest.checkpoint["channel_values"].get("log"), _DeltaSnapshot)
+    assert snapshots

@@ -1,0 +1,435 @@
+"""The saver agrees with LangGraph's own, after any operations in any order, whatever Redis loses meanwhile.
+
+Two ways to disagree are looked for: what is read through the cache differs from what `AsyncPostgresSaver`
+reads in the same database, and what was written differs from what `AsyncPostgresSaver` stores when it is told
+the same (in another database, the mirror). What happens at the same time: see `test_concurrency.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointTuple
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+
+from glasspoint import CachedPostgresSaver, create_telemetry
+from glasspoint.demo.embedded import EmbeddedPostgres
+from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
+
+TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+Scope = tuple[str, str]
+
+# ---------------------------------------------------------------------------------------- what is drawn
+
+# With plain joins, the second and the third would share a key. One thread has two namespaces.
+SCOPES: list[Scope] = [("a", ""), ("a", "x}:"), ("a}:x", ""), ("대화/%7B 'π'", "sub|graph:1")]
+UUIDS = [numbered_id(number) for number in range(6)]
+# Not ordered by Redis as by every PostgreSQL; one of them begins like another checkpoint's.
+OTHER_IDS = ["zzz", "0", numbered_id(10).upper(), f"{UUIDS[2]}:t"]
+CHANNELS = ["messages", "x", "y", "branch:to:π", "__pregel_tasks"]
+SPECIAL = ["__interrupt__", "__resume__", "__error__", "__scheduled__"]
+VERSIONS: list[Callable[[int], Any]] = [int, lambda n: f"{n:032}.0.5", lambda n: n + 0.5]
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
+inline = st.one_of(
+    st.sampled_from([None, True, False, 0, 1.0, 1e20, 1e16, -0.0, 1e-9, "대화 😀", "1e+16", "\\u0000"]),
+    st.integers(-(2**63), 2**63),
+    st.floats(allow_nan=False, allow_infinity=False),
+    texts,
+)
+values = st.one_of(
+    inline,
+    st.lists(inline, max_size=2),
+    st.dictionaries(texts, st.lists(inline, max_size=2), max_size=2),
+    st.binary(max_size=4),
+    st.builds(lambda text: [HumanMessage(text, id="1"), AIMessage(text, id="2")], texts),
+)
+metadata = st.fixed_dictionaries(
+    {"source": st.sampled_from(["input", "loop"]), "step": st.integers(-1, 3)},
+    optional={
+        "writes": inline,
+        "score": inline | st.just(2**70),
+        "nested": st.dictionaries(texts, inline, max_size=2),
+    },
+)
+changes = st.dictionaries(
+    st.sampled_from(CHANNELS),
+    st.one_of(
+        st.tuples(st.just("set"), st.none() | st.integers(1, 3), values),
+        st.tuples(st.just("clear"), st.none() | st.integers(1, 3), st.none()),
+        st.tuples(st.just("forget"), st.none(), st.none()),
+    ),
+    max_size=3,
+)
+writes = st.one_of(
+    st.lists(st.tuples(st.sampled_from(SPECIAL), values), max_size=3),
+    st.lists(st.tuples(st.sampled_from(CHANNELS), values), max_size=3),
+    st.lists(st.tuples(st.sampled_from(CHANNELS + SPECIAL), values), max_size=3),
+)
+scopes = st.sampled_from([*SCOPES, SCOPES[0], SCOPES[0], SCOPES[0]])
+ids = st.sampled_from(UUIDS + OTHER_IDS)
+newest_or_ids = st.sampled_from(["newest"] * 8 + [None, *UUIDS, *OTHER_IDS])
+fresh_or_ids = st.sampled_from([None] * 20 + UUIDS + OTHER_IDS)
+savers = st.sampled_from([0, 0, 0, 0, 1, 1, 1, 2])
+
+
+def make_checkpoint(checkpoint_id: str, base: CheckpointTuple | None) -> Checkpoint:
+    """A new checkpoint with the state of another one."""
+    before: Any = base.checkpoint if base else {"channel_values": {}, "channel_versions": {}}
+    return {
+        "v": 4,
+        "id": checkpoint_id,
+        "ts": "2026-01-01T00:00:00+00:00",
+        "channel_values": dict(before["channel_values"]),
+        "channel_versions": dict(before["channel_versions"]),
+        "versions_seen": {"node": dict(before["channel_versions"])},
+        "updated_channels": None,
+    }
+
+
+def put_value(value: Any, channel: str = "x") -> Callable[..., Awaitable[Any]]:
+    def call(saver: BaseCheckpointSaver[Any], scope: Scope, new_id: str) -> Awaitable[Any]:
+        checkpoint = make_checkpoint(new_id, None)
+        checkpoint["channel_values"] = {"y": [1], channel: value}
+        checkpoint["channel_versions"] = {"y": 1, channel: 1}
+        return saver.aput(config_of(*scope), checkpoint, {}, checkpoint["channel_versions"])
+
+    return call
+
+
+def put_metadata(value: Any) -> Callable[..., Awaitable[Any]]:
+    return lambda saver, scope, new_id: saver.aput(
+        config_of(*scope), make_checkpoint(new_id, None), {"nested": value}, {}
+    )
+
+
+def put_write(value: Any, channel: str = "x", task: str = "t1") -> Callable[..., Awaitable[Any]]:
+    return lambda saver, scope, new_id: saver.aput_writes(
+        config_of(*scope, new_id), [("y", 1), (channel, value)], task
+    )
+
+
+UNSTORABLE = [
+    *map(
+        put_value, ["a\0b", "\ud800", float("nan"), float("inf"), object(), [object()], {"x": lambda: None}]
+    ),
+    put_value([1], channel="a\0"),
+    *map(put_metadata, [["\0"], {"\0": 1}, [float("nan")], object()]),
+    *map(put_write, [object(), [object()]]),
+    put_write(1, channel="a\0"),
+    put_write(1, task="t\0"),
+]
+
+
+# ---------------------------------------------------------------------------------------- who works on what
+
+
+@dataclass
+class Scene:
+    """Real servers and all who work on them.
+
+    Attributes:
+        ours: Two savers that share database and Redis, and a third whose entries expire at once.
+        upstream: LangGraph's saver on the same database; it only reads.
+        mirror: LangGraph's saver on another database; it is told everything that ours are told.
+    """
+
+    ours: list[CachedPostgresSaver]
+    upstream: AsyncPostgresSaver
+    mirror: AsyncPostgresSaver
+    redis: Redis
+    admins: list[psycopg.AsyncConnection[Any]]
+
+    async def wipe(self) -> None:
+        await self.redis.flushall()
+        for admin in self.admins:
+            for table in TABLES:
+                await admin.execute(f"DELETE FROM {table}")
+
+    async def rows(self) -> list[Any]:
+        """All that stands in the database of ours."""
+        return [
+            sorted(map(repr, await (await self.admins[0].execute(f"SELECT * FROM {table}")).fetchall()))
+            for table in TABLES
+        ]
+
+    async def agree(self, ask: Callable[[BaseCheckpointSaver[Any]], Awaitable[Any]]) -> None:
+        """Put a question to all; the second of ours finds what the first has warmed up."""
+        expected = exact(await ask(self.upstream))
+        assert exact(await ask(self.mirror)) == expected, (
+            "stored something else than AsyncPostgresSaver stores"
+        )
+        for saver in self.ours[:2]:
+            assert exact(await ask(saver)) == expected, "read something else than AsyncPostgresSaver reads"
+
+
+@asynccontextmanager
+async def open_scene(
+    postgres_url: str, mirror_url: str, redis_url: str, registry: CollectorRegistry
+) -> AsyncIterator[Scene]:
+    async with AsyncExitStack() as opened:
+        telemetry = create_telemetry(registry=registry)
+        yield Scene(
+            ours=[
+                await opened.enter_async_context(
+                    open_saver(postgres_url, redis_url, telemetry=telemetry, cache_ttl=ttl)
+                )
+                for ttl in (60, 60, 0.002)
+            ],
+            upstream=await opened.enter_async_context(open_upstream(postgres_url)),
+            mirror=await opened.enter_async_context(open_upstream(mirror_url)),
+            redis=await opened.enter_async_context(Redis.from_url(redis_url)),
+            admins=[
+                await opened.enter_async_context(await psycopg.AsyncConnection.connect(url, autocommit=True))
+                for url in (postgres_url, mirror_url)
+            ],
+        )
+
+
+async def newest(saver: BaseCheckpointSaver[Any], scope: Scope) -> CheckpointTuple | None:
+    return await saver.aget_tuple(config_of(*scope))
+
+
+async def listed(saver: BaseCheckpointSaver[Any], scope: Scope, **options: Any) -> list[CheckpointTuple]:
+    return [each async for each in saver.alist(config_of(*scope), **options)]
+
+
+# ---------------------------------------------------------------------------------------- one at a time
+
+
+class Agreement(RuleBasedStateMachine):
+    """Operations one after the other. Half of the examples compare after every one of them, which keeps the
+    cache warm; the other half only at the end and when a rule says so, and the cache meets writes unread."""
+
+    scene: ClassVar[Scene]
+    run: ClassVar[Callable[[Coroutine[Any, Any, Any]], Any]]
+
+    @initialize(eager=st.booleans(), version=st.sampled_from(VERSIONS))
+    def start(self, eager: bool, version: Callable[[int], Any]) -> None:
+        self.eager = eager
+        self.version = version
+        self.clock = 10  # versions and ids from here on were never seen before
+        self.ids: dict[Scope, set[str]] = defaultdict(set)
+        self.run(self.scene.wipe())
+
+    def fresh(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def base(self, scope: Scope, base_id: str | None) -> CheckpointTuple | None:
+        """The newest checkpoint, or the one with this id."""
+        if base_id is None:
+            return None
+        config = config_of(*scope, None if base_id == "newest" else base_id)
+        return self.run(self.scene.mirror.aget_tuple(config))
+
+    def told(self, writer: int, tell: Callable[[BaseCheckpointSaver[Any]], Awaitable[Any]]) -> None:
+        """Tell one of ours and the mirror the same."""
+
+        async def both() -> None:
+            assert await tell(self.scene.ours[writer]) == await tell(self.scene.mirror)
+
+        self.run(both())
+
+    def compare(self, scope: Scope, *checkpoint_ids: str) -> None:
+        async def ask_all() -> None:
+            for config in (config_of(*scope), *(config_of(*scope, each) for each in checkpoint_ids)):
+                await self.scene.agree(lambda saver, config=config: saver.aget_tuple(config))
+
+        self.run(ask_all())
+
+    def stepped(self, scope: Scope, *checkpoint_ids: str) -> None:
+        self.ids[scope].update(checkpoint_ids)
+        if self.eager:
+            self.compare(scope, *checkpoint_ids)
+
+    @rule(
+        scope=scopes,
+        writer=savers,
+        new_id=fresh_or_ids,
+        parent=newest_or_ids,
+        format_=st.sampled_from([4] * 8 + [3, 2, 1]),
+        changes=changes,
+        announced=st.sampled_from(["changed"] * 5 + ["nothing", "everything"]),
+        early=st.none() | writes,
+        loses=st.booleans(),
+        metadata=metadata,
+    )
+    def put(
+        self,
+        scope: Scope,
+        writer: int,
+        new_id: str | None,
+        parent: str | None,
+        format_: int,
+        changes: dict[str, tuple[str, int | None, Any]],
+        announced: str,
+        early: list[tuple[str, Any]] | None,
+        loses: bool,
+        metadata: dict[str, Any],
+    ) -> None:
+        """A checkpoint that follows another: newer than all, older, or stored again with other content.
+        What its tasks wrote may have come before it, as LangGraph sends it, and Redis may have lost that."""
+        base = self.base(scope, parent)
+        checkpoint = make_checkpoint(new_id or numbered_id(self.fresh()), base)
+        if early is not None:
+            self.put_writes(scope, writer, checkpoint["id"], "t1", "", early)
+            if loses:
+                self.redis_loses("everything", 0)
+        checkpoint["v"] = format_
+        if format_ < 4:  # without any version, upstream would make up another one at each read
+            checkpoint["channel_versions"].setdefault("start", self.version(1))
+        changed = {}
+        for channel, (change, number, value) in changes.items():
+            checkpoint["channel_values"].pop(channel, None)
+            if change == "forget":
+                checkpoint["channel_versions"].pop(channel, None)
+                continue
+            changed[channel] = self.version(number or self.fresh())
+            checkpoint["channel_versions"][channel] = changed[channel]
+            if change == "set":
+                checkpoint["channel_values"][channel] = value
+        new_versions = {"changed": changed, "nothing": {}, "everything": checkpoint["channel_versions"]}[
+            announced
+        ]
+        config = config_of(*scope, base.config["configurable"]["checkpoint_id"] if base else None)
+        config["metadata"] = {"user": "철수"}
+        self.told(writer, lambda saver: saver.aput(config, checkpoint, metadata, new_versions))
+        self.stepped(scope, checkpoint["id"])
+
+    @rule(scope=scopes, writer=savers, source=newest_or_ids, as_root=st.booleans())
+    def fork(self, scope: Scope, writer: int, source: str | None, as_root: bool) -> None:
+        """As `update_state(as_node="__copy__")`: a new checkpoint that refers to values of old versions."""
+        base = self.base(scope, source)
+        if base is None:
+            return
+        copy = make_checkpoint(numbered_id(self.fresh()), base)
+        copy["v"] = base.checkpoint["v"]
+        config = config_of(*scope) if as_root or base.parent_config is None else base.parent_config
+        self.told(writer, lambda saver: saver.aput(config, copy, {"source": "fork", "step": 1}, {}))
+        self.stepped(scope, copy["id"])
+
+    @rule(
+        scope=scopes,
+        writer=savers,
+        of=st.sampled_from(["newest", "newest", "next"]) | ids,
+        task=st.sampled_from(["t1", "t2", "t:2"]),
+        path=st.sampled_from(["", "~a", "~b"]),
+        writes=writes,
+    )
+    def put_writes(
+        self, scope: Scope, writer: int, of: str, task: str, path: str, writes: list[tuple[str, Any]]
+    ) -> None:
+        """Pending writes; those of the next checkpoint come before its put, as LangGraph may send them."""
+        base = self.base(scope, "newest")
+        if of == "newest" and base:
+            of = base.config["configurable"]["checkpoint_id"]
+        elif of in ("newest", "next"):
+            of = numbered_id(self.clock + 1)
+        self.told(writer, lambda saver: saver.aput_writes(config_of(*scope, of), writes, task, path))
+        self.stepped(scope, of)
+
+    @rule(thread_id=st.sampled_from([thread_id for thread_id, _ in SCOPES]), writer=savers)
+    def delete_thread(self, thread_id: str, writer: int) -> None:
+        self.told(writer, lambda saver: saver.adelete_thread(thread_id))
+        for scope in SCOPES:
+            if scope[0] == thread_id:
+                self.stepped(scope)
+
+    @rule(what=st.sampled_from(["everything", "a key"]), number=st.integers(0, 3))
+    def redis_loses(self, what: str, number: int) -> None:
+        async def lose() -> None:
+            keys = sorted(await self.scene.redis.keys())
+            if what == "everything":
+                await self.scene.redis.flushall()
+            elif keys:
+                await self.scene.redis.delete(keys[number % len(keys)])
+
+        self.run(lose())
+
+    @rule(scope=scopes, reader=savers)
+    def read(self, scope: Scope, reader: int) -> None:
+        """By the third of ours, this also makes the entry expire."""
+        self.run(newest(self.scene.ours[reader], scope))
+        self.compare(scope)
+
+    @rule(
+        scope=scopes,
+        before=st.none() | ids,
+        limit=st.none() | st.integers(1, 3),
+        filter_=st.none() | st.fixed_dictionaries({"step": st.integers(-1, 1)}),
+    )
+    def list_checkpoints(
+        self, scope: Scope, before: str | None, limit: int | None, filter_: dict[str, Any] | None
+    ) -> None:
+        options: dict[str, Any] = {"limit": limit, "filter": filter_}
+        options["before"] = config_of(*scope, before) if before else None
+        self.run(self.scene.agree(lambda saver: listed(saver, scope, **options)))
+
+    @rule(scope=scopes, writer=savers, call=st.sampled_from(UNSTORABLE))
+    def tell_what_cannot_be_stored(
+        self,
+        scope: Scope,
+        writer: int,
+        call: Callable[[BaseCheckpointSaver[Any], Scope, str], Awaitable[Any]],
+    ) -> None:
+        """Ours raises where upstream raises, and nothing has changed."""
+        new_id = numbered_id(self.fresh())
+
+        async def tell_both() -> None:
+            before = await self.scene.rows()
+            with pytest.raises(Exception):  # noqa: B017, PT011 - upstream raises what it meets first
+                await call(self.scene.mirror, ("scratch", ""), new_id)
+            await self.scene.mirror.adelete_thread("scratch")
+            with pytest.raises(Exception):  # noqa: B017, PT011
+                await call(self.scene.ours[writer], scope, new_id)
+            assert await self.scene.rows() == before
+
+        self.run(tell_both())
+        self.stepped(scope, new_id)
+
+    def teardown(self) -> None:
+        for scope, checkpoint_ids in getattr(self, "ids", {}).items():
+            self.compare(scope, *sorted(checkpoint_ids))
+            self.run(self.scene.agree(lambda saver, scope=scope: listed(saver, scope)))
+
+
+@pytest.fixture
+def mirror(postgres: EmbeddedPostgres) -> Iterator[str]:
+    yield postgres.create_database("mirror")
+    postgres.drop_database("mirror")
+
+
+def test_any_operations_in_any_order_agree_with_upstream(database: str, mirror: str, redis_url: str) -> None:
+    registry = CollectorRegistry()
+    with asyncio.Runner() as runner:
+        scene = open_scene(database, mirror, redis_url, registry)
+        Agreement.scene, Agreement.run = runner.run(scene.__aenter__()), staticmethod(runner.run)
+        try:
+            run_state_machine_as_test(
+                Agreement,
+                settings=settings(
+                    max_examples=60,
+                    stateful_step_count=30,
+                    deadline=None,
+                    print_blob=True,
+                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+                ),
+            )
+        finally:
+            runner.run(scene.__aexit__(None, None, None))
+    reads = counts(registry, "glasspoint_l1_reads_total", "result")
+    assert reads.keys() >= {"hit", "miss", "historical"}, "the examples hardly used the cache"
