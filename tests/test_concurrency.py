@@ -31,9 +31,9 @@ from glasspoint import CachedPostgresSaver, Telemetry, create_telemetry
 from states import config_of, counts, exact, make_pool, numbered_id, open_upstream
 
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "").split()] or [
-    random.randrange(10**9) for _ in range(500)
+    random.randrange(10**9) for _ in range(200)
 ]
-AT_ONCE = 4
+AT_ONCE = 3
 
 # ------------------------------------------------------------------------------------------- the servers
 
@@ -352,7 +352,7 @@ class Schedule:
     def draw_line(self) -> None:
         """Some operations are so slow that others happen wholly between two of their steps."""
         fault = self.random.choice(["not sent", "not answered", "sent again"]) if self.line_fails else None
-        line.set(Line(self.random.choice([0, 0, 0, 0.01, 0.1]), fault))
+        line.set(Line(self.random.choice([0, 0, 0, 0.01, 0.06]), fault))
 
     def next_value(self) -> int:
         self.values += 1

@@ -422,7 +422,7 @@ def test_any_operations_in_any_order_agree_with_upstream(database: str, mirror: 
             run_state_machine_as_test(
                 Agreement,
                 settings=settings(
-                    max_examples=60,
+                    max_examples=30,
                     stateful_step_count=30,
                     deadline=None,
                     print_blob=True,

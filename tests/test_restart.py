@@ -373,7 +373,7 @@ async def test_while_redis_is_frozen_postgres_answers_in_time(
     monkeypatch.setattr("glasspoint.lifecycle._INTENT_MARGIN_SECONDS", 0.5)
     registry = CollectorRegistry()
     thread = Thread("a")
-    options = {"l1_timeout_seconds": 0.1, "write_deadline_seconds": 1.0}
+    options = {"l1_timeout_seconds": 0.1, "write_deadline_seconds": 0.6}
     telemetry = create_telemetry(registry=registry)
     async with open_saver(database, own_redis.url, telemetry=telemetry, **options) as saver:
         await thread.put(saver)
