@@ -405,8 +405,8 @@ def _print_block(figures: list[Figure], baseline: str, size: int) -> None:
         )
 
 
-async def _state_bytes(redis: Redis, prefix: str) -> int:
-    async for key in redis.scan_iter(f"{prefix}:*"):
+async def _state_bytes(redis: Redis, run: str, messages: int) -> int:
+    async for key in redis.scan_iter(f"{run}:*{run}-{messages}-*", count=1000):
         values: list[bytes] = await redis.hvals(key)
         return sum(map(len, values))
     return 0
@@ -427,7 +427,7 @@ async def run(plan: Plan, postgres_url: str, redis_url: str) -> dict[str, Any]:
         print("times in ms; ratios: how many times as fast, or as frugal, as upstream on the pool")
         for messages in plan.messages:
             contenders = await bench.contenders(messages)
-            size = await _state_bytes(bench.redis, bench.run)
+            size = await _state_bytes(bench.redis, bench.run, messages)
             for callers in plan.callers:
                 block = await bench.rounds(plan, contenders, messages, callers)
                 _print_block(block, contenders[1].name, size)

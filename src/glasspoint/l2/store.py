@@ -13,7 +13,7 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -34,7 +34,7 @@ from glasspoint.scope import Scope
 from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer", "certainly_unchanged", "may_still_run"]
+
+_Answer = TypeVar("_Answer")
 
 Ready = Callable[[Any], Awaitable[None]]
 """Awaited with the connection in hand, before anything is sent on it; for `may_still_run`, later."""
@@ -96,7 +98,7 @@ class Store:
             )
         self._upstream = upstream
         self._telemetry = telemetry
-        self._returning: set[asyncio.Task[None]] = set()
+        self._unfinished: set[asyncio.Task[Any]] = set()
 
     @property
     def pool(self) -> Pool | None:
@@ -239,8 +241,8 @@ class Store:
 
     async def drain(self) -> None:
         """Wait until every connection is back in the pool, those of cancelled calls too."""
-        if self._returning:
-            await asyncio.wait(self._returning)
+        while self._unfinished:
+            await asyncio.wait(self._unfinished)
 
     @asynccontextmanager
     async def _connection(self, scope: Scope | None) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
@@ -293,17 +295,29 @@ class Store:
             async with self._upstream.lock:
                 yield conn
             return
-        checked_out = await conn.getconn()
+        # Not `pool.connection()`: a caller who is cancelled just as a connection is handed over, or while it
+        # waits for the pool's lock to give it back, would lose it for good. So both run to their end.
+        getting = self._to_the_end(conn.getconn())
+        try:
+            checked_out = await asyncio.shield(getting)
+        except asyncio.CancelledError:
+            getting.add_done_callback(lambda got: self._give_back(conn, got))
+            raise
         try:
             async with checked_out:
                 yield checked_out
         finally:
-            # Not `pool.connection()`: it loses the connection for good if the caller is cancelled while it
-            # waits for the pool's lock to give it back.
-            returning = asyncio.create_task(conn.putconn(checked_out))
-            self._returning.add(returning)
-            returning.add_done_callback(self._returning.discard)
-            await asyncio.shield(returning)
+            await asyncio.shield(self._to_the_end(conn.putconn(checked_out)))
+
+    def _to_the_end(self, work: Coroutine[Any, Any, _Answer]) -> asyncio.Task[_Answer]:
+        task = asyncio.create_task(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return task
+
+    def _give_back(self, pool: Pool, got: asyncio.Task[psycopg.AsyncConnection[DictRow]]) -> None:
+        if not got.cancelled() and got.exception() is None:
+            self._to_the_end(pool.putconn(got.result()))
 
     async def _schema_version(self, conn: psycopg.AsyncConnection[DictRow]) -> int:
         """The newest migration that is there, -1 for none. Asked first: a role that may not create tables
