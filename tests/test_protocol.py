@@ -5,6 +5,7 @@ The steps are the real ones on a real Redis; what PostgreSQL would have answered
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any
@@ -227,6 +228,21 @@ async def test_a_put_whose_known_writes_are_not_here_is_not_shown(
         writes = make_writes("x", task_id)
         assert await cache.commit_writes(writing, numbered_id(1), writes, overwrote=False) == "early"
     assert await cache.commit_put(intent, make_put(1), newest=True, known_writes=["task:0"]) == result
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_a_put_waits_a_moment_for_a_known_write_that_is_under_way(comes: bool, cache: Cache) -> None:
+    putting, writing = await cache.begin(SCOPE), await cache.begin(SCOPE)
+
+    async def write() -> str:
+        if not comes:
+            return "never"
+        return await cache.commit_writes(writing, numbered_id(1), make_writes("x"), overwrote=False)
+
+    result, written = await asyncio.gather(
+        cache.commit_put(putting, make_put(1), newest=True, known_writes=["task:0"]), write()
+    )
+    assert (result, written) == (("applied", "early") if comes else ("discarded", "never"))
 
 
 async def test_a_channel_without_a_value_does_not_hide_one_that_was_stored_meanwhile(cache: Cache) -> None:

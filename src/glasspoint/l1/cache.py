@@ -35,7 +35,12 @@ _log = logging.getLogger("glasspoint.l1")
 
 _MISS, _HIT, _BUSY, _HISTORICAL = range(4)
 _READ_RESULTS: dict[int, L1Result] = {_MISS: "miss", _HIT: "hit", _BUSY: "busy", _HISTORICAL: "historical"}
-_WRITE_RESULTS: tuple[WriteResult, ...] = ("discarded", "applied", "early", "skipped")
+_WRITE_RESULTS: tuple[WriteResult, ...] = ("discarded", "applied", "early", "skipped", "again")
+
+# How often, and after how long each time, a put asks again whose known writes are on their way to L1. They
+# are a round trip away; without this, the rest of a turn would go uncached.
+_PATIENCE = 5
+_PATIENCE_SECONDS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,19 +174,14 @@ class Cache:
             return "discarded" if await self.drop(intent) else "error"
         known = [f"w:{put.checkpoint_id}:{name}" for name in known_writes]
         fields = entry.put_fields(intent.scope, put)
-        flags = (int(newest), int(put.whole))
-        counts = (len(known), len(fields) // 2)
-        return await self._commit(
-            "commit_put",
-            intent,
-            put.checkpoint_id,
-            *flags,
-            self._ttl_ms,
-            *counts,
-            *known,
-            *fields,
-            *entry.void_fields(put),
-        )
+        flags = (int(newest), int(put.whole), self._ttl_ms)
+        rest = (len(known), len(fields) // 2, *known, *fields, *entry.void_fields(put))
+        for _ in range(_PATIENCE):
+            result = await self._commit("commit_put", intent, put.checkpoint_id, *flags, 1, *rest)
+            if result != "again":
+                return result
+            await asyncio.sleep(_PATIENCE_SECONDS)
+        return await self._commit("commit_put", intent, put.checkpoint_id, *flags, 0, *rest)
 
     async def commit_writes(
         self, intent: Intent, checkpoint_id: str, writes: list[EncodedWrite], *, overwrote: bool

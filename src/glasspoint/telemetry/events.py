@@ -39,7 +39,7 @@ __all__ = [
 Tier = Literal["l1", "l2"]
 L1Result = Literal["hit", "miss", "busy", "historical", "incomplete", "unavailable"]
 WarmUpResult = Literal["stored", "refused", "error"]
-WriteResult = Literal["applied", "discarded", "early", "skipped", "error"]
+WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
 
 

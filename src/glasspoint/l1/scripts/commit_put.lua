@@ -2,10 +2,11 @@
 --
 -- ARGV  1 intent  2 new checkpoint id  3 '1' if L2 says that it is the newest and that its values stand there
 --       as sent  4 '1' if it brings every channel that it names  5 entry TTL, ms
---       6 n = number of known writes  7 m = number of fields with values
+--       6 '1' if the caller will ask again  7 n = number of known writes  8 m = number of fields with values
 --       then n field names w:…, then m pairs (name, value), then pairs (c:<channel>, version) of channels
 --       that have no value at this version
--- returns 1 applied, 0 discarded
+-- returns 1 applied, 0 discarded, 4 ask again: nothing was changed; a write that L2 knew of is not here, but
+--         writes are under way, and this one is likely among them, a moment from its own COMMIT
 -- guards  Fresh and No phantom:
 --         own intent gone, late or disarmed: a reader may have warmed up the state before this write;
 --         not the newest, or not greater than the image: another writer is ahead;
@@ -13,18 +14,17 @@
 --         a write that L2 knows is not here: an image without it would make LangGraph run a task twice.
 --         The writes are compared by name, not by number: one that never came here and one that L2 stored
 --         after it was asked would add up.
-local id, known, valued = ARGV[2], tonumber(ARGV[6]), tonumber(ARGV[7])
+local id, known, valued = ARGV[2], tonumber(ARGV[7]), tonumber(ARGV[8])
+local missing = false
+for i = 9, 8 + known do
+  missing = missing or redis.call('HEXISTS', KEY, ARGV[i]) == 0
+end
+if missing and ARGV[6] == '1' and has_live_intent('i:' .. ARGV[1]) then return 4 end
 local current = redis.call('HGET', KEY, 'id')
-local may_install = settle(ARGV[1])
-if not may_install or ARGV[3] ~= '1' or (current and id <= current) or (not current and ARGV[4] ~= '1') then
+local may_install = settle(ARGV[1]) and ARGV[3] == '1' and not missing
+if not may_install or (current and id <= current) or (not current and ARGV[4] ~= '1') then
   discard()
   return 0
-end
-for i = 8, 7 + known do
-  if redis.call('HEXISTS', KEY, ARGV[i]) == 0 then
-    discard()
-    return 0
-  end
 end
 local others = false
 for _, field in ipairs(redis.call('HKEYS', KEY)) do
@@ -35,8 +35,8 @@ for _, field in ipairs(redis.call('HKEYS', KEY)) do
   others = others or is_intent(field)
 end
 redis.call('HSET', KEY, 'id', id)
-set_fields(8 + known, 7 + known + 2 * valued)
-for i = 8 + known + 2 * valued, #ARGV, 2 do
+set_fields(9 + known, 8 + known + 2 * valued)
+for i = 9 + known + 2 * valued, #ARGV, 2 do
   -- A value at this very version was put there by whoever stored it in L2, after L2 told us of none.
   local there = redis.call('HGET', KEY, ARGV[i])
   local value_of_version = ARGV[i + 1] .. '\0'

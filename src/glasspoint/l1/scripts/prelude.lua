@@ -38,11 +38,11 @@ local function settle(intent)
   return armed and deadline > now_ms()
 end
 
--- Whether any write is under way. (The caller's own intent was taken away by `settle` before.)
-local function has_live_intent()
+-- Whether any write is under way, other than the caller's own, if that is named.
+local function has_live_intent(own)
   local now = nil
   for _, field in ipairs(redis.call('HKEYS', KEY)) do
-    if is_intent(field) then
+    if is_intent(field) and field ~= own then
       now = now or now_ms()
       if parse_intent(redis.call('HGET', KEY, field)) > now then return true end
     end
