@@ -352,7 +352,7 @@ class Schedule:
     def draw_line(self) -> None:
         """Some operations are so slow that others happen wholly between two of their steps."""
         fault = self.random.choice(["not sent", "not answered", "sent again"]) if self.line_fails else None
-        line.set(Line(self.random.choice([0, 0, 0, 0.01, 0.06]), fault))
+        line.set(Line(self.random.choice([0, 0, 0, 0.01, 0.1]), fault))
 
     def next_value(self) -> int:
         self.values += 1

@@ -304,10 +304,16 @@ async def test_writes_of_an_older_checkpoint_are_skipped_and_go_with_it(cache: C
     assert not [name for name in await redis.hkeys(key) if name.startswith(b"w:")]
 
 
-async def test_while_a_statement_may_still_run_readers_stay_away(redis: Redis, cache: Cache) -> None:
+@pytest.mark.parametrize("evicted", [False, True])
+async def test_while_a_statement_may_still_run_readers_stay_away(
+    evicted: bool, redis: Redis, cache: Cache
+) -> None:
     await put(cache, 1)
-    intent = await make_cache(redis, intent_seconds=0.2).begin(SCOPE)
-    await cache.drop(intent, still_running=True)
+    short = make_cache(redis, intent_seconds=0.3)
+    intent = await short.begin(SCOPE)
+    if evicted:
+        await redis.flushdb()
+    await short.drop(intent, still_running=True)
     assert (await cache.read(SCOPE, None)).result == "busy"
     assert (await until_nobody_is_busy(cache)).result == "miss"
 

@@ -216,7 +216,7 @@ class Cache:
         Returns:
             Whether Redis confirmed it.
         """
-        return await self._confirmed("drop", intent.scope, intent.name, int(still_running))
+        return await self._confirmed("drop", intent.scope, intent.name, int(still_running), self._intent_ms)
 
     async def _decode(self, scope: Scope, fields: list[bytes]) -> Reading:
         try:
