@@ -31,7 +31,7 @@ from glasspoint import CachedPostgresSaver, Telemetry, create_telemetry
 from states import config_of, counts, exact, make_pool, numbered_id, open_upstream
 
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "").split()] or [
-    random.randrange(10**9) for _ in range(200)
+    random.randrange(10**9) for _ in range(150)
 ]
 AT_ONCE = 3
 
