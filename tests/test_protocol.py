@@ -293,6 +293,18 @@ async def test_a_write_replaces_another_only_if_it_did_in_postgres(
     assert [SERDE.loads_typed(write.value) for write in reading.image.writes] == [stays]
 
 
+@pytest.mark.parametrize("here", [True, False])
+async def test_a_write_that_postgres_had_already_must_stand_in_the_image(here: bool, cache: Cache) -> None:
+    """Its first writer may have died before L1 heard of it."""
+    await put(cache, 1)
+    if here:
+        intent = await cache.begin(SCOPE)
+        await cache.commit_writes(intent, numbered_id(1), make_writes("x"), overwrote=False)
+    again = await cache.begin(SCOPE)
+    result = await cache.commit_writes(again, numbered_id(1), [], overwrote=False, ignored=make_writes("x"))
+    assert result == ("applied" if here else "discarded")
+
+
 async def test_writes_of_an_older_checkpoint_are_skipped_and_go_with_it(cache: Cache, redis: Redis) -> None:
     await put(cache, 1)
     intent = await cache.begin(SCOPE)

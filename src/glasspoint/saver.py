@@ -240,7 +240,7 @@ class CachedPostgresSaver(ManagedSaver):
             )
             await write.to_l1(
                 lambda intent: self._l1.commit_writes(
-                    intent, checkpoint_id, answer.stored, overwrote=answer.overwrote
+                    intent, checkpoint_id, answer.stored, overwrote=answer.overwrote, ignored=answer.ignored
                 )
             )
 

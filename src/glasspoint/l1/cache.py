@@ -23,6 +23,8 @@ from glasspoint.scope import is_ordered_id
 from glasspoint.telemetry.events import EpochChanged, L1Availability, L1Result, WarmUpResult, WriteResult
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from redis.asyncio import Redis
 
     from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
@@ -184,19 +186,27 @@ class Cache:
         return await self._commit("commit_put", intent, put.checkpoint_id, *flags, 0, *rest)
 
     async def commit_writes(
-        self, intent: Intent, checkpoint_id: str, writes: list[EncodedWrite], *, overwrote: bool
+        self,
+        intent: Intent,
+        checkpoint_id: str,
+        writes: list[EncodedWrite],
+        *,
+        overwrote: bool,
+        ignored: Sequence[EncodedWrite] = (),
     ) -> WriteResult:
         """COMMIT_WRITES: L2 has these pending writes.
 
         Args:
-            writes: Those that L2 stored; it ignores what is there already.
+            writes: Those that L2 stored.
+            ignored: Those that it did not, because it had them already.
             overwrote: Whether some of them replaced older ones.
         """
         if not is_ordered_id(checkpoint_id):  # of no image, and `w:` fields are told apart by its length
             return "skipped" if await self.abort(intent) else "error"
         fields = entry.write_fields(checkpoint_id, writes)
+        names = entry.write_fields(checkpoint_id, ignored)[::2]
         return await self._commit(
-            "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), *fields
+            "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), len(names), *names, *fields
         )
 
     async def abort(self, intent: Intent) -> bool:

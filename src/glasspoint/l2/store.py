@@ -69,10 +69,11 @@ class PutAnswer(NamedTuple):
 
 
 class WritesAnswer(NamedTuple):
-    """Which writes were stored, and whether any of them replaced an older one."""
+    """Which writes were stored, whether any of them replaced an older one, and which were there already."""
 
     stored: list[EncodedWrite]
     overwrote: bool
+    ignored: list[EncodedWrite]
 
 
 class Store:
@@ -192,7 +193,8 @@ class Store:
                 rows = await _fetch_all(conn, sql, params)
         paths = {idx: path for idx, path, _ in rows}
         stored = [w._replace(task_path=paths[w.idx]) for w in writes if w.idx in paths]
-        return WritesAnswer(stored, any(overwrote for *_, overwrote in rows))
+        ignored = [w for w in writes if w.idx not in paths]
+        return WritesAnswer(stored, any(overwrote for *_, overwrote in rows), ignored)
 
     async def delete_thread(
         self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[None]]
