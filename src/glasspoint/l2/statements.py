@@ -117,5 +117,10 @@ WITH c AS (DELETE FROM checkpoints WHERE thread_id = %(thread_id)s RETURNING che
      b AS (DELETE FROM checkpoint_blobs WHERE thread_id = %(thread_id)s RETURNING checkpoint_ns),
      w AS (DELETE FROM checkpoint_writes WHERE thread_id = %(thread_id)s RETURNING checkpoint_ns)
 SELECT checkpoint_ns FROM c UNION SELECT checkpoint_ns FROM b UNION SELECT checkpoint_ns FROM w
+UNION SELECT checkpoint_ns FROM checkpoints WHERE thread_id = %(thread_id)s
+UNION SELECT checkpoint_ns FROM checkpoint_blobs WHERE thread_id = %(thread_id)s
+UNION SELECT checkpoint_ns FROM checkpoint_writes WHERE thread_id = %(thread_id)s
+UNION SELECT ''
 """
-"""Delete a thread. Returns the namespaces that it had."""
+"""Delete a thread. Returns the namespaces that it had, and the root's in any case: another deletion of the
+same thread, under way or just done, may have taken the rows first, and must not be relied on to tell L1."""
