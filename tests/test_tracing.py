@@ -7,6 +7,7 @@ import json
 import logging
 import traceback
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -182,7 +183,10 @@ async def test_a_hit_is_exactly_two_spans(database: str, redis_url: str, recorde
 
 
 async def test_the_turns_of_a_real_graph_are_trees(database: str, redis_url: str, recorder: Recorder) -> None:
-    """A cold thread, then one that is remembered; what LangGraph does in tasks stands under the turn, too."""
+    """A cold thread, then one that is remembered; what LangGraph does in tasks stands under the turn, too.
+
+    LangGraph sends a checkpoint's writes while its put is under way: its COMMIT may have to ask again.
+    """
     builder = StateGraph(MessagesState)
     builder.add_node("answer", lambda state: {"messages": [("ai", f"{len(state['messages'])} so far")]})
     builder.add_edge(START, "answer")
@@ -197,7 +201,11 @@ async def test_the_turns_of_a_real_graph_are_trees(database: str, redis_url: str
             [(name, calls)] = recorder.forest()
             assert name == "turn"
             assert calls[0] == read
-            assert sorted(calls[1:]) == sorted([PUT] * 3 + [PUT_WRITES] * 2)
+            once = [
+                (call, [name for name, _ in groupby(name for name, _ in steps)]) for call, steps in calls[1:]
+            ]
+            expected = [PUT] * 3 + [PUT_WRITES] * 2
+            assert sorted(once) == sorted((call, [name for name, _ in steps]) for call, steps in expected)
             assert len({span.context.trace_id for span in recorder.spans if span.context}) == 1
             for span in recorder.spans:
                 if span.name != "turn":
