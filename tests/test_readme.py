@@ -13,7 +13,12 @@ import pytest
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
-SAYS = ("You have said 3 things so far.", "None", "'glasspoint_l1_reads_total")
+SAYS = (
+    "You have said 3 things so far.",
+    "None",
+    "You have said 1 things so far.",
+    "'glasspoint_l1_reads_total",
+)
 
 
 def test_every_block_has_its_expectation() -> None:
@@ -21,7 +26,7 @@ def test_every_block_has_its_expectation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "says"), list(zip(BLOCKS, SAYS, strict=False)), ids=("use", "factory", "watch")
+    ("block", "says"), list(zip(BLOCKS, SAYS, strict=False)), ids=("use", "factory", "sync", "watch")
 )
 def test_a_code_block_of_the_readme_runs(block: str, says: str, database: str, redis_url: str) -> None:
     # The second block of a newcomer is run on a database that the first has set up, or sets it up itself.

@@ -7,7 +7,10 @@ to what, and what to do next; none ever holds a password or a piece of state.
 
 from __future__ import annotations
 
+import asyncio
+
 __all__ = [
+    "BlockingCallError",
     "ConfigurationError",
     "EmbeddedServerUnavailable",
     "GlasspointError",
@@ -19,6 +22,7 @@ __all__ = [
     "SaverClosedError",
     "SchemaError",
     "SerializationError",
+    "WrongLoopError",
 ]
 
 
@@ -59,8 +63,16 @@ class L1UnavailableError(L1Error, ConnectionError):
     """Redis cannot be reached, or did not answer in time."""
 
 
+class BlockingCallError(GlasspointError, asyncio.InvalidStateError):
+    """A synchronous method was called on the thread that runs the saver's event loop."""
+
+
 class SaverClosedError(GlasspointError, RuntimeError):
     """The saver was closed and then used."""
+
+
+class WrongLoopError(GlasspointError, RuntimeError):
+    """An asynchronous method was called on another event loop than the one that the saver was opened on."""
 
 
 class EmbeddedServerUnavailable(GlasspointError, RuntimeError):

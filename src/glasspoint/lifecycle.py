@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
-from glasspoint.errors import ConfigurationError, L1Error, L1UnavailableError, SaverClosedError
+from glasspoint.blocking import Done, Opening, SyncFace
+from glasspoint.errors import (
+    ConfigurationError,
+    L1Error,
+    L1UnavailableError,
+    SaverClosedError,
+    WrongLoopError,
+)
 from glasspoint.l1 import client
 from glasspoint.l1.cache import Cache
 from glasspoint.l2 import pool as pools
@@ -19,7 +25,7 @@ from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Vitals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from collections.abc import Awaitable, Coroutine, Iterator
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from redis.asyncio import Redis
@@ -42,7 +48,7 @@ _DEADLINES_AN_INTENT_LASTS = 2
 _INTENT_MARGIN_SECONDS = 5.0
 
 
-class ManagedSaver(BaseCheckpointSaver[str]):
+class ManagedSaver(SyncFace):
     """The two tiers, opened and closed together; `CachedPostgresSaver` reads and writes through them."""
 
     def __init__(
@@ -90,6 +96,7 @@ class ManagedSaver(BaseCheckpointSaver[str]):
             raise ConfigurationError(
                 "pool is not the pool that postgres_saver works on: pass that one, or none."
             )
+        self._loop = asyncio.get_running_loop()
         self._telemetry = telemetry or create_telemetry()
         self._write_deadline = write_deadline_seconds
         self._upstream = postgres_saver
@@ -106,11 +113,10 @@ class ManagedSaver(BaseCheckpointSaver[str]):
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
 
     @classmethod
-    @asynccontextmanager
-    async def from_conn_string(
-        cls, conn_string: str, *, redis_url: str, **options: Any
-    ) -> AsyncIterator[Self]:
-        """Open a saver for the length of a `with` block. Tables are not made: call `setup` once.
+    def from_conn_string(cls, conn_string: str, *, redis_url: str, **options: Any) -> Opening[Self]:
+        """Open a saver for the length of a block: `async with`, or `with` for synchronous callers.
+
+        Tables are not made: call `setup` once.
 
         Args:
             conn_string: PostgreSQL, as `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
@@ -122,11 +128,7 @@ class ManagedSaver(BaseCheckpointSaver[str]):
             ConfigurationError: A URL cannot be understood, or a setting is out of its range.
             L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
         """
-        saver = await cls._open(conn_string, redis_url, **options)
-        try:
-            yield saver
-        finally:
-            await saver.close()
+        return Opening(lambda: cls._open(conn_string, redis_url, **options))
 
     @classmethod
     async def create(cls, conn_string: str, redis: Redis | str, **options: Any) -> Self:
@@ -204,17 +206,25 @@ class ManagedSaver(BaseCheckpointSaver[str]):
             raise ConfigurationError(f"This Redis cannot be the cache: {exc}") from exc
         self._lifetime.vitals.versions["redis"] = epoch.version
 
-    async def close(self) -> None:
-        """Finish what is under way in Redis, and close what this saver opened itself. May be called twice."""
-        await self._lifetime.close()
+    def close(self) -> Awaitable[None]:
+        """Finish what is under way in Redis, and close what this saver opened itself. May be called twice.
 
-    async def setup(self) -> None:
+        On an event loop it is to be awaited; from a thread without one it is done when this returns.
+        """
+        return self._on_either_face("close", self._lifetime.close) if self._lifetime.is_open else Done()
+
+    def setup(self) -> Awaitable[None]:
         """Make the checkpoint tables, or bring them up to date. Many processes may call it at once.
+
+        On an event loop it is to be awaited; from a thread without one it is done when this returns.
 
         Raises:
             SchemaError: They are not there, and this role may not make them.
             L2UnavailableError: PostgreSQL cannot be reached.
         """
+        return self._on_either_face("setup", self._setup)
+
+    async def _setup(self) -> None:
         with self._lifetime.call():
             version = await self._l2.setup()
         self._lifetime.vitals.versions["postgres"] = f"{version // 10000}.{version % 10000}"
@@ -241,6 +251,7 @@ class _Lifetime:
         addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.pool)}
         self.vitals = Vitals(store.pool, redis, addresses)  # type: ignore[arg-type]
         self.owned = AsyncExitStack()
+        self._loop = asyncio.get_running_loop()
         self._telemetry = telemetry
         self._store = store
         self._calls = 0
@@ -249,10 +260,20 @@ class _Lifetime:
         self._idle = asyncio.Event()  # set once closed, and nothing is under way
         telemetry.opened(self.vitals)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether `close` was not called yet."""
+        return not self._closed
+
     def check_open(self) -> None:
         """Raise `SaverClosedError` after `close`."""
         if self._closed:
             raise SaverClosedError("This saver was closed: open a new one, or close it later.")
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongLoopError(
+                "The saver was opened on another event loop, and its connections belong to that one: open it on "
+                "the loop that uses it, or call its synchronous methods from here."
+            )
 
     @contextmanager
     def call(self) -> Iterator[None]:
