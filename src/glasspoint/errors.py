@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "ConfigurationError",
+    "DeltaChainError",
     "EmbeddedServerUnavailable",
     "GlasspointError",
     "InvalidConfigError",
@@ -16,9 +17,14 @@ __all__ = [
     "L1UnavailableError",
     "L2DeadlineError",
     "L2UnavailableError",
+    "RedisRefusedError",
+    "RedisUnavailableError",
     "SaverClosedError",
     "SchemaError",
     "SerializationError",
+    "ThreadDamagedError",
+    "ThreadExistsError",
+    "ThreadMovedError",
 ]
 
 
@@ -57,6 +63,40 @@ class L1Error(GlasspointError):
 
 class L1UnavailableError(L1Error, ConnectionError):
     """Redis cannot be reached, or did not answer in time."""
+
+
+class RedisUnavailableError(GlasspointError, ConnectionError):
+    """Redis, used as a store, cannot be reached or did not answer in time. Whether it did a write that was
+    under way is not known; the write may be repeated."""
+
+
+class RedisRefusedError(GlasspointError, RuntimeError):
+    """Redis, used as a store, refused a step: it is full, read-only, or this user may not. Nothing of the
+    step was done."""
+
+
+class ThreadMovedError(GlasspointError, ConnectionError):
+    """The thread is being drained into another store, or has been: ask that one.
+
+    Attributes:
+        moved: Whether it is there already; `False` while the drain is under way.
+    """
+
+    def __init__(self, message: str, *, moved: bool) -> None:
+        super().__init__(message)
+        self.moved = moved
+
+
+class ThreadExistsError(GlasspointError, ValueError):
+    """A thread cannot be copied onto one that has data already."""
+
+
+class ThreadDamagedError(GlasspointError, RuntimeError):
+    """Redis has evicted a part of the thread, so that nothing of it can be believed."""
+
+
+class DeltaChainError(GlasspointError, ValueError):
+    """Checkpoints cannot be removed, because a delta channel of one that stays is rebuilt from them."""
 
 
 class SaverClosedError(GlasspointError, RuntimeError):

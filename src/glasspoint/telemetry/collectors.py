@@ -116,6 +116,13 @@ def _pool_stats(vitals: Vitals) -> dict[str, int]:
 
 
 def _redis_connections(redis: Any) -> Counter[str]:
+    nodes = getattr(redis, "nodes_manager", None)
+    if nodes is not None:  # a cluster: each node has connections of its own
+        all_, free = 0, 0
+        for node in list(nodes.nodes_cache.values()):
+            all_ += len(getattr(node, "_connections", ()))
+            free += len(getattr(node, "_free", ()))
+        return Counter(idle=free, in_use=max(0, all_ - free))
     # redis-py has a public way to ask since 7.3, but says it in words of its own; both lists are older.
     pool = redis.connection_pool
     idle, in_use = getattr(pool, "_available_connections", ()), getattr(pool, "_in_use_connections", ())

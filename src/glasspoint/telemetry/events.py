@@ -28,6 +28,8 @@ __all__ = [
     "Operation",
     "PoolTimedOut",
     "PoolWaited",
+    "Served",
+    "Server",
     "Step",
     "Telemetry",
     "Tier",
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 Tier = Literal["l1", "l2"]
+Server = Literal["l1", "l2", "redis"]
+Served = Literal["l1", "l2", "redis", "memory"]
 L1Result = Literal["hit", "miss", "busy", "historical", "incomplete", "unavailable"]
 WarmUpResult = Literal["stored", "refused", "error"]
 WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "error"]
@@ -85,15 +89,15 @@ class Vitals:
 
     Attributes:
         pool: The `psycopg_pool.AsyncConnectionPool`, `None` with a single connection.
-        redis: The `redis.asyncio.Redis` client.
-        addresses: Tier -> host (or socket path) and port, as far as they are known.
-        tier: Where the saver works: `cached`.
+        redis: The `redis.asyncio.Redis` or `RedisCluster` client.
+        addresses: Server -> host (or socket path) and port, as far as they are known.
+        tier: Where the saver works: `cached`, `redis`.
         versions: What is known of the servers' versions: `postgres`, `redis`.
     """
 
     pool: Any
     redis: Any
-    addresses: dict[Tier, tuple[str | None, int | None]] = field(default_factory=dict)
+    addresses: dict[Server, tuple[str | None, int | None]] = field(default_factory=dict)
     tier: str = "cached"
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -125,10 +129,12 @@ class Operation(_Timed):
     """One call of the saver, from its start to its answer.
 
     Attributes:
-        name: `get_tuple`, `put`, `put_writes`, `list`, `delete_thread`, `delta_history`.
+        name: `get_tuple`, `put`, `put_writes`, `list`, `delete_thread`, `delta_history`; of `RedisSaver` also
+            `delete_for_runs`, `copy_thread`, `prune`, `seal_thread`, `retire_thread`, `import_checkpoint`.
+        tier: Where the saver works: `cached`, `redis`.
         checkpoint_id, step, source: Of the checkpoint read or written, where there is one.
         l1_result: What L1 answered to a read.
-        served_by: The tier that the answer came from.
+        served_by: Where the answer came from.
         l1_write: What became of a write in L1.
         l1_seconds, l2_seconds: Time that a write spent on each tier; what overlaps counts for both.
         encode_seconds, decode_seconds: Time spent on (de)serialising.
@@ -149,6 +155,7 @@ class Operation(_Timed):
         "served_by",
         "source",
         "step",
+        "tier",
         "trace_id",
     )
 
@@ -158,7 +165,8 @@ class Operation(_Timed):
         self.step: int | None = None
         self.source: str | None = None
         self.l1_result: L1Result | None = None
-        self.served_by: Tier | None = None
+        self.served_by: Served | None = None
+        self.tier = "cached"
         self.l1_write: WriteResult | None = None
         self.l1_seconds: float | None = None
         self.l2_seconds: float | None = None
@@ -186,7 +194,7 @@ class Step(_Timed):
     """One round trip, or one wait, inside an operation.
 
     Attributes:
-        name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`.
+        name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`; `redis.read`, ….
         result: The answer in one word, where there is one.
     """
 

@@ -53,7 +53,7 @@ class Tracing:
         tracer_provider: Where spans go; the process's own if `None`.
         """
         self._tracer = trace.get_tracer("glasspoint", __version__, tracer_provider)
-        self._addresses: dict[str, dict[str, Any]] = {"l1": {}, "l2": {}}  # tier -> attributes
+        self._addresses: dict[str, dict[str, Any]] = {"l1": {}, "l2": {}, "redis": {}}
 
     def operation_started(self, operation: Operation) -> None:
         """Start the call's span and make it the current one, if anybody will see it."""
@@ -77,7 +77,7 @@ class Tracing:
             ("langgraph.checkpoint.source", operation.source),
             ("glasspoint.l1.result", operation.l1_result or operation.l1_write),
             ("glasspoint.served_by", operation.served_by),
-            ("glasspoint.tier", "cached"),
+            ("glasspoint.tier", operation.tier),
             ("glasspoint.bytes", operation.bytes_read or operation.bytes_written),
         ):
             if value is not None:
@@ -95,12 +95,12 @@ class Tracing:
         if tier in self._addresses:
             kind = SpanKind.CLIENT
             attributes |= self._addresses[tier]
-        if tier == "l1":
-            attributes |= {
-                "db.system.name": "redis",
-                "db.operation.name": "EVALSHA",
-                "db.stored_procedure.name": what,
-            }
+        if tier in ("l1", "redis"):
+            attributes["db.system.name"] = "redis"
+            if what == "scan":
+                attributes["db.operation.name"] = "SCAN"
+            else:
+                attributes |= {"db.operation.name": "EVALSHA", "db.stored_procedure.name": what}
         elif tier == "l2":
             operation, collection = _STATEMENTS[what]
             attributes |= {
