@@ -24,7 +24,9 @@ MAY_IMPORT = {
     "telemetry": {"errors", "scope", "_version"},
     "lifecycle": {"errors", "l1", "l2", "telemetry", "telemetry.events"},
     "saver": {"errors", "scope", "codec", "l1", "l2", "lifecycle", "telemetry.events"},
-    "factory": {"saver"},
+    "redis_history": {"errors", "scope", "urls", "codec", "l1.client", "telemetry", "telemetry.events"},
+    "redis_saver": {"errors", "scope", "codec", "redis_history", "telemetry.events"},
+    "factory": {"saver", "redis_saver"},
     "settings": {"errors"},
 }
 DOORS = {
@@ -35,7 +37,15 @@ DOORS = {
         "telemetry/__init__.py",
     },
     "opentelemetry": {"telemetry/tracing.py", "telemetry/__init__.py"},
-    "redis": {"l1/client.py", "l1/cache.py", "l1/epoch.py", "lifecycle.py", "factory.py"},
+    "redis": {
+        "l1/client.py",
+        "l1/cache.py",
+        "l1/epoch.py",
+        "lifecycle.py",
+        "redis_history/steps.py",
+        "redis_history/opened.py",
+        "factory.py",
+    },
     "psycopg": {"l2/pool.py", "l2/store.py"},
 }
 CORE = sorted(

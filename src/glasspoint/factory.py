@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from glasspoint.redis_saver import RedisSaver
 from glasspoint.saver import CachedPostgresSaver
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from redis.asyncio import Redis, RedisCluster
 
-__all__ = ["create_cached_postgres_checkpointer"]
+__all__ = ["create_cached_postgres_checkpointer", "create_redis_checkpointer"]
 
 
 async def create_cached_postgres_checkpointer(
@@ -29,3 +30,22 @@ async def create_cached_postgres_checkpointer(
         As `CachedPostgresSaver.create`.
     """
     return await CachedPostgresSaver.create(conn_string, redis, **options)
+
+
+async def create_redis_checkpointer(
+    redis: Redis | RedisCluster | str, ttl: float | None = 86400, **options: Any
+) -> RedisSaver:
+    """Open a `RedisSaver`: the whole history in Redis alone, on plain data types.
+
+    The caller closes it (`await saver.close()`), and the Redis client if it was a client that was passed in.
+
+    Args:
+        redis: A `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`, or a URL: `redis://…`, `rediss://…`,
+            `unix://…`.
+        ttl: Seconds (> 0) that a thread stays after its last use, reading included; `None` for ever.
+        options: As for `RedisSaver.create`: `key_prefix` ("glasspoint"), `timeout_seconds` (2.0), …
+
+    Raises:
+        As `RedisSaver.create`.
+    """
+    return await RedisSaver.create(redis, ttl=ttl, **options)
