@@ -1,0 +1,295 @@
+"""`RedisSaver` answers as `AsyncPostgresSaver` does, after any operations in any order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from prometheus_client import CollectorRegistry
+from psycopg.types.json import Jsonb
+from redis.asyncio import Redis
+
+from glasspoint import RedisSaver, create_telemetry
+from glasspoint.redis_history.containment import contains
+from states import config_of, exact, numbered_id, open_upstream
+from test_differential import (
+    OTHER_IDS,
+    SCOPES,
+    TABLES,
+    UNSTORABLE,
+    UUIDS,
+    VERSIONS,
+    Scope,
+    changes,
+    fresh_or_ids,
+    ids,
+    inline,
+    make_checkpoint,
+    metadata,
+    newest_or_ids,
+    scopes,
+    texts,
+    writes,
+)
+
+# A namespace with ":" is a call of a subgraph, which goes with the root checkpoint that it started from.
+ALL_SCOPES: list[Scope] = [*SCOPES, ("a", "call:1"), ("a", "sub")]
+Ask = Callable[[BaseCheckpointSaver[Any]], Awaitable[Any]]
+
+
+@dataclass
+class Scene:
+    """The two savers, who are told the same and asked the same."""
+
+    ours: RedisSaver
+    upstream: AsyncPostgresSaver
+    redis: Redis
+    admin: psycopg.AsyncConnection[Any]
+
+    async def wipe(self) -> None:
+        await self.redis.flushall()
+        for table in TABLES:
+            await self.admin.execute(f"DELETE FROM {table}")
+
+    async def agree(self, ask: Ask) -> Any:
+        expected = await ask(self.upstream)
+        assert exact(await ask(self.ours)) == exact(expected)
+        return expected
+
+
+@asynccontextmanager
+async def open_scene(postgres_url: str, redis_url: str) -> AsyncIterator[Scene]:
+    telemetry = create_telemetry(registry=CollectorRegistry())
+    async with (
+        RedisSaver.from_conn_string(redis_url, telemetry=telemetry) as ours,
+        open_upstream(postgres_url) as upstream,
+        Redis.from_url(redis_url) as redis,
+        await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin,
+    ):
+        yield Scene(ours, upstream, redis, admin)
+
+
+async def listed(saver: BaseCheckpointSaver[Any], config: Any, **options: Any) -> list[Any]:
+    """Newest first; which of two equal ids comes first is nobody's promise."""
+    found = [each async for each in saver.alist(config, **options)]
+    places = [tuple(each.config["configurable"].values()) for each in found]
+    assert [id_ for _, _, id_ in places] == sorted((id_ for _, _, id_ in places), reverse=True)
+    return [each for _, each in sorted(zip(places, found, strict=True), key=lambda pair: pair[0])]
+
+
+class Agreement(RuleBasedStateMachine):
+    scene: ClassVar[Scene]
+    run: ClassVar[Callable[[Coroutine[Any, Any, Any]], Any]]
+
+    @initialize(version=st.sampled_from(VERSIONS))
+    def start(self, version: Callable[[int], Any]) -> None:
+        self.version = version
+        self.clock = 10  # versions and ids from here on were never seen before
+        self.run(self.scene.wipe())
+
+    def fresh(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def base(self, scope: Scope, base_id: str | None) -> CheckpointTuple | None:
+        if base_id is None:
+            return None
+        config = config_of(*scope, None if base_id == "newest" else base_id)
+        return self.run(self.scene.upstream.aget_tuple(config))
+
+    def compare(self, scope: Scope, *checkpoint_ids: str) -> None:
+        for checkpoint_id in (None, *checkpoint_ids):
+            config = config_of(*scope, checkpoint_id)
+            self.run(self.scene.agree(lambda saver, config=config: saver.aget_tuple(config)))
+
+    @rule(
+        scope=scopes | st.sampled_from(ALL_SCOPES),
+        new_id=fresh_or_ids,
+        parent=newest_or_ids,
+        root=st.none() | st.none() | ids,
+        format_=st.sampled_from([4] * 8 + [3, 2, 1]),
+        changes=changes,
+        announced=st.sampled_from(["changed"] * 5 + ["nothing", "everything"]),
+        metadata=metadata,
+    )
+    def put(
+        self,
+        scope: Scope,
+        new_id: str | None,
+        parent: str | None,
+        root: str | None,
+        format_: int,
+        changes: dict[str, tuple[str, int | None, Any]],
+        announced: str,
+        metadata: dict[str, Any],
+    ) -> None:
+        """A checkpoint that follows another: newer than all, older, or stored again with other content."""
+        base = self.base(scope, parent)
+        checkpoint = make_checkpoint(new_id or numbered_id(self.fresh()), base)
+        checkpoint["v"] = format_
+        if format_ < 4:  # without any version, upstream would make up another one at each read
+            checkpoint["channel_versions"].setdefault("start", self.version(1))
+        changed = {}
+        for channel, (change, number, value) in changes.items():
+            checkpoint["channel_values"].pop(channel, None)
+            if change == "forget":
+                checkpoint["channel_versions"].pop(channel, None)
+                continue
+            changed[channel] = self.version(number or self.fresh())
+            checkpoint["channel_versions"][channel] = changed[channel]
+            if change == "set":
+                checkpoint["channel_values"][channel] = value
+        new_versions = {"changed": changed, "nothing": {}, "everything": checkpoint["channel_versions"]}[
+            announced
+        ]
+        config = config_of(*scope, base.config["configurable"]["checkpoint_id"] if base else None)
+        metadata = metadata | ({"parents": {"": root}} if root else {})
+        self.run(self.scene.agree(lambda saver: saver.aput(config, checkpoint, metadata, new_versions)))
+        self.compare(scope, checkpoint["id"])
+
+    @rule(
+        scope=scopes | st.sampled_from(ALL_SCOPES),
+        of=st.sampled_from(["newest", "newest", "next"]) | ids,
+        task=st.sampled_from(["t1", "t2", "t:2"]),
+        path=st.sampled_from(["", "~a", "~b"]),
+        writes=writes,
+    )
+    def put_writes(self, scope: Scope, of: str, task: str, path: str, writes: list[tuple[str, Any]]) -> None:
+        """Pending writes; those of the next checkpoint come before its put, as LangGraph may send them."""
+        base = self.base(scope, "newest")
+        if of == "newest" and base:
+            of = base.config["configurable"]["checkpoint_id"]
+        elif of in ("newest", "next"):
+            of = numbered_id(self.clock + 1)
+        config = config_of(*scope, of)
+        self.run(self.scene.agree(lambda saver: saver.aput_writes(config, writes, task, path)))
+        self.compare(scope, of)
+
+    @rule(thread_id=st.sampled_from([thread_id for thread_id, _ in SCOPES]))
+    def delete_thread(self, thread_id: str) -> None:
+        self.run(self.scene.agree(lambda saver: saver.adelete_thread(thread_id)))
+
+    @rule(
+        thread_ids=st.lists(st.sampled_from(["a", "a", *(t for t, _ in SCOPES)]), max_size=2, unique=True),
+        strategy=st.sampled_from(["keep_latest", "keep_latest", "keep_latest", "delete"]),
+    )
+    def prune(self, thread_ids: list[str], strategy: str) -> None:
+        try:
+            self.run(self.scene.upstream.aprune(thread_ids, strategy=strategy))
+        except NotImplementedError:  # what was drawn looks like a delta channel
+            return
+        self.run(self.scene.ours.aprune(thread_ids, strategy=strategy))
+        for thread_id in thread_ids:
+            self.list_checkpoints((thread_id, ""), "all", None, None, None)
+
+    @rule(
+        scope=scopes | st.sampled_from(ALL_SCOPES),
+        namespaces=st.sampled_from(["one", "one", "all"]),
+        before=st.none() | ids,
+        limit=st.none() | st.integers(0, 3),
+        filter_=st.none() | st.fixed_dictionaries({"step": st.integers(-1, 1)}),
+    )
+    def list_checkpoints(
+        self,
+        scope: Scope,
+        namespaces: str,
+        before: str | None,
+        limit: int | None,
+        filter_: dict[str, Any] | None,
+    ) -> None:
+        config = config_of(*scope)
+        if namespaces == "all":
+            del config["configurable"]["checkpoint_ns"]
+            limit = None  # with a limit, which of two equal ids is shown would be chance
+        options: dict[str, Any] = {"limit": limit, "filter": filter_}
+        options["before"] = config_of(*scope, before) if before else None
+        self.run(self.scene.agree(lambda saver: listed(saver, config, **options)))
+
+    @rule(filter_=st.none() | st.fixed_dictionaries({"step": st.integers(-1, 1)}))
+    def list_all_threads(self, filter_: dict[str, Any] | None) -> None:
+        """Only where: upstream completes old formats from the parents of one thread alone."""
+
+        async def places(saver: BaseCheckpointSaver[Any]) -> list[Any]:
+            return [each.config for each in await listed(saver, None, filter=filter_)]
+
+        self.run(self.scene.agree(places))
+
+    @rule(scope=scopes, call=st.sampled_from(UNSTORABLE))
+    def tell_what_cannot_be_stored(
+        self, scope: Scope, call: Callable[[BaseCheckpointSaver[Any], Scope, str], Awaitable[Any]]
+    ) -> None:
+        """Ours raises where upstream raises, and nothing has changed."""
+        new_id = numbered_id(self.fresh())
+
+        async def tell() -> None:
+            with pytest.raises(Exception):  # noqa: B017, PT011 - each raises what it meets first
+                await call(self.scene.ours, scope, new_id)
+
+        self.run(tell())
+        self.compare(scope, new_id)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "clock"):
+            return
+        for scope in ALL_SCOPES:
+            self.compare(scope, *UUIDS, *OTHER_IDS)
+            self.list_checkpoints(scope, "one", None, None, None)
+
+
+def test_any_operations_in_any_order_agree_with_upstream(database: str, redis_url: str) -> None:
+    with asyncio.Runner() as runner:
+        scene = open_scene(database, redis_url)
+        Agreement.scene, Agreement.run = runner.run(scene.__aenter__()), staticmethod(runner.run)
+        try:
+            run_state_machine_as_test(
+                Agreement,
+                settings=settings(
+                    max_examples=12,
+                    stateful_step_count=25,
+                    deadline=None,
+                    print_blob=True,
+                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+                ),
+            )
+        finally:
+            runner.run(scene.__aexit__(None, None, None))
+
+
+json_values = st.recursive(
+    inline,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+small_values = st.recursive(
+    st.sampled_from([None, True, False, 0, 1, 1.0, "a", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", ""]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+
+
+def test_containment_is_postgresqls(database: str) -> None:
+    with psycopg.connect(database) as connection:
+
+        @settings(max_examples=400, deadline=None)
+        @given(whole=small_values | json_values, part=small_values)
+        def check(whole: Any, part: Any) -> None:
+            whole, part = {"key": whole}, {"key": part}
+            row = connection.execute("SELECT %s @> %s", [Jsonb(whole), Jsonb(part)]).fetchone()
+            assert row is not None
+            parsed = json.loads(json.dumps(whole)), json.loads(json.dumps(part))
+            assert contains(*parsed) is row[0]
+
+        check()
