@@ -19,7 +19,10 @@ from redis.exceptions import (
     AuthorizationError,
     ClusterDownError,
     ClusterError,
+    NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -49,10 +52,16 @@ _SEALED, _MOVED, _DAMAGED = 1, 2, 3
 
 _SCAN_COUNT = 1000
 
-# Words with which Redis begins an error; inside a script it puts them further back.
+# Words with which Redis begins an error; inside a script it puts them further back. Some of them redis-py
+# takes off, and raises a class of its own.
 _CODES = re.compile(
     r"\b(OOM|READONLY|MISCONF|NOREPLICAS|NOPERM|NOAUTH|CLUSTERDOWN|BUSY|LOADING|MASTERDOWN)\b"
 )
+_CLASSES: dict[type[BaseException], str] = {
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+    NoPermissionError: "NOPERM",
+}
 _PASSING = {"CLUSTERDOWN", "BUSY", "LOADING", "MASTERDOWN"}
 _REASONS = {
     "OOM": "it has no memory left: raise its maxmemory, prune threads or shorten the ttl",
@@ -160,7 +169,7 @@ class Steps:
     def _failure(self, exc: BaseException) -> Exception:
         # What Redis says may hold a key, so only its first word is repeated.
         found = _CODES.search(str(exc))
-        code = found[1] if found and isinstance(exc, RedisError) else None
+        code = _CLASSES.get(type(exc)) or (found[1] if found and isinstance(exc, RedisError) else None)
         passing = code in _PASSING or isinstance(exc, ClusterDownError | ClusterError)
         if isinstance(exc, AuthenticationError | AuthorizationError):
             return RedisRefusedError("Redis refuses this user or password.")
