@@ -20,6 +20,7 @@ from glasspoint import codec
 from glasspoint.codec import Encoded
 from glasspoint.errors import ConfigurationError, InvalidConfigError
 from glasspoint.redis_history import listing, pruning
+from glasspoint.redis_history.copying import copy_thread
 from glasspoint.redis_history.drain import DrainableRedisSaver
 from glasspoint.scope import Scope, checkpoint_id_of, scope_of, validate_thread_id
 
@@ -221,7 +222,7 @@ class RedisSaver(DrainableRedisSaver):
         validate_thread_id(source_thread_id)
         validate_thread_id(target_thread_id)
         with self._call("copy_thread", Scope(source_thread_id, "")):
-            await self._history.copy(source_thread_id, target_thread_id)
+            await copy_thread(self._history, source_thread_id, target_thread_id)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Delete old checkpoints, or all.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from glasspoint.codec import PendingWrites, StoredCheckpoint
-from glasspoint.errors import GlasspointError, ThreadExistsError
 from glasspoint.redis_history import records
 from glasspoint.redis_history.steps import AGAIN, EXISTS
 from glasspoint.scope import Scope
@@ -37,8 +36,9 @@ _STRAYS_AT_ONCE = 500
 _THREADS_AT_ONCE = 16
 
 # A copy that nobody finishes is gone after this long.
-_COPY_TTL_MS = 600_000
-_COPY_ATTEMPTS = 5
+_COPY_TTL_SECONDS = 600
+
+Adopted = Literal["adopted", "exists", "incomplete"]
 
 
 class Position(NamedTuple):
@@ -109,9 +109,23 @@ class History:
         name = records.member(scope.checkpoint_ns, checkpoint_id)
         await self._run("put_writes", scope, name, _flag(replaces), *records.write_arguments(writes))
 
-    async def add(self, item: StoredCheckpoint | PendingWrites) -> None:
-        """Store what another store exported; what is here already stays."""
-        await self._add(item, item.scope, self._keyspace.of_thread(item.scope.thread_id), self._ttl)
+    async def add(self, item: StoredCheckpoint | PendingWrites, thread_id: str | None = None) -> None:
+        """Store what another store exported, under its own or another thread id; what is here stays."""
+        scope = item.scope if thread_id is None else Scope(thread_id, item.scope.checkpoint_ns)
+        writes = records.write_arguments(item.writes)
+        if isinstance(item, PendingWrites):
+            name = records.member(scope.checkpoint_ns, item.checkpoint_id)
+            await self._run("put_writes", scope, name, "", *writes)
+            return
+        checkpoint = records.checkpoint_arguments(
+            scope.checkpoint_ns,
+            item.checkpoint_id,
+            item.parent_id,
+            item.document_json or json.dumps(item.document),
+            item.metadata_json or json.dumps(item.metadata),
+        )
+        values = records.value_arguments(item.values)
+        await self._run("import", scope, *checkpoint, len(item.values), *values, *writes)
 
     async def delete_thread(self, thread_id: str) -> None:
         """Forget a thread."""
@@ -134,39 +148,18 @@ class History:
             arguments += [len(removal.orphans), *removal.orphans]
         return await self._run("remove", Scope(thread_id, ""), revision, *arguments) != [AGAIN]
 
-    async def copy(self, source_id: str, target_id: str) -> None:
-        """Copy a thread; readers of the target see nothing of it, or all. Without a source, nothing is done.
+    def beside(self, token: str) -> History:
+        """Return where a thread's copy is built, unseen; what nobody adopts expires."""
+        steps, keyspace = self._steps, self._keyspace
+        return History(steps, replace(keyspace, copy=token), ttl_seconds=_COPY_TTL_SECONDS)
 
-        Raises:
-            ThreadExistsError: There is a target already.
-        """
-        target = Scope(target_id, "")
-        for _ in range(_COPY_ATTEMPTS):
-            token = secrets.token_hex(8)
-            copy = self._keyspace.of_copy(target_id, token)
-            checkpoints, writes, removals = 0, 0, await self._removals(source_id)
-            async for item in self.export(source_id, sealed_too=False):
-                scope = item.scope._replace(thread_id=target_id)
-                await self._add(item, scope, copy, _COPY_TTL_MS)
-                checkpoints += isinstance(item, StoredCheckpoint)
-                writes += len(item.writes)
-            if not checkpoints and not writes:
-                return
-            if removals != await self._removals(source_id):
-                continue  # a part of it was taken away meanwhile; what was copied expires
-            keys = [*self._keyspace.of_thread(target_id), *copy[:6]]
-            answer = await self._steps.run("adopt", target, keys, self._ttl, token, checkpoints, writes)
-            if answer == [EXISTS]:
-                raise ThreadExistsError(
-                    "The thread to copy to has data already, and nothing was copied: delete it first, or "
-                    "choose another thread_id."
-                )
-            if answer != [AGAIN]:
-                return
-        raise GlasspointError(
-            "The thread to copy from lost checkpoints each time while it was copied, and nothing was copied: "
-            "copy it when nobody prunes it."
-        )
+    async def adopt(self, thread_id: str, token: str, checkpoints: int, writes: int) -> Adopted:
+        """Make what was built beside a thread this thread, if it is all there."""
+        beside = self.beside(token)._keyspace.of_thread(thread_id)
+        keys = [*self._keyspace.of_thread(thread_id), *beside[:6]]
+        scope = Scope(thread_id, "")
+        answer = await self._steps.run("adopt", scope, keys, self._ttl, token, checkpoints, writes)
+        return "exists" if answer == [EXISTS] else "incomplete" if answer == [AGAIN] else "adopted"
 
     # ---------------------------------------------------------------- reading
 
@@ -174,6 +167,11 @@ class History:
         """Return a checkpoint, the newest if no id is given."""
         answer = await self._run("read", scope, scope.checkpoint_ns, checkpoint_id or "")
         return Found(*records.to_stored(scope.thread_id, answer[0])) if answer and answer[0] else None
+
+    async def removals(self, thread_id: str) -> bytes:
+        """Return what is another value each time that checkpoints were removed from a thread."""
+        removals: bytes = (await self._run("namespaces", Scope(thread_id, ""), ""))[0]
+        return removals
 
     async def namespaces(self, thread_id: str, *, sealed_too: bool = False) -> list[str]:
         """Return the namespaces in which a thread has checkpoints."""
@@ -303,28 +301,6 @@ class History:
                 lower = f"({answer[-1].decode()}"
             else:
                 upper = f"({answer[-1].decode()}"
-
-    async def _add(
-        self, item: StoredCheckpoint | PendingWrites, scope: Scope, keys: Sequence[str], ttl: int
-    ) -> None:
-        writes = records.write_arguments(item.writes)
-        if isinstance(item, PendingWrites):
-            name = records.member(scope.checkpoint_ns, item.checkpoint_id)
-            await self._steps.run("put_writes", scope, keys, ttl, name, "", *writes)
-            return
-        checkpoint = records.checkpoint_arguments(
-            scope.checkpoint_ns,
-            item.checkpoint_id,
-            item.parent_id,
-            item.document_json or json.dumps(item.document),
-            item.metadata_json or json.dumps(item.metadata),
-        )
-        values = records.value_arguments(item.values)
-        await self._steps.run("import", scope, keys, ttl, *checkpoint, len(item.values), *values, *writes)
-
-    async def _removals(self, thread_id: str) -> bytes:
-        removals: bytes = (await self._run("namespaces", Scope(thread_id, ""), ""))[0]
-        return removals
 
 
 async def for_each(items: Sequence[_Item], step: Callable[[_Item], Awaitable[_Answer]]) -> list[_Answer]:

@@ -20,20 +20,22 @@ class Keyspace:
     Thread ids are percent-encoded, so that no two threads share a key whatever characters they hold; the
     braces make the thread the cluster hash tag, so that all keys of a thread stand on one node.
 
+    Attributes:
+        prefix: What every key begins with.
+        copy: Names a copy that is built beside a thread, on its node; `""` for the thread itself.
+
     Example:
         >>> Keyspace("app").of_thread("a}:x")[0]
         'app:history:1:{a%7D%3Ax}:ids'
     """
 
     prefix: str
+    copy: str = ""
 
     def of_thread(self, thread_id: str) -> list[str]:
         """Return the thread's keys."""
-        return [f"{self._begin}{{{_quote(thread_id)}}}:{part}" for part in _PARTS]
-
-    def of_copy(self, thread_id: str, token: str) -> list[str]:
-        """Return the keys of a copy that is to become this thread, on the same node as the thread's own."""
-        return [f"{self._begin}{{{_quote(thread_id)}}}:copy:{token}:{part}" for part in _PARTS]
+        beside = f"copy:{self.copy}:" if self.copy else ""
+        return [f"{self._begin}{{{_quote(thread_id)}}}:{beside}{part}" for part in _PARTS]
 
     @property
     def pattern(self) -> str:
