@@ -1,5 +1,5 @@
-"""Real graphs behave on our savers as they do on LangGraph's own, with one saver for all turns and with a fresh
-one for each: then nothing can come from a process's memory."""
+"""Real graphs behave on our savers as they do on LangGraph's own, with one saver for all turns and with a
+fresh one for each: then nothing can come from a process's memory."""
 
 from __future__ import annotations
 
