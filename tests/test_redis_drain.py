@@ -282,11 +282,15 @@ async def test_an_import_does_not_undo_what_came_since(saver: RedisSaver, other:
     for item in items:
         await other.import_checkpoint(item)
     await other.aput_writes(thread.newest, [("__resume__", "new")], "task")
+    thread.number = 0
+    _, checkpoint, metadata, _ = thread.next_put(other)
+    await other.aput(thread.config, checkpoint, {**metadata, "since": "changed"}, {})
     for item in items:
         await other.import_checkpoint(item)
     found = await other.aget_tuple(thread.config)
     assert found is not None
     assert found.pending_writes == [("task", "__resume__", "new")]
+    assert found.metadata["since"] == "changed"  # type: ignore[typeddict-item]
 
 
 @pytest.mark.parametrize("limit", ["_IDS_A_PAGE", "_LOADED_AT_ONCE", "_BYTES_AT_ONCE", "_STRAYS_AT_ONCE"])
@@ -347,6 +351,20 @@ async def test_postgresql_shows_a_drained_thread_as_it_was_here(saver: RedisSave
             assert exact(ours) == exact(
                 await upstream.aget_delta_channel_history(config=config, channels=CHANNELS)
             )
+        for saver_ in (saver, upstream):
+            nulls = Thread("nulls")
+            for value in ([1], None, ...):
+                config, checkpoint, metadata, versions = nulls.next_put(saver_)
+                versions = {**versions, "log": f"{nulls.number:032}.1"}
+                checkpoint["channel_versions"] = versions
+                if value is not ...:
+                    checkpoint["channel_values"]["log"] = value
+                nulls.newest = await saver_.aput(config, checkpoint, metadata, versions)
+        ours, theirs = [
+            await each.aget_delta_channel_history(config=config_of("nulls"), channels=["log"])
+            for each in (saver, upstream)
+        ]
+        assert ours == theirs == {"log": {"writes": [], "seed": [1]}}, "a null is no value"
         completed = await saver.aget_tuple(old.config)
         assert completed is not None
         assert completed.checkpoint["channel_values"]["__pregel_tasks"] == ["first", 2, "b"]

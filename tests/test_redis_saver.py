@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
+from glasspoint.codec import StoredCheckpoint
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import (
     ConfigurationError,
@@ -209,6 +210,57 @@ async def test_a_thread_that_redis_has_evicted_in_part_is_never_read(
     await two_namespaces(saver)
 
 
+async def test_writes_alone_are_not_read_when_their_count_is_lost(saver: RedisSaver, redis: Redis) -> None:
+    await saver.aput_writes(config_of("a", "", "1"), [("x", 1)], "task")
+    (meta,) = [key for key in await redis.keys() if key.endswith(b":meta")]
+    await redis.delete(meta)
+    with pytest.raises(ThreadDamagedError):
+        await saver.aget_tuple(config_of("a"))
+
+
+# ------------------------------------------------------------------ pruning
+
+
+async def test_a_call_goes_with_all_that_it_wrote(saver: RedisSaver, redis: Redis) -> None:
+    root, call = Thread("a"), Thread("a", "call:1")
+    await root.put(saver)
+    config, checkpoint, metadata, versions = call.next_put(saver)
+    metadata["parents"] = {"": root.newest["configurable"]["checkpoint_id"]}
+    call.newest = await saver.aput(config, checkpoint, metadata, versions)
+    await saver.aput(call.newest, checkpoint, metadata, {**versions, "messages": "a value of no checkpoint"})
+    await saver.aput_writes(config_of("a", "call:1", "never put"), [("x", 1)], "task")
+    await saver.aprune(["a"])
+    assert await call.turn(saver) == 1, "the root checkpoint that it started from is kept"
+    await root.put(saver)
+    await saver.aprune(["a"])
+    assert await saver.aget_tuple(call.config) is None
+    assert [type(each) async for each in saver.export_thread("a")] == [StoredCheckpoint]
+    (blobs,) = [key for key in await redis.keys() if key.endswith(b":blobs")]
+    assert await redis.hlen(blobs) == 1
+
+
+async def test_an_old_format_is_completed_after_pruning_as_before(saver: RedisSaver) -> None:
+    thread = Thread("a")
+    for _ in range(3):
+        config, checkpoint, metadata, versions = thread.next_put(saver)
+        thread.newest = await saver.aput(config, {**checkpoint, "v": 1}, metadata, versions)
+        await saver.aput_writes(thread.newest, [("__pregel_tasks", thread.number)], "task")
+    before = await saver.aget_tuple(thread.config)
+    await saver.aprune(["a"])
+    assert exact(await saver.aget_tuple(thread.config)) == exact(before)
+    assert before is not None
+    assert before.checkpoint["channel_values"]["__pregel_tasks"] == [2]
+    assert len(await listed(saver, thread.config)) == 2
+
+
+async def test_pruning_what_is_pruned_prolongs_the_thread(saver: RedisSaver, redis: Redis) -> None:
+    await Thread("a").put(saver)
+    for key in await redis.keys():
+        await redis.pexpire(key, 5_000)
+    await saver.aprune(["a"])
+    assert min(await lifetimes(redis)) > 5_000
+
+
 # ------------------------------------------------------------------ at the same time
 
 
@@ -276,6 +328,45 @@ async def test_a_copy_is_seen_as_a_whole_or_not_at_all(redis_url: str) -> None:
         assert isinstance(caught.value, ValueError)
         await saver.acopy_thread("no such thread", "nothing")
         assert await listed(saver, {"configurable": {"thread_id": "nothing"}}) == []
+
+
+async def test_a_thread_that_is_pruned_while_it_is_copied_is_copied_anew(
+    saver: RedisSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = Thread("a")
+    for _ in range(3):
+        await thread.put(saver)
+    export, pruned = saver._history.export, []
+
+    async def export_and_prune(*args: Any, **options: Any) -> AsyncIterator[Any]:
+        async for item in export(*args, **options):
+            yield item
+            if not pruned:
+                pruned.append(await saver.aprune(["a"]))
+
+    monkeypatch.setattr("glasspoint.redis_history.history._LOADED_AT_ONCE", 1)
+    monkeypatch.setattr(saver._history, "export", export_and_prune)
+    await saver.acopy_thread("a", "copy")
+    copied = await listed(saver, config_of("copy"))
+    assert [each.metadata["step"] for each in copied] == [3], "one state of the source, not two mixed"
+
+
+async def test_a_copy_of_which_something_is_lost_is_made_anew(
+    saver: RedisSaver, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = await two_namespaces(saver)
+    adopt, lost = saver._history.adopt, []
+
+    async def lose_and_adopt(*args: Any) -> Any:
+        if not lost:
+            lost.extend([key for key in await redis.keys() if b":copy:" in key and key.endswith(b":ids")])
+            await redis.delete(*lost)
+        return await adopt(*args)
+
+    monkeypatch.setattr(saver._history, "adopt", lose_and_adopt)
+    await saver.acopy_thread(root.thread_id, "copy")
+    assert lost
+    assert len(await listed(saver, {"configurable": {"thread_id": "copy"}})) == 4
 
 
 # ------------------------------------------------------------------ when Redis fails
@@ -619,21 +710,27 @@ async def test_a_delta_thread_that_is_written_while_it_is_pruned_is_decided_anew
     saver: RedisSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fork from an old checkpoint, between the decision and the removal, needs what was to be removed."""
-    graph = make_graph(saver)
+    graph = make_log_graph(saver)
     for turn in range(4):
         await graph.ainvoke({"log": [f"turn {turn}"]}, CONFIG)
-    old = [state async for state in graph.aget_state_history(CONFIG)][9]
+    history = await listed(saver, CONFIG)
+    old = next(each for each in history[8:] if "log" not in each.checkpoint["channel_values"])
     outline, forked = saver._history.outline, []
 
     async def outline_and_then_fork(thread_id: str) -> Any:
         answer = await outline(thread_id)
         if not forked:
-            forked.append(await graph.aupdate_state(old.config, {"slow": ["fork"]}, as_node="one"))
+            fork = {**old.checkpoint, "id": numbered_id(0).replace("1f", "ff", 1)}
+            forked.append(await saver.aput(old.config, fork, {"source": "fork", "step": 99}, {}))
+            forked.append(await saver.aget_delta_channel_history(config=CONFIG, channels=["log"]))
         return answer
 
     monkeypatch.setattr(saver._history, "outline", outline_and_then_fork)
     await saver.aprune([CONFIG["configurable"]["thread_id"]])
-    assert (await graph.aget_state(CONFIG)).values["slow"] == [*old.values["slow"], "fork"]
+    whole = await saver.aget_delta_channel_history(config=CONFIG, channels=["log"])
+    assert exact(whole) == exact(forked[1])
+    assert whole["log"]["writes"]
+    assert 1 < len(await listed(saver, CONFIG)) < len(history)
 
 
 # ------------------------------------------------------------------ telemetry
@@ -683,6 +780,8 @@ async def test_every_call_is_one_span_with_its_round_trips_and_no_content(
     assert CANARY not in "".join(span.to_json() for span in recorder.spans)
     operations = counts(recorder.registry, "glasspoint_operation_duration_seconds_count", "operation")
     assert operations == {"put": 1, "put_writes": 1, "get_tuple": 1, "list": 1, "prune": 1}
+    info = counts(recorder.registry, "glasspoint_info", "redis")
+    assert set(info) <= {""}, "a closed saver says nothing"
     assert counts(recorder.registry, "glasspoint_l1_reads_total", "result") == {}
     assert counts(recorder.registry, "glasspoint_write_through_total", "l1") == {}
 

@@ -96,6 +96,7 @@ class OpenedRedisSaver(BaseCheckpointSaver[str]):
             saver = cls(redis, **options)
             try:
                 await saver.ping()
+                saver._lifetime.vitals.versions["redis"] = await saver._steps.server_version()
             except BaseException:
                 await saver.close()
                 raise
@@ -160,7 +161,7 @@ class _Lifetime:
     def __init__(self, telemetry: Telemetry, vitals: Vitals) -> None:
         self.owned = AsyncExitStack()
         self._telemetry = telemetry
-        self._vitals = vitals
+        self.vitals = vitals
         self._calls = 0
         self._closed = False
         self._idle = asyncio.Event()  # set once closed, and nothing is under way
@@ -213,5 +214,5 @@ class _Lifetime:
         try:
             await self._idle.wait()
         finally:
-            self._telemetry.closed(self._vitals)
+            self._telemetry.closed(self.vitals)
             await self.owned.aclose()

@@ -186,7 +186,7 @@ def inline_mark(value: object) -> str:
 
 
 def _marks(document: dict[str, Any]) -> list[str]:
-    versions, inline = document["channel_versions"], document.get("channel_values") or {}
+    versions, inline = document.get("channel_versions") or {}, document.get("channel_values") or {}
     texts = []
     for channel, version in versions.items():
         mark = inline_mark(inline[channel]) if channel in inline else ""

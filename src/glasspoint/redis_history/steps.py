@@ -29,6 +29,7 @@ from redis.exceptions import (
 )
 
 from glasspoint.errors import (
+    GlasspointError,
     RedisRefusedError,
     RedisUnavailableError,
     ThreadDamagedError,
@@ -126,6 +127,16 @@ class Steps:
         RedisRefusedError: It refuses this user.
         """
         await self._in_time(self._redis.ping())
+
+    async def server_version(self) -> str:
+        """Return what Redis says of its version, `""` if it does not; of a cluster, one node's."""
+        try:
+            info = await self._in_time(self._redis.info("server"))
+        except GlasspointError:
+            return ""
+        if "redis_version" not in info:  # a cluster: node -> what it says
+            info = next((each for each in info.values() if isinstance(each, dict)), {})
+        return str(info.get("redis_version", ""))
 
     async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
         """Find keys, on every primary; a key may be found twice."""
