@@ -118,7 +118,7 @@ OPERATIONS: dict[str, tuple[int, dict[str, Any]]] = {
         {
             "scope": scopes,
             "namespaces": st.sampled_from(["one", "one", "all"]),
-            "before": st.none() | ids,
+            "before": st.none() | st.sampled_from(UUIDS[:3]) | ids,
             "limit": st.none() | st.integers(0, 3),
             "filter_": st.none() | st.fixed_dictionaries({"step": st.integers(-1, 1)}),
         },

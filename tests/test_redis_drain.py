@@ -187,6 +187,7 @@ async def test_a_sealed_thread_lives_at_least_as_long_as_its_seal(redis: Redis) 
     async with opened(redis, ttl=1) as saver:
         root, _ = await two_namespaces(saver)
         await sealed(saver, root.thread_id, lease_seconds=LONG)
+        assert len(await exported(saver, root.thread_id)) == 4
         left = [await redis.pttl(key) for key in await redis.keys()]
         assert min(left) > (LONG - 5) * 1000
 
@@ -338,6 +339,9 @@ async def test_postgresql_shows_a_drained_thread_as_it_was_here(saver: RedisSave
         )
         await saver.aput_writes(old.newest, [("__pregel_tasks", "first")], "z", "~a")
     await saver.aput_writes(config_of("old format", "", "none"), [("x", 1)], "task")
+    # Upstream looks for them in all namespaces.
+    elsewhere = config_of("old format", "sub", numbered_id(2))
+    await saver.aput_writes(elsewhere, [("__pregel_tasks", "elsewhere")], "t", "~c")
     async with (
         open_upstream(database) as upstream,
         await psycopg.AsyncConnection.connect(database, autocommit=True) as connection,
@@ -367,4 +371,4 @@ async def test_postgresql_shows_a_drained_thread_as_it_was_here(saver: RedisSave
         assert ours == theirs == {"log": {"writes": [], "seed": [1]}}, "a null is no value"
         completed = await saver.aget_tuple(old.config)
         assert completed is not None
-        assert completed.checkpoint["channel_values"]["__pregel_tasks"] == ["first", 2, "b"]
+        assert completed.checkpoint["channel_values"]["__pregel_tasks"] == ["first", 2, "b", "elsewhere"]

@@ -307,7 +307,12 @@ async def for_each(items: Sequence[_Item], step: Callable[[_Item], Awaitable[_An
     """Run a step for every item, a few at a time."""
     answers: list[_Answer] = []
     for start in range(0, len(items), _THREADS_AT_ONCE):
-        answers += await asyncio.gather(*map(step, items[start : start + _THREADS_AT_ONCE]))
+        some = map(step, items[start : start + _THREADS_AT_ONCE])
+        # All of them to their end, also when one fails: nothing goes on after the call is answered.
+        for answer in await asyncio.gather(*some, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            answers.append(answer)
     return answers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.events import Operation, Telemetry
 
 __all__ = ["OpenedRedisSaver"]
+
+_log = logging.getLogger("glasspoint")
 
 _Item = TypeVar("_Item")
 
@@ -101,6 +104,7 @@ class OpenedRedisSaver(BaseCheckpointSaver[str]):
                 await saver.close()
                 raise
             saver._lifetime.owned = opened.pop_all()
+        _log.info("RedisSaver initialized (full history in Redis)")
         return saver
 
     @classmethod

@@ -38,10 +38,12 @@ end
 
 -- Lets the whole thread live for so many milliseconds from now on; '0' for ever. One absolute time for all
 -- keys: relative ones could fall on two sides of a millisecond, and a thread would expire in part. `pcall`,
--- because a server that refuses to write (a full disk) may still answer a read.
+-- because a server that refuses to write (a full disk) may still answer a read. While the thread is sealed, never
+-- less than its seal has to live: what expired in the middle of an export would be lost with the retirement.
 local function touch(ttl)
+  if ttl ~= '0' then ttl = math.max(ttl, redis.call('PTTL', SEAL)) end
   local t = redis.call('TIME')
-  local at = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ttl))
+  local at = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000) + ttl)
   for i = 1, 6 do
     if ttl == '0' then redis.pcall('PERSIST', KEYS[i]) else redis.pcall('PEXPIREAT', KEYS[i], at) end
   end

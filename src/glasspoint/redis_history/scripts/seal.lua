@@ -9,7 +9,7 @@ local seal = redis.call('GET', SEAL)
 local mine = seal == 's' .. ARGV[3]
 if (seal and not mine) or (not seal and ARGV[4] == '1') then return {0, 0} end
 local ttl = ARGV[1]
-if ttl ~= '0' then ttl = tostring(math.max(tonumber(ttl), tonumber(ARGV[2]))) end
+if ttl ~= '0' then ttl = math.max(ttl, ARGV[2]) end
 touch(ttl) -- first, because after it SET is not refused when Redis is full, the time to drain it
 redis.call('SET', SEAL, 's' .. ARGV[3], 'PX', ARGV[2])
 return {0, 1}
