@@ -14,7 +14,7 @@ from conformance_suite import ALL, check_conformance
 from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import ConfigurationError, EmbeddedServerUnavailable, RedisUnavailableError
-from states import config_of, exact
+from states import config_of, counts, exact
 from steps import Thread, until
 
 SLOTS = 16384
@@ -130,6 +130,7 @@ async def test_the_connections_to_all_nodes_are_counted(cluster: RedisCluster) -
 
         assert value("redis_pool_connections", state="idle")
         assert value("redis_pool_connections", state="in_use") == 0
+        assert all(counts(registry, "glasspoint_info", "redis")), "the version is not known"
         assert value("active_tier", tier="redis") == 1
         assert value("active_tier", tier="cached") == 0
 

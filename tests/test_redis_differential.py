@@ -118,7 +118,7 @@ OPERATIONS: dict[str, tuple[int, dict[str, Any]]] = {
         {
             "scope": scopes,
             "namespaces": st.sampled_from(["one", "one", "all"]),
-            "before": st.none() | st.sampled_from(UUIDS[:3]) | ids,
+            "before": st.none() | st.sampled_from([*UUIDS[:3], "names no checkpoint"]) | ids,
             "limit": st.none() | st.integers(0, 3),
             "filter_": st.none() | st.fixed_dictionaries({"step": st.integers(-1, 1)}),
         },
@@ -239,6 +239,8 @@ class Agreement(RuleBasedStateMachine):
             limit = None  # with a limit, which of two equal ids is shown would be chance
         options: dict[str, Any] = {"limit": limit, "filter": filter_}
         options["before"] = config_of(*scope, before) if before else None
+        if before == "names no checkpoint":
+            options["before"] = config_of(*scope)
         self.run(self.scene.agree(lambda saver: listed(saver, config, **options)))
 
     def list_all_threads(self, filter_: dict[str, Any] | None) -> None:
