@@ -8,7 +8,8 @@ local bar = barred()
 if bar then return bar end
 if redis.call('HGET', META, 'copy') == ARGV[2] then return {0} end
 if redis.call('EXISTS', IDS, NAMES, META) > 0 then return {5} end
-if redis.call('ZCARD', KEYS[8]) ~= tonumber(ARGV[3]) or redis.call('ZCARD', KEYS[11]) ~= tonumber(ARGV[4]) then
+local checkpoints, writes = redis.call('ZCARD', KEYS[8]), redis.call('ZCARD', KEYS[11])
+if checkpoints ~= tonumber(ARGV[3]) or writes ~= tonumber(ARGV[4]) then
   return {4}
 end
 redis.call('HSET', KEYS[13], 'copy', ARGV[2])

@@ -3,8 +3,9 @@
 -- ARGV  1 entry TTL, ms  2 namespace  3 checkpoint id, '' for the newest  4 '1' if it is the first step
 --       itself, '' if its parent is  5 how many steps at most  then channel…
 -- returns {0, where to go on or '', {id, {name, value…}, {channel, kind, value}…}…}: of each ancestor its
---         writes to those channels that no nearer one has a value for, and the values that it has: kind 'b'
---         and a blob's bytes, 'i' and the document, 'x' and '' if the document has one without a version
+--         writes to those channels that no nearer one has a value for, and the values that it has: kind
+--         'b' and a blob's bytes, 'i' and the document, 'x' and '' if the document has one without a
+--         version
 -- guards  What counts as a value is what upstream counts: a blob, or an inline value other than null.
 local bar = barred()
 if bar then return bar end

@@ -18,8 +18,8 @@
 --
 -- returns  a list that begins with 0 done, 1 sealed, 2 moved, 3 damaged, 4 the thread has changed, 5 exists
 -- guards   All or nothing. Redis undoes nothing of a script that fails halfway. So where something is stored,
---          the first command that writes is one that Redis refuses when it is out of memory, on a full disk or
---          on a replica; after that one it refuses none of the rest.
+--          the first command that writes is one that Redis refuses when it is out of memory, its disk full or
+--          itself a replica; after that one it refuses none of the rest.
 local IDS, DOCS, BLOBS, NAMES, WRITES, META, SEAL = unpack(KEYS, 1, 7)
 
 -- Why nothing may be done with this thread, or nil. Damaged: keys were evicted one by one. The counts tell,
@@ -38,8 +38,8 @@ end
 
 -- Lets the whole thread live for so many milliseconds from now on; '0' for ever. One absolute time for all
 -- keys: relative ones could fall on two sides of a millisecond, and a thread would expire in part. `pcall`,
--- because a server that refuses to write (a full disk) may still answer a read. While the thread is sealed, never
--- less than its seal has to live: what expired in the middle of an export would be lost with the retirement.
+-- because a server that refuses to write (a full disk) may still answer a read. While the thread is sealed,
+-- never less than its seal has to live: what expired in the middle of an export would be lost for good.
 local function touch(ttl)
   if ttl ~= '0' then ttl = math.max(ttl, redis.call('PTTL', SEAL)) end
   local t = redis.call('TIME')
