@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
@@ -118,6 +118,7 @@ OPERATIONS: dict[str, tuple[int, dict[str, Any]]] = {
         {
             "scope": scopes,
             "namespaces": st.sampled_from(["one", "one", "all"]),
+            "checkpoint_id": st.none() | st.none() | ids,
             "before": st.none() | st.sampled_from([*UUIDS[:3], "names no checkpoint"]) | ids,
             "limit": st.none() | st.integers(0, 3),
             "filter_": st.none() | st.fixed_dictionaries({"step": st.integers(-1, 1)}),
@@ -232,8 +233,9 @@ class Agreement(RuleBasedStateMachine):
         before: str | None,
         limit: int | None,
         filter_: dict[str, Any] | None,
+        checkpoint_id: str | None = None,
     ) -> None:
-        config = config_of(*scope)
+        config = config_of(*scope, checkpoint_id)
         if namespaces == "all":
             del config["configurable"]["checkpoint_ns"]
             limit = None  # with a limit, which of two equal ids is shown would be chance
@@ -314,6 +316,12 @@ def test_containment_is_postgresqls(database: str) -> None:
 
         @settings(max_examples=400, deadline=None)
         @given(whole=small_values | json_values, part=small_values)
+        @example(whole=True, part=1)
+        @example(whole=0, part=False)
+        @example(whole=[1, True], part=[True, 1.0])
+        @example(whole=[[1, 2], 3], part=[[2]])
+        @example(whole=["a"], part="a")
+        @example(whole=None, part=[])
         def check(whole: Any, part: Any) -> None:
             whole, part = {"key": whole}, {"key": part}
             row = connection.execute("SELECT %s @> %s", [Jsonb(whole), Jsonb(part)]).fetchone()

@@ -218,6 +218,31 @@ async def test_writes_alone_are_not_read_when_their_count_is_lost(saver: RedisSa
         await saver.aget_tuple(config_of("a"))
 
 
+async def test_only_writes_to_special_channels_alone_replace_what_is_there(saver: RedisSaver) -> None:
+    thread = Thread("a")
+    await thread.put(saver)
+    for turn in ("first", "second"):
+        await saver.aput_writes(thread.newest, [("messages", turn), ("__interrupt__", turn)], "mixed")
+        await saver.aput_writes(thread.newest, [("__interrupt__", turn), ("__resume__", turn)], "special")
+    found = await saver.aget_tuple(thread.config)
+    assert found is not None
+    assert found.pending_writes is not None
+    assert sorted(found.pending_writes) == [
+        ("mixed", "__interrupt__", "first"),
+        ("mixed", "messages", "first"),
+        ("special", "__interrupt__", "second"),
+        ("special", "__resume__", "second"),
+    ]
+
+
+async def test_a_checkpoint_that_is_not_older_than_another_is_not_listed_before_it(saver: RedisSaver) -> None:
+    thread = Thread("a")
+    await thread.put(saver)
+    for before, there in ((1, False), (2, True)):
+        found = await listed(saver, thread.newest, before=config_of("a", "", numbered_id(before)))
+        assert bool(found) is there
+
+
 # ------------------------------------------------------------------ pruning
 
 
