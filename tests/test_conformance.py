@@ -16,7 +16,7 @@ import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointTuple
 from langgraph.checkpoint.conformance import checkpointer_test, validate
-from langgraph.checkpoint.conformance.capabilities import BASE_CAPABILITIES
+from langgraph.checkpoint.conformance.capabilities import ALL_CAPABILITIES
 from langgraph.checkpoint.conformance.test_utils import generate_checkpoint
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
@@ -25,7 +25,7 @@ from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from states import counts, open_saver
 
-CAPABILITIES = sorted(capability.value for capability in BASE_CAPABILITIES)
+CAPABILITIES = sorted(capability.value for capability in ALL_CAPABILITIES)
 SUITE = "langgraph.checkpoint.conformance"
 ASKS_FOR_FORMAT_1 = "test_get_tuple_checkpoint_fields: Expected v=1, got 4"
 

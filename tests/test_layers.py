@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "l2": {"errors", "scope", "urls", "codec", "telemetry.events"},
     "telemetry": {"errors", "scope", "_version"},
     "lifecycle": {"errors", "l1", "l2", "telemetry", "telemetry.events"},
-    "saver": {"errors", "scope", "codec", "l1", "l2", "lifecycle", "telemetry.events"},
+    "maintenance": {"errors", "scope", "l1", "l2", "lifecycle", "telemetry.events"},
+    "saver": {"errors", "scope", "codec", "l1", "l2", "maintenance", "telemetry.events"},
     "factory": {"saver"},
     "settings": {"errors"},
 }
@@ -36,7 +37,7 @@ DOORS = {
     },
     "opentelemetry": {"telemetry/tracing.py", "telemetry/__init__.py"},
     "redis": {"l1/client.py", "l1/cache.py", "l1/epoch.py", "lifecycle.py", "factory.py"},
-    "psycopg": {"l2/pool.py", "l2/store.py"},
+    "psycopg": {"l2/pool.py", "l2/store.py", "l2/pruning.py"},
 }
 CORE = sorted(
     p for p in SRC.rglob("*.py") if p.relative_to(SRC).parts[0] not in {"demo", "cli.py", "check.py"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "ConfigurationError",
+    "DeltaChainError",
     "EmbeddedServerUnavailable",
     "GlasspointError",
     "InvalidConfigError",
@@ -19,6 +20,10 @@ __all__ = [
     "SaverClosedError",
     "SchemaError",
     "SerializationError",
+    "ThreadExistsError",
+    "ThreadInUseError",
+    "ThreadNotFoundError",
+    "WrongTypeError",
 ]
 
 
@@ -57,6 +62,35 @@ class L1Error(GlasspointError):
 
 class L1UnavailableError(L1Error, ConnectionError):
     """Redis cannot be reached, or did not answer in time."""
+
+
+class WrongTypeError(ConfigurationError, TypeError):
+    """An argument is of a type that can only be a mistake, such as one string in place of a list of them."""
+
+
+class ThreadExistsError(GlasspointError, ValueError):
+    """A thread is to be copied to one that is there already. Nothing was changed."""
+
+
+class ThreadNotFoundError(GlasspointError, LookupError):
+    """A thread is to be copied that is not there. Nothing was changed."""
+
+
+class ThreadInUseError(GlasspointError, RuntimeError):
+    """A thread is to be deleted, or copied to, while something is being written to it. Nothing was changed.
+
+    Attributes:
+        thread_ids: The threads that are in use, or some of them.
+    """
+
+    def __init__(self, message: str, thread_ids: frozenset[str] = frozenset()) -> None:
+        super().__init__(message)
+        self.thread_ids = thread_ids
+
+
+class DeltaChainError(GlasspointError, ValueError):
+    """What is to be deleted is needed to rebuild a `DeltaChannel` of a checkpoint that stays. Nothing was
+    changed."""
 
 
 class SaverClosedError(GlasspointError, RuntimeError):

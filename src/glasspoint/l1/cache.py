@@ -163,6 +163,14 @@ class Cache:
         except L1Error:
             return Intent(scope, b"")
 
+    async def begin_alone(self, scope: Scope) -> Intent | None:
+        """BEGIN, if no other write to the scope is under way; otherwise `None`, and nothing was changed."""
+        try:
+            name = await self._run("begin", scope, _new_token(), self._intent_ms, 1)
+        except L1Error:
+            return Intent(scope, b"")
+        return Intent(scope, name) if name else None
+
     async def commit_put(
         self, intent: Intent, put: EncodedPut, *, newest: bool, known_writes: list[str]
     ) -> WriteResult:

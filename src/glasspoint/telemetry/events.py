@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EpochChanged",
     "Invalidated",
+    "InvalidationSource",
     "L1Availability",
     "L1Result",
     "Note",
@@ -41,6 +42,7 @@ L1Result = Literal["hit", "miss", "busy", "historical", "incomplete", "unavailab
 WarmUpResult = Literal["stored", "refused", "error"]
 WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
+InvalidationSource = Literal["delete", "prune", "copy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class EpochChanged:
 class Invalidated:
     """An entry was dropped for another reason than a write to its scope."""
 
-    source: Literal["delete"]
+    source: InvalidationSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ class Operation(_Timed):
     """One call of the saver, from its start to its answer.
 
     Attributes:
-        name: `get_tuple`, `put`, `put_writes`, `list`, `delete_thread`, `delta_history`.
+        name: `get_tuple`, `put`, `put_writes`, `list`, `delta_history`, `delete_thread`, `delete_for_runs`,
+            `copy_thread`, `prune`, `prune_older_than`.
         checkpoint_id, step, source: Of the checkpoint read or written, where there is one.
         l1_result: What L1 answered to a read.
         served_by: The tier that the answer came from.
