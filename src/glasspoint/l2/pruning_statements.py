@@ -39,10 +39,16 @@ __all__ = [
 SETTINGS = """
 SELECT set_config('statement_timeout', %(statement_timeout_ms)s, true),
        set_config('lock_timeout', %(lock_timeout_ms)s, true),
-       set_config('jit', 'off', true)
+       set_config('jit', 'off', true),
+       set_config('max_parallel_workers_per_gather', '0', true),
+       set_config('enable_hashjoin', 'off', true),
+       set_config('enable_mergejoin', 'off', true)
 """
 """For one transaction. Its statements may take longer than those of the hot path, but must not wait for
-others' locks for long: whoever waits behind them waits too. Compiling them would cost more than they do."""
+others' locks for long: whoever waits behind them waits too. Compiling them would cost more than they do, and
+parallel workers would take their processors from live traffic. Whatever is joined here is a list of keys with
+the table that they are looked up in: anything but a lookup for each would read all of the table, and for a
+few hundred keys in a table of 100,000 rows the planner did choose that."""
 
 _UUID6 = "'^[0-9a-f]{8}-[0-9a-f]{4}-6[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$'"
 _UTC = r"'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)$'"
@@ -73,9 +79,11 @@ WITH RECURSIVE page AS MATERIALIZED (
     UNION
     SELECT thread_id, '', root_id, versioned FROM page WHERE is_call AND NOT old AND root_id IS NOT NULL
 ), base AS MATERIALIZED (
-    SELECT w.*, c.parent_id, c.checkpoint
+    SELECT w.*, c.parent_id, c.format, c.channels
     FROM wanted AS w CROSS JOIN LATERAL (
-        SELECT parent_checkpoint_id AS parent_id, checkpoint FROM checkpoints AS c
+        SELECT parent_checkpoint_id AS parent_id, coalesce((checkpoint ->> 'v')::int, 0) AS format,
+               ARRAY(SELECT jsonb_object_keys(checkpoint -> 'channel_versions')) AS channels
+        FROM checkpoints AS c
         WHERE c.thread_id = w.thread_id AND c.checkpoint_ns = w.checkpoint_ns
           AND c.checkpoint_id = w.checkpoint_id
         LIMIT 1
@@ -83,7 +91,7 @@ WITH RECURSIVE page AS MATERIALIZED (
 ), sends AS (
     -- Before format 4, a checkpoint's pending sends are read from its parent's writes.
     SELECT thread_id, checkpoint_ns, parent_id AS checkpoint_id FROM base AS b
-    WHERE coalesce((checkpoint ->> 'v')::int, 0) < 4 AND (
+    WHERE format < 4 AND (
         SELECT true FROM checkpoint_writes AS w
         WHERE w.thread_id = b.thread_id AND w.checkpoint_ns = b.checkpoint_ns
           AND w.checkpoint_id = b.parent_id AND w.channel = '__pregel_tasks'
@@ -109,19 +117,23 @@ WITH RECURSIVE page AS MATERIALIZED (
     -- The delta channels of what stays that have no value there: they are rebuilt from its ancestors.
     SELECT e.thread_id, e.checkpoint_ns, e.checkpoint_id, e.parent_id, e.channel
     FROM (
-        SELECT *, bool_or(checkpoint_id IS NULL) OVER (PARTITION BY thread_id, checkpoint_ns, channel)
-                  AS is_delta
-        FROM (
-            SELECT thread_id, checkpoint_ns, channel, NULL AS checkpoint_id, NULL AS parent_id,
-                   NULL::jsonb AS checkpoint
-            FROM delta
-            UNION ALL
-            SELECT b.thread_id, b.checkpoint_ns, v.channel, b.checkpoint_id, b.parent_id, b.checkpoint
-            FROM base AS b
-            CROSS JOIN LATERAL jsonb_object_keys(b.checkpoint -> 'channel_versions') AS v (channel)
-        ) AS of_channels
+        SELECT d.*, c.checkpoint FROM (
+            SELECT *, bool_or(checkpoint_id IS NULL) OVER (PARTITION BY thread_id, checkpoint_ns, channel)
+                      AS is_delta
+            FROM (
+                SELECT thread_id, checkpoint_ns, channel, NULL AS checkpoint_id, NULL AS parent_id FROM delta
+                UNION ALL
+                SELECT thread_id, checkpoint_ns, unnest(channels), checkpoint_id, parent_id FROM base
+            ) AS of_channels
+        ) AS d CROSS JOIN LATERAL (
+            SELECT checkpoint FROM checkpoints AS c
+            WHERE c.thread_id = d.thread_id AND c.checkpoint_ns = d.checkpoint_ns
+              AND c.checkpoint_id = d.checkpoint_id
+            LIMIT 1
+        ) AS c
+        WHERE d.is_delta AND d.checkpoint_id IS NOT NULL
     ) AS e
-    WHERE e.is_delta AND e.checkpoint_id IS NOT NULL AND NOT {has_value_e}
+    WHERE NOT {has_value_e}
 ), chain (thread_id, checkpoint_ns, checkpoint_id, parent_id, channel, done) AS (
     (
         SELECT thread_id, checkpoint_ns, checkpoint_id, parent_id, channel, false FROM without_value
@@ -253,7 +265,7 @@ THREADS_OF_RUNS = """
 SELECT DISTINCT thread_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY(%(run_ids)s::text[])
 """
 
-# As far as the primary key's index knows: the time of another id stands in the row, which `PLAN_OLDER` reads.
+# As far as the id tells: the time of any other id stands in the document, which `PLAN_OLDER` reads.
 _MAYBE_OLD = f"""(checkpoint_id COLLATE "C" < %(cutoff_id)s OR checkpoint_id !~ {_UUID6})"""
 
 FIND_THREADS = f"""
@@ -275,8 +287,8 @@ SELECT thread_id, sum(old)::int AS old FROM (
 ) AS found
 GROUP BY thread_id ORDER BY thread_id LIMIT %(limit)s
 """
-"""The next threads in which something may be doomed, and at most how many checkpoints. One pass over the
-primary keys' indexes in all, however many pages: each page begins where the last one ended."""
+"""The next threads in which something may be doomed, and at most how many checkpoints. One pass over the two
+tables in all, however many pages: each page begins where the last one ended."""
 
 LOCK_THREADS = """
 SELECT thread_id FROM unnest(%(thread_ids)s::text[]) AS t (thread_id)
