@@ -78,6 +78,9 @@ async def write_random_history(
             "versions_seen": {},
         }
         metadata: Any = {"step": number, "parents": {"": root} if namespace else {}}
+        if dice.random() < 0.1:  # of a checkpoint that never comes
+            never = f"1f000000-0000-6000-8000-f{number:011x}"
+            await saver.aput_writes(config_of(thread_id, namespace, never), [("a", number)], "never")
         if dice.random() < 0.2:  # early
             await saver.aput_writes(config_of(thread_id, namespace, checkpoint_id), [("a", number)], "early")
         config = config_of(thread_id, namespace, parent["id"] if parent else None)

@@ -420,6 +420,20 @@ async def test_a_copy_is_read_where_there_was_nothing_before(
     assert await target.turn(other) == 1
 
 
+async def test_a_copy_takes_the_place_of_what_redis_had_of_its_target(
+    database: str, saver: CachedPostgresSaver, other: CachedPostgresSaver
+) -> None:
+    """Somebody deleted the target without a word to Redis, as LangGraph's own saver does."""
+    source, target = Thread("source"), Thread("target")
+    await source.put(saver)
+    await target.put(saver)
+    await target.put(saver)
+    for table in ("checkpoints", "checkpoint_blobs"):
+        await execute(database, f"DELETE FROM {table} WHERE thread_id = 'target'")
+    await saver.acopy_thread("source", "target")
+    assert await target.turn(other) == 1
+
+
 @pytest.mark.parametrize("table", ["checkpoints", "checkpoint_blobs", "checkpoint_writes"])
 async def test_a_copy_never_goes_into_what_is_there(
     table: str, database: str, saver: CachedPostgresSaver
@@ -594,7 +608,13 @@ async def test_one_cancelled_while_it_tells_redis_takes_its_intents_back(
     pruning_ = asyncio.create_task(saver.aprune(["a"]))
     await begun.wait()
     pruning_.cancel()
-    await asyncio.sleep(0)
+
+    async def is_rolled_back() -> bool:
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+            query = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction'"
+            return await (await conn.execute(query)).fetchone() is None
+
+    await until(is_rolled_back)
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await pruning_

@@ -192,14 +192,14 @@ async def test_pending_sends_of_an_old_format_stay_for_a_young_checkpoint(
 async def test_writes_without_a_checkpoint_go_when_they_are_old(
     database: str, saver: CachedPostgresSaver
 ) -> None:
-    for thread_id, days in (("only writes", 40), ("early", 0), ("lone", 40)):
+    for thread_id, days in (("only writes", 40), ("early", 0), ("lone", 40), ("lone", 0)):
         await saver.aput_writes(config_of(thread_id, "", id_at(NOW - days * DAY)), [("a", 1)], "task")
     lone = await put_aged(saver, "lone", 35)
     await saver.aput_writes(config_of("lone", "", lone[0]), [("a", 1)], "task")
     report = await saver.aprune_older_than(30 * DAY)
     assert (report.writes, report.checkpoints, report.threads) == (2, 0, 2)
-    left = await execute(database, "SELECT thread_id, checkpoint_id FROM checkpoint_writes ORDER BY 1")
-    assert left == [("early", id_at(NOW)), ("lone", lone[0])]
+    left = await execute(database, "SELECT thread_id, checkpoint_id FROM checkpoint_writes ORDER BY 1, 2")
+    assert left == [("early", id_at(NOW)), ("lone", lone[0]), ("lone", id_at(NOW))]
 
 
 async def age(database: str, days: float) -> None:
@@ -386,26 +386,26 @@ async def test_a_plan_is_made_anew_when_somebody_goes_back_in_time(
     for turn in range(6):
         await graph.ainvoke({"log": [f"turn {turn}"]}, config_of("a"))
     await age(database, 40)
-    history = [state async for state in graph.aget_state_history(config_of("a"))]
-    old = next(s for s in history[5:] if not s.next and s.values["log"])
-    forks = []
-
-    def fork(report: PruneReport) -> None:
-        if report.batches == 1:
-            forks.append(
-                asyncio.create_task(graph.aupdate_state(old.config, {"log": ["went back"]}, as_node="last"))
-            )
-
+    tuples = [each async for each in other.alist(config_of("a"))]
+    old = next(t for t in tuples[6:] if t.metadata.get("counters_since_delta_snapshot"))
+    expected: list[Any] = []
     original = saver._remove
 
-    async def remove_after_the_fork(*args: Any) -> Any:
-        await asyncio.gather(*forks)
-        return await original(*args)
+    async def remove_after_the_fork(run: Any, *args: Any) -> Any:
+        if run.report.batches == 1 and not expected:
+            checkpoint = {**old.checkpoint, "id": id_at(datetime.now(UTC))}
+            fork = await other.aput(old.config, checkpoint, old.metadata, {})
+            expected.extend([fork, exact(await history_of(fork))])
+        return await original(run, *args)
+
+    async def history_of(config: Any) -> Any:
+        return await other.aget_delta_channel_history(config=config, channels=["log"])
 
     saver._remove = remove_after_the_fork  # type: ignore[method-assign]
-    await saver.aprune_older_than(30 * DAY, batch_size=2, on_batch=fork)
-    assert forks
-    assert (await graph.aget_state(config_of("a"))).values["log"] == [*old.values["log"], "went back"]
+    await saver.aprune_older_than(30 * DAY, batch_size=2)
+    fork, history = expected
+    assert exact(await history_of(fork)) == history
+    assert len(await remaining(database, "a")) < len(tuples)
 
 
 # ------------------------------------------------------------------ neighbours

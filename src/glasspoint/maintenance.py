@@ -11,6 +11,9 @@ BEGIN, a put that is under way is disarmed by DROP, and both look at L2 again. A
 DROP the intents stand until their deadline, readers ask L2, and then the entry is discarded. After a crash
 before the commit, L2 has rolled back, and the same happens for nothing. Nothing slow may happen between BEGIN
 and the commit, or the intents would be gone before the rows are.
+
+That a transaction is rolled back is known, so ABORT takes the intents back and leaves the images; only a
+COMMIT that was not answered leaves it open, and then readers stay away until the deadline.
 """
 
 from __future__ import annotations
@@ -228,7 +231,7 @@ class MaintainedSaver(ManagedSaver):
         gone. Several runs at once share the threads: what one has in hand, another skips.
 
         Args:
-            age: How old; from 0 on, without.
+            age: How old; greater than 0.
             keep_latest: `False`: a thread whose newest checkpoint is old goes whole.
             batch_size: About how many checkpoints one transaction removes.
             dry_run: Only count; nothing is locked or written.

@@ -295,7 +295,7 @@ class Pruner:
             )
             removed.bytes = size + writes_size + blobs_size
             scopes = _scopes(plan, garbage) | {Scope(*row[:2]) for row in writes}
-            removed.threads = {scope.thread_id for scope in scopes}
+            removed.threads = {row.thread_id for row in writes} | {value.thread_id for value in garbage}
             await barrier.block(scopes, alone=plan.whole)
             await self._check_gone(conn, plan.whole)
         if not is_last:
