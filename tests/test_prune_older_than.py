@@ -464,7 +464,7 @@ async def test_beside_live_puts_nothing_is_lost_and_no_put_fails(
             await asyncio.sleep(0)
 
     async def prune() -> None:
-        for _ in range(8):
+        for _ in range(5):
             await saver.aprune_older_than(30 * DAY, batch_size=2, keep_latest=False)
             await other.aprune([dice.choice(threads).thread_id])
         done.set()
