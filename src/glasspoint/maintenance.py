@@ -302,7 +302,7 @@ class MaintainedSaver(ManagedSaver):
             run.add(removed)
             rest, again = removed.rest, again or removed.again
             if rest is None:
-                if not again:
+                if not again or removed.skipped:  # another run has taken it up
                     return
                 again = False
 
