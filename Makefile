@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types bench-latency clean
+.PHONY: help demo test lint types bench-latency bench-prune clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -17,6 +17,7 @@ help:
 	@echo 'make lint           ruff, rules and format'
 	@echo 'make types          mypy --strict on src'
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
+	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
 	@echo 'make clean          remove .venv, caches and build products'
 	@echo 'Arguments go through ARGS, e.g.  ARGS="--once" make demo'
 
@@ -37,9 +38,12 @@ types: $(VENV)/.installed-dev
 bench-latency: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/latency.py $(ARGS)
 
+bench-prune: $(VENV)/.installed-demo
+	@exec $(BIN)/python benchmarks/prune.py $(ARGS)
+
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing Glasspoint with its demo into $(VENV): once, about a minute ...'

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 
 # The schema as a new database has it.

@@ -7,21 +7,21 @@ import inspect
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from prometheus_client import CollectorRegistry
 
+from conformance_suite import ALL, check_conformance
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.blocking import SyncFace
 from glasspoint.errors import BlockingCallError, L2UnavailableError, SaverClosedError, WrongLoopError
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, locked, until
-from test_conformance import CAPABILITIES
 from test_tracing import HIT, PUT, PUT_WRITES, Recorder
 
 SYNC_METHODS = sorted(
@@ -65,17 +65,14 @@ class FromThreads(BaseCheckpointSaver[str]):
         return self.saver.get_next_version(current, channel)
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("capability", ALL)
 async def test_conforms_through_the_synchronous_face(capability: str, database: str, redis_url: str) -> None:
-    @checkpointer_test(name="FromThreads")
-    async def create() -> AsyncIterator[BaseCheckpointSaver[str]]:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[FromThreads]:
         async with open_saver(database, redis_url) as saver:
             yield FromThreads(saver)
 
-    report = await validate(create, capabilities={capability})
-    result = report.results[capability]
-    assert not result.failures
-    assert result.tests_passed
+    await check_conformance(capability, "FromThreads", opened)
 
 
 # ------------------------------------------------------------------ graphs

@@ -28,6 +28,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from glasspoint import CachedPostgresSaver, Telemetry, create_telemetry
+from glasspoint.errors import ThreadInUseError
 from states import config_of, counts, exact, make_pool, numbered_id, open_upstream
 
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "").split()] or [
@@ -249,6 +250,9 @@ class Schedule:
             self.put_writes,
             self.interrupt,
             self.delete,
+            self.delete_unless_in_use,
+            self.prune,
+            self.copy,
         ]
         if not self.line_fails:
             # What Redis loses between two steps of which the second fails is the one window that is allowed.
@@ -256,7 +260,9 @@ class Schedule:
         # A few kinds at a time: they meet more often than if everything was done everywhere.
         self.deeds = self.random.sample(deeds, self.random.randint(2, 4))
         self.deeds += [self.read] * len(self.deeds)
-        self.deletes = self.delete in self.deeds
+        # What was read may have been removed by the time that it is looked for.
+        removing = (self.delete, self.delete_unless_in_use, self.prune)
+        self.removes = any(deed in self.deeds for deed in removing)
 
     async def run(self) -> None:
         await self.put()
@@ -283,7 +289,7 @@ class Schedule:
         began = self.history.tick()
         answer = await self.saver.aget_tuple(self.config())
         self.history.judge(began, answer)
-        if answer is not None and not self.deletes:
+        if answer is not None and not self.removes:
             # What was not acknowledged yet may be read all the same, but only if PostgreSQL has it.
             there = await self.scene.upstream.aget_tuple(answer.config)
             assert there is not None, "phantom: PostgreSQL does not have it"
@@ -334,6 +340,27 @@ class Schedule:
         deletion = Change(None, self.history.tick())
         self.history.deletions.append(deletion)
         await self.under_fire(self.saver.adelete_thread(self.thread_id), deletion)
+
+    async def delete_unless_in_use(self) -> None:
+        deletion = Change(None, self.history.tick())
+        self.history.deletions.append(deletion)
+        try:
+            await self.under_fire(self.saver.aprune([self.thread_id], strategy="delete"), deletion)
+        except ThreadInUseError:
+            self.history.deletions.remove(deletion)
+
+    async def prune(self) -> None:
+        """The newest stays, so what may be read is what it was."""
+        await self.under_fire(self.saver.aprune([self.thread_id]))
+
+    async def copy(self) -> None:
+        """What nobody else writes to is read as it is at once."""
+        config = config_of(f"{self.thread_id} copy {self.next_value()}")
+        self.draw_line()
+        await self.saver.acopy_thread(self.thread_id, config["configurable"]["thread_id"])
+        expected = exact(await self.scene.upstream.aget_tuple(config))
+        for saver in self.scene.savers:
+            assert exact(await saver.aget_tuple(config)) == expected, "a copy is not read as it is"
 
     async def redis_loses(self) -> None:
         if keys := await self.scene.redis.keys(f"*{self.thread_id}*"):

@@ -8,38 +8,19 @@ runs with checkpoints of format 4, which LangGraph writes today.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from importlib import import_module
-from typing import Any
-
 import pytest
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointTuple
-from langgraph.checkpoint.conformance import checkpointer_test, validate
-from langgraph.checkpoint.conformance.capabilities import BASE_CAPABILITIES
-from langgraph.checkpoint.conformance.test_utils import generate_checkpoint
+from langgraph.checkpoint.base import CheckpointTuple
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from conformance_suite import ALL as CAPABILITIES
+from conformance_suite import check_conformance
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from states import counts, open_saver
 
-CAPABILITIES = sorted(capability.value for capability in BASE_CAPABILITIES)
-SUITE = "langgraph.checkpoint.conformance"
-ASKS_FOR_FORMAT_1 = "test_get_tuple_checkpoint_fields: Expected v=1, got 4"
-
-
-@pytest.fixture(params=[1, 4], ids=["v1", "v4"], autouse=True)
-def checkpoint_format(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The format of the suite's checkpoints."""
-
-    def generate(**fields: Any) -> Checkpoint:
-        return {**generate_checkpoint(**fields), "v": request.param}
-
-    for module in ("test_utils", *(f"spec.test_{capability}" for capability in CAPABILITIES)):
-        monkeypatch.setattr(import_module(f"{SUITE}.{module}"), "generate_checkpoint", generate)
-    return request.param
+pytestmark = pytest.mark.usefixtures("checkpoint_format")
 
 
 async def run_suite(
@@ -47,18 +28,12 @@ async def run_suite(
 ) -> CollectorRegistry:
     """Run one capability's tests; what the saver counted meanwhile is in the registry."""
     registry = CollectorRegistry()
-
-    @checkpointer_test(name=saver_class.__name__)
-    async def create() -> AsyncIterator[BaseCheckpointSaver]:
-        telemetry = create_telemetry(registry=registry)
-        async with open_saver(postgres_url, redis_url, saver_class, telemetry=telemetry) as saver:
-            yield saver
-
-    report = await validate(create, capabilities={capability})
-    result = report.results[capability]
-    failures = [text for text in result.failures if not text.startswith(ASKS_FOR_FORMAT_1)]
-    assert not failures, "\n".join(failures)
-    assert result.tests_passed
+    telemetry = create_telemetry(registry=registry)
+    await check_conformance(
+        capability,
+        saver_class.__name__,
+        lambda: open_saver(postgres_url, redis_url, saver_class, telemetry=telemetry),
+    )
     return registry
 
 

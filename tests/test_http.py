@@ -102,14 +102,14 @@ async def test_healthz_says_that_the_process_lives(served: httpx.AsyncClient) ->
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/readyz", "/metrics/", "/healthz/x", "/x/metrics", "/favicon.ico", "/%2e%2e/metrics"]
+    "path", ["/", "/ready", "/metrics/", "/healthz/x", "/x/metrics", "/favicon.ico", "/%2e%2e/metrics"]
 )
 async def test_everything_else_is_404(served: httpx.AsyncClient, path: str) -> None:
     assert (await served.get(path)).status_code == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-@pytest.mark.parametrize("path", ["/metrics", "/healthz"])
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
 async def test_other_methods_are_refused(served: httpx.AsyncClient, path: str, method: str) -> None:
     response = await served.request(method, path)
     assert response.status_code == 405

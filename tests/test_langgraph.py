@@ -1,5 +1,5 @@
-"""Real graphs behave on the cached saver as they do on LangGraph's own, with one saver for all turns and with
-a fresh one for each: then nothing can come from a process's memory."""
+"""Real graphs behave on our savers as they do on LangGraph's own, with one saver for all turns and with a
+fresh one for each: then nothing can come from a process's memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from langgraph.types import Command, Durability, Send, interrupt
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from glasspoint import create_telemetry
+from glasspoint import RedisSaver, create_telemetry
 from states import counts, open_saver, open_upstream
 
 Savers = Callable[[], AbstractAsyncContextManager[BaseCheckpointSaver[str]]]
@@ -32,13 +32,16 @@ Savers = Callable[[], AbstractAsyncContextManager[BaseCheckpointSaver[str]]]
 CONFIG: RunnableConfig = {"configurable": {"thread_id": "대화 1"}}
 
 
-@pytest.fixture(params=["AsyncPostgresSaver", "one saver", "fresh savers"])
+@pytest.fixture(params=["AsyncPostgresSaver", "one saver", "fresh savers", "RedisSaver"])
 async def savers(request: pytest.FixtureRequest, database: str, redis_url: str) -> AsyncIterator[Savers]:
     registry = CollectorRegistry()
 
     def open_ours() -> AbstractAsyncContextManager[BaseCheckpointSaver[str]]:
         return open_saver(database, redis_url, telemetry=create_telemetry(registry=registry))
 
+    if request.param == "RedisSaver":
+        yield lambda: RedisSaver.from_conn_string(redis_url, telemetry=create_telemetry(registry=registry))
+        return
     if request.param == "fresh savers":
         yield open_ours
     else:

@@ -24,23 +24,59 @@ MAY_IMPORT = {
     "telemetry": {"errors", "scope", "_version"},
     "blocking": {"errors"},
     "lifecycle": {"errors", "blocking", "l1", "l2", "telemetry", "telemetry.events"},
-    "saver": {"errors", "scope", "codec", "l1", "l2", "lifecycle", "telemetry.events"},
-    "factory": {"saver"},
+    "maintenance": {"errors", "scope", "l1", "l2", "lifecycle", "telemetry.events"},
+    "saver": {"errors", "scope", "codec", "l1", "l2", "maintenance", "telemetry.events"},
+    "history": {
+        "errors",
+        "scope",
+        "urls",
+        "codec",
+        "blocking",
+        "telemetry.events",
+    },
+    "redis_saver": {"errors", "blocking", "history", "l1.client", "telemetry", "telemetry.events"},
+    "memory_saver": {"history", "telemetry", "telemetry.events"},
+    "draining": {"errors", "codec"},
+    "chain": {"errors", "draining", "saver", "redis_saver", "memory_saver", "telemetry.events"},
+    "fallback": {"blocking", "chain"},
     "settings": {"errors"},
+    "factory": {
+        "errors",
+        "blocking",
+        "settings",
+        "saver",
+        "redis_saver",
+        "memory_saver",
+        "chain",
+        "fallback",
+        "telemetry",
+        "telemetry.events",
+    },
 }
 DOORS = {
     "prometheus_client": {
         "telemetry/metrics.py",
         "telemetry/collectors.py",
         "telemetry/http.py",
+        "telemetry/readiness.py",
         "telemetry/__init__.py",
     },
     "opentelemetry": {"telemetry/tracing.py", "telemetry/__init__.py"},
-    "redis": {"l1/client.py", "l1/cache.py", "l1/epoch.py", "lifecycle.py", "factory.py"},
-    "psycopg": {"l2/pool.py", "l2/store.py"},
+    "redis": {
+        "l1/client.py",
+        "l1/cache.py",
+        "l1/epoch.py",
+        "lifecycle.py",
+        "history/steps.py",
+        "redis_saver.py",
+        "factory.py",
+    },
+    "psycopg": {"l2/pool.py", "l2/store.py", "l2/pruning.py"},
 }
 CORE = sorted(
-    p for p in SRC.rglob("*.py") if p.relative_to(SRC).parts[0] not in {"demo", "cli.py", "check.py"}
+    p
+    for p in SRC.rglob("*.py")
+    if p.relative_to(SRC).parts[0] not in {"demo", "cli.py", "check.py", "pruning_command.py"}
 )
 
 
@@ -58,7 +94,7 @@ def _imports(path: Path) -> set[str]:
 def test_a_layer_knows_only_the_layers_below_it(layer: str) -> None:
     files = [p for p in CORE if p.relative_to(SRC).with_suffix("").parts[0] == layer]
     assert files
-    layers = {*MAY_IMPORT, "_version", "cli", "check", "demo"}
+    layers = {*MAY_IMPORT, "_version", "cli", "check", "pruning_command", "demo"}
     for path in files:
         for name in _imports(path):
             parts = name.split(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver, create_telemetry
+from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry
+from glasspoint.draining import drain
 from glasspoint.scope import Scope
 from steps import Thread
 
@@ -63,7 +65,18 @@ async def families(database: str, own_redis: EmbeddedRedis) -> list[Metric]:
         await saver.aget_tuple(thread.config)
         assert [each async for each in saver.alist(thread.config)]
         await saver.aget_delta_channel_history(config=thread.config, channels=["messages"])
-        await saver.adelete_thread("a")
+        for run in (
+            saver.acopy_thread("a", "b"),
+            saver.aprune(["b"]),
+            saver.aprune_older_than(timedelta(days=1)),
+            saver.adelete_for_runs(["no such run"]),
+            saver.aprune(["b"], strategy="delete"),
+            saver.adelete_thread("a"),
+        ):
+            await run
+        async with MemorySaver(telemetry=create_telemetry(registry=registry)) as lower:
+            await Thread("c").put(lower)
+            await drain(lower, saver, imported=lambda checkpoints: None, stuck=set())
         own_redis.kill()
         await saver.aget_tuple(thread.config)
         found = list(registry.collect())
@@ -95,6 +108,20 @@ def test_every_label_value_is_documented(families: list[Metric]) -> None:
                 if label in ("saver", "le") or family.type == "info":
                     continue
                 assert f"`{value}`" in listed, f"{label}={value!r} of {family.name}"
+
+
+def test_every_operation_and_every_source_was_counted(families: list[Metric]) -> None:
+    seen: dict[str, set[str]] = {"operation": set(), "source": set()}
+    for family in families:
+        for sample in family.samples:
+            for label in seen.keys() & sample.labels.keys():
+                if sample.value:
+                    seen[label].add(sample.labels[label])
+    listed = {
+        label: set(re.findall(r"`(\w+)`", DOC[DOC.index(f"| {label} | `") :].splitlines()[0]))
+        for label in seen
+    }
+    assert seen == listed
 
 
 def test_units_are_base_units_and_every_metric_says_what_it_is(families: list[Metric]) -> None:

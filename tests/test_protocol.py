@@ -20,6 +20,7 @@ from glasspoint.l1.cache import Cache
 from glasspoint.l1.entry import decode_image
 from glasspoint.scope import Scope
 from states import config_of, numbered_id
+from steps import until
 
 SCOPE = Scope("t", "")
 SERDE = JsonPlusSerializer()
@@ -342,3 +343,23 @@ async def test_an_image_that_was_replaced_is_not_refused_for_its_predecessor(cac
     assert await seen(cache) == ("hit", 2)
     assert (await cache.refuse(SCOPE, numbered_id(2))).lease is not None
     assert await seen(cache) == ("miss", None)
+
+
+async def test_begin_alone_changes_nothing_while_a_write_is_under_way(cache: Cache, redis: Redis) -> None:
+    await put(cache, 1)
+    writing = await cache.begin(SCOPE)
+    (key,) = await redis.keys()
+    before = await redis.hgetall(key)
+    assert await cache.begin_alone(SCOPE) is None
+    assert await redis.hgetall(key) == before
+    await cache.abort(writing)
+    alone = await cache.begin_alone(SCOPE)
+    assert alone is not None
+    assert (await seen(cache))[0] == "busy"
+    await cache.abort(alone)
+    assert await seen(cache) == ("hit", 1)
+
+
+async def test_begin_alone_does_not_heed_a_writer_that_died_long_ago(cache: Cache, redis: Redis) -> None:
+    await make_cache(redis, intent_seconds=0.05).begin(SCOPE)
+    await until(lambda: cache.begin_alone(SCOPE))

@@ -7,6 +7,7 @@ import json
 import logging
 import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import groupby
 from typing import Any
 
@@ -214,6 +215,48 @@ async def test_the_turns_of_a_real_graph_are_trees(database: str, redis_url: str
                 attributes(span)["langgraph.checkpoint.step"] for span in recorder.named("checkpoint.put")
             ]
             assert steps == ([-1, 0, 1] if read is NOT_THERE else [2, 3, 4])
+
+
+async def test_what_changes_whole_threads_is_a_tree_too(
+    database: str, redis_url: str, recorder: Recorder
+) -> None:
+    """One transaction each; readers are sent away inside it. Of `prune_older_than` each batch is a call."""
+
+    def tree(operation: str, *, scopes: int = 1, step: str = "") -> tuple[str, Any]:
+        begins = [("checkpoint.l1.begin", [])] * scopes
+        drops = [("checkpoint.l1.drop", [])] * scopes
+        return (f"checkpoint.{operation}", [(f"checkpoint.l2.{step or operation}", begins), *drops])
+
+    one, other = Thread("a"), Thread("b")
+    async with open_saver(database, redis_url, telemetry=recorder.telemetry) as saver:
+        for thread in (one, one, one, other, other):
+            await thread.put(saver)
+        for call, expected in (
+            (lambda: saver.acopy_thread("a", "c"), [tree("copy_thread")]),
+            (lambda: saver.aprune(["a", "b"]), [tree("prune", scopes=2)]),
+            (lambda: saver.aprune(["a"]), [tree("prune", scopes=0)]),
+            (
+                lambda: saver.aprune_older_than(timedelta(hours=1), batch_size=1, dry_run=True),
+                [("checkpoint.prune_older_than", [("checkpoint.l2.prune_count", [])])],
+            ),
+            (
+                lambda: saver.aprune_older_than(timedelta(hours=1), batch_size=1),
+                [tree("prune_older_than")] * 2,
+            ),
+            (lambda: saver.adelete_for_runs(["r"]), [tree("delete_for_runs", scopes=0)]),
+            (lambda: saver.aprune(["c"], strategy="delete"), [tree("prune")]),
+        ):
+            recorder.clear()
+            await call()
+            found = [each for each in recorder.forest() if each[0] != "checkpoint.l2.prune_find"]
+            assert found == expected
+            for span in recorder.spans:
+                if span.name.startswith("checkpoint.l2."):
+                    operation = "INSERT" if span.name.endswith("copy_thread") else "DELETE"
+                    if span.name.endswith(("_find", "_count")):
+                        operation = "SELECT"
+                    assert attributes(span)["db.operation.name"] == operation
+                    assert attributes(span)["db.collection.name"] == "checkpoints"
 
 
 # ------------------------------------------------------------------ attributes

@@ -4,16 +4,28 @@ PostgreSQL keeps every conversation, Redis makes reading it fast, and each step 
 """
 
 from glasspoint._version import __version__
-from glasspoint.factory import create_cached_postgres_checkpointer
+from glasspoint.factory import (
+    create_cached_postgres_checkpointer,
+    create_redis_checkpointer,
+    get_checkpointer,
+)
+from glasspoint.fallback import FallbackSaver
+from glasspoint.memory_saver import MemorySaver
+from glasspoint.redis_saver import RedisSaver
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.settings import Settings
 from glasspoint.telemetry import Telemetry, create_telemetry
 
 __all__ = [
     "CachedPostgresSaver",
+    "FallbackSaver",
+    "MemorySaver",
+    "RedisSaver",
     "Settings",
     "Telemetry",
     "__version__",
     "create_cached_postgres_checkpointer",
+    "create_redis_checkpointer",
     "create_telemetry",
+    "get_checkpointer",
 ]

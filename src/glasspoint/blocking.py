@@ -150,10 +150,18 @@ class SyncFace(BaseCheckpointSaver[str]):
             waiting.cancel()  # if it was the waiting that was interrupted (Ctrl-C): the call ends, too
             raise
 
-    def _on_either_face(self, name: str, call: Callable[[], Coroutine[Any, Any, None]]) -> Awaitable[None]:
-        """On an event loop, return what is to be awaited; elsewhere do it, and return when it is done."""
+    def _on_either_face(
+        self, name: str, call: Callable[[], Coroutine[Any, Any, None]], *, done: bool = False
+    ) -> Awaitable[None]:
+        """On an event loop, return what is to be awaited; elsewhere do it, and return when it is done.
+
+        Args:
+            done: It was done before: elsewhere there is nothing to do.
+        """
         if _running_loop() is not None:
             return call()
+        if done:
+            return Done()
         self._wait_for(name, call)
         return Done()
 

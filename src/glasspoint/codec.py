@@ -37,10 +37,12 @@ __all__ = [
     "Encoded",
     "EncodedPut",
     "EncodedWrite",
+    "PendingWrites",
     "StoredCheckpoint",
     "decode_tuple",
     "encode_put",
     "encode_writes",
+    "is_old_format",
     "version_text",
 ]
 
@@ -64,6 +66,15 @@ class EncodedWrite(NamedTuple):
     channel: str
     value: Encoded
     task_path: str
+
+
+class PendingWrites(NamedTuple):
+    """Pending writes whose checkpoint is elsewhere: they can come before their put, and a run can go on in
+    another tier than it began in."""
+
+    scope: Scope
+    checkpoint_id: str
+    writes: list[EncodedWrite]
 
 
 @dataclass(slots=True)
@@ -245,7 +256,12 @@ def decode_tuple(serde: SerializerProtocol, stored: StoredCheckpoint) -> Checkpo
 
 def completes_from_parent(document: Mapping[str, Any], parent_id: str | None) -> bool:
     """Whether upstream reads some of the parent's writes into a checkpoint of this format."""
-    return bool(parent_id) and document.get("v", 0) < _SENDS_INLINE_SINCE
+    return bool(parent_id) and is_old_format(document)
+
+
+def is_old_format(document: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is of a format that upstream completes from its parent, if it has one."""
+    return bool(document.get("v", 0) < _SENDS_INLINE_SINCE)
 
 
 def version_text(version: str | int | float) -> str:

@@ -1,7 +1,8 @@
-"""The commands `glasspoint demo` and `glasspoint check`. Needs the extra `demo`; entered through `cli.py`.
+"""The commands `glasspoint demo`, `check` and `prune`. Needs the extra `demo`; entered through `cli.py`.
 
 Exit statuses: 0 all well (also Ctrl-C during the demo's traffic: that is how it ends), 1 something failed,
-2 wrong usage, 130 interrupted.
+2 wrong usage, 130 interrupted (`prune` ends after the batch under way, and says what was done; a second
+Ctrl-C undoes that batch).
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,8 +30,9 @@ from glasspoint.errors import GlasspointError
 
 if TYPE_CHECKING:
     from glasspoint.check import Finding
+    from glasspoint.maintenance import PruneReport
 
-__all__ = ["app", "run"]
+__all__ = ["age_of", "app", "run"]
 
 _MARKS = {"ok": ("ok", "bold green"), "failed": ("FAILED", "bold red"), "skipped": ("skipped", "yellow")}
 
@@ -133,6 +137,132 @@ def check(
         report = {"ok": passed, "version": __version__, "checks": checks}
         typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
     raise typer.Exit(0 if passed else 1)
+
+
+@app.command()
+def prune(
+    older_than: Annotated[
+        str,
+        typer.Option(
+            metavar="AGE", help="How old: a number and a unit: 90m, 12h, 30d, 2w.", show_default=False
+        ),
+    ],
+    keep_latest: Annotated[
+        bool,
+        typer.Option(
+            "--keep-latest/--no-keep-latest",
+            help="Keep the newest state of every thread; or let a thread go whole that is old altogether.",
+        ),
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count what would go; lock and change nothing.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="About how many checkpoints go in one transaction.")
+    ] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    postgres_url: Annotated[
+        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
+    ] = "",
+    redis_url: Annotated[
+        str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
+    ] = "",
+) -> None:
+    """Remove old checkpoints, while everything goes on.
+
+    What is needed stays: the newest checkpoint of each thread, and what it and younger ones are rebuilt
+    from. In short transactions, of which each finished one stays done; may be run again, or twice at once.
+
+    Redis must be reachable, for it is told of everything that goes. Ctrl-C ends after the batch under way.
+
+    Better set the environment variables than the options: other users of a machine can read its command
+    lines, passwords and all.
+    """
+    from glasspoint.pruning_command import PruneRun
+
+    age = age_of(older_than)
+    for name, url in (("POSTGRES_URL", postgres_url), ("REDIS_URL", redis_url)):
+        if not url:
+            option = f"--{name.lower().replace('_', '-')}"
+            raise typer.BadParameter(f"not configured: set {name}, or pass {option}.", param_hint=option)
+    run = PruneRun(postgres_url, redis_url, Console(stderr=True, highlight=False), show_progress=not as_json)
+    with kept_warnings(capacity=1):
+        try:
+            asyncio.run(run.prune(age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run))
+        except GlasspointError as error:
+            failure = str(error)
+        except KeyboardInterrupt:
+            failure, run.interrupted = "interrupted.", True
+        else:
+            failure = "interrupted." if run.interrupted else ""
+            if run.undone:
+                failure = "interrupted; the batch under way was undone."
+    if as_json:
+        typer.echo(json.dumps(_report_json(run.report, failure), ensure_ascii=False, indent=2))
+    elif run.report is not None:
+        Console(highlight=False).print(_report_table(run.report))
+    if failure and not as_json:
+        Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), failure))
+    raise typer.Exit(130 if run.interrupted else 1 if failure else 0)
+
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def age_of(text: str) -> timedelta:
+    """Read `30d`. Raise `BadParameter`, for exit status 2, if it is nothing like that."""
+    found = re.fullmatch(r"(\d{1,9})([mhdw])", text.strip(), re.ASCII)
+    if found is None or int(found[1]) == 0:
+        raise typer.BadParameter(
+            f"{text!r} is no age: write a number greater than 0 and a unit: 90m, 12h, 30d, 2w.",
+            param_hint="--older-than",
+        )
+    try:
+        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    except OverflowError:
+        return timedelta.max
+
+
+def _report_json(report: PruneReport | None, failure: str) -> dict[str, object]:
+    if report is None:
+        return {"ok": False, "version": __version__, "error": failure}
+    return {
+        "ok": not failure,
+        "version": __version__,
+        **({"error": failure} if failure else {}),
+        "dry_run": report.dry_run,
+        "cutoff": report.cutoff.isoformat(timespec="seconds"),
+        "threads": report.threads,
+        "checkpoints": report.checkpoints,
+        "writes": report.writes,
+        "blobs": report.blobs,
+        "bytes": report.bytes,
+        "batches": report.batches,
+        "skipped_threads": report.skipped_threads,
+    }
+
+
+def _report_table(report: PruneReport) -> RenderableType:
+    from glasspoint.pruning_command import human_bytes
+
+    title = "would remove" if report.dry_run else "removed"
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=12)
+    grid.add_column()
+    grid.add_row(
+        Text(title, "bold green"), f"what is older than {report.cutoff:%Y-%m-%d %H:%M} UTC, and not needed"
+    )
+    for name, count in (
+        ("checkpoints", report.checkpoints),
+        ("writes", report.writes),
+        ("values", report.blobs),
+        ("threads", report.threads),
+    ):
+        grid.add_row(name, f"{count:,}")
+    grid.add_row("size", human_bytes(report.bytes))
+    if report.skipped_threads:
+        grid.add_row("skipped", f"{report.skipped_threads:,} threads that were in use")
+    return Block(grid, indent=0, lines_after=0)
 
 
 def _finding_line(finding: Finding) -> RenderableType:

@@ -12,6 +12,7 @@ import asyncio
 __all__ = [
     "BlockingCallError",
     "ConfigurationError",
+    "DeltaChainError",
     "EmbeddedServerUnavailable",
     "GlasspointError",
     "InvalidConfigError",
@@ -19,10 +20,17 @@ __all__ = [
     "L1UnavailableError",
     "L2DeadlineError",
     "L2UnavailableError",
+    "RedisRefusedError",
+    "RedisUnavailableError",
     "SaverClosedError",
     "SchemaError",
     "SerializationError",
+    "ThreadDamagedError",
+    "ThreadExistsError",
+    "ThreadInUseError",
+    "ThreadMovedError",
     "WrongLoopError",
+    "WrongTypeError",
 ]
 
 
@@ -63,8 +71,58 @@ class L1UnavailableError(L1Error, ConnectionError):
     """Redis cannot be reached, or did not answer in time."""
 
 
+class RedisUnavailableError(GlasspointError, ConnectionError):
+    """Redis, used as a store, cannot be reached or did not answer in time. Whether it did a write that was
+    under way is not known; the write may be repeated."""
+
+
+class RedisRefusedError(GlasspointError, RuntimeError):
+    """Redis, used as a store, refused a step: it is full, read-only, or this user may not. Nothing of the
+    step was done."""
+
+
+class ThreadMovedError(GlasspointError, ConnectionError):
+    """The thread is being drained into another store, or has been: ask that one.
+
+    Attributes:
+        moved: Whether it is there already; `False` while the drain is under way.
+    """
+
+    def __init__(self, message: str, *, moved: bool) -> None:
+        super().__init__(message)
+        self.moved = moved
+
+
+class ThreadExistsError(GlasspointError, ValueError):
+    """A thread cannot be copied onto one that has data already."""
+
+
+class ThreadDamagedError(GlasspointError, RuntimeError):
+    """Redis has evicted a part of the thread, so that nothing of it can be believed."""
+
+
+class DeltaChainError(GlasspointError, ValueError):
+    """Checkpoints cannot be removed, because a delta channel of one that stays is rebuilt from them."""
+
+
 class BlockingCallError(GlasspointError, asyncio.InvalidStateError):
     """A synchronous method was called on the thread that runs the saver's event loop."""
+
+
+class WrongTypeError(ConfigurationError, TypeError):
+    """An argument is of a type that can only be a mistake, such as one string in place of a list of them."""
+
+
+class ThreadInUseError(GlasspointError, RuntimeError):
+    """A thread is to be deleted, or copied to, while something is being written to it. Nothing was changed.
+
+    Attributes:
+        thread_ids: The threads that are in use, or some of them.
+    """
+
+    def __init__(self, message: str, thread_ids: frozenset[str] = frozenset()) -> None:
+        super().__init__(message)
+        self.thread_ids = thread_ids
 
 
 class SaverClosedError(GlasspointError, RuntimeError):

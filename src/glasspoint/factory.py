@@ -4,12 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from glasspoint.blocking import Opening
+from glasspoint.chain import Chain, Spec
+from glasspoint.errors import ConfigurationError, L2DeadlineError, L2UnavailableError, RedisUnavailableError
+from glasspoint.fallback import FallbackSaver
+from glasspoint.memory_saver import MemorySaver
+from glasspoint.redis_saver import RedisSaver
 from glasspoint.saver import CachedPostgresSaver
+from glasspoint.settings import Settings
+from glasspoint.telemetry import create_telemetry
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+    from pydantic import SecretStr
+    from redis.asyncio import Redis, RedisCluster
 
-__all__ = ["create_cached_postgres_checkpointer"]
+    from glasspoint.telemetry.events import Telemetry
+
+__all__ = ["create_cached_postgres_checkpointer", "create_redis_checkpointer", "get_checkpointer"]
+
+# What falling to a tier means, as the log says it.
+_MEANS_REDIS = (
+    "Conversations are kept in Redis alone until PostgreSQL is back, and begin anew: what PostgreSQL holds "
+    "of them is not seen meanwhile. What is written now will be drained into PostgreSQL."
+)
+_MEANS_MEMORY = (
+    "Conversations are kept in this process alone, and end with it; what the other tiers hold of them is not "
+    "seen meanwhile. What is written now will be drained upwards when a server is back."
+)
 
 
 async def create_cached_postgres_checkpointer(
@@ -29,3 +53,106 @@ async def create_cached_postgres_checkpointer(
         As `CachedPostgresSaver.create`.
     """
     return await CachedPostgresSaver.create(conn_string, redis, **options)
+
+
+async def create_redis_checkpointer(
+    redis_url: str | Redis | RedisCluster, ttl: float | None = 86400, **options: Any
+) -> RedisSaver:
+    """Open a `RedisSaver`: the whole history in Redis alone, on plain data types.
+
+    The caller closes it (`await saver.close()`), and the Redis client if it was a client that was passed in.
+
+    Args:
+        redis_url: `redis://…`, `rediss://…` or `unix://…`; or a client, `redis.asyncio.Redis` or
+            `redis.asyncio.RedisCluster`.
+        ttl: Seconds (> 0) that a thread stays after its last use, reading included; `None` for ever.
+        options: As for `RedisSaver.create`: `key_prefix` ("glasspoint"), `timeout_seconds` (2.0), …
+
+    Raises:
+        As `RedisSaver.create`.
+    """
+    return await RedisSaver.create(redis_url, ttl=ttl, **options)
+
+
+def get_checkpointer(
+    settings: Settings | None = None,
+    *,
+    serde: SerializerProtocol | None = None,
+    telemetry: Telemetry | None = None,
+) -> Opening[FallbackSaver]:
+    """Open a saver with everything from the environment, and with the fallback chain.
+
+    PostgreSQL and Redis (`cached`), or Redis alone (`redis`), or this process's memory (`memory`), as
+    `CHECKPOINT_FALLBACKS` allows; each fallback is logged, counted and shown by `/readyz`, and taken back in
+    the background. LangGraph Server takes this function as it is, as `"checkpointer": {"path": …}`.
+
+    Args:
+        settings: By default what the environment says: see `docs/settings.md`.
+        serde: How values are serialised, in all tiers; by default as LangGraph does it.
+        telemetry: Who is told of everything; by default the process's own registry and provider.
+
+    Returns:
+        What is to be entered: `async with get_checkpointer() as saver:`, or `with` for synchronous graphs.
+
+    Raises:
+        ConfigurationError: A setting is missing or wrong; the message names its variable. (When entered.)
+        GlasspointError: No tier can be had. (When entered.)
+    """
+    return Opening(lambda: _open_chain(settings or Settings.from_environment(), serde, telemetry))
+
+
+async def _open_chain(
+    settings: Settings, serde: SerializerProtocol | None, telemetry: Telemetry | None
+) -> FallbackSaver:
+    postgres_url = _required(settings.postgres_url, "POSTGRES_URL")
+    redis_url = _required(settings.redis_url, "REDIS_URL")
+    telemetry = telemetry or create_telemetry()
+    shared: dict[str, Any] = {"serde": serde or JsonPlusSerializer(), "telemetry": telemetry.for_standby()}
+
+    async def open_cached() -> CachedPostgresSaver:
+        return await CachedPostgresSaver.create(
+            postgres_url,
+            redis_url,
+            cache_ttl=settings.cache_ttl,
+            key_prefix=settings.key_prefix,
+            l1_timeout_seconds=settings.l1_timeout,
+            write_deadline_seconds=settings.write_deadline,
+            pool_min_size=settings.pool_min_size,
+            pool_max_size=settings.pool_max_size,
+            pool_timeout_seconds=settings.pool_timeout,
+            connect_timeout_seconds=settings.connect_timeout,
+            prepare_threshold=settings.prepare_threshold,
+            **shared,
+        )
+
+    async def open_redis() -> RedisSaver:
+        return await RedisSaver.create(
+            redis_url,
+            ttl=settings.redis_ttl,
+            key_prefix=settings.key_prefix,
+            timeout_seconds=settings.redis_timeout,
+            **shared,
+        )
+
+    async def open_memory() -> MemorySaver:
+        return MemorySaver(**shared)
+
+    specs = {
+        "cached": Spec(
+            "cached", open_cached, (L2UnavailableError, L2DeadlineError), "postgres_unavailable", ""
+        ),
+        "redis": Spec("redis", open_redis, (RedisUnavailableError,), "redis_unavailable", _MEANS_REDIS),
+        "memory": Spec("memory", open_memory, (), "", _MEANS_MEMORY),
+    }
+    chain = Chain(
+        [specs[name] for name in ("cached", *settings.fallbacks)],
+        telemetry,
+        probe_seconds=settings.probe_interval,
+    )
+    return await FallbackSaver.open(chain)
+
+
+def _required(url: SecretStr | None, variable: str) -> str:
+    if url is None:
+        raise ConfigurationError(f"{variable} is not set: the checkpointer needs both PostgreSQL and Redis.")
+    return url.get_secret_value()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
-from glasspoint.blocking import Done, Opening, SyncFace
+from glasspoint.blocking import Opening, SyncFace
 from glasspoint.errors import (
     ConfigurationError,
     L1Error,
@@ -25,7 +25,7 @@ from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Vitals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from redis.asyncio import Redis
@@ -46,6 +46,9 @@ _WRITE_DEADLINE_SECONDS = 10.0
 # PostgreSQL may work on it for as long again (`statement_timeout`). It must not land when the intent is gone.
 _DEADLINES_AN_INTENT_LASTS = 2
 _INTENT_MARGIN_SECONDS = 5.0
+
+# How long a server may take to answer when somebody asks whether it does.
+_SIGN_OF_LIFE_SECONDS = 0.5
 
 
 class ManagedSaver(SyncFace):
@@ -111,6 +114,7 @@ class ManagedSaver(SyncFace):
             timeout_seconds=min(l1_timeout_seconds, write_deadline_seconds / 4),
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
+        self._lifetime.vitals.check, self._lifetime.vitals.loop = self._check, self._loop
 
     @classmethod
     def from_conn_string(cls, conn_string: str, *, redis_url: str, **options: Any) -> Opening[Self]:
@@ -206,12 +210,31 @@ class ManagedSaver(SyncFace):
             raise ConfigurationError(f"This Redis cannot be the cache: {exc}") from exc
         self._lifetime.vitals.versions["redis"] = epoch.version
 
+    @property
+    def vitals(self) -> Vitals:
+        """Its moving parts, for whoever wants to look at them."""
+        return self._lifetime.vitals
+
+    async def ping(self) -> None:
+        """Ask PostgreSQL for a sign of life.
+
+        Raises:
+            L2UnavailableError: There is none.
+        """
+        with self._lifetime.call():
+            await self._l2.ping()
+
+    async def _check(self) -> dict[str, str]:
+        l1, l2 = await asyncio.gather(_sign_of_life(self._l1.ping), _sign_of_life(self.ping))
+        epoch = self._l1.epoch
+        return {"l1": l1, "l2": l2, "epoch": epoch.name if epoch else "unknown"}
+
     def close(self) -> Awaitable[None]:
         """Finish what is under way in Redis, and close what this saver opened itself. May be called twice.
 
         On an event loop it is to be awaited; from a thread without one it is done when this returns.
         """
-        return self._on_either_face("close", self._lifetime.close) if self._lifetime.is_open else Done()
+        return self._on_either_face("close", self._lifetime.close, done=not self._lifetime.is_open)
 
     def setup(self) -> Awaitable[None]:
         """Make the checkpoint tables, or bring them up to date. Many processes may call it at once.
@@ -228,6 +251,15 @@ class ManagedSaver(SyncFace):
         with self._lifetime.call():
             version = await self._l2.setup()
         self._lifetime.vitals.versions["postgres"] = f"{version // 10000}.{version % 10000}"
+
+
+async def _sign_of_life(ask: Callable[[], Awaitable[Any]]) -> str:
+    try:
+        async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
+            await ask()
+    except Exception:
+        return "unavailable"
+    return "ok"
 
 
 @contextmanager
@@ -271,7 +303,7 @@ class _Lifetime:
             raise SaverClosedError("This saver was closed: open a new one, or close it later.")
         if asyncio.get_running_loop() is not self._loop:
             raise WrongLoopError(
-                "The saver was opened on another event loop, and its connections belong to that one: open it on "
+                "The saver was opened on another event loop, and its connections belong there: open it on "
                 "the loop that uses it, or call its synchronous methods from here."
             )
 

@@ -13,7 +13,7 @@
     answer
 
 Why a read never returns an older state than one that was acknowledged: see `l1/scripts`, a rule a step. How a
-saver is opened and closed: see `lifecycle`.
+saver is opened and closed: see `lifecycle`. How threads are deleted, pruned and copied: see `maintenance`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from glasspoint import codec
 from glasspoint.errors import InvalidConfigError, L2DeadlineError
-from glasspoint.l1.cache import Intent
 from glasspoint.l2.store import certainly_unchanged, may_still_run
-from glasspoint.lifecycle import ManagedSaver
-from glasspoint.scope import Scope, checkpoint_id_of, scope_of, validate_thread_id
-from glasspoint.telemetry.events import Invalidated
+from glasspoint.maintenance import MaintainedSaver
+from glasspoint.scope import checkpoint_id_of, scope_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -45,7 +43,9 @@ if TYPE_CHECKING:
         DeltaChannelHistory,
     )
 
-    from glasspoint.codec import StoredCheckpoint
+    from glasspoint.codec import PendingWrites, StoredCheckpoint
+    from glasspoint.l1.cache import Intent
+    from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Operation, WriteResult
 
 __all__ = ["CachedPostgresSaver"]
@@ -53,13 +53,9 @@ __all__ = ["CachedPostgresSaver"]
 _log = logging.getLogger("glasspoint")
 
 _Answer = TypeVar("_Answer")
-_Item = TypeVar("_Item")
-
-# How many entries a deletion handles at a time; a thread has one for each call of a subgraph.
-_SCOPES_AT_ONCE = 16
 
 
-class CachedPostgresSaver(ManagedSaver):
+class CachedPostgresSaver(MaintainedSaver):
     """LangGraph's checkpoints in PostgreSQL, cached in Redis, every step traced and counted.
 
     What it returns equals what `AsyncPostgresSaver` returns on the same database; both may be used on one
@@ -244,31 +240,28 @@ class CachedPostgresSaver(ManagedSaver):
                 )
             )
 
-    async def adelete_thread(self, thread_id: str) -> None:
-        """Delete all checkpoints and writes of a thread, in all its namespaces.
+    async def import_checkpoints(self, items: Sequence[StoredCheckpoint | PendingWrites]) -> int:
+        """Store what another tier held, bytes and all: checkpoints with their writes, or writes alone.
 
         Args:
-            thread_id: The thread.
+            items: What to store, all of one scope. Again changes nothing.
+
+        Returns:
+            How many checkpoints were not there before.
 
         Raises:
-            InvalidConfigError: No thread can have this id.
-            L2UnavailableError: PostgreSQL did not answer; whether it deleted is not known.
+            As `aput`; nothing was stored then, or all, if that is not known.
         """
-        validate_thread_id(thread_id)
-        scopes: list[Scope] = []
-        intents: list[Intent] = []
 
-        async def block_readers(namespaces: list[str]) -> None:
-            scopes.extend(Scope(thread_id, namespace) for namespace in namespaces)
-            intents.extend(await _for_each(scopes, self._l1.begin))
+        async def forget(intent: Intent) -> WriteResult:
+            return "discarded" if await self._l1.drop(intent) else "error"
 
-        with self._lifetime.call(), self._telemetry.operation("delete_thread", Scope(thread_id, "")):
-            in_doubt = True
-            try:
-                await self._l2.delete_thread(thread_id, block_readers)
-                in_doubt = False
-            finally:
-                await self._lifetime.settle(self._drop_all(intents, still_running=in_doubt))
+        scope = items[0].scope
+        with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
+            write = _WriteThrough(self, operation, scope)
+            new = await write.to_l2(self._l2.import_items(scope, items, write.ready))
+            await write.to_l1(forget)
+        return new
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """Return a channel's next version, greater than `current` and unlike any other ever made."""
@@ -284,13 +277,6 @@ class CachedPostgresSaver(ManagedSaver):
         operation.checkpoint_id = stored.checkpoint_id
         operation.step, operation.source = stored.metadata.get("step"), stored.metadata.get("source")
         return answer
-
-    async def _drop_all(self, intents: Sequence[Intent], *, still_running: bool) -> None:
-        async def drop(intent: Intent) -> None:
-            if await self._l1.drop(intent, still_running=still_running):
-                self._telemetry.note(Invalidated("delete"))
-
-        await _for_each(intents, drop)
 
 
 class _WriteThrough:
@@ -355,11 +341,3 @@ class _WriteThrough:
             await self._l1.abort(intent)
         else:
             await self._l1.drop(intent, still_running=may_still_run(self._connection))
-
-
-async def _for_each(items: Sequence[_Item], step: Callable[[_Item], Awaitable[_Answer]]) -> list[_Answer]:
-    """Run a step for every item, a few at a time."""
-    answers: list[_Answer] = []
-    for start in range(0, len(items), _SCOPES_AT_ONCE):
-        answers += await asyncio.gather(*map(step, items[start : start + _SCOPES_AT_ONCE]))
-    return answers

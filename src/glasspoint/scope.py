@@ -10,7 +10,7 @@ from glasspoint.errors import InvalidConfigError
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
-__all__ = ["Scope", "checkpoint_id_of", "is_ordered_id", "scope_of", "validate_thread_id"]
+__all__ = ["Scope", "checkpoint_id_of", "is_ordered_id", "scope_of", "validate_run_id", "validate_thread_id"]
 
 # LangGraph's checkpoint ids are UUIDs of version 6: lower-case hexadecimal with dashes at fixed places. For
 # these (and only for these) every collation that a PostgreSQL database or a Redis server may run under agrees
@@ -66,6 +66,15 @@ def validate_thread_id(thread_id: object) -> str:
     if thread_id == "":
         raise InvalidConfigError("The thread_id is empty: pass a string that names one conversation.")
     return _storable("thread_id", thread_id)
+
+
+def validate_run_id(run_id: object) -> str:
+    """Return `run_id` if it can be one.
+
+    Raises:
+        InvalidConfigError: It is not a string, or cannot be stored.
+    """
+    return _storable("run_id", run_id)
 
 
 def is_ordered_id(checkpoint_id: str) -> bool:

@@ -2,31 +2,80 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from glasspoint.errors import ConfigurationError
 
 __all__ = ["Settings"]
 
+Fallback = Literal["redis", "memory"]
+Tier = Literal["cached", "redis", "memory"]
+
+
+def _variable(name: str, default: Any, **limits: Any) -> Any:
+    if isinstance(default, float):
+        limits["allow_inf_nan"] = False
+    return Field(default=default, validation_alias=name, **limits)
+
 
 class Settings(BaseSettings):
-    """What the environment says. URLs are secrets here: their text shows only through `get_secret_value`.
+    """What the environment says; each variable with its unit, default and range stands in `docs/settings.md`.
 
-    | variable | means | default |
-    |---|---|---|
-    | `POSTGRES_URL` | where PostgreSQL is | none |
-    | `REDIS_URL` | where Redis is | none |
-    | `CHECKPOINT_CACHE_TTL` | seconds (> 0) that an entry stays in Redis after its last use | 86400 |
+    URLs are secrets here: their text shows only through `get_secret_value`. An empty variable counts as not
+    set, but for `CHECKPOINT_FALLBACKS`, where it means that there are none.
     """
 
-    model_config = SettingsConfigDict(env_ignore_empty=True)
+    model_config = SettingsConfigDict(populate_by_name=True, extra="ignore")
 
-    postgres_url: SecretStr | None = Field(default=None, validation_alias="POSTGRES_URL")
-    redis_url: SecretStr | None = Field(default=None, validation_alias="REDIS_URL")
-    cache_ttl: float = Field(default=86400, gt=0, validation_alias="CHECKPOINT_CACHE_TTL")
+    postgres_url: SecretStr | None = _variable("POSTGRES_URL", None)
+    redis_url: SecretStr | None = _variable("REDIS_URL", None)
+    cache_ttl: float = _variable("CHECKPOINT_CACHE_TTL", 86400.0, gt=0)
+    fallbacks: Annotated[tuple[Fallback, ...], NoDecode] = _variable(
+        "CHECKPOINT_FALLBACKS", ("redis", "memory")
+    )
+    redis_ttl: float = _variable("CHECKPOINT_REDIS_TTL", 604800.0, gt=0)
+    key_prefix: str = _variable("CHECKPOINT_KEY_PREFIX", "glasspoint", min_length=1)
+    pool_min_size: int = _variable("CHECKPOINT_POOL_MIN_SIZE", 1, ge=0)
+    pool_max_size: int = _variable("CHECKPOINT_POOL_MAX_SIZE", 10, ge=1)
+    pool_timeout: float = _variable("CHECKPOINT_POOL_TIMEOUT", 10.0, gt=0)
+    connect_timeout: float = _variable("CHECKPOINT_CONNECT_TIMEOUT", 5.0, gt=0)
+    l1_timeout: float = _variable("CHECKPOINT_L1_TIMEOUT", 0.5, gt=0)
+    redis_timeout: float = _variable("CHECKPOINT_REDIS_TIMEOUT", 2.0, gt=0)
+    write_deadline: float = _variable("CHECKPOINT_WRITE_DEADLINE", 10.0, gt=0)
+    prepare_threshold: int | None = _variable("CHECKPOINT_PREPARE_THRESHOLD", 0, ge=0)
+    probe_interval: float = _variable("CHECKPOINT_PROBE_INTERVAL", 5.0, gt=0)
+    ready_tiers: Annotated[tuple[Tier, ...], NoDecode] = _variable("CHECKPOINT_READY_TIERS", ("cached",))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_not_set(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if v != "" or k in ("CHECKPOINT_FALLBACKS", "fallbacks")}
+
+    @field_validator("fallbacks", "ready_tiers", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("prepare_threshold", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and value.strip().lower() == "none" else value
+
+    @field_validator("fallbacks")
+    @classmethod
+    def _each_once_and_in_order(cls, value: tuple[Fallback, ...]) -> tuple[Fallback, ...]:
+        if value not in ((), ("redis",), ("memory",), ("redis", "memory")):
+            raise ValueError("each tier once, and redis before memory")
+        return value
+
+    @model_validator(mode="after")
+    def _pool_sizes_fit(self) -> Self:
+        if self.pool_min_size > self.pool_max_size:
+            raise ValueError("CHECKPOINT_POOL_MIN_SIZE is greater than CHECKPOINT_POOL_MAX_SIZE")
+        return self
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -38,7 +87,10 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as exc:
-            wrong = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in exc.errors(include_input=False))
+            wrong = "; ".join(
+                ": ".join([*(str(part) for part in each["loc"][:1]), each["msg"]])
+                for each in exc.errors(include_input=False)
+            )
             raise ConfigurationError(
                 f"The environment holds a setting that cannot be used: {wrong}."
             ) from None

@@ -7,13 +7,14 @@ checkpointer brought the message back in which the name was given, and if it doe
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from glasspoint.demo.names import asks_for_name, name_given_in, with_copula
 from glasspoint.errors import ConfigurationError
@@ -61,6 +62,26 @@ class RecallingChatModel(BaseChatModel):
     ) -> ChatResult:
         # The inherited version would take a thread for a few microseconds of work.
         return self._generate(messages, stop)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        for word in re.findall(r"\S+\s*", _reply_to(messages)):
+            yield ChatGenerationChunk(message=AIMessageChunk(content=word))
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        for chunk in self._stream(messages, stop):
+            yield chunk
 
 
 def choose_chat_model() -> BaseChatModel:

@@ -121,6 +121,19 @@ class Cache:
         self._answered()
         return epoch
 
+    async def ping(self) -> None:
+        """Ask for a sign of life.
+
+        Raises:
+            L1Error: There is none.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._redis.ping()
+        except Exception as exc:
+            raise self._unavailable(exc) from exc
+        self._answered()
+
     async def read(self, scope: Scope, checkpoint_id: str | None) -> Reading:
         """READ: the image of the scope, or why there is none.
 
@@ -162,6 +175,14 @@ class Cache:
             return Intent(scope, await self._run("begin", scope, _new_token(), self._intent_ms))
         except L1Error:
             return Intent(scope, b"")
+
+    async def begin_alone(self, scope: Scope) -> Intent | None:
+        """BEGIN, if no other write to the scope is under way; otherwise `None`, and nothing was changed."""
+        try:
+            name = await self._run("begin", scope, _new_token(), self._intent_ms, 1)
+        except L1Error:
+            return Intent(scope, b"")
+        return Intent(scope, name) if name else None
 
     async def commit_put(
         self, intent: Intent, put: EncodedPut, *, newest: bool, known_writes: list[str]

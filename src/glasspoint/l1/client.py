@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from redis.asyncio import Redis
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from glasspoint.errors import ConfigurationError
 from glasspoint.urls import split_url
 
-__all__ = ["address_of", "check_redis", "open_redis"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["address_of", "check_redis", "check_redis_or_cluster", "open_redis"]
 
 _SCHEMES = ("redis", "rediss", "unix")
 _EXAMPLE = "redis://user:password@host:6379/0"
@@ -56,15 +61,40 @@ def check_redis(redis: object) -> Redis:
             f"The Redis client must be a redis.asyncio.Redis (of one server, or from a Sentinel), not "
             f"{type(redis).__module__}.{type(redis).__name__}."
         )
-    if redis.connection_pool.connection_kwargs.get("decode_responses"):
-        raise ConfigurationError(
-            "The Redis client was made with decode_responses=True, but the cache stores bytes: make one "
-            "without it for Glasspoint (redis.asyncio.Redis.from_url(url))."
-        )
+    _check_bytes(redis.connection_pool.connection_kwargs)
     return redis
 
 
-def address_of(redis: Redis) -> tuple[str | None, int | None]:
-    """Return the host (or the socket's path) and the port that a client connects to."""
+def check_redis_or_cluster(redis: object) -> Redis | RedisCluster:
+    """Return the client if a store of full histories can work with it.
+
+    Raises:
+        ConfigurationError: It is not an asynchronous client, or it decodes responses to text.
+    """
+    if isinstance(redis, RedisCluster):
+        _check_bytes(redis.connection_kwargs)
+        return redis
+    if not isinstance(redis, Redis):
+        raise ConfigurationError(
+            "The Redis client must be a redis.asyncio.Redis or a redis.asyncio.RedisCluster, not "
+            f"{type(redis).__module__}.{type(redis).__name__}."
+        )
+    return check_redis(redis)
+
+
+def address_of(redis: Redis | RedisCluster) -> tuple[str | None, int | None]:
+    """Return the host (or the socket's path) and the port that a client connects to; of a cluster the first
+    node that it was told of."""
+    if isinstance(redis, RedisCluster):
+        node = next(iter(redis.nodes_manager.startup_nodes.values()), None)
+        return (node.host, int(node.port)) if node else (None, None)
     kwargs = redis.connection_pool.connection_kwargs
     return kwargs.get("host") or kwargs.get("path"), kwargs.get("port")
+
+
+def _check_bytes(connection_kwargs: Mapping[str, Any]) -> None:
+    if connection_kwargs.get("decode_responses"):
+        raise ConfigurationError(
+            "The Redis client was made with decode_responses=True, but bytes are stored: make one without it "
+            "for Glasspoint (redis.asyncio.Redis.from_url(url))."
+        )

@@ -6,7 +6,16 @@ Values travel as binary parameters (`%b`): as text, every byte of a blob would b
 
 from __future__ import annotations
 
-__all__ = ["DELETE_THREAD", "PUT", "PUT_WRITES", "SELECT_BY_ID", "SELECT_NEWEST", "UPSERT_WRITES"]
+__all__ = [
+    "DELETE_THREAD",
+    "IMPORT_CHECKPOINT",
+    "IMPORT_WRITES",
+    "PUT",
+    "PUT_WRITES",
+    "SELECT_BY_ID",
+    "SELECT_NEWEST",
+    "UPSERT_WRITES",
+]
 
 _SELECT = """
 SELECT c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint::text, c.metadata::text,
@@ -111,6 +120,50 @@ UPSERT_WRITES = _INSERT_WRITES.format(
 """Store a task's special writes, replacing what is there, but for the task path. Returns a row for each, and
 whether it replaced: a row version that an upsert inserted has no `xmax`, one that it updated carries the lock
 that it took first."""
+
+_IMPORT_WRITES = """
+WITH given AS (
+    SELECT * FROM unnest(
+      %(task_ids)s::text[], %(task_paths)s::text[], %(idxs)s::int[], %(write_channels)s::text[],
+      %(write_types)s::text[], %(write_blobs)b::bytea[]
+    ) AS w (task_id, task_path, idx, channel, type, blob)
+), plain AS (
+    INSERT INTO checkpoint_writes
+      (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+    SELECT %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, task_id, task_path, idx, channel, type, blob
+    FROM given WHERE idx >= 0
+    ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO NOTHING
+), special AS (
+    INSERT INTO checkpoint_writes
+      (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+    SELECT %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, task_id, task_path, idx, channel, type, blob
+    FROM given WHERE idx < 0
+    ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+    DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
+)
+"""
+
+IMPORT_WRITES = f"{_IMPORT_WRITES} SELECT false AS new"
+"""Store pending writes of any tasks. The special channels' writes, whose numbers are negative, replace what
+is there, as they do when a task sends them."""
+
+IMPORT_CHECKPOINT = f"""{_IMPORT_WRITES}, new_blobs AS (
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT %(thread_id)s, %(checkpoint_ns)s, b.channel, b.version, b.type, b.blob
+    FROM unnest(%(channels)s::text[], %(versions)s::text[], %(types)s::text[], %(blobs)b::bytea[])
+      AS b (channel, version, type, blob)
+    ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
+)
+INSERT INTO checkpoints
+  (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+VALUES (%(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(parent_id)s,
+        %(checkpoint)s::jsonb, %(metadata)s::jsonb)
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
+DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata
+RETURNING (xmax = 0) AS new
+"""
+"""Store a checkpoint with all its values and pending writes, as another tier held it. Returns whether it was
+new: a row version that an upsert inserted has no `xmax`."""
 
 DELETE_THREAD = """
 WITH c AS (DELETE FROM checkpoints WHERE thread_id = %(thread_id)s RETURNING checkpoint_ns),

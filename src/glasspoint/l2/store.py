@@ -20,7 +20,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint
+from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, PendingWrites, StoredCheckpoint
 from glasspoint.errors import (
     ConfigurationError,
     GlasspointError,
@@ -122,6 +122,11 @@ class Store:
                     await self._migrate(conn)
             return conn.info.server_version
 
+    async def ping(self) -> None:
+        """Ask for a sign of life."""
+        async with self._connection(None) as conn:
+            await conn.execute("SELECT 1")
+
     async def select(self, scope: Scope, checkpoint_id: str | None) -> StoredCheckpoint | None:
         """Read the newest checkpoint of a scope, or one by its id, with its pending writes."""
         sql = statements.SELECT_NEWEST if checkpoint_id is None else statements.SELECT_BY_ID
@@ -195,6 +200,28 @@ class Store:
         stored = [w._replace(task_path=paths[w.idx]) for w in writes if w.idx in paths]
         ignored = [w for w in writes if w.idx not in paths]
         return WritesAnswer(stored, any(overwrote for *_, overwrote in rows), ignored)
+
+    async def import_items(
+        self, scope: Scope, items: Sequence[StoredCheckpoint | PendingWrites], ready: Ready
+    ) -> int:
+        """Store what another tier held of a scope, all of it or nothing; again changes nothing.
+
+        Args:
+            ready: See `Ready`.
+
+        Returns:
+            How many checkpoints were not there before.
+        """
+        cursors = []
+        async with self._connection(scope) as conn:
+            await ready(conn)
+            with self._telemetry.step("l2.import", scope):
+                async with conn.transaction(), conn.pipeline():
+                    for item in items:
+                        sql, params = _import_statement(item)
+                        cursor = conn.cursor(binary=True, row_factory=tuple_row)
+                        cursors.append(await cursor.execute(cast("Any", sql), params))
+                return sum([new for cursor in cursors for (new,) in await cursor.fetchall()])
 
     async def delete_thread(
         self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[None]]
@@ -408,6 +435,31 @@ async def _fetch_all(
     async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
         await cursor.execute(cast("Any", sql), params)
         return await cursor.fetchall()
+
+
+def _import_statement(item: StoredCheckpoint | PendingWrites) -> tuple[str, dict[str, Any]]:
+    params: dict[str, Any] = {
+        **item.scope._asdict(),
+        "checkpoint_id": item.checkpoint_id,
+        "task_ids": [w.task_id for w in item.writes],
+        "task_paths": [w.task_path for w in item.writes],
+        "idxs": [w.idx for w in item.writes],
+        "write_channels": [w.channel for w in item.writes],
+        "write_types": [w.value.type for w in item.writes],
+        "write_blobs": [w.value.data for w in item.writes],
+    }
+    if isinstance(item, PendingWrites):
+        return statements.IMPORT_WRITES, params
+    channels = sorted(item.values)
+    return statements.IMPORT_CHECKPOINT, params | {
+        "parent_id": item.parent_id,
+        "checkpoint": item.document_json,
+        "metadata": item.metadata_json,
+        "channels": channels,
+        "versions": [item.values[c][0] for c in channels],
+        "types": [item.values[c][1].type for c in channels],
+        "blobs": [item.values[c][1].data for c in channels],
+    }
 
 
 def _stored_checkpoint(scope: Scope, row: tuple[Any, ...]) -> StoredCheckpoint:

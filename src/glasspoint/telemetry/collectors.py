@@ -49,6 +49,11 @@ class SaverCollector(Collector):
             self._open.get(saver_name, WeakSet()).discard(vitals)
             self._lost[saver_name] += _pool_stats(vitals).get("connections_lost", 0)
 
+    def active(self) -> list[tuple[str, Vitals]]:
+        """Return the open savers that serve calls, with their names."""
+        with self._lock:
+            return [(name, v) for name, open_ in sorted(self._open.items()) for v in open_ if v.active]
+
     def describe(self) -> Iterable[Metric]:
         """Return the families without samples, so that registering does not collect."""
         return self._families().values()
@@ -62,7 +67,7 @@ class SaverCollector(Collector):
         for name, open_ in savers.items():
             _add_pool(families, name, [_pool_stats(v) for v in open_], lost.get(name, 0))
             _add_redis_pool(families, name, [_redis_connections(v.redis) for v in open_])
-            tiers = {v.tier for v in open_}
+            tiers = {v.tier for v in open_ if v.active}
             for tier in TIERS:
                 families["active_tier"].add_metric([name, tier], float(tier in tiers))
             if open_:
@@ -116,7 +121,14 @@ def _pool_stats(vitals: Vitals) -> dict[str, int]:
 
 
 def _redis_connections(redis: Any) -> Counter[str]:
+    nodes = getattr(redis, "nodes_manager", None)
+    if nodes is not None:  # a cluster: each node has connections of its own
+        all_, free = 0, 0
+        for node in list(nodes.nodes_cache.values()):
+            all_ += len(getattr(node, "_connections", ()))
+            free += len(getattr(node, "_free", ()))
+        return Counter(idle=free, in_use=max(0, all_ - free))
     # redis-py has a public way to ask since 7.3, but says it in words of its own; both lists are older.
-    pool = redis.connection_pool
+    pool = getattr(redis, "connection_pool", None)
     idle, in_use = getattr(pool, "_available_connections", ()), getattr(pool, "_in_use_connections", ())
     return Counter(idle=len(idle), in_use=len(in_use))

@@ -8,8 +8,9 @@ turn that into metrics and spans; a new back end is a new observer, and the core
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from glasspoint.scope import Scope
 
 __all__ = [
+    "Drained",
     "EpochChanged",
     "Invalidated",
+    "InvalidationSource",
     "L1Availability",
     "L1Result",
     "Note",
@@ -28,19 +31,25 @@ __all__ = [
     "Operation",
     "PoolTimedOut",
     "PoolWaited",
+    "Served",
+    "Server",
     "Step",
     "Telemetry",
     "Tier",
+    "TierChanged",
     "Vitals",
     "WarmUpResult",
     "WriteResult",
 ]
 
 Tier = Literal["l1", "l2"]
+Server = Literal["l1", "l2", "redis"]
+Served = Literal["l1", "l2", "redis", "memory"]
 L1Result = Literal["hit", "miss", "busy", "historical", "incomplete", "unavailable"]
 WarmUpResult = Literal["stored", "refused", "error"]
 WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
+InvalidationSource = Literal["delete", "prune", "copy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +61,7 @@ class EpochChanged:
 class Invalidated:
     """An entry was dropped for another reason than a write to its scope."""
 
-    source: Literal["delete"]
+    source: InvalidationSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +85,28 @@ class L1Availability:
     reason: str
 
 
-Note = EpochChanged | Invalidated | PoolTimedOut | PoolWaited | L1Availability
+@dataclass(frozen=True, slots=True)
+class TierChanged:
+    """The fallback chain works in another tier than before.
+
+    Attributes:
+        reason: `postgres_unavailable` or `redis_unavailable` on the way down, `recovered` on the way up.
+    """
+
+    from_tier: str
+    to_tier: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Checkpoints that were written to a lower tier are in a higher one now, and were not before."""
+
+    from_tier: str
+    checkpoints: int
+
+
+Note = EpochChanged | Invalidated | PoolTimedOut | PoolWaited | L1Availability | TierChanged | Drained
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -85,17 +115,32 @@ class Vitals:
 
     Attributes:
         pool: The `psycopg_pool.AsyncConnectionPool`, `None` with a single connection.
-        redis: The `redis.asyncio.Redis` client.
-        addresses: Tier -> host (or socket path) and port, as far as they are known.
-        tier: Where the saver works: `cached`.
+        redis: The `redis.asyncio.Redis` or `RedisCluster` client.
+        addresses: Server -> host (or socket path) and port, as far as they are known.
+        tier: Where the saver works: `cached`, `redis`, `memory`.
         versions: What is known of the servers' versions: `postgres`, `redis`.
+        active: Whether it serves calls; in a fallback chain, one of its savers does.
+        since: When that began to be so, in seconds since 1970.
+        check: Asks the servers how they are, now: a word each (`ok`, `unavailable`), and what else there is
+            to say. To be awaited on `loop`.
+        loop: The event loop that the saver works on.
+        undrained: The lower tiers of its chain that may hold what is not here yet.
     """
 
     pool: Any
     redis: Any
-    addresses: dict[Tier, tuple[str | None, int | None]] = field(default_factory=dict)
+    addresses: dict[Server, tuple[str | None, int | None]] = field(default_factory=dict)
     tier: str = "cached"
     versions: dict[str, str] = field(default_factory=dict)
+    active: bool = True
+    since: float = field(default_factory=time)
+    check: Callable[[], Coroutine[Any, Any, dict[str, str]]] | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+    undrained: tuple[str, ...] = ()
+
+    def set_active(self, active: bool) -> None:
+        """Say that it serves calls from now on, or no longer."""
+        self.active, self.since = active, time()
 
 
 class _Timed:
@@ -125,10 +170,12 @@ class Operation(_Timed):
     """One call of the saver, from its start to its answer.
 
     Attributes:
-        name: `get_tuple`, `put`, `put_writes`, `list`, `delete_thread`, `delta_history`.
+        name: `get_tuple`, `put`, `put_writes`, `list`, `delta_history`, `delete_thread`, `delete_for_runs`,
+            `copy_thread`, `prune`, `prune_older_than`, `import_checkpoints`, `seal_thread`, `retire_thread`.
+        tier: Where the saver works: `cached`, `redis`, `memory`.
         checkpoint_id, step, source: Of the checkpoint read or written, where there is one.
         l1_result: What L1 answered to a read.
-        served_by: The tier that the answer came from.
+        served_by: Where the answer came from.
         l1_write: What became of a write in L1.
         l1_seconds, l2_seconds: Time that a write spent on each tier; what overlaps counts for both.
         encode_seconds, decode_seconds: Time spent on (de)serialising.
@@ -149,6 +196,7 @@ class Operation(_Timed):
         "served_by",
         "source",
         "step",
+        "tier",
         "trace_id",
     )
 
@@ -158,7 +206,8 @@ class Operation(_Timed):
         self.step: int | None = None
         self.source: str | None = None
         self.l1_result: L1Result | None = None
-        self.served_by: Tier | None = None
+        self.served_by: Served | None = None
+        self.tier = "cached"
         self.l1_write: WriteResult | None = None
         self.l1_seconds: float | None = None
         self.l2_seconds: float | None = None
@@ -186,7 +235,7 @@ class Step(_Timed):
     """One round trip, or one wait, inside an operation.
 
     Attributes:
-        name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`.
+        name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`; `redis.read`, ….
         result: The answer in one word, where there is one.
     """
 
@@ -245,9 +294,17 @@ class Telemetry:
         'ok'
     """
 
-    def __init__(self, saver_name: str, observers: Sequence[Observer]) -> None:
+    def __init__(self, saver_name: str, observers: Sequence[Observer], *, standby: bool = False) -> None:
+        """Args:
+        standby: The savers that report here serve no calls until somebody says so (`Vitals.set_active`).
+        """
         self.saver_name = saver_name
         self._observers = tuple(observers)
+        self._standby = standby
+
+    def for_standby(self) -> Telemetry:
+        """Return the same for savers that serve no calls yet: the tiers of a fallback chain."""
+        return Telemetry(self.saver_name, self._observers, standby=True)
 
     def operation(self, name: str, scope: Scope | None) -> Operation:
         """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`."""
@@ -264,6 +321,7 @@ class Telemetry:
 
     def opened(self, vitals: Vitals) -> None:
         """Say that a saver is there to be watched."""
+        vitals.active = not self._standby
         for observer in self._observers:
             observer.opened(vitals)
 

@@ -1,11 +1,15 @@
-"""`/metrics` and `/healthz`, from a server thread (`serve_telemetry`) or as an ASGI app (`telemetry_app`).
+"""`/metrics`, `/healthz` and `/readyz`, from a server thread (`serve_telemetry`) or as an ASGI app
+(`telemetry_app`).
 
-The encoding is the Prometheus client's: text, or OpenMetrics with exemplars when the `Accept` header asks for
-it. `/healthz` says that the process lives, nothing more. Every other path is 404.
+The encoding of the metrics is the Prometheus client's: text, or OpenMetrics with exemplars when the `Accept`
+header asks for it. `/healthz` says that the process lives, nothing more; `/readyz` whether its savers work in
+the tier that they should (see `readiness`). Every other path is 404.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import socket
 import threading
@@ -17,9 +21,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import REGISTRY, make_asgi_app, make_wsgi_app
 
 from glasspoint.errors import ConfigurationError
+from glasspoint.telemetry.readiness import READY_TIERS, readiness
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
     from types import TracebackType
     from typing import TypeAlias
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -35,7 +40,9 @@ __all__ = ["TelemetryServer", "serve_telemetry", "telemetry_app"]
 
 _log = logging.getLogger("glasspoint.telemetry")
 
-_METRICS, _HEALTHZ = "/metrics", "/healthz"
+_METRICS, _HEALTHZ, _READYZ = "/metrics", "/healthz", "/readyz"
+
+_FRESH = ("Cache-Control", "no-store")
 
 # A client that connects and then says nothing gives its thread back after so long.
 _REQUEST_TIMEOUT_SECONDS = 30.0
@@ -45,9 +52,13 @@ _POLL_SECONDS = 0.1
 
 
 def serve_telemetry(
-    port: int, *, host: str = "127.0.0.1", registry: CollectorRegistry | None = None
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    registry: CollectorRegistry | None = None,
+    ready_tiers: Collection[str] = READY_TIERS,
 ) -> TelemetryServer:
-    """Serve `/metrics` and `/healthz` from a daemon thread, until `close`.
+    """Serve `/metrics`, `/healthz` and `/readyz` from a daemon thread, until `close`.
 
     There is neither TLS nor a password: a `host` beyond loopback is for networks where that does not matter.
 
@@ -55,6 +66,7 @@ def serve_telemetry(
         port: Where to listen; 0 for any free port, see `TelemetryServer.port`.
         host: The address to listen on: this machine only, unless told otherwise.
         registry: What to serve; the process's default registry if `None`.
+        ready_tiers: In which tiers `/readyz` answers 200 rather than 503.
 
     Raises:
         ConfigurationError: The address cannot be listened on.
@@ -64,19 +76,23 @@ def serve_telemetry(
         ...     server.url == f"http://127.0.0.1:{server.port}"
         True
     """
-    return TelemetryServer(port, host=host, registry=registry)
+    return TelemetryServer(port, host=host, registry=registry, ready_tiers=ready_tiers)
 
 
-def telemetry_app(registry: CollectorRegistry | None = None) -> ASGIApplication:
-    """Return an ASGI app with `/metrics` and `/healthz`, to be served, or mounted in another application.
+def telemetry_app(
+    registry: CollectorRegistry | None = None, *, ready_tiers: Collection[str] = READY_TIERS
+) -> ASGIApplication:
+    """Return an ASGI app with `/metrics`, `/healthz` and `/readyz`, to be served or mounted.
 
     Mounted at `/telemetry` it answers `/telemetry/metrics` and `/telemetry/healthz`; mounted at `/metrics`,
     that very path (as `/metrics/`, which is where Starlette redirects to).
 
     Args:
         registry: What to serve; the process's default registry if `None`.
+        ready_tiers: In which tiers `/readyz` answers 200 rather than 503.
     """
-    metrics: ASGIApplication = make_asgi_app(REGISTRY if registry is None else registry)
+    served = REGISTRY if registry is None else registry
+    metrics: ASGIApplication = make_asgi_app(served)
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -85,10 +101,13 @@ def telemetry_app(registry: CollectorRegistry | None = None) -> ASGIApplication:
             await receive()
             await send({"type": "websocket.close"})
         else:
-            answer = _answer(scope["method"], _path_below_mount(scope))
-            if answer is None:
+            path = _path_below_mount(scope)
+            answer = _answer(scope["method"], path)
+            if answer is None and path == _METRICS:
                 await metrics(scope, receive, send)
                 return
+            if answer is None:
+                answer = _ready_answer(scope["method"], await readiness(served, ready_tiers))
             headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
             await send({"type": "http.response.start", "status": answer.status.value, "headers": headers})
             await send({"type": "http.response.body", "body": answer.body})
@@ -99,7 +118,9 @@ def telemetry_app(registry: CollectorRegistry | None = None) -> ASGIApplication:
 class TelemetryServer:
     """A running server thread, made by `serve_telemetry`; it ends with `close`, or with the process."""
 
-    def __init__(self, port: int, *, host: str, registry: CollectorRegistry | None) -> None:
+    def __init__(
+        self, port: int, *, host: str, registry: CollectorRegistry | None, ready_tiers: Collection[str]
+    ) -> None:
         """As `serve_telemetry`."""
         try:
             self._server = _Server(host, port)
@@ -108,7 +129,7 @@ class TelemetryServer:
                 f"Telemetry cannot be served on {host!r}, port {port} ({exc}): free that address or name "
                 "another; port 0 takes any that is free."
             ) from exc
-        self._server.set_app(_wsgi_app(REGISTRY if registry is None else registry))
+        self._server.set_app(_wsgi_app(REGISTRY if registry is None else registry, ready_tiers))
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             args=(_POLL_SECONDS,),
@@ -116,7 +137,7 @@ class TelemetryServer:
             daemon=True,
         )
         self._thread.start()
-        _log.info("Telemetry is served on %s/metrics and /healthz", self.url)
+        _log.info("Telemetry is served on %s/metrics, /healthz and /readyz", self.url)
 
     @property
     def port(self) -> int:
@@ -150,21 +171,35 @@ class _Answer(NamedTuple):
 
 
 def _answer(method: str, path: str) -> _Answer | None:
-    """Return what to answer, `None` for the metrics."""
-    if path not in (_METRICS, _HEALTHZ):
-        return _text(HTTPStatus.NOT_FOUND, f"not found: try {_METRICS} or {_HEALTHZ}\n")
-    allowed = ("GET", "HEAD") if path == _HEALTHZ else ("GET",)
+    """Return what to answer, `None` where somebody has to look first: for the metrics and for readiness."""
+    if path not in (_METRICS, _HEALTHZ, _READYZ):
+        return _text(HTTPStatus.NOT_FOUND, f"not found: try {_METRICS}, {_HEALTHZ} or {_READYZ}\n")
+    allowed = ("GET",) if path == _METRICS else ("GET", "HEAD")
     if method not in allowed:
         return _text(HTTPStatus.METHOD_NOT_ALLOWED, "method not allowed\n", ("Allow", ", ".join(allowed)))
-    if path == _METRICS:
+    if path != _HEALTHZ:
         return None
-    answer = _text(HTTPStatus.OK, "ok\n", ("Cache-Control", "no-store"))
+    return _for_method(method, _text(HTTPStatus.OK, "ok\n", _FRESH))
+
+
+def _ready_answer(method: str, found: dict[str, Any]) -> _Answer:
+    status = HTTPStatus.OK if found["ready"] else HTTPStatus.SERVICE_UNAVAILABLE
+    text = json.dumps(found, ensure_ascii=False, indent=2) + "\n"
+    return _for_method(method, _text(status, text, _FRESH, content_type="application/json"))
+
+
+def _for_method(method: str, answer: _Answer) -> _Answer:
     return answer if method == "GET" else answer._replace(body=b"")
 
 
-def _text(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> _Answer:
+def _text(
+    status: HTTPStatus,
+    text: str,
+    *headers: tuple[str, str],
+    content_type: str = "text/plain; charset=utf-8",
+) -> _Answer:
     body = text.encode()
-    base = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    base = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
     return _Answer(status, body, [*base, *headers])
 
 
@@ -180,7 +215,7 @@ def _path_below_mount(scope: Message) -> str:
         if f"{path}/".startswith(f"{mount[start:]}/"):
             path = path[len(mount) - start :]
             break
-    if path in ("", "/") and mount.endswith((_METRICS, _HEALTHZ)):
+    if path in ("", "/") and mount.endswith((_METRICS, _HEALTHZ, _READYZ)):
         return mount[mount.rindex("/") :]
     return path
 
@@ -194,14 +229,17 @@ async def _live(receive: Receive, send: Send) -> None:
             return
 
 
-def _wsgi_app(registry: CollectorRegistry) -> WSGIApplication:
+def _wsgi_app(registry: CollectorRegistry, ready_tiers: Collection[str]) -> WSGIApplication:
     metrics = make_wsgi_app(registry)
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        answer = _answer(environ["REQUEST_METHOD"], environ["PATH_INFO"])
-        if answer is None:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        answer = _answer(method, path)
+        if answer is None and path == _METRICS:
             page: Iterable[bytes] = metrics(environ, start_response)
             return page
+        if answer is None:
+            answer = _ready_answer(method, asyncio.run(readiness(registry, ready_tiers)))
         start_response(f"{answer.status.value} {answer.status.phrase}", answer.headers)
         return [answer.body]
 

@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
 from glasspoint.telemetry.collectors import SaverCollector
 from glasspoint.telemetry.events import (
+    Drained,
     EpochChanged,
     Invalidated,
     Note,
@@ -17,6 +18,7 @@ from glasspoint.telemetry.events import (
     PoolTimedOut,
     PoolWaited,
     Step,
+    TierChanged,
     Vitals,
 )
 
@@ -30,6 +32,16 @@ BUCKETS_SECONDS = tuple(0.0001 * 2**i for i in range(19))
 
 BUCKETS_BYTES = tuple(256 * 4**i for i in range(11))
 """256 bytes to 256 MiB, times four."""
+
+# From, to, reason.
+_TIER_CHANGES = (
+    ("cached", "redis", "postgres_unavailable"),
+    ("cached", "memory", "postgres_unavailable"),
+    ("redis", "memory", "redis_unavailable"),
+    ("memory", "redis", "recovered"),
+    ("memory", "cached", "recovered"),
+    ("redis", "cached", "recovered"),
+)
 
 _Metric = TypeVar("_Metric", bound="MetricWrapperBase")
 
@@ -93,6 +105,16 @@ class Families:
         self.l1_invalidations = counter(
             "l1_invalidations", "Entries dropped, by what asked for it.", "source"
         )
+        self.fallback_events = counter(
+            "fallback_events",
+            "Changes of tier, promotion included.",
+            "from_tier",
+            "to_tier",
+            "reason",
+        )
+        self.drained_checkpoints = counter(
+            "drained_checkpoints", "Checkpoints moved from a lower tier to a higher one.", "from_tier"
+        )
         self.pool_wait = histogram(
             "pool_wait_seconds", "Time spent waiting for a PostgreSQL connection.", buckets=BUCKETS_SECONDS
         )
@@ -124,12 +146,18 @@ class Metrics:
         self._encode_seconds = families.serde_duration.labels(saver_name, "write")
         self._epoch_changes = families.l1_epoch_changes.labels(saver_name)
         self._invalidations = _Children(families.l1_invalidations, saver_name)
+        self._fallbacks = _Children(families.fallback_events, saver_name)
+        self._drained = _Children(families.drained_checkpoints, saver_name)
         self._pool_wait = families.pool_wait.labels(saver_name)
         self._pool_timeouts = families.pool_timeouts.labels(saver_name)
         for result in ("hit", "miss", "busy", "historical", "incomplete", "unavailable"):
             self._reads.get(result)  # there from the start, so that a ratio never lacks a part
         for result in ("stored", "refused", "error"):
             self._warm_ups.get(result)
+        for change in _TIER_CHANGES:
+            self._fallbacks.get(*change)  # there from the start, so that the first one is seen as an increase
+        for tier in ("redis", "memory"):
+            self._drained.get(tier)
 
     def operation_started(self, operation: Operation) -> None:
         """Nothing to do."""
@@ -176,6 +204,10 @@ class Metrics:
                 self._epoch_changes.inc()
             case Invalidated():
                 self._invalidations.get(note.source).inc()
+            case TierChanged():
+                self._fallbacks.get(note.from_tier, note.to_tier, note.reason).inc()
+            case Drained():
+                self._drained.get(note.from_tier).inc(note.checkpoints)
 
     def opened(self, vitals: Vitals) -> None:
         """Read a saver's pools at every scrape from now on."""

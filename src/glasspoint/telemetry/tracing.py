@@ -20,6 +20,7 @@ from glasspoint.telemetry.events import (
     Operation,
     PoolWaited,
     Step,
+    TierChanged,
     Vitals,
 )
 
@@ -38,7 +39,14 @@ _STATEMENTS = {
     "select": ("SELECT", "checkpoints"),
     "put": ("INSERT", "checkpoints"),
     "put_writes": ("INSERT", "checkpoint_writes"),
+    "import": ("INSERT", "checkpoints"),
     "delete_thread": ("DELETE", "checkpoints"),
+    "delete_for_runs": ("DELETE", "checkpoints"),
+    "copy_thread": ("INSERT", "checkpoints"),
+    "prune": ("DELETE", "checkpoints"),
+    "prune_find": ("SELECT", "checkpoints"),
+    "prune_count": ("SELECT", "checkpoints"),
+    "prune_older_than": ("DELETE", "checkpoints"),
     "list": ("SELECT", "checkpoints"),
     "get_tuple": ("SELECT", "checkpoints"),
     "delta_history": ("SELECT", "checkpoint_writes"),
@@ -53,7 +61,7 @@ class Tracing:
         tracer_provider: Where spans go; the process's own if `None`.
         """
         self._tracer = trace.get_tracer("glasspoint", __version__, tracer_provider)
-        self._addresses: dict[str, dict[str, Any]] = {"l1": {}, "l2": {}}  # tier -> attributes
+        self._addresses: dict[str, dict[str, Any]] = {"l1": {}, "l2": {}, "redis": {}}
 
     def operation_started(self, operation: Operation) -> None:
         """Start the call's span and make it the current one, if anybody will see it."""
@@ -77,7 +85,7 @@ class Tracing:
             ("langgraph.checkpoint.source", operation.source),
             ("glasspoint.l1.result", operation.l1_result or operation.l1_write),
             ("glasspoint.served_by", operation.served_by),
-            ("glasspoint.tier", "cached"),
+            ("glasspoint.tier", operation.tier),
             ("glasspoint.bytes", operation.bytes_read or operation.bytes_written),
         ):
             if value is not None:
@@ -95,12 +103,12 @@ class Tracing:
         if tier in self._addresses:
             kind = SpanKind.CLIENT
             attributes |= self._addresses[tier]
-        if tier == "l1":
-            attributes |= {
-                "db.system.name": "redis",
-                "db.operation.name": "EVALSHA",
-                "db.stored_procedure.name": what,
-            }
+        if tier in ("l1", "redis"):
+            attributes["db.system.name"] = "redis"
+            if what == "scan":
+                attributes["db.operation.name"] = "SCAN"
+            else:
+                attributes |= {"db.operation.name": "EVALSHA", "db.stored_procedure.name": what}
         elif tier == "l2":
             operation, collection = _STATEMENTS[what]
             attributes |= {
@@ -137,6 +145,9 @@ class Tracing:
                 span.end(now)
         elif isinstance(note, EpochChanged):
             current.add_event("glasspoint.l1.epoch_changed")
+        elif isinstance(note, TierChanged):
+            tiers = {"glasspoint.from_tier": note.from_tier, "glasspoint.to_tier": note.to_tier}
+            current.add_event("glasspoint.fallback", {**tiers, "reason": note.reason})
         elif isinstance(note, L1Availability):
             name = "glasspoint.l1.available" if note.available else "glasspoint.l1.unavailable"
             current.add_event(name, {"reason": note.reason})

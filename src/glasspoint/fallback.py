@@ -1,0 +1,161 @@
+"""FallbackSaver: a checkpointer that goes on working, tier by tier, when a server is lost, and says so.
+
+Every call goes to the tier that works now. How that changes, and how what was written meanwhile gets back
+into PostgreSQL: see `chain` and `draining`; what each tier promises: `docs/fallback.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from glasspoint.blocking import SyncFace
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import (
+        ChannelVersions,
+        Checkpoint,
+        CheckpointMetadata,
+        CheckpointTuple,
+        DeltaChannelHistory,
+    )
+
+    from glasspoint.chain import Chain, TierSaver
+
+__all__ = ["FallbackSaver"]
+
+_Answer = TypeVar("_Answer")
+
+
+class FallbackSaver(SyncFace):
+    """The saver of a fallback chain, made by `get_checkpointer`.
+
+    Its methods are those of `CachedPostgresSaver`, and mean the same in every tier; in a lower tier only what
+    was written in that tier is there to be read.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        """Args:
+        chain: The tiers, opened.
+        """
+        super().__init__(serde=chain.saver.serde)
+        self._loop = asyncio.get_running_loop()
+        self._chain = chain
+
+    @classmethod
+    async def open(cls, chain: Chain) -> Self:
+        """Open a chain's best tier, and the saver on it."""
+        await chain.open()
+        return cls(chain)
+
+    @property
+    def tier(self) -> str:
+        """Where it works now: `cached`, `redis` or `memory`."""
+        return self._chain.tier
+
+    def close(self) -> Awaitable[None]:
+        """Let the calls under way end, and close every server's connections. May be called twice.
+
+        On an event loop it is to be awaited; from a thread without one it is done when this returns.
+        """
+        return self._on_either_face("close", self._chain.close, done=not self._chain.is_open)
+
+    # ---------------------------------------------------------------- reading
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Fetch a checkpoint with its pending writes: see `CachedPostgresSaver.aget_tuple`."""
+        return await self._run(lambda saver: saver.aget_tuple(config))
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """List checkpoints, newest first: see `CachedPostgresSaver.alist`."""
+
+        async def collect(saver: TierSaver) -> list[CheckpointTuple]:
+            return [each async for each in saver.alist(config, filter=filter, before=before, limit=limit)]
+
+        for each in await self._run(collect, one_thread=config is not None):
+            yield each
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Walk a checkpoint's ancestors: see `CachedPostgresSaver.aget_delta_channel_history`."""
+        return await self._run(
+            lambda saver: saver.aget_delta_channel_history(config=config, channels=channels)
+        )
+
+    # ---------------------------------------------------------------- writing
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint: see `CachedPostgresSaver.aput`."""
+
+        def put(saver: TierSaver) -> Awaitable[RunnableConfig]:
+            if self._chain.whole:
+                return saver.aput(config, checkpoint, metadata, new_versions)
+            # What did not change may stand in another tier, where the run began: this one needs it, too.
+            versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
+            all_versions = {c: v for c, v in versions.items() if c in values} | new_versions
+            return saver.aput(config, checkpoint, metadata, all_versions)
+
+        return await self._run(put)
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Store what a task wrote: see `CachedPostgresSaver.aput_writes`."""
+        await self._run(lambda saver: saver.aput_writes(config, writes, task_id, task_path))
+
+    def get_next_version(self, current: str | None, channel: None) -> str:
+        """Return a channel's next version, greater than `current` and unlike any other ever made."""
+        return self._chain.saver.get_next_version(current, channel)
+
+    # ---------------------------------------------------------------- deleting, copying
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete a thread, in the tier that works now: see `CachedPostgresSaver.adelete_thread`."""
+        await self._run(lambda saver: saver.adelete_thread(thread_id))
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete what these runs stored: see `CachedPostgresSaver.adelete_for_runs`."""
+        await self._run(lambda saver: saver.adelete_for_runs(run_ids), one_thread=False)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread: see `CachedPostgresSaver.acopy_thread`."""
+        await self._run(
+            lambda saver: saver.acopy_thread(source_thread_id, target_thread_id), one_thread=False
+        )
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Prune threads: see `CachedPostgresSaver.aprune`."""
+        await self._run(lambda saver: saver.aprune(thread_ids, strategy=strategy), one_thread=False)
+
+    # ---------------------------------------------------------------- helpers
+
+    async def _run(
+        self, call: Callable[[TierSaver], Awaitable[_Answer]], *, one_thread: bool = True
+    ) -> _Answer:
+        return await self._chain.run(lambda saver: call(self._with_own_serde(saver)), one_thread=one_thread)
+
+    def _with_own_serde(self, saver: TierSaver) -> TierSaver:
+        """The clones that `with_allowlist` makes of this saver share everything but the serde."""
+        if saver.serde is self.serde:
+            return saver
+        clone = copy.copy(saver)
+        clone.serde = self.serde
+        return clone

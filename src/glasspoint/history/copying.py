@@ -1,0 +1,80 @@
+"""Copying: a thread built beside the one that it is to become, and then put there in one step."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from glasspoint.codec import PendingWrites, StoredCheckpoint
+from glasspoint.errors import GlasspointError, ThreadExistsError
+from glasspoint.scope import Scope
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Item: TypeAlias = StoredCheckpoint | PendingWrites
+
+    from glasspoint.history.interface import History
+
+__all__ = ["copy_thread"]
+
+# How often a copy is made anew, because the thread was pruned meanwhile.
+_ATTEMPTS = 5
+
+
+async def copy_thread(history: History, source_id: str, target_id: str) -> None:
+    """Copy a thread; readers of the target see nothing of it, or all. Without a source, nothing is done.
+
+    The two may stand on different nodes of a cluster, so no script can do it alone.
+
+    Raises:
+        ThreadExistsError: There is a target already. Nothing was copied.
+    """
+    for _ in range(_ATTEMPTS):
+        token = secrets.token_hex(8)
+        try:
+            if await _copy(history, source_id, target_id, token):
+                return
+        except GlasspointError:
+            with suppress(GlasspointError):  # it would expire, too
+                await history.beside(token).delete_thread(target_id)
+            raise
+    raise GlasspointError(
+        "The thread to copy from lost checkpoints each time while it was copied, and nothing was copied: "
+        "copy it when nobody prunes it."
+    )
+
+
+def _of_thread(item: Item, thread_id: str) -> Item:
+    """The same of another thread, whose id LangGraph Server also writes into the metadata."""
+    scope = Scope(thread_id, item.scope.checkpoint_ns)
+    if isinstance(item, PendingWrites):
+        return item._replace(scope=scope)
+    if item.metadata.get("thread_id") != item.scope.thread_id:
+        return replace(item, scope=scope)
+    metadata = item.metadata | {"thread_id": thread_id}
+    return replace(item, scope=scope, metadata=metadata, metadata_json=json.dumps(metadata))
+
+
+async def _copy(history: History, source_id: str, target_id: str, token: str) -> bool:
+    """Try once; `False` if the source was pruned meanwhile."""
+    beside = history.beside(token)
+    checkpoints, writes, removals = 0, 0, await history.removals(source_id)
+    async for item in history.export(source_id, sealed_too=False):
+        await beside.add(_of_thread(item, target_id))
+        checkpoints += isinstance(item, StoredCheckpoint)
+        writes += len(item.writes)
+    if not checkpoints and not writes:
+        return True
+    if removals != await history.removals(source_id):
+        return False
+    adopted = await history.adopt(target_id, token, checkpoints, writes)
+    if adopted == "exists":
+        raise ThreadExistsError(
+            "The thread to copy to has data already, and nothing was copied: delete it first, or choose "
+            "another thread_id."
+        )
+    return adopted == "adopted"

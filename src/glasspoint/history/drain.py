@@ -1,0 +1,133 @@
+"""Draining: a thread's way out of a history into another store, and from another store into it.
+
+    seal_thread --- token ---> export_thread ---> (the other store has all) ---> retire_thread
+                                    |
+                     seal_thread(token=…) now and then, to renew
+
+While a thread is sealed, and for a while after it was retired, every call that concerns it raises
+`ThreadMovedError`: so no write is acknowledged here that the other store will not have.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from glasspoint.errors import ConfigurationError
+from glasspoint.history.opened import OpenedSaver
+from glasspoint.scope import Scope, validate_thread_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from glasspoint.codec import PendingWrites, StoredCheckpoint
+
+__all__ = ["DrainableSaver"]
+
+
+class DrainableSaver(OpenedSaver):
+    """What a fallback chain needs to bring the threads into the tier above, and out of the one below."""
+
+    async def thread_ids(self) -> AsyncIterator[str]:
+        """Find every thread that has data here, sealed ones included, those that have moved not.
+
+        One that is written meanwhile may be missed.
+
+        Raises:
+            RedisUnavailableError: Redis did not answer.
+        """
+        async for thread_id in self._lifetime.each(self._history.thread_ids()):
+            yield thread_id
+
+    async def seal_thread(
+        self, thread_id: str, *, lease_seconds: float, token: bytes | str | None = None
+    ) -> str | None:
+        """Keep everybody else from a thread, to drain it.
+
+        Args:
+            thread_id: The thread.
+            lease_seconds: After so long on the Redis server's clock the seal is gone, and the thread works as
+                before.
+            token: To renew a seal: what the first call returned.
+
+        Returns:
+            The seal's token. `None` if another holds the seal, if the thread has moved already, or if the
+            seal to renew has expired: somebody may have written since, so begin again.
+
+        Raises:
+            InvalidConfigError: No thread can have this id.
+            RedisUnavailableError: Redis did not answer.
+        """
+        validate_thread_id(thread_id)
+        lease_ms = _milliseconds("lease_seconds", lease_seconds)
+        renewed = _text(token) if token is not None else None
+        with self._call("seal_thread", Scope(thread_id, "")):
+            mine = renewed or secrets.token_hex(16)
+            done = await self._history.seal(thread_id, lease_ms, mine, renew=renewed is not None)
+        return mine if done else None
+
+    async def export_thread(self, thread_id: str) -> AsyncIterator[StoredCheckpoint | PendingWrites]:
+        """Give out all of a thread as it is stored; nothing is decoded. Only under a seal is it one state.
+
+        Yields:
+            Its checkpoints with their values and writes, oldest first in each namespace; then the pending
+            writes whose checkpoint is not here.
+
+        Raises:
+            InvalidConfigError: No thread can have this id.
+            ThreadMovedError: It has moved already.
+            ThreadDamagedError: Redis has evicted a part of it.
+            RedisUnavailableError: Redis did not answer.
+        """
+        validate_thread_id(thread_id)
+        async for item in self._lifetime.each(self._history.export(thread_id, sealed_too=True)):
+            yield item
+
+    async def retire_thread(self, thread_id: str, token: bytes | str, *, marker_seconds: float) -> bool:
+        """Forget a thread whose seal is alive, because another store has all of it.
+
+        Args:
+            thread_id: The thread.
+            token: Of the seal.
+            marker_seconds: For so long calls that concern the thread raise `ThreadMovedError`: longer than
+                any client may take to notice where the thread is now.
+
+        Returns:
+            Whether it was done. If not, the seal has expired or is another one, and nothing was done.
+
+        Raises:
+            InvalidConfigError: No thread can have this id.
+            RedisUnavailableError: Redis did not answer; the call may be repeated.
+        """
+        validate_thread_id(thread_id)
+        marker_ms = _milliseconds("marker_seconds", marker_seconds)
+        with self._call("retire_thread", Scope(thread_id, "")):
+            return await self._history.retire(thread_id, _text(token), marker_ms)
+
+    async def import_checkpoints(self, items: Sequence[StoredCheckpoint | PendingWrites]) -> int:
+        """Store what another store gave out. What is here already stays, so it may be repeated.
+
+        Args:
+            items: Checkpoints with their values and writes, or writes alone; all of one scope.
+
+        Returns:
+            How many checkpoints were not here before.
+
+        Raises:
+            ThreadMovedError: The thread is sealed or has moved.
+            RedisUnavailableError: Redis did not answer.
+            RedisRefusedError: Redis refused; nothing was stored.
+        """
+        validate_thread_id(items[0].scope.thread_id)
+        with self._call("import_checkpoints", items[0].scope):
+            return sum([await self._history.add(item) for item in items])
+
+
+def _milliseconds(name: str, seconds: float) -> int:
+    if not seconds > 0:
+        raise ConfigurationError(f"{name} is {seconds!r}: it must be greater than 0 seconds.")
+    return max(1, int(seconds * 1000))
+
+
+def _text(token: bytes | str) -> str:
+    return token.decode() if isinstance(token, bytes) else token

@@ -1,0 +1,144 @@
+"""Listing: which checkpoints a call of `alist` means, newest first, in pages."""
+
+from __future__ import annotations
+
+import json
+from contextlib import aclosing
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from glasspoint.errors import ConfigurationError
+from glasspoint.history.containment import contains
+from glasspoint.history.interface import Position, for_each
+from glasspoint.scope import Scope, checkpoint_id_of, scope_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from langchain_core.runnables import RunnableConfig
+
+    from glasspoint.history.interface import Found, History
+
+__all__ = ["Choice", "choose", "find"]
+
+_AT_ONCE = 100
+
+
+class Choice(NamedTuple):
+    """What a listing asks for.
+
+    Attributes:
+        scope: The thread, with the namespace or `""`; `None` for all threads.
+        any_namespace: Whether the thread's other namespaces are meant, too.
+        before: Only ids less than this.
+        nothing: It is known already that nothing is meant.
+    """
+
+    scope: Scope | None
+    any_namespace: bool
+    checkpoint_id: str | None
+    before: str | None
+    filter: dict[str, Any]
+    limit: int | None
+    nothing: bool
+
+
+def choose(
+    config: RunnableConfig | None,
+    *,
+    filter: dict[str, Any] | None,
+    before: RunnableConfig | None,
+    limit: int | None,
+) -> Choice:
+    """Read the arguments of `alist`, as upstream does.
+
+    Raises:
+        InvalidConfigError: A config names no thread or checkpoint that could be stored.
+        ConfigurationError: The filter is not plain JSON, or the limit is negative.
+    """
+    scope = scope_of(config) if config is not None else None
+    checkpoint_id = checkpoint_id_of(config) if config is not None else None
+    older_than = checkpoint_id_of(before) if before is not None else None
+    if limit is not None and limit < 0:
+        raise ConfigurationError(f"limit is {limit}: it must not be negative.")
+    try:
+        # As it comes out of PostgreSQL's parser: lists for tuples, text for keys.
+        parsed = json.loads(json.dumps(filter or {}, allow_nan=False))
+    except (TypeError, ValueError):
+        raise ConfigurationError("The filter cannot be written as JSON: pass plain values.") from None
+    return Choice(
+        scope=scope,
+        any_namespace=config is not None and config["configurable"].get("checkpoint_ns") is None,
+        checkpoint_id=checkpoint_id,
+        before=older_than,
+        filter=parsed,
+        limit=limit,
+        # In SQL, nothing is less than NULL.
+        nothing=limit == 0 or (before is not None and older_than is None),
+    )
+
+
+async def find(history: History, choice: Choice) -> AsyncGenerator[Found, None]:
+    """Return what is asked for, newest first."""
+    left = choice.limit
+    if choice.nothing:
+        return
+    async with aclosing(_positions(history, choice)) as pages:
+        async for page in pages:
+            for start in range(0, len(page), _AT_ONCE):
+                chosen = page[start : start + _AT_ONCE]
+                if choice.filter:
+                    chosen = await _matching(history, chosen, choice.filter)
+                for found in await _loaded(history, chosen[:left]):
+                    yield found
+                    left = None if left is None else left - 1
+                if left == 0:
+                    return
+
+
+async def _positions(history: History, choice: Choice) -> AsyncGenerator[list[Position], None]:
+    """Where they stand: of one scope page by page, of several put together first."""
+    if choice.scope is not None and not choice.any_namespace and choice.checkpoint_id is None:
+        async with aclosing(history.positions(choice.scope, before=choice.before)) as pages:
+            async for page in pages:
+                yield page
+        return
+    if choice.scope is None:
+        threads = [each async for each in history.thread_ids()]
+    else:
+        threads = [choice.scope.thread_id]
+    if choice.scope is not None and not choice.any_namespace:
+        scopes = [choice.scope]
+    else:
+        found = await for_each(threads, history.namespaces)
+        scopes = [Scope(t, ns) for t, names in zip(threads, found, strict=True) for ns in names]
+    if choice.checkpoint_id is not None:
+        if choice.before is None or choice.checkpoint_id < choice.before:
+            yield [Position(scope, choice.checkpoint_id) for scope in scopes]
+        return
+
+    async def of_scope(scope: Scope) -> list[Position]:
+        return [each async for page in history.positions(scope, before=choice.before) for each in page]
+
+    together = [each for positions in await for_each(scopes, of_scope) for each in positions]
+    together.sort(key=lambda each: each.checkpoint_id, reverse=True)
+    yield together
+
+
+async def _matching(
+    history: History, positions: Sequence[Position], wanted: dict[str, Any]
+) -> list[Position]:
+    chosen = []
+    for _, group in groupby(positions, key=lambda each: each.scope.thread_id):
+        some = list(group)
+        for position, metadata in zip(some, await history.metadata(some), strict=True):
+            if metadata is not None and contains(metadata, wanted):
+                chosen.append(position)
+    return chosen
+
+
+async def _loaded(history: History, positions: Sequence[Position]) -> list[Found]:
+    found = []
+    for _, group in groupby(positions, key=lambda each: each.scope.thread_id):
+        found += [each async for each in history.load(list(group))]
+    return found

@@ -1,0 +1,153 @@
+"""How a saver on a history is closed, and what it holds meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from glasspoint.blocking import SyncFace
+from glasspoint.errors import SaverClosedError
+from glasspoint.history.interface import History
+from glasspoint.telemetry.events import Vitals
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+    from types import TracebackType
+
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+
+    from glasspoint.scope import Scope
+    from glasspoint.telemetry.events import Operation, Served, Telemetry
+
+__all__ = ["Lifetime", "OpenedSaver"]
+
+_Item = TypeVar("_Item")
+
+
+class OpenedSaver(SyncFace):
+    """A history, opened and closed; `HistorySaver` reads and writes it."""
+
+    def __init__(
+        self, history: History, vitals: Vitals, telemetry: Telemetry, serde: SerializerProtocol | None
+    ) -> None:
+        """Args:
+        history: What to read and write.
+        vitals: What there is to say of the saver.
+        telemetry: Who is told of everything.
+        serde: How values are serialised; by default as LangGraph's savers do it.
+        """
+        super().__init__(serde=serde)
+        self._loop = asyncio.get_running_loop()
+        vitals.loop, vitals.check = self._loop, self._check
+        self._telemetry = telemetry
+        self._served_by: Served = "memory" if vitals.tier == "memory" else "redis"
+        self._history = history
+        self._lifetime = Lifetime(telemetry, vitals)
+
+    async def __aenter__(self) -> Self:
+        self._lifetime.check_open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def vitals(self) -> Vitals:
+        """Its moving parts, for whoever wants to look at them."""
+        return self._lifetime.vitals
+
+    def close(self) -> Awaitable[None]:
+        """Wait for what is under way, and close what this saver opened itself. May be called twice.
+
+        On an event loop it is to be awaited; from a thread without one it is done when this returns.
+        """
+        return self._on_either_face("close", self._lifetime.close, done=not self._lifetime.is_open)
+
+    async def ping(self) -> None:
+        """Check that it works."""
+        raise NotImplementedError
+
+    async def _check(self) -> dict[str, str]:
+        """How the servers are, for `/readyz`."""
+        return {}
+
+    @contextmanager
+    def _call(self, name: str, scope: Scope | None) -> Iterator[Operation]:
+        """Wrap a call of the saver."""
+        with self._lifetime.call(), self._telemetry.operation(name, scope) as operation:
+            operation.tier = operation.served_by = self._served_by
+            yield operation
+
+
+class Lifetime:
+    """What a saver holds, from opening to closing; the clones of `with_allowlist` share it."""
+
+    def __init__(self, telemetry: Telemetry, vitals: Vitals) -> None:
+        self.owned = AsyncExitStack()
+        self.vitals = vitals
+        self._telemetry = telemetry
+        self._calls = 0
+        self._closed = False
+        self._idle = asyncio.Event()  # set once closed, and nothing is under way
+        telemetry.opened(vitals)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `close` was not called yet."""
+        return not self._closed
+
+    def check_open(self) -> None:
+        """Raise `SaverClosedError` after `close`."""
+        if self._closed:
+            raise SaverClosedError("This saver was closed: open a new one, or close it later.")
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Wrap a call: not after `close`, which waits until all that have begun are answered."""
+        self.check_open()
+        self._calls += 1
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
+        try:
+            yield
+            # redis-py waits with `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that
+            # comes as the wait is over.
+            if task and task.cancelling() > cancels:
+                raise asyncio.CancelledError
+        finally:
+            self._calls -= 1
+            self._look()
+
+    async def each(self, items: AsyncGenerator[_Item, None]) -> AsyncIterator[_Item]:
+        """Wrap what is fetched bit by bit: each fetch is a call, and what the caller does in between is none,
+        so that `close` does not wait for a loop that nobody goes on with."""
+        async with aclosing(items):
+            while True:
+                with self.call():
+                    try:
+                        item = await anext(items)
+                    except StopAsyncIteration:
+                        return
+                yield item
+
+    def _look(self) -> None:
+        if self._closed and not self._calls:
+            self._idle.set()
+
+    async def close(self) -> None:
+        """Wait for what is under way (its timeouts bound that), then close what was opened here."""
+        if self._closed:
+            return
+        self._closed = True
+        self._look()
+        try:
+            await self._idle.wait()
+        finally:
+            self._telemetry.closed(self.vitals)
+            await self.owned.aclose()

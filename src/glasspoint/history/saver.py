@@ -1,0 +1,287 @@
+"""HistorySaver: the nine capabilities of a checkpointer, on a history that stands in one place alone.
+
+Where it stands (`in_redis`, `in_memory`) makes a `RedisSaver` or a `MemorySaver` of it. How it is opened and
+closed: see `opened`; how its threads are drained into another store: `drain`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from contextlib import aclosing
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from langgraph.checkpoint.base import WRITES_IDX_MAP, writes_sort_key
+from langgraph.checkpoint.serde.types import TASKS
+
+from glasspoint import codec
+from glasspoint.codec import Encoded
+from glasspoint.errors import ConfigurationError, InvalidConfigError, WrongTypeError
+from glasspoint.history import listing, pruning
+from glasspoint.history.copying import copy_thread
+from glasspoint.history.drain import DrainableSaver
+from glasspoint.scope import Scope, checkpoint_id_of, scope_of, validate_thread_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import (
+        ChannelVersions,
+        Checkpoint,
+        CheckpointMetadata,
+        CheckpointTuple,
+        DeltaChannelHistory,
+    )
+
+    from glasspoint.history.interface import Ancestor, Found
+    from glasspoint.telemetry.events import Operation
+
+__all__ = ["HistorySaver"]
+
+
+class HistorySaver(DrainableSaver):
+    """Reads and writes a history; every call is done as a whole or not at all."""
+
+    # ---------------------------------------------------------------- reading
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Fetch a checkpoint with its pending writes.
+
+        Args:
+            config: Names the thread, the namespace and, for another than the newest, the checkpoint.
+
+        Returns:
+            The checkpoint, `None` if there is none.
+        """
+        scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
+        with self._call("get_tuple", scope) as operation:
+            found = await self._history.read(scope, checkpoint_id)
+            return self._decode(operation, found) if found is not None else None
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """List checkpoints, newest first.
+
+        Args:
+            config: Names the thread and, if given, the namespace and the checkpoint; `None` for all threads.
+            filter: Only checkpoints whose metadata hold this, as PostgreSQL's `@>` has it.
+            before: Only checkpoints older than the one that this names.
+            limit: At most so many.
+        """
+        chosen = listing.choose(config, filter=filter, before=before, limit=limit)
+        with self._call("list", chosen.scope) as operation:
+            tuples = []
+            async with aclosing(listing.find(self._history, chosen)) as items:
+                async for found in items:
+                    tuples.append(self._decode(operation, found))
+        for each in tuples:
+            yield each
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Walk a checkpoint's ancestors for what each channel was written.
+
+        Args:
+            config: Names the checkpoint, or the newest of its thread.
+            channels: The channels to walk for.
+
+        Returns:
+            For every channel its writes, oldest first, and the value that they start from, if there is one.
+        """
+        scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
+        with self._call("delta_history", scope):
+            nearest_first = [each async for each in self._history.ancestors(scope, checkpoint_id, channels)]
+            return {channel: self._delta_history(channel, nearest_first) for channel in channels}
+
+    # ---------------------------------------------------------------- writing
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint.
+
+        Args:
+            config: Names the thread, the namespace and, as `checkpoint_id`, the parent.
+            checkpoint: What to store.
+            metadata: What to store with it.
+            new_versions: The channels that changed, with their new versions.
+
+        Returns:
+            The config that names the new checkpoint.
+
+        Raises:
+            SerializationError: A value cannot be serialised. Nothing was stored.
+        """
+        scope, parent_id = scope_of(config), checkpoint_id_of(config)
+        with self._call("put", scope) as operation:
+            started = perf_counter()
+            put = codec.encode_put(self.serde, config, parent_id, checkpoint, metadata, new_versions)
+            operation.encode_seconds = perf_counter() - started
+            operation.checkpoint_id = put.checkpoint_id
+            operation.step, operation.source = put.step, put.source
+            operation.bytes_written = put.size
+            await self._history.put(scope, put)
+        return {"configurable": {**scope._asdict(), "checkpoint_id": checkpoint["id"]}}
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Store what a task wrote, pending until its superstep is over.
+
+        Args:
+            config: Names the thread, the namespace and the checkpoint that the task started from.
+            writes: Pairs of channel and value.
+            task_id: The task.
+            task_path: Where the task stands in its superstep; writes are applied in this order.
+
+        Raises:
+            SerializationError: A value cannot be serialised. Nothing was stored.
+        """
+        scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
+        with self._call("put_writes", scope) as operation:
+            started = perf_counter()
+            replaces = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+            encoded = codec.encode_writes(self.serde, writes, task_id, task_path, last_wins=replaces)
+            operation.encode_seconds = perf_counter() - started
+            operation.checkpoint_id = checkpoint_id
+            operation.bytes_written = sum(len(write.value.data) for write in encoded)
+            if checkpoint_id is None:
+                raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")
+            if encoded:
+                await self._history.put_writes(scope, checkpoint_id, encoded, replaces=replaces)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete all checkpoints and writes of a thread, in all its namespaces.
+
+        Args:
+            thread_id: The thread.
+        """
+        validate_thread_id(thread_id)
+        with self._call("delete_thread", Scope(thread_id, "")):
+            await self._history.delete_thread(thread_id)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete all checkpoints whose metadata name one of these runs as `run_id`, with their writes.
+
+        All threads are looked at, so it takes a round trip a thread.
+
+        Args:
+            run_ids: The runs.
+
+        Raises:
+            DeltaChainError: A delta channel of a checkpoint that would stay is rebuilt from one that would
+                go. Nothing was deleted.
+        """
+        wanted = _ids("run_ids", run_ids)
+        with self._call("delete_for_runs", None):
+            await pruning.delete_for_runs(self._history, wanted)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread's whole history, in all its namespaces. A thread without data is copied as such.
+
+        Readers of the target see nothing of the copy, or all of it.
+
+        Args:
+            source_thread_id: The thread to copy; it may be written meanwhile.
+            target_thread_id: The thread to make.
+
+        Raises:
+            ThreadExistsError: The target has data already. Nothing was copied.
+        """
+        validate_thread_id(source_thread_id)
+        validate_thread_id(target_thread_id)
+        if source_thread_id == target_thread_id:
+            raise InvalidConfigError(
+                f"A thread cannot be copied to itself ({source_thread_id!r}): name another target."
+            )
+        with self._call("copy_thread", Scope(source_thread_id, "")):
+            await copy_thread(self._history, source_thread_id, target_thread_id)
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Delete old checkpoints, or all.
+
+        Args:
+            thread_ids: The threads.
+            strategy: `"keep_latest"` keeps of each namespace the newest checkpoint and what it is completed
+                from: the ancestors that its delta channels are rebuilt from, for one. The namespace of a
+                subgraph's call goes with the root checkpoint that it started from. `"delete"` keeps nothing.
+
+        Raises:
+            ConfigurationError: There is no such strategy.
+            DeltaChainError: A thread with delta channels kept changing meanwhile; of this one nothing was
+                deleted.
+        """
+        wanted = [validate_thread_id(each) for each in _ids("thread_ids", thread_ids)]
+        prune = pruning.STRATEGIES.get(strategy)
+        if prune is None:
+            names = ", ".join(map(repr, pruning.STRATEGIES))
+            raise ConfigurationError(f"There is no pruning strategy {strategy!r}: choose one of {names}.")
+        with self._call("prune", None):
+            for thread_id in wanted:
+                await prune(self._history, thread_id)
+
+    def get_next_version(self, current: str | None, channel: None) -> str:
+        """Return a channel's next version, greater than `current` and unlike any other ever made."""
+        number = int(str(current or 0).split(".")[0])  # older savers counted with integers
+        return f"{number + 1:032}.{random.random():016}"
+
+    # ---------------------------------------------------------------- helpers
+
+    def _decode(self, operation: Operation, found: Found) -> CheckpointTuple:
+        stored = found.stored
+        started = perf_counter()
+        if found.sends:
+            self._complete(found)
+        answer = codec.decode_tuple(self.serde, stored)
+        operation.decode_seconds = (operation.decode_seconds or 0.0) + perf_counter() - started
+        operation.bytes_read = (operation.bytes_read or 0) + stored.size
+        if operation.name == "get_tuple":
+            operation.checkpoint_id = stored.checkpoint_id
+            operation.step, operation.source = stored.metadata.get("step"), stored.metadata.get("source")
+        return answer
+
+    def _complete(self, found: Found) -> None:
+        """Complete a checkpoint of an old format as upstream does: with its parent's TASKS writes."""
+        found.sends.sort(key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
+        sends = [self.serde.loads_typed(write.value) for write in found.sends]
+        versions = found.stored.document["channel_versions"]
+        version = max(versions.values()) if versions else self.get_next_version(None, None)
+        found.stored.values[TASKS] = (version, Encoded(*self.serde.dumps_typed(sends)))
+        versions[TASKS] = version
+
+    def _delta_history(self, channel: str, nearest_first: Sequence[Ancestor]) -> DeltaChannelHistory:
+        writes: list[codec.EncodedWrite] = []
+        history: DeltaChannelHistory = {"writes": []}
+        for ancestor in nearest_first:
+            own = [write for write in ancestor.writes if write.channel == channel]
+            own.sort(key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx), reverse=True)
+            writes += own
+            if channel in ancestor.values:
+                kind, raw = ancestor.values[channel]
+                if kind == "b":
+                    type_, data = raw.split(b"\0", 1)
+                    history["seed"] = self.serde.loads_typed((type_.decode(), data))
+                elif kind == "i":
+                    history["seed"] = json.loads(raw)["channel_values"][channel]
+                break
+        history["writes"] = [(w.task_id, channel, self.serde.loads_typed(w.value)) for w in reversed(writes)]
+        return history
+
+
+def _ids(name: str, ids: Sequence[str]) -> list[str]:
+    if isinstance(ids, str | bytes):
+        raise WrongTypeError(f"{name} must be a sequence of ids, not one of them: pass [{name[:-1]}].")
+    return list(ids)

@@ -1,0 +1,205 @@
+"""The atomic steps: each one script, one round trip, on all keys of one thread.
+
+Whatever way Redis has to fail becomes an error of `glasspoint.errors` here. A script is done as a whole or
+not at all, so a caller that is cancelled or runs out of time leaves nothing half-done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis.asyncio import RedisCluster
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    ClusterError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+
+from glasspoint.errors import (
+    GlasspointError,
+    RedisRefusedError,
+    RedisUnavailableError,
+    ThreadDamagedError,
+    ThreadMovedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Sequence
+
+    from redis.asyncio import Redis
+
+    from glasspoint.scope import Scope
+    from glasspoint.telemetry.events import Telemetry
+
+__all__ = ["AGAIN", "EXISTS", "Steps"]
+
+AGAIN, EXISTS = 4, 5
+"""What a step may answer besides 0, done: the thread has changed; there is one already."""
+
+_SEALED, _MOVED, _DAMAGED = 1, 2, 3
+
+_SCAN_COUNT = 1000
+
+# Words with which Redis begins an error; inside a script it puts them further back. Some of them redis-py
+# takes off, and raises a class of its own.
+_CODES = re.compile(
+    r"\b(OOM|READONLY|MISCONF|NOREPLICAS|NOPERM|NOAUTH|CLUSTERDOWN|BUSY|LOADING|MASTERDOWN)\b"
+)
+_CLASSES: dict[type[BaseException], str] = {
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+    NoPermissionError: "NOPERM",
+}
+_PASSING = {"CLUSTERDOWN", "BUSY", "LOADING", "MASTERDOWN"}
+_REASONS = {
+    "OOM": "it has no memory left: raise its maxmemory, prune threads or shorten the ttl",
+    "READONLY": "it is a read-only replica: connect to the primary",
+    "MISCONF": "it cannot save to its disk: see its log",
+    "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write asks for",
+    "NOPERM": "this user may not: let it run EVALSHA, EVAL, SCAN and what the scripts use on the key prefix",
+    "NOAUTH": "it asks for a password",
+}
+
+_Answer = TypeVar("_Answer")
+
+
+class Steps:
+    """Runs the scripts of `scripts/` on a Redis or a Redis Cluster."""
+
+    def __init__(self, redis: Redis | RedisCluster, telemetry: Telemetry, *, timeout_seconds: float) -> None:
+        """Args:
+        redis: A client with `decode_responses=False`; not closed here.
+        telemetry: Who is told of every step.
+        timeout_seconds: How long one step may take.
+        """
+        self._redis: Any = redis
+        self._telemetry = telemetry
+        self._timeout = timeout_seconds
+
+    async def run(self, step: str, scope: Scope, keys: Sequence[str], *args: bytes | str | int) -> list[Any]:
+        """Run one script.
+
+        Args:
+            step: Its name.
+            scope: Whose keys these are.
+            keys: The thread's keys, see `Keyspace`.
+            args: Its ARGV.
+
+        Returns:
+            Its answer without the leading 0, or a list of `AGAIN` or `EXISTS` alone.
+
+        Raises:
+            ThreadMovedError: The thread is sealed or has moved.
+            ThreadDamagedError: Redis has evicted a part of it.
+            RedisRefusedError, RedisUnavailableError: See there.
+        """
+        with self._telemetry.step(f"redis.{step}", scope):
+            status, *answer = await self._in_time(self._evalsha(step, keys, args))
+            if status == _SEALED:
+                raise ThreadMovedError(
+                    "This thread is being drained into another store: ask again in a moment.", moved=False
+                )
+            if status == _MOVED:
+                raise ThreadMovedError("This thread stands in another store now: ask that one.", moved=True)
+            if status == _DAMAGED:
+                raise ThreadDamagedError(
+                    "Redis has evicted a part of this thread, so that nothing of it can be believed: delete "
+                    "the thread, and give Redis the maxmemory-policy noeviction."
+                )
+        return [status] if status in (AGAIN, EXISTS) else answer
+
+    async def ping(self) -> None:
+        """Raises:
+        RedisUnavailableError: Redis does not answer.
+        RedisRefusedError: It refuses this user.
+        """
+        await self._in_time(self._redis.ping())
+
+    async def server_version(self) -> str:
+        """Return what Redis says of its version, `""` if it does not; of a cluster, one node's."""
+        try:
+            info = await self._in_time(self._redis.info("server"))
+        except GlasspointError:
+            return ""
+        if "redis_version" not in info:  # a cluster: node -> what it says
+            info = next((each for each in info.values() if isinstance(each, dict)), {})
+        return str(info.get("redis_version", ""))
+
+    async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
+        """Find keys, on every primary; a key may be found twice."""
+        nodes: list[Any] = [None]
+        if isinstance(self._redis, RedisCluster):
+            await self._in_time(self._redis.initialize())
+            nodes = self._redis.get_primaries()
+        for node in nodes:
+            cursor = None
+            while cursor != 0:
+                with self._telemetry.step("redis.scan", None):
+                    cursor, keys = await self._in_time(self._scan_page(node, cursor or 0, pattern))
+                yield keys
+
+    async def _scan_page(self, node: Any, cursor: int, pattern: str) -> tuple[int, list[bytes]]:
+        if node is None:
+            next_cursor, keys = await self._redis.scan(cursor, match=pattern, count=_SCAN_COUNT)
+        else:
+            cursors, keys = await self._redis.scan(
+                cursor, match=pattern, count=_SCAN_COUNT, target_nodes=[node]
+            )
+            (next_cursor,) = cursors.values()
+        return int(next_cursor), keys
+
+    async def _evalsha(self, step: str, keys: Sequence[str], args: Sequence[bytes | str | int]) -> list[Any]:
+        text, sha = _script(step)
+        try:
+            answer = await self._redis.evalsha(sha, len(keys), *keys, *args)
+        except NoScriptError:
+            # Sent whole, not loaded first: in a cluster it must be on the very node that runs it.
+            answer = await self._redis.eval(text, len(keys), *keys, *args)
+        return list(answer)
+
+    async def _in_time(self, work: Awaitable[_Answer]) -> _Answer:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await work
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as exc:
+            raise self._failure(exc) from exc
+
+    def _failure(self, exc: BaseException) -> Exception:
+        # What Redis says may hold a key, so only its first word is repeated.
+        found = _CODES.search(str(exc))
+        code = _CLASSES.get(type(exc)) or (found[1] if found and isinstance(exc, RedisError) else None)
+        passing = code in _PASSING or isinstance(exc, ClusterDownError | ClusterError)
+        if isinstance(exc, AuthenticationError | AuthorizationError):
+            return RedisRefusedError("Redis refuses this user or password.")
+        if isinstance(exc, ResponseError) and not passing:
+            if code is None:
+                return RedisRefusedError(
+                    f"Redis answered with an error that is not to be expected ({type(exc).__name__}): is it "
+                    "a Redis 6.2 or newer, and does nobody else use the key prefix?"
+                )
+            return RedisRefusedError(f"Redis refused, and nothing was stored: {_REASONS[code]}.")
+        waited = f" within {self._timeout} s" if isinstance(exc, TimeoutError) else ""
+        return RedisUnavailableError(
+            f"Redis did not answer{waited} ({code or type(exc).__name__}). If this was a write, it is not "
+            "known whether it was done; it may be repeated: it stores the same again."
+        )
+
+
+@cache
+def _script(step: str) -> tuple[str, str]:
+    folder = resources.files("glasspoint.history") / "scripts"
+    text = "".join((folder / f"{name}.lua").read_text("utf-8") for name in ("prelude", step))
+    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

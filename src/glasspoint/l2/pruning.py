@@ -1,0 +1,470 @@
+"""What takes rows away, and what copies them: one transaction a call, L1 told before it commits.
+
+READ COMMITTED, on purpose: what may go is decided by one statement, on one snapshot, and then removed by
+primary key, so later statements change nothing that was not decided. A checkpoint that is put meanwhile needs
+what the newest one before it needs, and that stays; a value is garbage only if no checkpoint refers to it
+when the blobs' own statement looks, which sees puts that REPEATABLE READ would not. And two that remove the
+same row wait for each other, instead of failing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from glasspoint.errors import DeltaChainError, ThreadExistsError, ThreadInUseError
+from glasspoint.l2 import pruning_statements as statements
+from glasspoint.scope import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+
+    from psycopg.rows import DictRow
+
+    from glasspoint.l2.store import Store
+    from glasspoint.telemetry.events import Telemetry
+
+    Connection = psycopg.AsyncConnection[DictRow]
+
+__all__ = ["Barrier", "Cutoff", "Plan", "Pruner", "Removed", "is_passing"]
+
+_LOCK_TIMEOUT_SECONDS = 5.0
+_STATEMENT_TIMEOUT_SECONDS = 600.0
+_NAMED_IN_ERRORS = 5
+
+
+class Barrier(Protocol):
+    """What keeps L1's readers away from scopes that are about to change in L2."""
+
+    async def block(self, scopes: Collection[Scope], *, alone: Collection[str] = ()) -> None:
+        """Return when readers of these scopes have been sent to L2.
+
+        Raises:
+            ThreadInUseError: Something is being written to one of the threads `alone`.
+        """
+
+    def committing(self) -> None:
+        """From now on L2 may have changed, whatever goes wrong."""
+
+
+class Row(NamedTuple):
+    """The primary key of a checkpoint."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+
+
+class Value(NamedTuple):
+    """The primary key of a blob."""
+
+    thread_id: str
+    checkpoint_ns: str
+    channel: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cutoff:
+    """What is old: ids below `uuid`, timestamps before `timestamp`; and `orphans`: the same as an id, for
+    writes that have no checkpoint."""
+
+    uuid: str
+    timestamp: str
+    orphans: str
+
+    def params(self) -> dict[str, str]:
+        """For the statements."""
+        return {
+            "cutoff_id": self.uuid,
+            "cutoff_ts": self.timestamp,
+            "orphans_cutoff_id": self.orphans,
+        }
+
+
+@dataclass(slots=True)
+class Plan:
+    """What goes, of some threads.
+
+    Attributes:
+        doomed: The checkpoints, oldest first. They are taken from the end, so that whatever is left has the
+            ancestors that it needs.
+        over: Scopes of which nothing stays.
+        newest: Scope -> its newest checkpoint.
+        severed: What does not stay -> what stays and has it for its parent.
+        whole: Threads of which no checkpoint stays.
+    """
+
+    doomed: list[Row] = field(default_factory=list)
+    over: set[Scope] = field(default_factory=set)
+    newest: dict[Scope, str] = field(default_factory=dict)
+    severed: dict[Row, list[Row]] = field(default_factory=dict)
+    whole: list[str] = field(default_factory=list)
+
+    def last(self, at_most: int) -> Plan:
+        """Return a plan for the last so many of the doomed; all that is left, if there are not more."""
+        if len(self.doomed) <= at_most:
+            return self
+        taken = self.doomed[-at_most:]
+        severed = {row: self.severed[row] for row in taken if row in self.severed}
+        return Plan(taken, self.over, self.newest, severed)
+
+    def forget_last(self, count: int) -> None:
+        """So many have gone."""
+        for row in self.doomed[-count:]:
+            self.severed.pop(row, None)
+        del self.doomed[-count:]
+
+
+@dataclass(slots=True)
+class Removed:
+    """What one transaction removed, or would remove.
+
+    Attributes:
+        threads: Those of which anything went.
+        bytes: The stored size of checkpoints, metadata and values.
+        skipped: Threads that another run has in hand.
+        rest: What is left to do of a single thread.
+        again: Or: what is left is to be planned by another call.
+    """
+
+    threads: set[str] = field(default_factory=set)
+    checkpoints: int = 0
+    writes: int = 0
+    blobs: int = 0
+    bytes: int = 0
+    skipped: set[str] = field(default_factory=set)
+    rest: Plan | None = None
+    again: bool = False
+
+
+class Pruner:
+    """Removes and copies, in a `Store`'s database."""
+
+    def __init__(self, store: Store, telemetry: Telemetry) -> None:
+        """Args:
+        store: Whose connections are used.
+        telemetry: Who is told of every transaction.
+        """
+        self._store = store
+        self._telemetry = telemetry
+
+    async def delete_threads(self, thread_ids: Sequence[str], barrier: Barrier) -> None:
+        """Delete whole threads.
+
+        Raises:
+            ThreadInUseError: Something is being written to one of them.
+        """
+        params = {"thread_ids": sorted(set(thread_ids))}
+        async with self._transaction("l2.prune", None, barrier) as conn:
+            rows = await _fetch(conn, statements.DELETE_THREADS, params)
+            await barrier.block([Scope(*row) for row in rows], alone=thread_ids)
+            await self._check_gone(conn, thread_ids)
+
+    async def keep_latest(self, thread_ids: Sequence[str], barrier: Barrier) -> None:
+        """Delete all but the newest checkpoint of each namespace and what it needs."""
+        params: dict[str, Any] = {"thread_ids": sorted(set(thread_ids))}
+        async with self._transaction("l2.prune", None, barrier) as conn:
+            plan = _plan_of(await _fetch(conn, statements.PLAN_KEEP_LATEST, params))
+            await _fetch(conn, statements.DELETE_CHECKPOINTS, _columns(plan.doomed))
+            await _fetch(conn, statements.DELETE_WRITES, _columns(plan.doomed))
+            if plan.over:
+                over = _columns(Row(*scope, "") for scope in plan.over)
+                await _execute(conn, statements.DELETE_WRITES_OF_SCOPES, over)
+            await self._drop_parents(conn, plan)
+            garbage = await self._garbage(conn, params["thread_ids"])
+            await _fetch(conn, statements.DELETE_BLOBS, _value_columns(garbage))
+            await barrier.block(_scopes(plan, garbage))
+
+    async def delete_for_runs(self, run_ids: Sequence[str], barrier: Barrier) -> None:
+        """Delete the checkpoints of some runs.
+
+        Raises:
+            DeltaChainError: A checkpoint that stays needs one of them.
+        """
+        async with self._transaction("l2.delete_for_runs", None, barrier) as conn:
+            params: dict[str, Any] = {"run_ids": list(run_ids)}
+            found = await _fetch(conn, statements.THREADS_OF_RUNS, params)
+            params["thread_ids"] = thread_ids = sorted(thread_id for (thread_id,) in found)
+            rows = await _fetch(conn, statements.PLAN_RUNS, params) if thread_ids else []
+            if broken := sorted({thread_id for thread_id, _, _, needed in rows if needed}):
+                raise DeltaChainError(
+                    f"Not deleted: {_names(broken)} would lose what a DeltaChannel of a later checkpoint is "
+                    "rebuilt from. Delete the whole thread, or all its runs after these as well."
+                )
+            doomed = [Row(*row[:3]) for row in rows]
+            await _fetch(conn, statements.DELETE_CHECKPOINTS, _columns(doomed))
+            await _fetch(conn, statements.DELETE_WRITES, _columns(doomed))
+            garbage = await self._garbage(conn, thread_ids)
+            await _fetch(conn, statements.DELETE_BLOBS, _value_columns(garbage))
+            await barrier.block(_scopes(Plan(doomed), garbage))
+
+    async def copy_thread(self, source: str, target: str, barrier: Barrier) -> None:
+        """Copy a thread; one that is not there is copied as such.
+
+        Raises:
+            ThreadExistsError: The target is.
+            ThreadInUseError: Something is being written to the target.
+        """
+        try:
+            async with self._transaction("l2.copy_thread", Scope(target, ""), barrier) as conn:
+                # Two copies of different threads to one target would not meet in any primary key.
+                await _fetch(conn, f"SELECT pg_advisory_xact_lock({_LOCK_KEY})", {"thread_id": target})
+                if await _fetch(conn, statements.THREAD_EXISTS, {"thread_id": target}) == [(True,)]:
+                    raise _exists(target)
+                rows = await _fetch(conn, statements.COPY_THREAD, {"source": source, "target": target})
+                await barrier.block([Scope(target, namespace) for (namespace,) in rows], alone=[target])
+        except psycopg.errors.UniqueViolation as exc:  # somebody put into it meanwhile
+            raise _exists(target) from exc
+
+    async def find_threads(
+        self, cutoff: Cutoff, after: str | None, limit: int, *, keep_latest: bool
+    ) -> list[tuple[str, int]]:
+        """Return the next threads in which something may be old, and at most how many checkpoints."""
+        params = {**cutoff.params(), "after": after, "limit": limit, "keep_latest": keep_latest}
+        async with self._store._connection(None) as conn:
+            with self._telemetry.step("l2.prune_find", None):
+                async with conn.transaction():
+                    await _settings(conn)
+                    return cast("list[tuple[str, int]]", await _fetch(conn, statements.FIND_THREADS, params))
+
+    async def remove_older(
+        self,
+        thread_ids: Sequence[str],
+        cutoff: Cutoff,
+        barrier: Barrier,
+        *,
+        keep_latest: bool,
+        at_most: int,
+        rest: Plan | None = None,
+    ) -> Removed:
+        """Remove what is old of some threads, in one transaction.
+
+        Args:
+            at_most: Of a single thread, how many checkpoints; the answer says what is left to do. Blobs go
+                with the last of them, so that a crash before leaves old checkpoints, by which the next run
+                finds this thread again; and so that they are looked through once, not once a batch.
+            rest: What an earlier call left to do. It is planned anew if somebody has gone on from there.
+
+        Raises:
+            ThreadInUseError: Something is being written to a thread of which nothing would stay.
+        """
+        async with self._transaction("l2.prune_older_than", None, barrier) as conn:
+            locked = [r[0] for r in await _fetch(conn, statements.LOCK_THREADS, {"thread_ids": thread_ids})]
+            removed = Removed(skipped={*thread_ids} - {*locked})
+            if not locked:
+                return removed
+            params: dict[str, Any] = {
+                **cutoff.params(),
+                "thread_ids": sorted(locked),
+                "keep_latest": keep_latest,
+            }
+            if rest is not None and await self._gone_on(conn, rest):
+                rest = None
+            if rest is None:
+                rest = _plan_of(await _fetch(conn, statements.PLAN_OLDER, params))
+                if not keep_latest and len(thread_ids) == 1 and len(rest.doomed) > at_most:
+                    # A thread that goes whole, but not at once: the newest checkpoint and what it needs go
+                    # together at the end, so that nobody meanwhile takes an older one for the newest.
+                    params["keep_latest"] = True
+                    first = _plan_of(await _fetch(conn, statements.PLAN_OLDER, params))
+                    if first.doomed:
+                        removed.again, rest = True, first
+            # Several threads are few checkpoints each; only one alone is done in parts.
+            plan = rest.last(at_most) if len(thread_ids) == 1 and not rest.whole else rest
+            is_last = plan is rest
+            writes = list(plan.doomed)
+            if is_last:
+                writes += map(Row._make, await _fetch(conn, statements.ORPHANED_WRITES, params))
+            [(removed.checkpoints, size)] = await _fetch(
+                conn, statements.DELETE_CHECKPOINTS, _columns(plan.doomed)
+            )
+            [(removed.writes, writes_size)] = await _fetch(conn, statements.DELETE_WRITES, _columns(writes))
+            await self._drop_parents(conn, plan)
+            garbage = await self._garbage(conn, locked) if is_last else []
+            [(removed.blobs, blobs_size)] = await _fetch(
+                conn, statements.DELETE_BLOBS, _value_columns(garbage)
+            )
+            removed.bytes = size + writes_size + blobs_size
+            scopes = _scopes(plan, garbage) | {Scope(*row[:2]) for row in writes}
+            removed.threads = {row.thread_id for row in writes} | {value.thread_id for value in garbage}
+            await barrier.block(scopes, alone=plan.whole)
+            await self._check_gone(conn, plan.whole)
+        if not is_last:
+            rest.forget_last(len(plan.doomed))
+            removed.rest = rest
+        return removed
+
+    async def count_older(self, thread_ids: Sequence[str], cutoff: Cutoff, *, keep_latest: bool) -> Removed:
+        """Count what `remove_older` would remove. Takes no locks."""
+        async with self._store._connection(None) as conn:
+            with self._telemetry.step("l2.prune_count", None):
+                async with conn.transaction():
+                    await conn.execute("SET TRANSACTION READ ONLY")
+                    await _settings(conn)
+                    params = {
+                        **cutoff.params(),
+                        "thread_ids": sorted(set(thread_ids)),
+                        "keep_latest": keep_latest,
+                    }
+                    plan = _plan_of(await _fetch(conn, statements.PLAN_OLDER, params))
+                    writes = [*plan.doomed]
+                    writes += map(Row._make, await _fetch(conn, statements.ORPHANED_WRITES, params))
+                    garbage = await self._garbage(conn, thread_ids, without=plan.doomed)
+                    sizes = [
+                        await _fetch(conn, statement, columns)
+                        for statement, columns in (
+                            (statements.CHECKPOINT_SIZES, _columns(plan.doomed)),
+                            (statements.WRITE_SIZES, _columns(writes)),
+                            (statements.BLOB_SIZES, _value_columns(garbage)),
+                        )
+                    ]
+        (checkpoints, a), (written, b), (blobs, c) = (each for [each] in sizes)
+        threads = {row.thread_id for row in writes} | {value.thread_id for value in garbage}
+        return Removed(threads, checkpoints, written, blobs, a + b + c)
+
+    @asynccontextmanager
+    async def _transaction(
+        self, step: str, scope: Scope | None, barrier: Barrier
+    ) -> AsyncIterator[Connection]:
+        async with self._store._connection(scope) as conn:
+            with self._telemetry.step(step, scope):
+                async with conn.transaction():
+                    await _settings(conn)
+                    yield conn
+                    barrier.committing()
+
+    async def _garbage(
+        self, conn: Connection, thread_ids: Sequence[str], *, without: Iterable[Row] = ()
+    ) -> list[Value]:
+        params = {"thread_ids": list(thread_ids), **_columns(without)}
+        return sorted(map(Value._make, await _fetch(conn, statements.GARBAGE_BLOBS, params)))
+
+    async def _drop_parents(self, conn: Connection, plan: Plan) -> None:
+        if plan.severed:
+            pairs = [(child, parent) for parent, children in plan.severed.items() for child in children]
+            columns = _columns(child for child, _ in pairs)
+            columns["parents"] = [parent.checkpoint_id for _, parent in pairs]
+            await _execute(conn, statements.DROP_PARENTS, columns)
+
+    async def _check_gone(self, conn: Connection, thread_ids: Sequence[str]) -> None:
+        """Raise if a put has slipped in: one that had begun before readers and writers were looked for, and
+        was over by then. What begins later is later than the deletion."""
+        if not thread_ids:
+            return
+        there = await _fetch(conn, statements.STILL_THERE, {"thread_ids": list(thread_ids)})
+        if there:
+            raise in_use(t for (t,) in there)
+
+    async def _gone_on(self, conn: Connection, plan: Plan) -> bool:
+        """Whether anybody has gone on from a doomed checkpoint since the plan was made."""
+        newest = _columns(Row(*scope, checkpoint_id) for scope, checkpoint_id in plan.newest.items())
+        parents = {Row(*row) for row in await _fetch(conn, statements.PARENTS_SINCE, newest)}
+        return bool(parents) and not parents.isdisjoint(plan.doomed)
+
+
+def in_use(thread_ids: Iterable[str]) -> ThreadInUseError:
+    """Return the error for threads that something is being written to."""
+    threads = frozenset(thread_ids)
+    return ThreadInUseError(
+        f"Nothing was done: {_names(sorted(threads))} is being written to. Wait until its run is over, or "
+        "cancel it, and repeat.",
+        threads,
+    )
+
+
+def is_passing(error: BaseException) -> bool:
+    """Tell whether repeating a transaction may help: it lost against another one, and was rolled back."""
+    return isinstance(
+        error,
+        psycopg.errors.DeadlockDetected
+        | psycopg.errors.SerializationFailure
+        | psycopg.errors.LockNotAvailable,
+    )
+
+
+_LOCK_KEY = "hashtextextended('glasspoint copy ' || %(thread_id)s, 0)"
+
+
+async def _settings(conn: Connection) -> None:
+    await conn.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    timeouts = {
+        "statement_timeout_ms": str(int(_STATEMENT_TIMEOUT_SECONDS * 1000)),
+        "lock_timeout_ms": str(int(_LOCK_TIMEOUT_SECONDS * 1000)),
+    }
+    await _fetch(conn, statements.SETTINGS, timeouts)
+
+
+# Unprepared: each statement is then planned for the arrays that it gets. A plan that was made for any would
+# look through an array from its front for every row.
+async def _fetch(conn: Connection, sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
+        await cursor.execute(cast("Any", sql), params, prepare=False)
+        return await cursor.fetchall()
+
+
+async def _execute(conn: Connection, sql: str, params: Mapping[str, Any]) -> None:
+    await conn.execute(cast("Any", sql), params, prepare=False)
+
+
+def _plan_of(rows: list[tuple[Any, ...]]) -> Plan:
+    plan = Plan()
+    for kind, thread_id, namespace, checkpoint_id, parent_id in rows:
+        row = Row(thread_id, namespace, checkpoint_id)
+        if kind == "newest":
+            plan.newest[Scope(thread_id, namespace)] = checkpoint_id
+        elif kind == "severed":
+            plan.severed.setdefault(row._replace(checkpoint_id=parent_id), []).append(row)
+        else:
+            plan.doomed.append(row)
+            if kind == "over":
+                plan.over.add(Scope(thread_id, namespace))
+    plan.doomed.sort(key=lambda row: (row.checkpoint_id, row))
+    doomed = set(plan.doomed)
+    stays: dict[str, bool] = defaultdict(bool)
+    for scope, checkpoint_id in plan.newest.items():
+        stays[scope.thread_id] |= Row(*scope, checkpoint_id) not in doomed
+    plan.whole = [thread_id for thread_id, any_stays in stays.items() if not any_stays]
+    return plan
+
+
+def _scopes(plan: Plan, garbage: Iterable[Value]) -> set[Scope]:
+    """What changes; planned rather than done: another deletion, under way, may have taken the rows first,
+    and must not be relied on to tell L1."""
+    rows = [*plan.doomed, *(row for children in plan.severed.values() for row in children)]
+    return {Scope(*row[:2]) for row in rows} | {Scope(*value[:2]) for value in garbage} | plan.over
+
+
+def _columns(rows: Iterable[Row]) -> dict[str, list[str]]:
+    taken = list(rows)
+    return {
+        "threads": [row.thread_id for row in taken],
+        "namespaces": [row.checkpoint_ns for row in taken],
+        "ids": [row.checkpoint_id for row in taken],
+    }
+
+
+def _value_columns(values: Sequence[Value]) -> dict[str, list[str]]:
+    return {
+        "threads": [value.thread_id for value in values],
+        "namespaces": [value.checkpoint_ns for value in values],
+        "channels": [value.channel for value in values],
+        "versions": [value.version for value in values],
+    }
+
+
+def _names(thread_ids: Sequence[str]) -> str:
+    shown = ", ".join(repr(thread_id) for thread_id in thread_ids[:_NAMED_IN_ERRORS])
+    more = len(thread_ids) - _NAMED_IN_ERRORS
+    return f"thread {shown}" + (f" (and {more} more)" if more > 0 else "")
+
+
+def _exists(target: str) -> ThreadExistsError:
+    return ThreadExistsError(
+        f"The thread {target!r} is there already: nothing was copied. Name a new one, or delete it first."
+    )

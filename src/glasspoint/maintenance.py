@@ -1,0 +1,499 @@
+"""Deleting, copying and pruning threads.
+
+    L2: begin; delete, copy         rows are locked, readers do not notice
+    L1 BEGIN, every scope touched   readers are sent to L2 from here on
+    L2: commit
+    L1 DROP, each
+
+Only the rows say which scopes are touched, so BEGIN comes after the work and before the commit. That is soon
+enough: until the commit, what L1 has is what L2 answers. A reader that warms up before it loses its lease to
+BEGIN, a put that is under way is disarmed by DROP, and both look at L2 again. After a crash between BEGIN and
+DROP the intents stand until their deadline, readers ask L2, and then the entry is discarded. After a crash
+before the commit, L2 has rolled back, and the same happens for nothing. Nothing slow may happen between BEGIN
+and the commit, or the intents would be gone before the rows are.
+
+That a transaction is rolled back is known, so ABORT takes the intents back and leaves the images; only a
+COMMIT that was not answered leaves it open, and then readers stay away until the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from glasspoint.errors import (
+    ConfigurationError,
+    InvalidConfigError,
+    L1UnavailableError,
+    L2DeadlineError,
+    ThreadInUseError,
+    WrongTypeError,
+)
+from glasspoint.l1.cache import Intent
+from glasspoint.l2.pruning import Cutoff, Pruner, Removed, in_use, is_passing
+from glasspoint.l2.store import certainly_unchanged
+from glasspoint.lifecycle import ManagedSaver
+from glasspoint.scope import Scope, validate_run_id, validate_thread_id
+from glasspoint.telemetry.events import Invalidated
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Iterator
+
+    from glasspoint.l2.pruning import Barrier, Plan
+    from glasspoint.telemetry.events import InvalidationSource
+
+__all__ = ["MaintainedSaver", "PruneReport"]
+
+_Answer = TypeVar("_Answer")
+_Item = TypeVar("_Item")
+
+_STRATEGIES = ("keep_latest", "delete")
+
+# How many entries are handled at a time; a thread has one for each call of a subgraph.
+_SCOPES_AT_ONCE = 16
+
+# How often a transaction is tried that loses against another one, and how long it waits before the next try.
+_ATTEMPTS = 5
+_BACK_OFF_SECONDS = 0.1
+
+_THREADS_AT_ONCE = 200
+_THREADS_A_PAGE = 1000
+
+# A write may be saved before its checkpoint: it is an orphan only when that cannot be any more.
+_NO_ORPHAN_BEFORE = timedelta(hours=1)
+
+# The time in a UUID of version 6: since the Gregorian calendar, in units of 100 ns.
+_UUID_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What a run of `aprune_older_than` has removed, or would remove.
+
+    Attributes:
+        cutoff: What is older than this is old; fixed when the run began.
+        dry_run: Whether it was only counted.
+        threads: Threads of which anything went.
+        checkpoints, writes, blobs: Rows of the three tables.
+        bytes: What the checkpoints, their metadata and the values took in storage, compressed as they are;
+            rows' headers and indexes not counted.
+        batches: Transactions.
+        skipped_threads: Threads left alone: another run had them in hand, or one was to go whole while
+            something was being written to it.
+    """
+
+    cutoff: datetime
+    dry_run: bool = False
+    threads: int = 0
+    checkpoints: int = 0
+    writes: int = 0
+    blobs: int = 0
+    bytes: int = 0
+    batches: int = 0
+    skipped_threads: int = 0
+
+
+class MaintainedSaver(ManagedSaver):
+    """What changes whole threads, with L1 kept right."""
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete all checkpoints and writes of a thread, in all its namespaces.
+
+        A run of the thread that goes on is not stopped: what it stores afterwards is stored, without what
+        was deleted.
+
+        Args:
+            thread_id: The thread.
+
+        Raises:
+            InvalidConfigError: No thread can have this id.
+            L2UnavailableError: PostgreSQL did not answer; whether it deleted is not known.
+        """
+        validate_thread_id(thread_id)
+
+        async def delete(barrier: Barrier) -> None:
+            async def block_readers(namespaces: list[str]) -> None:
+                await barrier.block([Scope(thread_id, namespace) for namespace in namespaces])
+                barrier.committing()
+
+            await self._l2.delete_thread(thread_id, block_readers)
+
+        with self._lifetime.call(), self._telemetry.operation("delete_thread", Scope(thread_id, "")):
+            await self._change("delete", delete)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete all checkpoints of some runs, with their writes, and the values that nobody else refers to.
+
+        Checkpoints that stay keep the ids of their parents. All or nothing is deleted.
+
+        LangGraph's tables have no index on the run: this looks through all checkpoints once. If you call it
+        often, make one: `CREATE INDEX CONCURRENTLY checkpoints_run_id_idx ON checkpoints
+        ((metadata ->> 'run_id')) WHERE (metadata ->> 'run_id') IS NOT NULL`.
+
+        Args:
+            run_ids: The runs, as in the checkpoints' metadata under `run_id`. Unknown ones are ignored.
+
+        Raises:
+            DeltaChainError: A `DeltaChannel` of a checkpoint that stays is rebuilt from one of these.
+            InvalidConfigError: No run can have such an id.
+            ConfigurationError: This is a single string (a TypeError, too).
+            L2DeadlineError: Others kept the rows locked. Nothing was deleted.
+            L2UnavailableError: PostgreSQL did not answer; whether it deleted is not known.
+        """
+        runs = [validate_run_id(each) for each in _listed("run_ids", run_ids)]
+        with self._lifetime.call(), self._telemetry.operation("delete_for_runs", None):
+            if runs:
+                await self._change("delete", lambda barrier: self._pruner.delete_for_runs(runs, barrier))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread: all its checkpoints, writes and values, in all its namespaces, as they are now.
+
+        A thread without data is copied as such. Where the metadata name the thread, as LangGraph Server has
+        it, the copy's name the copy.
+
+        Args:
+            source_thread_id: The thread to copy; it is not changed.
+            target_thread_id: What the copy is called; there must be nothing of this name.
+
+        Raises:
+            ThreadExistsError: The target is there already, in whatever part.
+            ThreadInUseError: Something is being written to the target.
+            InvalidConfigError: No thread can have such an id, or the two are the same.
+            L2DeadlineError: Others kept the rows locked. Nothing was copied.
+            L2UnavailableError: PostgreSQL did not answer; whether it copied is not known.
+        """
+        source, target = validate_thread_id(source_thread_id), validate_thread_id(target_thread_id)
+        if source == target:
+            raise InvalidConfigError(
+                f"A thread cannot be copied to itself ({source!r}): name another target."
+            )
+        with self._lifetime.call(), self._telemetry.operation("copy_thread", Scope(target, "")):
+            await self._change("copy", lambda barrier: self._pruner.copy_thread(source, target, barrier))
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Prune some threads, all of them or, after an error, none.
+
+        `"keep_latest"` keeps the newest checkpoint of each namespace, with its pending writes and values, and
+        what it needs: where it has a `DeltaChannel` without a value of its own, the ancestors that the value
+        is rebuilt from, back to the last snapshot; for formats before 4 the parent that holds pending sends.
+        A subgraph call's namespace goes with the root checkpoint that the call started from. It may be done
+        in the middle of a run, which goes on as if nothing had happened; but not while a run starts from an
+        older checkpoint than the newest. An ancestor that was kept is there for the newest checkpoint's sake:
+        with several delta channels it may lack what its own state would be rebuilt from.
+
+        `"delete"` deletes everything of the threads. If a write to one of them is on its way at that moment,
+        through any saver of this kind on the same Redis, nothing is done, and this fails. A run that is
+        between two writes cannot be seen, nor one when Redis does not answer; what it stores afterwards is
+        stored, without what was deleted. So end a thread's runs before you delete it.
+
+        Args:
+            thread_ids: The threads. Those that are not there are ignored.
+            strategy: `"keep_latest"` or `"delete"`.
+
+        Raises:
+            ConfigurationError: The strategy is unknown, or this is a single string (a TypeError, too).
+            InvalidConfigError: No thread can have such an id.
+            ThreadInUseError: Something is being written to a thread that is to be deleted.
+            L2DeadlineError: Others kept the rows locked. Nothing was done.
+            L2UnavailableError: PostgreSQL did not answer; whether it pruned is not known.
+        """
+        if strategy not in _STRATEGIES:
+            names = " and ".join(f'"{name}"' for name in _STRATEGIES)
+            raise ConfigurationError(f"Unknown strategy {strategy!r}: there are {names}.")
+        threads = [validate_thread_id(each) for each in _listed("thread_ids", thread_ids)]
+        with self._lifetime.call(), self._telemetry.operation("prune", None):
+            if threads and strategy == "delete":
+                await self._change("delete", lambda barrier: self._pruner.delete_threads(threads, barrier))
+            elif threads:
+                await self._change("prune", lambda barrier: self._pruner.keep_latest(threads, barrier))
+
+    async def aprune_older_than(
+        self,
+        age: timedelta,
+        *,
+        keep_latest: bool = True,
+        batch_size: int = 1000,
+        dry_run: bool = False,
+        on_batch: Callable[[PruneReport], object] | None = None,
+    ) -> PruneReport:
+        """Remove the checkpoints of all threads that are older than `age`, but for those that are needed.
+
+        Needed are the newest of each namespace, and what younger or newest ones need: see `aprune`. Their
+        writes go with them, old writes that have no checkpoint, and values that nothing refers to any more.
+        A checkpoint is as old as its id says (a UUID of version 6, which LangGraph makes), or else its `ts`;
+        one of which neither tells the time is never old.
+
+        It works in batches, each a short transaction: an error, a crash or a cancellation undoes only the
+        batch under way. Live runs are not disturbed, but one that starts from an old checkpoint may find it
+        gone. Several runs at once share the threads: what one has in hand, another skips.
+
+        Args:
+            age: How old; greater than 0.
+            keep_latest: `False`: a thread whose newest checkpoint is old goes whole.
+            batch_size: About how many checkpoints one transaction removes.
+            dry_run: Only count; nothing is locked or written.
+            on_batch: Called after each batch with the sums so far. What it raises ends the run.
+
+        Returns:
+            What was removed.
+
+        Raises:
+            ConfigurationError: `age` or `batch_size` is out of its range.
+            L1UnavailableError: Redis could not be told of a batch, which was therefore not removed.
+            L2DeadlineError: Others kept the rows of a batch locked, or PostgreSQL gave a statement up.
+            L2UnavailableError: PostgreSQL did not answer; whether it removed the last batch is not known.
+        """
+        _check_age(age)
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size is {batch_size!r}: it must be at least 1.")
+        now = datetime.now(UTC)
+        try:
+            cutoff = now - age
+        except OverflowError:
+            cutoff = _UUID_EPOCH
+        cutoff = max(cutoff, _UUID_EPOCH)
+        run = _Run(
+            PruneReport(cutoff, dry_run),
+            Cutoff(
+                _uuid6(cutoff),
+                cutoff.strftime("%Y-%m-%dT%H:%M:%S"),
+                _uuid6(min(cutoff, now - _NO_ORPHAN_BEFORE)),
+            ),
+            keep_latest,
+            batch_size,
+            on_batch,
+        )
+        after: str | None = None
+        while found := await self._find(run, after):
+            after = found[-1][0]
+            for threads in _batches(found, batch_size):
+                await self._prune_batch(run, threads)
+            if len(found) < _THREADS_A_PAGE:
+                break
+        return run.report
+
+    # ---------------------------------------------------------------- helpers
+
+    @property
+    def _pruner(self) -> Pruner:
+        return Pruner(self._l2, self._telemetry)
+
+    async def _find(self, run: _Run, after: str | None) -> list[tuple[str, int]]:
+        with self._lifetime.call():
+            return await self._pruner.find_threads(
+                run.cutoff, after, _THREADS_A_PAGE, keep_latest=run.keep_latest
+            )
+
+    async def _prune_batch(self, run: _Run, threads: Sequence[str]) -> None:
+        """Remove, or count, what is old of these threads; of a single one perhaps in several transactions."""
+        rest: Plan | None = None
+        again = False
+        while threads:
+            try:
+                with self._lifetime.call(), self._telemetry.operation("prune_older_than", None):
+                    removed = await self._remove(run, threads, rest)
+            except ThreadInUseError as exc:
+                run.skip(exc.thread_ids)
+                threads = [each for each in threads if each not in exc.thread_ids]
+                continue
+            run.add(removed)
+            rest, again = removed.rest, again or removed.again
+            if rest is None:
+                if not again or removed.skipped:  # another run has taken it up
+                    return
+                again = False
+
+    async def _remove(self, run: _Run, threads: Sequence[str], rest: Plan | None) -> Removed:
+        if run.report.dry_run:
+            return await self._pruner.count_older(threads, run.cutoff, keep_latest=run.keep_latest)
+        return await self._change(
+            "prune",
+            lambda barrier: self._pruner.remove_older(
+                threads,
+                run.cutoff,
+                barrier,
+                keep_latest=run.keep_latest,
+                at_most=run.batch_size,
+                rest=rest,
+            ),
+            must_tell_l1=True,
+        )
+
+    async def _change(
+        self,
+        source: InvalidationSource,
+        transaction: Callable[[Barrier], Awaitable[_Answer]],
+        *,
+        must_tell_l1: bool = False,
+    ) -> _Answer:
+        """Run a transaction behind a barrier; again, if it lost against another one."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                async with self._barrier(source, must_tell_l1=must_tell_l1) as barrier:
+                    return await transaction(barrier)
+            except Exception as exc:
+                if not is_passing(exc):
+                    raise
+                if attempt == _ATTEMPTS:
+                    raise L2DeadlineError(
+                        f"Nothing was done: others kept the rows locked ({type(exc).__name__}), at each of "
+                        f"{_ATTEMPTS} attempts. The call may be repeated."
+                    ) from exc
+            await asyncio.sleep(random.uniform(0.5, 1) * _BACK_OFF_SECONDS * attempt)
+        raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def _barrier(self, source: InvalidationSource, *, must_tell_l1: bool) -> AsyncIterator[Barrier]:
+        barrier = _Intents(self, source, must_tell_l1=must_tell_l1)
+        try:
+            yield barrier
+        except BaseException as exc:
+            # The transaction is rolled back, unless its COMMIT is the very thing that was not answered.
+            unchanged = not barrier.is_committing or certainly_unchanged(exc)
+            await self._lifetime.settle(barrier.take_back() if unchanged else barrier.drop(in_doubt=True))
+            raise
+        await self._lifetime.settle(barrier.drop(in_doubt=False))
+
+
+class _Intents:
+    """The barrier: an intent on every scope."""
+
+    def __init__(self, saver: MaintainedSaver, source: InvalidationSource, *, must_tell_l1: bool) -> None:
+        self._l1 = saver._l1
+        self._lifetime = saver._lifetime
+        self._telemetry = saver._telemetry
+        self._source = source
+        self._must_tell_l1 = must_tell_l1
+        self._intents: list[Intent] = []
+        self._beginning = asyncio.Event()
+        self._beginning.set()
+        self.is_committing = False
+
+    async def block(self, scopes: Collection[Scope], *, alone: Collection[str] = ()) -> None:
+        self._beginning.clear()
+        # To its end: an intent that nobody knows would send readers away until its deadline.
+        busy = await self._lifetime.settle(self._begin(sorted(scopes), frozenset(alone)))
+        if busy:
+            raise in_use(busy)
+        if self._must_tell_l1 and not all(intent.name for intent in self._intents):
+            raise L1UnavailableError(
+                "Redis does not answer, and could not be told of what is removed: nothing more was removed. "
+                "Repeat when it is back."
+            )
+
+    def committing(self) -> None:
+        self.is_committing = True
+
+    async def take_back(self) -> None:
+        await self._beginning.wait()
+        await _for_each([i for i in self._intents if i.name], self._l1.abort)
+
+    async def drop(self, *, in_doubt: bool) -> None:
+        await self._beginning.wait()
+
+        async def drop(intent: Intent) -> None:
+            if await self._l1.drop(intent, still_running=in_doubt):
+                self._telemetry.note(Invalidated(self._source))
+
+        await _for_each(self._intents, drop)
+
+    async def _begin(self, scopes: Sequence[Scope], alone: frozenset[str]) -> set[str]:
+        """Leave the intents; return the threads that are not alone, if any, and go no further then."""
+        try:
+            for start in range(0, len(scopes), _SCOPES_AT_ONCE):
+                chunk = scopes[start : start + _SCOPES_AT_ONCE]
+                begun = await asyncio.gather(
+                    *(
+                        (self._l1.begin_alone if scope.thread_id in alone else self._l1.begin)(scope)
+                        for scope in chunk
+                    )
+                )
+                self._intents += [intent for intent in begun if intent is not None]
+                if busy := {s.thread_id for s, intent in zip(chunk, begun, strict=True) if intent is None}:
+                    return busy
+                if not any(intent.name for intent in self._intents[-len(chunk) :]):
+                    # Redis does not answer. Rows are locked: do not wait for it once for each of the others.
+                    self._intents += [Intent(scope, b"") for scope in scopes[start + _SCOPES_AT_ONCE :]]
+                    break
+        finally:
+            self._beginning.set()
+        return set()
+
+
+@dataclass(slots=True)
+class _Run:
+    """A run of `aprune_older_than`, and how far it has come."""
+
+    report: PruneReport
+    cutoff: Cutoff
+    keep_latest: bool
+    batch_size: int
+    on_batch: Callable[[PruneReport], object] | None
+    _last_thread: str | None = field(default=None, init=False)
+
+    def add(self, removed: Removed) -> None:
+        """Sum up, and say so."""
+        sums = self.report
+        self.report = replace(
+            sums,
+            # A thread that takes several batches is one.
+            threads=sums.threads + len(removed.threads - {self._last_thread}),
+            checkpoints=sums.checkpoints + removed.checkpoints,
+            writes=sums.writes + removed.writes,
+            blobs=sums.blobs + removed.blobs,
+            bytes=sums.bytes + removed.bytes,
+            batches=sums.batches + 1,
+            skipped_threads=sums.skipped_threads + len(removed.skipped),
+        )
+        if len(removed.threads) == 1:
+            (self._last_thread,) = removed.threads
+        if self.on_batch is not None:
+            self.on_batch(self.report)
+
+    def skip(self, threads: Collection[str]) -> None:
+        """Leave these alone."""
+        self.report = replace(self.report, skipped_threads=self.report.skipped_threads + len(threads))
+
+
+def _batches(found: Sequence[tuple[str, int]], batch_size: int) -> Iterator[list[str]]:
+    """Put threads together, up to about so many old checkpoints; one with more than that is alone."""
+    batch: list[str] = []
+    size = 0
+    for thread_id, old in found:
+        if batch and (size + old > batch_size or len(batch) == _THREADS_AT_ONCE):
+            yield batch
+            batch, size = [], 0
+        batch.append(thread_id)
+        size += old
+    if batch:
+        yield batch
+
+
+def _check_age(age: object) -> None:
+    if not isinstance(age, timedelta) or age <= timedelta():
+        raise ConfigurationError(f"age is {age!r}: it must be a timedelta greater than 0.")
+
+
+def _listed(name: str, given: Iterable[object]) -> list[object]:
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise WrongTypeError(f"{name} is a single {type(given).__name__}: pass a list of strings.")
+    return list(given)
+
+
+def _uuid6(moment: datetime) -> str:
+    """The lowest UUID of version 6 of a moment: what sorts before it is older."""
+    ticks = (moment - _UUID_EPOCH) // timedelta(microseconds=1) * 10
+    return f"{ticks >> 28:08x}-{ticks >> 12 & 0xFFFF:04x}-6{ticks & 0xFFF:03x}-0000-000000000000"
+
+
+async def _for_each(items: Sequence[_Item], step: Callable[[_Item], Awaitable[_Answer]]) -> list[_Answer]:
+    """Run a step for every item, a few at a time."""
+    answers: list[_Answer] = []
+    for start in range(0, len(items), _SCOPES_AT_ONCE):
+        answers += await asyncio.gather(*map(step, items[start : start + _SCOPES_AT_ONCE]))
+    return answers

@@ -1,0 +1,52 @@
+"""MemorySaver: the full history in this process alone, as the last tier of the fallback chain.
+
+Unlike LangGraph's `InMemorySaver` it keeps what the other tiers keep, bytes and all, so that it can be
+drained into them, and reads and lists as `AsyncPostgresSaver` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from glasspoint.history.in_memory import MemoryHistory
+from glasspoint.history.saver import HistorySaver
+from glasspoint.telemetry import create_telemetry
+from glasspoint.telemetry.events import Vitals
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+
+    from glasspoint.telemetry.events import Telemetry
+
+__all__ = ["MemorySaver"]
+
+
+class MemorySaver(HistorySaver):
+    """LangGraph's checkpoints in memory, every call traced and counted. They end with the process.
+
+    What it returns equals what `AsyncPostgresSaver` returns after the same calls.
+
+    Example:
+        ```python
+        async with MemorySaver() as saver:
+            graph = builder.compile(checkpointer=saver)
+            await graph.ainvoke(inputs, {"configurable": {"thread_id": "42"}})
+        ```
+    """
+
+    def __init__(
+        self, *, serde: SerializerProtocol | None = None, telemetry: Telemetry | None = None
+    ) -> None:
+        """Begin with nothing. On an event loop; there is nothing to wait for.
+
+        Args:
+            serde: How values are serialised; by default as LangGraph's savers do it.
+            telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
+                registry and OpenTelemetry provider.
+        """
+        vitals = Vitals(pool=None, redis=None, tier="memory")
+        super().__init__(MemoryHistory(), vitals, telemetry or create_telemetry(), serde)
+
+    async def ping(self) -> None:
+        """Check that it works: it always does, until it is closed."""
+        self._lifetime.check_open()

@@ -1,0 +1,156 @@
+"""RedisSaver: the full history of every thread on plain Redis data types, for any Redis-compatible server.
+
+Every step is one script on all keys of a thread, so it is done as a whole or not at all, and a thread expires
+as a whole: see `history/scripts/prelude.lua` for what stands where, and `history/saver.py` for the calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from glasspoint.blocking import Opening
+from glasspoint.errors import ConfigurationError
+from glasspoint.history.in_redis import RedisHistory
+from glasspoint.history.keys import Keyspace
+from glasspoint.history.saver import HistorySaver
+from glasspoint.history.steps import Steps
+from glasspoint.l1.client import address_of, check_redis_or_cluster, open_redis
+from glasspoint.telemetry import create_telemetry
+from glasspoint.telemetry.events import Vitals
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+    from redis.asyncio import Redis, RedisCluster
+
+    from glasspoint.telemetry.events import Telemetry
+
+__all__ = ["RedisSaver"]
+
+_log = logging.getLogger("glasspoint")
+
+_TIMEOUT_SECONDS = 2.0
+
+# How long Redis may take to answer when somebody asks whether it does.
+_SIGN_OF_LIFE_SECONDS = 0.5
+
+
+class RedisSaver(HistorySaver):
+    """LangGraph's checkpoints in Redis alone, every step traced and counted.
+
+    What it returns equals what `AsyncPostgresSaver` returns after the same calls. It is as durable as its
+    Redis: a tier to fall back on, or a store for what may be lost. Redis must not evict; if it did, the
+    thread raises `ThreadDamagedError` rather than to show a state with holes.
+
+    Every method may raise `RedisUnavailableError` (Redis did not answer, and whether a write was done is not
+    known; it may be repeated), `RedisRefusedError` (it is full or read-only; nothing was stored),
+    `ThreadMovedError` (the thread is being drained into another store, or has been), `InvalidConfigError`
+    (the config names no thread that could be stored) and `SaverClosedError`.
+
+    Example:
+        ```python
+        async with RedisSaver.from_conn_string(REDIS_URL, ttl=86400) as saver:
+            graph = builder.compile(checkpointer=saver)
+            await graph.ainvoke(inputs, {"configurable": {"thread_id": "42"}})
+        ```
+    """
+
+    def __init__(
+        self,
+        redis: Redis | RedisCluster,
+        *,
+        serde: SerializerProtocol | None = None,
+        ttl: float | None = 86400,
+        key_prefix: str = "glasspoint",
+        timeout_seconds: float = _TIMEOUT_SECONDS,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        """Put the parts together. What is passed in here, the caller closes.
+
+        Args:
+            redis: A `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`, made without `decode_responses`.
+                Its server must not evict: give it the `maxmemory-policy` `noeviction`.
+            serde: How values are serialised; by default as LangGraph's savers do it.
+            ttl: Seconds (> 0) that a thread stays after its last use, reading included; `None` for ever.
+            key_prefix: What every key begins with.
+            timeout_seconds: After so long without an answer from Redis a step fails.
+            telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
+                registry and OpenTelemetry provider.
+
+        Raises:
+            ConfigurationError: A part cannot be used as it is.
+        """
+        if ttl is not None and not ttl > 0:
+            raise ConfigurationError(f"ttl is {ttl!r}: it must be greater than 0 seconds, or None for ever.")
+        if not timeout_seconds > 0:
+            raise ConfigurationError(
+                f"timeout_seconds is {timeout_seconds!r}: it must be greater than 0 seconds."
+            )
+        check_redis_or_cluster(redis)
+        telemetry = telemetry or create_telemetry()
+        self._steps = Steps(redis, telemetry, timeout_seconds=timeout_seconds)
+        history = RedisHistory(self._steps, Keyspace(key_prefix), ttl_seconds=ttl)
+        vitals = Vitals(pool=None, redis=redis, tier="redis", addresses={"redis": address_of(redis)})
+        super().__init__(history, vitals, telemetry, serde)
+
+    @classmethod
+    async def create(cls, redis: Redis | RedisCluster | str, **options: Any) -> Self:
+        """Open a saver on a Redis that answers. Close it with `close`.
+
+        Args:
+            redis: A client, which the caller closes, or a URL: `redis://…`, `rediss://…`, `unix://…`.
+            options: Keyword arguments of the constructor.
+
+        Raises:
+            ConfigurationError: The URL or the client cannot be used, or a setting is out of its range.
+            RedisUnavailableError: Redis cannot be reached.
+            RedisRefusedError: Redis refuses this user or password.
+        """
+        async with AsyncExitStack() as opened:
+            if isinstance(redis, str):
+                timeout = options.get("timeout_seconds", _TIMEOUT_SECONDS)
+                redis = open_redis(redis, timeout_seconds=timeout)
+                opened.push_async_callback(redis.aclose)
+            saver = cls(redis, **options)
+            try:
+                await saver.ping()
+                saver.vitals.versions["redis"] = await saver._steps.server_version()
+            except BaseException:
+                await saver.close()
+                raise
+            saver._lifetime.owned = opened.pop_all()
+        _log.info("RedisSaver initialized (full history in Redis)")
+        return saver
+
+    @classmethod
+    def from_conn_string(cls, redis_url: str, **options: Any) -> Opening[Self]:
+        """Open a saver for the length of a block: `async with`, or `with` for synchronous callers.
+
+        Args:
+            redis_url: Redis, as `redis://…`, `rediss://…` or `unix://…`.
+            options: As for `create`.
+
+        Raises:
+            As `create`.
+        """
+        return Opening(lambda: cls.create(redis_url, **options))
+
+    async def ping(self) -> None:
+        """Check that Redis answers.
+
+        Raises:
+            RedisUnavailableError: It does not, within `timeout_seconds`.
+            RedisRefusedError: It refuses this user or password.
+        """
+        with self._lifetime.call():
+            await self._steps.ping()
+
+    async def _check(self) -> dict[str, str]:
+        try:
+            async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
+                await self.ping()
+        except Exception:
+            return {"redis": "unavailable"}
+        return {"redis": "ok"}

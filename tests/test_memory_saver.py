@@ -1,0 +1,123 @@
+"""`MemorySaver` is the last tier: what it keeps can be drained, and it ends as the others do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry
+from glasspoint.draining import drain
+from glasspoint.errors import SaverClosedError, SerializationError, ThreadExistsError, ThreadMovedError
+from states import config_of, exact, open_saver, open_upstream
+from steps import Thread, until
+from test_delta import make_graph, play
+
+
+@pytest.fixture
+async def saver() -> AsyncIterator[MemorySaver]:
+    async with MemorySaver(telemetry=create_telemetry(registry=CollectorRegistry())) as opened:
+        yield opened
+
+
+async def test_delta_channels_come_out_as_upstream_has_them(saver: MemorySaver, database: str) -> None:
+    async with open_upstream(database) as upstream:
+        assert exact(await play(saver)) == exact(await play(upstream))
+
+
+async def test_pruning_keeps_what_a_delta_channel_is_rebuilt_from(saver: MemorySaver) -> None:
+    graph = make_graph(saver)
+    config = config_of("a")
+    for turn in range(5):
+        await graph.ainvoke({"log": [f"turn {turn}"]}, config)
+        await saver.acopy_thread("a", f"copy {turn}")
+        before = (await graph.aget_state(config)).values
+        await saver.aprune([f"copy {turn}"])
+        assert (await graph.aget_state(config_of(f"copy {turn}"))).values == before
+        pruned = await graph.ainvoke({"log": ["more"]}, config_of(f"copy {turn}"))
+        assert pruned == await graph.ainvoke({"log": ["more"]}, config)
+
+
+async def test_a_sealed_thread_waits_and_a_retired_one_has_moved(saver: MemorySaver) -> None:
+    thread = Thread("a")
+    await thread.put(saver)
+    token = await saver.seal_thread("a", lease_seconds=60)
+    assert token is not None
+    assert await saver.seal_thread("a", lease_seconds=60) is None, "somebody has it"
+    assert await saver.seal_thread("a", lease_seconds=60, token="another") is None
+    assert await saver.seal_thread("a", lease_seconds=60, token=token) == token
+    with pytest.raises(ThreadMovedError) as sealed:
+        await thread.turn(saver)
+    assert not sealed.value.moved
+    assert not await saver.retire_thread("a", "another", marker_seconds=60)
+    assert await saver.retire_thread("a", token, marker_seconds=60)
+    for use in (lambda: thread.turn(saver), lambda: thread.put(saver), lambda: saver.adelete_thread("a")):
+        with pytest.raises(ThreadMovedError) as moved:
+            await use()
+        assert moved.value.moved
+
+
+async def test_an_expired_seal_leaves_the_thread_as_it_was(saver: MemorySaver) -> None:
+    thread = Thread("a")
+    await thread.put(saver)
+    token = await saver.seal_thread("a", lease_seconds=0.01)
+    assert token is not None
+
+    async def works() -> bool:
+        try:
+            return await thread.turn(saver) == 1
+        except ThreadMovedError:
+            return False
+
+    await until(works)
+    assert await saver.seal_thread("a", lease_seconds=60, token=token) is None, "somebody may have written"
+    assert not await saver.retire_thread("a", token, marker_seconds=60)
+
+
+async def test_one_thread_that_cannot_be_drained_keeps_no_other_back(
+    saver: MemorySaver,
+    database: str,
+    redis_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = [Thread(name) for name in ("a", "broken", "c")]
+    for thread in threads:
+        await thread.put(saver)
+    whole = CachedPostgresSaver.import_checkpoints
+
+    async def refuse(self: CachedPostgresSaver, items: list[object]) -> int:
+        if items[0].scope.thread_id == "broken":  # type: ignore[attr-defined]
+            raise SerializationError("not to be stored")
+        return await whole(self, items)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CachedPostgresSaver, "import_checkpoints", refuse)
+    stuck: set[str] = set()
+    counted = []
+    async with open_saver(database, redis_url) as upper:
+        assert not await drain(saver, upper, imported=counted.append, stuck=stuck)
+        assert await drain(saver, upper, imported=counted.append, stuck=stuck)
+        assert [await thread.turn(upper) for thread in threads] == [1, None, 1]
+    assert (stuck, sum(counted)) == ({"broken"}, 2)
+    [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert "Thread 'broken' cannot be drained (SerializationError)" in record.message
+
+
+async def test_a_copy_onto_a_thread_is_refused(saver: MemorySaver) -> None:
+    one, other = Thread("one"), Thread("other")
+    await one.put(saver)
+    await other.put(saver)
+    await other.put(saver)
+    with pytest.raises(ThreadExistsError):
+        await saver.acopy_thread("one", "other")
+    assert await other.turn(saver) == 2
+
+
+async def test_a_closed_saver_says_so(saver: MemorySaver) -> None:
+    await saver.close()
+    with pytest.raises(SaverClosedError):
+        await saver.aget_tuple(config_of("a"))
+    with pytest.raises(SaverClosedError):
+        await saver.ping()
