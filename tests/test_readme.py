@@ -17,6 +17,8 @@ SAYS = (
     "You have said 3 things so far.",
     "None",
     "You have said 1 things so far.",
+    "cached None",
+    "[]",
     "'glasspoint_l1_reads_total",
 )
 
@@ -26,7 +28,9 @@ def test_every_block_has_its_expectation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "says"), list(zip(BLOCKS, SAYS, strict=False)), ids=("use", "factory", "sync", "watch")
+    ("block", "says"),
+    list(zip(BLOCKS, SAYS, strict=False)),
+    ids=("use", "factory", "sync", "chain", "redis", "watch"),
 )
 def test_a_code_block_of_the_readme_runs(block: str, says: str, database: str, redis_url: str) -> None:
     # The second block of a newcomer is run on a database that the first has set up, or sets it up itself.
