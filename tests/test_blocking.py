@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -108,6 +109,16 @@ def test_a_synchronous_graph_remembers(saver: CachedPostgresSaver) -> None:
     assert len(list(graph.get_state_history(config_of("42")))) == 6
     saver.delete_thread("42")
     assert saver.get_tuple(config_of("42")) is None
+
+
+def test_maintenance_has_its_synchronous_methods(saver: CachedPostgresSaver) -> None:
+    graph = make_graph(saver)
+    say(graph, "hello")
+    saver.copy_thread("42", "43")
+    saver.prune(["42"])
+    assert [len(list(saver.list(config_of(thread_id)))) for thread_id in ("42", "43")] == [1, 3]
+    assert saver.prune_older_than(timedelta(days=1), dry_run=True).checkpoints == 0
+    saver.delete_for_runs(["no such run"])
 
 
 def test_it_stores_what_upstream_stores(saver: CachedPostgresSaver, database: str) -> None:

@@ -277,6 +277,23 @@ class MaintainedSaver(ManagedSaver):
                 break
         return run.report
 
+    def prune_older_than(
+        self,
+        age: timedelta,
+        *,
+        keep_latest: bool = True,
+        batch_size: int = 1000,
+        dry_run: bool = False,
+        on_batch: Callable[[PruneReport], object] | None = None,
+    ) -> PruneReport:
+        """Remove old checkpoints: see `aprune_older_than`. `on_batch` is called on the saver's event loop."""
+        return self._wait_for(
+            "aprune_older_than",
+            lambda: self.aprune_older_than(
+                age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run, on_batch=on_batch
+            ),
+        )
+
     # ---------------------------------------------------------------- helpers
 
     @property
