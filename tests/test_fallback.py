@@ -23,8 +23,16 @@ from langgraph.graph.state import CompiledStateGraph
 from prometheus_client import CollectorRegistry
 
 from conformance_suite import ALL, check_conformance
-from glasspoint import CachedPostgresSaver, FallbackSaver, Settings, create_telemetry, get_checkpointer
+from glasspoint import (
+    CachedPostgresSaver,
+    FallbackSaver,
+    MemorySaver,
+    Settings,
+    create_telemetry,
+    get_checkpointer,
+)
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.draining import drain
 from glasspoint.errors import (
     ConfigurationError,
     L2UnavailableError,
@@ -195,14 +203,20 @@ async def test_the_whole_way_down_and_up(
 # ------------------------------------------------------------------ runs under way
 
 
+class Told(MessagesState):
+    """What was said, and a channel that no step changes."""
+
+    topics: list[str]
+
+
 class Slow:
     """A graph whose node can be held, to do something in the middle of a run."""
 
     def __init__(self, saver: Any) -> None:
         self.arrived, self.go_on = asyncio.Event(), asyncio.Event()
-        builder = StateGraph(MessagesState)
+        builder = StateGraph(Told)
 
-        async def think(state: MessagesState) -> dict[str, Any]:
+        async def think(state: Told) -> dict[str, Any]:
             self.arrived.set()
             await self.go_on.wait()
             return {"messages": [("ai", f"{len(state['messages'])} so far")]}
@@ -213,7 +227,7 @@ class Slow:
         self.graph = builder.compile(checkpointer=saver)
 
     async def run(self, thread_id: str) -> asyncio.Task[Any]:
-        said = {"messages": [("user", "hello")]}
+        said = {"messages": [("user", "hello")], "topics": ["weather"]}
         running = asyncio.create_task(self.graph.ainvoke(said, config_of(thread_id)))
         await self.arrived.wait()
         return running
@@ -274,6 +288,7 @@ async def test_a_run_that_loses_redis_in_the_middle_goes_on_with_its_whole_state
         assert saver.tier == "memory"
         found = await slow.graph.aget_state(config_of("42"))
         assert found.values == state
+        assert state["topics"] == ["weather"]
         own_postgres.start()
         await until(lambda: saver.tier == "cached")
         assert (await slow.graph.aget_state(config_of("42"))).values == state
@@ -299,6 +314,53 @@ async def test_a_run_that_is_promoted_in_the_middle_goes_on(
         state = await running
         assert (await slow.graph.aget_state(config_of("42"))).values == state
         assert len([each async for each in saver.alist(config_of("42"))]) == 4
+
+
+async def test_a_thread_that_begins_at_the_last_moment_is_not_left_behind(
+    own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the lower tier was found empty, and the saver is about to be promoted."""
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    late = Thread("late")
+    putting: list[asyncio.Task[None]] = []
+    async with chain(url, durable_redis.url) as saver:
+
+        async def drain_and_be_met(*tiers: Any, **options: Any) -> bool:
+            empty = await drain(*tiers, **options)
+            if empty and not putting and not saver._chain._gate._open.is_set():
+                putting.append(asyncio.create_task(late.put(saver)))
+                await asyncio.wait(putting, timeout=0.2)
+            return empty
+
+        monkeypatch.setattr("glasspoint.chain.drain", drain_and_be_met)
+        await converse(saver, range(2), "one")
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached" and putting)
+        await putting[0]
+        assert await late.turn(saver) == 1
+
+
+async def test_what_a_lower_tier_replaced_is_replaced_above(
+    database: str, redis_url: str, registry: CollectorRegistry
+) -> None:
+    """A task's interrupt was stored above, and answered below, after a fall."""
+    telemetry = create_telemetry(registry=registry)
+    thread = Thread("a")
+    async with (
+        MemorySaver(telemetry=telemetry) as lower,
+        CachedPostgresSaver.from_conn_string(database, redis_url=redis_url, telemetry=telemetry) as upper,
+    ):
+        await upper.setup()
+        await thread.put(upper)
+        for saver, value in ((upper, "asked"), (lower, "answered")):
+            await saver.aput_writes(thread.newest, [("__resume__", value)], "task")
+            await saver.aput_writes(thread.newest, [("messages", value)], "task")
+        await thread.turn(upper)
+        await drain(lower, upper, imported=lambda checkpoints: None, stuck=set())
+        found = await upper.aget_tuple(thread.config)
+        assert found is not None
+        assert found.pending_writes == [("task", "__resume__", "answered"), ("task", "messages", "asked")]
 
 
 # ------------------------------------------------------------------ several processes
