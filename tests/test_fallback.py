@@ -228,7 +228,9 @@ class Slow:
 
     async def run(self, thread_id: str) -> asyncio.Task[Any]:
         said = {"messages": [("user", "hello")], "topics": ["weather"]}
-        running = asyncio.create_task(self.graph.ainvoke(said, config_of(thread_id)))
+        # Each step is stored before the next begins: when the node is held, all before it is.
+        call = self.graph.ainvoke(said, config_of(thread_id), durability="sync")
+        running = asyncio.create_task(call)
         await self.arrived.wait()
         return running
 
