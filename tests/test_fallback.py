@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -546,6 +547,19 @@ async def test_a_missing_url_is_an_error_that_names_it(missing: str, monkeypatch
     with pytest.raises(ConfigurationError, match=f"{missing} is not set"):
         async with get_checkpointer():
             pass
+
+
+async def test_it_prunes_postgresql_and_nothing_else(own_postgres: EmbeddedPostgres, redis_url: str) -> None:
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with chain(url, redis_url) as saver:
+        await saver.setup()  # as code for other savers does
+        await converse(saver, range(2), "one")
+        with pytest.raises(L2UnavailableError, match="the tier 'redis', without PostgreSQL"):
+            await saver.aprune_older_than(timedelta(seconds=1))
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        assert (await saver.aprune_older_than(timedelta(days=1))).checkpoints == 0
 
 
 async def test_a_closed_chain_says_so(database: str, redis_url: str) -> None:

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "memory_saver": {"history", "telemetry", "telemetry.events"},
     "draining": {"errors", "codec"},
     "chain": {"errors", "draining", "saver", "redis_saver", "memory_saver", "telemetry.events"},
-    "fallback": {"blocking", "chain"},
+    "fallback": {"errors", "blocking", "chain", "saver", "maintenance"},
     "settings": {"errors"},
     "factory": {
         "errors",

@@ -11,9 +11,12 @@ import copy
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from glasspoint.blocking import SyncFace
+from glasspoint.errors import L2UnavailableError
+from glasspoint.saver import CachedPostgresSaver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from datetime import timedelta
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import (
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     )
 
     from glasspoint.chain import Chain, TierSaver
+    from glasspoint.maintenance import PruneReport
 
 __all__ = ["FallbackSaver"]
 
@@ -63,6 +67,9 @@ class FallbackSaver(SyncFace):
         On an event loop it is to be awaited; from a thread without one it is done when this returns.
         """
         return self._on_either_face("close", self._chain.close, done=not self._chain.is_open)
+
+    async def setup(self) -> None:
+        """Do nothing: the tables were made when PostgreSQL was reached. Code for other savers calls it."""
 
     # ---------------------------------------------------------------- reading
 
@@ -144,6 +151,23 @@ class FallbackSaver(SyncFace):
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Prune threads: see `CachedPostgresSaver.aprune`."""
         await self._run(lambda saver: saver.aprune(thread_ids, strategy=strategy), one_thread=False)
+
+    async def aprune_older_than(self, age: timedelta, **options: Any) -> PruneReport:
+        """Remove old checkpoints from PostgreSQL: see `CachedPostgresSaver.aprune_older_than`.
+
+        Raises:
+            L2UnavailableError: PostgreSQL is not in use, just now.
+        """
+        saver = self._chain.saver  # not `_run`: it may take hours, and nothing waits for it
+        if not isinstance(saver, CachedPostgresSaver):
+            raise L2UnavailableError(
+                f"The saver works in the tier {self.tier!r}, without PostgreSQL: prune when it is promoted."
+            )
+        return await saver.aprune_older_than(age, **options)
+
+    def prune_older_than(self, age: timedelta, **options: Any) -> PruneReport:
+        """Remove old checkpoints from PostgreSQL: see `aprune_older_than`."""
+        return self._wait_for("aprune_older_than", lambda: self.aprune_older_than(age, **options))
 
     # ---------------------------------------------------------------- helpers
 
