@@ -594,6 +594,7 @@ async def test_redis_alone_below_and_it_is_lost_too(
 def test_a_synchronous_chain(database: str, redis_url: str) -> None:
     telemetry = create_telemetry(registry=CollectorRegistry())
     with get_checkpointer(settings_of(database, redis_url), telemetry=telemetry) as saver:
+        saver.setup()
         graph = make_graph(saver)
         for said, answer in (("one", "1 so far"), ("two", "3 so far")):
             state = graph.invoke({"messages": [("user", said)]}, config_of("42"))

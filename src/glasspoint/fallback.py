@@ -68,8 +68,15 @@ class FallbackSaver(SyncFace):
         """
         return self._on_either_face("close", self._chain.close, done=not self._chain.is_open)
 
-    async def setup(self) -> None:
-        """Do nothing: the tables were made when PostgreSQL was reached. Code for other savers calls it."""
+    def setup(self) -> Awaitable[None]:
+        """Do nothing: the tables were made when PostgreSQL was reached. Code for other savers calls it.
+
+        On an event loop it is to be awaited; from a thread without one there is nothing to wait for.
+        """
+
+        async def was_done() -> None: ...
+
+        return self._on_either_face("setup", was_done)
 
     # ---------------------------------------------------------------- reading
 
