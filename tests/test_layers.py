@@ -71,7 +71,8 @@ DOORS = {
         "redis_saver.py",
         "factory.py",
     },
-    "psycopg": {"l2/pool.py", "l2/store.py", "l2/pruning.py"},
+    "psycopg": {"l2/pool.py", "l2/store.py", "l2/pruning.py", "l2/faults.py", "l2/liveness.py"},
+    "tenacity": {"l2/retrying.py"},
 }
 CORE = sorted(
     p

@@ -557,7 +557,7 @@ async def test_one_that_loses_against_another_is_repeated_and_at_last_gives_up(
     database: str, saver: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "_LOCK_TIMEOUT_SECONDS", 0.02)
-    monkeypatch.setattr("glasspoint.maintenance._BACK_OFF_SECONDS", 0.001)
+    monkeypatch.setattr("glasspoint.l2.retrying._BACK_OFF_SECONDS", 0.001)
     thread = Thread("a")
     for _ in range(3):
         await thread.put(saver)

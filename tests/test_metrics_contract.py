@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from redis.asyncio import Redis
@@ -17,6 +18,8 @@ from glasspoint.scope import Scope
 from steps import Thread
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from prometheus_client.core import Metric
 
     from glasspoint.demo.embedded import EmbeddedRedis
@@ -41,6 +44,16 @@ def registered(families: list[Metric]) -> dict[str, tuple[str, frozenset[str]]]:
         labels = {label for sample in family.samples for label in sample.labels} - {"saver", "le"}
         found["info" if family.type == "info" else name] = (family.type, frozenset(labels))
     return found
+
+
+def fails_once() -> Callable[[], Awaitable[None]]:
+    errors = [psycopg.errors.DeadlockDetected()]
+
+    async def call() -> None:
+        if errors:
+            raise errors.pop()
+
+    return call
 
 
 @pytest.fixture
@@ -74,6 +87,7 @@ async def families(database: str, own_redis: EmbeddedRedis) -> list[Metric]:
             saver.adelete_thread("a"),
         ):
             await run
+        await saver._retries.run("put", fails_once())
         async with MemorySaver(telemetry=create_telemetry(registry=registry)) as lower:
             await Thread("c").put(lower)
             await drain(lower, saver, imported=lambda checkpoints: None, stuck=set())

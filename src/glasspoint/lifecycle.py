@@ -20,6 +20,7 @@ from glasspoint.errors import (
 from glasspoint.l1 import client
 from glasspoint.l1.cache import Cache
 from glasspoint.l2 import pool as pools
+from glasspoint.l2.retrying import Retries
 from glasspoint.l2.store import Store
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Vitals
@@ -80,7 +81,9 @@ class ManagedSaver(SyncFace):
             key_prefix: What every key in Redis begins with.
             l1_timeout_seconds: After so long without an answer from Redis, or after a quarter of the write's
                 deadline, PostgreSQL answers alone.
-            write_deadline_seconds: After so long a write fails, with `L2DeadlineError`.
+            write_deadline_seconds: After so long a write fails, with `L2DeadlineError`; until then it is
+                tried again where that may help. A read of one checkpoint has as long, and the pool's timeout
+                besides; no attempt at any read begins later than this after the first.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
 
@@ -104,6 +107,11 @@ class ManagedSaver(SyncFace):
         self._write_deadline = write_deadline_seconds
         self._upstream = postgres_saver
         self._l2 = Store(postgres_saver, self._telemetry)
+        pool_timeout = self._l2.pool.timeout if self._l2.pool is not None else 0.0
+        self._read_deadline = pool_timeout + write_deadline_seconds
+        self._retries = Retries(
+            self._telemetry, seconds=write_deadline_seconds, can_reconnect=self._l2.pool is not None
+        )
         self._l1 = Cache(
             client.check_redis(redis),
             self._telemetry,

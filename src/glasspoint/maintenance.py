@@ -19,7 +19,6 @@ COMMIT that was not answered leaves it open, and then readers stay away until th
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -30,13 +29,12 @@ from glasspoint.errors import (
     ConfigurationError,
     InvalidConfigError,
     L1UnavailableError,
-    L2DeadlineError,
     ThreadInUseError,
     WrongTypeError,
 )
 from glasspoint.l1.cache import Intent
-from glasspoint.l2.pruning import Cutoff, Pruner, Removed, in_use, is_passing
-from glasspoint.l2.store import certainly_unchanged
+from glasspoint.l2.faults import certainly_unchanged
+from glasspoint.l2.pruning import Cutoff, Pruner, Removed, in_use
 from glasspoint.lifecycle import ManagedSaver
 from glasspoint.scope import Scope, validate_run_id, validate_thread_id
 from glasspoint.telemetry.events import Invalidated
@@ -57,9 +55,8 @@ _STRATEGIES = ("keep_latest", "delete")
 # How many entries are handled at a time; a thread has one for each call of a subgraph.
 _SCOPES_AT_ONCE = 16
 
-# How often a transaction is tried that loses against another one, and how long it waits before the next try.
+# How often a transaction is tried that loses against another one, or its connection.
 _ATTEMPTS = 5
-_BACK_OFF_SECONDS = 0.1
 
 _THREADS_AT_ONCE = 200
 _THREADS_A_PAGE = 1000
@@ -124,7 +121,7 @@ class MaintainedSaver(ManagedSaver):
             await self._l2.delete_thread(thread_id, block_readers)
 
         with self._lifetime.call(), self._telemetry.operation("delete_thread", Scope(thread_id, "")):
-            await self._change("delete", delete)
+            await self._change("delete_thread", "delete", delete)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete all checkpoints of some runs, with their writes, and the values that nobody else refers to.
@@ -148,7 +145,11 @@ class MaintainedSaver(ManagedSaver):
         runs = [validate_run_id(each) for each in _listed("run_ids", run_ids)]
         with self._lifetime.call(), self._telemetry.operation("delete_for_runs", None):
             if runs:
-                await self._change("delete", lambda barrier: self._pruner.delete_for_runs(runs, barrier))
+                await self._change(
+                    "delete_for_runs",
+                    "delete",
+                    lambda barrier: self._pruner.delete_for_runs(runs, barrier),
+                )
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread: all its checkpoints, writes and values, in all its namespaces, as they are now.
@@ -173,7 +174,9 @@ class MaintainedSaver(ManagedSaver):
                 f"A thread cannot be copied to itself ({source!r}): name another target."
             )
         with self._lifetime.call(), self._telemetry.operation("copy_thread", Scope(target, "")):
-            await self._change("copy", lambda barrier: self._pruner.copy_thread(source, target, barrier))
+            await self._change(
+                "copy_thread", "copy", lambda barrier: self._pruner.copy_thread(source, target, barrier)
+            )
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Prune some threads, all of them or, after an error, none.
@@ -208,9 +211,13 @@ class MaintainedSaver(ManagedSaver):
         threads = [validate_thread_id(each) for each in _listed("thread_ids", thread_ids)]
         with self._lifetime.call(), self._telemetry.operation("prune", None):
             if threads and strategy == "delete":
-                await self._change("delete", lambda barrier: self._pruner.delete_threads(threads, barrier))
+                await self._change(
+                    "prune", "delete", lambda barrier: self._pruner.delete_threads(threads, barrier)
+                )
             elif threads:
-                await self._change("prune", lambda barrier: self._pruner.keep_latest(threads, barrier))
+                await self._change(
+                    "prune", "prune", lambda barrier: self._pruner.keep_latest(threads, barrier)
+                )
 
     async def aprune_older_than(
         self,
@@ -329,6 +336,7 @@ class MaintainedSaver(ManagedSaver):
         if run.report.dry_run:
             return await self._pruner.count_older(threads, run.cutoff, keep_latest=run.keep_latest)
         return await self._change(
+            "prune_older_than",
             "prune",
             lambda barrier: self._pruner.remove_older(
                 threads,
@@ -343,36 +351,35 @@ class MaintainedSaver(ManagedSaver):
 
     async def _change(
         self,
+        operation: str,
         source: InvalidationSource,
         transaction: Callable[[Barrier], Awaitable[_Answer]],
         *,
         must_tell_l1: bool = False,
     ) -> _Answer:
-        """Run a transaction behind a barrier; again, if it lost against another one."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                async with self._barrier(source, must_tell_l1=must_tell_l1) as barrier:
-                    return await transaction(barrier)
-            except Exception as exc:
-                if not is_passing(exc):
-                    raise
-                if attempt == _ATTEMPTS:
-                    raise L2DeadlineError(
-                        f"Nothing was done: others kept the rows locked ({type(exc).__name__}), at each of "
-                        f"{_ATTEMPTS} attempts. The call may be repeated."
-                    ) from exc
-            await asyncio.sleep(random.uniform(0.5, 1) * _BACK_OFF_SECONDS * attempt)
-        raise AssertionError("unreachable")
+        """Run a transaction behind a barrier; again, if it was certainly rolled back and that may help."""
+        barriers: list[_Intents] = []
+
+        async def attempt() -> _Answer:
+            async with self._barrier(source, must_tell_l1=must_tell_l1) as barrier:
+                barriers.append(barrier)
+                return await transaction(barrier)
+
+        return await self._retries.run(
+            operation, attempt, may_repeat=lambda: not barriers[-1].in_doubt, attempts=_ATTEMPTS
+        )
 
     @asynccontextmanager
-    async def _barrier(self, source: InvalidationSource, *, must_tell_l1: bool) -> AsyncIterator[Barrier]:
+    async def _barrier(self, source: InvalidationSource, *, must_tell_l1: bool) -> AsyncIterator[_Intents]:
         barrier = _Intents(self, source, must_tell_l1=must_tell_l1)
         try:
             yield barrier
         except BaseException as exc:
             # The transaction is rolled back, unless its COMMIT is the very thing that was not answered.
-            unchanged = not barrier.is_committing or certainly_unchanged(exc)
-            await self._lifetime.settle(barrier.take_back() if unchanged else barrier.drop(in_doubt=True))
+            barrier.in_doubt = barrier.is_committing and not certainly_unchanged(exc)
+            await self._lifetime.settle(
+                barrier.drop(in_doubt=True) if barrier.in_doubt else barrier.take_back()
+            )
             raise
         await self._lifetime.settle(barrier.drop(in_doubt=False))
 
@@ -390,6 +397,7 @@ class _Intents:
         self._beginning = asyncio.Event()
         self._beginning.set()
         self.is_committing = False
+        self.in_doubt = False
 
     async def block(self, scopes: Collection[Scope], *, alone: Collection[str] = ()) -> None:
         self._beginning.clear()

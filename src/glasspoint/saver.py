@@ -27,7 +27,8 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from glasspoint import codec
 from glasspoint.errors import InvalidConfigError, L2DeadlineError
-from glasspoint.l2.store import certainly_unchanged, may_still_run
+from glasspoint.l2.deadline import within
+from glasspoint.l2.faults import certainly_unchanged, may_still_run
 from glasspoint.maintenance import MaintainedSaver
 from glasspoint.scope import checkpoint_id_of, scope_of
 
@@ -85,6 +86,7 @@ class CachedPostgresSaver(MaintainedSaver):
         Raises:
             InvalidConfigError: The config names no thread that could be stored.
             L2UnavailableError: PostgreSQL was asked and did not answer.
+            L2DeadlineError: It did not answer in time: see `write_deadline_seconds`.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("get_tuple", scope) as operation:
@@ -101,11 +103,11 @@ class CachedPostgresSaver(MaintainedSaver):
                     operation.l1_result, operation.served_by = reading.result, "l1"
                     return answer
             operation.l1_result, operation.served_by = reading.result, "l2"
-            stored = await self._l2.select(scope, checkpoint_id)
+            stored = await self._ask_l2(lambda: self._l2.select(scope, checkpoint_id))
             if stored is None:
                 return None
             if stored.needs_parent:
-                return await self._l2.get_tuple(scope, self.serde, config)
+                return await self._ask_l2(lambda: self._l2.get_tuple(scope, self.serde, config))
             if reading.lease is not None and checkpoint_id is None and stored.cacheable:
                 await self._l1.warm_up(scope, reading.lease, stored)
             return self._decode(operation, stored)
@@ -136,7 +138,10 @@ class CachedPostgresSaver(MaintainedSaver):
                 checkpoint_id_of(named)  # checked here, before PostgreSQL stumbles over it
         with self._lifetime.call(), self._telemetry.operation("list", scope) as operation:
             operation.served_by = "l2"
-            tuples = await self._l2.list(scope, self.serde, config, filter=filter, before=before, limit=limit)
+            tuples = await self._retries.run(
+                "list",
+                lambda: self._l2.list(scope, self.serde, config, filter=filter, before=before, limit=limit),
+            )
         for each in tuples:
             yield each
 
@@ -156,7 +161,9 @@ class CachedPostgresSaver(MaintainedSaver):
         checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("delta_history", scope) as operation:
             operation.served_by = "l2"
-            return await self._l2.delta_history(scope, self.serde, config, channels)
+            return await self._retries.run(
+                "delta_history", lambda: self._l2.delta_history(scope, self.serde, config, channels)
+            )
 
     # ---------------------------------------------------------------- writing
 
@@ -196,7 +203,7 @@ class CachedPostgresSaver(MaintainedSaver):
             )
             operation.bytes_written = put.size
             write = _WriteThrough(self, operation, scope)
-            answer = await write.to_l2(self._l2.put(scope, put, write.ready))
+            answer = await write.to_l2(lambda: self._l2.put(scope, put, write.ready))
             await write.to_l1(
                 lambda intent: self._l1.commit_put(
                     intent, put, newest=answer.followable, known_writes=answer.known_writes
@@ -232,7 +239,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 return
             write = _WriteThrough(self, operation, scope)
             answer = await write.to_l2(
-                self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
+                lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
             )
             await write.to_l1(
                 lambda intent: self._l1.commit_writes(
@@ -259,7 +266,7 @@ class CachedPostgresSaver(MaintainedSaver):
         scope = items[0].scope
         with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
             write = _WriteThrough(self, operation, scope)
-            new = await write.to_l2(self._l2.import_items(scope, items, write.ready))
+            new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready))
             await write.to_l1(forget)
         return new
 
@@ -268,6 +275,18 @@ class CachedPostgresSaver(MaintainedSaver):
         return self._upstream.get_next_version(current, channel)
 
     # ---------------------------------------------------------------- helpers
+
+    async def _ask_l2(self, query: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Read one checkpoint from L2; again, if that may help."""
+        try:
+            async with within(self._read_deadline):
+                return await self._retries.run("get_tuple", query)
+        except TimeoutError as exc:
+            if isinstance(exc, L2DeadlineError):
+                raise
+            raise L2DeadlineError(
+                f"PostgreSQL did not answer a read within {self._read_deadline} s."
+            ) from exc
 
     def _decode(self, operation: Operation, stored: StoredCheckpoint) -> CheckpointTuple:
         started = perf_counter()
@@ -284,35 +303,42 @@ class _WriteThrough:
 
     BEGIN goes out when this is made, and overlaps with waiting for a connection to PostgreSQL; it is awaited
     before the first statement. Whatever happens after that, the intent is taken back or settled.
+
+    L2 may take several attempts. As soon as one of them is in doubt, what L2 answers to the next does not say
+    where this write stands among others, so L1 does not follow: the entry is forgotten.
     """
 
     def __init__(self, saver: CachedPostgresSaver, operation: Operation, scope: Scope) -> None:
         self._l1 = saver._l1
         self._lifetime = saver._lifetime
+        self._retries = saver._retries
         self._deadline = saver._write_deadline
         self._operation = operation
         self._begun = asyncio.create_task(self._begin(scope))
-        self._connection: object = None
+        self._sent_on: object = None
         self._sent_at: float | None = None
+        self._in_doubt = False
+        self._still_running = False
 
     async def ready(self, connection: object) -> None:
         """Return when readers have been sent to L2; from now on PostgreSQL may change."""
         await asyncio.shield(self._begun)
-        self._connection = connection
-        self._sent_at = perf_counter()
+        self._sent_on = connection
+        self._sent_at = self._sent_at or perf_counter()
 
-    async def to_l2(self, statement: Awaitable[_Answer]) -> _Answer:
-        """Run the statement, within the deadline."""
+    async def to_l2(self, statement: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Run the statement, within the deadline; again, if that may help."""
         try:
-            async with asyncio.timeout(self._deadline):
-                answer = await statement
+            async with within(self._deadline):
+                answer = await self._retries.run(self._operation.name, statement, failed=self._failed)
         except BaseException as exc:
-            unchanged = self._sent_at is None or certainly_unchanged(exc)
-            await self._lifetime.settle(self._abandon(unchanged=unchanged))
+            self._failed(exc)
+            await self._lifetime.settle(self._abandon())
             if isinstance(exc, TimeoutError) and not isinstance(exc, L2DeadlineError):
+                outcome = "whether it has it is not known" if self._in_doubt else "it does not have it"
                 raise L2DeadlineError(
-                    f"PostgreSQL did not finish a write within {self._deadline} s; whether it has it is not "
-                    "known. The write may be repeated: it stores the same again."
+                    f"PostgreSQL did not finish a write within {self._deadline} s; {outcome}. The write may "
+                    "be repeated: it stores the same again."
                 ) from exc
             raise
         assert self._sent_at is not None
@@ -325,7 +351,7 @@ class _WriteThrough:
         async def follow() -> None:
             intent, begin_seconds = await self._begun
             started = perf_counter()
-            self._operation.l1_write = await commit(intent)
+            self._operation.l1_write = await (self._forget(intent) if self._in_doubt else commit(intent))
             self._operation.l1_seconds = begin_seconds + perf_counter() - started
 
         await self._lifetime.settle(follow())
@@ -335,9 +361,19 @@ class _WriteThrough:
         intent = await self._l1.begin(scope)
         return intent, perf_counter() - started
 
-    async def _abandon(self, *, unchanged: bool) -> None:
+    def _failed(self, error: BaseException) -> None:
+        """Take note of an attempt that failed."""
+        if self._sent_on is not None and not certainly_unchanged(error):
+            self._in_doubt = True
+            self._still_running = self._still_running or may_still_run(self._sent_on)
+        self._sent_on = None
+
+    async def _abandon(self) -> None:
         intent, _ = await self._begun
-        if unchanged:
-            await self._l1.abort(intent)
+        if self._in_doubt:
+            await self._forget(intent)
         else:
-            await self._l1.drop(intent, still_running=may_still_run(self._connection))
+            await self._l1.abort(intent)
+
+    async def _forget(self, intent: Intent) -> WriteResult:
+        return "discarded" if await self._l1.drop(intent, still_running=self._still_running) else "error"

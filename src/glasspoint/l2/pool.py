@@ -12,6 +12,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from glasspoint.errors import ConfigurationError, L2UnavailableError
+from glasspoint.l2.liveness import Reviver
 from glasspoint.urls import split_url
 
 if TYPE_CHECKING:
@@ -30,8 +31,20 @@ _EXAMPLE = "postgresql://user:password@host:5432/dbname"
 _ASYNCPG_SSL = {"true": "require", "false": "disable"}
 
 # Notice a dead peer within about a minute (30 s idle, then 3 probes 10 s apart) instead of the kernel's two
-# hours; libpq's own parameters, taken only where the connection string says nothing of them.
-_KEEPALIVE = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+# hours, one that acknowledges nothing of what is sent sooner (Linux only), and one that does not even let us
+# connect within 5 s: until then a worker of the pool hangs on it. libpq's own parameters, taken only where
+# the connection string says nothing of them.
+_KEEPALIVE = {
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+    "connect_timeout": 5,
+}
+
+# For so long the pool itself tries again to make a connection that failed; then see `Reviver`.
+_RECONNECT_SECONDS = 0.5
 
 
 def postgres_conninfo(conn_string: object) -> str:
@@ -102,6 +115,9 @@ async def open_pool(
         timeout=timeout_seconds,
         max_idle=300,
         max_lifetime=1800,
+        # Given up soon, and taken up again by whoever asks.
+        reconnect_timeout=_RECONNECT_SECONDS,
+        reconnect_failed=Reviver().reconnect_failed,
         configure=None if prepare_threshold is None else configure,
         name="glasspoint",
         open=False,

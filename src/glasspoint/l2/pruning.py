@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Connection = psycopg.AsyncConnection[DictRow]
 
-__all__ = ["Barrier", "Cutoff", "Plan", "Pruner", "Removed", "is_passing"]
+__all__ = ["Barrier", "Cutoff", "Plan", "Pruner", "Removed"]
 
 _LOCK_TIMEOUT_SECONDS = 5.0
 _STATEMENT_TIMEOUT_SECONDS = 600.0
@@ -375,16 +375,6 @@ def in_use(thread_ids: Iterable[str]) -> ThreadInUseError:
         f"Nothing was done: {_names(sorted(threads))} is being written to. Wait until its run is over, or "
         "cancel it, and repeat.",
         threads,
-    )
-
-
-def is_passing(error: BaseException) -> bool:
-    """Tell whether repeating a transaction may help: it lost against another one, and was rolled back."""
-    return isinstance(
-        error,
-        psycopg.errors.DeadlockDetected
-        | psycopg.errors.SerializationFailure
-        | psycopg.errors.LockNotAvailable,
     )
 
 

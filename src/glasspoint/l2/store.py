@@ -23,13 +23,13 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, PendingWrites, StoredCheckpoint
 from glasspoint.errors import (
     ConfigurationError,
-    GlasspointError,
     L2DeadlineError,
     L2UnavailableError,
     SaverClosedError,
     SchemaError,
 )
 from glasspoint.l2 import statements
+from glasspoint.l2.liveness import Liveness
 from glasspoint.scope import Scope
 from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
 
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from glasspoint.l2.pool import Pool
     from glasspoint.telemetry.events import Telemetry
 
-__all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer", "certainly_unchanged", "may_still_run"]
+__all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer"]
 
 _Answer = TypeVar("_Answer")
 
 Ready = Callable[[Any], Awaitable[None]]
-"""Awaited with the connection in hand, before anything is sent on it; for `may_still_run`, later."""
+"""Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later."""
 
 # Any number will do as long as all who set the tables up take the same.
 _SETUP_LOCK = 0x676C617373  # "glass"
@@ -100,6 +100,7 @@ class Store:
         self._upstream = upstream
         self._telemetry = telemetry
         self._unfinished: set[asyncio.Task[Any]] = set()
+        self._liveness = Liveness()
 
     @property
     def pool(self) -> Pool | None:
@@ -312,9 +313,15 @@ class Store:
         except psycopg.OperationalError as exc:
             if exc.sqlstate is not None and not exc.sqlstate.startswith(("08", "57P")):
                 raise
+            remedy = (
+                "Calls may be repeated: they store the same again."
+                if self.pool is not None
+                else "The AsyncPostgresSaver works on this one connection, so that there is no other: open "
+                "a new saver, or give it a pool."
+            )
             raise L2UnavailableError(
                 f"The connection to PostgreSQL broke ({type(exc).__name__}): the call was not answered. "
-                "Calls may be repeated: they store the same again."
+                f"{remedy}"
             ) from exc
 
     @asynccontextmanager
@@ -326,7 +333,7 @@ class Store:
             return
         # Not `pool.connection()`: a caller who is cancelled just as a connection is handed over, or while it
         # waits for the pool's lock to give it back, would lose it for good. So both run to their end.
-        getting = self._to_the_end(conn.getconn())
+        getting = self._to_the_end(self._liveness.getconn(conn))
         try:
             checked_out = await asyncio.shield(getting)
         except asyncio.CancelledError:
@@ -335,8 +342,11 @@ class Store:
         try:
             async with checked_out:
                 yield checked_out
+        except psycopg.Error as exc:
+            await asyncio.shield(self._to_the_end(self._liveness.after(exc, conn, checked_out)))
+            raise
         finally:
-            await asyncio.shield(self._to_the_end(conn.putconn(checked_out)))
+            await asyncio.shield(self._to_the_end(self._liveness.putconn(conn, checked_out)))
 
     def _to_the_end(self, work: Coroutine[Any, Any, _Answer]) -> asyncio.Task[_Answer]:
         task = asyncio.create_task(work)
@@ -379,29 +389,6 @@ class Store:
     async def _try_setup_lock(conn: psycopg.AsyncConnection[DictRow]) -> bool:
         row = await _fetch_one(conn, "SELECT pg_try_advisory_lock(%(key)s)", {"key": _SETUP_LOCK})
         return row is not None and bool(row[0])
-
-
-def certainly_unchanged(error: BaseException) -> bool:
-    """Tell whether a failed statement has certainly left PostgreSQL as it was.
-
-    It has if PostgreSQL itself answered with an error (a single statement is rolled back whole), or if it was
-    never sent. A broken connection, a server that shuts down, a deadline or a cancellation leave it open.
-    """
-    cause = error.__cause__ if isinstance(error, GlasspointError) else error
-    if isinstance(cause, PoolTimeout | PoolClosed):
-        return True
-    sqlstate = cause.sqlstate if isinstance(cause, psycopg.Error) else None
-    return sqlstate is not None and not sqlstate.startswith(("08", "57P"))
-
-
-def may_still_run(connection: Any) -> bool:
-    """Tell whether a statement that failed, or was cancelled, may still be running in PostgreSQL.
-
-    Not if its connection is idle again: psycopg has had the server's last word on it then.
-    """
-    if not isinstance(connection, psycopg.AsyncConnection) or connection.closed:
-        return True
-    return connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE
 
 
 @asynccontextmanager

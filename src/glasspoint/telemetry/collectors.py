@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from glasspoint._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from prometheus_client.core import Metric
 
@@ -47,7 +47,7 @@ class SaverCollector(Collector):
         """Watch it no longer; what its pool has counted stays counted."""
         with self._lock:
             self._open.get(saver_name, WeakSet()).discard(vitals)
-            self._lost[saver_name] += _pool_stats(vitals).get("connections_lost", 0)
+            self._lost[saver_name] += _lost(_pool_stats(vitals))
 
     def active(self) -> list[tuple[str, Vitals]]:
         """Return the open savers that serve calls, with their names."""
@@ -108,7 +108,12 @@ def _add_pool(families: dict[str, Any], name: str, stats: list[dict[str, int]], 
     families["pool_connections"].add_metric([name, "in_use"], max(0, total["pool_size"] - idle))
     families["pool_max_connections"].add_metric([name], total["pool_max"])
     families["pool_requests_waiting"].add_metric([name], total["requests_waiting"])
-    families["pool_connections_lost"].add_metric([name], lost + total["connections_lost"])
+    families["pool_connections_lost"].add_metric([name], lost + _lost(total))
+
+
+def _lost(stats: Mapping[str, int]) -> int:
+    """Found broken when they were to be used, or when they came back."""
+    return stats.get("connections_lost", 0) + stats.get("returns_bad", 0)
 
 
 def _add_redis_pool(families: dict[str, Any], name: str, connections: list[Counter[str]]) -> None:

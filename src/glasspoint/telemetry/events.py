@@ -26,6 +26,7 @@ __all__ = [
     "InvalidationSource",
     "L1Availability",
     "L1Result",
+    "L2Retried",
     "Note",
     "Observer",
     "Operation",
@@ -86,6 +87,19 @@ class L1Availability:
 
 
 @dataclass(frozen=True, slots=True)
+class L2Retried:
+    """A call that PostgreSQL failed is tried again.
+
+    Attributes:
+        operation: What is done: `get_tuple`, `put`, ….
+        reason: What went wrong, in one of the words of `l2.faults`.
+    """
+
+    operation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TierChanged:
     """The fallback chain works in another tier than before.
 
@@ -106,7 +120,16 @@ class Drained:
     checkpoints: int
 
 
-Note = EpochChanged | Invalidated | PoolTimedOut | PoolWaited | L1Availability | TierChanged | Drained
+Note = (
+    EpochChanged
+    | Invalidated
+    | PoolTimedOut
+    | PoolWaited
+    | L1Availability
+    | L2Retried
+    | TierChanged
+    | Drained
+)
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)

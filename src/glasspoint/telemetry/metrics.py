@@ -13,6 +13,7 @@ from glasspoint.telemetry.events import (
     Drained,
     EpochChanged,
     Invalidated,
+    L2Retried,
     Note,
     Operation,
     PoolTimedOut,
@@ -115,6 +116,9 @@ class Families:
         self.drained_checkpoints = counter(
             "drained_checkpoints", "Checkpoints moved from a lower tier to a higher one.", "from_tier"
         )
+        self.l2_retries = counter(
+            "l2_retries", "Calls to PostgreSQL that were tried again.", "operation", "reason"
+        )
         self.pool_wait = histogram(
             "pool_wait_seconds", "Time spent waiting for a PostgreSQL connection.", buckets=BUCKETS_SECONDS
         )
@@ -148,6 +152,7 @@ class Metrics:
         self._invalidations = _Children(families.l1_invalidations, saver_name)
         self._fallbacks = _Children(families.fallback_events, saver_name)
         self._drained = _Children(families.drained_checkpoints, saver_name)
+        self._retries = _Children(families.l2_retries, saver_name)
         self._pool_wait = families.pool_wait.labels(saver_name)
         self._pool_timeouts = families.pool_timeouts.labels(saver_name)
         for result in ("hit", "miss", "busy", "historical", "incomplete", "unavailable"):
@@ -204,6 +209,8 @@ class Metrics:
                 self._epoch_changes.inc()
             case Invalidated():
                 self._invalidations.get(note.source).inc()
+            case L2Retried():
+                self._retries.get(note.operation, note.reason).inc()
             case TierChanged():
                 self._fallbacks.get(note.from_tier, note.to_tier, note.reason).inc()
             case Drained():

@@ -16,6 +16,7 @@ from glasspoint._version import __version__
 from glasspoint.telemetry.events import (
     EpochChanged,
     L1Availability,
+    L2Retried,
     Note,
     Operation,
     PoolWaited,
@@ -145,6 +146,8 @@ class Tracing:
                 span.end(now)
         elif isinstance(note, EpochChanged):
             current.add_event("glasspoint.l1.epoch_changed")
+        elif isinstance(note, L2Retried):
+            current.add_event("glasspoint.l2.retry", {"reason": note.reason})
         elif isinstance(note, TierChanged):
             tiers = {"glasspoint.from_tier": note.from_tier, "glasspoint.to_tier": note.to_tier}
             current.add_event("glasspoint.fallback", {**tiers, "reason": note.reason})

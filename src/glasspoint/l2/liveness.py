@@ -1,0 +1,138 @@
+"""Connections that live: looked at before they are used, and replaced when they are of no more use.
+
+While a model thinks for a minute, its conversation's connection is idle, and a firewall, a pooler or the
+server itself may close it. The pool's own `check` is not used: it is a round trip for every call, and after
+each connection that fails it the pool pauses, for a second, then two, then four, and after a restart all of
+them fail it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import select
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from glasspoint.l2.deadline import within
+from glasspoint.l2.faults import classify
+
+if TYPE_CHECKING:
+    from psycopg.rows import DictRow
+
+    from glasspoint.l2.pool import Pool
+
+    Connection = psycopg.AsyncConnection[DictRow]
+
+__all__ = ["Liveness", "Reviver"]
+
+# A connection that was idle for longer is asked before it is used: a peer that vanished without a word (a
+# firewall that forgot it) does not show on the socket.
+_IDLE_SECONDS = 5.0
+_ANSWER_SECONDS = 2.0
+
+_RENEWAL_PAUSE_SECONDS = 1.0
+
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 1.0
+
+
+class Liveness:
+    """Hands out a pool's connections, but for dead ones."""
+
+    def __init__(self) -> None:
+        self._returned_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
+        self._renewed_at = -_RENEWAL_PAUSE_SECONDS
+
+    async def getconn(self, pool: Pool) -> Connection:
+        """Check a connection out; the dead ones that come first are replaced.
+
+        Raises:
+            PoolTimeout: None came free within the pool's timeout.
+        """
+        deadline = monotonic() + pool.timeout
+        while True:
+            connection = await pool.getconn(timeout=deadline - monotonic())
+            try:
+                if await self._answers(pool, connection):
+                    return connection
+                await connection.close()
+            except BaseException:  # not lost for the pool
+                await pool.putconn(connection)
+                raise
+            await pool.putconn(connection)
+
+    async def putconn(self, pool: Pool, connection: Connection) -> None:
+        """Give a connection back."""
+        self._returned_at[connection] = monotonic()
+        await pool.putconn(connection)
+
+    async def after(self, error: BaseException, pool: Pool, connection: Connection) -> None:
+        """Part with a connection on which this went wrong, if it would only go wrong again."""
+        if not classify(error).fresh or connection.closed:
+            return
+        await connection.close()
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            await self._renew(pool)
+
+    async def _renew(self, pool: Pool) -> None:
+        """Replace the idle ones too: they lead to the same server. Not for each caller who finds that out."""
+        if monotonic() - self._renewed_at > _RENEWAL_PAUSE_SECONDS:
+            self._renewed_at = monotonic()
+            await pool.drain()
+
+    async def _answers(self, pool: Pool, connection: Connection) -> bool:
+        idle_seconds = monotonic() - self._returned_at.get(connection, 0.0)
+        if connection.closed:
+            return False
+        if idle_seconds < _IDLE_SECONDS and not _has_news(connection):
+            return True
+        try:
+            async with within(_ANSWER_SECONDS):
+                await AsyncConnectionPool.check_connection(connection)
+        except TimeoutError:
+            # Whoever swallows what is sent here has likely forgotten the others too, and asking each of them
+            # would use the caller's time up.
+            await self._renew(pool)
+            return False
+        except (psycopg.Error, OSError):
+            return False
+        return True
+
+
+class Reviver:
+    """Keeps a pool trying to connect for as long as somebody waits for it.
+
+    The pool itself doubles its pauses: after an outage of five seconds, nobody would get a connection for two
+    more, and after one of a minute, for half a minute more.
+    """
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[None] | None = None
+
+    async def reconnect_failed(self, pool: Pool) -> None:
+        """Called by the pool, when it gives a connection up."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._revive(pool), name="glasspoint-reviver")
+
+    async def _revive(self, pool: Pool) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while pool.get_stats().get("requests_waiting"):
+            await asyncio.sleep(random.uniform(0.5, 1) * pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            # Asking is what makes the pool connect. This stands at the end of the queue, and leaves at once.
+            with suppress(PoolTimeout, PoolClosed):
+                await pool.putconn(await pool.getconn(timeout=0.001))
+
+
+def _has_news(connection: Connection) -> bool:
+    """Whether something has come that nobody asked for: an end of file, a farewell, or only a notice. Costs
+    a system call, not a round trip."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
