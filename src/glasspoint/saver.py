@@ -28,7 +28,7 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 from glasspoint import codec
 from glasspoint.errors import InvalidConfigError, L2DeadlineError
 from glasspoint.l2.deadline import within
-from glasspoint.l2.faults import certainly_unchanged, may_still_run
+from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
 from glasspoint.maintenance import MaintainedSaver
 from glasspoint.scope import checkpoint_id_of, scope_of
 
@@ -319,6 +319,7 @@ class _WriteThrough:
         self._sent_at: float | None = None
         self._in_doubt = False
         self._still_running = False
+        self._last_fault: str | None = None
 
     async def ready(self, connection: object) -> None:
         """Return when readers have been sent to L2; from now on PostgreSQL may change."""
@@ -330,15 +331,16 @@ class _WriteThrough:
         """Run the statement, within the deadline; again, if that may help."""
         try:
             async with within(self._deadline):
-                answer = await self._retries.run(self._operation.name, statement, failed=self._failed)
+                answer = await self._retries.run(self._operation.name, statement, failed=self._attempt_failed)
         except BaseException as exc:
             self._failed(exc)
             await self._lifetime.settle(self._abandon())
             if isinstance(exc, TimeoutError) and not isinstance(exc, L2DeadlineError):
                 outcome = "whether it has it is not known" if self._in_doubt else "it does not have it"
+                before = f" (before, {self._last_fault})" if self._last_fault else ""
                 raise L2DeadlineError(
-                    f"PostgreSQL did not finish a write within {self._deadline} s; {outcome}. The write may "
-                    "be repeated: it stores the same again."
+                    f"PostgreSQL did not finish a write within {self._deadline} s{before}; {outcome}. The "
+                    "write may be repeated: it stores the same again."
                 ) from exc
             raise
         assert self._sent_at is not None
@@ -361,8 +363,12 @@ class _WriteThrough:
         intent = await self._l1.begin(scope)
         return intent, perf_counter() - started
 
+    def _attempt_failed(self, error: Exception) -> None:
+        self._last_fault = classify(error).says
+        self._failed(error)
+
     def _failed(self, error: BaseException) -> None:
-        """Take note of an attempt that failed."""
+        """Take note of how the statement that is under way, if one is, has ended."""
         if self._sent_on is not None and not certainly_unchanged(error):
             self._in_doubt = True
             self._still_running = self._still_running or may_still_run(self._sent_on)

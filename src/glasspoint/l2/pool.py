@@ -44,7 +44,7 @@ _KEEPALIVE = {
 }
 
 # For so long the pool itself tries again to make a connection that failed; then see `Reviver`.
-_RECONNECT_SECONDS = 0.5
+_RECONNECT_SECONDS = 0.2
 
 
 def postgres_conninfo(conn_string: object) -> str:
