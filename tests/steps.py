@@ -7,7 +7,7 @@ import os
 import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any
 
@@ -17,6 +17,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint
 from psycopg import sql
 from redis.asyncio import Redis
 
+from glasspoint.demo.embedded import EmbeddedRedis
 from states import config_of, numbered_id
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpoint_migrations")
@@ -137,3 +138,76 @@ def seeded_dice() -> random.Random:
     seed = os.environ.get("TEST_SEED") or str(random.SystemRandom().randrange(2**32))
     sys.stdout.write(f"TEST_SEED={seed}\n")
     return random.Random(seed)
+
+
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+
+def tcp(server: EmbeddedRedis) -> Connect:
+    return lambda: asyncio.open_connection("127.0.0.1", server.port)
+
+
+async def nowhere() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Where no server is."""
+    raise ConnectionRefusedError
+
+
+class Proxy:
+    """What a client is connected to while the server behind it is replaced, or the connection cut."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self._connect: Connect | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @asynccontextmanager
+    async def to(self, connect: Connect) -> AsyncIterator[Proxy]:
+        self._connect = connect
+        listener = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = listener.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            listener.close()
+            await self.cut()
+            await listener.wait_closed()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def switch(self, connect: Connect) -> None:
+        """Connect to another server from now on."""
+        self._connect = connect
+        await self.cut()
+
+    async def cut(self) -> None:
+        """Close what is open."""
+        closing = set(self._open)
+        for writer in closing:
+            writer.close()
+        await until(lambda: not closing & self._open)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert self._connect is not None
+        try:
+            there_reader, there_writer = await self._connect()
+        except OSError:
+            writer.close()
+            return
+        pair = {writer, there_writer}
+        self._open |= pair
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                while data := await source.read(65536):
+                    sink.write(data)
+                    await sink.drain()
+            for end in pair:
+                end.close()
+
+        await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
+        for end in pair:
+            with suppress(ConnectionError):
+                await end.wait_closed()
+        self._open -= pair

@@ -466,8 +466,9 @@ async def test_a_redis_that_is_only_down_is_logged_and_not_waited_for(
         await thread.put(saver)
         assert await thread.turn(saver) == 1
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert len(warnings) == 1, warnings
+    assert len(warnings) == 2, warnings
     assert "L1 (Redis) does not answer" in warnings[0]
+    assert "L1 (Redis) is left alone" in warnings[1]
     assert not any(half in caplog.text for half in HALVES)
 
 

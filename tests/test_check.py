@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 import redis
-from langgraph.checkpoint.postgres import PostgresSaver
 
 from command_line import assert_fits, glasspoint
+from glasspoint import CachedPostgresSaver
 from glasspoint.check import Finding, run_checks
 from glasspoint.demo.conversation import Answer, ConversationGraph, say
 from glasspoint.demo.embedded import EmbeddedRedis
@@ -26,7 +26,7 @@ PASSWORD = "geheim"
 @pytest.fixture
 def deployed(database: str) -> str:
     """The URL of a database with the checkpoint tables."""
-    with PostgresSaver.from_conn_string(database) as saver:
+    with CachedPostgresSaver.from_conn_string(database, redis_url="redis://127.0.0.1:1/0") as saver:
         saver.setup()
     return database
 

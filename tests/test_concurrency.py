@@ -114,6 +114,7 @@ async def open_scene(postgres_url: str, redis_url: str, telemetry: Telemetry) ->
             )
             opened.push_async_callback(saver.close)
             savers.append(saver)
+        await savers[0].setup()
         upstream = await opened.enter_async_context(open_upstream(postgres_url))
         redis = await opened.enter_async_context(Redis.from_url(redis_url))
         yield Scene(savers, upstream, redis)

@@ -83,4 +83,4 @@ async def test_conforms_with_redis_dead(capability: str, database: str, own_redi
     assert l1_reads(registry).keys() <= {"unavailable"}
     if capability != "list":
         assert l1_reads(registry)["unavailable"]
-    assert counts(registry, "glasspoint_write_through_total", "l1").keys() == {"error"}
+    assert counts(registry, "glasspoint_write_through_total", "l1").keys() == {"journalled"}

@@ -59,7 +59,8 @@ def test_each_turn_shows_its_tiers_its_trace_and_its_counters(story: CompletedPr
     hit, unavailable = turns[1], turns[3]
     assert re.search(r"checkpoint\.get_tuple  hit  from L1 +[\d.]+ ms", hit)
     assert re.search(r"l1_reads_total +hit \+", hit)
-    assert "failed" in unavailable
+    assert re.search(r"checkpoint\.get_tuple  unavailable  from L2 +[\d.]+ ms", unavailable)
+    assert re.search(r"write_through_total +.*journalled \+", unavailable)
     assert re.search(r"log +WARNING glasspoint", unavailable)
 
 

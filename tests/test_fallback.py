@@ -516,7 +516,7 @@ async def test_postgres_is_lost_again_in_the_middle_of_the_drain(
             own_postgres.stop()
         return answer
 
-    async with chain(url, durable_redis.url) as saver:
+    async with chain(url, durable_redis.url, write_deadline=2.0) as saver:
         await converse(saver, range(6), "one")
         in_redis = await everything_in(saver)
         monkeypatch.setattr(CachedPostgresSaver, "import_checkpoints", import_some)

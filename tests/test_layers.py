@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "l2": {"errors", "scope", "urls", "codec", "telemetry.events"},
     "telemetry": {"errors", "scope", "_version"},
     "blocking": {"errors"},
-    "lifecycle": {"errors", "blocking", "l1", "l2", "telemetry", "telemetry.events"},
+    "sweeping": {"errors", "l1", "l2", "telemetry.events"},
+    "lifecycle": {"errors", "blocking", "sweeping", "l1", "l2", "telemetry", "telemetry.events"},
     "maintenance": {"errors", "scope", "l1", "l2", "lifecycle", "telemetry.events"},
     "saver": {"errors", "scope", "codec", "l1", "l2", "maintenance", "telemetry.events"},
     "history": {
@@ -71,7 +72,14 @@ DOORS = {
         "redis_saver.py",
         "factory.py",
     },
-    "psycopg": {"l2/pool.py", "l2/store.py", "l2/pruning.py", "l2/faults.py", "l2/liveness.py"},
+    "psycopg": {
+        "l2/pool.py",
+        "l2/store.py",
+        "l2/pruning.py",
+        "l2/faults.py",
+        "l2/journal.py",
+        "l2/liveness.py",
+    },
     "tenacity": {"l2/retrying.py"},
 }
 CORE = sorted(

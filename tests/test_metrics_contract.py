@@ -91,8 +91,11 @@ async def families(database: str, own_redis: EmbeddedRedis) -> list[Metric]:
         async with MemorySaver(telemetry=create_telemetry(registry=registry)) as lower:
             await Thread("c").put(lower)
             await drain(lower, saver, imported=lambda checkpoints: None, stuck=set())
+        await saver._l2.journal.record_now([Scope("a", "")])
+        await saver._sweeper.round()
         own_redis.kill()
         await saver.aget_tuple(thread.config)
+        await Thread("d").put(saver)
         found = list(registry.collect())
         generate_latest(registry)  # and it can be encoded
         await saver.close()

@@ -62,7 +62,14 @@ async def test_a_saver_in_its_tier_is_ready(
         assert (status, found["ready"]) == (200, True)
         assert before <= datetime.fromisoformat(saver.pop("since")) <= datetime.now(UTC)
         assert len(saver.pop("epoch")) > 40
-        assert saver == {"saver": "chat", "tier": "cached", "l1": "ok", "l2": "ok"}
+        assert saver == {
+            "saver": "chat",
+            "tier": "cached",
+            "l1": "ok",
+            "l2": "ok",
+            "breaker": "closed",
+            "journal": 0,
+        }
     assert (await ask(served))[0] == 503, "it was closed"
 
 

@@ -259,6 +259,7 @@ async def test_connections_that_died_idle_are_replaced_and_nobody_notices(
     ):
         await thread.put(saver)
         for _ in range(3):
+            await until(lambda: saver._l2.pool and saver._l2.pool.get_stats()["pool_available"] >= 4)
             assert await terminate(database) >= 4
             await thread.put(saver)
             await terminate(database)
@@ -549,7 +550,7 @@ async def test_a_demoted_primary_is_asked_again_on_fresh_connections(
     """A fresh connection may lead to the new primary; here: it is one without the setting."""
     watched = Watched()
     threads = [Thread(f"thread {i}") for i in range(3)]
-    async with open_upstream(database):
+    async with open_saver(database, redis_url):
         pass  # makes the tables
     await read_only("on")
     async with open_saver(database, redis_url, telemetry=watched.telemetry, pool_min_size=3) as saver:
@@ -585,7 +586,7 @@ async def test_a_server_that_gives_no_connection_is_asked_until_it_does(
     postgres: EmbeddedPostgres, database: str, redis_url: str
 ) -> None:
     given = conninfo_to_dict(database)
-    async with open_upstream(database):
+    async with open_saver(database, redis_url):
         pass
     for statement in (
         "DROP ROLE IF EXISTS few",
@@ -753,7 +754,8 @@ async def test_a_write_that_is_cancelled_after_an_attempt_in_doubt_leaves_reader
     async with (
         BadLine(database).opened() as line,
         open_saver(database, redis_url) as reader,
-        open_saver(line.url, redis_url, telemetry=watched.telemetry) as saver,
+        # One connection, on which the statement is prepared: so it goes out whole.
+        open_saver(line.url, redis_url, telemetry=watched.telemetry, pool_max_size=1) as saver,
     ):
         await thread.put(saver)
         async with locked(database, "checkpoints") as waiter:

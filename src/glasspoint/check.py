@@ -157,7 +157,7 @@ class _Checks:
         if self._obstacle.startswith("PostgreSQL"):
             raise _Skipped(self._obstacle)
         async with await self._connect() as connection, connection.cursor(row_factory=tuple_row) as cursor:
-            wanted = [*_TABLES, "checkpoint_migrations"]
+            wanted = [*_TABLES, "checkpoint_migrations", "glasspoint_l1_journal"]
             await cursor.execute(
                 "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NULL", (wanted,)
             )

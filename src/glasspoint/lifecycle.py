@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
@@ -18,12 +18,14 @@ from glasspoint.errors import (
     WrongLoopError,
 )
 from glasspoint.l1 import client
+from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache
 from glasspoint.l2 import pool as pools
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.store import Store
+from glasspoint.sweeping import Sweeper
 from glasspoint.telemetry import create_telemetry
-from glasspoint.telemetry.events import Vitals
+from glasspoint.telemetry.events import BreakerChanged, Vitals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.l2.pool import Pool
-    from glasspoint.telemetry.events import Telemetry
+    from glasspoint.telemetry.events import BreakerState, Telemetry
 
 __all__ = ["ManagedSaver"]
 
@@ -66,6 +68,8 @@ class ManagedSaver(SyncFace):
         key_prefix: str = "glasspoint",
         l1_timeout_seconds: float = _L1_TIMEOUT_SECONDS,
         write_deadline_seconds: float = _WRITE_DEADLINE_SECONDS,
+        on_l1_outage: Literal["degrade", "raise"] = "degrade",
+        sweep_interval_seconds: float = 1.0,
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
@@ -84,6 +88,11 @@ class ManagedSaver(SyncFace):
             write_deadline_seconds: After so long a write fails, with `L2DeadlineError`; until then it is
                 tried again where that may help. A read of one checkpoint has as long, and the pool's timeout
                 besides; no attempt at any read begins later than this after the first.
+            on_l1_outage: What becomes of a write while Redis does not do its part. `"degrade"`: PostgreSQL
+                has it, with a row in the journal; a process that still reaches Redis may read the state
+                before it until the journal is swept. `"raise"`: it fails with `L1UnavailableError`. Reads
+                are answered by PostgreSQL either way.
+            sweep_interval_seconds: How often the journal is swept.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
 
@@ -95,9 +104,12 @@ class ManagedSaver(SyncFace):
             ("cache_ttl", cache_ttl),
             ("l1_timeout_seconds", l1_timeout_seconds),
             ("write_deadline_seconds", write_deadline_seconds),
+            ("sweep_interval_seconds", sweep_interval_seconds),
         ):
             if not value > 0:
                 raise ConfigurationError(f"{name} is {value!r}: it must be greater than 0 seconds.")
+        if on_l1_outage not in ("degrade", "raise"):
+            raise ConfigurationError(f'on_l1_outage is {on_l1_outage!r}: it must be "degrade" or "raise".')
         if pool is not None and pool is not postgres_saver.conn:
             raise ConfigurationError(
                 "pool is not the pool that postgres_saver works on: pass that one, or none."
@@ -106,23 +118,38 @@ class ManagedSaver(SyncFace):
         self._telemetry = telemetry or create_telemetry()
         self._write_deadline = write_deadline_seconds
         self._upstream = postgres_saver
-        self._l2 = Store(postgres_saver, self._telemetry)
+        self._must_tell_l1 = on_l1_outage == "raise"
+        self._l2 = Store(postgres_saver, self._telemetry, cache=key_prefix)
         pool_timeout = self._l2.pool.timeout if self._l2.pool is not None else 0.0
         self._read_deadline = pool_timeout + write_deadline_seconds
         self._retries = Retries(
             self._telemetry, seconds=write_deadline_seconds, can_reconnect=self._l2.pool is not None
         )
+        # A Redis that hangs must not use up the deadline of every write.
+        l1_timeout = min(l1_timeout_seconds, write_deadline_seconds / 4)
+        self._breaker = Breaker(changed=self._breaker_changed)
         self._l1 = Cache(
             client.check_redis(redis),
             self._telemetry,
             key_prefix=key_prefix,
             ttl_seconds=cache_ttl,
             intent_seconds=_DEADLINES_AN_INTENT_LASTS * write_deadline_seconds + _INTENT_MARGIN_SECONDS,
-            # A Redis that hangs must not use up the deadline of every write.
-            timeout_seconds=min(l1_timeout_seconds, write_deadline_seconds / 4),
+            timeout_seconds=l1_timeout,
+            breaker=self._breaker,
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
-        self._lifetime.vitals.check, self._lifetime.vitals.loop = self._check, self._loop
+        vitals = self._lifetime.vitals
+        vitals.check, vitals.loop, vitals.breaker = self._check, self._loop, self._breaker.state
+        self._sweeper = self._lifetime.sweeper = Sweeper(
+            self._l1,
+            self._l2.journal,
+            self._breaker,
+            self._telemetry,
+            vitals,
+            every_seconds=sweep_interval_seconds,
+            timeout_seconds=l1_timeout,
+        )
+        self._sweeper.start()
 
     @classmethod
     def from_conn_string(cls, conn_string: str, *, redis_url: str, **options: Any) -> Opening[Self]:
@@ -212,7 +239,8 @@ class ManagedSaver(SyncFace):
         """Meet Redis once: what is misconfigured is an error now; what is only down is left to come back."""
         try:
             epoch = await self._l1.connect()
-        except L1UnavailableError:
+        except L1UnavailableError as exc:
+            self._breaker.trip(type(exc.__cause__ or exc).__name__)
             return
         except L1Error as exc:
             raise ConfigurationError(f"This Redis cannot be the cache: {exc}") from exc
@@ -232,10 +260,31 @@ class ManagedSaver(SyncFace):
         with self._lifetime.call():
             await self._l2.ping()
 
-    async def _check(self) -> dict[str, str]:
+    async def _check(self) -> dict[str, Any]:
         l1, l2 = await asyncio.gather(_sign_of_life(self._l1.ping), _sign_of_life(self.ping))
         epoch = self._l1.epoch
-        return {"l1": l1, "l2": l2, "epoch": epoch.name if epoch else "unknown"}
+        return {
+            "l1": l1,
+            "l2": l2,
+            "epoch": epoch.name if epoch else "unknown",
+            "breaker": self._breaker.state,
+            "journal": self.vitals.journal_pending,
+        }
+
+    def _breaker_changed(self, state: BreakerState, reason: str) -> None:
+        was_closed, self.vitals.breaker = self.vitals.breaker == "closed", state
+        self._telemetry.note(BreakerChanged(state, reason))
+        self._sweeper.look_soon()
+        if state == "open" and was_closed:
+            _log.warning(
+                "L1 (Redis) is left alone (%s), and probed. PostgreSQL answers alone, and writes go into the "
+                "journal, too, so that no older state is read from Redis later.",
+                reason,
+            )
+        elif state == "closed":
+            _log.info("L1 (Redis) is asked again: the breaker has closed.")
+        else:
+            _log.debug("The breaker of L1 (Redis) is %s (%s).", state, reason)
 
     def close(self) -> Awaitable[None]:
         """Finish what is under way in Redis, and close what this saver opened itself. May be called twice.
@@ -291,6 +340,7 @@ class _Lifetime:
         addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.pool)}
         self.vitals = Vitals(store.pool, redis, addresses)  # type: ignore[arg-type]
         self.owned = AsyncExitStack()
+        self.sweeper: Sweeper | None = None
         self._loop = asyncio.get_running_loop()
         self._telemetry = telemetry
         self._store = store
@@ -349,6 +399,8 @@ class _Lifetime:
         self._closed = True
         self._look()
         try:
+            if self.sweeper is not None:
+                await self.sweeper.stop()
             await self._idle.wait()
             await self._store.drain()
         finally:

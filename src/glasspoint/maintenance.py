@@ -14,6 +14,9 @@ and the commit, or the intents would be gone before the rows are.
 
 That a transaction is rolled back is known, so ABORT takes the intents back and leaves the images; only a
 COMMIT that was not answered leaves it open, and then readers stay away until the deadline.
+
+Scopes that Redis could not be told of before the commit go into the journal, in the same transaction; those
+that it could not be told of after it, in another one, before the caller is answered.
 """
 
 from __future__ import annotations
@@ -114,9 +117,10 @@ class MaintainedSaver(ManagedSaver):
         validate_thread_id(thread_id)
 
         async def delete(barrier: Barrier) -> None:
-            async def block_readers(namespaces: list[str]) -> None:
+            async def block_readers(namespaces: list[str]) -> Collection[Scope]:
                 await barrier.block([Scope(thread_id, namespace) for namespace in namespaces])
                 barrier.committing()
+                return barrier.untold()
 
             await self._l2.delete_thread(thread_id, block_readers)
 
@@ -389,10 +393,12 @@ class _Intents:
 
     def __init__(self, saver: MaintainedSaver, source: InvalidationSource, *, must_tell_l1: bool) -> None:
         self._l1 = saver._l1
+        self._journal = saver._l2.journal
+        self._retries = saver._retries
         self._lifetime = saver._lifetime
         self._telemetry = saver._telemetry
         self._source = source
-        self._must_tell_l1 = must_tell_l1
+        self._must_tell_l1 = must_tell_l1 or saver._must_tell_l1
         self._intents: list[Intent] = []
         self._beginning = asyncio.Event()
         self._beginning.set()
@@ -411,6 +417,9 @@ class _Intents:
                 "Repeat when it is back."
             )
 
+    def untold(self) -> Collection[Scope]:
+        return [intent.scope for intent in self._intents if not intent.name]
+
     def committing(self) -> None:
         self.is_committing = True
 
@@ -421,11 +430,18 @@ class _Intents:
     async def drop(self, *, in_doubt: bool) -> None:
         await self._beginning.wait()
 
-        async def drop(intent: Intent) -> None:
-            if await self._l1.drop(intent, still_running=in_doubt):
-                self._telemetry.note(Invalidated(self._source))
+        async def drop(intent: Intent) -> Intent | None:
+            """Return what could not be dropped."""
+            if not await self._l1.drop(intent, still_running=in_doubt):
+                return intent
+            self._telemetry.note(Invalidated(self._source))
+            return None
 
-        await _for_each(self._intents, drop)
+        left = [intent for intent in await _for_each(self._intents, drop) if intent is not None]
+        if left and not in_doubt:
+            if begun := [intent.scope for intent in left if intent.name]:  # the others are recorded already
+                await self._retries.run("journal", lambda: self._journal.record_now(begun))
+            self._l1.doubt()
 
     async def _begin(self, scopes: Sequence[Scope], alone: frozenset[str]) -> set[str]:
         """Leave the intents; return the threads that are not alone, if any, and go no further then."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from glasspoint import codec
-from glasspoint.errors import InvalidConfigError, L2DeadlineError
+from glasspoint.errors import InvalidConfigError, L1UnavailableError, L2DeadlineError
 from glasspoint.l2.deadline import within
 from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
 from glasspoint.maintenance import MaintainedSaver
@@ -190,6 +190,7 @@ class CachedPostgresSaver(MaintainedSaver):
             SerializationError: A value cannot be serialised. Nothing was stored.
             L2UnavailableError: PostgreSQL did not answer; whether it has the checkpoint is not known.
             L2DeadlineError: It did not answer before the write's deadline; the same holds.
+            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`.
         """
         scope, parent_id = scope_of(config), checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("put", scope) as operation:
@@ -311,8 +312,11 @@ class _WriteThrough:
     def __init__(self, saver: CachedPostgresSaver, operation: Operation, scope: Scope) -> None:
         self._l1 = saver._l1
         self._lifetime = saver._lifetime
+        self._journal = saver._l2.journal
         self._retries = saver._retries
         self._deadline = saver._write_deadline
+        self._must_tell_l1 = saver._must_tell_l1
+        self._scope = scope
         self._operation = operation
         self._begun = asyncio.create_task(self._begin(scope))
         self._sent_on: object = None
@@ -320,12 +324,28 @@ class _WriteThrough:
         self._in_doubt = False
         self._still_running = False
         self._last_fault: str | None = None
+        self._is_journalled = False
 
-    async def ready(self, connection: object) -> None:
-        """Return when readers have been sent to L2; from now on PostgreSQL may change."""
-        await asyncio.shield(self._begun)
+    async def ready(self, connection: object) -> bool:
+        """Return when readers have been sent to L2; from now on PostgreSQL may change.
+
+        Returns:
+            Whether the scope is to be recorded in the journal, with the write, because Redis did not confirm
+            that it sends readers to L2.
+
+        Raises:
+            L1UnavailableError: The same, and the saver was told to raise then.
+        """
+        intent, _ = await asyncio.shield(self._begun)
+        if self._must_tell_l1 and not intent.name:
+            raise L1UnavailableError(
+                'Redis does not do its part, and on_l1_outage is "raise": nothing was written. Repeat the '
+                "call when Redis is back."
+            )
         self._sent_on = connection
         self._sent_at = self._sent_at or perf_counter()
+        self._is_journalled = not intent.name
+        return self._is_journalled
 
     async def to_l2(self, statement: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Run the statement, within the deadline; again, if that may help."""
@@ -348,15 +368,37 @@ class _WriteThrough:
         return answer
 
     async def to_l1(self, commit: Callable[[Intent], Awaitable[WriteResult]]) -> None:
-        """Let L1 follow. In a task of its own: a cancelled caller must not leave half a step behind."""
+        """Let L1 follow, or the journal say that it did not. In a task of its own: a cancelled caller must
+        not leave half a step behind.
+
+        Raises:
+            L1UnavailableError: L1 did not follow, and the saver was told to raise then.
+            L2UnavailableError, L2DeadlineError: Neither Redis nor the journal could be told.
+        """
 
         async def follow() -> None:
             intent, begin_seconds = await self._begun
             started = perf_counter()
-            self._operation.l1_write = await (self._forget(intent) if self._in_doubt else commit(intent))
+            result = await (self._forget(intent) if self._in_doubt else commit(intent))
             self._operation.l1_seconds = begin_seconds + perf_counter() - started
+            self._operation.l1_write = result
+            if result == "error":
+                await self._fall_behind()
 
         await self._lifetime.settle(follow())
+
+    async def _fall_behind(self) -> None:
+        """L2 has the write, and L1 may not know: whoever reads must be told before the caller is."""
+        if not self._is_journalled:
+            async with within(self._deadline):
+                await self._retries.run("journal", lambda: self._journal.record_now([self._scope]))
+        self._l1.doubt()
+        self._operation.l1_write = "journalled"
+        if self._must_tell_l1:
+            raise L1UnavailableError(
+                'PostgreSQL has the write, but Redis did not do its part, and on_l1_outage is "raise". The '
+                "write may be repeated: it stores the same again."
+            )
 
     async def _begin(self, scope: Scope) -> tuple[Intent, float]:
         started = perf_counter()
@@ -378,7 +420,7 @@ class _WriteThrough:
         intent, _ = await self._begun
         if self._in_doubt:
             await self._forget(intent)
-        else:
+        elif intent.name:
             await self._l1.abort(intent)
 
     async def _forget(self, intent: Intent) -> WriteResult:

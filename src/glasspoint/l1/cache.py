@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,17 +19,17 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1 import entry
+from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper
-from glasspoint.scope import is_ordered_id
+from glasspoint.scope import Scope, is_ordered_id
 from glasspoint.telemetry.events import EpochChanged, L1Availability, L1Result, WarmUpResult, WriteResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from redis.asyncio import Redis
 
     from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
-    from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["Cache", "Intent", "Reading"]
@@ -43,6 +44,19 @@ _WRITE_RESULTS: tuple[WriteResult, ...] = ("discarded", "applied", "early", "ski
 # are a round trip away; without this, the rest of a turn would go uncached.
 _PATIENCE = 5
 _PATIENCE_SECONDS = 0.002
+
+# How many entries are dropped at a time for the journal.
+_SCOPES_AT_ONCE = 16
+
+# How often a read is sent again because something went wrong with Redis while it was under way.
+_READS = 3
+
+# Error codes of a server that does some steps and not others, so that its failures are never in a row: it is
+# full, a replica, cannot save, or this user may not. In scripts, before Redis 7, they stand in mid-text.
+_REFUSALS = re.compile(r"\b(OOM|READONLY|MISCONF|NOPERM|NOAUTH)\b")
+
+# Where probes write: no caller's scope, because no thread id holds NUL.
+_PROBED = Scope("\0probe", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +98,7 @@ class Cache:
         ttl_seconds: float,
         intent_seconds: float,
         timeout_seconds: float,
+        breaker: Breaker | None = None,
     ) -> None:
         """Args:
         redis: A client with `decode_responses=False`; not closed here.
@@ -92,6 +107,7 @@ class Cache:
         ttl_seconds: How long an entry lives after its last use.
         intent_seconds: How long a write may take; longer than the deadline that L2 enforces.
         timeout_seconds: How long one step may take.
+        breaker: Whether Redis is asked at all; by default one of its own.
         """
         self._redis = redis
         self._telemetry = telemetry
@@ -100,6 +116,35 @@ class Cache:
         self._timeout = timeout_seconds
         self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._epoch_changed)
         self._available = True
+        self._breaker = breaker or Breaker()
+        self._doubts = 0
+        self._believed_at: int | None = None
+        self.regain_trust: Callable[[], Awaitable[bool]] | None = None
+        """Awaited by a read that must not believe what stands here: sees to it that the journal is swept, and
+        answers whether that was done. `None`: there is no journal, and everything is believed."""
+
+    @property
+    def doubts(self) -> int:
+        """How often there was a reason to doubt what stands here; see `believe`."""
+        return self._doubts
+
+    @property
+    def trusted(self) -> bool:
+        """Whether nothing has gone wrong since the journal was swept."""
+        return self._believed_at == self._doubts
+
+    def doubt(self) -> None:
+        """Believe nothing that stands here, before the journal is swept."""
+        self._doubts += 1
+
+    def believe(self, doubts: int) -> bool:
+        """Say that the journal was swept, and that this had not begun before so many `doubts`.
+
+        Returns:
+            Whether L1 is trusted now; not, if something went wrong meanwhile.
+        """
+        self._believed_at = doubts
+        return self.trusted
 
     @property
     def epoch(self) -> Epoch | None:
@@ -134,17 +179,36 @@ class Cache:
             raise self._unavailable(exc) from exc
         self._answered()
 
+    async def probe(self) -> None:
+        """Do what a write does, where nobody reads. The breaker is not asked.
+
+        Raises:
+            L1Error: Redis does not do its part.
+        """
+        intent = await self._run_now("begin", _PROBED, _new_token(), self._intent_ms)
+        await self._run_now("drop", _PROBED, intent, 0, self._intent_ms)
+
     async def read(self, scope: Scope, checkpoint_id: str | None) -> Reading:
         """READ: the image of the scope, or why there is none.
 
         Args:
             checkpoint_id: The one that is wanted, `None` for the newest.
         """
-        try:
-            token, wanted = _new_token(), checkpoint_id or ""
-            answer = await self._run("read", scope, token, wanted, self._ttl_ms, self._intent_ms)
-        except L1Error:
-            return Reading("unavailable")
+        wanted = checkpoint_id or ""
+        for _ in range(_READS):
+            if not await self._is_believed():
+                break
+            doubts = self._doubts
+            try:
+                answer = await self._run("read", scope, _new_token(), wanted, self._ttl_ms, self._intent_ms)
+            except L1Error:
+                break
+            if doubts == self._doubts:
+                return await self._reading(scope, answer)
+            # Another call has met an error meanwhile, or this one another epoch: the journal comes first.
+        return Reading("unavailable")
+
+    async def _reading(self, scope: Scope, answer: list[Any]) -> Reading:
         if answer[0] == _HIT:
             return await self._decode(scope, answer[1])
         return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
@@ -249,6 +313,26 @@ class Cache:
         """
         return await self._confirmed("drop", intent.scope, intent.name, int(still_running), self._intent_ms)
 
+    async def forget(self, scopes: Collection[Scope]) -> None:
+        """DROP, for the journal.
+
+        Raises:
+            L1Error: Redis did not confirm each of them.
+        """
+        listed = list(scopes)
+        for start in range(0, len(listed), _SCOPES_AT_ONCE):
+            chunk = listed[start : start + _SCOPES_AT_ONCE]
+            drops = (self._run("drop", scope, b"", 0, self._intent_ms) for scope in chunk)
+            outcomes = await asyncio.gather(*drops, return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+
+    async def _is_believed(self) -> bool:
+        if self.regain_trust is None or self.trusted:
+            return True
+        return await self.regain_trust()
+
     async def _decode(self, scope: Scope, fields: list[bytes]) -> Reading:
         try:
             image = entry.decode_image(scope, fields)
@@ -273,6 +357,13 @@ class Cache:
 
     async def _run(self, step: str, scope: Scope, *args: Any) -> Any:
         """Run one script; every way in which Redis can fail becomes an `L1Error`."""
+        if not self._breaker.is_closed:
+            # No doubt is added: L1 is trusted again only by a sweep that begins after the breaker has closed,
+            # and that sees the journal's row of a write which was not let through here.
+            raise L1UnavailableError("Redis is left alone for a while: it has not done its part lately.")
+        return await self._run_now(step, scope, *args)
+
+    async def _run_now(self, step: str, scope: Scope, *args: Any) -> Any:
         try:
             with self._telemetry.step(f"l1.{step}", scope):
                 async with asyncio.timeout(self._timeout):
@@ -297,6 +388,7 @@ class Cache:
     def _unavailable(self, exc: BaseException) -> L1Error:
         # Any failure of the connection may hide a restart or a failover.
         self._epochs.distrust()
+        self._doubts += 1
         reason = type(exc).__name__
         if self._available:
             self._available = False
@@ -305,6 +397,10 @@ class Cache:
                 "L1 (Redis) does not answer (%s): PostgreSQL answers alone, slower but complete.",
                 reason,
             )
+        if isinstance(exc, ResponseError) and _REFUSALS.search(str(exc)):
+            self._breaker.trip(reason)
+        else:
+            self._breaker.failed(reason)
         if isinstance(exc, L1Error):
             return exc
         if isinstance(exc, AuthenticationError | AuthorizationError):
@@ -314,12 +410,14 @@ class Cache:
         return kind(f"Redis did not do its part{waited} ({reason}); PostgreSQL answers alone meanwhile.")
 
     def _answered(self) -> None:
+        self._breaker.succeeded()
         if not self._available:
             self._available = True
             self._telemetry.note(L1Availability(available=True, reason="answers"))
-            _log.info("L1 (Redis) answers again: the cache is back in use.")
+            _log.info("L1 (Redis) answers again: the cache is back in use, once the journal is swept.")
 
     def _epoch_changed(self, epoch: Epoch, previous: Epoch | None) -> None:
+        self._doubts += 1
         if previous is not None:
             self._telemetry.note(EpochChanged())
             _log.warning(

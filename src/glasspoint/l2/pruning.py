@@ -48,6 +48,9 @@ class Barrier(Protocol):
             ThreadInUseError: Something is being written to one of the threads `alone`.
         """
 
+    def untold(self) -> Collection[Scope]:
+        """Which of the scopes L1 could not be told of: they go into the journal, with the change itself."""
+
     def committing(self) -> None:
         """From now on L2 may have changed, whatever goes wrong."""
 
@@ -337,6 +340,7 @@ class Pruner:
                 async with conn.transaction():
                     await _settings(conn)
                     yield conn
+                    await self._store.journal.record(conn, barrier.untold())
                     barrier.committing()
 
     async def _garbage(

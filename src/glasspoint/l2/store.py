@@ -28,13 +28,13 @@ from glasspoint.errors import (
     SaverClosedError,
     SchemaError,
 )
-from glasspoint.l2 import statements
+from glasspoint.l2 import journal, statements
 from glasspoint.l2.liveness import Liveness
 from glasspoint.scope import Scope
 from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
@@ -48,8 +48,9 @@ __all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer"]
 
 _Answer = TypeVar("_Answer")
 
-Ready = Callable[[Any], Awaitable[None]]
-"""Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later."""
+Ready = Callable[[Any], Awaitable[bool]]
+"""Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later.
+Answers whether the write is to record its scope in the journal, because L1 does not know of it."""
 
 # Any number will do as long as all who set the tables up take the same.
 _SETUP_LOCK = 0x676C617373  # "glass"
@@ -79,10 +80,13 @@ class WritesAnswer(NamedTuple):
 class Store:
     """Upstream's tables in one PostgreSQL database."""
 
-    def __init__(self, upstream: AsyncPostgresSaver, telemetry: Telemetry) -> None:
+    def __init__(
+        self, upstream: AsyncPostgresSaver, telemetry: Telemetry, *, cache: str = "glasspoint"
+    ) -> None:
         """Args:
         upstream: The saver whose connection or pool is used; with one connection, calls queue on its lock.
         telemetry: Who is told of every statement and every wait.
+        cache: What L1 is called in the journal: see `Journal`.
 
         Raises:
             ConfigurationError: With it a call would return before PostgreSQL has its write for good.
@@ -101,6 +105,7 @@ class Store:
         self._telemetry = telemetry
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._liveness = Liveness()
+        self.journal = journal.Journal(self, telemetry, cache=cache)
 
     @property
     def pool(self) -> Pool | None:
@@ -118,7 +123,8 @@ class Store:
             SchemaError: This role may not.
         """
         async with self._connection(None) as conn:
-            if await self._schema_version(conn) < len(AsyncPostgresSaver.MIGRATIONS) - 1:
+            newest = len(AsyncPostgresSaver.MIGRATIONS) - 1
+            if await self._schema_version(conn) < newest or not await journal.is_up_to_date(conn):
                 async with _unbounded(conn):
                     await self._migrate(conn)
             return conn.info.server_version
@@ -159,9 +165,9 @@ class Store:
             "bare_versions": list(bare.values()),
         }
         async with self._connection(scope) as conn:
-            await ready(conn)
+            sql, params = self._recorded(statements.PUT, params, journalled=await ready(conn))
             with self._telemetry.step("l2.put", scope):
-                row = await _fetch_one(conn, statements.PUT, params)
+                row = await _fetch_one(conn, sql, params)
         assert row is not None  # a SELECT without FROM
         newest, stored, shadowed, known_writes = row
         return PutAnswer(newest and not shadowed and stored == len(channels), known_writes)
@@ -194,7 +200,7 @@ class Store:
             "blobs": [w.value.data for w in writes],
         }
         async with self._connection(scope) as conn:
-            await ready(conn)
+            sql, params = self._recorded(sql, params, journalled=await ready(conn))
             with self._telemetry.step("l2.put_writes", scope):
                 rows = await _fetch_all(conn, sql, params)
         paths = {idx: path for idx, path, _ in rows}
@@ -215,9 +221,10 @@ class Store:
         """
         cursors = []
         async with self._connection(scope) as conn:
-            await ready(conn)
+            untold = [scope] if await ready(conn) else []
             with self._telemetry.step("l2.import", scope):
                 async with conn.transaction(), conn.pipeline():
+                    await self.journal.record(conn, untold)
                     for item in items:
                         sql, params = _import_statement(item)
                         cursor = conn.cursor(binary=True, row_factory=tuple_row)
@@ -225,13 +232,14 @@ class Store:
                 return sum([new for cursor in cursors for (new,) in await cursor.fetchall()])
 
     async def delete_thread(
-        self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[None]]
+        self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[Collection[Scope]]]
     ) -> None:
         """Delete a thread.
 
         Args:
             before_commit: Awaited with the namespaces that the thread had, after they were deleted and before
-                anybody can see it: exactly these are the scopes that L1 must block and forget.
+                anybody can see it: exactly these are the scopes that L1 must block and forget. Answers which
+                of them L1 could not be told of.
         """
         root = Scope(thread_id, "")
         async with self._connection(root) as conn:
@@ -239,7 +247,8 @@ class Store:
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")
                     rows = await _fetch_all(conn, statements.DELETE_THREAD, {"thread_id": thread_id})
-                    await before_commit([namespace for (namespace,) in rows])
+                    untold = await before_commit([namespace for (namespace,) in rows])
+                    await self.journal.record(conn, untold)
 
     async def get_tuple(
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig
@@ -269,6 +278,12 @@ class Store:
                 upstream = AsyncPostgresSaver(conn, serde=serde)
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
 
+    def _recorded(self, sql: str, params: dict[str, Any], *, journalled: bool) -> tuple[str, dict[str, Any]]:
+        """Let a statement record its scope, in the transaction that it is."""
+        if not journalled:
+            return sql, params
+        return journal.journalled(sql), {**params, "cache": self.journal.cache}
+
     async def drain(self) -> None:
         """Wait until every connection is back in the pool, those of cancelled calls too."""
         while self._unfinished:
@@ -291,14 +306,19 @@ class Store:
         except PoolClosed as exc:
             raise SaverClosedError("The connection pool is not open: open it, or open a new saver.") from exc
         except psycopg.errors.UndefinedTable as exc:
+            if "glasspoint_l1_journal" in str(exc):
+                raise SchemaError(
+                    "Redis does not answer, which must be recorded in the table glasspoint_l1_journal, and "
+                    "that is not there: call `await saver.setup()` once, as after every upgrade."
+                ) from exc
             raise SchemaError(
                 "The checkpoint tables are not there: call `await saver.setup()` once, before the first use."
             ) from exc
         except psycopg.errors.InsufficientPrivilege as exc:
             raise SchemaError(
                 "The role that the saver connects with may not use the checkpoint tables: GRANT SELECT, "
-                "INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes, and SELECT ON "
-                "checkpoint_migrations."
+                "INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes, "
+                "glasspoint_l1_journal, and SELECT ON checkpoint_migrations."
             ) from exc
         except psycopg.errors.ReadOnlySqlTransaction as exc:
             raise L2UnavailableError(
@@ -375,6 +395,8 @@ class Store:
             await asyncio.sleep(random.uniform(0.02, 0.08))
         try:
             await AsyncPostgresSaver(conn).setup()
+            for statement in journal.MIGRATIONS:
+                await conn.execute(cast("Any", statement))
         except psycopg.errors.InsufficientPrivilege as exc:
             raise SchemaError(
                 f"The role {conn.info.user!r} may not create the checkpoint tables in the database "

@@ -67,6 +67,12 @@ class SaverCollector(Collector):
         for name, open_ in savers.items():
             _add_pool(families, name, [_pool_stats(v) for v in open_], lost.get(name, 0))
             _add_redis_pool(families, name, [_redis_connections(v.redis) for v in open_])
+            cached = [v for v in open_ if v.breaker is not None]
+            if cached:
+                is_open = any(v.breaker != "closed" for v in cached)
+                families["l1_breaker_open"].add_metric([name], float(is_open))
+                pending = max(v.journal_pending for v in cached)  # they look at one table
+                families["l1_journal_pending"].add_metric([name], pending)
             tiers = {v.tier for v in open_ if v.active}
             for tier in TIERS:
                 families["active_tier"].add_metric([name, tier], float(tier in tiers))
@@ -93,6 +99,10 @@ class SaverCollector(Collector):
             ),
             "redis_pool_connections": gauge(
                 "redis_pool_connections", "Redis connections of the client.", "state"
+            ),
+            "l1_breaker_open": gauge("l1_breaker_open", "1 while L1 (Redis) is left alone."),
+            "l1_journal_pending": gauge(
+                "l1_journal_pending", "Entries that L1 (Redis) is yet to be told to drop."
             ),
             "active_tier": gauge("active_tier", "1 for the tier that is in use.", "tier"),
             "info": InfoMetricFamily("glasspoint", "Versions of what works together here.", labels=["saver"]),

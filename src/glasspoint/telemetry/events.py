@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from glasspoint.scope import Scope
 
 __all__ = [
+    "BreakerChanged",
+    "BreakerState",
     "Drained",
     "EpochChanged",
     "Invalidated",
@@ -48,9 +50,18 @@ Server = Literal["l1", "l2", "redis"]
 Served = Literal["l1", "l2", "redis", "memory"]
 L1Result = Literal["hit", "miss", "busy", "historical", "incomplete", "unavailable"]
 WarmUpResult = Literal["stored", "refused", "error"]
-WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "error"]
+WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "journalled", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
-InvalidationSource = Literal["delete", "prune", "copy"]
+InvalidationSource = Literal["delete", "prune", "copy", "journal"]
+BreakerState = Literal["closed", "open", "half_open"]
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerChanged:
+    """Redis is left alone, probed, or asked again."""
+
+    state: BreakerState
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +137,7 @@ Note = (
     | PoolTimedOut
     | PoolWaited
     | L1Availability
+    | BreakerChanged
     | L2Retried
     | TierChanged
     | Drained
@@ -148,6 +160,8 @@ class Vitals:
             to say. To be awaited on `loop`.
         loop: The event loop that the saver works on.
         undrained: The lower tiers of its chain that may hold what is not here yet.
+        breaker: Where the breaker in front of L1 stands; `None` where there is none.
+        journal_pending: How many rows of the journal were not swept when somebody last looked.
     """
 
     pool: Any
@@ -157,9 +171,11 @@ class Vitals:
     versions: dict[str, str] = field(default_factory=dict)
     active: bool = True
     since: float = field(default_factory=time)
-    check: Callable[[], Coroutine[Any, Any, dict[str, str]]] | None = None
+    check: Callable[[], Coroutine[Any, Any, dict[str, Any]]] | None = None
     loop: asyncio.AbstractEventLoop | None = None
     undrained: tuple[str, ...] = ()
+    breaker: BreakerState | None = None
+    journal_pending: int = 0
 
     def set_active(self, active: bool) -> None:
         """Say that it serves calls from now on, or no longer."""

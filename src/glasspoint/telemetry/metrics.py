@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
 from glasspoint.telemetry.collectors import SaverCollector
 from glasspoint.telemetry.events import (
+    BreakerChanged,
     Drained,
     EpochChanged,
     Invalidated,
@@ -106,6 +107,9 @@ class Families:
         self.l1_invalidations = counter(
             "l1_invalidations", "Entries dropped, by what asked for it.", "source"
         )
+        self.l1_breaker_transitions = counter(
+            "l1_breaker_transitions", "Times that L1 (Redis) was left alone, probed and asked again.", "to"
+        )
         self.fallback_events = counter(
             "fallback_events",
             "Changes of tier, promotion included.",
@@ -150,6 +154,7 @@ class Metrics:
         self._encode_seconds = families.serde_duration.labels(saver_name, "write")
         self._epoch_changes = families.l1_epoch_changes.labels(saver_name)
         self._invalidations = _Children(families.l1_invalidations, saver_name)
+        self._breaker = _Children(families.l1_breaker_transitions, saver_name)
         self._fallbacks = _Children(families.fallback_events, saver_name)
         self._drained = _Children(families.drained_checkpoints, saver_name)
         self._retries = _Children(families.l2_retries, saver_name)
@@ -159,6 +164,8 @@ class Metrics:
             self._reads.get(result)  # there from the start, so that a ratio never lacks a part
         for result in ("stored", "refused", "error"):
             self._warm_ups.get(result)
+        for state in ("open", "half_open", "closed"):
+            self._breaker.get(state)
         for change in _TIER_CHANGES:
             self._fallbacks.get(*change)  # there from the start, so that the first one is seen as an increase
         for tier in ("redis", "memory"):
@@ -209,6 +216,8 @@ class Metrics:
                 self._epoch_changes.inc()
             case Invalidated():
                 self._invalidations.get(note.source).inc()
+            case BreakerChanged():
+                self._breaker.get(note.state).inc()
             case L2Retried():
                 self._retries.get(note.operation, note.reason).inc()
             case TierChanged():

@@ -53,7 +53,7 @@ async def _look_at(name: str, vitals: Vitals) -> dict[str, Any]:
         return about | {"check": "no answer"}
 
 
-async def _check(vitals: Vitals) -> dict[str, str]:
+async def _check(vitals: Vitals) -> dict[str, Any]:
     if vitals.check is None or vitals.loop is None:
         return {}
     checking = vitals.check()

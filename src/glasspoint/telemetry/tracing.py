@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from glasspoint._version import __version__
 from glasspoint.telemetry.events import (
+    BreakerChanged,
     EpochChanged,
     L1Availability,
     L2Retried,
@@ -146,6 +147,10 @@ class Tracing:
                 span.end(now)
         elif isinstance(note, EpochChanged):
             current.add_event("glasspoint.l1.epoch_changed")
+        elif isinstance(note, BreakerChanged):
+            current.add_event(
+                "glasspoint.l1.breaker", {"glasspoint.state": note.state, "reason": note.reason}
+            )
         elif isinstance(note, L2Retried):
             current.add_event("glasspoint.l2.retry", {"reason": note.reason})
         elif isinstance(note, TierChanged):

@@ -1,0 +1,226 @@
+"""The journal: which scopes Redis could not be told of, in the database that the writes themselves are in.
+
+A row is made in the same transaction as the write that it stands for, so there is never one without the
+other. It is taken away by `sweeping.py`, after the scope's entry was dropped in Redis, by a DROP that began
+after the row was seen.
+
+No lock is held meanwhile, and none is needed. Rows are read as they are committed, those included that
+another process has in hand at the moment; so who finds none knows that every DROP has been done. Two that
+sweep the same row drop the entry twice, which is harmless, and whoever dies in between leaves the row. A row
+is deleted by its id, which no other row ever gets: one that a write adds meanwhile for the same scope is
+another row, and stays.
+
+Rows are only added, each with an id of its own, so that writes never wait for each other here. While Redis
+stays away, `compact` makes one row of all rows of a scope.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from glasspoint.scope import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Sequence
+
+    from psycopg.rows import DictRow
+
+    from glasspoint.l2.store import Store
+    from glasspoint.telemetry.events import Telemetry
+
+    Connection = psycopg.AsyncConnection[DictRow]
+
+__all__ = ["MIGRATIONS", "Entry", "Journal", "is_up_to_date", "journalled"]
+
+_log = logging.getLogger("glasspoint.l2")
+
+MIGRATIONS = (
+    """
+CREATE TABLE IF NOT EXISTS glasspoint_l1_journal (
+    cache text NOT NULL,
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    thread_id text NOT NULL,
+    checkpoint_ns text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (cache, id)
+)
+""",
+)
+"""Each may run again. The table is up to date if it has all `_COLUMNS`: a later version adds a statement here
+(`ALTER TABLE … ADD COLUMN IF NOT EXISTS …`) and its column there."""
+
+_COLUMNS = ("cache", "id", "thread_id", "checkpoint_ns", "created_at")
+
+_IS_UP_TO_DATE = """
+SELECT count(*) = cardinality(%(columns)s::text[]) FROM pg_attribute
+WHERE attrelid = to_regclass('glasspoint_l1_journal') AND attname = ANY(%(columns)s) AND NOT attisdropped
+"""
+
+_RECORD_OWN = """journalled AS (
+    INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
+    VALUES (%(cache)s, %(thread_id)s, %(checkpoint_ns)s)
+)"""
+
+_RECORD = """
+INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
+SELECT %(cache)s, thread_id, checkpoint_ns
+FROM unnest(%(threads)s::text[], %(namespaces)s::text[]) AS s (thread_id, checkpoint_ns)
+"""
+
+_PENDING = """
+SELECT id, thread_id, checkpoint_ns FROM glasspoint_l1_journal
+WHERE cache = %(cache)s AND id > %(after)s ORDER BY id LIMIT %(limit)s
+"""
+
+# What another process is deleting just now is skipped: it has dropped the entry, too. Waiting for it, in
+# another order than it takes the rows, would be a deadlock.
+_DELETE = """
+DELETE FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id IN (
+    SELECT id FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id = ANY(%(ids)s::bigint[])
+    FOR UPDATE SKIP LOCKED
+)
+"""
+
+_COUNT = "SELECT count(*) FROM glasspoint_l1_journal WHERE cache = %(cache)s"
+
+# The new rows have ids that nobody has seen, so nobody who dropped an entry before can delete them. To leave
+# one of the old rows in place would be wrong: ids do not say in which order rows were committed, and somebody
+# may have dropped the entry for that one before the write of another one was there.
+_COMPACT = """
+WITH gone AS (
+    DELETE FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id IN (
+        SELECT id FROM glasspoint_l1_journal WHERE cache = %(cache)s ORDER BY id LIMIT 20000
+        FOR UPDATE SKIP LOCKED
+    )
+    RETURNING thread_id, checkpoint_ns
+)
+INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
+SELECT DISTINCT %(cache)s, thread_id, checkpoint_ns FROM gone
+"""
+
+
+class Entry(NamedTuple):
+    """One row."""
+
+    id: int
+    scope: Scope
+
+
+class Journal:
+    """The rows of one cache."""
+
+    def __init__(self, store: Store, telemetry: Telemetry, *, cache: str) -> None:
+        """Args:
+        store: Whose connections are used.
+        telemetry: Who is told of the statements of calls.
+        cache: The name of the cache that the rows are about: the key prefix. Deployments that share a
+            database, but not a Redis, have different ones, and none takes away what another must see.
+        """
+        self._store = store
+        self._telemetry = telemetry
+        self.cache = cache
+        self._is_there = False
+        self._warned = False
+
+    async def record(self, conn: Connection, scopes: Collection[Scope]) -> None:
+        """Add scopes, in the transaction that `conn` is in."""
+        if scopes:
+            await conn.execute(cast("Any", _RECORD), self._params(scopes))
+
+    async def record_now(self, scopes: Collection[Scope]) -> None:
+        """Add scopes whose writes are committed already.
+
+        Raises:
+            L2UnavailableError: PostgreSQL did not answer.
+            SchemaError: There is no journal.
+        """
+        async with self._store._connection(None) as conn:
+            with self._telemetry.step("l2.journal", None):
+                await self.record(conn, scopes)
+
+    async def pending(self, limit: int, *, after: int = 0) -> list[Entry]:
+        """Return the oldest rows that come after an id; none if there is no journal: nobody can have written
+        to it then."""
+        params = {"cache": self.cache, "after": after, "limit": limit}
+        async with self._quietly() as conn, conn.cursor(binary=True, row_factory=tuple_row) as cursor:
+            if not self._is_there:
+                await cursor.execute(
+                    "SELECT to_regclass('glasspoint_l1_journal') IS NULL, to_regclass('checkpoints') IS NULL"
+                )
+                journal_is_missing, others_are_missing = await cursor.fetchone() or (True, True)
+                self._is_there = not journal_is_missing
+                if journal_is_missing and not others_are_missing:
+                    self._warn(
+                        "The table glasspoint_l1_journal is not there: while Redis does not answer, writes "
+                        "will fail. Call `await saver.setup()` once, as after every upgrade."
+                    )
+            if not self._is_there:
+                return []
+            await cursor.execute(cast("Any", _PENDING), params)
+            return [Entry(id_, Scope(*scope)) for id_, *scope in await cursor.fetchall()]
+
+    async def delete(self, entries: Sequence[Entry]) -> None:
+        """Take rows away, whose scopes Redis was told of after they were seen here."""
+        async with self._quietly() as conn:
+            ids = [entry.id for entry in entries]
+            await conn.execute(cast("Any", _DELETE), {"cache": self.cache, "ids": ids})
+
+    async def count(self) -> int:
+        """Return how many rows there are."""
+        async with self._quietly() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(_COUNT, {"cache": self.cache})
+            row = await cursor.fetchone()
+        return 0 if row is None else cast("int", row[0])
+
+    async def compact(self) -> None:
+        """Make one row of all rows of a scope, as far as one statement gets."""
+        async with self._quietly() as conn:
+            await conn.execute(cast("Any", _COMPACT), {"cache": self.cache})
+
+    def _params(self, scopes: Collection[Scope]) -> dict[str, Any]:
+        listed = sorted(set(scopes))
+        return {
+            "cache": self.cache,
+            "threads": [scope.thread_id for scope in listed],
+            "namespaces": [scope.checkpoint_ns for scope in listed],
+        }
+
+    @asynccontextmanager
+    async def _quietly(self) -> AsyncIterator[Connection]:
+        """A connection for what nobody called for: its waits are not those of callers, and not counted."""
+        try:
+            async with self._store._checkout() as conn:
+                yield conn
+        except psycopg.errors.InsufficientPrivilege:
+            self._warn(
+                "The role that the saver connects with may not use the table glasspoint_l1_journal, so the "
+                "cache is not used: PostgreSQL answers alone. GRANT SELECT, INSERT, UPDATE, DELETE ON "
+                "glasspoint_l1_journal."
+            )
+            raise
+
+    def _warn(self, message: str) -> None:
+        """Log it, once."""
+        if not self._warned:
+            self._warned = True
+            _log.warning(message)
+
+
+async def is_up_to_date(conn: Connection) -> bool:
+    """Tell whether the journal's table is there as this version needs it."""
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(cast("Any", _IS_UP_TO_DATE), {"columns": list(_COLUMNS)})
+        row = await cursor.fetchone()
+    return row is not None and bool(row[0])
+
+
+def journalled(statement: str) -> str:
+    """Return a statement that also records its scope, in one and the same transaction."""
+    text = statement.strip()
+    rest = f", {text.removeprefix('WITH ')}" if text.startswith("WITH ") else f" {text}"
+    return f"WITH {_RECORD_OWN}{rest}"
