@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "l2": {"errors", "scope", "urls", "codec", "telemetry.events"},
     "telemetry": {"errors", "scope", "_version"},
     "blocking": {"errors"},
-    "lifecycle": {"errors", "blocking", "l1", "l2", "telemetry", "telemetry.events"},
+    "audit": {"errors", "scope", "codec", "l1", "l2", "telemetry.events"},
+    "lifecycle": {"errors", "audit", "blocking", "l1", "l2", "telemetry", "telemetry.events"},
     "maintenance": {"errors", "scope", "l1", "l2", "lifecycle", "telemetry.events"},
     "saver": {"errors", "scope", "codec", "l1", "l2", "maintenance", "telemetry.events"},
     "history": {

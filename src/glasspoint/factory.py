@@ -117,6 +117,7 @@ async def _open_chain(
             key_prefix=settings.key_prefix,
             l1_timeout_seconds=settings.l1_timeout,
             write_deadline_seconds=settings.write_deadline,
+            audit_ratio=settings.audit_ratio,
             pool_min_size=settings.pool_min_size,
             pool_max_size=settings.pool_max_size,
             pool_timeout_seconds=settings.pool_timeout,

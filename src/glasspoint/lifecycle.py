@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack, contextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
+from glasspoint.audit import Auditor
 from glasspoint.blocking import Opening, SyncFace
 from glasspoint.errors import (
     ConfigurationError,
@@ -65,6 +67,7 @@ class ManagedSaver(SyncFace):
         key_prefix: str = "glasspoint",
         l1_timeout_seconds: float = _L1_TIMEOUT_SECONDS,
         write_deadline_seconds: float = _WRITE_DEADLINE_SECONDS,
+        audit_ratio: float = 0.001,
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
@@ -81,6 +84,7 @@ class ManagedSaver(SyncFace):
             l1_timeout_seconds: After so long without an answer from Redis, or after a quarter of the write's
                 deadline, PostgreSQL answers alone.
             write_deadline_seconds: After so long a write fails, with `L2DeadlineError`.
+            audit_ratio: The share of hits, 0 to 1, that is compared with PostgreSQL in the background.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
 
@@ -114,6 +118,9 @@ class ManagedSaver(SyncFace):
             timeout_seconds=min(l1_timeout_seconds, write_deadline_seconds / 4),
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
+        self._auditor = Auditor(
+            self._l1, self._l2, self._telemetry, ratio=audit_ratio, start=self._lifetime.in_background
+        )
         self._lifetime.vitals.check, self._lifetime.vitals.loop = self._check, self._loop
 
     @classmethod
@@ -325,6 +332,12 @@ class _Lifetime:
         self._settling.add(task)
         task.add_done_callback(self._settled)
         return await asyncio.shield(task)
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what no caller waits for; `close` does, so it must have a deadline. It belongs to no trace."""
+        task = asyncio.create_task(work, context=Context())
+        self._settling.add(task)
+        task.add_done_callback(self._settled)
 
     def _settled(self, task: asyncio.Task[Any]) -> None:
         self._settling.discard(task)

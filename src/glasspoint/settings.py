@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     l1_timeout: float = _variable("CHECKPOINT_L1_TIMEOUT", 0.5, gt=0)
     redis_timeout: float = _variable("CHECKPOINT_REDIS_TIMEOUT", 2.0, gt=0)
     write_deadline: float = _variable("CHECKPOINT_WRITE_DEADLINE", 10.0, gt=0)
+    audit_ratio: float = _variable("CHECKPOINT_AUDIT_RATIO", 0.001, ge=0, le=1)
     prepare_threshold: int | None = _variable("CHECKPOINT_PREPARE_THRESHOLD", 0, ge=0)
     probe_interval: float = _variable("CHECKPOINT_PROBE_INTERVAL", 5.0, gt=0)
     ready_tiers: Annotated[tuple[Tier, ...], NoDecode] = _variable("CHECKPOINT_READY_TIERS", ("cached",))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import AuthenticationError, AuthorizationError, NoScriptError, RedisError, ResponseError
@@ -51,12 +51,14 @@ class Reading:
 
     Attributes:
         result: `hit` and then `image` is there; anything else, and L2 must be asked.
+        fields: Of a hit, the entry's fields as Redis sent them: field, value, ….
         lease: With this the answer of L2 may be stored by `Cache.warm_up`; `None`: it may not.
     """
 
     result: L1Result
     image: StoredCheckpoint | None = None
     lease: bytes | None = None
+    fields: list[bytes] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,14 @@ class Cache:
         if answer[0] == _HIT:
             return await self._decode(scope, answer[1])
         return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
+
+    def decode(self, scope: Scope, fields: list[bytes]) -> StoredCheckpoint:
+        """Read an image out of an entry's fields.
+
+        Raises:
+            UnusableImageError: It is incomplete, of another scope, or not readable.
+        """
+        return entry.decode_image(scope, fields)
 
     async def refuse(self, scope: Scope, checkpoint_id: bytes | str) -> Reading:
         """REFUSE: take an image away that cannot be used; the answer holds the lease, if it was free."""
@@ -251,11 +261,11 @@ class Cache:
 
     async def _decode(self, scope: Scope, fields: list[bytes]) -> Reading:
         try:
-            image = entry.decode_image(scope, fields)
+            image = self.decode(scope, fields)
         except entry.UnusableImageError as exc:
             _log.debug("an image was refused: %s", exc)
             return await self.refuse(scope, dict(zip(fields[::2], fields[1::2], strict=False))[b"id"])
-        return Reading("hit", image=image)
+        return Reading("hit", image=image, fields=fields)
 
     async def _confirmed(self, step: str, scope: Scope, *args: Any) -> bool:
         try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from glasspoint.scope import Scope
 
 __all__ = [
+    "Audited",
     "Drained",
     "EpochChanged",
     "Invalidated",
@@ -37,6 +38,7 @@ __all__ = [
     "Telemetry",
     "Tier",
     "TierChanged",
+    "Verdict",
     "Vitals",
     "WarmUpResult",
     "WriteResult",
@@ -49,7 +51,8 @@ L1Result = Literal["hit", "miss", "busy", "historical", "incomplete", "unavailab
 WarmUpResult = Literal["stored", "refused", "error"]
 WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
-InvalidationSource = Literal["delete", "prune", "copy"]
+InvalidationSource = Literal["delete", "prune", "copy", "audit"]
+Verdict = Literal["consistent", "stale", "raced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,17 @@ class Invalidated:
     """An entry was dropped for another reason than a write to its scope."""
 
     source: InvalidationSource
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """A hit was compared with L2, after it was answered.
+
+    Attributes:
+        verdict: `raced`: they differed, but a write came between the two looks.
+    """
+
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +120,9 @@ class Drained:
     checkpoints: int
 
 
-Note = EpochChanged | Invalidated | PoolTimedOut | PoolWaited | L1Availability | TierChanged | Drained
+Note = (
+    Audited | EpochChanged | Invalidated | PoolTimedOut | PoolWaited | L1Availability | TierChanged | Drained
+)
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)

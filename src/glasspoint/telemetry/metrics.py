@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
 from glasspoint.telemetry.collectors import SaverCollector
 from glasspoint.telemetry.events import (
+    Audited,
     Drained,
     EpochChanged,
     Invalidated,
@@ -105,6 +106,7 @@ class Families:
         self.l1_invalidations = counter(
             "l1_invalidations", "Entries dropped, by what asked for it.", "source"
         )
+        self.l1_audits = counter("l1_audits", "Hits compared with PostgreSQL, by what was found.", "verdict")
         self.fallback_events = counter(
             "fallback_events",
             "Changes of tier, promotion included.",
@@ -146,6 +148,7 @@ class Metrics:
         self._encode_seconds = families.serde_duration.labels(saver_name, "write")
         self._epoch_changes = families.l1_epoch_changes.labels(saver_name)
         self._invalidations = _Children(families.l1_invalidations, saver_name)
+        self._audits = _Children(families.l1_audits, saver_name)
         self._fallbacks = _Children(families.fallback_events, saver_name)
         self._drained = _Children(families.drained_checkpoints, saver_name)
         self._pool_wait = families.pool_wait.labels(saver_name)
@@ -154,6 +157,8 @@ class Metrics:
             self._reads.get(result)  # there from the start, so that a ratio never lacks a part
         for result in ("stored", "refused", "error"):
             self._warm_ups.get(result)
+        for verdict in ("consistent", "stale", "raced"):
+            self._audits.get(verdict)
         for change in _TIER_CHANGES:
             self._fallbacks.get(*change)  # there from the start, so that the first one is seen as an increase
         for tier in ("redis", "memory"):
@@ -204,6 +209,8 @@ class Metrics:
                 self._epoch_changes.inc()
             case Invalidated():
                 self._invalidations.get(note.source).inc()
+            case Audited():
+                self._audits.get(note.verdict).inc()
             case TierChanged():
                 self._fallbacks.get(note.from_tier, note.to_tier, note.reason).inc()
             case Drained():
