@@ -118,6 +118,7 @@ async def _open_chain(
             l1_timeout_seconds=settings.l1_timeout,
             write_deadline_seconds=settings.write_deadline,
             audit_ratio=settings.audit_ratio,
+            l1_signing_key=settings.l1_signing_key and settings.l1_signing_key.get_secret_value(),
             pool_min_size=settings.pool_min_size,
             pool_max_size=settings.pool_max_size,
             pool_timeout_seconds=settings.pool_timeout,

@@ -21,6 +21,7 @@ from glasspoint.errors import (
 )
 from glasspoint.l1 import client
 from glasspoint.l1.cache import Cache
+from glasspoint.l1.signature import Signer
 from glasspoint.l2 import pool as pools
 from glasspoint.l2.store import Store
 from glasspoint.telemetry import create_telemetry
@@ -68,6 +69,7 @@ class ManagedSaver(SyncFace):
         l1_timeout_seconds: float = _L1_TIMEOUT_SECONDS,
         write_deadline_seconds: float = _WRITE_DEADLINE_SECONDS,
         audit_ratio: float = 0.001,
+        l1_signing_key: bytes | str | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
@@ -85,6 +87,8 @@ class ManagedSaver(SyncFace):
                 deadline, PostgreSQL answers alone.
             write_deadline_seconds: After so long a write fails, with `L2DeadlineError`.
             audit_ratio: The share of hits, 0 to 1, that is compared with PostgreSQL in the background.
+            l1_signing_key: Signs what is stored in Redis: at least 16 bytes, or a text of as many, the same
+                in every process. What somebody without it changed there is refused; PostgreSQL answers.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
 
@@ -116,6 +120,7 @@ class ManagedSaver(SyncFace):
             intent_seconds=_DEADLINES_AN_INTENT_LASTS * write_deadline_seconds + _INTENT_MARGIN_SECONDS,
             # A Redis that hangs must not use up the deadline of every write.
             timeout_seconds=min(l1_timeout_seconds, write_deadline_seconds / 4),
+            signer=None if l1_signing_key is None else Signer(l1_signing_key),
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
         self._auditor = Auditor(

@@ -51,7 +51,7 @@ L1Result = Literal["hit", "miss", "busy", "historical", "incomplete", "unavailab
 WarmUpResult = Literal["stored", "refused", "error"]
 WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
-InvalidationSource = Literal["delete", "prune", "copy", "audit"]
+InvalidationSource = Literal["delete", "prune", "copy", "audit", "tampered"]
 Verdict = Literal["consistent", "stale", "raced"]
 
 
