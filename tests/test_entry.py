@@ -94,7 +94,7 @@ def test_fields_of_others_do_not_matter() -> None:
     assert decoded([*FIELDS, *as_bytes([part for pair in others.items() for part in pair])]) == RIGHT
 
 
-@pytest.mark.parametrize("idx", [b"+0", b"00", b" 0", b"0_0", "٠".encode()])  # noqa: RUF001 - int() takes it
+@pytest.mark.parametrize("idx", [b"+0", b"00", b" 0", b"0_0", "٠".encode()])
 def test_a_pending_write_whose_number_is_spelt_otherwise_is_a_miss(idx: bytes) -> None:
     name = f"w:{numbered_id(1)}:a:b:0".encode()
     fields = list(FIELDS)
