@@ -1,9 +1,9 @@
 """Whatever stands in Redis, a caller gets PostgreSQL's answer and never an exception.
 
 Without signatures that holds for what an entry says about itself: whose it is, which checkpoint, which
-versions, that nothing is missing. It cannot hold for what it carries: the content of values, pending writes (and
-whether one is missing), metadata and the rest of the head. Where the serializer reads a changed one as well, only
-a signature tells; then it holds for everything, but that a pending write is missing.
+versions, that nothing is missing. It cannot hold for what it carries: the content of values, pending writes
+(and whether one is missing), metadata and the rest of the head. Where the serializer reads a changed one as
+well, only a signature tells; then it holds for everything, but that a pending write is missing.
 """
 
 from __future__ import annotations
