@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -31,6 +31,7 @@ from states import config_of, counts, exact, numbered_id, open_saver, open_upstr
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 Scope = tuple[str, str]
+KEY = b"not the same if turned round"
 
 # ---------------------------------------------------------------------------------------- what is drawn
 
@@ -178,16 +179,22 @@ class Scene:
 
 @asynccontextmanager
 async def open_scene(
-    postgres_url: str, mirror_url: str, redis_url: str, registry: CollectorRegistry
+    postgres_url: str,
+    mirror_url: str,
+    redis_url: str,
+    registry: CollectorRegistry,
+    keys: Sequence[bytes | None],
 ) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as opened:
         telemetry = create_telemetry(registry=registry)
         yield Scene(
             ours=[
                 await opened.enter_async_context(
-                    open_saver(postgres_url, redis_url, telemetry=telemetry, cache_ttl=ttl)
+                    open_saver(
+                        postgres_url, redis_url, telemetry=telemetry, cache_ttl=ttl, l1_signing_key=key
+                    )
                 )
-                for ttl in (60, 60, 0.002)
+                for ttl, key in zip((60, 60, 0.002), keys, strict=True)
             ],
             upstream=await opened.enter_async_context(open_upstream(postgres_url)),
             mirror=await opened.enter_async_context(open_upstream(mirror_url)),
@@ -413,16 +420,23 @@ def mirror(postgres: EmbeddedPostgres) -> Iterator[str]:
     postgres.drop_database("mirror")
 
 
-def test_any_operations_in_any_order_agree_with_upstream(database: str, mirror: str, redis_url: str) -> None:
+@pytest.mark.parametrize(
+    ("keys", "examples"),
+    [((None, None, None), 30), ((None, KEY, KEY[::-1]), 10)],
+    ids=["unsigned", "in the middle of a change of keys"],
+)
+def test_any_operations_in_any_order_agree_with_upstream(
+    keys: Sequence[bytes | None], examples: int, database: str, mirror: str, redis_url: str
+) -> None:
     registry = CollectorRegistry()
     with asyncio.Runner() as runner:
-        scene = open_scene(database, mirror, redis_url, registry)
+        scene = open_scene(database, mirror, redis_url, registry, keys)
         Agreement.scene, Agreement.run = runner.run(scene.__aenter__()), staticmethod(runner.run)
         try:
             run_state_machine_as_test(
                 Agreement,
                 settings=settings(
-                    max_examples=30,
+                    max_examples=examples,
                     stateful_step_count=30,
                     deadline=None,
                     print_blob=True,
@@ -433,3 +447,5 @@ def test_any_operations_in_any_order_agree_with_upstream(database: str, mirror: 
             runner.run(scene.__aexit__(None, None, None))
     reads = counts(registry, "glasspoint_l1_reads_total", "result")
     assert reads.keys() >= {"hit", "miss", "historical"}, "the examples hardly used the cache"
+    refused = counts(registry, "glasspoint_l1_invalidations_total", "source")["tampered"]
+    assert bool(refused) == (len({*keys}) > 1)

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from glasspoint import codec
 from glasspoint.codec import StoredCheckpoint
 from glasspoint.l1.entry import UnusableImageError, decode_image, image_fields
+from glasspoint.l1.signature import Signer
 from glasspoint.scope import Scope
 from states import exact, numbered_id, open_saver
 from steps import Thread
@@ -50,13 +51,15 @@ def as_bytes(fields: list[bytes | str]) -> list[bytes]:
 
 
 FIELDS = as_bytes(image_fields(stored()))
+SIGNER = Signer(b"k" * 16)
+SIGNED_FIELDS = as_bytes(image_fields(stored(), SIGNER))
 RIGHT = exact(codec.decode_tuple(SERDE, stored()))
 
 
-def decoded(fields: list[bytes]) -> Any:
+def decoded(fields: list[bytes], signer: Signer | None = None) -> Any:
     """The tuple in a strict form, or `None` for a miss."""
     try:
-        return exact(codec.decode_tuple(SERDE, decode_image(SCOPE, fields)))
+        return exact(codec.decode_tuple(SERDE, decode_image(SCOPE, fields, signer)))
     except UnusableImageError:
         return None
 
@@ -89,6 +92,24 @@ def test_an_image_of_another_scope_is_a_miss(scope: Scope) -> None:
 def test_fields_of_others_do_not_matter() -> None:
     others = {"i:1": "9:1", "lease": "x", "c:old": "1", f"w:{numbered_id(2)}:t:0": "early"}
     assert decoded([*FIELDS, *as_bytes([part for pair in others.items() for part in pair])]) == RIGHT
+
+
+@pytest.mark.parametrize("idx", [b"+0", b"00", b" 0", b"0_0", "٠".encode()])
+def test_a_pending_write_whose_number_is_spelt_otherwise_is_a_miss(idx: bytes) -> None:
+    name = f"w:{numbered_id(1)}:a:b:0".encode()
+    fields = list(FIELDS)
+    fields[fields.index(name)] = name[:-1] + idx
+    assert decoded(fields) is None
+
+
+@pytest.mark.parametrize("name", [n for n in FIELDS[::2] if n != b"id"])
+def test_a_field_that_is_signed_is_a_miss_without_the_key_and_one_that_is_not_with_it(name: bytes) -> None:
+    """One alone: a put of a saver without a key leaves the other channels as they are."""
+    at = FIELDS.index(name) + 1
+    for ours, theirs, signer in ((FIELDS, SIGNED_FIELDS, None), (SIGNED_FIELDS, FIELDS, SIGNER)):
+        assert decoded(list(ours), signer) == RIGHT
+        with pytest.raises(UnusableImageError):
+            decode_image(SCOPE, [*ours[:at], theirs[at], *ours[at + 1 :]], signer)
 
 
 @given(st.lists(st.tuples(st.sampled_from([*FIELDS[::2], b"c:x", b"w:", b""]), st.binary())))

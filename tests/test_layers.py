@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "telemetry": {"errors", "scope", "_version"},
     "blocking": {"errors"},
     "sweeping": {"errors", "l1", "l2", "telemetry.events"},
-    "lifecycle": {"errors", "blocking", "sweeping", "l1", "l2", "telemetry", "telemetry.events"},
+    "audit": {"errors", "scope", "codec", "l1", "l2", "telemetry.events"},
+    "lifecycle": {"errors", "audit", "blocking", "sweeping", "l1", "l2", "telemetry", "telemetry.events"},
     "maintenance": {"errors", "scope", "l1", "l2", "lifecycle", "telemetry.events"},
     "saver": {"errors", "scope", "codec", "l1", "l2", "maintenance", "telemetry.events"},
     "history": {

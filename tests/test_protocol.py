@@ -18,6 +18,7 @@ from glasspoint import Telemetry, codec
 from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
 from glasspoint.l1.cache import Cache
 from glasspoint.l1.entry import decode_image
+from glasspoint.l1.signature import Signer
 from glasspoint.scope import Scope
 from states import config_of, numbered_id
 from steps import until
@@ -50,6 +51,15 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
         yield client
 
 
+SIGNER: Signer | None = None
+
+
+@pytest.fixture(autouse=True, params=["unsigned", "signed"])
+def signer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "signed":
+        monkeypatch.setitem(globals(), "SIGNER", Signer(b"a key of 16 byte"))
+
+
 def make_cache(redis: Redis, *, intent_seconds: float = 60) -> Cache:
     return Cache(
         redis,
@@ -58,6 +68,7 @@ def make_cache(redis: Redis, *, intent_seconds: float = 60) -> Cache:
         ttl_seconds=60,
         intent_seconds=intent_seconds,
         timeout_seconds=5,
+        signer=SIGNER,
     )
 
 
@@ -82,7 +93,7 @@ async def stored(redis: Redis) -> StoredCheckpoint:
     """The image that stands in Redis, as PostgreSQL would hand it to a warm-up."""
     (key,) = await redis.keys()
     fields = [part for pair in (await redis.hgetall(key)).items() for part in pair]
-    image = decode_image(SCOPE, fields)
+    image = decode_image(SCOPE, fields, SIGNER)
     as_put = make_put(1)
     image.document_json, image.metadata_json = as_put.document_json, as_put.metadata_json
     return image

@@ -119,6 +119,8 @@ async def _open_chain(
             write_deadline_seconds=settings.write_deadline,
             on_l1_outage=settings.on_l1_outage,
             sweep_interval_seconds=settings.sweep_interval,
+            audit_ratio=settings.audit_ratio,
+            l1_signing_key=settings.l1_signing_key and settings.l1_signing_key.get_secret_value(),
             pool_min_size=settings.pool_min_size,
             pool_max_size=settings.pool_max_size,
             pool_timeout_seconds=settings.pool_timeout,

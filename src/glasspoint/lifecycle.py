@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack, contextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
+from glasspoint.audit import Auditor
 from glasspoint.blocking import Opening, SyncFace
 from glasspoint.errors import (
     ConfigurationError,
@@ -20,6 +22,7 @@ from glasspoint.errors import (
 from glasspoint.l1 import client
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache
+from glasspoint.l1.signature import Signer
 from glasspoint.l2 import pool as pools
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.store import Store
@@ -70,6 +73,8 @@ class ManagedSaver(SyncFace):
         write_deadline_seconds: float = _WRITE_DEADLINE_SECONDS,
         on_l1_outage: Literal["degrade", "raise"] = "degrade",
         sweep_interval_seconds: float = 1.0,
+        audit_ratio: float = 0.001,
+        l1_signing_key: bytes | str | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
@@ -93,6 +98,9 @@ class ManagedSaver(SyncFace):
                 before it until the journal is swept. `"raise"`: it fails with `L1UnavailableError`. Reads
                 are answered by PostgreSQL either way.
             sweep_interval_seconds: How often the journal is swept.
+            audit_ratio: The share of hits, 0 to 1, that is compared with PostgreSQL in the background.
+            l1_signing_key: Signs what is stored in Redis: at least 16 bytes, or a text of as many, the same
+                in every process. What somebody without it changed there is refused; PostgreSQL answers.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
 
@@ -136,8 +144,12 @@ class ManagedSaver(SyncFace):
             intent_seconds=_DEADLINES_AN_INTENT_LASTS * write_deadline_seconds + _INTENT_MARGIN_SECONDS,
             timeout_seconds=l1_timeout,
             breaker=self._breaker,
+            signer=None if l1_signing_key is None else Signer(l1_signing_key),
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
+        self._auditor = Auditor(
+            self._l1, self._l2, self._telemetry, ratio=audit_ratio, start=self._lifetime.in_background
+        )
         vitals = self._lifetime.vitals
         vitals.check, vitals.loop, vitals.breaker = self._check, self._loop, self._breaker.state
         self._sweeper = self._lifetime.sweeper = Sweeper(
@@ -383,6 +395,12 @@ class _Lifetime:
         self._settling.add(task)
         task.add_done_callback(self._settled)
         return await asyncio.shield(task)
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what no caller waits for; `close` does, so it must have a deadline. It belongs to no trace."""
+        task = asyncio.create_task(work, context=Context())
+        self._settling.add(task)
+        task.add_done_callback(self._settled)
 
     def _settled(self, task: asyncio.Task[Any]) -> None:
         self._settling.discard(task)

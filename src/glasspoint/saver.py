@@ -101,6 +101,7 @@ class CachedPostgresSaver(MaintainedSaver):
                     reading = await self._l1.refuse(scope, reading.image.checkpoint_id)
                 else:
                     operation.l1_result, operation.served_by = reading.result, "l1"
+                    self._auditor.sample(scope, reading.fields)
                     return answer
             operation.l1_result, operation.served_by = reading.result, "l2"
             stored = await self._ask_l2(lambda: self._l2.select(scope, checkpoint_id))

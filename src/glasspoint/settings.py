@@ -24,8 +24,8 @@ def _variable(name: str, default: Any, **limits: Any) -> Any:
 class Settings(BaseSettings):
     """What the environment says; each variable with its unit, default and range stands in `docs/settings.md`.
 
-    URLs are secrets here: their text shows only through `get_secret_value`. An empty variable counts as not
-    set, but for `CHECKPOINT_FALLBACKS`, where it means that there are none.
+    URLs and keys are secrets here: their text shows only through `get_secret_value`. An empty variable counts
+    as not set, but for `CHECKPOINT_FALLBACKS`, where it means that there are none.
     """
 
     model_config = SettingsConfigDict(populate_by_name=True, extra="ignore")
@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     sweep_interval: float = _variable("CHECKPOINT_SWEEP_INTERVAL", 1.0, gt=0)
     redis_timeout: float = _variable("CHECKPOINT_REDIS_TIMEOUT", 2.0, gt=0)
     write_deadline: float = _variable("CHECKPOINT_WRITE_DEADLINE", 10.0, gt=0)
+    audit_ratio: float = _variable("CHECKPOINT_AUDIT_RATIO", 0.001, ge=0, le=1)
+    l1_signing_key: SecretStr | None = _variable("CHECKPOINT_L1_SIGNING_KEY", None, min_length=16)
     prepare_threshold: int | None = _variable("CHECKPOINT_PREPARE_THRESHOLD", 0, ge=0)
     probe_interval: float = _variable("CHECKPOINT_PROBE_INTERVAL", 5.0, gt=0)
     ready_tiers: Annotated[tuple[Tier, ...], NoDecode] = _variable("CHECKPOINT_READY_TIERS", ("cached",))

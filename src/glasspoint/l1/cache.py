@@ -11,7 +11,8 @@ import asyncio
 import logging
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import AuthenticationError, AuthorizationError, NoScriptError, RedisError, ResponseError
@@ -22,7 +23,14 @@ from glasspoint.l1 import entry
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper
 from glasspoint.scope import Scope, is_ordered_id
-from glasspoint.telemetry.events import EpochChanged, L1Availability, L1Result, WarmUpResult, WriteResult
+from glasspoint.telemetry.events import (
+    EpochChanged,
+    Invalidated,
+    L1Availability,
+    L1Result,
+    WarmUpResult,
+    WriteResult,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
+    from glasspoint.l1.signature import Signer
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["Cache", "Intent", "Reading"]
@@ -58,6 +67,8 @@ _REFUSALS = re.compile(r"\b(OOM|READONLY|MISCONF|NOPERM|NOAUTH)\b")
 # Where probes write: no caller's scope, because no thread id holds NUL.
 _PROBED = Scope("\0probe", "")
 
+_TAMPERED_LOG_SECONDS = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -65,12 +76,14 @@ class Reading:
 
     Attributes:
         result: `hit` and then `image` is there; anything else, and L2 must be asked.
+        fields: Of a hit, the entry's fields as Redis sent them: field, value, ….
         lease: With this the answer of L2 may be stored by `Cache.warm_up`; `None`: it may not.
     """
 
     result: L1Result
     image: StoredCheckpoint | None = None
     lease: bytes | None = None
+    fields: list[bytes] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,7 @@ class Cache:
         intent_seconds: float,
         timeout_seconds: float,
         breaker: Breaker | None = None,
+        signer: Signer | None = None,
     ) -> None:
         """Args:
         redis: A client with `decode_responses=False`; not closed here.
@@ -108,6 +122,7 @@ class Cache:
         intent_seconds: How long a write may take; longer than the deadline that L2 enforces.
         timeout_seconds: How long one step may take.
         breaker: Whether Redis is asked at all; by default one of its own.
+        signer: Signs what is stored, and what it did not sign is not believed.
         """
         self._redis = redis
         self._telemetry = telemetry
@@ -116,6 +131,9 @@ class Cache:
         self._timeout = timeout_seconds
         self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._epoch_changed)
         self._available = True
+        self._signer = signer
+        self._tampered_logged_at = -_TAMPERED_LOG_SECONDS
+        self._tampered_since = 0
         self._breaker = breaker or Breaker()
         self._doubts = 0
         self._believed_at: int | None = None
@@ -213,6 +231,14 @@ class Cache:
             return await self._decode(scope, answer[1])
         return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
 
+    def decode(self, scope: Scope, fields: list[bytes]) -> StoredCheckpoint:
+        """Read an image out of an entry's fields.
+
+        Raises:
+            UnusableImageError: It is incomplete, of another scope, or not readable.
+        """
+        return entry.decode_image(scope, fields, self._signer)
+
     async def refuse(self, scope: Scope, checkpoint_id: bytes | str) -> Reading:
         """REFUSE: take an image away that cannot be used; the answer holds the lease, if it was free."""
         try:
@@ -225,7 +251,8 @@ class Cache:
         """WARM_UP: store what L2 answered, unless a write has begun since."""
         with self._telemetry.step("warm_up", scope) as step:
             try:
-                done = await self._run("warm_up", scope, lease, self._ttl_ms, *entry.image_fields(stored))
+                fields = entry.image_fields(stored, self._signer)
+                done = await self._run("warm_up", scope, lease, self._ttl_ms, *fields)
             except L1Error:
                 result: WarmUpResult = "error"
             else:
@@ -260,9 +287,10 @@ class Cache:
         if not put.cacheable:
             return "discarded" if await self.drop(intent) else "error"
         known = [f"w:{put.checkpoint_id}:{name}" for name in known_writes]
-        fields = entry.put_fields(intent.scope, put)
+        fields = entry.put_fields(intent.scope, put, self._signer)
+        voids = entry.void_fields(intent.scope, put, self._signer)
         flags = (int(newest), int(put.whole), self._ttl_ms)
-        rest = (len(known), len(fields) // 2, *known, *fields, *entry.void_fields(put))
+        rest = (len(known), len(fields) // 2, *known, *fields, *voids)
         for _ in range(_PATIENCE):
             result = await self._commit("commit_put", intent, put.checkpoint_id, *flags, 1, *rest)
             if result != "again":
@@ -288,8 +316,8 @@ class Cache:
         """
         if not is_ordered_id(checkpoint_id):  # of no image, and `w:` fields are told apart by its length
             return "skipped" if await self.abort(intent) else "error"
-        fields = entry.write_fields(checkpoint_id, writes)
-        names = entry.write_fields(checkpoint_id, ignored)[::2]
+        fields = entry.write_fields(intent.scope, checkpoint_id, writes, self._signer)
+        names = entry.write_fields(intent.scope, checkpoint_id, ignored)[::2]
         return await self._commit(
             "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), len(names), *names, *fields
         )
@@ -335,11 +363,13 @@ class Cache:
 
     async def _decode(self, scope: Scope, fields: list[bytes]) -> Reading:
         try:
-            image = entry.decode_image(scope, fields)
+            image = self.decode(scope, fields)
         except entry.UnusableImageError as exc:
             _log.debug("an image was refused: %s", exc)
+            if isinstance(exc, entry.TamperedImageError):
+                self._tampered(scope, exc)
             return await self.refuse(scope, dict(zip(fields[::2], fields[1::2], strict=False))[b"id"])
-        return Reading("hit", image=image)
+        return Reading("hit", image=image, fields=fields)
 
     async def _confirmed(self, step: str, scope: Scope, *args: Any) -> bool:
         try:
@@ -415,6 +445,23 @@ class Cache:
             self._available = True
             self._telemetry.note(L1Availability(available=True, reason="answers"))
             _log.info("L1 (Redis) answers again: the cache is back in use, once the journal is swept.")
+
+    def _tampered(self, scope: Scope, exc: entry.TamperedImageError) -> None:
+        self._telemetry.note(Invalidated("tampered"))
+        # Not a line each: whoever can write to Redis could fill the disk with them.
+        self._tampered_since += 1
+        if monotonic() - self._tampered_logged_at < _TAMPERED_LOG_SECONDS:
+            return
+        _log.warning(
+            "An entry in L1 (Redis) was refused, of thread %r, namespace %r: %s. PostgreSQL answers, and the "
+            "entry is replaced. Somebody who can write to this Redis changed it, unless another process has "
+            "another l1_signing_key, or none. (%d refused since the last such line; at most one in %d s.)",
+            *scope,
+            exc,
+            self._tampered_since,
+            _TAMPERED_LOG_SECONDS,
+        )
+        self._tampered_logged_at, self._tampered_since = monotonic(), 0
 
     def _epoch_changed(self, epoch: Epoch, previous: Epoch | None) -> None:
         self._doubts += 1

@@ -7,6 +7,15 @@
 | `c:<channel>` | version, or version NUL type NUL value |
 | `w:<checkpoint id>:<task id>:<idx>` | channel NUL type NUL task path NUL value |
 
+A signed field has its signature at the end (see `signature`), and a mark before its type, so that a saver
+without a key takes it for unusable, not for a value with something behind it:
+
+| field, signed | holds |
+|---|---|
+| `head` | the JSON, which names another format; signature |
+| `c:<channel>` | version NUL mark signature, or version NUL mark type NUL value signature |
+| `w:<checkpoint id>:<task id>:<idx>` | channel NUL mark type NUL task path NUL value signature |
+
 NUL separates because none of the texts can hold one: PostgreSQL refuses it, and so does `codec`. The scripts
 beside this file know the fields `id`, `lease`, the prefixes `i:` and `w:`, and the NUL after a version.
 """
@@ -22,79 +31,95 @@ from glasspoint.errors import GlasspointError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from glasspoint.l1.signature import Signer
     from glasspoint.scope import Scope
 
-__all__ = ["UnusableImageError", "decode_image", "image_fields", "put_fields", "void_fields", "write_fields"]
+__all__ = [
+    "TamperedImageError",
+    "UnusableImageError",
+    "decode_image",
+    "image_fields",
+    "put_fields",
+    "void_fields",
+    "write_fields",
+]
 
-_FORMAT = 1
+_FORMAT, _SIGNED_FORMAT = 1, 2
+_MARK = "\1"
 
 
 class UnusableImageError(GlasspointError):
     """An image that must not be used: incomplete, of another scope, or not readable. A miss."""
 
 
-def image_fields(stored: StoredCheckpoint) -> list[bytes | str]:
+class TamperedImageError(UnusableImageError):
+    """A field of an image is not signed with this saver's key: somebody changed it, or another saver has
+    another key, or none."""
+
+
+def image_fields(stored: StoredCheckpoint, signer: Signer | None = None) -> list[bytes | str]:
     """Return a whole image as field, value, field, value …, for WARM_UP."""
-    fields: list[bytes | str] = [
-        "id",
-        stored.checkpoint_id,
-        "head",
-        _head(stored.scope, stored.parent_id, stored.document_json, stored.metadata_json),
-    ]
+    fields: list[bytes | str] = ["id", stored.checkpoint_id, "head", _head(stored.scope, stored, signer)]
     inline = stored.document.get("channel_values") or {}
     for channel, version in stored.document["channel_versions"].items():
         if channel in stored.values:
-            fields += [f"c:{channel}", _value(*stored.values[channel])]
+            fields += _channel(stored.scope, channel, *stored.values[channel], signer)
         elif channel not in inline:
-            fields += [f"c:{channel}", version_text(version)]
-    return fields + write_fields(stored.checkpoint_id, stored.writes)
+            fields += _channel(stored.scope, channel, version_text(version), None, signer)
+    return fields + write_fields(stored.scope, stored.checkpoint_id, stored.writes, signer)
 
 
-def put_fields(scope: Scope, put: EncodedPut) -> list[bytes | str]:
+def put_fields(scope: Scope, put: EncodedPut, signer: Signer | None = None) -> list[bytes | str]:
     """Return what a put changes, as field, value, …: the head and the channels with new values."""
-    fields: list[bytes | str] = [
-        "head",
-        _head(scope, put.parent_id, put.document_json, put.metadata_json),
-    ]
+    fields: list[bytes | str] = ["head", _head(scope, put, signer)]
     for channel, (version, value) in put.blobs.items():
-        fields += [f"c:{channel}", _value(version, value)]
+        fields += _channel(scope, channel, version, value, signer)
     return fields
 
 
-def void_fields(put: EncodedPut) -> list[str]:
+def void_fields(scope: Scope, put: EncodedPut, signer: Signer | None = None) -> list[bytes | str]:
     """Return the channels that have no value at their new version, as field, version, …"""
-    return [part for channel, version in put.voids.items() for part in (f"c:{channel}", version)]
+    voids = put.voids.items()
+    return [part for c, version in voids for part in _channel(scope, c, version, None, signer)]
 
 
-def write_fields(checkpoint_id: str, writes: Iterable[EncodedWrite]) -> list[bytes | str]:
+def write_fields(
+    scope: Scope, checkpoint_id: str, writes: Iterable[EncodedWrite], signer: Signer | None = None
+) -> list[bytes | str]:
     """Return pending writes as field, value, …"""
+    mark = _MARK if signer else ""
     fields: list[bytes | str] = []
     for write in writes:
-        texts = f"{write.channel}\0{write.value.type}\0{write.task_path}\0"
-        fields += [f"w:{checkpoint_id}:{write.task_id}:{write.idx}", texts.encode() + write.value.data]
+        texts = f"{write.channel}\0{mark}{write.value.type}\0{write.task_path}\0"
+        name = f"w:{checkpoint_id}:{write.task_id}:{write.idx}"
+        fields += [name, _signed(signer, scope, name, texts.encode() + write.value.data)]
     return fields
 
 
-def decode_image(scope: Scope, fields: Sequence[bytes]) -> StoredCheckpoint:
+def decode_image(scope: Scope, fields: Sequence[bytes], signer: Signer | None = None) -> StoredCheckpoint:
     """Read an image out of a hash's fields, given as field, value, …
 
+    Args:
+        signer: Believe only what this one signed; `None`: only what nobody did.
+
     Raises:
+        TamperedImageError: A field that should be signed is not, or not so.
         UnusableImageError: Something is missing: the image is not of this scope, a channel has no field of
             exactly the version that the head names, or bytes are not what this version writes.
     """
     try:
-        return _decode(scope, fields)
+        return _decode(scope, fields, signer)
     except UnusableImageError:
         raise
     except Exception as exc:  # whatever bytes can do to a parser; the image is refused, L2 answers
         raise UnusableImageError(f"unreadable: {type(exc).__name__}") from exc
 
 
-def _decode(scope: Scope, fields: Sequence[bytes]) -> StoredCheckpoint:
+def _decode(scope: Scope, fields: Sequence[bytes], signer: Signer | None) -> StoredCheckpoint:
     by_name = dict(zip(fields[::2], fields[1::2], strict=True))
     checkpoint_id = by_name[b"id"].decode()
-    head = json.loads(by_name[b"head"])
-    if head["format"] != _FORMAT or head["scope"] != list(scope):
+    head = json.loads(_verified(signer, scope, b"head", by_name[b"head"], by_name[b"id"]))
+    if head["format"] != _format(signer) or head["scope"] != list(scope):
         raise UnusableImageError("of another scope or format")
     document = head["checkpoint"]
     if document["id"] != checkpoint_id:
@@ -102,17 +127,17 @@ def _decode(scope: Scope, fields: Sequence[bytes]) -> StoredCheckpoint:
     values: dict[str, tuple[str, Encoded]] = {}
     inline = document["channel_values"]
     for channel, version in document["channel_versions"].items():
-        raw = by_name.get(b"c:" + channel.encode())
-        parts = raw.split(b"\0", 2) if raw is not None else []
+        name = b"c:" + channel.encode()
+        raw = by_name.get(name)
         wanted = version_text(version)
-        if not parts or parts[0].decode() != wanted:
+        start = wanted.encode()
+        if raw is None or not (raw == start or raw.startswith(start + b"\0")):
             if channel in inline:
                 continue
             raise UnusableImageError("incomplete: a channel has another version here")
-        if len(parts) == 3:
-            values[channel] = (wanted, Encoded(parts[1].decode(), parts[2]))
-        elif len(parts) != 1:
-            raise UnusableImageError("unreadable: a channel's field")
+        value = _decode_value(_verified(signer, scope, name, raw), signer)
+        if value is not None:
+            values[channel] = (wanted, value)
     return StoredCheckpoint(
         scope=scope,
         checkpoint_id=checkpoint_id,
@@ -120,27 +145,77 @@ def _decode(scope: Scope, fields: Sequence[bytes]) -> StoredCheckpoint:
         document=document,
         metadata=head["metadata"],
         values=values,
-        writes=_decode_writes(by_name, f"w:{checkpoint_id}:".encode()),
+        writes=_decode_writes(scope, by_name, f"w:{checkpoint_id}:".encode(), signer),
         document_bytes=len(by_name[b"head"]),
     )
 
 
-def _decode_writes(by_name: dict[bytes, bytes], prefix: bytes) -> list[EncodedWrite]:
+def _decode_value(raw: bytes, signer: Signer | None) -> Encoded | None:
+    _, *parts = raw.split(b"\0", 2)
+    if len(parts) == 2:
+        return Encoded(_decode_type(parts[0], signer), parts[1])
+    if parts != ([_MARK.encode()] if signer else []):
+        raise UnusableImageError("unreadable: a channel's field")
+    return None
+
+
+def _decode_writes(
+    scope: Scope, by_name: dict[bytes, bytes], prefix: bytes, signer: Signer | None
+) -> list[EncodedWrite]:
     writes = []
     for name, raw in by_name.items():
         if name.startswith(prefix):
-            task_id, idx = name[len(prefix) :].rsplit(b":", 1)
-            channel, type_, path, data = raw.split(b"\0", 3)
-            value = Encoded(type_.decode(), data)
-            writes.append(EncodedWrite(task_id.decode(), int(idx), channel.decode(), value, path.decode()))
+            task_id, idx = name[len(prefix) :].decode().rsplit(":", 1)
+            channel, type_, path, data = _verified(signer, scope, name, raw).split(b"\0", 3)
+            if idx != str(int(idx)):
+                raise UnusableImageError("unreadable: a pending write's number")
+            value = Encoded(_decode_type(type_, signer), data)
+            writes.append(EncodedWrite(task_id, int(idx), channel.decode(), value, path.decode()))
     return writes
 
 
-def _head(scope: Scope, parent_id: str | None, document_json: str, metadata_json: str) -> str:
+def _decode_type(raw: bytes, signer: Signer | None) -> str:
+    type_ = raw.decode()
+    if type_.startswith(_MARK) != (signer is not None):
+        raise UnusableImageError("signed, and this saver has no key")
+    return type_.removeprefix(_MARK)
+
+
+def _verified(
+    signer: Signer | None, scope: Scope, name: bytes, raw: bytes, checkpoint_id: bytes = b""
+) -> bytes:
+    if signer is None:
+        return raw
+    value = signer.verified(scope, name, raw, checkpoint_id)
+    if value is None:
+        kind = {b"c:": "a channel's value", b"w:": "a pending write"}.get(name[:2], "the head")
+        raise TamperedImageError(f"the signature of {kind} is not right")
+    return value
+
+
+def _signed(signer: Signer | None, scope: Scope, name: str, value: bytes, checkpoint_id: str = "") -> bytes:
+    if signer is None:
+        return value
+    return value + signer.sign(scope, name.encode(), value, checkpoint_id.encode())
+
+
+def _format(signer: Signer | None) -> int:
+    return _FORMAT if signer is None else _SIGNED_FORMAT
+
+
+def _head(scope: Scope, of: StoredCheckpoint | EncodedPut, signer: Signer | None) -> bytes:
     # Joined, not dumped: the two long parts are JSON already.
-    start = json.dumps({"format": _FORMAT, "scope": scope, "parent_id": parent_id})
-    return f'{start[:-1]}, "metadata": {metadata_json}, "checkpoint": {document_json}}}'
+    start = json.dumps({"format": _format(signer), "scope": scope, "parent_id": of.parent_id})
+    head = f'{start[:-1]}, "metadata": {of.metadata_json}, "checkpoint": {of.document_json}}}'
+    return _signed(signer, scope, "head", head.encode(), of.checkpoint_id)
 
 
-def _value(version: str, value: Encoded) -> bytes:
-    return f"{version}\0{value.type}\0".encode() + value.data
+def _channel(
+    scope: Scope, channel: str, version: str, value: Encoded | None, signer: Signer | None
+) -> list[bytes | str]:
+    name, mark = f"c:{channel}", _MARK if signer else ""
+    if value is not None:
+        raw = f"{version}\0{mark}{value.type}\0".encode() + value.data
+    else:
+        raw = f"{version}\0{mark}".encode() if signer else version.encode()
+    return [name, _signed(signer, scope, name, raw)]

@@ -113,6 +113,15 @@ class Store:
         conn = self._upstream.conn
         return conn if isinstance(conn, AsyncConnectionPool) else None
 
+    @property
+    def is_saturated(self) -> bool:
+        """Whether a call would have to wait for a connection now."""
+        if self.pool is None:
+            return self._upstream.lock.locked()
+        stats = self.pool.get_stats()
+        full = stats.get("pool_size", 0) >= stats["pool_max"] and not stats.get("pool_available", 0)
+        return full or stats.get("requests_waiting", 0) > 0
+
     async def setup(self) -> int:
         """Make the tables, or bring them up to date; one process at a time, the others wait.
 

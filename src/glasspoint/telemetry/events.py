@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from glasspoint.scope import Scope
 
 __all__ = [
+    "Audited",
     "BreakerChanged",
     "BreakerState",
     "Drained",
@@ -40,6 +41,7 @@ __all__ = [
     "Telemetry",
     "Tier",
     "TierChanged",
+    "Verdict",
     "Vitals",
     "WarmUpResult",
     "WriteResult",
@@ -52,7 +54,8 @@ L1Result = Literal["hit", "miss", "busy", "historical", "incomplete", "unavailab
 WarmUpResult = Literal["stored", "refused", "error"]
 WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "journalled", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
-InvalidationSource = Literal["delete", "prune", "copy", "journal"]
+InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
+Verdict = Literal["consistent", "stale", "raced"]
 BreakerState = Literal["closed", "open", "half_open"]
 
 
@@ -74,6 +77,17 @@ class Invalidated:
     """An entry was dropped for another reason than a write to its scope."""
 
     source: InvalidationSource
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """A hit was compared with L2, after it was answered.
+
+    Attributes:
+        verdict: `raced`: they differed, but a write came between the two looks.
+    """
+
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +146,8 @@ class Drained:
 
 
 Note = (
-    EpochChanged
+    Audited
+    | EpochChanged
     | Invalidated
     | PoolTimedOut
     | PoolWaited

@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
 from glasspoint.telemetry.collectors import SaverCollector
 from glasspoint.telemetry.events import (
+    Audited,
     BreakerChanged,
     Drained,
     EpochChanged,
@@ -110,6 +111,7 @@ class Families:
         self.l1_breaker_transitions = counter(
             "l1_breaker_transitions", "Times that L1 (Redis) was left alone, probed and asked again.", "to"
         )
+        self.l1_audits = counter("l1_audits", "Hits compared with PostgreSQL, by what was found.", "verdict")
         self.fallback_events = counter(
             "fallback_events",
             "Changes of tier, promotion included.",
@@ -155,6 +157,7 @@ class Metrics:
         self._epoch_changes = families.l1_epoch_changes.labels(saver_name)
         self._invalidations = _Children(families.l1_invalidations, saver_name)
         self._breaker = _Children(families.l1_breaker_transitions, saver_name)
+        self._audits = _Children(families.l1_audits, saver_name)
         self._fallbacks = _Children(families.fallback_events, saver_name)
         self._drained = _Children(families.drained_checkpoints, saver_name)
         self._retries = _Children(families.l2_retries, saver_name)
@@ -166,6 +169,8 @@ class Metrics:
             self._warm_ups.get(result)
         for state in ("open", "half_open", "closed"):
             self._breaker.get(state)
+        for verdict in ("consistent", "stale", "raced"):
+            self._audits.get(verdict)
         for change in _TIER_CHANGES:
             self._fallbacks.get(*change)  # there from the start, so that the first one is seen as an increase
         for tier in ("redis", "memory"):
@@ -220,6 +225,8 @@ class Metrics:
                 self._breaker.get(note.state).inc()
             case L2Retried():
                 self._retries.get(note.operation, note.reason).inc()
+            case Audited():
+                self._audits.get(note.verdict).inc()
             case TierChanged():
                 self._fallbacks.get(note.from_tier, note.to_tier, note.reason).inc()
             case Drained():

@@ -1,0 +1,318 @@
+"""With a key, nothing that somebody else put into Redis is believed; without one, nothing that is signed."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+
+from conformance_suite import check_conformance
+from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
+from glasspoint.errors import ConfigurationError
+from glasspoint.l1.signature import SIZE, Signer
+from glasspoint.scope import Scope, scope_of
+from states import counts, exact, numbered_id, open_saver, open_upstream
+from steps import Thread
+
+KEY = b"sixteen bytes..!"
+OTHER_KEY = b"another sixteen!"
+HEAD, WRITE = b"head", f"w:{numbered_id(2)}:task:0".encode()
+VALUE, VOID, INLINE = b"c:messages", b"c:branch:to:agent", b"c:turn"
+
+Fields = dict[bytes, bytes]
+
+
+class Signed:
+    """A saver with a key, threads in its cache that are alike but for their names, and what it counted."""
+
+    def __init__(self, saver: CachedPostgresSaver, redis: Redis, registry: CollectorRegistry) -> None:
+        self.saver = saver
+        self.redis = redis
+        self._registry = registry
+        self.threads = [Thread("t"), Thread("t", "ns"), Thread("u"), Thread("tn", "s")]
+        self.parents: dict[str, Fields] = {}
+
+    async def write(self) -> None:
+        for thread in self.threads:
+            await thread.put(self.saver, other=["other"])
+            self.parents[self.key(thread)] = await self.entry(thread)
+            await thread.put(self.saver, other=["other"])
+            await thread.put_writes(self.saver, "pending")
+            await thread.put_writes(self.saver, "more", "task2")
+
+    def key(self, thread: Thread) -> str:
+        epoch = self.saver._l1.epoch
+        assert epoch is not None
+        return epoch.key(scope_of(thread.config))
+
+    async def entry(self, thread: Thread) -> Fields:
+        return await self.redis.hgetall(self.key(thread))
+
+    async def plant(self, thread: Thread, fields: Fields) -> None:
+        async with self.redis.pipeline() as pipe:
+            await pipe.delete(self.key(thread)).hset(self.key(thread), mapping=fields).execute()
+
+    async def read(self, thread: Thread) -> tuple[Any, str]:
+        """What the saver answers, in a strict form, and what L1 answered to it."""
+        before = self.reads
+        found = exact(await self.saver.aget_tuple(thread.config))
+        (result,) = (self.reads - before).elements()
+        return found, result
+
+    @property
+    def reads(self) -> Counter[str]:
+        return counts(self._registry, "glasspoint_l1_reads_total", "result")
+
+    @property
+    def dropped(self) -> Counter[str]:
+        return counts(self._registry, "glasspoint_l1_invalidations_total", "source")
+
+
+@pytest.fixture
+async def signed(database: str, redis_url: str) -> AsyncIterator[Signed]:
+    registry = CollectorRegistry()
+    telemetry = create_telemetry(registry=registry)
+    async with (
+        open_saver(database, redis_url, telemetry=telemetry, l1_signing_key=KEY) as saver,
+        Redis.from_url(redis_url) as redis,
+    ):
+        each = Signed(saver, redis, registry)
+        await each.write()
+        yield each
+
+
+async def test_what_this_key_signed_is_a_hit(signed: Signed, database: str) -> None:
+    async with open_upstream(database) as upstream:
+        for thread in signed.threads:
+            expected = exact(await upstream.aget_tuple(thread.config))
+            assert await signed.read(thread) == (expected, "hit")  # as its writes have left it
+            await signed.redis.delete(signed.key(thread))
+            assert await signed.read(thread) == (expected, "miss")
+            assert await signed.read(thread) == (expected, "hit")  # as a warm-up has left it
+    assert signed.dropped == {}
+
+
+def flipped(raw: bytes, at: int) -> bytes:
+    at %= len(raw)
+    return raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+
+
+def last_of_text(raw: bytes) -> int:
+    return len(raw) - SIZE - 1
+
+
+# What is done to an entry: its own fields, and those of the entry of another scope, or of its parent.
+CHANGES: dict[str, Callable[[Fields, Fields, Fields], Any]] = {
+    "a bit of the head's JSON": lambda own, *_: own.update({HEAD: flipped(own[HEAD], 40)}),
+    "a bit of its signature": lambda own, *_: own.update({HEAD: flipped(own[HEAD], -1)}),
+    "metadata": lambda own, *_: own.update({HEAD: own[HEAD].replace(b'"step": 2', b'"step": 3')}),
+    "the head of another scope": lambda own, other, _: own.update({HEAD: other[HEAD]}),
+    "the head of the parent": lambda own, _, parent: own.update({HEAD: parent[HEAD]}),
+    "an unsigned head": lambda own, *_: own.update({HEAD: own[HEAD][:-SIZE]}),
+    "a bit of a value": lambda own, *_: own.update({VALUE: flipped(own[VALUE], last_of_text(own[VALUE]))}),
+    "a bit of a value's signature": lambda own, *_: own.update({VALUE: flipped(own[VALUE], -1)}),
+    "the value of another channel": lambda own, *_: own.update({VALUE: own[b"c:other"]}),
+    "the value of another scope": lambda own, other, _: own.update({VALUE: other[VALUE]}),
+    "an older value under the new version": lambda own, _, parent: own.update(
+        {VALUE: own[VALUE].split(b"\0")[0] + parent[VALUE][parent[VALUE].index(b"\0") :]}
+    ),
+    "an unsigned value": lambda own, *_: own.update({VALUE: own[VALUE].replace(b"\1", b"", 1)[:-SIZE]}),
+    "a value where there was none": lambda own, *_: own.update({VOID: own[VALUE]}),
+    "a value made up where there was none": lambda own, *_: own.update({VOID: own[VOID] + b"x\0y"}),
+    "no value where there was one": lambda own, *_: own.update({VALUE: own[VOID]}),
+    "no value, unsigned": lambda own, *_: own.update({VALUE: own[VALUE].split(b"\0")[0]}),
+    "a value for what stands in the head": lambda own, *_: own.update({INLINE: own[VALUE]}),
+    "a bit of a pending write": lambda own, *_: own.update(
+        {WRITE: flipped(own[WRITE], last_of_text(own[WRITE]))}
+    ),
+    "the channel of a pending write": lambda own, *_: own.update(
+        {WRITE: own[WRITE].replace(b"messages", b"turn")}
+    ),
+    "a write of another task": lambda own, *_: own.update({WRITE: own[WRITE.replace(b"task", b"task2")]}),
+    "the same write as another's": lambda own, *_: own.update({WRITE.replace(b"task", b"task3"): own[WRITE]}),
+    "the same write as another number": lambda own, *_: own.update({WRITE[:-1] + b"1": own[WRITE]}),
+    "the same write, spelt otherwise": lambda own, *_: own.update({WRITE[:-1] + b"+0": own[WRITE]}),
+    "a write of another scope": lambda own, other, _: own.update({WRITE: other[WRITE]}),
+    "an unsigned write": lambda own, *_: own.update({WRITE: own[WRITE].replace(b"\1", b"", 1)[:-SIZE]}),
+    "a write that nobody made": lambda own, *_: own.update({WRITE[:-1] + b"7": b"turn\0null\0\0"}),
+    "the id of the parent": lambda own, *_: own.update({b"id": numbered_id(1).encode()}),
+    "an id that is none": lambda own, *_: own.update({b"id": b"\xff"}),
+    "the whole entry of another scope": lambda own, other, _: own.update(other),
+    "a channel's field that is gone": lambda own, *_: own.pop(VALUE),
+    "the head that is gone": lambda own, *_: own.pop(HEAD),
+}
+# These need no signature to be refused.
+INCOMPLETE = {"a channel's field that is gone", "the head that is gone", "an id that is none"}
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [(0, 1), (0, 2), (1, 3)],
+    ids=["of another namespace", "of another thread", "that joins alike"],
+)
+async def test_whatever_is_changed_postgres_answers_and_the_entry_is_replaced(
+    own: int, other: int, signed: Signed
+) -> None:
+    thread = signed.threads[own]
+    right = await signed.entry(thread)
+    foreign, parent = await signed.entry(signed.threads[other]), signed.parents[signed.key(thread)]
+    assert {HEAD, WRITE, VALUE, VOID} <= right.keys() == foreign.keys()
+    expected, _ = await signed.read(thread)
+    for what, change in CHANGES.items():
+        fields = dict(right)
+        change(fields, foreign, parent)
+        assert fields != right, what
+        await signed.plant(thread, fields)
+        tampered = signed.dropped["tampered"]
+        assert await signed.read(thread) == (expected, "incomplete"), what
+        assert signed.dropped["tampered"] - tampered == (what not in INCOMPLETE), what
+        assert await signed.read(thread) == (expected, "hit"), what
+
+
+async def test_what_a_signature_does_not_show(signed: Signed) -> None:
+    """As the docs say: that a pending write is gone, and that the entry is as it was before."""
+    thread = signed.threads[0]
+    right = await signed.entry(thread)
+    await signed.plant(thread, {name: value for name, value in right.items() if name != WRITE})
+    found = await signed.saver.aget_tuple(thread.config)
+    assert found is not None
+    assert [task for task, *_ in found.pending_writes or ()] == ["task2"]
+    await signed.plant(thread, signed.parents[signed.key(thread)])
+    found = await signed.saver.aget_tuple(thread.config)
+    assert found is not None
+    assert found.checkpoint["id"] == numbered_id(1)
+    assert signed.reads.keys() == {"hit"}
+
+
+@pytest.mark.parametrize("keys", [(None, KEY), (KEY, None), (KEY, OTHER_KEY)], ids=["on", "off", "another"])
+async def test_while_the_key_changes_both_sides_are_right_and_keep_away_from_each_other(
+    keys: tuple[bytes | None, bytes | None], database: str, redis_url: str
+) -> None:
+    """In a rolling deployment; they share intents, so that neither reads what the other is replacing."""
+    registry = CollectorRegistry()
+    telemetry = create_telemetry(registry=registry)
+    async with (
+        open_saver(database, redis_url, l1_signing_key=keys[0], telemetry=telemetry) as one,
+        open_saver(database, redis_url, l1_signing_key=keys[1], telemetry=telemetry) as two,
+        open_upstream(database) as upstream,
+    ):
+        thread = Thread("t")
+        for writer, reader in ((one, two), (two, one)) * 2:
+            put = thread.next_put(writer)
+            # A channel that only the first put brought: its field stays as the other side signed it.
+            put[1]["channel_values"]["kept"] = ["kept"]
+            put[1]["channel_versions"]["kept"] = "1.5"
+            if thread.number == 1:
+                put[3]["kept"] = "1.5"
+            thread.newest = await writer.aput(*put)
+            for saver in (reader, writer, reader):
+                await thread.put_writes(saver, "x", f"task {saver is one}")
+                for each in (saver, reader, writer):
+                    expected = exact(await upstream.aget_tuple(thread.config))
+                    assert exact(await each.aget_tuple(thread.config)) == expected
+        intent = await one._l1.begin(Scope("t", ""))
+        assert (await two._l1.read(Scope("t", ""), None)).result == "busy"
+        await one._l1.abort(intent)
+    assert counts(registry, "glasspoint_l1_reads_total", "result").keys() >= {"hit", "incomplete"}
+
+
+async def test_a_flood_of_forgeries_is_no_flood_of_lines(
+    signed: Signed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = signed.threads[1]
+
+    async def forge() -> None:
+        await signed.redis.hset(signed.key(thread), HEAD, b'{"secret": "hush"}')
+        await signed.read(thread)
+
+    for _ in range(5):
+        await forge()
+    assert len(caplog.records) == 1
+    (line,) = caplog.records
+    assert line.levelno == logging.WARNING
+    assert "thread 't', namespace 'ns': the signature of the head is not right" in line.getMessage()
+    assert "(1 refused" in line.getMessage()
+    monkeypatch.setattr("glasspoint.l1.cache._TAMPERED_LOG_SECONDS", 0.0)
+    await forge()
+    assert "(5 refused" in caplog.records[1].getMessage()
+    assert signed.dropped == {"tampered": 6}
+    assert "hush" not in caplog.text
+
+
+@pytest.mark.parametrize("capability", ["get_tuple", "put", "put_writes"])
+@pytest.mark.usefixtures("checkpoint_format")
+async def test_conforms_with_signatures(capability: str, database: str, redis_url: str) -> None:
+    registry = CollectorRegistry()
+    telemetry = create_telemetry(registry=registry)
+    await check_conformance(
+        capability,
+        "signed",
+        lambda: open_saver(database, redis_url, telemetry=telemetry, l1_signing_key=KEY),
+    )
+    reads = counts(registry, "glasspoint_l1_reads_total", "result")
+    assert reads["hit"]
+    assert reads.keys() <= {"hit", "miss", "historical"}
+
+
+# ------------------------------------------------------------------ the key
+
+BAD_KEYS = {
+    "": "at least 16",
+    "fifteen bytes..": "at least 16",
+    b"short": "at least 16",
+    16: "bytes or a string",
+}
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+async def test_a_key_that_is_none_is_refused_and_not_repeated(
+    key: Any, database: str, redis_url: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=BAD_KEYS[key]) as caught:
+        async with open_saver(database, redis_url, l1_signing_key=key):
+            pass
+    assert "fifteen" not in str(caught.value)
+    assert "short" not in str(caught.value)
+
+
+def test_text_and_its_bytes_are_one_key() -> None:
+    scope = Scope("t", "")
+    assert Signer(KEY).sign(scope, b"x", b"y") == Signer(KEY.decode()).sign(scope, b"x", b"y")
+    assert Signer(KEY).sign(scope, b"x", b"y") != Signer(OTHER_KEY).sign(scope, b"x", b"y")
+
+
+async def test_the_key_from_the_environment_signs_and_shows_nowhere(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("POSTGRES_URL", database)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("CHECKPOINT_L1_SIGNING_KEY", KEY.decode())
+    settings = Settings.from_environment()
+    telemetry = create_telemetry(registry=CollectorRegistry())
+    thread = Thread("t")
+    async with (
+        get_checkpointer(telemetry=telemetry) as chain,
+        open_saver(database, redis_url, l1_signing_key=KEY) as same,
+        Redis.from_url(redis_url) as redis,
+    ):
+        await thread.put(chain)
+        assert (await same._l1.read(Scope("t", ""), None)).result == "hit"
+        await redis.hset((await redis.keys())[0], HEAD, b"x")
+        assert await chain.aget_tuple(thread.config)
+        texts = [repr(same), repr(same._l1._signer), str(vars(same)), str(vars(same._l1)), caplog.text]
+    assert KEY.decode() not in "".join([*texts, str(settings), repr(settings), settings.model_dump_json()])
+
+
+def test_a_key_in_the_environment_that_is_too_short_is_an_error_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CHECKPOINT_L1_SIGNING_KEY", "too short")
+    with pytest.raises(ConfigurationError, match="CHECKPOINT_L1_SIGNING_KEY") as caught:
+        Settings.from_environment()
+    assert "too short" not in str(caught.value)
