@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types bench-latency bench-prune clean
+.PHONY: help demo test lint types bench-latency bench-prune bench-outage clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -17,6 +17,7 @@ help:
 	@echo 'make lint           ruff, rules and format'
 	@echo 'make types          mypy --strict on src'
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
+	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
 	@echo 'make clean          remove .venv, caches and build products'
 	@echo 'Arguments go through ARGS, e.g.  ARGS="--once" make demo'
@@ -37,6 +38,9 @@ types: $(VENV)/.installed-dev
 
 bench-latency: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/latency.py $(ARGS)
+
+bench-outage: $(VENV)/.installed-demo
+	@exec $(BIN)/python benchmarks/outage.py $(ARGS)
 
 bench-prune: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/prune.py $(ARGS)
