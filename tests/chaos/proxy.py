@@ -56,11 +56,12 @@ class Proxy:
     A connection that has lost data is reset when the mode ends: no byte stream ever goes on with a hole in it.
     """
 
-    def __init__(self, target: Target, *, delay_seconds: float = 0.2) -> None:
+    def __init__(self, target: Target, *, delay_seconds: float = 0.2, seed: int = 0) -> None:
         self.mode: Mode = "pass"
         self.port = 0
         self.delay_seconds = delay_seconds
         self._target = target
+        self._dice = random.Random(seed)
         self._listener: asyncio.Server | None = None
         self._pipes = set[_Pipe]()
 
@@ -132,7 +133,7 @@ class Proxy:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_CHUNK):
             if self.mode == "delay":
-                await asyncio.sleep(random.uniform(0, self.delay_seconds))
+                await asyncio.sleep(self._dice.uniform(0, self.delay_seconds))
             if self.mode == "blackhole":
                 continue
             if self.mode == "truncate":
