@@ -30,6 +30,9 @@ WHATS = {
 }
 """Every kind of violation, and what it means."""
 
+_LANDS_SECONDS = 2.0
+"""For so long PostgreSQL may go on with a write that its worker has given up: its `statement_timeout`."""
+
 Scope = tuple[str, str]
 """Thread and namespace."""
 
@@ -73,8 +76,8 @@ class Verdict:
         violations: What must not be.
         in_window: What may be, because a write could not reach Redis while another process could, and is not
             older than the bound.
-        checked: How many reads, acknowledged writes, task runs and answered turns were judged: nothing found in
-            nothing done says nothing.
+        checked: How many reads, acknowledged writes, task runs and answered turns were judged: nothing found
+            in nothing done says nothing.
     """
 
     violations: list[Violation] = field(default_factory=list)
@@ -161,16 +164,17 @@ class _Window:
         self._bound = bound_seconds
         self._outages = outages
 
-    def excuses(self, write: Operation, known: float, moment: float) -> bool:
+    def excuses(self, write: Operation, over: float, moment: float) -> bool:
         """Whether Redis may not know yet, at that moment, of a write that it did not confirm.
 
         Args:
-            known: When it was over, or had been read for the first time.
+            over: When nobody was at it any more.
         """
         if write.confirmed:
             return False
-        ends = (outage.end for outage in self._outages if write.start < outage.end and outage.start < known)
-        return moment <= max(known, *ends, known) + self._bound
+        done = over if write.ok else over + _LANDS_SECONDS
+        ends = [outage.end for outage in self._outages if write.start < outage.end and outage.start < done]
+        return moment <= max(done, *ends) + self._bound if ends else moment <= done + self._bound
 
 
 class _History:
@@ -295,10 +299,7 @@ class _History:
                 writers = self._made(earlier, gone)
                 if any(self._over(write) >= read.start for write in writers):
                     continue
-                sighted = earlier.end or read.start
-                excused = any(
-                    self._window.excuses(w, max(sighted, self._over(w)), read.start) for w in writers
-                )
+                excused = any(self._window.excuses(w, self._over(w), read.start) for w in writers)
                 if excused:
                     self._excused_reads[read.thread].append(read)
                 said = f"{read.checkpoint} after {earlier.checkpoint}, without {len(gone)} pending writes"
@@ -328,13 +329,15 @@ class _History:
             if turn.ok:
                 answered[turn.thread].append(turn)
         for thread, turns in answered.items():
+            missed: set[int] = set()
             for turn in turns:
-                gone = [t for t in turns if t.before(turn.start) and t.turn not in turn.answered]
-                if gone:
-                    said = f"turn {gone[0].turn} was answered, and is not in the conversation any more"
-                    since, until = gone[0].end or 0.0, turn.end or turn.start
+                gone = [t for t in turns if t.before(turn.start) and t.turn not in {*turn.answered, *missed}]
+                missed |= {t.turn for t in gone}
+                for each in gone:
+                    said = f"turn {each.turn} was answered, and is not in the conversation any more"
+                    since, until = each.end or 0.0, turn.end or turn.start
                     excused = any(since <= read.start <= until for read in self._excused_reads[thread])
-                    yield Violation("forgotten", (thread, ""), said, (gone[0], turn)), excused
+                    yield Violation("forgotten", (thread, ""), said, (each, turn)), excused
 
     # ------------------------------------------------------------ helpers
 

@@ -1,5 +1,5 @@
-"""The conversation of the chaos tests: a real graph, with parallel tasks, a memory of its own, and a node that
-stumbles after its siblings have finished.
+"""The conversation of the chaos tests: a real graph, with parallel tasks, a memory of its own, and a node
+that stumbles after its siblings have finished.
 
     START -> plan -> left, right, stumbling, remember (a subgraph) -> join -> END
 """

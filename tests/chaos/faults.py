@@ -1,7 +1,7 @@
 """What goes wrong, when, and for how long: drawn from a seed, so that a run can be had again.
 
-What the faults meet is up to the processes, so a seed gives the same faults at the same times, but never quite
-the same run.
+What the faults meet is up to the processes, so a seed gives the same faults at the same times, but never
+quite the same run.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class Happened:
 
 
 def schedule(seed: int, seconds: float, workers: int, wanted: Sequence[str] = KINDS) -> list[Fault]:
-    """Draw the faults of a run: one at a time, then some time without one, so that what is found afterwards has
-    one cause. Round by round, every kind in every round, in an order of its own.
+    """Draw the faults of a run: one at a time, then some time without one, so that what is found afterwards
+    has one cause. Round by round, every kind in every round, in an order of its own.
 
     Args:
         seconds: How long the run is; within a minute every kind has its turn once.

@@ -44,9 +44,9 @@ def digest(value: Any) -> str:
 def digest_of_values(values: Mapping[str, Any]) -> str:
     """A short name of a checkpoint's values: of what the graph's nodes wrote.
 
-    Without what LangGraph itself keeps there for a node that waits for several: that is a set which it goes on
-    changing in place, so with `durability="async"` the one that a put is given may be newer than its checkpoint.
-    (PostgreSQL has the right one: its version has not changed, so it is not stored again.)
+    Without what LangGraph itself keeps there for a node that waits for several: that is a set which it goes
+    on changing in place, so with `durability="async"` the one that a put is given may be newer than its
+    checkpoint. (PostgreSQL has the right one: its version has not changed, so it is not stored again.)
     """
     return digest({channel: value for channel, value in values.items() if not channel.startswith("join:")})
 
@@ -72,11 +72,12 @@ class Operation:
         wanted: The checkpoint that a read asked for, none for the newest.
         value: Digest of the channels' values.
         pending: What a read found, or what was written.
-        confirmed: Of a write: Redis answered its last step, so the entry cannot be older than it.
+        confirmed: Of a write: Redis answered its first step or its last one, so readers know of it.
         hit: Of a read: Redis answered it.
         turn: Of a turn, its number; the turns that the conversation holds are in `answered`.
         task: Of a run: the task's id.
         within: Of a run: when the call of the graph began that it belongs to.
+        number: Which one it is of its worker.
     """
 
     worker: str
@@ -97,6 +98,7 @@ class Operation:
     answered: list[int] = field(default_factory=list)
     task: str = ""
     within: float = 0.0
+    number: int = 0
 
     @property
     def ok(self) -> bool:
@@ -109,9 +111,8 @@ class Operation:
 
     def __str__(self) -> str:
         over = f"{self.end:.4f}" if self.end is not None else "…"
-        facts = [
-            f"{self.start:.4f}..{over} {self.worker} {self.kind} {self.outcome} {self.thread}|{self.namespace}"
-        ]
+        scope = f"{self.thread}|{self.namespace}"
+        facts = [f"{self.start:.4f}..{over} {self.worker} {self.kind} {self.outcome} {scope}"]
         if self.kind in ("read", "put", "put_writes"):
             facts.append(f"{self.checkpoint} {self.value or ''} {len(self.pending)} pending")
             facts += [
@@ -147,8 +148,8 @@ class HistoryFile:
     def operation(self, kind: str, thread: str, **facts: Any) -> Iterator[Operation]:
         """Write the start down, then what the caller has learned, with the end."""
         self._number += 1
-        number, found = self._number, Operation(self.worker, kind, thread, monotonic(), **facts)
-        self._write({"n": number, "kind": kind, "thread": thread, "start": found.start, **facts})
+        found = Operation(self.worker, kind, thread, monotonic(), number=self._number, **facts)
+        self._write({"number": found.number, "kind": kind, "thread": thread, "start": found.start, **facts})
         try:
             yield found
             found.outcome = "ok"
@@ -157,15 +158,19 @@ class HistoryFile:
             raise
         finally:
             found.end = monotonic()
-            known = {name: value for name, value in vars(found).items() if value or name == "end"}
-            self._write({"n": number, **known})
+            self._write({name: value for name, value in vars(found).items() if value or name == "end"})
+
+    def confirm(self, operation: Operation) -> None:
+        """Write down at once that Redis has heard of a write: its worker may be killed before it is over."""
+        operation.confirmed = True
+        self._write({"number": operation.number, "confirmed": True})
 
     def note(self, kind: str, thread: str, **facts: Any) -> None:
         """Write down what happens at this instant."""
         now = monotonic()
         self._number += 1
         entry = {"kind": kind, "thread": thread, "start": now, "end": now, "outcome": "ok"}
-        self._write({"n": self._number, **entry, **facts})
+        self._write({"number": self._number, **entry, **facts})
 
     def _write(self, entry: dict[str, Any]) -> None:
         os.write(self._file, f"{json.dumps(entry)}\n".encode())
@@ -184,7 +189,7 @@ def _read_history(path: Path) -> list[Operation]:
         if not line.endswith("\n"):
             break  # killed in the middle of a word
         entry = json.loads(line)
-        entries.setdefault(entry.pop("n"), {}).update(entry)
+        entries.setdefault(entry["number"], {}).update(entry)
     for entry in entries.values():
         entry["worker"] = path.stem
         entry["pending"] = [tuple(each) for each in entry.get("pending", ())]

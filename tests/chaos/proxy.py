@@ -53,7 +53,7 @@ class Proxy:
     - `blackhole`: connections are accepted and stay open; what is sent is swallowed.
     - `refuse`: nobody listens; connections in use are reset.
 
-    A connection that has lost data is reset when the mode ends: no byte stream ever goes on with a hole in it.
+    A connection that has lost data is reset when the mode ends: no stream ever goes on with a hole in it.
     """
 
     def __init__(self, target: Target, *, delay_seconds: float = 0.2, seed: int = 0) -> None:

@@ -24,7 +24,7 @@ _OPERATIONS = ("read", "put", "put_writes")
 
 
 def print_report(console: Console, outcome: Outcome) -> None:
-    """Print what is wrong, if anything is, as long as it is; then how it went; then the figures that count."""
+    """Print what is wrong, if anything is; then how it went; then the figures that count."""
     for violation in _samples(outcome.verdict.violations):
         during = ", ".join(_during(violation, outcome.happened)) or "no fault"
         console.print(Text(f"{violation}\n    during: {during}\n", "red"))
@@ -71,7 +71,7 @@ def _window(outcome: Outcome) -> Table:
 
 
 def _figures(outcome: Outcome) -> Table:
-    """The table that is asked for: operations, faults of each kind, violations, the longest time without writing."""
+    """Operations, faults of each kind, violations, and the longest time without writing."""
     settings, verdict = outcome.settings, outcome.verdict
     title = f"Chaos: seed {settings.seed}, {outcome.seconds:.0f} s, {settings.workers} workers"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_header=False)
@@ -89,7 +89,9 @@ def _figures(outcome: Outcome) -> Table:
         table.add_row(names.get(what, what), Text(str(count), "bold red" if count else "bold green"))
     table.add_row("unexpected errors", str(len(outcome.unexpected)))
     window = sum(each.what == "stale" for each in verdict.in_window)
-    table.add_row(f"reads in the documented window ({settings.bound_seconds:g} s)", str(window), end_section=True)
+    table.add_row(
+        f"reads in the documented window ({settings.bound_seconds:g} s)", str(window), end_section=True
+    )
     longest, thread = longest_without_writing(outcome.done)
     table.add_row(f"longest time that a conversation could not write ({thread})", f"{longest:.1f} s")
     return table

@@ -1,6 +1,6 @@
 """Chaos: worker processes hold conversations while servers and lines fail; then everything is judged.
 
-    make chaos MINUTES=10          or: python -m chaos.run --minutes 10 --seed 42, in tests/
+make chaos MINUTES=10          or: python -m chaos.run --minutes 10 --seed 42, in tests/
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -35,16 +35,16 @@ from glasspoint.errors import GlasspointError
 __all__ = ["BOUND_SECONDS", "Outcome", "Settings", "draw_seed", "run"]
 
 BOUND_SECONDS = 3.0
-"""How long a write that Redis did not hear of may go unnoticed by readers who reach Redis: the interval at which
-every process looks for such writes (1 s), the time that it then takes to forget the entry, and some for processes
-that share two busy cores with all of this."""
+"""How long a write that Redis did not hear of may go unnoticed by readers who reach Redis: the interval at
+which every process looks for such writes (1 s), the time that it then takes to forget the entry, and some for
+processes that share two busy cores with all of this."""
 
 _START_SECONDS = 60.0
 _CONVERSATIONS_BEFORE_FAULTS_SECONDS = 0.5
 _QUIET_SECONDS = 0.5
 _PAUSE_SECONDS = 0.03
-_LONG_PAUSE_SECONDS = (3.0, 6.0)  # longer than the window: who has it wrong then, has it wrong for good
-_LONG_PAUSES = 0.06
+_LONG_PAUSE_SECONDS = (3.5, 7.0)  # longer than the window: who has it wrong then, has it wrong for good
+_LONG_PAUSES = 0.08
 _TURNS_OF_A_CONVERSATION = 20
 _STUMBLES = 0.2
 _DEADLY_STUMBLES = 0.1  # a new worker takes seconds to start
@@ -69,7 +69,7 @@ class Settings:
     kinds: Sequence[str] = KINDS
     bound_seconds: float = BOUND_SECONDS
     workers: int = 3
-    conversations: int = 5
+    conversations: int = 8
     keep: Path | None = None
     sabotage: str = ""
 
@@ -153,7 +153,7 @@ class _Chaos:
         ]
         self._tasks: list[asyncio.Task[None]] = []
         self._threads: dict[int, list[str]] = {}
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._dice = random.Random(settings.seed)
 
     @property
@@ -190,7 +190,7 @@ class _Chaos:
                 await self._go_wrong(fault)
             await asyncio.sleep(max(0.0, started + settings.seconds - monotonic()))
             await asyncio.sleep(_QUIET_SECONDS)
-            self._stopping = True
+            self._stopping.set()
             await asyncio.gather(*talks)
         finally:
             for talk in talks:
@@ -206,8 +206,8 @@ class _Chaos:
     async def _converse(self, number: int) -> None:
         """One conversation after the other; each turn in the hands of another worker, perhaps.
 
-        Only one worker at a time has a turn in a conversation: the next one asks only when it has answered, or is
-        certainly dead.
+        Only one worker at a time has a turn in a conversation: the next one is asked only when that one has
+        answered, or is certainly dead.
         """
         for conversation in range(10**9):
             thread = f"thread-{number}-{conversation}"
@@ -215,7 +215,7 @@ class _Chaos:
             self._threads[number] = [thread, *self._threads.get(number, ())][:2]
             for turn in range(1, _TURNS_OF_A_CONVERSATION + 1):
                 stumble = self._stumble()
-                while not self._stopping:
+                while not self._stopping.is_set():
                     ready = [place for place in self._places if place.ready.is_set()]
                     if ready:
                         threads = [each for both in self._threads.values() for each in both]
@@ -223,7 +223,7 @@ class _Chaos:
                             break
                         stumble = ""
                     await asyncio.sleep(_PAUSE_SECONDS)
-                if self._stopping:
+                if self._stopping.is_set():
                     return
                 await self._pause()
 
@@ -232,9 +232,9 @@ class _Chaos:
         seconds = _PAUSE_SECONDS
         if self._dice.random() < _LONG_PAUSES:
             seconds = self._dice.uniform(*_LONG_PAUSE_SECONDS)
-        until = monotonic() + seconds
-        while monotonic() < until and not self._stopping:
-            await asyncio.sleep(_PAUSE_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     def _stumble(self) -> str:
         if self._dice.random() >= _STUMBLES:
@@ -296,7 +296,7 @@ def main() -> int:
         "--bound", type=float, default=BOUND_SECONDS, help=f"seconds of the window ({BOUND_SECONDS:g})"
     )
     parser.add_argument("--workers", type=int, default=3, help="processes (3)")
-    parser.add_argument("--conversations", type=int, default=5, help="at a time (5)")
+    parser.add_argument("--conversations", type=int, default=8, help="at a time (8)")
     parser.add_argument("--only", action="append", choices=KINDS, help="a kind of fault; again for more")
     parser.add_argument("--keep", type=Path, default=None, help="leave the histories in this new directory")
     parser.add_argument("--sabotage", choices=SABOTAGES, default="", help="break Glasspoint in the workers")

@@ -1,4 +1,4 @@
-"""Glasspoint broken on purpose, in the workers of a run: what the checker does not notice here, it would not notice.
+"""Glasspoint broken on purpose, in the workers of a run, to see that the checker would notice.
 
 Each break fails loudly if the code that it replaces is no longer there.
 """

@@ -80,8 +80,8 @@ class Servers:
                 raise FaultFailedError(f"nobody knows how to do it: {fault}")
 
     async def truth(self) -> Truth:
-        """Everything that PostgreSQL has, as LangGraph's own saver reads it; the pending writes of checkpoints
-        that were never stored as well, which it does not list."""
+        """Everything that PostgreSQL has, as LangGraph's own saver reads it; the pending writes of
+        checkpoints that were never stored as well, which it does not list."""
         checkpoints, pending = {}, {}
         async with AsyncPostgresSaver.from_conn_string(self.postgres_url) as upstream:
             threads = await upstream.conn.execute("SELECT DISTINCT thread_id FROM checkpoints")
@@ -109,8 +109,8 @@ class Servers:
         return self.redis.directory / "old.rdb"
 
     async def _restart_redis(self, fault: Fault) -> None:
-        """From the run's first snapshot, which knows conversations as they were long ago, or, if the fault hits a
-        worker, from one that was saved as the fault began."""
+        """From the run's first snapshot, which knows conversations as they were long ago, or from one that
+        was saved as the fault began. Which, is drawn: it is what `worker` means for this kind of fault."""
         recent = fault.worker is not None
         if recent:
             await asyncio.to_thread(self.redis.save_snapshot)

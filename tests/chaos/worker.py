@@ -1,7 +1,7 @@
-"""A worker process: talks in the conversations that it is given, reads all the time, and writes everything down.
+"""A worker process: talks in the conversations that it is given, reads all the time, writes everything down.
 
-It is told what to do line by line on its standard input, and says on its standard output when a turn is over; it
-ends with its standard input. Whatever the servers do, it goes on. It knows Glasspoint by its public names alone.
+It is told what to do line by line on its standard input, and says on its standard output when a turn is over;
+it ends with its standard input. Whatever the servers do, it goes on.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _STUMBLE_SECONDS = 0.05
 _current: ContextVar[Operation | None] = ContextVar("_current", default=None)
 _turn_began: ContextVar[float] = ContextVar("_turn_began", default=0.0)
 
-# What settles a write in L1: once Redis has answered one of these, it holds nothing older.
-_LAST_STEPS = {"l1.commit_put", "l1.commit_writes", "l1.abort", "l1.drop"}
+# Once Redis has answered the first one, readers are sent to PostgreSQL; the others settle the write.
+_STEPS_OF_A_WRITE = {"l1.begin", "l1.commit_put", "l1.commit_writes", "l1.abort", "l1.drop"}
 
 # After its input has ended, a worker ends; if it does not manage to, it is ended.
 _END_SECONDS = 6
@@ -58,6 +58,9 @@ _END_SECONDS = 6
 
 class Witness:
     """Learns from the saver's own telemetry what the answer does not say: did Redis hear of it?"""
+
+    def __init__(self, history: HistoryFile) -> None:
+        self._history = history
 
     def operation_started(self, operation: events.Operation) -> None:
         pass
@@ -72,8 +75,13 @@ class Witness:
 
     def step_ended(self, step: events.Step) -> None:
         current = _current.get()
-        if current is not None and step.name in _LAST_STEPS:
-            current.confirmed = step.outcome == "ok"
+        if (
+            current is not None
+            and not current.confirmed
+            and step.name in _STEPS_OF_A_WRITE
+            and step.outcome == "ok"
+        ):
+            self._history.confirm(current)
 
     def noted(self, note: events.Note) -> None:
         pass
@@ -136,8 +144,8 @@ class RecordingSaver(CachedPostgresSaver):
 
 
 def _is_promised(error: Exception) -> bool:
-    """Whether this is what a call may raise while a server is away: an error of Glasspoint's own, which is also of
-    the built-in kind that says so."""
+    """Whether this is what a call may raise while a server is away: an error of Glasspoint's own that is also
+    of the built-in kind for it."""
     return isinstance(error, GlasspointError) and isinstance(error, ConnectionError | TimeoutError)
 
 
@@ -147,7 +155,7 @@ async def open_recording(
 ) -> AsyncIterator[RecordingSaver]:
     """Open the saver; the servers may be down just now, so again and again, as long as somebody wants it."""
     parent = os.getppid()
-    telemetry = Telemetry("chaos", (Witness(),))
+    telemetry = Telemetry("chaos", (Witness(history),))
     async with AsyncExitStack() as opened:
         while True:
             opening = RecordingSaver.from_conn_string(
