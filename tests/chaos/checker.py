@@ -135,15 +135,17 @@ def longest_without_writing(done: Iterable[Operation]) -> tuple[float, str]:
     last_sign = _last_signs(done)
     events: dict[str, list[tuple[float, Operation]]] = defaultdict(list)
     for each in done:
-        if each.kind in ("put", "put_writes") or (each.kind == "turn" and not each.ok):
+        if each.kind in ("put", "put_writes", "turn"):
             events[each.thread].append((each.end or last_sign[each.worker], each))
     longest = (0.0, "")
     for thread, known in events.items():
         since: float | None = None
         known.sort(key=lambda event: event[0])
         for at, each in known:
-            if each.kind == "turn":
+            if each.kind == "turn" and not each.ok:
                 since = since if since is not None or each.outcome == "StumbledError" else at
+            elif each.kind == "turn":
+                since = None  # there was nothing left to write
             elif not each.ok:
                 since = min(since, each.start) if since is not None else each.start
             elif since is not None and each.start > since:

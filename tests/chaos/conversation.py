@@ -35,9 +35,12 @@ class State(TypedDict, total=False):
     log: Annotated[list[str], operator.add]
 
 
-class Memory(TypedDict, total=False):
-    turn: int
+class Remembered(TypedDict, total=False):
     turns: Annotated[list[int], operator.add]
+
+
+class Memory(Remembered, total=False):
+    turn: int
 
 
 Ran = Callable[[str, RunnableConfig], None]
@@ -75,7 +78,9 @@ def build_conversation(
         ran("count", config)
         return {"turns": [state["turn"]]}
 
-    memory = StateGraph(Memory).add_node("count", count)
+    # It answers without `turn`: LangGraph resumes a subgraph from its own last checkpoint, and if the put of
+    # this turn has failed, that is the one of the turn before.
+    memory = StateGraph(Memory, output_schema=Remembered).add_node("count", count)
     memory.add_edge(START, "count").add_edge("count", END)
     builder = StateGraph(State).add_node("plan", node("plan")).add_node("answer", node("answer"))
     builder.add_edge(START, "plan").add_edge("answer", END)

@@ -250,6 +250,8 @@ def test_a_conversation_that_never_writes_again_counts_until_the_end() -> None:
 def test_a_turn_that_was_broken_off_counts_and_one_that_stumbled_does_not() -> None:
     killed = did("turn", 1, turn=1, outcome="killed", worker="k"), put(C1, 2, worker="k")
     assert longest_without_writing([*killed, put(C2, 5)])[0] == pytest.approx(3.0)
+    answered = did("turn", 3, turn=1)
+    assert longest_without_writing([*killed, answered, put(C2, 5)]) == (0.0, ""), "nothing was left to write"
     stumbled = did("turn", 1, 2, turn=1, outcome="StumbledError")
     assert longest_without_writing([stumbled, put(C2, 5)]) == (0.0, "")
 
