@@ -47,7 +47,7 @@ _LONG_PAUSE_SECONDS = (3.5, 7.0)  # longer than the window: who has it wrong the
 _LONG_PAUSES = 0.08
 _TURNS_OF_A_CONVERSATION = 20
 _STUMBLES = 0.2
-_DEADLY_STUMBLES = 0.1  # a new worker takes seconds to start
+_DEADLY_STUMBLES = 0.1
 
 
 @dataclass(frozen=True)
@@ -218,6 +218,8 @@ class _Chaos:
                 while not self._stopping.is_set():
                     ready = [place for place in self._places if place.ready.is_set()]
                     if ready:
+                        if stumble == "die" and len(ready) < len(self._places):
+                            stumble = "fail"  # a new worker takes seconds to start: one at a time
                         threads = [each for both in self._threads.values() for each in both]
                         if await self._dice.choice(ready).turn(thread, turn, stumble, threads):
                             break
