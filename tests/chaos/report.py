@@ -59,7 +59,7 @@ def _window(outcome: Outcome) -> Table:
     table.add_column("what")
     table.add_column("times", justify="right")
     table.add_column("oldest", justify="right")
-    table.add_column("while or after")
+    table.add_column("while")
     for what in WHATS:
         found = [each for each in outcome.verdict.in_window if each.what == what]
         if found:
@@ -109,5 +109,5 @@ def _during(violation: Violation, happened: list[Happened]) -> list[str]:
     """The faults that were there between what was missed and when that was noticed; else the last before."""
     start, end = violation.span
     there = [str(each.fault) for each in happened if each.touches(start, end)]
-    before = [str(each.fault) for each in happened if each.end < start][-1:]
+    before = [f"after {each.fault}" for each in happened if each.end < start][-1:]
     return there or before

@@ -35,7 +35,7 @@ __all__ = ["OPTIONS", "RecordingSaver", "open_recording"]
 
 OPTIONS: dict[str, Any] = {
     "write_deadline_seconds": 2.0,
-    "l1_timeout_seconds": 0.1,
+    "l1_timeout_seconds": 0.25,
     "pool_timeout_seconds": 2.0,
     "connect_timeout_seconds": 2.0,
     "pool_max_size": 8,
