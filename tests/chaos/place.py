@@ -127,6 +127,7 @@ class Place:
         with (self._directory / f"worker{self.number}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "chaos.worker", "--seed", str(self._seed)),
+                *("--parent", str(os.getpid())),
                 *("--history", str(self._directory / f"worker{self.number}-{self._incarnation:03}.jsonl")),
                 *("--postgres", f"postgresql://postgres@127.0.0.1:{postgres}/chaos?{options}"),
                 *("--redis", f"redis://127.0.0.1:{redis}/0"),

@@ -31,8 +31,12 @@ def print_report(console: Console, outcome: Outcome) -> None:
     for said, times in Counter(outcome.unexpected).most_common(_SHOWN):
         console.print(Text(f"unexpected, {times} times: {said}\n", "red"))
     console.print(_operations(outcome))
-    if outcome.verdict.in_window:
-        console.print(_window(outcome))
+    for title, found in (
+        ("Violations", outcome.verdict.violations),
+        ("In the documented window", outcome.verdict.in_window),
+    ):
+        if found:
+            console.print(_findings(title, found, outcome.happened))
     console.print(_figures(outcome))
 
 
@@ -54,17 +58,17 @@ def _operations(outcome: Outcome) -> Table:
     return table
 
 
-def _window(outcome: Outcome) -> Table:
-    table = Table(title="In the documented window", title_justify="left", box=SIMPLE_HEAD)
+def _findings(title: str, violations: list[Violation], happened: list[Happened]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("what")
     table.add_column("times", justify="right")
     table.add_column("oldest", justify="right")
     table.add_column("while")
     for what in WHATS:
-        found = [each for each in outcome.verdict.in_window if each.what == what]
+        found = [each for each in violations if each.what == what]
         if found:
             oldest = max(end - start for start, end in (each.span for each in found))
-            causes = Counter(cause for each in found for cause in _during(each, outcome.happened))
+            causes = Counter(cause for each in found for cause in _during(each, happened))
             named = ", ".join(f"{cause} ({times})" for cause, times in causes.most_common())
             table.add_row(what, str(len(found)), f"{oldest:.2f} s", named)
     return table

@@ -151,10 +151,9 @@ def _is_promised(error: Exception) -> bool:
 
 @asynccontextmanager
 async def open_recording(
-    postgres_url: str, redis_url: str, history: HistoryFile
+    postgres_url: str, redis_url: str, history: HistoryFile, *, parent: int | None = None
 ) -> AsyncIterator[RecordingSaver]:
-    """Open the saver; the servers may be down just now, so again and again, as long as somebody wants it."""
-    parent = os.getppid()
+    """Open the saver; the servers may be down just now, so again and again, as long as the parent lives."""
     telemetry = Telemetry("chaos", (Witness(history),))
     async with AsyncExitStack() as opened:
         while True:
@@ -165,7 +164,7 @@ async def open_recording(
                 saver = await opened.enter_async_context(opening)
                 break
             except GlasspointError as exc:
-                if not _is_promised(exc) or os.getppid() != parent:
+                if not _is_promised(exc) or os.getppid() != (parent or os.getppid()):
                     raise
                 await asyncio.sleep(0.1)
         saver.history = history
@@ -287,13 +286,14 @@ async def main() -> None:
     parser.add_argument("--postgres", required=True)
     parser.add_argument("--redis", required=True)
     parser.add_argument("--seed", required=True)
+    parser.add_argument("--parent", type=int, required=True, help="the process that wants this one")
     given = parser.parse_args()
     logging.getLogger("glasspoint").setLevel(logging.ERROR)
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     random.seed(f"{given.seed} {given.history.stem}")
     sabotage(os.environ.get(VARIABLE, ""))
     history = HistoryFile(given.history, given.history.stem)
-    async with open_recording(given.postgres, given.redis, history) as saver:
+    async with open_recording(given.postgres, given.redis, history, parent=given.parent) as saver:
         await Worker(saver).run()
 
 
