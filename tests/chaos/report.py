@@ -27,7 +27,7 @@ def print_report(console: Console, outcome: Outcome) -> None:
     """Print what is wrong, if anything is; then how it went; then the figures that count."""
     for violation in _samples(outcome.verdict.violations):
         during = ", ".join(_during(violation, outcome.happened)) or "no fault"
-        console.print(Text(f"{violation}\n    during: {during}\n", "red"))
+        console.print(Text(f"{violation}\n    done during: {during}\n", "red"))
     for said, times in Counter(outcome.unexpected).most_common(_SHOWN):
         console.print(Text(f"unexpected, {times} times: {said}\n", "red"))
     console.print(_operations(outcome))
@@ -63,7 +63,7 @@ def _findings(title: str, violations: list[Violation], happened: list[Happened])
     table.add_column("what")
     table.add_column("times", justify="right")
     table.add_column("oldest", justify="right")
-    table.add_column("while")
+    table.add_column("done while")
     for what in WHATS:
         found = [each for each in violations if each.what == what]
         if found:
@@ -110,8 +110,8 @@ def _samples(violations: list[Violation]) -> list[Violation]:
 
 
 def _during(violation: Violation, happened: list[Happened]) -> list[str]:
-    """The faults that were there between what was missed and when that was noticed; else the last before."""
-    start, end = violation.span
-    there = [str(each.fault) for each in happened if each.touches(start, end)]
-    before = [f"after {each.fault}" for each in happened if each.end < start][-1:]
+    """The fault that was there when that was done which was missed later; if none was, the last before."""
+    first = violation.evidence[0]
+    there = [str(each.fault) for each in happened if each.touches(first.start, first.end or first.start)]
+    before = [f"after {each.fault}" for each in happened if each.end < first.start][-1:]
     return there or before
