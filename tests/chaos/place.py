@@ -38,7 +38,7 @@ class Place:
             "redis": Proxy(("127.0.0.1", servers.redis.port), seed=seed),
         }
         self.ready = asyncio.Event()
-        self.suicides = 0
+        self.died_in_a_task = 0
         self.unexpected: list[str] = []
         self._directory = directory
         self._seed = seed
@@ -65,7 +65,7 @@ class Place:
             self.ready.clear()
             status = await process.wait()
             if status == -signal.SIGKILL:
-                self.suicides += not self._killed
+                self.died_in_a_task += not self._killed
             else:
                 self.unexpected.append(f"worker {self.number} ended with status {status}: see its log")
                 await asyncio.sleep(0.5)

@@ -83,10 +83,10 @@ def _figures(outcome: Outcome) -> Table:
     table.add_column(justify="right", no_wrap=True)
     table.add_row("operations", f"{sum(each.kind in _OPERATIONS for each in outcome.done):,}")
     faults = Counter(each.fault.kind for each in outcome.happened)
-    table.add_row("faults", str(faults.total() + outcome.suicides), end_section=True)
+    table.add_row("faults", str(faults.total() + outcome.died_in_a_task), end_section=True)
     for kind in settings.kinds:
         table.add_row(f"  {kind}", str(faults[kind]))
-    table.add_row("  worker killed in the middle of a task", str(outcome.suicides), end_section=True)
+    table.add_row("  worker killed in the middle of a task", str(outcome.died_in_a_task), end_section=True)
     names = {"stale": "stale reads", "lost": "lost writes", "phantom": "phantoms", "twice": "tasks run twice"}
     for what in sorted(WHATS, key=lambda what: list({**names, **WHATS}).index(what)):
         count = verdict.count(what)

@@ -80,7 +80,7 @@ class Outcome:
 
     Attributes:
         happened: The faults, in the order in which they came about.
-        suicides: How often a worker was killed in the middle of a task.
+        died_in_a_task: How often a worker was killed in the middle of a task.
         seconds: How long the conversations went on.
         unexpected: Errors that no fault explains, processes that hung, faults that did not come about.
     """
@@ -89,7 +89,7 @@ class Outcome:
     done: list[Operation]
     verdict: Verdict
     happened: list[Happened]
-    suicides: int
+    died_in_a_task: int
     seconds: float
     unexpected: list[str] = field(default_factory=list)
 
@@ -102,10 +102,12 @@ class Outcome:
 async def run(settings: Settings) -> Outcome:
     """Run it to its end, and judge it. Whatever happens, everything that was started is ended."""
     async with AsyncExitStack() as opened:
-        directory = settings.keep or Path(tempfile.mkdtemp(prefix="glasspoint-chaos-"))
-        directory.mkdir(parents=True, exist_ok=True)
         if settings.keep is None:
+            directory = Path(tempfile.mkdtemp(prefix="glasspoint-chaos-"))
             opened.callback(shutil.rmtree, directory, ignore_errors=True)
+        else:
+            directory = settings.keep
+            directory.mkdir(parents=True)
         servers = await opened.enter_async_context(run_servers())
         chaos = _Chaos(settings, servers, directory)
         opened.push_async_callback(chaos.end)
@@ -121,23 +123,15 @@ async def run(settings: Settings) -> Outcome:
         verdict = await asyncio.to_thread(
             judge, done, truth, bound_seconds=settings.bound_seconds, outages=outages
         )
-        unexpected = [
-            f"{each.worker}, {each.kind}: {each.unexpected}"
-            for each in done
-            if each.unexpected and each.kind != "turn"
-        ]
-        # A turn fails with what the saver raised: told once.
-        unexpected = unexpected or [
-            f"{each.worker}, {each.kind}: {each.unexpected}" for each in done if each.unexpected
-        ]
+        errors = [f"{each.worker}, {each.kind}: {each.unexpected}" for each in done if each.unexpected]
         return Outcome(
             settings,
             done,
             verdict,
             chaos.happened,
-            chaos.suicides,
+            chaos.died_in_a_task,
             seconds,
-            chaos.unexpected + unexpected,
+            chaos.unexpected + errors,
         )
 
 
@@ -162,9 +156,9 @@ class _Chaos:
         return [*self._failed, *(each for place in self._places for each in place.unexpected)]
 
     @property
-    def suicides(self) -> int:
+    def died_in_a_task(self) -> int:
         """How often a worker was killed in the middle of a task."""
-        return sum(place.suicides for place in self._places)
+        return sum(place.died_in_a_task for place in self._places)
 
     async def begin(self) -> None:
         """Have all workers ready."""

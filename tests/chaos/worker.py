@@ -80,6 +80,7 @@ class Witness:
             and not current.confirmed
             and step.name in _STEPS_OF_A_WRITE
             and step.outcome == "ok"
+            and step.scope == (current.thread, current.namespace)
         ):
             self._history.confirm(current)
 
