@@ -75,6 +75,7 @@ def test_a_read_of_the_newest_state_is_right() -> None:
 
 def test_a_read_that_began_before_the_acknowledgement_may_miss_it() -> None:
     assert all_is_well(judged(put(C1, 1), put(C2, 2, end=3), read(C1, 2.9)))
+    assert all_is_well(judged(put(C1, 1), writes(C1, 2, end=3), read(C1, 2.9)))
 
 
 def test_a_read_that_misses_an_acknowledged_checkpoint_is_stale() -> None:

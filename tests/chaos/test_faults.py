@@ -33,4 +33,10 @@ def test_a_longer_run_has_every_kind_equally_often_give_or_take_one() -> None:
 def test_a_fault_of_a_line_hits_one_worker_or_all() -> None:
     faults = [fault for seed in range(20) for fault in schedule(seed, 60, 3) if fault.line]
     assert {fault.worker for fault in faults} == {None, 0, 1, 2}
-    assert {fault.hides_redis for fault in faults} == {True, False}
+    for fault in faults:
+        assert fault.hides_redis == (fault.kind.startswith("redis line") and fault.worker is None)
+
+
+def test_one_worker_at_a_time_is_killed() -> None:
+    faults = [fault for seed in range(40) for fault in schedule(seed, 60, 3) if fault.kind == "worker killed"]
+    assert {fault.worker for fault in faults} == {0, 1, 2}

@@ -33,6 +33,7 @@ def test_it_says_what_was_found_and_in_which_fault_it_began() -> None:
     said = text.getvalue()
     assert max(len(line) for line in said.splitlines()) <= 80
     assert "\x1b" not in said
+    assert said.index("Violations") < said.index("In the documented window ") < said.index("Chaos: seed 7")
     assert "done during: redis line: blackhole, all workers" in said
     assert "KeyError(1)" in said
     figures = [
