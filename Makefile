@@ -3,17 +3,19 @@
 
 PYTHON ?= python3
 ARGS ?=
+MINUTES ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types bench-latency bench-prune bench-outage clean
+.PHONY: help demo test lint types chaos bench-latency bench-prune bench-outage clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
 	@echo 'make test           all tests, on real servers'
+	@echo 'make chaos          10 minutes of it, or MINUTES=n: processes and servers are killed, nothing may be lost'
 	@echo 'make lint           ruff, rules and format'
 	@echo 'make types          mypy --strict on src'
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
@@ -28,6 +30,9 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-dev
 	@exec $(BIN)/pytest $(ARGS)
+
+chaos: $(VENV)/.installed-dev
+	@cd tests && exec ../$(BIN)/python -m chaos.run --minutes $(MINUTES) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

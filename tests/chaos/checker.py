@@ -1,0 +1,434 @@
+"""The judge: pure functions from what was done to what must never have happened.
+
+An operation counts as acknowledged from the moment that its worker saw it return, and a read as begun from
+the moment that its worker called it. Both are on the safe side: what is called a violation here, is one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from chaos.history import Operation, Pending, Truth, replaces
+
+__all__ = ["FINAL", "WHATS", "Outage", "Verdict", "Violation", "judge", "longest_without_writing"]
+
+FINAL = "final"
+"""The worker who reads everything once more when all is over."""
+
+WHATS = {
+    "lost": "an acknowledged write is not in PostgreSQL in the end",
+    "stale": "a read began after a write was acknowledged, and does not know it",
+    "phantom": "a read returned what PostgreSQL does not have, or nobody wrote",
+    "twice": "a task was run again after its writes were acknowledged",
+    "forgotten": "an answered turn is not in the conversation any more",
+    "backwards": "what one had read, acknowledged or not, another no longer found later",
+    "differs": "in the end, a read is not what PostgreSQL has",
+}
+"""Every kind of violation, and what it means."""
+
+_LANDS_SECONDS = 2.0
+"""For so long PostgreSQL may go on with a write that its worker has given up: its `statement_timeout`."""
+
+Scope = tuple[str, str]
+"""Thread and namespace."""
+
+
+class Outage(NamedTuple):
+    """A time in which no process at all could reach Redis, which lived on."""
+
+    start: float
+    end: float
+
+
+class Violation(NamedTuple):
+    """One promise that was broken.
+
+    Attributes:
+        what: One of `WHATS`.
+        where: Thread, namespace.
+        said: What is wrong, for people.
+        evidence: The operations that show it, the one that noticed last.
+    """
+
+    what: str
+    where: Scope
+    said: str
+    evidence: tuple[Operation, ...]
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """From the beginning of what was missed to the moment at which that was noticed."""
+        return min(each.start for each in self.evidence), self.evidence[-1].start
+
+    def __str__(self) -> str:
+        return "\n    ".join([f"{self.what} in {self.where}: {self.said}", *map(str, self.evidence)])
+
+
+@dataclass
+class Verdict:
+    """What was found.
+
+    Attributes:
+        violations: What must not be.
+        in_window: What may be, because a write could not reach Redis while another process could, and is not
+            older than the bound.
+        checked: How many reads, acknowledged writes, task runs and answered turns were judged: nothing found
+            in nothing done says nothing.
+    """
+
+    violations: list[Violation] = field(default_factory=list)
+    in_window: list[Violation] = field(default_factory=list)
+    checked: dict[str, int] = field(default_factory=dict)
+
+    def count(self, what: str) -> int:
+        """How many violations there are of one kind."""
+        return sum(violation.what == what for violation in self.violations)
+
+
+def judge(
+    done: Iterable[Operation], truth: Truth, *, bound_seconds: float, outages: Sequence[Outage] = ()
+) -> Verdict:
+    """Compare everything that was done with itself, and with what PostgreSQL has in the end.
+
+    Args:
+        done: All operations of all workers, and the reads of `FINAL`.
+        truth: What PostgreSQL has when all is over.
+        bound_seconds: For so long after a write whose last step Redis did not confirm, a read may miss it. If
+            nobody could reach Redis then, the time counts from the end of that.
+        outages: When that was.
+    """
+    history = _History(list(done), _Window(bound_seconds, outages))
+    verdict = Verdict()
+    for violation, excused in (
+        *history.lost(truth),
+        *history.phantoms(truth),
+        *history.stale(),
+        *history.backwards(),
+        *history.differs(truth),
+        *history.twice(),
+        *history.forgotten(),
+    ):
+        (verdict.in_window if excused else verdict.violations).append(violation)
+    verdict.checked = {
+        "reads": sum(read.ok for read in history.reads),
+        "writes": sum(write.ok for write in history.writes),
+        "runs": len(history.runs),
+        "turns": sum(turn.ok for turn in history.turns),
+    }
+    return verdict
+
+
+def longest_without_writing(done: Iterable[Operation]) -> tuple[float, str]:
+    """The longest time that a conversation could not write: from a write that failed or a turn that was
+    broken off, to the end of the next write of this conversation that succeeded.
+
+    A node that stumbles is no such failure: it is the application's own.
+
+    Returns:
+        Seconds, and the thread; a thread that never could write again counts until the end.
+    """
+    done = list(done)
+    last_sign = _last_signs(done)
+    events: dict[str, list[tuple[float, Operation]]] = defaultdict(list)
+    for each in done:
+        if each.kind in ("put", "put_writes", "turn"):
+            events[each.thread].append((each.end or last_sign[each.worker], each))
+    longest = (0.0, "")
+    for thread, known in events.items():
+        since: float | None = None
+        known.sort(key=lambda event: event[0])
+        for at, each in known:
+            if each.kind == "turn" and not each.ok:
+                since = since if since is not None or each.outcome == "StumbledError" else at
+            elif each.kind == "turn":
+                since = None  # there was nothing left to write
+            elif not each.ok:
+                since = min(since, each.start) if since is not None else each.start
+            elif since is not None and each.start > since:
+                longest, since = max(longest, (at - since, thread)), None
+        if since is not None:
+            longest = max(longest, (known[-1][0] - since, thread))
+    return longest
+
+
+Finding = tuple[Violation, bool]
+"""A violation, and whether the window excuses it."""
+
+
+class _Window:
+    """The one window that is allowed."""
+
+    def __init__(self, bound_seconds: float, outages: Sequence[Outage]) -> None:
+        self._bound = bound_seconds
+        self._outages = outages
+
+    def excuses(self, write: Operation, over: float, moment: float) -> bool:
+        """Whether Redis may not know yet, at that moment, of a write that it did not confirm.
+
+        Args:
+            over: When nobody was at it any more.
+        """
+        if write.confirmed:
+            return False
+        done = over if write.ok else over + _LANDS_SECONDS
+        ends = [outage.end for outage in self._outages if write.start < outage.end and outage.start < done]
+        return moment <= max(done, *ends) + self._bound if ends else moment <= done + self._bound
+
+
+class _History:
+    def __init__(self, done: list[Operation], window: _Window) -> None:
+        self._window = window
+        self._last_sign = _last_signs(done)
+        self._final = [each for each in done if each.worker == FINAL and each.kind == "read"]
+        self.reads = [each for each in done if each.kind == "read"]
+        self.runs = [each for each in done if each.kind == "run"]
+        self.turns = [each for each in done if each.kind == "turn"]
+        self.writes = [each for each in done if each.kind in ("put", "put_writes")]
+        self._puts = _by(self.writes, "put", lambda w: (w.thread, w.namespace))
+        self._put = _by(self.writes, "put", lambda w: (w.thread, w.namespace, w.checkpoint))
+        self._put_writes = _by(self.writes, "put_writes", lambda w: (w.thread, w.namespace, w.checkpoint))
+        self._excused_reads: dict[str, list[Operation]] = defaultdict(list)
+
+    # ------------------------------------------------------------ against PostgreSQL
+
+    def lost(self, truth: Truth) -> Iterator[Finding]:
+        """What was acknowledged is there in the end. No window excuses a loss."""
+        for write in self.writes:
+            if not write.ok:
+                continue
+            scope, key = (write.thread, write.namespace), _key(write)
+            if write.kind == "put":
+                kept = truth.checkpoints.get(key)
+                if kept not in {put.value for put in self._put[key]}:
+                    said = "another value stands there" if kept else "it is not there"
+                    yield Violation("lost", scope, f"an acknowledged checkpoint: {said}", (write,)), False
+                continue
+            for task, channel, _ in write.pending:
+                kept = truth.pending.get((*key, task, channel))
+                if kept not in self._written(key, task, channel):
+                    said = "another value stands there" if kept else "it is not there"
+                    what = f"an acknowledged pending write of {task} to {channel}: {said}"
+                    yield Violation("lost", scope, what, (write,)), False
+
+    def phantoms(self, truth: Truth) -> Iterator[Finding]:
+        """What was read was written by somebody, and PostgreSQL has it (nothing is ever deleted here)."""
+        for read in self.reads:
+            if not read.ok or read.checkpoint is None:
+                continue
+            scope, key = (read.thread, read.namespace), _key(read)
+            if key not in truth.checkpoints:
+                yield Violation("phantom", scope, "PostgreSQL does not have this checkpoint", (read,)), False
+            elif read.value not in {put.value for put in self._put[key]}:
+                said = "nobody ever wrote these values"
+                yield Violation("phantom", scope, said, (*self._put[key], read)), False
+            for task, channel, value in read.pending:
+                if (*key, task, channel) not in truth.pending:
+                    said = f"PostgreSQL does not have the write of {task} to {channel}"
+                elif value not in self._written(key, task, channel):
+                    said = f"nobody ever wrote this value of {task} to {channel}"
+                else:
+                    continue
+                yield Violation("phantom", scope, said, (read,)), False
+
+    def differs(self, truth: Truth) -> Iterator[Finding]:
+        """When all is over, everybody reads what PostgreSQL has: nobody who was killed or failed has left
+        an older state behind, whether it was acknowledged or not."""
+        newest: dict[Scope, str] = {}
+        for *scope, checkpoint in truth.checkpoints:
+            where = (scope[0], scope[1])
+            newest[where] = max(checkpoint, newest.get(where, ""))
+        pending: dict[tuple[str, ...], set[Pending]] = defaultdict(set)
+        for (*key, task, channel), value in truth.pending.items():
+            pending[tuple(key)].add((task, channel, value))
+        for read in self._final:
+            scope_ = (read.thread, read.namespace)
+            there = (*scope_, newest.get(scope_, ""))
+            if not read.ok or (
+                _key(read) == there
+                and read.value == truth.checkpoints.get(there)
+                and set(read.pending) == pending[there]
+            ):
+                continue
+            said = f"{read.checkpoint} with {len(read.pending)} pending writes was read; PostgreSQL has " + (
+                f"{there[2] or None} with {len(pending[there])}"
+            )
+            # Somebody's write to what stands there was not confirmed by Redis, and it is not long ago.
+            writers = [*self._put[there], *self._put_writes[there]]
+            excused = any(self._window.excuses(w, self._over(w), read.start) for w in writers)
+            yield Violation("differs", scope_, said, (read,)), excused
+
+    # ------------------------------------------------------------ against itself
+
+    def stale(self) -> Iterator[Finding]:
+        """A read knows everything that was acknowledged before it began."""
+        for read in self.reads:
+            if not read.ok:
+                continue
+            worst: tuple[Violation, bool] | None = None
+            for missing, said in self._missed(read):
+                excused = self._window.excuses(missing, self._over(missing), read.start)
+                if worst is None or not excused:
+                    scope = (read.thread, read.namespace)
+                    worst = Violation("stale", scope, said, (missing, read)), excused
+                if not excused:
+                    break
+            if worst is not None:  # one finding a read: what nothing excuses, if there is such
+                if worst[1]:
+                    self._excused_reads[read.thread].append(read)
+                yield worst
+
+    def backwards(self) -> Iterator[Finding]:
+        """Once a state was read, everybody reads it or a newer one, acknowledged or not.
+
+        From the moment on at which its write is over: while it is under way and Redis forgets everything, one
+        reader may have it from PostgreSQL, and the next one still the state before.
+        """
+        seen = defaultdict(list)
+        for read in self.reads:
+            if read.ok and read.wanted is None:
+                seen[read.thread, read.namespace].append(read)
+        for scope, reads in seen.items():
+            for earlier, read in _newest_before(reads):
+                gone: set[tuple[str, str]] = set()
+                if read.checkpoint == earlier.checkpoint:
+                    gone = _names(earlier.pending) - _names(read.pending)
+                if (read.checkpoint or "") >= (earlier.checkpoint or "") and not gone:
+                    continue
+                writers = self._made(earlier, gone)
+                if any(self._over(write) >= read.start for write in writers):
+                    continue
+                excused = any(self._window.excuses(w, self._over(w), read.start) for w in writers)
+                if excused:
+                    self._excused_reads[read.thread].append(read)
+                said = f"{read.checkpoint} after {earlier.checkpoint}, without {len(gone)} pending writes"
+                yield Violation("backwards", scope, said, (*writers, earlier, read)), excused
+
+    def twice(self) -> Iterator[Finding]:
+        """A task whose writes were acknowledged before a call of the graph began is not run by that call."""
+        finished: dict[tuple[str, str], list[Operation]] = defaultdict(list)
+        for write in self.writes:
+            if write.kind == "put_writes" and write.ok and not all(replaces(c) for _, c, _ in write.pending):
+                finished[write.thread, write.pending[0][0]].append(write)
+        for run in self.runs:
+            before = [write for write in finished[run.thread, run.task] if write.before(run.within)]
+            if before:
+                # Excused if this very call of the graph began with a read that was.
+                excused = any(
+                    read.worker == run.worker and run.within <= read.start <= run.start
+                    for read in self._excused_reads[run.thread]
+                )
+                said = f"task {run.task} was run again after its writes were acknowledged"
+                yield Violation("twice", (run.thread, run.namespace), said, (before[0], run)), excused
+
+    def forgotten(self) -> Iterator[Finding]:
+        """What a user sees of it all: an answered turn stays in the conversation."""
+        answered: dict[str, list[Operation]] = defaultdict(list)
+        for turn in self.turns:
+            if turn.ok:
+                answered[turn.thread].append(turn)
+        for thread, turns in answered.items():
+            missed: set[int] = set()
+            for turn in turns:
+                gone = [t for t in turns if t.before(turn.start) and t.turn not in {*turn.answered, *missed}]
+                missed |= {t.turn for t in gone}
+                for each in gone:
+                    said = f"turn {each.turn} was answered, and is not in the conversation any more"
+                    since, until = each.end or 0.0, turn.end or turn.start
+                    excused = any(since <= read.start <= until for read in self._excused_reads[thread])
+                    yield Violation("forgotten", (thread, ""), said, (each, turn)), excused
+
+    # ------------------------------------------------------------ helpers
+
+    def _missed(self, read: Operation) -> Iterator[tuple[Operation, str]]:
+        """The acknowledged writes that a read does not know of."""
+        scope = (read.thread, read.namespace)
+        candidates = self._put[(*scope, read.wanted)] if read.wanted else self._puts[scope]
+        for put in candidates:
+            if put.ok and put.before(read.start) and (put.checkpoint or "") > (read.checkpoint or ""):
+                yield put, f"read {read.checkpoint}, but {put.checkpoint} was acknowledged before"
+        if read.checkpoint is None:
+            return
+        key, there = _key(read), _names(read.pending)
+        values = {(task, channel): value for task, channel, value in read.pending}
+        for write in self._put_writes[key]:
+            if not (write.ok and write.before(read.start)):
+                continue
+            for task, channel, value in write.pending:
+                if (task, channel) not in there:
+                    yield write, f"without the acknowledged pending write of {task} to {channel}"
+                elif replaces(channel) and values[task, channel] not in self._possible(write, value, channel):
+                    yield write, f"with an older pending write of {task} to {channel}"
+
+    def _possible(self, write: Operation, value: str, channel: str) -> set[str]:
+        """What may stand in place of a write that another one may have replaced, or not: everything but what
+        was over before it began."""
+        task = write.pending[0][0]
+        others = self._put_writes[_key(write)]
+        return {value} | {
+            v
+            for other in others
+            if not other.before(write.start)
+            for t, c, v in other.pending
+            if (t, c) == (task, channel)
+        }
+
+    def _over(self, write: Operation) -> float:
+        """When nobody was at it any more: it returned, or its worker was dead."""
+        return write.end if write.end is not None else self._last_sign[write.worker]
+
+    def _made(self, read: Operation, gone: set[tuple[str, str]]) -> list[Operation]:
+        """The writes that made what a read found: its checkpoint, or these pending writes of it."""
+        if not gone:
+            return self._put[_key(read)]
+        return [write for write in self._put_writes[_key(read)] if _names(write.pending) & gone]
+
+    def _written(self, key: tuple[str, str, str], task: str, channel: str) -> set[str]:
+        return {
+            value
+            for write in self._put_writes[key]
+            for t, c, value in write.pending
+            if (t, c) == (task, channel)
+        }
+
+
+def _key(operation: Operation) -> tuple[str, str, str]:
+    return operation.thread, operation.namespace, operation.checkpoint or ""
+
+
+def _names(pending: Iterable[Pending]) -> set[tuple[str, str]]:
+    return {(task, channel) for task, channel, _ in pending}
+
+
+def _last_signs(done: Iterable[Operation]) -> dict[str, float]:
+    """When each worker last wrote something down: if it was killed, it was right after that."""
+    last: dict[str, float] = defaultdict(float)
+    for each in done:
+        last[each.worker] = max(last[each.worker], each.start, each.end or 0.0)
+    return last
+
+
+def _by(
+    operations: Iterable[Operation], kind: str, key: Callable[[Operation], object]
+) -> dict[object, list[Operation]]:
+    found: dict[object, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        if operation.kind == kind:
+            found[key(operation)].append(operation)
+    return found
+
+
+def _newest_before(reads: list[Operation]) -> Iterator[tuple[Operation, Operation]]:
+    """Each read, with the newest state that had been answered before it began."""
+    ended = sorted((read for read in reads if read.end is not None), key=lambda read: read.end or 0)
+    ends = [read.end or 0 for read in ended]
+    newest: list[Operation] = []
+    for read in ended:
+        newest.append(max([read, *newest[-1:]], key=lambda r: (r.checkpoint or "", len(r.pending))))
+    for read in reads:
+        index = bisect_left(ends, read.start)
+        if index:
+            yield newest[index - 1], read

@@ -1,0 +1,115 @@
+"""What goes wrong, when, and for how long: drawn from a seed, so that a run can be had again.
+
+What the faults meet is up to the processes, so a seed gives the same faults at the same times, but never
+quite the same run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import cast
+
+from chaos.proxy import MODES, Mode
+
+__all__ = ["KINDS", "Fault", "Happened", "schedule"]
+
+KINDS = (
+    "worker killed",
+    "redis killed, old snapshot",
+    "redis flushed",
+    "redis evicts",
+    "redis frozen",
+    *(f"redis line: {mode}" for mode in MODES),
+    "postgres backends terminated",
+    "postgres restarted",
+    "postgres crashed",
+    *(f"postgres line: {mode}" for mode in MODES),
+)
+"""Every kind of fault."""
+
+# In a minute every kind has its turn; in a longer run there is more time to see what a fault leaves behind.
+_SLOT_SECONDS = 4.0
+_SHARE_OF_TIME_FOR_A_ROUND = 0.98
+_SHARE_OF_SLOT = (0.25, 0.65)
+_SHARE_OF_SLOT_BEFORE = 0.1
+_DOWN_SECONDS = 0.5
+_ONE_WORKER_ONLY = 0.6
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong.
+
+    Attributes:
+        kind: One of `KINDS`.
+        at: When, in seconds from the beginning.
+        seconds: How long until it heals, where it does not heal by itself.
+        worker: Whom it hits, where it can hit one: counted from 0, `None` for all.
+        down_seconds: How long a server that was killed stays down.
+    """
+
+    kind: str
+    at: float
+    seconds: float
+    worker: int | None
+    down_seconds: float
+
+    @property
+    def line(self) -> tuple[str, Mode] | None:
+        """The server and the mode, if it is the line to a server that goes bad."""
+        server, _, mode = self.kind.partition(" line: ")
+        return (server, cast("Mode", mode)) if mode else None
+
+    @property
+    def hides_redis(self) -> bool:
+        """Whether no process can reach a Redis that lives on."""
+        return self.kind == "redis frozen" or (self.kind.startswith("redis line") and self.worker is None)
+
+    def __str__(self) -> str:
+        can_hit_one = self.line is not None or self.kind == "worker killed"
+        who = f"worker {self.worker}" if self.worker is not None else "all workers"
+        return f"{self.kind}, {who}" if can_hit_one else self.kind
+
+
+@dataclass(frozen=True)
+class Happened:
+    """A fault that came about, and between which moments of CLOCK_MONOTONIC."""
+
+    fault: Fault
+    start: float
+    end: float
+
+    def touches(self, start: float, end: float) -> bool:
+        """Whether it was there between these two."""
+        return self.start <= end and start <= self.end
+
+
+def schedule(seed: int, seconds: float, workers: int, wanted: Sequence[str] = KINDS) -> list[Fault]:
+    """Draw the faults of a run: one at a time, then some time without one, so that what is found afterwards
+    has one cause. Round by round, every kind in every round, in an order of its own.
+
+    Args:
+        seconds: How long the run is; within a minute every kind has its turn once.
+        workers: How many there are.
+        wanted: Kinds of faults.
+    """
+    return list(_draw(random.Random(seed), seconds, workers, wanted)) if wanted else []
+
+
+def _draw(dice: random.Random, seconds: float, workers: int, wanted: Sequence[str]) -> Iterator[Fault]:
+    slot = min(_SLOT_SECONDS, _SHARE_OF_TIME_FOR_A_ROUND * seconds / len(wanted))
+    number = count()
+    while True:
+        for kind in dice.sample(wanted, len(wanted)):
+            at = (next(number) + dice.uniform(0, _SHARE_OF_SLOT_BEFORE)) * slot
+            length = dice.uniform(*_SHARE_OF_SLOT) * slot
+            one = dice.randrange(workers) if dice.random() < _ONE_WORKER_ONLY else None
+            down = dice.uniform(0, _DOWN_SECONDS)
+            if at + slot > seconds + 0.1 * slot:
+                return
+            if kind == "worker killed":
+                one, length = dice.randrange(workers), 0.0
+            yield Fault(kind, at, length, one, down)

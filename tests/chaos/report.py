@@ -1,0 +1,117 @@
+"""What a run was like, in 80 columns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from chaos.checker import WHATS, Violation, longest_without_writing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from chaos.faults import Happened
+    from chaos.run import Outcome
+
+__all__ = ["print_report"]
+
+_SHOWN = 5
+_OPERATIONS = ("read", "put", "put_writes")
+
+
+def print_report(console: Console, outcome: Outcome) -> None:
+    """Print what is wrong, if anything is; then how it went; then the figures that count."""
+    for violation in _samples(outcome.verdict.violations):
+        during = ", ".join(_during(violation, outcome.happened)) or "no fault"
+        console.print(Text(f"{violation}\n    done during: {during}\n", "red"))
+    for said, times in Counter(outcome.unexpected).most_common(_SHOWN):
+        console.print(Text(f"unexpected, {times} times: {said}\n", "red"))
+    console.print(_operations(outcome))
+    for title, found in (
+        ("Violations", outcome.verdict.violations),
+        ("In the documented window", outcome.verdict.in_window),
+    ):
+        if found:
+            console.print(_findings(title, found, outcome.happened))
+    console.print(_figures(outcome))
+
+
+def _operations(outcome: Outcome) -> Table:
+    table = Table(title="What the workers did", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("operation")
+    for name in ("answered", "failed", "unknown"):
+        table.add_column(name, justify="right")
+    table.add_column("failed with")
+    for kind in ("turn", "run", *_OPERATIONS):
+        outcomes = Counter(each.outcome for each in outcome.done if each.kind == kind)
+        ok, unknown = outcomes.pop("ok", 0), outcomes.pop("killed", 0)
+        errors = ", ".join(f"{name} {times}" for name, times in outcomes.most_common())
+        table.add_row(kind, str(ok), str(outcomes.total()), str(unknown), errors)
+    hits = sum(each.hit for each in outcome.done if each.kind == "read")
+    unheard = sum(each.ok and not each.confirmed for each in outcome.done if each.kind in _OPERATIONS[1:])
+    table.caption = f"{hits} reads answered by Redis; {unheard} acknowledged writes that it did not hear of"
+    table.caption_justify = "left"
+    return table
+
+
+def _findings(title: str, violations: list[Violation], happened: list[Happened]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("what")
+    table.add_column("times", justify="right")
+    table.add_column("oldest", justify="right")
+    table.add_column("done while")
+    for what in WHATS:
+        found = [each for each in violations if each.what == what]
+        if found:
+            oldest = max(end - start for start, end in (each.span for each in found))
+            causes = Counter(cause for each in found for cause in _during(each, happened))
+            named = ", ".join(f"{cause} ({times})" for cause, times in causes.most_common())
+            table.add_row(what, str(len(found)), f"{oldest:.2f} s", named)
+    return table
+
+
+def _figures(outcome: Outcome) -> Table:
+    """Operations, faults of each kind, violations, and the longest time without writing."""
+    settings, verdict = outcome.settings, outcome.verdict
+    title = f"Chaos: seed {settings.seed}, {outcome.seconds:.0f} s, {settings.workers} workers"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
+    table.add_row("operations", f"{sum(each.kind in _OPERATIONS for each in outcome.done):,}")
+    faults = Counter(each.fault.kind for each in outcome.happened)
+    table.add_row("faults", str(faults.total() + outcome.died_in_a_task), end_section=True)
+    for kind in settings.kinds:
+        table.add_row(f"  {kind}", str(faults[kind]))
+    table.add_row("  worker killed in the middle of a task", str(outcome.died_in_a_task), end_section=True)
+    names = {"stale": "stale reads", "lost": "lost writes", "phantom": "phantoms", "twice": "tasks run twice"}
+    for what in sorted(WHATS, key=lambda what: list({**names, **WHATS}).index(what)):
+        count = verdict.count(what)
+        table.add_row(names.get(what, what), Text(str(count), "bold red" if count else "bold green"))
+    table.add_row("unexpected errors", str(len(outcome.unexpected)))
+    window = sum(each.what == "stale" for each in verdict.in_window)
+    table.add_row(
+        f"reads in the documented window ({settings.bound_seconds:g} s)", str(window), end_section=True
+    )
+    longest, thread = longest_without_writing(outcome.done)
+    table.add_row(f"longest time that a conversation could not write ({thread})", f"{longest:.1f} s")
+    return table
+
+
+def _samples(violations: list[Violation]) -> list[Violation]:
+    """The first few of each kind."""
+    shown: list[Violation] = []
+    for what in WHATS:
+        shown += [each for each in violations if each.what == what][:_SHOWN]
+    return shown
+
+
+def _during(violation: Violation, happened: list[Happened]) -> list[str]:
+    """The fault that was there when that was done which was missed later; if none was, the last before."""
+    first = violation.evidence[0]
+    there = [str(each.fault) for each in happened if each.touches(first.start, first.end or first.start)]
+    before = [f"after {each.fault}" for each in happened if each.end < first.start][-1:]
+    return there or before

@@ -1,0 +1,85 @@
+"""Glasspoint broken on purpose, in the workers of a run, to see that the checker would notice.
+
+Each break fails loudly if the code that it replaces is no longer there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from glasspoint.l1 import epoch
+from glasspoint.l2.store import PutAnswer, Store, WritesAnswer
+
+__all__ = ["SABOTAGES", "VARIABLE", "sabotage"]
+
+VARIABLE = "CHAOS_SABOTAGE"
+"""The environment variable that names what is to be broken."""
+
+
+def sabotage(name: str) -> None:
+    """Break this process's Glasspoint in one way; an empty name breaks nothing."""
+    if name:
+        SABOTAGES[name]()
+
+
+def _no_commit() -> None:
+    """COMMIT only takes the intent away: the image stays as it was before the write."""
+    texts = epoch._script_texts
+
+    def broken(reign: Any, *, copied: bool) -> dict[str, str]:
+        found = texts(reign, copied=copied)
+        return {**found, "commit_put": found["abort"], "commit_writes": found["abort"]}
+
+    epoch._script_texts = broken
+
+
+def _no_epoch() -> None:
+    """Keys and scripts do not say which server process they belong to."""
+    assert epoch._reign({"run_id": "a"}, {"master_replid": "b"}) == ("a", "b")
+    assert epoch._guard("server", "run_id", "a")
+    epoch._reign = lambda server, replication: epoch._Reign("0" * 40, "0" * 40)
+    epoch._guard = lambda section, field, value: ""
+
+
+def _no_l2() -> None:
+    """Every seventh checkpoint, and every seventh task's writes, are acknowledged without PostgreSQL."""
+    put, put_writes, calls = Store.put, Store.put_writes, iter(range(10**9))
+
+    async def broken_put(self: Store, scope: Any, what: Any, ready: Any) -> PutAnswer:
+        if next(calls) % 7 == 6:
+            await ready(None)
+            return PutAnswer(True, [])
+        return await put(self, scope, what, ready)
+
+    async def broken_put_writes(
+        self: Store, scope: Any, checkpoint_id: str, writes: Any, ready: Any, *, upsert: bool
+    ) -> WritesAnswer:
+        if next(calls) % 7 == 6:
+            await ready(None)
+            return WritesAnswer(writes, False, [])
+        return await put_writes(self, scope, checkpoint_id, writes, ready, upsert=upsert)
+
+    Store.put, Store.put_writes = broken_put, broken_put_writes  # type: ignore[method-assign]
+
+
+def _no_answer() -> None:
+    """What PostgreSQL did not answer is acknowledged all the same."""
+    put_writes = Store.put_writes
+
+    async def broken(self: Store, *args: Any, **options: Any) -> WritesAnswer:
+        try:
+            return await put_writes(self, *args, **options)
+        except ConnectionError:
+            return WritesAnswer([], False, [])
+
+    Store.put_writes = broken  # type: ignore[method-assign]
+
+
+SABOTAGES: dict[str, Callable[[], None]] = {
+    "no commit": _no_commit,
+    "no epoch": _no_epoch,
+    "no l2": _no_l2,
+    "no answer": _no_answer,
+}
+"""Every way to break it."""
