@@ -1,0 +1,189 @@
+"""Every schedule of a scenario: depth first, again from the start for each, and never twice from the same state.
+
+A state is what the rest of a run depends on and will be judged by (`World.state`). Two schedules that meet in one
+go on as one; how many they stand for is counted. So a report says both: how many runs were made, and how many
+schedules they cover.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from interleavings.world import PATIENCE, FrozenLoop, Move, NoSleep, Scenario, Violation, World, new_token
+
+import pytest
+from glasspoint.l1 import cache
+
+FAULTS = ("crash", "evict", "lapse", "restart", "failover", "cut", "refuse", "cancel")
+"""Kinds of faults: `crash` a process ends; `evict` the entry is gone; `lapse` an intent expires although its writer
+lives; `restart`, `failover` another Redis reigns, with what the entry held some time ago, without or with its
+scripts; `cut` the connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL
+answers with an error; `cancel` the caller gives up."""
+
+
+class Counterexample(AssertionError):
+    """A schedule after which an invariant does not hold."""
+
+
+@dataclass
+class Report:
+    """What was explored.
+
+    Attributes:
+        schedules: How many schedules were covered; of a bounded exploration, at least so many.
+        runs: How often the savers were run from the start.
+        states: How many different states were met.
+        steps: How many actions were taken, those of replays not counted.
+        faults: Kind -> how often it was injected, in different states.
+        reads: How many reads were judged.
+        exhaustive: Whether that is all there is.
+    """
+
+    scenario: str
+    schedules: int = 0
+    runs: int = 0
+    states: int = 0
+    steps: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    reads: int = 0
+    exhaustive: bool = True
+
+
+@dataclass
+class _Frame:
+    state: int
+    path: tuple[Move, ...]
+    untried: list[Move]
+    schedules: int = 0
+
+
+def explore(
+    scenario: Scenario,
+    port: int,
+    *,
+    faults: Sequence[str] = (),
+    budget: int = 1,
+    at_most: int | None = None,
+    seed: int = 0,
+) -> Report:
+    """Run a scenario through its schedules, with up to `budget` faults in each.
+
+    Args:
+        port: Of a Redis that this may restart in all but the process.
+        faults: Kinds that may happen, of `FAULTS`.
+        at_most: Runs; beyond that the exploration is bounded, in an order that `seed` decides.
+
+    Raises:
+        Counterexample: An invariant does not hold.
+    """
+    with _patched():
+        loop = FrozenLoop()
+        try:
+            world = World(loop, port, scenario)
+            try:
+                return _Search(world, faults, budget, at_most, random.Random(seed)).report()
+            finally:
+                world.close()
+        finally:
+            loop.close()
+
+
+@contextmanager
+def _patched() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "_new_token", new_token)
+        patch.setattr(cache, "_PATIENCE", PATIENCE)
+        patch.setattr(cache, "asyncio", NoSleep())
+        yield
+
+
+class _Search:
+    def __init__(
+        self, world: World, faults: Sequence[str], budget: int, at_most: int | None, rng: random.Random
+    ) -> None:
+        self._world = world
+        self._faults = faults
+        self._budget = budget
+        self._at_most = at_most
+        self._rng = rng
+        self._report = Report(world.scenario.name)
+        self._covered: dict[int, int] = {}
+
+    def report(self) -> Report:
+        try:
+            self._search()
+        except Violation as exc:
+            raise Counterexample(
+                "\n".join([f"{self._world.scenario.name}: {exc}", *self._world.trace, f"({self._report})"])
+            ) from exc
+        self._report.states = len(self._covered)
+        self._report.reads = self._world.reads
+        return self._report
+
+    def _search(self) -> None:
+        self._begin(())
+        stack: list[_Frame] = []
+        path: tuple[Move, ...] = ()
+        while True:
+            state = self._world.state()
+            covers = self._covered.get(state)
+            if covers is None:
+                if untried := self._moves():
+                    stack.append(_Frame(state, path, untried))
+                else:
+                    self._world.finish()
+                    covers = self._covered[state] = 1
+            if covers is not None:
+                while stack:
+                    stack[-1].schedules += covers
+                    if stack[-1].untried:
+                        break
+                    frame = stack.pop()
+                    covers = self._covered[frame.state] = frame.schedules
+                else:
+                    self._report.schedules = covers
+                    return
+                if self._report.runs == self._at_most:
+                    self._report.exhaustive = False
+                    self._report.schedules = sum(frame.schedules for frame in stack)
+                    return
+                self._begin(stack[-1].path)
+                if self._world.state() != stack[-1].state:
+                    raise AssertionError(f"a replay went astray: {self._world.trace}")
+            frame = stack[-1]
+            move = frame.untried.pop()
+            path = (*frame.path, move)
+            self._world.do(move)
+            self._report.steps += 1
+            if move[0] in self._faults:
+                self._report.faults[move[0]] += 1
+
+    def _begin(self, path: Iterable[Move]) -> None:
+        self._report.runs += 1
+        self._world.begin()
+        for move in path:
+            self._world.do(move)
+
+    def _moves(self) -> list[Move]:
+        left = len(self._world.faults) < self._budget
+        moves = self._world.moves(self._faults if left else ())
+        if self._at_most is not None:
+            self._rng.shuffle(moves)
+        return moves[::-1]
+
+
+def table(reports: Iterable[Report]) -> str:
+    """Print-ready: a line a scenario."""
+    rows = [("scenario", "schedules", "runs", "states", "steps", "faults", "reads", "")]
+    for each in reports:
+        counts = (each.schedules, each.runs, each.states, each.steps, each.faults.total(), each.reads)
+        rows.append((each.scenario, *(f"{n:,}" for n in counts), "all" if each.exhaustive else "bounded"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i in (0, 7) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )

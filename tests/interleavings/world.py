@@ -1,0 +1,804 @@
+"""One run: real savers and the real scripts on a real Redis, in which nothing moves before it is told to.
+
+Every atomic action (a script in Redis, a statement in PostgreSQL) waits at a gate until the explorer picks it.
+Between two actions nothing is left to chance: the event loop knows neither I/O nor time, the connection to Redis
+is a blocking socket, and PostgreSQL is the model in `store.py`. So a list of choices names a run, and the same
+list gives the same run again.
+
+What a client does between an answer and its next action is nobody else's business, so it needs no gate. That an
+answer is on its way for long is a schedule too: the next action is picked late. A call begins with its first
+action and is acknowledged with its last one: earlier or later would only ask less of the reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import selectors
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from typing import Any
+
+import hiredis
+import psycopg
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg_pool import AsyncConnectionPool
+from redis._parsers.helpers import parse_info
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, ResponseError
+
+from glasspoint import codec, saver
+from glasspoint.errors import GlasspointError, L2DeadlineError, L2UnavailableError
+from glasspoint.scope import Scope
+from glasspoint.telemetry.events import Telemetry
+from interleavings import store
+
+SCOPE = Scope("thread", "")
+CONFIG: Any = {"configurable": SCOPE._asdict()}
+
+# An intent lasts longer than an image here, and no run as long as either.
+WRITE_DEADLINE_SECONDS = 1000.0
+TTL_SECONDS = 100.0
+
+# How often a put asks again for writes that are under way; each time is a step, and the fifth teaches no more
+# than the second.
+PATIENCE = 2
+
+Move = tuple[str, ...]
+"""What can be done next: `step`, `crash`, … and whom or what it is about."""
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a saver."""
+
+    name: str
+    make: Callable[[Any], Awaitable[Any]]
+    reads: bool = False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is explored.
+
+    Attributes:
+        actors: Name -> its calls, one after the other; each actor is a process of its own.
+        before: What was stored before, through a saver like theirs.
+        cold: Whether the entry is lost after that.
+    """
+
+    name: str
+    actors: dict[str, Sequence[Call]]
+    before: Sequence[Call] = ()
+    cold: bool = False
+
+
+@dataclass
+class _Gate:
+    actor: _Actor
+    tier: str
+    label: str
+    perform: Callable[[], Any]
+    opened: asyncio.Future[Any]
+    statement: tuple[Any, ...] = ()
+
+
+@dataclass
+class _Actor:
+    """A process, at one of its calls.
+
+    Attributes:
+        position: Number of the call.
+        past: Hash of the answers that it got in this call: as its code is deterministic, this is where it is.
+        acknowledged: Number of the view that was acknowledged when it began; `None` before its first action.
+        floor: Number of the oldest view that its read may return; likewise.
+        effect: Number of the view after its last statement that changed anything.
+        session: PostgreSQL's connection; a new one after a cut.
+    """
+
+    name: str
+    calls: Sequence[Call]
+    position: int = 0
+    past: int = 0
+    tokens: int = 0
+    acknowledged: int | None = None
+    floor: int | None = None
+    effect: int | None = None
+    session: int = 0
+    crashed: bool = False
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def who(self) -> str:
+        return f"{self.name}/{self.session}"
+
+    @property
+    def done(self) -> bool:
+        return self.position == len(self.calls)
+
+
+@dataclass
+class Ghost:
+    """A statement that nobody waits for any more, and that may yet take effect."""
+
+    who: str
+    statement: tuple[Any, ...]
+
+
+_ACTOR: ContextVar[_Actor] = ContextVar("actor")
+
+
+class _NoIO(selectors.SelectSelector):
+    """Nothing ever comes from outside; who waits for it would wait for ever."""
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        assert timeout == 0, "the loop waits for something that no gate stands in front of"
+        return []
+
+
+class FrozenLoop(asyncio.SelectorEventLoop):
+    """An event loop without I/O and without time: no timeout ever fires."""
+
+    def __init__(self) -> None:
+        super().__init__(_NoIO())
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.set_task_factory(self._make_task)
+
+    def time(self) -> float:
+        return 0.0
+
+    def drain(self) -> None:
+        """Run until everybody waits at a gate."""
+        asyncio._set_running_loop(self)
+        try:
+            while self._ready:  # type: ignore[attr-defined]
+                self._run_once()  # type: ignore[attr-defined]
+        finally:
+            asyncio._set_running_loop(None)
+
+    def complete(self, work: Awaitable[Any]) -> Any:
+        """Run what meets no closed gate."""
+        task = asyncio.ensure_future(work, loop=self)
+        self.drain()
+        return task.result()
+
+    def _make_task(self, loop: Any, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coro, loop=loop, **options)
+        self.tasks.append(task)
+        return task
+
+
+class Wire:
+    """A blocking connection to Redis: several commands, one round trip."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._socket = socket.create_connection((host, port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._reader = hiredis.Reader()
+
+    def send(self, *commands: tuple[Any, ...]) -> list[Any]:
+        """Return the answers; an error is one, too."""
+        self._socket.sendall(b"".join(hiredis.pack_command(command) for command in commands))
+        answers: list[Any] = []
+        while len(answers) < len(commands):
+            answer = self._reader.gets()
+            if answer is False:
+                self._reader.feed(self._socket.recv(65536))
+            else:
+                answers.append(answer)
+        return answers
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _raise_error(answer: Any) -> Any:
+    if isinstance(answer, hiredis.ReplyError):
+        text = str(answer)
+        raise NoScriptError(text) if text.startswith("NOSCRIPT") else ResponseError(text)
+    return answer
+
+
+class _SteppedRedis(Redis):
+    """The savers' client: every script waits at a gate; what the epoch asks for is answered at once."""
+
+    world: World
+
+    async def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
+        return await self.world.pass_redis(sha, numkeys, *keys_and_args)
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
+        return _Pipeline(self.world.wire)
+
+
+class _Pipeline:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._commands: list[tuple[Any, ...]] = []
+
+    async def __aenter__(self) -> _Pipeline:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def info(self, section: str) -> None:
+        self._commands.append(("INFO", section))
+
+    def script_load(self, text: str) -> None:
+        self._commands.append(("SCRIPT", "LOAD", text))
+
+    async def execute(self) -> list[Any]:
+        answers = [_raise_error(answer) for answer in self._wire.send(*self._commands)]
+        return [
+            parse_info(answer) if command[0] == "INFO" else answer
+            for command, answer in zip(self._commands, answers, strict=True)
+        ]
+
+
+@dataclass
+class _Views:
+    """What PostgreSQL's answer to a read was, from the beginning, and from which one on it counts.
+
+    Attributes:
+        all: Each differs from the one before.
+        acknowledged: Number of the one that the last acknowledged write led to.
+    """
+
+    all: list[str]
+    acknowledged: int = 0
+
+
+class World:
+    """Runs of one scenario, one after the other.
+
+    Attributes:
+        wire: A connection to Redis that no gate stands in front of.
+        trace: What has happened in this run, a line an action.
+        reads: How many reads were judged, in all runs.
+    """
+
+    def __init__(self, loop: FrozenLoop, port: int, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.wire = Wire("127.0.0.1", port)
+        self.reads = 0
+        self.trace: list[str] = []
+        self._loop = loop
+        self._names: dict[str, str] = {}
+        self._view_of: dict[Any, str] = {}
+        self._alone: _Actor | None = _Actor("observer", ())
+        self._dead = False
+        self._epoch_changed = False
+        self._gates: list[_Gate] = []
+        self._tables = store.Tables()
+        self._views = _Views([""])
+        self._entry: dict[bytes, bytes] = {}
+        self._actors: list[_Actor] = []
+        loop.set_exception_handler(self._unexpected)
+        asyncio._set_running_loop(loop)
+        try:
+            self._savers = {name: self._make_saver(port) for name in ("observer", *scenario.actors)}
+        finally:
+            asyncio._set_running_loop(None)
+        self._observer = self._savers["observer"]
+        self._refresh()
+        self.wire.send(("DEL", self._key))
+        self._prepare()
+
+    # ------------------------------------------------------------------ what the explorer does
+
+    def begin(self) -> None:
+        """Start a new run: everybody stands before the first action."""
+        self._bury()
+        if self._epoch_changed:
+            self._refresh()
+        self._dead = False
+        commands: list[tuple[Any, ...]] = [("DEL", self._key)]
+        if self._base_entry:
+            commands += self._commands_to_store(self._base_entry)
+        self.wire.send(*commands)
+        self._entry = dict(self._base_entry)
+        self._tables = self._base_tables
+        self._views = _Views([self._view()])
+        self._history = [self._entry]
+        self._ghosts: list[Ghost] = []
+        self._lossy = False
+        self.faults: list[str] = []
+        self.trace = []
+        self._actors = [_Actor(name, calls) for name, calls in self.scenario.actors.items()]
+        for actor in self._actors:
+            context = copy_context()
+            context.run(_ACTOR.set, actor)
+            actor.task = self._loop.create_task(self._live(actor), context=context)
+        self._loop.drain()
+
+    def moves(self, faults: Sequence[str]) -> list[Move]:
+        """What can be done next; `faults` are the kinds that may still happen."""
+        if self._violation:
+            raise self._violation
+        steps: list[Move] = []
+        for gate in self._gates:
+            if self._is_enabled(gate) and not self._is_mirrored(gate.actor):
+                steps.append(("step", gate.actor.name, gate.label))
+        if len(set(steps)) < len(steps):
+            raise AssertionError(f"two gates of one name: {steps}")
+        for number, ghost in enumerate(self._ghosts):
+            if self._can(ghost.who, ghost.statement):
+                steps.append(("late", str(number), ghost.statement[0]))
+            steps.append(("never", str(number), ghost.statement[0]))
+        intents = {self._plain(field): value for field, value in self._entry.items() if _is_live(field, value)}
+        crashed = {actor.name for actor in self._actors if actor.crashed}
+        for intent in intents:
+            owner = intent[2:].split("_")[0]
+            if not self._ghosts and (owner in crashed or owner == "doubt"):
+                steps.append(("expire", intent))
+        return steps + [move for kind in faults for move in self._fault_moves(kind, intents)]
+
+    def do(self, move: Move) -> None:
+        """Do one of `moves`, and let its client go on to its next action."""
+        kind, *about = move
+        getattr(self, f"_do_{kind}")(*about)
+        self._loop.drain()
+
+    def state(self) -> int:
+        """A hash of all that the rest of the run depends on, and of all that it will be judged by."""
+        now = self._views.acknowledged
+        return hash(
+            (
+                self._tables,
+                tuple((ghost.who, ghost.statement) for ghost in self._ghosts),
+                _canonical(self._entry),
+                tuple(self._views.all[now:]),
+                self._lossy,
+                tuple(self.faults),
+                tuple(
+                    (
+                        actor.position,
+                        actor.past,
+                        actor.crashed,
+                        actor.session,
+                        None if actor.effect is None else max(actor.effect - now, 0),
+                        self._since(actor.floor),
+                        None if self._lossy else self._since(actor.acknowledged),
+                        frozenset(gate.label for gate in self._gates if gate.actor is actor),
+                    )
+                    for actor in self._actors
+                ),
+            )
+        )
+
+    def _since(self, number: int | None) -> frozenset[str] | None:
+        return None if number is None else frozenset(self._views.all[number:])
+
+    def finish(self) -> None:
+        """All is over: the intents that are left expire, and two reads are to return what PostgreSQL holds.
+
+        Raises:
+            Violation: Somebody waits for ever, or a read returns something else.
+        """
+        if self._violation:
+            raise self._violation
+        for actor in self._actors:
+            if not (actor.done or actor.crashed):
+                raise Violation(f"{actor.name} waits for ever, at {[g.label for g in self._gates]}")
+        for field_, value in list(self._entry.items()):
+            if _is_live(field_, value):
+                self._expire(field_, value)
+        self._alone = _Actor("observer", ())
+        for _ in range(2):
+            found = _text(self._loop.complete(self._observer.aget_tuple(CONFIG)))
+            self.reads += 1
+            if found != self._views.all[-1]:
+                raise Violation(f"in the end a read returned {found}, PostgreSQL holds {self._views.all[-1]}")
+        self._alone = None
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self._bury()
+        self.wire.send(("DEL", self._key))
+        self.wire.close()
+
+    # ------------------------------------------------------------------ what happens next
+
+    def _is_enabled(self, gate: _Gate) -> bool:
+        return not gate.statement or self._can(gate.actor.who, gate.statement)
+
+    def _can(self, who: str, statement: tuple[Any, ...]) -> bool:
+        try:
+            store.execute(self._tables, who, statement)
+        except store.MustWait:
+            return False
+        return True
+
+    def _is_mirrored(self, actor: _Actor) -> bool:
+        """Of two actors who do the same, the second begins after the first: the rest is symmetry."""
+        if actor.floor is not None or actor.position:
+            return False
+        before = self._actors[: self._actors.index(actor)]
+        return any(a.calls is actor.calls and not a.position and a.floor is None for a in before)
+
+    def _fault_moves(self, kind: str, intents: dict[str, bytes]) -> list[Move]:
+        if kind == "evict":
+            return [("evict",)] if self._entry else []
+        if kind == "lapse":
+            return [("lapse", intent) for intent in intents]
+        if kind in ("restart", "failover"):
+            older = [i for i, entry in enumerate(self._history) if b"id" in entry and entry != self._entry]
+            return [(kind, str(i)) for i in sorted({older[0], older[-1]})] if older else [(kind, "empty")]
+        begun = [a for a in self._actors if a.floor is not None and not (a.done or a.crashed)]
+        if kind == "crash":
+            return [("crash", actor.name) for actor in begun]
+        if kind == "cancel":
+            return [("cancel", actor.name) for actor in begun]
+        return [
+            (kind, gate.actor.name, gate.label)
+            for gate in self._gates
+            if gate.tier == "l2" and gate.label not in ("select", "rollback")
+        ]
+
+    def _do_step(self, name: str, label: str) -> None:
+        [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
+        actor = gate.actor
+        if actor.floor is None:
+            actor.acknowledged = self._views.acknowledged
+            actor.floor = actor.acknowledged if self._lossy else len(self._views.all) - 1
+        self._gates.remove(gate)
+        answer: Any = None
+        try:
+            answer = gate.perform()
+        except Exception as exc:
+            gate.opened.set_exception(exc)
+            answer = type(exc).__name__
+        else:
+            gate.opened.set_result(answer)
+        actor.past = hash((actor.past, label, _canonical_answer(answer)))
+        self.trace.append(f"{name}: {label} -> {_short(answer)}")
+
+    def _do_late(self, number: str, _label: str) -> None:
+        ghost = self._ghosts.pop(int(number))
+        self._execute(ghost.who, ghost.statement)
+        self.trace.append(f"{ghost.who}: {ghost.statement[0]} takes effect, late")
+
+    def _do_never(self, number: str, _label: str) -> None:
+        ghost = self._ghosts.pop(int(number))
+        self._execute(ghost.who, ("rollback",))
+        self.trace.append(f"{ghost.who}: {ghost.statement[0]} never takes effect")
+
+    def _do_expire(self, intent: str) -> None:
+        for field_, value in list(self._entry.items()):
+            if self._plain(field_) == intent:
+                self._expire(field_, value)
+        self.trace.append(f"{intent} expires")
+
+    # ------------------------------------------------------------------ faults
+
+    def _fault(self, text: str, *, lossy: bool = False) -> None:
+        self.faults.append(text.split(":")[0])
+        self.trace.append(f"*** {text}")
+        if lossy and not self._lossy:
+            # From now on a read may return what stood before a write that is not acknowledged yet.
+            self._lossy = True
+            for actor in self._actors:
+                actor.floor = actor.acknowledged
+
+    def _do_crash(self, name: str) -> None:
+        self._fault(f"crash: {name}")
+        [actor] = [a for a in self._actors if a.name == name]
+        actor.crashed = True
+        self._gates = [gate for gate in self._gates if gate.actor is not actor]
+        # Its connection goes with it: a transaction is rolled back. A statement that still takes effect is
+        # another schedule, in which it crashes later.
+        self._execute(actor.who, ("rollback",))
+
+    def _do_evict(self) -> None:
+        self._fault("evict", lossy=True)
+        self._entry = {}
+        self.wire.send(("DEL", self._key))
+
+    def _do_restart(self, number: str, *, scripts_stay: bool = False) -> None:
+        """Another reign (this server promotes itself), with what the old keys held some time ago."""
+        past = {} if number == "empty" else self._history[int(number)]
+        self._fault(f"{'failover' if scripts_stay else 'restart'}: with entry {number}", lossy=True)
+        commands: list[tuple[Any, ...]] = [("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")]
+        if not scripts_stay:
+            commands.append(("SCRIPT", "FLUSH"))
+        commands.append(("DEL", self._key))
+        if past:
+            commands += self._commands_to_store(past)
+        for answer in self.wire.send(*commands):
+            _raise_error(answer)
+        old, self._epoch_changed = self._key, True
+        self._refresh(self._observer)
+        self.wire.send(("PEXPIRE", old, 60_000))
+        self._look()
+
+    def _do_failover(self, number: str) -> None:
+        self._do_restart(number, scripts_stay=True)
+
+    def _do_lapse(self, intent: str) -> None:
+        """An intent expires although its writer lives: its process stood still, and goes on."""
+        self._fault(f"lapse: {intent}", lossy=True)
+        self._do_expire(intent)
+
+    def _do_cut(self, name: str, label: str) -> None:
+        """The connection breaks while a statement is under way: the client knows nothing, and goes on."""
+        gate = self._fail(name, label, "cut", L2UnavailableError("cut"), psycopg.OperationalError("cut"))
+        rest = store.GOES_ON.get(label)
+        if rest is None:
+            self._execute(gate.actor.who, ("rollback",))
+        else:
+            self._ghosts.append(Ghost(gate.actor.who, (rest, *gate.statement[1:])))
+        gate.actor.session += 1
+
+    def _do_refuse(self, name: str, label: str) -> None:
+        """PostgreSQL answers with an error: nothing was done."""
+        gate = self._fail(name, label, "refuse", L2DeadlineError("refused"), psycopg.errors.QueryCanceled())
+        self._execute(gate.actor.who, ("rollback",))
+
+    def _do_cancel(self, name: str) -> None:
+        """The caller gives up. What it had sent to PostgreSQL may still take effect."""
+        self._fault(f"cancel: {name}")
+        [actor] = [a for a in self._actors if a.name == name]
+        for gate in [g for g in self._gates if g.actor is actor and g.tier == "l2"]:
+            if rest := store.GOES_ON.get(gate.label):
+                self._ghosts.append(Ghost(actor.who, (rest, *gate.statement[1:])))
+            else:
+                self._execute(actor.who, ("rollback",))
+            actor.session += 1
+        assert actor.task is not None
+        actor.task.cancel()
+        actor.past = hash((actor.past, "cancelled"))
+
+    def _fail(self, name: str, label: str, kind: str, error: Exception, cause: Exception) -> _Gate:
+        [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
+        self._gates.remove(gate)
+        self._fault(f"{kind}: {name}, {label}")
+        error.__cause__ = cause
+        gate.opened.set_exception(error)
+        gate.actor.past = hash((gate.actor.past, label, kind))
+        return gate
+
+    # ------------------------------------------------------------------ the actors
+
+    async def _live(self, actor: _Actor) -> None:
+        client = self._savers[actor.name]
+        for call in actor.calls:
+            acknowledged = False
+            try:
+                answer = await call.make(client)
+                acknowledged = True
+            except asyncio.CancelledError:
+                if self._dead:
+                    raise
+                self.trace.append(f"{actor.name}: {call.name} was cancelled")
+            except GlasspointError as exc:
+                self.trace.append(f"{actor.name}: {call.name} failed, {type(exc).__name__}")
+            except Exception as exc:
+                self._unexpected(self, {"message": call.name, "exception": exc})
+            if self._dead:
+                return
+            if acknowledged:
+                self.trace.append(f"{actor.name}: {call.name} is answered")
+                if call.reads:
+                    self._judge(actor, _text(answer))
+                elif actor.effect is not None:
+                    self._views.acknowledged = max(self._views.acknowledged, actor.effect)
+            actor.position += 1
+            actor.past = actor.tokens = 0
+            actor.acknowledged = actor.floor = actor.effect = None
+
+    def _judge(self, actor: _Actor, found: str) -> None:
+        assert actor.floor is not None
+        self.reads += 1
+        allowed = self._views.all[actor.floor :]
+        if found not in allowed and self._violation is None:
+            kind = "stale" if found in self._views.all else "a phantom"
+            self._violation = Violation(f"{actor.name} read {found}, {kind}: PostgreSQL held {allowed}")
+
+    async def pass_redis(self, sha: str, numkeys: int, key: str, *args: Any) -> Any:
+        """Where a script waits; its name is known from what was loaded."""
+
+        def perform() -> Any:
+            answer, entry, ttl = self.wire.send(
+                ("EVALSHA", sha, numkeys, key, *args), ("HGETALL", self._key), ("PTTL", self._key)
+            )
+            self._saw(entry, ttl)
+            return _raise_error(answer)
+
+        return await self._pass("l1", self._script_names()[sha], perform)
+
+    async def _pass_postgres(self, statement: tuple[Any, ...]) -> Any:
+        actor = self._current()
+        return await self._pass("l2", statement[0], lambda: self._execute(actor.who, statement), statement)
+
+    async def _pass(
+        self, tier: str, label: str, perform: Callable[[], Any], statement: tuple[Any, ...] = ()
+    ) -> Any:
+        if self._dead:
+            raise asyncio.CancelledError
+        if self._alone is not None:
+            return perform()
+        gate = _Gate(_ACTOR.get(), tier, label, perform, self._loop.create_future(), statement)
+        if gate.actor.crashed:
+            await gate.opened
+        self._gates.append(gate)
+        try:
+            return await gate.opened
+        except asyncio.CancelledError:
+            if gate in self._gates:
+                self._gates.remove(gate)
+            raise
+
+    def _current(self) -> _Actor:
+        return self._alone or _ACTOR.get()
+
+    # ------------------------------------------------------------------ the two tiers
+
+    def _execute(self, who: str, statement: tuple[Any, ...]) -> Any:
+        tables, answer = store.execute(self._tables, who, statement)
+        if tables is not self._tables and tables != self._tables:
+            self._tables = tables
+            view = self._view()
+            if view != self._views.all[-1]:
+                self._views.all.append(view)
+        for actor in self._actors:
+            if actor.who == who and statement[0] in store.EFFECTS:
+                actor.effect = len(self._views.all) - 1
+        return answer
+
+    def _view(self) -> str:
+        _, row = store.execute(self._tables, "", ("select", SCOPE, None))
+        if row not in self._view_of:
+            stored = store.stored_checkpoint(SCOPE, row)
+            serde = self._observer.serde
+            self._view_of[row] = _text(stored and codec.decode_tuple(serde, stored))
+        return self._view_of[row]
+
+    def _saw(self, entry: list[bytes], ttl: int) -> None:
+        self._entry = dict(zip(entry[::2], entry[1::2], strict=True))
+        if self._alone is None and self._entry != self._history[-1]:
+            self._history.append(self._entry)
+        if any(_is_live(*item) for item in self._entry.items()) and ttl < WRITE_DEADLINE_SECONDS * 1000:
+            self._violation = Violation(f"the entry expires in {ttl} ms, before an intent in it")
+
+    def _look(self) -> None:
+        self._saw(*self.wire.send(("HGETALL", self._key), ("PTTL", self._key)))
+
+    def _expire(self, field_: bytes, value: bytes) -> None:
+        past = b"1:" + value.rpartition(b":")[2]
+        self.wire.send(("HSET", self._key, field_, past))
+        self._entry = self._entry | {field_: past}
+
+    def _commands_to_store(self, entry: dict[bytes, bytes]) -> list[tuple[Any, ...]]:
+        fields = [part for item in entry.items() for part in item]
+        return [("HSET", self._key, *fields), ("PEXPIRE", self._key, int(TTL_SECONDS * 1000))]
+
+    def _plain(self, field_: bytes) -> str:
+        return _UNIQUE.sub(b"", field_).decode() if field_.startswith(b"i:") else ""
+
+    # ------------------------------------------------------------------ before and after
+
+    def _make_saver(self, port: int) -> Any:
+        class ExploredSaver(saver.CachedPostgresSaver):
+            _pruner = property(lambda self: store.ModelPruner(self._l2))  # type: ignore[assignment]
+
+        client = _SteppedRedis(port=port)
+        client.world = self
+        pool: Any = AsyncConnectionPool("", open=False)
+        made = ExploredSaver(
+            AsyncPostgresSaver(pool),
+            client,
+            telemetry=Telemetry("explorer", ()),
+            cache_ttl=TTL_SECONDS,
+            l1_timeout_seconds=WRITE_DEADLINE_SECONDS,
+            write_deadline_seconds=WRITE_DEADLINE_SECONDS,
+        )
+        made._l2 = store.ModelStore(self._pass_postgres)  # type: ignore[assignment]
+        return made
+
+    def _prepare(self) -> None:
+        """Store what was there before, through the observer."""
+        for call in self.scenario.before:
+            self._loop.complete(call.make(self._observer))
+        self._look()
+        self._base_entry = {} if self.scenario.cold else self._entry
+        self._base_tables = self._tables
+        self._alone = None
+        self._violation: Violation | None = None
+
+    def _refresh(self, *savers: Any) -> None:
+        """Let savers find out who reigns, as their next step would, without spending a step."""
+        for each in savers or self._savers.values():
+            each._l1._epochs.distrust()
+            self._loop.complete(each._l1.connect())
+        if not savers:
+            self._epoch_changed = False
+        self._names.clear()
+        self._key = self._observer._l1.epoch.key(SCOPE)
+
+    def _script_names(self) -> dict[str, str]:
+        if not self._names:
+            for each in self._savers.values():
+                self._names |= {sha: step for step, sha in each._l1.epoch.shas.items()}
+        return self._names
+
+    def _bury(self) -> None:
+        """End what the last run left unfinished, without another action."""
+        self._dead, self._violation = True, None
+        while pending := [task for task in self._loop.tasks if not task.done()]:
+            for task in pending:
+                task.cancel()
+            self._loop.drain()
+        for task in self._loop.tasks:
+            if not task.cancelled():
+                task.exception()  # retrieved
+        self._loop.tasks.clear()
+        self._gates.clear()
+
+    def _unexpected(self, _loop: object, context: dict[str, Any]) -> None:
+        if not self._dead:
+            self._violation = Violation(f"unexpected: {context.get('message')} {context.get('exception')!r}")
+
+
+def new_token() -> str:
+    """For `cache._new_token`: says whose it is, and is the same in every replay."""
+    actor = _ACTOR.get(None)
+    if actor is None:
+        return "observer"
+    actor.tokens += 1
+    return f"{actor.name}_{actor.position}_{actor.tokens}"
+
+
+class NoSleep:
+    """For `asyncio` in `cache`: a pause costs nothing, the next step is when the explorer says so."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, _seconds: float) -> None:
+        await asyncio.sleep(0)
+
+
+def _is_live(field_: bytes, value: bytes) -> bool:
+    return field_.startswith(b"i:") and len(value) > 10
+
+
+_UNIQUE = re.compile(rb"(?<=[a-z0-9_])\.\d{9,}\.\d{1,6}$")
+
+
+def _canonical(entry: dict[bytes, bytes]) -> tuple[Any, ...]:
+    """Without the clock: what a name ends with, and what of a deadline is not whether it has passed."""
+    return tuple(sorted((_UNIQUE.sub(b"", k), _canonical_value(k, v)) for k, v in entry.items()))
+
+
+def _canonical_value(field_: bytes, value: bytes) -> bytes:
+    if field_.startswith(b"i:"):
+        return b"live" + value[-2:] if len(value) > 10 else b"expired" + value[-2:]
+    return _UNIQUE.sub(b"", value) if field_ == b"lease" else value
+
+
+def _canonical_answer(answer: Any) -> Any:
+    if isinstance(answer, bytes):
+        return _UNIQUE.sub(b"", answer)
+    if isinstance(answer, list):
+        if len(answer) == 2 and isinstance(answer[1], list):
+            return answer[0], _canonical(dict(zip(answer[1][::2], answer[1][1::2], strict=True)))
+        return tuple(_canonical_answer(each) for each in answer)
+    return answer
+
+
+def _short(answer: Any) -> str:
+    text = repr(_canonical_answer(answer))
+    return text if len(text) < 200 else f"{text[:200]} …"
+
+
+def _text(found: Any) -> str:
+    """A checkpoint tuple as text; two are equal if and only if they are the same in every field."""
+    return json.dumps(found, sort_keys=True, default=repr)
