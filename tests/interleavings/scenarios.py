@@ -73,7 +73,7 @@ SCENARIOS = {
         ),
         Scenario(
             "the same put_writes twice || reader",
-            {"v": [put_writes(1, value="first")], "w": [put_writes(1, value="second")], "r": [READ]},
+            {"v": [put_writes(1, value="first")], "w": [put_writes(1, value="second")], "r": [READ, READ]},
             before=[put(1)],
         ),
         Scenario("put || delete_thread || reader", {"p": [put(2)], "d": [DELETE], "r": [READ]}, before=[put(1)]),
@@ -93,6 +93,11 @@ SCENARIOS = {
             "special writes || special writes || reader",
             {"v": [special(1, "one")], "w": [special(1, "two")], "r": [READ]},
             before=[put(1)],
+        ),
+        Scenario(
+            "special writes upon another || special writes || reader",
+            {"v": [special(1, "one")], "w": [special(1, "two")], "r": [READ]},
+            before=[put(1), special(1, "zero")],
         ),
         Scenario(
             "put, its put_writes || reader || reader, cold",

@@ -321,8 +321,6 @@ class World:
 
     def moves(self, faults: Sequence[str]) -> list[Move]:
         """What can be done next; `faults` are the kinds that may still happen."""
-        if self._violation:
-            raise self._violation
         steps: list[Move] = []
         for gate in self._gates:
             if self._is_enabled(gate) and not self._is_mirrored(gate.actor):
@@ -342,10 +340,16 @@ class World:
         return steps + [move for kind in faults for move in self._fault_moves(kind, intents)]
 
     def do(self, move: Move) -> None:
-        """Do one of `moves`, and let its client go on to its next action."""
+        """Do one of `moves`, and let its client go on to its next action.
+
+        Raises:
+            Violation: A read returned what it must not, or an intent would be forgotten before its deadline.
+        """
         kind, *about = move
         getattr(self, f"_do_{kind}")(*about)
         self._loop.drain()
+        if self._violation:
+            raise self._violation
 
     def state(self) -> int:
         """A hash of all that the rest of the run depends on, and of all that it will be judged by."""
@@ -383,8 +387,6 @@ class World:
         Raises:
             Violation: Somebody waits for ever, or a read returns something else.
         """
-        if self._violation:
-            raise self._violation
         for actor in self._actors:
             if not (actor.done or actor.crashed):
                 raise Violation(f"{actor.name} waits for ever, at {[g.label for g in self._gates]}")
