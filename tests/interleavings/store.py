@@ -60,6 +60,17 @@ def execute(tables: Tables, who: str, statement: tuple[Any, ...]) -> tuple[Table
     return _STATEMENTS[statement[0]](tables, who, *statement[1:])
 
 
+def touched(tables: Tables, who: str, statement: tuple[Any, ...]) -> set[tuple[str, Any]]:
+    """Return (table, key) of every row that a statement of `EFFECTS` makes, changes, deletes or finds there."""
+    match statement:
+        case "put", scope, (checkpoint_id, _, _, _, blobs, _):
+            return {("checkpoints", (*scope, checkpoint_id))} | {("blobs", (*scope, *blob[:2])) for blob in blobs}
+        case "put_writes", scope, checkpoint_id, writes, _:
+            return {("writes", (*scope, checkpoint_id, *write[:2])) for write in writes}
+        case _:
+            return {(name, key) for session, name, key in tables.changes if session == who}
+
+
 def _select(tables: Tables, who: str, scope: Scope, checkpoint_id: str | None) -> tuple[Tables, Any]:
     found = {key[2]: row for key, row in tables.checkpoints if key[:2] == scope}
     newest = max(found, default="") if checkpoint_id is None else checkpoint_id
@@ -189,18 +200,10 @@ class ModelStore:
 
     async def put(self, scope: Scope, put: EncodedPut, ready: Ready, **_: Any) -> PutAnswer:
         await ready(CONNECTION)
-        channels = sorted(put.blobs)
-        params = (
-            put.checkpoint_id,
-            put.parent_id,
-            put.document_json,
-            put.metadata_json,
-            tuple((c, put.blobs[c][0], *put.blobs[c][1]) for c in channels),
-            tuple(sorted({**put.inline, **put.voids}.items())),
-        )
+        params = put_params(put)
         newest, shadowed, known_writes = await self.ask(("put snapshot", scope, params))
         stored = await self.ask(("put", scope, params))
-        return PutAnswer(newest and not shadowed and stored == len(channels), list(known_writes))
+        return PutAnswer(newest and not shadowed and stored == len(put.blobs), list(known_writes))
 
     async def put_writes(
         self,
@@ -260,6 +263,18 @@ class _Transaction:
         else:
             with suppress(Exception):  # a connection that is gone has rolled back by itself
                 await self.ask(("rollback",))
+
+
+def put_params(put: EncodedPut) -> tuple[Any, ...]:
+    """What a put sends."""
+    return (
+        put.checkpoint_id,
+        put.parent_id,
+        put.document_json,
+        put.metadata_json,
+        tuple((channel, version, *value) for channel, (version, value) in sorted(put.blobs.items())),
+        tuple(sorted({**put.inline, **put.voids}.items())),
+    )
 
 
 def stored_checkpoint(scope: Scope, row: Any) -> StoredCheckpoint | None:

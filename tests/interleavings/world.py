@@ -17,9 +17,9 @@ import json
 import re
 import selectors
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import hiredis
@@ -97,9 +97,9 @@ class _Actor:
     Attributes:
         position: Number of the call.
         past: Hash of the answers that it got in this call: as its code is deterministic, this is where it is.
-        acknowledged: Number of the view that was acknowledged when it began; `None` before its first action.
-        floor: Number of the oldest view that its read may return; likewise.
-        effect: Number of the view after its last statement that changed anything.
+        began: Number of the view that PostgreSQL gave at its first action; `None` before that.
+        possible: What tables a read may show, once the entry has lost something (see `World._possible`).
+        effects: Numbers of the effects of its statements.
         session: PostgreSQL's connection; a new one after a cut.
     """
 
@@ -108,9 +108,9 @@ class _Actor:
     position: int = 0
     past: int = 0
     tokens: int = 0
-    acknowledged: int | None = None
-    floor: int | None = None
-    effect: int | None = None
+    began: int | None = None
+    possible: frozenset[store.Tables] = frozenset()
+    effects: list[int] = field(default_factory=list)
     session: int = 0
     crashed: bool = False
     task: asyncio.Task[None] | None = None
@@ -244,16 +244,17 @@ class _Pipeline:
 
 
 @dataclass
-class _Views:
-    """What PostgreSQL's answer to a read was, from the beginning, and from which one on it counts.
+class _Effect:
+    """What a statement changed.
 
     Attributes:
-        all: Each differs from the one before.
-        acknowledged: Number of the one that the last acknowledged write led to.
+        rows: (table, key, row or `None`).
+        required: It is acknowledged, or one that is acknowledged found its row there: every read that begins
+            from now on must show it.
     """
 
-    all: list[str]
-    acknowledged: int = 0
+    rows: tuple[tuple[str, Any, Any], ...]
+    required: bool = False
 
 
 class World:
@@ -278,7 +279,8 @@ class World:
         self._epoch_changed = False
         self._gates: list[_Gate] = []
         self._tables = store.Tables()
-        self._views = _Views([""])
+        self._views: list[str] = []
+        self._effects: list[_Effect] = []
         self._entry: dict[bytes, bytes] = {}
         self._actors: list[_Actor] = []
         loop.set_exception_handler(self._unexpected)
@@ -306,7 +308,8 @@ class World:
         self.wire.send(*commands)
         self._entry = dict(self._base_entry)
         self._tables = self._base_tables
-        self._views = _Views([self._view()])
+        self._views = [self._view(self._tables)]
+        self._effects = []
         self._history = [self._entry]
         self._ghosts: list[Ghost] = []
         self._lossy = False
@@ -353,33 +356,31 @@ class World:
 
     def state(self) -> int:
         """A hash of all that the rest of the run depends on, and of all that it will be judged by."""
-        now = self._views.acknowledged
+        settled, first = self._settled()
         return hash(
             (
                 self._tables,
                 tuple((ghost.who, ghost.statement) for ghost in self._ghosts),
                 _canonical(self._entry),
-                tuple(self._views.all[now:]),
                 self._lossy,
                 tuple(self.faults),
+                settled,
+                tuple((effect.rows, effect.required) for effect in self._effects[first:]),
                 tuple(
                     (
                         actor.position,
                         actor.past,
                         actor.crashed,
                         actor.session,
-                        None if actor.effect is None else max(actor.effect - now, 0),
-                        self._since(actor.floor),
-                        None if self._lossy else self._since(actor.acknowledged),
+                        tuple(number - first for number in actor.effects if number >= first),
+                        None if actor.began is None or self._lossy else frozenset(self._views[actor.began :]),
+                        actor.possible,
                         frozenset(gate.label for gate in self._gates if gate.actor is actor),
                     )
                     for actor in self._actors
                 ),
             )
         )
-
-    def _since(self, number: int | None) -> frozenset[str] | None:
-        return None if number is None else frozenset(self._views.all[number:])
 
     def finish(self) -> None:
         """All is over: the intents that are left expire, and two reads are to return what PostgreSQL holds.
@@ -397,8 +398,8 @@ class World:
         for _ in range(2):
             found = _text(self._loop.complete(self._observer.aget_tuple(CONFIG)))
             self.reads += 1
-            if found != self._views.all[-1]:
-                raise Violation(f"in the end a read returned {found}, PostgreSQL holds {self._views.all[-1]}")
+            if found != self._views[-1]:
+                raise Violation(f"in the end a read returned {found}, PostgreSQL holds {self._views[-1]}")
         self._alone = None
 
     def close(self) -> None:
@@ -421,10 +422,10 @@ class World:
 
     def _is_mirrored(self, actor: _Actor) -> bool:
         """Of two actors who do the same, the second begins after the first: the rest is symmetry."""
-        if actor.floor is not None or actor.position:
+        if actor.began is not None or actor.position:
             return False
         before = self._actors[: self._actors.index(actor)]
-        return any(a.calls is actor.calls and not a.position and a.floor is None for a in before)
+        return any(a.calls is actor.calls and not a.position and a.began is None for a in before)
 
     def _fault_moves(self, kind: str, intents: dict[str, bytes]) -> list[Move]:
         if kind == "evict":
@@ -434,7 +435,7 @@ class World:
         if kind in ("restart", "failover"):
             older = [i for i, entry in enumerate(self._history) if b"id" in entry and entry != self._entry]
             return [(kind, str(i)) for i in sorted({older[0], older[-1]})] if older else [(kind, "empty")]
-        begun = [a for a in self._actors if a.floor is not None and not (a.done or a.crashed)]
+        begun = [a for a in self._actors if a.began is not None and not (a.done or a.crashed)]
         if kind == "crash":
             return [("crash", actor.name) for actor in begun]
         if kind == "cancel":
@@ -448,9 +449,8 @@ class World:
     def _do_step(self, name: str, label: str) -> None:
         [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
         actor = gate.actor
-        if actor.floor is None:
-            actor.acknowledged = self._views.acknowledged
-            actor.floor = actor.acknowledged if self._lossy else len(self._views.all) - 1
+        if actor.began is None:
+            actor.began, actor.possible = len(self._views) - 1, self._possible()
         self._gates.remove(gate)
         answer: Any = None
         try:
@@ -484,11 +484,7 @@ class World:
     def _fault(self, text: str, *, lossy: bool = False) -> None:
         self.faults.append(text.split(":")[0])
         self.trace.append(f"*** {text}")
-        if lossy and not self._lossy:
-            # From now on a read may return what stood before a write that is not acknowledged yet.
-            self._lossy = True
-            for actor in self._actors:
-                actor.floor = actor.acknowledged
+        self._lossy = self._lossy or lossy
 
     def _do_crash(self, name: str) -> None:
         self._fault(f"crash: {name}")
@@ -590,19 +586,54 @@ class World:
                 self.trace.append(f"{actor.name}: {call.name} is answered")
                 if call.reads:
                     self._judge(actor, _text(answer))
-                elif actor.effect is not None:
-                    self._views.acknowledged = max(self._views.acknowledged, actor.effect)
+                for number in actor.effects:
+                    self._require(number)
             actor.position += 1
             actor.past = actor.tokens = 0
-            actor.acknowledged = actor.floor = actor.effect = None
+            actor.began, actor.possible, actor.effects = None, frozenset(), []
 
     def _judge(self, actor: _Actor, found: str) -> None:
-        assert actor.floor is not None
+        """The promise, by which a read is judged.
+
+        While the entry loses nothing: what PostgreSQL held at some moment of the read. When it has lost an
+        intent, readers can no longer be sent to PostgreSQL while that write is under way, so: what PostgreSQL
+        held at some moment, with every write that was acknowledged before the read; others may be missing,
+        each as a whole.
+        """
+        assert actor.began is not None
         self.reads += 1
-        allowed = self._views.all[actor.floor :]
+        if self._lossy:
+            allowed = {self._view(tables) for tables in actor.possible}
+        else:
+            allowed = set(self._views[actor.began :])
         if found not in allowed and self._violation is None:
-            kind = "stale" if found in self._views.all else "a phantom"
-            self._violation = Violation(f"{actor.name} read {found}, {kind}: PostgreSQL held {allowed}")
+            self._violation = Violation(f"{actor.name} read {found}, but PostgreSQL held {sorted(allowed)}")
+
+    def _possible(self) -> frozenset[store.Tables]:
+        """The tables with every required effect, and with or without each of the others."""
+        settled, first = self._settled()
+        possible = {settled}
+        for effect in self._effects[first:]:
+            with_it = {_applied(tables, effect) for tables in possible}
+            possible = with_it if effect.required else possible | with_it
+        return frozenset(possible)
+
+    def _settled(self) -> tuple[store.Tables, int]:
+        """The tables with the first effects, as far as all are required, and how many these are."""
+        tables = self._base_tables
+        for number, effect in enumerate(self._effects):
+            if not effect.required:
+                return tables, number
+            tables = _applied(tables, effect)
+        return tables, len(self._effects)
+
+    def _require(self, number: int) -> None:
+        effect = self._effects[number]
+        effect.required = True
+        keys = {key for _, key, _ in effect.rows}
+        for earlier in range(number):
+            if not self._effects[earlier].required and keys & {k for _, k, _ in self._effects[earlier].rows}:
+                self._require(earlier)
 
     async def pass_redis(self, sha: str, numkeys: int, key: str, *args: Any) -> Any:
         """Where a script waits; its name is known from what was loaded."""
@@ -644,19 +675,22 @@ class World:
     # ------------------------------------------------------------------ the two tiers
 
     def _execute(self, who: str, statement: tuple[Any, ...]) -> Any:
-        tables, answer = store.execute(self._tables, who, statement)
-        if tables is not self._tables and tables != self._tables:
-            self._tables = tables
-            view = self._view()
-            if view != self._views.all[-1]:
-                self._views.all.append(view)
-        for actor in self._actors:
-            if actor.who == who and statement[0] in store.EFFECTS:
-                actor.effect = len(self._views.all) - 1
+        before = self._tables
+        self._tables, answer = store.execute(before, who, statement)
+        if statement[0] in store.EFFECTS and self._alone is None:
+            effect = _Effect(_changes(before, self._tables, store.touched(before, who, statement)))
+            self._effects.append(effect)
+            for actor in self._actors:
+                if actor.who == who:
+                    actor.effects.append(len(self._effects) - 1)
+                actor.possible |= {_applied(tables, effect) for tables in actor.possible}
+            view = self._view(self._tables)
+            if view != self._views[-1]:
+                self._views.append(view)
         return answer
 
-    def _view(self) -> str:
-        _, row = store.execute(self._tables, "", ("select", SCOPE, None))
+    def _view(self, tables: store.Tables) -> str:
+        _, row = store.execute(tables, "", ("select", SCOPE, None))
         if row not in self._view_of:
             stored = store.stored_checkpoint(SCOPE, row)
             serde = self._observer.serde
@@ -766,6 +800,21 @@ class NoSleep:
 
     async def sleep(self, _seconds: float) -> None:
         await asyncio.sleep(0)
+
+
+def _changes(before: store.Tables, after: store.Tables, touched: Iterable[tuple[str, Any]]) -> tuple[Any, ...]:
+    """The rows that a statement changed, or found as it wanted them."""
+    return tuple(sorted((name, key, dict(getattr(after, name)).get(key)) for name, key in touched))
+
+
+def _applied(tables: store.Tables, effect: _Effect) -> store.Tables:
+    rows = {name: dict(getattr(tables, name)) for name in ("checkpoints", "blobs", "writes")}
+    for name, key, row in effect.rows:
+        if row is None:
+            rows[name].pop(key, None)
+        else:
+            rows[name][key] = row
+    return store.Tables(**{name: frozenset(each.items()) for name, each in rows.items()})
 
 
 def _is_live(field_: bytes, value: bytes) -> bool:
