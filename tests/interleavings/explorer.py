@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from interleavings.world import PATIENCE, FrozenLoop, Move, NoSleep, Scenario, Violation, World, new_token
+from interleavings.world import PATIENCE, FrozenLoop, Move, NoSleep, Outcome, Scenario, Violation, World, new_token
 
 import pytest
 from glasspoint.l1 import cache
@@ -57,6 +57,7 @@ class Report:
 class _Frame:
     state: int
     path: tuple[Move, ...]
+    outcomes: tuple[Outcome, ...]
     untried: list[Move]
     schedules: int = 0
 
@@ -115,7 +116,10 @@ class _Search:
 
     def report(self) -> Report:
         try:
-            self._search()
+            if self._at_most is None:
+                self._search()
+            else:
+                self._sample(self._at_most)
         except Violation as exc:
             raise Counterexample(
                 "\n".join([f"{self._world.scenario.name}: {exc}", *self._world.trace, f"({self._report})"])
@@ -125,15 +129,16 @@ class _Search:
         return self._report
 
     def _search(self) -> None:
-        self._begin(())
+        """Depth first."""
+        self._begin((), ())
         stack: list[_Frame] = []
         path: tuple[Move, ...] = ()
         while True:
             state = self._world.state()
             covers = self._covered.get(state)
             if covers is None:
-                if untried := self._moves():
-                    stack.append(_Frame(state, path, untried))
+                if untried := self._moves()[::-1]:
+                    stack.append(_Frame(state, path, tuple(self._world.outcomes), untried))
                 else:
                     self._world.finish()
                     covers = self._covered[state] = 1
@@ -147,33 +152,52 @@ class _Search:
                 else:
                     self._report.schedules = covers
                     return
-                if self._report.runs == self._at_most:
-                    self._report.exhaustive = False
-                    self._report.schedules = sum(frame.schedules for frame in stack)
-                    return
-                self._begin(stack[-1].path)
+                self._begin(stack[-1].path, stack[-1].outcomes)
                 if self._world.state() != stack[-1].state:
                     raise AssertionError(f"a replay went astray: {self._world.trace}")
             frame = stack[-1]
-            move = frame.untried.pop()
-            path = (*frame.path, move)
-            self._world.do(move)
-            self._report.steps += 1
-            if move[0] in self._faults:
-                self._report.faults[move[0]] += 1
+            path = (*frame.path, frame.untried.pop())
+            self._do(path[-1])
 
-    def _begin(self, path: Iterable[Move]) -> None:
+    def _sample(self, at_most: int) -> None:
+        """From a place that was seen and not gone on from, taken at random, always on to the end."""
+        open_ends: list[tuple[tuple[Move, ...], tuple[Outcome, ...]]] = [((), ())]
+        while open_ends:
+            if self._report.runs == at_most:
+                self._report.exhaustive = False
+                return
+            chosen = self._rng.randrange(len(open_ends))
+            open_ends[chosen], open_ends[-1] = open_ends[-1], open_ends[chosen]
+            path, outcomes = open_ends.pop()
+            self._begin(path[:-1], outcomes)
+            if path:
+                self._do(path[-1])
+            while (state := self._world.state()) not in self._covered:
+                self._covered[state] = 0
+                moves = self._moves()
+                if not moves:
+                    self._world.finish()
+                    self._report.schedules += 1
+                    break
+                self._rng.shuffle(moves)
+                outcomes = tuple(self._world.outcomes)
+                open_ends += [((*path, move), outcomes) for move in moves[1:]]
+                path = (*path, moves[0])
+                self._do(moves[0])
+
+    def _begin(self, path: tuple[Move, ...], outcomes: tuple[Outcome, ...]) -> None:
         self._report.runs += 1
-        self._world.begin()
-        for move in path:
-            self._world.do(move)
+        self._world.begin(path, outcomes)
+
+    def _do(self, move: Move) -> None:
+        self._world.do(move)
+        self._report.steps += 1
+        if move[0] in self._faults:
+            self._report.faults[move[0]] += 1
 
     def _moves(self) -> list[Move]:
         left = len(self._world.faults) < self._budget
-        moves = self._world.moves(self._faults if left else ())
-        if self._at_most is not None:
-            self._rng.shuffle(moves)
-        return moves[::-1]
+        return self._world.moves(self._faults if left else ())
 
 
 def table(reports: Iterable[Report]) -> str:

@@ -27,12 +27,14 @@ class Mutation:
         edits: (file, text, what to put instead); a file is a script, or a module of `glasspoint`.
         scenario: Where a counterexample is to be found.
         faults: What kinds of faults it takes.
+        finds: How the counterexample is told.
     """
 
     rule: str
     edits: tuple[tuple[str, str, str], ...]
     scenario: str
     faults: tuple[str, ...] = ()
+    finds: str = "read"
 
 
 @contextmanager
@@ -144,6 +146,7 @@ MUTATIONS = (
         "COMMIT_PUT does not shorten the life of another intent",
         (("commit_put.lua", "if not others or redis.call('PTTL', KEY) < tonumber(ARGV[5]) then", "if true then"),),
         _TWO_PUTS,
+        finds="expires",
     ),
     Mutation(
         "COMMIT_WRITES keeps early writes",

@@ -17,10 +17,11 @@ import json
 import re
 import selectors
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 import psycopg
@@ -40,12 +41,14 @@ SCOPE = Scope("thread", "")
 CONFIG: Any = {"configurable": SCOPE._asdict()}
 
 # An intent lasts longer than an image here, and no run as long as either.
-WRITE_DEADLINE_SECONDS = 1000.0
+WRITE_DEADLINE_SECONDS = 100_000.0
 TTL_SECONDS = 100.0
 
 # How often a put asks again for writes that are under way; each time is a step, and the fifth teaches no more
 # than the second.
 PATIENCE = 2
+
+_REIGNS = ("restart", "failover")
 
 Move = tuple[str, ...]
 """What can be done next: `step`, `crash`, … and whom or what it is about."""
@@ -243,6 +246,14 @@ class _Pipeline:
         ]
 
 
+class Outcome(NamedTuple):
+    """What a script answered, and the entry afterwards, as field, value, …"""
+
+    answer: Any
+    entry: list[bytes]
+    ttl_ms: int
+
+
 @dataclass
 class _Effect:
     """What a statement changed.
@@ -263,6 +274,7 @@ class World:
     Attributes:
         wire: A connection to Redis that no gate stands in front of.
         trace: What has happened in this run, a line an action.
+        outcomes: What Redis did in it.
         reads: How many reads were judged, in all runs.
     """
 
@@ -271,6 +283,7 @@ class World:
         self.wire = Wire("127.0.0.1", port)
         self.reads = 0
         self.trace: list[str] = []
+        self.outcomes: list[Outcome] = []
         self._loop = loop
         self._names: dict[str, str] = {}
         self._view_of: dict[Any, str] = {}
@@ -282,6 +295,7 @@ class World:
         self._views: list[str] = []
         self._effects: list[_Effect] = []
         self._entry: dict[bytes, bytes] = {}
+        self._replayed: deque[Outcome] | None = None
         self._actors: list[_Actor] = []
         loop.set_exception_handler(self._unexpected)
         asyncio._set_running_loop(loop)
@@ -296,17 +310,22 @@ class World:
 
     # ------------------------------------------------------------------ what the explorer does
 
-    def begin(self) -> None:
-        """Start a new run: everybody stands before the first action."""
+    def begin(self, path: Sequence[Move] = (), outcomes: Sequence[Outcome] = ()) -> None:
+        """Start a new run, and take it where another one was after these moves.
+
+        Args:
+            outcomes: What Redis did in that run. A script does the same to the same entry, so until the end of
+                the path the savers are told what they were told then, and then the entry is put there as it
+                was. Only when another Redis has begun to reign on the path, everything is done again.
+        """
         self._bury()
         if self._epoch_changed:
             self._refresh()
         self._dead = False
-        commands: list[tuple[Any, ...]] = [("DEL", self._key)]
-        if self._base_entry:
-            commands += self._commands_to_store(self._base_entry)
-        self.wire.send(*commands)
-        self._entry = dict(self._base_entry)
+        self._entry, self._ttl = dict(self._base_entry), int(TTL_SECONDS * 1000)
+        self._replayed = None if any(kind in _REIGNS for kind, *_ in path) else deque(outcomes)
+        if not path or self._replayed is None:
+            self._put_back()
         self._tables = self._base_tables
         self._views = [self._view(self._tables)]
         self._effects = []
@@ -314,6 +333,7 @@ class World:
         self._ghosts: list[Ghost] = []
         self._lossy = False
         self.faults: list[str] = []
+        self.outcomes = []
         self.trace = []
         self._actors = [_Actor(name, calls) for name, calls in self.scenario.actors.items()]
         for actor in self._actors:
@@ -321,6 +341,13 @@ class World:
             context.run(_ACTOR.set, actor)
             actor.task = self._loop.create_task(self._live(actor), context=context)
         self._loop.drain()
+        for move in path:
+            self.do(move)
+        if self._replayed is not None:
+            assert not self._replayed
+            self._replayed = None
+            if path:
+                self._put_back()
 
     def moves(self, faults: Sequence[str]) -> list[Move]:
         """What can be done next; `faults` are the kinds that may still happen."""
@@ -498,7 +525,7 @@ class World:
     def _do_evict(self) -> None:
         self._fault("evict", lossy=True)
         self._entry = {}
-        self.wire.send(("DEL", self._key))
+        self._send(("DEL", self._key))
 
     def _do_restart(self, number: str, *, scripts_stay: bool = False) -> None:
         """Another reign (this server promotes itself), with what the old keys held some time ago."""
@@ -508,8 +535,7 @@ class World:
         if not scripts_stay:
             commands.append(("SCRIPT", "FLUSH"))
         commands.append(("DEL", self._key))
-        if past:
-            commands += self._commands_to_store(past)
+        commands += self._commands_to_store(past)
         for answer in self.wire.send(*commands):
             _raise_error(answer)
         old, self._epoch_changed = self._key, True
@@ -639,11 +665,13 @@ class World:
         """Where a script waits; its name is known from what was loaded."""
 
         def perform() -> Any:
-            answer, entry, ttl = self.wire.send(
-                ("EVALSHA", sha, numkeys, key, *args), ("HGETALL", self._key), ("PTTL", self._key)
-            )
-            self._saw(entry, ttl)
-            return _raise_error(answer)
+            outcome = self._replayed.popleft() if self._replayed is not None else None
+            if outcome is None:
+                look = ("HGETALL", self._key), ("PTTL", self._key)
+                outcome = Outcome(*self.wire.send(("EVALSHA", sha, numkeys, key, *args), *look))
+            self.outcomes.append(outcome)
+            self._saw(outcome.entry, outcome.ttl_ms)
+            return _raise_error(outcome.answer)
 
         return await self._pass("l1", self._script_names()[sha], perform)
 
@@ -697,7 +725,8 @@ class World:
             self._view_of[row] = _text(stored and codec.decode_tuple(serde, stored))
         return self._view_of[row]
 
-    def _saw(self, entry: list[bytes], ttl: int) -> None:
+    def _saw(self, entry: Sequence[bytes], ttl: int) -> None:
+        self._ttl = ttl
         self._entry = dict(zip(entry[::2], entry[1::2], strict=True))
         if self._alone is None and self._entry != self._history[-1]:
             self._history.append(self._entry)
@@ -709,12 +738,22 @@ class World:
 
     def _expire(self, field_: bytes, value: bytes) -> None:
         past = b"1:" + value.rpartition(b":")[2]
-        self.wire.send(("HSET", self._key, field_, past))
+        self._send(("HSET", self._key, field_, past))
         self._entry = self._entry | {field_: past}
 
+    def _put_back(self) -> None:
+        """Make the entry in Redis what it was at this point of an earlier run."""
+        self.wire.send(("DEL", self._key), *self._commands_to_store(self._entry))
+
     def _commands_to_store(self, entry: dict[bytes, bytes]) -> list[tuple[Any, ...]]:
+        if not entry:
+            return []
         fields = [part for item in entry.items() for part in item]
-        return [("HSET", self._key, *fields), ("PEXPIRE", self._key, int(TTL_SECONDS * 1000))]
+        return [("HSET", self._key, *fields), ("PEXPIRE", self._key, self._ttl)]
+
+    def _send(self, *commands: tuple[Any, ...]) -> None:
+        if self._replayed is None:
+            self.wire.send(*commands)
 
     def _plain(self, field_: bytes) -> str:
         return _UNIQUE.sub(b"", field_).decode() if field_.startswith(b"i:") else ""
@@ -745,6 +784,7 @@ class World:
             self._loop.complete(call.make(self._observer))
         self._look()
         self._base_entry = {} if self.scenario.cold else self._entry
+        self.outcomes = []
         self._base_tables = self._tables
         self._alone = None
         self._violation: Violation | None = None

@@ -1,0 +1,99 @@
+"""Through every schedule a read shows what it must, and breaking any one rule of the protocol is found out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from glasspoint.demo.embedded import EmbeddedRedis
+from interleavings.explorer import FAULTS, Counterexample, Report, explore, table
+from interleavings.mutations import MUTATIONS, Mutation, mutated
+from interleavings.scenarios import SCENARIOS
+from interleavings.world import Outcome, Scenario, World
+
+# `make explore` goes through all schedules with a fault, too; here it is a sample.
+EXHAUSTIVE = bool(os.environ.get("EXPLORE"))
+SAMPLE = 400
+SEED = 20261123
+
+pytestmark = pytest.mark.timeout(3600 if EXHAUSTIVE else 120)
+
+
+@pytest.fixture(scope="module")
+def reports(request: pytest.FixtureRequest) -> Iterator[list[Report]]:
+    """What has been explored; printed at the end."""
+    found: list[Report] = []
+    yield found
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{table(found)}\nschedules with a fault: seed {SEED}" if found else "")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+def test_every_schedule_keeps_the_promises(
+    scenario: Scenario, explored_redis: int, reports: list[Report]
+) -> None:
+    report = explore(scenario, explored_redis)
+    reports.append(report)
+    assert report.exhaustive
+    assert report.schedules >= report.states > 20
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+def test_a_fault_at_any_step_breaks_no_promise(
+    scenario: Scenario, explored_redis: int, reports: list[Report]
+) -> None:
+    at_most = None if EXHAUSTIVE else SAMPLE
+    report = explore(scenario, explored_redis, faults=FAULTS, at_most=at_most, seed=SEED)
+    reports.append(report)
+    assert set(report.faults) == set(FAULTS)
+    assert report.exhaustive or report.runs == SAMPLE
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.rule)
+def test_without_a_rule_a_counterexample_is_found(mutation: Mutation, explored_redis: int) -> None:
+    with mutated(mutation), pytest.raises(Counterexample, match=mutation.finds):
+        explore(SCENARIOS[mutation.scenario], explored_redis, faults=mutation.faults)
+
+
+def test_after_a_mutation_everything_is_as_before(explored_redis: int) -> None:
+    mutation = MUTATIONS[0]
+    with mutated(mutation):
+        pass
+    assert explore(SCENARIOS[mutation.scenario], explored_redis).exhaustive
+
+
+def test_a_scenario_is_explored_whole(explored_redis: int) -> None:
+    """Two puts take four steps each: BEGIN, the snapshot, the effect, COMMIT. That is 8! / (4! 4!) schedules."""
+    both = SCENARIOS["two puts || reader"]
+    actors = {name: calls for name, calls in both.actors.items() if name != "r"}
+    assert explore(Scenario("two puts", actors, both.before), explored_redis).schedules == 70
+
+
+def test_a_sample_of_everything_is_everything(explored_redis: int) -> None:
+    scenario = SCENARIOS["fork put || reader"]
+    faults = ("crash", "evict")
+    whole = explore(scenario, explored_redis, faults=faults)
+    sample = explore(scenario, explored_redis, faults=faults, at_most=10_000, seed=SEED)
+    assert sample.exhaustive
+    assert (sample.states, sample.faults) == (whole.states, whole.faults)
+
+
+def test_a_replay_from_what_was_recorded_is_a_replay_on_redis(explored_redis: int) -> None:
+    """Leaving Redis out while an earlier run is repeated changes no state that is met."""
+    scenario = SCENARIOS["put || its put_writes || reader"]
+    recorded = explore(scenario, explored_redis, faults=("evict",))
+    with pytest.MonkeyPatch.context() as patch:
+        begin = World.begin
+
+        def begin_on_redis(world: World, path: tuple[tuple[str, ...], ...], _: tuple[Outcome, ...]) -> None:
+            begin(world)
+            for move in path:
+                world.do(move)
+
+        patch.setattr(World, "begin", begin_on_redis)
+        replayed = explore(scenario, explored_redis, faults=("evict",))
+    assert recorded == replayed
