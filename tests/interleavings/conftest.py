@@ -11,9 +11,9 @@ from glasspoint.demo.embedded import EmbeddedRedis
 
 
 @pytest.fixture(scope="session")
-def explored_redis() -> Iterator[int]:
-    """Its port."""
+def explored_redis() -> Iterator[EmbeddedRedis]:
+    """Shared by all explorations."""
     logging.getLogger("glasspoint.l1").setLevel(logging.ERROR)  # each new reign would be a warning
     with EmbeddedRedis() as server:
-        yield server.port
+        yield server
     logging.getLogger("glasspoint.l1").setLevel(logging.NOTSET)

@@ -1,8 +1,8 @@
-"""Every schedule of a scenario: depth first, again from the start for each, and never twice from the same state.
+"""Every schedule of a scenario: depth first, again from the start for each, never twice from the same state.
 
-A state is what the rest of a run depends on and will be judged by (`World.state`). Two schedules that meet in one
-go on as one; how many they stand for is counted. So a report says both: how many runs were made, and how many
-schedules they cover.
+A state is what the rest of a run depends on and will be judged by (`World.state`). Two schedules that meet in
+one go on as one; how many they stand for is counted. So a report says both: how many runs were made, and how
+many schedules they cover.
 """
 
 from __future__ import annotations
@@ -13,16 +13,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from interleavings.world import PATIENCE, FrozenLoop, Move, NoSleep, Outcome, Scenario, Violation, World, new_token
-
 import pytest
+
+from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.l1 import cache
+from interleavings.world import (
+    PATIENCE,
+    FrozenLoop,
+    Move,
+    NoSleep,
+    Outcome,
+    Scenario,
+    Violation,
+    World,
+    new_token,
+)
 
 FAULTS = ("crash", "evict", "lapse", "restart", "failover", "cut", "refuse", "cancel")
-"""Kinds of faults: `crash` a process ends; `evict` the entry is gone; `lapse` an intent expires although its writer
-lives; `restart`, `failover` another Redis reigns, with what the entry held some time ago, without or with its
-scripts; `cut` the connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL
-answers with an error; `cancel` the caller gives up."""
+"""Kinds of faults: `crash` a process ends; `evict` the entry is gone; `lapse` an intent expires although its
+writer lives; `restart`, `failover` another Redis reigns, with what the entry held some time ago, without or
+with its scripts; `cut` the connection to PostgreSQL breaks, a statement may or may not take effect; `refuse`
+PostgreSQL answers with an error; `cancel` the caller gives up. Also `reboot`: a restart that is one."""
 
 
 class Counterexample(AssertionError):
@@ -64,7 +75,7 @@ class _Frame:
 
 def explore(
     scenario: Scenario,
-    port: int,
+    server: EmbeddedRedis,
     *,
     faults: Sequence[str] = (),
     budget: int = 1,
@@ -74,7 +85,7 @@ def explore(
     """Run a scenario through its schedules, with up to `budget` faults in each.
 
     Args:
-        port: Of a Redis that this may restart in all but the process.
+        server: A Redis for this alone, which will reign anew many times.
         faults: Kinds that may happen, of `FAULTS`.
         at_most: Runs; beyond that the exploration is bounded, in an order that `seed` decides.
 
@@ -84,7 +95,7 @@ def explore(
     with _patched():
         loop = FrozenLoop()
         try:
-            world = World(loop, port, scenario)
+            world = World(loop, server, scenario)
             try:
                 return _Search(world, faults, budget, at_most, random.Random(seed)).report()
             finally:
@@ -161,14 +172,17 @@ class _Search:
 
     def _sample(self, at_most: int) -> None:
         """From a place that was seen and not gone on from, taken at random, always on to the end."""
-        open_ends: list[tuple[tuple[Move, ...], tuple[Outcome, ...]]] = [((), ())]
-        while open_ends:
+        steps: list[tuple[tuple[Move, ...], tuple[Outcome, ...]]] = [((), ())]
+        faults: list[tuple[tuple[Move, ...], tuple[Outcome, ...]]] = []
+        while steps or faults:
             if self._report.runs == at_most:
                 self._report.exhaustive = False
                 return
-            chosen = self._rng.randrange(len(open_ends))
-            open_ends[chosen], open_ends[-1] = open_ends[-1], open_ends[chosen]
-            path, outcomes = open_ends.pop()
+            # After a fault there are only steps: there would be many more of them.
+            ends = faults if faults and (not steps or self._rng.random() < 0.75) else steps
+            chosen = self._rng.randrange(len(ends))
+            ends[chosen], ends[-1] = ends[-1], ends[chosen]
+            path, outcomes = ends.pop()
             self._begin(path[:-1], outcomes)
             if path:
                 self._do(path[-1])
@@ -181,7 +195,8 @@ class _Search:
                     break
                 self._rng.shuffle(moves)
                 outcomes = tuple(self._world.outcomes)
-                open_ends += [((*path, move), outcomes) for move in moves[1:]]
+                for move in moves[1:]:
+                    (faults if move[0] in self._faults else steps).append(((*path, move), outcomes))
                 path = (*path, moves[0])
                 self._do(moves[0])
 
@@ -208,6 +223,9 @@ def table(reports: Iterable[Report]) -> str:
         rows.append((each.scenario, *(f"{n:,}" for n in counts), "all" if each.exhaustive else "bounded"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i in (0, 7) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i in (0, 7) else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     )

@@ -144,7 +144,13 @@ MUTATIONS = (
     ),
     Mutation(
         "COMMIT_PUT does not shorten the life of another intent",
-        (("commit_put.lua", "if not others or redis.call('PTTL', KEY) < tonumber(ARGV[5]) then", "if true then"),),
+        (
+            (
+                "commit_put.lua",
+                "if not others or redis.call('PTTL', KEY) < tonumber(ARGV[5]) then",
+                "if true then",
+            ),
+        ),
         _TWO_PUTS,
         finds="expires",
     ),
@@ -165,7 +171,13 @@ MUTATIONS = (
     ),
     Mutation(
         "COMMIT_WRITES looks for the ignored writes",
-        (("commit_writes.lua", "if current == id and redis.call('HEXISTS'", "if false and redis.call('HEXISTS'"),),
+        (
+            (
+                "commit_writes.lua",
+                "if current == id and redis.call('HEXISTS'",
+                "if false and redis.call('HEXISTS'",
+            ),
+        ),
         _SAME_WRITES,
         ("evict",),
     ),
@@ -201,7 +213,13 @@ MUTATIONS = (
     ),
     Mutation(
         "the caller is answered after COMMIT",
-        (("glasspoint.saver", "await self._lifetime.settle(follow())", "asyncio.get_running_loop().create_task(follow())"),),
+        (
+            (
+                "glasspoint.saver",
+                "await self._lifetime.settle(follow())",
+                "asyncio.get_running_loop().create_task(follow())",
+            ),
+        ),
         _PUT_AND_WRITES,
         ("evict",),
     ),
@@ -219,19 +237,35 @@ MUTATIONS = (
     ),
     Mutation(
         "a deletion tells L1",
-        (("glasspoint.maintenance", "if await self._l1.drop(intent, still_running=in_doubt):", "if await self._l1.abort(intent):"),),
+        (
+            (
+                "glasspoint.maintenance",
+                "if await self._l1.drop(intent, still_running=in_doubt):",
+                "if await self._l1.abort(intent):",
+            ),
+        ),
         _DELETE,
     ),
     Mutation(
         "the epoch stands in the keys",
-        (("glasspoint.l1.epoch", 'prefix = f"{self._key_prefix}:{_KEY_FORMAT}:{name}:"', 'prefix = f"{self._key_prefix}:"'),),
+        (
+            (
+                "glasspoint.l1.epoch",
+                'prefix = f"{self._key_prefix}:{_KEY_FORMAT}:{name}:"',
+                'prefix = f"{self._key_prefix}:"',
+            ),
+        ),
         _PUT_AND_WRITES,
         ("restart",),
     ),
     Mutation(
         "the epoch stands in the scripts",
         (
-            ("glasspoint.l1.epoch", 'head = f"-- epoch {reign.run_id}.{reign.master_replid}\\n{guard}{prelude}"', "head = prelude"),
+            (
+                "glasspoint.l1.epoch",
+                'head = f"-- epoch {reign.run_id}.{reign.master_replid}\\n{guard}{prelude}"',
+                "head = prelude",
+            ),
         ),
         _PUT_AND_WRITES,
         ("failover",),

@@ -34,7 +34,9 @@ def put(number: int, *, parent: int | None = None, fork: int | None = None, bare
     return Call(f"put {number}", lambda saver: saver.aput(config, checkpoint, {"step": number}, new))
 
 
-def put_writes(number: int, task: str = "task", *, channels: tuple[str, ...] = ("log",), value: Any = None) -> Call:
+def put_writes(
+    number: int, task: str = "task", *, channels: tuple[str, ...] = ("log",), value: Any = None
+) -> Call:
     """Store pending writes of the `number`th checkpoint."""
     config = config_of(*SCOPE, numbered_id(number))
     writes = [(channel, [task, value]) for channel in channels]
@@ -76,14 +78,20 @@ SCENARIOS = {
             {"v": [put_writes(1, value="first")], "w": [put_writes(1, value="second")], "r": [READ, READ]},
             before=[put(1)],
         ),
-        Scenario("put || delete_thread || reader", {"p": [put(2)], "d": [DELETE], "r": [READ]}, before=[put(1)]),
+        Scenario(
+            "put || delete_thread || reader", {"p": [put(2)], "d": [DELETE], "r": [READ]}, before=[put(1)]
+        ),
         Scenario("put || prune || reader", {"p": [put(2)], "d": [PRUNE], "r": [READ]}, before=[put(1)]),
         Scenario(
             "put_writes || delete_thread || reader",
             {"w": [put_writes(1)], "d": [DELETE], "r": [READ]},
             before=[put(1)],
         ),
-        Scenario("fork put || reader", {"p": [put(3, parent=0, fork=1)], "r": [READ, READ]}, before=[put(1), put(2)]),
+        Scenario(
+            "fork put || reader",
+            {"p": [put(3, parent=0, fork=1)], "r": [READ, READ]},
+            before=[put(1), put(2)],
+        ),
         Scenario(
             "fork put || its put_writes || reader",
             {"p": [put(3, parent=0, fork=1)], "w": [put_writes(3)], "r": [READ]},

@@ -1,14 +1,15 @@
-"""PostgreSQL for the explorer: LangGraph's tables as one immutable value, and what a statement makes of them.
+"""PostgreSQL for the explorer: LangGraph's tables as one immutable value, and what a statement makes of it.
 
 What the entry protocol relies on is here, and nothing else:
 
-- A statement sees the tables as they were when it began, and takes effect at once and whole. So a `put` is two
-  steps: its snapshot (`newest`, `shadowed` and `known_writes` come from there), and its effect.
-- A conflict is found when a statement takes effect, whatever its snapshot was: first come stays, or an upsert.
+- A statement sees the tables as they were when it began, and takes effect at once and whole. So a `put` is
+  two steps: its snapshot (`newest`, `shadowed` and `known_writes` come from there), and its effect.
+- A conflict is found when a statement takes effect, whatever its snapshot was: first come stays, or an
+  upsert.
 - A transaction's deletions are seen by nobody before its COMMIT, and lock their rows until then.
 
-`execute` is that, pure; `ModelStore` and `ModelPruner` are `l2.store.Store` and `l2.pruning.Pruner` on top of it,
-with the same answers. `test_model.py` compares them with the real ones.
+`execute` is that, pure; `ModelStore` and `ModelPruner` are `l2.store.Store` and `l2.pruning.Pruner` on top of
+it, with the same answers. `test_model.py` compares the store with the real one.
 """
 
 from __future__ import annotations
@@ -61,10 +62,12 @@ def execute(tables: Tables, who: str, statement: tuple[Any, ...]) -> tuple[Table
 
 
 def touched(tables: Tables, who: str, statement: tuple[Any, ...]) -> set[tuple[str, Any]]:
-    """Return (table, key) of every row that a statement of `EFFECTS` makes, changes, deletes or finds there."""
+    """Return (table, key) of each row that a statement of `EFFECTS` makes, changes, deletes or finds."""
     match statement:
         case "put", scope, (checkpoint_id, _, _, _, blobs, _):
-            return {("checkpoints", (*scope, checkpoint_id))} | {("blobs", (*scope, *blob[:2])) for blob in blobs}
+            return {("checkpoints", (*scope, checkpoint_id))} | {
+                ("blobs", (*scope, *blob[:2])) for blob in blobs
+            }
         case "put_writes", scope, checkpoint_id, writes, _:
             return {("writes", (*scope, checkpoint_id, *write[:2])) for write in writes}
         case _:

@@ -1,4 +1,4 @@
-"""The explorer's PostgreSQL answers as the real one does; otherwise what the explorer shows would be shown of nothing."""
+"""The explorer's PostgreSQL answers as the real one does: what is shown on the one holds on the other."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def ready(_connection: object) -> None:
 
 
 def a_put(rng: random.Random) -> codec.EncodedPut:
-    """A checkpoint whose channels are a value, a value that stands inline, or none, at versions that others have."""
+    """A checkpoint whose channels have a value, an inline one or none, at versions that others have, too."""
     values = {"blob": [rng.random()], "inline": rng.randrange(9), "either": rng.choice([["blob"], "inline"])}
     values = {channel: value for channel, value in values.items() if rng.random() < 0.8}
     versions = {channel: rng.randrange(1, 4) for channel in ("blob", "inline", "either")}
@@ -84,7 +84,9 @@ async def do(stores: list[Any], rng: random.Random) -> list[Any]:
             sent = [(channel, rng.random()) for channel in rng.sample(channels, rng.randrange(1, 3))]
             task, path = rng.choice(["task1", "task2"]), rng.choice(["", "~path"])
             writes = codec.encode_writes(SERDE, sent, task, path, last_wins=upsert)
-            return [await each.put_writes(scope, checkpoint_id, writes, ready, upsert=upsert) for each in stores]
+            return [
+                await each.put_writes(scope, checkpoint_id, writes, ready, upsert=upsert) for each in stores
+            ]
         case _:
             found: list[Any] = []
 
@@ -138,7 +140,7 @@ async def test_a_put_that_waits_for_a_deletion_answers_what_it_saw_before(real: 
         waiting = asyncio.create_task(real.put(scope, put, ready))
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as other:
             query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
-            while (await (await other.execute(query)).fetchone()) != (1,):
+            while (await (await other.execute(query)).fetchone()) != (1,):  # noqa: ASYNC110 - no task's doing
                 await asyncio.sleep(0.01)
 
     await real.delete_thread(scope.thread_id, before_commit)

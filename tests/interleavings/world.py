@@ -1,13 +1,13 @@
 """One run: real savers and the real scripts on a real Redis, in which nothing moves before it is told to.
 
-Every atomic action (a script in Redis, a statement in PostgreSQL) waits at a gate until the explorer picks it.
-Between two actions nothing is left to chance: the event loop knows neither I/O nor time, the connection to Redis
-is a blocking socket, and PostgreSQL is the model in `store.py`. So a list of choices names a run, and the same
-list gives the same run again.
+Every atomic action (a script in Redis, a statement in PostgreSQL) waits at a gate until the explorer picks
+it. Between two actions nothing is left to chance: the event loop knows neither I/O nor time, the connection to
+Redis is a blocking socket, and PostgreSQL is the model in `store.py`. So a list of choices names a run, and
+the same list gives the same run again.
 
-What a client does between an answer and its next action is nobody else's business, so it needs no gate. That an
-answer is on its way for long is a schedule too: the next action is picked late. A call begins with its first
-action and is acknowledged with its last one: earlier or later would only ask less of the reads.
+What a client does between an answer and its next action is nobody else's business, so it needs no gate. That
+an answer is on its way for long is a schedule too: the next action is picked late. A call begins with its
+first action and is acknowledged with its last one: earlier or later would only ask less of the reads.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from glasspoint import codec, saver
+from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import GlasspointError, L2DeadlineError, L2UnavailableError
 from glasspoint.scope import Scope
 from glasspoint.telemetry.events import Telemetry
@@ -48,7 +49,7 @@ TTL_SECONDS = 100.0
 # than the second.
 PATIENCE = 2
 
-_REIGNS = ("restart", "failover")
+_REIGNS = ("restart", "failover", "reboot")
 
 Move = tuple[str, ...]
 """What can be done next: `step`, `crash`, … and whom or what it is about."""
@@ -181,8 +182,8 @@ class FrozenLoop(asyncio.SelectorEventLoop):
 class Wire:
     """A blocking connection to Redis: several commands, one round trip."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._socket = socket.create_connection((host, port))
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = hiredis.Reader()
 
@@ -278,9 +279,10 @@ class World:
         reads: How many reads were judged, in all runs.
     """
 
-    def __init__(self, loop: FrozenLoop, port: int, scenario: Scenario) -> None:
+    def __init__(self, loop: FrozenLoop, server: EmbeddedRedis, scenario: Scenario) -> None:
         self.scenario = scenario
-        self.wire = Wire("127.0.0.1", port)
+        self.wire = Wire(server.port)
+        self._server = server
         self.reads = 0
         self.trace: list[str] = []
         self.outcomes: list[Outcome] = []
@@ -300,11 +302,11 @@ class World:
         loop.set_exception_handler(self._unexpected)
         asyncio._set_running_loop(loop)
         try:
-            self._savers = {name: self._make_saver(port) for name in ("observer", *scenario.actors)}
+            self._savers = {name: self._make_saver(server.port) for name in ("observer", *scenario.actors)}
         finally:
             asyncio._set_running_loop(None)
         self._observer = self._savers["observer"]
-        self._refresh()
+        self._refresh(everybody=True)
         self.wire.send(("DEL", self._key))
         self._prepare()
 
@@ -314,13 +316,13 @@ class World:
         """Start a new run, and take it where another one was after these moves.
 
         Args:
-            outcomes: What Redis did in that run. A script does the same to the same entry, so until the end of
-                the path the savers are told what they were told then, and then the entry is put there as it
-                was. Only when another Redis has begun to reign on the path, everything is done again.
+            outcomes: What Redis did in that run. A script does the same to the same entry, so until the end
+                of the path the savers are told what they were told then, and then the entry is put there as
+                it was. Only when another Redis has begun to reign on the path, everything is done again.
         """
         self._bury()
         if self._epoch_changed:
-            self._refresh()
+            self._refresh(everybody=True)
         self._dead = False
         self._entry, self._ttl = dict(self._base_entry), int(TTL_SECONDS * 1000)
         self._replayed = None if any(kind in _REIGNS for kind, *_ in path) else deque(outcomes)
@@ -361,7 +363,9 @@ class World:
             if self._can(ghost.who, ghost.statement):
                 steps.append(("late", str(number), ghost.statement[0]))
             steps.append(("never", str(number), ghost.statement[0]))
-        intents = {self._plain(field): value for field, value in self._entry.items() if _is_live(field, value)}
+        intents = {
+            self._plain(field): value for field, value in self._entry.items() if _is_live(field, value)
+        }
         crashed = {actor.name for actor in self._actors if actor.crashed}
         for intent in intents:
             owner = intent[2:].split("_")[0]
@@ -459,7 +463,7 @@ class World:
             return [("evict",)] if self._entry else []
         if kind == "lapse":
             return [("lapse", intent) for intent in intents]
-        if kind in ("restart", "failover"):
+        if kind in _REIGNS:
             older = [i for i, entry in enumerate(self._history) if b"id" in entry and entry != self._entry]
             return [(kind, str(i)) for i in sorted({older[0], older[-1]})] if older else [(kind, "empty")]
         begun = [a for a in self._actors if a.began is not None and not (a.done or a.crashed)]
@@ -527,24 +531,38 @@ class World:
         self._entry = {}
         self._send(("DEL", self._key))
 
-    def _do_restart(self, number: str, *, scripts_stay: bool = False) -> None:
-        """Another reign (this server promotes itself), with what the old keys held some time ago."""
-        past = {} if number == "empty" else self._history[int(number)]
-        self._fault(f"{'failover' if scripts_stay else 'restart'}: with entry {number}", lossy=True)
-        commands: list[tuple[Any, ...]] = [("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")]
-        if not scripts_stay:
-            commands.append(("SCRIPT", "FLUSH"))
-        commands.append(("DEL", self._key))
-        commands += self._commands_to_store(past)
-        for answer in self.wire.send(*commands):
-            _raise_error(answer)
-        old, self._epoch_changed = self._key, True
-        self._refresh(self._observer)
-        self.wire.send(("PEXPIRE", old, 60_000))
-        self._look()
-
     def _do_failover(self, number: str) -> None:
-        self._do_restart(number, scripts_stay=True)
+        """This server promotes itself: the keys are as they were some time ago, the scripts are there."""
+        self._reign_anew("failover", number, ("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"))
+
+    def _do_restart(self, number: str) -> None:
+        """The same without the scripts: what clients see of a restart, at a fraction of its time."""
+        promote = ("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")
+        self._reign_anew("restart", number, *promote, ("SCRIPT", "FLUSH"))
+
+    def _do_reboot(self, number: str) -> None:
+        """The process is killed, and another one loads the snapshot."""
+        self._reign_anew("reboot", number)
+        self._server.save_snapshot()
+        self._server.kill()
+        self._server.start()
+        self.wire.close()
+        self.wire = Wire(self._server.port)
+        self._meet()
+
+    def _reign_anew(self, kind: str, number: str, *commands: tuple[Any, ...]) -> None:
+        past = {} if number == "empty" else self._history[int(number)]
+        self._fault(f"{kind}: with entry {number}", lossy=True)
+        for answer in self.wire.send(*commands, ("DEL", self._key), *self._commands_to_store(past)):
+            _raise_error(answer)
+        self._epoch_changed = True
+        if commands:
+            self._meet()
+
+    def _meet(self) -> None:
+        """See the entry of the new reign."""
+        self._refresh(everybody=False)
+        self._look()
 
     def _do_lapse(self, intent: str) -> None:
         """An intent expires although its writer lives: its process stood still, and goes on."""
@@ -749,7 +767,8 @@ class World:
         if not entry:
             return []
         fields = [part for item in entry.items() for part in item]
-        return [("HSET", self._key, *fields), ("PEXPIRE", self._key, self._ttl)]
+        ttl = self._ttl if self._ttl > 0 else int(TTL_SECONDS * 1000)
+        return [("HSET", self._key, *fields), ("PEXPIRE", self._key, ttl)]
 
     def _send(self, *commands: tuple[Any, ...]) -> None:
         if self._replayed is None:
@@ -789,12 +808,13 @@ class World:
         self._alone = None
         self._violation: Violation | None = None
 
-    def _refresh(self, *savers: Any) -> None:
-        """Let savers find out who reigns, as their next step would, without spending a step."""
-        for each in savers or self._savers.values():
-            each._l1._epochs.distrust()
-            self._loop.complete(each._l1.connect())
-        if not savers:
+    def _refresh(self, *, everybody: bool) -> None:
+        """Let the savers know who reigns, as their next step would, without spending a step."""
+        self._observer._l1._epochs.distrust()
+        self._loop.complete(self._observer._l1.connect())
+        if everybody:
+            for each in self._savers.values():
+                each._l1._epochs._epoch, each._l1._epochs._trusted = self._observer._l1.epoch, True
             self._epoch_changed = False
         self._names.clear()
         self._key = self._observer._l1.epoch.key(SCOPE)
@@ -842,7 +862,9 @@ class NoSleep:
         await asyncio.sleep(0)
 
 
-def _changes(before: store.Tables, after: store.Tables, touched: Iterable[tuple[str, Any]]) -> tuple[Any, ...]:
+def _changes(
+    before: store.Tables, after: store.Tables, touched: Iterable[tuple[str, Any]]
+) -> tuple[Any, ...]:
     """The rows that a statement changed, or found as it wanted them."""
     return tuple(sorted((name, key, dict(getattr(after, name)).get(key)) for name, key in touched))
 
