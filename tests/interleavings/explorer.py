@@ -29,11 +29,23 @@ from interleavings.world import (
     new_token,
 )
 
-FAULTS = ("crash", "evict", "lapse", "restart", "failover", "cut", "refuse", "cancel")
+FAULTS = (
+    "crash",
+    "evict",
+    "lapse",
+    "restart",
+    "failover",
+    "unsaid",
+    "unheard",
+    "cut",
+    "refuse",
+    "cancel",
+)
 """Kinds of faults: `crash` a process ends; `evict` the entry is gone; `lapse` an intent expires although its
 writer lives; `restart`, `failover` another Redis reigns, with what the entry held some time ago, without or
-with its scripts; `cut` the connection to PostgreSQL breaks, a statement may or may not take effect; `refuse`
-PostgreSQL answers with an error; `cancel` the caller gives up. Also `reboot`: a restart that is one."""
+with its scripts; `unsaid`, `unheard` a step gets no answer from Redis, and was not done or was; `cut` the
+connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL answers with an
+error; `cancel` the caller gives up. Also `reboot`: a restart that is one."""
 
 
 class Counterexample(AssertionError):

@@ -1,9 +1,9 @@
 """One run: real savers and the real scripts on a real Redis, in which nothing moves before it is told to.
 
 Every atomic action (a script in Redis, a statement in PostgreSQL) waits at a gate until the explorer picks
-it. Between two actions nothing is left to chance: the event loop knows neither I/O nor time, the connection to
-Redis is a blocking socket, and PostgreSQL is the model in `store.py`. So a list of choices names a run, and
-the same list gives the same run again.
+it. Between two actions nothing is left to chance: the event loop knows neither I/O nor time, the connection
+to Redis is a blocking socket, and PostgreSQL is the model in `store.py`. So a list of choices names a run,
+and the same list gives the same run again.
 
 What a client does between an answer and its next action is nobody else's business, so it needs no gate. That
 an answer is on its way for long is a schedule too: the next action is picked late. A call begins with its
@@ -19,6 +19,7 @@ import selectors
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -471,6 +472,8 @@ class World:
             return [("crash", actor.name) for actor in begun]
         if kind == "cancel":
             return [("cancel", actor.name) for actor in begun]
+        if kind in ("unsaid", "unheard"):
+            return [(kind, gate.actor.name, gate.label) for gate in self._gates if gate.tier == "l1"]
         return [
             (kind, gate.actor.name, gate.label)
             for gate in self._gates
@@ -480,8 +483,7 @@ class World:
     def _do_step(self, name: str, label: str) -> None:
         [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
         actor = gate.actor
-        if actor.began is None:
-            actor.began, actor.possible = len(self._views) - 1, self._possible()
+        self._start(actor)
         self._gates.remove(gate)
         answer: Any = None
         try:
@@ -493,6 +495,10 @@ class World:
             gate.opened.set_result(answer)
         actor.past = hash((actor.past, label, _canonical_answer(answer)))
         self.trace.append(f"{name}: {label} -> {_short(answer)}")
+
+    def _start(self, actor: _Actor) -> None:
+        if actor.began is None:
+            actor.began, actor.possible = len(self._views) - 1, self._possible()
 
     def _do_late(self, number: str, _label: str) -> None:
         ghost = self._ghosts.pop(int(number))
@@ -569,6 +575,16 @@ class World:
         self._fault(f"lapse: {intent}", lossy=True)
         self._do_expire(intent)
 
+    def _do_unsaid(self, name: str, label: str) -> None:
+        """Redis never gets to know of a step; the client gives it up."""
+        self._fail(name, label, "unsaid", TimeoutError(), None, lossy=True)
+
+    def _do_unheard(self, name: str, label: str) -> None:
+        """Redis does a step, and the client never gets to know."""
+        gate = self._fail(name, label, "unheard", TimeoutError(), None, lossy=True)
+        with suppress(ResponseError):
+            gate.perform()
+
     def _do_cut(self, name: str, label: str) -> None:
         """The connection breaks while a statement is under way: the client knows nothing, and goes on."""
         gate = self._fail(name, label, "cut", L2UnavailableError("cut"), psycopg.OperationalError("cut"))
@@ -598,10 +614,20 @@ class World:
         actor.task.cancel()
         actor.past = hash((actor.past, "cancelled"))
 
-    def _fail(self, name: str, label: str, kind: str, error: Exception, cause: Exception) -> _Gate:
+    def _fail(
+        self,
+        name: str,
+        label: str,
+        kind: str,
+        error: Exception,
+        cause: Exception | None,
+        *,
+        lossy: bool = False,
+    ) -> _Gate:
         [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
         self._gates.remove(gate)
-        self._fault(f"{kind}: {name}, {label}")
+        self._start(gate.actor)
+        self._fault(f"{kind}: {name}, {label}", lossy=lossy)
         error.__cause__ = cause
         gate.opened.set_exception(error)
         gate.actor.past = hash((gate.actor.past, label, kind))
