@@ -15,7 +15,7 @@ from interleavings.world import Outcome, Scenario, World
 
 # `make explore` goes through all schedules with a fault, too; here it is a sample.
 EXHAUSTIVE = bool(os.environ.get("EXPLORE"))
-SAMPLE = 400
+SAMPLE = 300
 SEED = 20261123
 
 pytestmark = pytest.mark.timeout(3600 if EXHAUSTIVE else 120)
@@ -74,7 +74,7 @@ def test_an_eviction_and_a_write_of_unknown_outcome_are_one_fault_too_many(
 
 
 def test_two_faults_of_other_kinds_break_no_promise(explored_redis: EmbeddedRedis) -> None:
-    for faults in (["crash", "cut", "refuse", "cancel"], ["evict", "refuse"], ["evict", "lapse"]):
+    for faults in (["crash", "cut"], ["evict", "refuse"], ["lapse", "refuse"]):
         assert explore(PUT_AND_READER, explored_redis, faults=faults, budget=2).exhaustive
 
 
@@ -103,8 +103,8 @@ def test_a_sample_of_everything_is_everything(explored_redis: EmbeddedRedis) -> 
 
 def test_a_replay_from_what_was_recorded_is_a_replay_on_redis(explored_redis: EmbeddedRedis) -> None:
     """Leaving Redis out while an earlier run is repeated changes no state that is met."""
-    scenario = SCENARIOS["put || its put_writes || reader"]
-    recorded = explore(scenario, explored_redis, faults=("evict",))
+    scenario = SCENARIOS["put_writes || put_writes || reader"]
+    recorded = explore(scenario, explored_redis, faults=("lapse",))
     with pytest.MonkeyPatch.context() as patch:
         begin = World.begin
 
@@ -114,7 +114,7 @@ def test_a_replay_from_what_was_recorded_is_a_replay_on_redis(explored_redis: Em
                 world.do(move)
 
         patch.setattr(World, "begin", begin_on_redis)
-        replayed = explore(scenario, explored_redis, faults=("evict",))
+        replayed = explore(scenario, explored_redis, faults=("lapse",))
     assert recorded == replayed
 
 
