@@ -85,6 +85,10 @@ class _Frame:
     schedules: int = 0
 
 
+_End = tuple[tuple[Move, ...], tuple[Outcome, ...]]
+"""A path, and what Redis did on it but for the last move."""
+
+
 def explore(
     scenario: Scenario,
     server: EmbeddedRedis,
@@ -183,15 +187,16 @@ class _Search:
             self._do(path[-1])
 
     def _sample(self, at_most: int) -> None:
-        """From a place that was seen and not gone on from, taken at random, always on to the end."""
-        steps: list[tuple[tuple[Move, ...], tuple[Outcome, ...]]] = [((), ())]
-        faults: list[tuple[tuple[Move, ...], tuple[Outcome, ...]]] = []
-        while steps or faults:
+        """From a move that was seen and not made, taken at random, always on to the end."""
+        # Kinds apart, because there are many more steps after a fault than faults, and than steps before it.
+        before: list[_End] = [((), ())]
+        faults: list[_End] = []
+        after: list[_End] = []
+        while kinds := [kind for kind in (faults, faults, before, after) if kind]:
             if self._report.runs == at_most:
                 self._report.exhaustive = False
                 return
-            # After a fault there are only steps: there would be many more of them.
-            ends = faults if faults and (not steps or self._rng.random() < 0.75) else steps
+            ends = self._rng.choice(kinds)
             chosen = self._rng.randrange(len(ends))
             ends[chosen], ends[-1] = ends[-1], ends[chosen]
             path, outcomes = ends.pop()
@@ -206,7 +211,9 @@ class _Search:
                     self._report.schedules += 1
                     break
                 self._rng.shuffle(moves)
+                moves.sort(key=lambda move: move[0] in self._faults)
                 outcomes = tuple(self._world.outcomes)
+                steps = after if self._world.faults else before
                 for move in moves[1:]:
                     (faults if move[0] in self._faults else steps).append(((*path, move), outcomes))
                 path = (*path, moves[0])
