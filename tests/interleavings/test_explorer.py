@@ -26,8 +26,9 @@ def reports(request: pytest.FixtureRequest) -> Iterator[list[Report]]:
     """What has been explored; shown at the end."""
     found: list[Report] = []
     yield found
-    terminal = request.config.pluginmanager.getplugin("terminalreporter")
-    terminal.write_line(f"\n{table(found)}\nSamples are of seed {SEED}.")
+    plugins = request.config.pluginmanager
+    with plugins.getplugin("capturemanager").global_and_fixture_disabled():
+        plugins.getplugin("terminalreporter").write_line(f"\n{table(found)}\nSamples are of seed {SEED}.")
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
