@@ -9,11 +9,12 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types bench-latency bench-prune bench-outage clean
+.PHONY: help demo test explore lint types bench-latency bench-prune bench-outage clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
 	@echo 'make test           all tests, on real servers'
+	@echo 'make explore        every schedule of the cache protocol, with a fault at any step: minutes to an hour'
 	@echo 'make lint           ruff, rules and format'
 	@echo 'make types          mypy --strict on src'
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
@@ -28,6 +29,9 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-dev
 	@exec $(BIN)/pytest $(ARGS)
+
+explore: $(VENV)/.installed-dev
+	@EXPLORE=1 exec $(BIN)/pytest tests/interleavings $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -558,6 +558,7 @@ async def test_a_write_that_never_gets_a_connection_changes_nothing(database: st
     telemetry = create_telemetry(registry=registry)
     async with open_saver(database, redis_url, telemetry=telemetry, **options) as saver:
         await thread.put(saver)
+        await until(lambda: saver._l1.trusted)
         async with locked(database, "checkpoints") as waiter:
             blocked = asyncio.ensure_future(other.put(saver))
             await waiter()

@@ -33,7 +33,7 @@ class Breaker:
         *,
         failures: int = 3,
         delay_seconds: float = 0.25,
-        max_delay_seconds: float = 5.0,
+        max_delay_seconds: float = 2.0,
         clock: Callable[[], float] = monotonic,
         jitter: Callable[[], float] = lambda: random.uniform(0.5, 1.0),
         changed: Callable[[BreakerState, str], None] = lambda state, reason: None,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import psycopg
@@ -53,6 +54,9 @@ CREATE TABLE IF NOT EXISTS glasspoint_l1_journal (
 )
 """Each may run again. The table is up to date if it has all `_COLUMNS`: a later version adds a statement here
 (`ALTER TABLE … ADD COLUMN IF NOT EXISTS …`) and its column there."""
+
+# Before that, a journal that is missing is no news.
+_SETUP_TAKES_SECONDS = 5.0
 
 _COLUMNS = ("cache", "id", "thread_id", "checkpoint_ns", "created_at")
 
@@ -125,6 +129,7 @@ class Journal:
         self._telemetry = telemetry
         self.cache = cache
         self._is_there = False
+        self._missed_since = 0.0
         self._warned = False
 
     async def record(self, conn: Connection, scopes: Collection[Scope]) -> None:
@@ -154,7 +159,10 @@ class Journal:
                 )
                 journal_is_missing, others_are_missing = await cursor.fetchone() or (True, True)
                 self._is_there = not journal_is_missing
-                if journal_is_missing and not others_are_missing:
+                # Not while `setup` makes one after the other.
+                missed_since = self._missed_since = self._missed_since or monotonic()
+                is_late = monotonic() - missed_since > _SETUP_TAKES_SECONDS
+                if journal_is_missing and not others_are_missing and is_late:
                     self._warn(
                         "The table glasspoint_l1_journal is not there: while Redis does not answer, writes "
                         "will fail. Call `await saver.setup()` once, as after every upgrade."
