@@ -13,7 +13,7 @@ from glasspoint.demo.embedded import EmbeddedRedis
 @pytest.fixture(scope="session")
 def explored_redis() -> Iterator[EmbeddedRedis]:
     """Shared by all explorations."""
-    logging.getLogger("glasspoint.l1").setLevel(logging.ERROR)  # each new reign would be a warning
+    logging.getLogger("glasspoint").setLevel(logging.ERROR)  # each new reign, each retry is a warning
     with EmbeddedRedis() as server:
         yield server
-    logging.getLogger("glasspoint.l1").setLevel(logging.NOTSET)
+    logging.getLogger("glasspoint").setLevel(logging.NOTSET)

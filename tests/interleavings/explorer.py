@@ -12,11 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
+from tenacity import AsyncRetrying
 
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.l1 import cache
+from glasspoint.l2 import retrying
 from interleavings.world import (
     PATIENCE,
     FrozenLoop,
@@ -27,6 +30,7 @@ from interleavings.world import (
     Violation,
     World,
     new_token,
+    no_pause,
 )
 
 FAULTS = (
@@ -126,6 +130,7 @@ def _patched() -> Iterator[None]:
         patch.setattr(cache, "_new_token", new_token)
         patch.setattr(cache, "_PATIENCE", PATIENCE)
         patch.setattr(cache, "asyncio", NoSleep())
+        patch.setattr(retrying, "AsyncRetrying", partial(AsyncRetrying, sleep=no_pause))
         yield
 
 

@@ -203,12 +203,18 @@ MUTATIONS = (
     Mutation(
         "DROP leaves an intent while the statement may still run",
         (("drop.lua", "if ARGV[2] == '1' then", "if false then"),),
-        _TWO_PUTS,
+        _SPECIAL,
         ("cut",),
     ),
     Mutation(
         "a reader compares versions",
-        (("glasspoint.l1.entry", "if not parts or parts[0].decode() != wanted:", "if not parts:"),),
+        (
+            (
+                "glasspoint.l1.entry",
+                'if raw is None or not (raw == start or raw.startswith(start + b"\\0")):',
+                "if raw is None:",
+            ),
+        ),
         _FORK,
     ),
     Mutation(
@@ -225,14 +231,38 @@ MUTATIONS = (
     ),
     Mutation(
         "BEGIN is awaited before PostgreSQL is asked",
-        (("glasspoint.saver", "await asyncio.shield(self._begun)\n", "pass\n"),),
+        (
+            (
+                "glasspoint.saver",
+                "intent, _ = await asyncio.shield(self._begun)\n",
+                "intent = type('_', (), {'name': b'.'})\n",
+            ),
+        ),
         _TWO_PUTS,
         ("crash",),
     ),
     Mutation(
         "DROP, not ABORT, when nobody knows what PostgreSQL did",
-        (("glasspoint.saver", "        if unchanged:\n", "        if True:\n"),),
+        (
+            (
+                "glasspoint.saver",
+                "        if self._in_doubt:\n            await",
+                "        if False:\n            await",
+            ),
+        ),
         _TWO_PUTS,
+        ("cancel",),
+    ),
+    Mutation(
+        "the entry is forgotten when an earlier attempt is in doubt",
+        (
+            (
+                "glasspoint.saver",
+                "self._forget(intent) if self._in_doubt else commit(intent)",
+                "commit(intent)",
+            ),
+        ),
+        _SPECIAL,
         ("cut",),
     ),
     Mutation(
@@ -240,8 +270,8 @@ MUTATIONS = (
         (
             (
                 "glasspoint.maintenance",
-                "if await self._l1.drop(intent, still_running=in_doubt):",
-                "if await self._l1.abort(intent):",
+                "if not await self._l1.drop(intent, still_running=in_doubt):",
+                "if not await self._l1.abort(intent):",
             ),
         ),
         _DELETE,

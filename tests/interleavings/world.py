@@ -309,7 +309,8 @@ class World:
         finally:
             asyncio._set_running_loop(None)
         self._observer = self._savers["observer"]
-        self._refresh(everybody=True)
+        self._refresh()
+        self._forget_the_last_run()
         self.wire.send(("DEL", self._key))
         self._prepare()
 
@@ -325,7 +326,8 @@ class World:
         """
         self._bury()
         if self._epoch_changed:
-            self._refresh(everybody=True)
+            self._refresh()
+        self._forget_the_last_run()
         self._dead = False
         self._entry, self._ttl = dict(self._base_entry), int(TTL_SECONDS * 1000)
         self._replayed = None if any(kind in _REIGNS for kind, *_ in path) else deque(outcomes)
@@ -569,7 +571,7 @@ class World:
 
     def _meet(self) -> None:
         """See the entry of the new reign."""
-        self._refresh(everybody=False)
+        self._refresh()
         self._look()
 
     def _do_lapse(self, intent: str) -> None:
@@ -821,6 +823,7 @@ class World:
             cache_ttl=TTL_SECONDS,
             l1_timeout_seconds=WRITE_DEADLINE_SECONDS,
             write_deadline_seconds=WRITE_DEADLINE_SECONDS,
+            audit_ratio=0,
         )
         made._l2 = store.ModelStore(self._pass_postgres)  # type: ignore[assignment]
         # Neither the breaker nor the sweeper: what a step without an answer means is explored here as it is.
@@ -841,16 +844,19 @@ class World:
         self._alone = None
         self._violation: Violation | None = None
 
-    def _refresh(self, *, everybody: bool) -> None:
-        """Let the savers know who reigns, as their next step would, without spending a step."""
+    def _refresh(self) -> None:
+        """Let the observer know who reigns, as its next step would, without spending a step."""
         self._observer._l1._epochs.distrust()
         self._loop.complete(self._observer._l1.connect())
-        if everybody:
-            for each in self._savers.values():
-                each._l1._epochs._epoch, each._l1._epochs._trusted = self._observer._l1.epoch, True
-            self._epoch_changed = False
         self._names.clear()
         self._key = self._observer._l1.epoch.key(SCOPE)
+
+    def _forget_the_last_run(self) -> None:
+        """The savers outlive it: let each know who reigns, and nothing else."""
+        for each in self._savers.values():
+            epochs = each._l1._epochs
+            epochs._epoch, epochs._trusted = self._observer._l1.epoch, True
+        self._epoch_changed = False
 
     def _script_names(self) -> dict[str, str]:
         if not self._names:
@@ -893,6 +899,11 @@ class NoSleep:
 
     async def sleep(self, _seconds: float) -> None:
         await asyncio.sleep(0)
+
+
+async def no_pause(_seconds: float) -> None:
+    """For the back-off of retries: likewise."""
+    await asyncio.sleep(0)
 
 
 def _changes(
