@@ -10,12 +10,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types chaos bench-latency bench-prune bench-outage clean
+.PHONY: help demo test lint types explore chaos bench-latency bench-prune bench-outage clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
 	@echo 'make test           all tests, on real servers'
 	@echo 'make chaos          10 minutes of it, or MINUTES=n: processes and servers are killed, nothing may be lost'
+	@echo 'make explore        every schedule of the cache protocol, with a fault at any step: minutes to an hour'
 	@echo 'make lint           ruff, rules and format'
 	@echo 'make types          mypy --strict on src'
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
@@ -33,6 +34,9 @@ test: $(VENV)/.installed-dev
 
 chaos: $(VENV)/.installed-dev
 	@cd tests && exec ../$(BIN)/python -m chaos.run --minutes $(MINUTES) $(ARGS)
+
+explore: $(VENV)/.installed-dev
+	@EXPLORE=1 exec $(BIN)/pytest tests/interleavings $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

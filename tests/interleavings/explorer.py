@@ -1,0 +1,255 @@
+"""Every schedule of a scenario: depth first, again from the start for each, never twice from the same state.
+
+A state is what the rest of a run depends on and will be judged by (`World.state`). Two schedules that meet in
+one go on as one; how many they stand for is counted. So a report says both: how many runs were made, and how
+many schedules they cover.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+from tenacity import AsyncRetrying
+
+from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.l1 import cache
+from glasspoint.l2 import retrying
+from interleavings.world import (
+    PATIENCE,
+    FrozenLoop,
+    Move,
+    NoSleep,
+    Outcome,
+    Scenario,
+    Violation,
+    World,
+    new_token,
+    no_pause,
+)
+
+FAULTS = (
+    "crash",
+    "evict",
+    "lapse",
+    "restart",
+    "failover",
+    "unsaid",
+    "unheard",
+    "cut",
+    "refuse",
+    "cancel",
+)
+"""Kinds of faults: `crash` a process ends; `evict` the entry is gone; `lapse` an intent expires although its
+writer lives; `restart`, `failover` another Redis reigns, with what the entry held some time ago, without or
+with its scripts; `unsaid`, `unheard` a step gets no answer from Redis, and was not done or was; `cut` the
+connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL answers with an
+error; `cancel` the caller gives up. Also `reboot`: a restart that is one."""
+
+
+class Counterexample(AssertionError):
+    """A schedule after which an invariant does not hold."""
+
+
+@dataclass
+class Report:
+    """What was explored.
+
+    Attributes:
+        schedules: How many schedules were covered; of a bounded exploration, at least so many.
+        runs: How often the savers were run from the start.
+        states: How many different states were met.
+        steps: How many actions were taken, those of replays not counted.
+        faults: Kind -> how often it was injected, in different states.
+        reads: How many reads were judged.
+        exhaustive: Whether that is all there is.
+    """
+
+    scenario: str
+    schedules: int = 0
+    runs: int = 0
+    states: int = 0
+    steps: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    reads: int = 0
+    exhaustive: bool = True
+
+
+@dataclass
+class _Frame:
+    state: int
+    path: tuple[Move, ...]
+    outcomes: tuple[Outcome, ...]
+    untried: list[Move]
+    schedules: int = 0
+
+
+_End = tuple[tuple[Move, ...], tuple[Outcome, ...]]
+"""A path, and what Redis did on it but for the last move."""
+
+
+def explore(
+    scenario: Scenario,
+    server: EmbeddedRedis,
+    *,
+    faults: Sequence[str] = (),
+    budget: int = 1,
+    at_most: int | None = None,
+    seed: int = 0,
+) -> Report:
+    """Run a scenario through its schedules, with up to `budget` faults in each.
+
+    Args:
+        server: A Redis for this alone, which will reign anew many times.
+        faults: Kinds that may happen, of `FAULTS`.
+        at_most: Runs; beyond that the exploration is bounded, in an order that `seed` decides.
+
+    Raises:
+        Counterexample: An invariant does not hold.
+    """
+    with _patched():
+        loop = FrozenLoop()
+        try:
+            world = World(loop, server, scenario)
+            try:
+                return _Search(world, faults, budget, at_most, random.Random(seed)).report()
+            finally:
+                world.close()
+        finally:
+            loop.close()
+
+
+@contextmanager
+def _patched() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "_new_token", new_token)
+        patch.setattr(cache, "_PATIENCE", PATIENCE)
+        patch.setattr(cache, "asyncio", NoSleep())
+        patch.setattr(retrying, "AsyncRetrying", partial(AsyncRetrying, sleep=no_pause))
+        yield
+
+
+class _Search:
+    def __init__(
+        self, world: World, faults: Sequence[str], budget: int, at_most: int | None, rng: random.Random
+    ) -> None:
+        self._world = world
+        self._faults = faults
+        self._budget = budget
+        self._at_most = at_most
+        self._rng = rng
+        self._report = Report(world.scenario.name)
+        self._covered: dict[int, int] = {}
+
+    def report(self) -> Report:
+        try:
+            if self._at_most is None:
+                self._search()
+            else:
+                self._sample(self._at_most)
+        except Violation as exc:
+            raise Counterexample(
+                "\n".join([f"{self._world.scenario.name}: {exc}", *self._world.trace, f"({self._report})"])
+            ) from exc
+        self._report.states = len(self._covered)
+        self._report.reads = self._world.reads
+        return self._report
+
+    def _search(self) -> None:
+        """Depth first."""
+        self._begin((), ())
+        stack: list[_Frame] = []
+        path: tuple[Move, ...] = ()
+        while True:
+            state = self._world.state()
+            covers = self._covered.get(state)
+            if covers is None:
+                if untried := self._moves()[::-1]:
+                    stack.append(_Frame(state, path, tuple(self._world.outcomes), untried))
+                else:
+                    self._world.finish()
+                    covers = self._covered[state] = 1
+            if covers is not None:
+                while stack:
+                    stack[-1].schedules += covers
+                    if stack[-1].untried:
+                        break
+                    frame = stack.pop()
+                    covers = self._covered[frame.state] = frame.schedules
+                else:
+                    self._report.schedules = covers
+                    return
+                self._begin(stack[-1].path, stack[-1].outcomes)
+                if self._world.state() != stack[-1].state:
+                    raise AssertionError(f"a replay went astray: {self._world.trace}")
+            frame = stack[-1]
+            path = (*frame.path, frame.untried.pop())
+            self._do(path[-1])
+
+    def _sample(self, at_most: int) -> None:
+        """From a move that was seen and not made, taken at random, always on to the end."""
+        # Kinds apart, because there are many more steps after a fault than faults, and than steps before it.
+        before: list[_End] = [((), ())]
+        faults: list[_End] = []
+        after: list[_End] = []
+        while kinds := [kind for kind in (faults, faults, before, after) if kind]:
+            if self._report.runs == at_most:
+                self._report.exhaustive = False
+                return
+            ends = self._rng.choice(kinds)
+            chosen = self._rng.randrange(len(ends))
+            ends[chosen], ends[-1] = ends[-1], ends[chosen]
+            path, outcomes = ends.pop()
+            self._begin(path[:-1], outcomes)
+            if path:
+                self._do(path[-1])
+            while (state := self._world.state()) not in self._covered:
+                self._covered[state] = 0
+                moves = self._moves()
+                if not moves:
+                    self._world.finish()
+                    self._report.schedules += 1
+                    break
+                self._rng.shuffle(moves)
+                moves.sort(key=lambda move: move[0] in self._faults)
+                outcomes = tuple(self._world.outcomes)
+                steps = after if self._world.faults else before
+                for move in moves[1:]:
+                    (faults if move[0] in self._faults else steps).append(((*path, move), outcomes))
+                path = (*path, moves[0])
+                self._do(moves[0])
+
+    def _begin(self, path: tuple[Move, ...], outcomes: tuple[Outcome, ...]) -> None:
+        self._report.runs += 1
+        self._world.begin(path, outcomes)
+
+    def _do(self, move: Move) -> None:
+        self._world.do(move)
+        self._report.steps += 1
+        if move[0] in self._faults:
+            self._report.faults[move[0]] += 1
+
+    def _moves(self) -> list[Move]:
+        left = len(self._world.faults) < self._budget
+        return self._world.moves(self._faults if left else ())
+
+
+def table(reports: Iterable[Report]) -> str:
+    """Print-ready: a line a scenario."""
+    rows = [("scenario", "schedules", "runs", "states", "steps", "faults", "reads", "")]
+    for each in reports:
+        counts = (each.schedules, each.runs, each.states, each.steps, each.faults.total(), each.reads)
+        rows.append((each.scenario, *(f"{n:,}" for n in counts), "all" if each.exhaustive else "bounded"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i in (0, 7) else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

@@ -1,0 +1,131 @@
+"""In every schedule a read shows what it must, and without any one rule of the protocol it does not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from glasspoint.demo.embedded import EmbeddedRedis
+from interleavings.explorer import FAULTS, Counterexample, Report, explore, table
+from interleavings.mutations import MUTATIONS, Mutation, mutated
+from interleavings.scenarios import SCENARIOS
+from interleavings.world import Outcome, Scenario, World
+
+# `make explore` goes through all schedules with a fault, too; here it is a sample.
+EXHAUSTIVE = bool(os.environ.get("EXPLORE"))
+SAMPLE = 300
+SEED = 20261123
+
+pytestmark = pytest.mark.timeout(3600 if EXHAUSTIVE else 120)
+
+
+@pytest.fixture(scope="module")
+def reports(request: pytest.FixtureRequest) -> Iterator[list[Report]]:
+    """What has been explored; shown at the end."""
+    found: list[Report] = []
+    yield found
+    plugins = request.config.pluginmanager
+    with plugins.getplugin("capturemanager").global_and_fixture_disabled():
+        plugins.getplugin("terminalreporter").write_line(f"\n{table(found)}\nSamples are of seed {SEED}.")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+def test_every_schedule_keeps_the_promises(
+    scenario: Scenario, explored_redis: EmbeddedRedis, reports: list[Report]
+) -> None:
+    report = explore(scenario, explored_redis)
+    reports.append(report)
+    assert report.exhaustive
+    assert report.schedules >= report.states > 20
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+def test_a_fault_at_any_step_breaks_no_promise(
+    scenario: Scenario, explored_redis: EmbeddedRedis, reports: list[Report]
+) -> None:
+    at_most = None if EXHAUSTIVE else SAMPLE
+    report = explore(scenario, explored_redis, faults=FAULTS, at_most=at_most, seed=SEED)
+    reports.append(report)
+    assert set(report.faults) == set(FAULTS)
+    assert report.exhaustive or report.runs == SAMPLE
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.rule)
+def test_without_a_rule_a_counterexample_is_found(mutation: Mutation, explored_redis: EmbeddedRedis) -> None:
+    with mutated(mutation), pytest.raises(Counterexample, match=mutation.finds):
+        explore(SCENARIOS[mutation.scenario], explored_redis, faults=mutation.faults)
+
+
+PUT_AND_READER = Scenario(
+    "put || reader",
+    {name: SCENARIOS["two puts || reader"].actors[name] for name in "pr"},
+    SCENARIOS["two puts || reader"].before,
+)
+
+
+@pytest.mark.parametrize("second", ["crash", "cancel"])
+def test_an_eviction_and_a_write_of_unknown_outcome_are_one_fault_too_many(
+    second: str, explored_redis: EmbeddedRedis
+) -> None:
+    """The limit that docs/protocol.md names. If this fails, the limit is gone: say so there."""
+    with pytest.raises(Counterexample, match="in the end a read returned"):
+        explore(PUT_AND_READER, explored_redis, faults=["evict", second], budget=2)
+
+
+def test_two_faults_of_other_kinds_break_no_promise(explored_redis: EmbeddedRedis) -> None:
+    for faults in (["crash", "cut"], ["evict", "cut"], ["evict", "refuse"], ["lapse", "refuse"]):
+        assert explore(PUT_AND_READER, explored_redis, faults=faults, budget=2).exhaustive
+
+
+def test_after_a_mutation_everything_is_as_before(explored_redis: EmbeddedRedis) -> None:
+    mutation = MUTATIONS[0]
+    with mutated(mutation):
+        pass
+    assert explore(SCENARIOS[mutation.scenario], explored_redis).exhaustive
+
+
+def test_a_scenario_is_explored_whole(explored_redis: EmbeddedRedis) -> None:
+    """Two puts take four steps each: BEGIN, the snapshot, the effect, COMMIT. That is 8! / (4! 4!)."""
+    both = SCENARIOS["two puts || reader"]
+    actors = {name: calls for name, calls in both.actors.items() if name != "r"}
+    assert explore(Scenario("two puts", actors, both.before), explored_redis).schedules == 70
+
+
+def test_a_sample_of_everything_is_everything(explored_redis: EmbeddedRedis) -> None:
+    scenario = SCENARIOS["fork put || reader"]
+    faults = ("crash", "evict")
+    whole = explore(scenario, explored_redis, faults=faults)
+    sample = explore(scenario, explored_redis, faults=faults, at_most=10_000, seed=SEED)
+    assert sample.exhaustive
+    assert (sample.states, sample.faults) == (whole.states, whole.faults)
+
+
+def test_a_replay_from_what_was_recorded_is_a_replay_on_redis(explored_redis: EmbeddedRedis) -> None:
+    """Leaving Redis out while an earlier run is repeated changes no state that is met."""
+    scenario = SCENARIOS["put_writes || put_writes || reader"]
+    recorded = explore(scenario, explored_redis, faults=("lapse",))
+    with pytest.MonkeyPatch.context() as patch:
+        begin = World.begin
+
+        def begin_on_redis(world: World, path: tuple[tuple[str, ...], ...], _: tuple[Outcome, ...]) -> None:
+            begin(world)
+            for move in path:
+                world.do(move)
+
+        patch.setattr(World, "begin", begin_on_redis)
+        replayed = explore(scenario, explored_redis, faults=("lapse",))
+    assert recorded == replayed
+
+
+def test_a_redis_that_was_killed_and_has_loaded_a_snapshot_is_not_believed(
+    own_redis: EmbeddedRedis,
+) -> None:
+    """The other tests only make it reign anew: a process takes its time."""
+    scenario = SCENARIOS["put || its put_writes || reader"]
+    report = explore(scenario, own_redis, faults=["reboot"], at_most=30, seed=SEED)
+    assert report.faults["reboot"] > 10
+    keys_hold_no_epoch = next(m for m in MUTATIONS if m.faults == ("restart",))
+    with mutated(keys_hold_no_epoch), pytest.raises(Counterexample):
+        explore(scenario, own_redis, faults=["reboot"])

@@ -1,0 +1,961 @@
+"""One run: real savers and the real scripts on a real Redis, in which nothing moves before it is told to.
+
+Every atomic action (a script in Redis, a statement in PostgreSQL) waits at a gate until the explorer picks
+it. Between two actions nothing is left to chance: the event loop knows neither I/O nor time, the connection
+to Redis is a blocking socket, and PostgreSQL is the model in `store.py`. So a list of choices names a run,
+and the same list gives the same run again.
+
+What a client does between an answer and its next action is nobody else's business, so it needs no gate. That
+an answer is on its way for long is a schedule too: the next action is picked late. A call begins with its
+first action and is acknowledged with its last one: earlier or later would only ask less of the reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import selectors
+import socket
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import hiredis
+import psycopg
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg_pool import AsyncConnectionPool
+from redis._parsers.helpers import parse_info
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, ResponseError
+
+from glasspoint import codec, saver
+from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.errors import GlasspointError, L2DeadlineError, L2UnavailableError
+from glasspoint.l1.breaker import Breaker
+from glasspoint.scope import Scope
+from glasspoint.telemetry.events import Telemetry
+from interleavings import store
+
+SCOPE = Scope("thread", "")
+CONFIG: Any = {"configurable": SCOPE._asdict()}
+
+# An intent lasts longer than an image here, and no run as long as either.
+WRITE_DEADLINE_SECONDS = 100_000.0
+TTL_SECONDS = 100.0
+
+# How often a put asks again for writes that are under way; each time is a step, and the fifth teaches no more
+# than the second.
+PATIENCE = 2
+
+_REIGNS = ("restart", "failover", "reboot")
+
+Move = tuple[str, ...]
+"""What can be done next: `step`, `crash`, … and whom or what it is about."""
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a saver."""
+
+    name: str
+    make: Callable[[Any], Awaitable[Any]]
+    reads: bool = False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is explored.
+
+    Attributes:
+        actors: Name -> its calls, one after the other; each actor is a process of its own.
+        before: What was stored before, through a saver like theirs.
+        cold: Whether the entry is lost after that.
+    """
+
+    name: str
+    actors: dict[str, Sequence[Call]]
+    before: Sequence[Call] = ()
+    cold: bool = False
+
+
+@dataclass
+class _Gate:
+    actor: _Actor
+    tier: str
+    label: str
+    perform: Callable[[], Any]
+    opened: asyncio.Future[Any]
+    statement: tuple[Any, ...] = ()
+
+
+@dataclass
+class _Actor:
+    """A process, at one of its calls.
+
+    Attributes:
+        position: Number of the call.
+        past: Hash of the answers that it got in this call: as its code is deterministic, this is where it is.
+        began: Number of the view that PostgreSQL gave at its first action; `None` before that.
+        possible: What tables a read may show, once the entry has lost something (see `World._possible`).
+        effects: Numbers of the effects of its statements.
+        session: PostgreSQL's connection; a new one after a cut.
+    """
+
+    name: str
+    calls: Sequence[Call]
+    position: int = 0
+    past: int = 0
+    tokens: int = 0
+    began: int | None = None
+    possible: frozenset[store.Tables] = frozenset()
+    effects: list[int] = field(default_factory=list)
+    session: int = 0
+    crashed: bool = False
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def who(self) -> str:
+        return f"{self.name}/{self.session}"
+
+    @property
+    def done(self) -> bool:
+        return self.position == len(self.calls)
+
+
+@dataclass
+class Ghost:
+    """A statement that nobody waits for any more, and that may yet take effect."""
+
+    who: str
+    statement: tuple[Any, ...]
+
+
+_ACTOR: ContextVar[_Actor] = ContextVar("actor")
+
+
+class _NoIO(selectors.SelectSelector):
+    """Nothing ever comes from outside; who waits for it would wait for ever."""
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        assert timeout == 0, "the loop waits for something that no gate stands in front of"
+        return []
+
+
+class FrozenLoop(asyncio.SelectorEventLoop):
+    """An event loop without I/O and without time: no timeout ever fires."""
+
+    def __init__(self) -> None:
+        super().__init__(_NoIO())
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.set_task_factory(self._make_task)
+
+    def time(self) -> float:
+        return 0.0
+
+    def drain(self) -> None:
+        """Run until everybody waits at a gate."""
+        asyncio._set_running_loop(self)
+        try:
+            while self._ready:  # type: ignore[attr-defined]
+                self._run_once()  # type: ignore[attr-defined]
+        finally:
+            asyncio._set_running_loop(None)
+
+    def complete(self, work: Awaitable[Any]) -> Any:
+        """Run what meets no closed gate."""
+        task = asyncio.ensure_future(work, loop=self)
+        self.drain()
+        return task.result()
+
+    def _make_task(self, loop: Any, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coro, loop=loop, **options)
+        self.tasks.append(task)
+        return task
+
+
+class Wire:
+    """A blocking connection to Redis: several commands, one round trip."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._reader = hiredis.Reader()
+
+    def send(self, *commands: tuple[Any, ...]) -> list[Any]:
+        """Return the answers; an error is one, too."""
+        self._socket.sendall(b"".join(hiredis.pack_command(command) for command in commands))
+        answers: list[Any] = []
+        while len(answers) < len(commands):
+            answer = self._reader.gets()
+            if answer is False:
+                self._reader.feed(self._socket.recv(65536))
+            else:
+                answers.append(answer)
+        return answers
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _raise_error(answer: Any) -> Any:
+    if isinstance(answer, hiredis.ReplyError):
+        text = str(answer)
+        raise NoScriptError(text) if text.startswith("NOSCRIPT") else ResponseError(text)
+    return answer
+
+
+class _SteppedRedis(Redis):
+    """The savers' client: every script waits at a gate; what the epoch asks for is answered at once."""
+
+    world: World
+
+    async def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
+        return await self.world.pass_redis(sha, numkeys, *keys_and_args)
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
+        return _Pipeline(self.world.wire)
+
+
+class _Pipeline:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._commands: list[tuple[Any, ...]] = []
+
+    async def __aenter__(self) -> _Pipeline:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def info(self, section: str) -> None:
+        self._commands.append(("INFO", section))
+
+    def script_load(self, text: str) -> None:
+        self._commands.append(("SCRIPT", "LOAD", text))
+
+    async def execute(self) -> list[Any]:
+        answers = [_raise_error(answer) for answer in self._wire.send(*self._commands)]
+        return [
+            parse_info(answer) if command[0] == "INFO" else answer
+            for command, answer in zip(self._commands, answers, strict=True)
+        ]
+
+
+class Outcome(NamedTuple):
+    """What a script answered, and the entry afterwards, as field, value, …"""
+
+    answer: Any
+    entry: list[bytes]
+    ttl_ms: int
+
+
+@dataclass
+class _Effect:
+    """What a statement changed.
+
+    Attributes:
+        rows: (table, key, row or `None`).
+        required: It is acknowledged, or one that is acknowledged found its row there: every read that begins
+            from now on must show it.
+    """
+
+    rows: tuple[tuple[str, Any, Any], ...]
+    required: bool = False
+
+
+class World:
+    """Runs of one scenario, one after the other.
+
+    Attributes:
+        wire: A connection to Redis that no gate stands in front of.
+        trace: What has happened in this run, a line an action.
+        outcomes: What Redis did in it.
+        reads: How many reads were judged, in all runs.
+    """
+
+    def __init__(self, loop: FrozenLoop, server: EmbeddedRedis, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.wire = Wire(server.port)
+        self._server = server
+        self.reads = 0
+        self.trace: list[str] = []
+        self.outcomes: list[Outcome] = []
+        self._loop = loop
+        self._names: dict[str, str] = {}
+        self._view_of: dict[Any, str] = {}
+        self._alone: _Actor | None = _Actor("observer", ())
+        self._dead = False
+        self._epoch_changed = False
+        self._gates: list[_Gate] = []
+        self._tables = store.Tables()
+        self._views: list[str] = []
+        self._effects: list[_Effect] = []
+        self._entry: dict[bytes, bytes] = {}
+        self._replayed: deque[Outcome] | None = None
+        self._actors: list[_Actor] = []
+        loop.set_exception_handler(self._unexpected)
+        asyncio._set_running_loop(loop)
+        try:
+            self._savers = {name: self._make_saver(server.port) for name in ("observer", *scenario.actors)}
+        finally:
+            asyncio._set_running_loop(None)
+        self._observer = self._savers["observer"]
+        self._refresh()
+        self._forget_the_last_run()
+        self.wire.send(("DEL", self._key))
+        self._prepare()
+
+    # ------------------------------------------------------------------ what the explorer does
+
+    def begin(self, path: Sequence[Move] = (), outcomes: Sequence[Outcome] = ()) -> None:
+        """Start a new run, and take it where another one was after these moves.
+
+        Args:
+            outcomes: What Redis did in that run. A script does the same to the same entry, so until the end
+                of the path the savers are told what they were told then, and then the entry is put there as
+                it was. Only when another Redis has begun to reign on the path, everything is done again.
+        """
+        self._bury()
+        if self._epoch_changed:
+            self._refresh()
+        self._forget_the_last_run()
+        self._dead = False
+        self._entry, self._ttl = dict(self._base_entry), int(TTL_SECONDS * 1000)
+        self._replayed = None if any(kind in _REIGNS for kind, *_ in path) else deque(outcomes)
+        if not path or self._replayed is None:
+            self._put_back()
+        self._tables = self._base_tables
+        self._views = [self._view(self._tables)]
+        self._effects = []
+        self._history = [self._entry]
+        self._ghosts: list[Ghost] = []
+        self._lossy = False
+        self.faults: list[str] = []
+        self.outcomes = []
+        self.trace = []
+        self._actors = [_Actor(name, calls) for name, calls in self.scenario.actors.items()]
+        for actor in self._actors:
+            context = copy_context()
+            context.run(_ACTOR.set, actor)
+            actor.task = self._loop.create_task(self._live(actor), context=context)
+        self._loop.drain()
+        for move in path:
+            self.do(move)
+        if self._replayed is not None:
+            assert not self._replayed
+            self._replayed = None
+            if path:
+                self._put_back()
+
+    def moves(self, faults: Sequence[str]) -> list[Move]:
+        """What can be done next; `faults` are the kinds that may still happen."""
+        steps: list[Move] = []
+        for gate in self._gates:
+            if self._is_enabled(gate) and not self._is_mirrored(gate.actor):
+                steps.append(("step", gate.actor.name, gate.label))
+        if len(set(steps)) < len(steps):
+            raise AssertionError(f"two gates of one name: {steps}")
+        for number, ghost in enumerate(self._ghosts):
+            if self._can(ghost.who, ghost.statement):
+                steps.append(("late", str(number), ghost.statement[0]))
+            steps.append(("never", str(number), ghost.statement[0]))
+        intents = {
+            self._plain(field): value for field, value in self._entry.items() if _is_live(field, value)
+        }
+        crashed = {actor.name for actor in self._actors if actor.crashed}
+        for intent in intents:
+            owner = intent[2:].split("_")[0]
+            if not self._ghosts and (owner in crashed or owner == "doubt"):
+                steps.append(("expire", intent))
+        return steps + [move for kind in faults for move in self._fault_moves(kind, intents)]
+
+    def do(self, move: Move) -> None:
+        """Do one of `moves`, and let its client go on to its next action.
+
+        Raises:
+            Violation: A read returned what it must not, or an intent would be forgotten before its deadline.
+        """
+        kind, *about = move
+        getattr(self, f"_do_{kind}")(*about)
+        self._loop.drain()
+        if self._violation:
+            raise self._violation
+
+    def state(self) -> int:
+        """A hash of all that the rest of the run depends on, and of all that it will be judged by."""
+        settled, first = self._settled()
+        return hash(
+            (
+                self._tables,
+                tuple((ghost.who, ghost.statement) for ghost in self._ghosts),
+                _canonical(self._entry),
+                self._lossy,
+                tuple(self.faults),
+                settled,
+                tuple((effect.rows, effect.required) for effect in self._effects[first:]),
+                tuple(
+                    (
+                        actor.position,
+                        actor.past,
+                        actor.crashed,
+                        actor.session,
+                        tuple(number - first for number in actor.effects if number >= first),
+                        None if actor.began is None or self._lossy else frozenset(self._views[actor.began :]),
+                        actor.possible,
+                        frozenset(gate.label for gate in self._gates if gate.actor is actor),
+                    )
+                    for actor in self._actors
+                ),
+            )
+        )
+
+    def finish(self) -> None:
+        """All is over: the intents that are left expire, and two reads are to return what PostgreSQL holds.
+
+        Raises:
+            Violation: Somebody waits for ever, or a read returns something else.
+        """
+        for actor in self._actors:
+            if not (actor.done or actor.crashed):
+                raise Violation(f"{actor.name} waits for ever, at {[g.label for g in self._gates]}")
+        for field_, value in list(self._entry.items()):
+            if _is_live(field_, value):
+                self._expire(field_, value)
+        self._alone = _Actor("observer", ())
+        for _ in range(2):
+            found = _text(self._loop.complete(self._observer.aget_tuple(CONFIG)))
+            self.reads += 1
+            if found != self._views[-1]:
+                raise Violation(f"in the end a read returned {found}, PostgreSQL holds {self._views[-1]}")
+        self._alone = None
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self._bury()
+        self.wire.send(("DEL", self._key))
+        self.wire.close()
+
+    # ------------------------------------------------------------------ what happens next
+
+    def _is_enabled(self, gate: _Gate) -> bool:
+        return not gate.statement or self._can(gate.actor.who, gate.statement)
+
+    def _can(self, who: str, statement: tuple[Any, ...]) -> bool:
+        try:
+            store.execute(self._tables, who, statement)
+        except store.MustWait:
+            return False
+        return True
+
+    def _is_mirrored(self, actor: _Actor) -> bool:
+        """Of two actors who do the same, the second begins after the first: the rest is symmetry."""
+        if actor.began is not None or actor.position:
+            return False
+        before = self._actors[: self._actors.index(actor)]
+        return any(a.calls is actor.calls and not a.position and a.began is None for a in before)
+
+    def _fault_moves(self, kind: str, intents: dict[str, bytes]) -> list[Move]:
+        if kind == "evict":
+            return [("evict",)] if self._entry else []
+        if kind == "lapse":
+            return [("lapse", intent) for intent in intents]
+        if kind in _REIGNS:
+            older = [i for i, entry in enumerate(self._history) if b"id" in entry and entry != self._entry]
+            return [(kind, str(i)) for i in sorted({older[0], older[-1]})] if older else [(kind, "empty")]
+        begun = [a for a in self._actors if a.began is not None and not (a.done or a.crashed)]
+        if kind == "crash":
+            return [("crash", actor.name) for actor in begun]
+        if kind == "cancel":
+            return [("cancel", actor.name) for actor in begun]
+        if kind in ("unsaid", "unheard"):
+            return [(kind, gate.actor.name, gate.label) for gate in self._gates if gate.tier == "l1"]
+        return [
+            (kind, gate.actor.name, gate.label)
+            for gate in self._gates
+            if gate.tier == "l2" and gate.label not in ("select", "rollback")
+        ]
+
+    def _do_step(self, name: str, label: str) -> None:
+        [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
+        actor = gate.actor
+        self._start(actor)
+        self._gates.remove(gate)
+        answer: Any = None
+        try:
+            answer = gate.perform()
+        except Exception as exc:
+            gate.opened.set_exception(exc)
+            answer = type(exc).__name__
+        else:
+            gate.opened.set_result(answer)
+        actor.past = hash((actor.past, label, _canonical_answer(answer)))
+        self.trace.append(f"{name}: {label} -> {_short(answer)}")
+
+    def _start(self, actor: _Actor) -> None:
+        if actor.began is None:
+            actor.began, actor.possible = len(self._views) - 1, self._possible()
+
+    def _do_late(self, number: str, _label: str) -> None:
+        ghost = self._ghosts.pop(int(number))
+        self._execute(ghost.who, ghost.statement)
+        self.trace.append(f"{ghost.who}: {ghost.statement[0]} takes effect, late")
+
+    def _do_never(self, number: str, _label: str) -> None:
+        ghost = self._ghosts.pop(int(number))
+        self._execute(ghost.who, ("rollback",))
+        self.trace.append(f"{ghost.who}: {ghost.statement[0]} never takes effect")
+
+    def _do_expire(self, intent: str) -> None:
+        for field_, value in list(self._entry.items()):
+            if self._plain(field_) == intent:
+                self._expire(field_, value)
+        self.trace.append(f"{intent} expires")
+
+    # ------------------------------------------------------------------ faults
+
+    def _fault(self, text: str, *, lossy: bool = False) -> None:
+        self.faults.append(text.split(":")[0])
+        self.trace.append(f"*** {text}")
+        self._lossy = self._lossy or lossy
+
+    def _do_crash(self, name: str) -> None:
+        self._fault(f"crash: {name}")
+        [actor] = [a for a in self._actors if a.name == name]
+        actor.crashed = True
+        self._gates = [gate for gate in self._gates if gate.actor is not actor]
+        # Its connection goes with it: a transaction is rolled back. A statement that still takes effect is
+        # another schedule, in which it crashes later.
+        self._execute(actor.who, ("rollback",))
+
+    def _do_evict(self) -> None:
+        self._fault("evict", lossy=True)
+        self._entry = {}
+        self._send(("DEL", self._key))
+
+    def _do_failover(self, number: str) -> None:
+        """This server promotes itself: the keys are as they were some time ago, the scripts are there."""
+        self._reign_anew("failover", number, ("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"))
+
+    def _do_restart(self, number: str) -> None:
+        """The same without the scripts: what clients see of a restart, at a fraction of its time."""
+        promote = ("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")
+        self._reign_anew("restart", number, *promote, ("SCRIPT", "FLUSH"))
+
+    def _do_reboot(self, number: str) -> None:
+        """The process is killed, and another one loads the snapshot."""
+        self._reign_anew("reboot", number)
+        self._server.save_snapshot()
+        self._server.kill()
+        self._server.start()
+        self.wire.close()
+        self.wire = Wire(self._server.port)
+        self._meet()
+
+    def _reign_anew(self, kind: str, number: str, *commands: tuple[Any, ...]) -> None:
+        past = {} if number == "empty" else self._history[int(number)]
+        self._fault(f"{kind}: with entry {number}", lossy=True)
+        for answer in self.wire.send(*commands, ("DEL", self._key), *self._commands_to_store(past)):
+            _raise_error(answer)
+        self._epoch_changed = True
+        if commands:
+            self._meet()
+
+    def _meet(self) -> None:
+        """See the entry of the new reign."""
+        self._refresh()
+        self._look()
+
+    def _do_lapse(self, intent: str) -> None:
+        """An intent expires although its writer lives: its process stood still, and goes on."""
+        self._fault(f"lapse: {intent}", lossy=True)
+        self._do_expire(intent)
+
+    def _do_unsaid(self, name: str, label: str) -> None:
+        """Redis never gets to know of a step; the client gives it up."""
+        self._fail(name, label, "unsaid", TimeoutError(), None, lossy=True)
+
+    def _do_unheard(self, name: str, label: str) -> None:
+        """Redis does a step, and the client never gets to know."""
+        gate = self._fail(name, label, "unheard", TimeoutError(), None, lossy=True)
+        with suppress(ResponseError):
+            gate.perform()
+
+    def _do_cut(self, name: str, label: str) -> None:
+        """The connection breaks while a statement is under way: the client knows nothing, and goes on."""
+        gate = self._fail(name, label, "cut", L2UnavailableError("cut"), psycopg.OperationalError("cut"))
+        rest = store.GOES_ON.get(label)
+        if rest is None:
+            self._execute(gate.actor.who, ("rollback",))
+        else:
+            self._ghosts.append(Ghost(gate.actor.who, (rest, *gate.statement[1:])))
+        gate.actor.session += 1
+
+    def _do_refuse(self, name: str, label: str) -> None:
+        """PostgreSQL answers with an error: nothing was done."""
+        gate = self._fail(name, label, "refuse", L2DeadlineError("refused"), psycopg.errors.QueryCanceled())
+        self._execute(gate.actor.who, ("rollback",))
+
+    def _do_cancel(self, name: str) -> None:
+        """The caller gives up. What it had sent to PostgreSQL may still take effect."""
+        self._fault(f"cancel: {name}")
+        [actor] = [a for a in self._actors if a.name == name]
+        for gate in [g for g in self._gates if g.actor is actor and g.tier == "l2"]:
+            if rest := store.GOES_ON.get(gate.label):
+                self._ghosts.append(Ghost(actor.who, (rest, *gate.statement[1:])))
+            else:
+                self._execute(actor.who, ("rollback",))
+            actor.session += 1
+        assert actor.task is not None
+        actor.task.cancel()
+        actor.past = hash((actor.past, "cancelled"))
+
+    def _fail(
+        self,
+        name: str,
+        label: str,
+        kind: str,
+        error: Exception,
+        cause: Exception | None,
+        *,
+        lossy: bool = False,
+    ) -> _Gate:
+        [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
+        self._gates.remove(gate)
+        self._start(gate.actor)
+        self._fault(f"{kind}: {name}, {label}", lossy=lossy)
+        error.__cause__ = cause
+        gate.opened.set_exception(error)
+        gate.actor.past = hash((gate.actor.past, label, kind))
+        return gate
+
+    # ------------------------------------------------------------------ the actors
+
+    async def _live(self, actor: _Actor) -> None:
+        client = self._savers[actor.name]
+        for call in actor.calls:
+            acknowledged = False
+            try:
+                answer = await call.make(client)
+                acknowledged = True
+            except asyncio.CancelledError:
+                if self._dead:
+                    raise
+                self.trace.append(f"{actor.name}: {call.name} was cancelled")
+            except GlasspointError as exc:
+                self.trace.append(f"{actor.name}: {call.name} failed, {type(exc).__name__}")
+            except Exception as exc:
+                self._unexpected(self, {"message": call.name, "exception": exc})
+            if self._dead:
+                return
+            if acknowledged:
+                self.trace.append(f"{actor.name}: {call.name} is answered")
+                if call.reads:
+                    self._judge(actor, _text(answer))
+                for number in actor.effects:
+                    self._require(number)
+            actor.position += 1
+            actor.past = actor.tokens = 0
+            actor.began, actor.possible, actor.effects = None, frozenset(), []
+
+    def _judge(self, actor: _Actor, found: str) -> None:
+        """The promise, by which a read is judged.
+
+        While the entry loses nothing: what PostgreSQL held at some moment of the read. When it has lost an
+        intent, readers can no longer be sent to PostgreSQL while that write is under way, so: what PostgreSQL
+        held at some moment, with every write that was acknowledged before the read; others may be missing,
+        each as a whole.
+        """
+        assert actor.began is not None
+        self.reads += 1
+        if self._lossy:
+            allowed = {self._view(tables) for tables in actor.possible}
+        else:
+            allowed = set(self._views[actor.began :])
+        if found not in allowed and self._violation is None:
+            self._violation = Violation(f"{actor.name} read {found}, but PostgreSQL held {sorted(allowed)}")
+
+    def _possible(self) -> frozenset[store.Tables]:
+        """The tables with every required effect, and with or without each of the others."""
+        settled, first = self._settled()
+        possible = {settled}
+        for effect in self._effects[first:]:
+            with_it = {_applied(tables, effect) for tables in possible}
+            possible = with_it if effect.required else possible | with_it
+        return frozenset(possible)
+
+    def _settled(self) -> tuple[store.Tables, int]:
+        """The tables with the first effects, as far as all are required, and how many these are."""
+        tables = self._base_tables
+        for number, effect in enumerate(self._effects):
+            if not effect.required:
+                return tables, number
+            tables = _applied(tables, effect)
+        return tables, len(self._effects)
+
+    def _require(self, number: int) -> None:
+        effect = self._effects[number]
+        effect.required = True
+        keys = {key for _, key, _ in effect.rows}
+        for earlier in range(number):
+            if not self._effects[earlier].required and keys & {k for _, k, _ in self._effects[earlier].rows}:
+                self._require(earlier)
+
+    async def pass_redis(self, sha: str, numkeys: int, key: str, *args: Any) -> Any:
+        """Where a script waits; its name is known from what was loaded."""
+
+        def perform() -> Any:
+            outcome = self._replayed.popleft() if self._replayed is not None else None
+            if outcome is None:
+                look = ("HGETALL", self._key), ("PTTL", self._key)
+                outcome = Outcome(*self.wire.send(("EVALSHA", sha, numkeys, key, *args), *look))
+            self.outcomes.append(outcome)
+            self._saw(outcome.entry, outcome.ttl_ms)
+            return _raise_error(outcome.answer)
+
+        return await self._pass("l1", self._script_names()[sha], perform)
+
+    async def _pass_postgres(self, statement: tuple[Any, ...]) -> Any:
+        actor = self._current()
+        return await self._pass("l2", statement[0], lambda: self._execute(actor.who, statement), statement)
+
+    async def _pass(
+        self, tier: str, label: str, perform: Callable[[], Any], statement: tuple[Any, ...] = ()
+    ) -> Any:
+        if self._dead:
+            raise asyncio.CancelledError
+        if self._alone is not None:
+            return perform()
+        gate = _Gate(_ACTOR.get(), tier, label, perform, self._loop.create_future(), statement)
+        if gate.actor.crashed:
+            await gate.opened
+        self._gates.append(gate)
+        try:
+            return await gate.opened
+        except asyncio.CancelledError:
+            if gate in self._gates:
+                self._gates.remove(gate)
+            raise
+
+    def _current(self) -> _Actor:
+        return self._alone or _ACTOR.get()
+
+    # ------------------------------------------------------------------ the two tiers
+
+    def _execute(self, who: str, statement: tuple[Any, ...]) -> Any:
+        before = self._tables
+        self._tables, answer = store.execute(before, who, statement)
+        if statement[0] in store.EFFECTS and self._alone is None:
+            effect = _Effect(_changes(before, self._tables, store.touched(before, who, statement)))
+            self._effects.append(effect)
+            for actor in self._actors:
+                if actor.who == who:
+                    actor.effects.append(len(self._effects) - 1)
+                actor.possible |= {_applied(tables, effect) for tables in actor.possible}
+            view = self._view(self._tables)
+            if view != self._views[-1]:
+                self._views.append(view)
+        return answer
+
+    def _view(self, tables: store.Tables) -> str:
+        _, row = store.execute(tables, "", ("select", SCOPE, None))
+        if row not in self._view_of:
+            stored = store.stored_checkpoint(SCOPE, row)
+            serde = self._observer.serde
+            self._view_of[row] = _text(stored and codec.decode_tuple(serde, stored))
+        return self._view_of[row]
+
+    def _saw(self, entry: Sequence[bytes], ttl: int) -> None:
+        self._ttl = ttl
+        self._entry = dict(zip(entry[::2], entry[1::2], strict=True))
+        if self._alone is None and self._entry != self._history[-1]:
+            self._history.append(self._entry)
+        if any(_is_live(*item) for item in self._entry.items()) and ttl < WRITE_DEADLINE_SECONDS * 1000:
+            self._violation = Violation(f"the entry expires in {ttl} ms, before an intent in it")
+
+    def _look(self) -> None:
+        self._saw(*self.wire.send(("HGETALL", self._key), ("PTTL", self._key)))
+
+    def _expire(self, field_: bytes, value: bytes) -> None:
+        past = b"1:" + value.rpartition(b":")[2]
+        self._send(("HSET", self._key, field_, past))
+        self._entry = self._entry | {field_: past}
+
+    def _put_back(self) -> None:
+        """Make the entry in Redis what it was at this point of an earlier run."""
+        self.wire.send(("DEL", self._key), *self._commands_to_store(self._entry))
+
+    def _commands_to_store(self, entry: dict[bytes, bytes]) -> list[tuple[Any, ...]]:
+        if not entry:
+            return []
+        fields = [part for item in entry.items() for part in item]
+        ttl = self._ttl if self._ttl > 0 else int(TTL_SECONDS * 1000)
+        return [("HSET", self._key, *fields), ("PEXPIRE", self._key, ttl)]
+
+    def _send(self, *commands: tuple[Any, ...]) -> None:
+        if self._replayed is None:
+            self.wire.send(*commands)
+
+    def _plain(self, field_: bytes) -> str:
+        return _UNIQUE.sub(b"", field_).decode() if field_.startswith(b"i:") else ""
+
+    # ------------------------------------------------------------------ before and after
+
+    def _make_saver(self, port: int) -> Any:
+        class ExploredSaver(saver.CachedPostgresSaver):
+            _pruner = property(lambda self: store.ModelPruner(self._l2))  # type: ignore[assignment]
+
+        client = _SteppedRedis(port=port)
+        client.world = self
+        pool: Any = AsyncConnectionPool("", open=False)
+        made = ExploredSaver(
+            AsyncPostgresSaver(pool),
+            client,
+            telemetry=Telemetry("explorer", ()),
+            cache_ttl=TTL_SECONDS,
+            l1_timeout_seconds=WRITE_DEADLINE_SECONDS,
+            write_deadline_seconds=WRITE_DEADLINE_SECONDS,
+            audit_ratio=0,
+        )
+        made._l2 = store.ModelStore(self._pass_postgres)  # type: ignore[assignment]
+        # Neither the breaker nor the sweeper: what a step without an answer means is explored here as it is.
+        made._l1._breaker = made._breaker = Breaker(failures=sys.maxsize)
+        made._l1.regain_trust = None
+        assert made._sweeper._task is not None
+        made._sweeper._task.cancel()
+        return made
+
+    def _prepare(self) -> None:
+        """Store what was there before, through the observer."""
+        for call in self.scenario.before:
+            self._loop.complete(call.make(self._observer))
+        self._look()
+        self._base_entry = {} if self.scenario.cold else self._entry
+        self.outcomes = []
+        self._base_tables = self._tables
+        self._alone = None
+        self._violation: Violation | None = None
+
+    def _refresh(self) -> None:
+        """Let the observer know who reigns, as its next step would, without spending a step."""
+        self._observer._l1._epochs.distrust()
+        self._loop.complete(self._observer._l1.connect())
+        self._names.clear()
+        self._key = self._observer._l1.epoch.key(SCOPE)
+
+    def _forget_the_last_run(self) -> None:
+        """The savers outlive it: let each know who reigns, and nothing else."""
+        for each in self._savers.values():
+            epochs = each._l1._epochs
+            epochs._epoch, epochs._trusted = self._observer._l1.epoch, True
+        self._epoch_changed = False
+
+    def _script_names(self) -> dict[str, str]:
+        if not self._names:
+            for each in self._savers.values():
+                self._names |= {sha: step for step, sha in each._l1.epoch.shas.items()}
+        return self._names
+
+    def _bury(self) -> None:
+        """End what the last run left unfinished, without another action."""
+        self._dead, self._violation = True, None
+        while pending := [task for task in self._loop.tasks if not task.done()]:
+            for task in pending:
+                task.cancel()
+            self._loop.drain()
+        for task in self._loop.tasks:
+            if not task.cancelled():
+                task.exception()  # retrieved
+        self._loop.tasks.clear()
+        self._gates.clear()
+
+    def _unexpected(self, _loop: object, context: dict[str, Any]) -> None:
+        if not self._dead:
+            self._violation = Violation(f"unexpected: {context.get('message')} {context.get('exception')!r}")
+
+
+def new_token() -> str:
+    """For `cache._new_token`: says whose it is, and is the same in every replay."""
+    actor = _ACTOR.get(None)
+    if actor is None:
+        return "observer"
+    actor.tokens += 1
+    return f"{actor.name}_{actor.position}_{actor.tokens}"
+
+
+class NoSleep:
+    """For `asyncio` in `cache`: a pause costs nothing, the next step is when the explorer says so."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, _seconds: float) -> None:
+        await asyncio.sleep(0)
+
+
+async def no_pause(_seconds: float) -> None:
+    """For the back-off of retries: likewise."""
+    await asyncio.sleep(0)
+
+
+def _changes(
+    before: store.Tables, after: store.Tables, touched: Iterable[tuple[str, Any]]
+) -> tuple[Any, ...]:
+    """The rows that a statement changed, or found as it wanted them."""
+    return tuple(sorted((name, key, dict(getattr(after, name)).get(key)) for name, key in touched))
+
+
+def _applied(tables: store.Tables, effect: _Effect) -> store.Tables:
+    rows = {name: dict(getattr(tables, name)) for name in ("checkpoints", "blobs", "writes")}
+    for name, key, row in effect.rows:
+        if row is None:
+            rows[name].pop(key, None)
+        else:
+            rows[name][key] = row
+    return store.Tables(**{name: frozenset(each.items()) for name, each in rows.items()})
+
+
+def _is_live(field_: bytes, value: bytes) -> bool:
+    return field_.startswith(b"i:") and len(value) > 10
+
+
+_UNIQUE = re.compile(rb"(?<=[a-z0-9_])\.\d{9,}\.\d{1,6}$")
+
+
+def _canonical(entry: dict[bytes, bytes]) -> tuple[Any, ...]:
+    """Without the clock: what a name ends with, and what of a deadline is not whether it has passed."""
+    return tuple(sorted((_UNIQUE.sub(b"", k), _canonical_value(k, v)) for k, v in entry.items()))
+
+
+def _canonical_value(field_: bytes, value: bytes) -> bytes:
+    if field_.startswith(b"i:"):
+        return b"live" + value[-2:] if len(value) > 10 else b"expired" + value[-2:]
+    return _UNIQUE.sub(b"", value) if field_ == b"lease" else value
+
+
+def _canonical_answer(answer: Any) -> Any:
+    if isinstance(answer, bytes):
+        return _UNIQUE.sub(b"", answer)
+    if isinstance(answer, list):
+        if len(answer) == 2 and isinstance(answer[1], list):
+            return answer[0], _canonical(dict(zip(answer[1][::2], answer[1][1::2], strict=True)))
+        return tuple(_canonical_answer(each) for each in answer)
+    return answer
+
+
+def _short(answer: Any) -> str:
+    text = repr(_canonical_answer(answer))
+    return text if len(text) < 200 else f"{text[:200]} …"
+
+
+def _text(found: Any) -> str:
+    """A checkpoint tuple as text; two are equal if and only if they are the same in every field."""
+    return json.dumps(found, sort_keys=True, default=repr)
