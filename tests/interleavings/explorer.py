@@ -17,9 +17,8 @@ from functools import partial
 import pytest
 from tenacity import AsyncRetrying
 
+from glasspoint import lifecycle
 from glasspoint.demo.embedded import EmbeddedRedis
-from glasspoint.l1 import cache
-from glasspoint.l2 import retrying
 from interleavings.world import (
     PATIENCE,
     FrozenLoop,
@@ -44,12 +43,15 @@ FAULTS = (
     "cut",
     "refuse",
     "cancel",
+    "cut_off",
+    "open",
 )
 """Kinds of faults: `crash` a process ends; `evict` the entry is gone; `lapse` an intent expires although its
 writer lives; `restart`, `failover` another Redis reigns, with what the entry held some time ago, without or
 with its scripts; `unsaid`, `unheard` a step gets no answer from Redis, and was not done or was; `cut` the
 connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL answers with an
-error; `cancel` the caller gives up. Also `reboot`: a restart that is one."""
+error; `cancel` the caller gives up; `cut_off` a process does not reach Redis from now on, until it does
+again; `open` its breaker opens. Also `reboot`: a restart that is one."""
 
 
 class Counterexample(AssertionError):
@@ -127,10 +129,16 @@ def explore(
 @contextmanager
 def _patched() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "_new_token", new_token)
-        patch.setattr(cache, "_PATIENCE", PATIENCE)
-        patch.setattr(cache, "asyncio", NoSleep())
-        patch.setattr(retrying, "AsyncRetrying", partial(AsyncRetrying, sleep=no_pause))
+        # The globals that their functions see, which of a mutated module are not the module's own.
+        cache = lifecycle.Cache.read.__globals__
+        patch.setitem(cache, "_new_token", new_token)
+        patch.setitem(cache, "_PATIENCE", PATIENCE)
+        patch.setitem(cache, "asyncio", NoSleep())
+        retrying = lifecycle.Retries.run.__globals__
+        patch.setitem(retrying, "AsyncRetrying", partial(AsyncRetrying, sleep=no_pause))
+        sweeping = lifecycle.Sweeper.round.__globals__
+        patch.setitem(sweeping, "_PAUSE_SECONDS", 0.0)
+        patch.setitem(sweeping, "monotonic", lambda: 0.0)
         yield
 
 

@@ -18,13 +18,15 @@ import pytest
 
 from glasspoint.l1 import epoch
 
+_OURS = ("glasspoint", "interleavings")
+
 
 @dataclass(frozen=True)
 class Mutation:
     """A rule, removed.
 
     Attributes:
-        edits: (file, text, what to put instead); a file is a script, or a module of `glasspoint`.
+        edits: (file, text, what to put instead); a file is a script, or a module.
         scenario: Where a counterexample is to be found.
         faults: What kinds of faults it takes.
         finds: How the counterexample is told.
@@ -73,7 +75,7 @@ def _reload(patch: pytest.MonkeyPatch, module: ModuleType, text: str) -> None:
     patch.setitem(sys.modules, module.__name__, scratch)  # dataclasses look their module up
     exec(compile(text, str(module.__file__), "exec"), scratch.__dict__)
     patch.setitem(sys.modules, module.__name__, module)
-    for other in [m for name, m in sys.modules.items() if name.split(".")[0] == "glasspoint"]:
+    for other in [m for name, m in sys.modules.items() if name.split(".")[0] in _OURS]:
         for name, value in list(vars(other).items()):
             new = vars(scratch).get(name)
             if name in before and value is before[name] and new is not None and new is not value:

@@ -10,6 +10,8 @@ import pytest
 from glasspoint.demo.embedded import EmbeddedRedis
 from interleavings.explorer import FAULTS, Counterexample, Report, explore, table
 from interleavings.mutations import MUTATIONS, Mutation, mutated
+from interleavings.outages import OUTAGES
+from interleavings.rules_of_outages import RULES_OF_OUTAGES
 from interleavings.scenarios import SCENARIOS
 from interleavings.world import Outcome, Scenario, World
 
@@ -58,6 +60,30 @@ def test_without_a_rule_a_counterexample_is_found(mutation: Mutation, explored_r
         explore(SCENARIOS[mutation.scenario], explored_redis, faults=mutation.faults)
 
 
+@pytest.mark.parametrize("scenario", OUTAGES.values(), ids=OUTAGES)
+def test_while_redis_is_away_no_promise_is_broken(
+    scenario: Scenario, explored_redis: EmbeddedRedis, reports: list[Report]
+) -> None:
+    """Faults of all kinds, two in a schedule."""
+    at_most = None if EXHAUSTIVE else SAMPLE
+    report = explore(scenario, explored_redis, faults=FAULTS, budget=2, at_most=at_most, seed=SEED)
+    reports.append(report)
+    assert report.exhaustive or report.runs == SAMPLE
+
+
+@pytest.mark.parametrize("mutation", RULES_OF_OUTAGES, ids=lambda mutation: mutation.rule)
+def test_without_a_rule_of_outages_a_counterexample_is_found(
+    mutation: Mutation, explored_redis: EmbeddedRedis
+) -> None:
+    with mutated(mutation), pytest.raises(Counterexample, match=mutation.finds):
+        explore(
+            OUTAGES[mutation.scenario],
+            explored_redis,
+            faults=mutation.faults,
+            budget=max(1, len(mutation.faults)),
+        )
+
+
 PUT_AND_READER = Scenario(
     "put || reader",
     {name: SCENARIOS["two puts || reader"].actors[name] for name in "pr"},
@@ -70,7 +96,7 @@ def test_an_eviction_and_a_write_of_unknown_outcome_are_one_fault_too_many(
     second: str, explored_redis: EmbeddedRedis
 ) -> None:
     """The limit that docs/protocol.md names. If this fails, the limit is gone: say so there."""
-    with pytest.raises(Counterexample, match="in the end a read returned"):
+    with pytest.raises(Counterexample, match="in the end a read of observer returned"):
         explore(PUT_AND_READER, explored_redis, faults=["evict", second], budget=2)
 
 

@@ -155,13 +155,13 @@ async def test_a_put_that_waits_for_a_deletion_answers_what_it_saw_before(real: 
         return answer
 
     params = store.put_params(put)
-    run("p", "put", scope, params)
+    run("p", "put", scope, params, False)
     run("d", "delete", (scope.thread_id,))
-    newest, _, known_writes = run("p", "put snapshot", scope, params)
+    newest, _, known_writes = run("p", "put snapshot", scope, params, False)
     with pytest.raises(store.MustWait):
-        run("p", "put", scope, params)
+        run("p", "put", scope, params, False)
     run("d", "commit")
-    stored = run("p", "put", scope, params)
+    stored = run("p", "put", scope, params, False)
     assert (newest, stored, list(known_writes)) == (False, len(put.blobs), [])
     assert (answered.followable, answered.known_writes) == (False, [])
     assert found == comparable(store.stored_checkpoint(scope, run("r", "select", scope, None)))
