@@ -103,6 +103,7 @@ def explore(
     budget: int = 1,
     at_most: int | None = None,
     seed: int = 0,
+    start: Sequence[Move] = (),
 ) -> Report:
     """Run a scenario through its schedules, with up to `budget` faults in each.
 
@@ -110,6 +111,7 @@ def explore(
         server: A Redis for this alone, which will reign anew many times.
         faults: Kinds that may happen, of `FAULTS`.
         at_most: Runs; beyond that the exploration is bounded, in an order that `seed` decides.
+        start: What every schedule begins with; not for bounded ones.
 
     Raises:
         Counterexample: An invariant does not hold.
@@ -119,7 +121,7 @@ def explore(
         try:
             world = World(loop, server, scenario)
             try:
-                return _Search(world, faults, budget, at_most, random.Random(seed)).report()
+                return _Search(world, faults, budget, at_most, random.Random(seed), start).report()
             finally:
                 world.close()
         finally:
@@ -144,13 +146,20 @@ def _patched() -> Iterator[None]:
 
 class _Search:
     def __init__(
-        self, world: World, faults: Sequence[str], budget: int, at_most: int | None, rng: random.Random
+        self,
+        world: World,
+        faults: Sequence[str],
+        budget: int,
+        at_most: int | None,
+        rng: random.Random,
+        start: Sequence[Move],
     ) -> None:
         self._world = world
         self._faults = faults
         self._budget = budget
         self._at_most = at_most
         self._rng = rng
+        self._start = tuple(start)
         self._report = Report(world.scenario.name)
         self._covered: dict[int, int] = {}
 
@@ -171,8 +180,10 @@ class _Search:
     def _search(self) -> None:
         """Depth first."""
         self._begin((), ())
+        for move in self._start:
+            self._do(move)
         stack: list[_Frame] = []
-        path: tuple[Move, ...] = ()
+        path = self._start
         while True:
             state = self._world.state()
             covers = self._covered.get(state)

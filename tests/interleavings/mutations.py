@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from glasspoint.l1 import epoch
+from interleavings.world import Move
 
 _OURS = ("glasspoint", "interleavings")
 
@@ -29,6 +30,7 @@ class Mutation:
         edits: (file, text, what to put instead); a file is a script, or a module.
         scenario: Where a counterexample is to be found.
         faults: What kinds of faults it takes.
+        start: What the schedules begin with that are searched, where all would take minutes.
         finds: How the counterexample is told.
     """
 
@@ -36,7 +38,8 @@ class Mutation:
     edits: tuple[tuple[str, str, str], ...]
     scenario: str
     faults: tuple[str, ...] = ()
-    finds: str = "read"
+    start: tuple[Move, ...] = ()
+    finds: str = "PostgreSQL h(eld|olds)"
 
 
 @contextmanager
@@ -190,6 +193,7 @@ MUTATIONS = (
             ("read.lua", "\n    expired = true\n", "\n"),
         ),
         _TWO_PUTS,
+        finds="expires",
     ),
     Mutation(
         "READ discards when an intent has expired",

@@ -37,6 +37,12 @@ OUTAGES = {
             new="n",
         ),
         Scenario(
+            "read, put_writes || its sweeper, twice || its reader",
+            {"w": [READ, put_writes(1)], "s": [SWEEP, SWEEP], "v": [READ]},
+            before=[put(1)],
+            shares={"s": "w", "v": "w"},
+        ),
+        Scenario(
             "put_writes || reader || sweeper",
             {"w": [put_writes(1)], "r": [READ, READ], "s": [SWEEP]},
             before=[put(1)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from interleavings.mutations import Mutation
+from interleavings.world import Move
 
 _OWN = "put_writes || reader of the same process"
 _NEW = "put_writes, its sweeper || reader || new reader"
@@ -18,7 +19,20 @@ _SAVER = "glasspoint.saver"
 _CACHE = "glasspoint.l1.cache"
 _MODEL = "interleavings.store"
 
-_DOUBT = "            self._l1.doubt()\n"
+_EVICTED: tuple[Move, ...] = (("step", "w", "begin"), ("evict",))
+_WARMED_UP_BEFORE_THE_WRITE: tuple[Move, ...] = (
+    ("step", "v", "read"),
+    ("step", "v", "select"),
+    ("step", "w", "put_writes"),
+    ("step", "v", "warm_up"),
+)
+_DROPPED_AND_WARMED_UP: tuple[Move, ...] = (
+    ("step", "s", "pending"),
+    ("step", "s", "drop"),
+    ("step", "r", "read"),
+    ("step", "r", "select"),
+    ("step", "r", "warm_up"),
+)
 
 RULES_OF_OUTAGES = (
     Mutation(
@@ -70,6 +84,7 @@ RULES_OF_OUTAGES = (
         ),
         _OWN,
         ("evict", "cut_off"),
+        start=_EVICTED,
     ),
     Mutation(
         "rows are deleted after DROP",
@@ -144,12 +159,37 @@ RULES_OF_OUTAGES = (
         ),
         _PLAIN,
         ("cut_off", "unheard"),
+        start=(("cut_off", "w"),),
+    ),
+    Mutation(
+        # Either is enough: a sweep that begins later sees the row, and a doubt outlives a sweep.
+        "the sweep begins when the breaker has closed, or else who has made a row trusts Redis no more",
+        (
+            (
+                _SWEEPING,
+                "        if self._breaker.begin_probe():\n            await self._probe()\n",
+                "        if not self._breaker.is_closed:\n"
+                "            await self._try(self._sweep_all)\n"
+                "            if self._breaker.begin_probe():\n"
+                "                await self._probe()\n"
+                "            return 0.0\n",
+            ),
+            (
+                _SAVER,
+                "        self._l1.doubt()\n        self._operation.l1_write",
+                "        self._operation.l1_write",
+            ),
+        ),
+        "read, put_writes || its sweeper, twice || its reader",
+        ("open",),
+        start=(("open", "w"), ("step", "w", "read")),
     ),
     Mutation(
         "a doubt that arises during a sweep outlives it",
         ((_CACHE, "self._believed_at = doubts\n", "self._believed_at = self._doubts\n"),),
         _OWN_SWEEPER,
         ("cut_off",),
+        start=_DROPPED_AND_WARMED_UP,
     ),
     Mutation(
         "who has made a row trusts Redis no more",
@@ -162,5 +202,6 @@ RULES_OF_OUTAGES = (
         ),
         _OWN,
         ("evict", "cut_off"),
+        start=(*_EVICTED, *_WARMED_UP_BEFORE_THE_WRITE),
     ),
 )
