@@ -141,8 +141,8 @@ RULES_OF_OUTAGES = (
         (
             (
                 _CACHE,
-                "if self.regain_trust is None or self.trusted:",
-                "if True:",
+                "if not self.trusted and not await self._regain_trust():",
+                "if False:",
             ),
         ),
         _NEW,
