@@ -78,7 +78,10 @@ RULES_OF_OUTAGES = (
         (
             (
                 _SAVER,
-                'await self._retries.run("journal", lambda: self._journal.record_now([self._scope]))',
+                "await self._retries.run(\n"
+                "                        self._operation.name, "
+                "lambda: self._journal.record_now([self._scope])\n"
+                "                    )",
                 "asyncio.get_running_loop().create_task(self._journal.record_now([self._scope]))",
             ),
         ),

@@ -18,7 +18,7 @@ from interleavings.world import Outcome, Scenario, World
 # `make explore` goes through all schedules with a fault, too; here it is a sample.
 EXHAUSTIVE = bool(os.environ.get("EXPLORE"))
 SAMPLE = 200
-SAMPLE_OF_OUTAGES = 60
+SAMPLE_OF_OUTAGES = 40
 SEED = 20261123
 
 pytestmark = pytest.mark.timeout(3600 if EXHAUSTIVE else 120)
