@@ -72,6 +72,11 @@ async def put_behind_the_back_of_redis(database: str, thread: Thread) -> None:
         await thread.put(upstream)
 
 
+async def unheard(*args: Any, **options: Any) -> str:
+    """What a commit step answers when Redis did not."""
+    return "error"
+
+
 class Reader:
     """A process that reaches Redis all the time."""
 
@@ -260,9 +265,6 @@ async def test_a_write_of_which_neither_redis_nor_the_journal_can_be_told_is_not
     async with open_saver(database, own_redis.url, sweep_interval_seconds=NEVER) as saver:
         await thread.put(saver)
 
-        async def unheard(*args: Any, **options: Any) -> str:
-            return "error"
-
         async def unavailable(scopes: Any) -> None:
             raise L2UnavailableError("gone")
 
@@ -278,9 +280,6 @@ async def test_a_journal_that_does_not_answer_is_not_waited_for_without_end(
     thread = Thread("a")
     async with open_saver(database, redis_url, write_deadline_seconds=0.3) as saver:
         await thread.put(saver)
-
-        async def unheard(*args: Any, **options: Any) -> str:
-            return "error"
 
         monkeypatch.setattr(saver._l1, "commit_put", unheard)
         async with locked(database, "glasspoint_l1_journal", mode="ACCESS EXCLUSIVE"):
@@ -588,9 +587,6 @@ async def test_told_to_raise_a_write_whose_commit_was_not_heard_is_not_acknowled
     thread = Thread("a")
     async with open_saver(database, redis_url, on_l1_outage="raise", sweep_interval_seconds=NEVER) as saver:
         await thread.put(saver)
-
-        async def unheard(*args: Any, **options: Any) -> str:
-            return "error"
 
         with monkeypatch.context() as patch:
             patch.setattr(saver._l1, "commit_put", unheard)

@@ -391,16 +391,16 @@ class _Lifetime:
 
     async def settle(self, work: Coroutine[Any, Any, _Answer]) -> _Answer:
         """Run to its end what must not be left half done, even if the caller is cancelled meanwhile."""
-        task = asyncio.create_task(work)
-        self._settling.add(task)
-        task.add_done_callback(self._settled)
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run what no caller waits for; `close` does, so it must have a deadline. It belongs to no trace."""
-        task = asyncio.create_task(work, context=Context())
+        self._to_the_end(asyncio.create_task(work, context=Context()))
+
+    def _to_the_end(self, task: asyncio.Task[_Answer]) -> asyncio.Task[_Answer]:
         self._settling.add(task)
         task.add_done_callback(self._settled)
+        return task
 
     def _settled(self, task: asyncio.Task[Any]) -> None:
         self._settling.discard(task)

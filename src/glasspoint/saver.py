@@ -27,7 +27,7 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from glasspoint import codec
 from glasspoint.errors import InvalidConfigError, L1UnavailableError, L2DeadlineError
-from glasspoint.l2.deadline import within
+from glasspoint.l2.deadline import answered_within, within
 from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
 from glasspoint.maintenance import MaintainedSaver
 from glasspoint.scope import checkpoint_id_of, scope_of
@@ -261,15 +261,11 @@ class CachedPostgresSaver(MaintainedSaver):
         Raises:
             As `aput`; nothing was stored then, or all, if that is not known.
         """
-
-        async def forget(intent: Intent) -> WriteResult:
-            return "discarded" if await self._l1.drop(intent) else "error"
-
         scope = items[0].scope
         with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
             write = _WriteThrough(self, operation, scope)
             new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready))
-            await write.to_l1(forget)
+            await write.to_l1(write.forget)
         return new
 
     def get_next_version(self, current: str | None, channel: None) -> str:
@@ -280,15 +276,9 @@ class CachedPostgresSaver(MaintainedSaver):
 
     async def _ask_l2(self, query: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Read one checkpoint from L2; again, if that may help."""
-        try:
-            async with within(self._read_deadline):
-                return await self._retries.run("get_tuple", query)
-        except TimeoutError as exc:
-            if isinstance(exc, L2DeadlineError):
-                raise
-            raise L2DeadlineError(
-                f"PostgreSQL did not answer a read within {self._read_deadline} s."
-            ) from exc
+        seconds = self._read_deadline
+        async with answered_within(seconds, f"PostgreSQL did not answer a read within {seconds} s."):
+            return await self._retries.run("get_tuple", query)
 
     def _decode(self, operation: Operation, stored: StoredCheckpoint) -> CheckpointTuple:
         started = perf_counter()
@@ -380,7 +370,7 @@ class _WriteThrough:
         async def follow() -> None:
             intent, begin_seconds = await self._begun
             started = perf_counter()
-            result = await (self._forget(intent) if self._in_doubt else commit(intent))
+            result = await (self.forget(intent) if self._in_doubt else commit(intent))
             self._operation.l1_seconds = begin_seconds + perf_counter() - started
             self._operation.l1_write = result
             if result == "error":
@@ -391,18 +381,12 @@ class _WriteThrough:
     async def _fall_behind(self) -> None:
         """L2 has the write, and L1 may not know: whoever reads must be told before the caller is."""
         if not self._is_journalled:
-            try:
-                async with within(self._deadline):
-                    await self._retries.run(
-                        self._operation.name, lambda: self._journal.record_now([self._scope])
-                    )
-            except TimeoutError as exc:
-                if isinstance(exc, L2DeadlineError):
-                    raise
-                raise L2DeadlineError(
-                    f"PostgreSQL has the write, but Redis could not be told of it, nor the journal within "
-                    f"{self._deadline} s. The write may be repeated: it stores the same again."
-                ) from exc
+            async with answered_within(
+                self._deadline,
+                f"PostgreSQL has the write, but Redis could not be told of it, nor the journal within "
+                f"{self._deadline} s. The write may be repeated: it stores the same again.",
+            ):
+                await self._retries.run(self._operation.name, lambda: self._journal.record_now([self._scope]))
         self._l1.doubt()
         self._operation.l1_write = "journalled"
         if self._must_tell_l1:
@@ -430,9 +414,10 @@ class _WriteThrough:
     async def _abandon(self) -> None:
         intent, _ = await self._begun
         if self._in_doubt:
-            await self._forget(intent)
+            await self.forget(intent)
         elif intent.name:
             await self._l1.abort(intent)
 
-    async def _forget(self, intent: Intent) -> WriteResult:
+    async def forget(self, intent: Intent) -> WriteResult:
+        """Let L1 forget the entry, because it cannot follow."""
         return "discarded" if await self._l1.drop(intent, still_running=self._still_running) else "error"

@@ -264,7 +264,7 @@ MUTATIONS = (
         (
             (
                 "glasspoint.saver",
-                "self._forget(intent) if self._in_doubt else commit(intent)",
+                "self.forget(intent) if self._in_doubt else commit(intent)",
                 "commit(intent)",
             ),
         ),

@@ -78,10 +78,8 @@ RULES_OF_OUTAGES = (
         (
             (
                 _SAVER,
-                "await self._retries.run(\n"
-                "                        self._operation.name, "
-                "lambda: self._journal.record_now([self._scope])\n"
-                "                    )",
+                "await self._retries.run("
+                "self._operation.name, lambda: self._journal.record_now([self._scope]))",
                 "asyncio.get_running_loop().create_task(self._journal.record_now([self._scope]))",
             ),
         ),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from glasspoint.errors import L2DeadlineError
+
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
-__all__ = ["within"]
+__all__ = ["answered_within", "within"]
 
 _GRACE_SECONDS = 0.5
 
@@ -54,3 +58,19 @@ class within:
         self._task.cancel()
         if self._cancels == 1:
             self._timer = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._cancel)
+
+
+@asynccontextmanager
+async def answered_within(seconds: float, otherwise: str) -> AsyncIterator[None]:
+    """As `within`, with an error of ours.
+
+    Raises:
+        L2DeadlineError: The time is up; `otherwise` is what it says.
+    """
+    try:
+        async with within(seconds):
+            yield
+    except TimeoutError as exc:
+        if isinstance(exc, L2DeadlineError):
+            raise
+        raise L2DeadlineError(otherwise) from exc

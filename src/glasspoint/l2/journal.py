@@ -16,6 +16,7 @@ stays away, `compact` makes one row of all rows of a scope.
 
 from __future__ import annotations
 
+import functools
 import logging
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -227,6 +228,7 @@ async def is_up_to_date(conn: Connection) -> bool:
     return row is not None and bool(row[0])
 
 
+@functools.cache
 def journalled(statement: str) -> str:
     """Return a statement that also records its scope, in one and the same transaction."""
     text = statement.strip()
