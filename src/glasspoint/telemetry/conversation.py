@@ -56,7 +56,7 @@ class ConversationTurn:
         self._thread_ids = thread_ids_shown
         self._token: Any = None
         self._own_span_ids: frozenset[int] = frozenset()
-        self._linked: set[tuple[int, int]] = set()
+        self._is_linked = False
 
     def __enter__(self) -> Span:
         if self._token is not None:
@@ -93,10 +93,10 @@ class ConversationTurn:
         return writer.span_id in self._own_span_ids
 
     def link(self, link: Link) -> None:
-        """Link this turn's span to another; to each but once."""
-        target = (link.context.trace_id, link.context.span_id)
-        if target not in self._linked:
-            self._linked.add(target)
+        """Link this turn's span to the turn before, once: LangGraph begins with the checkpoint that it goes on
+        from, and in time travel reads the newest one, too, but later."""
+        if not self._is_linked:
+            self._is_linked = True
             self.span.add_link(link.context, link.attributes)
 
     def _attributes(self) -> dict[str, Any]:
