@@ -93,8 +93,8 @@ class ConversationTurn:
         return writer.span_id in self._own_span_ids
 
     def link(self, link: Link) -> None:
-        """Link this turn's span to the turn before, once: LangGraph begins with the checkpoint that it goes on
-        from, and in time travel reads the newest one, too, but later."""
+        """Link this turn's span to the turn before, once: LangGraph begins with the checkpoint that it goes
+        on from, and in time travel reads the newest one, too, but later."""
         if not self._is_linked:
             self._is_linked = True
             self.span.add_link(link.context, link.attributes)
