@@ -69,6 +69,7 @@ DOORS = {
         "telemetry/tracing.py",
         "telemetry/conversation.py",
         "telemetry/configure.py",
+        "telemetry/redacting.py",
         "telemetry/__init__.py",
     },
     "redis": {
