@@ -2,7 +2,8 @@
 
 Glasspoint as a library only speaks to the OpenTelemetry API and to a Prometheus registry that it is given;
 here is what an application puts behind them (`configure_telemetry`). Spans are kept in memory (bounded) so
-that the terminal can show a turn's trace, and go to an OTLP collector as well if `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+that the terminal can show a turn's trace, and go to an OTLP collector as well if
+`OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _EXPORT_SECONDS = 3.0
 
 
 class SpanCollector(SpanProcessor):
-    """Keeps the newest ended spans of Glasspoint, `capacity` at most, until somebody takes those of a trace."""
+    """Keeps Glasspoint's newest ended spans, `capacity` at most, until somebody takes those of a trace."""
 
     def __init__(self, *, capacity: int = _KEPT_SPANS) -> None:
         self._spans: deque[ReadableSpan] = deque(maxlen=capacity)
