@@ -1,4 +1,4 @@
-"""One turn of an agent, in a process of its own: what an application looks like that is traced end to end.
+"""One turn of an agent, in a process of its own: how an application looks that is traced end to end.
 
 python agent_turn.py POSTGRES_URL REDIS_URL THREAD_ID TEXT; a TEXT that begins with "fail" makes the tool fail.
 """
@@ -91,8 +91,8 @@ async def main(postgres_url: str, redis_url: str, thread_id: str, text: str) -> 
                 )
         except LookupError as error:
             failed = type(error).__name__
-        print(*configured.instrumented, failed)
-        print(generate_latest(REGISTRY).decode(), file=sys.stderr)
+        sys.stdout.write(" ".join([*configured.instrumented, failed]))
+        sys.stderr.write(generate_latest(REGISTRY).decode())
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ class ConfiguredTelemetry:
     def __init__(
         self,
         tracer_provider: TracerProvider,
+        exporters: Sequence[SpanExporter],
         instrumentors: dict[str, Any],
         exports_to: str | None,
         flush_seconds: float,
@@ -81,6 +82,7 @@ class ConfiguredTelemetry:
         self.tracer_provider = tracer_provider
         self.instrumented = tuple(instrumentors)
         self.exports_to = exports_to
+        self._exporters = exporters
         self._instrumentors = instrumentors
         self._flush_seconds = flush_seconds
         self._is_shut_down = False
@@ -113,6 +115,8 @@ class ConfiguredTelemetry:
                 "The last spans could not be sent within %s s, and are lost: is the collector there?",
                 self._flush_seconds,
             )
+            for exporter in self._exporters:  # so that they cease to try
+                threading.Thread(target=exporter.shutdown, name=sending.name, daemon=True).start()
         return not sending.is_alive()
 
     def __enter__(self) -> Self:
@@ -194,7 +198,7 @@ def configure_telemetry(
         trace.set_tracer_provider(provider)
     is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     instrumentors = {} if is_disabled else _instrument(provider)
-    return ConfiguredTelemetry(provider, instrumentors, _exports_to(), flush_seconds)
+    return ConfiguredTelemetry(provider, exporters, instrumentors, _exports_to(), flush_seconds)
 
 
 def _exporters(seconds: float) -> Iterator[SpanExporter]:
