@@ -1,6 +1,6 @@
 """One turn of an agent, in a process of its own: how an application looks that is traced end to end.
 
-python agent_turn.py POSTGRES_URL REDIS_URL THREAD_ID TEXT; a TEXT that begins with "fail" makes the tool fail.
+python agent_turn.py POSTGRES_URL REDIS_URL THREAD_ID TEXT; if TEXT begins with "fail", the tool fails.
 """
 
 from __future__ import annotations

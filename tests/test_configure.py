@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 from openinference.instrumentation.langchain import LangChainInstrumentor
 from opentelemetry import trace
@@ -197,6 +198,23 @@ def test_spans_go_over_grpc_if_the_protocol_says_so(monkeypatch: pytest.MonkeyPa
         with configured() as under:
             turn(under)
         assert [span.name for span in collector.spans] == ["invoke_agent concierge"]
+
+
+@pytest.mark.parametrize("capture", [False, True])
+async def test_the_text_of_a_database_error_is_content(
+    capture: bool, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psycopg's instrumentation writes it on the span, and PostgreSQL quotes values in it."""
+    with collecting() as collector:
+        monkeypatch.setenv(ENDPOINT, collector.url)
+        with configured(capture_content=capture):
+            async with await psycopg.AsyncConnection.connect(database) as conn:
+                with pytest.raises(psycopg.DataError, match="canary"):
+                    await conn.execute("SELECT %s::text::integer", ["canary"])
+    [span] = collector.named("SELECT")
+    assert span.attributes["db.statement"] == "SELECT %s::text::integer"
+    assert ("canary" in str(collector.requests)) is capture
+    assert "exception.type" in str(collector.requests)
 
 
 # ------------------------------------------------------------------ a collector that does not do its part

@@ -32,7 +32,7 @@ from glasspoint import (
 from glasspoint.draining import drain
 from glasspoint.errors import ConfigurationError
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
-from steps import Thread
+from steps import Thread, until
 from test_tracing import Recorder, attributes
 
 TIERS = ("cached", "redis", "memory")
@@ -388,7 +388,24 @@ async def test_what_a_caller_stores_under_the_reserved_key_is_left_out(database:
     assert forged not in [each.metadata.get(traceparent.KEY) for each in exported]
 
 
+async def test_an_audit_finds_the_cache_consistent(database: str, redis_url: str, recorder: Recorder) -> None:
+    thread = Thread("42")
+    async with open_saver(database, redis_url, telemetry=recorder.telemetry, audit_ratio=1.0) as saver:
+        for _ in range(3):
+            with conversation_turn("42", telemetry=recorder.telemetry):
+                await thread.put(saver)
+                await saver.aget_tuple(thread.config)
+            await until(lambda: not saver._auditor._running)
+    assert counts(recorder.registry, "glasspoint_l1_audits_total", "verdict") == {"consistent": 3}
+
+
 # ------------------------------------------------------------------ sampling, and without an SDK
+
+
+def test_metadata_without_it_are_handed_on_as_they_are() -> None:
+    """A read costs one look for the key, when nobody traces."""
+    metadata = {"source": "loop"}
+    assert traceparent.without(metadata) is metadata
 
 
 @pytest.mark.parametrize(

@@ -159,9 +159,9 @@ def configure_telemetry(
     Args:
         service_name: `service.name`, where the environment has none.
         thread_ids: How thread ids stand on LangChain's spans, as in `create_telemetry`.
-        capture_content: Let LangChain's spans hold what was said. By default only if
+        capture_content: Let spans of instrumentations hold what was said. By default only if
             `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` is `true`.
-        span_processors: More to be told of every span; these get LangChain's as they are.
+        span_processors: More to be told of every span; these get instrumentations' as they are.
         set_global: Make it the process's own tracer provider.
         flush_seconds: For so long the end waits for what is still to be sent; one export may take as long,
             unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.

@@ -1,7 +1,8 @@
-"""What LangChain's instrumentation writes on its spans, without what was said.
+"""What instrumentations write on their spans, without what was said.
 
-It puts inputs, outputs, prompts and the text of errors there. What is let through is listed here, so that
-what it may write tomorrow is left out as well.
+LangChain's puts inputs, outputs and prompts there. What is let through of it is listed here, so that what it
+may write tomorrow is left out as well. Redis' and psycopg's write statements with placeholders, which may
+stay. All of them put the text of errors there, which may quote a value.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RedactingExporter"]
 
-_SCOPES = ("openinference.", "opentelemetry.instrumentation.langchain")
+_LANGCHAIN = ("openinference.", "opentelemetry.instrumentation.langchain")
+_ALL = ("openinference.", "opentelemetry.instrumentation.")
+_OF_AN_ERROR = {"exception.type", "error.type"}
 _THREAD_IDS = ("session.id", "gen_ai.conversation.id")
 _SAFE = {
     "openinference.span.kind",
@@ -30,7 +33,6 @@ _SAFE = {
     "llm.system",
     "tool.name",
     "error.type",
-    "exception.type",
     "gen_ai.operation.name",
     "gen_ai.provider.name",
     "gen_ai.system",
@@ -43,7 +45,7 @@ _SAFE_PREFIXES = ("llm.token_count.", "gen_ai.usage.")
 
 
 class RedactingExporter(SpanExporter):
-    """Hands spans to another exporter, and of LangChain's only what is no content."""
+    """Hands spans to another exporter, and of instrumentations' only what is no content."""
 
     def __init__(self, exporter: SpanExporter, *, thread_ids: ThreadIds, capture_content: bool) -> None:
         """Args:
@@ -71,17 +73,16 @@ class RedactingExporter(SpanExporter):
 
     def _redacted(self, span: ReadableSpan) -> ReadableSpan:
         scope = span.instrumentation_scope
-        if scope is None or not scope.name.startswith(_SCOPES):
+        if scope is None or not scope.name.startswith(_ALL):
             return span
+        of_langchain = scope.name.startswith(_LANGCHAIN)
         return ReadableSpan(
             name=span.name,
             context=span.context,
             parent=span.parent,
             resource=span.resource,
-            attributes=self._attributes(span.attributes),
-            events=[
-                Event(each.name, self._attributes(each.attributes), each.timestamp) for each in span.events
-            ],
+            attributes=self._attributes(span.attributes) if of_langchain else span.attributes,
+            events=[self._event(each) for each in span.events],
             links=span.links,
             kind=span.kind,
             status=span.status if self._capture_content else Status(span.status.status_code),
@@ -89,6 +90,12 @@ class RedactingExporter(SpanExporter):
             end_time=span.end_time,
             instrumentation_scope=scope,
         )
+
+    def _event(self, event: Event) -> Event:
+        if self._capture_content:
+            return event
+        kept = {key: value for key, value in (event.attributes or {}).items() if key in _OF_AN_ERROR}
+        return Event(event.name, kept, event.timestamp)
 
     def _attributes(self, attributes: Any) -> dict[str, Any]:
         kept: dict[str, Any] = {}
