@@ -371,21 +371,36 @@ async def test_in_the_database_it_is_one_key_more_and_upstream_reads_all_else_al
         assert len(answer["said"]) == 6
 
 
-async def test_what_a_caller_stores_under_the_reserved_key_is_left_out(database: str, tier: Any) -> None:
-    config, checkpoint, metadata, versions = Thread("42").next_put(tier)
+@pytest.mark.parametrize("tier_name", TIERS)
+async def test_what_a_caller_stores_under_the_reserved_key_is_left_out(
+    tier_name: str, database: str, redis_url: str
+) -> None:
     forged = f"00-{'a' * 32}-{'b' * 16}-01"
-    token = trace.use_span(trace.INVALID_SPAN)
-    with token:
-        await tier.aput(
-            {**config, "metadata": {traceparent.KEY: forged}},
-            checkpoint,
-            {**metadata, traceparent.KEY: forged},
-            versions,
-        )
-    if isinstance(tier, CachedPostgresSaver):
-        assert [each.get(traceparent.KEY) for each in await stored_metadata(database)] != [forged]
-    exported = [each async for each in tier.export_thread("42")] if hasattr(tier, "export_thread") else []
-    assert forged not in [each.metadata.get(traceparent.KEY) for each in exported]
+    async with opened(tier_name, database, redis_url, Recorder(ALWAYS_OFF)) as tier:
+        config, checkpoint, metadata, versions = Thread("42").next_put(tier)
+        forging: Any = {**config, "metadata": {traceparent.KEY: forged, "kept": 1}}
+        await tier.aput(forging, checkpoint, {**metadata, traceparent.KEY: forged}, versions)
+        if tier_name == "cached":
+            stored = await stored_metadata(database)
+        else:
+            stored = [each.metadata async for each in tier.export_thread("42")]
+    assert [each.pop("kept") for each in stored] == [1]
+    assert stored == [metadata]
+
+
+async def test_a_checkpoint_of_an_old_format_is_linked_to_its_writer_too(
+    tier: Any, recorder: Recorder
+) -> None:
+    """Upstream's own code reads it, because it is completed from its parent."""
+    old = Thread("42")
+    with conversation_turn("42", agent_name="concierge", telemetry=recorder.telemetry):
+        for _ in range(2):
+            config, checkpoint, metadata, versions = old.next_put(tier)
+            old.newest = await tier.aput(config, {**checkpoint, "v": 3}, metadata, versions)
+    with conversation_turn("42", agent_name="concierge", telemetry=recorder.telemetry):
+        assert (await tier.aget_tuple(old.config)).metadata["step"] == 2
+    first, second = recorder.named(AGENT)
+    assert linked(second) == [ids(first)]
 
 
 async def test_an_audit_finds_the_cache_consistent(database: str, redis_url: str, recorder: Recorder) -> None:
