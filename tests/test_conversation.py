@@ -182,6 +182,23 @@ def test_a_turn_is_entered_once(recorder: Recorder) -> None:
         pass
 
 
+async def test_a_stream_that_is_not_read_to_its_end_ends_its_turn(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server may close it in another task, and so in another context."""
+
+    async def stream() -> AsyncIterator[str]:
+        async with conversation_turn("42", agent_name="concierge", telemetry=recorder.telemetry):
+            yield "one"
+            yield "two"
+
+    pieces: Any = stream()
+    assert await asyncio.create_task(anext(pieces)) == "one"
+    await asyncio.create_task(pieces.aclose())
+    assert [span.name for span in recorder.spans] == [AGENT]
+    assert not caplog.records
+
+
 # ------------------------------------------------------------------ links
 
 

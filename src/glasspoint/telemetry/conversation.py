@@ -78,7 +78,8 @@ class ConversationTurn:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         end_span(self.span, error)
-        context.detach(self._token)
+        if _current_turn() is self:  # not so when a stream that nobody read to its end is closed elsewhere
+            context.detach(self._token)
 
     async def __aenter__(self) -> Span:
         return self.__enter__()
