@@ -1,6 +1,7 @@
 """A chat service on FastAPI: conversations in PostgreSQL and Redis, /metrics and /readyz beside them.
 
-A trace a turn, linked to the one before, goes to OTEL_EXPORTER_OTLP_ENDPOINT (glasspoint[otlp,instrumentation]).
+A trace a turn, linked to the one before, goes to OTEL_EXPORTER_OTLP_ENDPOINT, if that is set (and the extras
+otlp and instrumentation are installed).
 
     pip install glasspoint fastapi uvicorn
     POSTGRES_URL=postgresql://… REDIS_URL=redis://… uvicorn --app-dir examples fastapi_app:app

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -163,6 +165,41 @@ def test_what_is_not_known_is_an_error_and_leaves_nothing_on(
     with pytest.raises(ConfigurationError, match=says):
         configured()
     assert are_on() == set()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "module", "extra"),
+    [
+        ("http/protobuf", "opentelemetry.exporter.otlp.proto.http.trace_exporter", "otlp"),
+        ("grpc", "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", "otlp-grpc"),
+    ],
+)
+def test_a_missing_exporter_is_an_error_that_says_how_to_get_it(
+    protocol: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    with pytest.raises(ConfigurationError, match=rf"pip install 'glasspoint\[{extra}\]'"):
+        configured()
+
+
+def test_only_who_configures_loads_the_sdk() -> None:
+    program = "import sys, glasspoint; sys.exit('opentelemetry.sdk.trace' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_what_was_not_shut_down_is_sent_at_the_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = """
+import glasspoint
+glasspoint.configure_telemetry()
+with glasspoint.conversation_turn("42", agent_name="concierge"):
+    pass
+"""
+    with collecting() as collector:
+        monkeypatch.setenv(ENDPOINT, collector.url)
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert [span.name for span in collector.spans] == ["invoke_agent concierge"]
 
 
 def test_a_second_set_up_of_one_process_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
