@@ -257,6 +257,18 @@ async def test_time_travel_links_to_the_turn_that_is_forked(tier: Any, recorder:
     assert linked(await talk(tier, recorder)) == [ids(forked)]
 
 
+async def test_a_fork_of_a_turn_that_was_not_sampled_is_not_linked_to_the_newest_instead(
+    database: str, redis_url: str, recorder: Recorder
+) -> None:
+    config, unsampled = {"configurable": {"thread_id": "42"}}, Recorder(ALWAYS_OFF)
+    async with opened("cached", database, redis_url, unsampled) as saver:
+        await build(saver).ainvoke({"said": ["hello"]}, config)
+        state = await build(saver).aget_state(config)
+    async with opened("cached", database, redis_url, recorder) as saver:
+        assert linked(await talk(saver, recorder)) == []
+        assert linked(await talk(saver, recorder, config=state.config)) == []
+
+
 async def test_a_copied_thread_links_to_the_turn_it_was_copied_from(tier: Any, recorder: Recorder) -> None:
     first = await talk(tier, recorder)
     await tier.acopy_thread("42", "copy")

@@ -108,6 +108,7 @@ class CachedPostgresSaver(MaintainedSaver):
             if stored is None:
                 return None
             if stored.needs_parent:
+                operation.checkpoint_id = stored.checkpoint_id
                 operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
                 return await self._ask_l2(lambda: self._l2.get_tuple(scope, self.serde, config))
             if reading.lease is not None and checkpoint_id is None and stored.cacheable:

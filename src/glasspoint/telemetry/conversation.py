@@ -56,7 +56,7 @@ class ConversationTurn:
         self._thread_ids = thread_ids_shown
         self._token: Any = None
         self._own_span_ids: frozenset[int] = frozenset()
-        self._is_linked = False
+        self._has_read = False
 
     def __enter__(self) -> Span:
         if self._token is not None:
@@ -93,19 +93,22 @@ class ConversationTurn:
         """Whether this turn, or one around it, is what wrote."""
         return writer.span_id in self._own_span_ids
 
-    def link(self, link: Link) -> None:
-        """Link this turn's span to the turn before, once: LangGraph begins with the checkpoint that it goes
-        on from, and in time travel reads the newest one, too, but later."""
-        if not self._is_linked:
-            self._is_linked = True
-            self.span.add_link(link.context, link.attributes)
+    def goes_on_from(self, writer: Link | None) -> None:
+        """Link this turn's span to the turn before, as the first checkpoint tells that it reads: LangGraph
+        begins with the one that it goes on from, and in time travel reads the newest one, too, but later.
+
+        Args:
+            writer: `None` if nobody knows who wrote it.
+        """
+        if not self._has_read:
+            self._has_read = True
+            if writer is not None:
+                self.span.add_link(writer.context, writer.attributes)
 
     def _attributes(self) -> dict[str, Any]:
         try:
             way = thread_ids.choose(self._thread_ids)
-        except (
-            ConfigurationError
-        ):  # it is no reason for a conversation to fail, but for not telling who talks
+        except ConfigurationError:  # no reason for a conversation to fail, but one not to tell who talks
             way = "none"
         thread_id = thread_ids.shown_as(way)(self.thread_id)
         known = {
@@ -141,19 +144,19 @@ def link_to_writer(span: Span, operation: Operation) -> None:
     A turn is linked by what it reads of its conversation's root namespace: a subgraph's memory may be older
     than the turn before. What was written in this very turn, or in the read's own trace, is not linked.
     """
-    writer = traceparent.parse(operation.stored_traceparent)
-    if writer is None or not writer.sampled or operation.scope is None:
+    if operation.scope is None or operation.checkpoint_id is None:
         return
-    attributes: dict[str, Any] = {"glasspoint.link": "previous_turn"}
-    if operation.checkpoint_id is not None:
-        attributes["langgraph.checkpoint.id"] = operation.checkpoint_id
-    target = SpanContext(writer.trace_id, writer.span_id, True, TraceFlags(TraceFlags.SAMPLED))
+    writer, link = traceparent.parse(operation.stored_traceparent), None
+    if writer is not None and writer.sampled:
+        target = SpanContext(writer.trace_id, writer.span_id, True, TraceFlags(TraceFlags.SAMPLED))
+        told = {"glasspoint.link": "previous_turn", "langgraph.checkpoint.id": operation.checkpoint_id}
+        link = Link(target, told)
     turn = _turn_of(operation)
     if turn is not None:
-        if not operation.scope.checkpoint_ns and not turn.owns(writer):
-            turn.link(Link(target, attributes))
-    elif writer.trace_id != span.get_span_context().trace_id:
-        span.add_link(target, attributes)
+        if not operation.scope.checkpoint_ns and not (writer is not None and turn.owns(writer)):
+            turn.goes_on_from(link)
+    elif link is not None and link.context.trace_id != span.get_span_context().trace_id:
+        span.add_link(link.context, link.attributes)
 
 
 def end_span(span: Span, error: BaseException | None) -> None:

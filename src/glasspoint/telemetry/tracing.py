@@ -103,7 +103,7 @@ class Tracing:
         ):
             if value is not None:
                 span.set_attribute(key, value)
-        if operation.stored_traceparent is not None:
+        if operation.name == "get_tuple":
             link_to_writer(span, operation)
         end_span(span, operation.error)
         context.detach(token)
