@@ -155,6 +155,7 @@ class Agreement(RuleBasedStateMachine):
     def start(self, version: Callable[[int], Any]) -> None:
         self.version = version
         self.clock = 10  # versions and ids from here on were never seen before
+        self.pruned: set[str] = set()
         self.run(self.scene.wipe())
 
     def fresh(self) -> int:
@@ -195,7 +196,9 @@ class Agreement(RuleBasedStateMachine):
             if change == "forget":
                 checkpoint["channel_versions"].pop(channel, None)
                 continue
-            changed[channel] = self.version(number or self.fresh())
+            # Upstream's pruning leaves the values of what it removes: no version may come again after it.
+            old = None if scope[0] in self.pruned else number
+            changed[channel] = self.version(old or self.fresh())
             checkpoint["channel_versions"][channel] = changed[channel]
             if change == "set":
                 checkpoint["channel_values"][channel] = value
@@ -222,6 +225,7 @@ class Agreement(RuleBasedStateMachine):
 
     def delete_thread(self, thread_id: str) -> None:
         self.run(self.scene.agree(lambda saver: saver.adelete_thread(thread_id)))
+        self.pruned.discard(thread_id)
 
     def prune(self, thread_ids: list[str], strategy: str) -> None:
         try:
@@ -229,6 +233,7 @@ class Agreement(RuleBasedStateMachine):
         except NotImplementedError:  # what was drawn looks like a delta channel
             return
         self.run(self.scene.ours.aprune(thread_ids, strategy=strategy))
+        self.pruned |= set(thread_ids)
         for thread_id in thread_ids:
             self.list_checkpoints((thread_id, ""), "all", None, None, None)
 

@@ -23,7 +23,14 @@ from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import ConfigurationError, L1Error, L1UnavailableError, L2UnavailableError, SchemaError
+from glasspoint.errors import (
+    ConfigurationError,
+    L1Error,
+    L1UnavailableError,
+    L2DeadlineError,
+    L2UnavailableError,
+    SchemaError,
+)
 from glasspoint.scope import Scope
 from states import counts, exact, open_saver, open_upstream
 from steps import Proxy, Thread, keys_of, locked, nowhere, tcp, until
@@ -263,6 +270,22 @@ async def test_a_write_of_which_neither_redis_nor_the_journal_can_be_told_is_not
         monkeypatch.setattr(saver._l2.journal, "record_now", unavailable)
         with pytest.raises(L2UnavailableError, match="gone"):
             await thread.put(saver)
+
+
+async def test_a_journal_that_does_not_answer_is_not_waited_for_without_end(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = Thread("a")
+    async with open_saver(database, redis_url, write_deadline_seconds=0.3) as saver:
+        await thread.put(saver)
+
+        async def unheard(*args: Any, **options: Any) -> str:
+            return "error"
+
+        monkeypatch.setattr(saver._l1, "commit_put", unheard)
+        async with locked(database, "glasspoint_l1_journal", mode="ACCESS EXCLUSIVE"):
+            with pytest.raises(L2DeadlineError):
+                await thread.put(saver)
 
 
 # ------------------------------------------------------------------ before L1 is trusted

@@ -365,7 +365,7 @@ class MaintainedSaver(ManagedSaver):
         barriers: list[_Intents] = []
 
         async def attempt() -> _Answer:
-            async with self._barrier(source, must_tell_l1=must_tell_l1) as barrier:
+            async with self._barrier(operation, source, must_tell_l1=must_tell_l1) as barrier:
                 barriers.append(barrier)
                 return await transaction(barrier)
 
@@ -374,8 +374,10 @@ class MaintainedSaver(ManagedSaver):
         )
 
     @asynccontextmanager
-    async def _barrier(self, source: InvalidationSource, *, must_tell_l1: bool) -> AsyncIterator[_Intents]:
-        barrier = _Intents(self, source, must_tell_l1=must_tell_l1)
+    async def _barrier(
+        self, operation: str, source: InvalidationSource, *, must_tell_l1: bool
+    ) -> AsyncIterator[_Intents]:
+        barrier = _Intents(self, operation, source, must_tell_l1=must_tell_l1)
         try:
             yield barrier
         except BaseException as exc:
@@ -391,12 +393,15 @@ class MaintainedSaver(ManagedSaver):
 class _Intents:
     """The barrier: an intent on every scope."""
 
-    def __init__(self, saver: MaintainedSaver, source: InvalidationSource, *, must_tell_l1: bool) -> None:
+    def __init__(
+        self, saver: MaintainedSaver, operation: str, source: InvalidationSource, *, must_tell_l1: bool
+    ) -> None:
         self._l1 = saver._l1
         self._journal = saver._l2.journal
         self._retries = saver._retries
         self._lifetime = saver._lifetime
         self._telemetry = saver._telemetry
+        self._operation = operation
         self._source = source
         self._must_tell_l1 = must_tell_l1 or saver._must_tell_l1
         self._intents: list[Intent] = []
@@ -440,7 +445,7 @@ class _Intents:
         left = [intent for intent in await _for_each(self._intents, drop) if intent is not None]
         if left and not in_doubt:
             if begun := [intent.scope for intent in left if intent.name]:  # the others are recorded already
-                await self._retries.run("journal", lambda: self._journal.record_now(begun))
+                await self._retries.run(self._operation, lambda: self._journal.record_now(begun))
             self._l1.doubt()
 
     async def _begin(self, scopes: Sequence[Scope], alone: frozenset[str]) -> set[str]:

@@ -404,8 +404,18 @@ class _WriteThrough:
     async def _fall_behind(self) -> None:
         """L2 has the write, and L1 may not know: whoever reads must be told before the caller is."""
         if not self._is_journalled:
-            async with within(self._deadline):
-                await self._retries.run("journal", lambda: self._journal.record_now([self._scope]))
+            try:
+                async with within(self._deadline):
+                    await self._retries.run(
+                        self._operation.name, lambda: self._journal.record_now([self._scope])
+                    )
+            except TimeoutError as exc:
+                if isinstance(exc, L2DeadlineError):
+                    raise
+                raise L2DeadlineError(
+                    f"PostgreSQL has the write, but Redis could not be told of it, nor the journal within "
+                    f"{self._deadline} s. The write may be repeated: it stores the same again."
+                ) from exc
         self._l1.doubt()
         self._operation.l1_write = "journalled"
         if self._must_tell_l1:

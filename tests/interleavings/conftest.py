@@ -13,7 +13,14 @@ from glasspoint.demo.embedded import EmbeddedRedis
 @pytest.fixture(scope="session")
 def explored_redis() -> Iterator[EmbeddedRedis]:
     """Shared by all explorations."""
-    logging.getLogger("glasspoint").setLevel(logging.ERROR)  # each new reign, each retry is a warning
     with EmbeddedRedis() as server:
         yield server
-    logging.getLogger("glasspoint").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Each new reign and each retry is a warning; but tests elsewhere want to see them."""
+    log = logging.getLogger("glasspoint")
+    log.setLevel(logging.ERROR)
+    yield
+    log.setLevel(logging.NOTSET)

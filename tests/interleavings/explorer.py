@@ -17,9 +17,8 @@ from functools import partial
 import pytest
 from tenacity import AsyncRetrying
 
+from glasspoint import lifecycle
 from glasspoint.demo.embedded import EmbeddedRedis
-from glasspoint.l1 import cache
-from glasspoint.l2 import retrying
 from interleavings.world import (
     PATIENCE,
     FrozenLoop,
@@ -44,12 +43,15 @@ FAULTS = (
     "cut",
     "refuse",
     "cancel",
+    "cut_off",
+    "open",
 )
 """Kinds of faults: `crash` a process ends; `evict` the entry is gone; `lapse` an intent expires although its
 writer lives; `restart`, `failover` another Redis reigns, with what the entry held some time ago, without or
 with its scripts; `unsaid`, `unheard` a step gets no answer from Redis, and was not done or was; `cut` the
 connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL answers with an
-error; `cancel` the caller gives up. Also `reboot`: a restart that is one."""
+error; `cancel` the caller gives up; `cut_off` a process does not reach Redis from now on, until it does
+again; `open` its breaker opens. Also `reboot`: a restart that is one."""
 
 
 class Counterexample(AssertionError):
@@ -101,6 +103,7 @@ def explore(
     budget: int = 1,
     at_most: int | None = None,
     seed: int = 0,
+    start: Sequence[Move] = (),
 ) -> Report:
     """Run a scenario through its schedules, with up to `budget` faults in each.
 
@@ -108,6 +111,7 @@ def explore(
         server: A Redis for this alone, which will reign anew many times.
         faults: Kinds that may happen, of `FAULTS`.
         at_most: Runs; beyond that the exploration is bounded, in an order that `seed` decides.
+        start: What every schedule begins with; not for bounded ones.
 
     Raises:
         Counterexample: An invariant does not hold.
@@ -117,7 +121,7 @@ def explore(
         try:
             world = World(loop, server, scenario)
             try:
-                return _Search(world, faults, budget, at_most, random.Random(seed)).report()
+                return _Search(world, faults, budget, at_most, random.Random(seed), start).report()
             finally:
                 world.close()
         finally:
@@ -127,22 +131,35 @@ def explore(
 @contextmanager
 def _patched() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "_new_token", new_token)
-        patch.setattr(cache, "_PATIENCE", PATIENCE)
-        patch.setattr(cache, "asyncio", NoSleep())
-        patch.setattr(retrying, "AsyncRetrying", partial(AsyncRetrying, sleep=no_pause))
+        # The globals that their functions see, which of a mutated module are not the module's own.
+        cache = lifecycle.Cache.read.__globals__
+        patch.setitem(cache, "_new_token", new_token)
+        patch.setitem(cache, "_PATIENCE", PATIENCE)
+        patch.setitem(cache, "asyncio", NoSleep())
+        retrying = lifecycle.Retries.run.__globals__
+        patch.setitem(retrying, "AsyncRetrying", partial(AsyncRetrying, sleep=no_pause))
+        sweeping = lifecycle.Sweeper.round.__globals__
+        patch.setitem(sweeping, "_PAUSE_SECONDS", 0.0)
+        patch.setitem(sweeping, "monotonic", lambda: 0.0)
         yield
 
 
 class _Search:
     def __init__(
-        self, world: World, faults: Sequence[str], budget: int, at_most: int | None, rng: random.Random
+        self,
+        world: World,
+        faults: Sequence[str],
+        budget: int,
+        at_most: int | None,
+        rng: random.Random,
+        start: Sequence[Move],
     ) -> None:
         self._world = world
         self._faults = faults
         self._budget = budget
         self._at_most = at_most
         self._rng = rng
+        self._start = tuple(start)
         self._report = Report(world.scenario.name)
         self._covered: dict[int, int] = {}
 
@@ -163,8 +180,10 @@ class _Search:
     def _search(self) -> None:
         """Depth first."""
         self._begin((), ())
+        for move in self._start:
+            self._do(move)
         stack: list[_Frame] = []
-        path: tuple[Move, ...] = ()
+        path = self._start
         while True:
             state = self._world.state()
             covers = self._covered.get(state)

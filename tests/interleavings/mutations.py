@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 
 from glasspoint.l1 import epoch
+from interleavings.world import Move
+
+_OURS = ("glasspoint", "interleavings")
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,10 @@ class Mutation:
     """A rule, removed.
 
     Attributes:
-        edits: (file, text, what to put instead); a file is a script, or a module of `glasspoint`.
+        edits: (file, text, what to put instead); a file is a script, or a module.
         scenario: Where a counterexample is to be found.
         faults: What kinds of faults it takes.
+        start: What the schedules begin with that are searched, where all would take minutes.
         finds: How the counterexample is told.
     """
 
@@ -34,7 +38,8 @@ class Mutation:
     edits: tuple[tuple[str, str, str], ...]
     scenario: str
     faults: tuple[str, ...] = ()
-    finds: str = "read"
+    start: tuple[Move, ...] = ()
+    finds: str = "PostgreSQL h(eld|olds)"
 
 
 @contextmanager
@@ -73,7 +78,7 @@ def _reload(patch: pytest.MonkeyPatch, module: ModuleType, text: str) -> None:
     patch.setitem(sys.modules, module.__name__, scratch)  # dataclasses look their module up
     exec(compile(text, str(module.__file__), "exec"), scratch.__dict__)
     patch.setitem(sys.modules, module.__name__, module)
-    for other in [m for name, m in sys.modules.items() if name.split(".")[0] == "glasspoint"]:
+    for other in [m for name, m in sys.modules.items() if name.split(".")[0] in _OURS]:
         for name, value in list(vars(other).items()):
             new = vars(scratch).get(name)
             if name in before and value is before[name] and new is not None and new is not value:
@@ -188,6 +193,7 @@ MUTATIONS = (
             ("read.lua", "\n    expired = true\n", "\n"),
         ),
         _TWO_PUTS,
+        finds="expires",
     ),
     Mutation(
         "READ discards when an intent has expired",

@@ -7,6 +7,7 @@ What the entry protocol relies on is here, and nothing else:
 - A conflict is found when a statement takes effect, whatever its snapshot was: first come stays, or an
   upsert.
 - A transaction's deletions are seen by nobody before its COMMIT, and lock their rows until then.
+- A write, or a COMMIT, makes its row in the journal in the same moment, if it is to make one.
 
 `execute` is that, pure; `ModelStore` and `ModelPruner` are `l2.store.Store` and `l2.pruning.Pruner` on top of
 it, with the same answers. `test_model.py` compares the store with the real one.
@@ -20,6 +21,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint
+from glasspoint.l2.journal import Entry
 from glasspoint.l2.pruning import Barrier, in_use
 from glasspoint.l2.store import PutAnswer, Ready, WritesAnswer
 from glasspoint.scope import Scope
@@ -37,12 +39,16 @@ class Tables(NamedTuple):
         blobs: (…, channel, version) -> (type, bytes).
         writes: (…, checkpoint id, task, idx) -> (task path, channel, type, bytes).
         changes: (transaction, table, key): locked now, deleted at its COMMIT.
+        journal: (id, scope).
+        next_id: The next row's.
     """
 
     checkpoints: frozenset[tuple[Any, Any]] = frozenset()
     blobs: frozenset[tuple[Any, Any]] = frozenset()
     writes: frozenset[tuple[Any, Any]] = frozenset()
     changes: frozenset[tuple[str, str, Any]] = frozenset()
+    journal: frozenset[tuple[int, Scope]] = frozenset()
+    next_id: int = 1
 
 
 class MustWait(Exception):
@@ -64,11 +70,11 @@ def execute(tables: Tables, who: str, statement: tuple[Any, ...]) -> tuple[Table
 def touched(tables: Tables, who: str, statement: tuple[Any, ...]) -> set[tuple[str, Any]]:
     """Return (table, key) of each row that a statement of `EFFECTS` makes, changes, deletes or finds."""
     match statement:
-        case "put", scope, (checkpoint_id, _, _, _, blobs, _):
+        case "put", scope, (checkpoint_id, _, _, _, blobs, _), _:
             return {("checkpoints", (*scope, checkpoint_id))} | {
                 ("blobs", (*scope, *blob[:2])) for blob in blobs
             }
-        case "put_writes", scope, checkpoint_id, writes, _:
+        case "put_writes", scope, checkpoint_id, writes, _, _:
             return {("writes", (*scope, checkpoint_id, *write[:2])) for write in writes}
         case _:
             return {(name, key) for session, name, key in tables.changes if session == who}
@@ -89,7 +95,9 @@ def _select(tables: Tables, who: str, scope: Scope, checkpoint_id: str | None) -
     return tables, (newest, parent_id, document, metadata, tuple(values), tuple(sorted(writes)))
 
 
-def _snapshot(tables: Tables, who: str, scope: Scope, put: tuple[Any, ...]) -> tuple[Tables, Any]:
+def _snapshot(
+    tables: Tables, who: str, scope: Scope, put: tuple[Any, ...], journalled: bool
+) -> tuple[Tables, Any]:
     checkpoint_id, *_, bare = put
     blobs = {key for key, _ in tables.blobs}
     return tables, (
@@ -99,7 +107,9 @@ def _snapshot(tables: Tables, who: str, scope: Scope, put: tuple[Any, ...]) -> t
     )
 
 
-def _put(tables: Tables, who: str, scope: Scope, put: tuple[Any, ...]) -> tuple[Tables, Any]:
+def _put(
+    tables: Tables, who: str, scope: Scope, put: tuple[Any, ...], journalled: bool
+) -> tuple[Tables, Any]:
     checkpoint_id, parent_id, document, metadata, blobs, _ = put
     tables, stored = _insert_blobs(tables, who, scope, blobs)
     key = (*scope, checkpoint_id)
@@ -108,7 +118,8 @@ def _put(tables: Tables, who: str, scope: Scope, put: tuple[Any, ...]) -> tuple[
     if key in checkpoints:  # an upsert leaves the parent as it was
         parent_id = checkpoints[key][0]
     checkpoints[key] = (parent_id, document, metadata)
-    return tables._replace(checkpoints=frozenset(checkpoints.items())), stored
+    tables = tables._replace(checkpoints=frozenset(checkpoints.items()))
+    return _recorded(tables, [scope] if journalled else []), stored
 
 
 def _insert_blobs(tables: Tables, who: str, scope: Scope, blobs: Sequence[Any]) -> tuple[Tables, int]:
@@ -119,7 +130,13 @@ def _insert_blobs(tables: Tables, who: str, scope: Scope, blobs: Sequence[Any]) 
 
 
 def _put_writes(
-    tables: Tables, who: str, scope: Scope, checkpoint_id: str, writes: Sequence[Any], upsert: bool
+    tables: Tables,
+    who: str,
+    scope: Scope,
+    checkpoint_id: str,
+    writes: Sequence[Any],
+    upsert: bool,
+    journalled: bool,
 ) -> tuple[Tables, Any]:
     there = dict(tables.writes)
     answers = []
@@ -132,7 +149,8 @@ def _put_writes(
         stays = old[0] if old else path  # an upsert leaves the path as it was
         there[key] = (stays, channel, type_, data)
         answers.append((idx, stays, old is not None))
-    return tables._replace(writes=frozenset(there.items())), tuple(answers)
+    tables = tables._replace(writes=frozenset(there.items()))
+    return _recorded(tables, [scope] if journalled else []), tuple(answers)
 
 
 def _delete(tables: Tables, who: str, thread_ids: Sequence[str]) -> tuple[Tables, Any]:
@@ -155,16 +173,40 @@ def _still_there(tables: Tables, who: str, thread_ids: Sequence[str]) -> tuple[T
     return tables, tuple(sorted(there.intersection(thread_ids)))
 
 
-def _commit(tables: Tables, who: str) -> tuple[Tables, Any]:
+def _commit(tables: Tables, who: str, untold: Collection[Scope] = ()) -> tuple[Tables, Any]:
     rows = {name: dict(getattr(tables, name)) for name in ("checkpoints", "blobs", "writes")}
     for session, name, key in tables.changes:
         if session == who:
             rows[name].pop(key, None)
-    return _rollback(tables._replace(**{n: frozenset(r.items()) for n, r in rows.items()}), who)
+    tables = tables._replace(**{n: frozenset(r.items()) for n, r in rows.items()})
+    return _rollback(_recorded(tables, untold), who)
 
 
 def _rollback(tables: Tables, who: str) -> tuple[Tables, Any]:
     return tables._replace(changes=frozenset(c for c in tables.changes if c[0] != who)), None
+
+
+def _recorded(tables: Tables, scopes: Collection[Scope]) -> Tables:
+    rows = {(tables.next_id + number, scope) for number, scope in enumerate(sorted(set(scopes)))}
+    return tables._replace(journal=tables.journal | rows, next_id=tables.next_id + len(rows))
+
+
+def _record(tables: Tables, who: str, scopes: Collection[Scope]) -> tuple[Tables, Any]:
+    return _recorded(tables, scopes), None
+
+
+def _pending(tables: Tables, who: str, limit: int, after: int) -> tuple[Tables, Any]:
+    return tables, tuple(sorted(row for row in tables.journal if row[0] > after)[:limit])
+
+
+def _delete_rows(tables: Tables, who: str, rows: Collection[tuple[int, Scope]]) -> tuple[Tables, Any]:
+    ids = {id_ for id_, _ in rows}
+    return tables._replace(journal=frozenset(row for row in tables.journal if row[0] not in ids)), None
+
+
+def _compact(tables: Tables, who: str) -> tuple[Tables, Any]:
+    scopes = {scope for _, scope in tables.journal}
+    return _recorded(tables._replace(journal=frozenset()), scopes), None
 
 
 def _check_free(tables: Tables, who: str, name: str, keys: Collection[Any]) -> None:
@@ -181,20 +223,41 @@ _STATEMENTS: dict[str, Callable[..., tuple[Tables, Any]]] = {
     "still there": _still_there,
     "commit": _commit,
     "rollback": _rollback,
+    "record": _record,
+    "pending": _pending,
+    "delete rows": _delete_rows,
+    "compact": _compact,
 }
 
 EFFECTS = ("put", "put_writes", "commit")
 
 # What may yet take effect in the server when the client's connection is gone; a transaction that was not
 # committing is rolled back.
-GOES_ON = {"put snapshot": "put", "put": "put", "put_writes": "put_writes", "commit": "commit"}
+GOES_ON = {"put snapshot": "put"} | {
+    label: label for label in ("put", "put_writes", "commit", "record", "delete rows", "compact")
+}
 
 
 class ModelJournal:
-    """`l2.journal.Journal`, of which nobody sweeps anything."""
+    """`l2.journal.Journal`, likewise."""
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
 
     async def record_now(self, scopes: Collection[Scope]) -> None:
-        """Nothing to do."""
+        await self.ask(("record", tuple(scopes)))
+
+    async def pending(self, limit: int, *, after: int = 0) -> list[Entry]:
+        return [Entry(*row) for row in await self.ask(("pending", limit, after))]
+
+    async def delete(self, entries: Sequence[Entry]) -> None:
+        await self.ask(("delete rows", tuple(map(tuple, entries))))
+
+    async def count(self) -> int:
+        return len(await self.pending(1_000_000))
+
+    async def compact(self) -> None:
+        await self.ask(("compact",))
 
 
 class ModelStore:
@@ -205,16 +268,16 @@ class ModelStore:
 
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
-        self.journal = ModelJournal()
+        self.journal = ModelJournal(ask)
 
     async def select(self, scope: Scope, checkpoint_id: str | None, **_: Any) -> StoredCheckpoint | None:
         return stored_checkpoint(scope, await self.ask(("select", scope, checkpoint_id)))
 
     async def put(self, scope: Scope, put: EncodedPut, ready: Ready, **_: Any) -> PutAnswer:
-        await ready(CONNECTION)
+        journalled = await ready(CONNECTION)
         params = put_params(put)
-        newest, shadowed, known_writes = await self.ask(("put snapshot", scope, params))
-        stored = await self.ask(("put", scope, params))
+        newest, shadowed, known_writes = await self.ask(("put snapshot", scope, params, journalled))
+        stored = await self.ask(("put", scope, params, journalled))
         return PutAnswer(newest and not shadowed and stored == len(put.blobs), list(known_writes))
 
     async def put_writes(
@@ -227,20 +290,20 @@ class ModelStore:
         upsert: bool,
         **_: Any,
     ) -> WritesAnswer:
-        await ready(CONNECTION)
+        journalled = await ready(CONNECTION)
         rows = tuple(_row(write) for write in writes)
-        answers = await self.ask(("put_writes", scope, checkpoint_id, rows, upsert))
+        answers = await self.ask(("put_writes", scope, checkpoint_id, rows, upsert, journalled))
         paths = {idx: path for idx, path, _ in answers}
         stored = [w._replace(task_path=paths[w.idx]) for w in writes if w.idx in paths]
         ignored = [w for w in writes if w.idx not in paths]
         return WritesAnswer(stored, any(overwrote for *_, overwrote in answers), ignored)
 
     async def delete_thread(
-        self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[None]], **_: Any
+        self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[Collection[Scope]]], **_: Any
     ) -> None:
-        async with _Transaction(self.ask):
+        async with _Transaction(self.ask) as transaction:
             scopes = await self.ask(("delete", (thread_id,)))
-            await before_commit([namespace for _, namespace in scopes])
+            transaction.untold = await before_commit([namespace for _, namespace in scopes])
 
     async def drain(self) -> None:
         """Nothing is ever left unfinished."""
@@ -254,24 +317,26 @@ class ModelPruner:
 
     async def delete_threads(self, thread_ids: Sequence[str], barrier: Barrier) -> None:
         threads = tuple(sorted(set(thread_ids)))
-        async with _Transaction(self.ask):
+        async with _Transaction(self.ask) as transaction:
             scopes = await self.ask(("delete", threads))
             await barrier.block([Scope(*scope) for scope in scopes], alone=thread_ids)
             if there := await self.ask(("still there", threads)):
                 raise in_use(there)
+            transaction.untold = barrier.untold()
             barrier.committing()
 
 
 class _Transaction:
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
+        self.untold: Collection[Scope] = ()
 
-    async def __aenter__(self) -> None:
-        pass
+    async def __aenter__(self) -> _Transaction:
+        return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            await self.ask(("commit",))
+            await self.ask(("commit", tuple(self.untold)))
         else:
             with suppress(Exception):  # a connection that is gone has rolled back by itself
                 await self.ask(("rollback",))

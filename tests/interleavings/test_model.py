@@ -31,9 +31,9 @@ CHECKPOINTS = tuple(numbered_id(number) for number in (1, 2, 3))
 async def real(database: str) -> AsyncIterator[Store]:
     async with AsyncExitStack() as opened:
         pool = await opened.enter_async_context(make_pool(database, size=2))
-        upstream = AsyncPostgresSaver(pool)
-        await upstream.setup()
-        yield Store(upstream, Telemetry("model", ()))
+        real = Store(AsyncPostgresSaver(pool), Telemetry("model", ()))
+        await real.setup()
+        yield real
 
 
 def make_model() -> ModelStore:
@@ -47,8 +47,14 @@ def make_model() -> ModelStore:
     return ModelStore(ask)
 
 
-async def ready(_connection: object) -> None:
-    """Nothing to wait for."""
+async def ready(_connection: object) -> bool:
+    """Nothing to wait for, nothing to record."""
+    return False
+
+
+async def ready_untold(_connection: object) -> bool:
+    """To be recorded in the journal."""
+    return True
 
 
 def a_put(rng: random.Random) -> codec.EncodedPut:
@@ -73,10 +79,11 @@ def a_put(rng: random.Random) -> codec.EncodedPut:
 async def do(stores: list[Any], rng: random.Random) -> list[Any]:
     """The same random operation on each; what they answer."""
     scope, checkpoint_id = rng.choice(SCOPES), rng.choice(CHECKPOINTS)
-    match rng.choices(["put", "put_writes", "delete"], [5, 5, 1])[0]:
+    is_ready = rng.choice([ready, ready_untold])
+    match rng.choices(["put", "put_writes", "delete", "sweep", "compact", "record"], [5, 5, 1, 1, 1, 1])[0]:
         case "put":
             put = a_put(rng)
-            answers = [await each.put(scope, put, ready) for each in stores]
+            answers = [await each.put(scope, put, is_ready) for each in stores]
             return [(answer.followable, sorted(answer.known_writes)) for answer in answers]
         case "put_writes":
             upsert = rng.random() < 0.4
@@ -85,13 +92,29 @@ async def do(stores: list[Any], rng: random.Random) -> list[Any]:
             task, path = rng.choice(["task1", "task2"]), rng.choice(["", "~path"])
             writes = codec.encode_writes(SERDE, sent, task, path, last_wins=upsert)
             return [
-                await each.put_writes(scope, checkpoint_id, writes, ready, upsert=upsert) for each in stores
+                await each.put_writes(scope, checkpoint_id, writes, is_ready, upsert=upsert)
+                for each in stores
             ]
+        case "sweep":
+            for each in stores:
+                await each.journal.delete((await each.journal.pending(3))[1:])
+            return [None, None]
+        case "compact":
+            compacted = []
+            for each in stores:
+                await each.journal.compact()
+                rows = await each.journal.pending(99)
+                await each.journal.delete(rows)  # which id a scope got is not defined
+                compacted.append(([row.id for row in rows], sorted(row.scope for row in rows)))
+            return compacted
+        case "record":
+            return [await each.journal.record_now([scope, SCOPES[0]]) for each in stores]
         case _:
             found: list[Any] = []
 
-            async def before_commit(namespaces: list[str]) -> None:
+            async def before_commit(namespaces: list[str]) -> list[Scope]:
                 found.append(sorted(namespaces))
+                return [scope] if is_ready is ready_untold else []
 
             for each in stores:
                 await each.delete_thread(scope.thread_id, before_commit)
@@ -120,6 +143,8 @@ async def test_the_model_answers_as_postgresql(real: Store, seed: int) -> None:
         first, second = await do(stores, rng)
         assert first == second
         seen.add(repr(first)[:12])
+        rows, modelled = [await each.journal.pending(99) for each in stores]
+        assert rows == modelled
         for scope in SCOPES:
             for checkpoint_id in (None, *CHECKPOINTS):
                 found = [comparable(await each.select(scope, checkpoint_id)) for each in stores]
@@ -135,13 +160,14 @@ async def test_a_put_that_waits_for_a_deletion_answers_what_it_saw_before(real: 
     await real.put(scope, put, ready)
     waiting: asyncio.Task[Any]
 
-    async def before_commit(_namespaces: list[str]) -> None:
+    async def before_commit(_namespaces: list[str]) -> list[Scope]:
         nonlocal waiting
         waiting = asyncio.create_task(real.put(scope, put, ready))
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as other:
             query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
             while (await (await other.execute(query)).fetchone()) != (1,):  # noqa: ASYNC110 - no task's doing
                 await asyncio.sleep(0.01)
+        return []
 
     await real.delete_thread(scope.thread_id, before_commit)
     answered = await waiting
@@ -155,13 +181,13 @@ async def test_a_put_that_waits_for_a_deletion_answers_what_it_saw_before(real: 
         return answer
 
     params = store.put_params(put)
-    run("p", "put", scope, params)
+    run("p", "put", scope, params, False)
     run("d", "delete", (scope.thread_id,))
-    newest, _, known_writes = run("p", "put snapshot", scope, params)
+    newest, _, known_writes = run("p", "put snapshot", scope, params, False)
     with pytest.raises(store.MustWait):
-        run("p", "put", scope, params)
+        run("p", "put", scope, params, False)
     run("d", "commit")
-    stored = run("p", "put", scope, params)
+    stored = run("p", "put", scope, params, False)
     assert (newest, stored, list(known_writes)) == (False, len(put.blobs), [])
     assert (answered.followable, answered.known_writes) == (False, [])
     assert found == comparable(store.stored_checkpoint(scope, run("r", "select", scope, None)))

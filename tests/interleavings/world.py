@@ -19,7 +19,7 @@ import selectors
 import socket
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
@@ -79,12 +79,48 @@ class Scenario:
         actors: Name -> its calls, one after the other; each actor is a process of its own.
         before: What was stored before, through a saver like theirs.
         cold: Whether the entry is lost after that.
+        behind: What was stored after that by somebody who was cut off from Redis.
+        leftover: Whether a row is in the journal whose entry was dropped already.
+        shares: Actor -> whose process it is in, and whose saver it uses, instead of one of its own.
+        new: Processes that have not met Redis yet, and so do not trust it.
     """
 
     name: str
     actors: dict[str, Sequence[Call]]
     before: Sequence[Call] = ()
     cold: bool = False
+    behind: Sequence[Call] = ()
+    leftover: bool = False
+    shares: Mapping[str, str] = field(default_factory=dict)
+    new: Collection[str] = ()
+
+
+@dataclass
+class _Process:
+    """One saver, and who calls it.
+
+    Attributes:
+        past: Of several actors: hash of all that has happened in it.
+        is_cut_off: Whether its steps do not reach Redis.
+        is_wary: Whether it has met a failure, or is new, and has not begun to sweep since.
+        sweeps: Numbers of the effects whose rows were there when it last asked for rows.
+    """
+
+    name: str
+    saver: Any
+    actors: list[_Actor] = field(default_factory=list)
+    past: int = 0
+    is_cut_off: bool = False
+    is_wary: bool = False
+    sweeps: frozenset[int] = frozenset()
+
+    @property
+    def is_shared(self) -> bool:
+        return len(self.actors) > 1
+
+    @property
+    def done(self) -> bool:
+        return all(actor.done or actor.crashed for actor in self.actors)
 
 
 @dataclass
@@ -99,7 +135,7 @@ class _Gate:
 
 @dataclass
 class _Actor:
-    """A process, at one of its calls.
+    """A task of a process, at one of its calls.
 
     Attributes:
         position: Number of the call.
@@ -112,6 +148,7 @@ class _Actor:
 
     name: str
     calls: Sequence[Call]
+    process: _Process
     position: int = 0
     past: int = 0
     tokens: int = 0
@@ -266,10 +303,15 @@ class _Effect:
         rows: (table, key, row or `None`).
         required: It is acknowledged, or one that is acknowledged found its row there: every read that begins
             from now on must show it.
+        has_row: Whether the journal says that Redis was not told of it.
+        excused: Names of processes that may read the state before it nevertheless, because they trusted Redis
+            when the row was made, and have met no failure since; until a sweep ends that began after it.
     """
 
     rows: tuple[tuple[str, Any, Any], ...]
     required: bool = False
+    has_row: bool = False
+    excused: set[str] = field(default_factory=set)
 
 
 class World:
@@ -292,7 +334,8 @@ class World:
         self._loop = loop
         self._names: dict[str, str] = {}
         self._view_of: dict[Any, str] = {}
-        self._alone: _Actor | None = _Actor("observer", ())
+        self._alone: _Actor | None = _Actor("observer", (), _Process("observer", None))
+        self._processes: dict[str, _Process] = {}
         self._dead = False
         self._epoch_changed = False
         self._gates: list[_Gate] = []
@@ -305,7 +348,8 @@ class World:
         loop.set_exception_handler(self._unexpected)
         asyncio._set_running_loop(loop)
         try:
-            self._savers = {name: self._make_saver(server.port) for name in ("observer", *scenario.actors)}
+            names = ("observer", *(name for name in scenario.actors if name not in scenario.shares))
+            self._savers = {name: self._make_saver(server.port) for name in names}
         finally:
             asyncio._set_running_loop(None)
         self._observer = self._savers["observer"]
@@ -342,7 +386,7 @@ class World:
         self.faults: list[str] = []
         self.outcomes = []
         self.trace = []
-        self._actors = [_Actor(name, calls) for name, calls in self.scenario.actors.items()]
+        self._make_processes()
         for actor in self._actors:
             context = copy_context()
             context.run(_ACTOR.set, actor)
@@ -376,6 +420,7 @@ class World:
             owner = intent[2:].split("_")[0]
             if not self._ghosts and (owner in crashed or owner == "doubt"):
                 steps.append(("expire", intent))
+        steps += [("heal", process.name) for process in self._processes.values() if process.is_cut_off]
         return steps + [move for kind in faults for move in self._fault_moves(kind, intents)]
 
     def do(self, move: Move) -> None:
@@ -401,7 +446,20 @@ class World:
                 self._lossy,
                 tuple(self.faults),
                 settled,
-                tuple((effect.rows, effect.required) for effect in self._effects[first:]),
+                tuple(
+                    (effect.rows, effect.required, effect.has_row, frozenset(effect.excused))
+                    for effect in self._effects[first:]
+                ),
+                tuple(
+                    (
+                        process.past,
+                        process.is_cut_off,
+                        process.is_wary,
+                        frozenset(number - first for number in process.sweeps if number >= first),
+                        self._mind(process),
+                    )
+                    for process in self._processes.values()
+                ),
                 tuple(
                     (
                         actor.position,
@@ -430,12 +488,17 @@ class World:
         for field_, value in list(self._entry.items()):
             if _is_live(field_, value):
                 self._expire(field_, value)
-        self._alone = _Actor("observer", ())
-        for _ in range(2):
-            found = _text(self._loop.complete(self._observer.aget_tuple(CONFIG)))
+        self._alone = _Actor("observer", (), _Process("observer", None))
+        self._observer._l1.doubt()
+        alive = [p for p in self._processes.values() if not any(actor.crashed for actor in p.actors)]
+        readers = [p.name for p in alive if any(call.reads for actor in p.actors for call in actor.calls)]
+        for name in ("observer", "observer", *readers):
+            found = _text(self._loop.complete(self._savers[name].aget_tuple(CONFIG)))
             self.reads += 1
             if found != self._views[-1]:
-                raise Violation(f"in the end a read returned {found}, PostgreSQL holds {self._views[-1]}")
+                raise Violation(
+                    f"in the end a read of {name} returned {found}, PostgreSQL holds {self._views[-1]}"
+                )
         self._alone = None
 
     def close(self) -> None:
@@ -473,15 +536,25 @@ class World:
             return [(kind, str(i)) for i in sorted({older[0], older[-1]})] if older else [(kind, "empty")]
         begun = [a for a in self._actors if a.began is not None and not (a.done or a.crashed)]
         if kind == "crash":
-            return [("crash", actor.name) for actor in begun]
+            return [("crash", name) for name in dict.fromkeys(actor.process.name for actor in begun)]
+        processes = [p for p in self._processes.values() if not p.done]
+        if kind == "cut_off":
+            asking = {gate.actor.process.name for gate in self._gates if gate.tier == "l1"}
+            return [("cut_off", p.name) for p in processes if p.name in asking and not p.is_cut_off]
+        if kind == "open":
+            return [("open", p.name) for p in processes if p.saver._breaker.is_closed]
         if kind == "cancel":
             return [("cancel", actor.name) for actor in begun]
         if kind in ("unsaid", "unheard"):
-            return [(kind, gate.actor.name, gate.label) for gate in self._gates if gate.tier == "l1"]
+            return [
+                (kind, gate.actor.name, gate.label)
+                for gate in self._gates
+                if gate.tier == "l1" and not gate.actor.process.is_cut_off
+            ]
         return [
             (kind, gate.actor.name, gate.label)
             for gate in self._gates
-            if gate.tier == "l2" and gate.label not in ("select", "rollback")
+            if gate.tier == "l2" and gate.label not in ("select", "rollback", "pending")
         ]
 
     def _do_step(self, name: str, label: str) -> None:
@@ -497,12 +570,12 @@ class World:
             answer = type(exc).__name__
         else:
             gate.opened.set_result(answer)
-        actor.past = hash((actor.past, label, _canonical_answer(answer)))
+        self._has_met(actor, label, _canonical_answer(answer))
         self.trace.append(f"{name}: {label} -> {_short(answer)}")
 
     def _start(self, actor: _Actor) -> None:
         if actor.began is None:
-            actor.began, actor.possible = len(self._views) - 1, self._possible()
+            actor.began, actor.possible = len(self._views) - 1, self._possible(actor.process)
 
     def _do_late(self, number: str, _label: str) -> None:
         ghost = self._ghosts.pop(int(number))
@@ -529,12 +602,13 @@ class World:
 
     def _do_crash(self, name: str) -> None:
         self._fault(f"crash: {name}")
-        [actor] = [a for a in self._actors if a.name == name]
-        actor.crashed = True
-        self._gates = [gate for gate in self._gates if gate.actor is not actor]
-        # Its connection goes with it: a transaction is rolled back. A statement that still takes effect is
-        # another schedule, in which it crashes later.
-        self._execute(actor.who, ("rollback",))
+        process = self._processes[name]
+        self._gates = [gate for gate in self._gates if gate.actor.process is not process]
+        for actor in process.actors:
+            actor.crashed = True
+            # Its connection goes with it: a transaction is rolled back. A statement that still takes effect
+            # is another schedule, in which it crashes later.
+            self._execute(actor.who, ("rollback",))
 
     def _do_evict(self) -> None:
         self._fault("evict", lossy=True)
@@ -616,7 +690,27 @@ class World:
             actor.session += 1
         assert actor.task is not None
         actor.task.cancel()
-        actor.past = hash((actor.past, "cancelled"))
+        self._has_met(actor, "cancelled", None)
+
+    def _do_cut_off(self, name: str) -> None:
+        """What a process sends to Redis gets lost from now on."""
+        self._fault(f"cut_off: {name}", lossy=True)
+        self._processes[name].is_cut_off = True
+
+    def _do_heal(self, name: str) -> None:
+        self.trace.append(f"{name} reaches Redis again")
+        self._processes[name].is_cut_off = False
+
+    def _do_open(self, name: str) -> None:
+        """The breaker opens, because of steps for other threads."""
+        self._fault(f"open: {name}", lossy=True)
+        process = self._processes[name]
+        process.saver._l1._unavailable(TimeoutError())
+        process.saver._breaker.trip("explored")
+        self._is_wary(process)
+        self._has_met(process.actors[0], "open", None)
+        for actor in process.actors:
+            actor.past = hash((actor.past, "open"))
 
     def _fail(
         self,
@@ -634,13 +728,15 @@ class World:
         self._fault(f"{kind}: {name}, {label}", lossy=lossy)
         error.__cause__ = cause
         gate.opened.set_exception(error)
-        gate.actor.past = hash((gate.actor.past, label, kind))
+        self._has_met(gate.actor, label, kind)
+        if gate.tier == "l1":
+            self._is_wary(gate.actor.process)
         return gate
 
     # ------------------------------------------------------------------ the actors
 
     async def _live(self, actor: _Actor) -> None:
-        client = self._savers[actor.name]
+        client = actor.process.saver
         for call in actor.calls:
             acknowledged = False
             try:
@@ -663,7 +759,9 @@ class World:
                 for number in actor.effects:
                     self._require(number)
             actor.position += 1
-            actor.past = actor.tokens = 0
+            actor.tokens = 0
+            if not actor.process.is_shared:
+                actor.past = 0
             actor.began, actor.possible, actor.effects = None, frozenset(), []
 
     def _judge(self, actor: _Actor, found: str) -> None:
@@ -683,20 +781,21 @@ class World:
         if found not in allowed and self._violation is None:
             self._violation = Violation(f"{actor.name} read {found}, but PostgreSQL held {sorted(allowed)}")
 
-    def _possible(self) -> frozenset[store.Tables]:
-        """The tables with every required effect, and with or without each of the others."""
+    def _possible(self, process: _Process) -> frozenset[store.Tables]:
+        """The tables with every effect that a process must show, and with or without each of the others."""
         settled, first = self._settled()
         possible = {settled}
         for effect in self._effects[first:]:
             with_it = {_applied(tables, effect) for tables in possible}
-            possible = with_it if effect.required else possible | with_it
+            must = effect.required and process.name not in effect.excused
+            possible = with_it if must else possible | with_it
         return frozenset(possible)
 
     def _settled(self) -> tuple[store.Tables, int]:
-        """The tables with the first effects, as far as all are required, and how many these are."""
+        """The tables with the first effects, as far as all must show them, and how many these are."""
         tables = self._base_tables
         for number, effect in enumerate(self._effects):
-            if not effect.required:
+            if not effect.required or effect.excused:
                 return tables, number
             tables = _applied(tables, effect)
         return tables, len(self._effects)
@@ -712,7 +811,12 @@ class World:
     async def pass_redis(self, sha: str, numkeys: int, key: str, *args: Any) -> Any:
         """Where a script waits; its name is known from what was loaded."""
 
+        process = self._current().process
+
         def perform() -> Any:
+            if process.is_cut_off:
+                self._is_wary(process)
+                raise TimeoutError
             outcome = self._replayed.popleft() if self._replayed is not None else None
             if outcome is None:
                 look = ("HGETALL", self._key), ("PTTL", self._key)
@@ -725,7 +829,13 @@ class World:
 
     async def _pass_postgres(self, statement: tuple[Any, ...]) -> Any:
         actor = self._current()
-        return await self._pass("l2", statement[0], lambda: self._execute(actor.who, statement), statement)
+
+        def perform() -> Any:
+            answer = self._execute(actor.who, statement)
+            self._has_swept(actor.process, statement[0], answer)
+            return answer
+
+        return await self._pass("l2", statement[0], perform, statement)
 
     async def _pass(
         self, tier: str, label: str, perform: Callable[[], Any], statement: tuple[Any, ...] = ()
@@ -753,8 +863,14 @@ class World:
     def _execute(self, who: str, statement: tuple[Any, ...]) -> Any:
         before = self._tables
         self._tables, answer = store.execute(before, who, statement)
+        if statement[0] == "record" and self._alone is None:
+            for actor in [actor for actor in self._actors if actor.who == who]:
+                for number in actor.effects:
+                    self._excuse(self._effects[number], who)
         if statement[0] in store.EFFECTS and self._alone is None:
             effect = _Effect(_changes(before, self._tables, store.touched(before, who, statement)))
+            if before.journal != self._tables.journal:
+                self._excuse(effect, who)
             self._effects.append(effect)
             for actor in self._actors:
                 if actor.who == who:
@@ -764,6 +880,55 @@ class World:
             if view != self._views[-1]:
                 self._views.append(view)
         return answer
+
+    # ------------------------------------------------------------------ who trusts Redis
+
+    def _excuse(self, effect: _Effect, who: str) -> None:
+        """A row was made for an effect."""
+        [writer] = [actor.process for actor in self._actors if actor.name == who.split("/")[0]]
+        effect.has_row = True
+        effect.excused = {p.name for p in self._processes.values() if p is not writer and not p.is_wary}
+
+    def _is_wary(self, process: _Process) -> None:
+        """A process has met a failure."""
+        process.is_wary = True
+        for effect in self._effects:
+            effect.excused.discard(process.name)
+
+    def _has_swept(self, process: _Process, label: str, answer: Any) -> None:
+        """A statement was done; if it is the last one of a sweep, the rows are that it began with."""
+        if label == "pending":
+            process.is_wary = False
+            process.sweeps = frozenset(n for n, effect in enumerate(self._effects) if effect.has_row)
+        if label == "delete rows" or (label == "pending" and not answer):
+            for number in process.sweeps:
+                self._effects[number].excused = set()
+            process.sweeps = frozenset()
+
+    def _has_met(self, actor: _Actor, label: str, answer: Any) -> None:
+        """Something has happened to an actor, on which depends what it will do."""
+        if actor.process.is_shared:
+            actor.process.past = hash((actor.process.past, actor.name, label, answer))
+        else:
+            actor.past = hash((actor.past, label, answer))
+
+    def _mind(self, process: _Process) -> tuple[Any, ...]:
+        """What a saver remembers from one call to the next."""
+        cache = process.saver._l1
+        epochs = cache._epochs
+        is_current = epochs.known == self._observer._l1.epoch
+        return cache.trusted, process.saver._breaker.state, epochs._trusted, is_current
+
+    def _make_processes(self) -> None:
+        self._processes, self._actors = {}, []
+        for name, calls in self.scenario.actors.items():
+            owner = self.scenario.shares.get(name, name)
+            if owner == name:
+                self._processes[name] = _Process(name, self._savers[name])
+                self._processes[name].is_wary = name in self.scenario.new
+            process = self._processes[owner]
+            process.actors.append(_Actor(name, calls, process))
+            self._actors.append(process.actors[-1])
 
     def _view(self, tables: store.Tables) -> str:
         _, row = store.execute(tables, "", ("select", SCOPE, None))
@@ -826,17 +991,22 @@ class World:
             audit_ratio=0,
         )
         made._l2 = store.ModelStore(self._pass_postgres)  # type: ignore[assignment]
-        # Neither the breaker nor the sweeper: what a step without an answer means is explored here as it is.
-        made._l1._breaker = made._breaker = Breaker(failures=sys.maxsize)
-        made._l1.regain_trust = None
+        made._sweeper._journal = made._l2.journal
         assert made._sweeper._task is not None
-        made._sweeper._task.cancel()
+        made._sweeper._task.cancel()  # a sweep is explored as an actor's call
         return made
 
     def _prepare(self) -> None:
         """Store what was there before, through the observer."""
         for call in self.scenario.before:
             self._loop.complete(call.make(self._observer))
+        assert self._alone is not None
+        self._alone.process.is_cut_off = True
+        for call in self.scenario.behind:
+            self._loop.complete(call.make(self._observer))
+        self._alone.process.is_cut_off = False
+        if self.scenario.leftover:
+            self._execute("observer", ("record", (SCOPE,)))
         self._look()
         self._base_entry = {} if self.scenario.cold else self._entry
         self.outcomes = []
@@ -853,9 +1023,19 @@ class World:
 
     def _forget_the_last_run(self) -> None:
         """The savers outlive it: let each know who reigns, and nothing else."""
-        for each in self._savers.values():
+        for name, each in self._savers.items():
             epochs = each._l1._epochs
             epochs._epoch, epochs._trusted = self._observer._l1.epoch, True
+            each._l1._available = True
+            # It opens when the explorer says so, and may be probed at once.
+            each._l1._breaker = each._breaker = each._sweeper._breaker = Breaker(
+                failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0
+            )
+            each._l1._doubts = each._sweeper._attempts = 0
+            each._l1._believed_at = None if name in self.scenario.new else 0
+            each._sweeper._lock = asyncio.Lock()
+            each._sweeper._not_before = each._sweeper._count_at = 0.0
+            each._sweeper._backlog = False
         self._epoch_changed = False
 
     def _script_names(self) -> dict[str, str]:

@@ -203,8 +203,8 @@ class Cache:
         Raises:
             L1Error: Redis does not do its part.
         """
-        intent = await self._run_now("begin", _PROBED, _new_token(), self._intent_ms)
-        await self._run_now("drop", _PROBED, intent, 0, self._intent_ms)
+        intent = await self._run("begin", _PROBED, _new_token(), self._intent_ms, is_probe=True)
+        await self._run("drop", _PROBED, intent, 0, self._intent_ms, is_probe=True)
 
     async def read(self, scope: Scope, checkpoint_id: str | None) -> Reading:
         """READ: the image of the scope, or why there is none.
@@ -214,22 +214,20 @@ class Cache:
         """
         wanted = checkpoint_id or ""
         for _ in range(_READS):
-            if not await self._is_believed():
+            if not self.trusted and not await self._regain_trust():
                 break
             doubts = self._doubts
             try:
                 answer = await self._run("read", scope, _new_token(), wanted, self._ttl_ms, self._intent_ms)
             except L1Error:
                 break
-            if doubts == self._doubts:
-                return await self._reading(scope, answer)
-            # Another call has met an error meanwhile, or this one another epoch: the journal comes first.
+            if doubts != self._doubts:
+                # Another call has met an error meanwhile, or this one another epoch: the journal comes first.
+                continue
+            if answer[0] == _HIT:
+                return await self._decode(scope, answer[1])
+            return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
         return Reading("unavailable")
-
-    async def _reading(self, scope: Scope, answer: list[Any]) -> Reading:
-        if answer[0] == _HIT:
-            return await self._decode(scope, answer[1])
-        return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
 
     def decode(self, scope: Scope, fields: list[bytes]) -> StoredCheckpoint:
         """Read an image out of an entry's fields.
@@ -356,10 +354,8 @@ class Cache:
                 if isinstance(outcome, BaseException):
                     raise outcome
 
-    async def _is_believed(self) -> bool:
-        if self.regain_trust is None or self.trusted:
-            return True
-        return await self.regain_trust()
+    async def _regain_trust(self) -> bool:
+        return self.regain_trust is None or await self.regain_trust()
 
     async def _decode(self, scope: Scope, fields: list[bytes]) -> Reading:
         try:
@@ -385,15 +381,12 @@ class Cache:
             return "error"
         return _WRITE_RESULTS[answer]
 
-    async def _run(self, step: str, scope: Scope, *args: Any) -> Any:
+    async def _run(self, step: str, scope: Scope, *args: Any, is_probe: bool = False) -> Any:
         """Run one script; every way in which Redis can fail becomes an `L1Error`."""
-        if not self._breaker.is_closed:
+        if not self._breaker.is_closed and not is_probe:
             # No doubt is added: L1 is trusted again only by a sweep that begins after the breaker has closed,
             # and that sees the journal's row of a write which was not let through here.
             raise L1UnavailableError("Redis is left alone for a while: it has not done its part lately.")
-        return await self._run_now(step, scope, *args)
-
-    async def _run_now(self, step: str, scope: Scope, *args: Any) -> Any:
         try:
             with self._telemetry.step(f"l1.{step}", scope):
                 async with asyncio.timeout(self._timeout):

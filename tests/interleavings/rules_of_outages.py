@@ -1,0 +1,210 @@
+"""The rules of the journal and of trust, each to be broken once, as in `mutations`."""
+
+from __future__ import annotations
+
+from interleavings.mutations import Mutation
+from interleavings.world import Move
+
+_OWN = "put_writes || reader of the same process"
+_NEW = "put_writes, its sweeper || reader || new reader"
+_DELETE = "delete_thread || new reader || sweeper"
+_SWEEPERS = "a row || sweeper || sweeper || new reader"
+_ADDED = "a row || sweeper || put_writes || reader"
+_COMPACT = "a row || sweeper || put_writes || compaction || reader"
+_OWN_SWEEPER = "a row || put_writes, its new sweeper and reader || reader"
+_PLAIN = "put_writes || reader || sweeper"
+
+_SWEEPING = "glasspoint.sweeping"
+_SAVER = "glasspoint.saver"
+_CACHE = "glasspoint.l1.cache"
+_MODEL = "interleavings.store"
+
+_EVICTED: tuple[Move, ...] = (("step", "w", "begin"), ("evict",))
+_WARMED_UP_BEFORE_THE_WRITE: tuple[Move, ...] = (
+    ("step", "v", "read"),
+    ("step", "v", "select"),
+    ("step", "w", "put_writes"),
+    ("step", "v", "warm_up"),
+)
+_DROPPED_AND_WARMED_UP: tuple[Move, ...] = (
+    ("step", "s", "pending"),
+    ("step", "s", "drop"),
+    ("step", "r", "read"),
+    ("step", "r", "select"),
+    ("step", "r", "warm_up"),
+)
+
+RULES_OF_OUTAGES = (
+    Mutation(
+        "the row is made in the write's transaction",
+        (
+            (
+                _MODEL,
+                'self.ask(("put_writes", scope, checkpoint_id, rows, upsert, journalled))\n',
+                'self.ask(("put_writes", scope, checkpoint_id, rows, upsert, False))\n'
+                "        if journalled:\n            await self.journal.record_now([scope])\n",
+            ),
+        ),
+        _PLAIN,
+        ("cut_off", "crash"),
+        finds="in the end",
+    ),
+    Mutation(
+        "a write that Redis was not told of makes a row",
+        ((_SAVER, "        return self._is_journalled\n", "        return False\n"),),
+        _NEW,
+        ("cut_off",),
+    ),
+    Mutation(
+        "a deletion that Redis was not told of makes a row",
+        (
+            (
+                "glasspoint.maintenance",
+                "return [intent.scope for intent in self._intents if not intent.name]",
+                "return []",
+            ),
+        ),
+        _DELETE,
+        ("cut_off",),
+    ),
+    Mutation(
+        "a write whose commit step was not heard makes a row",
+        ((_SAVER, '            if result == "error":\n', "            if False:\n"),),
+        _PLAIN,
+        ("evict", "cut_off"),
+    ),
+    Mutation(
+        "that row is made before the caller is answered",
+        (
+            (
+                _SAVER,
+                "await self._retries.run(\n"
+                "                        self._operation.name, "
+                "lambda: self._journal.record_now([self._scope])\n"
+                "                    )",
+                "asyncio.get_running_loop().create_task(self._journal.record_now([self._scope]))",
+            ),
+        ),
+        _OWN,
+        ("evict", "cut_off"),
+        start=_EVICTED,
+    ),
+    Mutation(
+        "rows are deleted after DROP",
+        (
+            (_SWEEPING, "                await self._cache.forget(scopes)\n", ""),
+            (
+                _SWEEPING,
+                "                await self._journal.delete(batch)\n",
+                "                await self._journal.delete(batch)\n"
+                "                await self._cache.forget(scopes)\n",
+            ),
+        ),
+        _SWEEPERS,
+    ),
+    Mutation(
+        "rows are deleted by their ids",
+        (
+            (_MODEL, "ids = {id_ for id_, _ in rows}", "scopes = {scope for _, scope in rows}"),
+            (_MODEL, "if row[0] not in ids)", "if row[1] not in scopes)"),
+        ),
+        _ADDED,
+        ("cut_off",),
+    ),
+    Mutation(
+        "a row is seen that another sweeper has in hand",
+        (
+            (
+                _MODEL,
+                "    return tables, tuple(sorted(row for row in tables.journal if row[0] > after)[:limit])\n",
+                "    held = {key for _, name, key in tables.changes if name == 'journal'}\n"
+                "    rows = sorted(row for row in tables.journal if row[0] > after and row[0] not in held)\n"
+                "    changes = tables.changes | {(who, 'journal', row[0]) for row in rows}\n"
+                "    return tables._replace(changes=changes), tuple(rows)\n",
+            ),
+        ),
+        _SWEEPERS,
+    ),
+    Mutation(
+        "compaction keeps no id",
+        (
+            (
+                _MODEL,
+                "    scopes = {scope for _, scope in tables.journal}\n",
+                "    first = {scope: id_ for id_, scope in sorted(tables.journal, reverse=True)}\n"
+                "    return tables._replace(journal=frozenset((i, s) for s, i in first.items())), None\n",
+            ),
+            (_MODEL, "    return _recorded(tables._replace(journal=frozenset()), scopes), None\n", ""),
+        ),
+        _COMPACT,
+        ("cut_off",),
+    ),
+    Mutation(
+        "a read waits until the journal is swept",
+        (
+            (
+                _CACHE,
+                "if not self.trusted and not await self._regain_trust():",
+                "if False:",
+            ),
+        ),
+        _NEW,
+        ("cut_off",),
+    ),
+    Mutation(
+        "who meets a failure trusts Redis no more",
+        (
+            (
+                _CACHE,
+                "        self._epochs.distrust()\n        self._doubts += 1\n",
+                "        self._epochs.distrust()\n",
+            ),
+        ),
+        _PLAIN,
+        ("cut_off", "unheard"),
+        start=(("cut_off", "w"),),
+    ),
+    Mutation(
+        # Either is enough: a sweep that begins later sees the row, and a doubt outlives a sweep.
+        "the sweep begins when the breaker has closed, or else who has made a row trusts Redis no more",
+        (
+            (
+                _SWEEPING,
+                "        if self._breaker.begin_probe():\n            await self._probe()\n",
+                "        if not self._breaker.is_closed:\n"
+                "            await self._try(self._sweep_all)\n"
+                "            if self._breaker.begin_probe():\n"
+                "                await self._probe()\n"
+                "            return 0.0\n",
+            ),
+            (
+                _SAVER,
+                "        self._l1.doubt()\n        self._operation.l1_write",
+                "        self._operation.l1_write",
+            ),
+        ),
+        "read, put_writes || its sweeper, twice || its reader",
+        ("open",),
+        start=(("open", "w"), ("step", "w", "read")),
+    ),
+    Mutation(
+        "a doubt that arises during a sweep outlives it",
+        ((_CACHE, "self._believed_at = doubts\n", "self._believed_at = self._doubts\n"),),
+        _OWN_SWEEPER,
+        ("cut_off",),
+        start=_DROPPED_AND_WARMED_UP,
+    ),
+    Mutation(
+        "who has made a row trusts Redis no more",
+        (
+            (
+                _SAVER,
+                "        self._l1.doubt()\n        self._operation.l1_write",
+                "        self._operation.l1_write",
+            ),
+        ),
+        _OWN,
+        ("evict", "cut_off"),
+        start=(*_EVICTED, *_WARMED_UP_BEFORE_THE_WRITE),
+    ),
+)
