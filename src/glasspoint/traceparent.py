@@ -59,7 +59,7 @@ def parse(text: object) -> Writer | None:
         True
         >>> parse("00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01")
     """
-    found = _FORM.fullmatch(text) if isinstance(text, str) and len(text) <= MAX_LENGTH else None
+    found = _matched(text)
     if found is None:
         return None
     trace_id, span_id, flags = found.groups()
@@ -75,4 +75,8 @@ def problem_of(text: object) -> Unusable | None:
     """
     if isinstance(text, str) and len(text) > MAX_LENGTH:
         return "too_long"
-    return None if parse(text) is not None else "malformed"
+    return None if _matched(text) is not None else "malformed"
+
+
+def _matched(text: object) -> re.Match[str] | None:
+    return _FORM.fullmatch(text) if isinstance(text, str) and len(text) <= MAX_LENGTH else None
