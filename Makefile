@@ -65,7 +65,7 @@ $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing Glasspoint with all that development needs into $(VENV): once, about a minute ...'
-	@$(INSTALL) '.[demo,otlp,test]'
+	@$(INSTALL) '.[demo,otlp,otlp-grpc,instrumentation,test]'
 	@touch $@ $(VENV)/.installed-demo
 
 $(BIN)/python:

@@ -1,5 +1,8 @@
 """A chat service on FastAPI: conversations in PostgreSQL and Redis, /metrics and /readyz beside them.
 
+A trace a turn, linked to the one before, goes to OTEL_EXPORTER_OTLP_ENDPOINT, if that is set (and the extras
+otlp and instrumentation are installed).
+
     pip install glasspoint fastapi uvicorn
     POSTGRES_URL=postgresql://… REDIS_URL=redis://… uvicorn --app-dir examples fastapi_app:app
 
@@ -27,9 +30,11 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from pydantic import BaseModel, Field
 
-from glasspoint import Settings, get_checkpointer
+from glasspoint import Settings, configure_telemetry, conversation_turn, get_checkpointer
 from glasspoint.demo.model import choose_chat_model
 from glasspoint.telemetry.http import telemetry_app
+
+AGENT = "fastapi-example"
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
 
@@ -64,7 +69,7 @@ def build_graph(saver: BaseCheckpointSaver[str]) -> Graph:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """One checkpointer for the life of the process; closed when the server stops, after the last request."""
-    async with get_checkpointer() as saver:
+    async with configure_telemetry(service_name=AGENT), get_checkpointer() as saver:
         app.state.graph = build_graph(saver)
         yield
 
@@ -75,7 +80,8 @@ app = FastAPI(title="Glasspoint example", lifespan=lifespan)
 @app.post("/chat")
 async def chat(said: Message, request: Request) -> Answer:
     """Answer a message."""
-    state = await request.app.state.graph.ainvoke(*_turn(said))
+    async with conversation_turn(said.thread_id, agent_name=AGENT):
+        state = await request.app.state.graph.ainvoke(*_turn(said))
     return Answer(answer=state["messages"][-1].text)
 
 
@@ -84,10 +90,11 @@ async def stream(said: Message, request: Request) -> StreamingResponse:
     """Answer a message piece by piece, as server-sent events: `data: {"text": …}`, and `event: end`."""
 
     async def events() -> AsyncIterator[str]:
-        pieces = request.app.state.graph.astream(*_turn(said), stream_mode="messages")
-        async for piece, _ in pieces:
-            if piece.text:
-                yield f"data: {json.dumps({'text': piece.text}, ensure_ascii=False)}\n\n"
+        async with conversation_turn(said.thread_id, agent_name=AGENT):
+            pieces = request.app.state.graph.astream(*_turn(said), stream_mode="messages")
+            async for piece, _ in pieces:
+                if piece.text:
+                    yield f"data: {json.dumps({'text': piece.text}, ensure_ascii=False)}\n\n"
         yield "event: end\ndata: {}\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream")

@@ -175,9 +175,9 @@ def test_the_span_collector_is_bounded_and_hands_out_one_trace() -> None:
     collector = SpanCollector(capacity=3)
     provider = TracerProvider()
     provider.add_span_processor(collector)
-    tracer = provider.get_tracer("test")
+    tracer, another = provider.get_tracer("glasspoint"), provider.get_tracer("an instrumentation")
     for number in range(10):
-        with tracer.start_as_current_span(str(number)) as span:
+        with tracer.start_as_current_span(str(number)) as span, another.start_as_current_span("not shown"):
             pass
     last = span.get_span_context().trace_id
     assert [each.name for each in collector.take(last)] == ["9"]

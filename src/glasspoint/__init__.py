@@ -14,7 +14,8 @@ from glasspoint.memory_saver import MemorySaver
 from glasspoint.redis_saver import RedisSaver
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.settings import Settings
-from glasspoint.telemetry import Telemetry, create_telemetry
+from glasspoint.telemetry import Telemetry, conversation_turn, create_telemetry
+from glasspoint.telemetry.configure import configure_telemetry
 
 __all__ = [
     "CachedPostgresSaver",
@@ -24,6 +25,8 @@ __all__ = [
     "Settings",
     "Telemetry",
     "__version__",
+    "configure_telemetry",
+    "conversation_turn",
     "create_cached_postgres_checkpointer",
     "create_redis_checkpointer",
     "create_telemetry",

@@ -24,6 +24,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
+from glasspoint import traceparent as traceparents
 from glasspoint.errors import SerializationError
 from glasspoint.scope import Scope, is_ordered_id
 
@@ -160,8 +161,13 @@ def encode_put(
     checkpoint: Checkpoint,
     metadata: CheckpointMetadata,
     new_versions: ChannelVersions,
+    *,
+    traceparent: str | None = None,
 ) -> EncodedPut:
     """Serialise a checkpoint, the way `AsyncPostgresSaver.aput` splits it.
+
+    Args:
+        traceparent: The span that writes it, to be stored with the metadata: see `glasspoint.traceparent`.
 
     Raises:
         SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store.
@@ -191,7 +197,7 @@ def encode_put(
         checkpoint_id=checkpoint["id"],
         parent_id=parent_id,
         document_json=_to_json(document, "the checkpoint"),
-        metadata_json=_to_json(get_serializable_checkpoint_metadata(config, metadata), "the metadata"),
+        metadata_json=_to_json(_metadata(config, metadata, traceparent), "the metadata"),
         blobs=blobs,
         voids=voids,
         inline=inline,
@@ -248,7 +254,7 @@ def decode_tuple(serde: SerializerProtocol, stored: StoredCheckpoint) -> Checkpo
     return CheckpointTuple(
         _config(scope, stored.checkpoint_id),
         cast("Checkpoint", {**stored.document, "channel_values": values}),
-        cast("CheckpointMetadata", stored.metadata),
+        cast("CheckpointMetadata", traceparents.without(stored.metadata)),
         _config(scope, stored.parent_id) if stored.parent_id else None,
         [(w.task_id, w.channel, loads(w.value)) for w in stored.writes],
     )
@@ -269,6 +275,14 @@ def version_text(version: str | int | float) -> str:
     if isinstance(version, float):
         return format(Decimal(repr(version)), "f")  # jsonb has no exponents
     return version if isinstance(version, str) else _json_dumps(version)
+
+
+def _metadata(
+    config: RunnableConfig, metadata: CheckpointMetadata, traceparent: str | None
+) -> dict[str, Any]:
+    given = cast("dict[str, Any]", get_serializable_checkpoint_metadata(config, metadata))
+    stored = traceparents.without(given)
+    return stored if traceparent is None else {**stored, traceparents.KEY: traceparent}
 
 
 def _config(scope: Scope, checkpoint_id: str) -> RunnableConfig:

@@ -106,7 +106,7 @@ async def _open_chain(
 ) -> FallbackSaver:
     postgres_url = _required(settings.postgres_url, "POSTGRES_URL")
     redis_url = _required(settings.redis_url, "REDIS_URL")
-    telemetry = telemetry or create_telemetry()
+    telemetry = telemetry or create_telemetry(thread_ids=settings.telemetry_thread_ids)
     shared: dict[str, Any] = {"serde": serde or JsonPlusSerializer(), "telemetry": telemetry.for_standby()}
 
     async def open_cached() -> CachedPostgresSaver:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
-from glasspoint import codec
+from glasspoint import codec, traceparent
 from glasspoint.errors import InvalidConfigError, L1UnavailableError, L2DeadlineError
 from glasspoint.l2.deadline import answered_within, within
 from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
@@ -108,6 +108,8 @@ class CachedPostgresSaver(MaintainedSaver):
             if stored is None:
                 return None
             if stored.needs_parent:
+                operation.checkpoint_id = stored.checkpoint_id
+                operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
                 return await self._ask_l2(lambda: self._l2.get_tuple(scope, self.serde, config))
             if reading.lease is not None and checkpoint_id is None and stored.cacheable:
                 await self._l1.warm_up(scope, reading.lease, stored)
@@ -139,6 +141,8 @@ class CachedPostgresSaver(MaintainedSaver):
                 checkpoint_id_of(named)  # checked here, before PostgreSQL stumbles over it
         with self._lifetime.call(), self._telemetry.operation("list", scope) as operation:
             operation.served_by = "l2"
+            if traceparent.is_asked_for(filter):
+                return
             tuples = await self._retries.run(
                 "list",
                 lambda: self._l2.list(scope, self.serde, config, filter=filter, before=before, limit=limit),
@@ -196,7 +200,15 @@ class CachedPostgresSaver(MaintainedSaver):
         scope, parent_id = scope_of(config), checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("put", scope) as operation:
             started = perf_counter()
-            put = codec.encode_put(self.serde, config, parent_id, checkpoint, metadata, new_versions)
+            put = codec.encode_put(
+                self.serde,
+                config,
+                parent_id,
+                checkpoint,
+                metadata,
+                new_versions,
+                traceparent=operation.traceparent,
+            )
             operation.encode_seconds = perf_counter() - started
             operation.checkpoint_id, operation.step, operation.source = (
                 put.checkpoint_id,
@@ -287,6 +299,7 @@ class CachedPostgresSaver(MaintainedSaver):
         operation.bytes_read = stored.size
         operation.checkpoint_id = stored.checkpoint_id
         operation.step, operation.source = stored.metadata.get("step"), stored.metadata.get("source")
+        operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
         return answer
 
 

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     audit_ratio: float = _variable("CHECKPOINT_AUDIT_RATIO", 0.001, ge=0, le=1)
     l1_signing_key: SecretStr | None = _variable("CHECKPOINT_L1_SIGNING_KEY", None, min_length=16)
     prepare_threshold: int | None = _variable("CHECKPOINT_PREPARE_THRESHOLD", 0, ge=0)
+    telemetry_thread_ids: Literal["plain", "hashed", "none"] = _variable(
+        "CHECKPOINT_TELEMETRY_THREAD_IDS", "plain"
+    )
     probe_interval: float = _variable("CHECKPOINT_PROBE_INTERVAL", 5.0, gt=0)
     ready_tiers: Annotated[tuple[Tier, ...], NoDecode] = _variable("CHECKPOINT_READY_TIERS", ("cached",))
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPORT_LOGGERS", "kept_warnings"]
 
-EXPORT_LOGGERS = ("opentelemetry",)
+EXPORT_LOGGERS = ("opentelemetry", "glasspoint.telemetry")
 _SAVER_LOGGERS = ("glasspoint", "psycopg")
 
 

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from glasspoint import traceparent
 from glasspoint.errors import ConfigurationError
 from glasspoint.history.containment import contains
 from glasspoint.history.interface import Position, for_each
@@ -74,7 +75,7 @@ def choose(
         filter=parsed,
         limit=limit,
         # In SQL, nothing is less than NULL.
-        nothing=limit == 0 or (before is not None and older_than is None),
+        nothing=limit == 0 or (before is not None and older_than is None) or traceparent.is_asked_for(filter),
     )
 
 

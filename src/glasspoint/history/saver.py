@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from langgraph.checkpoint.base import WRITES_IDX_MAP, writes_sort_key
 from langgraph.checkpoint.serde.types import TASKS
 
-from glasspoint import codec
+from glasspoint import codec, traceparent
 from glasspoint.codec import Encoded
 from glasspoint.errors import ConfigurationError, InvalidConfigError, WrongTypeError
 from glasspoint.history import listing, pruning
@@ -128,7 +128,15 @@ class HistorySaver(DrainableSaver):
         scope, parent_id = scope_of(config), checkpoint_id_of(config)
         with self._call("put", scope) as operation:
             started = perf_counter()
-            put = codec.encode_put(self.serde, config, parent_id, checkpoint, metadata, new_versions)
+            put = codec.encode_put(
+                self.serde,
+                config,
+                parent_id,
+                checkpoint,
+                metadata,
+                new_versions,
+                traceparent=operation.traceparent,
+            )
             operation.encode_seconds = perf_counter() - started
             operation.checkpoint_id = put.checkpoint_id
             operation.step, operation.source = put.step, put.source
@@ -251,6 +259,7 @@ class HistorySaver(DrainableSaver):
         if operation.name == "get_tuple":
             operation.checkpoint_id = stored.checkpoint_id
             operation.step, operation.source = stored.metadata.get("step"), stored.metadata.get("source")
+            operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
         return answer
 
     def _complete(self, found: Found) -> None:

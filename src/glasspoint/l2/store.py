@@ -20,6 +20,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
+from glasspoint import traceparent
 from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, PendingWrites, StoredCheckpoint
 from glasspoint.errors import (
     ConfigurationError,
@@ -265,7 +266,8 @@ class Store:
         """Read a checkpoint by upstream's own code: for the old formats that take more than one query."""
         async with self._connection(scope) as conn:
             with self._telemetry.step("l2.get_tuple", scope):
-                return await AsyncPostgresSaver(conn, serde=serde).aget_tuple(config)
+                found = await AsyncPostgresSaver(conn, serde=serde).aget_tuple(config)
+        return None if found is None else _as_callers_see(found)
 
     async def list(
         self, scope: Scope | None, serde: SerializerProtocol, config: RunnableConfig | None, **options: Any
@@ -276,7 +278,8 @@ class Store:
             with self._telemetry.step("l2.list", scope):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
-                    return [t async for t in AsyncPostgresSaver(conn, serde=serde).alist(config, **options)]
+                    upstream = AsyncPostgresSaver(conn, serde=serde)
+                    return [_as_callers_see(each) async for each in upstream.alist(config, **options)]
 
     async def delta_history(
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig, channels: Sequence[str]
@@ -453,6 +456,10 @@ async def _fetch_all(
     async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
         await cursor.execute(cast("Any", sql), params)
         return await cursor.fetchall()
+
+
+def _as_callers_see(found: CheckpointTuple) -> CheckpointTuple:
+    return found._replace(metadata=cast("Any", traceparent.without(cast("Any", found.metadata))))
 
 
 def _import_statement(item: StoredCheckpoint | PendingWrites) -> tuple[str, dict[str, Any]]:

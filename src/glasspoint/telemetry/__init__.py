@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from glasspoint.telemetry import thread_ids as _thread_ids
+from glasspoint.telemetry.conversation import ConversationTurn
 from glasspoint.telemetry.events import Telemetry
 from glasspoint.telemetry.metrics import Metrics
 from glasspoint.telemetry.tracing import Tracing
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry
 
-__all__ = ["Telemetry", "create_telemetry"]
+    from glasspoint.telemetry.thread_ids import ThreadIds
+
+__all__ = ["ConversationTurn", "Telemetry", "conversation_turn", "create_telemetry"]
 
 
 def create_telemetry(
@@ -20,6 +24,7 @@ def create_telemetry(
     saver_name: str = "default",
     registry: CollectorRegistry | None = None,
     tracer_provider: TracerProvider | None = None,
+    thread_ids: ThreadIds | None = None,
 ) -> Telemetry:
     """Make what a saver reports to.
 
@@ -28,10 +33,57 @@ def create_telemetry(
         registry: The Prometheus registry, by default the process's own. Savers may share one.
         tracer_provider: Where spans go, by default to the process's own provider. None is configured here:
             without an OpenTelemetry SDK in the process, spans cost next to nothing and go nowhere.
+        thread_ids: How thread ids stand on spans: `"plain"`; `"hashed"`, the first 16 digits of their
+            SHA-256; `"none"`, not at all. By default what `CHECKPOINT_TELEMETRY_THREAD_IDS` says, else plain.
+
+    Raises:
+        ConfigurationError: Thread ids cannot be shown in such a way.
 
     Example:
         >>> from prometheus_client import CollectorRegistry
         >>> create_telemetry(saver_name="docs", registry=CollectorRegistry()).saver_name
         'docs'
     """
-    return Telemetry(saver_name, (Tracing(tracer_provider), Metrics(saver_name, registry)))
+    tracing = Tracing(tracer_provider, thread_ids=_thread_ids.choose(thread_ids))
+    return Telemetry(saver_name, (tracing, Metrics(saver_name, registry)))
+
+
+def conversation_turn(
+    thread_id: str,
+    agent_name: str | None = None,
+    *,
+    turn_number: int | None = None,
+    telemetry: Telemetry | None = None,
+) -> ConversationTurn:
+    """Wrap one turn of a conversation: `with`, or `async with`, around the call of the graph.
+
+    All that happens inside stands under one span, `invoke_agent <agent_name>`, and this is linked to the turn
+    before: the one that wrote the checkpoint that the graph goes on from, however long ago and in whatever
+    process. Nothing is asked of the servers for it.
+
+    Args:
+        thread_id: The conversation, as in the graph's config.
+        agent_name: Who answers.
+        turn_number: Which turn it is, if the application counts them.
+        telemetry: What the saver reports to, if that was made with a `tracer_provider` or with `thread_ids`:
+            the turn then goes the same way. By default the process's own provider, and thread ids as
+            `CHECKPOINT_TELEMETRY_THREAD_IDS` says.
+
+    Returns:
+        What is to be entered; it gives the OpenTelemetry span, for attributes of your own.
+
+    Example:
+        >>> with conversation_turn("42", agent_name="concierge") as span:
+        ...     span.is_recording()  # there is no SDK here
+        False
+    """
+    tracing = (
+        next((each for each in telemetry.observers if isinstance(each, Tracing)), None) if telemetry else None
+    )
+    return ConversationTurn(
+        str(thread_id),
+        agent_name,
+        turn_number=turn_number,
+        tracer_provider=tracing.tracer_provider if tracing else None,
+        thread_ids_shown=tracing.thread_ids if tracing else None,
+    )

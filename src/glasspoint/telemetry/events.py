@@ -235,6 +235,8 @@ class Operation(_Timed):
         encode_seconds, decode_seconds: Time spent on (de)serialising.
         bytes_read, bytes_written: Size of the state, as serialised.
         trace_id: The trace this call belongs to, 32 hexadecimal digits, if it is recorded.
+        traceparent: What a put is to store of the span that writes, left here by the tracer.
+        stored_traceparent: What a read has found of the span that wrote, as it stood there.
     """
 
     __slots__ = (
@@ -250,8 +252,10 @@ class Operation(_Timed):
         "served_by",
         "source",
         "step",
+        "stored_traceparent",
         "tier",
         "trace_id",
+        "traceparent",
     )
 
     def __init__(self, observers: Sequence[Observer], name: str, scope: Scope | None) -> None:
@@ -270,6 +274,8 @@ class Operation(_Timed):
         self.bytes_read: int | None = None
         self.bytes_written: int | None = None
         self.trace_id: str | None = None
+        self.traceparent: str | None = None
+        self.stored_traceparent: object = None
 
     def __enter__(self) -> Operation:
         for observer in self._observers:
@@ -355,6 +361,11 @@ class Telemetry:
         self.saver_name = saver_name
         self._observers = tuple(observers)
         self._standby = standby
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """Who is told."""
+        return self._observers
 
     def for_standby(self) -> Telemetry:
         """Return the same for savers that serve no calls yet: the tiers of a fallback chain."""

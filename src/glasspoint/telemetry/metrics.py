@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
+from glasspoint import traceparent
 from glasspoint.telemetry.collectors import SaverCollector
 from glasspoint.telemetry.events import (
     Audited,
@@ -129,6 +130,11 @@ class Families:
             "pool_wait_seconds", "Time spent waiting for a PostgreSQL connection.", buckets=BUCKETS_SECONDS
         )
         self.pool_timeouts = counter("pool_timeouts", "Times no PostgreSQL connection came free in time.")
+        self.traceparents_ignored = counter(
+            "traceparents_ignored",
+            "Reads that found the span that wrote the checkpoint in a form that cannot be used.",
+            "reason",
+        )
         self.savers = SaverCollector()
         registry.register(self.savers)
 
@@ -161,12 +167,15 @@ class Metrics:
         self._fallbacks = _Children(families.fallback_events, saver_name)
         self._drained = _Children(families.drained_checkpoints, saver_name)
         self._retries = _Children(families.l2_retries, saver_name)
+        self._traceparents = _Children(families.traceparents_ignored, saver_name)
         self._pool_wait = families.pool_wait.labels(saver_name)
         self._pool_timeouts = families.pool_timeouts.labels(saver_name)
         for result in ("hit", "miss", "busy", "historical", "incomplete", "unavailable"):
             self._reads.get(result)  # there from the start, so that a ratio never lacks a part
         for result in ("stored", "refused", "error"):
             self._warm_ups.get(result)
+        for reason in ("malformed", "too_long"):
+            self._traceparents.get(reason)
         for state in ("open", "half_open", "closed"):
             self._breaker.get(state)
         for verdict in ("consistent", "stale", "raced"):
@@ -200,6 +209,10 @@ class Metrics:
             self._decode_seconds.observe(operation.decode_seconds)
         if operation.encode_seconds is not None:
             self._encode_seconds.observe(operation.encode_seconds)
+        if operation.stored_traceparent is not None:
+            problem = traceparent.problem_of(operation.stored_traceparent)
+            if problem is not None:
+                self._traceparents.get(problem).inc()
 
     def step_started(self, step: Step) -> None:
         """Nothing to do."""

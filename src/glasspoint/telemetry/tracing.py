@@ -10,9 +10,10 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context, trace
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanKind
 
 from glasspoint._version import __version__
+from glasspoint.telemetry.conversation import end_span, link_to_writer, to_store
 from glasspoint.telemetry.events import (
     BreakerChanged,
     EpochChanged,
@@ -25,11 +26,13 @@ from glasspoint.telemetry.events import (
     TierChanged,
     Vitals,
 )
+from glasspoint.telemetry.thread_ids import shown_as
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Span, TracerProvider
+    from opentelemetry.trace import TracerProvider
 
     from glasspoint.scope import Scope
+    from glasspoint.telemetry.thread_ids import ThreadIds
 
 __all__ = ["Tracing"]
 
@@ -58,23 +61,31 @@ _STATEMENTS = {
 class Tracing:
     """Observes savers for OpenTelemetry."""
 
-    def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
+    def __init__(
+        self, tracer_provider: TracerProvider | None = None, *, thread_ids: ThreadIds = "plain"
+    ) -> None:
         """Args:
         tracer_provider: Where spans go; the process's own if `None`.
+        thread_ids: How thread ids stand on them.
         """
+        self.tracer_provider = tracer_provider
+        self.thread_ids = thread_ids
+        self._shown = shown_as(thread_ids)
         self._tracer = trace.get_tracer("glasspoint", __version__, tracer_provider)
         self._addresses: dict[str, dict[str, Any]] = {"l1": {}, "l2": {}, "redis": {}}
 
     def operation_started(self, operation: Operation) -> None:
         """Start the call's span and make it the current one, if anybody will see it."""
         span = self._tracer.start_span(
-            f"checkpoint.{operation.name}", attributes=_scope_attributes(operation.scope)
+            f"checkpoint.{operation.name}", attributes=self._scope_attributes(operation.scope)
         )
         if span.is_recording():
             operation.trace = (span, context.attach(trace.set_span_in_context(span)))
             span_context = span.get_span_context()
             if span_context.trace_flags.sampled:
                 operation.trace_id = trace.format_trace_id(span_context.trace_id)
+            if operation.name == "put":
+                operation.traceparent = to_store(span, operation)
 
     def operation_ended(self, operation: Operation) -> None:
         """Put what became known onto the span, and end it."""
@@ -92,7 +103,9 @@ class Tracing:
         ):
             if value is not None:
                 span.set_attribute(key, value)
-        _end(span, operation)
+        if operation.name == "get_tuple":
+            link_to_writer(span, operation)
+        end_span(span, operation.error)
         context.detach(token)
 
     def step_started(self, step: Step) -> None:
@@ -100,7 +113,7 @@ class Tracing:
         if not trace.get_current_span().is_recording():
             return
         tier, _, what = step.name.partition(".")
-        attributes = _scope_attributes(step.scope)
+        attributes = self._scope_attributes(step.scope)
         kind = SpanKind.INTERNAL
         if tier in self._addresses:
             kind = SpanKind.CLIENT
@@ -128,7 +141,7 @@ class Tracing:
         span, token = step.trace
         if step.result is not None:
             span.set_attribute("glasspoint.result", step.result)
-        _end(span, step)
+        end_span(span, step.error)
         context.detach(token)
 
     def noted(self, note: Note) -> None:
@@ -141,7 +154,7 @@ class Tracing:
                 now = time_ns()
                 span = self._tracer.start_span(
                     "checkpoint.l2.acquire",
-                    attributes=_scope_attributes(note.scope),
+                    attributes=self._scope_attributes(note.scope),
                     start_time=now - int(note.seconds * 1e9),
                 )
                 span.end(now)
@@ -168,20 +181,13 @@ class Tracing:
     def closed(self, vitals: Vitals) -> None:
         """Nothing to do."""
 
-
-def _scope_attributes(scope: Scope | None) -> dict[str, Any]:
-    if scope is None:
-        return {}
-    return {"gen_ai.conversation.id": scope.thread_id, "langgraph.checkpoint.ns": scope.checkpoint_ns}
+    def _scope_attributes(self, scope: Scope | None) -> dict[str, Any]:
+        if scope is None:
+            return {}
+        thread_id = self._shown(scope.thread_id)
+        shown = {} if thread_id is None else {"gen_ai.conversation.id": thread_id}
+        return {**shown, "langgraph.checkpoint.ns": scope.checkpoint_ns}
 
 
 def _address(host: str | None, port: int | None) -> dict[str, Any]:
     return {k: v for k, v in (("server.address", host), ("server.port", port)) if v}
-
-
-def _end(span: Span, event: Operation | Step) -> None:
-    if event.error is not None:
-        kind = type(event.error)
-        span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
-        span.set_status(StatusCode.ERROR, event.outcome)
-    span.end()

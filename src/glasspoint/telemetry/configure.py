@@ -1,0 +1,271 @@
+"""For applications: OpenTelemetry set up as the standard variables say, and what is installed turned on.
+
+A library must not do this, and Glasspoint itself never does: an application that has an SDK set up already,
+or runs under `opentelemetry-instrument`, needs none of it.
+
+Spans wait in a bounded queue, and a thread sends them. So a collector that hangs, refuses or is not there
+costs a conversation nothing: what does not fit is dropped, and the end of the process waits so long and no
+longer.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from urllib.parse import urlsplit
+
+from opentelemetry import trace
+
+from glasspoint.errors import ConfigurationError
+from glasspoint.telemetry import thread_ids as ways
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from glasspoint.telemetry.thread_ids import ThreadIds
+
+__all__ = ["ConfiguredTelemetry", "configure_telemetry"]
+
+_log = logging.getLogger("glasspoint.telemetry")
+
+_CAPTURE_CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
+_OTLP = "OTEL_EXPORTER_OTLP_{}"
+_OTLP_TRACES = "OTEL_EXPORTER_OTLP_TRACES_{}"
+_EXPORTER_MODULES = {
+    "http/protobuf": ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "otlp"),
+    "grpc": ("opentelemetry.exporter.otlp.proto.grpc.trace_exporter", "otlp-grpc"),
+}
+
+
+class _Instrumentation(NamedTuple):
+    name: str
+    module: str
+    instrumentor: str
+
+
+# Of the two for LangChain the first that is installed.
+_INSTRUMENTATIONS = (
+    _Instrumentation("redis", "opentelemetry.instrumentation.redis", "RedisInstrumentor"),
+    _Instrumentation("psycopg", "opentelemetry.instrumentation.psycopg", "PsycopgInstrumentor"),
+    _Instrumentation("langchain", "openinference.instrumentation.langchain", "LangChainInstrumentor"),
+    _Instrumentation("langchain", "opentelemetry.instrumentation.langchain", "LangchainInstrumentor"),
+)
+
+
+class ConfiguredTelemetry:
+    """What `configure_telemetry` has set up. To be shut down at the end, or entered: `with`, `async with`.
+
+    Attributes:
+        tracer_provider: Where spans go, for `create_telemetry` if it was not made the process's own.
+        instrumented: What was turned on: of `redis`, `psycopg`, `langchain`.
+        exports_to: The host that spans are sent to, if any.
+    """
+
+    def __init__(
+        self,
+        tracer_provider: TracerProvider,
+        exporters: Sequence[SpanExporter],
+        instrumentors: dict[str, Any],
+        exports_to: str | None,
+        flush_seconds: float,
+    ) -> None:
+        self.tracer_provider = tracer_provider
+        self.instrumented = tuple(instrumentors)
+        self.exports_to = exports_to
+        self._exporters = exporters
+        self._instrumentors = instrumentors
+        self._flush_seconds = flush_seconds
+        self._is_shut_down = False
+        atexit.register(self.shutdown)
+
+    def shutdown(self) -> bool:
+        """Send what is still to be sent, and turn off what was turned on. May be called twice.
+
+        At the end of the process it is called by itself. On an event loop, use `async with`, or a thread: it
+        waits, though for `flush_seconds` at most.
+
+        Returns:
+            Whether it came to an end in that time; if not, spans may be lost, and a warning is logged.
+        """
+        if self._is_shut_down:
+            return True
+        self._is_shut_down = True
+        atexit.unregister(self.shutdown)
+        for instrumentor in self._instrumentors.values():
+            with suppress(Exception):
+                instrumentor.uninstrument()
+        # The SDK waits for its exporter without a limit of ours: so in a thread that nobody waits for.
+        sending = threading.Thread(
+            target=self.tracer_provider.shutdown, name="glasspoint-telemetry-shutdown", daemon=True
+        )
+        sending.start()
+        sending.join(self._flush_seconds)
+        if sending.is_alive():
+            _log.warning(
+                "The last spans could not be sent within %s s, and are lost: is the collector there?",
+                self._flush_seconds,
+            )
+            for exporter in self._exporters:  # so that they cease to try
+                threading.Thread(target=exporter.shutdown, name=sending.name, daemon=True).start()
+        return not sending.is_alive()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.shutdown)
+
+
+def configure_telemetry(
+    *,
+    service_name: str | None = None,
+    thread_ids: ThreadIds | None = None,
+    capture_content: bool | None = None,
+    span_processors: Sequence[SpanProcessor] = (),
+    set_global: bool = True,
+    flush_seconds: float = 3.0,
+) -> ConfiguredTelemetry:
+    """Set OpenTelemetry's tracing up for an application. Once, before savers, clients and pools are opened.
+
+    What is installed is turned on: the instrumentations of Redis, psycopg and LangChain (openinference's, or
+    OpenTelemetry's), but for those that `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` names. The rest is as the
+    standard variables say: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`,
+    `OTEL_TRACES_EXPORTER` (`otlp`, `console`, `none`; not set: `otlp`, if it has an endpoint),
+    `OTEL_EXPORTER_OTLP_ENDPOINT`, `…_PROTOCOL` (`http/protobuf`, `grpc`), `…_HEADERS`, `…_TIMEOUT`, and
+    `OTEL_SDK_DISABLED`.
+
+    Args:
+        service_name: `service.name`, where the environment has none.
+        thread_ids: How thread ids stand on LangChain's spans, as in `create_telemetry`.
+        capture_content: Let spans of instrumentations hold what was said. By default only if
+            `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` is `true`.
+        span_processors: More to be told of every span; these get instrumentations' as they are.
+        set_global: Make it the process's own tracer provider.
+        flush_seconds: For so long the end waits for what is still to be sent; one export may take as long,
+            unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
+
+    Raises:
+        ConfigurationError: OpenTelemetry is set up already; or the environment asks for what is not installed
+            or not known.
+    """
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    from glasspoint.telemetry.redacting import RedactingExporter
+
+    if set_global and isinstance(trace.get_tracer_provider(), TracerProvider):
+        raise ConfigurationError(
+            "OpenTelemetry is set up already in this process: call configure_telemetry once, and not at all "
+            "under opentelemetry-instrument, which does the same."
+        )
+    if capture_content is None:
+        capture_content = os.environ.get(_CAPTURE_CONTENT, "").strip().lower() == "true"
+    way = ways.choose(thread_ids)
+    exporters = list(_exporters(flush_seconds))
+    named = service_name is not None and not os.environ.get("OTEL_SERVICE_NAME")
+    resource = Resource.create({SERVICE_NAME: service_name} if named and service_name else {})
+    # Not shut down by itself at the end of the process: that could take half a minute.
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    for processor in span_processors:
+        provider.add_span_processor(processor)
+    for exporter in exporters:
+        redacting = RedactingExporter(exporter, thread_ids=way, capture_content=capture_content)
+        provider.add_span_processor(BatchSpanProcessor(redacting))
+    if set_global:
+        trace.set_tracer_provider(provider)
+    is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    instrumentors = {} if is_disabled else _instrument(provider)
+    return ConfiguredTelemetry(provider, exporters, instrumentors, _exports_to(), flush_seconds)
+
+
+def _exporters(seconds: float) -> Iterator[SpanExporter]:
+    for name in _exporter_names():
+        if name == "otlp":
+            yield _otlp_exporter(seconds)
+        elif name == "console":
+            from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
+            yield ConsoleSpanExporter()
+        elif name != "none":
+            raise ConfigurationError(f"OTEL_TRACES_EXPORTER is {name!r}: choose of otlp, console, none.")
+
+
+def _exporter_names() -> Iterable[str]:
+    asked = os.environ.get("OTEL_TRACES_EXPORTER", "")
+    return [name.strip() for name in asked.split(",") if name.strip()] or (["otlp"] if _endpoint() else [])
+
+
+def _otlp_exporter(seconds: float) -> SpanExporter:
+    protocol = _variable("PROTOCOL") or "http/protobuf"
+    if protocol not in _EXPORTER_MODULES:
+        known = ", ".join(_EXPORTER_MODULES)
+        raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}: choose one of {known}.")
+    module, extra = _EXPORTER_MODULES[protocol]
+    try:
+        exporter: type[SpanExporter] = import_module(module).OTLPSpanExporter
+    except ImportError:
+        raise ConfigurationError(
+            f"Spans are to be sent over OTLP ({protocol}), but the exporter is not installed. Install it "
+            f"with pip install 'glasspoint[{extra}]', or unset OTEL_EXPORTER_OTLP_ENDPOINT."
+        ) from None
+    # The time for one batch, retries included.
+    return exporter(timeout=None if _variable("TIMEOUT") else seconds)  # type: ignore[call-arg]
+
+
+def _instrument(provider: TracerProvider) -> dict[str, Any]:
+    """Turn on what is installed, and not on already. What cannot be turned on is no reason to fail."""
+    turned_on: dict[str, Any] = {}
+    disabled = {name.strip() for name in os.environ.get(_DISABLED, "").split(",")}
+    for each in _INSTRUMENTATIONS:
+        if each.name in turned_on or disabled & {each.name, "*"}:
+            continue
+        try:
+            instrumentor = getattr(import_module(each.module), each.instrumentor)()
+        except ImportError:
+            continue
+        try:
+            if not instrumentor.is_instrumented_by_opentelemetry:
+                instrumentor.instrument(tracer_provider=provider)
+                if instrumentor.is_instrumented_by_opentelemetry:  # it may find a version it does not know
+                    turned_on[each.name] = instrumentor
+        except Exception as exc:
+            _log.warning("%s could not be turned on (%s).", each.module, type(exc).__name__)
+    return turned_on
+
+
+def _exports_to() -> str | None:
+    if "otlp" not in _exporter_names():
+        return None
+    endpoint = _endpoint() or "http://localhost"
+    return urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").hostname
+
+
+def _endpoint() -> str | None:
+    return _variable("ENDPOINT")
+
+
+def _variable(name: str) -> str | None:
+    return os.environ.get(_OTLP_TRACES.format(name)) or os.environ.get(_OTLP.format(name))

@@ -1,0 +1,183 @@
+"""A turn of a conversation: the span around it, and its link to the turn before.
+
+Turns are traces of their own, hours and processes apart. What connects them is in the checkpoints: a put
+stores the `traceparent` of the turn that writes (see `glasspoint.traceparent`), and the first read of the
+next turn finds it. Time travel reads an old checkpoint, so the link leads to the turn that wrote that one.
+
+Only the OpenTelemetry API is used here: without an SDK, a turn costs one span that records nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context, trace
+from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags
+
+from glasspoint import traceparent
+from glasspoint._version import __version__
+from glasspoint.errors import ConfigurationError
+from glasspoint.telemetry import thread_ids
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from opentelemetry.trace import Span, TracerProvider
+
+    from glasspoint.telemetry.events import Operation
+    from glasspoint.telemetry.thread_ids import ThreadIds
+
+__all__ = ["ConversationTurn", "end_span", "link_to_writer", "to_store"]
+
+_TURN = context.create_key("glasspoint-turn")
+
+
+class ConversationTurn:
+    """The span of one turn, for `with` and for `async with`; see `glasspoint.conversation_turn`."""
+
+    def __init__(
+        self,
+        thread_id: str,
+        agent_name: str | None,
+        *,
+        turn_number: int | None,
+        tracer_provider: TracerProvider | None,
+        thread_ids_shown: ThreadIds | None,
+    ) -> None:
+        """Args:
+        thread_ids_shown: How the thread id stands on the span; as the environment says if `None`.
+        """
+        self.thread_id = thread_id
+        self.span: Span = trace.INVALID_SPAN
+        self._agent_name = agent_name
+        self._turn_number = turn_number
+        self._tracer_provider = tracer_provider
+        self._thread_ids = thread_ids_shown
+        self._token: Any = None
+        self._own_span_ids: frozenset[int] = frozenset()
+        self._has_read = False
+
+    def __enter__(self) -> Span:
+        if self._token is not None:
+            raise RuntimeError("This turn was entered before: call conversation_turn again for another one.")
+        tracer = trace.get_tracer("glasspoint", __version__, self._tracer_provider)
+        self.span = tracer.start_span(
+            "invoke_agent" if self._agent_name is None else f"invoke_agent {self._agent_name}",
+            kind=SpanKind.INTERNAL,
+            attributes=self._attributes(),
+        )
+        around = _current_turn()
+        self._own_span_ids = frozenset({self.span.get_span_context().span_id}) | (
+            around._own_span_ids if around is not None else frozenset()
+        )
+        self._token = context.attach(context.set_value(_TURN, self, trace.set_span_in_context(self.span)))
+        return self.span
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        end_span(self.span, error)
+        if _current_turn() is self:  # not so when a stream that nobody read to its end is closed elsewhere
+            context.detach(self._token)
+
+    async def __aenter__(self) -> Span:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def owns(self, writer: traceparent.Writer) -> bool:
+        """Whether this turn, or one around it, is what wrote."""
+        return writer.span_id in self._own_span_ids
+
+    def goes_on_from(self, writer: Link | None) -> None:
+        """Link this turn's span to the turn before, as the first checkpoint tells that it reads: LangGraph
+        begins with the one that it goes on from, and in time travel reads the newest one, too, but later.
+
+        Args:
+            writer: `None` if nobody knows who wrote it.
+        """
+        if not self._has_read:
+            self._has_read = True
+            if writer is not None:
+                self.span.add_link(writer.context, writer.attributes)
+
+    def _attributes(self) -> dict[str, Any]:
+        try:
+            way = thread_ids.choose(self._thread_ids)
+        except ConfigurationError:  # no reason for a conversation to fail, but one not to tell who talks
+            way = "none"
+        thread_id = thread_ids.shown_as(way)(self.thread_id)
+        known = {
+            "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.agent.name": self._agent_name,
+            "gen_ai.conversation.id": thread_id,
+            "session.id": thread_id,
+            "glasspoint.turn": self._turn_number,
+        }
+        return {key: value for key, value in known.items() if value is not None}
+
+
+def to_store(span: Span, operation: Operation) -> str | None:
+    """Return the traceparent that a put stores: of the turn under way, else of the put's own span.
+
+    Args:
+        span: The put's.
+
+    Returns:
+        `None` if nobody could ever look at it, because it is not sampled.
+    """
+    turn = _turn_of(operation)
+    found = (turn.span if turn is not None else span).get_span_context()
+    if not found.is_valid or not found.trace_flags.sampled:
+        return None
+    ids = f"{trace.format_trace_id(found.trace_id)}-{trace.format_span_id(found.span_id)}"
+    return f"00-{ids}-{TraceFlags.SAMPLED:02x}"
+
+
+def link_to_writer(span: Span, operation: Operation) -> None:
+    """Link the turn under way, else the span of the read, to what wrote the checkpoint that was read.
+
+    A turn is linked by what it reads of its conversation's root namespace: a subgraph's memory may be older
+    than the turn before. What was written in this very turn, or in the read's own trace, is not linked.
+    """
+    if operation.scope is None or operation.checkpoint_id is None:
+        return
+    writer, link = traceparent.parse(operation.stored_traceparent), None
+    if writer is not None and writer.sampled:
+        target = SpanContext(writer.trace_id, writer.span_id, True, TraceFlags(TraceFlags.SAMPLED))
+        told = {"glasspoint.link": "previous_turn", "langgraph.checkpoint.id": operation.checkpoint_id}
+        link = Link(target, told)
+    turn = _turn_of(operation)
+    if turn is not None:
+        if not operation.scope.checkpoint_ns and not (writer is not None and turn.owns(writer)):
+            turn.goes_on_from(link)
+    elif link is not None and link.context.trace_id != span.get_span_context().trace_id:
+        span.add_link(link.context, link.attributes)
+
+
+def end_span(span: Span, error: BaseException | None) -> None:
+    """End a span. Of an error its class is told; its text may quote what was said."""
+    if error is not None:
+        kind = type(error)
+        span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
+        outcome = "cancelled" if isinstance(error, asyncio.CancelledError) else "error"
+        span.set_status(StatusCode.ERROR, outcome)
+    span.end()
+
+
+def _current_turn() -> ConversationTurn | None:
+    found = context.get_value(_TURN)
+    return found if isinstance(found, ConversationTurn) else None
+
+
+def _turn_of(operation: Operation) -> ConversationTurn | None:
+    """The turn under way, if it is one of the conversation that the call is about. What goes on in the
+    background after its turn has ended belongs to none."""
+    turn = _current_turn()
+    if turn is None or operation.scope is None or turn.thread_id != operation.scope.thread_id:
+        return None
+    return turn if turn.span.is_recording() else None

@@ -1,0 +1,113 @@
+"""What instrumentations write on their spans, without what was said.
+
+LangChain's puts inputs, outputs and prompts there. What is let through of it is listed here, so that what it
+may write tomorrow is left out as well. Redis' and psycopg's write statements with placeholders, which may
+stay. All of them put the text of errors there, which may quote a value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import Status
+
+from glasspoint.telemetry.thread_ids import shown_as
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from glasspoint.telemetry.thread_ids import ThreadIds
+
+__all__ = ["RedactingExporter"]
+
+_LANGCHAIN = ("openinference.", "opentelemetry.instrumentation.langchain")
+_ALL = ("openinference.", "opentelemetry.instrumentation.")
+_OF_AN_ERROR = {"exception.type", "error.type"}
+_THREAD_IDS = ("session.id", "gen_ai.conversation.id")
+_SAFE = {
+    "openinference.span.kind",
+    "llm.model_name",
+    "llm.provider",
+    "llm.system",
+    "tool.name",
+    "error.type",
+    "gen_ai.operation.name",
+    "gen_ai.provider.name",
+    "gen_ai.system",
+    "gen_ai.request.model",
+    "gen_ai.response.model",
+    "traceloop.span.kind",
+    "traceloop.entity.name",
+}
+_SAFE_PREFIXES = ("llm.token_count.", "gen_ai.usage.")
+
+
+class RedactingExporter(SpanExporter):
+    """Hands spans to another exporter, and of instrumentations' only what is no content."""
+
+    def __init__(self, exporter: SpanExporter, *, thread_ids: ThreadIds, capture_content: bool) -> None:
+        """Args:
+        exporter: Who sends them.
+        thread_ids: How thread ids are shown.
+        capture_content: Let the content through, too, but for the metadata, which name the thread, unless
+            thread ids are plain.
+        """
+        self._exporter = exporter
+        self._shown = shown_as(thread_ids)
+        self._capture_content = capture_content
+        self._hidden: set[str] = set() if thread_ids == "plain" else {"metadata"}
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans."""
+        return self._exporter.export([self._redacted(span) for span in spans])
+
+    def shutdown(self) -> None:
+        """Shut the other exporter down."""
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Flush the other exporter."""
+        return self._exporter.force_flush(timeout_millis)
+
+    def _redacted(self, span: ReadableSpan) -> ReadableSpan:
+        scope = span.instrumentation_scope
+        if scope is None or not scope.name.startswith(_ALL):
+            return span
+        of_langchain = scope.name.startswith(_LANGCHAIN)
+        return ReadableSpan(
+            name=span.name,
+            context=span.context,
+            parent=span.parent,
+            resource=span.resource,
+            attributes=self._attributes(span.attributes) if of_langchain else span.attributes,
+            events=[self._event(each) for each in span.events],
+            links=span.links,
+            kind=span.kind,
+            status=span.status if self._capture_content else Status(span.status.status_code),
+            start_time=span.start_time,
+            end_time=span.end_time,
+            instrumentation_scope=scope,
+        )
+
+    def _event(self, event: Event) -> Event:
+        if self._capture_content:
+            return event
+        kept = {key: value for key, value in (event.attributes or {}).items() if key in _OF_AN_ERROR}
+        return Event(event.name, kept, event.timestamp)
+
+    def _attributes(self, attributes: Any) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for key, value in (attributes or {}).items():
+            if key in _THREAD_IDS:
+                shown = self._shown(str(value))
+                if shown is not None:
+                    kept[key] = shown
+            elif self._is_kept(key):
+                kept[key] = value
+        return kept
+
+    def _is_kept(self, key: str) -> bool:
+        is_safe = key in _SAFE or key.startswith(_SAFE_PREFIXES)
+        return is_safe or (self._capture_content and key not in self._hidden)
