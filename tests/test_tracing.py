@@ -607,6 +607,35 @@ async def test_redis_instrumentation_nests_below_the_round_trips(
     assert sorted(parents) == ["checkpoint.l1.begin", "checkpoint.l1.commit_put", "checkpoint.l1.read"]
 
 
+# ------------------------------------------------------------------ log lines
+
+
+@pytest.mark.parametrize(("sampler", "names_it"), [(ALWAYS_ON, True), (ALWAYS_OFF, False)])
+async def test_a_line_names_the_trace_that_it_belongs_to(
+    database: str,
+    own_redis: EmbeddedRedis,
+    caplog: pytest.LogCaptureFixture,
+    sampler: Sampler,
+    names_it: bool,
+) -> None:
+    recorder, thread = Recorder(sampler), Thread("a")
+    async with open_saver(database, own_redis.url, telemetry=recorder.telemetry) as saver:
+        await thread.put(saver)
+        own_redis.kill()
+        recorder.clear()
+        await thread.turn(saver)
+    [line] = [r for r in caplog.records if r.name == "glasspoint.l1" and "does not answer" in r.getMessage()]
+    initialized = [r for r in caplog.records if "initialized" in r.getMessage()]
+    assert not any("trace_id" in each.getMessage() for each in initialized)
+    if names_it:
+        context = recorder.named("checkpoint.get_tuple")[0].context
+        assert context is not None
+        assert line.getMessage().endswith(f" trace_id={context.trace_id:032x}")
+        assert vars(line)["trace_id"] == f"{context.trace_id:032x}"
+    else:
+        assert "trace_id" not in line.getMessage()
+
+
 # ------------------------------------------------------------------ nothing of a conversation, no password
 
 
