@@ -44,10 +44,11 @@ class Running:
     process: subprocess.Popen[str]
     seen: str = ""
 
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        """Read on until a line matches."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+    def wait_for(self, pattern: str, *, errors: bool = False) -> re.Match[str]:
+        """Read on until a line matches, of the output or of standard error."""
+        stream = self.process.stderr if errors else self.process.stdout
+        assert stream is not None
+        for line in stream:
             self.seen += line
             if found := re.search(pattern, line):
                 return found

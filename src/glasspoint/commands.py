@@ -1,4 +1,5 @@
-"""The commands `glasspoint demo`, `check` and `prune`. Needs the extra `demo`; entered through `cli.py`.
+"""The commands of `glasspoint`: `demo`, `traffic`, `check`, `prune`. Needs the extra `demo`; entered through
+`cli.py`.
 
 Exit statuses: 0 all well (also Ctrl-C during the demo's traffic: that is how it ends), 1 something failed,
 2 wrong usage, 130 interrupted (`prune` ends after the batch under way, and says what was done; a second
@@ -87,6 +88,24 @@ def demo(
     with _plain_endings():
         as_expected = play_demo(Console(highlight=False), once=once, port=port)
     raise typer.Exit(0 if as_expected else 1)
+
+
+@app.command()
+def traffic(
+    host: Annotated[str, typer.Option(help="Where /metrics, /healthz and /readyz are served.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The same; 0: any free one.")] = 9464,
+    people: Annotated[int, typer.Option(min=1, help="How many talk at once; each a turn a second.")] = 6,
+) -> None:
+    """Keep a light traffic of conversations going, for dashboards to show something.
+
+    Everything is as the environment says: POSTGRES_URL, REDIS_URL, CHECKPOINT_…, OTEL_…. It stops with Ctrl-C
+    or SIGTERM, and removes its conversations then.
+    """
+    from glasspoint.demo.serving import serve_traffic
+    from glasspoint.settings import Settings
+
+    with _plain_endings():
+        serve_traffic(Settings.from_environment(), host=host, port=port, people=people)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """A light traffic of conversations, for somebody to look at: in the terminal, at `/metrics`, in a back end.
 
 A few people talk to the agent at a human pace: they give their name, come back to it, pause, return to an
-earlier conversation or open a new one. Every answer is checked for the name.
+earlier conversation or open a new one. Now and then somebody looks at what was said, and at how the state was
+before. Every answer is checked for the name.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from glasspoint.demo.conversation import build_conversation, say
 from glasspoint.demo.model import RecallingChatModel
 
 if TYPE_CHECKING:
-    from glasspoint import CachedPostgresSaver
+    from langchain_core.runnables import RunnableConfig
+
+    from glasspoint import CachedPostgresSaver, FallbackSaver
     from glasspoint.demo.telemetry import Observed
 
-__all__ = ["Tally", "Traffic"]
+__all__ = ["PEOPLE", "Tally", "Traffic"]
 
-_PEOPLE = 6
+PEOPLE = 6
 _MEAN_PAUSE_SECONDS = 0.7
 _LONGEST_PAUSE_SECONDS = 4.0
 _AFTER_FAILURE_SECONDS = 1.0
@@ -30,6 +33,8 @@ _TURNS_IN_A_ROW = (2, 6)
 _TURNS_OF_A_CONVERSATION = 18
 _RESTING_CONVERSATIONS = 20
 _RETURNS = 0.6
+_LOOKS_BACK = 0.2
+_CHECKPOINTS_SHOWN = 10
 _REMOVAL_SECONDS = 10
 
 _NAMES = ("철수", "영희", "지은", "민준", "하늘", "서연")
@@ -65,8 +70,14 @@ class _Talk:
 class Traffic:
     """Keeps conversations going until it is cancelled. Holds a bounded number of them, and so does L2."""
 
-    def __init__(self, saver: CachedPostgresSaver, observed: Observed) -> None:
+    def __init__(
+        self, saver: CachedPostgresSaver | FallbackSaver, observed: Observed, *, people: int = PEOPLE
+    ) -> None:
+        """Args:
+        people: How many talk at the same time.
+        """
         self.tally = Tally()
+        self._people = people
         self._saver = saver
         self._observed = observed
         # Never GLASSPOINT_DEMO_MODEL here: several calls a second of a paid model are nobody's wish.
@@ -77,7 +88,7 @@ class Traffic:
     async def run(self) -> None:
         """Let everybody talk, until cancelled."""
         async with asyncio.TaskGroup() as people:
-            for number in range(_PEOPLE):
+            for number in range(self._people):
                 people.create_task(self._person(), name=f"demo person {number}")
 
     async def remove_conversations(self) -> None:
@@ -92,6 +103,8 @@ class Traffic:
             for _ in range(random.randint(*_TURNS_IN_A_ROW)):
                 await asyncio.sleep(min(random.expovariate(1 / _MEAN_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS))
                 await self._turn(talk)
+            if talk.turns and random.random() < _LOOKS_BACK:
+                await self._look_back(talk)
             await self._rest(talk)
 
     def _next_talk(self) -> _Talk:
@@ -125,6 +138,18 @@ class Traffic:
         self.tally.forgotten += talk.name not in answer.text
         # Nobody looks at these spans in the terminal; an OTLP back end has got them already.
         self._observed.spans.clear()
+
+    async def _look_back(self, talk: _Talk) -> None:
+        """Look at the newest states, and then at an older one alone."""
+        config: RunnableConfig = {"configurable": {"thread_id": talk.thread_id}}
+        try:
+            states = [
+                state async for state in self._graph.aget_state_history(config, limit=_CHECKPOINTS_SHOWN)
+            ]
+            if states:
+                await self._graph.aget_state(states[-1].config)
+        except Exception as error:
+            self._failed(error)
 
     async def _remove(self, thread_id: str) -> None:
         await self._saver.adelete_thread(thread_id)

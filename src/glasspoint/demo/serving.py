@@ -1,0 +1,79 @@
+"""The traffic as a service: for the compose stack, and wherever somebody wants a process to look at.
+
+It is what an application would be: everything from the environment, the fallback chain, telemetry served, log
+lines on standard error, ended by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+from glasspoint.demo.telemetry import observe
+from glasspoint.demo.traffic import Traffic
+from glasspoint.factory import get_checkpointer
+from glasspoint.telemetry.http import serve_telemetry
+
+if TYPE_CHECKING:
+    from glasspoint.settings import Settings
+
+__all__ = ["serve_traffic"]
+
+_log = logging.getLogger("glasspoint.traffic")
+
+_SAY_EVERY_SECONDS = 30.0
+
+
+def serve_traffic(settings: Settings, *, host: str, port: int, people: int) -> None:
+    """Keep conversations going until Ctrl-C or SIGTERM; what is left of them is removed then.
+
+    Args:
+        settings: As `get_checkpointer` takes them.
+        host: Where `/metrics`, `/healthz` and `/readyz` are served.
+        port: The same; 0 for any free port.
+        people: How many talk at once, a turn or so a second each.
+
+    Raises:
+        GlasspointError: A setting is wrong, no tier can be had, or the address cannot be listened on.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("httpx", "opentelemetry"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    with (
+        observe(lost=lambda reason: _log.warning("spans could not be sent: %s", reason)) as observed,
+        closing(
+            serve_telemetry(port, host=host, registry=observed.registry, ready_tiers=settings.ready_tiers)
+        ) as server,
+        suppress(KeyboardInterrupt),
+    ):
+        _log.info("%d people talk; metrics: %s/metrics", people, server.url)
+
+        async def talk() -> None:
+            async with get_checkpointer(settings, telemetry=observed.telemetry) as saver:
+                traffic = Traffic(saver, observed, people=people)
+                try:
+                    async with asyncio.TaskGroup() as together:
+                        together.create_task(traffic.run())
+                        together.create_task(_say_how_it_goes(traffic))
+                finally:
+                    with suppress(Exception):  # the servers may be gone
+                        await traffic.remove_conversations()
+
+        asyncio.run(talk())
+
+
+async def _say_how_it_goes(traffic: Traffic) -> None:
+    before = 0
+    while True:
+        await asyncio.sleep(_SAY_EVERY_SECONDS)
+        tally = traffic.tally
+        _log.info(
+            "%d turns, %.1f/s; %d failed%s",
+            tally.turns,
+            (tally.turns - before) / _SAY_EVERY_SECONDS,
+            tally.failed,
+            f", last: {tally.last_error}" if tally.last_error else "",
+        )
+        before = tally.turns
