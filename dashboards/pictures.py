@@ -1,0 +1,357 @@
+"""`make pictures`: what the boards look like, drawn from a real Prometheus's answers.
+
+Not Grafana: a small renderer of the panels' own queries, thresholds, units and places, for the README and for
+whoever changes a board and has no Grafana at hand. Panels that ask Tempo show their query.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.dates as mdates
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure, SubFigure
+
+BOARDS = Path(__file__).with_name("grafana")
+
+INK, DIM, PANEL, PAGE, LINE = "#d8d9da", "#8e9299", "#181b1f", "#111217", "#2c3036"
+PALETTE = ["#73bf69", "#5794f2", "#ff9830", "#f2495c", "#b877d9", "#fade2a", "#8ab8ff", "#ca95e5"]
+NAMED = {
+    "green": "#73bf69",
+    "semi-dark-green": "#56a64b",
+    "dark-green": "#37872d",
+    "light-green": "#96d98d",
+    "blue": "#5794f2",
+    "light-blue": "#8ab8ff",
+    "semi-dark-blue": "#3274d9",
+    "dark-blue": "#1f60c4",
+    "red": "#f2495c",
+    "semi-dark-red": "#e02f44",
+    "dark-red": "#c4162a",
+    "orange": "#ff9830",
+    "light-orange": "#ffb357",
+    "semi-dark-orange": "#ff780a",
+    "dark-orange": "#fa6400",
+    "yellow": "#fade2a",
+    "light-yellow": "#ffee52",
+    "semi-dark-yellow": "#f2cc0c",
+    "purple": "#b877d9",
+    "light-purple": "#ca95e5",
+    "semi-dark-purple": "#a352cc",
+    "dark-purple": "#8f3bb8",
+    "gray": "#8e9299",
+    "text": INK,
+    "transparent": PANEL,
+}
+
+_COLUMNS = 24
+_INCHES_A_COLUMN, _INCHES_A_ROW = 0.62, 0.42
+
+
+def draw(board: dict[str, Any], prometheus_url: str, minutes: float, *, file: Path) -> dict[str, int]:
+    """Draw one board.
+
+    Args:
+        board: Its JSON.
+        prometheus_url: Who answers its queries.
+        minutes: How far back it shows.
+        file: Where the PNG goes.
+
+    Returns:
+        For each panel that asks Prometheus: its title, and how many series it showed.
+    """
+    asking = _Asking(prometheus_url, minutes, board)
+    panels = list(_panels(board["panels"]))
+    rows = max(p["gridPos"]["y"] + p["gridPos"]["h"] for p in panels)
+    size = (_COLUMNS * _INCHES_A_COLUMN, rows * _INCHES_A_ROW + 0.5)
+    figure = plt.figure(figsize=size, facecolor=PAGE, dpi=110)
+    title = 0.5 / size[1]
+    figure.text(0.008, 1 - title * 0.62, board["title"], color=INK, fontsize=13, weight="bold")
+    counts = {}
+    for panel in panels:
+        place = panel["gridPos"]
+        left, width = place["x"] / _COLUMNS, place["w"] / _COLUMNS
+        height = place["h"] / rows * (1 - title)
+        bottom = (1 - title) * (1 - (place["y"] + place["h"]) / rows)
+        box = [left + 0.002, bottom + 0.003, width - 0.004, height - 0.006]
+        series = _draw_panel(figure, box, panel, asking)
+        if series is not None:
+            counts[panel["title"]] = series
+    figure.savefig(file, facecolor=PAGE)
+    plt.close(figure)
+    return counts
+
+
+def boards() -> list[dict[str, Any]]:
+    """Return the boards, as they are in dashboards/grafana."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted(BOARDS.glob("*.json"))]
+
+
+def _panels(panels: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for panel in panels:
+        yield panel
+        yield from _panels(panel.get("panels", []))
+
+
+class _Asking:
+    def __init__(self, url: str, minutes: float, board: dict[str, Any]) -> None:
+        self._url = url
+        self.end = time.time()
+        self.start = self.end - minutes * 60
+        self._step = max(1.0, minutes * 60 / 240)
+        self._interval = f"{max(5, int(self._step * 4))}s"
+        self._board = board
+
+    def substituted(self, text: str) -> str:
+        """Put values in the place of Grafana's variables."""
+        text = text.replace("$__rate_interval", self._interval).replace("$__interval", self._interval)
+        text = re.sub(r"\$__range\b", f"{int(self.end - self.start)}s", text)
+        for variable in self._board.get("templating", {}).get("list", []):
+            name, current = variable["name"], (variable.get("current") or {}).get("value")
+            if variable["type"] == "query":
+                value = variable.get("allValue") or ".*"
+            elif isinstance(current, str):
+                value = current
+            else:
+                value = str(variable.get("query", ""))
+            text = re.sub(rf"\$\{{{name}(:\w+)?\}}|\${name}\b", lambda _, value=value: value, text)
+        return text
+
+    def range(self, promql: str) -> list[dict[str, Any]]:
+        span = {"start": str(self.start), "end": str(self.end), "step": str(self._step)}
+        found: list[dict[str, Any]] = self._get("query_range", query=self.substituted(promql), **span)
+        return found
+
+    def now(self, promql: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._get("query", query=self.substituted(promql))
+        return found
+
+    def _get(self, what: str, **params: str) -> Any:
+        url = f"{self._url}/api/v1/{what}?{urllib.parse.urlencode(params)}"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return json.load(answer)["data"]["result"]
+
+
+def _draw_panel(
+    figure: Figure | SubFigure, box: list[float], panel: dict[str, Any], asking: _Asking
+) -> int | None:
+    kind = panel["type"]
+    if kind == "row":
+        figure.text(box[0], box[1] + box[3] / 2, f"▾ {panel['title']}", color=INK, fontsize=10, va="center")
+        return None
+    frame = figure.add_axes(box, facecolor=PANEL)  # type: ignore[call-overload]
+    frame.set_xticks([])
+    frame.set_yticks([])
+    for spine in frame.spines.values():
+        spine.set_color(LINE)
+    height_inches = box[3] * figure.get_figure().get_size_inches()[1]
+    frame.text(
+        0.012, 1 - 0.09 / height_inches, panel.get("title", ""), transform=frame.transAxes, color=INK,
+        fontsize=8.5, weight="bold", va="top",
+    )  # fmt: skip
+    targets = [t for t in panel.get("targets", []) if not t.get("hide")]
+    exprs = [t for t in targets if t.get("expr")]
+    if not exprs:
+        text = "\n".join(asking.substituted(t.get("query", "")) for t in targets) or panel.get(
+            "options", {}
+        ).get("content", "")
+        frame.text(0.02, 0.5, text[:400], transform=frame.transAxes, color=DIM, fontsize=7, va="center",
+                   family="monospace", wrap=True)  # fmt: skip
+        return None
+    inner = [
+        box[0] + 0.03 * box[2] + 0.014, box[1] + 0.16 * box[3], box[2] * 0.94 - 0.022, box[3] * 0.68,
+    ]  # fmt: skip
+    if kind in ("timeseries", "state-timeline", "barchart"):
+        return _timeseries(figure, inner, panel, exprs, asking)
+    if kind == "heatmap":
+        return _heatmap(figure, inner, panel, exprs, asking)
+    return _values(frame, panel, exprs, asking, kind)
+
+
+def _timeseries(
+    figure: Figure | SubFigure, box: list[float], panel: dict[str, Any], targets: list[Any], asking: _Asking
+) -> int:
+    axes = figure.add_axes(box, facecolor=PANEL)  # type: ignore[call-overload]
+    defaults = panel.get("fieldConfig", {}).get("defaults", {})
+    custom = defaults.get("custom", {})
+    stacked = custom.get("stacking", {}).get("mode") in ("normal", "percent")
+    lines = []
+    for target in targets:
+        for series in asking.range(target["expr"]):
+            times = [datetime.fromtimestamp(t, UTC) for t, _ in series["values"]]
+            values = [float(v) for _, v in series["values"]]
+            lines.append((_legend(target, series["metric"]), times, values))
+    colours = _colours(panel, [name for name, _, _ in lines])
+    if stacked and lines:
+        grid = sorted({t for _, times, _ in lines for t in times})
+        rows = [dict(zip(times, values, strict=True)) for _, times, values in lines]
+        stacks = [[0 if math.isnan(row.get(t, 0)) else row.get(t, 0) for t in grid] for row in rows]
+        axes.stackplot(grid, *stacks, colors=colours, alpha=0.75, linewidth=0)
+    else:
+        fill = custom.get("fillOpacity", 0)
+        for (_, times, values), colour in zip(lines, colours, strict=True):
+            alone = len(times) < 3
+            axes.plot(times, values, color=colour, linewidth=1.2, marker="." if alone else None)
+            if fill:
+                axes.fill_between(times, values, color=colour, alpha=min(0.25, fill / 100))
+    if custom.get("scaleDistribution", {}).get("type") == "log" and lines:
+        axes.set_yscale("log")
+    elif lines:
+        axes.set_ylim(bottom=defaults.get("min", None if any(min(v) < 0 for _, _, v in lines) else 0))
+    axes.set_xlim(datetime.fromtimestamp(asking.start, UTC), datetime.fromtimestamp(asking.end, UTC))
+    axes.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M"))
+    axes.xaxis.set_major_locator(mdates.AutoDateLocator(maxticks=5))
+    unit = defaults.get("unit", "short")
+    axes.yaxis.set_major_formatter(lambda value, _: in_unit(value, unit))
+    axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+    axes.tick_params(colors=DIM, labelsize=6, length=0, pad=2)
+    axes.grid(color=LINE, linewidth=0.6)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if lines:
+        handles = [plt.Line2D([], [], color=colour, linewidth=2) for colour in colours[:6]]
+        names = [name[:26] for name, _, _ in lines[:6]]
+        axes.legend(
+            handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=min(4, len(names)),
+            fontsize=5.5, frameon=False, labelcolor=DIM, handlelength=1, columnspacing=0.9, borderpad=0,
+        )  # fmt: skip
+    else:
+        axes.text(0.5, 0.5, "no data", transform=axes.transAxes, color=DIM, ha="center", fontsize=8)
+    return len(lines)
+
+
+def _heatmap(
+    figure: Figure | SubFigure, box: list[float], panel: dict[str, Any], targets: list[Any], asking: _Asking
+) -> int:
+    axes = figure.add_axes(box, facecolor=PANEL)  # type: ignore[call-overload]
+    found = [s for target in targets for s in asking.range(target["expr"]) if "le" in s["metric"]]
+    found.sort(key=lambda s: float(s["metric"]["le"]))
+    times = sorted({t for s in found for t, _ in s["values"]})
+    rows, below = [], dict.fromkeys(times, 0.0)
+    for series in found:
+        values = {t: float(v) for t, v in series["values"]}
+        rows.append([max(0.0, values.get(t, 0.0) - below[t]) for t in times])
+        below = {t: values.get(t, below[t]) for t in times}
+    axes.set_xticks([])
+    if rows:
+        axes.imshow(rows, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest")
+        unit = panel.get("options", {}).get("yAxis", {}).get("unit", "short")
+        ticks = range(0, len(found), max(1, len(found) // 5))
+        axes.set_yticks(list(ticks), [in_unit(float(found[i]["metric"]["le"]), unit) for i in ticks])
+    axes.tick_params(colors=DIM, labelsize=6, length=0)
+    return len(found)
+
+
+def _values(frame: Any, panel: dict[str, Any], targets: list[Any], asking: _Asking, kind: str) -> int:
+    defaults = panel.get("fieldConfig", {}).get("defaults", {})
+    shown: list[tuple[str, float]] = []
+    for target in targets:
+        shown += [
+            (_legend(target, series["metric"]), float(series["value"][1]))
+            for series in asking.now(target["expr"])
+        ]
+    if not shown:
+        frame.text(0.5, 0.45, "no data", transform=frame.transAxes, color=DIM, ha="center", fontsize=8)
+    if kind in ("stat", "gauge") and len(shown) <= 4:
+        for index, (name, value) in enumerate(shown):
+            x = (index + 0.5) / len(shown)
+            text, colour = _mapped(value, defaults)
+            frame.text(x, 0.46, text, transform=frame.transAxes, color=colour, ha="center", va="center",
+                       fontsize=max(9, 17 - 2 * len(shown)), weight="bold")  # fmt: skip
+            if len(shown) > 1:
+                frame.text(x, 0.14, name[:18], transform=frame.transAxes, color=DIM, ha="center", fontsize=6)
+        return len(shown)
+    lines = min(len(shown), 9)
+    for index, (name, value) in enumerate(shown[:lines]):
+        y = 0.78 - index * 0.7 / max(lines, 5)
+        text, colour = _mapped(value, defaults)
+        frame.text(0.03, y, name[:60], transform=frame.transAxes, color=INK, fontsize=6.5, va="center")
+        frame.text(0.97, y, text, transform=frame.transAxes, color=colour, fontsize=6.5, va="center",
+                   ha="right")  # fmt: skip
+    return len(shown)
+
+
+def _mapped(value: float, defaults: dict[str, Any]) -> tuple[str, str]:
+    for mapping in defaults.get("mappings", []):
+        options = mapping.get("options", {})
+        if mapping.get("type") == "value" and (found := options.get(f"{value:g}")):
+            return found.get("text", f"{value:g}"), NAMED.get(found.get("color", ""), INK)
+    colour = INK
+    for step in defaults.get("thresholds", {}).get("steps", []):
+        if step.get("value") is None or value >= step["value"]:
+            colour = NAMED.get(step["color"], step["color"])
+    text = in_unit(value, defaults.get("unit", "short"))
+    return text, colour if colour.startswith("#") else INK
+
+
+def _legend(target: dict[str, Any], labels: dict[str, str]) -> str:
+    form = target.get("legendFormat") or ""
+    if form in ("", "__auto"):
+        return ", ".join(f"{k}={v}" for k, v in labels.items() if k != "__name__") or "value"
+    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: labels.get(found[1], ""), form)
+
+
+def _colours(panel: dict[str, Any], names: list[str]) -> list[str]:
+    fixed: dict[str, str] = {}
+    patterns: list[tuple[str, str]] = []
+    for override in panel.get("fieldConfig", {}).get("overrides", []):
+        for each in override.get("properties", []):
+            if each["id"] == "color" and (colour := each["value"].get("fixedColor")):
+                matcher = override["matcher"]
+                colour = NAMED.get(colour, colour)
+                if matcher["id"] == "byName":
+                    fixed[matcher["options"]] = colour
+                elif matcher["id"] == "byRegexp":
+                    patterns.append((matcher["options"].strip("/"), colour))
+    default = panel.get("fieldConfig", {}).get("defaults", {}).get("color", {})
+    only = NAMED.get(default.get("fixedColor", "")) if default.get("mode") == "fixed" else None
+    found = []
+    for index, name in enumerate(names):
+        by_pattern = next((c for pattern, c in patterns if re.search(pattern, name)), None)
+        found.append(fixed.get(name) or by_pattern or only or PALETTE[index % len(PALETTE)])
+    return [colour if colour.startswith("#") else INK for colour in found]
+
+
+def in_unit(value: float, unit: str) -> str:
+    """Write a number as Grafana would.
+
+    Example:
+        >>> in_unit(0.0123, "s"), in_unit(2048, "bytes"), in_unit(0.5, "percentunit"), in_unit(1234, "short")
+        ('12.3 ms', '2 KiB', '50%', '1.23 K')
+    """
+    if math.isnan(value) or math.isinf(value):
+        return "–"
+    if unit == "percentunit":
+        return f"{value * 100:.3g}%"
+    if unit == "percent":
+        return f"{value:.3g}%"
+    if unit in ("s", "dtdurations"):
+        for below, factor, name in ((1e-3, 1e6, "µs"), (1, 1e3, "ms"), (120, 1, "s"), (7200, 1 / 60, "min")):
+            if abs(value) < below:
+                return f"{value * factor:.3g} {name}"
+        return f"{value / 3600:.3g} h" if abs(value) < 172800 else f"{value / 86400:.3g} d"
+    if unit in ("bytes", "decbytes", "Bps", "binBps"):
+        return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB")) + (
+            "/s" if unit.endswith("Bps") else ""
+        )
+    ends = {"ops": "/s", "reqps": "/s", "wps": "/s", "rps": "/s", "cps": "/s", "opm": "/min", "d": " d"}
+    return _scaled(value, 1000, ("", "K", "M", "G", "T")) + ends.get(unit, "")
+
+
+def _scaled(value: float, base: int, names: Sequence[str]) -> str:
+    index = 0
+    while abs(value) >= base and index < len(names) - 1:
+        value, index = value / base, index + 1
+    return f"{value:.3g} {names[index]}".rstrip()
