@@ -45,7 +45,7 @@ def _hits() -> Panel:
         About(
             "Hits, as a share of all reads.",
             "above 80 %, if conversations have more than a few turns.",
-            "look at the two graphs below: which answers took the hits' place?",
+            "see below which answers took the hits' place.",
         ),
         Query(
             share(

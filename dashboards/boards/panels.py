@@ -18,6 +18,7 @@ from grafana_foundation_sdk.models.common import (
     HeatmapCellLayout,
     LegendDisplayMode,
     LegendPlacement,
+    ScaleDistribution,
     SortOrder,
     StackingMode,
     TooltipDisplayMode,
@@ -227,6 +228,8 @@ def states(
         .mappings([_texts(texts)])
         .thresholds(_thresholds([(0, next(iter(texts.values()))[1])]))
         .show_value(VisibilityMode.NEVER)
+        .line_width(0)
+        .fill_opacity(80)
         .legend(_legend((), LegendDisplayMode.LIST))
     )
     return _asking(made, title, about, (query,), width, height)
@@ -242,6 +245,7 @@ def heat(title: str, about: About, query: Query, *, unit: str, width: int = 12, 
         .rows_frame(heatmap.RowsHeatmapOptions().layout(HeatmapCellLayout.LE))
         .y_axis(heatmap.YAxisConfig().unit(unit))
         .cell_values(heatmap.CellValues().unit("ops"))
+        .scale_distribution(common_builders.ScaleDistributionConfig().type(ScaleDistribution.LINEAR))
         .show_legend()
         .show_y_histogram()
         .exemplars_color("#FFFFFF")
@@ -285,7 +289,7 @@ def versions(
     Args:
         columns: Label -> headline, from left to right.
     """
-    panel = _asking(table.Panel().unit("none"), title, about, (query,), width, height)
+    panel = _asking(table.Panel().unit("none").filterable(True), title, about, (query,), width, height)
     for target in panel.targets or ():
         assert isinstance(target, Dataquery)
         target.format_val, target.instant, target.range_val = PromQueryFormat.TABLE, True, False
