@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types docs explore chaos bench-latency bench-prune bench-outage clean
+.PHONY: help demo test lint types docs dashboards explore chaos bench-latency bench-prune bench-outage clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -18,8 +18,9 @@ help:
 	@echo 'make chaos          10 minutes of it, or MINUTES=n: processes and servers are killed, nothing may be lost'
 	@echo 'make explore        every schedule of the cache protocol, with a fault at any step: minutes to an hour'
 	@echo 'make lint           ruff, rules and format'
-	@echo 'make types          mypy --strict on src'
+	@echo 'make types          mypy --strict on src and dashboards'
 	@echo 'make docs           the generated tables of docs/telemetry.md'
+	@echo 'make dashboards     dashboards/grafana/*.json, from dashboards/boards'
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
@@ -49,6 +50,9 @@ types: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
 
+dashboards: $(VENV)/.installed-dev
+	$(BIN)/python -m dashboards.build
+
 bench-latency: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/latency.py $(ARGS)
 
@@ -60,7 +64,7 @@ bench-prune: $(VENV)/.installed-demo
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
-	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests dashboards benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing Glasspoint with its demo into $(VENV): once, about a minute ...'

@@ -1,0 +1,1 @@
+"""The boards, one module each, and what they have in common."""
