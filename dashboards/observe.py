@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 RULES = Path(__file__).with_name("prometheus")
 PACKAGES = ("prometheus", "prometheus-postgres-exporter", "prometheus-redis-exporter")
 
+TRAFFIC = {"CHECKPOINT_CACHE_TTL": "10", "CHECKPOINT_AUDIT_RATIO": "0.05"}
+"""What the conversations run with: entries are forgotten soon and audited often, so that one sees it."""
+
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 
@@ -57,7 +60,7 @@ class Backing:
 
     prometheus_port: int = 0
     traffic_port: int = 0
-    traffic: Mapping[str, str] = field(default_factory=dict)
+    traffic: Mapping[str, str] = field(default_factory=lambda: dict(TRAFFIC))
     people: int = 6
     scrape_interval: str | None = None
     postgres: EmbeddedPostgres = field(default_factory=EmbeddedPostgres)

@@ -57,7 +57,7 @@ NAMED = {
 }
 
 _COLUMNS = 24
-_INCHES_A_COLUMN, _INCHES_A_ROW = 0.62, 0.42
+_INCHES_A_COLUMN, _INCHES_A_ROW = 0.62, 0.31
 
 
 def draw(board: dict[str, Any], prometheus_url: str, minutes: float, *, file: Path) -> dict[str, int]:
@@ -110,8 +110,8 @@ class _Asking:
         self._url = url
         self.end = time.time()
         self.start = self.end - minutes * 60
-        self._step = max(1.0, minutes * 60 / 240)
-        self._interval = f"{max(5, int(self._step * 4))}s"
+        self.step = max(1.0, minutes * 60 / 240)
+        self._interval = f"{max(5, int(self.step * 4))}s"
         self._board = board
 
     def substituted(self, text: str) -> str:
@@ -130,7 +130,7 @@ class _Asking:
         return text
 
     def range(self, promql: str) -> list[dict[str, Any]]:
-        span = {"start": str(self.start), "end": str(self.end), "step": str(self._step)}
+        span = {"start": str(self.start), "end": str(self.end), "step": str(self.step)}
         found: list[dict[str, Any]] = self._get("query_range", query=self.substituted(promql), **span)
         return found
 
@@ -173,7 +173,9 @@ def _draw_panel(
     inner = [
         box[0] + 0.03 * box[2] + 0.014, box[1] + 0.16 * box[3], box[2] * 0.94 - 0.022, box[3] * 0.68,
     ]  # fmt: skip
-    if kind in ("timeseries", "state-timeline", "barchart"):
+    if kind == "state-timeline":
+        return _states(figure, inner, panel, exprs, asking)
+    if kind in ("timeseries", "barchart"):
         return _timeseries(figure, inner, panel, exprs, asking)
     if kind == "heatmap":
         return _heatmap(figure, inner, panel, exprs, asking)
@@ -232,6 +234,32 @@ def _timeseries(
     return len(lines)
 
 
+def _states(
+    figure: Figure | SubFigure, box: list[float], panel: dict[str, Any], targets: list[Any], asking: _Asking
+) -> int:
+    axes = figure.add_axes(box, facecolor=PANEL)  # type: ignore[call-overload]
+    defaults = panel.get("fieldConfig", {}).get("defaults", {})
+    rows = [
+        (_legend(t, series["metric"]), series["values"])
+        for t in targets
+        for series in asking.range(t["expr"])
+    ]
+    for y, (_, values) in enumerate(rows):
+        for time_, value in values:
+            text, colour = _mapped(float(value), defaults)
+            axes.barh(y, asking.step, left=time_, color=colour, height=0.7, linewidth=0)
+        if values:
+            text, _ = _mapped(float(values[-1][1]), defaults)
+            axes.text(values[len(values) // 2][0], y, text, color=PAGE, fontsize=7, ha="center", va="center")
+    axes.set_xlim(asking.start, asking.end)
+    axes.set_xticks([])
+    axes.set_yticks(range(len(rows)), [name[:24] for name, _ in rows])
+    axes.tick_params(colors=DIM, labelsize=6, length=0, pad=2)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return len(rows)
+
+
 def _heatmap(
     figure: Figure | SubFigure, box: list[float], panel: dict[str, Any], targets: list[Any], asking: _Asking
 ) -> int:
@@ -258,10 +286,10 @@ def _values(frame: Any, panel: dict[str, Any], targets: list[Any], asking: _Aski
     defaults = panel.get("fieldConfig", {}).get("defaults", {})
     shown: list[tuple[str, float]] = []
     for target in targets:
-        shown += [
-            (_legend(target, series["metric"]), float(series["value"][1]))
-            for series in asking.now(target["expr"])
-        ]
+        for series in asking.now(target["expr"]):
+            is_table = kind == "table"
+            name = ", ".join(_told(series["metric"])) if is_table else _legend(target, series["metric"])
+            shown.append((name, float(series["value"][1])))
     if not shown:
         frame.text(0.5, 0.45, "no data", transform=frame.transAxes, color=DIM, ha="center", fontsize=8)
     if kind in ("stat", "gauge") and len(shown) <= 4:
@@ -277,10 +305,14 @@ def _values(frame: Any, panel: dict[str, Any], targets: list[Any], asking: _Aski
     for index, (name, value) in enumerate(shown[:lines]):
         y = 0.78 - index * 0.7 / max(lines, 5)
         text, colour = _mapped(value, defaults)
-        frame.text(0.03, y, name[:60], transform=frame.transAxes, color=INK, fontsize=6.5, va="center")
+        frame.text(0.03, y, name[:120], transform=frame.transAxes, color=INK, fontsize=6.5, va="center")
         frame.text(0.97, y, text, transform=frame.transAxes, color=colour, fontsize=6.5, va="center",
                    ha="right")  # fmt: skip
     return len(shown)
+
+
+def _told(labels: dict[str, str]) -> Iterator[str]:
+    return (f"{name} {value}" for name, value in labels.items() if name != "__name__" and value)
 
 
 def _mapped(value: float, defaults: dict[str, Any]) -> tuple[str, str]:

@@ -1,0 +1,96 @@
+"""What boards, rules and alerts ask, asked of a real Prometheus that watched conversations in trouble."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from dashboards import queries, rules
+from dashboards.observe import TRAFFIC, Backing, missing
+from real_prometheus import Prometheus
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}")
+
+# The pool is squeezed: six people, and two connections.
+SQUEEZED = {**TRAFFIC, "CHECKPOINT_POOL_MAX_SIZE": "2", "CHECKPOINT_POOL_MIN_SIZE": "1"}
+FALLS_SOON = {"CHECKPOINT_CONNECT_TIMEOUT": "1", "CHECKPOINT_PROBE_INTERVAL": "0.5"}
+ASKED = [each for each in queries.expressions(values={"__rate_interval": "15s"}) if each.language == "promql"]
+RULES = rules.expressions()
+
+
+@pytest.fixture(scope="module")
+def observed() -> Iterator[Prometheus]:
+    """It has seen a start without PostgreSQL, the way back, a flush, Redis killed, and broken connections."""
+    with Backing(traffic=SQUEEZED, scrape_interval="500ms") as backing, ExitStack() as stack:
+        prometheus = Prometheus(backing.prometheus_url)
+        stack.callback(prometheus.close)
+        backing.stop_traffic()
+        backing.postgres.stop()
+        backing.start_traffic(**FALLS_SOON)
+        prometheus.wait_for('glasspoint_active_tier{tier="redis"} == 1')
+        prometheus.wait_for('glasspoint_operation_duration_seconds_count{operation="put"} > 20')
+        backing.postgres.start()
+        prometheus.wait_for('glasspoint_active_tier{tier="cached"} == 1')
+        prometheus.wait_for("glasspoint_l1_reads_total > 5")
+        backing.redis.flush()
+        prometheus.wait_for('glasspoint_l1_warm_ups_total{result="stored"} > 0')
+        backing.redis.kill()
+        prometheus.wait_for("glasspoint_l1_breaker_open == 1")
+        backing.redis.start()
+        prometheus.wait_for("glasspoint_l1_breaker_open == 0")
+        with psycopg.connect(backing.postgres.url, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            )
+        prometheus.wait_for(
+            "sum(glasspoint_l2_retries_total) > 0 or sum(glasspoint_pool_connections_lost_total) > 0"
+        )
+        _wait_for_normal_traffic(prometheus)
+        yield prometheus
+
+
+def _wait_for_normal_traffic(prometheus: Prometheus) -> None:
+    prometheus.wait_for('increase(glasspoint_l1_reads_total{result="hit"}[10s]) > 5')
+    prometheus.wait_for("glasspoint_storage_bytes")
+    recorded = [name for name, _ in RULES if ":" in name]
+    for name in dict.fromkeys(recorded):
+        prometheus.wait_for(name)
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=lambda each: f"{each.board}: {each.panel} {each.ref_id}")
+def test_a_panel_has_an_answer(observed: Prometheus, asked: queries.Expression) -> None:
+    series = observed.query(asked.text)
+    sys.stdout.write(f"{asked.board}: {asked.panel} {asked.ref_id}: {len(series)} series\n")
+    assert series or not asked.has_data
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule[0])
+def test_a_rule_can_be_evaluated(observed: Prometheus, rule: tuple[str, str]) -> None:
+    name, promql = rule
+    series = observed.query(promql)
+    is_recorded = ":" in name
+    assert series or not is_recorded
+
+
+def test_no_rule_failed(observed: Prometheus) -> None:
+    groups = observed.get("rules")["groups"]
+    assert len(groups) > 0
+    failed = [rule["name"] for group in groups for rule in group["rules"] if rule["health"] == "err"]
+    assert not failed
+
+
+def test_what_went_wrong_is_seen(observed: Prometheus) -> None:
+    for seen in (
+        'glasspoint_fallback_events_total{from_tier="cached",to_tier="redis"} > 0',
+        'glasspoint_fallback_events_total{reason="recovered"} > 0',
+        "sum(glasspoint_drained_checkpoints_total) > 0",
+        'glasspoint_l1_breaker_transitions_total{to="open"} > 0',
+        "glasspoint_l1_epoch_changes_total > 0",
+        'sum(glasspoint_write_through_total{l1="journalled"}) > 0',
+        "glasspoint_pool_wait_seconds_sum > 0",
+    ):
+        assert observed.query(seen), seen
