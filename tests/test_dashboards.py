@@ -355,7 +355,7 @@ def test_series_are_coloured_by_values_that_there_are() -> None:
     for _, panel in PANELS:
         if panel["type"] != "timeseries":
             continue
-        legends = [target["legendFormat"] for target in panel["targets"]]
+        legends = [target.get("legendFormat", "") for target in panel["targets"]]
         if not any(by_label.search(legend) for legend in legends):
             continue
         for override in panel["fieldConfig"]["overrides"]:
