@@ -144,7 +144,7 @@ def _wrong() -> Panel:
         ),
         Spans(
             f'{{ {_THIS} && (status = error || event:name =~ "glasspoint.(l2.retry|l1.breaker|fallback)") }}'
-            " | select(span.error.type, status)"
+            " | select(name, span.error.type, status)"
         ),
         links=_to_trace(),
     )
