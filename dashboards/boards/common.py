@@ -161,13 +161,14 @@ def _annotations() -> list[AnnotationQuery]:
 
 
 def _shared_variables() -> list[Builder[VariableModel]]:
-    chosen, known = "", ""
+    chosen = ""
     made: list[Builder[VariableModel]] = [
         builders.DatasourceVariable("prometheus").label("Metrics").type("prometheus"),
         builders.DatasourceVariable("tempo").label("Traces").type("tempo"),
     ]
     for name, label in (("job", "Job"), ("instance", "Process"), ("saver", "Saver")):
-        known = f"label_values({_EVERYWHERE}{{{chosen}}}, {name})"
+        of = f"{{{chosen}}}" if chosen else ""
+        known = f"label_values({_EVERYWHERE}{of}, {name})"
         choice = _choice(name, label, known)
         # Not so the jobs: other things than savers have an `up`.
         made.append(choice if name == "job" else choice.all_value(".+"))
