@@ -51,6 +51,7 @@ def board(
     *,
     variables: Iterable[Builder[VariableModel]] = (),
     span: str = "now-1h",
+    refresh: str = "10s",
 ) -> Dashboard:
     """Return a board.
 
@@ -60,6 +61,7 @@ def board(
         rows: Headline -> panels, from left to right and top to bottom. What stands first has none.
         variables: Besides those that all have.
         span: Since when, at first.
+        refresh: How often everything is asked again.
     """
     made = (
         builders.Dashboard(f"Glasspoint: {title}")
@@ -69,7 +71,7 @@ def board(
         .readonly()
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .time(span, "now")
-        .refresh("10s")
+        .refresh(refresh)
         .timezone("browser")
         .variables([*_shared_variables(), *variables])
         .annotations([_Built(each) for each in _annotations()])

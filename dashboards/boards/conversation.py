@@ -49,6 +49,8 @@ def build() -> Dashboard:
                 "trace", "Trace", "", "The id of the trace that is shown below; a click on a turn sets it."
             ),
         ],
+        # Whoever reads a table does not want it to move; and a search in traces costs more than a query.
+        refresh="1m",
     )
 
 
@@ -158,7 +160,7 @@ def _trace() -> Panel:
             " link leads to the turn before.",
             "one read of a millisecond at the start, writes beside the model's work.",
             "look for the longest bar that has none below it: that is where the time went.",
-            empty="until a trace is chosen.",
+            empty="until a trace is chosen; Grafana marks the panel meanwhile: a trace id is required.",
         ),
         "$trace",
     )
