@@ -18,7 +18,7 @@ help:
 	@echo 'make chaos          10 minutes of it, or MINUTES=n: processes and servers are killed, nothing may be lost'
 	@echo 'make explore        every schedule of the cache protocol, with a fault at any step: minutes to an hour'
 	@echo 'make lint           ruff, rules and format'
-	@echo 'make types          mypy --strict on src and dashboards'
+	@echo 'make types          mypy --strict on src and what builds the dashboards'
 	@echo 'make docs           the generated tables of docs/telemetry.md'
 	@echo 'make dashboards     dashboards/grafana/*.json, from dashboards/boards'
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'

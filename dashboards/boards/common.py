@@ -51,6 +51,7 @@ def board(
     *,
     variables: Iterable[Builder[VariableModel]] = (),
     span: str = "now-1h",
+    refresh: str = "10s",
 ) -> Dashboard:
     """Return a board.
 
@@ -60,6 +61,7 @@ def board(
         rows: Headline -> panels, from left to right and top to bottom. What stands first has none.
         variables: Besides those that all have.
         span: Since when, at first.
+        refresh: How often everything is asked again.
     """
     made = (
         builders.Dashboard(f"Glasspoint: {title}")
@@ -69,7 +71,7 @@ def board(
         .readonly()
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .time(span, "now")
-        .refresh("10s")
+        .refresh(refresh)
         .timezone("browser")
         .variables([*_shared_variables(), *variables])
         .annotations([_Built(each) for each in _annotations()])
@@ -161,13 +163,14 @@ def _annotations() -> list[AnnotationQuery]:
 
 
 def _shared_variables() -> list[Builder[VariableModel]]:
-    chosen, known = "", ""
+    chosen = ""
     made: list[Builder[VariableModel]] = [
         builders.DatasourceVariable("prometheus").label("Metrics").type("prometheus"),
         builders.DatasourceVariable("tempo").label("Traces").type("tempo"),
     ]
     for name, label in (("job", "Job"), ("instance", "Process"), ("saver", "Saver")):
-        known = f"label_values({_EVERYWHERE}{{{chosen}}}, {name})"
+        of = f"{{{chosen}}}" if chosen else ""
+        known = f"label_values({_EVERYWHERE}{of}, {name})"
         choice = _choice(name, label, known)
         # Not so the jobs: other things than savers have an `up`.
         made.append(choice if name == "job" else choice.all_value(".+"))

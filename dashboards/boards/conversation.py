@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dashboards.boards.common import CARRIED, UIDS, board, text_box
-from dashboards.boards.panels import About, Query, Spans, graph, spans, trace
+from dashboards.boards.panels import About, Query, Spans, graph, span_graph, spans, trace
 from dashboards.boards.promql import metric, quantile, rate
 
 if TYPE_CHECKING:
@@ -29,7 +29,12 @@ def build() -> Dashboard:
             "": [_latest()],
             "The conversation: $conversation": [_turns(), _slow(), _not_from_l1(), _wrong()],
             "The trace: $trace": [_trace()],
-            "Everybody else, in the same time": [_reads_of_all(), _results_of_all(), _links_ignored()],
+            "Everybody else, in the same time": [
+                _turns_of_all(),
+                _reads_of_all(),
+                _results_of_all(),
+                _links_ignored(),
+            ],
         },
         variables=[
             text_box(
@@ -44,6 +49,8 @@ def build() -> Dashboard:
                 "trace", "Trace", "", "The id of the trace that is shown below; a click on a turn sets it."
             ),
         ],
+        # Whoever reads a table does not want it to move; and a search in traces costs more than a query.
+        refresh="1m",
     )
 
 
@@ -139,7 +146,7 @@ def _wrong() -> Panel:
         ),
         Spans(
             f'{{ {_THIS} && (status = error || event:name =~ "glasspoint.(l2.retry|l1.breaker|fallback)") }}'
-            " | select(span.error.type, status)"
+            " | select(name, span.error.type, status)"
         ),
         links=_to_trace(),
     )
@@ -153,9 +160,26 @@ def _trace() -> Panel:
             " link leads to the turn before.",
             "one read of a millisecond at the start, writes beside the model's work.",
             "look for the longest bar that has none below it: that is where the time went.",
-            empty="until a trace is chosen.",
+            empty="until a trace is chosen; Grafana marks the panel meanwhile: a trace id is required.",
         ),
         "$trace",
+    )
+
+
+def _turns_of_all() -> Panel:
+    return span_graph(
+        "Turns a second",
+        About(
+            "Turns of all conversations, by whether they failed, as Tempo counts them: those that were"
+            " sampled.",
+            "what your traffic is, and no status error.",
+            "open failed ones: What went wrong in it, above, for their conversation.",
+            empty="if Tempo's metrics generator does not keep the newest spans (`local-blocks`).",
+        ),
+        f"{{ {_TURN} }} | rate() by (status)",
+        unit="ops",
+        width=6,
+        height=8,
     )
 
 
@@ -177,7 +201,7 @@ def _reads_of_all() -> Panel:
             for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
         ),
         unit="s",
-        width=8,
+        width=6,
         height=8,
     )
 
@@ -193,7 +217,7 @@ def _results_of_all() -> Panel:
         ),
         Query(f"sum by (result) ({rate(metric('l1_reads_total'))})", "{{result}}", names=_READ_RESULTS),
         unit="ops",
-        width=8,
+        width=6,
         height=8,
         stacked=True,
     )
@@ -211,7 +235,7 @@ def _links_ignored() -> Panel:
         ),
         Query(f"60 * sum by (reason) ({rate(metric('traceparents_ignored_total'))})", "{{reason}}"),
         unit="opm",
-        width=8,
+        width=6,
         height=8,
     )
 

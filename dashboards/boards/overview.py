@@ -8,7 +8,7 @@ from dashboards.boards.colours import BAD, GOOD, NEUTRAL, WARNING
 from dashboards.boards.common import board, drill_down
 from dashboards.boards.panels import About, Query, figures, graph, states, versions
 from dashboards.boards.promql import burn_rate, metric, or_zero, pool_in_use, quantile, rate, share
-from dashboards.objectives import AVAILABILITY, BURN_RATES, OBJECTIVES, READ_LATENCY, WRITE_LATENCY
+from dashboards.objectives import BURN_RATES, OBJECTIVES, READ_AVAILABILITY, READ_LATENCY, WRITE_LATENCY
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
@@ -132,7 +132,7 @@ def _errors() -> Panel:
         "Calls that fail",
         About(
             "Errors, as a share of all calls that were not cancelled by the caller.",
-            f"0. The objective for reads and writes is {AVAILABILITY.target:.1%} without error.",
+            f"0. The objective for reads and writes is {READ_AVAILABILITY.target:.1%} without error.",
             "see below which operation fails; the log has a WARNING with the reason, the traces have status"
             " = error.",
         ),
@@ -142,7 +142,7 @@ def _errors() -> Panel:
         ),
         unit="percentunit",
         decimals=2,
-        steps=[(0, GOOD), (0.0001, WARNING), (1 - AVAILABILITY.target, BAD)],
+        steps=[(0, GOOD), (0.0001, WARNING), (1 - READ_AVAILABILITY.target, BAD)],
         no_value="no calls",
     )
 

@@ -41,7 +41,7 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import Dataquery, PromQueryFormat, QueryEditorMode
-from grafana_foundation_sdk.models.tempo import SearchTableType
+from grafana_foundation_sdk.models.tempo import MetricsQueryType, SearchTableType
 
 from dashboards.boards.colours import NEUTRAL, PERCENTILE_LINES, colour_of
 
@@ -60,6 +60,7 @@ __all__ = [
     "figures",
     "graph",
     "heat",
+    "span_graph",
     "spans",
     "states",
     "trace",
@@ -254,6 +255,22 @@ def heat(title: str, about: About, query: Query, *, unit: str, width: int = 12, 
     for target in panel.targets or ():
         assert isinstance(target, Dataquery)
         target.format_val = PromQueryFormat.HEATMAP
+    return panel
+
+
+def span_graph(title: str, about: About, text: str, *, unit: str, width: int = 12, height: int = 9) -> Panel:
+    """Return lines over time that Tempo counts out of its spans: TraceQL metrics."""
+    made = (
+        timeseries.Panel()
+        .unit(unit)
+        .min(0)
+        .line_width(2)
+        .show_points(VisibilityMode.NEVER)
+        .legend(_legend(("mean", "max", "lastNotNull")))
+    )
+    panel = _described(made, title, about, width, height, TEMPO)
+    counted = tempo.TempoQuery().query_type("traceql").metrics_query_type(MetricsQueryType.RANGE).filters([])
+    panel.targets = [counted.query(text).ref_id("A").build()]
     return panel
 
 
