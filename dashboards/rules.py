@@ -1,4 +1,4 @@
-"""The recording rules and alerts of `prometheus/` as data, for tests and whoever documents them. Pure."""
+"""The recording rules and alerts of `prometheus/` as data, for tests and for who draws them. Pure."""
 
 from __future__ import annotations
 
