@@ -65,6 +65,7 @@ DOORS = {
         "telemetry/metrics.py",
         "telemetry/collectors.py",
         "telemetry/http.py",
+        "telemetry/multiprocess.py",
         "telemetry/readiness.py",
         "telemetry/__init__.py",
     },

@@ -77,6 +77,12 @@ class SaverCollector(Collector):
             if vitals.pool is not None:
                 self._count_lost(saver_name, vitals.pool)
 
+    @property
+    def watched(self) -> int:
+        """How many savers are open."""
+        with self._lock:
+            return sum(len(open_) for open_ in self._open.values())
+
     def active(self) -> list[tuple[str, Vitals]]:
         """Return the open savers that serve calls, with their names."""
         with self._lock:

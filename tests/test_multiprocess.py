@@ -1,0 +1,229 @@
+"""Several workers, one `/metrics`: PROMETHEUS_MULTIPROC_DIR under uvicorn and gunicorn."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+import psutil
+import psycopg
+import pytest
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+
+from glasspoint.telemetry.catalogue import METRICS
+from multiprocess_app import POOL_SIZE
+
+TESTS = Path(__file__).parent
+
+SERVERS = {
+    "uvicorn": ["uvicorn", "--workers", "2", "--port", "0"],
+    "gunicorn --preload": [
+        *("gunicorn", "--preload", "-k", "uvicorn_worker.UvicornWorker", "-w", "2", "-b", "127.0.0.1:0"),
+    ],
+}
+
+Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+class Served:
+    """Two workers, and what they say."""
+
+    def __init__(self, url: str, master: psutil.Process, directory: Path) -> None:
+        self.url = url
+        self.master = master
+        self.directory = directory
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        """On a connection of its own, so that either worker may take it."""
+        return httpx.get(f"{self.url}{path}", headers=headers, timeout=30).raise_for_status()
+
+    def is_up(self) -> bool:
+        try:
+            return self.get("/healthz").is_success
+        except httpx.TransportError:
+            return False
+
+    def families(self) -> dict[str, Metric]:
+        text = self.get("/metrics", Accept="application/openmetrics-text; version=1.0.0").text
+        return {family.name: family for family in parse_openmetrics(text)}
+
+    def values(self) -> Values:
+        return {
+            (sample.name.removeprefix("glasspoint_"), frozenset(sample.labels.items())): sample.value
+            for family in self.families().values()
+            for sample in family.samples
+        }
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.values().get((name, frozenset({"saver": "default", **labels}.items())))
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = monotonic() + seconds
+    while not (answer := condition()):
+        assert monotonic() < deadline, f"still not so after {seconds} s"
+        sleep(0.05)
+    return answer
+
+
+@contextmanager
+def running(command: list[str], directory: Path, **environment: str) -> Iterator[Served]:
+    """Serve `multiprocess_app` until the end, which must be a clean one."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", *command, "multiprocess_app:app"],
+        cwd=TESTS,
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory), **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    said: list[str] = []
+    reader = ThreadPoolExecutor(1)
+    try:
+        for line in server.stderr:
+            said.append(line)
+            if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+                break
+        else:
+            pytest.fail("".join(said))
+        reader.submit(said.extend, server.stderr)
+        served = Served(address[0], psutil.Process(server.pid), directory)
+        until(served.is_up)  # bound before any worker listens
+        yield served
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(30)
+        finally:
+            reader.shutdown()
+            server.kill()
+            server.stderr.close()
+    assert "Traceback" not in "".join(said), "".join(said)
+
+
+@pytest.fixture(params=SERVERS)
+def served(request: pytest.FixtureRequest, tmp_path: Path, database: str, redis_url: str) -> Iterator[Served]:
+    directory = tmp_path / "metrics"
+    directory.mkdir()
+    with running(SERVERS[request.param], directory, POSTGRES_URL=database, REDIS_URL=redis_url) as found:
+        yield found
+    left = page_of_a_process_alone(directory)
+    assert "# TYPE glasspoint_pool_max_connections gauge" in left
+    assert "glasspoint_pool_max_connections{" not in left, "gauges go with their process"
+    assert "glasspoint_l1_reads_total{" in left, "counters stay"
+    assert not list(directory.glob("gauge_*.db"))
+
+
+def page_of_a_process_alone(directory: Path) -> str:
+    """What a process that has no savers serves of the others."""
+    code = """if True:
+        import urllib.request
+        from glasspoint.telemetry.http import serve_telemetry
+        with serve_telemetry(0) as server:
+            print(urllib.request.urlopen(f"{server.url}/metrics").read().decode())
+    """
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def test_two_workers_are_one(served: Served, database: str) -> None:
+    turns: Counter[int] = Counter()
+
+    def turn() -> int:
+        pid: int = served.get(f"/turn/{sum(turns.values())}-{monotonic()}").json()["pid"]
+        return pid
+
+    with ThreadPoolExecutor(8) as callers:
+        while len(turns) < 2 or min(turns.values()) < 5:
+            turns.update(callers.map(lambda _: turn(), range(16)))
+    total = sum(turns.values())
+
+    # Every family of the contract, and no other of ours.
+    families = served.families()
+    expected = {
+        f"glasspoint_{name}".removesuffix("_total").removesuffix("_info"): metric.kind
+        for name, metric in METRICS.items()
+    }
+    assert {name: family.type for name, family in families.items()} == expected
+    assert all(family.documentation.endswith(".") for family in families.values())
+
+    # Counters and histograms: exactly what was done, whoever did it.
+    def counters() -> dict[str, float | None]:
+        values = served.values()
+        default = ("saver", "default")
+        return {
+            "read": values.get(("l1_reads_total", frozenset([default, ("result", "hit")]))),
+            "put": values.get(
+                (
+                    "operation_duration_seconds_count",
+                    frozenset([default, ("operation", "put"), ("outcome", "ok")]),
+                )
+            ),
+            "bucket": values.get(
+                (
+                    "operation_duration_seconds_bucket",
+                    frozenset([default, ("operation", "put"), ("outcome", "ok"), ("le", "+Inf")]),
+                )
+            ),
+            "put_writes": values.get(
+                ("write_through_total", frozenset([default, ("operation", "put_writes"), ("l1", "applied")]))
+            ),
+        }
+
+    done = dict.fromkeys(("read", "put", "bucket", "put_writes"), float(total))
+    assert counters() == done
+
+    # Gauges: what adds up is added up, what is one thing for all is not.
+    until(lambda: served.value("pool_max_connections") == 2 * POOL_SIZE)
+    assert served.value("active_tier", tier="cached") == 1
+    assert served.value("active_tier", tier="redis") == 0
+    assert served.value("l1_breaker_open") == 0
+    assert served.value("l1_journal_pending") == 0
+    until(lambda: (served.value("redis_pool_connections", state="idle") or 0) >= 2)
+    with psycopg.connect(database) as conn:
+        row = conn.execute("SELECT pg_total_relation_size('glasspoint_l1_journal')").fetchone()
+    assert row is not None
+    until(lambda: served.value("storage_bytes", table="glasspoint_l1_journal") == row[0])
+    [info] = served.families()["glasspoint"].samples
+    assert info.value == 1
+    assert set(info.labels) == {"saver", *METRICS["info"].labels}
+    assert all(info.labels.values()), "the versions that became known later replace those that were not"
+
+    text = served.get("/metrics?name[]=glasspoint_pool_max_connections&name[]=glasspoint_info").text
+    names = {line.partition("{")[0] for line in text.splitlines() if not line.startswith("#")}
+    assert names == {"glasspoint_pool_max_connections", "glasspoint_info"}
+
+    # A worker is killed, and its master does not notice yet.
+    served.master.suspend()
+    victim, survivor = sorted(turns)
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: psutil.Process(victim).status() == psutil.STATUS_ZOMBIE)
+    assert served.value("pool_max_connections") == POOL_SIZE
+    assert served.value("active_tier", tier="cached") == 1
+    assert counters() == done
+    assert not list(served.directory.glob(f"gauge_*_{victim}.db"))
+
+    # Another one takes its place.
+    served.master.resume()
+    until(lambda: served.value("pool_max_connections") == 2 * POOL_SIZE)
+    assert counters() == done
+    until(lambda: {turn() for _ in range(8)} - {victim, survivor})
