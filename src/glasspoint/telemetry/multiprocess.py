@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import struct
 import threading
 from collections import Counter as Tally
 from contextlib import suppress
@@ -34,8 +33,6 @@ from glasspoint.telemetry.collectors import SaverCollector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from prometheus_client.registry import Collector
 
     from glasspoint.telemetry.events import Vitals
 
@@ -61,6 +58,7 @@ _LOST = "pool_connections_lost_total"
 _NO_FIGURE = {"livesum": 0.0, "livemax": -1.0}
 
 _PUBLISH_EVERY_SECONDS = 5.0
+_FIRST_PAUSE_SECONDS = 0.1
 
 # The tables are looked at only where somebody wants to know.
 _SCRAPED_LATELY_SECONDS = 600.0
@@ -155,9 +153,13 @@ class SharedSaverCollector(SaverCollector):
 
     def _keep_publishing(self) -> None:
         """Publish now and then, until no saver is left."""
+        pause = _FIRST_PAUSE_SECONDS
         while True:
-            self._soon.wait(_PUBLISH_EVERY_SECONDS)
-            self._soon.clear()
+            # A saver is added when its opening begins, and its figures are complete when that ends.
+            pause = min(2 * pause, _PUBLISH_EVERY_SECONDS)
+            if self._soon.wait(pause):
+                self._soon.clear()
+                pause = _FIRST_PAUSE_SECONDS
             with self._publishing:
                 with suppress(OSError):  # the directory is gone: /metrics says so
                     self._publish()
@@ -225,11 +227,12 @@ def _as_info(help_: str, gauge: Metric | None) -> Metric:
 
 
 def _read(path: Path) -> list[Metric]:
-    collector: Collector = cast("Any", MultiProcessCollector)(None, str(path))
-    try:
-        return list(collector.collect())
-    except (struct.error, FileNotFoundError):  # a worker made or removed a file at this very moment
-        return list(collector.collect())
+    files = []
+    for file in path.glob("*.db"):
+        with suppress(FileNotFoundError):  # removed at this very moment, as a dead process's
+            if file.stat().st_size:  # made at this very moment, and nothing in it: the client fails on that
+                files.append(str(file))
+    return list(cast("Any", MultiProcessCollector.merge)(files))
 
 
 def _scraped_lately() -> bool:
