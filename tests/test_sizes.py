@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from time import sleep
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -20,7 +19,7 @@ from glasspoint.demo.embedded import EmbeddedPostgres
 from glasspoint.l2 import sizes
 from glasspoint.telemetry.events import TableSize
 from states import make_pool, open_saver
-from steps import Thread, locked, until
+from steps import Thread, away, locked, until
 
 
 class Clock:
@@ -64,25 +63,6 @@ async def execute(database: str, *statements: str) -> list[Any]:
             rows = await cursor.fetchall() if cursor.description else []
         await conn.execute("SELECT pg_stat_force_next_flush()")
     return rows
-
-
-@contextmanager
-def away(server: EmbeddedPostgres, outage: str) -> Iterator[None]:
-    """The server is down, or all its processes are stopped: it accepts connections, and answers nothing."""
-    if outage == "down":
-        server.stop()
-        yield
-        server.start()
-        return
-    postmaster = psutil.Process(server.pid)
-    processes = [postmaster, *postmaster.children(recursive=True)]
-    for process in processes:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.resume()
 
 
 FILL = """
@@ -267,7 +247,7 @@ async def test_closing_breaks_a_look_off(database: str, redis_url: str, clock: C
             saver._sizes.known()
             await waiter()
             await saver.close()
-        assert saver._sizes._task.done()
+        assert saver._sizes._task.cancelled()
         clock.seconds += 61
         saver._sizes.known()
         await asyncio.sleep(0)
