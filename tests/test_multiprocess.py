@@ -237,3 +237,27 @@ def test_two_workers_are_one(served: Served, database: str) -> None:
     until(lambda: served.value("pool_max_connections") == 2 * POOL_SIZE)
     assert counted(served) == done
     until(lambda: {turn() for _ in range(8)} - {victim, survivor})
+
+
+def run_alone(**environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "multiprocess_alone.py"],
+        cwd=TESTS,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_registries_share_the_files_and_forks_begin_afresh(
+    tmp_path: Path, database: str, redis_url: str
+) -> None:
+    done = run_alone(PROMETHEUS_MULTIPROC_DIR=str(tmp_path), POSTGRES_URL=database, REDIS_URL=redis_url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not list(tmp_path.glob("gauge_*.db")), "the end of the process takes them along"
+
+
+def test_a_directory_that_is_not_there_is_an_error_that_says_so(tmp_path: Path) -> None:
+    done = run_alone(PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "none"))
+    assert "ConfigurationError: PROMETHEUS_MULTIPROC_DIR names" in done.stderr
