@@ -61,7 +61,7 @@ with CachedPostgresSaver.from_conn_string(
         while not over.is_set():
             _this_process[0].publish()
 
-    publishing = threading.Thread(target=publish_all_the_time)
+    publishing = threading.Thread(target=publish_all_the_time, daemon=True)
     publishing.start()
     for _ in range(FORKS):
         pid = os.fork()

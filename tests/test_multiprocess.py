@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -27,22 +28,8 @@ from multiprocess_app import POOL_SIZE
 
 TESTS = Path(__file__).parent
 
-SERVERS = {
-    "uvicorn": ["uvicorn", "--workers", "2", "--port", "0"],
-    "gunicorn --preload": [
-        *(
-            "gunicorn",
-            "--preload",
-            "--no-control-socket",
-            "-k",
-            "uvicorn_worker.UvicornWorker",
-            "-w",
-            "2",
-            "-b",
-            "127.0.0.1:0",
-        ),
-    ],
-}
+DOC = (TESTS.parent / "docs" / "telemetry.md").read_text("utf-8")
+[GUNICORN_CONF] = re.findall(r"^```python\n(# gunicorn.conf.py.*?)^```", DOC, re.DOTALL | re.MULTILINE)
 
 Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -54,6 +41,8 @@ class Served:
         self.url = url
         self.master = master
         self.directory = directory
+        self.own_page: str | None = None
+        """Where the master serves the metrics, if it does."""
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         """On a connection of its own, so that either worker may take it."""
@@ -89,12 +78,12 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 @contextmanager
-def running(command: list[str], directory: Path, **environment: str) -> Iterator[Served]:
+def running(command: list[str], directory: Path, environment: dict[str, str]) -> Iterator[Served]:
     """Serve `multiprocess_app` until the end, which must be a clean one."""
     server = subprocess.Popen(
         [sys.executable, "-m", *command, "multiprocess_app:app"],
         cwd=TESTS,
-        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory), **environment},
+        env=environment,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -123,11 +112,27 @@ def running(command: list[str], directory: Path, **environment: str) -> Iterator
     assert "Traceback" not in "".join(said), "".join(said)
 
 
-@pytest.fixture(params=SERVERS)
+@pytest.fixture(params=["uvicorn", "gunicorn"])
 def served(request: pytest.FixtureRequest, tmp_path: Path, database: str, redis_url: str) -> Iterator[Served]:
+    """By uvicorn, and by gunicorn as the docs configure it, whose workers are forked from a loaded app."""
     directory = tmp_path / "metrics"
-    directory.mkdir()
-    with running(SERVERS[request.param], directory, POSTGRES_URL=database, REDIS_URL=redis_url) as found:
+    environment = {**os.environ, "POSTGRES_URL": database, "REDIS_URL": redis_url}
+    own_page = None
+    if request.param == "uvicorn":
+        directory.mkdir()
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+        command = ["uvicorn", "--workers", "2", "--port", "0"]
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        own_page = f"http://127.0.0.1:{port}/metrics"
+        config = tmp_path / "gunicorn.conf.py"
+        config.write_text(
+            GUNICORN_CONF.replace("/tmp/metrics", str(directory)).replace("9100", port), "utf-8"
+        )
+        command = ["gunicorn", "--preload", "--no-control-socket", "-c", str(config), "-b", "127.0.0.1:0"]
+    with running(command, directory, environment) as found:
+        found.own_page = own_page
         yield found
     left = page_of_a_process_alone(directory)
     assert "# TYPE glasspoint_pool_max_connections gauge" in left
@@ -217,6 +222,11 @@ def test_two_workers_are_one(served: Served, database: str) -> None:
     text = served.get("/metrics?name[]=glasspoint_pool_max_connections&name[]=glasspoint_info").text
     names = {line.partition("{")[0] for line in text.splitlines() if not line.startswith("#")}
     assert names == {"glasspoint_pool_max_connections", "glasspoint_info"}
+
+    if served.own_page is not None:
+        page = httpx.get(served.own_page).text
+        assert f'glasspoint_l1_reads_total{{result="hit",saver="default"}} {float(total)}' in page
+        assert f'glasspoint_pool_max_connections{{saver="default"}} {float(2 * POOL_SIZE)}' in page
 
     # Another worker makes a file just now.
     (served.directory / "counter_0.db").touch()

@@ -66,7 +66,8 @@ def serve_telemetry(
     Args:
         port: Where to listen; 0 for any free port, see `TelemetryServer.port`.
         host: The address to listen on: this machine only, unless told otherwise.
-        registry: What to serve; the process's default registry if `None`.
+        registry: What to serve; the process's default registry if `None`. Where `PROMETHEUS_MULTIPROC_DIR` is
+            set, `/metrics` is that of all its processes instead; only one of them can have the port.
         ready_tiers: In which tiers `/readyz` answers 200 rather than 503.
 
     Raises:
@@ -89,7 +90,8 @@ def telemetry_app(
     that very path (as `/metrics/`, which is where Starlette redirects to).
 
     Args:
-        registry: What to serve; the process's default registry if `None`.
+        registry: What to serve; the process's default registry if `None`. Where `PROMETHEUS_MULTIPROC_DIR` is
+            set, `/metrics` is that of all its processes instead, whichever of them is asked.
         ready_tiers: In which tiers `/readyz` answers 200 rather than 503.
     """
     served = REGISTRY if registry is None else registry
