@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,10 +38,10 @@ Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
 class Served:
     """Two workers, and what they say."""
 
-    def __init__(self, url: str, master: psutil.Process, directory: Path) -> None:
+    def __init__(self, url: str, master: psutil.Process) -> None:
         self.url = url
         self.master = master
-        self.directory = directory
+        self.directory = Path()
         self.own_page: str | None = None
         """Where the master serves the metrics, if it does."""
 
@@ -69,7 +70,7 @@ class Served:
         return self.values().get((name, frozenset({"saver": "default", **labels}.items())))
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     deadline = monotonic() + seconds
     while not (answer := condition()):
         assert monotonic() < deadline, f"still not so after {seconds} s"
@@ -78,7 +79,7 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 @contextmanager
-def running(command: list[str], directory: Path, environment: dict[str, str]) -> Iterator[Served]:
+def running(command: list[str], environment: dict[str, str]) -> Iterator[Served]:
     """Serve `multiprocess_app` until the end, which must be a clean one."""
     server = subprocess.Popen(
         [sys.executable, "-m", *command, "multiprocess_app:app"],
@@ -98,41 +99,42 @@ def running(command: list[str], directory: Path, environment: dict[str, str]) ->
         else:
             pytest.fail("".join(said))
         reader.submit(said.extend, server.stderr)
-        served = Served(address[0], psutil.Process(server.pid), directory)
+        served = Served(address[0], psutil.Process(server.pid))
         until(served.is_up)  # bound before any worker listens
         yield served
     finally:
+        processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children()]
+        processes[0].resume()  # a test that fails may have left it suspended
         server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(30)
-        finally:
-            reader.shutdown()
-            server.kill()
-            server.stderr.close()
+        _, left = psutil.wait_procs(processes, timeout=30)
+        for process in left:
+            process.kill()
+        server.wait()
+        reader.shutdown()
+        server.stderr.close()
+    assert not left
     assert "Traceback" not in "".join(said), "".join(said)
 
 
 @pytest.fixture(params=["uvicorn", "gunicorn"])
 def served(request: pytest.FixtureRequest, tmp_path: Path, database: str, redis_url: str) -> Iterator[Served]:
     """By uvicorn, and by gunicorn as the docs configure it, whose workers are forked from a loaded app."""
-    directory = tmp_path / "metrics"
-    environment = {**os.environ, "POSTGRES_URL": database, "REDIS_URL": redis_url}
+    environment = {**os.environ, "POSTGRES_URL": database, "REDIS_URL": redis_url, "TMPDIR": str(tmp_path)}
     own_page = None
     if request.param == "uvicorn":
-        directory.mkdir()
-        environment["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+        environment["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="metrics-", dir=tmp_path)
         command = ["uvicorn", "--workers", "2", "--port", "0"]
     else:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
         own_page = f"http://127.0.0.1:{port}/metrics"
         config = tmp_path / "gunicorn.conf.py"
-        config.write_text(
-            GUNICORN_CONF.replace("/tmp/metrics", str(directory)).replace("9100", port), "utf-8"
-        )
+        config.write_text(GUNICORN_CONF.replace("9100", port), "utf-8")
         command = ["gunicorn", "--preload", "--no-control-socket", "-c", str(config), "-b", "127.0.0.1:0"]
-    with running(command, directory, environment) as found:
+    with running(command, environment) as found:
         found.own_page = own_page
+        [directory] = tmp_path.glob("metrics-*")
+        found.directory = directory
         yield found
     left = page_of_a_process_alone(directory)
     assert "# TYPE glasspoint_pool_max_connections gauge" in left
