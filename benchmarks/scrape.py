@@ -1,11 +1,13 @@
 """What a scrape of /metrics takes while PostgreSQL is up, frozen and down, and with all workers' files.
 
-    python benchmarks/scrape.py [--scrapes N]
+    python benchmarks/scrape.py [--scrapes N] [--callers N]
 
-A saver serves conversations meanwhile (16 callers, until PostgreSQL goes; then they fail, and try again). The
-pages come from a server thread over a loopback connection each, as Prometheus asks for them; what is printed
-is the median, the 99th percentile and the slowest. Frozen is SIGSTOP for all of PostgreSQL's processes: it
-accepts connections and answers nothing. The issue asks for less than 10 ms with PostgreSQL down.
+The pages come from a server thread over a loopback connection each, as Prometheus asks for them; what is
+printed is the median, the 99th percentile and the slowest, and the processor time that the process took for
+each (the client's share included), which other work on the machine does not change as much. With --callers,
+so many conversations go on meanwhile in the same process, and share its one interpreter with the scrape.
+Frozen is SIGSTOP for all of PostgreSQL's processes: it accepts connections and answers nothing. The issue
+asks for less than 10 ms with PostgreSQL down.
 
 With PROMETHEUS_MULTIPROC_DIR set to an empty directory, the same is measured in multiprocess mode.
 
@@ -23,7 +25,7 @@ import urllib.request
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import empty_checkpoint
@@ -34,9 +36,8 @@ from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError
 from glasspoint.telemetry.http import TelemetryServer, serve_telemetry
 
-CALLERS = 16
 PAUSE_SECONDS = 0.02
-ROW = "{:<12} {:>10} {:>10} {:>10} {:>9}"
+ROW = "{:<12} {:>10} {:>10} {:>10} {:>10} {:>9}"
 
 
 async def converse(saver: CachedPostgresSaver, caller: int) -> None:
@@ -62,8 +63,10 @@ def scrape(server: TelemetryServer, times: int) -> list[float]:
 
 async def report(state: str, server: TelemetryServer, times: int) -> None:
     """Scrape from a thread, and print a row in milliseconds."""
+    before = process_time()
     seconds = await asyncio.to_thread(scrape, server, times)
-    figures = (statistics.median(seconds), seconds[int(0.99 * len(seconds))], seconds[-1])
+    cpu = (process_time() - before) / times
+    figures = (statistics.median(seconds), seconds[int(0.99 * len(seconds))], seconds[-1], cpu)
     print(ROW.format(state, *(f"{1000 * each:.2f}" for each in figures), len(seconds)), flush=True)
 
 
@@ -73,7 +76,7 @@ def processes_of(pid: int) -> list[int]:
     return [pid, *map(int, children)]
 
 
-async def measure(postgres: EmbeddedPostgres, redis: EmbeddedRedis, times: int) -> None:
+async def measure(postgres: EmbeddedPostgres, redis: EmbeddedRedis, times: int, callers: int) -> None:
     """Print a row for each state of PostgreSQL."""
     registry = CollectorRegistry()
     saver = await CachedPostgresSaver.create(
@@ -83,9 +86,12 @@ async def measure(postgres: EmbeddedPostgres, redis: EmbeddedRedis, times: int) 
         pool_timeout_seconds=2,
         write_deadline_seconds=2,
     )
-    callers = [asyncio.create_task(converse(saver, number)) for number in range(CALLERS)]
+    for number in range(3):  # so that there is something of everything
+        with suppress(TimeoutError):
+            await asyncio.wait_for(converse(saver, number), 5 * PAUSE_SECONDS)
+    talking = [asyncio.create_task(converse(saver, number)) for number in range(callers)]
     with serve_telemetry(0, registry=registry) as server:
-        print(ROW.format("PostgreSQL", "median ms", "p99 ms", "max ms", "scrapes"))
+        print(ROW.format("PostgreSQL", "median ms", "p99 ms", "max ms", "CPU ms", "scrapes"))
         await report("(warm-up)", server, times)
         await report("up", server, times)
         frozen = processes_of(postgres.pid)
@@ -97,9 +103,9 @@ async def measure(postgres: EmbeddedPostgres, redis: EmbeddedRedis, times: int) 
         await report("up again", server, times)
         postgres.stop()
         await report("down", server, times)
-    for caller in callers:
+    for caller in talking:
         caller.cancel()
-    await asyncio.gather(*callers, return_exceptions=True)
+    await asyncio.gather(*talking, return_exceptions=True)
     await saver.close()
 
 
@@ -107,9 +113,10 @@ def main() -> None:
     """Measure, on servers of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scrapes", type=int, default=300, help="in each state")
+    parser.add_argument("--callers", type=int, default=0, help="conversations meanwhile")
     options = parser.parse_args()
     with EmbeddedPostgres() as postgres, EmbeddedRedis() as redis:
-        asyncio.run(measure(postgres, redis, options.scrapes))
+        asyncio.run(measure(postgres, redis, options.scrapes, options.callers))
 
 
 if __name__ == "__main__":
