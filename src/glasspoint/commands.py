@@ -1,4 +1,4 @@
-"""The commands `glasspoint demo`, `check`, `prune`, `trace`. Needs the extra `demo`; entered by `cli.py`.
+"""The commands `glasspoint demo`, `check`, `prune`, `trace`. Need the extra `demo`; entered by `cli.py`.
 
 Exit statuses: 0 all well (also Ctrl-C during the demo's traffic: that is how it ends), 1 something failed,
 2 wrong usage, 130 interrupted (`prune` ends after the batch under way, and says what was done; a second

@@ -65,7 +65,7 @@ def play_demo(console: Console, *, once: bool, port: int, spans_file: Path | Non
             as_expected = await tell_story(console, servers, observed, model, thread_id=thread_id)
             if observed.spans_file is not None:
                 await asyncio.to_thread(observed.spans_file.shutdown)
-                console.print(_how_to_look(thread_id, observed.spans_file.path))
+                console.print(_how_to_look(thread_id, observed.spans_file.path), soft_wrap=True)
             if as_expected and not once:
                 await _keep_talking(console, servers, observed, port)
             return as_expected
@@ -90,7 +90,7 @@ def _introduction(servers: Servers, observed: Observed, *, built_in_model: bool)
 
 
 def _how_to_look(thread_id: str, path: Path) -> RenderableType:
-    """Return the command that shows the story; on a line of its own, to be copied."""
+    """Return the command that shows the story; on one line, however long, to be copied."""
     command = f"glasspoint trace {thread_id} --file {shlex.quote(str(path))}"
     return Text.assemble(
         "To see this conversation, turn by turn (--html PAGE for a browser):\n  ", (command, "bold")

@@ -77,7 +77,7 @@ def show(
     Raises:
         ConfigurationError: The page cannot be written there.
     """
-    turns = conversation.turns if last is None else conversation.turns[-last:]
+    turns = conversation.turns if last is None else conversation.last(last)
     if page is not None:
         write_page(page, conversation, turns)
     if as_json:

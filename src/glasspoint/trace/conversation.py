@@ -154,6 +154,13 @@ class Conversation:
         """The turns proper."""
         return [turn for turn in self.turns if turn.is_turn]
 
+    def last(self, count: int) -> Sequence[Turn]:
+        """Return so many turns, the newest, and what is outside of turns since the first of them; where there
+        are no turns, so many traces."""
+        if not self.numbered:
+            return self.turns[-count:]
+        return self.turns[self.turns.index(self.numbered[-count:][0]) :]
+
     @property
     def reads(self) -> Reads:
         """All reads."""
@@ -234,19 +241,20 @@ def tier_durations(call: Node) -> dict[str, int]:
 def _turns_of(spans: Sequence[Span], wanted: Collection[str]) -> Iterator[Turn]:
     """Take a trace apart: its turns, and what is outside of them."""
     outside: list[Span] = []
-    waiting = forest(spans)
+    waiting = [(root, False) for root in reversed(forest(spans))]
     others_named = False
     while waiting:
-        node = waiting.pop()
+        node, is_others = waiting.pop()
         name = conversation_of(node.span)
-        if name in wanted and work_of(node.span) == "turn":
+        if name:
+            is_others = name not in wanted
+            others_named |= is_others
+        if name and not is_others and work_of(node.span) == "turn":
             yield Turn([node], is_turn=True)
             continue
-        if name and name not in wanted:
-            others_named = True
-            continue
-        outside.append(node.span)
-        waiting += node.children
+        if not is_others:
+            outside.append(node.span)
+        waiting += [(child, is_others) for child in reversed(node.children)]
     if others_named:
         outside = _of_this_one(outside, wanted)
     # What is only around the turns, the request of a web server, is no trace of its own.

@@ -2,20 +2,22 @@
 
 A file may be far larger than memory, and a conversation is a small part of it. So it is read twice: first to
 find the traces in which the conversation is named, and then for their spans (a node's or a model's span does
-not name it). What is in memory is one line, and what was asked for.
+not name it). What is in memory is one line, and what was asked for; and a line in which neither stands is not
+even parsed.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from glasspoint.errors import ConfigurationError
-from glasspoint.trace.otlp import parse_json, spans_of
+from glasspoint.trace.otlp import parse_json, spans_of, trace_id_of
 from glasspoint.trace.spans import conversation_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from glasspoint.trace.spans import Span
@@ -24,6 +26,8 @@ __all__ = ["Reading", "read_files"]
 
 LONGEST_LINE = 64 * 1024 * 1024
 _KEPT_NAMES = 1000
+_WRITTEN_AS_IT_IS = re.compile(r"[A-Za-z0-9_.:@-]+")
+_TRACE_ID = re.compile(rb'"traceId"\s*:\s*"([^"]{1,64})"')
 
 
 @dataclass
@@ -32,15 +36,13 @@ class Reading:
 
     Attributes:
         spans: Of every trace in which the conversation is named.
-        spans_seen: How many there are altogether.
-        others: Conversations that are named there, the last ones that came up.
-        unnamed_calls: How many calls of a checkpointer name no conversation: with
+        others: If there are none, what conversations are named there, the last ones that came up.
+        unnamed_calls: If there are none, how many calls of a checkpointer name no conversation: with
             `CHECKPOINT_TELEMETRY_THREAD_IDS=none` they do not.
         remarks: What a reader should know.
     """
 
     spans: list[Span] = field(default_factory=list)
-    spans_seen: int = 0
     others: dict[str, None] = field(default_factory=dict)
     unnamed_calls: int = 0
     remarks: list[str] = field(default_factory=list)
@@ -55,59 +57,86 @@ def read_files(paths: Collection[Path], wanted: Collection[str]) -> Reading:
     Raises:
         ConfigurationError: A file cannot be read, or there is no span in any of them.
     """
-    reading, trace_ids = Reading(), set()
+    reading = Reading()
+    may_name = _may_name(wanted)
+    trace_ids = {
+        span.trace_id
+        for path in paths
+        for span in _spans(path, reading.remarks, may_name)
+        if conversation_of(span) in wanted
+    }
+    if not trace_ids:
+        _look_around(paths, reading)
+        return reading
+    # A batch that was sent again stands there twice.
+    found = {
+        (span.trace_id, span.span_id): span
+        for path in paths
+        for span in _spans(path, [], lambda line: _holds(line, trace_ids))
+        if span.trace_id in trace_ids
+    }
+    reading.spans = list(found.values())
+    return reading
+
+
+def _look_around(paths: Collection[Path], reading: Reading) -> None:
+    """Find out what is there in place of the conversation."""
+    are_there = False
     for path in paths:
-        for span in _spans(path, reading.remarks):
-            reading.spans_seen += 1
-            name = conversation_of(span)
-            if name in wanted:
-                trace_ids.add(span.trace_id)
-            elif name:
+        for span in _spans(path, [], lambda line: True):
+            are_there = True
+            if name := conversation_of(span):
                 reading.others.pop(name, None)
                 reading.others[name] = None
                 if len(reading.others) > _KEPT_NAMES:
                     del reading.others[next(iter(reading.others))]
             elif span.is_call and "langgraph.checkpoint.ns" in span.attributes:
                 reading.unnamed_calls += 1
-    if not reading.spans_seen:
+    if not are_there:
         names = ", ".join(path.name for path in paths)
         raise ConfigurationError(
             f"{names}: no spans in it. It has to hold OTLP JSON lines, as `glasspoint demo --spans FILE` "
             "or the file exporter of an OpenTelemetry collector (format json, not compressed) writes them."
         )
-    if trace_ids:
-        # A batch that was sent again stands there twice.
-        found = {
-            (span.trace_id, span.span_id): span
-            for path in paths
-            for span in _spans(path, [])
-            if span.trace_id in trace_ids
-        }
-        reading.spans = list(found.values())
-    return reading
 
 
-def _spans(path: Path, remarks: list[str]) -> Iterator[Span]:
-    """Give a file's spans, and remark on what could not be read."""
+def _may_name(wanted: Collection[str]) -> Callable[[bytes], bool]:
+    """Return what tells whether a line may name it; a name that JSON can write in two ways may be in any."""
+    if not all(_WRITTEN_AS_IT_IS.fullmatch(name) for name in wanted):
+        return lambda line: True
+    names = [name.encode() for name in wanted]
+    return lambda line: any(name in line for name in names)
+
+
+def _holds(line: bytes, trace_ids: Collection[str]) -> bool:
+    return any(
+        trace_id_of(found.decode("ascii", "replace")) in trace_ids for found in set(_TRACE_ID.findall(line))
+    )
+
+
+def _spans(path: Path, remarks: list[str], is_wanted: Callable[[bytes], bool]) -> Iterator[Span]:
+    """Give the spans of those lines of a file that are wanted, and remark on what cannot be read."""
     broken, cut_off = 0, False
     for line in _lines(path):
-        cut_off = not line.endswith(b"\n")
-        if not line.strip():
+        text = line.strip()
+        if not text:
             continue
         if len(line) >= LONGEST_LINE:
             broken += 1
             continue
         try:
-            found = parse_json(line)
+            if not (text.startswith(b"{") and text.endswith(b"}")):
+                raise ValueError
+            found = parse_json(text) if is_wanted(text) else None
         except ValueError:  # also for what is no UTF-8
             broken += 1
+            cut_off = not line.endswith(b"\n")
             continue
-        cut_off = False
         yield from spans_of(found)
     if cut_off:
         broken -= 1
         remarks.append(f"{path.name}: the last line is cut off; its writer was stopped, or is still writing.")
-    if broken > 0:
+    if broken:
         lines = "1 line is" if broken == 1 else f"{broken:,} lines are"
         remarks.append(f"{path.name}: {lines} no OTLP JSON, and left out.")
 

@@ -132,7 +132,7 @@
     const title = make("h2", "", turn.title);
     title.id = `${turn.id}-title`;
     add(header, title, make("span", "took", took(turn.took)), make("span", "soft", turn.when));
-    for (const each of [turn.agent, turn.service]) if (each) header.appendChild(make("span", "soft name", each));
+    for (const each of [turn.agent, turn.service]) if (each) header.appendChild(make("span", "soft who", each));
     const chips = make("div", "chips");
     if (turn.failed) chips.appendChild(make("span", "chip failed", "failed"));
     for (const read of turn.first_reads) {

@@ -172,7 +172,7 @@ def _read_data(server: str, count: int) -> dict[str, Any]:
 
 def _origin_data(turn: Turn, origin: Origin, ids: dict[int, str]) -> dict[str, Any]:
     if origin.turn is None:
-        text = f"from a turn that is not here (trace {origin.trace_id[:8]}…)"
+        text = f"From trace {origin.trace_id[:8]}…, which is not here"
         return {"to": None, "text": text, "fork": False}
     later = turn.start - origin.turn.end
     text = f"{'fork of ' if turn.is_fork else ''}{title_of(origin.turn)}"

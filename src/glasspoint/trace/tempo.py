@@ -101,7 +101,6 @@ class Tempo:
         if missing:
             traces = "1 trace was" if missing == 1 else f"{missing:,} traces were"
             reading.remarks.append(f"{traces} found by Tempo's search, but cannot be had any more.")
-        reading.spans_seen = len(reading.spans)
         return reading
 
     def _search(self, wanted: Sequence[str], since_seconds: float, limit: int) -> dict[str, int]:
@@ -136,7 +135,7 @@ class Tempo:
         if answer is None or answer.status_code == httpx.codes.NOT_FOUND:
             newer, answer = answer, self._get(f"api/traces/{trace_id}", {})
             if newer is not None and answer.status_code == httpx.codes.OK:
-                self._is_old = True  # before Tempo 2.7 there is only this one
+                self._is_old = True  # older ones have nothing else
         if answer.status_code == httpx.codes.NOT_FOUND:
             return [], ""
         if answer.status_code != httpx.codes.OK:

@@ -99,7 +99,7 @@ def where_from(turn: Turn, turns: Sequence[Turn]) -> Iterator[str]:
 def _where_from(turn: Turn, origin: Origin) -> str:
     verb = "goes on" if turn.is_turn else "reads"
     if origin.turn is None:
-        return f"{verb} from a turn that is not here, of trace {origin.trace_id}"
+        return f"{verb} from trace {origin.trace_id}, which is not here"
     later = turn.start - origin.turn.end
     when = f", {took(later)} later" if later > 0 else ""
     if turn.is_fork:

@@ -136,16 +136,8 @@ def facts_of(node: Node, *, is_folded: bool = False) -> Iterator[Text]:
         yield Text(f"from {plain(span.text('glasspoint.served_by') or '?').upper()}")
     elif span.is_call and is_folded and result:
         yield Text(result, "yellow" if result in _WARNING_RESULTS else "dim")
-    if is_folded or span.name == "checkpoint.get_tuple":
-        namespace = span.text("langgraph.checkpoint.ns") if span.is_call else ""
-        if namespace:
-            yield Text(f"({plain(namespace)})", "dim")
     if span.is_call and (tier := span.text("glasspoint.tier")) not in ("", "cached"):
         yield Text(f"tier {plain(tier)}", "yellow")
-    if is_folded:
-        if span.is_call and (times := _tier_times(node)):
-            yield Text(times, "dim")
-        yield from _of_a_model(span)
     if any(each.failed for each in node.spans):
         error = plain(span.text("error.type", "exception.type")).rpartition(".")[2]
         yield Text(f"failed: {error}".removesuffix(": "), "red")
@@ -153,6 +145,15 @@ def facts_of(node: Node, *, is_folded: bool = False) -> Iterator[Text]:
         inner = (each for below, _ in walk(node.children) for each in below.spans)
         for step in dict.fromkeys(each.name.removeprefix("checkpoint.") for each in inner if each.failed):
             yield Text(f"{plain(step)} failed", "red")
+    if is_folded or span.name == "checkpoint.get_tuple":
+        namespace = span.text("langgraph.checkpoint.ns") if span.is_call else ""
+        if namespace:
+            yield Text(f"({plain(namespace)})", "dim")
+    # Last, for this is what may be cut off.
+    if is_folded:
+        if span.is_call and (times := _tier_times(node)):
+            yield Text(times, "dim")
+        yield from _of_a_model(span)
 
 
 def events_of(node: Node, *, inner: bool) -> Iterator[Event]:
