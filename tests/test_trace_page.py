@@ -285,6 +285,8 @@ def test_fifty_turns_of_two_hundred_spans_are_all_there(opened: Any) -> None:
     shown = opened(conversation(*spans))
     assert shown.evaluate("document.querySelectorAll('.row').length") == 10_000
     assert shown.evaluate("document.querySelectorAll('#overview a').length") == 50
+    shown.page.locator("#overview a").nth(39).click()
+    expect(shown.page.locator("#turn-40 h2")).to_be_in_viewport()
     assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 

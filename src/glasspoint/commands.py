@@ -218,10 +218,18 @@ def prune(
 
 @app.command()
 def trace(
-    thread_id: Annotated[str, typer.Argument(help="The conversation, as the graph's config names it.")],
+    thread_id: Annotated[
+        str, typer.Argument(metavar="THREAD_ID", help="The conversation, as the graph's config names it.")
+    ],
     tempo: Annotated[
         str,
-        typer.Option(envvar="TEMPO_URL", show_default=False, show_envvar=True, help="Read from this Tempo."),
+        typer.Option(
+            metavar="URL",
+            envvar="TEMPO_URL",
+            show_default=False,
+            show_envvar=True,
+            help="Read from this Tempo.",
+        ),
     ] = "",
     file: Annotated[
         list[Path] | None,

@@ -8,6 +8,7 @@
     l1: "L1: Redis", l2: "L2: PostgreSQL", saver: "call of the checkpointer", wait: "wait for a connection", model: "model", tool: "tool",
     graph: "graph, node", turn: "turn", other: "other",
   };
+  const ROW_HEIGHT = matchMedia("(max-width: 760px)").matches ? 39 : 26;
   const SERVERS = { l1: "L1 Redis", l2: "L2 PostgreSQL", redis: "Redis alone", memory: "memory" };
   const SERVER_CLASS = { l1: "w-l1", redis: "w-l1", l2: "w-l2" };
 
@@ -157,7 +158,9 @@
     rows.setAttribute("role", "tree");
     rows.setAttribute("aria-label", `Spans of ${turn.title}`);
     add(section, header, drawAxis(turn), rows);
-    new Waterfall(turn, rows, header);
+    const waterfall = new Waterfall(turn, rows, header);
+    // How high it will be about, for the browser draws it only when it comes near.
+    section.style.containIntrinsicSize = `auto ${90 + ROW_HEIGHT * waterfall.rows.length}px`;
     return section;
   }
 

@@ -145,7 +145,7 @@ def _turn_data(
         "title": title_of(turn).capitalize(),
         "when": f"{moment(turn.start)} UTC",
         "agent": plain(turn.agent),
-        "service": plain(turn.service) if turn.service != turn.agent else "",
+        "service": plain(turn.service.removeprefix(f"{turn.agent}@")) if turn.service != turn.agent else "",
         "trace_id": turn.trace_id,
         "took": _microseconds(turn.duration),
         "span": _microseconds(turn.end - turn.start),
