@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from opentelemetry.exporter.otlp.json.file import FileSpanExporter
@@ -315,24 +315,35 @@ def test_a_line_that_is_too_long_is_left_out(tmp_path: Path, monkeypatch: pytest
     assert made.remarks == ["spans.jsonl: 2 lines are no OTLP JSON, and left out."]
 
 
-def test_what_is_not_asked_for_is_not_kept_in_memory(tmp_path: Path) -> None:
+def test_what_is_not_asked_for_is_neither_parsed_nor_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[object] = []
+
+    def parse(text: bytes) -> object:
+        parsed.append(None)
+        return parse_json(text)
+
+    monkeypatch.setattr(files, "parse_json", parse)
+    monkeypatch.setattr(files, "LONGEST_LINE", 10_000)
     path = tmp_path / "spans.jsonl"
-    others = line(*(turn(n, trace=n, thread=f"thread {n}", note="x" * 200) for n in range(2, 20)))
+    others = line(*(turn(n, trace=n, thread=f"thread {n}") for n in range(1000, 1010)))
     with path.open("w", encoding="utf-8") as file:
         for _ in range(100):
             file.write(others)
-        file.write(line(turn(1, trace=1)))
-    assert path.stat().st_size > 800_000
+        file.write("{" * 1_000_000 + "\n")
+        file.write(line(turn(1, trace=1, thread="the-one")))
     tracemalloc.start()
     try:
-        assert len(from_files(THREAD, [path]).turns) == 1
+        assert len(from_files("the-one", [path]).turns) == 1
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 200_000
+    assert len(parsed) == 2
 
 
-def test_a_directory_and_a_pipe_are_refused(tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is no file"):
         from_files(THREAD, [tmp_path])
 
@@ -383,6 +394,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     found=JSON, in_span=st.dictionaries(st.sampled_from(["attributes", "links", "events", "status"]), JSON)
 )
@@ -409,6 +421,15 @@ def test_ids_are_read_as_digits_and_as_base64() -> None:
     )
     (found,) = spans_of(request(span("a", 1) | {"traceId": "ABCDEF" + "0" * 26}))
     assert found.trace_id == "abcdef" + "0" * 26
+
+
+def test_attributes_may_be_nested_as_deeply_as_somebody_likes() -> None:
+    value: dict[str, Any] = {"stringValue": "inside"}
+    for _ in range(200):
+        value = {"arrayValue": {"values": [{"kvlistValue": {"values": [{"key": "k", "value": value}]}}]}}
+    (found,) = spans_of(request(span("a", 1) | {"attributes": [{"key": "deep", "value": value}]}))
+    assert "…" in str(found.attributes["deep"])
+    assert "inside" not in str(found.attributes["deep"])
 
 
 # ---- turns ---------------------------------------------------------------------------------------------
@@ -438,6 +459,7 @@ def test_of_a_trace_with_several_conversations_only_what_is_of_this_one_is_shown
         turn(4, trace=1, parent=1, at=10),
         read(5, trace=1, parent=4, at=11),
         span("node of nobody's", 6, trace=1, parent=2),
+        span("nor this", 9, trace=1, parent=1),
         span("checkpoint.delete_thread", 7, trace=1, parent=1, thread=THREAD, at=50),
         # An agent that the other conversation's turn calls, with this one's memory.
         turn(8, trace=1, parent=2, at=70),

@@ -69,7 +69,7 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Any]:
         path = tmp_path / f"page {len(pages)}.html"
         write_page(path, made, made.turns)
         page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         pages.append(Shown(page))
         page.goto(path.as_uri())
         return pages[-1]

@@ -56,8 +56,8 @@ class SpanCollector(SpanProcessor):
         return sorted(spans, key=lambda span: span.start_time or 0)
 
 
-class SpanFile(SpanProcessor):
-    """Writes spans to a file as OTLP JSON lines until it is closed. What is there already stays."""
+class SpanFile(BatchSpanProcessor):
+    """Writes spans to a file as OTLP JSON lines until it is shut down. What is there already stays."""
 
     def __init__(self, path: Path) -> None:
         """Raises:
@@ -74,19 +74,8 @@ class SpanFile(SpanProcessor):
             exporter = FileSpanExporter(path)
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None
-        redacting = RedactingExporter(exporter, thread_ids=choose(None), capture_content=False)
-        self._processor: BatchSpanProcessor | None = BatchSpanProcessor(redacting)
+        super().__init__(RedactingExporter(exporter, thread_ids=choose(None), capture_content=False))
         self.path = path
-
-    def on_end(self, span: ReadableSpan) -> None:
-        if self._processor is not None:
-            self._processor.on_end(span)
-
-    def shutdown(self) -> None:
-        """Write what is left, and close the file. Spans that end later are not written."""
-        if self._processor is not None:
-            closing, self._processor = self._processor, None
-            closing.shutdown()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

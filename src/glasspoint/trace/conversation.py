@@ -200,12 +200,12 @@ def conversation_from(
 
 def forest(spans: Iterable[Span]) -> list[Node]:
     """Return the spans of a trace as trees, by start. Those whose parent is missing, or that are each
-    other's parents, stand at the top."""
+    other's parents, stand at the top. What was sent twice is there once."""
     nodes = {span.span_id: Node([span]) for span in sorted(spans, key=by_start)}
     roots = []
     for node in nodes.values():
         parent = nodes.get(node.span.parent_id)
-        if parent is None or parent is node:
+        if parent is None:
             roots.append(node)
         else:
             parent.children.append(node)

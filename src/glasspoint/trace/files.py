@@ -68,14 +68,12 @@ def read_files(paths: Collection[Path], wanted: Collection[str]) -> Reading:
     if not trace_ids:
         _look_around(paths, reading)
         return reading
-    # A batch that was sent again stands there twice.
-    found = {
-        (span.trace_id, span.span_id): span
+    reading.spans = [
+        span
         for path in paths
         for span in _spans(path, [], lambda line: _holds(line, trace_ids))
         if span.trace_id in trace_ids
-    }
-    reading.spans = list(found.values())
+    ]
     return reading
 
 
