@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ __all__ = ["moment", "show_conversation", "show_remarks", "show_summary", "title
 
 _SERVERS = {"l1": "L1 Redis", "l2": "L2 PostgreSQL", "redis": "Redis alone", "memory": "memory"}
 _SLOWEST = 3
+_NAMED = 3
 
 
 def show_conversation(
@@ -176,5 +178,6 @@ def _reads_text(reads: Reads) -> Text:
 
 
 def _failures(failed: Sequence[tuple[Span, Turn]]) -> str:
-    first = [f"{plain(span.name)} ({title_of(turn)})" for span, turn in failed[:3]]
-    return f"{len(failed)} spans: {', '.join(first)}{', …' if len(failed) > 3 else ''}"
+    counted = Counter(f"{plain(span.name)} ({title_of(turn)})" for span, turn in failed)
+    first = [name if count == 1 else f"{count} × {name}" for name, count in list(counted.items())[:_NAMED]]
+    return f"{len(failed)} spans: {', '.join(first)}{', …' if len(counted) > _NAMED else ''}"

@@ -54,13 +54,11 @@ class SpanTree:
             # However deep it goes, there is room for a name.
             shown = guides if len(guides) <= width // 3 else f"⋯{guides[len(guides) - width // 3 + 1 :]}"
             line = Text(shown, "dim")
-            if event is not None:
-                line.append_text(_event_text(event, width - len(shown)))
-            else:
-                right = self._times(node)
-                line.append_text(self._label(node, width - len(shown) - cell_len(right) - 1))
-                line.append(" " * (width - line.cell_len - cell_len(right)))
-                line.append(right, "dim")
+            right = self._times(node) if event is None else self._offset(event.at)
+            room = width - len(shown) - cell_len(right) - 1
+            line.append_text(self._label(node, room) if event is None else _event_text(event, room))
+            line.append(" " * (width - line.cell_len - cell_len(right)))
+            line.append(right, "dim")
             line.rstrip()
             yield from line.render(console)
             yield Segment.line()
@@ -103,10 +101,13 @@ class SpanTree:
         kind = "median " if len(node.spans) > 1 else ""
         # In a fresh pool, the first of several is no measure for the rest.
         duration = f"{kind}{took(median(span.duration for span in node.spans))}"
+        return duration if self._since is None else f"{self._offset(node.span.start)} {duration:>8}"
+
+    def _offset(self, at: int) -> str:
         if self._since is None:
-            return duration
-        after = node.span.start - self._since
-        return f"{'+' if after >= 0 else '-'}{took(abs(after))} {duration:>8}"
+            return ""
+        after = at - self._since
+        return f"{'+' if after >= 0 else '-'}{took(abs(after))}"
 
 
 def took(nanoseconds: float) -> str:
