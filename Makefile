@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types explore chaos bench-latency bench-prune bench-outage clean
+.PHONY: help demo test lint types docs explore chaos bench-latency bench-prune bench-outage clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -19,6 +19,7 @@ help:
 	@echo 'make explore        every schedule of the cache protocol, with a fault at any step: minutes to an hour'
 	@echo 'make lint           ruff, rules and format'
 	@echo 'make types          mypy --strict on src'
+	@echo 'make docs           the generated tables of docs/telemetry.md'
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
@@ -44,6 +45,9 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/generate.py
 
 bench-latency: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/latency.py $(ARGS)

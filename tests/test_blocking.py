@@ -23,7 +23,7 @@ from glasspoint.blocking import SyncFace
 from glasspoint.errors import BlockingCallError, L2UnavailableError, SaverClosedError, WrongLoopError
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, locked, until
-from test_tracing import HIT, PUT, PUT_WRITES, Recorder
+from test_tracing import HIT, PUT, PUT_WRITES, Recorder, spans_keep_the_contract  # noqa: F401 - a fixture
 
 SYNC_METHODS = sorted(
     name for name, member in vars(SyncFace).items() if inspect.isfunction(member) and name[0] != "_"

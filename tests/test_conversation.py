@@ -34,7 +34,7 @@ from glasspoint.draining import drain
 from glasspoint.errors import ConfigurationError, SerializationError
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, until
-from test_tracing import Recorder, attributes
+from test_tracing import Recorder, attributes, spans_keep_the_contract  # noqa: F401 - a fixture
 
 TIERS = ("cached", "redis", "memory")
 AGENT = "invoke_agent concierge"

@@ -14,21 +14,24 @@ import glasspoint
 SRC = Path(glasspoint.__file__).parent
 
 # What a layer may import of the others; `telemetry.events` is the vocabulary that all speak.
+# How the core speaks of what it does.
+VOICE = {"telemetry.events", "telemetry.logs"}
+
 MAY_IMPORT = {
     "errors": set(),
     "scope": {"errors"},
     "urls": {"errors"},
     "traceparent": set(),
     "codec": {"errors", "scope", "traceparent"},
-    "l1": {"errors", "scope", "urls", "codec", "telemetry.events"},
-    "l2": {"errors", "scope", "urls", "codec", "traceparent", "telemetry.events"},
+    "l1": {"errors", "scope", "urls", "codec", *VOICE},
+    "l2": {"errors", "scope", "urls", "codec", "traceparent", *VOICE},
     "telemetry": {"errors", "scope", "traceparent", "_version"},
     "blocking": {"errors"},
-    "sweeping": {"errors", "l1", "l2", "telemetry.events"},
-    "audit": {"errors", "scope", "codec", "l1", "l2", "telemetry.events"},
-    "lifecycle": {"errors", "audit", "blocking", "sweeping", "l1", "l2", "telemetry", "telemetry.events"},
-    "maintenance": {"errors", "scope", "l1", "l2", "lifecycle", "telemetry.events"},
-    "saver": {"errors", "scope", "codec", "traceparent", "l1", "l2", "maintenance", "telemetry.events"},
+    "sweeping": {"errors", "l1", "l2", *VOICE},
+    "audit": {"errors", "scope", "codec", "l1", "l2", *VOICE},
+    "lifecycle": {"errors", "audit", "blocking", "sweeping", "l1", "l2", "telemetry", *VOICE},
+    "maintenance": {"errors", "scope", "l1", "l2", "lifecycle", *VOICE},
+    "saver": {"errors", "scope", "codec", "traceparent", "l1", "l2", "maintenance", *VOICE},
     "history": {
         "errors",
         "scope",
@@ -36,12 +39,12 @@ MAY_IMPORT = {
         "codec",
         "traceparent",
         "blocking",
-        "telemetry.events",
+        *VOICE,
     },
-    "redis_saver": {"errors", "blocking", "history", "l1.client", "telemetry", "telemetry.events"},
-    "memory_saver": {"history", "telemetry", "telemetry.events"},
-    "draining": {"errors", "codec"},
-    "chain": {"errors", "draining", "saver", "redis_saver", "memory_saver", "telemetry.events"},
+    "redis_saver": {"errors", "blocking", "history", "l1.client", "telemetry", *VOICE},
+    "memory_saver": {"history", "telemetry", *VOICE},
+    "draining": {"errors", "codec", *VOICE},
+    "chain": {"errors", "draining", "saver", "redis_saver", "memory_saver", *VOICE},
     "fallback": {"errors", "blocking", "chain", "saver", "maintenance"},
     "settings": {"errors"},
     "terminal": set(),
@@ -56,7 +59,7 @@ MAY_IMPORT = {
         "chain",
         "fallback",
         "telemetry",
-        "telemetry.events",
+        *VOICE,
     },
 }
 DOORS = {
@@ -70,6 +73,7 @@ DOORS = {
     "opentelemetry": {
         "telemetry/tracing.py",
         "telemetry/conversation.py",
+        "telemetry/logs.py",
         "telemetry/configure.py",
         "telemetry/redacting.py",
         "telemetry/__init__.py",

@@ -40,7 +40,7 @@ from states import config_of, counts, exact, numbered_id
 from steps import Thread, until
 from test_bad_input import CALLS, CONFIGS, HALVES, PASSWORD, shown
 from test_delta import CHANNELS, CONFIG, extend, make_graph, play
-from test_tracing import CANARY, Recorder, attributes
+from test_tracing import CANARY, Recorder, attributes, spans_keep_the_contract  # noqa: F401 - a fixture
 
 # How many keys a thread has that holds checkpoints, values and writes.
 KEYS = 6

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import groupby
 from typing import Any
@@ -40,11 +40,23 @@ from redis.asyncio import Redis
 from glasspoint import CachedPostgresSaver, Telemetry, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, SerializationError
+from span_contract import SpanContract
 from states import config_of, open_saver
 from steps import Thread, locked, seeded_dice, until
 
 Tree = dict[str, Any]
 CANARY = "canary-Gefluester-0451"
+
+
+OFFENCES: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def spans_keep_the_contract() -> Iterator[None]:
+    """Import it: what a test records is what the catalogue promises."""
+    OFFENCES.clear()
+    yield
+    assert not OFFENCES
 
 
 class Recorder:
@@ -55,6 +67,7 @@ class Recorder:
         self.sampler = _Counting(sampler)
         self.provider = TracerProvider(sampler=self.sampler)
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.provider.add_span_processor(SpanContract(OFFENCES))
         self.registry = CollectorRegistry()
         self.telemetry: Telemetry = create_telemetry(registry=self.registry, tracer_provider=self.provider)
 
@@ -394,6 +407,26 @@ async def test_a_failure_stands_on_the_round_trip_and_on_the_call_that_it_failed
         assert attributes(get)["error.type"].endswith("CancelledError")
 
 
+async def test_a_write_that_redis_was_not_told_of_is_traced_to_the_journal(
+    database: str, own_redis: EmbeddedRedis, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = Thread("a")
+
+    async def unheard(*args: Any, **options: Any) -> str:
+        return "error"
+
+    async with open_saver(database, own_redis.url, telemetry=recorder.telemetry) as saver:
+        monkeypatch.setattr(saver._l1, "commit_put", unheard)
+        recorder.clear()
+        await thread.put(saver)
+        [put] = recorder.named("checkpoint.put")
+        [journal] = recorder.named("checkpoint.l2.journal")
+    assert attributes(put)["glasspoint.l1.result"] == "journalled"
+    assert journal.parent is not None
+    assert journal.parent.span_id == _id(put)
+    assert attributes(journal)["db.collection.name"] == "glasspoint_l1_journal"
+
+
 async def test_waiting_for_a_connection_is_a_span_only_when_there_was_a_wait(
     database: str, redis_url: str, recorder: Recorder
 ) -> None:
@@ -572,6 +605,35 @@ async def test_redis_instrumentation_nests_below_the_round_trips(
     assert len(theirs) == 3
     parents = [by_id[span.parent.span_id].name for span in theirs if span.parent]
     assert sorted(parents) == ["checkpoint.l1.begin", "checkpoint.l1.commit_put", "checkpoint.l1.read"]
+
+
+# ------------------------------------------------------------------ log lines
+
+
+@pytest.mark.parametrize(("sampler", "names_it"), [(ALWAYS_ON, True), (ALWAYS_OFF, False)])
+async def test_a_line_names_the_trace_that_it_belongs_to(
+    database: str,
+    own_redis: EmbeddedRedis,
+    caplog: pytest.LogCaptureFixture,
+    sampler: Sampler,
+    names_it: bool,
+) -> None:
+    recorder, thread = Recorder(sampler), Thread("a")
+    async with open_saver(database, own_redis.url, telemetry=recorder.telemetry) as saver:
+        await thread.put(saver)
+        own_redis.kill()
+        recorder.clear()
+        await thread.turn(saver)
+    [line] = [r for r in caplog.records if r.name == "glasspoint.l1" and "does not answer" in r.getMessage()]
+    initialized = [r for r in caplog.records if "initialized" in r.getMessage()]
+    assert not any("trace_id" in each.getMessage() for each in initialized)
+    if names_it:
+        context = recorder.named("checkpoint.get_tuple")[0].context
+        assert context is not None
+        assert line.getMessage().endswith(f" trace_id={context.trace_id:032x}")
+        assert vars(line)["trace_id"] == f"{context.trace_id:032x}"
+    else:
+        assert "trace_id" not in line.getMessage()
 
 
 # ------------------------------------------------------------------ nothing of a conversation, no password

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 from typing import TYPE_CHECKING, Any
 
 from glasspoint.errors import ConfigurationError
 from glasspoint.l1.cache import Intent
 from glasspoint.telemetry.events import Audited, Invalidated
+from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Auditor"]
 
-_log = logging.getLogger("glasspoint.audit")
+_log = get_logger("glasspoint.audit")
 
 _AT_ONCE = 2
 _DEADLINE_SECONDS = 5.0

@@ -15,7 +15,6 @@ no write falls between two tiers.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from glasspoint.draining import drain
 from glasspoint.errors import GlasspointError, SaverClosedError, ThreadMovedError
 from glasspoint.telemetry.events import Drained, TierChanged
+from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Chain", "Spec"]
 
-_log = logging.getLogger("glasspoint")
+_log = get_logger("glasspoint")
 
 _Answer = TypeVar("_Answer")
 

@@ -8,12 +8,12 @@ simply done again: the seal of the dead expires, and what was imported already i
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from glasspoint.errors import SaverClosedError
+from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LowerTier", "UpperTier", "drain"]
 
-_log = logging.getLogger("glasspoint")
+_log = get_logger("glasspoint")
 
 # How long a seal outlives a drainer that died, and how long a retired thread's late callers are still sent
 # after it: longer than it takes every process to see that the tier above is back.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import AsyncExitStack, contextmanager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -29,6 +28,7 @@ from glasspoint.l2.store import Store
 from glasspoint.sweeping import Sweeper
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import BreakerChanged, Vitals
+from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ManagedSaver"]
 
-_log = logging.getLogger("glasspoint")
+_log = get_logger("glasspoint")
 
 _Answer = TypeVar("_Answer")
 

@@ -7,7 +7,6 @@ as a whole: see `history/scripts/prelude.lua` for what stands where, and `histor
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +19,7 @@ from glasspoint.history.steps import Steps
 from glasspoint.l1.client import address_of, check_redis_or_cluster, open_redis
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Vitals
+from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisSaver"]
 
-_log = logging.getLogger("glasspoint")
+_log = get_logger("glasspoint")
 
 _TIMEOUT_SECONDS = 2.0
 

@@ -19,7 +19,6 @@ saver is opened and closed: see `lifecycle`. How threads are deleted, pruned and
 from __future__ import annotations
 
 import asyncio
-import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +30,7 @@ from glasspoint.l2.deadline import answered_within, within
 from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
 from glasspoint.maintenance import MaintainedSaver
 from glasspoint.scope import checkpoint_id_of, scope_of
+from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CachedPostgresSaver"]
 
-_log = logging.getLogger("glasspoint")
+_log = get_logger("glasspoint")
 
 _Answer = TypeVar("_Answer")
 

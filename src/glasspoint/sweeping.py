@@ -18,7 +18,6 @@ through: committed in L2 after the sweep has looked, and its COMMIT held back by
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import weakref
 from contextlib import suppress
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from glasspoint.errors import L1Error
 from glasspoint.telemetry.events import Invalidated
+from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweeper"]
 
-_log = logging.getLogger("glasspoint.l1")
+_log = get_logger("glasspoint.l1")
 
 # Rows that are swept at a time; a read that waits for its turn waits for no more than these.
 _BATCH = 256

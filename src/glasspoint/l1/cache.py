@@ -8,7 +8,6 @@ file; how they make a read and a write stands in `saver.py`.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from glasspoint.telemetry.events import (
     WarmUpResult,
     WriteResult,
 )
+from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "Intent", "Reading"]
 
-_log = logging.getLogger("glasspoint.l1")
+_log = get_logger("glasspoint.l1")
 
 _MISS, _HIT, _BUSY, _HISTORICAL = range(4)
 _READ_RESULTS: dict[int, L1Result] = {_MISS: "miss", _HIT: "hit", _BUSY: "busy", _HISTORICAL: "historical"}

@@ -17,7 +17,6 @@ stays away, `compact` makes one row of all rows of a scope.
 from __future__ import annotations
 
 import functools
-import logging
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -26,6 +25,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from glasspoint.scope import Scope
+from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MIGRATIONS", "Entry", "Journal", "is_up_to_date", "journalled"]
 
-_log = logging.getLogger("glasspoint.l2")
+_log = get_logger("glasspoint.l2")
 
 MIGRATIONS = (
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote
 
@@ -13,6 +12,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from glasspoint.errors import ConfigurationError, L2UnavailableError
 from glasspoint.l2.liveness import Reviver
+from glasspoint.telemetry.logs import get_logger
 from glasspoint.urls import split_url
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["address_of", "open_pool", "postgres_conninfo"]
 
-_log = logging.getLogger("glasspoint.l2")
+_log = get_logger("glasspoint.l2")
 
 _SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg"}
 _EXAMPLE = "postgresql://user:password@host:5432/dbname"

@@ -18,6 +18,7 @@ from tenacity import (
 from glasspoint.errors import GlasspointError, L2DeadlineError
 from glasspoint.l2.faults import certainly_unchanged, classify
 from glasspoint.telemetry.events import L2Retried
+from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Retries"]
 
-_log = logging.getLogger("glasspoint.l2")
+_log = get_logger("glasspoint.l2")
 
 _Answer = TypeVar("_Answer")
 

@@ -15,17 +15,31 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from glasspoint._version import __version__
+from glasspoint.telemetry.catalogue import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from prometheus_client.core import Metric
 
+    from glasspoint.telemetry.catalogue import Metric as Described
     from glasspoint.telemetry.events import Vitals
 
 __all__ = ["TIERS", "SaverCollector"]
 
 TIERS = ("cached", "redis", "memory")
+
+_READ_AT_SCRAPE = (
+    "pool_connections",
+    "pool_max_connections",
+    "pool_requests_waiting",
+    "pool_connections_lost_total",
+    "redis_pool_connections",
+    "l1_breaker_open",
+    "l1_journal_pending",
+    "active_tier",
+    "info",
+)
 
 _VERSIONS = {"version": __version__, "langgraph": version("langgraph"), "postgres": "", "redis": ""}
 
@@ -83,30 +97,17 @@ class SaverCollector(Collector):
 
     @staticmethod
     def _families() -> dict[str, Any]:
-        def gauge(name: str, help_: str, *labels: str) -> GaugeMetricFamily:
-            return GaugeMetricFamily(f"glasspoint_{name}", help_, labels=["saver", *labels])
+        """What is read at scrape time, without samples: name in the catalogue -> family."""
+        return {name: _empty(METRICS[name]) for name in _READ_AT_SCRAPE}
 
-        return {
-            "pool_connections": gauge("pool_connections", "PostgreSQL connections of the pool.", "state"),
-            "pool_max_connections": gauge("pool_max_connections", "PostgreSQL connections allowed."),
-            "pool_requests_waiting": gauge(
-                "pool_requests_waiting", "Callers waiting for a PostgreSQL connection."
-            ),
-            "pool_connections_lost": CounterMetricFamily(
-                "glasspoint_pool_connections_lost",
-                "PostgreSQL connections found broken by the pool.",
-                labels=["saver"],
-            ),
-            "redis_pool_connections": gauge(
-                "redis_pool_connections", "Redis connections of the client.", "state"
-            ),
-            "l1_breaker_open": gauge("l1_breaker_open", "1 while L1 (Redis) is left alone."),
-            "l1_journal_pending": gauge(
-                "l1_journal_pending", "Entries that L1 (Redis) is yet to be told to drop."
-            ),
-            "active_tier": gauge("active_tier", "1 for the tier that is in use.", "tier"),
-            "info": InfoMetricFamily("glasspoint", "Versions of what works together here.", labels=["saver"]),
-        }
+
+def _empty(metric: Described) -> GaugeMetricFamily | CounterMetricFamily | InfoMetricFamily:
+    name, labels = f"glasspoint_{metric.name}", ["saver", *metric.labels]
+    if metric.kind == "counter":
+        return CounterMetricFamily(name.removesuffix("_total"), metric.help, labels=labels)
+    if metric.kind == "info":  # its labels are the samples' own; the client adds `_info`
+        return InfoMetricFamily(name.removesuffix("_info"), metric.help, labels=["saver"])
+    return GaugeMetricFamily(name, metric.help, labels=labels)
 
 
 def _add_pool(families: dict[str, Any], name: str, stats: list[dict[str, int]], lost: int) -> None:
@@ -118,7 +119,7 @@ def _add_pool(families: dict[str, Any], name: str, stats: list[dict[str, int]], 
     families["pool_connections"].add_metric([name, "in_use"], max(0, total["pool_size"] - idle))
     families["pool_max_connections"].add_metric([name], total["pool_max"])
     families["pool_requests_waiting"].add_metric([name], total["requests_waiting"])
-    families["pool_connections_lost"].add_metric([name], lost + _lost(total))
+    families["pool_connections_lost_total"].add_metric([name], lost + _lost(total))
 
 
 def _lost(stats: Mapping[str, int]) -> int:

@@ -1,4 +1,4 @@
-"""The metrics. Names, labels and help texts are a public contract: see `docs/telemetry.md`."""
+"""The metrics. Names, labels and help texts are a public contract: see `catalogue`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
 from glasspoint import traceparent
+from glasspoint.telemetry.catalogue import METRICS
 from glasspoint.telemetry.collectors import SaverCollector
 from glasspoint.telemetry.events import (
     Audited,
@@ -28,6 +29,8 @@ from glasspoint.telemetry.events import (
 
 if TYPE_CHECKING:
     from prometheus_client.metrics import MetricWrapperBase
+
+    from glasspoint.telemetry.catalogue import Metric, MetricKind
 
 __all__ = ["BUCKETS_BYTES", "BUCKETS_SECONDS", "Families", "Metrics"]
 
@@ -65,78 +68,42 @@ class Families:
             return cls._of[registry]
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, help_: str, *labels: str) -> Counter:
-            return Counter(f"glasspoint_{name}", help_, ("saver", *labels), registry=registry)
+        def counter(name: str) -> Counter:
+            metric = _described(name, "counter")
+            name = f"glasspoint_{name.removesuffix('_total')}"
+            return Counter(name, metric.help, ("saver", *metric.labels), registry=registry)
 
-        def histogram(name: str, help_: str, *labels: str, buckets: tuple[float, ...]) -> Histogram:
-            labels = ("saver", *labels)
-            return Histogram(f"glasspoint_{name}", help_, labels, buckets=buckets, registry=registry)
+        def histogram(name: str, buckets: tuple[float, ...] = BUCKETS_SECONDS) -> Histogram:
+            metric = _described(name, "histogram")
+            labels = ("saver", *metric.labels)
+            return Histogram(f"glasspoint_{name}", metric.help, labels, buckets=buckets, registry=registry)
 
-        self.operation_duration = histogram(
-            "operation_duration_seconds",
-            "Time that callers of the checkpointer waited.",
-            "operation",
-            "outcome",
-            buckets=BUCKETS_SECONDS,
-        )
-        self.l1_reads = counter(
-            "l1_reads", "Reads by what L1 (Redis) answered; hit ratio = hit / all.", "result"
-        )
-        self.l1_warm_ups = counter("l1_warm_ups", "Entries stored in L1 after a miss, or why not.", "result")
-        self.l1_warm_up_duration = histogram(
-            "l1_warm_up_duration_seconds", "Time to store an entry after a miss.", buckets=BUCKETS_SECONDS
-        )
-        self.write_through_duration = histogram(
-            "write_through_duration_seconds",
-            "Time that writes spent on each tier.",
-            "operation",
-            "tier",
-            buckets=BUCKETS_SECONDS,
-        )
-        self.write_through = counter(
-            "write_through", "Writes acknowledged by PostgreSQL, by whether L1 followed.", "operation", "l1"
-        )
-        self.entry_bytes = histogram(
-            "entry_bytes", "Size of the serialised state read or written.", "direction", buckets=BUCKETS_BYTES
-        )
-        self.serde_duration = histogram(
-            "serde_duration_seconds",
-            "Time to serialise (write) or deserialise (read) a state.",
-            "direction",
-            buckets=BUCKETS_SECONDS,
-        )
-        self.l1_epoch_changes = counter("l1_epoch_changes", "Redis restarts and failovers seen.")
-        self.l1_invalidations = counter(
-            "l1_invalidations", "Entries dropped, by what asked for it.", "source"
-        )
-        self.l1_breaker_transitions = counter(
-            "l1_breaker_transitions", "Times that L1 (Redis) was left alone, probed and asked again.", "to"
-        )
-        self.l1_audits = counter("l1_audits", "Hits compared with PostgreSQL, by what was found.", "verdict")
-        self.fallback_events = counter(
-            "fallback_events",
-            "Changes of tier, promotion included.",
-            "from_tier",
-            "to_tier",
-            "reason",
-        )
-        self.drained_checkpoints = counter(
-            "drained_checkpoints", "Checkpoints moved from a lower tier to a higher one.", "from_tier"
-        )
-        self.l2_retries = counter(
-            "l2_retries", "Calls to PostgreSQL that were tried again.", "operation", "reason"
-        )
-        self.pool_wait = histogram(
-            "pool_wait_seconds", "Time spent waiting for a PostgreSQL connection.", buckets=BUCKETS_SECONDS
-        )
-        self.pool_timeouts = counter("pool_timeouts", "Times no PostgreSQL connection came free in time.")
-        self.traceparents_ignored = counter(
-            "traceparents_ignored",
-            "Reads that found the span that wrote the checkpoint in a form that cannot be used.",
-            "reason",
-        )
+        self.operation_duration = histogram("operation_duration_seconds")
+        self.l1_reads = counter("l1_reads_total")
+        self.l1_warm_ups = counter("l1_warm_ups_total")
+        self.l1_warm_up_duration = histogram("l1_warm_up_duration_seconds")
+        self.write_through_duration = histogram("write_through_duration_seconds")
+        self.write_through = counter("write_through_total")
+        self.entry_bytes = histogram("entry_bytes", BUCKETS_BYTES)
+        self.serde_duration = histogram("serde_duration_seconds")
+        self.l1_epoch_changes = counter("l1_epoch_changes_total")
+        self.l1_invalidations = counter("l1_invalidations_total")
+        self.l1_breaker_transitions = counter("l1_breaker_transitions_total")
+        self.l1_audits = counter("l1_audits_total")
+        self.fallback_events = counter("fallback_events_total")
+        self.drained_checkpoints = counter("drained_checkpoints_total")
+        self.l2_retries = counter("l2_retries_total")
+        self.pool_wait = histogram("pool_wait_seconds")
+        self.pool_timeouts = counter("pool_timeouts_total")
+        self.traceparents_ignored = counter("traceparents_ignored_total")
         self.savers = SaverCollector()
         registry.register(self.savers)
+
+
+def _described(name: str, kind: MetricKind) -> Metric:
+    metric = METRICS[name]
+    assert metric.kind == kind
+    return metric
 
 
 class Metrics:

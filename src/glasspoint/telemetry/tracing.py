@@ -55,6 +55,7 @@ _STATEMENTS = {
     "list": ("SELECT", "checkpoints"),
     "get_tuple": ("SELECT", "checkpoints"),
     "delta_history": ("SELECT", "checkpoint_writes"),
+    "journal": ("INSERT", "glasspoint_l1_journal"),
 }
 
 

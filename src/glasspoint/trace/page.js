@@ -251,7 +251,8 @@
       span.said.forEach((each, position) => {
         if (position) said.appendChild(document.createTextNode(" · "));
         const isFirst = position === 0 && span.served_by;
-        said.appendChild(isFirst ? make("b", SERVER_CLASS[span.served_by] || "", each) : document.createTextNode(each));
+        const mark = each.endsWith(" failed") ? "failed" : isFirst ? SERVER_CLASS[span.served_by] || "plain" : "";
+        said.appendChild(mark ? make("b", mark, each) : document.createTextNode(each));
       });
       if (span.failed) said.appendChild(make("b", "failed", `${span.said.length ? " · " : ""}${span.failed}`));
       add(label, fold, make("span", "name", span.name), said);

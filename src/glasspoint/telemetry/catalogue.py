@@ -1,0 +1,590 @@
+"""Every metric and every span: what it is called, which question it answers, and a query that asks for it.
+
+A public contract: dashboards, alerts and users' own queries hang on these names. The registry is built from
+`METRICS`, the tests hold every span against `SPANS`, and the tables of `docs/telemetry.md` are generated from
+both (`make docs`). Pure: no Prometheus, no OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["METRICS", "SPANS", "Metric", "MetricKind", "Query", "SpanKind", "Spans"]
+
+MetricKind = Literal["counter", "gauge", "histogram", "info"]
+SpanKind = Literal["client", "internal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question, and how to ask it: in PromQL of metrics, in TraceQL of spans."""
+
+    question: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family of metrics.
+
+    Attributes:
+        name: As Prometheus shows it, without `glasspoint_`; a counter's with `_total`.
+        labels: Besides `saver`, which all have.
+        help: What `/metrics` says of it.
+        answers: What it is good for.
+        queries: At least one of them names this metric.
+    """
+
+    name: str
+    kind: MetricKind
+    labels: tuple[str, ...]
+    help: str
+    answers: str
+    queries: tuple[Query, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Spans that are alike.
+
+    Attributes:
+        prefix: What their names begin with.
+        names: What follows it, of each.
+        when: When there is one.
+        attributes: What may stand on it, besides what stands on all (see `docs/telemetry.md`).
+    """
+
+    prefix: str
+    names: tuple[str, ...]
+    kind: SpanKind
+    when: str
+    attributes: tuple[str, ...]
+    queries: tuple[Query, ...] = ()
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "operation_duration_seconds",
+            "histogram",
+            ("operation", "outcome"),
+            "Time that callers of the checkpointer waited.",
+            "how long callers wait",
+            (
+                Query(
+                    "How long do callers wait, at the 99th percentile?",
+                    "histogram_quantile(0.99, sum by (le, operation)"
+                    " (rate(glasspoint_operation_duration_seconds_bucket[5m])))",
+                ),
+                Query(
+                    "What share of calls fails?",
+                    'sum(rate(glasspoint_operation_duration_seconds_count{outcome="error"}[5m]))'
+                    " / sum(rate(glasspoint_operation_duration_seconds_count[5m]))",
+                ),
+                Query(
+                    "Does pruning run, and how long do its batches take?",
+                    "histogram_quantile(0.95, sum by (le)"
+                    " (rate(glasspoint_operation_duration_seconds_bucket"
+                    '{operation="prune_older_than"}[1h])))',
+                ),
+            ),
+        ),
+        Metric(
+            "l1_reads_total",
+            "counter",
+            ("result",),
+            "Reads by what L1 (Redis) answered; hit ratio = hit / all.",
+            "hit ratio = hit / all; why the rest were not hits",
+            (
+                Query(
+                    "What share of reads does Redis answer?",
+                    'sum(rate(glasspoint_l1_reads_total{result="hit"}[5m]))'
+                    " / sum(rate(glasspoint_l1_reads_total[5m]))",
+                ),
+                Query(
+                    "Why not the others?",
+                    'sum by (result) (rate(glasspoint_l1_reads_total{result!="hit"}[5m]))',
+                ),
+            ),
+        ),
+        Metric(
+            "l1_warm_ups_total",
+            "counter",
+            ("result",),
+            "Entries stored in L1 after a miss, or why not.",
+            "does warm-up work, and how often does a race refuse it",
+            (
+                Query(
+                    "Is warming up refused often?", "sum by (result) (rate(glasspoint_l1_warm_ups_total[5m]))"
+                ),
+            ),
+        ),
+        Metric(
+            "l1_warm_up_duration_seconds",
+            "histogram",
+            (),
+            "Time to store an entry after a miss.",
+            "what warming up costs",
+            (
+                Query(
+                    "What does warming up cost?",
+                    "rate(glasspoint_l1_warm_up_duration_seconds_sum[5m])"
+                    " / rate(glasspoint_l1_warm_up_duration_seconds_count[5m])",
+                ),
+            ),
+        ),
+        Metric(
+            "write_through_duration_seconds",
+            "histogram",
+            ("operation", "tier"),
+            "Time that writes spent on each tier.",
+            "where a write's time goes",
+            (
+                Query(
+                    "Which tier makes writes slow?",
+                    "histogram_quantile(0.95, sum by (le, tier)"
+                    " (rate(glasspoint_write_through_duration_seconds_bucket[5m])))",
+                ),
+            ),
+        ),
+        Metric(
+            "write_through_total",
+            "counter",
+            ("operation", "l1"),
+            "Writes acknowledged by PostgreSQL, by whether L1 followed.",
+            "did L1 follow L2",
+            (
+                Query("Does L1 follow L2?", "sum by (l1) (rate(glasspoint_write_through_total[5m]))"),
+                Query(
+                    "Was Redis not told of a write? (see the window in [reliability.md](reliability.md))",
+                    'increase(glasspoint_write_through_total{l1="journalled"}[1h]) > 0',
+                ),
+            ),
+        ),
+        Metric(
+            "entry_bytes",
+            "histogram",
+            ("direction",),
+            "Size of the serialised state read or written.",
+            "how large states are",
+            (
+                Query(
+                    "How large are the states?",
+                    "histogram_quantile(0.95, sum by (le) (rate(glasspoint_entry_bytes_bucket[1h])))",
+                ),
+            ),
+        ),
+        Metric(
+            "serde_duration_seconds",
+            "histogram",
+            ("direction",),
+            "Time to serialise (write) or deserialise (read) a state.",
+            "what (de)serialising costs",
+            (
+                Query(
+                    "How much time goes into deserialising?",
+                    'rate(glasspoint_serde_duration_seconds_sum{direction="read"}[5m])',
+                ),
+            ),
+        ),
+        Metric(
+            "l1_epoch_changes_total",
+            "counter",
+            (),
+            "Redis restarts and failovers seen.",
+            "Redis restarts and failovers seen",
+            (
+                Query(
+                    "Was Redis restarted, or did it fail over?",
+                    "increase(glasspoint_l1_epoch_changes_total[1h])",
+                ),
+            ),
+        ),
+        Metric(
+            "l1_breaker_open",
+            "gauge",
+            (),
+            "1 while L1 (Redis) is left alone.",
+            "is Redis being left alone",
+            (Query("Is Redis left alone?", "glasspoint_l1_breaker_open == 1"),),
+        ),
+        Metric(
+            "l1_breaker_transitions_total",
+            "counter",
+            ("to",),
+            "Times that L1 (Redis) was left alone, probed and asked again.",
+            "how often, and do the probes get through",
+            (
+                Query(
+                    "How often was it left alone?",
+                    'increase(glasspoint_l1_breaker_transitions_total{to="open"}[1h])',
+                ),
+            ),
+        ),
+        Metric(
+            "l1_journal_pending",
+            "gauge",
+            (),
+            "Entries that L1 (Redis) is yet to be told to drop.",
+            "entries that Redis is yet to be told to drop; counted every 10 s while Redis stays away",
+            (
+                Query(
+                    "Is the journal swept? (more than 0 for minutes: nobody reaches both servers)",
+                    "min_over_time(glasspoint_l1_journal_pending[5m]) > 0",
+                ),
+            ),
+        ),
+        Metric(
+            "l1_invalidations_total",
+            "counter",
+            ("source",),
+            "Entries dropped, by what asked for it.",
+            "entries dropped for another reason than a write",
+            (
+                Query(
+                    "How many entries go because their conversation was deleted?",
+                    'rate(glasspoint_l1_invalidations_total{source="delete"}[5m])',
+                ),
+                Query(
+                    "Does somebody change what is in Redis? (or: have all processes one signing key?)",
+                    'increase(glasspoint_l1_invalidations_total{source="tampered"}[1h]) > 0',
+                ),
+            ),
+        ),
+        Metric(
+            "l1_audits_total",
+            "counter",
+            ("verdict",),
+            "Hits compared with PostgreSQL, by what was found.",
+            "a share of the hits, compared with PostgreSQL after they were answered: is the cache true",
+            (
+                Query(
+                    "Is the cache true? (anything above 0 is worth a call)",
+                    'increase(glasspoint_l1_audits_total{verdict="stale"}[1h]) > 0',
+                ),
+            ),
+        ),
+        Metric(
+            "fallback_events_total",
+            "counter",
+            ("from_tier", "to_tier", "reason"),
+            "Changes of tier, promotion included.",
+            "every change of tier, promotion included",
+            (
+                Query(
+                    "Did a process fall to a lower tier?",
+                    'increase(glasspoint_fallback_events_total{reason!="recovered"}[1h]) > 0',
+                ),
+            ),
+        ),
+        Metric(
+            "active_tier",
+            "gauge",
+            ("tier",),
+            "1 for the tier that is in use.",
+            "where we are now",
+            (
+                Query("Where are we now?", "glasspoint_active_tier == 1"),
+                Query(
+                    "Is a process in a lower tier for long?",
+                    'min_over_time(glasspoint_active_tier{tier!="cached"}[10m]) == 1',
+                ),
+            ),
+        ),
+        Metric(
+            "drained_checkpoints_total",
+            "counter",
+            ("from_tier",),
+            "Checkpoints moved from a lower tier to a higher one.",
+            "what came back after an outage",
+            (Query("What came back after an outage?", "increase(glasspoint_drained_checkpoints_total[1h])"),),
+        ),
+        Metric(
+            "l2_retries_total",
+            "counter",
+            ("operation", "reason"),
+            "Calls to PostgreSQL that were tried again.",
+            "calls to PostgreSQL that were tried again",
+            (
+                Query(
+                    "Does PostgreSQL hiccup, and how?",
+                    "sum by (reason) (increase(glasspoint_l2_retries_total[5m]))",
+                ),
+            ),
+        ),
+        Metric(
+            "pool_connections",
+            "gauge",
+            ("state",),
+            "PostgreSQL connections of the pool.",
+            "PostgreSQL connections",
+            (
+                Query(
+                    "Is the pool the bottleneck?",
+                    'glasspoint_pool_connections{state="in_use"}'
+                    " / ignoring(state) glasspoint_pool_max_connections",
+                ),
+            ),
+        ),
+        Metric(
+            "pool_max_connections",
+            "gauge",
+            (),
+            "PostgreSQL connections allowed.",
+            "saturation = in_use / max",
+            (
+                Query(
+                    "How many connections may all processes together open?",
+                    "sum(glasspoint_pool_max_connections)",
+                ),
+            ),
+        ),
+        Metric(
+            "pool_requests_waiting",
+            "gauge",
+            (),
+            "Callers waiting for a PostgreSQL connection.",
+            "the queue for a connection",
+            (Query("Does anybody wait for a connection?", "glasspoint_pool_requests_waiting"),),
+        ),
+        Metric(
+            "pool_wait_seconds",
+            "histogram",
+            (),
+            "Time spent waiting for a PostgreSQL connection.",
+            "time spent waiting for a connection",
+            (
+                Query(
+                    "How long do calls wait for one?",
+                    "histogram_quantile(0.99, sum by (le) (rate(glasspoint_pool_wait_seconds_bucket[5m])))",
+                ),
+            ),
+        ),
+        Metric(
+            "pool_timeouts_total",
+            "counter",
+            (),
+            "Times no PostgreSQL connection came free in time.",
+            "calls that got none in time",
+            (Query("Does one come too late?", "increase(glasspoint_pool_timeouts_total[5m])"),),
+        ),
+        Metric(
+            "pool_connections_lost_total",
+            "counter",
+            (),
+            "PostgreSQL connections found broken by the pool.",
+            "connections that the pool found broken",
+            (Query("Do connections break?", "increase(glasspoint_pool_connections_lost_total[5m])"),),
+        ),
+        Metric(
+            "redis_pool_connections",
+            "gauge",
+            ("state",),
+            "Redis connections of the client.",
+            "Redis connections",
+            (Query("How many connections to Redis?", "sum by (state) (glasspoint_redis_pool_connections)"),),
+        ),
+        Metric(
+            "traceparents_ignored_total",
+            "counter",
+            ("reason",),
+            "Reads that found the span that wrote the checkpoint in a form that cannot be used.",
+            "stored links to the turn before that cannot be used: who else writes there",
+            (
+                Query(
+                    "Does somebody write into the metadata what looks like our link and is none?",
+                    "increase(glasspoint_traceparents_ignored_total[1h]) > 0",
+                ),
+            ),
+        ),
+        Metric(
+            "info",
+            "info",
+            ("version", "langgraph", "postgres", "redis"),
+            "Versions of what works together here.",
+            "what works together here",
+            (Query("What runs here?", "glasspoint_info"),),
+        ),
+    )
+}
+
+_DATABASE = ("db.system.name", "db.operation.name", "server.address", "server.port")
+_OF_REDIS = (*_DATABASE, "db.stored_procedure.name")
+_OF_POSTGRES = (*_DATABASE, "db.collection.name")
+
+SPANS: tuple[Spans, ...] = (
+    Spans(
+        "invoke_agent",
+        (" <agent_name>", ""),
+        "internal",
+        "each turn, if the application says so: see Turns",
+        (
+            "gen_ai.operation.name",
+            "gen_ai.agent.name",
+            "session.id",
+            "glasspoint.turn",
+        ),
+        (
+            Query(
+                "All turns of a conversation",
+                '{ name =~ "invoke_agent.*" && span.gen_ai.conversation.id = "42" }',
+            ),
+            Query(
+                "Slow turns, and their reads that Redis did not answer",
+                '{ name =~ "invoke_agent.*" && duration > 5s }'
+                ' >> { name = "checkpoint.get_tuple" && span.glasspoint.served_by = "l2" }',
+            ),
+            Query("Which turn came after this one?", '{ link:traceID = "0af7651916cd43dd8448eb211c80319c" }'),
+            Query("Failed turns", '{ name =~ "invoke_agent.*" && status = error }'),
+        ),
+    ),
+    Spans(
+        "checkpoint.",
+        (
+            "get_tuple",
+            "put",
+            "put_writes",
+            "list",
+            "delta_history",
+            "delete_thread",
+            "delete_for_runs",
+            "copy_thread",
+            "prune",
+            "prune_older_than",
+            "import_checkpoints",
+            "seal_thread",
+            "retire_thread",
+        ),
+        "internal",
+        "each call; of `prune_older_than` each batch: a run may take hours, and a span is seen when it ends",
+        (
+            "langgraph.checkpoint.id",
+            "langgraph.checkpoint.step",
+            "langgraph.checkpoint.source",
+            "glasspoint.l1.result",
+            "glasspoint.served_by",
+            "glasspoint.tier",
+            "glasspoint.bytes",
+        ),
+        (
+            Query(
+                "Why was this turn slow? (its calls, longest first)",
+                '{ trace:id = "0af7651916cd43dd8448eb211c80319c" && name =~ "checkpoint[.][a-z_]+" }'
+                " | select(span.glasspoint.served_by, span.glasspoint.l1.result)",
+            ),
+            Query(
+                "Reads of large states",
+                '{ name = "checkpoint.get_tuple" && span.glasspoint.bytes > 1000000 }',
+            ),
+            Query(
+                "Calls in a lower tier",
+                '{ name =~ "checkpoint.*" && span.glasspoint.tier != "cached" }',
+            ),
+            Query(
+                "Reads that came while a write was under way",
+                '{ name = "checkpoint.get_tuple" && span.glasspoint.l1.result = "busy" }',
+            ),
+            Query(
+                "Calls that met a retry, a change of the breaker or of the tier",
+                '{ event:name =~ "glasspoint.(l2.retry|l1.breaker|fallback)" }',
+            ),
+        ),
+    ),
+    Spans(
+        "checkpoint.l1.",
+        ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "drop", "warm_up"),
+        "client",
+        "each round trip to Redis",
+        _OF_REDIS,
+        (
+            Query("Slow answers of Redis", '{ name =~ "checkpoint.l1.*" && duration > 10ms }'),
+            Query("Redis failed", '{ name =~ "checkpoint.l1.*" && status = error }'),
+        ),
+    ),
+    Spans(
+        "checkpoint.l2.",
+        ("select", "put", "put_writes", "list", "get_tuple", "delta_history", "import", "journal"),
+        "client",
+        "each statement",
+        _OF_POSTGRES,
+        (
+            Query("Slow statements", '{ name =~ "checkpoint.l2.*" && kind = client && duration > 100ms }'),
+            Query(
+                "Writes that Redis was not told of",
+                '{ name =~ "checkpoint.put.*" && span.glasspoint.l1.result = "journalled" }',
+            ),
+        ),
+    ),
+    Spans(
+        "checkpoint.l2.",
+        (
+            "delete_thread",
+            "delete_for_runs",
+            "copy_thread",
+            "prune",
+            "prune_older_than",
+            "prune_count",
+            "prune_find",
+        ),
+        "client",
+        "each transaction; the `l1.begin` of the scopes that it touches stand in it. `prune_count`: a dry"
+        " run; `prune_find`: the next threads to look at, only inside a span of the application",
+        _OF_POSTGRES,
+        (Query("Long batches of pruning", '{ name = "checkpoint.l2.prune_older_than" && duration > 1s }'),),
+    ),
+    Spans(
+        "checkpoint.redis.",
+        (
+            "put",
+            "put_writes",
+            "read",
+            "load",
+            "page",
+            "metadata",
+            "namespaces",
+            "ancestors",
+            "outline",
+            "remove",
+            "delete_thread",
+            "runs",
+            "import",
+            "adopt",
+            "seal",
+            "strays",
+            "retire",
+            "scan",
+        ),
+        "client",
+        "each round trip of `RedisSaver`",
+        _OF_REDIS,
+        (Query("What was done in the tier `redis`", '{ name =~ "checkpoint.redis.*" }'),),
+    ),
+    Spans(
+        "checkpoint.l2.",
+        ("acquire",),
+        "internal",
+        "a wait of 1 ms or more for a connection",
+        (),
+        (
+            Query(
+                "Turns in which the pool was the bottleneck",
+                '{ name =~ "invoke_agent.*" } >> { name = "checkpoint.l2.acquire" && duration > 50ms }',
+            ),
+        ),
+    ),
+    Spans(
+        "checkpoint.",
+        ("warm_up",),
+        "internal",
+        "after a miss",
+        ("glasspoint.result",),
+        (
+            Query(
+                "Misses that a write overtook",
+                '{ name = "checkpoint.warm_up" && span.glasspoint.result = "refused" }',
+            ),
+        ),
+    ),
+)
