@@ -53,7 +53,7 @@ class SpanTree:
         for guides, node, event in self._rows():
             # However deep it goes, there is room for a name.
             shown = guides if len(guides) <= width // 3 else f"⋯{guides[len(guides) - width // 3 + 1 :]}"
-            line = Text(shown, "dim")
+            line = Text().append(shown, "dim")
             right = self._times(node) if event is None else self._offset(event.at)
             room = width - len(shown) - cell_len(right) - 1
             line.append_text(self._label(node, room) if event is None else _event_text(event, room))
@@ -93,7 +93,8 @@ class SpanTree:
         if self._is_folded and node.span.is_call:
             name = name.removeprefix("checkpoint.")  # it is LangGraph's name of the method
         for_name = max(_NARROWEST_NAME, room - facts.cell_len)
-        label = Text(_cut(name, for_name), _STYLES.get(work_of(node.span), "")).append_text(facts)
+        label = Text().append(_cut(name, for_name), _STYLES.get(work_of(node.span), ""))
+        label.append_text(facts)
         label.truncate(max(room, _NARROWEST_NAME), overflow="ellipsis")
         return label
 
@@ -211,11 +212,8 @@ def _of_a_model(span: Span) -> Iterator[Text]:
 
 def _event_text(event: Event, room: int) -> Text:
     told = " ".join(f"{plain(key)}={plain(str(value))}" for key, value in event.attributes.items())
-    text = (
-        Text("! ", "yellow")
-        .append(plain(event.name.removeprefix(_OURS)), "yellow")
-        .append(f"  {told}", "dim")
-    )
+    name = plain(event.name.removeprefix(_OURS))
+    text = Text().append(f"! {name}", "yellow").append(f"  {told}", "dim")
     text.truncate(max(room, _NARROWEST_NAME), overflow="ellipsis")
     return text
 
