@@ -430,10 +430,11 @@ def test_ids_are_read_as_digits_and_as_base64() -> None:
     assert found.trace_id == "abcdef" + "0" * 26
 
 
-def test_attributes_may_be_nested_as_deeply_as_somebody_likes() -> None:
+@pytest.mark.parametrize("kind", ["arrayValue", "kvlistValue"])
+def test_attributes_may_be_nested_as_deeply_as_somebody_likes(kind: str) -> None:
     value: dict[str, Any] = {"stringValue": "inside"}
-    for _ in range(200):
-        value = {"arrayValue": {"values": [{"kvlistValue": {"values": [{"key": "k", "value": value}]}}]}}
+    for _ in range(300):
+        value = {kind: {"values": [value if kind == "arrayValue" else {"key": "k", "value": value}]}}
     (found,) = spans_of(request(span("a", 1) | {"attributes": [{"key": "deep", "value": value}]}))
     assert "…" in str(found.attributes["deep"])
     assert "inside" not in str(found.attributes["deep"])

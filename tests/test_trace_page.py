@@ -293,7 +293,10 @@ def test_fifty_turns_of_two_hundred_spans_are_all_there(opened: Any) -> None:
 def test_a_page_is_replaced_and_another_file_is_not(tmp_path: Path) -> None:
     made, path = three_turns(), tmp_path / "page.html"
     write_page(path, made, made.turns[:1])
-    write_page(path, made, made.turns)
+    before = path.read_text("utf-8")
+    with path.open(encoding="utf-8") as opened_before:
+        write_page(path, made, made.turns)
+        assert opened_before.read() == before, "never half of one and half of another"
     assert re.findall(r'"title":"(Turn \d)"', path.read_text("utf-8")) == [f"Turn {n}" for n in range(1, 5)]
     other = tmp_path / "index.html"
     other.write_text("<!doctype html><title>mine</title>", "utf-8")
