@@ -39,8 +39,6 @@ SEVERITIES = {"page", "ticket", "info"}
 
 # What others tell Prometheus: itself, and the exporter of PostgreSQL.
 OF_OTHERS = {"up", "pg_database_size_bytes"}
-# What the tables of the history take comes with the collectors of storage; then it is in the catalogue.
-TO_COME = {"glasspoint_storage_bytes"} - {f"glasspoint_{name}" for name in METRICS}
 
 RECORDED = {rule.name for rule in rules(RECORDING)}
 NAMED = [(rule.name, rule.labels["severity"]) for rule in rules(ALERTS)]
@@ -178,14 +176,14 @@ def known() -> set[str]:
 def test_a_rule_asks_only_for_what_there_is(name: str, promql: str) -> None:
     asked = asked_for(promql)
     assert asked or promql.startswith("vector(")
-    assert asked <= known() | RECORDED | OF_OTHERS | TO_COME
+    assert asked <= known() | RECORDED | OF_OTHERS
 
 
 @pytest.mark.parametrize("promql", TO_PASTE)
 def test_a_query_in_a_runbook_asks_only_for_what_there_is(promql: str) -> None:
     asked = asked_for(promql)
     assert asked
-    assert asked <= known() | RECORDED | OF_OTHERS | TO_COME
+    assert asked <= known() | RECORDED | OF_OTHERS
 
 
 def test_limits_of_latency_are_bounds_of_buckets_as_a_scrape_prints_them() -> None:
