@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types docs dashboards explore chaos bench-latency bench-prune bench-outage clean
+.PHONY: help demo test lint types docs dashboards explore chaos bench-latency bench-prune bench-outage bench-scrape clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -24,6 +24,7 @@ help:
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
+	@echo 'make bench-scrape   what a scrape takes while PostgreSQL is up, frozen and down'
 	@echo 'make clean          remove .venv, caches and build products'
 	@echo 'Arguments go through ARGS, e.g.  ARGS="--once" make demo'
 
@@ -62,18 +63,21 @@ bench-outage: $(VENV)/.installed-demo
 bench-prune: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/prune.py $(ARGS)
 
+bench-scrape: $(VENV)/.installed-demo
+	@exec $(BIN)/python benchmarks/scrape.py $(ARGS)
+
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests dashboards benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing Glasspoint with its demo into $(VENV): once, about a minute ...'
-	@$(INSTALL) '.[demo,otlp]'
+	@$(INSTALL) '.[demo,otlp,otlp-file,instrumentation]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing Glasspoint with all that development needs into $(VENV): once, about a minute ...'
-	@$(INSTALL) '.[demo,otlp,otlp-grpc,instrumentation,test]'
+	@$(INSTALL) '.[demo,otlp,otlp-grpc,otlp-file,instrumentation,test]'
 	@touch $@ $(VENV)/.installed-demo
 
 $(BIN)/python:

@@ -6,18 +6,19 @@ import asyncio
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from time import monotonic
 from typing import Any
 
+import psutil
 import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint
 from psycopg import sql
 from redis.asyncio import Redis
 
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from states import config_of, numbered_id
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpoint_migrations")
@@ -118,6 +119,25 @@ async def locked(
             yield waiter
         finally:
             await holder.rollback()
+
+
+@contextmanager
+def away(server: EmbeddedPostgres, outage: str) -> Iterator[None]:
+    """The server is down, or all its processes are stopped: it accepts connections, and answers nothing."""
+    if outage == "down":
+        server.stop()
+        yield
+        server.start()
+        return
+    postmaster = psutil.Process(server.pid)
+    processes = [postmaster, *postmaster.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
 
 
 async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float = 10.0) -> Any:

@@ -47,6 +47,8 @@ MAY_IMPORT = {
     "chain": {"errors", "draining", "saver", "redis_saver", "memory_saver", *VOICE},
     "fallback": {"errors", "blocking", "chain", "saver", "maintenance"},
     "settings": {"errors"},
+    "terminal": set(),
+    "trace": {"_version", "errors", "terminal", "telemetry.thread_ids"},
     "factory": {
         "errors",
         "blocking",
@@ -65,6 +67,7 @@ DOORS = {
         "telemetry/metrics.py",
         "telemetry/collectors.py",
         "telemetry/http.py",
+        "telemetry/multiprocess.py",
         "telemetry/readiness.py",
         "telemetry/__init__.py",
     },
@@ -92,8 +95,10 @@ DOORS = {
         "l2/faults.py",
         "l2/journal.py",
         "l2/liveness.py",
+        "l2/sizes.py",
     },
     "tenacity": {"l2/retrying.py"},
+    "httpx": {"trace/tempo.py"},
 }
 CORE = sorted(
     p

@@ -24,6 +24,7 @@ from glasspoint.l1.cache import Cache
 from glasspoint.l1.signature import Signer
 from glasspoint.l2 import pool as pools
 from glasspoint.l2.retrying import Retries
+from glasspoint.l2.sizes import Sizes
 from glasspoint.l2.store import Store
 from glasspoint.sweeping import Sweeper
 from glasspoint.telemetry import create_telemetry
@@ -151,6 +152,8 @@ class ManagedSaver(SyncFace):
             self._l1, self._l2, self._telemetry, ratio=audit_ratio, start=self._lifetime.in_background
         )
         vitals = self._lifetime.vitals
+        self._sizes = self._lifetime.sizes = Sizes(self._l2)
+        vitals.storage = self._sizes.known
         vitals.check, vitals.loop, vitals.breaker = self._check, self._loop, self._breaker.state
         self._sweeper = self._lifetime.sweeper = Sweeper(
             self._l1,
@@ -244,6 +247,7 @@ class ManagedSaver(SyncFace):
                 saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
                 await saver._connect_l1()
             saver._lifetime.owned = opened.pop_all()
+        saver._sizes.look_soon()
         _log.info("CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)")
         return saver
 
@@ -320,6 +324,8 @@ class ManagedSaver(SyncFace):
         with self._lifetime.call():
             version = await self._l2.setup()
         self._lifetime.vitals.versions["postgres"] = f"{version // 10000}.{version % 10000}"
+        if not self._sizes.known():
+            self._sizes.look_soon()
 
 
 async def _sign_of_life(ask: Callable[[], Awaitable[Any]]) -> str:
@@ -353,6 +359,7 @@ class _Lifetime:
         self.vitals = Vitals(store.pool, redis, addresses)  # type: ignore[arg-type]
         self.owned = AsyncExitStack()
         self.sweeper: Sweeper | None = None
+        self.sizes: Sizes | None = None
         self._loop = asyncio.get_running_loop()
         self._telemetry = telemetry
         self._store = store
@@ -419,6 +426,8 @@ class _Lifetime:
         try:
             if self.sweeper is not None:
                 await self.sweeper.stop()
+            if self.sizes is not None:
+                await self.sizes.stop()
             await self._idle.wait()
             await self._store.drain()
         finally:

@@ -123,6 +123,16 @@ class Store:
         full = stats.get("pool_size", 0) >= stats["pool_max"] and not stats.get("pool_available", 0)
         return full or stats.get("requests_waiting", 0) > 0
 
+    @property
+    def can_spare_a_connection(self) -> bool:
+        """Whether one is idle and nobody waits: to use it for a moment delays no call. Of a pool that may be
+        empty and is, too; any other that is empty would only try in vain to connect."""
+        if self.pool is None:
+            return not self._upstream.lock.locked()
+        stats = self.pool.get_stats()
+        is_asleep = not stats["pool_min"] and not stats.get("pool_size", 0)
+        return (is_asleep or stats.get("pool_available", 0) > 0) and not stats.get("requests_waiting", 0)
+
     async def setup(self) -> int:
         """Make the tables, or bring them up to date; one process at a time, the others wait.
 

@@ -37,7 +37,8 @@ def create_telemetry(
             SHA-256; `"none"`, not at all. By default what `CHECKPOINT_TELEMETRY_THREAD_IDS` says, else plain.
 
     Raises:
-        ConfigurationError: Thread ids cannot be shown in such a way.
+        ConfigurationError: Thread ids cannot be shown in such a way; the name cannot be a label; or the
+            registry has metrics of our names from somebody else.
 
     Example:
         >>> from prometheus_client import CollectorRegistry

@@ -387,6 +387,33 @@ METRICS: dict[str, Metric] = {
             (Query("How many connections to Redis?", "sum by (state) (glasspoint_redis_pool_connections)"),),
         ),
         Metric(
+            "storage_bytes",
+            "gauge",
+            ("table",),
+            "Size of a table with its indexes and TOAST, looked at once a minute.",
+            "what grows, before the disk is full",
+            (
+                Query("How large are the tables?", "max by (table) (glasspoint_storage_bytes)"),
+                Query(
+                    "What will fill the disk? (bytes a day, as of the last six hours)",
+                    "86400 * sum by (table) (deriv((max by (table) (glasspoint_storage_bytes))[6h:5m]))",
+                ),
+            ),
+        ),
+        Metric(
+            "storage_rows",
+            "gauge",
+            ("table",),
+            "Rows of a table as PostgreSQL estimates them, looked at once a minute.",
+            "is it more rows, or larger ones",
+            (
+                Query(
+                    "How large is a row?",
+                    "max by (table) (glasspoint_storage_bytes) / max by (table) (glasspoint_storage_rows)",
+                ),
+            ),
+        ),
+        Metric(
             "traceparents_ignored_total",
             "counter",
             ("reason",),

@@ -1,6 +1,7 @@
-"""What is read at scrape time rather than counted as it happens: the pools, the tier, the versions.
+"""What is read at scrape time rather than counted as it happens: pools, tier, sizes, versions.
 
-A scrape runs in a thread of its own and reads plain numbers; it never waits for a server.
+A scrape runs in a thread of its own and reads plain numbers; it never waits for a server, nor for the savers'
+event loops.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.catalogue import Metric as Described
     from glasspoint.telemetry.events import Vitals
 
-__all__ = ["TIERS", "SaverCollector"]
+__all__ = ["READ_AT_SCRAPE", "TIERS", "Figure", "SaverCollector"]
 
 TIERS = ("cached", "redis", "memory")
 
-_READ_AT_SCRAPE = (
+READ_AT_SCRAPE = (
     "pool_connections",
     "pool_max_connections",
     "pool_requests_waiting",
@@ -38,10 +39,21 @@ _READ_AT_SCRAPE = (
     "l1_breaker_open",
     "l1_journal_pending",
     "active_tier",
+    "storage_bytes",
+    "storage_rows",
     "info",
 )
+"""What is read here, by its name in the catalogue."""
 
 _VERSIONS = {"version": __version__, "langgraph": version("langgraph"), "postgres": "", "redis": ""}
+
+
+class Figure(NamedTuple):
+    """One number: the metric's name in the catalogue, the values of its labels (the saver's first)."""
+
+    metric: str
+    labels: tuple[str, ...]
+    value: float
 
 
 class SaverCollector(Collector):
@@ -50,7 +62,8 @@ class SaverCollector(Collector):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: dict[str, WeakSet[Vitals]] = {}
-        self._lost: Counter[str] = Counter()  # connections lost by pools that are closed by now
+        self._lost = Counter[str]()  # connections, by the saver's name; what a pool has lost stays counted
+        self._lost_before: WeakKeyDictionary[Any, Counter[str]] = WeakKeyDictionary()
 
     def add(self, saver_name: str, vitals: Vitals) -> None:
         """Watch a saver for as long as it lives."""
@@ -61,7 +74,14 @@ class SaverCollector(Collector):
         """Watch it no longer; what its pool has counted stays counted."""
         with self._lock:
             self._open.get(saver_name, WeakSet()).discard(vitals)
-            self._lost[saver_name] += _lost(_pool_stats(vitals))
+            if vitals.pool is not None:
+                self._count_lost(saver_name, vitals.pool)
+
+    @property
+    def watched(self) -> int:
+        """How many savers are open."""
+        with self._lock:
+            return sum(len(open_) for open_ in self._open.values())
 
     def active(self) -> list[tuple[str, Vitals]]:
         """Return the open savers that serve calls, with their names."""
@@ -75,30 +95,70 @@ class SaverCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read every open saver."""
         families = self._families()
+        for metric, labels, value in self.figures():
+            if metric == "info":
+                known = dict(zip(METRICS["info"].labels, labels[1:], strict=True))
+                families[metric].add_metric(labels[:1], known)
+            else:
+                families[metric].add_metric(labels, value)
+        yield from families.values()
+
+    def figures(self, *, storage: bool = True) -> Iterator[Figure]:
+        """Read every open saver.
+
+        Args:
+            storage: The sizes of the tables, too, which has them looked at again when they are old.
+        """
         with self._lock:
             savers = {name: list(open_) for name, open_ in self._open.items()}
-            lost = dict(self._lost)
         for name, open_ in savers.items():
-            _add_pool(families, name, [_pool_stats(v) for v in open_], lost.get(name, 0))
-            _add_redis_pool(families, name, [_redis_connections(v.redis) for v in open_])
+            # Savers may share a pool, or a client.
+            yield from self._of_pools(name, {id(v.pool): v.pool for v in open_ if v.pool is not None})
+            yield from _of_redis(name, {id(v.redis): v.redis for v in open_})
             cached = [v for v in open_ if v.breaker is not None]
             if cached:
                 is_open = any(v.breaker != "closed" for v in cached)
-                families["l1_breaker_open"].add_metric([name], float(is_open))
+                yield Figure("l1_breaker_open", (name,), float(is_open))
                 pending = max(v.journal_pending for v in cached)  # they look at one table
-                families["l1_journal_pending"].add_metric([name], pending)
+                yield Figure("l1_journal_pending", (name,), pending)
             tiers = {v.tier for v in open_ if v.active}
             for tier in TIERS:
-                families["active_tier"].add_metric([name, tier], float(tier in tiers))
+                yield Figure("active_tier", (name, tier), float(tier in tiers))
+            if storage:
+                yield from _of_storage(name, open_)
             if open_:
-                known = {key: value for v in open_ for key, value in v.versions.items()}
-                families["info"].add_metric([name], _VERSIONS | known)
-        yield from families.values()
+                known = dict(_VERSIONS)
+                for each in open_:
+                    known |= dict(each.versions)  # a copy, made at once: it grows while the saver is opened
+                yield Figure("info", (name, *(known[label] for label in METRICS["info"].labels)), 1)
+
+    def _of_pools(self, name: str, pools: Mapping[int, Any]) -> Iterator[Figure]:
+        total = Counter[str]()
+        with self._lock:
+            for pool in pools.values():
+                total.update(pool.get_stats())
+                self._count_lost(name, pool)
+            lost = self._lost[name]
+        idle = total["pool_available"]
+        yield Figure("pool_connections", (name, "idle"), idle)
+        yield Figure("pool_connections", (name, "in_use"), max(0, total["pool_size"] - idle))
+        yield Figure("pool_max_connections", (name,), total["pool_max"])
+        yield Figure("pool_requests_waiting", (name,), total["requests_waiting"])
+        yield Figure("pool_connections_lost_total", (name,), lost)
+
+    def _count_lost(self, name: str, pool: Any) -> None:
+        """Add what was found broken since the last look, when it was to be used or when it came back."""
+        stats = pool.get_stats()
+        lost = stats.get("connections_lost", 0) + stats.get("returns_bad", 0)
+        before = self._lost_before.setdefault(pool, Counter())
+        # Less than before: somebody has reset the pool's own counters (`pop_stats`).
+        self._lost[name] += lost - before[name] if lost >= before[name] else lost
+        before[name] = lost
 
     @staticmethod
     def _families() -> dict[str, Any]:
         """What is read at scrape time, without samples: name in the catalogue -> family."""
-        return {name: _empty(METRICS[name]) for name in _READ_AT_SCRAPE}
+        return {name: _empty(METRICS[name]) for name in READ_AT_SCRAPE}
 
 
 def _empty(metric: Described) -> GaugeMetricFamily | CounterMetricFamily | InfoMetricFamily:
@@ -110,30 +170,19 @@ def _empty(metric: Described) -> GaugeMetricFamily | CounterMetricFamily | InfoM
     return GaugeMetricFamily(name, metric.help, labels=labels)
 
 
-def _add_pool(families: dict[str, Any], name: str, stats: list[dict[str, int]], lost: int) -> None:
-    total: Counter[str] = Counter()
-    for one in stats:
-        total.update(one)
-    idle = total["pool_available"]
-    families["pool_connections"].add_metric([name, "idle"], idle)
-    families["pool_connections"].add_metric([name, "in_use"], max(0, total["pool_size"] - idle))
-    families["pool_max_connections"].add_metric([name], total["pool_max"])
-    families["pool_requests_waiting"].add_metric([name], total["requests_waiting"])
-    families["pool_connections_lost_total"].add_metric([name], lost + _lost(total))
-
-
-def _lost(stats: Mapping[str, int]) -> int:
-    """Found broken when they were to be used, or when they came back."""
-    return stats.get("connections_lost", 0) + stats.get("returns_bad", 0)
-
-
-def _add_redis_pool(families: dict[str, Any], name: str, connections: list[Counter[str]]) -> None:
+def _of_redis(name: str, clients: Mapping[int, Any]) -> Iterator[Figure]:
+    connections = [_redis_connections(client) for client in clients.values()]
     for state in ("idle", "in_use"):
-        families["redis_pool_connections"].add_metric([name, state], sum(c[state] for c in connections))
+        yield Figure("redis_pool_connections", (name, state), sum(each[state] for each in connections))
 
 
-def _pool_stats(vitals: Vitals) -> dict[str, int]:
-    return vitals.pool.get_stats() if vitals.pool is not None else {}
+def _of_storage(name: str, savers: Iterable[Vitals]) -> Iterator[Figure]:
+    found = [v.storage() for v in savers if v.storage is not None]
+    for table in sorted({table for sizes in found for table in sizes}):
+        # The largest: savers of one name look at one database, if not at the same moment.
+        known = [sizes[table] for sizes in found if table in sizes]
+        yield Figure("storage_bytes", (name, table), max(size.bytes for size in known))
+        yield Figure("storage_rows", (name, table), max(size.rows for size in known))
 
 
 def _redis_connections(redis: Any) -> Counter[str]:

@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from glasspoint.scope import Scope
@@ -38,6 +38,7 @@ __all__ = [
     "Served",
     "Server",
     "Step",
+    "TableSize",
     "Telemetry",
     "Tier",
     "TierChanged",
@@ -159,6 +160,13 @@ Note = (
 )
 
 
+class TableSize(NamedTuple):
+    """What a table takes on the disk, in bytes and with its indexes, and about how many rows it has."""
+
+    bytes: int
+    rows: int
+
+
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Vitals:
     """A saver's moving parts, for whoever wants to read their figures at some time of its own.
@@ -177,6 +185,8 @@ class Vitals:
         undrained: The lower tiers of its chain that may hold what is not here yet.
         breaker: Where the breaker in front of L1 stands; `None` where there is none.
         journal_pending: How many rows of the journal were not swept when somebody last looked.
+        storage: Returns what is known of the tables' sizes, and sees that it is renewed. From any thread;
+            waits for nobody. `None` where there is no PostgreSQL.
     """
 
     pool: Any
@@ -191,6 +201,7 @@ class Vitals:
     undrained: tuple[str, ...] = ()
     breaker: BreakerState | None = None
     journal_pending: int = 0
+    storage: Callable[[], Mapping[str, TableSize]] | None = None
 
     def set_active(self, active: bool) -> None:
         """Say that it serves calls from now on, or no longer."""

@@ -21,6 +21,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import REGISTRY, make_asgi_app, make_wsgi_app
 
 from glasspoint.errors import ConfigurationError
+from glasspoint.telemetry import multiprocess
 from glasspoint.telemetry.readiness import READY_TIERS, readiness
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def serve_telemetry(
     Args:
         port: Where to listen; 0 for any free port, see `TelemetryServer.port`.
         host: The address to listen on: this machine only, unless told otherwise.
-        registry: What to serve; the process's default registry if `None`.
+        registry: What to serve; the process's default registry if `None`. Where `PROMETHEUS_MULTIPROC_DIR` is
+            set, `/metrics` is that of all its processes instead; only one of them can have the port.
         ready_tiers: In which tiers `/readyz` answers 200 rather than 503.
 
     Raises:
@@ -88,11 +90,12 @@ def telemetry_app(
     that very path (as `/metrics/`, which is where Starlette redirects to).
 
     Args:
-        registry: What to serve; the process's default registry if `None`.
+        registry: What to serve; the process's default registry if `None`. Where `PROMETHEUS_MULTIPROC_DIR` is
+            set, `/metrics` is that of all its processes instead, whichever of them is asked.
         ready_tiers: In which tiers `/readyz` answers 200 rather than 503.
     """
     served = REGISTRY if registry is None else registry
-    metrics: ASGIApplication = make_asgi_app(served)
+    metrics: ASGIApplication = make_asgi_app(_source(served))
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -229,8 +232,13 @@ async def _live(receive: Receive, send: Send) -> None:
             return
 
 
+def _source(registry: CollectorRegistry) -> Any:
+    """Where the metrics come from: this process's registry, or the files of all processes."""
+    return multiprocess.AllProcesses() if multiprocess.is_on() else registry
+
+
 def _wsgi_app(registry: CollectorRegistry, ready_tiers: Collection[str]) -> WSGIApplication:
-    metrics = make_wsgi_app(registry)
+    metrics = make_wsgi_app(_source(registry))
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]

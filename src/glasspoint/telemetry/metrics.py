@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
 from glasspoint import traceparent
+from glasspoint.errors import ConfigurationError
+from glasspoint.telemetry import multiprocess
 from glasspoint.telemetry.catalogue import METRICS
 from glasspoint.telemetry.collectors import SaverCollector
 from glasspoint.telemetry.events import (
@@ -29,6 +31,7 @@ from glasspoint.telemetry.events import (
 
 if TYPE_CHECKING:
     from prometheus_client.metrics import MetricWrapperBase
+    from prometheus_client.registry import Collector
 
     from glasspoint.telemetry.catalogue import Metric, MetricKind
 
@@ -58,25 +61,50 @@ class Families:
 
     _lock = threading.Lock()
     _of: ClassVar[WeakKeyDictionary[CollectorRegistry, Families]] = WeakKeyDictionary()
+    _of_the_process: ClassVar[Families | None] = None
 
     @classmethod
     def of(cls, registry: CollectorRegistry) -> Families:
-        """Return the families of a registry, made and registered the first time."""
-        with cls._lock:
-            if registry not in cls._of:
-                cls._of[registry] = cls(registry)
-            return cls._of[registry]
+        """Return the families of a registry, made the first time; what is not registered there (any more) is.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+        Raises:
+            ConfigurationError: The registry has one of the names from somebody else; it is left as it was.
+        """
+        if not isinstance(registry, CollectorRegistry):
+            raise ConfigurationError(
+                f"registry is a {type(registry).__name__}: it must be a prometheus_client.CollectorRegistry."
+            )
+        with cls._lock:
+            families = cls._of.get(registry)
+            if families is None and multiprocess.is_on():
+                families = cls._of_the_process = cls._of_the_process or cls()
+            families = families or cls()
+            families._register(registry)
+            cls._of[registry] = families
+            return families
+
+    @classmethod
+    def find(cls, registry: CollectorRegistry) -> Families | None:
+        """Return the families of a registry, if somebody reports there."""
+        with cls._lock:
+            return cls._of.get(registry)
+
+    def __init__(self) -> None:
+        self._collectors: list[Collector] = []
+
         def counter(name: str) -> Counter:
             metric = _described(name, "counter")
             name = f"glasspoint_{name.removesuffix('_total')}"
-            return Counter(name, metric.help, ("saver", *metric.labels), registry=registry)
+            family = Counter(name, metric.help, ("saver", *metric.labels), registry=None)
+            self._collectors.append(family)
+            return family
 
         def histogram(name: str, buckets: tuple[float, ...] = BUCKETS_SECONDS) -> Histogram:
             metric = _described(name, "histogram")
             labels = ("saver", *metric.labels)
-            return Histogram(f"glasspoint_{name}", metric.help, labels, buckets=buckets, registry=registry)
+            family = Histogram(f"glasspoint_{name}", metric.help, labels, buckets=buckets, registry=None)
+            self._collectors.append(family)
+            return family
 
         self.operation_duration = histogram("operation_duration_seconds")
         self.l1_reads = counter("l1_reads_total")
@@ -96,14 +124,52 @@ class Families:
         self.pool_wait = histogram("pool_wait_seconds")
         self.pool_timeouts = counter("pool_timeouts_total")
         self.traceparents_ignored = counter("traceparents_ignored_total")
-        self.savers = SaverCollector()
-        registry.register(self.savers)
+        if multiprocess.is_on():
+            self.savers: SaverCollector = multiprocess.SharedSaverCollector()
+            self._collectors += self.savers.families
+        else:
+            self.savers = SaverCollector()
+            self._collectors.append(self.savers)
+
+    def _register(self, registry: CollectorRegistry) -> None:
+        """Register all of them, or none."""
+        registered: list[Collector] = []
+        there = getattr(registry, "_collector_to_names", {})
+        try:
+            for collector in self._collectors:
+                if collector not in there:
+                    registry.register(collector)
+                    registered.append(collector)
+        except ValueError as exc:
+            for collector in registered:
+                registry.unregister(collector)
+            names = ", ".join(sorted(getattr(exc, "duplicates", ()))) or str(exc)
+            raise ConfigurationError(
+                f"The Prometheus registry has metrics of that name already, from somebody else: {names}. "
+                "Unregister those (was Glasspoint imported twice?), or report to another registry: "
+                "create_telemetry(registry=CollectorRegistry())."
+            ) from exc
 
 
 def _described(name: str, kind: MetricKind) -> Metric:
     metric = METRICS[name]
     assert metric.kind == kind
     return metric
+
+
+def _check_label(saver_name: object) -> None:
+    """What the formats cannot carry would fail every scrape."""
+    problem = (
+        "is not a text"
+        if not isinstance(saver_name, str)
+        else "is empty"
+        if not saver_name
+        else "holds what is no character"
+        if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in saver_name)
+        else ""
+    )
+    if problem:
+        raise ConfigurationError(f"saver_name is {saver_name!r}, which {problem}: it labels every metric.")
 
 
 class Metrics:
@@ -113,7 +179,11 @@ class Metrics:
         """Args:
         saver_name: The `saver` label of everything.
         registry: Where to report; the process's default registry if `None`.
+
+        Raises:
+            ConfigurationError: The name cannot be a label, or the registry has our names from somebody else.
         """
+        _check_label(saver_name)
         families = Families.of(REGISTRY if registry is None else registry)
         self._saver = saver_name
         self._savers = families.savers

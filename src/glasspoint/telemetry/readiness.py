@@ -33,7 +33,8 @@ async def readiness(registry: CollectorRegistry, ready_tiers: Collection[str]) -
         `unavailable`, and `check` as `no answer` if its event loop had no time to look; `undrained`, the
         lower tiers that may hold what is not here yet, if there are any.
     """
-    savers = Families.of(registry).savers.active()
+    families = Families.find(registry)
+    savers = families.savers.active() if families is not None else []
     found = await asyncio.gather(*(_look_at(name, vitals) for name, vitals in savers))
     return {
         "ready": bool(found) and all(each["tier"] in ready_tiers for each in found),

@@ -1,0 +1,272 @@
+"""One `/metrics` for several processes: the Prometheus client's `PROMETHEUS_MULTIPROC_DIR`.
+
+With that variable set, the client keeps every value in files of that directory, a set of them a process, and
+whoever is scraped adds the files of all up. Counters and histograms need no more. But what is otherwise read
+at scrape time stands in the memory of its process: so each process writes its figures down as gauges, when a
+saver is opened or closed, every few seconds, and when it is scraped itself.
+
+A gauge cannot be taken out of such a file. Where there is no figure (any more) a number stands that says so,
+and that `AllProcesses` leaves out.
+
+The client's registries mean nothing to its files, which know a metric by its name alone: so there is one set
+of families in the process, whatever registries its savers report to.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections import Counter as Tally
+from contextlib import suppress
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, values
+from prometheus_client.core import InfoMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from glasspoint.errors import ConfigurationError
+from glasspoint.telemetry.catalogue import METRICS
+from glasspoint.telemetry.collectors import SaverCollector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from glasspoint.telemetry.events import Vitals
+
+__all__ = ["AllProcesses", "SharedSaverCollector", "directory", "is_on"]
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+# How the gauges of all live processes become one.
+_MODES: dict[str, Literal["livesum", "livemax"]] = {
+    "pool_connections": "livesum",
+    "pool_max_connections": "livesum",
+    "pool_requests_waiting": "livesum",
+    "redis_pool_connections": "livesum",
+    "l1_breaker_open": "livemax",
+    "l1_journal_pending": "livemax",
+    "active_tier": "livemax",
+    "storage_bytes": "livemax",
+    "storage_rows": "livemax",
+    "info": "livemax",
+}
+_LOST = "pool_connections_lost_total"
+
+_NO_FIGURE = {"livesum": 0.0, "livemax": -1.0}
+
+_PUBLISH_EVERY_SECONDS = 5.0
+_FIRST_PAUSE_SECONDS = 0.1
+
+# The tables are looked at only where somebody wants to know.
+_SCRAPED_LATELY_SECONDS = 600.0
+_SCRAPED = "glasspoint_scraped"
+
+
+def is_on() -> bool:
+    """Tell whether the Prometheus client works with files. It decides that when it is imported."""
+    return bool(getattr(values.ValueClass, "_multiprocess", False))
+
+
+def directory() -> Path:
+    """Return where its files are.
+
+    Raises:
+        ConfigurationError: There is no such directory, or nothing can be written there.
+    """
+    path = os.environ.get(VARIABLE) or os.environ.get(VARIABLE.lower()) or ""
+    if not path or not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigurationError(
+            f"{VARIABLE} names {path!r}, which is no directory that this process can write to: make it, and "
+            "empty it before the first worker starts."
+        )
+    return Path(path)
+
+
+class SharedSaverCollector(SaverCollector):
+    """The figures of this process's savers, written down for whoever is scraped."""
+
+    def __init__(self) -> None:
+        directory()
+        super().__init__()
+        self._gauges = {name: _gauge(name) for name in _MODES}
+        lost = METRICS[_LOST]
+        self._lost_connections = Counter(
+            f"glasspoint_{lost.name}", lost.help, ("saver", *lost.labels), registry=None
+        )
+        self._written_lost = Tally[str]()
+        self._written: dict[tuple[str, tuple[str, ...]], Gauge] = {}
+        self._publishing = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._soon = threading.Event()
+        _this_process.append(self)
+        # Held while the process forks, so that no child begins with a lock that nobody there can let go: this
+        # one, or the client's, which is taken under it.
+        os.register_at_fork(
+            before=self._publishing.acquire,
+            after_in_parent=self._publishing.release,
+            after_in_child=self._forked,
+        )
+        atexit.register(_bury_oneself)
+
+    @property
+    def families(self) -> list[Gauge | Counter]:
+        """What is to be registered."""
+        return [*self._gauges.values(), self._lost_connections]
+
+    def add(self, saver_name: str, vitals: Vitals) -> None:
+        """Watch a saver for as long as it lives."""
+        super().add(saver_name, vitals)
+        with self._publishing:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._keep_publishing, name="glasspoint-metrics", daemon=True
+                )
+                self._thread.start()
+        self._soon.set()
+
+    def remove(self, saver_name: str, vitals: Vitals) -> None:
+        """Watch it no longer; what its pool has counted stays counted."""
+        super().remove(saver_name, vitals)
+        self.publish()
+
+    def publish(self) -> None:
+        """Write all figures down, as they are now."""
+        with self._publishing:
+            self._publish()
+
+    # ---------------------------------------------------------------- helpers
+
+    def _publish(self) -> None:
+        before, self._written = self._written, {}
+        for metric, labels, value in self.figures(storage=_scraped_lately()):
+            if metric == _LOST:
+                self._lost_connections.labels(*labels).inc(value - self._written_lost[labels[0]])
+                self._written_lost[labels[0]] = int(value)
+            else:
+                gauge = self._written[metric, labels] = self._gauges[metric].labels(*labels)
+                gauge.set(value)
+        for metric, labels in before.keys() - self._written.keys():
+            before[metric, labels].set(_NO_FIGURE[_MODES[metric]])
+
+    def _keep_publishing(self) -> None:
+        """Publish now and then, until no saver is left."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            # A saver is added when its opening begins, and its figures are complete when that ends.
+            pause = min(2 * pause, _PUBLISH_EVERY_SECONDS)
+            if self._soon.wait(pause):
+                self._soon.clear()
+                pause = _FIRST_PAUSE_SECONDS
+            with self._publishing:
+                with suppress(OSError):  # the directory is gone: /metrics says so
+                    self._publish()
+                if not self.watched:
+                    self._thread = None
+                    return
+
+    def _forked(self) -> None:
+        """The savers are the parent's, and so was the thread; what was written is to be said of none here."""
+        self._lock = threading.Lock()
+        self._open = {}
+        self._soon = threading.Event()
+        self._thread = None
+        self._publishing.release()
+
+
+_this_process: list[SharedSaverCollector] = []
+
+
+class AllProcesses:
+    """What `/metrics` serves: the metrics of all processes of this directory, ours and others'.
+
+    To the functions of the client that serve a registry it is one.
+    """
+
+    def collect(self) -> Iterator[Metric]:
+        """Add the files of all processes up, after this process has written its own."""
+        path = directory()
+        (path / _SCRAPED).touch()
+        _bury_the_dead(path)
+        for own in _this_process:
+            own.publish()
+        found = {metric.name: metric for metric in _read(path)}
+        for described in METRICS.values():
+            name = f"glasspoint_{described.name}"
+            if described.kind == "info":
+                yield _as_info(described.help, found.pop(name, None))
+                continue
+            name = name.removesuffix("_total")
+            metric = found.pop(name, None) or Metric(name, described.help, described.kind)
+            metric.samples = [sample for sample in metric.samples if sample.value >= 0]
+            yield metric
+        yield from found.values()
+
+    def restricted_registry(self, names: Iterable[str]) -> Any:
+        """Return the same for some names only, as `/metrics?name[]=…` asks for them."""
+        registry = CollectorRegistry(auto_describe=True)
+        registry.register(self)
+        return registry.restricted_registry(names)
+
+
+def _gauge(name: str) -> Gauge:
+    metric = METRICS[name]
+    labels = ("saver", *metric.labels)
+    return Gauge(f"glasspoint_{name}", metric.help, labels, multiprocess_mode=_MODES[name], registry=None)
+
+
+def _as_info(help_: str, gauge: Metric | None) -> Metric:
+    """What stands as a gauge in the files, since the client has no info there."""
+    info = InfoMetricFamily("glasspoint", help_)
+    for sample in gauge.samples if gauge is not None else ():
+        if sample.value > 0:
+            info.add_sample("glasspoint_info", sample.labels, 1)
+    return info
+
+
+def _read(path: Path) -> list[Metric]:
+    files = []
+    for file in path.glob("*.db"):
+        with suppress(FileNotFoundError):  # removed at this very moment, as a dead process's
+            if file.stat().st_size:  # made at this very moment, and nothing in it: the client fails on that
+                files.append(str(file))
+    return list(cast("Any", MultiProcessCollector.merge)(files))
+
+
+def _scraped_lately() -> bool:
+    try:
+        return time() - (directory() / _SCRAPED).stat().st_mtime < _SCRAPED_LATELY_SECONDS
+    except (OSError, ConfigurationError):
+        return False
+
+
+def _bury_the_dead(path: Path) -> None:
+    """Remove the gauges of processes that are no more: uvicorn has no hook for that, nor has `kill -9`."""
+    for pid in {file.stem.rpartition("_")[2] for file in path.glob("gauge_live*.db")}:
+        if pid.isdigit() and not _lives(int(pid)):
+            _bury(int(pid))
+
+
+def _bury(pid: int) -> None:
+    with suppress(OSError, ConfigurationError):  # another process was faster, or the directory is gone
+        cast("Any", mark_process_dead)(pid, str(directory()))
+
+
+def _bury_oneself() -> None:
+    _bury(os.getpid())
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    try:  # a zombie is no more, whether or not its parent has noticed
+        stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    except OSError:
+        return True
+    return not stat.rpartition(")")[2].startswith(" Z")
