@@ -13,15 +13,18 @@ servers:
 - configured: `configure_telemetry()`, everything sampled, with the instrumentations that are installed, of
   Redis and psycopg, turned on. What these cost is not ours, so it has no budget.
 
-In every round all of them take a turn, in random order, and each is compared with "off" of the same round:
-a busy machine changes both alike. A figure is the median of its rounds, with the quartiles.
+They alternate call by call, in random order, because a busy machine changes from one moment to the next. A
+round is some hundred calls of each, and each is compared with "off" of the same round; a figure is the median
+of the rounds, with their quartiles.
 
-- call: the median call of a turn, in wall time: what a caller feels of it.
-- turn: the wall time of the whole turn, a call; what it has recorded is sent before its clock stops. So it
-  is what a process feels that is busy without a pause.
-- cpu: the time of all threads of the process in the turn, the exporter's, too; the servers' is not included.
+- call: the median call, wall time: what a caller waits.
+- cpu: the process's time in the calls, the mean. The servers' is not in it.
+- cpu, sent: that, and what it takes to encode and send what the calls have recorded. In an application the
+  exporter's thread does this beside the calls; here it is done, and timed, between the rounds, so that what
+  one has recorded slows no other.
 
-Servers: embedded ones. PostgreSQL has fsync off: a disk is slow, and would make a put's share look small.
+Servers: embedded ones. PostgreSQL has fsync off: a disk is slow, and would make a put's share look small. What
+is there after the warm-up is frozen, so that garbage collection costs what the calls have left behind.
 """
 
 from __future__ import annotations
@@ -34,10 +37,9 @@ import os
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Final
@@ -60,33 +62,38 @@ from otlp_receiver import receiving, take_count
 
 MESSAGES: Final = 10
 CONVERSATIONS: Final = 16
+"""Of each configuration, a multiple of which is called in each round."""
 OPERATIONS: Final = ("hit", "put")
+ROUND_TRIPS: Final = {"hit": 1, "put": 2}
+"""To Redis, a call."""
 BUDGETS: Final = {"metrics": 3, "1 % sampled": 6, "all sampled": 25}
 """Per cent of a hit."""
+
+Prepared = tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: rounds, and calls of each operation that a turn is long."""
+    """How much is measured."""
 
     rounds: int
     hits: int
+    """In a round, of each configuration."""
     puts: int
 
     def calls(self, operation: str) -> int:
         return self.hits if operation == "hit" else self.puts
 
 
-FULL: Final = Plan(rounds=60, hits=256, puts=64)
-QUICK: Final = Plan(rounds=3, hits=32, puts=8)
+FULL: Final = Plan(rounds=100, hits=128, puts=32)
+QUICK: Final = Plan(rounds=3, hits=64, puts=16)
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One turn of one configuration, milliseconds a call."""
+class Round:
+    """What a configuration took in one round, milliseconds a call."""
 
     call: float
-    turn: float
     cpu: float
 
 
@@ -111,10 +118,11 @@ class Figure:
     telemetry: str
     call_ms: Spread
     call_over: Spread
-    turn_ms: Spread
-    turn_over: Spread
     cpu_ms: Spread
     cpu_over: Spread
+    sending_ms: float
+    """CPU time a call, the mean of all rounds."""
+    sent_over: Spread
     budget: int | None
 
 
@@ -124,32 +132,25 @@ class Configuration:
 
     name: str
     saver: CachedPostgresSaver
-    flush: Callable[[], object]
-    turned_on: Callable[[], Any]
-    """A block in which what is only for its turns is on."""
+    provider: TracerProvider | None
     conversations: list[Conversation] = field(default_factory=list)
 
-    async def turn(self, operation: str, calls: int) -> Turn:
-        """Make so many calls, one after the other."""
-        prepared = [
-            getattr(self, f"_{operation}")(self.conversations[i % CONVERSATIONS]) for i in range(calls)
-        ]
-        gc.collect()
-        with self.turned_on():
-            clock = [perf_counter()]
-            cpu = process_time()
-            for call, arguments in prepared:
-                await call(*arguments)
-                clock.append(perf_counter())
-            self.flush()
-            turn, cpu = perf_counter() - clock[0], process_time() - cpu
-        each = statistics.median(end - start for start, end in pairwise(clock))
-        return Turn(1000 * each, 1000 * turn / calls, 1000 * cpu / calls)
+    def prepare(self, operation: str, calls: int) -> list[Prepared]:
+        """What is to be called, all arguments made already."""
+        one = self._hit if operation == "hit" else self._put
+        return [one(self.conversations[i % CONVERSATIONS]) for i in range(calls)]
 
-    def _hit(self, conversation: Conversation) -> tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]]:
+    def send(self) -> float:
+        """Send what was recorded; the CPU time in milliseconds."""
+        started = process_time()
+        if self.provider is not None:
+            self.provider.force_flush()
+        return 1000 * (process_time() - started)
+
+    def _hit(self, conversation: Conversation) -> Prepared:
         return self.saver.aget_tuple, (conversation.config,)
 
-    def _put(self, conversation: Conversation) -> tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]]:
+    def _put(self, conversation: Conversation) -> Prepared:
         put = conversation.next_put()
         named = {**conversation.config["configurable"], "checkpoint_id": put[1]["id"]}
         conversation.newest = {"configurable": named}
@@ -161,13 +162,11 @@ class Bench:
 
     def __init__(self, postgres_url: str, redis_url: str, receiver_url: str, dice: random.Random) -> None:
         self.facts: dict[str, str] = {}
-        self.spans: dict[str, int] = {}
-        """Received of each configuration in its turns, all operations together."""
+        self.configurations: list[Configuration] = []
         self._postgres_url, self._redis_url = postgres_url, redis_url
         self._receiver_url = receiver_url
         self._dice = dice
         self._redis = Redis.from_url(redis_url)
-        self._configurations: list[Configuration] = []
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Bench]:
@@ -179,141 +178,153 @@ class Bench:
                 ("1 % sampled", ParentBased(TraceIdRatioBased(0.01))),
                 ("all sampled", ParentBased(ALWAYS_ON)),
             ):
-                provider = self._provider(sampler)
-                opened.callback(provider.shutdown)
-                await self._add(opened, name, _recording(provider), flush=provider.force_flush)
+                await self._add_recording(opened, name, self._provider(opened, sampler))
             await self._add_configured(opened)
-            self.facts |= await facts_of(self._configurations[0].saver.vitals.pool, self._redis)
+            pool = self.configurations[0].saver.vitals.pool
+            self.facts = await facts_of(pool, self._redis) | self.facts
             yield self
 
-    async def rounds(self, plan: Plan) -> dict[str, dict[str, list[Turn]]]:
-        """Measure: operation -> configuration -> its turns."""
-        taken: dict[str, dict[str, list[Turn]]] = {
-            operation: {each.name: [] for each in self._configurations} for operation in OPERATIONS
-        }
+    async def measure(self, plan: Plan, operation: str) -> tuple[dict[str, list[Round]], dict[str, float]]:
+        """Measure one operation: the rounds of each configuration, and its sending (ms a call)."""
+        calls = plan.calls(operation)
+        await self._round(operation, max(calls, 4 * CONVERSATIONS))
+        self._send_all()
+        gc.collect()
+        gc.freeze()
+        taken: dict[str, list[Round]] = {each.name: [] for each in self.configurations}
+        sending = dict.fromkeys(taken, 0.0)
         take_count(self._receiver_url)
-        for number in range(-2, plan.rounds):  # two more to warm up, which do not count
-            for operation in OPERATIONS:
-                order = self._dice.sample(self._configurations, len(self._configurations))
-                for each in order:
-                    turn = await self._checked_turn(each, operation, plan.calls(operation))
-                    if number >= 0:
-                        taken[operation][each.name].append(turn)
-        return taken
+        for number in range(plan.rounds):
+            for name, measured in (await self._round(operation, calls)).items():
+                taken[name].append(measured)
+            for each in self.configurations:
+                # One trace in a hundred makes no batch: these are sent together, at the end.
+                if each.name != "1 % sampled" or number == plan.rounds - 1:
+                    sending[each.name] += each.send()
+        gc.unfreeze()
+        self.facts[f"{operation}s"] = (
+            f"{take_count(self._receiver_url):,} spans of {operation}s were received"
+        )
+        return taken, {name: spent / (plan.rounds * calls) for name, spent in sending.items()}
 
-    async def _checked_turn(self, configuration: Configuration, operation: str, calls: int) -> Turn:
+    async def _round(self, operation: str, calls: int) -> dict[str, Round]:
+        prepared = {each.name: each.prepare(operation, calls) for each in self.configurations}
+        wall: dict[str, list[float]] = {name: [] for name in prepared}
+        cpu: dict[str, list[float]] = {name: [] for name in prepared}
+        names = list(prepared)
         asked = await self._scripts_run()
-        turn = await configuration.turn(operation, calls)
-        expected = calls if operation == "hit" else 2 * calls  # a put begins and commits
+        for number in range(calls):
+            self._dice.shuffle(names)
+            for name in names:
+                call, arguments = prepared[name][number]
+                started, started_cpu = perf_counter(), process_time()
+                await call(*arguments)
+                ended, ended_cpu = perf_counter(), process_time()
+                wall[name].append(ended - started)
+                cpu[name].append(ended_cpu - started_cpu)
         asked = await self._scripts_run() - asked
+        expected = calls * len(names) * ROUND_TRIPS[operation]
         if asked != expected:
-            raise SystemExit(f"{calls} × {operation} were to ask Redis {expected} times, but did {asked}.")
-        received = take_count(self._receiver_url)
-        self.spans[configuration.name] = self.spans.get(configuration.name, 0) + received
-        return turn
+            raise SystemExit(
+                f"{operation}s were to ask Redis {expected} times, but did {asked}: not measured."
+            )
+        return {
+            name: Round(1000 * statistics.median(wall[name]), 1000 * statistics.mean(cpu[name]))
+            for name in prepared
+        }
 
     async def _scripts_run(self) -> int:
         stats = await self._redis.info("commandstats")
         return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
 
-    def _provider(self, sampler: Sampler) -> TracerProvider:
+    def _send_all(self) -> None:
+        for each in self.configurations:
+            each.send()
+
+    def _provider(self, opened: AsyncExitStack, sampler: Sampler) -> TracerProvider:
         provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        opened.callback(provider.shutdown)
         exporter = OTLPSpanExporter(endpoint=f"{self._receiver_url}/v1/traces")
         provider.add_span_processor(BatchSpanProcessor(exporter))
         return provider
 
     async def _add_configured(self, opened: AsyncExitStack) -> None:
+        """The last one: psycopg's instrumentation is for all connections that are made from now on."""
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = self._receiver_url
+        os.environ["OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"] = "redis"  # of all clients; so of this one alone
         configured = opened.enter_context(configure_telemetry(service_name="benchmark", set_global=False))
         provider = configured.tracer_provider
-        self.facts["configured"] = f"configured: with {', '.join(configured.instrumented)}"
-        instrumentor = RedisInstrumentor()  # of all clients: so it is on only in these turns
-        instrumentor.uninstrument()
-        opened.callback(instrumentor.instrument)  # as `configured` has left it, which ends later
+        saver = await self._add_recording(opened, "configured", provider)
+        RedisInstrumentor.instrument_client(saver.vitals.redis, tracer_provider=provider)
+        self.facts["configured"] = f"configured: with {', '.join(('redis', *configured.instrumented))}"
 
-        @contextmanager
-        def redis_instrumented() -> Iterator[None]:
-            instrumentor.instrument(tracer_provider=provider)
-            try:
-                yield
-            finally:
-                instrumentor.uninstrument()
-
-        await self._add(
-            opened,
-            "configured",
-            _recording(provider),
-            flush=provider.force_flush,
-            turned_on=redis_instrumented,
-        )
+    async def _add_recording(
+        self, opened: AsyncExitStack, name: str, provider: TracerProvider
+    ) -> CachedPostgresSaver:
+        telemetry = create_telemetry(registry=CollectorRegistry(), tracer_provider=provider)
+        return await self._add(opened, name, telemetry, provider)
 
     async def _add(
-        self,
-        opened: AsyncExitStack,
-        name: str,
-        telemetry: Telemetry,
-        *,
-        flush: Callable[[], object] = lambda: None,
-        turned_on: Callable[[], Any] = nullcontext,
-    ) -> None:
+        self, opened: AsyncExitStack, name: str, telemetry: Telemetry, provider: TracerProvider | None = None
+    ) -> CachedPostgresSaver:
         saver = await CachedPostgresSaver.create(
             self._postgres_url, self._redis_url, telemetry=telemetry, audit_ratio=0.0
         )
         opened.push_async_callback(saver.close)
-        configuration = Configuration(name, saver, flush, turned_on)
-        for i in range(CONVERSATIONS):
+        number = len(self.configurations)
+        conversations = [
             # The same texts for all, and ids of one length.
-            conversation = Conversation(
-                saver, f"{len(self._configurations)}-{i:02}", MESSAGES, random.Random(i)
-            )
-            configuration.conversations.append(conversation)
-        self._configurations.append(configuration)
-        await configuration.turn("put", CONVERSATIONS)
+            Conversation(saver, f"{number}-{i:02}", MESSAGES, random.Random(i))
+            for i in range(CONVERSATIONS)
+        ]
+        configuration = Configuration(name, saver, provider, conversations)
+        self.configurations.append(configuration)
+        for call, arguments in configuration.prepare("put", CONVERSATIONS):
+            await call(*arguments)
+        return saver
 
 
-def _recording(provider: TracerProvider) -> Telemetry:
-    return create_telemetry(registry=CollectorRegistry(), tracer_provider=provider)
-
-
-def figures_of(taken: dict[str, dict[str, list[Turn]]]) -> list[Figure]:
-    """Sum the turns up, each beside "off" of its round."""
+def figures_of(operation: str, taken: dict[str, list[Round]], sending: dict[str, float]) -> list[Figure]:
+    """Sum the rounds up, each beside "off" of its round."""
     figures = []
-    for operation, by_name in taken.items():
-        for name, turns in by_name.items():
-            summed: dict[str, Spread] = {}
-            for measure in ("call", "turn", "cpu"):
-                own = [getattr(turn, measure) for turn in turns]
-                off = [getattr(turn, measure) for turn in by_name["off"]]
-                summed[f"{measure}_ms"] = Spread.of(own)
-                summed[f"{measure}_over"] = Spread.of(
-                    [100 * (a / b - 1) for a, b in zip(own, off, strict=True)]
-                )
-            budget = BUDGETS.get(name) if operation == "hit" else None
-            figures.append(Figure(operation, name, **summed, budget=budget))
+    for name, rounds in taken.items():
+        pairs = list(zip(rounds, taken["off"], strict=True))
+        figures.append(
+            Figure(
+                operation,
+                name,
+                call_ms=Spread.of([each.call for each in rounds]),
+                call_over=Spread.of([_over(each.call, off.call) for each, off in pairs]),
+                cpu_ms=Spread.of([each.cpu for each in rounds]),
+                cpu_over=Spread.of([_over(each.cpu, off.cpu) for each, off in pairs]),
+                sending_ms=sending[name],
+                sent_over=Spread.of([_over(each.cpu + sending[name], off.cpu) for each, off in pairs]),
+                budget=BUDGETS.get(name) if operation == "hit" else None,
+            )
+        )
     return figures
+
+
+def _over(value: float, base: float) -> float:
+    return 100 * (value / base - 1)
 
 
 def table_of(figures: list[Figure]) -> Table:
     """The table, at most 80 columns wide."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ("over off, %", "call", "turn", "cpu", "budget"):
+    for header in ("over off, %", "call", "cpu", "cpu, sent", "budget"):
         table.add_column(header, justify="left" if header == "over off, %" else "right", no_wrap=True)
-    for operation in OPERATIONS:
-        for figure in figures:
-            if figure.operation == operation:
-                table.add_row(*_row(figure), end_section=figure.telemetry == "configured")
+    for figure in figures:
+        table.add_row(*_row(figure), end_section=figure.telemetry == "configured")
     return table
 
 
 def _row(figure: Figure) -> tuple[str, ...]:
     if figure.telemetry == "off":
-        absolute = (figure.call_ms, figure.turn_ms, figure.cpu_ms)
-        return f"{figure.operation}, off", *(f"{spread.median:.3f} ms" for spread in absolute), ""
-    return (
-        f"  {figure.telemetry}",
-        *map(_told, (figure.call_over, figure.turn_over, figure.cpu_over)),
-        "" if figure.budget is None else f"{figure.budget}",
-    )
+        call, cpu = (f"{spread.median:.3f} ms" for spread in (figure.call_ms, figure.cpu_ms))
+        return f"{figure.operation}, off", call, cpu, cpu, ""
+    shown = map(_told, (figure.call_over, figure.cpu_over, figure.sent_over))
+    return f"  {figure.telemetry}", *shown, "" if figure.budget is None else f"{figure.budget}"
 
 
 def _told(spread: Spread) -> str:
@@ -323,46 +334,39 @@ def _told(spread: Spread) -> str:
 
 async def run(plan: Plan, seed: int, postgres_url: str, redis_url: str, receiver_url: str) -> dict[str, Any]:
     """Measure and print; return everything as a JSON document."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
+    figures: list[Figure] = []
+    rounds: dict[str, dict[str, list[dict[str, float]]]] = {}
+    started, load = time.monotonic(), os.getloadavg()[0]
     async with Bench(postgres_url, redis_url, receiver_url, random.Random(seed)).opened() as bench:
-        for fact in bench.facts.values():
-            console.print(fact, markup=False)
-        console.print(
-            f"{plan.rounds} rounds, after two that do not count; a turn is {plan.hits} hits or {plan.puts} "
-            f"puts; {MESSAGES} messages; seed {seed}; load average {os.getloadavg()[0]:.1f}"
-        )
-        started = time.monotonic()
-        taken = await bench.rounds(plan)
-        figures = figures_of(taken)
-        _print(console, table_of(figures))
-        console.print(
-            f"{time.monotonic() - started:.0f} s; load average {os.getloadavg()[0]:.1f}; spans received: "
-            + ", ".join(f"{count:,} ({name})" for name, count in bench.spans.items() if count)
-        )
-        return {
-            "facts": bench.facts,
-            "plan": asdict(plan),
-            "seed": seed,
-            "spans": bench.spans,
-            "figures": [asdict(figure) for figure in figures],
-            "turns": {
-                operation: {name: [asdict(turn) for turn in turns] for name, turns in by_name.items()}
-                for operation, by_name in taken.items()
-            },
-        }
-
-
-def _print(console: Console, table: Table) -> None:
+        for operation in OPERATIONS:
+            taken, sending = await bench.measure(plan, operation)
+            figures += figures_of(operation, taken, sending)
+            rounds[operation] = {name: [asdict(each) for each in own] for name, own in taken.items()}
+        facts = bench.facts
+    for fact in facts.values():
+        console.print(fact)
+    console.print(
+        f"{plan.rounds} rounds of {plan.hits} hits or {plan.puts} puts of each; {MESSAGES} messages; seed {seed}; "
+        f"{time.monotonic() - started:.0f} s; load average {load:.1f} before, {os.getloadavg()[0]:.1f} after"
+    )
     with console.capture() as captured:
-        console.print(table)
+        console.print(table_of(figures))
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    return {
+        "facts": facts,
+        "plan": asdict(plan),
+        "seed": seed,
+        "figures": [asdict(figure) for figure in figures],
+        "rounds": rounds,
+    }
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes, rough figures")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of the turns")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of the calls")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE as well")
     arguments = parser.parse_args()
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
