@@ -19,6 +19,7 @@ from glasspoint.telemetry.events import (
     Invalidated,
     L2Retried,
     Note,
+    Observer,
     Operation,
     PoolTimedOut,
     PoolWaited,
@@ -106,7 +107,7 @@ def _described(name: str, kind: MetricKind) -> Metric:
     return metric
 
 
-class Metrics:
+class Metrics(Observer):
     """Observes one saver for Prometheus. The children of every family are bound here, once."""
 
     def __init__(self, saver_name: str, registry: CollectorRegistry | None = None) -> None:
@@ -138,36 +139,33 @@ class Metrics:
         self._pool_wait = families.pool_wait.labels(saver_name)
         self._pool_timeouts = families.pool_timeouts.labels(saver_name)
         for result in ("hit", "miss", "busy", "historical", "incomplete", "unavailable"):
-            self._reads.get(result)  # there from the start, so that a ratio never lacks a part
+            self._reads[result]  # there from the start, so that a ratio never lacks a part
         for result in ("stored", "refused", "error"):
-            self._warm_ups.get(result)
+            self._warm_ups[result]
         for reason in ("malformed", "too_long"):
-            self._traceparents.get(reason)
+            self._traceparents[reason]
         for state in ("open", "half_open", "closed"):
-            self._breaker.get(state)
+            self._breaker[state]
         for verdict in ("consistent", "stale", "raced"):
-            self._audits.get(verdict)
+            self._audits[verdict]
         for change in _TIER_CHANGES:
-            self._fallbacks.get(*change)  # there from the start, so that the first one is seen as an increase
+            self._fallbacks[change]  # there from the start, so that the first one is seen as an increase
         for tier in ("redis", "memory"):
-            self._drained.get(tier)
-
-    def operation_started(self, operation: Operation) -> None:
-        """Nothing to do."""
+            self._drained[tier]
 
     def operation_ended(self, operation: Operation) -> None:
         """Count and time a call."""
         exemplar = {"trace_id": operation.trace_id} if operation.trace_id else None
         name = operation.name
-        self._operations.get(name, operation.outcome).observe(operation.seconds, exemplar)
+        self._operations[name, operation.outcome].observe(operation.seconds, exemplar)
         if operation.l1_result is not None:
-            self._reads.get(operation.l1_result).inc()
+            self._reads[operation.l1_result].inc()
         if operation.l1_write is not None:
-            self._writes.get(name, operation.l1_write).inc()
+            self._writes[name, operation.l1_write].inc()
         if operation.l1_seconds is not None:
-            self._tier_seconds.get(name, "l1").observe(operation.l1_seconds, exemplar)
+            self._tier_seconds[name, "l1"].observe(operation.l1_seconds, exemplar)
         if operation.l2_seconds is not None:
-            self._tier_seconds.get(name, "l2").observe(operation.l2_seconds, exemplar)
+            self._tier_seconds[name, "l2"].observe(operation.l2_seconds, exemplar)
         if operation.bytes_read is not None:
             self._bytes_read.observe(operation.bytes_read)
         if operation.bytes_written is not None:
@@ -179,15 +177,12 @@ class Metrics:
         if operation.stored_traceparent is not None:
             problem = traceparent.problem_of(operation.stored_traceparent)
             if problem is not None:
-                self._traceparents.get(problem).inc()
-
-    def step_started(self, step: Step) -> None:
-        """Nothing to do."""
+                self._traceparents[problem].inc()
 
     def step_ended(self, step: Step) -> None:
         """Count and time a warm-up; the other steps are for traces."""
         if step.name == "warm_up" and step.result is not None:
-            self._warm_ups.get(step.result).inc()
+            self._warm_ups[step.result].inc()
             self._warm_up_seconds.observe(step.seconds)
 
     def noted(self, note: Note) -> None:
@@ -200,17 +195,17 @@ class Metrics:
             case EpochChanged():
                 self._epoch_changes.inc()
             case Invalidated():
-                self._invalidations.get(note.source).inc()
+                self._invalidations[note.source].inc()
             case BreakerChanged():
-                self._breaker.get(note.state).inc()
+                self._breaker[note.state].inc()
             case L2Retried():
-                self._retries.get(note.operation, note.reason).inc()
+                self._retries[note.operation, note.reason].inc()
             case Audited():
-                self._audits.get(note.verdict).inc()
+                self._audits[note.verdict].inc()
             case TierChanged():
-                self._fallbacks.get(note.from_tier, note.to_tier, note.reason).inc()
+                self._fallbacks[note.from_tier, note.to_tier, note.reason].inc()
             case Drained():
-                self._drained.get(note.from_tier).inc(note.checkpoints)
+                self._drained[note.from_tier].inc(note.checkpoints)
 
     def opened(self, vitals: Vitals) -> None:
         """Read a saver's pools at every scrape from now on."""
@@ -221,16 +216,15 @@ class Metrics:
         self._savers.remove(self._saver, vitals)
 
 
-class _Children(dict[tuple[str, ...], _Metric]):
-    """The children of one family for one saver, each bound once."""
+class _Children(dict[str | tuple[str, ...], _Metric]):
+    """The children of one family for one saver, by their other label or labels, each bound once."""
 
     def __init__(self, family: _Metric, saver_name: str) -> None:
         super().__init__()
         self._family = family
         self._saver = saver_name
 
-    def get(self, *labels: str) -> _Metric:  # type: ignore[override]
-        child = super().get(labels)
-        if child is None:
-            child = self[labels] = self._family.labels(self._saver, *labels)
+    def __missing__(self, labels: str | tuple[str, ...]) -> _Metric:
+        others = (labels,) if isinstance(labels, str) else labels
+        child = self[labels] = self._family.labels(self._saver, *others)
         return child

@@ -20,6 +20,7 @@ from glasspoint.telemetry.events import (
     L1Availability,
     L2Retried,
     Note,
+    Observer,
     Operation,
     PoolWaited,
     Step,
@@ -59,7 +60,7 @@ _STATEMENTS = {
 }
 
 
-class Tracing:
+class Tracing(Observer):
     """Observes savers for OpenTelemetry."""
 
     def __init__(
@@ -74,6 +75,8 @@ class Tracing:
         self._shown = shown_as(thread_ids)
         self._tracer = trace.get_tracer("glasspoint", __version__, tracer_provider)
         self._addresses: dict[str, dict[str, Any]] = {"l1": {}, "l2": {}, "redis": {}}
+        self._steps: dict[str, tuple[str, SpanKind, dict[str, Any]]] = {}
+        """Of each step its span's name and kind, and what all such spans say, once it has been met."""
 
     def operation_started(self, operation: Operation) -> None:
         """Start the call's span and make it the current one, if anybody will see it."""
@@ -93,46 +96,31 @@ class Tracing:
         if operation.trace is None:
             return
         span, token = operation.trace
-        for key, value in (
-            ("langgraph.checkpoint.id", operation.checkpoint_id),
-            ("langgraph.checkpoint.step", operation.step),
-            ("langgraph.checkpoint.source", operation.source),
-            ("glasspoint.l1.result", operation.l1_result or operation.l1_write),
-            ("glasspoint.served_by", operation.served_by),
-            ("glasspoint.tier", operation.tier),
-            ("glasspoint.bytes", operation.bytes_read or operation.bytes_written),
-        ):
-            if value is not None:
-                span.set_attribute(key, value)
-        if operation.name == "get_tuple":
-            link_to_writer(span, operation)
-        end_span(span, operation.error)
-        context.detach(token)
+        try:
+            known = {
+                "langgraph.checkpoint.id": operation.checkpoint_id,
+                "langgraph.checkpoint.step": operation.step,
+                "langgraph.checkpoint.source": operation.source,
+                "glasspoint.l1.result": operation.l1_result or operation.l1_write,
+                "glasspoint.served_by": operation.served_by,
+                "glasspoint.tier": operation.tier,
+                "glasspoint.bytes": operation.bytes_read or operation.bytes_written,
+            }
+            span.set_attributes({key: value for key, value in known.items() if value is not None})
+            if operation.name == "get_tuple":
+                link_to_writer(span, operation)
+            end_span(span, operation.error)
+        finally:
+            context.detach(token)
 
     def step_started(self, step: Step) -> None:
         """Start a round trip's span, if the call around it is recorded."""
         if not trace.get_current_span().is_recording():
             return
-        tier, _, what = step.name.partition(".")
-        attributes = self._scope_attributes(step.scope)
-        kind = SpanKind.INTERNAL
-        if tier in self._addresses:
-            kind = SpanKind.CLIENT
-            attributes |= self._addresses[tier]
-        if tier in ("l1", "redis"):
-            attributes["db.system.name"] = "redis"
-            if what == "scan":
-                attributes["db.operation.name"] = "SCAN"
-            else:
-                attributes |= {"db.operation.name": "EVALSHA", "db.stored_procedure.name": what}
-        elif tier == "l2":
-            operation, collection = _STATEMENTS[what]
-            attributes |= {
-                "db.system.name": "postgresql",
-                "db.operation.name": operation,
-                "db.collection.name": collection,
-            }
-        span = self._tracer.start_span(f"checkpoint.{step.name}", kind=kind, attributes=attributes)
+        name, kind, attributes = self._steps.get(step.name) or self._meet(step.name)
+        span = self._tracer.start_span(
+            name, kind=kind, attributes=self._scope_attributes(step.scope) | attributes
+        )
         step.trace = (span, context.attach(trace.set_span_in_context(span)))
 
     def step_ended(self, step: Step) -> None:
@@ -140,10 +128,12 @@ class Tracing:
         if step.trace is None:
             return
         span, token = step.trace
-        if step.result is not None:
-            span.set_attribute("glasspoint.result", step.result)
-        end_span(span, step.error)
-        context.detach(token)
+        try:
+            if step.result is not None:
+                span.set_attribute("glasspoint.result", step.result)
+            end_span(span, step.error)
+        finally:
+            context.detach(token)
 
     def noted(self, note: Note) -> None:
         """Show a wait as a span, and what happens to L1 as an event on the span that met it."""
@@ -178,9 +168,30 @@ class Tracing:
         """Learn where the servers are."""
         for tier, (host, port) in vitals.addresses.items():
             self._addresses[tier] = _address(host, port)
+        self._steps.clear()
 
-    def closed(self, vitals: Vitals) -> None:
-        """Nothing to do."""
+    def _meet(self, step_name: str) -> tuple[str, SpanKind, dict[str, Any]]:
+        tier, _, what = step_name.partition(".")
+        attributes: dict[str, Any] = {}
+        kind = SpanKind.INTERNAL
+        if tier in self._addresses:
+            kind = SpanKind.CLIENT
+            attributes |= self._addresses[tier]
+        if tier in ("l1", "redis"):
+            attributes["db.system.name"] = "redis"
+            if what == "scan":
+                attributes["db.operation.name"] = "SCAN"
+            else:
+                attributes |= {"db.operation.name": "EVALSHA", "db.stored_procedure.name": what}
+        elif tier == "l2":
+            operation, collection = _STATEMENTS[what]
+            attributes |= {
+                "db.system.name": "postgresql",
+                "db.operation.name": operation,
+                "db.collection.name": collection,
+            }
+        met = self._steps[step_name] = (f"checkpoint.{step_name}", kind, attributes)
+        return met
 
     def _scope_attributes(self, scope: Scope | None) -> dict[str, Any]:
         if scope is None:
