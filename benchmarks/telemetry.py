@@ -23,8 +23,8 @@ of the rounds, with their quartiles.
   exporter's thread does this beside the calls; here it is done, and timed, between the rounds, so that what
   one has recorded slows no other.
 
-Servers: embedded ones. PostgreSQL has fsync off: a disk is slow, and would make a put's share look small. What
-is there after the warm-up is frozen, so that garbage collection costs what the calls have left behind.
+Servers: embedded ones. PostgreSQL has fsync off: a disk is slow, and would make a put's share look small.
+What is there after the warm-up is frozen: garbage collection costs what the calls have left behind.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ import json
 import os
 import random
 import statistics
+import textwrap
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -162,6 +163,8 @@ class Bench:
 
     def __init__(self, postgres_url: str, redis_url: str, receiver_url: str, dice: random.Random) -> None:
         self.facts: dict[str, str] = {}
+        self.spans: dict[str, int] = {}
+        """How many the receiver was sent, of all configurations together."""
         self.configurations: list[Configuration] = []
         self._postgres_url, self._redis_url = postgres_url, redis_url
         self._receiver_url = receiver_url
@@ -202,9 +205,7 @@ class Bench:
                 if each.name != "1 % sampled" or number == plan.rounds - 1:
                     sending[each.name] += each.send()
         gc.unfreeze()
-        self.facts[f"{operation}s"] = (
-            f"{take_count(self._receiver_url):,} spans of {operation}s were received"
-        )
+        self.spans[operation] = take_count(self._receiver_url)
         return taken, {name: spent / (plan.rounds * calls) for name, spent in sending.items()}
 
     async def _round(self, operation: str, calls: int) -> dict[str, Round]:
@@ -329,12 +330,11 @@ def _row(figure: Figure) -> tuple[str, ...]:
 
 def _told(spread: Spread) -> str:
     digits = 1 if max(abs(spread.low), abs(spread.high)) < 100 else 0
-    return f"{spread.median:+.{digits}f} ({spread.low:.{digits}f} … {spread.high:.{digits}f})"
+    return f"{spread.median:+.{digits}f} ({spread.low:.{digits}f}…{spread.high:.{digits}f})"
 
 
 async def run(plan: Plan, seed: int, postgres_url: str, redis_url: str, receiver_url: str) -> dict[str, Any]:
     """Measure and print; return everything as a JSON document."""
-    console = Console(highlight=False, markup=False)
     figures: list[Figure] = []
     rounds: dict[str, dict[str, list[dict[str, float]]]] = {}
     started, load = time.monotonic(), os.getloadavg()[0]
@@ -344,12 +344,16 @@ async def run(plan: Plan, seed: int, postgres_url: str, redis_url: str, receiver
             figures += figures_of(operation, taken, sending)
             rounds[operation] = {name: [asdict(each) for each in own] for name, own in taken.items()}
         facts = bench.facts
-    for fact in facts.values():
-        console.print(fact)
-    console.print(
-        f"{plan.rounds} rounds of {plan.hits} hits or {plan.puts} puts of each; {MESSAGES} messages; seed {seed}; "
-        f"{time.monotonic() - started:.0f} s; load average {load:.1f} before, {os.getloadavg()[0]:.1f} after"
-    )
+    seconds = time.monotonic() - started
+    received = " and ".join(f"{count:,} of {operation}s" for operation, count in bench.spans.items())
+    for line in (
+        *facts.values(),
+        f"{plan.rounds} rounds of {plan.hits} hits or {plan.puts} puts of each; {MESSAGES} messages",
+        f"seed {seed}; {seconds:.0f} s; load average {load:.1f} before, {os.getloadavg()[0]:.1f} after",
+        f"spans received: {received}",
+    ):
+        print(textwrap.fill(line, 80))
+    console = Console(highlight=False)
     with console.capture() as captured:
         console.print(table_of(figures))
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
@@ -357,6 +361,7 @@ async def run(plan: Plan, seed: int, postgres_url: str, redis_url: str, receiver
         "facts": facts,
         "plan": asdict(plan),
         "seed": seed,
+        "spans": bench.spans,
         "figures": [asdict(figure) for figure in figures],
         "rounds": rounds,
     }
