@@ -77,13 +77,16 @@ class Tracing(Observer):
         self._addresses: dict[str, dict[str, Any]] = {"l1": {}, "l2": {}, "redis": {}}
         self._steps: dict[str, tuple[str, SpanKind, dict[str, Any]]] = {}
         """Of each step its span's name and kind, and what all such spans say, once it has been met."""
+        self._has_sdk = True
+        """Whether the last call's span was one at all; if not, its round trips' need not be looked for."""
 
     def operation_started(self, operation: Operation) -> None:
         """Start the call's span and make it the current one, if anybody will see it."""
         span = self._tracer.start_span(
             f"checkpoint.{operation.name}", attributes=self._scope_attributes(operation.scope)
         )
-        if span.is_recording():
+        self._has_sdk = span is not trace.INVALID_SPAN
+        if self._has_sdk and span.is_recording():
             operation.trace = (span, context.attach(trace.set_span_in_context(span)))
             span_context = span.get_span_context()
             if span_context.trace_flags.sampled:
@@ -115,7 +118,7 @@ class Tracing(Observer):
 
     def step_started(self, step: Step) -> None:
         """Start a round trip's span, if the call around it is recorded."""
-        if not trace.get_current_span().is_recording():
+        if not self._has_sdk or not trace.get_current_span().is_recording():
             return
         name, kind, attributes = self._steps.get(step.name) or self._meet(step.name)
         span = self._tracer.start_span(
@@ -196,9 +199,11 @@ class Tracing(Observer):
     def _scope_attributes(self, scope: Scope | None) -> dict[str, Any]:
         if scope is None:
             return {}
+        attributes = {"langgraph.checkpoint.ns": scope.checkpoint_ns}
         thread_id = self._shown(scope.thread_id)
-        shown = {} if thread_id is None else {"gen_ai.conversation.id": thread_id}
-        return {**shown, "langgraph.checkpoint.ns": scope.checkpoint_ns}
+        if thread_id is not None:
+            attributes["gen_ai.conversation.id"] = thread_id
+        return attributes
 
 
 def _address(host: str | None, port: int | None) -> dict[str, Any]:
