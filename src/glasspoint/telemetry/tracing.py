@@ -30,7 +30,7 @@ from glasspoint.telemetry.events import (
 from glasspoint.telemetry.thread_ids import shown_as
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
+    from opentelemetry.trace import Span, TracerProvider
 
     from glasspoint.scope import Scope
     from glasspoint.telemetry.thread_ids import ThreadIds
@@ -81,13 +81,16 @@ class Tracing(Observer):
         """Whether the last call's span was one at all; if not, its round trips' need not be looked for."""
 
     def operation_started(self, operation: Operation) -> None:
-        """Start the call's span and make it the current one, if anybody will see it."""
+        """Start the call's span and make it the current one."""
         span = self._tracer.start_span(
             f"checkpoint.{operation.name}", attributes=self._scope_attributes(operation.scope)
         )
         self._has_sdk = span is not trace.INVALID_SPAN
-        if self._has_sdk and span.is_recording():
-            operation.trace = (span, context.attach(trace.set_span_in_context(span)))
+        if not self._has_sdk:
+            return
+        # Also one that is not sampled: else an instrumentation's spans would begin traces of their own.
+        operation.trace = (span, context.attach(trace.set_span_in_context(span)))
+        if span.is_recording():
             span_context = span.get_span_context()
             if span_context.trace_flags.sampled:
                 operation.trace_id = trace.format_trace_id(span_context.trace_id)
@@ -100,19 +103,8 @@ class Tracing(Observer):
             return
         span, token = operation.trace
         try:
-            known = {
-                "langgraph.checkpoint.id": operation.checkpoint_id,
-                "langgraph.checkpoint.step": operation.step,
-                "langgraph.checkpoint.source": operation.source,
-                "glasspoint.l1.result": operation.l1_result or operation.l1_write,
-                "glasspoint.served_by": operation.served_by,
-                "glasspoint.tier": operation.tier,
-                "glasspoint.bytes": operation.bytes_read or operation.bytes_written,
-            }
-            span.set_attributes({key: value for key, value in known.items() if value is not None})
-            if operation.name == "get_tuple":
-                link_to_writer(span, operation)
-            end_span(span, operation.error)
+            if span.is_recording():
+                self._complete(span, operation)
         finally:
             context.detach(token)
 
@@ -172,6 +164,21 @@ class Tracing(Observer):
         for tier, (host, port) in vitals.addresses.items():
             self._addresses[tier] = _address(host, port)
         self._steps.clear()
+
+    def _complete(self, span: Span, operation: Operation) -> None:
+        known = {
+            "langgraph.checkpoint.id": operation.checkpoint_id,
+            "langgraph.checkpoint.step": operation.step,
+            "langgraph.checkpoint.source": operation.source,
+            "glasspoint.l1.result": operation.l1_result or operation.l1_write,
+            "glasspoint.served_by": operation.served_by,
+            "glasspoint.tier": operation.tier,
+            "glasspoint.bytes": operation.bytes_read or operation.bytes_written,
+        }
+        span.set_attributes({key: value for key, value in known.items() if value is not None})
+        if operation.name == "get_tuple":
+            link_to_writer(span, operation)
+        end_span(span, operation.error)
 
     def _meet(self, step_name: str) -> tuple[str, SpanKind, dict[str, Any]]:
         tier, _, what = step_name.partition(".")
