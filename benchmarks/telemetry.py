@@ -269,7 +269,12 @@ class Bench:
         self, opened: AsyncExitStack, name: str, telemetry: Telemetry, provider: TracerProvider | None = None
     ) -> CachedPostgresSaver:
         saver = await CachedPostgresSaver.create(
-            self._postgres_url, self._redis_url, telemetry=telemetry, audit_ratio=0.0
+            self._postgres_url,
+            self._redis_url,
+            telemetry=telemetry,
+            audit_ratio=0.0,
+            l1_timeout_seconds=5.0,  # a machine that is busy for a moment is no outage
+            write_deadline_seconds=20.0,
         )
         opened.push_async_callback(saver.close)
         number = len(self.configurations)
