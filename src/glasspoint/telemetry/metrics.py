@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client.registry import Collector
 
 from glasspoint import traceparent
 from glasspoint.telemetry.catalogue import METRICS
@@ -129,7 +130,7 @@ class _Ended(NamedTuple):
     stored_traceparent: object
 
 
-class _EndedCalls:
+class _EndedCalls(Collector):
     """The calls of all savers of a registry that are yet to be counted; a scrape counts them first.
 
     Any thread may append, count and scrape: each call is taken out, and counted, by one of them.
