@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
+from pathlib import Path
 
 import prometheus_client
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from command_line import environment
 from glasspoint import Telemetry
 from glasspoint.telemetry.events import Vitals
 from glasspoint.telemetry.metrics import Families, Metrics
@@ -59,11 +63,18 @@ def test_without_anybody_who_looks_no_more_than_some_wait() -> None:
     assert not waiting
 
 
-def test_where_other_processes_look_each_call_is_counted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "somewhere")
-    registry = CollectorRegistry()
-    call(Telemetry("default", (Metrics("default", registry),)))
-    assert not Families.of(registry).ended.waiting
+def test_where_other_processes_look_each_call_is_counted_at_once(tmp_path: Path) -> None:
+    """The Prometheus client decides when it is imported, so in a process of its own."""
+    code = """
+from prometheus_client import CollectorRegistry
+from test_counting import Families, Metrics, Telemetry, call
+
+registry = CollectorRegistry()
+call(Telemetry("default", (Metrics("default", registry),)))
+assert not Families.of(registry).ended.waiting
+"""
+    variables = environment(PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, env=variables, check=True)
 
 
 def test_no_call_is_lost_or_counted_twice_whatever_threads_do() -> None:
