@@ -68,12 +68,12 @@ clean:
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing Glasspoint with its demo into $(VENV): once, about a minute ...'
-	@$(INSTALL) '.[demo,otlp]'
+	@$(INSTALL) '.[demo,otlp,otlp-file,instrumentation]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing Glasspoint with all that development needs into $(VENV): once, about a minute ...'
-	@$(INSTALL) '.[demo,otlp,otlp-grpc,instrumentation,test]'
+	@$(INSTALL) '.[demo,otlp,otlp-grpc,otlp-file,instrumentation,test]'
 	@touch $@ $(VENV)/.installed-demo
 
 $(BIN)/python:

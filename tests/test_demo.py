@@ -145,7 +145,9 @@ class ForgetfulChatModel(RecallingChatModel):
 async def _tell(servers: Servers, model: BaseChatModel) -> tuple[bool, str]:
     out = io.StringIO()
     with observe(lost=pytest.fail) as observed:
-        as_expected = await tell_story(Console(file=out, width=80), servers, observed, model)
+        as_expected = await tell_story(
+            Console(file=out, width=80), servers, observed, model, thread_id="told"
+        )
     return as_expected, out.getvalue()
 
 

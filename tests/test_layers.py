@@ -47,6 +47,8 @@ MAY_IMPORT = {
     "chain": {"errors", "draining", "saver", "redis_saver", "memory_saver", *VOICE},
     "fallback": {"errors", "blocking", "chain", "saver", "maintenance"},
     "settings": {"errors"},
+    "terminal": set(),
+    "trace": {"_version", "errors", "terminal", "telemetry.thread_ids"},
     "factory": {
         "errors",
         "blocking",
@@ -94,6 +96,7 @@ DOORS = {
         "l2/liveness.py",
     },
     "tenacity": {"l2/retrying.py"},
+    "httpx": {"trace/tempo.py"},
 }
 CORE = sorted(
     p

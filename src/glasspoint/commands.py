@@ -1,4 +1,4 @@
-"""The commands `glasspoint demo`, `check` and `prune`. Needs the extra `demo`; entered through `cli.py`.
+"""The commands `glasspoint demo`, `check`, `prune`, `trace`. Need the extra `demo`; entered by `cli.py`.
 
 Exit statuses: 0 all well (also Ctrl-C during the demo's traffic: that is how it ends), 1 something failed,
 2 wrong usage, 130 interrupted (`prune` ends after the batch under way, and says what was done; a second
@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,8 +27,8 @@ from rich.text import Text
 
 from glasspoint._version import __version__
 from glasspoint.demo.logs import kept_warnings
-from glasspoint.demo.view import Block
 from glasspoint.errors import GlasspointError
+from glasspoint.terminal import Block
 
 if TYPE_CHECKING:
     from glasspoint.check import Finding
@@ -72,6 +74,14 @@ def demo(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Where /metrics is served; 0: any free one.")
     ] = 9464,
+    spans: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the story's spans to FILE, as OTLP JSON lines; glasspoint trace reads it.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Watch a conversation being remembered, cached, traced and counted.
 
@@ -85,7 +95,7 @@ def demo(
     from glasspoint.demo.play import play_demo
 
     with _plain_endings():
-        as_expected = play_demo(Console(highlight=False), once=once, port=port)
+        as_expected = play_demo(Console(highlight=False), once=once, port=port, spans_file=spans)
     raise typer.Exit(0 if as_expected else 1)
 
 
@@ -206,16 +216,104 @@ def prune(
     raise typer.Exit(130 if run.interrupted else 1 if failure else 0)
 
 
+@app.command()
+def trace(
+    thread_id: Annotated[
+        str, typer.Argument(metavar="THREAD_ID", help="The conversation, as the graph's config names it.")
+    ],
+    tempo: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="TEMPO_URL",
+            show_default=False,
+            show_envvar=True,
+            help="Read from this Tempo.",
+        ),
+    ] = "",
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Read from this file of OTLP JSON lines; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'NAME: VALUE'",
+            help="Send this to Tempo; may be given several times. Better: TEMPO_HEADERS=name=value,…",
+            show_default=False,
+        ),
+    ] = None,
+    since: Annotated[
+        str, typer.Option(metavar="AGE", help="How far back Tempo searches: 90m, 12h, 30d.")
+    ] = "7d",
+    limit: Annotated[int, typer.Option(min=1, help="How many traces Tempo gives at most.")] = 1000,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that one answer of Tempo's may take.")
+    ] = 10.0,
+    last: Annotated[
+        int | None, typer.Option(min=1, help="Show the last so many turns only.", show_default=False)
+    ] = None,
+    all_spans: Annotated[
+        bool, typer.Option("--all", help="Show every span: also what a call of the checkpointer consists of.")
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page to look at in a browser.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show a conversation turn by turn: what took how long, and where each read came from.
+
+    From the spans that were recorded of it: in a Tempo, or in a file that glasspoint demo --spans or an
+    OpenTelemetry collector has written. Thread ids that are hashed on spans are found, too.
+
+    TEMPO_HEADERS (name=value,name=value, as OTEL_EXPORTER_OTLP_HEADERS) holds what Tempo wants to be sent: a
+    tenant, credentials. Better set it than the option: other users of a machine can read its command lines.
+    """
+    from glasspoint.trace.command import from_files, from_tempo, show
+    from glasspoint.trace.tempo import Tempo, headers_from_variable
+    from glasspoint.trace.tempo import header as read_header
+
+    since_seconds = age_of(since, "--since").total_seconds()
+    # The file, if there is one: a TEMPO_URL of the environment is no contradiction.
+    if not file and not tempo:
+        raise typer.BadParameter(
+            "say where to look: --file FILE, or --tempo URL (TEMPO_URL).", param_hint="--file"
+        )
+    with _plain_endings():
+        if file:
+            conversation = from_files(thread_id, file)
+        else:
+            headers = [
+                *headers_from_variable(os.environ.get("TEMPO_HEADERS", "")),
+                *map(read_header, header or ()),
+            ]
+            with Tempo(tempo, headers=headers, timeout_seconds=timeout) as opened:
+                conversation = from_tempo(thread_id, opened, since_seconds=since_seconds, limit=limit)
+        show(
+            conversation,
+            Console(highlight=False),
+            last=last,
+            all_spans=all_spans,
+            as_json=as_json,
+            page=html,
+        )
+
+
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def age_of(text: str) -> timedelta:
+def age_of(text: str, option: str = "--older-than") -> timedelta:
     """Read `30d`. Raise `BadParameter`, for exit status 2, if it is nothing like that."""
     found = re.fullmatch(r"(\d{1,9})([mhdw])", text.strip(), re.ASCII)
     if found is None or int(found[1]) == 0:
         raise typer.BadParameter(
             f"{text!r} is no age: write a number greater than 0 and a unit: 90m, 12h, 30d, 2w.",
-            param_hint="--older-than",
+            param_hint=option,
         )
     try:
         return timedelta(**{_UNITS[found[2]]: int(found[1])})

@@ -29,6 +29,8 @@ __all__ = [
     "ThreadExistsError",
     "ThreadInUseError",
     "ThreadMovedError",
+    "TraceNotFoundError",
+    "TraceUnavailableError",
     "WrongLoopError",
     "WrongTypeError",
 ]
@@ -135,3 +137,11 @@ class WrongLoopError(GlasspointError, RuntimeError):
 
 class EmbeddedServerUnavailable(GlasspointError, RuntimeError):
     """The demo's PostgreSQL or Redis cannot be started on this machine."""
+
+
+class TraceUnavailableError(GlasspointError, ConnectionError):
+    """A Tempo cannot be reached, refuses, or is none."""
+
+
+class TraceNotFoundError(GlasspointError, LookupError):
+    """There is no span of the conversation where `glasspoint trace` looked."""

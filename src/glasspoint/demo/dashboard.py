@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glasspoint.demo.quantiles import SampleWindow
-from glasspoint.demo.view import WIDTH, milliseconds
+from glasspoint.terminal import WIDTH, milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

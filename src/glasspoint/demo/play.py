@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from contextlib import closing, suppress
+from pathlib import Path
+from uuid import uuid4
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -17,14 +20,14 @@ from glasspoint.demo.servers import Servers, run_servers
 from glasspoint.demo.story import tell_story
 from glasspoint.demo.telemetry import Observed, observe
 from glasspoint.demo.traffic import Traffic
-from glasspoint.demo.view import Block
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry.http import TelemetryServer, serve_telemetry
+from glasspoint.terminal import Block
 
 __all__ = ["play_demo"]
 
 
-def play_demo(console: Console, *, once: bool, port: int) -> bool:
+def play_demo(console: Console, *, once: bool, port: int, spans_file: Path | None = None) -> bool:
     """Play the story; unless `once`, go on with traffic until Ctrl-C. What was started is gone at the end.
 
     Args:
@@ -32,6 +35,7 @@ def play_demo(console: Console, *, once: bool, port: int) -> bool:
         once: End after the story.
         port: Where `/metrics` is served during the traffic; 0 for any free port. If it is taken, so it is
             said, and a free one is used.
+        spans_file: Where to write the story's spans.
 
     Returns:
         Whether the story went as it should.
@@ -49,12 +53,19 @@ def play_demo(console: Console, *, once: bool, port: int) -> bool:
     def lost(reason: str) -> None:
         console.print(Text(f"\nSpans could not be sent: {reason}", "yellow"))
 
-    with run_servers(Settings.from_environment()) as servers, observe(lost=lost) as observed:
+    with (
+        run_servers(Settings.from_environment()) as servers,
+        observe(lost=lost, spans_file=spans_file) as observed,
+    ):
         built_in = isinstance(model, RecallingChatModel)
         console.print(_introduction(servers, observed, built_in_model=built_in))
 
         async def play() -> bool:
-            as_expected = await tell_story(console, servers, observed, model)
+            thread_id = f"demo-{uuid4()}"
+            as_expected = await tell_story(console, servers, observed, model, thread_id=thread_id)
+            if observed.spans_file is not None:
+                await asyncio.to_thread(observed.spans_file.shutdown)
+                console.print(_how_to_look(thread_id, observed.spans_file.path), soft_wrap=True)
             if as_expected and not once:
                 await _keep_talking(console, servers, observed, port)
             return as_expected
@@ -72,8 +83,18 @@ def _introduction(servers: Servers, observed: Observed, *, built_in_model: bool)
     by_name = f"from {MODEL_VARIABLE}; the built-in one in the traffic"
     grid.add_row("Model", "built in: it knows only the messages it is given" if built_in_model else by_name)
     also_to = f", and sent to {observed.exports_to}" if observed.exports_to else ""
+    if observed.spans_file is not None:
+        also_to += f", and written to {observed.spans_file.path}"
     grid.add_row("Spans", f"shown here{also_to}")
     return Block(grid, indent=0)
+
+
+def _how_to_look(thread_id: str, path: Path) -> RenderableType:
+    """Return the command that shows the story; on one line, however long, to be copied."""
+    command = f"glasspoint trace {thread_id} --file {shlex.quote(str(path))}"
+    return Text.assemble(
+        "To see this conversation, turn by turn (--html PAGE for a browser):\n  ", (command, "bold")
+    )
 
 
 async def _keep_talking(console: Console, servers: Servers, observed: Observed, port: int) -> None:

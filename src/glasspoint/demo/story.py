@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from glasspoint import CachedPostgresSaver
 from glasspoint.demo import view
@@ -32,13 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["tell_story"]
 
 
-async def tell_story(console: Console, servers: Servers, observed: Observed, model: BaseChatModel) -> bool:
-    """Play the five turns and show each.
+async def tell_story(
+    console: Console, servers: Servers, observed: Observed, model: BaseChatModel, *, thread_id: str
+) -> bool:
+    """Play the five turns of one conversation and show each.
 
     Returns:
         Whether everything went as it should: the name remembered, and every L1 result the expected one.
     """
-    stage = _Stage(servers, observed, model)
+    stage = _Stage(servers, observed, model, thread_id)
     turns: list[Turn] = []
     try:
         for number, act in enumerate(ACTS, start=1):
@@ -58,11 +59,11 @@ async def tell_story(console: Console, servers: Servers, observed: Observed, mod
 class _Stage:
     """One conversation, and the servers that it is played on."""
 
-    def __init__(self, servers: Servers, observed: Observed, model: BaseChatModel) -> None:
+    def __init__(self, servers: Servers, observed: Observed, model: BaseChatModel, thread_id: str) -> None:
         self._servers = servers
         self._observed = observed
         self._model = model
-        self._thread_id = f"demo-{uuid4()}"
+        self._thread_id = thread_id
         self._turns = 0
         self._run_id_of_snapshot = ""
 

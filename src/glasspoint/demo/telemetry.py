@@ -12,16 +12,21 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry
 
 from glasspoint.demo.conversation import AGENT_NAME
 from glasspoint.demo.logs import EXPORT_LOGGERS, kept_warnings
+from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import ConversationTurn, Telemetry, conversation_turn, create_telemetry
 from glasspoint.telemetry.configure import configure_telemetry
+from glasspoint.telemetry.redacting import RedactingExporter
+from glasspoint.telemetry.thread_ids import choose
 
-__all__ = ["CounterWatch", "Moved", "Observed", "SpanCollector", "observe"]
+__all__ = ["CounterWatch", "Moved", "Observed", "SpanCollector", "SpanFile", "observe"]
 
 _KEPT_SPANS = 4096
 _EXPORT_SECONDS = 3.0
@@ -51,6 +56,28 @@ class SpanCollector(SpanProcessor):
         return sorted(spans, key=lambda span: span.start_time or 0)
 
 
+class SpanFile(BatchSpanProcessor):
+    """Writes spans to a file as OTLP JSON lines until it is shut down. What is there already stays."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises:
+        ConfigurationError: It cannot be written, or the exporter is not installed.
+        """
+        try:
+            from opentelemetry.exporter.otlp.json.file import FileSpanExporter
+        except ImportError:
+            raise ConfigurationError(
+                "Spans are to be written to a file, but the exporter is not installed. Install it with "
+                "pip install 'glasspoint[otlp-file]'."
+            ) from None
+        try:
+            exporter = FileSpanExporter(path)
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None
+        super().__init__(RedactingExporter(exporter, thread_ids=choose(None), capture_content=False))
+        self.path = path
+
+
 @dataclass(frozen=True)
 class Observed:
     """What the demo watches the saver with.
@@ -60,12 +87,14 @@ class Observed:
         registry: where its metrics are.
         spans: what ended lately.
         exports_to: the host that spans go to besides, if any.
+        spans_file: the file that they are written to besides, if any.
     """
 
     telemetry: Telemetry
     registry: CollectorRegistry
     spans: SpanCollector
     exports_to: str | None
+    spans_file: SpanFile | None = None
 
     def turn(self, thread_id: str) -> ConversationTurn:
         """Wrap one turn of a conversation."""
@@ -73,22 +102,25 @@ class Observed:
 
 
 @contextmanager
-def observe(*, lost: Callable[[str], None]) -> Iterator[Observed]:
+def observe(*, lost: Callable[[str], None], spans_file: Path | None = None) -> Iterator[Observed]:
     """Set up tracing and metrics for the demo; at the end, send what is still to be sent.
 
     Args:
         lost: Told why, if spans could not be sent.
+        spans_file: Where to write them besides.
 
     Raises:
-        ConfigurationError: an OTLP endpoint is set, but the extra `otlp` is not installed.
+        ConfigurationError: an OTLP endpoint is set, but the extra `otlp` is not installed; or the file
+            cannot be written.
     """
+    written = SpanFile(spans_file) if spans_file is not None else None
     spans, registry = SpanCollector(), CollectorRegistry()
     with kept_warnings(capacity=1, of=EXPORT_LOGGERS) as export_warnings:
         try:
             # Not the process's own provider: what the demo's spectators see is the demo's alone.
             with configure_telemetry(
                 service_name=AGENT_NAME,
-                span_processors=[spans],
+                span_processors=[spans] if written is None else [spans, written],
                 set_global=False,
                 flush_seconds=_EXPORT_SECONDS,
             ) as configured:
@@ -97,6 +129,7 @@ def observe(*, lost: Callable[[str], None]) -> Iterator[Observed]:
                     registry=registry,
                     spans=spans,
                     exports_to=configured.exports_to,
+                    spans_file=written,
                 )
         finally:
             if export_warnings:

@@ -10,17 +10,20 @@ from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING
 
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.padding import Padding
-from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
+
+from glasspoint.terminal import Block, milliseconds, styled_result
+from glasspoint.trace.conversation import forest
+from glasspoint.trace.spans import Span
+from glasspoint.trace.tree import SpanTree, merged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -28,15 +31,9 @@ if TYPE_CHECKING:
     from glasspoint.demo.acts import Turn
     from glasspoint.demo.telemetry import Moved
 
-    Children = Mapping[int | None, list[ReadableSpan]]
-
-__all__ = ["WIDTH", "Block", "heading", "milliseconds", "show_turn", "styled_result", "summary", "trace_tree"]
-
-WIDTH = 80
-"""Nothing gets wider: on a wide terminal the eye would lose the line from a name to its duration."""
+__all__ = ["heading", "show_turn", "summary"]
 
 _SIDE_BY_SIDE_WIDTH = 70
-_RESULT_STYLES = {"hit": "green", "miss": "yellow", "unavailable": "red"}
 _TIERS = {"l1": "L1 Redis", "l2": "L2 PostgreSQL"}
 
 
@@ -63,7 +60,7 @@ def show_turn(turn: Turn) -> RenderableType:
     parts = [
         dialogue,
         _tier_times(turn.spans),
-        trace_tree(turn.spans),
+        _trace_tree(turn.spans),
         _Counters(turn.moved),
         _facts_grid(said),
     ]
@@ -95,73 +92,27 @@ def summary(turns: Sequence[Turn]) -> RenderableType:
     return Group(Block(table, indent=0, lines_after=0), Block(verdict, indent=0))
 
 
-def styled_result(result: str) -> Text:
-    """Return an L1 result as a coloured word."""
-    return Text(result, _RESULT_STYLES.get(result, ""))
-
-
-def milliseconds(nanoseconds: float) -> str:
-    """Return a duration as text, with three significant digits.
-
-    Example:
-        >>> milliseconds(1_234_000), milliseconds(42_000_000)
-        ('1.23 ms', '42.0 ms')
-    """
-    value = nanoseconds / 1e6
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{digits}f} ms"
-
-
-def trace_tree(spans: Sequence[ReadableSpan]) -> RenderableType:
+def _trace_tree(spans: Sequence[ReadableSpan]) -> RenderableType:
     """Return a trace as a tree. Siblings of the same name and result share one line, with their count."""
-    known = {span.context.span_id for span in spans if span.context}
-    children: dict[int | None, list[ReadableSpan]] = {}
-    for span in spans:
-        parent = span.parent.span_id if span.parent and span.parent.span_id in known else None
-        children.setdefault(parent, []).append(span)
-    roots = children.get(None, [])
-    if not roots:
-        return Text("no spans", "red")
-    tree = Tree(_span_line(roots[:1]), guide_style="dim")
-    _grow(tree, roots, children)
-    return tree
+    roots = forest(_as_read(span) for span in spans)
+    return SpanTree(merged(roots)[:1]) if roots else Text("no spans", "red")
 
 
-def _grow(node: Tree, parents: Sequence[ReadableSpan], children: Children) -> None:
-    groups: dict[tuple[str, ...], list[ReadableSpan]] = {}
-    for parent in parents:
-        for child in children.get(parent.context.span_id if parent.context else None, []):
-            groups.setdefault((child.name, *_facts(child)), []).append(child)
-    for group in groups.values():
-        _grow(node.add(_span_line(group)), group, children)
-
-
-def _span_line(group: Sequence[ReadableSpan]) -> RenderableType:
-    line = Text(group[0].name)
-    if len(group) > 1:
-        line.append(f" ×{len(group)}", "bold")
-    for fact in _facts(group[0]):
-        line.append("  ").append_text(styled_result(fact))
-    kind = "median " if len(group) > 1 else ""
-    grid = Table.grid(expand=True, padding=(0, 1))
-    grid.add_column(ratio=1)
-    grid.add_column(justify="right", no_wrap=True)
-    grid.add_row(line, Text(f"{kind}{milliseconds(_duration(group))}", "dim"))
-    return grid
-
-
-def _facts(span: ReadableSpan) -> tuple[str, ...]:
-    """Return what a reader wants to know of a span beside its name: L1's word, who answered, what failed."""
-    attributes = span.attributes or {}
-    facts = []
-    if span.name == "checkpoint.get_tuple":
-        facts.append(str(attributes.get("glasspoint.l1.result", "?")))
-        facts.append(f"from {str(attributes.get('glasspoint.served_by', '?')).upper()}")
-        if namespace := attributes.get("langgraph.checkpoint.ns"):
-            facts.append(f"({namespace})")
-    if span.status.status_code is StatusCode.ERROR:
-        facts.append(f"failed: {str(attributes.get('error.type', '')).rpartition('.')[2]}")
-    return tuple(facts)
+def _as_read(span: ReadableSpan) -> Span:
+    """Return a span of the SDK's as `glasspoint trace` would read it."""
+    start = span.start_time or 0
+    return Span(
+        trace_id=format_trace_id(span.context.trace_id) if span.context else "",
+        span_id=format_span_id(span.context.span_id) if span.context else "",
+        parent_id=format_span_id(span.parent.span_id) if span.parent else "",
+        name=span.name,
+        start=start,
+        end=span.end_time or start,
+        attributes=dict(span.attributes or {}),  # type: ignore[arg-type]
+        resource={},
+        scope="glasspoint",
+        failed=span.status.status_code is StatusCode.ERROR,
+    )
 
 
 def _tier_times(spans: Iterable[ReadableSpan]) -> RenderableType:
@@ -230,27 +181,3 @@ def _facts_grid(rows: Iterable[tuple[Text, Text]]) -> Table:
     for label, text in rows:
         grid.add_row(label, text)
     return grid
-
-
-class Block:
-    """Something indented, with an empty line after it, and no spaces at the end of its lines.
-
-    (Rich fills lines up with spaces, which then stand in every file that the output is piped into.)
-    """
-
-    def __init__(self, content: RenderableType, *, indent: int = 3, lines_after: int = 1) -> None:
-        self._content = content
-        self._lines_after = lines_after
-        self._indent = indent
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(options.max_width, WIDTH) - self._indent
-        for line in console.render_lines(self._content, options.update_width(width), pad=False):
-            while line and not line[-1].text.strip():
-                line.pop()
-            if line:
-                yield Segment(" " * self._indent)
-                yield from line[:-1]
-                yield Segment(line[-1].text.rstrip(), line[-1].style)
-            yield Segment.line()
-        yield from [Segment.line()] * self._lines_after

@@ -1,0 +1,80 @@
+"""What everything that Glasspoint prints has in common: its width, durations, text that others wrote.
+
+What colour says is always said in words too, for pipes and for `NO_COLOR`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING
+
+from rich.segment import Segment
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+
+__all__ = ["WIDTH", "Block", "milliseconds", "plain", "styled_result"]
+
+WIDTH = 80
+"""Nothing gets wider: on a wide terminal the eye would lose the line from a name to its duration."""
+
+_RESULT_STYLES = {"hit": "green", "miss": "yellow", "unavailable": "red"}
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def milliseconds(nanoseconds: float) -> str:
+    """Return a duration as text, with three significant digits.
+
+    Example:
+        >>> milliseconds(1_234_000), milliseconds(42_000_000)
+        ('1.23 ms', '42.0 ms')
+    """
+    value = nanoseconds / 1e6
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f} ms"
+
+
+def styled_result(result: str) -> Text:
+    """Return an L1 result as a coloured word."""
+    return Text(result, _RESULT_STYLES.get(result, ""))
+
+
+def plain(text: str) -> str:
+    r"""Return text that somebody else wrote, fit for a terminal: what would move the cursor, change colours
+    or turn the line round is shown as an escape sequence.
+
+    Example:
+        >>> print(plain("a\x1b[2Jb"))
+        a\x1b[2Jb
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        each.encode("unicode_escape").decode() if unicodedata.category(each) in _UNSEEN else each
+        for each in text
+    )
+
+
+class Block:
+    """Something indented, with an empty line after it, and no spaces at the end of its lines.
+
+    (Rich fills lines up with spaces, which then stand in every file that the output is piped into.)
+    """
+
+    def __init__(self, content: RenderableType, *, indent: int = 3, lines_after: int = 1) -> None:
+        self._content = content
+        self._lines_after = lines_after
+        self._indent = indent
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(options.max_width, WIDTH) - self._indent
+        for line in console.render_lines(self._content, options.update_width(width), pad=False):
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                yield Segment(" " * self._indent)
+                yield from line[:-1]
+                yield Segment(line[-1].text.rstrip(), line[-1].style)
+            yield Segment.line()
+        yield from [Segment.line()] * self._lines_after

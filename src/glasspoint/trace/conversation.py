@@ -1,0 +1,308 @@
+"""A conversation, made of spans: its turns, how each goes on from another, and where its reads came from.
+
+A turn is what stands under an `invoke_agent` span of the conversation (`conversation_turn` makes one). What
+an application does outside of turns, or without telling of them, is shown trace by trace. Spans are not to
+be trusted: parents may be missing, or each other's; clocks of two pods differ; one trace may hold the work of
+several conversations, of which only this one's is shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from glasspoint.trace.spans import Span, by_start, conversation_of, step_tier, work_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+
+__all__ = [
+    "Conversation",
+    "Node",
+    "Origin",
+    "Reads",
+    "Turn",
+    "conversation_from",
+    "forest",
+    "tier_durations",
+    "walk",
+]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A span and what stands under it; or several alike that share a line (see `terminal.merged`)."""
+
+    spans: list[Span]
+    children: list[Node] = field(default_factory=list)
+
+    @property
+    def span(self) -> Span:
+        """The span; of several, the first."""
+        return self.spans[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a turn goes on from: another turn, or a trace that is not in the data."""
+
+    trace_id: str
+    turn: Turn | None
+    checkpoint_id: str
+
+
+@dataclass(slots=True)
+class Reads:
+    """Calls of `get_tuple`, by who answered (`l1`, `l2`, `redis`, `memory`) and by what L1 said."""
+
+    by_server: dict[str, int] = field(default_factory=dict)
+    by_result: dict[str, int] = field(default_factory=dict)
+
+    def count(self, span: Span) -> None:
+        """Count one."""
+        server = span.text("glasspoint.served_by") or "nobody"
+        self.by_server[server] = self.by_server.get(server, 0) + 1
+        if result := span.text("glasspoint.l1.result"):
+            self.by_result[result] = self.by_result.get(result, 0) + 1
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        return sum(self.by_server.values())
+
+
+@dataclass(eq=False)
+class Turn:
+    """One turn; or, if `number` is `None`, a trace that belongs to no turn.
+
+    Attributes:
+        roots: What stands at the top; of a turn it is one span.
+        origins: What it is linked to; more than one only outside of turns.
+        is_fork: It goes on from another turn than the one before it.
+    """
+
+    roots: list[Node]
+    is_turn: bool
+    number: int | None = None
+    origins: list[Origin] = field(default_factory=list)
+    is_fork: bool = False
+
+    def __post_init__(self) -> None:
+        self.spans = [span for node, _ in walk(self.roots) for span in node.spans]
+        self.trace_id = self.spans[0].trace_id
+        # A span may begin before the one around it, or end after it: clocks differ, and work goes on.
+        self.start = min(span.start for span in self.spans)
+        self.end = max(span.end for span in self.spans)
+        self.calls = [span for span in self.spans if span.is_call]
+        self.reads = Reads()
+        for span in self.calls:
+            if span.name == "checkpoint.get_tuple":
+                self.reads.count(span)
+
+    @property
+    def duration(self) -> int:
+        """How long the turn's own span took; of a trace, from its first to its last nanosecond."""
+        return self.roots[0].span.duration if self.is_turn else self.end - self.start
+
+    @property
+    def saver_duration(self) -> int:
+        """For how long at least one call of the checkpointer was under way: they overlap each other."""
+        first = self.roots[0].span if self.is_turn else None
+        start, end = (first.start, first.end) if first else (self.start, self.end)
+        total, until = 0, start
+        for call in sorted(self.calls, key=by_start):
+            total += max(0, min(call.end, end) - max(call.start, until))
+            until = max(until, min(call.end, end))
+        return total
+
+    @property
+    def agent(self) -> str:
+        """Who answered, as far as it is known."""
+        return self.roots[0].span.text("gen_ai.agent.name") if self.is_turn else ""
+
+    @property
+    def service(self) -> str:
+        """Which service and which of its processes it was recorded by."""
+        resource = self.roots[0].span.resource
+        names = (resource.get("service.name"), resource.get("k8s.pod.name") or resource.get("host.name"))
+        return "@".join(str(name) for name in names if name)
+
+    @property
+    def failed(self) -> list[Span]:
+        """The spans that failed."""
+        return [span for span in self.spans if span.failed]
+
+
+@dataclass(eq=False)
+class Conversation:
+    """What is known of a conversation.
+
+    Attributes:
+        thread_id: As it was asked for.
+        shown_as: As it stands on the spans: plain, or hashed.
+        turns: By their start; those without a number are traces outside of turns.
+        remarks: What a reader should know about the data.
+    """
+
+    thread_id: str
+    shown_as: str
+    turns: Sequence[Turn]
+    remarks: Sequence[str] = ()
+
+    @property
+    def numbered(self) -> list[Turn]:
+        """The turns proper."""
+        return [turn for turn in self.turns if turn.is_turn]
+
+    def last(self, count: int) -> Sequence[Turn]:
+        """Return so many turns, the newest, and what is outside of turns since the first of them; where there
+        are no turns, so many traces."""
+        if not self.numbered:
+            return self.turns[-count:]
+        return self.turns[self.turns.index(self.numbered[-count:][0]) :]
+
+    @property
+    def reads(self) -> Reads:
+        """All reads."""
+        found = Reads()
+        for turn in self.turns:
+            for span in turn.calls:
+                if span.name == "checkpoint.get_tuple":
+                    found.count(span)
+        return found
+
+
+def conversation_from(
+    spans: Iterable[Span], wanted: Collection[str], *, thread_id: str, remarks: Sequence[str] = ()
+) -> Conversation:
+    """Make turns of spans.
+
+    Args:
+        spans: All of every trace in which the conversation is named.
+        wanted: How it may be named: its id, plain and hashed.
+        thread_id: Its id.
+    """
+    by_trace: dict[str, list[Span]] = {}
+    names: set[str] = set()
+    for span in spans:
+        by_trace.setdefault(span.trace_id, []).append(span)
+        if (name := conversation_of(span)) in wanted:
+            names.add(name)
+    turns = sorted(
+        (turn for found in by_trace.values() for turn in _turns_of(found, wanted)),
+        key=lambda turn: turn.start,
+    )
+    _number(turns)
+    _connect(turns)
+    shown_as = thread_id if thread_id in names or not names else next(iter(sorted(names)))
+    return Conversation(thread_id, shown_as, turns, remarks)
+
+
+def forest(spans: Iterable[Span]) -> list[Node]:
+    """Return the spans of a trace as trees, by start. Those whose parent is missing, or that are each
+    other's parents, stand at the top. What was sent twice is there once."""
+    nodes = {span.span_id: Node([span]) for span in sorted(spans, key=by_start)}
+    roots = []
+    for node in nodes.values():
+        parent = nodes.get(node.span.parent_id)
+        if parent is None:
+            roots.append(node)
+        else:
+            parent.children.append(node)
+    reached = {id(node) for node, _ in walk(roots)}
+    for node in nodes.values():
+        if id(node) not in reached:  # in a circle: it is opened here
+            nodes[node.span.parent_id].children.remove(node)
+            roots.append(node)
+            reached |= {id(each) for each, _ in walk([node])}
+    return roots
+
+
+def walk(roots: Iterable[Node]) -> Iterator[tuple[Node, int]]:
+    """Give every node and its depth, a parent before its children. However deep: without recursion."""
+    waiting = [(node, 0) for node in roots][::-1]
+    while waiting:
+        node, depth = waiting.pop()
+        yield node, depth
+        waiting += [(child, depth + 1) for child in reversed(node.children)]
+
+
+def tier_durations(call: Node) -> dict[str, int]:
+    """Return how long each tier (`l1`, `l2`, `redis`) was asked under a call, and how long it waited for a
+    connection (`wait`), in nanoseconds."""
+    found: dict[str, int] = {}
+    for node, _ in walk(call.children):
+        tier = "wait" if work_of(node.span) == "wait" else step_tier(node.span)
+        if tier:
+            found[tier] = found.get(tier, 0) + sum(span.duration for span in node.spans)
+    return found
+
+
+def _turns_of(spans: Sequence[Span], wanted: Collection[str]) -> Iterator[Turn]:
+    """Take a trace apart: its turns, and what is outside of them."""
+    outside: list[Span] = []
+    waiting = [(root, False) for root in reversed(forest(spans))]
+    others_named = False
+    while waiting:
+        node, is_others = waiting.pop()
+        name = conversation_of(node.span)
+        if name:
+            is_others = name not in wanted
+            others_named |= is_others
+        if name and not is_others and work_of(node.span) == "turn":
+            yield Turn([node], is_turn=True)
+            continue
+        if not is_others:
+            outside.append(node.span)
+        waiting += [(child, is_others) for child in reversed(node.children)]
+    if others_named:
+        outside = _of_this_one(outside, wanted)
+    # What is only around the turns, the request of a web server, is no trace of its own.
+    if any(conversation_of(span) in wanted for span in outside):
+        yield Turn(forest(outside), is_turn=False)
+
+
+def _of_this_one(spans: Sequence[Span], wanted: Collection[str]) -> list[Span]:
+    """In a trace of several conversations, keep what names this one, what is under it, and what is around."""
+    by_id = {span.span_id: span for span in spans}
+    kept: dict[str, Span] = {}
+    for node, _ in walk(forest(spans)):
+        span = node.span
+        if conversation_of(span) in wanted or span.parent_id in kept:
+            kept[span.span_id] = span
+    for span in list(kept.values()):
+        while (parent := by_id.get(span.parent_id)) is not None and parent.span_id not in kept:
+            kept[parent.span_id] = span = parent
+    return list(kept.values())
+
+
+def _number(turns: Iterable[Turn]) -> None:
+    """Number the turns: as the application does, if it does for all and each differently; else by start."""
+    numbered = [turn for turn in turns if turn.is_turn]
+    told = [turn.roots[0].span.attributes.get("glasspoint.turn") for turn in numbered]
+    is_told = len(set(map(str, told))) == len(told) and all(type(each) is int for each in told)
+    for position, (turn, number) in enumerate(zip(numbered, told, strict=True), start=1):
+        turn.number = number if is_told and isinstance(number, int) else position
+
+
+def _connect(turns: Sequence[Turn]) -> None:
+    """Find out what each turn goes on from."""
+    by_span = {(turn.trace_id, span.span_id): turn for turn in turns for span in turn.spans}
+    by_trace = {turn.trace_id: turn for turn in reversed(turns)}
+    before: Turn | None = None
+    for turn in turns:
+        linked = [turn.roots[0].span] if turn.is_turn else turn.spans
+        seen = set()
+        for link in (link for span in linked for link in span.links):
+            told = link.attributes.get("glasspoint.link")
+            if told not in (None, "previous_turn") or link.trace_id in seen:
+                continue
+            seen.add(link.trace_id)
+            target = by_span.get((link.trace_id, link.span_id)) or by_trace.get(link.trace_id)
+            if target is not turn:
+                checkpoint_id = str(link.attributes.get("langgraph.checkpoint.id", ""))
+                turn.origins.append(Origin(link.trace_id, target, checkpoint_id))
+        if turn.is_turn:
+            found = [each.turn for each in turn.origins if each.turn is not None and each.turn.is_turn]
+            turn.is_fork = bool(found) and before not in found
+            before = turn
