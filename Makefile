@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types docs explore chaos bench-latency bench-prune bench-outage bench-scrape clean
+.PHONY: help demo test lint types docs explore chaos bench-latency bench-prune bench-outage bench-telemetry bench-scrape clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -23,6 +23,7 @@ help:
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
+	@echo 'make bench-telemetry  what metrics and traces cost a hit and a put'
 	@echo 'make bench-scrape   what a scrape takes while PostgreSQL is up, frozen and down'
 	@echo 'make clean          remove .venv, caches and build products'
 	@echo 'Arguments go through ARGS, e.g.  ARGS="--once" make demo'
@@ -58,6 +59,9 @@ bench-outage: $(VENV)/.installed-demo
 
 bench-prune: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/prune.py $(ARGS)
+
+bench-telemetry: $(VENV)/.installed-dev
+	@exec $(BIN)/python benchmarks/telemetry.py $(ARGS)
 
 bench-scrape: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/scrape.py $(ARGS)

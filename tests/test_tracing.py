@@ -636,6 +636,30 @@ async def test_a_line_names_the_trace_that_it_belongs_to(
         assert "trace_id" not in line.getMessage()
 
 
+class _AllButOurs(Sampler):
+    def should_sample(
+        self, parent_context: Any, trace_id: int, name: str, *args: Any, **kw: Any
+    ) -> SamplingResult:
+        return SamplingResult(Decision.DROP if name.startswith("checkpoint.") else Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "all but ours"
+
+
+async def test_below_a_call_that_is_not_sampled_an_instrumentation_begins_no_trace(
+    database: str, redis_url: str
+) -> None:
+    recorder, thread = Recorder(ParentBased(_AllButOurs())), Thread("a")
+    async with open_saver(database, redis_url, telemetry=recorder.telemetry) as saver:
+        RedisInstrumentor.instrument_client(saver.vitals.redis, tracer_provider=recorder.provider)
+        await thread.put(saver)
+        await thread.turn(saver)
+        assert recorder.spans == ()
+        await saver.vitals.redis.ping()
+        assert len(recorder.spans) == 1, "it is on"
+        assert not trace.get_current_span().get_span_context().is_valid
+
+
 # ------------------------------------------------------------------ nothing of a conversation, no password
 
 
