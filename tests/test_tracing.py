@@ -484,6 +484,21 @@ async def test_an_unsampled_trace_records_nothing_and_asks_for_no_children(
     )
 
 
+@pytest.mark.parametrize("is_remote", [False, True])
+async def test_below_a_span_that_is_not_sampled_the_sdk_is_asked_only_if_another_process_decided(
+    is_remote: bool, database: str, redis_url: str
+) -> None:
+    """Of a remote parent the sampler may think otherwise; of one in this process it has decided."""
+    recorder, thread = Recorder(ALWAYS_ON), Thread("a")
+    around = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote, trace.TraceFlags(0)))
+    async with open_saver(database, redis_url, telemetry=recorder.telemetry) as saver:
+        await thread.put(saver)
+        recorder.clear()
+        with trace.use_span(around):
+            await thread.turn(saver)
+    assert recorder.forest() == ([HIT] if is_remote else [])
+
+
 async def test_what_is_recorded_but_not_sampled_is_no_exemplar(database: str, redis_url: str) -> None:
     recorder = Recorder(StaticSampler(Decision.RECORD_ONLY))
     async with open_saver(database, redis_url, telemetry=recorder.telemetry) as saver:

@@ -60,6 +60,27 @@ _TIER_CHANGES = (
     ("redis", "cached", "recovered"),
 )
 
+_HOT = ("get_tuple", "put", "put_writes")
+_ERRORS = tuple((operation, "error") for operation in _HOT)
+_WRITES = tuple(
+    (operation, l1)
+    for operation in ("put", "put_writes")
+    for l1 in ("applied", "discarded", "early", "skipped", "journalled", "error")
+)
+_RETRIES = tuple(
+    (operation, reason)
+    for operation in _HOT
+    for reason in (
+        "connection_lost",
+        "server_restart",
+        "read_only",
+        "too_many_connections",
+        "deadlock",
+        "serialization",
+        "lock_timeout",
+    )
+)
+
 _Metric = TypeVar("_Metric", bound="MetricWrapperBase")
 
 
@@ -268,20 +289,22 @@ class Metrics(Observer):
         self._traceparents = _Children(families.traceparents_ignored, saver_name)
         self._pool_wait = families.pool_wait.labels(saver_name)
         self._pool_timeouts = families.pool_timeouts.labels(saver_name)
-        for result in ("hit", "miss", "busy", "historical", "incomplete", "unavailable"):
-            self._reads[result]  # there from the start, so that a ratio never lacks a part
-        for result in ("stored", "refused", "error"):
-            self._warm_ups[result]
-        for reason in ("malformed", "too_long"):
-            self._traceparents[reason]
-        for state in ("open", "half_open", "closed"):
-            self._breaker[state]
-        for verdict in ("consistent", "stale", "raced"):
-            self._audits[verdict]
-        for change in _TIER_CHANGES:
-            self._fallbacks[change]  # there from the start, so that the first one is seen as an increase
-        for tier in ("redis", "memory"):
-            self._drained[tier]
+        for children, known in (
+            (self._operations, _ERRORS),
+            (self._reads, ("hit", "miss", "busy", "historical", "incomplete", "unavailable")),
+            (self._warm_ups, ("stored", "refused", "error")),
+            (self._writes, _WRITES),
+            (self._invalidations, ("delete", "prune", "copy", "journal", "audit", "tampered")),
+            (self._breaker, ("open", "half_open", "closed")),
+            (self._audits, ("consistent", "stale", "raced")),
+            (self._fallbacks, _TIER_CHANGES),
+            (self._drained, ("redis", "memory")),
+            (self._retries, _RETRIES),
+            (self._traceparents, ("malformed", "too_long")),
+        ):
+            for labels in known:
+                # There from the start: a ratio lacks no part, and the first one is seen as an increase.
+                children[labels]
 
     def operation_ended(self, operation: Operation) -> None:
         """Take note of a call; see `count`."""

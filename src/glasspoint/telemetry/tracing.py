@@ -82,6 +82,8 @@ class Tracing(Observer):
 
     def operation_started(self, operation: Operation) -> None:
         """Start the call's span and make it the current one."""
+        if _is_left_out(trace.get_current_span()):
+            return
         span = self._tracer.start_span(
             f"checkpoint.{operation.name}", attributes=self._scope_attributes(operation.scope)
         )
@@ -211,6 +213,18 @@ class Tracing(Observer):
         if thread_id is not None:
             attributes["gen_ai.conversation.id"] = thread_id
         return attributes
+
+
+def _is_left_out(around: trace.Span) -> bool:
+    """Whether a call in this span need not ask for one of its own: what stands around it in this process (a
+    turn, a request) was not sampled, so neither is the call, and the SDK would take long to say the same."""
+    context_ = around.get_span_context()
+    return (
+        context_.is_valid
+        and not context_.trace_flags.sampled
+        and not context_.is_remote
+        and not around.is_recording()
+    )
 
 
 def _address(host: str | None, port: int | None) -> dict[str, Any]:
