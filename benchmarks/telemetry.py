@@ -9,7 +9,7 @@ servers:
 - metrics: what a saver does by itself, `create_telemetry()` in a process without an OpenTelemetry SDK.
 - 1 % sampled: the same with an SDK, `ParentBased(TraceIdRatioBased(0.01))`, a `BatchSpanProcessor` and an
   OTLP exporter (HTTP) to a receiver in another process.
-- 1 % sampled, in turns: the same, and the calls stand in turns, as an application's do (or in requests), of
+- 1 % of turns: the same, and the calls stand in turns, as an application's do (or in requests), of
   which one in a hundred is sampled. A turn's own span, one for 16 calls, is not in the figures.
 - all sampled: every call recorded.
 - configured: `configure_telemetry()`, everything sampled, with the instrumentations that are installed, of
@@ -71,7 +71,7 @@ CONVERSATIONS: Final = 16
 OPERATIONS: Final = ("hit", "put")
 ROUND_TRIPS: Final = {"hit": 1, "put": 2}
 """To Redis, a call."""
-IN_TURNS: Final = "1 % sampled, in turns"
+IN_TURNS: Final = "1 % of turns"
 TURN_CALLS: Final = 16
 BUDGETS: Final = {"metrics": 3, IN_TURNS: 6, "1 % sampled": 6, "all sampled": 25}
 """Per cent of a hit."""
@@ -223,7 +223,7 @@ class Bench:
                 taken[name].append(measured)
             for each in self.configurations:
                 # One trace in a hundred makes no batch: these are sent together, at the end.
-                if not each.name.startswith("1 % sampled") or number == plan.rounds - 1:
+                if not each.name.startswith("1 %") or number == plan.rounds - 1:
                     sending[each.name] += each.send()
         gc.unfreeze()
         self.spans[operation] = take_count(self._receiver_url)

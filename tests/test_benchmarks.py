@@ -26,7 +26,7 @@ def test_what_telemetry_costs_is_measured_for_every_configuration(tmp_path: Path
     assert_fits(done.stdout, columns=80)
     document = json.loads(file.read_text())
     measured = {(each["operation"], each["telemetry"]): each for each in document["figures"]}
-    configurations = ("off", "metrics", "1 % sampled", "1 % sampled, in turns", "all sampled", "configured")
+    configurations = ("off", "metrics", "1 % sampled", "1 % of turns", "all sampled", "configured")
     assert list(measured) == [(operation, name) for operation in ("hit", "put") for name in configurations]
     for (operation, name), figure in measured.items():
         assert figure["call_ms"]["median"] > 0

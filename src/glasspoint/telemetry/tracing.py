@@ -82,7 +82,10 @@ class Tracing(Observer):
 
     def operation_started(self, operation: Operation) -> None:
         """Start the call's span and make it the current one."""
-        if _is_left_out(trace.get_current_span()):
+        self._has_sdk = self.tracer_provider is not None or not isinstance(
+            trace.get_tracer_provider(), trace.ProxyTracerProvider
+        )
+        if not self._has_sdk or _is_left_out(trace.get_current_span()):
             return
         span = self._tracer.start_span(
             f"checkpoint.{operation.name}", attributes=self._scope_attributes(operation.scope)
