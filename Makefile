@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types docs dashboards explore chaos bench-latency bench-prune bench-outage bench-scrape clean
+.PHONY: help demo test lint types docs dashboards observe pictures explore chaos bench-latency bench-prune bench-outage \
+	bench-scrape bench-telemetry clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -21,9 +22,12 @@ help:
 	@echo 'make types          mypy --strict on src and what builds the dashboards'
 	@echo 'make docs           the generated tables of docs/telemetry.md'
 	@echo 'make dashboards     dashboards/grafana/*.json, from dashboards/boards'
+	@echo 'make observe        what stands behind the dashboards, without Docker, until Ctrl-C'
+	@echo 'make pictures       what the dashboards look like, docs/pictures/*.png: about four minutes'
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
+	@echo 'make bench-telemetry  what metrics and traces cost a hit and a put'
 	@echo 'make bench-scrape   what a scrape takes while PostgreSQL is up, frozen and down'
 	@echo 'make clean          remove .venv, caches and build products'
 	@echo 'Arguments go through ARGS, e.g.  ARGS="--once" make demo'
@@ -54,6 +58,13 @@ docs: $(VENV)/.installed-dev
 dashboards: $(VENV)/.installed-dev
 	$(BIN)/python -m dashboards.build
 
+observe: $(VENV)/.installed-dev
+	@exec $(BIN)/python -m dashboards.observe $(ARGS)
+
+pictures: $(VENV)/.installed-dev
+	@$(INSTALL) '.[demo,dashboards]'
+	@exec $(BIN)/python -m dashboards.pictures $(ARGS)
+
 bench-latency: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/latency.py $(ARGS)
 
@@ -62,6 +73,9 @@ bench-outage: $(VENV)/.installed-demo
 
 bench-prune: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/prune.py $(ARGS)
+
+bench-telemetry: $(VENV)/.installed-dev
+	@exec $(BIN)/python benchmarks/telemetry.py $(ARGS)
 
 bench-scrape: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/scrape.py $(ARGS)

@@ -248,7 +248,7 @@ class Bench:
                 "upstream, pool": AsyncPostgresSaver(pool),
                 "upstream, one": single,
             }
-            self.facts = await _facts(pool, self.redis)
+            self.facts = await facts_of(pool, self.redis)
             try:
                 yield self
             finally:
@@ -359,7 +359,7 @@ def _median_and_iqr(values: list[float]) -> tuple[float, float]:
     return middle, high - low
 
 
-async def _facts(pool: AsyncConnectionPool[Any], redis: Redis) -> dict[str, str]:
+async def facts_of(pool: AsyncConnectionPool[Any], redis: Redis) -> dict[str, str]:
     async with pool.connection() as conn:
         settings = await conn.execute(
             "SELECT current_setting('server_version') AS version, current_setting('fsync') AS fsync, "

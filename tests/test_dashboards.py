@@ -23,6 +23,7 @@ from dashboards.boards.common import CARRIED, UIDS
 from dashboards.boards.promql import METRIC_LABELS, metric
 from dashboards.objectives import OBJECTIVES
 from dashboards.queries import FOLDER, boards, expressions, panels, variables_of
+from dashboards.rules import RECORDING, rules
 from glasspoint.telemetry.catalogue import METRICS, SPANS
 from glasspoint.telemetry.metrics import BUCKETS_SECONDS
 from span_contract import group_of
@@ -316,12 +317,8 @@ def test_a_variable_that_is_not_defined_is_an_error(tmp_path: Path) -> None:
 
 
 def parts_of(name: str) -> set[str]:
-    # Not in the catalogue yet: storage_bytes, storage_rows, which are gauges.
-    kind = METRICS[name].kind if name in METRICS else "gauge"
-    return {
-        f"glasspoint_{name}{part}"
-        for part in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))
-    }
+    parts = ("_bucket", "_sum", "_count") if METRICS[name].kind == "histogram" else ("",)
+    return {f"glasspoint_{name}{part}" for part in parts}
 
 
 KNOWN = {part: name for name in METRIC_LABELS for part in parts_of(name)}
@@ -426,3 +423,16 @@ def test_all_means_everything() -> None:
             for each in board["templating"]["list"]
             if each["type"] == "query"
         )
+
+
+def test_the_alerts_know_the_same_objectives() -> None:
+    allowed = {
+        rule.labels["slo"]: float(rule.expr.removeprefix("vector(").removesuffix(")"))
+        for rule in rules(RECORDING)
+        if rule.name == "slo:glasspoint_error_budget:ratio"
+    }
+    assert allowed == pytest.approx({each.slo: 1 - each.target for each in OBJECTIVES})
+    for each in OBJECTIVES:
+        if each.within_seconds is not None:
+            texts = [rule.expr for rule in rules(RECORDING) if rule.labels.get("slo") == each.slo]
+            assert any(f'le="{each.within_seconds:g}"' in text for text in texts), each.slo

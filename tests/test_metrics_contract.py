@@ -188,3 +188,21 @@ def test_two_savers_share_one_registry_and_a_name_adds_up(database: str) -> None
     for name, value in (("one", 1.0), ("two", 2.0)):
         labels = {"saver": name, "result": "hit"}
         assert registry.get_sample_value("glasspoint_l1_reads_total", labels) == value
+
+
+def test_what_is_rare_is_there_before_it_happens() -> None:
+    """A counter that appears with its first event has, to Prometheus, never increased."""
+    registry = CollectorRegistry()
+    create_telemetry(registry=registry)
+    there = {(sample.name, *sample.labels.values()) for each in registry.collect() for sample in each.samples}
+    for rare in (
+        ("operation_duration_seconds_count", "get_tuple", "error"),
+        ("operation_duration_seconds_count", "put", "error"),
+        ("write_through_total", "put", "journalled"),
+        ("l1_audits_total", "stale"),
+        ("l1_invalidations_total", "tampered"),
+        ("l2_retries_total", "put_writes", "connection_lost"),
+        ("fallback_events_total", "cached", "redis", "postgres_unavailable"),
+        ("pool_timeouts_total",),
+    ):
+        assert (f"glasspoint_{rare[0]}", "default", *rare[1:]) in there, rare

@@ -484,6 +484,21 @@ async def test_an_unsampled_trace_records_nothing_and_asks_for_no_children(
     )
 
 
+@pytest.mark.parametrize("is_remote", [False, True])
+async def test_below_a_span_that_is_not_sampled_the_sdk_is_asked_only_if_another_process_decided(
+    is_remote: bool, database: str, redis_url: str
+) -> None:
+    """Of a remote parent the sampler may think otherwise; of one in this process it has decided."""
+    recorder, thread = Recorder(ALWAYS_ON), Thread("a")
+    around = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote, trace.TraceFlags(0)))
+    async with open_saver(database, redis_url, telemetry=recorder.telemetry) as saver:
+        await thread.put(saver)
+        recorder.clear()
+        with trace.use_span(around):
+            await thread.turn(saver)
+    assert recorder.forest() == ([HIT] if is_remote else [])
+
+
 async def test_what_is_recorded_but_not_sampled_is_no_exemplar(database: str, redis_url: str) -> None:
     recorder = Recorder(StaticSampler(Decision.RECORD_ONLY))
     async with open_saver(database, redis_url, telemetry=recorder.telemetry) as saver:
@@ -634,6 +649,30 @@ async def test_a_line_names_the_trace_that_it_belongs_to(
         assert vars(line)["trace_id"] == f"{context.trace_id:032x}"
     else:
         assert "trace_id" not in line.getMessage()
+
+
+class _AllButOurs(Sampler):
+    def should_sample(
+        self, parent_context: Any, trace_id: int, name: str, *args: Any, **kw: Any
+    ) -> SamplingResult:
+        return SamplingResult(Decision.DROP if name.startswith("checkpoint.") else Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "all but ours"
+
+
+async def test_below_a_call_that_is_not_sampled_an_instrumentation_begins_no_trace(
+    database: str, redis_url: str
+) -> None:
+    recorder, thread = Recorder(ParentBased(_AllButOurs())), Thread("a")
+    async with open_saver(database, redis_url, telemetry=recorder.telemetry) as saver:
+        RedisInstrumentor.instrument_client(saver.vitals.redis, tracer_provider=recorder.provider)
+        await thread.put(saver)
+        await thread.turn(saver)
+        assert recorder.spans == ()
+        await saver.vitals.redis.ping()
+        assert len(recorder.spans) == 1, "it is on"
+        assert not trace.get_current_span().get_span_context().is_valid
 
 
 # ------------------------------------------------------------------ nothing of a conversation, no password

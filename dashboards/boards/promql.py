@@ -24,10 +24,7 @@ __all__ = [
     "share",
 ]
 
-# In the catalogue as soon as the storage collectors are merged; then this goes.
-_AWAITED = {"storage_bytes": ("table",), "storage_rows": ("table",)}
-
-METRIC_LABELS: dict[str, tuple[str, ...]] = _AWAITED | {each.name: each.labels for each in METRICS.values()}
+METRIC_LABELS: dict[str, tuple[str, ...]] = {each.name: each.labels for each in METRICS.values()}
 """Every metric of Glasspoint, without its prefix, and its labels besides `saver`."""
 
 _CHOSEN = ("job", "instance", "saver")

@@ -13,12 +13,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context, trace
-from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 
 from glasspoint import traceparent
 from glasspoint._version import __version__
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import thread_ids
+from glasspoint.telemetry.events import failures
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["ConversationTurn", "end_span", "link_to_writer", "to_store"]
 
 _TURN = context.create_key("glasspoint-turn")
+
+_Link = tuple[SpanContext, dict[str, str]]
+"""Where a link leads, and what it says."""
 
 
 class ConversationTurn:
@@ -56,17 +60,12 @@ class ConversationTurn:
         self._thread_ids = thread_ids_shown
         self._token: Any = None
         self._own_span_ids: frozenset[int] = frozenset()
-        self._has_read = False
+        self.has_read = False
 
     def __enter__(self) -> Span:
         if self._token is not None:
             raise RuntimeError("This turn was entered before: call conversation_turn again for another one.")
-        tracer = trace.get_tracer("glasspoint", __version__, self._tracer_provider)
-        self.span = tracer.start_span(
-            "invoke_agent" if self._agent_name is None else f"invoke_agent {self._agent_name}",
-            kind=SpanKind.INTERNAL,
-            attributes=self._attributes(),
-        )
+        self.span = self._start()
         around = _current_turn()
         self._own_span_ids = frozenset({self.span.get_span_context().span_id}) | (
             around._own_span_ids if around is not None else frozenset()
@@ -77,7 +76,10 @@ class ConversationTurn:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        end_span(self.span, error)
+        try:
+            end_span(self.span, error)
+        except Exception as exc:
+            failures.report("conversation_turn", exc)
         if _current_turn() is self:  # not so when a stream that nobody read to its end is closed elsewhere
             context.detach(self._token)
 
@@ -93,17 +95,30 @@ class ConversationTurn:
         """Whether this turn, or one around it, is what wrote."""
         return writer.span_id in self._own_span_ids
 
-    def goes_on_from(self, writer: Link | None) -> None:
+    def goes_on_from(self, writer: _Link | None) -> None:
         """Link this turn's span to the turn before, as the first checkpoint tells that it reads: LangGraph
         begins with the one that it goes on from, and in time travel reads the newest one, too, but later.
 
         Args:
             writer: `None` if nobody knows who wrote it.
         """
-        if not self._has_read:
-            self._has_read = True
+        if not self.has_read:
+            self.has_read = True
             if writer is not None:
-                self.span.add_link(writer.context, writer.attributes)
+                self.span.add_link(*writer)
+
+    def _start(self) -> Span:
+        try:
+            tracer = trace.get_tracer("glasspoint", __version__, self._tracer_provider)
+            return tracer.start_span(
+                "invoke_agent" if self._agent_name is None else f"invoke_agent {self._agent_name}",
+                kind=SpanKind.INTERNAL,
+                attributes=self._attributes(),
+            )
+        except Exception as exc:
+            failures.report("conversation_turn", exc)
+            # What happens inside stands under the span around it then.
+            return trace.NonRecordingSpan(trace.get_current_span().get_span_context())
 
     def _attributes(self) -> dict[str, Any]:
         try:
@@ -146,17 +161,22 @@ def link_to_writer(span: Span, operation: Operation) -> None:
     """
     if operation.scope is None or operation.checkpoint_id is None:
         return
-    writer, link = traceparent.parse(operation.stored_traceparent), None
-    if writer is not None and writer.sampled:
-        target = SpanContext(writer.trace_id, writer.span_id, True, TraceFlags(TraceFlags.SAMPLED))
-        told = {"glasspoint.link": "previous_turn", "langgraph.checkpoint.id": operation.checkpoint_id}
-        link = Link(target, told)
     turn = _turn_of(operation)
-    if turn is not None:
-        if not operation.scope.checkpoint_ns and not (writer is not None and turn.owns(writer)):
-            turn.goes_on_from(link)
-    elif link is not None and link.context.trace_id != span.get_span_context().trace_id:
-        span.add_link(link.context, link.attributes)
+    if turn is None:
+        writer = traceparent.parse(operation.stored_traceparent)
+        if writer is not None and writer.sampled and writer.trace_id != span.get_span_context().trace_id:
+            span.add_link(*_link_to(writer, operation.checkpoint_id))
+    elif not turn.has_read and not operation.scope.checkpoint_ns:
+        writer = traceparent.parse(operation.stored_traceparent)
+        if writer is not None and turn.owns(writer):
+            return
+        known = writer if writer is not None and writer.sampled else None
+        turn.goes_on_from(_link_to(known, operation.checkpoint_id) if known is not None else None)
+
+
+def _link_to(writer: traceparent.Writer, checkpoint_id: str) -> _Link:
+    target = SpanContext(writer.trace_id, writer.span_id, True, TraceFlags(TraceFlags.SAMPLED))
+    return target, {"glasspoint.link": "previous_turn", "langgraph.checkpoint.id": checkpoint_id}
 
 
 def end_span(span: Span, error: BaseException | None) -> None:

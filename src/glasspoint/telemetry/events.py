@@ -3,15 +3,19 @@
 The core never knows who listens. It wraps each call in an `Operation` and each round trip in a `Step`, fills
 in what it learns on the way, and tells single facts with `Telemetry.note`. Observers (`metrics`, `tracing`)
 turn that into metrics and spans; a new back end is a new observer, and the core never changes.
+
+An observer that fails is logged, and the call goes on: no conversation fails because nobody could be told.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from threading import Lock
+from time import monotonic, perf_counter, time
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +29,7 @@ __all__ = [
     "BreakerState",
     "Drained",
     "EpochChanged",
+    "Failures",
     "Invalidated",
     "InvalidationSource",
     "L1Availability",
@@ -46,7 +51,12 @@ __all__ = [
     "Vitals",
     "WarmUpResult",
     "WriteResult",
+    "failures",
 ]
+
+_log = logging.getLogger("glasspoint.telemetry")
+
+_FAILURES_LOG_SECONDS = 60.0
 
 Tier = Literal["l1", "l2"]
 Server = Literal["l1", "l2", "redis"]
@@ -211,10 +221,10 @@ class Vitals:
 class _Timed:
     """What operations and steps have in common: a start, an end, and how it ended."""
 
-    __slots__ = ("_observers", "_started", "error", "name", "outcome", "scope", "seconds", "trace")
+    __slots__ = ("_listeners", "_started", "error", "name", "outcome", "scope", "seconds", "trace")
 
-    def __init__(self, observers: Sequence[Observer], name: str, scope: Scope | None) -> None:
-        self._observers = observers
+    def __init__(self, listeners: _Listeners, name: str, scope: Scope | None) -> None:
+        self._listeners = listeners
         self.name = name
         self.scope = scope
         self.outcome: Outcome = "ok"
@@ -269,8 +279,8 @@ class Operation(_Timed):
         "traceparent",
     )
 
-    def __init__(self, observers: Sequence[Observer], name: str, scope: Scope | None) -> None:
-        super().__init__(observers, name, scope)
+    def __init__(self, listeners: _Listeners, name: str, scope: Scope | None) -> None:
+        super().__init__(listeners, name, scope)
         self.checkpoint_id: str | None = None
         self.step: int | None = None
         self.source: str | None = None
@@ -289,8 +299,7 @@ class Operation(_Timed):
         self.stored_traceparent: object = None
 
     def __enter__(self) -> Operation:
-        for observer in self._observers:
-            observer.operation_started(self)
+        _tell(self._listeners.operation_started, self)
         self._started = perf_counter()
         return self
 
@@ -298,8 +307,7 @@ class Operation(_Timed):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._end(error)
-        for observer in reversed(self._observers):
-            observer.operation_ended(self)
+        _tell(self._listeners.operation_ended, self)
 
 
 class Step(_Timed):
@@ -312,13 +320,12 @@ class Step(_Timed):
 
     __slots__ = ("result",)
 
-    def __init__(self, observers: Sequence[Observer], name: str, scope: Scope | None) -> None:
-        super().__init__(observers, name, scope)
+    def __init__(self, listeners: _Listeners, name: str, scope: Scope | None) -> None:
+        super().__init__(listeners, name, scope)
         self.result: str | None = None
 
     def __enter__(self) -> Step:
-        for observer in self._observers:
-            observer.step_started(self)
+        _tell(self._listeners.step_started, self)
         self._started = perf_counter()
         return self
 
@@ -326,12 +333,14 @@ class Step(_Timed):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._end(error)
-        for observer in reversed(self._observers):
-            observer.step_ended(self)
+        _tell(self._listeners.step_ended, self)
 
 
-class Observer(Protocol):
-    """Who is told. A method must be quick, must not block and must not raise."""
+class Observer:
+    """Who is told. A method must be quick and must not block; what it raises is logged, and ends there.
+
+    To be inherited from: what an observer leaves out costs nothing.
+    """
 
     def operation_started(self, operation: Operation) -> None:
         """A call begins; only its name and scope are known."""
@@ -371,6 +380,7 @@ class Telemetry:
         """
         self.saver_name = saver_name
         self._observers = tuple(observers)
+        self._listeners = _Listeners.of(self._observers)
         self._standby = standby
 
     @property
@@ -384,24 +394,92 @@ class Telemetry:
 
     def operation(self, name: str, scope: Scope | None) -> Operation:
         """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`."""
-        return Operation(self._observers, name, scope)
+        return Operation(self._listeners, name, scope)
 
     def step(self, name: str, scope: Scope | None) -> Step:
         """Wrap one round trip."""
-        return Step(self._observers, name, scope)
+        return Step(self._listeners, name, scope)
 
     def note(self, note: Note) -> None:
         """Tell a single fact."""
-        for observer in self._observers:
-            observer.noted(note)
+        _tell(self._listeners.noted, note)
 
     def opened(self, vitals: Vitals) -> None:
         """Say that a saver is there to be watched."""
         vitals.active = not self._standby
-        for observer in self._observers:
-            observer.opened(vitals)
+        _tell(self._listeners.opened, vitals)
 
     def closed(self, vitals: Vitals) -> None:
         """Say that a saver is about to go."""
-        for observer in self._observers:
-            observer.closed(vitals)
+        _tell(self._listeners.closed, vitals)
+
+
+_Told = tuple[Callable[[Any], None], ...]
+
+
+class _Listeners(NamedTuple):
+    """The methods of all observers, looked up once; what begins with the first ends with the last."""
+
+    operation_started: _Told
+    operation_ended: _Told
+    step_started: _Told
+    step_ended: _Told
+    noted: _Told
+    opened: _Told
+    closed: _Told
+
+    @classmethod
+    def of(cls, observers: Sequence[Observer]) -> _Listeners:
+        def told(what: str) -> _Told:
+            default = getattr(Observer, what)
+            found = tuple(
+                getattr(each, what) for each in observers if getattr(type(each), what) is not default
+            )
+            return found[::-1] if what.endswith("_ended") else found
+
+        return cls(*map(told, cls._fields))
+
+
+def _tell(listeners: _Told, what: object) -> None:
+    for listener in listeners:
+        try:
+            listener(what)
+        except Exception as exc:
+            failures.report(getattr(listener, "__qualname__", "an observer"), exc)
+
+
+class Failures:
+    """What went wrong while somebody was told: counted, and a line a minute at most, for it may be each call.
+
+    Of the error only the class is logged; its text may quote what was said.
+
+    Attributes:
+        count: How many there were.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = Lock()
+        self._logged_at = -_FAILURES_LOG_SECONDS
+        self._logged_count = 0
+
+    def report(self, where: str, error: Exception) -> None:
+        """Count a failure, and log it if none was logged lately."""
+        with self._lock:
+            self.count += 1
+            if monotonic() - self._logged_at < _FAILURES_LOG_SECONDS:
+                return
+            since, self._logged_count = self.count - self._logged_count, self.count
+            self._logged_at = monotonic()
+        _log.warning(
+            "Telemetry failed in %s (%s): the call goes on, but metrics or spans of it are missing. (%d such "
+            "failures since the last such line; at most one in %d s.)",
+            where,
+            type(error).__qualname__,
+            since,
+            _FAILURES_LOG_SECONDS,
+        )
+
+
+failures = Failures()
+"""Of the whole process."""

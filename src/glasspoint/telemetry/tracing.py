@@ -20,6 +20,7 @@ from glasspoint.telemetry.events import (
     L1Availability,
     L2Retried,
     Note,
+    Observer,
     Operation,
     PoolWaited,
     Step,
@@ -29,7 +30,7 @@ from glasspoint.telemetry.events import (
 from glasspoint.telemetry.thread_ids import shown_as
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
+    from opentelemetry.trace import Span, TracerProvider
 
     from glasspoint.scope import Scope
     from glasspoint.telemetry.thread_ids import ThreadIds
@@ -59,7 +60,7 @@ _STATEMENTS = {
 }
 
 
-class Tracing:
+class Tracing(Observer):
     """Observes savers for OpenTelemetry."""
 
     def __init__(
@@ -74,14 +75,27 @@ class Tracing:
         self._shown = shown_as(thread_ids)
         self._tracer = trace.get_tracer("glasspoint", __version__, tracer_provider)
         self._addresses: dict[str, dict[str, Any]] = {"l1": {}, "l2": {}, "redis": {}}
+        self._steps: dict[str, tuple[str, SpanKind, dict[str, Any]]] = {}
+        """Of each step its span's name and kind, and what all such spans say, once it has been met."""
+        self._has_sdk = True
+        """Whether the last call's span was one at all; if not, its round trips' need not be looked for."""
 
     def operation_started(self, operation: Operation) -> None:
-        """Start the call's span and make it the current one, if anybody will see it."""
+        """Start the call's span and make it the current one."""
+        self._has_sdk = self.tracer_provider is not None or not isinstance(
+            trace.get_tracer_provider(), trace.ProxyTracerProvider
+        )
+        if not self._has_sdk or _is_left_out(trace.get_current_span()):
+            return
         span = self._tracer.start_span(
             f"checkpoint.{operation.name}", attributes=self._scope_attributes(operation.scope)
         )
+        self._has_sdk = span is not trace.INVALID_SPAN
+        if not self._has_sdk:
+            return
+        # Also one that is not sampled: else an instrumentation's spans would begin traces of their own.
+        operation.trace = (span, context.attach(trace.set_span_in_context(span)))
         if span.is_recording():
-            operation.trace = (span, context.attach(trace.set_span_in_context(span)))
             span_context = span.get_span_context()
             if span_context.trace_flags.sampled:
                 operation.trace_id = trace.format_trace_id(span_context.trace_id)
@@ -93,46 +107,20 @@ class Tracing:
         if operation.trace is None:
             return
         span, token = operation.trace
-        for key, value in (
-            ("langgraph.checkpoint.id", operation.checkpoint_id),
-            ("langgraph.checkpoint.step", operation.step),
-            ("langgraph.checkpoint.source", operation.source),
-            ("glasspoint.l1.result", operation.l1_result or operation.l1_write),
-            ("glasspoint.served_by", operation.served_by),
-            ("glasspoint.tier", operation.tier),
-            ("glasspoint.bytes", operation.bytes_read or operation.bytes_written),
-        ):
-            if value is not None:
-                span.set_attribute(key, value)
-        if operation.name == "get_tuple":
-            link_to_writer(span, operation)
-        end_span(span, operation.error)
-        context.detach(token)
+        try:
+            if span.is_recording():
+                self._complete(span, operation)
+        finally:
+            context.detach(token)
 
     def step_started(self, step: Step) -> None:
         """Start a round trip's span, if the call around it is recorded."""
-        if not trace.get_current_span().is_recording():
+        if not self._has_sdk or not trace.get_current_span().is_recording():
             return
-        tier, _, what = step.name.partition(".")
-        attributes = self._scope_attributes(step.scope)
-        kind = SpanKind.INTERNAL
-        if tier in self._addresses:
-            kind = SpanKind.CLIENT
-            attributes |= self._addresses[tier]
-        if tier in ("l1", "redis"):
-            attributes["db.system.name"] = "redis"
-            if what == "scan":
-                attributes["db.operation.name"] = "SCAN"
-            else:
-                attributes |= {"db.operation.name": "EVALSHA", "db.stored_procedure.name": what}
-        elif tier == "l2":
-            operation, collection = _STATEMENTS[what]
-            attributes |= {
-                "db.system.name": "postgresql",
-                "db.operation.name": operation,
-                "db.collection.name": collection,
-            }
-        span = self._tracer.start_span(f"checkpoint.{step.name}", kind=kind, attributes=attributes)
+        name, kind, attributes = self._steps.get(step.name) or self._meet(step.name)
+        span = self._tracer.start_span(
+            name, kind=kind, attributes=self._scope_attributes(step.scope) | attributes
+        )
         step.trace = (span, context.attach(trace.set_span_in_context(span)))
 
     def step_ended(self, step: Step) -> None:
@@ -140,10 +128,12 @@ class Tracing:
         if step.trace is None:
             return
         span, token = step.trace
-        if step.result is not None:
-            span.set_attribute("glasspoint.result", step.result)
-        end_span(span, step.error)
-        context.detach(token)
+        try:
+            if step.result is not None:
+                span.set_attribute("glasspoint.result", step.result)
+            end_span(span, step.error)
+        finally:
+            context.detach(token)
 
     def noted(self, note: Note) -> None:
         """Show a wait as a span, and what happens to L1 as an event on the span that met it."""
@@ -178,16 +168,66 @@ class Tracing:
         """Learn where the servers are."""
         for tier, (host, port) in vitals.addresses.items():
             self._addresses[tier] = _address(host, port)
+        self._steps.clear()
 
-    def closed(self, vitals: Vitals) -> None:
-        """Nothing to do."""
+    def _complete(self, span: Span, operation: Operation) -> None:
+        known = {
+            "langgraph.checkpoint.id": operation.checkpoint_id,
+            "langgraph.checkpoint.step": operation.step,
+            "langgraph.checkpoint.source": operation.source,
+            "glasspoint.l1.result": operation.l1_result or operation.l1_write,
+            "glasspoint.served_by": operation.served_by,
+            "glasspoint.tier": operation.tier,
+            "glasspoint.bytes": operation.bytes_read or operation.bytes_written,
+        }
+        span.set_attributes({key: value for key, value in known.items() if value is not None})
+        if operation.name == "get_tuple":
+            link_to_writer(span, operation)
+        end_span(span, operation.error)
+
+    def _meet(self, step_name: str) -> tuple[str, SpanKind, dict[str, Any]]:
+        tier, _, what = step_name.partition(".")
+        attributes: dict[str, Any] = {}
+        kind = SpanKind.INTERNAL
+        if tier in self._addresses:
+            kind = SpanKind.CLIENT
+            attributes |= self._addresses[tier]
+        if tier in ("l1", "redis"):
+            attributes["db.system.name"] = "redis"
+            if what == "scan":
+                attributes["db.operation.name"] = "SCAN"
+            else:
+                attributes |= {"db.operation.name": "EVALSHA", "db.stored_procedure.name": what}
+        elif tier == "l2":
+            operation, collection = _STATEMENTS[what]
+            attributes |= {
+                "db.system.name": "postgresql",
+                "db.operation.name": operation,
+                "db.collection.name": collection,
+            }
+        met = self._steps[step_name] = (f"checkpoint.{step_name}", kind, attributes)
+        return met
 
     def _scope_attributes(self, scope: Scope | None) -> dict[str, Any]:
         if scope is None:
             return {}
+        attributes = {"langgraph.checkpoint.ns": scope.checkpoint_ns}
         thread_id = self._shown(scope.thread_id)
-        shown = {} if thread_id is None else {"gen_ai.conversation.id": thread_id}
-        return {**shown, "langgraph.checkpoint.ns": scope.checkpoint_ns}
+        if thread_id is not None:
+            attributes["gen_ai.conversation.id"] = thread_id
+        return attributes
+
+
+def _is_left_out(around: trace.Span) -> bool:
+    """Whether a call in this span need not ask for one of its own: what stands around it in this process (a
+    turn, a request) was not sampled, so neither is the call, and the SDK would take long to say the same."""
+    context_ = around.get_span_context()
+    return (
+        context_.is_valid
+        and not context_.trace_flags.sampled
+        and not context_.is_remote
+        and not around.is_recording()
+    )
 
 
 def _address(host: str | None, port: int | None) -> dict[str, Any]:
