@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["EXPORT_LOGGERS", "kept_warnings"]
 
 EXPORT_LOGGERS = ("opentelemetry", "glasspoint.telemetry")
-_SAVER_LOGGERS = ("glasspoint", "psycopg")
+# LangChain warns when a run is cancelled before its tracer knew of it: Ctrl-C does that.
+_SAVER_LOGGERS = ("glasspoint", "psycopg", "langchain_core")
 
 
 class _Keeper(logging.Handler):
@@ -32,7 +33,7 @@ def kept_warnings(*, capacity: int, of: Iterable[str] = _SAVER_LOGGERS) -> Itera
 
     Args:
         capacity: How many lines are kept.
-        of: The loggers; by default those that the saver and its pool speak through.
+        of: The loggers; by default those that the saver, its pool and LangChain speak through.
     """
     kept: deque[str] = deque(maxlen=capacity)
     keeper = _Keeper(kept)
