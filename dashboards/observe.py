@@ -55,7 +55,7 @@ class Backing:
         prometheus_port, traffic_port: Where Prometheus and `/metrics` listen, on loopback; 0: any free port.
         traffic: Environment variables for the conversations (`CHECKPOINT_…`, `OTEL_…`).
         people: How many talk.
-        scrape_interval: How often everything is scraped, as Prometheus writes it; as in the stack if `None`.
+        scrape_interval: How often everything is scraped and every rule evaluated; as in the stack if `None`.
     """
 
     prometheus_port: int = 0
@@ -146,8 +146,8 @@ class Backing:
             "prometheus": f"127.0.0.1:{self.prometheus_port}",
         }
         config = self._folder / "prometheus.yml"
-        written = local_config(RULES / "prometheus.yml", self._targets, self.scrape_interval)
-        config.write_text(json.dumps(written), "utf-8")  # JSON is YAML
+        written = local_config(RULES / "prometheus.yml", self._targets, self.scrape_interval, self._folder)
+        config.write_text(json.dumps(written), "utf-8")
         process = self._start(
             [
                 PACKAGES[0],
@@ -197,27 +197,39 @@ class Backing:
             self._stop(process)
 
 
-def local_config(stack: Path, targets: Mapping[str, str], interval: str | None) -> dict[str, Any]:
+def local_config(
+    stack: Path, targets: Mapping[str, str], interval: str | None, folder: Path
+) -> dict[str, Any]:
     """Return the stack's Prometheus configuration for servers on this machine.
 
     Args:
         stack: The stack's configuration file.
         targets: Job -> address; jobs that are not here are left out.
-        interval: Scrape and evaluation interval, if not the stack's.
+        interval: How often to scrape, and to evaluate every rule; as the stack does if `None`.
+        folder: Where rules with another interval are written.
     """
     config: dict[str, Any] = yaml.safe_load(stack.read_text("utf-8"))
-    config["rule_files"] = [str(stack.with_name(Path(name).name)) for name in config.get("rule_files", [])]
+    config["rule_files"] = [
+        str(_local_rules(stack.with_name(name), interval, folder)) for name in config["rule_files"]
+    ]
     jobs = [job for job in config["scrape_configs"] if job["job_name"] in targets]
     for job in jobs:
         job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
         if interval:
             job |= {"scrape_interval": interval, "scrape_timeout": interval}
     config["scrape_configs"] = jobs
-    if interval:
-        config["global"] = {**config.get("global", {}), "evaluation_interval": interval}
-    for part in ("remote_write", "alerting"):
-        config.pop(part, None)
     return config
+
+
+def _local_rules(file: Path, interval: str | None, folder: Path) -> Path:
+    if interval is None:
+        return file
+    rules = yaml.safe_load(file.read_text("utf-8"))
+    for group in rules["groups"]:
+        group["interval"] = interval
+    written = folder / file.name
+    written.write_text(json.dumps(rules), "utf-8")  # JSON is YAML
+    return written
 
 
 def observe(
