@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import psycopg
 import pytest
 
+from command_line import Running, assert_gone, environment
 from dashboards import queries, rules
 from dashboards.observe import TRAFFIC, Backing, missing
 from real_prometheus import Prometheus
@@ -95,3 +99,22 @@ def test_what_went_wrong_is_seen(observed: Prometheus) -> None:
         "glasspoint_pool_wait_seconds_sum > 0",
     ):
         assert observed.query(seen), seen
+
+
+def test_the_command_says_where_everything_is_and_leaves_nothing_behind() -> None:
+    command = [sys.executable, "-u", "-m", "dashboards.observe", "--prometheus-port", "0", "--port", "0"]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            observing = Running(process)
+            url = observing.wait_for(r"^Prometheus +(http://\S+)")[1]
+            observing.wait_for("Ctrl-C ends it all")
+            with urllib.request.urlopen(f"{url}/api/v1/rules", timeout=10) as answer:
+                assert b"GlasspointWriteErrorBudgetBurn" in answer.read()
+            started = observing.servers()
+            assert observing.end(signal.SIGINT) == (0, "")
+        finally:
+            process.kill()
+    assert len(started) >= 6
+    assert_gone(started)
