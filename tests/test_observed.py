@@ -61,9 +61,13 @@ def observed() -> Iterator[Prometheus]:
 def _wait_for_normal_traffic(prometheus: Prometheus) -> None:
     prometheus.wait_for('increase(glasspoint_l1_reads_total{result="hit"}[10s]) > 5')
     prometheus.wait_for("glasspoint_storage_bytes")
-    recorded = [name for name, _ in RULES if ":" in name]
-    for name in dict.fromkeys(recorded):
+    for name in dict.fromkeys(name for name, promql in RULES if _has_data(name, promql)):
         prometheus.wait_for(name)
+
+
+def _has_data(name: str, promql: str) -> bool:
+    """What is recorded; alerts are quiet. A subquery looks at every full five minutes: that may be a while."""
+    return ":" in name and not promql.endswith(":5m])")
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=lambda each: f"{each.board}: {each.panel} {each.ref_id}")
@@ -77,8 +81,7 @@ def test_a_panel_has_an_answer(observed: Prometheus, asked: queries.Expression) 
 def test_a_rule_can_be_evaluated(observed: Prometheus, rule: tuple[str, str]) -> None:
     name, promql = rule
     series = observed.query(promql)
-    is_recorded = ":" in name
-    assert series or not is_recorded
+    assert series or not _has_data(name, promql)
 
 
 def test_no_rule_failed(observed: Prometheus) -> None:
