@@ -66,7 +66,7 @@ def _wait_for_normal_traffic(prometheus: Prometheus) -> None:
 
 
 def _has_data(name: str, promql: str) -> bool:
-    """What is recorded; alerts are quiet. A subquery looks at every full five minutes: that may be a while."""
+    """What is recorded; alerts are quiet. A subquery looks at every full five minutes: that may take long."""
     return ":" in name and not promql.endswith(":5m])")
 
 
