@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import statistics
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=0, help="conversations meanwhile")
     options = parser.parse_args()
     with EmbeddedPostgres() as postgres, EmbeddedRedis() as redis:
+        logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # PostgreSQL goes on purpose
         asyncio.run(measure(postgres, redis, options.scrapes, options.callers))
 
 
