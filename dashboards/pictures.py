@@ -26,7 +26,7 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from dashboards.observe import Backing
-from dashboards.queries import boards
+from dashboards.queries import BUILT_IN, boards, replaced, variables_of
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
@@ -129,23 +129,18 @@ class _Asking:
         self.end = time.time()
         self.start = self.end - minutes * 60
         self.step = max(1.0, minutes * 60 / 240)
-        self._interval = f"{max(5, int(self.step * 4))}s"
-        self._board = board
+        interval = f"{max(5, int(self.step * 4))}s"
+        self._values = {
+            **BUILT_IN,
+            **variables_of(board),
+            "__rate_interval": interval,
+            "__interval": interval,
+            "__range": f"{int(self.end - self.start)}s",
+        }
 
     def substituted(self, text: str) -> str:
         """Put values in the place of Grafana's variables."""
-        text = text.replace("$__rate_interval", self._interval).replace("$__interval", self._interval)
-        text = re.sub(r"\$__range\b", f"{int(self.end - self.start)}s", text)
-        for variable in self._board.get("templating", {}).get("list", []):
-            name, current = variable["name"], (variable.get("current") or {}).get("value")
-            if variable["type"] == "query":
-                value = variable.get("allValue") or ".*"
-            elif isinstance(current, str):
-                value = current
-            else:
-                value = str(variable.get("query", ""))
-            text = re.sub(rf"\$\{{{name}(:\w+)?\}}|\${name}\b", lambda _, value=value: value, text)
-        return text
+        return replaced(text, self._values)
 
     def range(self, promql: str) -> list[dict[str, Any]]:
         span = {"start": str(self.start), "end": str(self.end), "step": str(self.step)}

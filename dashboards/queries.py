@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["BUILT_IN", "FOLDER", "Expression", "boards", "expressions", "panels", "variables_of"]
+__all__ = ["BUILT_IN", "FOLDER", "Expression", "boards", "expressions", "panels", "replaced", "variables_of"]
 
 FOLDER = Path(__file__).with_name("grafana")
 
@@ -83,10 +83,10 @@ def expressions(folder: Path = FOLDER, values: Mapping[str, str] | None = None) 
         known = {**BUILT_IN, **variables_of(board), **(values or {})}
         for each in board["templating"]["list"]:
             if each["type"] == "query" and (found := _LABEL_VALUES.fullmatch(each["query"]["query"])):
-                text = _replaced(found[1], known)
+                text = replaced(found[1], known)
                 yield Expression(name, f"variable {each['name']}", 0, found[2], "promql", text, "", True)
         for each in board["annotations"]["list"]:
-            text = _replaced(each["expr"], known)
+            text = replaced(each["expr"], known)
             yield Expression(name, f"annotation {each['name']}", 0, "Anno", "promql", text, "", False)
         for panel in panels(board):
             has_data = "**Empty** " not in panel["description"]
@@ -97,7 +97,7 @@ def expressions(folder: Path = FOLDER, values: Mapping[str, str] | None = None) 
                     panel["id"],
                     target["refId"],
                     "promql" if "expr" in target else "traceql",
-                    _replaced(target["expr"] if "expr" in target else target["query"], known),
+                    replaced(target["expr"] if "expr" in target else target["query"], known),
                     target.get("legendFormat", ""),
                     has_data,
                 )
@@ -110,7 +110,9 @@ def _value(variable: Mapping[str, Any]) -> str:
     return current if isinstance(current, str) else "|".join(current)
 
 
-def _replaced(text: str, values: Mapping[str, str]) -> str:
+def replaced(text: str, values: Mapping[str, str]) -> str:
+    """Return a question with its variables replaced."""
+
     def value(found: re.Match[str]) -> str:
         return values[found[1] or found[2]]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -26,9 +25,9 @@ from dashboards.queries import FOLDER, boards, expressions, panels, variables_of
 from dashboards.rules import RECORDING, rules
 from glasspoint.telemetry.catalogue import METRICS, SPANS
 from glasspoint.telemetry.metrics import BUCKETS_SECONDS
+from promtool import assert_understood, needs_promtool
 from span_contract import group_of
 
-PROMTOOL = shutil.which("promtool")
 DOC = (Path(__file__).parents[1] / "docs" / "telemetry.md").read_text("utf-8")
 
 BOARDS = boards()
@@ -260,19 +259,9 @@ def test_rates_are_over_a_window_that_follows_the_screen(board: str, panel: dict
             assert target["instant"], "one answer, not one a step"
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian's package prometheus) is not installed")
+@needs_promtool
 def test_prometheus_understands_every_query(tmp_path: Path) -> None:
-    rules = [{"record": "asked", "expr": each.text} for each in PROMQL]
-    file = tmp_path / "rules.yml"
-    file.write_text(json.dumps({"groups": [{"name": "all", "rules": rules}]}), "utf-8")
-    checked = subprocess.run(
-        [str(PROMTOOL), "check", "rules", "--lint=none", str(file)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert f"{len(rules)} rules found" in checked.stdout
+    assert_understood((each.text for each in PROMQL), tmp_path)
 
 
 def test_every_query_of_every_panel_is_listed() -> None:

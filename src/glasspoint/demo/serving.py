@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import closing, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from glasspoint.demo.telemetry import observe
@@ -43,8 +43,8 @@ def serve_traffic(settings: Settings, *, host: str, port: int, people: int) -> N
         logging.getLogger(chatty).setLevel(logging.WARNING)
     with (
         observe(lost=lambda reason: _log.warning("spans could not be sent: %s", reason)) as observed,
-        closing(
-            serve_telemetry(port, host=host, registry=observed.registry, ready_tiers=settings.ready_tiers)
+        serve_telemetry(
+            port, host=host, registry=observed.registry, ready_tiers=settings.ready_tiers
         ) as server,
         suppress(KeyboardInterrupt),
     ):

@@ -75,7 +75,7 @@ class SaverCollector(Collector):
         with self._lock:
             self._open.get(saver_name, WeakSet()).discard(vitals)
             if vitals.pool is not None:
-                self._count_lost(saver_name, vitals.pool)
+                self._count_lost(saver_name, vitals.pool, vitals.pool.get_stats())
 
     @property
     def watched(self) -> int:
@@ -136,8 +136,9 @@ class SaverCollector(Collector):
         total = Counter[str]()
         with self._lock:
             for pool in pools.values():
-                total.update(pool.get_stats())
-                self._count_lost(name, pool)
+                stats = pool.get_stats()
+                total.update(stats)
+                self._count_lost(name, pool, stats)
             lost = self._lost[name]
         idle = total["pool_available"]
         yield Figure("pool_connections", (name, "idle"), idle)
@@ -146,9 +147,8 @@ class SaverCollector(Collector):
         yield Figure("pool_requests_waiting", (name,), total["requests_waiting"])
         yield Figure("pool_connections_lost_total", (name,), lost)
 
-    def _count_lost(self, name: str, pool: Any) -> None:
+    def _count_lost(self, name: str, pool: Any, stats: Mapping[str, int]) -> None:
         """Add what was found broken since the last look, when it was to be used or when it came back."""
-        stats = pool.get_stats()
         lost = stats.get("connections_lost", 0) + stats.get("returns_bad", 0)
         before = self._lost_before.setdefault(pool, Counter())
         # Less than before: somebody has reset the pool's own counters (`pop_stats`).
