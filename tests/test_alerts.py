@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from dashboards.rules import ALERTS, RECORDING, expressions, rules
 from glasspoint import create_telemetry
 from glasspoint.telemetry.catalogue import METRICS
+from promtool import assert_understood, needs_promtool, promtool
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ALERTS.parent
@@ -30,11 +29,6 @@ TO_PASTE = [
     for line in block.splitlines()
 ]
 
-PROMTOOL = shutil.which("promtool")
-needs_promtool = pytest.mark.skipif(
-    PROMTOOL is None, reason="promtool (Debian's package prometheus) is not installed"
-)
-
 SEVERITIES = {"page", "ticket", "info"}
 
 # What others tell Prometheus: itself, and the exporter of PostgreSQL.
@@ -42,17 +36,6 @@ OF_OTHERS = {"up", "pg_database_size_bytes"}
 
 RECORDED = {rule.name for rule in rules(RECORDING)}
 NAMED = [(rule.name, rule.labels["severity"]) for rule in rules(ALERTS)]
-
-
-def promtool(*arguments: str | Path) -> str:
-    """Run it in the folder of the rules. Returns what it says; fails if it finds anything."""
-    assert PROMTOOL is not None
-    done = subprocess.run(
-        [PROMTOOL, *map(str, arguments)], cwd=FOLDER, capture_output=True, text=True, timeout=110, check=False
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return said
 
 
 def rule_tests() -> list[tuple[Path, dict[str, Any]]]:
@@ -64,7 +47,7 @@ def rule_tests() -> list[tuple[Path, dict[str, Any]]]:
 
 @needs_promtool
 def test_prometheus_understands_every_rule() -> None:
-    said = promtool("check", "rules", "--lint=all", "--lint-fatal", RECORDING.name, ALERTS.name)
+    said = promtool("check", "rules", "--lint=all", "--lint-fatal", RECORDING, ALERTS)
     assert [int(found) for found in re.findall(r"(\d+) rules found", said)] == [
         len(rules(RECORDING)),
         len(rules(ALERTS)),
@@ -74,15 +57,12 @@ def test_prometheus_understands_every_rule() -> None:
 @needs_promtool
 @pytest.mark.parametrize("file", RULE_TESTS, ids=lambda file: file.stem)
 def test_alerts_fire_and_keep_quiet_as_their_tests_say(file: Path) -> None:
-    promtool("test", "rules", file.relative_to(FOLDER))
+    promtool("test", "rules", file.relative_to(FOLDER), folder=FOLDER)
 
 
 @needs_promtool
 def test_prometheus_understands_every_query_of_the_runbooks(tmp_path: Path) -> None:
-    file = tmp_path / "queries.yml"
-    queries = [{"record": "asked", "expr": promql} for promql in TO_PASTE]
-    file.write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": queries}]}), "utf-8")
-    assert f"{len(queries)} rules found" in promtool("check", "rules", "--lint=none", file)
+    assert_understood(TO_PASTE, tmp_path)
 
 
 # ------------------------------------------------------------------ nothing is forgotten
@@ -137,7 +117,6 @@ def test_a_runbook_says_what_it_means_where_to_look_what_to_do_and_when_it_ends(
     assert set(re.findall(r"`(page|ticket|info)`", section.splitlines()[2])) == severities
 
 
-@pytest.mark.xfail(not BOARDS, reason="the boards come with another branch")
 def test_every_panel_that_a_runbook_names_is_there() -> None:
     titles = {
         (board["title"].removeprefix("Glasspoint: "), panel["title"])
