@@ -50,7 +50,7 @@ _CHECKPOINT = "SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint
 _NEWEST = f"""(
     {_CHECKPOINT} FROM checkpoints
     WHERE thread_id = {{thread_id}} AND checkpoint_ns = {{checkpoint_ns}}
-    ORDER BY checkpoint_ns DESC, checkpoint_id DESC LIMIT 1
+    ORDER BY checkpoint_id DESC LIMIT 1
 ) AS c"""
 
 SELECT_NEWEST = _SELECT.format(
