@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version
 	--constraint constraints.txt --editable
 
 .PHONY: help demo test lint types docs dashboards observe pictures explore chaos bench-latency bench-prune bench-outage \
-	bench-scrape bench-telemetry clean
+	bench-memory bench-scrape bench-telemetry clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -25,6 +25,7 @@ help:
 	@echo 'make observe        what stands behind the dashboards, without Docker, until Ctrl-C'
 	@echo 'make pictures       what the dashboards look like, docs/pictures/*.png: about four minutes'
 	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
+	@echo 'make bench-memory   memory of a process, bytes in Redis, queries and commands a turn'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
 	@echo 'make bench-telemetry  what metrics and traces cost a hit and a put'
@@ -68,6 +69,9 @@ pictures: $(VENV)/.installed-dev
 
 bench-latency: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/latency.py $(ARGS)
+
+bench-memory: $(VENV)/.installed-dev
+	@exec $(BIN)/python benchmarks/memory.py $(ARGS)
 
 bench-outage: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/outage.py $(ARGS)
