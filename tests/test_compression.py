@@ -6,7 +6,7 @@ import dataclasses
 import json
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -221,13 +221,17 @@ def test_a_bomb_is_refused_before_it_takes_any_memory(monkeypatch: pytest.Monkey
         unpack(FRAME)
 
 
-@given(st.integers(0, len(FRAME) - 1), st.binary(max_size=4), st.integers(0, 4))
-def test_a_damaged_frame_is_never_a_value(at: int, put: bytes, cut: int) -> None:
-    damaged = FRAME[:at] + put + FRAME[at + cut :]
-    try:
-        assert unpack(damaged) == PROSE.encode()
-    except (ValueError, zstandard.ZstdError):
-        assert damaged != FRAME
+def test_a_flipped_bit_in_a_frame_never_makes_another_value() -> None:
+    """Also of random letters, most of which stand in the frame as they are."""
+    letters = "".join(random.Random(1).choices("abcdefgh", k=2000))
+    for text in (PROSE.encode(), letters.encode()):
+        frame = Packer().pack(text)
+        assert frame is not None
+        for bit in range(8 * len(frame)):
+            damaged = bytearray(frame)
+            damaged[bit // 8] ^= 1 << bit % 8
+            with suppress(ValueError, zstandard.ZstdError):
+                assert unpack(bytes(damaged)) == text
 
 
 # ------------------------------------------------------------------ savers
@@ -283,10 +287,10 @@ async def test_redis_holds_less_and_postgres_the_same(database: str, redis_url: 
                 await thread.put(saver, other=[PROSE])
                 await thread.put_writes(saver, PROSE)
                 (key,) = await redis.keys()
-                taken[compression_] = await redis.memory_usage(key)
+                taken[compression_] = await redis.memory_usage(key, samples=0)
                 await redis.delete(key)
                 await saver.aget_tuple(thread.config)  # a warm-up compresses, too
-                assert abs(await redis.memory_usage(key) - taken[compression_]) < 200
+                assert abs(await redis.memory_usage(key, samples=0) - taken[compression_]) < 200
                 await redis.delete(key)
     assert taken["zstd"] < taken["off"] / 3
 
