@@ -8,7 +8,8 @@
   read in turn, in 256 conversations), as fast as they go. Its memory must be flat over the second half.
   RSS is what the system has given the process; blocks are the objects' own, exact, counted by Python's
   allocator (`sys.getallocatedblocks`) after a garbage collection.
-- Entries: what one takes in Redis (MEMORY USAGE of its key) against the bytes of the serialised state.
+- Entries: what one takes in Redis (MEMORY USAGE of its key) against the bytes of the serialised state, plain and
+  compressed, and what compressing costs: see `compression.py`.
 - A turn of a ReAct-like graph (three supersteps, a tool, a subgraph with a memory of its own), the second and
   later ones of a conversation; without the journal's sweep, one statement a second and process. Statements
   are counted by PostgreSQL itself, which logs each (`log_statement`: pg_stat_statements is not in the wheel),
@@ -50,6 +51,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
+import compression
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from realistic import Chat, messages
@@ -70,7 +72,9 @@ def main() -> None:
         postgres, redis, count = options.child
         asyncio.run(_CHILDREN[options.part](postgres, redis, int(count)))
         return
-    conversations, calls = (500, 3_000) if options.quick else (CONVERSATIONS, options.calls)
+    conversations, calls, rounds = CONVERSATIONS, options.calls, 60
+    if options.quick:
+        conversations, calls, rounds = 500, 3_000, 5
     document: dict[str, Any] = {"seed": SEED, "python": sys.version.split()[0]}
     with EmbeddedPostgres() as postgres, EmbeddedRedis() as redis:
         document["conversations"] = _in_a_process("conversations", postgres, redis, conversations)
@@ -78,7 +82,7 @@ def main() -> None:
         document["traffic"] = _in_a_process("traffic", postgres, redis, calls)
         _print_process(f"{calls:,} calls in {TRAFFIC_CHATS} conversations", document)
         redis.flush()
-        document["entries"] = asyncio.run(_entries(postgres, redis))
+        document["entries"] = asyncio.run(_entries(postgres, redis, rounds))
         _print_entries(document["entries"])
         document["turn"] = asyncio.run(_turns(postgres, redis))
         _print_turns(document["turn"])
@@ -146,13 +150,14 @@ _CHILDREN: Final = {"conversations": _conversations, "traffic": _traffic}
 
 
 @asynccontextmanager
-async def _opened(postgres_url: str, redis_url: str) -> AsyncIterator[CachedPostgresSaver]:
+async def _opened(postgres_url: str, redis_url: str, **options: Any) -> AsyncIterator[CachedPostgresSaver]:
     saver = await CachedPostgresSaver.create(
         postgres_url,
         redis_url,
         pool_min_size=10,
         pool_max_size=10,
         telemetry=create_telemetry(registry=CollectorRegistry()),
+        **options,
     )
     try:
         yield saver
@@ -185,28 +190,22 @@ def _sample(what: str, done: int) -> dict[str, Any]:
 # ------------------------------------------------------------------ entries
 
 
-async def _entries(postgres: EmbeddedPostgres, redis: EmbeddedRedis) -> list[dict[str, Any]]:
+async def _entries(postgres: EmbeddedPostgres, redis: EmbeddedRedis, rounds: int) -> list[dict[str, Any]]:
     rows = []
     serde = JsonPlusSerializer()
+    database = postgres.create_database("entries")
     async with (
-        _opened(postgres.create_database("entries"), redis.url) as saver,
+        _opened(database, redis.url) as off,
+        _opened(database, redis.url, l1_compression="zstd") as zstd,
         Redis.from_url(redis.url) as client,
     ):
         for size in SIZES:
-            chat, said = Chat(f"{size}"), messages(size, random.Random(SEED))
-            _, checkpoint, metadata, _ = put = chat.next_put(said)
-            await saver.aput(*put)
-            (key,) = await client.keys()
-            fields = await client.hgetall(key)
+            put = Chat("any").next_put(messages(size, random.Random(SEED)))
+            compared = await compression.compare({"off": off, "zstd": zstd}, client, size, rounds)
+            state_bytes = len(serde.dumps_typed(put[1:3])[1])
             rows.append(
-                {
-                    "messages": size,
-                    "state_bytes": len(serde.dumps_typed((checkpoint, metadata))[1]),
-                    "payload_bytes": sum(len(name) + len(value) for name, value in fields.items()),
-                    "redis_bytes": await client.memory_usage(key, samples=0),
-                }
+                {"messages": size, "state_bytes": state_bytes, **compared, "levels": compression.levels(size)}
             )
-            await client.flushall()
     return rows
 
 
@@ -354,12 +353,32 @@ def _print_process(title: str, document: dict[str, Any]) -> None:
 
 
 def _print_entries(rows: list[dict[str, Any]]) -> None:
-    print(f"\nentries{'state B':>15}{'fields B':>12}{'Redis B':>12}{'Redis/state':>14}")
+    print(f"\n{'entries':<16}{'state B':>10}{'Redis B':>12}{'of state':>10}{'zstd B':>12}{'of state':>10}")
     for each in rows:
+        state, taken = each["state_bytes"], each["redis_bytes"]
         print(
-            f"{each['messages']:>4} messages{each['state_bytes']:>9,}{each['payload_bytes']:>12,}"
-            f"{each['redis_bytes']:>12,}{each['redis_bytes'] / each['state_bytes']:>13.2f}x"
+            f"{each['messages']:>5} messages  {state:>10,}{taken['off']:>12,}{taken['off'] / state:>9.2f}x"
+            f"{taken['zstd']:>12,}{taken['zstd'] / state:>9.2f}x"
         )
+    print(f"\n{'with zstd':<24}{'CPU ms off':>12}{'zstd':>8}{'factor':>8}{'wall ms off':>14}{'zstd':>8}")
+    for each in rows:
+        for operation in ("hit", "put"):
+            cpu, wall = each[f"{operation}_cpu_ms"], each[f"{operation}_wall_ms"]
+            print(
+                f"{each['messages']:>5} messages, {operation:<8}{cpu['off']:>12.2f}{cpu['zstd']:>8.2f}"
+                f"{cpu['factor']:>7.2f}x{wall['off']:>14.2f}{wall['zstd']:>8.2f}"
+            )
+    print(
+        f"\n{'levels, CPU us':<20}{'level':>6}{'ratio':>8}{'pack':>9}{'serialise':>11}{'unpack':>9}{'deser.':>9}"
+    )
+    for each in rows:
+        of = each["levels"]
+        for level in compression.LEVELS:
+            made = of[f"level_{level}"]
+            print(
+                f"{each['messages']:>5} messages      {level:>6}{made['ratio']:>7.2f}x{made['pack_us']:>9.0f}"
+                f"{of['serialise_us']:>11.0f}{made['unpack_us']:>8.0f}{of['deserialise_us']:>13.0f}"
+            )
 
 
 def _print_turns(rows: list[dict[str, Any]]) -> None:
