@@ -8,8 +8,8 @@
   read in turn, in 256 conversations), as fast as they go. Its memory must be flat over the second half.
   RSS is what the system has given the process; blocks are the objects' own, exact, counted by Python's
   allocator (`sys.getallocatedblocks`) after a garbage collection.
-- Entries: what one takes in Redis (MEMORY USAGE of its key) against the bytes of the serialised state, plain and
-  compressed, and what compressing costs: see `compression.py`.
+- Entries: what one takes in Redis (MEMORY USAGE of its key) against the bytes of the serialised state, plain
+  and compressed, and what compressing costs: see `compression.py`.
 - A turn of a ReAct-like graph (three supersteps, a tool, a subgraph with a memory of its own), the second and
   later ones of a conversation; without the journal's sweep, one statement a second and process. Statements
   are counted by PostgreSQL itself, which logs each (`log_statement`: pg_stat_statements is not in the wheel),
@@ -369,7 +369,7 @@ def _print_entries(rows: list[dict[str, Any]]) -> None:
                 f"{cpu['factor']:>7.2f}x{wall['off']:>14.2f}{wall['zstd']:>8.2f}"
             )
     print(
-        f"\n{'levels, CPU us':<20}{'level':>6}{'ratio':>8}{'pack':>9}{'serialise':>11}{'unpack':>9}{'deser.':>9}"
+        f"\n{'CPU us':<20}{'level':>6}{'ratio':>8}{'pack':>9}{'serialise':>11}{'unpack':>8}{'deserialise':>13}"
     )
     for each in rows:
         of = each["levels"]
