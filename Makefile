@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types docs dashboards observe pictures explore chaos bench-latency bench-prune bench-outage \
-	bench-memory bench-scrape bench-telemetry clean
+.PHONY: help demo test lint types docs dashboards observe pictures explore chaos bench bench-prune bench-outage \
+	bench-memory bench-regression bench-scrape bench-telemetry clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -24,7 +24,7 @@ help:
 	@echo 'make dashboards     dashboards/grafana/*.json, from dashboards/boards'
 	@echo 'make observe        what stands behind the dashboards, without Docker, until Ctrl-C'
 	@echo 'make pictures       what the dashboards look like, docs/pictures/*.png: about four minutes'
-	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
+	@echo 'make bench          Glasspoint beside its peers and the limit: five minutes, or ARGS=--quick'
 	@echo 'make bench-memory   memory of a process, bytes in Redis, queries and commands a turn'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
@@ -67,8 +67,9 @@ pictures: $(VENV)/.installed-dev
 	@$(INSTALL) '.[demo,dashboards]'
 	@exec $(BIN)/python -m dashboards.pictures $(ARGS)
 
-bench-latency: $(VENV)/.installed-demo
-	@exec $(BIN)/python benchmarks/latency.py $(ARGS)
+bench: $(VENV)/.installed-demo
+	@$(INSTALL) '.[demo,otlp,dashboards]'
+	@exec $(BIN)/python benchmarks/compare.py $(ARGS)
 
 bench-memory: $(VENV)/.installed-dev
 	@exec $(BIN)/python benchmarks/memory.py $(ARGS)

@@ -1,0 +1,147 @@
+"""How things are measured: slices of calls, whose order is shuffled anew in every round.
+
+A machine changes from one moment to the next. So nothing is measured first and something else afterwards:
+a round has a short slice of each contender, and contenders are compared within rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import statistics
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from time import perf_counter, process_time
+from typing import Any, Literal
+
+Call = Callable[[], Awaitable[Any]]
+"""One call, its arguments made already."""
+
+Metric = Literal["p50_ms", "p99_ms", "per_second", "cpu_ms"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One slice: what the calls of one contender took in one round.
+
+    Attributes:
+        calls: How many there were.
+        p50_ms, p99_ms: What a caller waited for one.
+        per_second: How many were done in a second, by all callers together.
+        cpu_ms: What one took of this process's processor time, the servers' not included.
+        statements: How many statements PostgreSQL was sent, where that was counted.
+    """
+
+    calls: int
+    p50_ms: float
+    p99_ms: float
+    per_second: float
+    cpu_ms: float
+    statements: int | None = None
+
+
+Slice = Callable[[], Awaitable[Sample]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        if len(values) < 2:
+            return cls(values[0], values[0], values[0])
+        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """All rounds of one contender in one variant of a workload.
+
+    Attributes:
+        variant: What sets it apart, as `{"messages": 10, "callers": 1}`.
+        group: Figures of one group were measured in the same rounds, so that they may be compared.
+    """
+
+    workload: str
+    variant: dict[str, Any]
+    contender: str
+    group: int
+    rounds: list[Sample] = field(repr=False)
+
+    def spread(self, metric: Metric) -> Spread:
+        """Sum the rounds up."""
+        return Spread.of([getattr(each, metric) for each in self.rounds])
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Figure:
+        return cls(**{**document, "rounds": [Sample(**each) for each in document["rounds"]]})
+
+
+def ratio(of: Figure, to: Figure, metric: Metric) -> Spread:
+    """How many times as much one is as another, round by round."""
+    if of.group != to.group:
+        raise ValueError(f"{of} and {to} were not measured in the same rounds")
+    pairs = zip(of.rounds, to.rounds, strict=True)
+    return Spread.of([getattr(a, metric) / getattr(b, metric) for a, b in pairs])
+
+
+async def clocked(shares: Sequence[Sequence[Call]], *, counts_as: int = 1) -> Sample:
+    """Let callers make their calls, each caller one after the other, all callers at once.
+
+    Args:
+        shares: For each caller its calls.
+        counts_as: How many calls one of these stands for (a batch).
+    """
+    seconds: list[float] = []
+    gc.collect()
+    started, started_cpu = perf_counter(), process_time()
+    await asyncio.gather(*(_caller(calls, seconds) for calls in shares))
+    wall, cpu = perf_counter() - started, process_time() - started_cpu
+    seconds.sort()
+    calls = len(seconds) * counts_as
+    return Sample(
+        calls=calls,
+        p50_ms=1000 * statistics.median(seconds),
+        p99_ms=1000 * seconds[min(len(seconds) - 1, len(seconds) * 99 // 100)],
+        per_second=calls / wall,
+        cpu_ms=1000 * cpu / calls,
+    )
+
+
+async def interleaved(
+    slices: Mapping[Any, Slice], rounds: int, dice: random.Random
+) -> dict[Any, list[Sample]]:
+    """Measure so many rounds of all slices, after one that warms up and does not count.
+
+    What the warm-up has left is frozen: garbage collection then costs what the calls leave behind.
+    """
+    taken: dict[Any, list[Sample]] = {name: [] for name in slices}
+    names = list(slices)
+    for name in names:
+        await slices[name]()
+    gc.collect()
+    gc.freeze()
+    try:
+        for _ in range(rounds):
+            dice.shuffle(names)
+            for name in names:
+                taken[name].append(await slices[name]())
+    finally:
+        gc.unfreeze()
+    return taken
+
+
+async def _caller(calls: Sequence[Call], seconds: list[float]) -> None:
+    for call in calls:
+        started = perf_counter()
+        await call()
+        seconds.append(perf_counter() - started)
