@@ -369,7 +369,7 @@ def _print_entries(rows: list[dict[str, Any]]) -> None:
                 f"{cpu['factor']:>7.2f}x{wall['off']:>14.2f}{wall['zstd']:>8.2f}"
             )
     print(
-        f"\n{'CPU us':<20}{'level':>6}{'ratio':>8}{'pack':>9}{'serialise':>11}{'unpack':>8}{'deserialise':>13}"
+        f"\n{'CPU us':<20}{'level':>6}{'ratio':>8}{'pack':>9}{'serialise':>11}{'unpack':>8}{'deserial.':>11}"
     )
     for each in rows:
         of = each["levels"]
@@ -377,7 +377,7 @@ def _print_entries(rows: list[dict[str, Any]]) -> None:
             made = of[f"level_{level}"]
             print(
                 f"{each['messages']:>5} messages      {level:>6}{made['ratio']:>7.2f}x{made['pack_us']:>9.0f}"
-                f"{of['serialise_us']:>11.0f}{made['unpack_us']:>8.0f}{of['deserialise_us']:>13.0f}"
+                f"{of['serialise_us']:>11.0f}{made['unpack_us']:>8.0f}{of['deserialise_us']:>11.0f}"
             )
 
 

@@ -1,0 +1,154 @@
+"""Has Glasspoint become slower? A guard for continuous integration, without a stopwatch.
+
+    python benchmarks/regression.py [--seed N] [--json FILE]
+
+No time is judged, because no two machines have the same. What is judged is how many times as long something
+takes as something else, in the same rounds, on the same servers, in the same process:
+
+- a hit against the floor: one bare round trip to Redis for as many bytes, and one decode of the same values;
+- a put and pending writes against `AsyncPostgresSaver` on a pool of the same size.
+
+One caller: the median call. More: the time for all their calls. Rounds are short and many, their order is
+shuffled, and the median of the rounds' ratios counts. What is out of bounds is measured anew, once, with
+twice as many rounds; if it is out again, the exit status is 1. Metrics are on, and one trace in a hundred is
+recorded and sent. Servers: embedded ones, PostgreSQL with fsync off, because a disk that is slow today is no
+regression.
+
+The bounds stand below, each with what was measured when it was set. Who makes something faster lowers its
+bound; who raises one says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from comparison.bench import Bench, opened, variant
+from comparison.calls import Hot, Key, floor_of, only_hits
+from comparison.measuring import Slice, Spread, ratio
+from comparison.peers import FLOOR, OURS, POOL
+from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from otlp_receiver import receiving
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What must hold, and what did.
+
+    Attributes:
+        against: What Glasspoint is held against.
+        at_most: So many times as long it may take.
+        seen: What was measured when that was set.
+        rounds: How often it is measured.
+    """
+
+    against: str
+    at_most: float
+    seen: str
+    rounds: int
+
+
+BOUNDS: Final = {
+    "hit, 10 messages": Bound(FLOOR, at_most=9, seen="", rounds=50),
+    "hit, 100 messages": Bound(FLOOR, at_most=9, seen="", rounds=30),
+    "put, 1 caller": Bound(POOL, at_most=9, seen="", rounds=30),
+    "put, 16 callers": Bound(POOL, at_most=9, seen="", rounds=20),
+    "put_writes, 16 callers": Bound(POOL, at_most=9, seen="", rounds=20),
+}
+
+
+async def _slices(bench: Bench) -> dict[str, Mapping[Key, Slice]]:
+    """What is measured: of each bound both sides."""
+    slices: dict[str, Mapping[Key, Slice]] = {}
+    for messages, calls in ((10, 16), (100, 8)):
+        ours = await Hot.made(bench.peers[OURS], f"hit-{messages}", messages, calls)
+        floor = await floor_of(bench, bench.redis, ours, f"{messages}")
+        named = variant(messages=messages, callers=1)
+        slices[f"hit, {messages} messages"] = {
+            (OURS, named): only_hits(bench.peers, "hit", calls, partial(ours.hits, calls, 1)),
+            (FLOOR, named): partial(floor.sample, calls, 1),
+        }
+    hot = {name: await Hot.made(bench.peers[name], f"write-{name}", 10) for name in (OURS, POOL)}
+    for operation, method, calls, callers in (
+        ("put, 1 caller", Hot.puts, 12, 1),
+        ("put, 16 callers", Hot.puts, 48, 16),
+        ("put_writes, 16 callers", Hot.writes, 48, 16),
+    ):
+        named = variant(messages=10, callers=callers)
+        slices[operation] = {
+            (name, named): partial(method, each, calls, callers) for name, each in hot.items()
+        }
+    return slices
+
+
+async def _times_as_long(bench: Bench, name: str, slices: Mapping[Key, Slice], rounds: int) -> Spread:
+    figures = {each.contender: each for each in await bench.measure(name, slices, rounds)}
+    ours, other = figures[OURS], figures[BOUNDS[name].against]
+    if ours.variant["callers"] == 1:
+        return ratio(ours, other, "p50_ms")
+    return ratio(other, ours, "per_second")
+
+
+async def run(seed: int, postgres_url: str, redis_url: str, receiver_url: str) -> list[dict[str, Any]]:
+    """Measure and print; a row for each bound, and one more for what was measured anew."""
+    rows: list[dict[str, Any]] = []
+    started = time.monotonic()
+    print(f"seed {seed}\n{'':<24}{'against':<16}{'times as long':>14}{'quartiles':>14}{'at most':>10}")
+    async with opened("quick", seed, postgres_url, redis_url, receiver_url) as bench:
+        slices = await _slices(bench)
+        for name, bound in BOUNDS.items():
+            for rounds in (bound.rounds, 2 * bound.rounds):
+                found = await _times_as_long(bench, name, slices[name], rounds)
+                is_within = found.median <= bound.at_most
+                rows.append({"name": name, "rounds": rounds, "is_within": is_within, **vars(found)})
+                print(
+                    f"{name:<24}{bound.against:<16}{found.median:>13.2f}x{found.low:>8.2f}-{found.high:.2f}"
+                    f"{bound.at_most:>10.2f}" + ("" if is_within else "  !"),
+                    flush=True,
+                )
+                if is_within:
+                    break
+    print(f"{time.monotonic() - started:.0f} s")
+    return rows
+
+
+def out_of_bounds(rows: list[dict[str, Any]]) -> list[str]:
+    """Say what is out of bounds, after it was measured anew."""
+    last = {row["name"]: row for row in rows}
+    return [
+        f"Out of bounds: {name} takes {row['median']:.2f} times as long as {BOUNDS[name].against}, and may "
+        f"take {BOUNDS[name].at_most:.2f} (measured twice; when that was set: {BOUNDS[name].seen})."
+        for name, row in last.items()
+        if not row["is_within"]
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(2**32), help="of the order of everything"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE as well")
+    arguments = parser.parse_args()
+    with EmbeddedPostgres() as postgres, EmbeddedRedis() as redis, receiving() as receiver_url:
+        rows = asyncio.run(run(arguments.seed, postgres.url, redis.url, receiver_url))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    wrong = out_of_bounds(rows)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
