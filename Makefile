@@ -29,6 +29,7 @@ help:
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
 	@echo 'make bench-telemetry  what metrics and traces cost a hit and a put'
+	@echo 'make bench-regression  is a hit or a write slower than it was, told by ratios: status 1 if so'
 	@echo 'make bench-scrape   what a scrape takes while PostgreSQL is up, frozen and down'
 	@echo 'make clean          remove .venv, caches and build products'
 	@echo 'Arguments go through ARGS, e.g.  ARGS="--once" make demo'
@@ -82,6 +83,9 @@ bench-prune: $(VENV)/.installed-demo
 
 bench-telemetry: $(VENV)/.installed-dev
 	@exec $(BIN)/python benchmarks/telemetry.py $(ARGS)
+
+bench-regression: $(VENV)/.installed-dev
+	@exec $(BIN)/python benchmarks/regression.py $(ARGS)
 
 bench-scrape: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/scrape.py $(ARGS)

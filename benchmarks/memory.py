@@ -1,10 +1,10 @@
 """What Glasspoint takes: memory of a process, bytes in Redis, queries and commands a turn.
 
-    python benchmarks/memory.py [--quick] [--calls N] [--json FILE]
+    python benchmarks/memory.py [--quick | --smoke] [--calls N] [--json FILE]
 
 - Conversations: a process of its own opens a saver, warms up, and writes and reads 10,000 conversations of 10
   messages once each, 16 at a time. Nothing may stay behind of a conversation.
-- Traffic: another makes the calls of an hour at 17 a second (60,000, or --calls: a put, a put_writes and a
+- Traffic: another makes the calls of an hour at 10 a second (36,000, or --calls: a put, a put_writes and a
   read in turn, in 256 conversations), as fast as they go. Its memory must be flat over the second half.
   RSS is what the system has given the process; blocks are the objects' own, exact, counted by Python's
   allocator (`sys.getallocatedblocks`) after a garbage collection.
@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from operator import add
 from pathlib import Path
@@ -59,7 +59,7 @@ from realistic import Chat, messages
 SEED: Final = 20
 CALLERS: Final = 16
 CONVERSATIONS: Final = 10_000
-CALLS: Final = 60_000
+CALLS: Final = 36_000
 SIZES: Final = (10, 100, 1000)
 TRAFFIC_CHATS: Final = 256
 TURNS: Final = 10
@@ -72,9 +72,11 @@ def main() -> None:
         postgres, redis, count = options.child
         asyncio.run(_CHILDREN[options.part](postgres, redis, int(count)))
         return
-    conversations, calls, rounds = CONVERSATIONS, options.calls, 60
-    if options.quick:
-        conversations, calls, rounds = 500, 3_000, 5
+    conversations, calls, rounds = {
+        "full": (CONVERSATIONS, options.calls, 60),
+        "quick": (500, 3_000, 5),
+        "smoke": (20, 60, 1),
+    }[options.amount]
     document: dict[str, Any] = {"seed": SEED, "python": sys.version.split()[0]}
     with EmbeddedPostgres() as postgres, EmbeddedRedis() as redis:
         document["conversations"] = _in_a_process("conversations", postgres, redis, conversations)
@@ -82,7 +84,9 @@ def main() -> None:
         document["traffic"] = _in_a_process("traffic", postgres, redis, calls)
         _print_process(f"{calls:,} calls in {TRAFFIC_CHATS} conversations", document)
         redis.flush()
-        document["entries"] = asyncio.run(_entries(postgres, redis, rounds))
+        document["entries"] = asyncio.run(
+            _entries(postgres, redis, rounds, SIZES if rounds > 1 else SIZES[:1])
+        )
         _print_entries(document["entries"])
         document["turn"] = asyncio.run(_turns(postgres, redis))
         _print_turns(document["turn"])
@@ -190,7 +194,9 @@ def _sample(what: str, done: int) -> dict[str, Any]:
 # ------------------------------------------------------------------ entries
 
 
-async def _entries(postgres: EmbeddedPostgres, redis: EmbeddedRedis, rounds: int) -> list[dict[str, Any]]:
+async def _entries(
+    postgres: EmbeddedPostgres, redis: EmbeddedRedis, rounds: int, sizes: Sequence[int]
+) -> list[dict[str, Any]]:
     rows = []
     serde = JsonPlusSerializer()
     database = postgres.create_database("entries")
@@ -199,7 +205,7 @@ async def _entries(postgres: EmbeddedPostgres, redis: EmbeddedRedis, rounds: int
         _opened(database, redis.url, l1_compression="zstd") as zstd,
         Redis.from_url(redis.url) as client,
     ):
-        for size in SIZES:
+        for size in sizes:
             put = Chat("any").next_put(messages(size, random.Random(SEED)))
             compared = await compression.compare({"off": off, "zstd": zstd}, client, size, rounds)
             state_bytes = len(serde.dumps_typed(put[1:3])[1])
@@ -394,7 +400,10 @@ def _print_turns(rows: list[dict[str, Any]]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth and less: half a minute")
+    amounts = parser.add_mutually_exclusive_group()
+    for amount, says in (("quick", "a tenth and less: half a minute"), ("smoke", "only whether it runs")):
+        amounts.add_argument(f"--{amount}", action="store_const", const=amount, dest="amount", help=says)
+    parser.set_defaults(amount="full")
     parser.add_argument("--calls", type=int, default=CALLS, help="of the traffic")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE as well")
     parser.add_argument("--part", choices=list(_CHILDREN), help=argparse.SUPPRESS)
