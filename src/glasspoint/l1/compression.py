@@ -67,11 +67,11 @@ def unpack(frame: bytes) -> bytes:
     """Return the value that a frame holds.
 
     Raises:
-        ValueError: It does not say how much that is, or it is more than `LARGEST`.
+        ValueError: It does not say how much that is, or nothing, or more than `LARGEST`.
         zstandard.ZstdError: It is damaged, or something stands behind it.
     """
-    if not 0 <= zstandard.frame_content_size(frame) <= LARGEST:
-        raise ValueError("a frame of no size or of too great a size")
+    if not 0 < zstandard.frame_content_size(frame) <= LARGEST:
+        raise ValueError("a frame of no size, or of too great a size")
     return _contexts.decompressor.decompress(frame, allow_extra_data=False)
 
 
