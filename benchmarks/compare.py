@@ -13,13 +13,15 @@ import os
 import random
 import textwrap
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from comparison.bench import Amount, opened
 from comparison.measuring import Figure
-from comparison.report import table_of
+from comparison.report import table_of, target_table
 from comparison.servers import facts_of, servers
+from comparison.targets import judged
 from comparison.workloads import WORKLOADS
 from otlp_receiver import receiving
 
@@ -36,9 +38,13 @@ async def run(
             print(textwrap.fill(line, 80))
         for name in names:
             found = await WORKLOADS[name](bench)
-            print(f"\n{table_of(found)}", flush=True)
+            for _, of_workload in groupby(found, key=lambda each: each.workload):
+                print(f"\n{table_of(list(of_workload))}", flush=True)
             figures += found
         notes = bench.notes
+    print(f"\n{target_table(judged(figures))}\n")
+    for note in notes:
+        print(textwrap.fill(note, 80))
     seconds = time.monotonic() - started
     print(f"\n{seconds:.0f} s; load average {load:.1f} before, {os.getloadavg()[0]:.1f} after")
     return {

@@ -1,0 +1,63 @@
+"""What a network between the application and PostgreSQL changes, where production lives. Redis stays near."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import psycopg
+
+from comparison.bench import Bench, variant
+from comparison.calls import Hot, Key
+from comparison.delayed import delayed
+from comparison.measuring import Figure, Slice
+from comparison.peers import ON_POSTGRES
+from comparison.turns import slices_of, turns_of
+
+
+async def network(bench: Bench) -> list[Figure]:
+    """Puts and whole turns, with a round trip to PostgreSQL that takes 1 ms or 5 ms longer."""
+    figures = []
+    for delay_ms in bench.choose((1, 5), (1, 5), (5,)):
+        with ExitStack() as line:
+            conninfo = line.enter_context(delayed(bench.conninfo, delay_ms))
+            bench.notes.append(await _round_trips(bench.conninfo, conninfo, delay_ms))
+            async with bench.more_peers(conninfo, ON_POSTGRES, f"delay-{delay_ms}") as peers:
+                hot = {
+                    name: await Hot.made(saver, f"network-{delay_ms}-{i}", 10)
+                    for i, (name, saver) in enumerate(peers.savers.items())
+                }
+                sizes: Sequence[tuple[int, int, int]] = bench.choose(
+                    ((1, 16, 7), (16, 64, 7)), ((16, 32, 3),), ((16, 16, 1),)
+                )
+                for callers, calls, rounds in sizes:
+                    named = variant(delay=f"{delay_ms} ms", callers=callers)
+                    slices: dict[Key, Slice] = {
+                        (name, named): partial(each.puts, calls, callers) for name, each in hot.items()
+                    }
+                    figures += await bench.measure("put, network", slices, rounds)
+                turns = turns_of(peers, f"network-{delay_ms}")
+                sizes = bench.choose(((1, 2, 5), (16, 16, 5)), ((16, 16, 2),), ((16, 16, 1),))
+                for conversations, number, rounds in sizes:
+                    more: dict[str, Any] = {"delay": f"{delay_ms} ms"}
+                    found = slices_of(turns, number, conversations, "sync", **more)
+                    figures += await bench.measure("turn, network", found, rounds)
+    return figures
+
+
+async def _round_trips(direct: str, by_the_line: str, delay_ms: int) -> str:
+    """What a round trip takes indeed."""
+    told = []
+    for conninfo in (direct, by_the_line):
+        async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as conn:
+            seconds = []
+            for _ in range(20):
+                started = perf_counter()
+                await conn.execute("SELECT 1")
+                seconds.append(perf_counter() - started)
+            told.append(f"{1000 * median(seconds):.2f} ms")
+    return f"A round trip to PostgreSQL takes {told[0]}; where {delay_ms} ms were added, {told[1]}."
