@@ -36,8 +36,11 @@ async def run(
         facts = await facts_of(bench.peers.pool, bench.redis)
         for line in (*facts.values(), f"seed {seed}"):
             print(textwrap.fill(line, 80))
+        spent = {}
         for name in names:
+            began = time.monotonic()
             found = await WORKLOADS[name](bench)
+            spent[name] = time.monotonic() - began
             for _, of_workload in groupby(found, key=lambda each: each.workload):
                 print(f"\n{table_of(list(of_workload))}", flush=True)
             figures += found
@@ -53,6 +56,7 @@ async def run(
         "seed": seed,
         "seconds": seconds,
         "load": load,
+        "spent": spent,
         "notes": notes,
         "figures": [each.as_json() for each in figures],
     }

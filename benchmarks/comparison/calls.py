@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 from redis.asyncio import Redis
 
-from comparison.bench import Bench, variant
+from comparison.bench import Bench, Key, variant
 from comparison.conversations import Conversation
 from comparison.floors import ReadFloor, WriteFloor
 from comparison.measuring import Call, Figure, Sample, Slice, clocked
@@ -20,8 +20,6 @@ from comparison.peers import FLOOR, MEMORY, OURS, POOL, Peers, Saver
 
 THREADS: Final = 64
 """Conversations of each contender; fewer where a state is large."""
-
-Key = tuple[str, tuple[tuple[str, Any], ...]]
 
 
 class Hot:
@@ -119,9 +117,9 @@ async def hit(bench: Bench) -> list[Figure]:
     """Read the newest checkpoint of a hot thread."""
     figures = []
     sizes = bench.choose(
-        ((10, 13, 192), (100, 9, 64), (1000, 4, 16)), ((10, 5, 128), (100, 3, 64)), ((10, 2, 16),)
+        ((10, 192, 8.0), (100, 64, 8.0), (1000, 8, 6.0)), ((10, 128, 8.0), (100, 64, 8.0)), ((10, 16, 0.0),)
     )
-    for messages, rounds, calls in sizes:
+    for messages, calls, seconds in sizes:
         threads = min(THREADS, calls)
         hot = {
             name: await Hot.made(saver, f"hit-{messages}-{i}", messages, threads)
@@ -129,14 +127,14 @@ async def hit(bench: Bench) -> list[Figure]:
         }
         floor = await floor_of(bench, bench.redis, hot[OURS], f"{messages}")
         for callers in (1, 64):
-            each = max(calls, bench.choose(4, 2, 1) * callers if messages < 1000 else callers)
+            each = calls if callers == 1 else max(calls, callers)
             slices: dict[Key, Slice] = {}
             named = variant(messages=messages, callers=callers)
             for name, contender in hot.items():
                 slices[name, named] = partial(contender.hits, each, callers)
             slices[OURS, named] = only_hits(bench.peers, "hit", each, slices[OURS, named])
             slices[FLOOR, named] = partial(floor.sample, each, callers)
-            figures += await bench.measure("hit", slices, rounds)
+            figures += await bench.measure("hit", slices, seconds)
     return figures
 
 
@@ -160,7 +158,7 @@ async def miss(bench: Bench) -> list[Figure]:
             (name, named): partial(contender.hits, calls, callers) for name, contender in hot.items()
         }
         slices[OURS, named] = only_hits(bench.peers, "miss", calls, forget_and_read)
-        figures += await bench.measure("miss", slices, bench.choose(13, 5, 2))
+        figures += await bench.measure("miss", slices, 5.0)
     return figures
 
 
@@ -212,7 +210,7 @@ async def _writing(
             (name, named): partial(measure, contender, calls, callers) for name, contender in hot.items()
         }
         slices[FLOOR, named] = partial(measure_floor, found, of_floor, calls, callers)
-        figures += await bench.measure(workload, slices, bench.choose(15, 5, 2))
+        figures += await bench.measure(workload, slices, 8.0)
     return figures
 
 
@@ -242,5 +240,5 @@ async def first_turn(bench: Bench) -> list[Figure]:
         slices: dict[Key, Slice] = {
             (name, named): partial(turns, saver, calls, callers) for name, saver in bench.peers.savers.items()
         }
-        figures += await bench.measure("first turn", slices, bench.choose(9, 3, 2))
+        figures += await bench.measure("first turn", slices, 4.0)
     return figures

@@ -10,8 +10,8 @@ from typing import Any
 
 import psycopg
 
-from comparison.bench import Bench, variant
-from comparison.calls import Hot, Key
+from comparison.bench import Bench, Key, variant
+from comparison.calls import Hot
 from comparison.measuring import Figure, Sample, Slice
 from comparison.peers import ON_POSTGRES, OURS
 
@@ -44,7 +44,8 @@ async def cold_start(bench: Bench) -> list[Figure]:
     for conversations, callers in bench.choose(((256, 256), (1, 64)), ((64, 64), (1, 64)), ((16, 16),)):
         hot = {
             name: await Hot.made(bench.peers[name], f"cold-{conversations}-{i}", 10, conversations)
-            for i, name in enumerate(ON_POSTGRES)
+            for i, name in enumerate(bench.contenders)
+            if name in ON_POSTGRES
         }
 
         async def start(name: str, each: Hot, callers: int = callers) -> Sample:
@@ -56,5 +57,5 @@ async def cold_start(bench: Bench) -> list[Figure]:
 
         named = variant(conversations=conversations, callers=callers)
         slices: dict[Key, Slice] = {(name, named): partial(start, name, each) for name, each in hot.items()}
-        figures += await bench.measure("cold start", slices, bench.choose(7, 3, 1))
+        figures += await bench.measure("cold start", slices, 4.0)
     return figures

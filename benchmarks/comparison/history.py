@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import psycopg
 
-from comparison.bench import Bench, variant
-from comparison.calls import Hot, Key, only_hits, read
+from comparison.bench import Bench, Key, variant
+from comparison.calls import Hot, only_hits, read
 from comparison.measuring import Figure, Sample, Slice, clocked_apart
 from comparison.peers import OURS, POOL, Peers
 
@@ -105,8 +105,7 @@ async def history(bench: Bench) -> list[Figure]:
 
 async def _deep(bench: Bench, peers: Peers, hot: dict[tuple[str, int], Hot], analyzed: str) -> list[Figure]:
     figures = []
-    calls = bench.choose(24, 16, 4)
-    rounds = bench.choose(11, 3, 1)
+    calls = bench.choose(16, 16, 4)
     measures: dict[str, Callable[[Hot], Awaitable[Sample]]] = {
         "hit, depth": lambda each: each.hits(calls, 1),
         "miss, depth": partial(misses, bench, calls=calls // 3),
@@ -124,7 +123,7 @@ async def _deep(bench: Bench, peers: Peers, hot: dict[tuple[str, int], Hot], ana
             }
             for each in hot.values():
                 await each.hits(len(each.conversations), 1)
-        figures += await bench.measure(workload, slices, rounds)
+        figures += await bench.measure(workload, slices, 3.5)
     return figures
 
 
@@ -163,5 +162,5 @@ async def _large(bench: Bench, peers: Peers, total: int) -> list[Figure]:
             (name, variant(callers=callers, checkpoints=checkpoints)): partial(measure, each)
             for (name, checkpoints), each in hot.items()
         }
-        figures += await bench.measure(workload, slices, bench.choose(9, 3, 1))
+        figures += await bench.measure(workload, slices, 3.0)
     return figures

@@ -158,11 +158,14 @@ def _sample(seconds: list[float], wall: float, cpu: float, counts_as: int) -> Sa
 
 
 async def interleaved(
-    slices: Mapping[Any, Slice], rounds: int, dice: random.Random
+    slices: Mapping[Any, Slice], dice: random.Random, *, seconds: float, at_least: int
 ) -> dict[Any, list[Sample]]:
-    """Measure so many rounds of all slices, after one that warms up and does not count.
+    """Measure as many rounds of all slices as there is time for, after one that warms up and does not count.
 
     What the warm-up has left is frozen: garbage collection then costs what the calls leave behind.
+
+    Args:
+        seconds: How long to go on, but for so many rounds `at_least`.
     """
     taken: dict[Any, list[Sample]] = {name: [] for name in slices}
     names = list(slices)
@@ -170,11 +173,13 @@ async def interleaved(
         await slices[name]()
     gc.collect()
     gc.freeze()
+    started, rounds = perf_counter(), 0
     try:
-        for _ in range(rounds):
+        while rounds < at_least or perf_counter() - started < seconds:
             dice.shuffle(names)
             for name in names:
                 taken[name].append(await slices[name]())
+            rounds += 1
     finally:
         gc.unfreeze()
     return taken

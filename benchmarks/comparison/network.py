@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
@@ -11,8 +10,8 @@ from typing import Any
 
 import psycopg
 
-from comparison.bench import Bench, variant
-from comparison.calls import Hot, Key
+from comparison.bench import Bench, Key, variant
+from comparison.calls import Hot
 from comparison.delayed import delayed
 from comparison.measuring import Figure, Slice
 from comparison.peers import ON_POSTGRES
@@ -22,30 +21,29 @@ from comparison.turns import slices_of, turns_of
 async def network(bench: Bench) -> list[Figure]:
     """Puts and whole turns, with a round trip to PostgreSQL that takes 1 ms or 5 ms longer."""
     figures = []
-    for delay_ms in bench.choose((1, 5), (1, 5), (5,)):
+    names = [name for name in bench.contenders if name in ON_POSTGRES]
+    for delay_ms in bench.choose((1, 5), (5,), (5,)):
         with ExitStack() as line:
             conninfo = line.enter_context(delayed(bench.conninfo, delay_ms))
             bench.notes.append(await _round_trips(bench.conninfo, conninfo, delay_ms))
-            async with bench.more_peers(conninfo, ON_POSTGRES, f"delay-{delay_ms}") as peers:
+            async with bench.more_peers(conninfo, names, f"delay-{delay_ms}") as peers:
                 hot = {
                     name: await Hot.made(saver, f"network-{delay_ms}-{i}", 10)
                     for i, (name, saver) in enumerate(peers.savers.items())
                 }
-                sizes: Sequence[tuple[int, int, int]] = bench.choose(
-                    ((1, 16, 7), (16, 64, 7)), ((16, 32, 3),), ((16, 16, 1),)
-                )
-                for callers, calls, rounds in sizes:
+                for callers, calls in bench.choose(((1, 16), (16, 64)), ((16, 32),), ((16, 16),)):
                     named = variant(delay=f"{delay_ms} ms", callers=callers)
                     slices: dict[Key, Slice] = {
                         (name, named): partial(each.puts, calls, callers) for name, each in hot.items()
                     }
-                    figures += await bench.measure("put, network", slices, rounds)
+                    figures += await bench.measure("put, network", slices, 3.0)
                 turns = turns_of(peers, f"network-{delay_ms}")
-                sizes = bench.choose(((1, 2, 5), (16, 16, 5)), ((16, 16, 2),), ((16, 16, 1),))
-                for conversations, number, rounds in sizes:
+                for conversations, number in bench.choose(
+                    ((1, 2), (16, 16)), ((1, 2), (16, 16)), ((16, 16),)
+                ):
                     more: dict[str, Any] = {"delay": f"{delay_ms} ms"}
                     found = slices_of(turns, number, conversations, "sync", **more)
-                    figures += await bench.measure("turn, network", found, rounds)
+                    figures += await bench.measure("turn, network", found, 5.0)
     return figures
 
 

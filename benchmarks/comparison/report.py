@@ -36,7 +36,8 @@ def target_table(verdicts: Sequence[Verdict]) -> str:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("target", no_wrap=True)
     for header in ("against", "wanted", "measured", "met"):
-        table.add_column(header, justify="right" if header in ("wanted", "measured") else "left")
+        justify = "right" if header in ("wanted", "measured") else "left"
+        table.add_column(header, justify=justify, no_wrap=True)
     for verdict in verdicts:
         table.add_row(*verdict_cells(verdict))
     return printed(table)
@@ -45,8 +46,8 @@ def target_table(verdicts: Sequence[Verdict]) -> str:
 def verdict_cells(verdict: Verdict) -> tuple[str, ...]:
     """One line of that table."""
     target, measured = verdict.target, verdict.measured
-    met = {True: "yes", False: "no", None: "not measured"}[verdict.met]
-    return target.says, target.against, target.wanted, told(measured) if measured else "", met
+    met = {True: "yes", False: "no", None: ""}[verdict.met]
+    return target.says, target.against, target.wanted, told(measured) if measured else "not measured", met
 
 
 def printed(table: Table) -> str:

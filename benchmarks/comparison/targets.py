@@ -67,7 +67,7 @@ def _calls(
     messages: int = 10,
     against: Against = "pool",
 ) -> Target:
-    what = "p50" if callers == 1 else "throughput"
+    what = "p50" if callers == 1 else "calls/s"
     size = f", {messages} messages" if workload == "hit" else ""
     says = f"{workload}{size}, {callers} caller{'s' * (callers > 1)}, {what}"
     return Target(workload, {"messages": messages, "callers": callers}, against, kind, limit, says)

@@ -23,8 +23,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 
-from comparison.bench import Bench, variant
-from comparison.calls import Key
+from comparison.bench import Bench, Key, variant
 from comparison.conversations import TEXT
 from comparison.measuring import Figure, Sample, Slice, clocked
 from comparison.peers import OURS, Peers, Saver
@@ -133,13 +132,13 @@ def slices_of(
 async def turn(bench: Bench) -> list[Figure]:
     """Whole turns, in each durability mode."""
     figures = []
-    sizes: Sequence[tuple[int, int, int]] = bench.choose(
-        ((1, 8, 7), (16, 16, 9), (64, 64, 4)), ((1, 8, 3), (16, 16, 3)), ((1, 1, 1), (16, 16, 1))
+    sizes: Sequence[tuple[int, int, float]] = bench.choose(
+        ((1, 8, 3.0), (16, 64, 8.0), (64, 64, 0.0)), ((1, 4, 3.0), (16, 16, 8.0)), ((16, 16, 0.0),)
     )
-    durabilities = bench.choose(DURABILITIES, ("sync", "async"), ("sync", "exit"))
+    durabilities = bench.choose(DURABILITIES, DURABILITIES, ("sync", "exit"))
     of_each = {each: turns_of(bench.peers, f"turn-{each}") for each in durabilities}
-    for conversations, turns, rounds in sizes:
+    for conversations, turns, seconds in sizes:
         for durability in durabilities:
             slices = slices_of(of_each[durability], turns, conversations, durability)
-            figures += await bench.measure("turn", slices, rounds)
+            figures += await bench.measure("turn", slices, seconds)
     return figures
