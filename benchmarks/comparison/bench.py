@@ -59,6 +59,11 @@ class Bench:
         """Who is measured."""
         return tuple(self.peers.savers)
 
+    @property
+    def threads(self) -> int:
+        """How many conversations a contender has, where a workload does not say otherwise."""
+        return int(self.choose(64, 64, 16))
+
     async def measure(
         self,
         workload: str,

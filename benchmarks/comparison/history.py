@@ -79,7 +79,7 @@ async def fill(conninfo: str, statement: str, **params: Any) -> None:
 async def history(bench: Bench) -> list[Figure]:
     """Threads of 10, 1,000 and 100,000 checkpoints; then tables of a million."""
     depths: Sequence[int] = bench.choose((10, 1_000, 100_000), (10, 10_000), (10, 1_000))
-    total: int = bench.choose(1_000_000, 100_000, 2_000)
+    total: int = bench.choose(1_000_000, 0, 2_000)
     async with (
         bench.database("history") as conninfo,
         bench.more_peers(conninfo, CONTENDERS, "history") as peers,
@@ -91,10 +91,13 @@ async def history(bench: Bench) -> list[Figure]:
             for depth in depths:
                 for i, name in enumerate(CONTENDERS):
                     prefix = f"depth-{depth}-{i}"
-                    for number in range(threads := THREADS.get(depth, 1)):
+                    threads = THREADS.get(depth, 1)
+                    for number in range(threads):
                         await fill(conninfo, _DEEPEN, thread=f"{prefix}-{number:02}", depth=depth)
                     hot[name, depth] = await Hot.made(peers[name], prefix, 10, threads)
             figures = await _deep(bench, peers, hot, "no")
+            if not total:
+                return figures
             await conn.execute("ANALYZE")
             figures += await _deep(bench, peers, hot, "yes")
             filled = sum(depth * THREADS.get(depth, 1) for depth in depths) * len(CONTENDERS)
@@ -141,7 +144,7 @@ async def misses(bench: Bench, hot: Hot, calls: int) -> Sample:
 async def _large(bench: Bench, peers: Peers, total: int) -> list[Figure]:
     """The same calls with few checkpoints in the tables, and with many."""
     hot = {
-        (name, checkpoints): await Hot.made(found[name], f"large-{checkpoints}-{i}", 10)
+        (name, checkpoints): await Hot.made(found[name], f"large-{checkpoints}-{i}", 10, bench.threads)
         for checkpoints, found in (("few", bench.peers), (f"{total:,}", peers))
         for i, name in enumerate(CONTENDERS)
     }

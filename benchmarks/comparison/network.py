@@ -28,7 +28,7 @@ async def network(bench: Bench) -> list[Figure]:
             bench.notes.append(await _round_trips(bench.conninfo, conninfo, delay_ms))
             async with bench.more_peers(conninfo, names, f"delay-{delay_ms}") as peers:
                 hot = {
-                    name: await Hot.made(saver, f"network-{delay_ms}-{i}", 10)
+                    name: await Hot.made(saver, f"network-{delay_ms}-{i}", 10, bench.threads)
                     for i, (name, saver) in enumerate(peers.savers.items())
                 }
                 for callers, calls in bench.choose(((1, 16), (16, 64)), ((16, 32),), ((16, 16),)):
