@@ -126,7 +126,7 @@ async def clocked(shares: Sequence[Sequence[Call]], *, counts_as: int = 1) -> Sa
         counts_as: How many calls one of these stands for: a batch.
     """
     seconds: list[float] = []
-    gc.collect()
+    _collect()
     started, started_cpu = perf_counter(), process_time()
     await asyncio.gather(*(_caller(calls, seconds) for calls in shares))
     return _sample(seconds, perf_counter() - started, process_time() - started_cpu, counts_as)
@@ -135,7 +135,7 @@ async def clocked(shares: Sequence[Sequence[Call]], *, counts_as: int = 1) -> Sa
 async def clocked_apart(calls: Sequence[Call], before: Sequence[Call]) -> Sample:
     """Let one caller make its calls, each after something that is not measured."""
     seconds, cpu = [], 0.0
-    gc.collect()
+    _collect()
     for call, prepare in zip(calls, before, strict=True):
         await prepare()
         started, started_cpu = perf_counter(), process_time()
@@ -143,6 +143,12 @@ async def clocked_apart(calls: Sequence[Call], before: Sequence[Call]) -> Sample
         seconds.append(perf_counter() - started)
         cpu += process_time() - started_cpu
     return _sample(seconds, sum(seconds), cpu, 1)
+
+
+def _collect() -> None:
+    """Begin with nothing to collect. While nothing is frozen nothing is measured, and it would take long."""
+    if gc.get_freeze_count():
+        gc.collect()
 
 
 def _sample(seconds: list[float], wall: float, cpu: float, counts_as: int) -> Sample:
@@ -169,12 +175,13 @@ async def interleaved(
     """
     taken: dict[Any, list[Sample]] = {name: [] for name in slices}
     names = list(slices)
-    for name in names:
-        await slices[name]()
     gc.collect()
     gc.freeze()
-    started, rounds = perf_counter(), 0
     try:
+        for name in names:
+            await slices[name]()
+        gc.freeze()
+        started, rounds = perf_counter(), 0
         while rounds < at_least or perf_counter() - started < seconds:
             dice.shuffle(names)
             for name in names:

@@ -38,9 +38,7 @@ async def network(bench: Bench) -> list[Figure]:
                     }
                     figures += await bench.measure("put, network", slices, 3.0)
                 turns = turns_of(peers, f"network-{delay_ms}")
-                for conversations, number in bench.choose(
-                    ((1, 2), (16, 16)), ((1, 2), (16, 16)), ((16, 16),)
-                ):
+                for conversations, number in bench.choose(((1, 2), (16, 16)), ((1, 2), (16, 16)), ((2, 2),)):
                     more: dict[str, Any] = {"delay": f"{delay_ms} ms"}
                     found = slices_of(turns, number, conversations, "sync", **more)
                     figures += await bench.measure("turn, network", found, 5.0)

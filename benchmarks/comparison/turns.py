@@ -133,7 +133,7 @@ async def turn(bench: Bench) -> list[Figure]:
     """Whole turns, in each durability mode."""
     figures = []
     sizes: Sequence[tuple[int, int, float]] = bench.choose(
-        ((1, 8, 3.0), (16, 64, 8.0), (64, 64, 0.0)), ((1, 4, 3.0), (16, 16, 8.0)), ((16, 16, 0.0),)
+        ((1, 8, 3.0), (16, 64, 8.0), (64, 64, 0.0)), ((1, 4, 3.0), (16, 16, 8.0)), ((2, 2, 0.0),)
     )
     durabilities = bench.choose(DURABILITIES, DURABILITIES, ("sync", "exit"))
     of_each = {each: turns_of(bench.peers, f"turn-{each}") for each in durabilities}
