@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types docs dashboards observe pictures explore chaos bench bench-prune bench-outage \
+.PHONY: help demo test lint types docs dashboards observe pictures explore chaos bench bench-page bench-prune bench-outage \
 	bench-memory bench-regression bench-scrape bench-telemetry clean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make observe        what stands behind the dashboards, without Docker, until Ctrl-C'
 	@echo 'make pictures       what the dashboards look like, docs/pictures/*.png: about four minutes'
 	@echo 'make bench          Glasspoint beside its peers and the limit: five minutes, or ARGS=--quick'
+	@echo 'make bench-page     that twice, and docs/performance.md made of it'
 	@echo 'make bench-memory   memory of a process, bytes in Redis, queries and commands a turn'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
@@ -69,8 +70,14 @@ pictures: $(VENV)/.installed-dev
 	@exec $(BIN)/python -m dashboards.pictures $(ARGS)
 
 bench: $(VENV)/.installed-demo
-	@$(INSTALL) '.[demo,otlp,dashboards]'
+	@$(INSTALL) '.[demo,otlp,bench]'
 	@exec $(BIN)/python benchmarks/compare.py $(ARGS)
+
+bench-page: $(VENV)/.installed-demo
+	@$(INSTALL) '.[demo,otlp,bench]'
+	$(BIN)/python benchmarks/compare.py --json docs/performance.json
+	$(BIN)/python benchmarks/compare.py --uvloop --json docs/performance-uvloop.json
+	$(BIN)/python benchmarks/page.py
 
 bench-memory: $(VENV)/.installed-dev
 	@exec $(BIN)/python benchmarks/memory.py $(ARGS)

@@ -61,8 +61,8 @@ class Bound:
     rounds: int
 
 
-# Seen: the medians of 20 runs, on a machine with 2 cores that others used, too; in half of them one core was busy
-# all the time. 23 November 2026, before the write path was made faster.
+# Seen: the medians of 20 runs, on a machine with 2 cores that others used, too; in half of them one core was
+# busy all the time. 23 November 2026, before the write path was made faster.
 BOUNDS: Final = {
     "hit, 10 messages": Bound(FLOOR, cpu=1.9, wait=4.0, seen="cpu 1.35-1.58, wait 1.48-2.78", rounds=50),
     "hit, 100 messages": Bound(FLOOR, cpu=1.45, wait=2.5, seen="cpu 1.07-1.21, wait 1.11-1.77", rounds=40),

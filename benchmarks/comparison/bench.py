@@ -16,10 +16,13 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from redis.asyncio import Redis
 
 from comparison.measuring import Figure, Slice, interleaved
-from comparison.peers import ALL, Peers, peers
+from comparison.peers import ALL, QUICK, Peers, peers
 from comparison.servers import own_database
 
 Amount = Literal["full", "quick", "smoke"]
+
+Key = tuple[str, tuple[tuple[str, Any], ...]]
+"""A contender, and what sets its variant apart."""
 
 
 @dataclass
@@ -51,19 +54,35 @@ class Bench:
         """One of three, by how much is measured."""
         return {"full": full, "quick": quick, "smoke": smoke}[self.amount]
 
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Who is measured."""
+        return tuple(self.peers.savers)
+
+    @property
+    def threads(self) -> int:
+        """How many conversations a contender has, where a workload does not say otherwise."""
+        return int(self.choose(64, 64, 16))
+
     async def measure(
         self,
         workload: str,
-        slices: Mapping[tuple[str, tuple[tuple[str, Any], ...]], Slice],
-        rounds: int,
+        slices: Mapping[Key, Slice],
+        seconds: float,
     ) -> list[Figure]:
         """Measure slices in the same rounds.
 
         Args:
             slices: By contender, and what sets its variant apart: see `variant`.
+            seconds: How long in the full benchmark.
         """
         self._groups += 1
-        taken = await interleaved(slices, rounds, self.dice)
+        taken = await interleaved(
+            slices,
+            self.dice,
+            seconds=seconds * self.choose(1.0, 0.1, 0.0),
+            at_least=self.choose(3, 2, 1),
+        )
         return [
             Figure(workload, dict(variant), contender, self._groups, samples)
             for (contender, variant), samples in taken.items()
@@ -109,7 +128,13 @@ async def opened(
         conninfo = await stack.enter_async_context(own_database(postgres_url, run.replace("-", "_")))
         stack.push_async_callback(_forget_all, redis, run)
         found = await stack.enter_async_context(
-            peers(conninfo, redis_url, key_prefix=f"{run}-main", provider=provider, names=ALL)
+            peers(
+                conninfo,
+                redis_url,
+                key_prefix=f"{run}-main",
+                provider=provider,
+                names=QUICK if amount == "quick" else ALL,
+            )
         )
         yield Bench(
             amount, random.Random(seed), postgres_url, redis_url, conninfo, found, redis, run, provider

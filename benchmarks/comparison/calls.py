@@ -6,22 +6,17 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import Any, Final
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 from redis.asyncio import Redis
 
-from comparison.bench import Bench, variant
+from comparison.bench import Bench, Key, variant
 from comparison.conversations import Conversation
 from comparison.floors import ReadFloor, WriteFloor
 from comparison.measuring import Call, Figure, Sample, Slice, clocked
 from comparison.peers import FLOOR, MEMORY, OURS, POOL, Peers, Saver
-
-THREADS: Final = 64
-"""Conversations of each contender; fewer where a state is large."""
-
-Key = tuple[str, tuple[tuple[str, Any], ...]]
 
 
 class Hot:
@@ -32,7 +27,7 @@ class Hot:
         self.conversations = conversations
 
     @classmethod
-    async def made(cls, saver: Saver, prefix: str, messages: int, threads: int = THREADS) -> Hot:
+    async def made(cls, saver: Saver, prefix: str, messages: int, threads: int) -> Hot:
         dice = random.Random(messages)  # the same texts for all
         conversations = [Conversation(saver, f"{prefix}-{i:02}", messages, dice) for i in range(threads)]
         hot = cls(saver, conversations)
@@ -119,37 +114,37 @@ async def hit(bench: Bench) -> list[Figure]:
     """Read the newest checkpoint of a hot thread."""
     figures = []
     sizes = bench.choose(
-        ((10, 13, 192), (100, 9, 64), (1000, 4, 16)), ((10, 5, 128), (100, 3, 64)), ((10, 2, 16),)
+        ((10, 192, 8.0), (100, 64, 8.0), (1000, 8, 6.0)), ((10, 128, 8.0), (100, 64, 8.0)), ((10, 16, 0.0),)
     )
-    for messages, rounds, calls in sizes:
-        threads = min(THREADS, calls)
+    for messages, calls, seconds in sizes:
+        threads = min(bench.threads, calls)
         hot = {
             name: await Hot.made(saver, f"hit-{messages}-{i}", messages, threads)
             for i, (name, saver) in enumerate(bench.peers.savers.items())
         }
         floor = await floor_of(bench, bench.redis, hot[OURS], f"{messages}")
-        for callers in (1, 64):
-            each = max(calls, bench.choose(4, 2, 1) * callers if messages < 1000 else callers)
+        for callers in bench.choose((1, 64), (1, 64), (1, 16)):
+            each = calls if callers == 1 else max(calls, callers)
             slices: dict[Key, Slice] = {}
             named = variant(messages=messages, callers=callers)
             for name, contender in hot.items():
                 slices[name, named] = partial(contender.hits, each, callers)
             slices[OURS, named] = only_hits(bench.peers, "hit", each, slices[OURS, named])
             slices[FLOOR, named] = partial(floor.sample, each, callers)
-            figures += await bench.measure("hit", slices, rounds)
+            figures += await bench.measure("hit", slices, seconds)
     return figures
 
 
 async def miss(bench: Bench) -> list[Figure]:
     """Read a thread that Redis does not have; the answer is stored there."""
     hot = {
-        name: await Hot.made(saver, f"miss-{i}", 10)
+        name: await Hot.made(saver, f"miss-{i}", 10, bench.threads)
         for i, (name, saver) in enumerate(bench.peers.savers.items())
         if name != MEMORY
     }
     figures = []
     for callers in (1, 16):
-        calls = THREADS
+        calls = bench.threads
 
         async def forget_and_read(callers: int = callers, calls: int = calls) -> Sample:
             await bench.forget()
@@ -160,7 +155,7 @@ async def miss(bench: Bench) -> list[Figure]:
             (name, named): partial(contender.hits, calls, callers) for name, contender in hot.items()
         }
         slices[OURS, named] = only_hits(bench.peers, "miss", calls, forget_and_read)
-        figures += await bench.measure("miss", slices, bench.choose(13, 5, 2))
+        figures += await bench.measure("miss", slices, 5.0)
     return figures
 
 
@@ -170,7 +165,7 @@ async def put(bench: Bench) -> list[Figure]:
     def rows(conversations: Sequence[Conversation], calls: int) -> list[Any]:
         puts = []
         for i in range(calls):
-            conversation = conversations[i % THREADS]
+            conversation = conversations[i % len(conversations)]
             puts.append(conversation.next_put())
             conversation.after(puts[-1])
         return puts
@@ -185,7 +180,7 @@ async def put_writes(bench: Bench) -> list[Figure]:
     """Store what a task wrote: two pending writes."""
 
     async def floor(found: WriteFloor, conversations: list[Conversation], calls: int, callers: int) -> Sample:
-        writes = [conversations[i % THREADS].next_writes() for i in range(calls)]
+        writes = [conversations[i % len(conversations)].next_writes() for i in range(calls)]
         return await found.writes(writes, callers)
 
     return await _writing(bench, "put_writes", Hot.writes, floor)
@@ -198,21 +193,21 @@ async def _writing(
     measure_floor: Callable[[WriteFloor, list[Conversation], int, int], Awaitable[Sample]],
 ) -> list[Figure]:
     hot = {
-        name: await Hot.made(saver, f"{workload}-{i}", 10)
+        name: await Hot.made(saver, f"{workload}-{i}", 10, bench.threads)
         for i, (name, saver) in enumerate(bench.peers.savers.items())
     }
     # The floor's rows are those of a conversation that upstream has begun.
-    of_floor = (await Hot.made(bench.peers[POOL], f"{workload}-floor", 10)).conversations
+    of_floor = (await Hot.made(bench.peers[POOL], f"{workload}-floor", 10, bench.threads)).conversations
     found = WriteFloor(bench.peers.pool, bench.peers[OURS].serde)
     figures = []
-    for callers in (1, 16, 64):
-        calls = max(THREADS, bench.choose(3, 2, 1) * callers)
+    for callers in bench.choose((1, 16, 64), (1, 16, 64), (1, 16)):
+        calls = max(bench.threads, bench.choose(3, 2, 1) * callers)
         named = variant(messages=10, callers=callers)
         slices: dict[Key, Slice] = {
             (name, named): partial(measure, contender, calls, callers) for name, contender in hot.items()
         }
         slices[FLOOR, named] = partial(measure_floor, found, of_floor, calls, callers)
-        figures += await bench.measure(workload, slices, bench.choose(15, 5, 2))
+        figures += await bench.measure(workload, slices, 8.0)
     return figures
 
 
@@ -242,5 +237,5 @@ async def first_turn(bench: Bench) -> list[Figure]:
         slices: dict[Key, Slice] = {
             (name, named): partial(turns, saver, calls, callers) for name, saver in bench.peers.savers.items()
         }
-        figures += await bench.measure("first turn", slices, bench.choose(9, 3, 2))
+        figures += await bench.measure("first turn", slices, 4.0)
     return figures

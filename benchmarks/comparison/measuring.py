@@ -11,7 +11,7 @@ import gc
 import random
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from time import perf_counter, process_time
 from typing import Any, Literal
 
@@ -78,12 +78,31 @@ class Figure:
         """Sum the rounds up."""
         return Spread.of([getattr(each, metric) for each in self.rounds])
 
+    @property
+    def is_throughput(self) -> bool:
+        """Whether what counts is how many calls are done, not how long one takes."""
+        return self.variant.get("callers", 1) != 1 or self.variant.get("conversations", 1) != 1
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """With a list of each quantity, a number for each round."""
+        rounds = {
+            each.name: [_short(getattr(sample, each.name)) for sample in self.rounds]
+            for each in fields(Sample)
+        }
+        return {**vars(self), "rounds": rounds}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Figure:
-        return cls(**{**document, "rounds": [Sample(**each) for each in document["rounds"]]})
+        """The opposite."""
+        names, values = document["rounds"].keys(), zip(*document["rounds"].values(), strict=True)
+        return cls(
+            **{**document, "rounds": [Sample(**dict(zip(names, each, strict=True))) for each in values]}
+        )
+
+
+def _short(value: float | None) -> float | None:
+    """Five digits are enough."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def ratio(of: Figure, to: Figure, metric: Metric) -> Spread:
@@ -94,18 +113,45 @@ def ratio(of: Figure, to: Figure, metric: Metric) -> Spread:
     return Spread.of([getattr(a, metric) / getattr(b, metric) for a, b in pairs])
 
 
+def speed(of: Figure, to: Figure) -> Spread:
+    """How many times as fast one is as another: by throughput, or by the median where one caller waits."""
+    return ratio(of, to, "per_second") if of.is_throughput else ratio(to, of, "p50_ms")
+
+
 async def clocked(shares: Sequence[Sequence[Call]], *, counts_as: int = 1) -> Sample:
     """Let callers make their calls, each caller one after the other, all callers at once.
 
     Args:
         shares: For each caller its calls.
-        counts_as: How many calls one of these stands for (a batch).
+        counts_as: How many calls one of these stands for: a batch.
     """
     seconds: list[float] = []
-    gc.collect()
+    _collect()
     started, started_cpu = perf_counter(), process_time()
     await asyncio.gather(*(_caller(calls, seconds) for calls in shares))
-    wall, cpu = perf_counter() - started, process_time() - started_cpu
+    return _sample(seconds, perf_counter() - started, process_time() - started_cpu, counts_as)
+
+
+async def clocked_apart(calls: Sequence[Call], before: Sequence[Call]) -> Sample:
+    """Let one caller make its calls, each after something that is not measured."""
+    seconds, cpu = [], 0.0
+    _collect()
+    for call, prepare in zip(calls, before, strict=True):
+        await prepare()
+        started, started_cpu = perf_counter(), process_time()
+        await call()
+        seconds.append(perf_counter() - started)
+        cpu += process_time() - started_cpu
+    return _sample(seconds, sum(seconds), cpu, 1)
+
+
+def _collect() -> None:
+    """Begin with nothing to collect. While nothing is frozen nothing is measured, and it would take long."""
+    if gc.get_freeze_count():
+        gc.collect()
+
+
+def _sample(seconds: list[float], wall: float, cpu: float, counts_as: int) -> Sample:
     seconds.sort()
     calls = len(seconds) * counts_as
     return Sample(
@@ -118,23 +164,29 @@ async def clocked(shares: Sequence[Sequence[Call]], *, counts_as: int = 1) -> Sa
 
 
 async def interleaved(
-    slices: Mapping[Any, Slice], rounds: int, dice: random.Random
+    slices: Mapping[Any, Slice], dice: random.Random, *, seconds: float, at_least: int
 ) -> dict[Any, list[Sample]]:
-    """Measure so many rounds of all slices, after one that warms up and does not count.
+    """Measure as many rounds of all slices as there is time for, after one that warms up and does not count.
 
     What the warm-up has left is frozen: garbage collection then costs what the calls leave behind.
+
+    Args:
+        seconds: How long to go on, but for so many rounds `at_least`.
     """
     taken: dict[Any, list[Sample]] = {name: [] for name in slices}
     names = list(slices)
-    for name in names:
-        await slices[name]()
     gc.collect()
     gc.freeze()
     try:
-        for _ in range(rounds):
+        for name in names:
+            await slices[name]()
+        gc.freeze()
+        started, rounds = perf_counter(), 0
+        while rounds < at_least or perf_counter() - started < seconds:
             dice.shuffle(names)
             for name in names:
                 taken[name].append(await slices[name]())
+            rounds += 1
     finally:
         gc.unfreeze()
     return taken

@@ -27,6 +27,7 @@ REDIS: Final = "RedisSaver"
 MEMORY: Final = "InMemorySaver"
 
 ON_POSTGRES: Final = (OURS, POOL, ONE)
+QUICK: Final = (OURS, POOL)
 ALL: Final = (OURS, POOL, ONE, REDIS, MEMORY)
 
 Saver = BaseCheckpointSaver[str]

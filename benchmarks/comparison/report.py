@@ -9,16 +9,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from comparison.measuring import Figure, Spread, ratio
+from comparison.measuring import Figure, Spread, speed
 from comparison.peers import POOL
+from comparison.targets import Verdict
 
 COLUMNS = 80
+COUNTED = ("messages", "callers", "conversations")
 
 
 def table_of(figures: Sequence[Figure]) -> str:
     """One workload: medians of the rounds; `±`: what lies between their quartiles, per cent of the median."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
-    table.add_column(figures[0].workload, no_wrap=True, min_width=18)
+    table.add_column(figures[0].workload, min_width=18)
     for header in ("p50 ms", "±", "p99 ms", "calls/s", "±", "cpu ms", "x pool"):
         table.add_column(header, justify="right", no_wrap=True)
     for _, of_variant in groupby(figures, key=lambda each: (each.group, said(each.variant))):
@@ -27,6 +29,25 @@ def table_of(figures: Sequence[Figure]) -> str:
         for figure in found:
             table.add_row(f"  {figure.contender}", *_cells(figure, found), end_section=figure is found[-1])
     return printed(table)
+
+
+def target_table(verdicts: Sequence[Verdict]) -> str:
+    """The targets beside what was measured."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    table.add_column("target", no_wrap=True)
+    for header in ("against", "wanted", "measured", "met"):
+        justify = "right" if header in ("wanted", "measured") else "left"
+        table.add_column(header, justify=justify, no_wrap=True)
+    for verdict in verdicts:
+        table.add_row(*verdict_cells(verdict))
+    return printed(table)
+
+
+def verdict_cells(verdict: Verdict) -> tuple[str, ...]:
+    """One line of that table."""
+    target, measured = verdict.target, verdict.measured
+    met = {True: "yes", False: "no", None: ""}[verdict.met]
+    return target.says, target.against, target.wanted, told(measured) if measured else "not measured", met
 
 
 def printed(table: Table) -> str:
@@ -43,8 +64,8 @@ def said(variant: dict[str, object]) -> str:
 
 
 def _said(name: str, value: object) -> str:
-    if not isinstance(value, int):
-        return f"{name} {value}"
+    if name not in COUNTED or not isinstance(value, int):
+        return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
     return f"{value:,} {name.removesuffix('s') if value == 1 else name}"
 
 
@@ -52,16 +73,6 @@ def told(spread: Spread) -> str:
     """Median and quartiles."""
     digits = 1 if spread.high >= 9.95 else 2
     return f"{spread.median:,.{digits}f} ({spread.low:,.{digits}f}-{spread.high:,.{digits}f})"
-
-
-def is_throughput(figure: Figure) -> bool:
-    """Whether what counts is how many calls are done, not how long one takes."""
-    return figure.variant.get("callers", 1) != 1 or figure.variant.get("conversations", 1) != 1
-
-
-def speed(of: Figure, to: Figure) -> Spread:
-    """How many times as fast one is as another."""
-    return ratio(of, to, "per_second") if is_throughput(of) else ratio(to, of, "p50_ms")
 
 
 def _cells(figure: Figure, beside: Iterable[Figure]) -> tuple[str, ...]:

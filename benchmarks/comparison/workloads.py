@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from comparison import calls
+from comparison import calls, cold, history, network, turns
 from comparison.bench import Workload
 
 WORKLOADS: Final[dict[str, Workload]] = {
@@ -13,4 +13,8 @@ WORKLOADS: Final[dict[str, Workload]] = {
     "put": calls.put,
     "put_writes": calls.put_writes,
     "first turn": calls.first_turn,
+    "turn": turns.turn,
+    "cold start": cold.cold_start,
+    "history": history.history,
+    "network": network.network,
 }
