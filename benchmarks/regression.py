@@ -35,9 +35,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from comparison.bench import Bench, opened, variant
-from comparison.calls import Hot, Key, floor_of, only_hits
-from comparison.measuring import Slice, Spread, ratio
+from comparison.bench import Bench, Key, opened, variant
+from comparison.calls import Hot, floor_of, only_hits
+from comparison.measuring import Figure, Slice, Spread, interleaved, ratio
 from comparison.peers import FLOOR, OURS, POOL
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from otlp_receiver import receiving
@@ -83,7 +83,7 @@ async def _slices(bench: Bench) -> dict[str, Mapping[Key, Slice]]:
             (OURS, named): only_hits(bench.peers, "hit", calls, partial(ours.hits, calls, 1)),
             (FLOOR, named): partial(floor.sample, calls, 1),
         }
-    hot = {name: await Hot.made(bench.peers[name], f"write-{name}", 10) for name in (OURS, POOL)}
+    hot = {name: await Hot.made(bench.peers[name], f"write-{name}", 10, 64) for name in (OURS, POOL)}
     for operation, method, calls, callers in (
         ("put, 1 caller", Hot.puts, 12, 1),
         ("put, 16 callers", Hot.puts, 48, 16),
@@ -99,7 +99,11 @@ async def _slices(bench: Bench) -> dict[str, Mapping[Key, Slice]]:
 async def _times_as_long(
     bench: Bench, name: str, slices: Mapping[Key, Slice], rounds: int
 ) -> dict[str, Spread]:
-    figures = {each.contender: each for each in await bench.measure(name, slices, rounds)}
+    taken = await interleaved(slices, bench.dice, seconds=0.0, at_least=rounds)
+    figures = {
+        contender: Figure(name, dict(named), contender, 0, samples)
+        for (contender, named), samples in taken.items()
+    }
     ours, other = figures[OURS], figures[BOUNDS[name].against]
     is_alone = ours.variant["callers"] == 1
     return {
