@@ -83,6 +83,7 @@ DOORS = {
         "l1/client.py",
         "l1/cache.py",
         "l1/epoch.py",
+        "l1/pipelining.py",
         "lifecycle.py",
         "history/steps.py",
         "redis_saver.py",

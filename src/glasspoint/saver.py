@@ -111,9 +111,14 @@ class CachedPostgresSaver(MaintainedSaver):
                 operation.checkpoint_id = stored.checkpoint_id
                 operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
                 return await self._ask_l2(lambda: self._l2.get_tuple(scope, self.serde, config))
-            if reading.lease is not None and checkpoint_id is None and stored.cacheable:
-                await self._l1.warm_up(scope, reading.lease, stored)
-            return self._decode(operation, stored)
+            if reading.lease is None or checkpoint_id is not None or not stored.cacheable:
+                return self._decode(operation, stored)
+            warming_up = asyncio.create_task(self._l1.warm_up(scope, reading.lease, stored))
+            try:
+                await asyncio.sleep(0)  # the event loop sends it, and meanwhile …
+                return self._decode(operation, stored)
+            finally:
+                await warming_up
 
     async def alist(
         self,

@@ -21,6 +21,7 @@ from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1 import entry
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper
+from glasspoint.l1.pipelining import AutoPipeline
 from glasspoint.scope import Scope, is_ordered_id
 from glasspoint.telemetry.events import (
     EpochChanged,
@@ -132,6 +133,7 @@ class Cache:
         self._ttl_ms = max(1, int(ttl_seconds * 1000))
         self._intent_ms = int(intent_seconds * 1000)
         self._timeout = timeout_seconds
+        self._pipeline = AutoPipeline(redis, timeout_seconds=timeout_seconds)
         self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._epoch_changed)
         self._available = True
         self._signer = signer
@@ -403,14 +405,14 @@ class Cache:
     async def _evalsha(self, step: str, scope: Scope, *args: Any) -> Any:
         epoch = await self._epochs.current()
         try:
-            return await self._redis.evalsha(epoch.shas[step], 1, epoch.key(scope), *args)
+            return await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
         except ResponseError as exc:
             if not _is_wrong_epoch(exc):
                 raise
         # Key and scripts change together. What began in the old epoch finds no intent and no lease in the
         # new one, so its commit discards and its warm-up is refused.
         epoch = await self._epochs.refresh(epoch)
-        return await self._redis.evalsha(epoch.shas[step], 1, epoch.key(scope), *args)
+        return await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
 
     def _unavailable(self, exc: BaseException) -> L1Error:
         # Any failure of the connection may hide a restart or a failover.

@@ -68,7 +68,8 @@ WHERE attrelid = to_regclass('glasspoint_l1_journal') AND attname = ANY(%(column
 
 _RECORD_OWN = """journalled AS (
     INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
-    VALUES (%(cache)s, %(thread_id)s, %(checkpoint_ns)s)
+    SELECT %(cache)s, thread_id, checkpoint_ns
+    FROM unnest(%(untold_threads)s::text[], %(untold_namespaces)s::text[]) AS s (thread_id, checkpoint_ns)
 )"""
 
 _RECORD = """
@@ -230,7 +231,8 @@ async def is_up_to_date(conn: Connection) -> bool:
 
 @functools.cache
 def journalled(statement: str) -> str:
-    """Return a statement that also records its scope, in one and the same transaction."""
+    """Return a statement that also records scopes, in one and the same transaction: `untold_threads` and
+    `untold_namespaces`, for `cache`."""
     text = statement.strip()
     rest = f", {text.removeprefix('WITH ')}" if text.startswith("WITH ") else f" {text}"
     return f"WITH {_RECORD_OWN}{rest}"

@@ -1,4 +1,4 @@
-"""The hot path's statements: one a call, on upstream's tables, plus what L1 must know to follow.
+"""The hot path's statements on upstream's tables: one for a call, or for several, and what L1 must know.
 
 All sub-statements of one statement see the same snapshot, taken before any of them changes anything.
 Values travel as binary parameters (`%b`): as text, every byte of a blob would be sent and parsed as two.
@@ -21,103 +21,187 @@ _SELECT = """
 SELECT c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint::text, c.metadata::text,
        b.channels, b.versions, b.types, b.blobs,
        w.task_ids, w.idxs, w.channels, w.types, w.blobs, w.task_paths
-FROM ({newest_or_one}) AS c
+FROM {checkpoints}
 LEFT JOIN LATERAL (
     SELECT array_agg(bl.channel) AS channels, array_agg(bl.version) AS versions,
            array_agg(bl.type) AS types, array_agg(bl.blob) AS blobs
     FROM jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
-    JOIN checkpoint_blobs AS bl
-      ON bl.thread_id = %(thread_id)s AND bl.checkpoint_ns = %(checkpoint_ns)s
-     AND bl.channel = v.key AND bl.version = v.value
+    CROSS JOIN LATERAL (
+        SELECT * FROM checkpoint_blobs AS own
+        WHERE own.thread_id = c.thread_id AND own.checkpoint_ns = c.checkpoint_ns
+          AND own.channel = v.key AND own.version = v.value
+        ORDER BY own.channel LIMIT 1
+    ) AS bl
 ) AS b ON true
 LEFT JOIN LATERAL (
     SELECT array_agg(cw.task_id) AS task_ids, array_agg(cw.idx) AS idxs, array_agg(cw.channel) AS channels,
            array_agg(cw.type) AS types, array_agg(cw.blob) AS blobs, array_agg(cw.task_path) AS task_paths
-    FROM checkpoint_writes AS cw
-    WHERE cw.thread_id = %(thread_id)s AND cw.checkpoint_ns = %(checkpoint_ns)s
-      AND cw.checkpoint_id = c.checkpoint_id
+    FROM (
+        SELECT * FROM checkpoint_writes AS own
+        WHERE own.thread_id = c.thread_id AND own.checkpoint_ns = c.checkpoint_ns
+          AND own.checkpoint_id = c.checkpoint_id
+        ORDER BY own.task_id, own.idx
+    ) AS cw
 ) AS w ON true
 """
 
+_CHECKPOINT = "SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata"
+
+_NEWEST = f"""(
+    {_CHECKPOINT} FROM checkpoints
+    WHERE thread_id = {{thread_id}} AND checkpoint_ns = {{checkpoint_ns}}
+    ORDER BY checkpoint_ns DESC, checkpoint_id DESC LIMIT 1
+) AS c"""
+
 SELECT_NEWEST = _SELECT.format(
-    newest_or_one="""
-    SELECT checkpoint_id, parent_checkpoint_id, checkpoint, metadata FROM checkpoints
-    WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
-    ORDER BY checkpoint_id DESC LIMIT 1
-"""
+    checkpoints=_NEWEST.format(thread_id="%(thread_id)s", checkpoint_ns="%(checkpoint_ns)s")
 )
-"""The newest checkpoint of a scope, with its values and its pending writes."""
+SELECT_NEWEST_TOGETHER = f"""{
+    _SELECT.format(
+        checkpoints="unnest(%(thread_ids)b::text[], %(namespaces)b::text[]) WITH ORDINALITY"
+        " AS asked (thread_id, checkpoint_ns, n) LEFT JOIN LATERAL "
+        + _NEWEST.format(thread_id="asked.thread_id", checkpoint_ns="asked.checkpoint_ns")
+        + " ON true"
+    )
+} ORDER BY asked.n"""
+"""The newest checkpoint of a scope, with its values and its pending writes; or of several, a row for each, of
+nulls if there is none.
+
+The orders that nobody needs, here and below, keep PostgreSQL to the primary keys, even while it knows nothing
+of the tables: an index of the thread alone would look as good then, and be ever worse as the thread's history
+grows.
+"""
 
 SELECT_BY_ID = _SELECT.format(
-    newest_or_one="""
-    SELECT checkpoint_id, parent_checkpoint_id, checkpoint, metadata FROM checkpoints
+    checkpoints=f"""(
+    {_CHECKPOINT} FROM checkpoints
     WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
       AND checkpoint_id = %(checkpoint_id)s
-"""
+    ORDER BY checkpoint_id LIMIT 1
+) AS c"""
 )
 """One checkpoint of a scope, by its id."""
 
-PUT = """
-WITH new_blobs AS (
+LOCK_TIMEOUT = "100ms"
+"""So long at most the writes of several callers that go together wait for a row that somebody else keeps
+locked; then each of them goes by itself, and waits for its own rows alone."""
+
+_BOUNDED = f"(SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true)) IS NOT NULL"
+
+_PUT = """
+WITH put AS MATERIALIZED (
+    {puts}
+), new_blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT %(thread_id)s, %(checkpoint_ns)s, b.channel, b.version, b.type, b.blob
-    FROM unnest(%(channels)s::text[], %(versions)s::text[], %(types)s::text[], %(blobs)b::bytea[])
-      AS b (channel, version, type, blob)
+    SELECT p.thread_id, p.checkpoint_ns, b.channel, b.version, b.type, b.blob
+    FROM put AS p
+    JOIN unnest({blobs_of}%(channels)b::text[], %(versions)b::text[], %(types)b::text[], %(blobs)b::bytea[])
+      AS b ({of}channel, version, type, blob) ON {blob_of}
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
-    RETURNING 1
-), new_checkpoint AS (
+    RETURNING thread_id, checkpoint_ns
+), new_checkpoints AS (
     INSERT INTO checkpoints
       (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-    VALUES (%(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(parent_id)s,
-            %(checkpoint)s::jsonb, %(metadata)s::jsonb)
+    SELECT thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint::jsonb, metadata::jsonb FROM put
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
     DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata
 )
 SELECT
     NOT EXISTS (
-        SELECT FROM checkpoints
-        WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
-          AND checkpoint_id >= %(checkpoint_id)s
+        SELECT FROM checkpoints AS c
+        WHERE c.thread_id = p.thread_id AND c.checkpoint_ns = p.checkpoint_ns
+          AND c.checkpoint_id >= p.checkpoint_id
     ) AS newest,
-    (SELECT count(*) FROM new_blobs) AS stored,
+    (
+        SELECT count(*) FROM new_blobs AS b
+        WHERE b.thread_id = p.thread_id AND b.checkpoint_ns = p.checkpoint_ns
+    ) AS stored,
     EXISTS (
-        SELECT FROM unnest(%(bare_channels)s::text[], %(bare_versions)s::text[]) AS p (channel, version)
-        JOIN checkpoint_blobs AS bl
-          ON bl.thread_id = %(thread_id)s AND bl.checkpoint_ns = %(checkpoint_ns)s
-         AND bl.channel = p.channel AND bl.version = p.version
+        SELECT FROM unnest({bare_of}%(bare_channels)b::text[], %(bare_versions)b::text[])
+          AS bare ({of}channel, version)
+        CROSS JOIN LATERAL (
+            SELECT FROM checkpoint_blobs AS b
+            WHERE b.thread_id = p.thread_id AND b.checkpoint_ns = p.checkpoint_ns
+              AND b.channel = bare.channel AND b.version = bare.version
+            ORDER BY b.channel LIMIT 1
+        ) AS there
+        WHERE {is_bare_of}
     ) AS shadowed,
     ARRAY(
-        SELECT task_id || ':' || idx FROM checkpoint_writes
-        WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
-          AND checkpoint_id = %(checkpoint_id)s
+        SELECT w.task_id || ':' || w.idx FROM checkpoint_writes AS w
+        WHERE w.thread_id = p.thread_id AND w.checkpoint_ns = p.checkpoint_ns
+          AND w.checkpoint_id = p.checkpoint_id
+        ORDER BY w.task_id, w.idx
     ) AS known_writes
+FROM put AS p ORDER BY p.n
 """
-"""Store a checkpoint and its new values.
 
-Returns `newest`: no checkpoint this new, nor this one, was there before; `stored`: how many values were new
-(an older value at the same version stays, as upstream has it); `shadowed`: a channel sent without a value of
-its own has one at this version, which upstream would show instead; `known_writes`: which pending writes of
-this checkpoint are there already.
+PUT = _PUT.format(
+    puts="""
+    SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
+           %(checkpoint_id)s::text AS checkpoint_id, %(parent_id)s::text AS parent_id,
+           %(checkpoint)s::text AS checkpoint, %(metadata)s::text AS metadata, 1 AS n
+""",
+    blobs_of="",
+    blob_of="true",
+    bare_of="",
+    is_bare_of="true",
+    of="",
+)
+PUT_TOGETHER = _PUT.format(
+    puts=f"""
+    SELECT * FROM unnest(
+      %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(parent_ids)b::text[],
+      %(checkpoints)b::text[], %(metadata)b::text[]
+    ) WITH ORDINALITY AS p (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata, n)
+    WHERE {_BOUNDED}
+""",
+    blobs_of="%(blobs_of)b::int[], ",
+    blob_of="b.n = p.n",
+    bare_of="%(bare_of)b::int[], ",
+    is_bare_of="bare.n = p.n",
+    of="n, ",
+)
+"""Store a checkpoint and its new values; or several, each of another scope.
+
+Returns for each `newest`: no checkpoint this new, nor this one, was there before; `stored`: how many values
+were new (an older value at the same version stays, as upstream has it); `shadowed`: a channel sent without a
+value of its own has one at this version, which upstream would show instead; `known_writes`: which pending
+writes of this checkpoint are there already.
 """
 
 _INSERT_WRITES = """
 INSERT INTO checkpoint_writes
   (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-SELECT %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(task_id)s, %(task_path)s,
-       w.idx, w.channel, w.type, w.blob
-FROM unnest(%(idxs)s::int[], %(channels)s::text[], %(types)s::text[], %(blobs)b::bytea[])
-  AS w (idx, channel, type, blob)
+{rows}
 ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) {action}
-RETURNING idx, task_path, (xmax <> 0) AS overwrote
+RETURNING task_id, idx, task_path, (xmax <> 0) AS overwrote
 """
 
-PUT_WRITES = _INSERT_WRITES.format(action="DO NOTHING")
-"""Store a task's writes; what is there already stays. Returns a row for each that was stored."""
+_OF_ONE_TASK = """
+SELECT %(thread_id)s::text, %(checkpoint_ns)s::text, %(checkpoint_id)s::text, %(task_id)s::text,
+       %(task_path)s::text, w.*
+FROM unnest(%(idxs)b::int[], %(channels)b::text[], %(types)b::text[], %(blobs)b::bytea[]) AS w
+"""
 
-UPSERT_WRITES = _INSERT_WRITES.format(
-    action="DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
+_OF_SEVERAL = f"""
+SELECT * FROM unnest(
+  %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(task_ids)b::text[],
+  %(task_paths)b::text[], %(idxs)b::int[], %(channels)b::text[], %(types)b::text[], %(blobs)b::bytea[]
 )
-"""Store a task's special writes, replacing what is there, but for the task path. Returns a row for each, and
+WHERE {_BOUNDED}
+"""
+
+_KEEP = "DO NOTHING"
+_REPLACE = "DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
+
+PUT_WRITES = _INSERT_WRITES.format(rows=_OF_ONE_TASK, action=_KEEP)
+PUT_WRITES_TOGETHER = _INSERT_WRITES.format(rows=_OF_SEVERAL, action=_KEEP)
+"""Store what tasks wrote; what is there already stays. Returns a row for each write that was stored."""
+
+UPSERT_WRITES = _INSERT_WRITES.format(rows=_OF_ONE_TASK, action=_REPLACE)
+UPSERT_WRITES_TOGETHER = _INSERT_WRITES.format(rows=_OF_SEVERAL, action=_REPLACE)
+"""Store tasks' special writes, replacing what is there, but for the task path. Returns a row for each, and
 whether it replaced: a row version that an upsert inserted has no `xmax`, one that it updated carries the lock
 that it took first."""
 

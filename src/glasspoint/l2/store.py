@@ -8,12 +8,13 @@ done by an instance of its own on that connection.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -30,12 +31,24 @@ from glasspoint.errors import (
     SchemaError,
 )
 from glasspoint.l2 import journal, statements
+from glasspoint.l2.batching import Batcher, Call
 from glasspoint.l2.liveness import Liveness
+from glasspoint.l2.writing import (
+    PutAnswer,
+    WritesAnswer,
+    columns,
+    put_answers,
+    put_statement,
+    writes_answers,
+    writes_statement,
+)
 from glasspoint.scope import Scope
 from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from contextvars import Context
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
@@ -45,9 +58,19 @@ if TYPE_CHECKING:
     from glasspoint.l2.pool import Pool
     from glasspoint.telemetry.events import Telemetry
 
+    Connection = psycopg.AsyncConnection[DictRow]
+    _Select = Call[None, StoredCheckpoint | None]
+    _Put = Call[EncodedPut, PutAnswer]
+    _PutWrites = Call[PendingWrites, WritesAnswer]
+
 __all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer"]
 
+_Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
+
+# So many batches of one kind are under way at once. Who comes meanwhile goes with the next one: together they
+# wait less than they would, one by one, for connections and for the processor.
+_BATCHES = 4
 
 Ready = Callable[[Any], Awaitable[bool]]
 """Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later.
@@ -55,27 +78,6 @@ Answers whether the write is to record its scope in the journal, because L1 does
 
 # Any number will do as long as all who set the tables up take the same.
 _SETUP_LOCK = 0x676C617373  # "glass"
-
-
-class PutAnswer(NamedTuple):
-    """What L1 must know of a put: see `statements.PUT`.
-
-    Attributes:
-        followable: It is the newest checkpoint of its scope, was not there before, and every value of it
-            stands there as sent.
-        known_writes: `<task id>:<idx>` of the pending writes that were there before it.
-    """
-
-    followable: bool
-    known_writes: list[str]
-
-
-class WritesAnswer(NamedTuple):
-    """Which writes were stored, whether any of them replaced an older one, and which were there already."""
-
-    stored: list[EncodedWrite]
-    overwrote: bool
-    ignored: list[EncodedWrite]
 
 
 class Store:
@@ -107,6 +109,12 @@ class Store:
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._liveness = Liveness()
         self.journal = journal.Journal(self, telemetry, cache=cache)
+        self._selects: Batcher[None, StoredCheckpoint | None] = self._batcher("l2.select", self._select_all)
+        self._puts: Batcher[EncodedPut, PutAnswer] = self._batcher("l2.put", self._put_all)
+        self._writes, self._upserts = (
+            self._batcher("l2.put_writes", functools.partial(self._put_all_writes, upsert=upsert))
+            for upsert in (False, True)
+        )
 
     @property
     def pool(self) -> Pool | None:
@@ -156,41 +164,33 @@ class Store:
 
     async def select(self, scope: Scope, checkpoint_id: str | None) -> StoredCheckpoint | None:
         """Read the newest checkpoint of a scope, or one by its id, with its pending writes."""
-        sql = statements.SELECT_NEWEST if checkpoint_id is None else statements.SELECT_BY_ID
+        if checkpoint_id is None:
+            return await self._selects.run(Call(scope, None, None, 0, None))
         params = {**scope._asdict(), "checkpoint_id": checkpoint_id}
         async with self._connection(scope) as conn:
             with self._telemetry.step("l2.select", scope):
-                row = await _fetch_one(conn, sql, params)
+                row = await _fetch_one(conn, statements.SELECT_BY_ID, params)
         return None if row is None else _stored_checkpoint(scope, row)
 
+    async def _select_all(self, conn: Connection, calls: Sequence[_Select]) -> list[StoredCheckpoint | None]:
+        scopes = [call.scope for call in calls]
+        if len(scopes) == 1:
+            rows = await _fetch_all(conn, statements.SELECT_NEWEST, scopes[0]._asdict()) or [(None,)]
+        else:
+            params = columns(("thread_ids", "namespaces"), scopes)
+            rows = await _fetch_all(conn, statements.SELECT_NEWEST_TOGETHER, params)
+        return [
+            None if row[0] is None else _stored_checkpoint(scope, row)
+            for scope, row in zip(scopes, rows, strict=True)
+        ]
+
     async def put(self, scope: Scope, put: EncodedPut, ready: Ready) -> PutAnswer:
-        """Store a checkpoint.
+        """Store a checkpoint, together with those of concurrent callers.
 
         Args:
             ready: See `Ready`.
         """
-        channels = sorted(put.blobs)  # in one order, so that two puts never wait for each other in a circle
-        bare = {**put.inline, **put.voids}
-        params = {
-            **scope._asdict(),
-            "checkpoint_id": put.checkpoint_id,
-            "parent_id": put.parent_id,
-            "checkpoint": put.document_json,
-            "metadata": put.metadata_json,
-            "channels": channels,
-            "versions": [put.blobs[c][0] for c in channels],
-            "types": [put.blobs[c][1].type for c in channels],
-            "blobs": [put.blobs[c][1].data for c in channels],
-            "bare_channels": list(bare),
-            "bare_versions": list(bare.values()),
-        }
-        async with self._connection(scope) as conn:
-            sql, params = self._recorded(statements.PUT, params, journalled=await ready(conn))
-            with self._telemetry.step("l2.put", scope):
-                row = await _fetch_one(conn, sql, params)
-        assert row is not None  # a SELECT without FROM
-        newest, stored, shadowed, known_writes = row
-        return PutAnswer(newest and not shadowed and stored == len(channels), known_writes)
+        return await self._puts.run(Call(scope, put, scope, put.size, ready))
 
     async def put_writes(
         self,
@@ -201,32 +201,29 @@ class Store:
         *,
         upsert: bool,
     ) -> WritesAnswer:
-        """Store a task's pending writes.
+        """Store a task's pending writes, together with those of concurrent callers.
 
         Args:
             writes: All of one task, each `idx` once.
             upsert: Replace what is there; otherwise it stays.
             ready: See `Ready`.
         """
-        sql = statements.UPSERT_WRITES if upsert else statements.PUT_WRITES
-        params = {
-            **scope._asdict(),
-            "checkpoint_id": checkpoint_id,
-            "task_id": writes[0].task_id,
-            "task_path": writes[0].task_path,
-            "idxs": [w.idx for w in writes],
-            "channels": [w.channel for w in writes],
-            "types": [w.value.type for w in writes],
-            "blobs": [w.value.data for w in writes],
-        }
-        async with self._connection(scope) as conn:
-            sql, params = self._recorded(sql, params, journalled=await ready(conn))
-            with self._telemetry.step("l2.put_writes", scope):
-                rows = await _fetch_all(conn, sql, params)
-        paths = {idx: path for idx, path, _ in rows}
-        stored = [w._replace(task_path=paths[w.idx]) for w in writes if w.idx in paths]
-        ignored = [w for w in writes if w.idx not in paths]
-        return WritesAnswer(stored, any(overwrote for *_, overwrote in rows), ignored)
+        batcher: Batcher[PendingWrites, WritesAnswer] = self._upserts if upsert else self._writes
+        task = PendingWrites(scope, checkpoint_id, writes)
+        size = sum(len(w.value.data) for w in writes)
+        return await batcher.run(Call(scope, task, writes[0].task_id, size, ready))
+
+    async def _put_all(self, conn: Connection, calls: Sequence[_Put]) -> Sequence[PutAnswer]:
+        puts = [(call.scope, call.item) for call in calls]
+        sql, params = put_statement(puts)
+        return put_answers(puts, await _fetch_all(conn, *self._recorded(sql, params, calls)))
+
+    async def _put_all_writes(
+        self, conn: Connection, calls: Sequence[_PutWrites], *, upsert: bool
+    ) -> Sequence[WritesAnswer]:
+        tasks = [call.item for call in calls]
+        sql, params = writes_statement(tasks, upsert=upsert)
+        return writes_answers(tasks, await _fetch_all(conn, *self._recorded(sql, params, calls)))
 
     async def import_items(
         self, scope: Scope, items: Sequence[StoredCheckpoint | PendingWrites], ready: Ready
@@ -300,25 +297,68 @@ class Store:
                 upstream = AsyncPostgresSaver(conn, serde=serde)
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
 
-    def _recorded(self, sql: str, params: dict[str, Any], *, journalled: bool) -> tuple[str, dict[str, Any]]:
-        """Let a statement record its scope, in the transaction that it is."""
-        if not journalled:
+    def _recorded(
+        self, sql: str, params: dict[str, Any], calls: Sequence[Call[Any, Any]]
+    ) -> tuple[str, dict[str, Any]]:
+        """Let a statement record the scopes that L1 does not know of, in the transaction that it is."""
+        untold = [call.scope for call in calls if call.is_journalled]
+        if not untold:
             return sql, params
-        return journal.journalled(sql), {**params, "cache": self.journal.cache}
+        scopes = columns(("untold_threads", "untold_namespaces"), untold)
+        return journal.journalled(sql), {**params, **scopes, "cache": self.journal.cache}
 
     async def drain(self) -> None:
         """Wait until every connection is back in the pool, those of cancelled calls too."""
         while self._unfinished:
             await asyncio.wait(self._unfinished)
 
+    def _batcher(
+        self,
+        step_name: str,
+        execute: Callable[[Connection, Sequence[Call[_Item, _Answer]]], Awaitable[Sequence[_Answer]]],
+    ) -> Batcher[_Item, _Answer]:
+        return Batcher(
+            step_name,
+            execute,
+            connection=self._own_connection,
+            start=self._to_the_end,
+            telemetry=self._telemetry,
+            batches=_BATCHES,
+        )
+
     @asynccontextmanager
-    async def _connection(self, scope: Scope | None) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+    async def _connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
         """Check a connection out; measure the wait; name what goes wrong."""
         started = perf_counter()
-        try:
+        with self._naming_faults():
             async with self._checkout() as conn:
                 self._telemetry.note(PoolWaited(perf_counter() - started, scope))
                 yield conn
+
+    @asynccontextmanager
+    async def _own_connection(self) -> AsyncIterator[Connection]:
+        """As `_connection`, for a task that is cancelled at most in the block."""
+        with self._naming_faults():
+            pool = self.pool
+            if pool is None:
+                async with self._checkout() as conn:
+                    yield conn
+                return
+            conn = await self._liveness.getconn(pool)
+            try:
+                async with _finished(conn):
+                    yield conn
+            except psycopg.Error as exc:
+                await self._liveness.after(exc, pool, conn)
+                raise
+            finally:
+                await self._liveness.putconn(pool, conn)
+
+    @contextmanager
+    def _naming_faults(self) -> Iterator[None]:
+        started = perf_counter()
+        try:
+            yield
         except PoolTimeout as exc:
             self._telemetry.note(PoolTimedOut())
             raise L2UnavailableError(
@@ -367,7 +407,7 @@ class Store:
             ) from exc
 
     @asynccontextmanager
-    async def _checkout(self) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+    async def _checkout(self) -> AsyncIterator[Connection]:
         conn = self._upstream.conn
         if not isinstance(conn, AsyncConnectionPool):
             async with self._upstream.lock:
@@ -382,7 +422,7 @@ class Store:
             getting.add_done_callback(lambda got: self._give_back(conn, got))
             raise
         try:
-            async with checked_out:
+            async with _finished(checked_out):
                 yield checked_out
         except psycopg.Error as exc:
             await asyncio.shield(self._to_the_end(self._liveness.after(exc, conn, checked_out)))
@@ -390,17 +430,19 @@ class Store:
         finally:
             await asyncio.shield(self._to_the_end(self._liveness.putconn(conn, checked_out)))
 
-    def _to_the_end(self, work: Coroutine[Any, Any, _Answer]) -> asyncio.Task[_Answer]:
-        task = asyncio.create_task(work)
+    def _to_the_end(
+        self, work: Coroutine[Any, Any, _Answer], context: Context | None = None
+    ) -> asyncio.Task[_Answer]:
+        task = asyncio.create_task(work, context=context)
         self._unfinished.add(task)
         task.add_done_callback(self._unfinished.discard)
         return task
 
-    def _give_back(self, pool: Pool, got: asyncio.Task[psycopg.AsyncConnection[DictRow]]) -> None:
+    def _give_back(self, pool: Pool, got: asyncio.Task[Connection]) -> None:
         if not got.cancelled() and got.exception() is None:
             self._to_the_end(pool.putconn(got.result()))
 
-    async def _schema_version(self, conn: psycopg.AsyncConnection[DictRow]) -> int:
+    async def _schema_version(self, conn: Connection) -> int:
         """The newest migration that is there, -1 for none. Asked first: a role that may not create tables
         can work with tables that are up to date."""
         try:
@@ -410,7 +452,7 @@ class Store:
             return -1
         return -1 if row is None or row[0] is None else cast("int", row[0])
 
-    async def _migrate(self, conn: psycopg.AsyncConnection[DictRow]) -> None:
+    async def _migrate(self, conn: Connection) -> None:
         # Tried again and again, not waited for: a waiting statement holds a snapshot, and CREATE INDEX
         # CONCURRENTLY waits for all snapshots. The two would never end.
         while not await self._try_setup_lock(conn):  # noqa: ASYNC110 - another process lets go, not a task
@@ -430,13 +472,18 @@ class Store:
                 await conn.execute("SELECT pg_advisory_unlock(%s)", (_SETUP_LOCK,))
 
     @staticmethod
-    async def _try_setup_lock(conn: psycopg.AsyncConnection[DictRow]) -> bool:
+    async def _try_setup_lock(conn: Connection) -> bool:
         row = await _fetch_one(conn, "SELECT pg_try_advisory_lock(%(key)s)", {"key": _SETUP_LOCK})
         return row is not None and bool(row[0])
 
 
+def _finished(conn: Connection) -> AbstractAsyncContextManager[object]:
+    """Commit what was done in a block, or roll it back; where every statement does so by itself, nothing."""
+    return nullcontext() if conn.autocommit else conn
+
+
 @asynccontextmanager
-async def _unbounded(conn: psycopg.AsyncConnection[DictRow]) -> AsyncIterator[None]:
+async def _unbounded(conn: Connection) -> AsyncIterator[None]:
     """Outside any transaction, and without the statement timeout that is meant for the hot path."""
     autocommit = conn.autocommit
     await conn.rollback()
@@ -452,17 +499,13 @@ async def _unbounded(conn: psycopg.AsyncConnection[DictRow]) -> AsyncIterator[No
             await conn.set_autocommit(autocommit)
 
 
-async def _fetch_one(
-    conn: psycopg.AsyncConnection[DictRow], sql: str, params: Mapping[str, Any]
-) -> tuple[Any, ...] | None:
+async def _fetch_one(conn: Connection, sql: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
     async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
         await cursor.execute(cast("Any", sql), params)
         return await cursor.fetchone()
 
 
-async def _fetch_all(
-    conn: psycopg.AsyncConnection[DictRow], sql: str, params: Mapping[str, Any]
-) -> list[tuple[Any, ...]]:
+async def _fetch_all(conn: Connection, sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
         await cursor.execute(cast("Any", sql), params)
         return await cursor.fetchall()

@@ -1,0 +1,116 @@
+"""Auto-pipelining: the steps that concurrent callers send in one tick of the event loop go out together.
+
+What a step costs this process is mostly the way there and back, not the step: sixteen of them in one pipeline
+cost as much as three by themselves. As long as few steps are under way each goes out at once, by itself; what
+comes while there are more goes out with the next tick. (ioredis does it so, and calls it so.)
+
+A pipeline is a way of sending, not a transaction: each step is atomic by itself, in no order that anybody may
+rely on, and is answered, or fails, by itself. Only a connection that breaks fails all that were sent on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redis.asyncio import Redis
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["AutoPipeline"]
+
+# So many are under way by themselves at once.
+_ALONE = 4
+
+# So many steps go in one pipeline, and the others in one beside it: while one is answered, Redis works on the
+# next, and what the first brought is decoded.
+_STEPS_AT_ONCE = 16
+
+# What is larger goes alone: nobody is to wait behind a state of megabytes.
+_LARGE_BYTES = 256 * 1024
+
+
+class _Step(NamedTuple):
+    args: tuple[Any, ...]
+    answer: asyncio.Future[Any]
+
+
+class AutoPipeline:
+    """Sends scripts to one Redis, together where that is cheaper."""
+
+    def __init__(self, redis: Redis, *, timeout_seconds: float) -> None:
+        """Args:
+        redis: The client. One of a class that has an `evalsha` of its own is asked for each step by itself:
+            whoever wrote that wants to see them.
+        timeout_seconds: How long a pipeline may take.
+        """
+        self._redis = redis
+        self._timeout = timeout_seconds
+        self._can_pipeline = type(redis).evalsha is Redis.evalsha
+        self._under_way = 0
+        self._waiting: list[_Step] = []
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def evalsha(self, sha: str, key: str, *args: Any) -> Any:
+        """Run a loaded script on one key.
+
+        Args:
+            sha: Its SHA-1.
+            key: The key.
+            args: Its arguments.
+
+        Raises:
+            RedisError, OSError, TimeoutError: As the client does.
+        """
+        if self._under_way < _ALONE or not self._can_pipeline or _size(args) > _LARGE_BYTES:
+            self._under_way += 1
+            try:
+                return await self._redis.evalsha(sha, 1, key, *args)
+            finally:
+                self._under_way -= 1
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._send)
+        step = _Step((sha, 1, key, *args), loop.create_future())
+        self._waiting.append(step)
+        return await step.answer
+
+    def _send(self) -> None:
+        steps, self._waiting = self._waiting, []
+        for first in range(0, len(steps), _STEPS_AT_ONCE):
+            task = asyncio.create_task(self._run(steps[first : first + _STEPS_AT_ONCE]))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _run(self, steps: Sequence[_Step]) -> None:
+        """Send some steps, and hand out their answers. Whoever has left meanwhile gets none."""
+        answers: Sequence[Any]
+        self._under_way += 1
+        try:
+            async with asyncio.timeout(self._timeout):
+                answers = await self._ask(steps)
+        except Exception as exc:
+            answers = [exc] * len(steps)
+        finally:
+            self._under_way -= 1
+        for step, answer in zip(steps, answers, strict=True):
+            if step.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                step.answer.set_exception(answer)
+            else:
+                step.answer.set_result(answer)
+
+    async def _ask(self, steps: Sequence[_Step]) -> Sequence[Any]:
+        if len(steps) == 1:
+            return [await self._redis.evalsha(*steps[0].args)]
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for step in steps:
+                pipeline.evalsha(*step.args)
+            answers: Sequence[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+
+def _size(args: tuple[Any, ...]) -> int:
+    return sum(len(arg) for arg in args if isinstance(arg, bytes))

@@ -1,0 +1,127 @@
+"""Between what callers write and what the statements of it take and return. Pure, no I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from glasspoint.l2 import statements
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from glasspoint.codec import EncodedPut, EncodedWrite, PendingWrites
+    from glasspoint.scope import Scope
+
+__all__ = [
+    "PutAnswer",
+    "WritesAnswer",
+    "columns",
+    "put_answers",
+    "put_statement",
+    "writes_answers",
+    "writes_statement",
+]
+
+Row = tuple[Any, ...]
+Statement = tuple[str, dict[str, Any]]
+
+_PUT = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_id", "checkpoint", "metadata")
+_PUTS = ("thread_ids", "namespaces", "checkpoint_ids", "parent_ids", "checkpoints", "metadata")
+_BLOBS = ("blobs_of", "channels", "versions", "types", "blobs")
+_BARE = ("bare_of", "bare_channels", "bare_versions")
+_WRITES = ("idxs", "channels", "types", "blobs")
+_TASKS = ("thread_ids", "namespaces", "checkpoint_ids", "task_ids", "task_paths")
+
+
+class PutAnswer(NamedTuple):
+    """What L1 must know of a put: see `statements.PUT`.
+
+    Attributes:
+        followable: It is the newest checkpoint of its scope, was not there before, and every value of it
+            stands there as sent.
+        known_writes: `<task id>:<idx>` of the pending writes that were there before it.
+    """
+
+    followable: bool
+    known_writes: list[str]
+
+
+class WritesAnswer(NamedTuple):
+    """Which writes were stored, whether any of them replaced an older one, and which were there already."""
+
+    stored: list[EncodedWrite]
+    overwrote: bool
+    ignored: list[EncodedWrite]
+
+
+def put_statement(puts: Sequence[tuple[Scope, EncodedPut]]) -> Statement:
+    """Return what stores checkpoints, each of another scope."""
+    blobs, bare = [], []
+    for number, (_, put) in enumerate(puts, 1):
+        # In one order, so that two puts never wait for each other in a circle.
+        values = sorted(put.blobs.items())
+        blobs += [(number, channel, version, *value) for channel, (version, value) in values]
+        bare += [(number, *each) for each in (*put.inline.items(), *put.voids.items())]
+    arrays = columns(_BLOBS, blobs) | columns(_BARE, bare)
+    rows = [
+        (*scope, put.checkpoint_id, put.parent_id, put.document_json, put.metadata_json)
+        for scope, put in puts
+    ]
+    if len(rows) == 1:
+        return statements.PUT, {**dict(zip(_PUT, rows[0], strict=True)), **arrays}
+    return statements.PUT_TOGETHER, {**columns(_PUTS, rows), **arrays}
+
+
+def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutAnswer]:
+    """Return what PostgreSQL has answered to each."""
+    return [
+        PutAnswer(newest and not shadowed and stored == len(put.blobs), known_writes)
+        for (_, put), (newest, stored, shadowed, known_writes) in zip(puts, rows, strict=True)
+    ]
+
+
+def writes_statement(tasks: Sequence[PendingWrites], *, upsert: bool) -> Statement:
+    """Return what stores the writes of tasks, each of them once."""
+    if len(tasks) == 1:
+        scope, checkpoint_id, writes = tasks[0]
+        task = {
+            "checkpoint_id": checkpoint_id,
+            "task_id": writes[0].task_id,
+            "task_path": writes[0].task_path,
+        }
+        values = columns(_WRITES, [(w.idx, w.channel, *w.value) for w in writes])
+        return statements.UPSERT_WRITES if upsert else statements.PUT_WRITES, scope._asdict() | task | values
+    rows = [
+        (*task.scope, task.checkpoint_id, w.task_id, w.task_path, w.idx, w.channel, *w.value)
+        for task in tasks
+        for w in task.writes
+    ]
+    together = statements.UPSERT_WRITES_TOGETHER if upsert else statements.PUT_WRITES_TOGETHER
+    return together, columns((*_TASKS, *_WRITES), rows)
+
+
+def writes_answers(tasks: Sequence[PendingWrites], rows: Sequence[Row]) -> list[WritesAnswer]:
+    """Return what PostgreSQL has answered to each."""
+    stored = {(task_id, idx): (task_path, overwrote) for task_id, idx, task_path, overwrote in rows}
+    return [_writes_answer(task.writes, stored) for task in tasks]
+
+
+def _writes_answer(
+    writes: Sequence[EncodedWrite], rows: Mapping[tuple[str, int], tuple[str, bool]]
+) -> WritesAnswer:
+    stored, ignored, overwrote = [], [], False
+    for write in writes:
+        row = rows.get((write.task_id, write.idx))
+        if row is None:
+            ignored.append(write)
+        else:
+            stored.append(write._replace(task_path=row[0]))
+            overwrote = overwrote or row[1]
+    return WritesAnswer(stored, overwrote, ignored)
+
+
+def columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
+    """Return rows as `unnest` takes them: an array a column."""
+    if not rows:
+        return {name: [] for name in names}
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
