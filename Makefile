@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types docs dashboards observe pictures explore chaos bench-latency bench-prune bench-outage \
-	bench-scrape bench-telemetry clean
+.PHONY: help demo test lint types docs dashboards observe pictures explore chaos bench bench-page bench-prune bench-outage \
+	bench-memory bench-regression bench-scrape bench-telemetry clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -24,10 +24,13 @@ help:
 	@echo 'make dashboards     dashboards/grafana/*.json, from dashboards/boards'
 	@echo 'make observe        what stands behind the dashboards, without Docker, until Ctrl-C'
 	@echo 'make pictures       what the dashboards look like, docs/pictures/*.png: about four minutes'
-	@echo 'make bench-latency  Glasspoint beside AsyncPostgresSaver'
+	@echo 'make bench          Glasspoint beside its peers and the limit: five minutes, or ARGS=--quick'
+	@echo 'make bench-page     that twice, and docs/performance.md made of it'
+	@echo 'make bench-memory   memory of a process, bytes in Redis, queries and commands a turn'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
 	@echo 'make bench-telemetry  what metrics and traces cost a hit and a put'
+	@echo 'make bench-regression  is a hit or a write slower than it was, told by ratios: status 1 if so'
 	@echo 'make bench-scrape   what a scrape takes while PostgreSQL is up, frozen and down'
 	@echo 'make clean          remove .venv, caches and build products'
 	@echo 'Arguments go through ARGS, e.g.  ARGS="--once" make demo'
@@ -66,8 +69,18 @@ pictures: $(VENV)/.installed-dev
 	@$(INSTALL) '.[demo,dashboards]'
 	@exec $(BIN)/python -m dashboards.pictures $(ARGS)
 
-bench-latency: $(VENV)/.installed-demo
-	@exec $(BIN)/python benchmarks/latency.py $(ARGS)
+bench: $(VENV)/.installed-demo
+	@$(INSTALL) '.[demo,otlp,bench]'
+	@exec $(BIN)/python benchmarks/compare.py $(ARGS)
+
+bench-page: $(VENV)/.installed-demo
+	@$(INSTALL) '.[demo,otlp,bench]'
+	$(BIN)/python benchmarks/compare.py --json docs/performance.json
+	$(BIN)/python benchmarks/compare.py --uvloop --json docs/performance-uvloop.json
+	$(BIN)/python benchmarks/page.py
+
+bench-memory: $(VENV)/.installed-dev
+	@exec $(BIN)/python benchmarks/memory.py $(ARGS)
 
 bench-outage: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/outage.py $(ARGS)
@@ -77,6 +90,9 @@ bench-prune: $(VENV)/.installed-demo
 
 bench-telemetry: $(VENV)/.installed-dev
 	@exec $(BIN)/python benchmarks/telemetry.py $(ARGS)
+
+bench-regression: $(VENV)/.installed-dev
+	@exec $(BIN)/python benchmarks/regression.py $(ARGS)
 
 bench-scrape: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/scrape.py $(ARGS)

@@ -60,9 +60,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from comparison.conversations import Conversation
+from comparison.servers import facts_of
 from glasspoint import CachedPostgresSaver, Telemetry, configure_telemetry, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from latency import Conversation, facts_of
 from otlp_receiver import receiving, take_count
 
 MESSAGES: Final = 10

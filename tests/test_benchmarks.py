@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from command_line import END_SECONDS, assert_fits, environment
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+
+WORKLOADS = {
+    "hit": {"hit"},
+    "miss": {"miss"},
+    "put": {"put"},
+    "put_writes": {"put_writes"},
+    "first turn": {"first turn"},
+    "turn": {"turn"},
+    "cold start": {"cold start"},
+    "history": {f"{call}, {of}" for call in ("hit", "miss", "put") for of in ("depth", "tables")},
+    "network": {"put, network", "turn, network"},
+}
+PEERS = {"Glasspoint", "upstream, pool", "upstream, one", "RedisSaver", "InMemorySaver"}
+WITH_FLOOR = ("hit", "put", "put_writes")
 
 
-def test_what_telemetry_costs_is_measured_for_every_configuration(tmp_path: Path) -> None:
+def test_every_workload_is_measured_with_every_contender(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "telemetry.py"), "--quick", "--seed", "5", "--json", str(file)],
+        [sys.executable, str(BENCHMARKS / "compare.py"), "--smoke", "--seed", "5", "--json", str(file)],
         env=environment(),
         capture_output=True,
         text=True,
@@ -24,7 +43,106 @@ def test_what_telemetry_costs_is_measured_for_every_configuration(tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert_fits(done.stdout, columns=80)
-    document = json.loads(file.read_text())
+    figures = json.loads(file.read_text())["figures"]
+    measured: dict[str, set[str]] = {}
+    for each in figures:
+        measured.setdefault(each["workload"], set()).add(each["contender"])
+        for name in ("p50_ms", "p99_ms", "per_second"):
+            assert all(value > 0 for value in each["rounds"][name]), each
+    assert set(measured) == set().union(*WORKLOADS.values())
+    for workload in WITH_FLOOR:
+        assert measured[workload] == PEERS | {"floor"}
+    assert measured["turn"] == PEERS
+    for each in figures:
+        if each["workload"] == "cold start":
+            asked = each["rounds"]["statements"]
+            assert min(asked) >= each["rounds"]["calls"][0], each
+    # What has a target was held against it, but for the sizes that are left out.
+    assert "hit, 10 messages, 1 caller, p50         pool      ≥ 2.5" in done.stdout
+    assert "put, 16 callers, calls/s" in done.stdout
+
+
+def test_the_page_says_what_its_run_has_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from comparison.page import Run, renewed
+
+    page = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    run, with_uvloop = Run.read(ROOT / "docs" / "performance.json"), ROOT / "docs" / "performance-uvloop.json"
+    assert page == renewed(page, run, Run.read(with_uvloop) if with_uvloop.exists() else None)
+    shown = set(re.findall(r"<!-- generated: ([\w ,]+) -->", page)) - {"facts", "targets"}
+    assert shown == {each.workload for each in run.figures} == set().union(*WORKLOADS.values())
+
+
+def test_a_target_is_judged_by_the_median_of_ratios_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from comparison.measuring import Figure, Sample
+    from comparison.targets import TARGETS, judged
+
+    def figure(contender: str, *milliseconds: float, group: int = 1) -> Figure:
+        rounds = [Sample(10, each, each, 1000 / each, each) for each in milliseconds]
+        return Figure("hit", {"messages": 10, "callers": 1}, contender, group, rounds)
+
+    ours, pool, floor = (
+        figure("Glasspoint", 1, 2, 4),
+        figure("upstream, pool", 2, 6, 12),
+        figure("floor", 1, 1, 2),
+    )
+    verdicts = {(v.target.says, v.target.against): v for v in judged([ours, pool, floor])}
+    assert len(verdicts) == len(TARGETS)
+    hit = "hit, 10 messages, 1 caller, p50"
+    measured = {against: verdicts[hit, against] for against in ("pool", "floor")}
+    assert [(v.measured.median, v.met) for v in measured.values() if v.measured] == [
+        (3.0, True),
+        (2.0, False),
+    ]
+    assert verdicts["put, 1 caller, p50", "pool"].met is None
+    with pytest.raises(ValueError, match="same rounds"):
+        judged([ours, figure("upstream, pool", 2, 6, 12, group=2)])
+
+
+def run(script: str, file: Path, *arguments: str, status: int = 0) -> tuple[Any, str]:
+    """Run one; what it wrote to the file, and what it said on stderr."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *arguments, "--json", str(file)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=END_SECONDS,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert_fits(done.stdout, columns=80)
+    return json.loads(file.read_text()), done.stderr
+
+
+def test_memory_bytes_and_statements_are_counted(tmp_path: Path) -> None:
+    document, _ = run("memory.py", tmp_path / "figures.json", "--smoke")
+    for part in ("conversations", "traffic"):
+        assert all(each["rss_mb"] > 1 and each["blocks"] > 1 for each in document[part])
+        assert document[part][-1]["done"] > 0
+    for each in document["entries"]:
+        assert each["redis_bytes"]["zstd"] < each["redis_bytes"]["off"]
+        assert each["levels"]["level_1"]["ratio"] > 2
+    ours, upstream = document["turn"]
+    # Two scopes are read, one statement a write, and each write has its two steps in Redis.
+    assert 10 < ours["statements"] < upstream["statements"]
+    assert ours["redis_sent"] >= 2 + 2 * ours["statements"] - 1
+    assert upstream["redis_sent"] == 0
+
+
+def test_the_regression_guard_says_what_is_out_of_bounds(tmp_path: Path) -> None:
+    """That nothing is, `.ci/run` shows."""
+    rows, said = run("regression.py", tmp_path / "rows.json", "--smoke", "--bounds", "0.001", status=1)
+    judged = list(dict.fromkeys((row["name"], row["what"]) for row in rows))
+    assert len(judged) == 5 * 2
+    assert len(rows) == 2 * len(judged), "what is out of bounds is measured anew, once"
+    lines = [line for line in said.splitlines() if line.startswith("Out of bounds: ")]
+    assert all(f"{name}, {what}:" in line for (name, what), line in zip(judged, lines, strict=True))
+
+
+def test_what_telemetry_costs_is_measured_for_every_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    document, _ = run("telemetry.py", file, "--quick", "--seed", "5")
     measured = {(each["operation"], each["telemetry"]): each for each in document["figures"]}
     configurations = ("off", "metrics", "1 % sampled", "1 % of turns", "all sampled", "configured")
     assert list(measured) == [(operation, name) for operation in ("hit", "put") for name in configurations]

@@ -99,6 +99,7 @@ DOORS = {
         "l2/sizes.py",
     },
     "tenacity": {"l2/retrying.py"},
+    "zstandard": {"l1/compression.py"},
     "httpx": {"trace/tempo.py"},
 }
 CORE = sorted(

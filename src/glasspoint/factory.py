@@ -121,6 +121,8 @@ async def _open_chain(
             sweep_interval_seconds=settings.sweep_interval,
             audit_ratio=settings.audit_ratio,
             l1_signing_key=settings.l1_signing_key and settings.l1_signing_key.get_secret_value(),
+            l1_compression=settings.l1_compression,
+            l1_compression_min_bytes=settings.l1_compression_min_bytes,
             pool_min_size=settings.pool_min_size,
             pool_max_size=settings.pool_max_size,
             pool_timeout_seconds=settings.pool_timeout,

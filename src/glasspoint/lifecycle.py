@@ -21,6 +21,7 @@ from glasspoint.errors import (
 from glasspoint.l1 import client
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache
+from glasspoint.l1.compression import MIN_BYTES, packer_of
 from glasspoint.l1.signature import Signer
 from glasspoint.l2 import pool as pools
 from glasspoint.l2.retrying import Retries
@@ -76,6 +77,8 @@ class ManagedSaver(SyncFace):
         sweep_interval_seconds: float = 1.0,
         audit_ratio: float = 0.001,
         l1_signing_key: bytes | str | None = None,
+        l1_compression: Literal["off", "zstd"] = "off",
+        l1_compression_min_bytes: int = MIN_BYTES,
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
@@ -102,6 +105,9 @@ class ManagedSaver(SyncFace):
             audit_ratio: The share of hits, 0 to 1, that is compared with PostgreSQL in the background.
             l1_signing_key: Signs what is stored in Redis: at least 16 bytes, or a text of as many, the same
                 in every process. What somebody without it changed there is refused; PostgreSQL answers.
+            l1_compression: Whether values are compressed in Redis, `"zstd"` or `"off"`. Either way both are
+                read, so processes may differ in it.
+            l1_compression_min_bytes: Values with fewer bytes stay as they are.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
 
@@ -146,6 +152,7 @@ class ManagedSaver(SyncFace):
             timeout_seconds=l1_timeout,
             breaker=self._breaker,
             signer=None if l1_signing_key is None else Signer(l1_signing_key),
+            packer=packer_of(l1_compression, l1_compression_min_bytes),
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
         self._auditor = Auditor(

@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     write_deadline: float = _variable("CHECKPOINT_WRITE_DEADLINE", 10.0, gt=0)
     audit_ratio: float = _variable("CHECKPOINT_AUDIT_RATIO", 0.001, ge=0, le=1)
     l1_signing_key: SecretStr | None = _variable("CHECKPOINT_L1_SIGNING_KEY", None, min_length=16)
+    l1_compression: Literal["off", "zstd"] = _variable("CHECKPOINT_L1_COMPRESSION", "off")
+    l1_compression_min_bytes: int = _variable("CHECKPOINT_L1_COMPRESSION_MIN_BYTES", 1024, ge=0)
     prepare_threshold: int | None = _variable("CHECKPOINT_PREPARE_THRESHOLD", 0, ge=0)
     telemetry_thread_ids: Literal["plain", "hashed", "none"] = _variable(
         "CHECKPOINT_TELEMETRY_THREAD_IDS", "plain"

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
+    from glasspoint.l1.compression import Packer
     from glasspoint.l1.signature import Signer
     from glasspoint.telemetry.events import Telemetry
 
@@ -114,6 +115,7 @@ class Cache:
         timeout_seconds: float,
         breaker: Breaker | None = None,
         signer: Signer | None = None,
+        packer: Packer | None = None,
     ) -> None:
         """Args:
         redis: A client with `decode_responses=False`; not closed here.
@@ -124,6 +126,7 @@ class Cache:
         timeout_seconds: How long one step may take.
         breaker: Whether Redis is asked at all; by default one of its own.
         signer: Signs what is stored, and what it did not sign is not believed.
+        packer: Compresses what is stored; what is read may be compressed or not, either way.
         """
         self._redis = redis
         self._telemetry = telemetry
@@ -134,6 +137,7 @@ class Cache:
         self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._epoch_changed)
         self._available = True
         self._signer = signer
+        self._packer = packer
         self._tampered_logged_at = -_TAMPERED_LOG_SECONDS
         self._tampered_since = 0
         self._breaker = breaker or Breaker()
@@ -251,7 +255,7 @@ class Cache:
         """WARM_UP: store what L2 answered, unless a write has begun since."""
         with self._telemetry.step("warm_up", scope) as step:
             try:
-                fields = entry.image_fields(stored, self._signer)
+                fields = entry.image_fields(stored, self._signer, self._packer)
                 done = await self._run("warm_up", scope, lease, self._ttl_ms, *fields)
             except L1Error:
                 result: WarmUpResult = "error"
@@ -287,7 +291,7 @@ class Cache:
         if not put.cacheable:
             return "discarded" if await self.drop(intent) else "error"
         known = [f"w:{put.checkpoint_id}:{name}" for name in known_writes]
-        fields = entry.put_fields(intent.scope, put, self._signer)
+        fields = entry.put_fields(intent.scope, put, self._signer, self._packer)
         voids = entry.void_fields(intent.scope, put, self._signer)
         flags = (int(newest), int(put.whole), self._ttl_ms)
         rest = (len(known), len(fields) // 2, *known, *fields, *voids)
@@ -316,7 +320,7 @@ class Cache:
         """
         if not is_ordered_id(checkpoint_id):  # of no image, and `w:` fields are told apart by its length
             return "skipped" if await self.abort(intent) else "error"
-        fields = entry.write_fields(intent.scope, checkpoint_id, writes, self._signer)
+        fields = entry.write_fields(intent.scope, checkpoint_id, writes, self._signer, self._packer)
         names = entry.write_fields(intent.scope, checkpoint_id, ignored)[::2]
         return await self._commit(
             "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), len(names), *names, *fields

@@ -16,6 +16,18 @@ without a key takes it for unusable, not for a value with something behind it:
 | `c:<channel>` | version NUL mark signature, or version NUL mark type NUL value signature |
 | `w:<checkpoint id>:<task id>:<idx>` | channel NUL mark type NUL task path NUL value signature |
 
+A packed field holds a compressed value (see `compression`), and another mark that says so:
+
+| field, packed | holds |
+|---|---|
+| `head` | mark, frame of the JSON |
+| `c:<channel>` | version NUL mark type NUL frame |
+| `w:<checkpoint id>:<task id>:<idx>` | channel NUL mark type NUL task path NUL frame |
+
+In a signed field this mark stands behind the other one, and the signature is of all that: nothing is unpacked
+that is not verified. The mark is no UTF-8, so a process older than packing finds such a field unreadable;
+every other one reads packed and plain fields alike.
+
 NUL separates because none of the texts can hold one: PostgreSQL refuses it, and so does `codec`. The scripts
 beside this file know the fields `id`, `lease`, the prefixes `i:` and `w:`, and the NUL after a version.
 """
@@ -27,10 +39,12 @@ from typing import TYPE_CHECKING
 
 from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint, version_text
 from glasspoint.errors import GlasspointError
+from glasspoint.l1.compression import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from glasspoint.l1.compression import Packer
     from glasspoint.l1.signature import Signer
     from glasspoint.scope import Scope
 
@@ -46,6 +60,7 @@ __all__ = [
 
 _FORMAT, _SIGNED_FORMAT = 1, 2
 _MARK = "\1"
+_PACKED = b"\xff"
 
 
 class UnusableImageError(GlasspointError):
@@ -57,23 +72,28 @@ class TamperedImageError(UnusableImageError):
     another key, or none."""
 
 
-def image_fields(stored: StoredCheckpoint, signer: Signer | None = None) -> list[bytes | str]:
+def image_fields(
+    stored: StoredCheckpoint, signer: Signer | None = None, packer: Packer | None = None
+) -> list[bytes | str]:
     """Return a whole image as field, value, field, value …, for WARM_UP."""
-    fields: list[bytes | str] = ["id", stored.checkpoint_id, "head", _head(stored.scope, stored, signer)]
+    fields: list[bytes | str] = ["id", stored.checkpoint_id]
+    fields += ["head", _head(stored.scope, stored, signer, packer)]
     inline = stored.document.get("channel_values") or {}
     for channel, version in stored.document["channel_versions"].items():
         if channel in stored.values:
-            fields += _channel(stored.scope, channel, *stored.values[channel], signer)
+            fields += _channel(stored.scope, channel, *stored.values[channel], signer, packer)
         elif channel not in inline:
             fields += _channel(stored.scope, channel, version_text(version), None, signer)
-    return fields + write_fields(stored.scope, stored.checkpoint_id, stored.writes, signer)
+    return fields + write_fields(stored.scope, stored.checkpoint_id, stored.writes, signer, packer)
 
 
-def put_fields(scope: Scope, put: EncodedPut, signer: Signer | None = None) -> list[bytes | str]:
+def put_fields(
+    scope: Scope, put: EncodedPut, signer: Signer | None = None, packer: Packer | None = None
+) -> list[bytes | str]:
     """Return what a put changes, as field, value, …: the head and the channels with new values."""
-    fields: list[bytes | str] = ["head", _head(scope, put, signer)]
+    fields: list[bytes | str] = ["head", _head(scope, put, signer, packer)]
     for channel, (version, value) in put.blobs.items():
-        fields += _channel(scope, channel, version, value, signer)
+        fields += _channel(scope, channel, version, value, signer, packer)
     return fields
 
 
@@ -84,15 +104,19 @@ def void_fields(scope: Scope, put: EncodedPut, signer: Signer | None = None) -> 
 
 
 def write_fields(
-    scope: Scope, checkpoint_id: str, writes: Iterable[EncodedWrite], signer: Signer | None = None
+    scope: Scope,
+    checkpoint_id: str,
+    writes: Iterable[EncodedWrite],
+    signer: Signer | None = None,
+    packer: Packer | None = None,
 ) -> list[bytes | str]:
     """Return pending writes as field, value, …"""
-    mark = _MARK if signer else ""
     fields: list[bytes | str] = []
     for write in writes:
-        texts = f"{write.channel}\0{mark}{write.value.type}\0{write.task_path}\0"
+        type_, data = _type_and_data(write.value, signer, packer)
+        raw = b"%b\0%b\0%b\0%b" % (write.channel.encode(), type_, write.task_path.encode(), data)
         name = f"w:{checkpoint_id}:{write.task_id}:{write.idx}"
-        fields += [name, _signed(signer, scope, name, texts.encode() + write.value.data)]
+        fields += [name, _signed(signer, scope, name, raw)]
     return fields
 
 
@@ -118,7 +142,10 @@ def decode_image(scope: Scope, fields: Sequence[bytes], signer: Signer | None = 
 def _decode(scope: Scope, fields: Sequence[bytes], signer: Signer | None) -> StoredCheckpoint:
     by_name = dict(zip(fields[::2], fields[1::2], strict=True))
     checkpoint_id = by_name[b"id"].decode()
-    head = json.loads(_verified(signer, scope, b"head", by_name[b"head"], by_name[b"id"]))
+    head_json = _verified(signer, scope, b"head", by_name[b"head"], by_name[b"id"])
+    if head_json.startswith(_PACKED):
+        head_json = unpack(head_json[len(_PACKED) :])
+    head = json.loads(head_json)
     if head["format"] != _format(signer) or head["scope"] != list(scope):
         raise UnusableImageError("of another scope or format")
     document = head["checkpoint"]
@@ -146,14 +173,14 @@ def _decode(scope: Scope, fields: Sequence[bytes], signer: Signer | None) -> Sto
         metadata=head["metadata"],
         values=values,
         writes=_decode_writes(scope, by_name, f"w:{checkpoint_id}:".encode(), signer),
-        document_bytes=len(by_name[b"head"]),
+        document_bytes=len(head_json),
     )
 
 
 def _decode_value(raw: bytes, signer: Signer | None) -> Encoded | None:
     _, *parts = raw.split(b"\0", 2)
     if len(parts) == 2:
-        return Encoded(_decode_type(parts[0], signer), parts[1])
+        return _encoded(parts[0], parts[1], signer)
     if parts != ([_MARK.encode()] if signer else []):
         raise UnusableImageError("unreadable: a channel's field")
     return None
@@ -169,16 +196,29 @@ def _decode_writes(
             channel, type_, path, data = _verified(signer, scope, name, raw).split(b"\0", 3)
             if idx != str(int(idx)):
                 raise UnusableImageError("unreadable: a pending write's number")
-            value = Encoded(_decode_type(type_, signer), data)
+            value = _encoded(type_, data, signer)
             writes.append(EncodedWrite(task_id, int(idx), channel.decode(), value, path.decode()))
     return writes
 
 
-def _decode_type(raw: bytes, signer: Signer | None) -> str:
-    type_ = raw.decode()
-    if type_.startswith(_MARK) != (signer is not None):
+def _encoded(type_: bytes, data: bytes, signer: Signer | None) -> Encoded:
+    """Read the type, its marks, and what they say of the data."""
+    mark = _MARK.encode()
+    if type_.startswith(mark) != (signer is not None):
         raise UnusableImageError("signed, and this saver has no key")
-    return type_.removeprefix(_MARK)
+    type_ = type_.removeprefix(mark)
+    if type_.startswith(_PACKED):
+        return Encoded(type_.removeprefix(_PACKED).decode(), unpack(data))
+    return Encoded(type_.decode(), data)
+
+
+def _type_and_data(value: Encoded, signer: Signer | None, packer: Packer | None) -> tuple[bytes, bytes]:
+    """The other way round."""
+    mark = _MARK if signer else ""
+    frame = packer.pack(value.data) if packer else None
+    if frame is None:
+        return f"{mark}{value.type}".encode(), value.data
+    return mark.encode() + _PACKED + value.type.encode(), frame
 
 
 def _verified(
@@ -203,19 +243,28 @@ def _format(signer: Signer | None) -> int:
     return _FORMAT if signer is None else _SIGNED_FORMAT
 
 
-def _head(scope: Scope, of: StoredCheckpoint | EncodedPut, signer: Signer | None) -> bytes:
+def _head(
+    scope: Scope, of: StoredCheckpoint | EncodedPut, signer: Signer | None, packer: Packer | None
+) -> bytes:
     # Joined, not dumped: the two long parts are JSON already.
     start = json.dumps({"format": _format(signer), "scope": scope, "parent_id": of.parent_id})
-    head = f'{start[:-1]}, "metadata": {of.metadata_json}, "checkpoint": {of.document_json}}}'
-    return _signed(signer, scope, "head", head.encode(), of.checkpoint_id)
+    text = f'{start[:-1]}, "metadata": {of.metadata_json}, "checkpoint": {of.document_json}}}'
+    head = text.encode()
+    frame = packer.pack(head) if packer else None
+    return _signed(signer, scope, "head", head if frame is None else _PACKED + frame, of.checkpoint_id)
 
 
 def _channel(
-    scope: Scope, channel: str, version: str, value: Encoded | None, signer: Signer | None
+    scope: Scope,
+    channel: str,
+    version: str,
+    value: Encoded | None,
+    signer: Signer | None,
+    packer: Packer | None = None,
 ) -> list[bytes | str]:
-    name, mark = f"c:{channel}", _MARK if signer else ""
+    name = f"c:{channel}"
     if value is not None:
-        raw = f"{version}\0{mark}{value.type}\0".encode() + value.data
+        raw = b"%b\0%b\0%b" % (version.encode(), *_type_and_data(value, signer, packer))
     else:
-        raw = f"{version}\0{mark}".encode() if signer else version.encode()
+        raw = f"{version}\0{_MARK}".encode() if signer else version.encode()
     return [name, _signed(signer, scope, name, raw)]

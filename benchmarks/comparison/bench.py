@@ -1,0 +1,155 @@
+"""What the workloads share: the servers, the contenders, how much is measured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from uuid import uuid4
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from redis.asyncio import Redis
+
+from comparison.measuring import Figure, Slice, interleaved
+from comparison.peers import ALL, QUICK, Peers, peers
+from comparison.servers import own_database
+
+Amount = Literal["full", "quick", "smoke"]
+
+Key = tuple[str, tuple[tuple[str, Any], ...]]
+"""A contender, and what sets its variant apart."""
+
+
+@dataclass
+class Bench:
+    """Everything that a workload works with.
+
+    Attributes:
+        amount: How much is measured: five minutes in all, less than one, or next to nothing.
+        dice: Decide the order of everything.
+        conninfo: A database that holds nothing but what is measured.
+        peers: All contenders on it.
+        redis: A plain client.
+        run: What all keys in Redis begin with.
+    """
+
+    amount: Amount
+    dice: random.Random
+    postgres_url: str
+    redis_url: str
+    conninfo: str
+    peers: Peers
+    redis: Redis
+    run: str
+    provider: TracerProvider
+    notes: list[str] = field(default_factory=list)
+    _groups: int = 0
+
+    def choose(self, full: Any, quick: Any, smoke: Any) -> Any:
+        """One of three, by how much is measured."""
+        return {"full": full, "quick": quick, "smoke": smoke}[self.amount]
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Who is measured."""
+        return tuple(self.peers.savers)
+
+    @property
+    def threads(self) -> int:
+        """How many conversations a contender has, where a workload does not say otherwise."""
+        return int(self.choose(64, 64, 16))
+
+    async def measure(
+        self,
+        workload: str,
+        slices: Mapping[Key, Slice],
+        seconds: float,
+    ) -> list[Figure]:
+        """Measure slices in the same rounds.
+
+        Args:
+            slices: By contender, and what sets its variant apart: see `variant`.
+            seconds: How long in the full benchmark.
+        """
+        self._groups += 1
+        taken = await interleaved(
+            slices,
+            self.dice,
+            seconds=seconds * self.choose(1.0, 0.1, 0.0),
+            at_least=self.choose(3, 2, 1),
+        )
+        return [
+            Figure(workload, dict(variant), contender, self._groups, samples)
+            for (contender, variant), samples in taken.items()
+        ]
+
+    @asynccontextmanager
+    async def more_peers(self, conninfo: str, names: Sequence[str], key_prefix: str) -> AsyncIterator[Peers]:
+        """Other contenders, on another database or by another way."""
+        prefix = f"{self.run}-{key_prefix}"
+        async with peers(
+            conninfo, self.redis_url, key_prefix=prefix, provider=self.provider, names=names
+        ) as opened:
+            yield opened
+
+    def database(self, name: str) -> Any:
+        """Another database, for the length of a block."""
+        return own_database(self.postgres_url, f"{self.run}_{name}".replace("-", "_"))
+
+    async def forget(self, pattern: str = "-*-l1:*") -> None:
+        """Take Glasspoint's entries out of Redis."""
+        keys = [key async for key in self.redis.scan_iter(f"{self.run}{pattern}", count=1000)]
+        if keys:
+            await self.redis.unlink(*keys)
+
+
+def variant(**names: Any) -> tuple[tuple[str, Any], ...]:
+    """What sets figures of a workload apart."""
+    return tuple(names.items())
+
+
+Workload = Callable[[Bench], Awaitable[list[Figure]]]
+
+
+@asynccontextmanager
+async def opened(
+    amount: Amount, seed: int, postgres_url: str, redis_url: str, receiver_url: str
+) -> AsyncIterator[Bench]:
+    """Open everything, and leave nothing behind on the servers."""
+    run = f"bench-{uuid4().hex[:8]}"
+    async with AsyncExitStack() as stack:
+        provider = _one_in_a_hundred(stack, receiver_url)
+        redis = await stack.enter_async_context(Redis.from_url(redis_url))
+        conninfo = await stack.enter_async_context(own_database(postgres_url, run.replace("-", "_")))
+        stack.push_async_callback(_forget_all, redis, run)
+        found = await stack.enter_async_context(
+            peers(
+                conninfo,
+                redis_url,
+                key_prefix=f"{run}-main",
+                provider=provider,
+                names=QUICK if amount == "quick" else ALL,
+            )
+        )
+        yield Bench(
+            amount, random.Random(seed), postgres_url, redis_url, conninfo, found, redis, run, provider
+        )
+
+
+def _one_in_a_hundred(stack: AsyncExitStack, receiver_url: str) -> TracerProvider:
+    """As an application has it that sends one trace in a hundred."""
+    provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(0.01)), shutdown_on_exit=False)
+    stack.callback(provider.shutdown)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{receiver_url}/v1/traces")))
+    return provider
+
+
+async def _forget_all(redis: Redis, run: str) -> None:
+    keys = [key async for key in redis.scan_iter(f"{run}*", count=1000)]
+    for i in range(0, len(keys), 1000):
+        await redis.unlink(*keys[i : i + 1000])

@@ -1,0 +1,129 @@
+"""Who is compared: Glasspoint, and what else a LangGraph application could use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client import CollectorRegistry
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from glasspoint import CachedPostgresSaver, RedisSaver, create_telemetry
+from glasspoint.telemetry import Telemetry
+
+POOL_SIZE: Final = 10
+
+OURS: Final = "Glasspoint"
+FLOOR: Final = "floor"
+POOL: Final = "upstream, pool"
+ONE: Final = "upstream, one"
+REDIS: Final = "RedisSaver"
+MEMORY: Final = "InMemorySaver"
+
+ON_POSTGRES: Final = (OURS, POOL, ONE)
+QUICK: Final = (OURS, POOL)
+ALL: Final = (OURS, POOL, ONE, REDIS, MEMORY)
+
+Saver = BaseCheckpointSaver[str]
+
+
+class Peers:
+    """Savers by name, on one PostgreSQL database and one Redis.
+
+    Attributes:
+        telemetry: Glasspoint's: metrics, and traces of which one in a hundred is recorded and sent.
+        pool: A pool as the peer has it, for whatever else there is to be asked.
+    """
+
+    def __init__(
+        self,
+        savers: dict[str, Saver],
+        telemetry: Telemetry,
+        registry: CollectorRegistry,
+        pool: AsyncConnectionPool[Any],
+    ) -> None:
+        self.savers = savers
+        self.telemetry = telemetry
+        self.pool = pool
+        self._registry = registry
+
+    def __getitem__(self, name: str) -> Saver:
+        return self.savers[name]
+
+    def reads(self) -> dict[str, int]:
+        """How many of Glasspoint's reads were hits, misses, …"""
+        return {
+            sample.labels["result"]: int(sample.value)
+            for metric in self._registry.collect()
+            for sample in metric.samples
+            if sample.name == "glasspoint_l1_reads_total"
+        }
+
+
+@asynccontextmanager
+async def peers(
+    conninfo: str,
+    redis_url: str,
+    *,
+    key_prefix: str,
+    provider: TracerProvider | None,
+    names: Sequence[str] = ALL,
+    options: dict[str, Any] | None = None,
+) -> AsyncIterator[Peers]:
+    """Open savers, and make the tables.
+
+    Args:
+        conninfo: The database, as libpq takes it.
+        key_prefix: What all their keys in Redis begin with.
+        provider: Where Glasspoint's spans go.
+        names: Which of `ALL`.
+        options: More keyword arguments for Glasspoint.
+    """
+    registry = CollectorRegistry()
+    telemetry = create_telemetry(registry=registry, tracer_provider=provider)
+    async with AsyncExitStack() as opened:
+        ours = await CachedPostgresSaver.create(
+            conninfo,
+            redis_url,
+            pool_min_size=POOL_SIZE,
+            pool_max_size=POOL_SIZE,
+            key_prefix=f"{key_prefix}-l1",
+            telemetry=telemetry,
+            # A machine that is busy for a moment is no outage.
+            **{"l1_timeout_seconds": 5.0, "write_deadline_seconds": 30.0, **(options or {})},
+        )
+        opened.push_async_callback(ours.close)
+        kwargs = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+        pool = AsyncConnectionPool(
+            conninfo, min_size=POOL_SIZE, max_size=POOL_SIZE, kwargs=kwargs, open=False
+        )
+        await opened.enter_async_context(pool)
+        await pool.wait()
+        savers: dict[str, Saver] = {OURS: ours, POOL: AsyncPostgresSaver(pool)}
+        if ONE in names:
+            savers[ONE] = await opened.enter_async_context(AsyncPostgresSaver.from_conn_string(conninfo))
+        if REDIS in names:
+            redis_saver = await RedisSaver.create(
+                redis_url,
+                key_prefix=f"{key_prefix}-history",
+                timeout_seconds=30.0,
+                telemetry=create_telemetry(
+                    saver_name="redis", registry=CollectorRegistry(), tracer_provider=provider
+                ),
+            )
+            opened.push_async_callback(redis_saver.close)
+            savers[REDIS] = redis_saver
+        if MEMORY in names:
+            savers[MEMORY] = InMemorySaver()
+        yield Peers(
+            {name: savers[name] for name in ALL if name in savers and name in names},
+            telemetry,
+            registry,
+            pool,
+        )

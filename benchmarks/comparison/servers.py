@@ -1,0 +1,82 @@
+"""Where it is measured: servers, a database of its own, the machine's facts."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
+
+from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.l2.pool import postgres_conninfo
+
+
+@contextmanager
+def servers() -> Iterator[tuple[str, str]]:
+    """Two URLs: those of POSTGRES_URL and REDIS_URL, else of embedded servers, PostgreSQL with fsync on."""
+    with ExitStack() as started:
+        postgres_url = os.environ.get("POSTGRES_URL")
+        redis_url = os.environ.get("REDIS_URL")
+        if not postgres_url:
+            postgres_url = started.enter_context(EmbeddedPostgres(durable=True)).url
+        if not redis_url:
+            redis_url = started.enter_context(EmbeddedRedis()).url
+        yield postgres_url, redis_url
+
+
+@asynccontextmanager
+async def own_database(postgres_url: str, name: str) -> AsyncIterator[str]:
+    """A new database for the length of the block, on the same server; its connection string."""
+    server = postgres_conninfo(postgres_url)
+    named = sql.Identifier(name)
+    async with await psycopg.AsyncConnection.connect(server, autocommit=True) as conn:
+        try:
+            await conn.execute(sql.SQL("CREATE DATABASE {}").format(named))
+        except psycopg.errors.InsufficientPrivilege as exc:
+            raise SystemExit(
+                "This role may not create databases, and the benchmark works in one of its own: let it "
+                "(ALTER ROLE … CREATEDB), or leave POSTGRES_URL out."
+            ) from exc
+        try:
+            yield make_conninfo(server, dbname=name)
+        finally:
+            await conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(named))
+
+
+async def facts_of(pool: AsyncConnectionPool[Any], redis: Redis) -> dict[str, str]:
+    """What a figure depends on: machine, versions, settings."""
+    async with pool.connection() as conn:
+        settings = await conn.execute(
+            "SELECT current_setting('server_version') AS version, current_setting('fsync') AS fsync, "
+            "current_setting('synchronous_commit') AS synchronous_commit"
+        )
+        postgres = await settings.fetchone()
+    assert postgres is not None
+    packages = ("glasspoint", "langgraph", "langgraph-checkpoint-postgres", "psycopg", "redis")
+    return {
+        "machine": f"{_cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "postgres": f"PostgreSQL {postgres['version']}, fsync={postgres['fsync']}, "
+        f"synchronous_commit={postgres['synchronous_commit']}",
+        "redis": f"Redis {(await redis.info('server'))['redis_version']}",
+        "packages": ", ".join(f"{name} {version(name)}" for name in packages),
+        "psycopg": psycopg.pq.__impl__,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,0 +1,144 @@
+"""Whole turns: a graph as applications have it, run by LangGraph, with no time spent in a model.
+
+    START -> agent -> tools -> answer (a subgraph) -> END
+
+Three supersteps: the agent asks for a tool, the tool answers, a subgraph writes the answer. The subgraph
+checkpoints in a namespace of its own, as LangGraph has it by default. The conversation is kept at twenty
+messages, so that a turn costs the same at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from itertools import count
+from typing import Annotated, Any, Final, Literal, TypedDict
+from uuid import uuid4
+
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import tool
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.prebuilt import ToolNode
+
+from comparison.bench import Bench, Key, variant
+from comparison.conversations import TEXT
+from comparison.measuring import Figure, Sample, Slice, clocked
+from comparison.peers import OURS, Peers, Saver
+from glasspoint import conversation_turn
+from glasspoint.telemetry import Telemetry
+
+Durability = Literal["sync", "async", "exit"]
+DURABILITIES: Final[tuple[Durability, ...]] = ("sync", "async", "exit")
+CONVERSATIONS: Final = 64
+KEPT: Final = 20
+"""Messages."""
+
+Graph = CompiledStateGraph[Any, Any, Any, Any]
+
+
+def _newest(before: list[AnyMessage], more: list[AnyMessage]) -> list[AnyMessage]:
+    return (before + more)[-KEPT:]
+
+
+class State(TypedDict):
+    messages: Annotated[list[AnyMessage], _newest]
+
+
+@tool
+def look_up(question: str) -> str:
+    """Look something up."""
+    return f"{question} {TEXT}"
+
+
+async def agent(state: State) -> State:
+    """What a model would say that asks for a tool."""
+    question = str(state["messages"][-1].content)
+    call = {"name": "look_up", "args": {"question": question}, "id": str(uuid4()), "type": "tool_call"}
+    return {"messages": [AIMessage("", tool_calls=[call], id=str(uuid4()))]}
+
+
+async def write(state: State) -> State:
+    """What a model would say when it has read the tool's answer."""
+    return {"messages": [AIMessage(f"{state['messages'][-1].content} {TEXT}", id=str(uuid4()))]}
+
+
+def graph_of(saver: Saver) -> Graph:
+    """The graph, with this checkpointer."""
+    writing = StateGraph(State)
+    writing.add_node("write", write)
+    writing.add_edge(START, "write").add_edge("write", END)
+    graph = StateGraph(State)
+    graph.add_node("agent", agent)
+    graph.add_node("tools", ToolNode([look_up]))
+    graph.add_node("answer", writing.compile())
+    graph.add_edge(START, "agent").add_edge("agent", "tools")
+    graph.add_edge("tools", "answer").add_edge("answer", END)
+    return graph.compile(checkpointer=saver)
+
+
+class Turns:
+    """One contender's conversations, and turns of them."""
+
+    def __init__(self, saver: Saver, prefix: str, telemetry: Telemetry | None) -> None:
+        """Args:
+        telemetry: Whose traces a turn stands in, as an application with telemetry has it.
+        """
+        self._graph = graph_of(saver)
+        self._telemetry = telemetry
+        self._numbers = count()
+        self._threads = [f"{prefix}-{i:02}" for i in range(CONVERSATIONS)]
+
+    async def sample(self, turns: int, conversations: int, durability: Durability) -> Sample:
+        """So many turns, of so many conversations at once."""
+        prepared = [partial(self._turn, self._threads[i], durability) for i in range(CONVERSATIONS)]
+        calls = [prepared[i % CONVERSATIONS] for i in range(turns)]
+        return await clocked([calls[i::conversations] for i in range(conversations)])
+
+    async def _turn(self, thread_id: str, durability: Durability) -> None:
+        question = f"Question {next(self._numbers)}?"
+        config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
+        async with AsyncExitStack() as around:
+            if self._telemetry is not None:
+                turn = conversation_turn(thread_id, "agent", telemetry=self._telemetry)
+                await around.enter_async_context(turn)
+            answer = await self._graph.ainvoke(
+                {"messages": [HumanMessage(question, id=str(uuid4()))]}, config, durability=durability
+            )
+        if not answer["messages"][-1].content.startswith(question):
+            raise SystemExit("A turn went on from another state: not measured.")
+
+
+def turns_of(peers: Peers, prefix: str) -> dict[str, Turns]:
+    """Conversations for each contender; Glasspoint's turns have a span round them."""
+    return {
+        name: Turns(saver, f"{prefix}-{i}", peers.telemetry if name == OURS else None)
+        for i, (name, saver) in enumerate(peers.savers.items())
+    }
+
+
+def slices_of(
+    found: dict[str, Turns], turns: int, conversations: int, durability: Durability, **more: Any
+) -> dict[Key, Slice]:
+    """A slice for each contender."""
+    named = variant(conversations=conversations, durability=durability, **more)
+    return {
+        (name, named): partial(each.sample, turns, conversations, durability) for name, each in found.items()
+    }
+
+
+async def turn(bench: Bench) -> list[Figure]:
+    """Whole turns, in each durability mode."""
+    figures = []
+    sizes: Sequence[tuple[int, int, float]] = bench.choose(
+        ((1, 8, 3.0), (16, 64, 8.0), (64, 64, 0.0)), ((1, 4, 3.0), (16, 16, 8.0)), ((2, 2, 0.0),)
+    )
+    durabilities = bench.choose(DURABILITIES, DURABILITIES, ("sync", "exit"))
+    of_each = {each: turns_of(bench.peers, f"turn-{each}") for each in durabilities}
+    for conversations, turns, seconds in sizes:
+        for durability in durabilities:
+            slices = slices_of(of_each[durability], turns, conversations, durability)
+            figures += await bench.measure("turn", slices, seconds)
+    return figures
