@@ -103,7 +103,7 @@ async def entry_bytes(redis: Redis, pattern: str) -> dict[str, int]:
     """How many bytes the names and values of an entry have, by the id of its checkpoint."""
     lengths = {}
     async for key in redis.scan_iter(pattern, count=10_000, _type="HASH"):
-        fields: dict[bytes, bytes] = await redis.hgetall(key)
+        fields: dict[Any, Any] = await redis.hgetall(key)
         lengths[fields.get(b"id", b"").decode()] = sum(
             len(name) + len(value) for name, value in fields.items()
         )

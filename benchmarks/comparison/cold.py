@@ -31,7 +31,7 @@ def counting() -> Iterator[Counted]:
         counted.statements += 1
         return await execute(self, *args, **named)
 
-    psycopg.AsyncCursor.execute = counting_execute  # type: ignore[method-assign,assignment]
+    psycopg.AsyncCursor.execute = counting_execute  # type: ignore[method-assign]
     try:
         yield counted
     finally:

@@ -81,7 +81,7 @@ class Figure:
     @property
     def is_throughput(self) -> bool:
         """Whether what counts is how many calls are done, not how long one takes."""
-        return self.variant.get("callers", 1) != 1 or self.variant.get("conversations", 1) != 1
+        return any(self.variant.get(name, 1) != 1 for name in ("callers", "conversations"))
 
     def as_json(self) -> dict[str, Any]:
         """With a list of each quantity, a number for each round."""
