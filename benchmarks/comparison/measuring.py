@@ -164,9 +164,9 @@ def _sample(seconds: list[float], wall: float, cpu: float, counts_as: int) -> Sa
 
 
 async def interleaved(
-    slices: Mapping[Any, Slice], dice: random.Random, *, seconds: float, at_least: int
+    slices: Mapping[Any, Slice], dice: random.Random, *, seconds: float, at_least: int, warm_up: bool = True
 ) -> dict[Any, list[Sample]]:
-    """Measure as many rounds of all slices as there is time for, after one that warms up and does not count.
+    """Measure as many rounds of all slices as there is time for, after one that warms up, and does not count.
 
     What the warm-up has left is frozen: garbage collection then costs what the calls leave behind.
 
@@ -178,7 +178,7 @@ async def interleaved(
     gc.collect()
     gc.freeze()
     try:
-        for name in names:
+        for name in names if warm_up else ():
             await slices[name]()
         gc.freeze()
         started, rounds = perf_counter(), 0
