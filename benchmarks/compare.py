@@ -52,9 +52,11 @@ async def run(
         for line in (*facts.values(), f"seed {seed}"):
             print(textwrap.fill(line, 80))
         for name in names:
-            began = time.monotonic()
+            began, unavailable = time.monotonic(), bench.peers.reads().get("unavailable", 0)
             found = await WORKLOADS[name](bench)
             seconds[name] = time.monotonic() - began
+            if unavailable := bench.peers.reads().get("unavailable", 0) - unavailable:
+                bench.notes.append(f"{name}: {unavailable:,} of Glasspoint's reads found Redis unavailable.")
             for _, of_workload in groupby(found, key=lambda each: each.workload):
                 print(f"\n{table_of(list(of_workload))}", flush=True)
             figures += found

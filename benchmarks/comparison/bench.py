@@ -62,7 +62,7 @@ class Bench:
     @property
     def threads(self) -> int:
         """How many conversations a contender has, where a workload does not say otherwise."""
-        return int(self.choose(64, 64, 16))
+        return int(self.choose(64, 64, 4))
 
     async def measure(
         self,
@@ -82,6 +82,7 @@ class Bench:
             self.dice,
             seconds=seconds * self.choose(1.0, 0.1, 0.0),
             at_least=self.choose(3, 2, 1),
+            warm_up=self.amount != "smoke",
         )
         return [
             Figure(workload, dict(variant), contender, self._groups, samples)

@@ -103,7 +103,7 @@ async def entry_bytes(redis: Redis, pattern: str) -> dict[str, int]:
     """How many bytes the names and values of an entry have, by the id of its checkpoint."""
     lengths = {}
     async for key in redis.scan_iter(pattern, count=10_000, _type="HASH"):
-        fields: dict[bytes, bytes] = await redis.hgetall(key)
+        fields: dict[Any, Any] = await redis.hgetall(key)
         lengths[fields.get(b"id", b"").decode()] = sum(
             len(name) + len(value) for name, value in fields.items()
         )
@@ -114,7 +114,7 @@ async def hit(bench: Bench) -> list[Figure]:
     """Read the newest checkpoint of a hot thread."""
     figures = []
     sizes = bench.choose(
-        ((10, 192, 8.0), (100, 64, 8.0), (1000, 8, 6.0)), ((10, 128, 8.0), (100, 64, 8.0)), ((10, 16, 0.0),)
+        ((10, 192, 8.0), (100, 64, 8.0), (1000, 8, 6.0)), ((10, 128, 8.0), (100, 64, 8.0)), ((10, 4, 0.0),)
     )
     for messages, calls, seconds in sizes:
         threads = min(bench.threads, calls)
@@ -123,7 +123,7 @@ async def hit(bench: Bench) -> list[Figure]:
             for i, (name, saver) in enumerate(bench.peers.savers.items())
         }
         floor = await floor_of(bench, bench.redis, hot[OURS], f"{messages}")
-        for callers in bench.choose((1, 64), (1, 64), (1, 16)):
+        for callers in bench.choose((1, 64), (1, 64), (1, 4)):
             each = calls if callers == 1 else max(calls, callers)
             slices: dict[Key, Slice] = {}
             named = variant(messages=messages, callers=callers)
@@ -143,7 +143,7 @@ async def miss(bench: Bench) -> list[Figure]:
         if name != MEMORY
     }
     figures = []
-    for callers in (1, 16):
+    for callers in bench.choose((1, 16), (1, 16), (1, 4)):
         calls = bench.threads
 
         async def forget_and_read(callers: int = callers, calls: int = calls) -> Sample:
@@ -200,7 +200,7 @@ async def _writing(
     of_floor = (await Hot.made(bench.peers[POOL], f"{workload}-floor", 10, bench.threads)).conversations
     found = WriteFloor(bench.peers.pool, bench.peers[OURS].serde)
     figures = []
-    for callers in bench.choose((1, 16, 64), (1, 16, 64), (1, 16)):
+    for callers in bench.choose((1, 16, 64), (1, 16, 64), (1, 4)):
         calls = max(bench.threads, bench.choose(3, 2, 1) * callers)
         named = variant(messages=10, callers=callers)
         slices: dict[Key, Slice] = {
@@ -231,7 +231,7 @@ async def first_turn(bench: Bench) -> list[Figure]:
         return await clocked([prepared[i::callers] for i in range(callers)])
 
     figures = []
-    for callers in (1, 16):
+    for callers in bench.choose((1, 16), (1, 16), (1, 4)):
         named = variant(callers=callers)
         calls = bench.choose(32, 16, callers)
         slices: dict[Key, Slice] = {

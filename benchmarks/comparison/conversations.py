@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, ChannelVersions, Checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, ChannelVersions, Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.base.id import uuid6
 
 TEXT: Final = (
@@ -17,7 +17,7 @@ TEXT: Final = (
     "conversation goes on where it stopped, even in another process or on another day. "
 )
 
-Put = tuple[RunnableConfig, Checkpoint, dict[str, Any], ChannelVersions]
+Put = tuple[RunnableConfig, Checkpoint, CheckpointMetadata, ChannelVersions]
 Writes = tuple[RunnableConfig, list[tuple[str, Any]], str, str]
 
 
@@ -30,7 +30,7 @@ class Conversation:
         self._saver = saver
         self._dice = dice
         self._messages = [message(i, dice) for i in range(messages)]
-        self._versions: dict[str, str] = {}
+        self._versions: dict[str, Any] = {}
         self._step = -1
         self.config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
         self.newest: RunnableConfig = self.config
@@ -45,7 +45,9 @@ class Conversation:
         changed = ["messages", "turns", "branch:to:agent", "branch:to:tools"]
         if not self._versions:
             changed += ["__start__", "profile"]
-        new_versions = {c: self._saver.get_next_version(self._versions.get(c), None) for c in changed}
+        new_versions: ChannelVersions = {
+            c: self._saver.get_next_version(self._versions.get(c), None) for c in changed
+        }
         self._versions = self._versions | new_versions
         checkpoint: Checkpoint = {
             "v": 4,
@@ -65,7 +67,7 @@ class Conversation:
             },
             "updated_channels": sorted(changed),
         }
-        metadata = {"source": "loop", "step": self._step, "parents": {}}
+        metadata: CheckpointMetadata = {"source": "loop", "step": self._step, "parents": {}}
         return self.newest, checkpoint, metadata, new_versions
 
     def next_writes(self) -> Writes:

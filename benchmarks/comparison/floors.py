@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -84,7 +84,7 @@ class PackedState:
             data += encoded
         return cls(data.ljust(length), json_end, tuple(named))
 
-    def decode(self, raw: bytes, serde: SerializerProtocol) -> tuple[dict[str, Any], dict[str, Any]]:
+    def decode(self, raw: Any, serde: SerializerProtocol) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything that a checkpoint tuple is made of."""
         loads = serde.loads_typed
         return (
@@ -154,7 +154,7 @@ class WriteFloor:
         config, checkpoint, metadata, new_versions = put
         named = config["configurable"]
         encoded = codec.encode_put(
-            self._serde, config, named.get("checkpoint_id"), checkpoint, cast("Any", metadata), new_versions
+            self._serde, config, named.get("checkpoint_id"), checkpoint, metadata, new_versions
         )
         blobs = encoded.blobs
         return {

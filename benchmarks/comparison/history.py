@@ -149,16 +149,18 @@ async def _large(bench: Bench, peers: Peers, total: int) -> list[Figure]:
         for i, name in enumerate(CONTENDERS)
     }
 
+    calls, many = bench.choose((32, 16), (32, 16), (4, 4))
+
     async def missed(each: Hot) -> Sample:
         await bench.forget()
-        return await each.hits(32, 1)
+        return await each.hits(calls, 1)
 
     figures = []
     measures: dict[tuple[str, int], Callable[[Hot], Awaitable[Sample]]] = {
-        ("hit, tables", 1): lambda each: each.hits(32, 1),
+        ("hit, tables", 1): lambda each: each.hits(calls, 1),
         ("miss, tables", 1): missed,
-        ("put, tables", 1): lambda each: each.puts(32, 1),
-        ("put, tables", 16): lambda each: each.puts(64, 16),
+        ("put, tables", 1): lambda each: each.puts(calls, 1),
+        ("put, tables", many): lambda each: each.puts(bench.threads, many),
     }
     for (workload, callers), measure in measures.items():
         slices: dict[Key, Slice] = {

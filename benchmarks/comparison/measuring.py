@@ -81,7 +81,7 @@ class Figure:
     @property
     def is_throughput(self) -> bool:
         """Whether what counts is how many calls are done, not how long one takes."""
-        return self.variant.get("callers", 1) != 1 or self.variant.get("conversations", 1) != 1
+        return any(self.variant.get(name, 1) != 1 for name in ("callers", "conversations"))
 
     def as_json(self) -> dict[str, Any]:
         """With a list of each quantity, a number for each round."""
@@ -164,9 +164,9 @@ def _sample(seconds: list[float], wall: float, cpu: float, counts_as: int) -> Sa
 
 
 async def interleaved(
-    slices: Mapping[Any, Slice], dice: random.Random, *, seconds: float, at_least: int
+    slices: Mapping[Any, Slice], dice: random.Random, *, seconds: float, at_least: int, warm_up: bool = True
 ) -> dict[Any, list[Sample]]:
-    """Measure as many rounds of all slices as there is time for, after one that warms up and does not count.
+    """Measure as many rounds of all slices as there is time for, after one that warms up, and does not count.
 
     What the warm-up has left is frozen: garbage collection then costs what the calls leave behind.
 
@@ -178,7 +178,7 @@ async def interleaved(
     gc.collect()
     gc.freeze()
     try:
-        for name in names:
+        for name in names if warm_up else ():
             await slices[name]()
         gc.freeze()
         started, rounds = perf_counter(), 0

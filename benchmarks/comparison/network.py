@@ -31,7 +31,7 @@ async def network(bench: Bench) -> list[Figure]:
                     name: await Hot.made(saver, f"network-{delay_ms}-{i}", 10, bench.threads)
                     for i, (name, saver) in enumerate(peers.savers.items())
                 }
-                for callers, calls in bench.choose(((1, 16), (16, 64)), ((16, 32),), ((16, 16),)):
+                for callers, calls in bench.choose(((1, 16), (16, 64)), ((16, 32),), ((4, 4),)):
                     named = variant(delay=f"{delay_ms} ms", callers=callers)
                     slices: dict[Key, Slice] = {
                         (name, named): partial(each.puts, calls, callers) for name, each in hot.items()

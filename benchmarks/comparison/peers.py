@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, RedisSaver, create_telemetry
 from glasspoint.telemetry import Telemetry
@@ -100,7 +101,7 @@ async def peers(
         )
         opened.push_async_callback(ours.close)
         kwargs = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
-        pool = AsyncConnectionPool(
+        pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
             conninfo, min_size=POOL_SIZE, max_size=POOL_SIZE, kwargs=kwargs, open=False
         )
         await opened.enter_async_context(pool)
@@ -109,8 +110,11 @@ async def peers(
         if ONE in names:
             savers[ONE] = await opened.enter_async_context(AsyncPostgresSaver.from_conn_string(conninfo))
         if REDIS in names:
+            # By default redis-py's pool has 100 connections, and a call that finds none fails.
+            many = Redis.from_url(redis_url, max_connections=1000)
+            opened.push_async_callback(many.aclose)
             redis_saver = await RedisSaver.create(
-                redis_url,
+                many,
                 key_prefix=f"{key_prefix}-history",
                 timeout_seconds=30.0,
                 telemetry=create_telemetry(

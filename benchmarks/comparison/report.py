@@ -36,8 +36,8 @@ def target_table(verdicts: Sequence[Verdict]) -> str:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("target", no_wrap=True)
     for header in ("against", "wanted", "measured", "met"):
-        justify = "right" if header in ("wanted", "measured") else "left"
-        table.add_column(header, justify=justify, no_wrap=True)
+        right = header in ("wanted", "measured")
+        table.add_column(header, justify="right" if right else "left", no_wrap=True)
     for verdict in verdicts:
         table.add_row(*verdict_cells(verdict))
     return printed(table)
