@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 @contextmanager
 def receiving() -> Iterator[str]:
     """Run a receiver for the length of the block; its URL."""
-    with subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True) as process:
+    argv = [sys.executable, __file__]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             yield process.stdout.readline().strip()
@@ -66,4 +68,5 @@ def _spans_in(body: bytes) -> int:
 if __name__ == "__main__":
     with ThreadingHTTPServer(("127.0.0.1", 0), _Receiver) as server:
         print(f"http://127.0.0.1:{server.server_port}", flush=True)
-        server.serve_forever()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sys.stdin.read()  # until whoever asked for it ends, however

@@ -28,7 +28,7 @@ def delayed(conninfo: str, milliseconds: float) -> Iterator[str]:
     host, port = str(target.get("host", "localhost")), str(target.get("port", 5432))
     address = f"{host}/.s.PGSQL.{port}" if host.startswith("/") else f"{host}:{port}"
     argv = [sys.executable, __file__, str(milliseconds), address]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             yield make_conninfo(conninfo, host="127.0.0.1", port=process.stdout.readline().strip())
@@ -116,7 +116,9 @@ async def _serve(milliseconds: float, address: str) -> None:
     seconds = max(0.0, half - await _lateness(half))
     server = await loop.create_server(lambda: _Near(seconds, address), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+    ended = asyncio.Event()
+    loop.add_reader(sys.stdin, ended.set)  # whoever asked for it has ended, however it did
+    await ended.wait()
 
 
 if __name__ == "__main__":
