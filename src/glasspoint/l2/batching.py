@@ -253,8 +253,8 @@ class Batcher(Generic[_Item, _Answer]):
             _fail(call, error)
 
     async def _leave(self, call: Call[_Item, _Answer]) -> None:
-        """The caller gives up: at once, unless its statement was sent. Then it goes when that has ended. It is
-        cancelled if nobody else waits for it; if somebody does, the caller goes when told again."""
+        """The caller gives up: at once, unless its statement was sent. Then it goes when that has ended, and
+        that is seen to if nobody else waits for it; if somebody does, the caller goes when told again."""
         if call in self._waiting:
             self._waiting.remove(call)
         while call.batch is not None and call.batch.is_executing:
