@@ -1,4 +1,4 @@
-"""The measured figures that everything here starts from: docs/performance.json, docs/scaling.json, docs/cost.md."""
+"""The measured figures: docs/performance.json, docs/scaling.json, docs/cost.md."""
 
 from __future__ import annotations
 
@@ -54,6 +54,13 @@ class Cost:
         shared = max(0.0, (self.alone - self.many) * MANY / (MANY - 1))
         return (self.alone - shared if shared else max(self.alone, self.many)) + shared / max(1, callers)
 
+    def times(self, other: Cost) -> Cost:
+        """Both multiplied."""
+        return Cost(self.alone * other.alone, self.many * other.many)
+
+
+ONE: Final = Cost(1.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Call:
@@ -100,7 +107,9 @@ class Figures:
         )
         return cls(performance, servers, _entries((docs / "cost.md").read_text("utf-8")))
 
-    def rounds(self, workload: str, contender: str, metric: Metric, **variant: Any) -> list[float]:
+    def rounds(
+        self, workload: str, contender: str, metric: Metric | Literal["calls"], **variant: Any
+    ) -> list[float]:
         """What `make bench` has measured, a number for each round."""
         for each in self.performance["figures"]:
             if (each["workload"], each["contender"], each["variant"]) == (workload, contender, variant):
@@ -112,23 +121,24 @@ class Figures:
         """The median of that."""
         return median(self.rounds(workload, contender, metric, **variant))
 
-    def turn(self, contender: str, durability: Durability, quantity: str) -> float:
-        """What a turn takes of the servers."""
-        return next(
-            float(each[quantity])
-            for each in self.servers["turns"]
-            if (each["contender"], each["durability"]) == (contender, durability)
-        )
+    def turn(self, contender: str, durability: Durability, conversations: int = MANY) -> dict[str, Any]:
+        """What a turn takes of the servers, in so many conversations at once: 1 or `MANY`."""
+        wanted = (contender, durability, conversations)
+        for each in self.servers["turns"]:
+            if (each["contender"], each["durability"], each["conversations"]) == wanted:
+                found: dict[str, Any] = each
+                return found
+        raise ValueError(f"docs/scaling.json has no {durability} turn of {contender}")
 
-    def pod_turn_ms(self, contender: str, durability: Durability, conversations: int = 16) -> float:
+    def pod_turn_ms(self, contender: str, durability: Durability) -> Cost:
         """Processor time of a pod for a turn, LangGraph's included."""
-        return self.bench("turn", contender, "cpu_ms", conversations=conversations, durability=durability)
+        return Cost(*(self._turn_cpu_ms(contender, durability, n) for n in (1, MANY)))
 
-    def graph_ms(self, durability: Durability) -> float:
+    def graph_ms(self, durability: Durability) -> Cost:
         """LangGraph's part of that: nearly all of a turn without a server."""
         return self.pod_turn_ms(MEMORY, durability)
 
-    def call(self, contender: str, kind: Kind, scale: float = 1.0) -> Call:
+    def call(self, contender: str, kind: Kind, scale: Cost = ONE) -> Call:
         """One kind of call.
 
         Args:
@@ -143,24 +153,41 @@ class Figures:
             for name in ("redis_ms", "postgres_ms")
         )
         sigma = math.log(max(1.0, p99 / p50)) / _NINETY_NINTH
-        return Call(kind, Cost(*(scale * each for each in pod)), redis, postgres, sigma)
+        return Call(kind, Cost(*pod).times(scale), redis, postgres, sigma)
 
-    def parts_ms(self, contender: str, durability: Durability) -> float:
-        """A turn's processor time in a pod as the sum of its parts: single calls of many callers, and LangGraph."""
-        calls = [self.call(contender, kind).pod_ms.many for kind in TURN[durability]]
-        return sum(calls) + self.graph_ms(durability)
-
-    def scale(self, contender: str, durability: Durability) -> float:
-        """By how much a call's processor time must be multiplied for the parts to make up the measured turn."""
+    def parts_ms(self, contender: str, durability: Durability) -> Cost:
+        """A turn's processor time in a pod as the sum of its parts: single calls, and LangGraph."""
+        calls = [self.call(contender, kind).pod_ms for kind in TURN[durability]]
         graph = self.graph_ms(durability)
-        calls = self.parts_ms(contender, durability) - graph
-        return max(0.1, (self.pod_turn_ms(contender, durability) - graph) / calls)
+        return Cost(
+            graph.alone + sum(each.alone for each in calls), graph.many + sum(each.many for each in calls)
+        )
+
+    def scale(self, contender: str, durability: Durability) -> Cost:
+        """What a call's processor time is multiplied by, so that the parts make up the measured turn."""
+        graph, parts, turn = (
+            self.graph_ms(durability),
+            self.parts_ms(contender, durability),
+            self.pod_turn_ms(contender, durability),
+        )
+        return Cost(
+            *(
+                max(0.1, (measured - of_graph) / (made - of_graph))
+                for measured, made, of_graph in (
+                    (turn.alone, parts.alone, graph.alone),
+                    (turn.many, parts.many, graph.many),
+                )
+            )
+        )
 
     @property
     def flush_ms(self) -> tuple[float, float]:
         """PostgreSQL's wait for the disk in a commit: the median, and the sigma of its spread."""
         p50, p99 = (max(0.01, self.servers["flush_ms"][name]) for name in ("p50", "p99"))
         return p50, math.log(max(1.0, p99 / p50)) / _NINETY_NINTH
+
+    def _turn_cpu_ms(self, contender: str, durability: Durability, conversations: int) -> float:
+        return self.bench("turn", contender, "cpu_ms", conversations=conversations, durability=durability)
 
     def _server(self, contender: str, kind: str, callers: int) -> dict[str, float]:
         for each in self.servers["calls"]:

@@ -1,8 +1,8 @@
-"""What calls and turns take of the servers, which `make bench` does not tell: `make bench-scaling ARGS=--measure`.
+"""What calls and turns take of the servers, which `make bench` does not tell: `scaling.py --measure`.
 
-Processor time of Redis (its own count) and of PostgreSQL (of all its processes, the operating system's), the
-write-ahead log, rows and bytes in the tables, entries and bytes in Redis, bytes on Redis's wire. Processor time
-depends less on who else is busy here than waiting does. Servers: embedded ones, PostgreSQL durable.
+Processor time of Redis (its own count) and of PostgreSQL (of all its processes, as the system counts it), the
+write-ahead log, rows and bytes in the tables, entries and bytes in Redis, bytes on Redis's wire. Processor
+time depends less on who else is busy here than waiting does. Servers: embedded ones, PostgreSQL durable.
 """
 
 from __future__ import annotations
@@ -153,8 +153,9 @@ async def _turns(found: Peers, servers: _Servers, turns: int) -> AsyncIterator[d
     for durability in DURABILITIES:
         for name, each in turns_of(found, f"turns-{durability}").items():
             await each.sample(THREADS, 16, durability)  # all of them are hot
-            work = partial(each.sample, turns, 16, durability)
-            yield {"contender": name, "durability": durability, **await servers.taken_by(work, turns)}
+            for n in CALLERS:
+                taken = await servers.taken_by(partial(each.sample, turns, n, durability), turns)
+                yield {"contender": name, "durability": durability, "conversations": n, **taken}
 
 
 @asynccontextmanager
@@ -175,7 +176,7 @@ async def _flush_ms(conninfo: str, times: int = 200) -> dict[str, float]:
     async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as conn:
         await conn.execute("CREATE TABLE flushed (n int)")
     async with _committing(conninfo, "on") as durable, _committing(conninfo, "off") as lazy:
-        order, taken = [durable, lazy] * times, {durable: [], lazy: []}  # type: ignore[var-annotated]
+        order, taken = [durable, lazy] * times, {durable: [], lazy: []}
         random.Random(1).shuffle(order)
         for commit in order:
             taken[commit].append(await commit())

@@ -1,13 +1,14 @@
 """Pods, a Redis and a PostgreSQL as queues: what a turn waits for its storage as the load rises.
 
-Each core is a queue: a pod's event loop is one, Redis is one, PostgreSQL has some. A write goes to Redis, through
-the pod's pool to PostgreSQL, waits there for the log to be flushed (whoever commits meanwhile shares the next
-flush), goes to Redis again, and is answered. Its cost falls with the number of calls that are under way in its
-pod: they share statements and pipelines (`Cost.among`). `AsyncPostgresSaver` lets one call at a time through.
-Service times are lognormal, with the measured means and spreads; turns arrive at random (Poisson).
+Each core is a queue: a pod's event loop is one, Redis is one, PostgreSQL has some. A write goes to Redis,
+through the pod's pool to PostgreSQL, waits there for the log to be flushed (whoever commits meanwhile shares the
+next flush), goes to Redis again, and is answered. Its cost falls with the number of calls that are under way in
+its pod: they share statements and pipelines (`Cost.among`). `AsyncPostgresSaver` has one call at a time.
+Service times are lognormal, with the measured means; the spread is that of one caller's latencies, which is
+more than that of the work alone. Turns arrive at random (Poisson).
 
-Left out: faults, retries, timeouts (so queues grow without a bound above saturation), garbage collection, vacuum
-and checkpoints of PostgreSQL, locks on rows, the journal's sweep, large states.
+Left out: faults, retries, timeouts (so queues grow without a bound above saturation), garbage collection,
+vacuum and checkpoints of PostgreSQL, locks on rows, the journal's sweep, large states.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Final, Literal
 
 import simpy
 
-from capacity.figures import KINDS, THINKS_BEFORE, TURN, Figures, Kind
+from capacity.figures import KINDS, THINKS_BEFORE, TURN, Cost, Figures, Kind
 from comparison.peers import OURS, POOL, POOL_SIZE
 from comparison.turns import Durability
 
@@ -45,7 +46,7 @@ class System:
     Attributes:
         postgres_cores: That PostgreSQL may use at once.
         round_trip_ms: To either server.
-        shared_cores: All of them stand on one machine with so many cores, as in `make bench`; 0: on their own.
+        shared_cores: All stand on one machine with so many cores, as in `make bench`; 0: on their own.
         hit_ratio: Of the reads of known conversations.
         thinks: Whether models and tools take their time.
     """
@@ -111,7 +112,7 @@ class Outcome:
 class Model:
     """One run of it."""
 
-    def __init__(self, figures: Figures, system: System, seed: int, scale: float | None = None) -> None:
+    def __init__(self, figures: Figures, system: System, seed: int, scale: Cost | None = None) -> None:
         """Args:
         scale: Multiplies the pod's time for a call; by default so that a turn takes what was measured.
         """
@@ -121,7 +122,8 @@ class Model:
         if scale is None:
             scale = figures.scale(system.contender, system.durability)
         self._calls = {kind: figures.call(system.contender, kind, scale) for kind in KINDS}
-        self._graph_ms = figures.graph_ms(system.durability) / (len(TURN[system.durability]) + 1)
+        self._graph_ms = figures.graph_ms(system.durability)
+        self._pieces = len(TURN[system.durability]) + 1
         self._flush_median, self._flush_sigma = figures.flush_ms
         machine = [simpy.Resource(self.env, system.shared_cores)] if system.shared_cores else []
         self._loops = [[simpy.Resource(self.env), *machine] for _ in range(system.pods)]
@@ -165,7 +167,7 @@ class Model:
         return outcome
 
     def conversations(self, count: int, turns: int) -> Outcome:
-        """Let so many conversations go on with their next turn as soon as one is over, as `make bench` does."""
+        """So many conversations, each of which goes on as soon as a turn is over, as in `make bench`."""
         outcome = Outcome()
 
         def conversing() -> Steps:
@@ -199,14 +201,19 @@ class Model:
         started, waited = self.env.now, 0.0
         thinks = THINKS_BEFORE[self.system.durability] if self.system.thinks else {}
         for i, planned in enumerate(TURN[self.system.durability]):
-            yield from self._work("pod", self._loops[pod], self._graph_ms)
+            yield from self._graph(pod)
             for what in thinks.get(i, "").split():
                 yield self.env.timeout(self._thinking_ms(what))
             before = self.env.now
             yield from self._call(pod, self._kind(planned, conversation))
             waited += self.env.now - before
-        yield from self._work("pod", self._loops[pod], self._graph_ms)
+        yield from self._graph(pod)
         outcome.turns.append(Turn(started, self.env.now, waited))
+
+    def _graph(self, pod: int) -> Steps:
+        """LangGraph's own work between two calls."""
+        milliseconds = self._graph_ms.among(self._under_way[pod] + 1) / self._pieces
+        yield from self._work("pod", self._loops[pod], milliseconds)
 
     def _kind(self, planned: Kind, conversation: int | None) -> Kind:
         if planned != "hit":
