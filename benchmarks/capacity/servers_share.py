@@ -24,7 +24,7 @@ from comparison.conversations import Conversation
 from comparison.measuring import clocked
 from comparison.peers import OURS, QUICK, Peers, peers
 from comparison.servers import facts_of, own_database
-from comparison.turns import Durability, turns_of
+from comparison.turns import KEPT, Durability, turns_of
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 
 CALLS: Final = 512
@@ -36,12 +36,16 @@ TABLES: Final = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 PREFIX: Final = "scaling"
 
 
-async def measured(calls: int = CALLS, turns: int = TURNS) -> dict[str, Any]:
+async def measured(
+    calls: int = CALLS, turns: int = TURNS, warm_up_turns: int = THREADS * KEPT // 4
+) -> dict[str, Any]:
     """Measure, and return everything as a JSON document.
 
     Args:
         calls: How many of each kind.
         turns: How many for each durability mode.
+        warm_up_turns: How many before them: by default so many that all conversations have the messages
+            that they will keep, since a turn brings four.
     """
     with EmbeddedPostgres(durable=True) as postgres, EmbeddedRedis() as redis:
         async with (
@@ -54,7 +58,7 @@ async def measured(calls: int = CALLS, turns: int = TURNS) -> dict[str, Any]:
             return {
                 "facts": await facts_of(found.pool, client),
                 "calls": [each async for each in _calls(found, servers, calls)],
-                "turns": [each async for each in _turns(found, servers, turns)],
+                "turns": [each async for each in _turns(found, servers, turns, warm_up_turns)],
                 "flush_ms": await _flush_ms(conninfo),
             }
 
@@ -102,7 +106,7 @@ class _Servers:
         }
 
     async def _one(self, query: str) -> float:
-        row = await (await self._conn.execute(query)).fetchone()  # type: ignore[arg-type]
+        row = await (await self._conn.execute(query)).fetchone()
         assert row is not None
         return float(row[0])
 
@@ -149,10 +153,10 @@ def _only_work(taken: dict[str, float]) -> dict[str, float]:
     return {name: float(f"{taken[name]:.4g}") for name in ("redis_ms", "postgres_ms", "wal_bytes")}
 
 
-async def _turns(found: Peers, servers: _Servers, turns: int) -> AsyncIterator[dict[str, Any]]:
+async def _turns(found: Peers, servers: _Servers, turns: int, warm_up: int) -> AsyncIterator[dict[str, Any]]:
     for durability in DURABILITIES:
         for name, each in turns_of(found, f"turns-{durability}").items():
-            await each.sample(THREADS, 16, durability)  # all of them are hot
+            await each.sample(warm_up, 16, "exit")
             for n in CALLERS:
                 taken = await servers.taken_by(partial(each.sample, turns, n, durability), turns)
                 yield {"contender": name, "durability": durability, "conversations": n, **taken}
@@ -161,7 +165,7 @@ async def _turns(found: Peers, servers: _Servers, turns: int) -> AsyncIterator[d
 @asynccontextmanager
 async def _committing(conninfo: str, how: str) -> AsyncIterator[Callable[[], Awaitable[float]]]:
     async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as conn:
-        await conn.execute(f"SET synchronous_commit = {how}")  # type: ignore[arg-type]
+        await conn.execute(f"SET synchronous_commit = {how}")
 
         async def commit() -> float:
             started = perf_counter()
@@ -176,7 +180,8 @@ async def _flush_ms(conninfo: str, times: int = 200) -> dict[str, float]:
     async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as conn:
         await conn.execute("CREATE TABLE flushed (n int)")
     async with _committing(conninfo, "on") as durable, _committing(conninfo, "off") as lazy:
-        order, taken = [durable, lazy] * times, {durable: [], lazy: []}
+        order = [durable, lazy] * times
+        taken: dict[Any, list[float]] = {durable: [], lazy: []}
         random.Random(1).shuffle(order)
         for commit in order:
             taken[commit].append(await commit())

@@ -1,8 +1,8 @@
 """Pods, a Redis and a PostgreSQL as queues: what a turn waits for its storage as the load rises.
 
 Each core is a queue: a pod's event loop is one, Redis is one, PostgreSQL has some. A write goes to Redis,
-through the pod's pool to PostgreSQL, waits there for the log to be flushed (whoever commits meanwhile shares the
-next flush), goes to Redis again, and is answered. Its cost falls with the number of calls that are under way in
+through the pod's pool to PostgreSQL, waits there for the log to be flushed (whoever commits meanwhile shares
+the next flush), goes to Redis again, and is answered. Its cost falls with the number of calls under way in
 its pod: they share statements and pipelines (`Cost.among`). `AsyncPostgresSaver` has one call at a time.
 Service times are lognormal, with the measured means; the spread is that of one caller's latencies, which is
 more than that of the work alone. Turns arrive at random (Poisson).
