@@ -36,7 +36,7 @@ class Arithmetic:
         lines = [
             f"Pods: docs/performance.json, {performance['facts']['machine']}, "
             f"{performance['facts']['python']}, {performance['facts']['loop']}.",
-            *performance["notes"],
+            *(each for each in performance["notes"] if not each.startswith(("Spans sent", "A round trip"))),
             f"Servers: docs/scaling.json, {servers['facts']['machine']}; {servers['facts']['postgres']}; "
             f"{servers['facts']['redis']}.",
             f"A commit waits {flush['p50']:.2f} ms for the disk (99 %: {flush['p99']:.1f} ms).",

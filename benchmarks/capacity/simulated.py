@@ -72,7 +72,7 @@ class Simulated:
         for pods in PODS:
             per_second = pods * TARGET * self._pod
             model = self._model(pods=pods, postgres_cores=POSTGRES_CORES, hit_ratio=0.95, thinks=False)
-            outcome = model.turns(per_second, self._turns + 20 * pods)
+            outcome = model.turns(per_second, self._turns * max(15, pods) // 15)
             rows.append([f"{pods}", f"{per_second:,.0f}", *_told(outcome)])
         head = ["pods", "turns a second", "pods' cores", "Redis"]
         return table([*head, f"PostgreSQL, {POSTGRES_CORES} cores", "p50", "p99"], rows)
@@ -109,7 +109,7 @@ class Simulated:
             self._figures.bench("turn", contender, "cpu_ms", **variant),
         )
         model = self._model(contender=contender, durability=durability, **_ONE_MACHINE)
-        outcome = model.conversations(count, max(2, self._turns // 4 // count))
+        outcome = model.conversations(count, max(1, self._turns // 3 // count))
         name = f"{contender}, {durability}, {count} conversation{'s' * (count > 1)}: turns/s"
         busy = f"{measured * cpu_ms / 1000:.0%}, {outcome.busy['pod']:.0%}"
         return _compared(name, measured, outcome.per_second, busy)
