@@ -47,7 +47,7 @@ def test_a_table_that_was_edited_is_noticed(capacity: Any) -> None:
     for name in capacity.page.SIMULATED:
         table = capacity.page.shown(PAGE)[name]
         edited = PAGE.replace(table, re.sub(r"\d", "9", table))
-        assert capacity.page.shown(edited)["fingerprint"] != capacity.page.fingerprint(edited, DOCS)
+        assert capacity.page.fingerprint(edited, DOCS) != capacity.page.fingerprint(PAGE, DOCS)
 
 
 def test_the_script_runs_on_what_was_measured(capacity: Any) -> None:
@@ -97,25 +97,22 @@ async def test_a_turn_makes_the_calls_that_are_simulated(capacity: Any) -> None:
 
 
 def test_queues_are_what_they_are_known_to_be(capacity: Any) -> None:
-    """Held against what needs no simulation: a closed loop fills one core, and an idle one has no queue."""
+    """Held against what needs no simulation, whatever was measured."""
     figures, simulation = capacity.figures.Figures.read(DOCS), capacity.simulation
-    one_machine = {"shared_cores": 2, "round_trip_ms": 0.05, "thinks": False}
+    system = simulation.System(postgres_cores=8, round_trip_ms=0.05, thinks=False)
 
-    def run(conversations: int, **system: Any) -> Any:
-        made = simulation.System(**{**one_machine, **system})
-        return simulation.Model(figures, made, seed=5).conversations(conversations, 200 // conversations)
+    def run(conversations: int) -> Any:
+        return simulation.Model(figures, system, seed=5).conversations(conversations, 200 // conversations)
 
-    crowded = run(50)
-    limit = 1000 / figures.pod_turn_ms("Glasspoint", "sync").many
-    assert crowded.busy["pod"] == pytest.approx(1, abs=0.03)
-    assert crowded.per_second == pytest.approx(limit, rel=0.15)
+    crowded, alone = run(50), run(1)
+    assert alone.busy["pod"] < crowded.busy["pod"] <= 1.001
+    # A core is busy for what turns take of it, and conversations that never pause leave it no time.
+    assert crowded.busy["pod"] > 0.9
+    turn = figures.pod_turn_ms("Glasspoint", "sync")
+    costs = sorted((turn.alone, turn.many))
+    assert 0.85 * costs[0] < 1000 * crowded.busy["pod"] / crowded.per_second < 1.15 * costs[1]
     # Little's law: how many there are is how often one begins, times how long it lasts.
-    assert crowded.per_second * crowded.turn_ms / 1000 == pytest.approx(50, rel=0.1)
-    alone = run(1)
-    assert alone.busy["pod"] < 1
-    assert alone.per_second < crowded.per_second
-    # What is full and what is free: servers without a share of the machine do not hold the pod up.
-    assert run(50, shared_cores=0, postgres_cores=8).busy["postgres"] < 0.2
+    assert crowded.per_second * crowded.turn_ms / 1000 == pytest.approx(50, rel=0.2)
 
 
 def test_a_flush_makes_the_next_read_of_each_conversation_a_miss(capacity: Any) -> None:
@@ -132,11 +129,11 @@ def test_a_flush_makes_the_next_read_of_each_conversation_a_miss(capacity: Any) 
 
     model = Counting(figures, simulation.System(), seed=5)
     model.roots = []
-    model.turns(10, 150, flushed=8)
+    model.turns(10, 150, flushed=4)
     before = {kind for at, kind in model.roots if at < model.flushed_at_ms}
     after = [kind for at, kind in model.roots if at >= model.flushed_at_ms]
     assert before == {"hit"}
-    assert after.count("miss") == 8
+    assert after.count("miss") == 4
 
 
 async def test_what_the_servers_take_can_be_measured(capacity: Any) -> None:

@@ -106,6 +106,8 @@ class Outcome:
             self.until_ms if until_ms is None else until_ms,
         )
         values: Sequence[float] = [each.storage_ms for each in self.turns if start <= each.began_ms < end]
+        if len(values) < 2:
+            return values[0] if values else math.nan
         return quantiles(values, n=100, method="inclusive")[cut - 1]
 
 
