@@ -38,7 +38,7 @@ TURN: Final[dict[str, tuple[Kind, ...]]] = {
 THINKS_BEFORE: Final[dict[str, dict[int, str]]] = {
     # Before which calls something takes long: the model, the tool, the model that writes the answer.
     "sync": {4: "model", 6: "tool", 12: "model"},
-    "exit": {1: "model", 2: "model"},
+    "exit": {1: "model tool", 2: "model"},
 }
 
 
