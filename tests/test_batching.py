@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, codec, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
-from glasspoint.l2 import statements, store, writing
+from glasspoint.l2 import batching, statements, writing
 from glasspoint.scope import Scope
 from states import config_of, exact, make_pool, numbered_id, open_saver, open_upstream
 from steps import Thread, keys_of, locked, until
@@ -310,7 +310,7 @@ async def stuck(
 
         await first.execute("LOCK TABLE checkpoints IN EXCLUSIVE MODE")
         writing = [asyncio.create_task(thread.put(saver)) for thread in threads]
-        alone = store._BATCHES
+        alone = batching.ALONE
         await until(lambda: are_waiting("new_checkpoints", alone))
         # Locks are given in the order in which they were asked for.
         locking = asyncio.create_task(second.execute("LOCK TABLE checkpoints IN EXCLUSIVE MODE"))

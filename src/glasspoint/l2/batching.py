@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from glasspoint.crowd import Crowd
 from glasspoint.l2.faults import certainly_unchanged
 from glasspoint.telemetry.events import PoolWaited
 
@@ -37,6 +38,13 @@ __all__ = ["Batcher", "Call"]
 
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
+
+# So many calls at once go one by one; beyond that it is a crowd.
+ALONE = 4
+
+# So many batches of a crowd are under way at once, the next with all who come meanwhile: one on its way, while
+# PostgreSQL works on the other.
+_BATCHES = 2
 
 _CALLS_AT_ONCE = 32
 
@@ -144,7 +152,6 @@ class Batcher(Generic[_Item, _Answer]):
         connection: Callable[[], AbstractAsyncContextManager[Connection]],
         start: Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]],
         telemetry: Telemetry,
-        batches: int,
     ) -> None:
         """Args:
         step_name: What telemetry calls such a statement.
@@ -152,14 +159,13 @@ class Batcher(Generic[_Item, _Answer]):
         connection: Checks one out, for a task that nobody cancels on the way; names what goes wrong.
         start: Starts a task in a context; it is waited for when the saver is closed.
         telemetry: Who is told of each call.
-        batches: So many are under way at once.
         """
         self._step_name = step_name
         self._execute = execute
         self._connection = connection
         self._start = start
         self._telemetry = telemetry
-        self._batches = batches
+        self._crowd = Crowd(beyond=ALONE)
         self._waiting: list[Call[_Item, _Answer]] = []
         self._under_way = 0
         self._is_acquiring = False
@@ -170,11 +176,11 @@ class Batcher(Generic[_Item, _Answer]):
         Raises:
             As the statement does.
         """
-        if self._under_way < self._batches and not self._waiting:
-            self._send(call, alone=True)
-        else:
+        if self._crowd.is_there(self._under_way):
             self._waiting.append(call)
             self._look()
+        else:
+            self._send(call, alone=True)
         try:
             return await call.answer
         except asyncio.CancelledError:
@@ -183,7 +189,7 @@ class Batcher(Generic[_Item, _Answer]):
 
     def _look(self) -> None:
         """See to it that somebody fetches a connection for those who wait."""
-        if self._waiting and not self._is_acquiring and self._under_way < self._batches:
+        if self._waiting and not self._is_acquiring and self._under_way < _BATCHES:
             self._is_acquiring = True
             self._send(self._waiting[0])
 
