@@ -289,10 +289,11 @@ async def test_a_row_that_somebody_keeps_locked_holds_up_who_wants_it_alone(
 
 @asynccontextmanager
 async def stuck(
-    saver: CachedPostgresSaver, database: str, threads: list[Thread]
+    database: str, redis_url: str, threads: list[Thread]
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Many puts are under way; PostgreSQL has the statement of several, which waits for a lock."""
     async with (
+        open_saver(database, redis_url) as saver,  # one that has seen no crowd yet
         await psycopg.AsyncConnection.connect(database) as first,
         await psycopg.AsyncConnection.connect(database) as second,
         await psycopg.AsyncConnection.connect(database, autocommit=True) as watcher,
@@ -323,13 +324,13 @@ async def stuck(
             yield writing[alone:]
         finally:
             await second.rollback()
-            await asyncio.gather(*writing[:alone])
+            await asyncio.gather(*writing, return_exceptions=True)
 
 
 async def test_who_gives_up_takes_nobody_along(database: str, redis_url: str, threads: list[Thread]) -> None:
     async with open_saver(database, redis_url) as saver:
         await all_of(saver, threads)
-        async with stuck(saver, database, threads) as writing:
+        async with stuck(database, redis_url, threads) as writing:
             for task in writing[1::2]:
                 task.cancel()
         outcomes = await asyncio.gather(*writing, return_exceptions=True)
@@ -345,7 +346,7 @@ async def test_a_statement_that_nobody_waits_for_any_more_is_ended(
 ) -> None:
     async with open_saver(database, redis_url) as saver:
         await all_of(saver, threads)
-        async with stuck(saver, database, threads) as writing:
+        async with stuck(database, redis_url, threads) as writing:
             for task in writing:
                 task.cancel()
             async with asyncio.timeout(5):  # sooner than any deadline would end it

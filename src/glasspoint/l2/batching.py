@@ -1,13 +1,12 @@
 """Batches: what concurrent callers ask of PostgreSQL goes there as one statement (group commit, for writes).
 
-What a call costs is mostly the statement, the transaction and the way there and back, hardly its rows. As
-long as few calls are under way each goes at once, by itself; who comes while there are more goes with all
-others who wait by then, as soon as one of those is answered.
+What a call costs is mostly the statement, the transaction and the way there and back, hardly its rows. Few
+calls go one by one, as they come; those of a crowd with all others who wait when a connection is there.
 
-    run -+-> by itself ---------+-> a connection -> ready, each -> one statement -> an answer for each
-         +-> waiting, together -+                                       |
-                                                 if it failed, and PostgreSQL is as it was before:
-                                                 each by itself, in a statement of its own
+    run -+-> by itself -----------------+-> a connection -> ready, each -> one statement -> an answer for each
+         +-> in a crowd: all who wait --+                                       |
+                                                     if it failed, and PostgreSQL is as it was before:
+                                                     each by itself, in a statement of its own
 
 Callers share the way, not their fate. What is wrong with one call fails that one alone, and a batch does not
 wait for a row that others keep locked (`statements.LOCK_TIMEOUT`). A connection that breaks leaves all of
@@ -42,8 +41,8 @@ _Answer = TypeVar("_Answer")
 # So many calls at once go one by one; beyond that it is a crowd.
 ALONE = 4
 
-# So many batches of a crowd are under way at once, the next with all who come meanwhile: one on its way, while
-# PostgreSQL works on the other.
+# So many batches of a crowd are under way at once, the next one with all who come meanwhile: one is on its way
+# while PostgreSQL works on the other.
 _BATCHES = 2
 
 _CALLS_AT_ONCE = 32
