@@ -1,8 +1,8 @@
 """Whether calls go one by one, as they come, or together: `l1.pipelining`, `l2.batching`.
 
 By itself a call waits for nobody, and several run side by side; together they cost a fraction. So few go one
-by one, and a crowd goes together, for as long as it is one and a moment longer: whoever comes between two waves
-of it is not alone.
+by one, and a crowd goes together, for as long as it is one and a moment longer: whoever comes between two of
+its waves is not alone.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ _Answer = TypeVar("_Answer")
 # So many calls at once go one by one; beyond that it is a crowd.
 ALONE = 4
 
-# So many batches of a crowd are under way at once, the next one with all who come meanwhile: one is on its way
-# while PostgreSQL works on the other.
+# So many batches of a crowd are under way at once, the next one with all who come meanwhile: one is on its
+# way while PostgreSQL works on the other.
 _BATCHES = 2
 
 _CALLS_AT_ONCE = 32
