@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.asyncio import Redis
 
 from glasspoint.crowd import Crowd
+from glasspoint.l1.turns import Turns, connections_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,11 @@ _STEPS_AT_ONCE = 32
 # What is larger goes alone: nobody is to wait behind a state of megabytes.
 _LARGE_BYTES = 256 * 1024
 
+# So many connections are used at once, and so much of them by what is large: more states of megabytes at once
+# would only make each other late.
+_CONNECTIONS = 48
+_LARGE_SHARE = 1 / 3
+
 
 class _Step(NamedTuple):
     args: tuple[Any, ...]
@@ -46,12 +52,16 @@ class AutoPipeline:
         """Args:
         redis: The client. One of a class that has an `evalsha` of its own is asked for each step by itself:
             whoever wrote that wants to see them.
-        timeout_seconds: How long a pipeline may take.
+        timeout_seconds: How long a step, or a pipeline of them, may take from its turn on, see `Turns`.
         """
         self._redis = redis
-        self._timeout = timeout_seconds
+        connections = connections_of(redis, most=_CONNECTIONS)
+        large = max(1, int(connections * _LARGE_SHARE))
+        self._large = Turns(large, timeout_seconds=timeout_seconds)
+        self._turns = Turns(max(1, connections - large), timeout_seconds=timeout_seconds)
+        self._pipelines = min(_PIPELINES, self._turns.at_once)
         self._can_pipeline = type(redis).evalsha is Redis.evalsha
-        self._crowd = Crowd(beyond=_ALONE)
+        self._crowd = Crowd(beyond=min(_ALONE, self._turns.at_once))
         self._under_way = 0
         self._waiting: list[_Step] = []
         self._sending: set[asyncio.Task[None]] = set()
@@ -65,14 +75,13 @@ class AutoPipeline:
             args: Its arguments.
 
         Raises:
-            RedisError, OSError, TimeoutError: As the client does.
+            RedisError, OSError: As the client does.
+            TimeoutError: There was no answer in time, see `Turns`.
         """
-        if not (self._can_pipeline and self._crowd.is_there(self._under_way)) or _size(args) > _LARGE_BYTES:
-            self._under_way += 1
-            try:
-                return await self._redis.evalsha(sha, 1, key, *args)
-            finally:
-                self._under_way -= 1
+        if not (self._can_pipeline and self._crowd.is_there(self._under_way)):
+            return await self._go_alone(self._turns, sha, 1, key, *args)
+        if _size(args) > _LARGE_BYTES:
+            return await self._go_alone(self._large, sha, 1, key, *args)
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(self._send)
@@ -80,9 +89,16 @@ class AutoPipeline:
         self._waiting.append(step)
         return await step.answer
 
+    async def _go_alone(self, turns: Turns, *args: Any) -> Any:
+        self._under_way += 1
+        try:
+            return await turns.run(self._redis.evalsha, *args)
+        finally:
+            self._under_way -= 1
+
     def _send(self) -> None:
         """Send what waits, as far as the pipelines go."""
-        while self._waiting and len(self._sending) < _PIPELINES:
+        while self._waiting and len(self._sending) < self._pipelines:
             steps, self._waiting = self._waiting[:_STEPS_AT_ONCE], self._waiting[_STEPS_AT_ONCE:]
             task = asyncio.create_task(self._run(steps))
             self._sending.add(task)
@@ -97,10 +113,17 @@ class AutoPipeline:
         answers: Sequence[Any]
         self._under_way += 1
         try:
-            async with asyncio.timeout(self._timeout):
-                answers = await self._ask(steps)
+            answers = await self._turns.run(self._ask, steps)
+        except TimeoutError as exc:
+            # Who waits behind them would only wait as long again.
+            steps, self._waiting = [*steps, *self._waiting], []
+            answers = [exc] * len(steps)
         except Exception as exc:
             answers = [exc] * len(steps)
+        except asyncio.CancelledError:
+            for step in steps:
+                step.answer.cancel()
+            raise
         finally:
             self._under_way -= 1
         for step, answer in zip(steps, answers, strict=True):
