@@ -237,7 +237,7 @@ class ManagedSaver(SyncFace):
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS)
-                redis = client.open_redis(redis, timeout_seconds=timeout)
+                redis = client.open_redis(redis, timeout_seconds=client.TIMEOUTS_TO_CONNECT * timeout)
                 opened.push_async_callback(redis.aclose)
             client.check_redis(redis)
             with _heeding_cancellation():

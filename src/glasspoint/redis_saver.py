@@ -16,7 +16,7 @@ from glasspoint.history.in_redis import RedisHistory
 from glasspoint.history.keys import Keyspace
 from glasspoint.history.saver import HistorySaver
 from glasspoint.history.steps import Steps
-from glasspoint.l1.client import address_of, check_redis_or_cluster, open_redis
+from glasspoint.l1.client import TIMEOUTS_TO_CONNECT, address_of, check_redis_or_cluster, open_redis
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Vitals
 from glasspoint.telemetry.logs import get_logger
@@ -111,7 +111,7 @@ class RedisSaver(HistorySaver):
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = options.get("timeout_seconds", _TIMEOUT_SECONDS)
-                redis = open_redis(redis, timeout_seconds=timeout)
+                redis = open_redis(redis, timeout_seconds=TIMEOUTS_TO_CONNECT * timeout)
                 opened.push_async_callback(redis.aclose)
             saver = cls(redis, **options)
             try:

@@ -6,7 +6,6 @@ not at all, so a caller that is cancelled or runs out of time leaves nothing hal
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 from functools import cache
@@ -35,9 +34,11 @@ from glasspoint.errors import (
     ThreadDamagedError,
     ThreadMovedError,
 )
+from glasspoint.l1.patience import answered_within
+from glasspoint.l1.turns import Turns, connections_of, when_connected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from redis.asyncio import Redis
 
@@ -52,6 +53,9 @@ AGAIN, EXISTS = 4, 5
 _SEALED, _MOVED, _DAMAGED = 1, 2, 3
 
 _SCAN_COUNT = 1000
+
+# So many connections are used at once; whoever comes then waits.
+_CONNECTIONS = 32
 
 # Words with which Redis begins an error; inside a script it puts them further back. Some of them redis-py
 # takes off, and raises a class of its own.
@@ -73,6 +77,8 @@ _REASONS = {
     "NOAUTH": "it asks for a password",
 }
 
+_FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
+
 _Answer = TypeVar("_Answer")
 
 
@@ -83,11 +89,12 @@ class Steps:
         """Args:
         redis: A client with `decode_responses=False`; not closed here.
         telemetry: Who is told of every step.
-        timeout_seconds: How long one step may take.
+        timeout_seconds: How long one step may take from its turn on, see `Turns`.
         """
         self._redis: Any = redis
         self._telemetry = telemetry
         self._timeout = timeout_seconds
+        self._turns = Turns(connections_of(redis, most=_CONNECTIONS), timeout_seconds=timeout_seconds)
 
     async def run(self, step: str, scope: Scope, keys: Sequence[str], *args: bytes | str | int) -> list[Any]:
         """Run one script.
@@ -107,7 +114,7 @@ class Steps:
             RedisRefusedError, RedisUnavailableError: See there.
         """
         with self._telemetry.step(f"redis.{step}", scope):
-            status, *answer = await self._in_time(self._evalsha(step, keys, args))
+            status, *answer = await self._in_turn(self._evalsha, step, keys, args)
             if status == _SEALED:
                 raise ThreadMovedError(
                     "This thread is being drained into another store: ask again in a moment.", moved=False
@@ -126,12 +133,16 @@ class Steps:
         RedisUnavailableError: Redis does not answer.
         RedisRefusedError: It refuses this user.
         """
-        await self._in_time(self._redis.ping())
+        try:
+            with answered_within(self._timeout):
+                await when_connected(self._redis.ping)
+        except _FAILURES as exc:
+            raise self._failure(exc) from exc
 
     async def server_version(self) -> str:
         """Return what Redis says of its version, `""` if it does not; of a cluster, one node's."""
         try:
-            info = await self._in_time(self._redis.info("server"))
+            info = await self._in_turn(self._redis.info, "server")
         except GlasspointError:
             return ""
         if "redis_version" not in info:  # a cluster: node -> what it says
@@ -142,13 +153,13 @@ class Steps:
         """Find keys, on every primary; a key may be found twice."""
         nodes: list[Any] = [None]
         if isinstance(self._redis, RedisCluster):
-            await self._in_time(self._redis.initialize())
+            await self._in_turn(self._redis.initialize)
             nodes = self._redis.get_primaries()
         for node in nodes:
             cursor = None
             while cursor != 0:
                 with self._telemetry.step("redis.scan", None):
-                    cursor, keys = await self._in_time(self._scan_page(node, cursor or 0, pattern))
+                    cursor, keys = await self._in_turn(self._scan_page, node, cursor or 0, pattern)
                 yield keys
 
     async def _scan_page(self, node: Any, cursor: int, pattern: str) -> tuple[int, list[bytes]]:
@@ -170,11 +181,10 @@ class Steps:
             answer = await self._redis.eval(text, len(keys), *keys, *args)
         return list(answer)
 
-    async def _in_time(self, work: Awaitable[_Answer]) -> _Answer:
+    async def _in_turn(self, ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
         try:
-            async with asyncio.timeout(self._timeout):
-                return await work
-        except (RedisError, RedisClusterException, OSError, TimeoutError) as exc:
+            return await self._turns.run(ask, *args)
+        except _FAILURES as exc:
             raise self._failure(exc) from exc
 
     def _failure(self, exc: BaseException) -> Exception:

@@ -12,7 +12,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import AuthenticationError, AuthorizationError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -21,7 +21,9 @@ from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1 import entry
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper
+from glasspoint.l1.patience import answered_within
 from glasspoint.l1.pipelining import AutoPipeline
+from glasspoint.l1.turns import when_connected
 from glasspoint.scope import Scope, is_ordered_id
 from glasspoint.telemetry.events import (
     EpochChanged,
@@ -70,6 +72,8 @@ _REFUSALS = re.compile(r"\b(OOM|READONLY|MISCONF|NOPERM|NOAUTH)\b")
 _PROBED = Scope("\0probe", "")
 
 _TAMPERED_LOG_SECONDS = 60.0
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +187,7 @@ class Cache:
             L1Error: It refuses, or does not say which process it is.
         """
         try:
-            async with asyncio.timeout(self._timeout):
-                epoch = await self._epochs.current()
+            epoch = await self._in_time(self._epochs.current)
         except Exception as exc:
             raise self._unavailable(exc) from exc
         self._answered()
@@ -197,8 +200,7 @@ class Cache:
             L1Error: There is none.
         """
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._redis.ping()
+            await self._in_time(self._redis.ping)
         except Exception as exc:
             raise self._unavailable(exc) from exc
         self._answered()
@@ -395,15 +397,16 @@ class Cache:
             raise L1UnavailableError("Redis is left alone for a while: it has not done its part lately.")
         try:
             with self._telemetry.step(f"l1.{step}", scope):
-                async with asyncio.timeout(self._timeout):
-                    answer = await self._evalsha(step, scope, *args)
+                answer = await self._evalsha(step, scope, *args)
         except (RedisError, OSError, TimeoutError, L1Error) as exc:
             raise self._unavailable(exc) from exc
         self._answered()
         return answer
 
     async def _evalsha(self, step: str, scope: Scope, *args: Any) -> Any:
-        epoch = await self._epochs.current()
+        epoch = self._epochs.trusted
+        if epoch is None:
+            epoch = await self._in_time(self._epochs.current)
         try:
             return await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
         except ResponseError as exc:
@@ -411,8 +414,13 @@ class Cache:
                 raise
         # Key and scripts change together. What began in the old epoch finds no intent and no lease in the
         # new one, so its commit discards and its warm-up is refused.
-        epoch = await self._epochs.refresh(epoch)
+        epoch = await self._in_time(self._epochs.refresh, epoch)
         return await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+
+    async def _in_time(self, ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
+        """Ask something that takes no turn: all steps wait for it, or somebody asks whether Redis lives."""
+        with answered_within(self._timeout):
+            return await when_connected(ask, *args)
 
     def _unavailable(self, exc: BaseException) -> L1Error:
         # Any failure of the connection may hide a restart or a failover.

@@ -14,17 +14,25 @@ from glasspoint.urls import split_url
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["address_of", "check_redis", "check_redis_or_cluster", "open_redis"]
+__all__ = ["TIMEOUTS_TO_CONNECT", "address_of", "check_redis", "check_redis_or_cluster", "open_redis"]
 
 _SCHEMES = ("redis", "rediss", "unix")
 _EXAMPLE = "redis://user:password@host:6379/0"
+
+# More than a saver ever uses at once (see `Turns`): callers wait in the saver, where it is no error. Fewer
+# than redis-py's 100, because all processes share the server's `maxclients`, and none is closed when idle.
+_MAX_CONNECTIONS = 64
+
+TIMEOUTS_TO_CONNECT = 4
+"""How many of its own timeouts a saver gives redis-py to connect. The step that wants the connection ends
+that sooner, and heeds a blocked event loop; redis-py's timeout does not, so it must not come first."""
 
 
 def open_redis(url: object, *, timeout_seconds: float) -> Redis:
     """Open a client for a `redis://`, `rediss://` or `unix://` URL; nothing is connected yet.
 
     Args:
-        url: Where Redis is; options of redis-py may stand in its query.
+        url: Where Redis is; options of redis-py may stand in its query, and win.
         timeout_seconds: For connecting.
 
     Raises:
@@ -37,6 +45,7 @@ def open_redis(url: object, *, timeout_seconds: float) -> Redis:
             # None for answers: each step has a timeout round it already, see `Cache`.
             socket_timeout=None,
             socket_connect_timeout=timeout_seconds,
+            max_connections=_MAX_CONNECTIONS,
             # One more try at once, on a fresh connection: an idle one may have been closed by the server.
             # Every step may run twice; waiting longer than that costs more than asking PostgreSQL.
             retry=Retry(NoBackoff(), 1),

@@ -93,15 +93,18 @@ class EpochKeeper:
         """The last epoch seen, trusted or not."""
         return self._epoch
 
+    @property
+    def trusted(self) -> Epoch | None:
+        """The epoch to use, if there is no need to ask."""
+        return self._epoch if self._trusted else None
+
     def distrust(self) -> None:
         """After any connection error: ask the server who it is before the next step."""
         self._trusted = False
 
     async def current(self) -> Epoch:
         """Return the epoch to use; a round trip only when it is not known or not trusted."""
-        if self._trusted and self._epoch is not None:
-            return self._epoch
-        return await self.refresh(None)
+        return self.trusted or await self.refresh(None)
 
     async def refresh(self, wrong: Epoch | None) -> Epoch:
         """Ask the server, load the scripts, and swap.
