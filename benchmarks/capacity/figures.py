@@ -20,6 +20,9 @@ KINDS: Final[tuple[Kind, ...]] = ("hit", "miss", "put", "put_writes")
 MANY: Final = 16
 """How many callers there were when "many" was measured."""
 
+ONE_BY_ONE: Final = 4
+"""So many calls of a process at once share nothing yet: see `glasspoint.crowd`."""
+
 _CROWDED: Final = {"hit": 64, "miss": MANY, "put": MANY, "put_writes": MANY}
 _NINETY_NINTH: Final = 2.326
 
@@ -51,8 +54,10 @@ class Cost:
 
     def among(self, callers: int) -> float:
         """What it costs each of so many."""
-        shared = max(0.0, (self.alone - self.many) * MANY / (MANY - 1))
-        return (self.alone - shared if shared else max(self.alone, self.many)) + shared / max(1, callers)
+        if callers <= ONE_BY_ONE:
+            return self.alone
+        shared = (self.alone - self.many) * MANY / (MANY - 1)
+        return self.alone - shared + shared / callers if shared > 0 else self.many
 
     def times(self, other: Cost) -> Cost:
         """Both multiplied."""
