@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, codec, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
-from glasspoint.l2 import statements, store, writing
+from glasspoint.l2 import batching, statements, writing
 from glasspoint.scope import Scope
 from states import config_of, exact, make_pool, numbered_id, open_saver, open_upstream
 from steps import Thread, keys_of, locked, until
@@ -287,55 +287,55 @@ async def test_a_row_that_somebody_keeps_locked_holds_up_who_wants_it_alone(
     assert statements.LOCK_TIMEOUT == "100ms"
 
 
+_HOLD = """
+CREATE TABLE held (thread_id text);
+INSERT INTO held VALUES ({});
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    WHILE EXISTS (SELECT FROM held WHERE thread_id = NEW.thread_id) LOOP PERFORM pg_sleep(0.01); END LOOP;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER hold BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION hold();
+"""
+
+
 @asynccontextmanager
 async def stuck(
-    saver: CachedPostgresSaver, database: str, threads: list[Thread]
+    database: str, redis_url: str, threads: list[Thread]
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Many puts are under way; PostgreSQL has the statement of several, which waits for a lock."""
+    """Puts of many threads are under way; PostgreSQL has the statement of those that are told here, and works
+    on it until this is over."""
     async with (
-        await psycopg.AsyncConnection.connect(database) as first,
-        await psycopg.AsyncConnection.connect(database) as second,
-        await psycopg.AsyncConnection.connect(database, autocommit=True) as watcher,
+        open_saver(database, redis_url) as saver,  # one that has seen no crowd yet
+        await psycopg.AsyncConnection.connect(database, autocommit=True) as conn,
     ):
 
-        async def waiting(what: str) -> int:
-            query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ %s"
-            row = await (await watcher.execute(query, [what])).fetchone()
-            assert row is not None
-            count: int = row[0]
-            return count
+        async def is_held() -> bool:
+            query = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query ~ 'ORDINALITY'"
+            )
+            return await (await conn.execute(query)).fetchone() == (1,)
 
-        async def are_waiting(what: str, count: int) -> bool:
-            return await waiting(what) == count
-
-        await first.execute("LOCK TABLE checkpoints IN EXCLUSIVE MODE")
+        await conn.execute(sql.SQL(_HOLD).format(sql.Literal(threads[batching.ALONE].thread_id)))
         writing = [asyncio.create_task(thread.put(saver)) for thread in threads]
-        alone = store._BATCHES
-        await until(lambda: are_waiting("new_checkpoints", alone))
-        # Locks are given in the order in which they were asked for.
-        locking = asyncio.create_task(second.execute("LOCK TABLE checkpoints IN EXCLUSIVE MODE"))
-        await until(lambda: waiting("LOCK TABLE"))
-        await first.rollback()
-        await locking
-        await until(lambda: waiting("WITH ORDINALITY"))
-        assert not any(task.done() for task in writing[alone:])
         try:
-            yield writing[alone:]
+            await until(is_held)
+            yield writing[batching.ALONE : batching.ALONE + 32]
         finally:
-            await second.rollback()
-            await asyncio.gather(*writing[:alone])
+            await conn.execute("DELETE FROM held")
+            await asyncio.gather(*writing, return_exceptions=True)
 
 
 async def test_who_gives_up_takes_nobody_along(database: str, redis_url: str, threads: list[Thread]) -> None:
     async with open_saver(database, redis_url) as saver:
         await all_of(saver, threads)
-        async with stuck(saver, database, threads) as writing:
+        async with stuck(database, redis_url, threads) as writing:
             for task in writing[1::2]:
                 task.cancel()
         outcomes = await asyncio.gather(*writing, return_exceptions=True)
         assert outcomes[::2] == [None] * len(outcomes[::2])
         assert {type(outcome) for outcome in outcomes[1::2]} <= {asyncio.CancelledError}
-        stayed = threads[-len(writing) :: 2]
+        stayed = threads[batching.ALONE :][: len(writing) : 2]
         assert [await thread.turn(saver) for thread in stayed] == [2] * len(stayed)
         await agree_with_upstream(saver, database, threads)
 
@@ -345,13 +345,13 @@ async def test_a_statement_that_nobody_waits_for_any_more_is_ended(
 ) -> None:
     async with open_saver(database, redis_url) as saver:
         await all_of(saver, threads)
-        async with stuck(saver, database, threads) as writing:
+        async with stuck(database, redis_url, threads) as writing:
             for task in writing:
                 task.cancel()
             async with asyncio.timeout(5):  # sooner than any deadline would end it
                 outcomes = await asyncio.gather(*writing, return_exceptions=True)
             assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
-        turns = [await thread.turn(saver) for thread in threads[-len(writing) :]]
+        turns = [await thread.turn(saver) for thread in threads[batching.ALONE :][: len(writing)]]
         assert turns == [1] * len(writing)
         await all_of(saver, threads)  # every connection is back
         await agree_with_upstream(saver, database, threads)

@@ -345,8 +345,8 @@ def _to_json(value: Any, what: str) -> str:
     return text
 
 
-def _json_dumps(value: Any) -> str:
-    return json.dumps(value, allow_nan=False)
+# Made once: `json.dumps` would make one for each call that wants it so.
+_json_dumps = json.JSONEncoder(allow_nan=False).encode
 
 
 def _as_jsonb(number: str) -> float | int:

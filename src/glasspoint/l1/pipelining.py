@@ -1,8 +1,8 @@
 """Auto-pipelining: the steps that concurrent callers send in one tick of the event loop go out together.
 
 What a step costs this process is mostly the way there and back, not the step: sixteen of them in one pipeline
-cost as much as three by themselves. As long as few steps are under way each goes out at once, by itself; what
-comes while there are more goes out with the next tick. (ioredis does it so, and calls it so.)
+cost as much as three by themselves. Few steps go out one by one, as they come; those of a crowd with the next
+tick, together. (ioredis does it so, and calls it so.)
 
 A pipeline is a way of sending, not a transaction: each step is atomic by itself, in no order that anybody may
 rely on, and is answered, or fails, by itself. Only a connection that breaks fails all that were sent on it.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.asyncio import Redis
 
+from glasspoint.crowd import Crowd
 from glasspoint.l1.turns import Turns, connections_of
 
 if TYPE_CHECKING:
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["AutoPipeline"]
 
-# So many are under way by themselves at once.
+# So many steps at once go one by one; beyond that it is a crowd.
 _ALONE = 4
 
-# So many steps go in one pipeline, and the others in one beside it: while one is answered, Redis works on the
-# next, and what the first brought is decoded.
-_STEPS_AT_ONCE = 16
+# So many pipelines of a crowd are under way at once, of so many steps: while one is answered, Redis works on
+# the next, and what the one before has brought is decoded.
+_PIPELINES = 2
+_STEPS_AT_ONCE = 32
 
 # What is larger goes alone: nobody is to wait behind a state of megabytes.
 _LARGE_BYTES = 256 * 1024
@@ -57,8 +59,9 @@ class AutoPipeline:
         large = max(1, int(connections * _LARGE_SHARE))
         self._large = Turns(large, timeout_seconds=timeout_seconds)
         self._turns = Turns(max(1, connections - large), timeout_seconds=timeout_seconds)
-        self._alone = min(_ALONE, self._turns.at_once)
+        self._pipelines = min(_PIPELINES, self._turns.at_once)
         self._can_pipeline = type(redis).evalsha is Redis.evalsha
+        self._crowd = Crowd(beyond=min(_ALONE, self._turns.at_once))
         self._under_way = 0
         self._waiting: list[_Step] = []
         self._sending: set[asyncio.Task[None]] = set()
@@ -75,7 +78,7 @@ class AutoPipeline:
             RedisError, OSError: As the client does.
             TimeoutError: There was no answer in time, see `Turns`.
         """
-        if self._under_way < self._alone or not self._can_pipeline:
+        if not (self._can_pipeline and self._crowd.is_there(self._under_way)):
             return await self._go_alone(self._turns, sha, 1, key, *args)
         if _size(args) > _LARGE_BYTES:
             return await self._go_alone(self._large, sha, 1, key, *args)
@@ -94,11 +97,16 @@ class AutoPipeline:
             self._under_way -= 1
 
     def _send(self) -> None:
-        steps, self._waiting = self._waiting, []
-        for first in range(0, len(steps), _STEPS_AT_ONCE):
-            task = asyncio.create_task(self._run(steps[first : first + _STEPS_AT_ONCE]))
+        """Send what waits, as far as the pipelines go."""
+        while self._waiting and len(self._sending) < self._pipelines:
+            steps, self._waiting = self._waiting[:_STEPS_AT_ONCE], self._waiting[_STEPS_AT_ONCE:]
+            task = asyncio.create_task(self._run(steps))
             self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._send()
 
     async def _run(self, steps: Sequence[_Step]) -> None:
         """Send some steps, and hand out their answers. Whoever has left meanwhile gets none."""
@@ -106,6 +114,10 @@ class AutoPipeline:
         self._under_way += 1
         try:
             answers = await self._turns.run(self._ask, steps)
+        except TimeoutError as exc:
+            # Who waits behind them would only wait as long again.
+            steps, self._waiting = [*steps, *self._waiting], []
+            answers = [exc] * len(steps)
         except Exception as exc:
             answers = [exc] * len(steps)
         except asyncio.CancelledError:

@@ -1,13 +1,12 @@
 """Batches: what concurrent callers ask of PostgreSQL goes there as one statement (group commit, for writes).
 
-What a call costs is mostly the statement, the transaction and the way there and back, hardly its rows. As
-long as few calls are under way each goes at once, by itself; who comes while there are more goes with all
-others who wait by then, as soon as one of those is answered.
+What a call costs is mostly the statement, the transaction and the way there and back, hardly its rows. Few
+calls go one by one, as they come; those of a crowd with all others who wait when a connection is there.
 
-    run -+-> by itself ---------+-> a connection -> ready, each -> one statement -> an answer for each
-         +-> waiting, together -+                                       |
-                                                 if it failed, and PostgreSQL is as it was before:
-                                                 each by itself, in a statement of its own
+    run -+-> by itself -----------------+-> a connection -> ready, each -> one statement -> an answer for each
+         +-> in a crowd: all who wait --+                                       |
+                                                     if it failed, and PostgreSQL is as it was before:
+                                                     each by itself, in a statement of its own
 
 Callers share the way, not their fate. What is wrong with one call fails that one alone, and a batch does not
 wait for a row that others keep locked (`statements.LOCK_TIMEOUT`). A connection that breaks leaves all of
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from glasspoint.crowd import Crowd
 from glasspoint.l2.faults import certainly_unchanged
 from glasspoint.telemetry.events import PoolWaited
 
@@ -37,6 +37,13 @@ __all__ = ["Batcher", "Call"]
 
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
+
+# So many calls at once go one by one; beyond that it is a crowd.
+ALONE = 4
+
+# So many batches of a crowd are under way at once, the next one with all who come meanwhile: one is on its
+# way while PostgreSQL works on the other.
+_BATCHES = 2
 
 _CALLS_AT_ONCE = 32
 
@@ -144,7 +151,6 @@ class Batcher(Generic[_Item, _Answer]):
         connection: Callable[[], AbstractAsyncContextManager[Connection]],
         start: Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]],
         telemetry: Telemetry,
-        batches: int,
     ) -> None:
         """Args:
         step_name: What telemetry calls such a statement.
@@ -152,14 +158,13 @@ class Batcher(Generic[_Item, _Answer]):
         connection: Checks one out, for a task that nobody cancels on the way; names what goes wrong.
         start: Starts a task in a context; it is waited for when the saver is closed.
         telemetry: Who is told of each call.
-        batches: So many are under way at once.
         """
         self._step_name = step_name
         self._execute = execute
         self._connection = connection
         self._start = start
         self._telemetry = telemetry
-        self._batches = batches
+        self._crowd = Crowd(beyond=ALONE)
         self._waiting: list[Call[_Item, _Answer]] = []
         self._under_way = 0
         self._is_acquiring = False
@@ -170,11 +175,11 @@ class Batcher(Generic[_Item, _Answer]):
         Raises:
             As the statement does.
         """
-        if self._under_way < self._batches and not self._waiting:
-            self._send(call, alone=True)
-        else:
+        if self._crowd.is_there(self._under_way):
             self._waiting.append(call)
             self._look()
+        else:
+            self._send(call, alone=True)
         try:
             return await call.answer
         except asyncio.CancelledError:
@@ -183,7 +188,7 @@ class Batcher(Generic[_Item, _Answer]):
 
     def _look(self) -> None:
         """See to it that somebody fetches a connection for those who wait."""
-        if self._waiting and not self._is_acquiring and self._under_way < self._batches:
+        if self._waiting and not self._is_acquiring and self._under_way < _BATCHES:
             self._is_acquiring = True
             self._send(self._waiting[0])
 

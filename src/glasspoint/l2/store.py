@@ -68,10 +68,6 @@ __all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer"]
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
 
-# So many batches of one kind are under way at once. Who comes meanwhile goes with the next one: together they
-# wait less than they would, one by one, for connections and for the processor.
-_BATCHES = 4
-
 Ready = Callable[[Any], Awaitable[bool]]
 """Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later.
 Answers whether the write is to record its scope in the journal, because L1 does not know of it."""
@@ -323,7 +319,6 @@ class Store:
             connection=self._own_connection,
             start=self._to_the_end,
             telemetry=self._telemetry,
-            batches=_BATCHES,
         )
 
     @asynccontextmanager
