@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version
 	--constraint constraints.txt --editable
 
 .PHONY: help demo test lint types docs dashboards observe pictures explore chaos bench bench-page bench-prune bench-outage \
-	bench-memory bench-regression bench-scrape bench-telemetry clean
+	bench-memory bench-regression bench-scaling bench-scrape bench-telemetry clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -25,12 +25,13 @@ help:
 	@echo 'make observe        what stands behind the dashboards, without Docker, until Ctrl-C'
 	@echo 'make pictures       what the dashboards look like, docs/pictures/*.png: about four minutes'
 	@echo 'make bench          Glasspoint beside its peers and the limit: five minutes, or ARGS=--quick'
-	@echo 'make bench-page     that twice, and docs/performance.md made of it'
+	@echo 'make bench-page     that twice, and docs/performance.md and docs/scaling.md made of it'
 	@echo 'make bench-memory   memory of a process, bytes in Redis, queries and commands a turn'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
 	@echo 'make bench-telemetry  what metrics and traces cost a hit and a put'
 	@echo 'make bench-regression  is a hit or a write slower than it was, told by ratios: status 1 if so'
+	@echo 'make bench-scaling  what a pod, a Redis and a PostgreSQL carry: from measured figures, simulated'
 	@echo 'make bench-scrape   what a scrape takes while PostgreSQL is up, frozen and down'
 	@echo 'make clean          remove .venv, caches and build products'
 	@echo 'Arguments go through ARGS, e.g.  ARGS="--once" make demo'
@@ -77,6 +78,7 @@ bench-page: $(VENV)/.installed-demo
 	@$(INSTALL) '.[demo,otlp,bench]'
 	$(BIN)/python benchmarks/compare.py --json docs/performance.json
 	$(BIN)/python benchmarks/compare.py --uvloop --json docs/performance-uvloop.json
+	$(BIN)/python benchmarks/scaling.py --measure
 	$(BIN)/python benchmarks/page.py
 
 bench-memory: $(VENV)/.installed-dev
@@ -93,6 +95,9 @@ bench-telemetry: $(VENV)/.installed-dev
 
 bench-regression: $(VENV)/.installed-dev
 	@exec $(BIN)/python benchmarks/regression.py $(ARGS)
+
+bench-scaling: $(VENV)/.installed-dev
+	@exec $(BIN)/python benchmarks/scaling.py $(ARGS)
 
 bench-scrape: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/scrape.py $(ARGS)

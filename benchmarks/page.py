@@ -1,4 +1,4 @@
-"""Renews docs/performance.md and its picture from docs/performance.json: `make bench-page` measures, too.
+"""Renews docs/performance.md, its picture, and docs/scaling.md: `make bench-page` measures, too.
 
 python benchmarks/page.py
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from capacity.page import renewed as renewed_scaling
 from comparison.page import Run, renewed
 from comparison.plot import draw
 
@@ -14,12 +15,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def main() -> None:
-    """Write both."""
+    """Write all three."""
     run, with_uvloop = Run.read(DOCS / "performance.json"), DOCS / "performance-uvloop.json"
     page = DOCS / "performance.md"
     made = renewed(page.read_text("utf-8"), run, Run.read(with_uvloop) if with_uvloop.exists() else None)
     page.write_text(made, "utf-8")
     draw(run.figures, DOCS / "pictures" / "performance.png")
+    scaling = DOCS / "scaling.md"
+    scaling.write_text(renewed_scaling(scaling.read_text("utf-8"), DOCS), "utf-8")
 
 
 if __name__ == "__main__":

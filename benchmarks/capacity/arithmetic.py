@@ -1,0 +1,152 @@
+"""What follows from the measured figures by arithmetic: the tables of docs/scaling.md that need no dice."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from capacity.figures import MANY, TURN, Figures
+from capacity.simulation import HUMAN_SECONDS, System
+from comparison.page import table
+from comparison.peers import OURS, POOL
+from comparison.turns import Durability
+
+TARGET: Final = 0.7
+"""How busy a core may be: above it, waiting grows faster than the load."""
+
+POSTGRES_CORES: Final = 4
+"""Of the PostgreSQL that stands behind a fleet of pods here."""
+
+MODES: Final[tuple[Durability, ...]] = ("sync", "exit")
+
+_DAY_SECONDS: Final = 86_400
+_LONGER_SECONDS: Final = 300
+_TABLES: Final = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+
+
+class Arithmetic:
+    """These tables."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def facts(self) -> str:
+        """Where it was measured."""
+        performance, servers = self._figures.performance, self._figures.servers
+        flush = servers["flush_ms"]
+        lines = [
+            f"Pods: docs/performance.json, {performance['facts']['machine']}, "
+            f"{performance['facts']['python']}, {performance['facts']['loop']}.",
+            *(each for each in performance["notes"] if not each.startswith(("Spans sent", "A round trip"))),
+            f"Servers: docs/scaling.json, {servers['facts']['machine']}; {servers['facts']['postgres']}; "
+            f"{servers['facts']['redis']}.",
+            f"A commit waits {flush['p50']:.2f} ms for the disk (99 %: {flush['p99']:.1f} ms).",
+        ]
+        return "".join(f"- {line}\n" for line in lines)
+
+    def turn(self) -> str:
+        """What a turn takes."""
+        rows = []
+        for durability in MODES:
+            for contender in (OURS, POOL):
+                taken, alone = (self._figures.turn(contender, durability, n) for n in (MANY, 1))
+                is_ours, pod = contender == OURS, self._figures.pod_turn_ms(contender, durability)
+                rows.append(
+                    [
+                        f"{durability}, {contender}",
+                        f"{pod.many:.1f} ms ({pod.alone:.1f})",
+                        f"{taken['redis_ms']:.2f} ms ({alone['redis_ms']:.2f})" if is_ours else "",
+                        f"{taken['redis_wire_bytes'] / 1e3:.0f} kB" if is_ours else "",
+                        f"{taken['postgres_ms']:.2f} ms ({alone['postgres_ms']:.2f})",
+                        f"{taken['wal_bytes'] / 1e3:.1f} kB",
+                    ]
+                )
+        head = ["a turn", "pod, CPU", "Redis, CPU", "Redis, wire", "PostgreSQL, CPU", "PostgreSQL, log"]
+        return table(head, rows)
+
+    def carries(self) -> str:
+        """How many turns a second each carries."""
+        rows = []
+        for durability in MODES:
+            pod, redis, core = self.limits(durability)
+            postgres = POSTGRES_CORES * core
+            first = min(
+                ("Redis", redis), (f"PostgreSQL, {POSTGRES_CORES} cores", postgres), key=lambda x: x[1]
+            )
+            rows.append(
+                [
+                    durability,
+                    f"{TARGET * pod:,.0f} (limit {pod:,.0f})",
+                    f"{TARGET * redis:,.0f} (limit {redis:,.0f}): {redis / pod:.0f} pods",
+                    f"{TARGET * core:,.0f} (limit {core:,.0f}): {core / pod:.0f} pods",
+                    f"{first[0]}, limit {first[1]:,.0f}",
+                ]
+            )
+        head = ["turns a second", "one pod", "one Redis", "a core of PostgreSQL", "behind pods, first full"]
+        return table(head, rows)
+
+    def open(self) -> str:
+        """What a pod has open at its target, while models think and people type."""
+        rows = []
+        for durability in MODES:
+            rate = TARGET * self.limits(durability)[0]
+            lasts = System().thinking_seconds + self._figures.pod_turn_ms(OURS, durability).many / 1000
+            rows.append(
+                [
+                    durability,
+                    f"{rate:,.1f}",
+                    f"{rate * lasts:,.0f}",
+                    f"{rate * (lasts + HUMAN_SECONDS):,.0f}",
+                    f"{rate * (lasts + _LONGER_SECONDS):,.0f}",
+                    f"{rate * self._connection_seconds(durability):.2f}",
+                ]
+            )
+        head = ["durability", "turns a second", "turns under way"]
+        between = [f"conversations, {each:.0f} s between turns" for each in (HUMAN_SECONDS, _LONGER_SECONDS)]
+        return table([*head, *between, "connections in use, mean"], rows)
+
+    def redis(self) -> str:
+        """Conversations a GB."""
+        rows = []
+        for each in self._figures.entries:
+            sizes = (each.plain, each.zstd)
+            kilobytes = [f"{size / 1e3:,.1f} kB" for size in sizes]
+            rows.append([f"{each.messages:,}", *kilobytes, *(f"{1e9 / size:,.0f}" for size in sizes)])
+        return table(["messages", "entry", "with zstd", "conversations a GB", "with zstd"], rows)
+
+    def million(self) -> str:
+        """What a million turns leave behind, and how many a pod has in a day."""
+        rows = []
+        for durability in MODES:
+            taken = self._figures.turn(OURS, durability)
+            rows.append(
+                [
+                    durability,
+                    *(f"{taken[f'{name}_rows']:,.1f} M" for name in _TABLES),
+                    f"{sum(taken[f'{name}_bytes'] for name in _TABLES) / 1e3:,.1f} GB",
+                    f"{taken['wal_bytes'] / 1e3:,.1f} GB",
+                    f"{taken['redis_entries']:,.1f} M, {taken['redis_bytes'] / 1e3:,.1f} GB",
+                    f"{TARGET * self.limits(durability)[0] * _DAY_SECONDS / 1e6:,.1f} M turns",
+                ]
+            )
+        head = ["a million turns", *(f"`{name}`" for name in _TABLES), "tables grow by", "log"]
+        return table([*head, "new entries in Redis", "a pod at its target, a day"], rows)
+
+    def limits(self, durability: Durability) -> tuple[float, float, float]:
+        """Turns a second at which a pod, a Redis and a core of PostgreSQL do nothing else.
+
+        The pod's calls come together; at the servers, those of different pods share nothing, so that what
+        counts there is the turn alone, if it costs more.
+        """
+        pod = self._figures.pod_turn_ms(OURS, durability).many
+        turns = [self._figures.turn(OURS, durability, n) for n in (1, MANY)]
+        redis, postgres = (max(each[name] for each in turns) for name in ("redis_ms", "postgres_ms"))
+        return 1000 / pod, 1000 / redis, 1000 / postgres
+
+    def _connection_seconds(self, durability: Durability) -> float:
+        """How long a turn has a connection, if nobody shares one: the way, the statement, the flush."""
+        taken = 0.0
+        for kind in TURN[durability]:
+            if kind != "hit":
+                flush = 0.0 if kind == "miss" else self._figures.flush_ms[0]
+                taken += self._figures.call(OURS, kind).postgres_ms.alone + System().round_trip_ms + flush
+        return taken / 1000

@@ -1,0 +1,208 @@
+"""The measured figures: docs/performance.json, docs/scaling.json, docs/cost.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, Literal
+
+from comparison.measuring import Metric
+from comparison.peers import MEMORY, OURS, POOL
+from comparison.turns import Durability
+
+Kind = Literal["hit", "miss", "put", "put_writes"]
+KINDS: Final[tuple[Kind, ...]] = ("hit", "miss", "put", "put_writes")
+
+MANY: Final = 16
+"""How many callers there were when "many" was measured."""
+
+_CROWDED: Final = {"hit": 64, "miss": MANY, "put": MANY, "put_writes": MANY}
+_NINETY_NINTH: Final = 2.326
+
+TURN: Final[dict[str, tuple[Kind, ...]]] = {
+    # The root's read, its input, agent and tools; the subgraph, whose namespace is new, so that its read is a
+    # miss; the answer. In the order of LangGraph's calls.
+    "sync": (
+        *("hit", "put", "put_writes", "put", "put_writes", "put", "put_writes", "put"),
+        *("miss", "put", "put_writes", "put", "put_writes", "put"),
+        *("put_writes", "put"),
+    ),
+    "exit": ("hit", "miss", "put"),
+}
+"""The calls of a turn of `comparison/turns.py`, by durability mode: `tests/test_scaling.py` counts them."""
+
+THINKS_BEFORE: Final[dict[str, dict[int, str]]] = {
+    # Before which calls something takes long: the model, the tool, the model that writes the answer.
+    "sync": {4: "model", 6: "tool", 12: "model"},
+    "exit": {1: "model tool", 2: "model"},
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a quantity costs alone, and with many callers, who share what does not grow with them."""
+
+    alone: float
+    many: float
+
+    def among(self, callers: int) -> float:
+        """What it costs each of so many."""
+        shared = max(0.0, (self.alone - self.many) * MANY / (MANY - 1))
+        return (self.alone - shared if shared else max(self.alone, self.many)) + shared / max(1, callers)
+
+    def times(self, other: Cost) -> Cost:
+        """Both multiplied."""
+        return Cost(self.alone * other.alone, self.many * other.many)
+
+
+ONE: Final = Cost(1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kind of call.
+
+    Attributes:
+        pod_ms, redis_ms, postgres_ms: Processor time.
+        sigma: Of a lognormal distribution: how far single calls spread.
+    """
+
+    kind: Kind
+    pod_ms: Cost
+    redis_ms: Cost
+    postgres_ms: Cost
+    sigma: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A conversation's entry in Redis, in bytes."""
+
+    messages: int
+    plain: float
+    zstd: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything measured, read from a folder."""
+
+    performance: dict[str, Any]
+    servers: dict[str, Any]
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def read(cls, docs: Path) -> Figures:
+        """Read them.
+
+        Raises:
+            ValueError: docs/cost.md has no table of entries any more.
+        """
+        performance, servers = (
+            json.loads((docs / name).read_text("utf-8")) for name in ("performance.json", "scaling.json")
+        )
+        return cls(performance, servers, _entries((docs / "cost.md").read_text("utf-8")))
+
+    def rounds(
+        self, workload: str, contender: str, metric: Metric | Literal["calls"], **variant: Any
+    ) -> list[float]:
+        """What `make bench` has measured, a number for each round."""
+        for each in self.performance["figures"]:
+            if (each["workload"], each["contender"], each["variant"]) == (workload, contender, variant):
+                found: list[float] = each["rounds"][metric]
+                return found
+        raise ValueError(f"docs/performance.json has no {workload} {variant} of {contender}")
+
+    def bench(self, workload: str, contender: str, metric: Metric, **variant: Any) -> float:
+        """The median of that."""
+        return median(self.rounds(workload, contender, metric, **variant))
+
+    def turn(self, contender: str, durability: Durability, conversations: int = MANY) -> dict[str, Any]:
+        """What a turn takes of the servers, in so many conversations at once: 1 or `MANY`."""
+        wanted = (contender, durability, conversations)
+        for each in self.servers["turns"]:
+            if (each["contender"], each["durability"], each["conversations"]) == wanted:
+                found: dict[str, Any] = each
+                return found
+        raise ValueError(f"docs/scaling.json has no {durability} turn of {contender}")
+
+    def pod_turn_ms(self, contender: str, durability: Durability) -> Cost:
+        """Processor time of a pod for a turn, LangGraph's included."""
+        return Cost(*(self._turn_cpu_ms(contender, durability, n) for n in (1, MANY)))
+
+    def graph_ms(self, durability: Durability) -> Cost:
+        """LangGraph's part of that: nearly all of a turn without a server."""
+        return self.pod_turn_ms(MEMORY, durability)
+
+    def call(self, contender: str, kind: Kind, scale: Cost = ONE) -> Call:
+        """One kind of call.
+
+        Args:
+            scale: Multiplies the pod's processor time.
+        """
+        workload = "hit" if kind == "miss" and contender == POOL else kind
+        alone, crowd = ({"messages": 10, "callers": n} for n in (1, _CROWDED[workload]))
+        p50, p99 = (self.bench(workload, contender, metric, **alone) for metric in ("p50_ms", "p99_ms"))
+        pod = (self.bench(workload, contender, "cpu_ms", **each) for each in (alone, crowd))
+        redis, postgres = (
+            Cost(*(self._server(contender, workload, n)[name] for n in (1, MANY)))
+            for name in ("redis_ms", "postgres_ms")
+        )
+        sigma = math.log(max(1.0, p99 / p50)) / _NINETY_NINTH
+        return Call(kind, Cost(*pod).times(scale), redis, postgres, sigma)
+
+    def parts_ms(self, contender: str, durability: Durability) -> Cost:
+        """A turn's processor time in a pod as the sum of its parts: single calls, and LangGraph."""
+        calls = [self.call(contender, kind).pod_ms for kind in TURN[durability]]
+        graph = self.graph_ms(durability)
+        return Cost(
+            graph.alone + sum(each.alone for each in calls), graph.many + sum(each.many for each in calls)
+        )
+
+    def scale(self, contender: str, durability: Durability) -> Cost:
+        """What a call's processor time is multiplied by, so that the parts make up the measured turn."""
+        graph, parts, turn = (
+            self.graph_ms(durability),
+            self.parts_ms(contender, durability),
+            self.pod_turn_ms(contender, durability),
+        )
+        return Cost(
+            *(
+                max(0.1, (measured - of_graph) / (made - of_graph))
+                for measured, made, of_graph in (
+                    (turn.alone, parts.alone, graph.alone),
+                    (turn.many, parts.many, graph.many),
+                )
+            )
+        )
+
+    @property
+    def flush_ms(self) -> tuple[float, float]:
+        """PostgreSQL's wait for the disk in a commit: the median, and the sigma of its spread."""
+        p50, p99 = (max(0.01, self.servers["flush_ms"][name]) for name in ("p50", "p99"))
+        return p50, math.log(max(1.0, p99 / p50)) / _NINETY_NINTH
+
+    def _turn_cpu_ms(self, contender: str, durability: Durability, conversations: int) -> float:
+        return self.bench("turn", contender, "cpu_ms", conversations=conversations, durability=durability)
+
+    def _server(self, contender: str, kind: str, callers: int) -> dict[str, float]:
+        for each in self.servers["calls"]:
+            if (each["contender"], each["kind"], each["callers"]) == (contender, kind, callers):
+                found: dict[str, float] = each
+                return found if contender == OURS else {**found, "redis_ms": 0.0}
+        raise ValueError(f"docs/scaling.json has no {kind} of {contender}")
+
+
+def _entries(page: str) -> tuple[Entry, ...]:
+    """The rows `| messages | state | entry | with zstd |` of docs/cost.md."""
+    rows = re.findall(r"^\| ([\d,]+) \| [\d.]+ kB \| ([\d.]+) kB \| ([\d.]+) kB \|$", page, re.MULTILINE)
+    if not rows:
+        raise ValueError("docs/cost.md has no table of entries, by messages")
+    return tuple(
+        Entry(int(messages.replace(",", "")), 1000 * float(plain), 1000 * float(zstd))
+        for messages, plain, zstd in rows
+    )
