@@ -64,7 +64,7 @@ async def test_a_silence_ends_in_time() -> None:
 
 
 async def test_a_silence_on_a_blocked_loop_ends_too() -> None:
-    """A tenth of the time takes two rounds of the loop at most: over in one, noticed in the next."""
+    """A tenth of the time takes two rounds of the loop at most: it ends in one, is noticed in the next."""
     with Blockade(0.3 * SECONDS) as blockade, pytest.raises(TimeoutError), answered_within(SECONDS):
         await silence()
     assert 10 <= blockade.rounds <= 22

@@ -75,7 +75,8 @@ class RedisSaver(HistorySaver):
             serde: How values are serialised; by default as LangGraph's savers do it.
             ttl: Seconds (> 0) that a thread stays after its last use, reading included; `None` for ever.
             key_prefix: What every key begins with.
-            timeout_seconds: After so long without an answer from Redis a step fails.
+            timeout_seconds: After so long without an answer from Redis a step fails. If 32 others are under
+                way, one waits for its turn first, at most twice as long.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
 
