@@ -24,7 +24,7 @@ help:
 	@echo 'make dashboards     dashboards/grafana/*.json, from dashboards/boards'
 	@echo 'make observe        what stands behind the dashboards, without Docker, until Ctrl-C'
 	@echo 'make pictures       what the dashboards look like, docs/pictures/*.png: about four minutes'
-	@echo 'make bench          Glasspoint beside its peers and the limit: five minutes, or ARGS=--quick'
+	@echo 'make bench          Glasspoint beside its peers and the limit: seven minutes, or ARGS=--quick'
 	@echo 'make bench-page     that twice, and docs/performance.md and docs/scaling.md made of it'
 	@echo 'make bench-memory   memory of a process, bytes in Redis, queries and commands a turn'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'

@@ -30,7 +30,7 @@ class Bench:
     """Everything that a workload works with.
 
     Attributes:
-        amount: How much is measured: five minutes in all, less than one, or next to nothing.
+        amount: How much is measured: seven minutes in all, less than one, or next to nothing.
         dice: Decide the order of everything.
         conninfo: A database that holds nothing but what is measured.
         peers: All contenders on it.

@@ -65,7 +65,7 @@ def _speeds(axes: Any, figures: Sequence[Figure]) -> None:
     axes.set_xlabel(
         "times as fast as AsyncPostgresSaver on a pool\n(one caller: the median call; more: calls a second)"
     )
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="lower left", fontsize=8)
 
 
 def _depths(axes: Any, figures: Sequence[Figure]) -> None:
