@@ -68,8 +68,8 @@ BOUNDS: Final = {
     "hit, 10 messages": Bound(FLOOR, cpu=1.9, wait=4.0, seen="cpu 1.35-1.58, wait 1.48-2.78", rounds=50),
     "hit, 100 messages": Bound(FLOOR, cpu=1.45, wait=2.5, seen="cpu 1.07-1.21, wait 1.11-1.77", rounds=40),
     "put, 1 caller": Bound(POOL, cpu=2.8, wait=6.0, seen="cpu 1.91-2.37, wait 2.13-4.70", rounds=40),
-    "put, 16 callers": Bound(POOL, cpu=1.5, wait=2.2, seen="cpu 0.72-0.92, wait 0.68-0.91", rounds=30),
-    "put_writes, 16 callers": Bound(POOL, cpu=1.5, wait=2.5, seen="cpu 0.71-0.81, wait 0.66-0.79", rounds=30),
+    "put, 16 callers": Bound(POOL, cpu=1.5, wait=2.2, seen="cpu 0.72-0.92, wait 0.68-0.92", rounds=30),
+    "put_writes, 16 callers": Bound(POOL, cpu=1.5, wait=2.5, seen="cpu 0.71-0.83, wait 0.66-0.79", rounds=30),
 }
 
 
