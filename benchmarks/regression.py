@@ -69,7 +69,7 @@ BOUNDS: Final = {
     "hit, 100 messages": Bound(FLOOR, cpu=1.45, wait=2.5, seen="cpu 1.07-1.21, wait 1.11-1.77", rounds=40),
     "put, 1 caller": Bound(POOL, cpu=2.8, wait=6.0, seen="cpu 1.91-2.37, wait 2.13-4.70", rounds=40),
     "put, 16 callers": Bound(POOL, cpu=1.5, wait=2.2, seen="cpu 0.72-0.92, wait 0.68-0.92", rounds=30),
-    "put_writes, 16 callers": Bound(POOL, cpu=1.5, wait=2.5, seen="cpu 0.71-0.83, wait 0.66-0.79", rounds=30),
+    "put_writes, 16 callers": Bound(POOL, cpu=1.5, wait=2.5, seen="cpu 0.71-0.84, wait 0.66-0.80", rounds=30),
 }
 
 
