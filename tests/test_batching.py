@@ -417,9 +417,9 @@ async def test_a_large_value_makes_nobody_wait(database: str, redis_url: str, th
 async def test_no_statement_does_more_the_longer_the_history(
     plan_cache_mode: str, database: str, redis_url: str
 ) -> None:
-    """Told by the pages that PostgreSQL looks at, in tables that were never analysed: the worst that it can
-    know of them. In statements of another form it looked at every row of the thread. And the plan is one that
-    may be kept while the tables grow."""
+    """Told by the pages that PostgreSQL looks at: in tables that were never analysed, the worst that it can
+    know of them, and after ANALYZE, where one thread is nearly all. In statements of other forms it looked at
+    every row of the thread, in the one case or the other. And such a plan may be kept while the tables grow."""
 
     async def pages(conn: psycopg.AsyncConnection[Any], statement: str, params: dict[str, Any]) -> int:
         explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON, TIMING off) " + statement
@@ -445,16 +445,18 @@ async def test_no_statement_does_more_the_longer_the_history(
         deep = Thread("deep")
         await all_of(saver, [deep, *others])
         seen: dict[str, list[int]] = {}
-        for depth in (10, 1000):
+        for depth in (10, 1000, 30_000):
             await conn.execute(_MORE_HISTORY, {"from": deep.number + 1, "to": depth})
+            if depth == 30_000:
+                await conn.execute("ANALYZE")
             await conn.commit()
             deep.number = depth
             scopes = [Scope(thread.thread_id, "") for thread in (deep, *others)]
             for name, (statement, params) in _statements(deep, scopes).items():
                 seen.setdefault(name, []).append(await pages(conn, statement, params))
         assert len(seen) == 9
-        # A deeper tree has a page more on the way down, a few times over.
-        assert {name: counts for name, counts in seen.items() if counts[1] > 2 * counts[0]} == {}
+        # A deeper tree has a page or two more on the way down, a few times over.
+        assert {name: counts for name, counts in seen.items() if max(counts) > 3 * counts[0]} == {}
 
 
 def _statements(deep: Thread, scopes: list[Scope]) -> dict[str, tuple[str, dict[str, Any]]]:

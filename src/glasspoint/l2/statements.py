@@ -107,11 +107,11 @@ WITH put AS MATERIALIZED (
     DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata
 )
 SELECT
-    NOT EXISTS (
-        SELECT FROM checkpoints AS c
+    coalesce((
+        SELECT c.checkpoint_id FROM checkpoints AS c
         WHERE c.thread_id = p.thread_id AND c.checkpoint_ns = p.checkpoint_ns
-          AND c.checkpoint_id >= p.checkpoint_id
-    ) AS newest,
+        ORDER BY c.checkpoint_id DESC LIMIT 1
+    ) < p.checkpoint_id, true) AS newest,
     (
         SELECT count(*) FROM new_blobs AS b
         WHERE b.thread_id = p.thread_id AND b.checkpoint_ns = p.checkpoint_ns
