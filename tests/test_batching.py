@@ -419,7 +419,7 @@ async def test_no_statement_does_more_the_longer_the_history(
 ) -> None:
     """Told by the pages that PostgreSQL looks at: in tables that were never analysed, the worst that it can
     know of them, and after ANALYZE, where one thread is nearly all. In statements of other forms it looked at
-    every row of the thread, in the one case or the other. And such a plan may be kept while the tables grow."""
+    every row of the thread, in one case or the other; and such a plan may be kept while tables grow."""
 
     async def pages(conn: psycopg.AsyncConnection[Any], statement: str, params: dict[str, Any]) -> int:
         explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON, TIMING off) " + statement
