@@ -61,6 +61,7 @@ from rich.console import Console
 from rich.table import Table
 
 from comparison.conversations import Conversation
+from comparison.measuring import Spread
 from comparison.servers import facts_of
 from glasspoint import CachedPostgresSaver, Telemetry, configure_telemetry, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -103,19 +104,6 @@ class Round:
 
     call: float
     cpu: float
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles."""
-
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
 
 
 @dataclass(frozen=True)

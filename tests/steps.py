@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from time import monotonic
 from typing import Any
@@ -73,6 +73,11 @@ class Thread:
         assert values["messages"] == [f"message {number}"]
         assert found.checkpoint["id"] == numbered_id(number)
         return number
+
+
+async def put_all(saver: BaseCheckpointSaver[str], threads: Iterable[Thread]) -> None:
+    """Store the next checkpoint of each, all at once."""
+    await asyncio.gather(*(thread.put(saver) for thread in threads))
 
 
 async def rows_of(postgres_url: str) -> dict[str, int | None]:

@@ -22,7 +22,7 @@ from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.l2 import batching, statements, writing
 from glasspoint.scope import Scope
 from states import config_of, exact, make_pool, numbered_id, open_saver, open_upstream
-from steps import Thread, keys_of, locked, until
+from steps import Thread, keys_of, locked, put_all, until
 
 MANY = 40
 SERDE = JsonPlusSerializer()
@@ -38,10 +38,6 @@ def threads() -> list[Thread]:
 @pytest.fixture
 def registry() -> CollectorRegistry:
     return CollectorRegistry()
-
-
-async def all_of(saver: CachedPostgresSaver, threads: list[Thread]) -> None:
-    await asyncio.gather(*(thread.put(saver) for thread in threads))
 
 
 async def transactions_of(database: str, table: str) -> int:
@@ -88,7 +84,7 @@ async def test_the_puts_of_concurrent_callers_are_few_transactions(
 ) -> None:
     telemetry = create_telemetry(registry=registry)
     async with open_saver(database, redis_url, telemetry=telemetry) as saver:
-        await all_of(saver, threads)
+        await put_all(saver, threads)
         assert await transactions_of(database, "checkpoints") <= MANY // 4
         assert await transactions_of(database, "checkpoint_blobs") <= MANY // 4
         assert [await thread.turn(saver) for thread in threads] == [1] * MANY
@@ -110,7 +106,7 @@ async def test_the_pending_writes_of_concurrent_tasks_are_few_transactions(
     """Plain ones stay as first written, special ones as last."""
     assert (channel in WRITES_IDX_MAP) is (channel == "__error__")
     async with open_saver(database, redis_url) as saver:
-        await all_of(saver, threads)
+        await put_all(saver, threads)
 
         async def write(thread: Thread, task: str, value: str) -> None:
             await saver.aput_writes(thread.newest, [(channel, value)], task, f"path of {task}")
@@ -137,8 +133,8 @@ async def test_each_put_is_judged_by_what_stands_there_for_it(
         open_saver(database, redis_url) as saver,
         await psycopg.AsyncConnection.connect(database, autocommit=True) as conn,
     ):
-        await all_of(saver, threads)
-        await all_of(saver, threads[10:])
+        await put_all(saver, threads)
+        await put_all(saver, threads[10:])
         blob = (
             "INSERT INTO checkpoint_blobs (thread_id, channel, version, type, blob) "
             "VALUES (%s, %s, %s, 'msgpack', '\\x2a')"
@@ -156,7 +152,7 @@ async def test_each_put_is_judged_by_what_stands_there_for_it(
                     await conn.execute(blob, [thread.thread_id, "turn", version])
                 case 3:
                     await conn.execute(newer, [numbered_id(9), thread.thread_id])
-        await all_of(saver, threads)
+        await put_all(saver, threads)
         images = [(await keys_of_thread(redis_url, thread)).get(b"id") for thread in threads]
         followed = [numbered_id(thread.number).encode() for thread in threads]
         assert images == [None if i % 4 else followed[i] for i in range(MANY)]
@@ -167,11 +163,11 @@ async def test_a_pending_write_that_came_before_its_put_is_known_to_it(
     database: str, redis_url: str, threads: list[Thread]
 ) -> None:
     async with open_saver(database, redis_url) as saver, open_upstream(database) as upstream:
-        await all_of(saver, threads)
+        await put_all(saver, threads)
         for thread in threads[::2]:
             config = config_of(thread.thread_id, "", numbered_id(2))
             await upstream.aput_writes(config, [("messages", "early")], "task")
-        await all_of(saver, threads)
+        await put_all(saver, threads)
         await agree_with_upstream(saver, database, threads)
 
 
@@ -186,7 +182,7 @@ async def test_the_same_write_by_several_callers_at_once_is_stored_once(
 ) -> None:
     """A statement takes each only once; so they go one after the other."""
     async with open_saver(database, redis_url) as saver:
-        await all_of(saver, threads)
+        await put_all(saver, threads)
         thread = threads[0]
         again = [
             saver.aput_writes(thread.newest, [("__error__", i)], "task", f"path {i}") for i in range(MANY)
@@ -203,8 +199,8 @@ async def test_the_reads_of_concurrent_callers_are_right_each(
 ) -> None:
     """After everything was lost from Redis, also of threads that there are none of, and twice of some."""
     async with open_saver(database, redis_url) as saver:
-        await all_of(saver, threads)
-        await all_of(saver, threads[::2])
+        await put_all(saver, threads)
+        await put_all(saver, threads[::2])
         async with Redis.from_url(redis_url) as redis:
             await redis.flushall()
         asked = [*threads, *(Thread(f"nobody {i}") for i in range(5)), *threads[:5]]
@@ -224,7 +220,7 @@ async def test_a_single_connection_takes_them_too(
         saver = CachedPostgresSaver(upstream, redis, audit_ratio=0.0)
         try:
             await saver.setup()
-            await all_of(saver, threads)
+            await put_all(saver, threads)
             assert [await thread.turn(saver) for thread in threads] == [1] * MANY
         finally:
             await saver.close()
@@ -240,7 +236,7 @@ async def test_a_pool_whose_connections_do_not_commit_by_themselves_is_committed
     async with pool, Redis.from_url(redis_url) as redis:
         saver = CachedPostgresSaver(AsyncPostgresSaver(pool), redis, pool, audit_ratio=0.0)
         try:
-            await all_of(saver, threads)
+            await put_all(saver, threads)
             await agree_with_upstream(saver, database, threads)
         finally:
             await saver.close()
@@ -269,7 +265,7 @@ async def test_a_row_that_somebody_keeps_locked_holds_up_who_wants_it_alone(
         open_saver(database, redis_url) as saver,
         await psycopg.AsyncConnection.connect(database) as holder,
     ):
-        await all_of(saver, threads)
+        await put_all(saver, threads)
         stuck = threads[20]
         puts = [thread.next_put(saver) for thread in threads]
         await holder.execute(
@@ -328,7 +324,7 @@ async def stuck(
 
 async def test_who_gives_up_takes_nobody_along(database: str, redis_url: str, threads: list[Thread]) -> None:
     async with open_saver(database, redis_url) as saver:
-        await all_of(saver, threads)
+        await put_all(saver, threads)
         async with stuck(database, redis_url, threads) as writing:
             for task in writing[1::2]:
                 task.cancel()
@@ -344,7 +340,7 @@ async def test_a_statement_that_nobody_waits_for_any_more_is_ended(
     database: str, redis_url: str, threads: list[Thread]
 ) -> None:
     async with open_saver(database, redis_url) as saver:
-        await all_of(saver, threads)
+        await put_all(saver, threads)
         async with stuck(database, redis_url, threads) as writing:
             for task in writing:
                 task.cancel()
@@ -353,7 +349,7 @@ async def test_a_statement_that_nobody_waits_for_any_more_is_ended(
             assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
         turns = [await thread.turn(saver) for thread in threads[batching.ALONE :][: len(writing)]]
         assert turns == [1] * len(writing)
-        await all_of(saver, threads)  # every connection is back
+        await put_all(saver, threads)  # every connection is back
         await agree_with_upstream(saver, database, threads)
 
 
@@ -369,7 +365,7 @@ async def test_a_connection_that_breaks_under_many_is_ridden_out(
         return ended
 
     async with open_saver(database, redis_url) as saver:
-        await all_of(saver, threads)
+        await put_all(saver, threads)
         async with locked(database, "checkpoints") as waiter:
             writing = asyncio.gather(*(thread.put(saver) for thread in threads))
             await waiter()
@@ -383,9 +379,9 @@ async def test_what_redis_cannot_be_told_of_stands_in_the_journal_each(
     database: str, own_redis: EmbeddedRedis, threads: list[Thread]
 ) -> None:
     async with open_saver(database, own_redis.url) as saver:
-        await all_of(saver, threads)
+        await put_all(saver, threads)
         own_redis.stop()
-        await all_of(saver, threads)
+        await put_all(saver, threads)
         async with await psycopg.AsyncConnection.connect(database) as conn:
             query = "SELECT thread_id FROM glasspoint_l1_journal WHERE cache = 'glasspoint'"
             journalled = {row[0] for row in await (await conn.execute(query)).fetchall()}
@@ -443,7 +439,7 @@ async def test_no_statement_does_more_the_longer_the_history(
         await conn.execute(f"SET plan_cache_mode = {plan_cache_mode}".encode())
         await conn.commit()
         deep = Thread("deep")
-        await all_of(saver, [deep, *others])
+        await put_all(saver, [deep, *others])
         seen: dict[str, list[int]] = {}
         for depth in (10, 1000, 30_000):
             await conn.execute(_MORE_HISTORY, {"from": deep.number + 1, "to": depth})

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from states import counts, open_saver
-from steps import Proxy, Thread, nowhere, tcp
+from steps import Proxy, Thread, nowhere, put_all, tcp
 
 MANY = 40
 
@@ -29,10 +29,6 @@ def registry() -> CollectorRegistry:
 
 def reads(registry: CollectorRegistry) -> dict[str, float]:
     return {k: n for k, n in counts(registry, "glasspoint_l1_reads_total", "result").items() if n}
-
-
-async def put_all(saver: CachedPostgresSaver, threads: list[Thread]) -> None:
-    await asyncio.gather(*(thread.put(saver) for thread in threads))
 
 
 async def turns(saver: CachedPostgresSaver, threads: list[Thread]) -> list[int | None]:

@@ -66,16 +66,10 @@ SELECT count(*) = cardinality(%(columns)s::text[]) FROM pg_attribute
 WHERE attrelid = to_regclass('glasspoint_l1_journal') AND attname = ANY(%(columns)s) AND NOT attisdropped
 """
 
-_RECORD_OWN = """journalled AS (
-    INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
-    SELECT %(cache)s, thread_id, checkpoint_ns
-    FROM unnest(%(untold_threads)s::text[], %(untold_namespaces)s::text[]) AS s (thread_id, checkpoint_ns)
-)"""
-
 _RECORD = """
 INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
 SELECT %(cache)s, thread_id, checkpoint_ns
-FROM unnest(%(threads)s::text[], %(namespaces)s::text[]) AS s (thread_id, checkpoint_ns)
+FROM unnest(%(untold_threads)s::text[], %(untold_namespaces)s::text[]) AS s (thread_id, checkpoint_ns)
 """
 
 _PENDING = """
@@ -137,7 +131,7 @@ class Journal:
     async def record(self, conn: Connection, scopes: Collection[Scope]) -> None:
         """Add scopes, in the transaction that `conn` is in."""
         if scopes:
-            await conn.execute(cast("Any", _RECORD), self._params(scopes))
+            await conn.execute(cast("Any", _RECORD), self.params(scopes))
 
     async def record_now(self, scopes: Collection[Scope]) -> None:
         """Add scopes whose writes are committed already.
@@ -192,12 +186,13 @@ class Journal:
         async with self._quietly() as conn:
             await conn.execute(cast("Any", _COMPACT), {"cache": self.cache})
 
-    def _params(self, scopes: Collection[Scope]) -> dict[str, Any]:
+    def params(self, scopes: Collection[Scope]) -> dict[str, Any]:
+        """Return what a statement needs that records scopes: see `journalled`."""
         listed = sorted(set(scopes))
         return {
             "cache": self.cache,
-            "threads": [scope.thread_id for scope in listed],
-            "namespaces": [scope.checkpoint_ns for scope in listed],
+            "untold_threads": [scope.thread_id for scope in listed],
+            "untold_namespaces": [scope.checkpoint_ns for scope in listed],
         }
 
     @asynccontextmanager
@@ -231,8 +226,7 @@ async def is_up_to_date(conn: Connection) -> bool:
 
 @functools.cache
 def journalled(statement: str) -> str:
-    """Return a statement that also records scopes, in one and the same transaction: `untold_threads` and
-    `untold_namespaces`, for `cache`."""
+    """Return a statement that also records scopes (`Journal.params`), in one and the same transaction."""
     text = statement.strip()
     rest = f", {text.removeprefix('WITH ')}" if text.startswith("WITH ") else f" {text}"
-    return f"WITH {_RECORD_OWN}{rest}"
+    return f"WITH journalled AS ({_RECORD}){rest}"

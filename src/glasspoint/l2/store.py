@@ -1,8 +1,8 @@
 """The truth: reads and writes of the hot path in one statement each, concurrently; the rest by upstream.
 
 `AsyncPostgresSaver` holds one lock round every operation of an instance, so that a pool behind it never has
-more than one connection in use. Here each call checks out a connection of its own, and what upstream does is
-done by an instance of its own on that connection.
+more than one connection in use. Here calls check out connections of their own, a crowd of them one together
+(see `batching`), and what upstream does is done by an instance of its own on that connection.
 """
 
 from __future__ import annotations
@@ -300,8 +300,7 @@ class Store:
         untold = [call.scope for call in calls if call.is_journalled]
         if not untold:
             return sql, params
-        scopes = columns(("untold_threads", "untold_namespaces"), untold)
-        return journal.journalled(sql), {**params, **scopes, "cache": self.journal.cache}
+        return journal.journalled(sql), {**params, **self.journal.params(untold)}
 
     async def drain(self) -> None:
         """Wait until every connection is back in the pool, those of cancelled calls too."""
