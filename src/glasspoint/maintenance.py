@@ -363,6 +363,7 @@ class MaintainedSaver(ManagedSaver):
     ) -> _Answer:
         """Run a transaction behind a barrier; again, if it was certainly rolled back and that may help."""
         barriers: list[_Intents] = []
+        await self._ready_l1()
 
         async def attempt() -> _Answer:
             async with self._barrier(operation, source, must_tell_l1=must_tell_l1) as barrier:

@@ -221,6 +221,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 put.source,
             )
             operation.bytes_written = put.size
+            await self._ready_l1()
             write = _WriteThrough(self, operation, scope)
             answer = await write.to_l2(lambda: self._l2.put(scope, put, write.ready))
             await write.to_l1(
@@ -256,6 +257,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")
             if not encoded:
                 return
+            await self._ready_l1()
             write = _WriteThrough(self, operation, scope)
             answer = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
@@ -280,6 +282,7 @@ class CachedPostgresSaver(MaintainedSaver):
         """
         scope = items[0].scope
         with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
+            await self._ready_l1()
             write = _WriteThrough(self, operation, scope)
             new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready))
             await write.to_l1(write.forget)

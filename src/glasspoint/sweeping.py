@@ -20,18 +20,20 @@ from __future__ import annotations
 import asyncio
 import random
 import weakref
+from collections import Counter
 from contextlib import suppress
 from contextvars import Context
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from glasspoint.errors import L1Error
-from glasspoint.telemetry.events import Invalidated
+from glasspoint.telemetry.events import ForeignWrites, Invalidated
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from glasspoint.coherence.identity import IdentityKeeper
     from glasspoint.l1.breaker import Breaker
     from glasspoint.l1.cache import Cache
     from glasspoint.l2.journal import Journal
@@ -43,6 +45,9 @@ _log = get_logger("glasspoint.l1")
 
 # Rows that are swept at a time; a read that waits for its turn waits for no more than these.
 _BATCH = 256
+
+# Looks until the identity fits: it is made, adopted, confirmed; and once more if another process was faster.
+_LOOKS = 4
 
 # How long one look at the journal may take, in the background.
 _PATIENCE_SECONDS = 10.0
@@ -62,6 +67,7 @@ class Sweeper:
         self,
         cache: Cache,
         journal: Journal,
+        identity: IdentityKeeper,
         breaker: Breaker,
         telemetry: Telemetry,
         vitals: Vitals,
@@ -72,6 +78,7 @@ class Sweeper:
         """Args:
         cache: What is dropped from, and trusted or not.
         journal: What is swept.
+        identity: Tells which entries belong to L2, and what is pending.
         breaker: Whether Redis is asked at all; it is probed here.
         telemetry: Who is told of each entry that is dropped.
         vitals: Where it is written down how many rows wait.
@@ -80,6 +87,7 @@ class Sweeper:
         """
         self._cache = cache
         self._journal = journal
+        self._identity = identity
         self._breaker = breaker
         self._telemetry = telemetry
         self._vitals = vitals
@@ -94,6 +102,7 @@ class Sweeper:
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         cache.regain_trust = self.regain_trust
+        cache.wake = self.look_soon
 
     def start(self) -> None:
         """Begin to sweep in the background; again is harmless. It ends with `stop`, or when nobody holds this
@@ -133,6 +142,11 @@ class Sweeper:
                     return await self._try(self._sweep_one_batch)
         self._not_before = monotonic() + _PAUSE_SECONDS
         return False
+
+    async def settle(self) -> None:
+        """Sweep now, if Redis answers: for those who are about to use L1 for the first time."""
+        self._not_before = 0.0
+        await self.regain_trust()
 
     async def round(self) -> float:
         """What is done in the background: probe, sweep or count, as it may be.
@@ -182,36 +196,44 @@ class Sweeper:
 
     async def _sweep_for_trust(self, at_most: int | None) -> bool:
         """Sweep, and trust L1 if nothing has gone wrong since this began."""
-        if not self._cache.trusted:
-            await self._cache.connect()
-        doubts = self._cache.doubts
-        if not await self._sweep(at_most):
-            self.look_soon()
-            return False
-        return self._cache.believe(doubts)
+        for _ in range(_LOOKS):
+            if not self._cache.trusted:
+                await self._cache.connect()
+            doubts = self._cache.doubts
+            swept = await self._sweep(at_most)
+            if swept == "all":
+                return self._cache.believe(doubts)
+            if swept == "some":
+                self.look_soon()
+            if swept != "changed":
+                break
+        return False
 
-    async def _sweep(self, at_most: int | None) -> bool:
-        """Drop what is pending. Returns whether that was all."""
+    async def _sweep(self, at_most: int | None) -> Literal["all", "some", "changed", "unusable"]:
+        """Drop what is pending, as long as the identity stays what it is. Returns how far that went."""
         after, swept = 0, 0
         while True:
-            batch = await self._journal.pending(_BATCH, after=after)
+            status, batch = await self._identity.look(limit=_BATCH, after=after)
+            if status != "fits":
+                return status
             self._vitals.journal_pending = len(batch)
             if batch:
-                scopes = {entry.scope for entry in batch}
+                scopes = {row.scope for row in batch}
                 await self._cache.forget(scopes)
                 for _ in scopes:
                     self._telemetry.note(Invalidated("journal"))
-                await self._journal.delete(batch)
+                for table, rows in Counter(await self._journal.delete(batch)).items():
+                    self._telemetry.note(ForeignWrites(table, rows))
                 after, swept = batch[-1].id, swept + len(batch)
                 _log.debug("%d entries were dropped for the journal", len(scopes))
             if len(batch) < _BATCH:
                 self._vitals.journal_pending = 0
                 self._backlog = False
                 self._compact_from = _COMPACT_FROM
-                return True
+                return "all"
             if at_most is not None and swept >= at_most:
                 self._backlog = True
-                return False
+                return "some"
 
     async def _count(self) -> bool:
         """Redis stays away: say how much is waiting, and see that it does not grow without end."""

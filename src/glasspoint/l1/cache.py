@@ -20,7 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1 import entry
 from glasspoint.l1.breaker import Breaker
-from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper
+from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper, Server, UnidentifiedError
 from glasspoint.l1.patience import answered_within
 from glasspoint.l1.pipelining import AutoPipeline
 from glasspoint.l1.turns import when_connected
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
+    from glasspoint.identity import Identity
     from glasspoint.l1.compression import Packer
     from glasspoint.l1.signature import Signer
     from glasspoint.telemetry.events import Telemetry
@@ -68,7 +69,10 @@ _READS = 3
 # full, a replica, cannot save, or this user may not. In scripts, before Redis 7, they stand in mid-text.
 _REFUSALS = re.compile(r"\b(OOM|READONLY|MISCONF|NOPERM|NOAUTH)\b")
 
-# Where probes write: no caller's scope, because no thread id holds NUL.
+# What a write has told Redis, and what another Redis, or the entries of another identity, would not know.
+_CHANGING = frozenset(("commit_put", "commit_writes", "drop"))
+
+# What telemetry is told of probes: no caller's scope, because no thread id holds NUL.
 _PROBED = Scope("\0probe", "")
 
 _TAMPERED_LOG_SECONDS = 60.0
@@ -118,7 +122,6 @@ class Cache:
         intent_seconds: float,
         timeout_seconds: float,
         breaker: Breaker | None = None,
-        signer: Signer | None = None,
         packer: Packer | None = None,
     ) -> None:
         """Args:
@@ -129,7 +132,6 @@ class Cache:
         intent_seconds: How long a write may take; longer than the deadline that L2 enforces.
         timeout_seconds: How long one step may take.
         breaker: Whether Redis is asked at all; by default one of its own.
-        signer: Signs what is stored, and what it did not sign is not believed.
         packer: Compresses what is stored; what is read may be compressed or not, either way.
         """
         self._redis = redis
@@ -138,9 +140,8 @@ class Cache:
         self._intent_ms = int(intent_seconds * 1000)
         self._timeout = timeout_seconds
         self._pipeline = AutoPipeline(redis, timeout_seconds=timeout_seconds)
-        self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._epoch_changed)
+        self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._server_changed)
         self._available = True
-        self._signer = signer
         self._packer = packer
         self._tampered_logged_at = -_TAMPERED_LOG_SECONDS
         self._tampered_since = 0
@@ -150,6 +151,10 @@ class Cache:
         self.regain_trust: Callable[[], Awaitable[bool]] | None = None
         """Awaited by a read that must not believe what stands here: sees to it that the journal is swept, and
         answers whether that was done. `None`: there is no journal, and everything is believed."""
+        self.wake: Callable[[], object] | None = None
+        """Called when a step finds no identity: somebody is to see to it."""
+        self.written: set[Scope] = set()
+        """The scopes that this process has changed here, for `coherence.identity` to take away."""
 
     @property
     def doubts(self) -> int:
@@ -176,22 +181,50 @@ class Cache:
 
     @property
     def epoch(self) -> Epoch | None:
-        """The server process last spoken to; `None` before the first contact."""
+        """Whose keys are used; `None` while the server or the identity is not known."""
         return self._epochs.known
 
-    async def connect(self) -> Epoch:
-        """Find out the epoch.
+    @property
+    def server(self) -> Server | None:
+        """The server process last spoken to; `None` before the first contact."""
+        return self._epochs.server
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether the keys have a name: otherwise each step fails, and says nothing to Redis."""
+        return self._epochs.known is not None
+
+    @property
+    def root(self) -> str:
+        """What the keys of all epochs begin with."""
+        return self._epochs.root
+
+    def identify(self, identity: Identity | None) -> None:
+        """Use the keys of this identity from now on; `None`: of none, which makes L1 unavailable.
+
+        Nothing that stands under them is believed before the journal is swept.
+        """
+        self._doubts += 1
+        self._epochs.identify(identity)
+
+    async def connect(self, *, anew: bool = False) -> Server:
+        """Find out which server process answers.
+
+        Args:
+            anew: Ask, although it seems to be known.
 
         Raises:
             L1UnavailableError: Redis cannot be reached.
             L1Error: It refuses, or does not say which process it is.
         """
+        if anew:
+            self._epochs.distrust()
         try:
-            epoch = await self._in_time(self._epochs.current)
+            server = await self._in_time(self._epochs.meet)
         except Exception as exc:
             raise self._unavailable(exc) from exc
         self._answered()
-        return epoch
+        return server
 
     async def ping(self) -> None:
         """Ask for a sign of life.
@@ -243,7 +276,7 @@ class Cache:
         Raises:
             UnusableImageError: It is incomplete, of another scope, or not readable.
         """
-        return entry.decode_image(scope, fields, self._signer)
+        return entry.decode_image(scope, fields, self._signer())
 
     async def refuse(self, scope: Scope, checkpoint_id: bytes | str) -> Reading:
         """REFUSE: take an image away that cannot be used; the answer holds the lease, if it was free."""
@@ -257,7 +290,7 @@ class Cache:
         """WARM_UP: store what L2 answered, unless a write has begun since."""
         with self._telemetry.step("warm_up", scope) as step:
             try:
-                fields = entry.image_fields(stored, self._signer, self._packer)
+                fields = entry.image_fields(stored, self._signer(), self._packer)
                 done = await self._run("warm_up", scope, lease, self._ttl_ms, *fields)
             except L1Error:
                 result: WarmUpResult = "error"
@@ -292,9 +325,12 @@ class Cache:
         """
         if not put.cacheable:
             return "discarded" if await self.drop(intent) else "error"
+        if self.epoch is None:
+            return "error"
+        signer = self.epoch.signer
         known = [f"w:{put.checkpoint_id}:{name}" for name in known_writes]
-        fields = entry.put_fields(intent.scope, put, self._signer, self._packer)
-        voids = entry.void_fields(intent.scope, put, self._signer)
+        fields = entry.put_fields(intent.scope, put, signer, self._packer)
+        voids = entry.void_fields(intent.scope, put, signer)
         flags = (int(newest), int(put.whole), self._ttl_ms)
         rest = (len(known), len(fields) // 2, *known, *fields, *voids)
         for _ in range(_PATIENCE):
@@ -322,8 +358,11 @@ class Cache:
         """
         if not is_ordered_id(checkpoint_id):  # of no image, and `w:` fields are told apart by its length
             return "skipped" if await self.abort(intent) else "error"
-        fields = entry.write_fields(intent.scope, checkpoint_id, writes, self._signer, self._packer)
-        names = entry.write_fields(intent.scope, checkpoint_id, ignored)[::2]
+        if self.epoch is None:
+            return "error"
+        signer = self.epoch.signer
+        fields = entry.write_fields(intent.scope, checkpoint_id, writes, signer, self._packer)
+        names = entry.write_fields(intent.scope, checkpoint_id, ignored, signer)[::2]
         return await self._commit(
             "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), len(names), *names, *fields
         )
@@ -362,6 +401,11 @@ class Cache:
                 if isinstance(outcome, BaseException):
                     raise outcome
 
+    def _signer(self) -> Signer:
+        if self.epoch is None:
+            raise UnidentifiedError("The identity of PostgreSQL is not known: the key is not, either.")
+        return self.epoch.signer
+
     async def _regain_trust(self) -> bool:
         return self.regain_trust is None or await self.regain_trust()
 
@@ -397,10 +441,18 @@ class Cache:
             raise L1UnavailableError("Redis is left alone for a while: it has not done its part lately.")
         try:
             with self._telemetry.step(f"l1.{step}", scope):
-                answer = await self._evalsha(step, scope, *args)
+                evalsha = self._evalsha_on_probe if is_probe else self._evalsha
+                answer = await evalsha(step, scope, *args)
+        except UnidentifiedError:
+            # Nothing is wrong with Redis, and nothing was sent. The next sweep sees to it.
+            if self.wake is not None:
+                self.wake()
+            raise
         except (RedisError, OSError, TimeoutError, L1Error) as exc:
             raise self._unavailable(exc) from exc
         self._answered()
+        if step in _CHANGING and not is_probe:
+            self.written.add(scope)
         return answer
 
     async def _evalsha(self, step: str, scope: Scope, *args: Any) -> Any:
@@ -416,6 +468,17 @@ class Cache:
         # new one, so its commit discards and its warm-up is refused.
         epoch = await self._in_time(self._epochs.refresh, epoch)
         return await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+
+    async def _evalsha_on_probe(self, step: str, scope: Scope, *args: Any) -> Any:
+        """As `_evalsha`, on a key that needs no identity: while Redis is away, PostgreSQL may be as well."""
+        server = await self._in_time(self._epochs.meet)
+        try:
+            return await self._pipeline.evalsha(server.shas[step], self._epochs.probe_key(server), *args)
+        except ResponseError as exc:
+            if not _is_wrong_epoch(exc):
+                raise
+        server = await self._in_time(self._epochs.meet, server)
+        return await self._pipeline.evalsha(server.shas[step], self._epochs.probe_key(server), *args)
 
     async def _in_time(self, ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
         """Ask something that takes no turn: all steps wait for it, or somebody asks whether Redis lives."""
@@ -470,20 +533,20 @@ class Cache:
         )
         self._tampered_logged_at, self._tampered_since = monotonic(), 0
 
-    def _epoch_changed(self, epoch: Epoch, previous: Epoch | None) -> None:
+    def _server_changed(self, server: Server, previous: Server | None) -> None:
         self._doubts += 1
         if previous is not None:
             self._telemetry.note(EpochChanged())
             _log.warning(
                 "L1 (Redis) was restarted or failed over (epoch %s…, was %s…): nothing that stands in it "
                 "from before is believed, and the cache warms up anew.",
-                _short(epoch.name),
-                _short(previous.name),
+                _short(server.reign),
+                _short(previous.reign),
             )
 
 
-def _short(epoch: str) -> str:
-    return ".".join(part[:8] for part in epoch.split("."))
+def _short(reign: str) -> str:
+    return ".".join(part[:8] for part in reign.split("."))
 
 
 def _is_wrong_epoch(exc: ResponseError) -> bool:

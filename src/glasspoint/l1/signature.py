@@ -15,13 +15,30 @@ from glasspoint.errors import ConfigurationError
 if TYPE_CHECKING:
     from glasspoint.scope import Scope
 
-__all__ = ["SIZE", "Signer"]
+__all__ = ["SIZE", "Signer", "signing_key_of"]
 
 SIZE = 16
 """Bytes of a signature."""
 
 _DOMAIN = b"glasspoint.l1.entry.1"
 _KEY_BYTES_MIN = 16
+
+
+def signing_key_of(key: bytes | str) -> bytes:
+    """Return a key as bytes; of a text, its UTF-8.
+
+    Raises:
+        ConfigurationError: It is too short, or neither bytes nor text.
+    """
+    if not isinstance(key, bytes | str):
+        raise ConfigurationError(f"l1_signing_key must be bytes or a string, not {type(key).__name__}.")
+    secret = key.encode() if isinstance(key, str) else key
+    if len(secret) < _KEY_BYTES_MIN:
+        raise ConfigurationError(
+            f"l1_signing_key has {len(secret)} bytes: it needs at least {_KEY_BYTES_MIN} that nobody can "
+            "guess, for example what `openssl rand -hex 32` prints."
+        )
+    return secret
 
 
 class Signer:

@@ -18,26 +18,26 @@ from __future__ import annotations
 
 import functools
 from contextlib import asynccontextmanager
-from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from glasspoint.scope import Scope
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Collection
 
     from psycopg.rows import DictRow
 
+    from glasspoint.l2.identity import JournalRow
     from glasspoint.l2.store import Store
+    from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
     Connection = psycopg.AsyncConnection[DictRow]
 
-__all__ = ["MIGRATIONS", "Entry", "Journal", "is_up_to_date", "journalled"]
+__all__ = ["MIGRATIONS", "Journal", "is_up_to_date", "journalled"]
 
 _log = get_logger("glasspoint.l2")
 
@@ -52,14 +52,31 @@ CREATE TABLE IF NOT EXISTS glasspoint_l1_journal (
     PRIMARY KEY (cache, id)
 )
 """,
+    "ALTER TABLE glasspoint_l1_journal ADD COLUMN IF NOT EXISTS source text",
+    """
+CREATE TABLE IF NOT EXISTS glasspoint_identity (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton), id text NOT NULL, content_id text NOT NULL,
+    signing_key bytea NOT NULL
+)
+""",
+    """
+INSERT INTO glasspoint_identity (id, content_id, signing_key)
+VALUES (gen_random_uuid()::text, gen_random_uuid()::text,
+    sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())))
+ON CONFLICT DO NOTHING
+""",
+    """
+CREATE TABLE IF NOT EXISTS glasspoint_caches (
+    cache text PRIMARY KEY, reign text NOT NULL, generation text NOT NULL, facts jsonb NOT NULL,
+    seen_at timestamptz NOT NULL
+)
+""",
+    "CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_crash_marks (generation text PRIMARY KEY)",
 )
 """Each may run again. The table is up to date if it has all `_COLUMNS`: a later version adds a statement here
 (`ALTER TABLE … ADD COLUMN IF NOT EXISTS …`) and its column there."""
 
-# Before that, a journal that is missing is no news.
-_SETUP_TAKES_SECONDS = 5.0
-
-_COLUMNS = ("cache", "id", "thread_id", "checkpoint_ns", "created_at")
+_COLUMNS = ("cache", "id", "thread_id", "checkpoint_ns", "created_at", "source")
 
 _IS_UP_TO_DATE = """
 SELECT count(*) = cardinality(%(columns)s::text[]) FROM pg_attribute
@@ -72,11 +89,6 @@ SELECT %(cache)s, thread_id, checkpoint_ns
 FROM unnest(%(untold_threads)s::text[], %(untold_namespaces)s::text[]) AS s (thread_id, checkpoint_ns)
 """
 
-_PENDING = """
-SELECT id, thread_id, checkpoint_ns FROM glasspoint_l1_journal
-WHERE cache = %(cache)s AND id > %(after)s ORDER BY id LIMIT %(limit)s
-"""
-
 # What another process is deleting just now is skipped: it has dropped the entry, too. Waiting for it, in
 # another order than it takes the rows, would be a deadlock.
 _DELETE = """
@@ -84,6 +96,7 @@ DELETE FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id IN (
     SELECT id FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id = ANY(%(ids)s::bigint[])
     FOR UPDATE SKIP LOCKED
 )
+RETURNING source
 """
 
 _COUNT = "SELECT count(*) FROM glasspoint_l1_journal WHERE cache = %(cache)s"
@@ -97,18 +110,11 @@ WITH gone AS (
         SELECT id FROM glasspoint_l1_journal WHERE cache = %(cache)s ORDER BY id LIMIT 20000
         FOR UPDATE SKIP LOCKED
     )
-    RETURNING thread_id, checkpoint_ns
+    RETURNING thread_id, checkpoint_ns, source
 )
-INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
-SELECT DISTINCT %(cache)s, thread_id, checkpoint_ns FROM gone
+INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns, source)
+SELECT DISTINCT %(cache)s, thread_id, checkpoint_ns, source FROM gone
 """
-
-
-class Entry(NamedTuple):
-    """One row."""
-
-    id: int
-    scope: Scope
 
 
 class Journal:
@@ -124,8 +130,6 @@ class Journal:
         self._store = store
         self._telemetry = telemetry
         self.cache = cache
-        self._is_there = False
-        self._missed_since = 0.0
         self._warned = False
 
     async def record(self, conn: Connection, scopes: Collection[Scope]) -> None:
@@ -144,35 +148,16 @@ class Journal:
             with self._telemetry.step("l2.journal", None):
                 await self.record(conn, scopes)
 
-    async def pending(self, limit: int, *, after: int = 0) -> list[Entry]:
-        """Return the oldest rows that come after an id; none if there is no journal: nobody can have written
-        to it then."""
-        params = {"cache": self.cache, "after": after, "limit": limit}
-        async with self._quietly() as conn, conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-            if not self._is_there:
-                await cursor.execute(
-                    "SELECT to_regclass('glasspoint_l1_journal') IS NULL, to_regclass('checkpoints') IS NULL"
-                )
-                journal_is_missing, others_are_missing = await cursor.fetchone() or (True, True)
-                self._is_there = not journal_is_missing
-                # Not while `setup` makes one after the other.
-                missed_since = self._missed_since = self._missed_since or monotonic()
-                is_late = monotonic() - missed_since > _SETUP_TAKES_SECONDS
-                if journal_is_missing and not others_are_missing and is_late:
-                    self._warn(
-                        "The table glasspoint_l1_journal is not there: while Redis does not answer, writes "
-                        "will fail. Call `await saver.setup()` once, as after every upgrade."
-                    )
-            if not self._is_there:
-                return []
-            await cursor.execute(cast("Any", _PENDING), params)
-            return [Entry(id_, Scope(*scope)) for id_, *scope in await cursor.fetchall()]
+    async def delete(self, rows: Collection[JournalRow]) -> list[str]:
+        """Take rows away, whose scopes Redis was told of after they were seen.
 
-    async def delete(self, entries: Sequence[Entry]) -> None:
-        """Take rows away, whose scopes Redis was told of after they were seen here."""
-        async with self._quietly() as conn:
-            ids = [entry.id for entry in entries]
-            await conn.execute(cast("Any", _DELETE), {"cache": self.cache, "ids": ids})
+        Returns:
+            The tables that other software has written to, one for each row that it is to blame for.
+        """
+        async with self._quietly() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+            ids = [row.id for row in rows]
+            await cursor.execute(cast("Any", _DELETE), {"cache": self.cache, "ids": ids})
+            return [source for (source,) in await cursor.fetchall() if source is not None]
 
     async def count(self) -> int:
         """Return how many rows there are."""

@@ -43,6 +43,13 @@ _KEEPALIVE = {
     "connect_timeout": 5,
 }
 
+# A write that was acknowledged must be there after a crash. Only remote_apply is stricter than on.
+_CONFIGURE = """
+SELECT set_config('statement_timeout', %s, false),
+       CASE WHEN current_setting('synchronous_commit') <> 'remote_apply'
+            THEN set_config('synchronous_commit', 'on', false) END
+"""
+
 # For so long the pool itself tries again to make a connection that failed; then see `Reviver`.
 _RECONNECT_SECONDS = 0.2
 
@@ -104,7 +111,7 @@ async def open_pool(
 
     async def configure(connection: psycopg.AsyncConnection[DictRow]) -> None:
         milliseconds = str(int(statement_timeout_seconds * 1000))
-        await connection.execute("SELECT set_config('statement_timeout', %s, false)", (milliseconds,))
+        await connection.execute(_CONFIGURE, (milliseconds,))
 
     pool: Pool = AsyncConnectionPool(
         conninfo,

@@ -32,6 +32,7 @@ from glasspoint.errors import (
 )
 from glasspoint.l2 import journal, statements
 from glasspoint.l2.batching import Batcher, Call
+from glasspoint.l2.identity import Identities
 from glasspoint.l2.liveness import Liveness
 from glasspoint.l2.writing import (
     PutAnswer,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from psycopg.rows import DictRow
 
+    from glasspoint.l2.liveness import Greet
     from glasspoint.l2.pool import Pool
     from glasspoint.telemetry.events import Telemetry
 
@@ -105,12 +107,22 @@ class Store:
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._liveness = Liveness()
         self.journal = journal.Journal(self, telemetry, cache=cache)
+        self.identities = Identities(self, cache=cache)
         self._selects: Batcher[None, StoredCheckpoint | None] = self._batcher("l2.select", self._select_all)
         self._puts: Batcher[EncodedPut, PutAnswer] = self._batcher("l2.put", self._put_all)
         self._writes, self._upserts = (
             self._batcher("l2.put_writes", functools.partial(self._put_all_writes, upsert=upsert))
             for upsert in (False, True)
         )
+
+    @property
+    def greet(self) -> Greet | None:
+        """Awaited with each connection of the pool that is new, before its first use."""
+        return self._liveness.greet
+
+    @greet.setter
+    def greet(self, greet: Greet) -> None:
+        self._liveness.greet = greet
 
     @property
     def pool(self) -> Pool | None:

@@ -30,6 +30,9 @@ __all__ = [
     "Drained",
     "EpochChanged",
     "Failures",
+    "ForeignWrites",
+    "IdentityChanged",
+    "IdentityReason",
     "Invalidated",
     "InvalidationSource",
     "L1Availability",
@@ -66,6 +69,7 @@ WarmUpResult = Literal["stored", "refused", "error"]
 WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "journalled", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
+IdentityReason = Literal["database", "timeline", "crash", "truncated", "generation"]
 Verdict = Literal["consistent", "stale", "raced"]
 BreakerState = Literal["closed", "open", "half_open"]
 
@@ -81,6 +85,31 @@ class BreakerChanged:
 @dataclass(frozen=True, slots=True)
 class EpochChanged:
     """Redis is another server process than before: a restart or a failover."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityChanged:
+    """L2 is not what the cache was filled from, or the cache has moved to another Redis.
+
+    Attributes:
+        reason: `database`: another one, or tables made anew; `timeline`: promoted, or recovered to an earlier
+            moment; `crash`: crashed; `truncated`: emptied; `generation`: another Redis, or not used for long.
+    """
+
+    reason: IdentityReason
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignWrites:
+    """Other software has written to a table, and the cache has followed.
+
+    Attributes:
+        table: `checkpoints` or `checkpoint_writes`.
+        scopes: How many scopes were dropped for it.
+    """
+
+    table: str
+    scopes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +188,8 @@ class Drained:
 Note = (
     Audited
     | EpochChanged
+    | ForeignWrites
+    | IdentityChanged
     | Invalidated
     | PoolTimedOut
     | PoolWaited
@@ -195,6 +226,8 @@ class Vitals:
         undrained: The lower tiers of its chain that may hold what is not here yet.
         breaker: Where the breaker in front of L1 stands; `None` where there is none.
         journal_pending: How many rows of the journal were not swept when somebody last looked.
+        identity: Of L2, as it stands in the keys of L1; `None` while L1 is not used.
+        synchronous_commit: PostgreSQL's setting, on the saver's connections; `None` if it is not known.
         storage: Returns what is known of the tables' sizes, and sees that it is renewed. From any thread;
             waits for nobody. `None` where there is no PostgreSQL.
     """
@@ -211,6 +244,8 @@ class Vitals:
     undrained: tuple[str, ...] = ()
     breaker: BreakerState | None = None
     journal_pending: int = 0
+    identity: str | None = None
+    synchronous_commit: str | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
 
     def set_active(self, active: bool) -> None:

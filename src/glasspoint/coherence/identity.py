@@ -1,0 +1,334 @@
+"""Which entries in Redis belong to this PostgreSQL, as it is now: the identity is compared, renewed, adopted.
+
+Open this when entries are believed that another database has filled, or when a cache stays cold.
+
+    look (L2)    the facts, and the row of the cache: generation, Redis, facts of then
+    compare      the row fits: its generation names the keys
+                 a fact has changed, or this process has met another Redis: renew the row (L2), look again
+                 another process has attached the row to another Redis: this process is detached
+    adopt        record what was written under the old keys in the journal, then use the new keys
+
+A look is part of each sweep, so a process that has nothing but hits learns of a change within the sweep
+interval. A new connection is looked at before its first use: a failover of PostgreSQL breaks connections.
+
+A process that has not noticed yet writes under keys that others do not read any more. So each process keeps
+the scopes that it has written since its last look that fitted, and the sweep that follows the adoption drops
+their entries under the new keys.
+
+A detached process leaves Redis alone, and its writes go into the journal, where the attached processes find
+them. After a minute it attaches the cache to its own Redis: the others may be gone by then. Two Redis servers
+for one cache are a mistake, and each such change says so.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import psycopg
+
+from glasspoint.identity import Identity
+from glasspoint.telemetry.events import IdentityChanged
+from glasspoint.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from glasspoint.l1.cache import Cache
+    from glasspoint.l2.identity import Attachment, Identities, JournalRow, Look
+    from glasspoint.l2.journal import Journal
+    from glasspoint.scope import Scope
+    from glasspoint.telemetry.events import IdentityReason, Telemetry, Vitals
+
+__all__ = ["Found", "IdentityKeeper"]
+
+_log = get_logger("glasspoint.l1")
+
+# How often a process says that the cache is in use: see `Attachment.is_forgotten`.
+_SAY_SEEN_SECONDS = 60.0
+
+# Before that, tables that are missing are no news.
+_SETUP_TAKES_SECONDS = 5.0
+
+# How long a process waits for those that have attached the cache to another Redis.
+_DETACHED_SECONDS = 60.0
+
+# More scopes than these are not dropped one by one: the generation is renewed instead.
+_WRITTEN_AT_MOST = 20_000
+
+_DURABLE = ("on", "remote_apply")
+
+# Which fact's change is called what; the first that fits.
+_REASONS: tuple[tuple[str, IdentityReason], ...] = (
+    ("system", "database"),
+    ("database", "database"),
+    ("tables", "database"),
+    ("timeline", "timeline"),
+    ("content", "truncated"),
+)
+
+
+class Found(NamedTuple):
+    """What a look has found.
+
+    Attributes:
+        status: `fits`: the identity in use is that of L2. `changed`: it is another one now; look again before
+            anything is believed. `unusable`: there is none, and L1 is not used.
+        rows: The rows of the journal that were asked for, if it fits.
+    """
+
+    status: Literal["fits", "changed", "unusable"]
+    rows: list[JournalRow] = []  # noqa: RUF012 - never changed
+
+
+class IdentityKeeper:
+    """Keeps the keys of one cache those of the identity of L2."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        identities: Identities,
+        journal: Journal,
+        telemetry: Telemetry,
+        vitals: Vitals,
+        *,
+        signing_key: bytes | None = None,
+    ) -> None:
+        """Args:
+        cache: Whose keys they are.
+        identities: Reads and renews the row of the cache.
+        journal: Where scopes are recorded that were written under keys of the past.
+        telemetry: Who is told of each change.
+        vitals: Where the identity is shown.
+        signing_key: Signs the entries in place of the key that PostgreSQL keeps.
+        """
+        self._cache = cache
+        self._identities = identities
+        self._journal = journal
+        self._telemetry = telemetry
+        self._vitals = vitals
+        self._signing_key = signing_key
+        self._identity: Identity | None = None
+        self._known: Identity | None = None  # the last one in use
+        self._renewed: str | None = None  # the generation that this process has made itself
+        self._facts: dict[str, str] = {}
+        self._reign: str | None = None  # of the Redis that this process was attached to last
+        self._detached_at: float | None = None
+        self._written: set[Scope] = set()  # before the look under way began
+        self._no_tables_since: float | None = None
+        self._warned: set[str] = set()
+
+    @property
+    def identity(self) -> Identity | None:
+        """The identity in use; `None` while the cache is not used."""
+        return self._identity
+
+    async def look(self, *, limit: int, after: int) -> Found:
+        """Look at L2, once; renew or adopt the identity, if that is due.
+
+        Args:
+            limit: How many rows of the journal to return at most.
+            after: Only rows with a greater id.
+
+        Raises:
+            psycopg.Error, GlasspointError: A server does not answer, or refuses.
+        """
+        self._written |= self._cache.written
+        self._cache.written = set()
+        try:
+            look = await self._identities.look(limit=limit, after=after)
+        except psycopg.errors.InsufficientPrivilege:
+            await self._leave(_MAY_NOT)
+            return Found("unusable")
+        except psycopg.errors.FeatureNotSupported:
+            await self._leave(_STANDBY)
+            return Found("unusable")
+        if look is None:
+            self._written = set()  # there are no rows that anybody could miss
+            self._no_tables_since = self._no_tables_since or monotonic()
+            # Not while `setup` is about to make them.
+            is_late = monotonic() - self._no_tables_since > _SETUP_TAKES_SECONDS
+            await self._leave(_NO_TABLES if is_late else None)
+            return Found("unusable")
+        self._no_tables_since = None
+        self._check_durability(look)
+        status = await self._settle(look)
+        return Found(status, look.rows if status == "fits" else [])
+
+    async def greet(self, connection: Any) -> None:
+        """Look at L2 on a connection that is new: it may lead to another server than the others.
+
+        If something has changed there, L1 is not used until a sweep has looked into it.
+        """
+        identity = self._identity
+        if identity is None:
+            return
+        try:
+            look = await self._identities.look_on(connection)
+        except psycopg.Error as exc:
+            # The call that wanted the connection meets this, too.
+            _log.debug("a new connection was not looked at (%s)", type(exc).__name__)
+            return
+        row = look.attachment if look else None
+        if look and row and row.generation == identity.generation and not look.changed and row.is_marked:
+            return
+        if self._identity is identity:
+            self._forget()
+            if self._cache.wake is not None:
+                self._cache.wake()
+
+    # ---------------------------------------------------------------- helpers
+
+    async def _settle(self, look: Look) -> Literal["fits", "changed", "unusable"]:
+        row, server = look.attachment, self._cache.server
+        if server is None:
+            return "unusable"
+        reason = self._reason_to_renew(look)
+        if row is not None and reason is None and row.reign != server.reign:
+            # Perhaps Redis was replaced, and others have noticed it sooner.
+            server = await self._cache.connect(anew=True)
+            if row.reign != server.reign:
+                if not self._may_attach(server.reign):
+                    await self._detach()
+                    return "unusable"
+                reason = "generation"
+        if row is None or reason is not None or len(self._written) > _WRITTEN_AT_MOST:
+            await self._renew(look, reason or "generation", server.reign)
+            return "changed"
+        if self._identity == self._identity_of(look, row):
+            await self._confirm(row)
+            return "fits"
+        await self._adopt(look, row)
+        return "changed"
+
+    def _identity_of(self, look: Look, row: Attachment) -> Identity:
+        return Identity(look.database, row.generation, row.reign, self._signing_key or look.signing_key)
+
+    def _reason_to_renew(self, look: Look) -> IdentityReason | None:
+        row = look.attachment
+        if row is None:
+            return None
+        changed = look.changed
+        for fact, reason in _REASONS:
+            if fact in changed:
+                return reason
+        if not row.is_marked:
+            return "crash"
+        return "generation" if row.is_forgotten else None
+
+    def _may_attach(self, reign: str) -> bool:
+        """Whether this process may attach the cache, which another Redis has: at its opening, when its own
+        Redis is another one, and when the others had their minute."""
+        if self._reign != reign:
+            return True
+        return self._detached_at is not None and monotonic() - self._detached_at > _DETACHED_SECONDS
+
+    async def _renew(self, look: Look, reason: IdentityReason, reign: str) -> None:
+        await self._record_written()
+        self._renewed = await self._identities.renew(look, reign)
+        if self._renewed is None:
+            return  # another process was faster
+        self._reign = reign
+        row = look.attachment
+        if row is None:
+            return
+        self._telemetry.note(IdentityChanged(reason))
+        if reason == "generation" and row.reign != reign:
+            _log.info("The cache is attached to this Redis now, and warms up anew.")
+            return
+        _log.warning(
+            "%s: what Redis holds from before is not believed, and the cache warms up anew.",
+            _WHAT_CHANGED[reason].format(
+                facts=", ".join(f"{name} {then} -> {now}" for name, (then, now) in look.changed.items()),
+                minutes=int(row.unseen_seconds // 60),
+            ),
+        )
+
+    async def _adopt(self, look: Look, row: Attachment) -> None:
+        await self._record_written()
+        if self._known is not None and self._known.reign == row.reign and self._reign == row.reign:
+            self._note_renewal_by_others(row)
+        self._identity = self._known = self._identity_of(look, row)
+        self._facts = dict(row.facts)
+        self._reign = row.reign
+        self._detached_at = None
+        self._vitals.identity = self._identity.name
+        self._cache.identify(self._identity)
+
+    def _note_renewal_by_others(self, row: Attachment) -> None:
+        if self._known is None or row.generation in (self._known.generation, self._renewed):
+            return
+        changed = {name for name, fact in row.facts.items() if self._facts.get(name, fact) != fact}
+        reason: IdentityReason = next((reason for fact, reason in _REASONS if fact in changed), "generation")
+        self._telemetry.note(IdentityChanged(reason))
+        _log.info("Another process has renewed the identity of the cache (%s).", reason)
+
+    async def _confirm(self, row: Attachment) -> None:
+        self._written.clear()
+        if row.unseen_seconds > _SAY_SEEN_SECONDS:
+            await self._identities.say_seen(row.generation)
+
+    async def _detach(self) -> None:
+        if self._detached_at is None:
+            self._detached_at = monotonic()
+        await self._leave(_DETACHED)
+
+    async def _leave(self, why: str | None) -> None:
+        """Use no keys at all, and say why, once."""
+        if self._cache.is_identified or self._identity is not None:
+            await self._record_written()
+            self._forget()
+        if why is not None and why not in self._warned:
+            self._warned.add(why)
+            _log.warning(why)
+
+    def _forget(self) -> None:
+        self._identity = None
+        self._vitals.identity = None
+        self._cache.identify(None)
+
+    async def _record_written(self) -> None:
+        """See that nobody believes, under other keys, what stood there before these writes."""
+        written = self._written | self._cache.written
+        if written and len(written) <= _WRITTEN_AT_MOST:
+            await self._journal.record_now(written)
+        self._written = set()
+        self._cache.written -= written
+
+    def _check_durability(self, look: Look) -> None:
+        self._vitals.synchronous_commit = look.synchronous_commit
+        if look.synchronous_commit not in _DURABLE and "durability" not in self._warned:
+            self._warned.add("durability")
+            _log.warning(
+                "PostgreSQL's synchronous_commit is %r on the saver's connections: it acknowledges writes "
+                "that a crash can lose. Set it to on, for the role or in the pool's connections.",
+                look.synchronous_commit,
+            )
+
+
+_WHAT_CHANGED: dict[IdentityReason, str] = {
+    "database": "PostgreSQL is another database than the cache was filled from ({facts})",
+    "timeline": "PostgreSQL was promoted, or recovered to an earlier moment ({facts})",
+    "crash": "PostgreSQL has crashed, was promoted or recovered since the cache was filled",
+    "truncated": "A table of the checkpoints was truncated, or the signing key was renewed",
+    "generation": "No process has used the cache for {minutes} minutes, so that writes of other software may "
+    "be unknown",
+}
+_NO_TABLES = (
+    "The tables of the cache are not there, so that Redis is not used: PostgreSQL answers alone. Call "
+    "`await saver.setup()` once, as after every upgrade."
+)
+_MAY_NOT = (
+    "The role that the saver connects with may not use the tables of the cache, so that Redis is not used: "
+    "PostgreSQL answers alone. GRANT SELECT ON glasspoint_identity, and SELECT, INSERT, UPDATE, DELETE ON "
+    "glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks."
+)
+_STANDBY = (
+    "PostgreSQL is a standby, which lags behind its primary: Redis is not used, and the standby answers "
+    "alone. Connect to the primary."
+)
+_DETACHED = (
+    "Another process uses another Redis for the cache of this name (key_prefix): this process leaves its "
+    "Redis alone, and PostgreSQL answers alone. One cache needs one Redis: give both the same REDIS_URL, or "
+    "each a key_prefix of its own."
+)

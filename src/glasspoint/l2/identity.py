@@ -1,0 +1,311 @@
+"""The identity of L2, as PostgreSQL tells it: is this what the cache was filled from?
+
+Open this when an entry is believed that should not be, or the other way round.
+
+The identity is agreed, not computed: the table `glasspoint_caches` holds one *generation* for each cache (key
+prefix), and all processes read it there. Beside it stand the facts that were true when it was made. A process
+that sees another fact renews the generation; nothing that was stored in Redis before is believed then.
+
+| fact | changes when |
+|---|---|
+| `content` | one of LangGraph's tables was truncated, or the signing key was renewed |
+| `tables` | the tables were dropped and made again, or another schema is used |
+| `database` | the database was dropped and made again, copied, or restored from a dump |
+| `system` | the cluster is another one |
+| `timeline` | a standby was promoted, or a backup was recovered to a point in time |
+
+Two more signs are no facts of a row. The row in `glasspoint_crash_marks`, an UNLOGGED table, is gone after a
+crash, a promotion or a recovery: acknowledged commits may be lost then (`synchronous_commit = off`), and a
+server that withholds its timeline shows it all the same. And a cache that no process has used for an hour is
+renewed, because foreign writes are not noted for it any more (see `schema`).
+
+A server that is managed by others may withhold `system` and `timeline`. What it withholds is not compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from glasspoint.scope import Scope
+from glasspoint.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from psycopg.rows import DictRow
+
+    from glasspoint.l2.store import Store
+
+    Connection = psycopg.AsyncConnection[DictRow]
+
+__all__ = ["BARRIER", "Attachment", "Identities", "JournalRow", "Look"]
+
+_log = get_logger("glasspoint.l2")
+
+# What a server may refuse to say, and how it is asked.
+_WITHHOLDABLE = {
+    "system": "(SELECT system_identifier::text FROM pg_control_system())",
+    "timeline": "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
+}
+_ASK_PART = "/* glasspoint */ SELECT {expression}"
+
+# One row; none if setup() has not made the tables. They must stand beside LangGraph's: a search path may lead
+# to those of another deployment.
+_LOOK = """/* glasspoint */
+SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text, {system}, {timeline},
+       current_setting('synchronous_commit'), c.reign, c.generation, c.facts::text,
+       extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
+       EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation),
+       j.ids, j.thread_ids, j.namespaces
+FROM (
+    SELECT to_regclass('checkpoints')::oid AS tables,
+           (SELECT oid FROM pg_database WHERE datname = current_database()) AS database,
+           (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('checkpoints')) AS schema
+) AS here
+JOIN pg_class AS own ON own.oid = 'glasspoint_identity'::regclass AND own.relnamespace = here.schema
+CROSS JOIN glasspoint_identity AS i
+LEFT JOIN glasspoint_caches AS c ON c.cache = %(cache)s
+LEFT JOIN LATERAL (
+    SELECT array_agg(p.id ORDER BY p.id) AS ids, array_agg(p.thread_id ORDER BY p.id) AS thread_ids,
+           array_agg(p.checkpoint_ns ORDER BY p.id) AS namespaces
+    FROM (
+        SELECT id, thread_id, checkpoint_ns FROM glasspoint_l1_journal
+        WHERE cache = %(cache)s AND id > %(after)s ORDER BY id LIMIT %(limit)s
+    ) AS p
+) AS j ON true
+"""
+
+# Only from what the caller has seen: of several processes that renew at once, one does.
+_RENEW = """/* glasspoint */
+WITH renewed AS (
+    INSERT INTO glasspoint_caches AS c (cache, reign, generation, facts, seen_at)
+    VALUES (%(cache)s, %(reign)s, %(generation)s, %(facts)s::jsonb, clock_timestamp())
+    ON CONFLICT (cache) DO UPDATE
+      SET reign = EXCLUDED.reign, generation = EXCLUDED.generation, facts = EXCLUDED.facts,
+          seen_at = EXCLUDED.seen_at
+      WHERE c.generation = %(seen)s
+    RETURNING generation
+), unmarked AS (
+    DELETE FROM glasspoint_crash_marks WHERE generation = %(seen)s AND EXISTS (SELECT FROM renewed)
+)
+INSERT INTO glasspoint_crash_marks (generation) SELECT generation FROM renewed
+"""
+
+_SEEN = """/* glasspoint */
+UPDATE glasspoint_caches SET seen_at = clock_timestamp()
+WHERE cache = %(cache)s AND generation = %(generation)s
+"""
+
+BARRIER = "1735159667, 'glasspoint_caches'::regclass::oid::int"
+"""The advisory lock that a foreign write shares until its transaction ends: see `schema`."""
+
+# Foreign transactions under way may have decided already that nobody uses this cache: they end first.
+_BARRIER_TIMEOUT = "200ms"
+
+# The triggers note foreign writes for an hour after a cache was seen last. Some minutes less, because the
+# two are not compared at the same moment.
+_FORGOTTEN_SECONDS = 55 * 60.0
+
+
+class JournalRow(NamedTuple):
+    """One row of the journal."""
+
+    id: int
+    scope: Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """The row of a cache.
+
+    Attributes:
+        facts: What was true when the generation was made.
+        unseen_seconds: How long ago a process said that it uses this cache.
+        is_marked: Whether PostgreSQL has lost nothing since.
+    """
+
+    reign: str
+    generation: str
+    facts: Mapping[str, str]
+    unseen_seconds: float
+    is_marked: bool
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether foreign writes may have gone unnoted."""
+        return self.unseen_seconds > _FORGOTTEN_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at L2 has shown.
+
+    Attributes:
+        database: See `Identity.database`.
+        facts: What is true now; a fact that the server withholds is not there.
+        signing_key: PostgreSQL's key, 32 bytes.
+        synchronous_commit: The setting, on this connection.
+        attachment: The cache's row, `None` before the first process has attached it.
+        rows: The oldest rows of the journal that were asked for.
+    """
+
+    database: str
+    facts: Mapping[str, str]
+    signing_key: bytes = field(repr=False)
+    synchronous_commit: str
+    attachment: Attachment | None
+    rows: list[JournalRow]
+
+    @property
+    def changed(self) -> dict[str, tuple[str, str]]:
+        """The facts that are not as the row has them: name -> (then, now)."""
+        then = self.attachment.facts if self.attachment else {}
+        return {
+            name: (then[name], now) for name, now in self.facts.items() if name in then and then[name] != now
+        }
+
+
+class Identities:
+    """Reads and renews the identity of one cache."""
+
+    def __init__(self, store: Store, *, cache: str) -> None:
+        """Args:
+        store: Whose connections are used.
+        cache: The name of the cache: the key prefix.
+        """
+        self._store = store
+        self._cache = cache
+        self._parts: dict[str, str] | None = None
+
+    @property
+    def withheld(self) -> list[str]:
+        """The facts that the server refuses to tell, as far as it was asked."""
+        return [name for name, part in (self._parts or {}).items() if part == "NULL"]
+
+    async def look(self, *, limit: int = 0, after: int = 0) -> Look | None:
+        """Look at the identity and at the journal, in one statement.
+
+        Args:
+            limit: How many rows of the journal to return at most.
+            after: Only rows with a greater id.
+
+        Returns:
+            `None` if setup() has not made the tables.
+
+        Raises:
+            psycopg.Error: PostgreSQL does not answer, or refuses.
+        """
+        async with self._store._checkout() as conn:
+            return await self.look_on(conn, limit=limit, after=after)
+
+    async def look_on(self, conn: Connection, *, limit: int = 0, after: int = 0) -> Look | None:
+        """As `look`, on a connection at hand."""
+        if self._parts is None:
+            self._parts = await _askable(conn)
+        params = {"cache": self._cache, "limit": limit, "after": after}
+        try:
+            async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
+                await cursor.execute(cast("Any", _LOOK.format(**self._parts)), params)
+                row = await cursor.fetchone()
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+            await conn.rollback()
+            return None
+        except psycopg.Error:
+            self._parts = None  # perhaps another server, which tells less
+            raise
+        return None if row is None else _look(row)
+
+    async def renew(self, look: Look, reign: str) -> str | None:
+        """Make a new generation, attached to a Redis.
+
+        Args:
+            look: What was seen; its facts are stored.
+            reign: The Redis.
+
+        Returns:
+            The generation; `None` if another process was faster, so that another look is due.
+
+        Raises:
+            psycopg.Error: PostgreSQL does not answer, or refuses.
+        """
+        seen = look.attachment
+        params = {
+            "cache": self._cache,
+            "reign": reign,
+            "generation": secrets.token_hex(8),
+            "facts": json.dumps(dict(look.facts)),
+            "seen": seen and seen.generation,
+        }
+        async with self._store._checkout() as conn, conn.transaction():
+            if seen is None or seen.is_forgotten:
+                await conn.execute(
+                    "SELECT set_config('lock_timeout', %(timeout)s, true)", {"timeout": _BARRIER_TIMEOUT}
+                )
+                await conn.execute(cast("Any", f"SELECT pg_advisory_xact_lock({BARRIER})"))
+            cursor = await conn.execute(cast("Any", _RENEW), params)
+            return cast("str", params["generation"]) if cursor.rowcount else None
+
+    async def say_seen(self, generation: str) -> None:
+        """Say that the cache is in use."""
+        async with self._store._checkout() as conn:
+            await conn.execute(cast("Any", _SEEN), {"cache": self._cache, "generation": generation})
+
+
+def _look(row: tuple[Any, ...]) -> Look:
+    id_, content, signing_key, tables, database, system, timeline, synchronous_commit, *rest = row
+    reign, generation, facts, unseen_seconds, is_marked, ids, thread_ids, namespaces = rest
+    all_facts = {
+        "content": content,
+        "tables": tables,
+        "database": database,
+        "system": system,
+        "timeline": timeline,
+    }
+    # Of nothing that a server may withhold: it stands in the keys, which all processes must agree on.
+    lineage = hashlib.sha256(f"{id_}\0{database}".encode())
+    scopes = map(Scope, thread_ids or (), namespaces or ())
+    return Look(
+        database=lineage.hexdigest()[:12],
+        facts={name: str(fact) for name, fact in all_facts.items() if fact is not None},
+        signing_key=bytes(signing_key),
+        synchronous_commit=synchronous_commit,
+        attachment=None
+        if generation is None
+        else Attachment(reign, generation, json.loads(facts), unseen_seconds, is_marked),
+        rows=[JournalRow(*each) for each in zip(ids or (), scopes, strict=True)],
+    )
+
+
+async def _askable(conn: Connection) -> dict[str, str]:
+    """Ask for each part by itself: name -> how to ask, `NULL` for what the server withholds.
+
+    A refusal inside a larger statement would fail all of it, and whether it comes is only known at run time.
+    """
+    parts = {}
+    for name, expression in _WITHHOLDABLE.items():
+        try:
+            await conn.execute(cast("Any", _ASK_PART.format(expression=expression)))
+        except psycopg.OperationalError as exc:
+            if exc.sqlstate is None or exc.sqlstate.startswith(("08", "57")):
+                raise
+            parts[name] = "NULL"
+        except psycopg.Error:
+            await conn.rollback()
+            parts[name] = "NULL"
+        else:
+            parts[name] = expression
+    withheld = [name for name, part in parts.items() if part == "NULL"]
+    if withheld:
+        _log.warning(
+            "PostgreSQL does not tell this role its %s: the cache does not notice what changes there alone. "
+            "(A promotion or a recovery is still noticed by the table glasspoint_crash_marks.)",
+            " and ".join(withheld),
+        )
+    return parts
