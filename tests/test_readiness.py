@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -62,6 +63,7 @@ async def test_a_saver_in_its_tier_is_ready(
         assert (status, found["ready"]) == (200, True)
         assert before <= datetime.fromisoformat(saver.pop("since")) <= datetime.now(UTC)
         assert len(saver.pop("epoch")) > 40
+        assert re.fullmatch(r"[0-9a-f]{12}\.[0-9a-f]{16}", saver.pop("identity"))
         assert saver == {
             "saver": "chat",
             "tier": "cached",

@@ -249,6 +249,7 @@ async def test_failing_back_to_the_first_server_brings_nothing_old_back(
         await follow(own_redis, replica)
         await proxy.switch(tcp(replica))
         await thread.put(saver)
+        assert await thread.turn(saver) == 2
         await has_image(own_redis, 2)
         await promote(own_redis)
         await proxy.switch(tcp(own_redis))

@@ -424,6 +424,9 @@ class _Intents:
             )
 
     def untold(self) -> Collection[Scope]:
+        if self._l1.is_absent:
+            self._l1.written.update(intent.scope for intent in self._intents)
+            return []
         return [intent.scope for intent in self._intents if not intent.name]
 
     def committing(self) -> None:
@@ -444,7 +447,7 @@ class _Intents:
             return None
 
         left = [intent for intent in await _for_each(self._intents, drop) if intent is not None]
-        if left and not in_doubt:
+        if left and not in_doubt and not self._l1.is_absent:
             if begun := [intent.scope for intent in left if intent.name]:  # the others are recorded already
                 await self._retries.run(self._operation, lambda: self._journal.record_now(begun))
             self._l1.doubt()

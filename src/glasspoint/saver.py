@@ -356,6 +356,10 @@ class _WriteThrough:
             )
         self._sent_on = connection
         self._sent_at = self._sent_at or perf_counter()
+        if not intent.name and self._l1.is_absent:
+            # The tables may appear while this write is under way: then it is recorded before they are used.
+            self._l1.written.add(self._scope)
+            return False
         self._is_journalled = not intent.name
         return self._is_journalled
 
@@ -393,8 +397,8 @@ class _WriteThrough:
             started = perf_counter()
             result = await (self.forget(intent) if self._in_doubt else commit(intent))
             self._operation.l1_seconds = begin_seconds + perf_counter() - started
-            self._operation.l1_write = result
-            if result == "error":
+            self._operation.l1_write = "skipped" if result == "error" and self._l1.is_absent else result
+            if self._operation.l1_write == "error":
                 await self._fall_behind()
 
         await self._lifetime.settle(follow())

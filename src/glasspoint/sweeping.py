@@ -159,7 +159,7 @@ class Sweeper:
         if self._breaker.is_closed:
             async with self._lock:
                 await self._try(self._sweep_all)
-        else:
+        if not self._breaker.is_closed or not self._cache.is_identified:
             await self._try(self._count)
         pause = self._every * random.uniform(0.8, 1.0)
         return pause if self._breaker.is_closed else min(pause, self._breaker.seconds_to_probe)
@@ -236,8 +236,8 @@ class Sweeper:
                 return "some"
 
     async def _count(self) -> bool:
-        """Redis stays away: say how much is waiting, and see that it does not grow without end."""
-        if monotonic() >= self._count_at:
+        """Redis is not used: say how much is waiting, and see that it does not grow without end."""
+        if not self._cache.is_absent and monotonic() >= self._count_at:
             self._count_at = monotonic() + _COUNT_EVERY_SECONDS
             pending = await self._journal.count()
             if pending >= self._compact_from:

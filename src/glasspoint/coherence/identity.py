@@ -25,10 +25,9 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import psycopg
-
 from glasspoint.identity import Identity
-from glasspoint.telemetry.events import IdentityChanged
+from glasspoint.l2.identity import NoIdentityError
+from glasspoint.telemetry.events import DURABLE, IdentityChanged
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -55,8 +54,6 @@ _DETACHED_SECONDS = 60.0
 
 # More scopes than these are not dropped one by one: the generation is renewed instead.
 _WRITTEN_AT_MOST = 20_000
-
-_DURABLE = ("on", "remote_apply")
 
 # Which fact's change is called what; the first that fits.
 _REASONS: tuple[tuple[str, IdentityReason], ...] = (
@@ -137,18 +134,8 @@ class IdentityKeeper:
         self._cache.written = set()
         try:
             look = await self._identities.look(limit=limit, after=after)
-        except psycopg.errors.InsufficientPrivilege:
-            await self._leave(_MAY_NOT)
-            return Found("unusable")
-        except psycopg.errors.FeatureNotSupported:
-            await self._leave(_STANDBY)
-            return Found("unusable")
-        if look is None:
-            self._written = set()  # there are no rows that anybody could miss
-            self._no_tables_since = self._no_tables_since or monotonic()
-            # Not while `setup` is about to make them.
-            is_late = monotonic() - self._no_tables_since > _SETUP_TAKES_SECONDS
-            await self._leave(_NO_TABLES if is_late else None)
+        except NoIdentityError as exc:
+            await self._no_identity(exc)
             return Found("unusable")
         self._no_tables_since = None
         self._check_durability(look)
@@ -165,12 +152,12 @@ class IdentityKeeper:
             return
         try:
             look = await self._identities.look_on(connection)
-        except psycopg.Error as exc:
+        except Exception as exc:
             # The call that wanted the connection meets this, too.
             _log.debug("a new connection was not looked at (%s)", type(exc).__name__)
             return
-        row = look.attachment if look else None
-        if look and row and row.generation == identity.generation and not look.changed and row.is_marked:
+        row = look.attachment
+        if row and row.generation == identity.generation and not look.changed and row.is_marked:
             return
         if self._identity is identity:
             self._forget()
@@ -178,6 +165,16 @@ class IdentityKeeper:
                 self._cache.wake()
 
     # ---------------------------------------------------------------- helpers
+
+    async def _no_identity(self, error: NoIdentityError) -> None:
+        if error.reason == "tables":
+            self._written = set()  # no process can miss them
+            self._no_tables_since = self._no_tables_since or monotonic()
+            if not self._cache.is_absent:
+                self._forget(is_absent=True)
+            if monotonic() - self._no_tables_since < _SETUP_TAKES_SECONDS:
+                return
+        await self._leave(_NO_IDENTITY[error.reason])
 
     async def _settle(self, look: Look) -> Literal["fits", "changed", "unusable"]:
         row, server = look.attachment, self._cache.server
@@ -273,19 +270,19 @@ class IdentityKeeper:
             self._detached_at = monotonic()
         await self._leave(_DETACHED)
 
-    async def _leave(self, why: str | None) -> None:
+    async def _leave(self, why: str) -> None:
         """Use no keys at all, and say why, once."""
         if self._cache.is_identified or self._identity is not None:
             await self._record_written()
             self._forget()
-        if why is not None and why not in self._warned:
+        if why not in self._warned:
             self._warned.add(why)
             _log.warning(why)
 
-    def _forget(self) -> None:
+    def _forget(self, *, is_absent: bool = False) -> None:
         self._identity = None
         self._vitals.identity = None
-        self._cache.identify(None)
+        self._cache.identify(None, is_absent=is_absent)
 
     async def _record_written(self) -> None:
         """See that nobody believes, under other keys, what stood there before these writes."""
@@ -297,7 +294,7 @@ class IdentityKeeper:
 
     def _check_durability(self, look: Look) -> None:
         self._vitals.synchronous_commit = look.synchronous_commit
-        if look.synchronous_commit not in _DURABLE and "durability" not in self._warned:
+        if look.synchronous_commit not in DURABLE and "durability" not in self._warned:
             self._warned.add("durability")
             _log.warning(
                 "PostgreSQL's synchronous_commit is %r on the saver's connections: it acknowledges writes "
@@ -314,19 +311,15 @@ _WHAT_CHANGED: dict[IdentityReason, str] = {
     "generation": "No process has used the cache for {minutes} minutes, so that writes of other software may "
     "be unknown",
 }
-_NO_TABLES = (
-    "The tables of the cache are not there, so that Redis is not used: PostgreSQL answers alone. Call "
-    "`await saver.setup()` once, as after every upgrade."
-)
-_MAY_NOT = (
-    "The role that the saver connects with may not use the tables of the cache, so that Redis is not used: "
-    "PostgreSQL answers alone. GRANT SELECT ON glasspoint_identity, and SELECT, INSERT, UPDATE, DELETE ON "
-    "glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks."
-)
-_STANDBY = (
-    "PostgreSQL is a standby, which lags behind its primary: Redis is not used, and the standby answers "
-    "alone. Connect to the primary."
-)
+_NO_IDENTITY = {
+    "tables": "The tables of the cache are not there, so that Redis is not used: PostgreSQL answers alone. "
+    "Call `await saver.setup()` once, as after every upgrade.",
+    "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis is "
+    "not used: PostgreSQL answers alone. GRANT SELECT ON glasspoint_identity, and SELECT, INSERT, UPDATE, "
+    "DELETE ON glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks.",
+    "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the standby "
+    "answers alone. Connect to the primary.",
+}
 _DETACHED = (
     "Another process uses another Redis for the cache of this name (key_prefix): this process leaves its "
     "Redis alone, and PostgreSQL answers alone. One cache needs one Redis: give both the same REDIS_URL, or "

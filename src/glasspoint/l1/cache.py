@@ -148,6 +148,7 @@ class Cache:
         self._breaker = breaker or Breaker()
         self._doubts = 0
         self._believed_at: int | None = None
+        self._is_absent = False
         self.regain_trust: Callable[[], Awaitable[bool]] | None = None
         """Awaited by a read that must not believe what stands here: sees to it that the journal is swept, and
         answers whether that was done. `None`: there is no journal, and everything is believed."""
@@ -195,16 +196,25 @@ class Cache:
         return self._epochs.known is not None
 
     @property
+    def is_absent(self) -> bool:
+        """Whether PostgreSQL has no tables for a cache, so that no process uses one on this database."""
+        return self._is_absent
+
+    @property
     def root(self) -> str:
         """What the keys of all epochs begin with."""
         return self._epochs.root
 
-    def identify(self, identity: Identity | None) -> None:
+    def identify(self, identity: Identity | None, *, is_absent: bool = False) -> None:
         """Use the keys of this identity from now on; `None`: of none, which makes L1 unavailable.
 
         Nothing that stands under them is believed before the journal is swept.
+
+        Args:
+            is_absent: No process can have an identity, so that nobody must be told of a write.
         """
         self._doubts += 1
+        self._is_absent = is_absent
         self._epochs.identify(identity)
 
     async def connect(self, *, anew: bool = False) -> Server:
@@ -260,6 +270,8 @@ class Cache:
             doubts = self._doubts
             try:
                 answer = await self._run("read", scope, _new_token(), wanted, self._ttl_ms, self._intent_ms)
+            except UnidentifiedError:
+                continue  # it is another server than before: the identity comes first
             except L1Error:
                 break
             if doubts != self._doubts:

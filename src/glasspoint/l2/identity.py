@@ -28,11 +28,12 @@ import hashlib
 import json
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import psycopg
 from psycopg.rows import tuple_row
 
+from glasspoint.errors import GlasspointError
 from glasspoint.scope import Scope
 from glasspoint.telemetry.logs import get_logger
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     Connection = psycopg.AsyncConnection[DictRow]
 
-__all__ = ["BARRIER", "Attachment", "Identities", "JournalRow", "Look"]
+__all__ = ["BARRIER", "Attachment", "Identities", "JournalRow", "Look", "NoIdentityError"]
 
 _log = get_logger("glasspoint.l2")
 
@@ -82,6 +83,15 @@ LEFT JOIN LATERAL (
 ) AS j ON true
 """
 
+# A standby has no unlogged tables.
+_NO_IDENTITY: tuple[tuple[type[psycopg.Error], Literal["tables", "privilege", "standby"]], ...] = (
+    (psycopg.errors.UndefinedTable, "tables"),
+    (psycopg.errors.UndefinedColumn, "tables"),
+    (psycopg.errors.InsufficientPrivilege, "privilege"),
+    (psycopg.errors.FeatureNotSupported, "standby"),
+    (psycopg.errors.ObjectNotInPrerequisiteState, "standby"),
+)
+
 # Only from what the caller has seen: of several processes that renew at once, one does.
 _RENEW = """/* glasspoint */
 WITH renewed AS (
@@ -112,6 +122,19 @@ _BARRIER_TIMEOUT = "200ms"
 # The triggers note foreign writes for an hour after a cache was seen last. Some minutes less, because the
 # two are not compared at the same moment.
 _FORGOTTEN_SECONDS = 55 * 60.0
+
+
+class NoIdentityError(GlasspointError):
+    """PostgreSQL tells no identity, so that there can be no cache.
+
+    Attributes:
+        reason: `tables`: `setup` has not made them; `privilege`: this role may not use them; `standby`: this
+            server lags behind its primary.
+    """
+
+    def __init__(self, reason: Literal["tables", "privilege", "standby"]) -> None:
+        super().__init__(f"PostgreSQL tells no identity: {reason}")
+        self.reason = reason
 
 
 class JournalRow(NamedTuple):
@@ -189,23 +212,21 @@ class Identities:
         """The facts that the server refuses to tell, as far as it was asked."""
         return [name for name, part in (self._parts or {}).items() if part == "NULL"]
 
-    async def look(self, *, limit: int = 0, after: int = 0) -> Look | None:
+    async def look(self, *, limit: int = 0, after: int = 0) -> Look:
         """Look at the identity and at the journal, in one statement.
 
         Args:
             limit: How many rows of the journal to return at most.
             after: Only rows with a greater id.
 
-        Returns:
-            `None` if setup() has not made the tables.
-
         Raises:
-            psycopg.Error: PostgreSQL does not answer, or refuses.
+            NoIdentityError: PostgreSQL tells none.
+            psycopg.Error: PostgreSQL does not answer, or refuses otherwise.
         """
         async with self._store._checkout() as conn:
             return await self.look_on(conn, limit=limit, after=after)
 
-    async def look_on(self, conn: Connection, *, limit: int = 0, after: int = 0) -> Look | None:
+    async def look_on(self, conn: Connection, *, limit: int = 0, after: int = 0) -> Look:
         """As `look`, on a connection at hand."""
         if self._parts is None:
             self._parts = await _askable(conn)
@@ -214,13 +235,16 @@ class Identities:
             async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                 await cursor.execute(cast("Any", _LOOK.format(**self._parts)), params)
                 row = await cursor.fetchone()
-        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
-            await conn.rollback()
-            return None
-        except psycopg.Error:
+        except psycopg.Error as exc:
             self._parts = None  # perhaps another server, which tells less
+            for kind, reason in _NO_IDENTITY:
+                if isinstance(exc, kind):
+                    await conn.rollback()
+                    raise NoIdentityError(reason) from exc
             raise
-        return None if row is None else _look(row)
+        if row is None:
+            raise NoIdentityError("tables")
+        return _look(row)
 
     async def renew(self, look: Look, reign: str) -> str | None:
         """Make a new generation, attached to a Redis.

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from glasspoint._version import __version__
 from glasspoint.telemetry.catalogue import METRICS
+from glasspoint.telemetry.events import DURABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,7 @@ READ_AT_SCRAPE = (
     "redis_pool_connections",
     "l1_breaker_open",
     "l1_journal_pending",
+    "l2_asynchronous_commit",
     "active_tier",
     "storage_bytes",
     "storage_rows",
@@ -121,6 +123,9 @@ class SaverCollector(Collector):
                 yield Figure("l1_breaker_open", (name,), float(is_open))
                 pending = max(v.journal_pending for v in cached)  # they look at one table
                 yield Figure("l1_journal_pending", (name,), pending)
+            settings = {v.synchronous_commit for v in cached if v.synchronous_commit is not None}
+            if settings:
+                yield Figure("l2_asynchronous_commit", (name,), float(not settings <= DURABLE))
             tiers = {v.tier for v in open_ if v.active}
             for tier in TIERS:
                 yield Figure("active_tier", (name, tier), float(tier in tiers))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from glasspoint.scope import Scope
 
 __all__ = [
+    "DURABLE",
     "Audited",
     "BreakerChanged",
     "BreakerState",
@@ -72,6 +73,9 @@ InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tam
 IdentityReason = Literal["database", "timeline", "crash", "truncated", "generation"]
 Verdict = Literal["consistent", "stale", "raced"]
 BreakerState = Literal["closed", "open", "half_open"]
+
+DURABLE = frozenset(("on", "remote_apply"))
+"""The settings of `synchronous_commit` with which a crash loses nothing that was acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
