@@ -113,6 +113,8 @@ class IdentityKeeper:
         self._detached_at: float | None = None
         self._written: set[Scope] = set()  # before the look under way began
         self._no_tables_since: float | None = None
+        self.is_purged = False
+        """Whether the entries of older generations were deleted."""
         self._warned: set[str] = set()
 
     @property
@@ -262,6 +264,7 @@ class IdentityKeeper:
 
     async def _confirm(self, row: Attachment) -> None:
         self._written.clear()
+        self.is_purged = row.is_purged
         if row.unseen_seconds > _SAY_SEEN_SECONDS:
             await self._identities.say_seen(row.generation)
 
@@ -314,11 +317,11 @@ _WHAT_CHANGED: dict[IdentityReason, str] = {
 _NO_IDENTITY = {
     "tables": "The tables of the cache are not there, so that Redis is not used: PostgreSQL answers alone. "
     "Call `await saver.setup()` once, as after every upgrade.",
-    "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis is "
-    "not used: PostgreSQL answers alone. GRANT SELECT ON glasspoint_identity, and SELECT, INSERT, UPDATE, "
+    "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis "
+    "is not used: PostgreSQL answers alone. GRANT SELECT ON glasspoint_identity, and SELECT, INSERT, UPDATE, "
     "DELETE ON glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks.",
-    "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the standby "
-    "answers alone. Connect to the primary.",
+    "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the "
+    "standby answers alone. Connect to the primary.",
 }
 _DETACHED = (
     "Another process uses another Redis for the cache of this name (key_prefix): this process leaves its "

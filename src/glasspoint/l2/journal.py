@@ -68,7 +68,7 @@ ON CONFLICT DO NOTHING
     """
 CREATE TABLE IF NOT EXISTS glasspoint_caches (
     cache text PRIMARY KEY, reign text NOT NULL, generation text NOT NULL, facts jsonb NOT NULL,
-    seen_at timestamptz NOT NULL
+    seen_at timestamptz NOT NULL, is_purged boolean NOT NULL DEFAULT false, purging_at timestamptz
 )
 """,
     "CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_crash_marks (generation text PRIMARY KEY)",
