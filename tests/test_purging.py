@@ -1,4 +1,4 @@
-"""What is deleted is gone: entries of the past, which no process reads, do not stay in Redis until they expire."""
+"""What is deleted is gone: entries of the past, which no process reads, do not stay until they expire."""
 
 from __future__ import annotations
 
