@@ -25,6 +25,7 @@ from steps import until
 
 SCOPE = Scope("t", "")
 SERDE = JsonPlusSerializer()
+SIGNER = Signer(b"a key of 16 byte")
 
 
 def make_put(number: int, values: dict[str, Any] | None = None, **versions: str) -> EncodedPut:
@@ -49,15 +50,6 @@ def make_writes(value: Any, task_id: str = "task") -> list[EncodedWrite]:
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     async with Redis.from_url(redis_url) as client:
         yield client
-
-
-SIGNER: Signer | None = None
-
-
-@pytest.fixture(autouse=True, params=["unsigned", "signed"])
-def signer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "signed":
-        monkeypatch.setitem(globals(), "SIGNER", Signer(b"a key of 16 byte"))
 
 
 def make_cache(redis: Redis, *, intent_seconds: float = 60) -> Cache:

@@ -58,6 +58,8 @@ _INTENT_MARGIN_SECONDS = 5.0
 # How long a server may take to answer when somebody asks whether it does.
 _SIGN_OF_LIFE_SECONDS = 0.5
 
+_PLACEHOLDER_SECRET = b"replaced by the identity's key"  # replaced by the identity's key
+
 
 class ManagedSaver(SyncFace):
     """The two tiers, opened and closed together; `CachedPostgresSaver` reads and writes through them."""
@@ -151,7 +153,7 @@ class ManagedSaver(SyncFace):
             intent_seconds=_DEADLINES_AN_INTENT_LASTS * write_deadline_seconds + _INTENT_MARGIN_SECONDS,
             timeout_seconds=l1_timeout,
             breaker=self._breaker,
-            signer=None if l1_signing_key is None else Signer(l1_signing_key),
+            signer=Signer(_PLACEHOLDER_SECRET if l1_signing_key is None else l1_signing_key),
             packer=packer_of(l1_compression, l1_compression_min_bytes),
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)

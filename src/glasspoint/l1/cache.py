@@ -117,8 +117,8 @@ class Cache:
         ttl_seconds: float,
         intent_seconds: float,
         timeout_seconds: float,
+        signer: Signer,
         breaker: Breaker | None = None,
-        signer: Signer | None = None,
         packer: Packer | None = None,
     ) -> None:
         """Args:
@@ -128,8 +128,8 @@ class Cache:
         ttl_seconds: How long an entry lives after its last use.
         intent_seconds: How long a write may take; longer than the deadline that L2 enforces.
         timeout_seconds: How long one step may take.
-        breaker: Whether Redis is asked at all; by default one of its own.
         signer: Signs what is stored, and what it did not sign is not believed.
+        breaker: Whether Redis is asked at all; by default one of its own.
         packer: Compresses what is stored; what is read may be compressed or not, either way.
         """
         self._redis = redis
@@ -323,7 +323,7 @@ class Cache:
         if not is_ordered_id(checkpoint_id):  # of no image, and `w:` fields are told apart by its length
             return "skipped" if await self.abort(intent) else "error"
         fields = entry.write_fields(intent.scope, checkpoint_id, writes, self._signer, self._packer)
-        names = entry.write_fields(intent.scope, checkpoint_id, ignored)[::2]
+        names = entry.write_names(checkpoint_id, ignored)
         return await self._commit(
             "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), len(names), *names, *fields
         )
@@ -462,7 +462,7 @@ class Cache:
         _log.warning(
             "An entry in L1 (Redis) was refused, of thread %r, namespace %r: %s. PostgreSQL answers, and the "
             "entry is replaced. Somebody who can write to this Redis changed it, unless another process has "
-            "another l1_signing_key, or none. (%d refused since the last such line; at most one in %d s.)",
+            "another l1_signing_key. (%d refused since the last such line; at most one in %d s.)",
             *scope,
             exc,
             self._tampered_since,
