@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from glasspoint.identity import Identity
 from glasspoint.l2.identity import NoIdentityError
+from glasspoint.l2.schema import GRANTS
 from glasspoint.telemetry.events import DURABLE, IdentityChanged
 from glasspoint.telemetry.logs import get_logger
 
@@ -326,8 +327,7 @@ _NO_IDENTITY = {
     "tables": "The tables of the cache are not there, so that Redis is not used: PostgreSQL answers alone. "
     "Call `await saver.setup()` once, as after every upgrade.",
     "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis "
-    "is not used: PostgreSQL answers alone. GRANT SELECT ON glasspoint_identity, and SELECT, INSERT, UPDATE, "
-    "DELETE ON glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks.",
+    f"is not used: PostgreSQL answers alone. {GRANTS}.",
     "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the "
     "standby answers alone. Connect to the primary.",
 }
