@@ -571,8 +571,8 @@ def _warn_of_missing_triggers(conn: Connection, schema: str) -> None:
         return
     _warned.add(about)
     _log.warning(
-        "The cache is not told what other software writes to the checkpoint tables (AsyncPostgresSaver, psql, a "
-        "restore): until an entry expires, reads may return the state before such a write. The role %r may "
+        "The cache is not told what other software (AsyncPostgresSaver, psql) writes to the tables: "
+        "until an entry expires, reads may return the state before such a write. The role %r may "
         "not make the triggers that tell the cache. Let the owner of checkpoints, checkpoint_blobs and "
         "checkpoint_writes call setup() once. If no other software writes there, set "
         'foreign_writes="ignore".',
