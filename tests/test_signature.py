@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
 import pytest
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
@@ -178,6 +179,31 @@ async def test_whatever_is_changed_postgres_answers_and_the_entry_is_replaced(
         assert await signed.read(thread) == (expected, "incomplete"), what
         assert signed.dropped["tampered"] - tampered == (what not in INCOMPLETE), what
         assert await signed.read(thread) == (expected, "hit"), what
+
+
+@pytest.mark.parametrize("stored_by", ["put", "warm-up"])
+async def test_without_its_field_a_snapshot_of_a_delta_channel_is_not_what_marks_its_place(
+    stored_by: str, signed: Signed, database: str
+) -> None:
+    """The head has `True` where the snapshot belongs; that is no value."""
+    thread, name = Thread("delta"), b"c:log"
+    await thread.put(signed.saver, log=_DeltaSnapshot(["old"]), flag=True)
+    older = await signed.entry(thread)
+    await thread.put(signed.saver, log=_DeltaSnapshot(["new"]), flag=True)
+    if stored_by == "warm-up":
+        await signed.redis.delete(signed.key(thread))
+        await signed.read(thread)
+    right = await signed.entry(thread)
+    async with open_upstream(database) as upstream:
+        expected = exact(await upstream.aget_tuple(thread.config))
+    assert await signed.read(thread) == (expected, "hit")
+    for fields in (
+        {each: value for each, value in right.items() if each != name},
+        right | {name: older[name]},
+    ):
+        await signed.plant(thread, fields)
+        assert await signed.read(thread) == (expected, "incomplete")
+        assert await signed.read(thread) == (expected, "hit")
 
 
 async def test_what_a_signature_does_not_show(signed: Signed) -> None:

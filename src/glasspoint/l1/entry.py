@@ -3,9 +3,12 @@
 | field | holds |
 |---|---|
 | `id` | checkpoint id of the image |
-| `head` | JSON (scope, parent id, metadata, the checkpoint without the values kept per channel), signature |
+| `head` | JSON (scope, parent id, snapshots, metadata, checkpoint without the values of fields), signature |
 | `c:<channel>` | version NUL type NUL value signature, or version NUL signature: no value at this version |
 | `w:<checkpoint id>:<task id>:<idx>` | channel NUL type NUL task path NUL value signature |
+
+Snapshots are the channels that have both: a field, and a mark in the checkpoint where the value belongs. So
+LangGraph stores snapshots of delta channels. Without its field such a channel is incomplete.
 
 The signature (see `signature`) is made of all that stands before it, with the scope and the field's name; of
 the head also with the checkpoint id. A field is verified before anything parses it. Two things happen before
@@ -78,8 +81,9 @@ def image_fields(stored: StoredCheckpoint, signer: Signer, packer: Packer | None
     """Return a whole image as field, value, field, value …, for WARM_UP."""
     scope_signer = signer.of(stored.scope)
     fields: list[bytes | str] = ["id", stored.checkpoint_id]
-    fields += _head(stored.scope, stored, scope_signer, packer)
     inline = stored.document.get("channel_values") or {}
+    snapshots = [channel for channel in stored.values if channel in inline]
+    fields += _head(stored.scope, stored, snapshots, scope_signer, packer)
     for channel, version in stored.document["channel_versions"].items():
         if channel in stored.values:
             fields += _channel(channel, *stored.values[channel], scope_signer, packer)
@@ -93,7 +97,7 @@ def put_fields(
 ) -> list[bytes | str]:
     """Return what a put changes, as field, value, …: the head and the channels with new values."""
     scope_signer = signer.of(scope)
-    fields = _head(scope, put, scope_signer, packer)
+    fields = _head(scope, put, put.snapshots, scope_signer, packer)
     for channel, (version, value) in put.blobs.items():
         fields += _channel(channel, version, value, scope_signer, packer)
     return fields
@@ -161,7 +165,7 @@ def _decode(scope: Scope, fields: Sequence[bytes], signer: Signer) -> StoredChec
         wanted = version_text(version)
         start = wanted.encode() + b"\0"
         if signed is None or not signed.startswith(start):
-            if channel in inline:
+            if channel in inline and channel not in head["snapshots"]:
                 continue
             raise UnusableImageError("incomplete: a channel has another version here")
         raw = verified(name, signed)
@@ -209,10 +213,14 @@ def _type_and_data(value: Encoded, packer: Packer | None) -> tuple[bytes, bytes]
 
 
 def _head(
-    scope: Scope, of: StoredCheckpoint | EncodedPut, signer: ScopeSigner, packer: Packer | None
+    scope: Scope,
+    of: StoredCheckpoint | EncodedPut,
+    snapshots: list[str],
+    signer: ScopeSigner,
+    packer: Packer | None,
 ) -> list[bytes | str]:
     # Joined, not dumped: the two long parts are JSON already.
-    start = json.dumps({"format": _FORMAT, "scope": scope, "parent_id": of.parent_id})
+    start = json.dumps({"format": _FORMAT, "scope": scope, "parent_id": of.parent_id, "snapshots": snapshots})
     text = f'{start[:-1]}, "metadata": {of.metadata_json}, "checkpoint": {of.document_json}}}'
     head = text.encode()
     frame = packer.pack(head) if packer else None
