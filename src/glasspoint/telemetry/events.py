@@ -231,6 +231,7 @@ class Vitals:
         breaker: Where the breaker in front of L1 stands; `None` where there is none.
         journal_pending: How many rows of the journal were not swept when somebody last looked.
         identity: Of L2, as it stands in the keys of L1; `None` while L1 is not used.
+        withheld: The parts of the identity that PostgreSQL does not tell this role.
         synchronous_commit: PostgreSQL's setting, on the saver's connections; `None` if it is not known.
         storage: Returns what is known of the tables' sizes, and sees that it is renewed. From any thread;
             waits for nobody. `None` where there is no PostgreSQL.
@@ -249,6 +250,7 @@ class Vitals:
     breaker: BreakerState | None = None
     journal_pending: int = 0
     identity: str | None = None
+    withheld: tuple[str, ...] = ()
     synchronous_commit: str | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
 
