@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, cast
 import psycopg
 from psycopg.rows import tuple_row
 
+from glasspoint.l2.schema import GRANTS
+from glasspoint.l2.statements import OWN
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -37,51 +39,9 @@ if TYPE_CHECKING:
 
     Connection = psycopg.AsyncConnection[DictRow]
 
-__all__ = ["MIGRATIONS", "Journal", "is_up_to_date", "journalled"]
+__all__ = ["Journal", "journalled"]
 
 _log = get_logger("glasspoint.l2")
-
-MIGRATIONS = (
-    """
-CREATE TABLE IF NOT EXISTS glasspoint_l1_journal (
-    cache text NOT NULL,
-    id bigint GENERATED ALWAYS AS IDENTITY,
-    thread_id text NOT NULL,
-    checkpoint_ns text NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (cache, id)
-)
-""",
-    "ALTER TABLE glasspoint_l1_journal ADD COLUMN IF NOT EXISTS source text",
-    """
-CREATE TABLE IF NOT EXISTS glasspoint_identity (
-    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton), id text NOT NULL, content_id text NOT NULL,
-    signing_key bytea NOT NULL
-)
-""",
-    """
-INSERT INTO glasspoint_identity (id, content_id, signing_key)
-VALUES (gen_random_uuid()::text, gen_random_uuid()::text,
-    sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())))
-ON CONFLICT DO NOTHING
-""",
-    """
-CREATE TABLE IF NOT EXISTS glasspoint_caches (
-    cache text PRIMARY KEY, reign text NOT NULL, generation text NOT NULL, facts jsonb NOT NULL,
-    seen_at timestamptz NOT NULL
-)
-""",
-    "CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_crash_marks (generation text PRIMARY KEY)",
-)
-"""Each may run again. The table is up to date if it has all `_COLUMNS`: a later version adds a statement here
-(`ALTER TABLE … ADD COLUMN IF NOT EXISTS …`) and its column there."""
-
-_COLUMNS = ("cache", "id", "thread_id", "checkpoint_ns", "created_at", "source")
-
-_IS_UP_TO_DATE = """
-SELECT count(*) = cardinality(%(columns)s::text[]) FROM pg_attribute
-WHERE attrelid = to_regclass('glasspoint_l1_journal') AND attname = ANY(%(columns)s) AND NOT attisdropped
-"""
 
 _RECORD = """
 INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
@@ -189,8 +149,7 @@ class Journal:
         except psycopg.errors.InsufficientPrivilege:
             self._warn(
                 "The role that the saver connects with may not use the table glasspoint_l1_journal, so the "
-                "cache is not used: PostgreSQL answers alone. GRANT SELECT, INSERT, UPDATE, DELETE ON "
-                "glasspoint_l1_journal."
+                f"cache is not used: PostgreSQL answers alone. {GRANTS}."
             )
             raise
 
@@ -201,17 +160,9 @@ class Journal:
             _log.warning(message)
 
 
-async def is_up_to_date(conn: Connection) -> bool:
-    """Tell whether the journal's table is there as this version needs it."""
-    async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", _IS_UP_TO_DATE), {"columns": list(_COLUMNS)})
-        row = await cursor.fetchone()
-    return row is not None and bool(row[0])
-
-
 @functools.cache
 def journalled(statement: str) -> str:
     """Return a statement that also records scopes (`Journal.params`), in one and the same transaction."""
-    text = statement.strip()
+    text = statement.removeprefix(OWN).strip()
     rest = f", {text.removeprefix('WITH ')}" if text.startswith("WITH ") else f" {text}"
-    return f"WITH journalled AS ({_RECORD}){rest}"
+    return f"{OWN}WITH journalled AS ({_RECORD}){rest}"
