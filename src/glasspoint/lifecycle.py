@@ -12,6 +12,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from glasspoint.audit import Auditor
 from glasspoint.blocking import Opening, SyncFace
 from glasspoint.coherence.identity import IdentityKeeper
+from glasspoint.coherence.purging import Purger
 from glasspoint.errors import (
     ConfigurationError,
     L1Error,
@@ -185,6 +186,7 @@ class ManagedSaver(SyncFace):
             vitals,
             every_seconds=sweep_interval_seconds,
             timeout_seconds=l1_timeout,
+            purger=Purger(self._l1, self._l2.identities, self._identity),
         )
         self._sweeper.start()
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from glasspoint.coherence.identity import IdentityKeeper
+    from glasspoint.coherence.purging import Purger
     from glasspoint.l1.breaker import Breaker
     from glasspoint.l1.cache import Cache
     from glasspoint.l2.journal import Journal
@@ -74,6 +75,7 @@ class Sweeper:
         *,
         every_seconds: float,
         timeout_seconds: float,
+        purger: Purger | None = None,
     ) -> None:
         """Args:
         cache: What is dropped from, and trusted or not.
@@ -84,6 +86,7 @@ class Sweeper:
         vitals: Where it is written down how many rows wait.
         every_seconds: How often, in the background.
         timeout_seconds: How long a read waits for it.
+        purger: Deletes what older epochs have left; `None`: it stays until it expires.
         """
         self._cache = cache
         self._journal = journal
@@ -93,6 +96,7 @@ class Sweeper:
         self._vitals = vitals
         self._every = every_seconds
         self._timeout = timeout_seconds
+        self._purger = purger
         self._lock = asyncio.Lock()
         self._attempts = 0
         self._not_before = 0.0
@@ -163,6 +167,15 @@ class Sweeper:
             await self._try(self._count)
         pause = self._every * random.uniform(0.8, 1.0)
         return pause if self._breaker.is_closed else min(pause, self._breaker.seconds_to_probe)
+
+    async def tidy(self) -> None:
+        """What is done after a round, when there is time: delete a part of what older epochs have left."""
+        if self._purger is not None and self._cache.trusted and self._breaker.is_closed:
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await self._purger.advance()
+            except Exception as exc:
+                _log.debug("entries of older epochs are yet to be deleted (%s)", type(exc).__name__)
 
     # ---------------------------------------------------------------- helpers
 
@@ -260,4 +273,5 @@ async def _keep_sweeping(sweeper_ref: weakref.ref[Sweeper], soon: asyncio.Event)
         if sweeper is None:
             return
         pause = await sweeper.round()
+        await sweeper.tidy()
         del sweeper

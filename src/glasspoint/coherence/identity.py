@@ -109,10 +109,13 @@ class IdentityKeeper:
         self._known: Identity | None = None  # the last one in use
         self._renewed: str | None = None  # the generation that this process has made itself
         self._facts: dict[str, str] = {}
+        self._position: int | None = None  # of PostgreSQL's log, at the last look
         self._reign: str | None = None  # of the Redis that this process was attached to last
         self._detached_at: float | None = None
         self._written: set[Scope] = set()  # before the look under way began
         self._no_tables_since: float | None = None
+        self.is_purged = False
+        """Whether the entries of older generations were deleted."""
         self._warned: set[str] = set()
 
     @property
@@ -157,7 +160,8 @@ class IdentityKeeper:
             _log.debug("a new connection was not looked at (%s)", type(exc).__name__)
             return
         row = look.attachment
-        if row and row.generation == identity.generation and not look.changed and row.is_marked:
+        is_same = row is not None and row.generation == identity.generation and row.is_marked
+        if is_same and not look.changed and not self._is_set_back(look):
             return
         if self._identity is identity:
             self._forget()
@@ -203,6 +207,9 @@ class IdentityKeeper:
 
     def _reason_to_renew(self, look: Look) -> IdentityReason | None:
         row = look.attachment
+        is_set_back, self._position = self._is_set_back(look), look.position
+        if is_set_back:
+            return "timeline"
         if row is None:
             return None
         changed = look.changed
@@ -212,6 +219,9 @@ class IdentityKeeper:
         if not row.is_marked:
             return "crash"
         return "generation" if row.is_forgotten else None
+
+    def _is_set_back(self, look: Look) -> bool:
+        return look.position is not None and look.position < (self._position or 0)
 
     def _may_attach(self, reign: str) -> bool:
         """Whether this process may attach the cache, which another Redis has: at its opening, when its own
@@ -262,6 +272,7 @@ class IdentityKeeper:
 
     async def _confirm(self, row: Attachment) -> None:
         self._written.clear()
+        self.is_purged = row.is_purged
         if row.unseen_seconds > _SAY_SEEN_SECONDS:
             await self._identities.say_seen(row.generation)
 
@@ -314,11 +325,11 @@ _WHAT_CHANGED: dict[IdentityReason, str] = {
 _NO_IDENTITY = {
     "tables": "The tables of the cache are not there, so that Redis is not used: PostgreSQL answers alone. "
     "Call `await saver.setup()` once, as after every upgrade.",
-    "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis is "
-    "not used: PostgreSQL answers alone. GRANT SELECT ON glasspoint_identity, and SELECT, INSERT, UPDATE, "
+    "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis "
+    "is not used: PostgreSQL answers alone. GRANT SELECT ON glasspoint_identity, and SELECT, INSERT, UPDATE, "
     "DELETE ON glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks.",
-    "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the standby "
-    "answers alone. Connect to the primary.",
+    "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the "
+    "standby answers alone. Connect to the primary.",
 }
 _DETACHED = (
     "Another process uses another Redis for the cache of this name (key_prefix): this process leaves its "

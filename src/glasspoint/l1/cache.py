@@ -62,6 +62,8 @@ _PATIENCE_SECONDS = 0.002
 # How many entries are dropped at a time for the journal.
 _SCOPES_AT_ONCE = 16
 
+_KEYS_A_SCAN = 1000
+
 # How often a read is sent again because something went wrong with Redis while it was under way.
 _READS = 3
 
@@ -153,7 +155,7 @@ class Cache:
         """Awaited by a read that must not believe what stands here: sees to it that the journal is swept, and
         answers whether that was done. `None`: there is no journal, and everything is believed."""
         self.wake: Callable[[], object] | None = None
-        """Called when a step finds no identity: somebody is to see to it."""
+        """Called when a sweep should not wait for its time: the identity is to be looked at."""
         self.written: set[Scope] = set()
         """The scopes that this process has changed here, for `coherence.identity` to take away."""
 
@@ -431,6 +433,39 @@ class Cache:
             return await self.refuse(scope, dict(zip(fields[::2], fields[1::2], strict=False))[b"id"])
         return Reading("hit", image=image, fields=fields)
 
+    async def purge_some(self, cursor: int) -> int:
+        """Delete entries that no process believes any more, among the next keys.
+
+        Args:
+            cursor: Where to go on; 0 for the beginning.
+
+        Returns:
+            Where to go on next; 0 if that is done, or if this user may not.
+
+        Raises:
+            L1Error: Redis does not do its part.
+        """
+        epoch = self.epoch
+        if epoch is None:
+            raise UnidentifiedError("The identity of PostgreSQL is not known: nothing is deleted.")
+        redis: Any = self._redis
+        try:
+            cursor, keys = await self._in_time(
+                lambda: redis.scan(cursor, match=f"{self.root}*".encode(), count=_KEYS_A_SCAN)
+            )
+            if doomed := [key for key in keys if self._epochs.is_past(key, epoch)]:
+                await self._in_time(redis.unlink, *doomed)
+        except ResponseError as exc:
+            _log.info(
+                "Entries of older epochs are not deleted from Redis (%s): they stay until they expire. Allow "
+                "the user SCAN and UNLINK.",
+                type(exc).__name__,
+            )
+            return 0
+        except Exception as exc:
+            raise self._unavailable(exc) from exc
+        return int(cursor)
+
     async def _confirmed(self, step: str, scope: Scope, *args: Any) -> bool:
         try:
             await self._run(step, scope, *args)
@@ -456,10 +491,7 @@ class Cache:
                 evalsha = self._evalsha_on_probe if is_probe else self._evalsha
                 answer = await evalsha(step, scope, *args)
         except UnidentifiedError:
-            # Nothing is wrong with Redis, and nothing was sent. The next sweep sees to it.
-            if self.wake is not None:
-                self.wake()
-            raise
+            raise  # nothing is wrong with Redis, and nothing was sent
         except (RedisError, OSError, TimeoutError, L1Error) as exc:
             raise self._unavailable(exc) from exc
         self._answered()
@@ -547,6 +579,8 @@ class Cache:
 
     def _server_changed(self, server: Server, previous: Server | None) -> None:
         self._doubts += 1
+        if self.wake is not None:
+            self.wake()
         if previous is not None:
             self._telemetry.note(EpochChanged())
             _log.warning(

@@ -146,6 +146,19 @@ class EpochKeeper:
         """Return the key that probes write to. No entry's key: that holds braces."""
         return f"{self.root}{server.reign}:probe".encode()
 
+    def is_past(self, key: bytes, epoch: Epoch) -> bool:
+        """Tell whether no process believes what stands under a key: it is of another reign, or of another
+        generation of this epoch's database."""
+        reign, _, rest = key.decode(errors="replace").removeprefix(self.root).partition(":")
+        name, is_entry, _ = rest.partition(":{")
+        if not is_entry:
+            return False
+        database, _, generation = name.partition(".")
+        identity = epoch.identity
+        return reign != epoch.server.reign or (
+            database == identity.database and generation != identity.generation
+        )
+
     def distrust(self) -> None:
         """After any connection error: ask the server who it is before the next step."""
         self._trusted = False

@@ -14,10 +14,13 @@ that sees another fact renews the generation; nothing that was stored in Redis b
 | `system` | the cluster is another one |
 | `timeline` | a standby was promoted, or a backup was recovered to a point in time |
 
-Two more signs are no facts of a row. The row in `glasspoint_crash_marks`, an UNLOGGED table, is gone after a
-crash, a promotion or a recovery: acknowledged commits may be lost then (`synchronous_commit = off`), and a
-server that withholds its timeline shows it all the same. And a cache that no process has used for an hour is
-renewed, because foreign writes are not noted for it any more (see `schema`).
+More signs are no facts of a row:
+
+- The row in `glasspoint_crash_marks`, an UNLOGGED table, is gone after a crash, a promotion or a recovery.
+  Acknowledged commits may be lost then (`synchronous_commit = off`), and a server that withholds its timeline
+  shows it all the same.
+- PostgreSQL's log is shorter than at the last look of this process: a copy of its files was put back.
+- No process has used the cache for an hour: foreign writes are not noted for it any more (see `schema`).
 
 A server that is managed by others may withhold `system` and `timeline`. What it withholds is not compared.
 """
@@ -54,16 +57,17 @@ _log = get_logger("glasspoint.l2")
 _WITHHOLDABLE = {
     "system": "(SELECT system_identifier::text FROM pg_control_system())",
     "timeline": "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
+    "position": "(pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint",
 }
 _ASK_PART = "/* glasspoint */ SELECT {expression}"
 
 # One row; none if setup() has not made the tables. They must stand beside LangGraph's: a search path may lead
 # to those of another deployment.
 _LOOK = """/* glasspoint */
-SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text, {system}, {timeline},
-       current_setting('synchronous_commit'), c.reign, c.generation, c.facts::text,
-       extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
-       EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation),
+SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text,
+       {system}, {timeline}, {position}, current_setting('synchronous_commit'),
+       c.reign, c.generation, c.facts::text, extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
+       EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation), c.is_purged,
        j.ids, j.thread_ids, j.namespaces
 FROM (
     SELECT to_regclass('checkpoints')::oid AS tables,
@@ -99,7 +103,7 @@ WITH renewed AS (
     VALUES (%(cache)s, %(reign)s, %(generation)s, %(facts)s::jsonb, clock_timestamp())
     ON CONFLICT (cache) DO UPDATE
       SET reign = EXCLUDED.reign, generation = EXCLUDED.generation, facts = EXCLUDED.facts,
-          seen_at = EXCLUDED.seen_at
+          seen_at = EXCLUDED.seen_at, is_purged = false, purging_at = NULL
       WHERE c.generation = %(seen)s
     RETURNING generation
 ), unmarked AS (
@@ -115,6 +119,16 @@ WHERE cache = %(cache)s AND generation = %(generation)s
 
 BARRIER = "1735159667, 'glasspoint_caches'::regclass::oid::int"
 """The advisory lock that a foreign write shares until its transaction ends: see `schema`."""
+
+_TAKE_TURN = """/* glasspoint */
+UPDATE glasspoint_caches SET purging_at = clock_timestamp()
+WHERE cache = %(cache)s AND generation = %(generation)s AND NOT is_purged
+  AND (%(continues)s OR purging_at IS NULL OR purging_at < clock_timestamp() - interval '1 minute')
+"""
+
+_SAY_PURGED = """/* glasspoint */
+UPDATE glasspoint_caches SET is_purged = true WHERE cache = %(cache)s AND generation = %(generation)s
+"""
 
 # Foreign transactions under way may have decided already that nobody uses this cache: they end first.
 _BARRIER_TIMEOUT = "200ms"
@@ -152,6 +166,7 @@ class Attachment:
         facts: What was true when the generation was made.
         unseen_seconds: How long ago a process said that it uses this cache.
         is_marked: Whether PostgreSQL has lost nothing since.
+        is_purged: Whether the entries of older generations were deleted: see `coherence.purging`.
     """
 
     reign: str
@@ -159,6 +174,7 @@ class Attachment:
     facts: Mapping[str, str]
     unseen_seconds: float
     is_marked: bool
+    is_purged: bool
 
     @property
     def is_forgotten(self) -> bool:
@@ -177,6 +193,8 @@ class Look:
         synchronous_commit: The setting, on this connection.
         attachment: The cache's row, `None` before the first process has attached it.
         rows: The oldest rows of the journal that were asked for.
+        position: How many bytes the log of PostgreSQL has; `None` if the server withholds it. If it has
+            become shorter, the server was set back.
     """
 
     database: str
@@ -185,6 +203,7 @@ class Look:
     synchronous_commit: str
     attachment: Attachment | None
     rows: list[JournalRow]
+    position: int | None = None
 
     @property
     def changed(self) -> dict[str, tuple[str, str]]:
@@ -278,13 +297,31 @@ class Identities:
 
     async def say_seen(self, generation: str) -> None:
         """Say that the cache is in use."""
+        await self._update(_SEEN, generation)
+
+    async def take_turn(self, generation: str, *, continues: bool) -> bool:
+        """Ask for the turn to purge what older generations have left, for a minute.
+
+        Args:
+            continues: This process has it already.
+        """
+        return await self._update(_TAKE_TURN, generation, continues=continues)
+
+    async def say_purged(self, generation: str) -> None:
+        """Say that nothing is left of older generations."""
+        await self._update(_SAY_PURGED, generation)
+
+    async def _update(self, statement: str, generation: str, **params: Any) -> bool:
         async with self._store._checkout() as conn:
-            await conn.execute(cast("Any", _SEEN), {"cache": self._cache, "generation": generation})
+            cursor = await conn.execute(
+                cast("Any", statement), {"cache": self._cache, "generation": generation, **params}
+            )
+            return cursor.rowcount > 0
 
 
 def _look(row: tuple[Any, ...]) -> Look:
-    id_, content, signing_key, tables, database, system, timeline, synchronous_commit, *rest = row
-    reign, generation, facts, unseen_seconds, is_marked, ids, thread_ids, namespaces = rest
+    id_, content, signing_key, tables, database, system, timeline, position, synchronous_commit, *rest = row
+    reign, generation, facts, unseen_seconds, is_marked, is_purged, ids, thread_ids, namespaces = rest
     all_facts = {
         "content": content,
         "tables": tables,
@@ -302,8 +339,9 @@ def _look(row: tuple[Any, ...]) -> Look:
         synchronous_commit=synchronous_commit,
         attachment=None
         if generation is None
-        else Attachment(reign, generation, json.loads(facts), unseen_seconds, is_marked),
+        else Attachment(reign, generation, json.loads(facts), unseen_seconds, is_marked, is_purged),
         rows=[JournalRow(*each) for each in zip(ids or (), scopes, strict=True)],
+        position=position,
     )
 
 

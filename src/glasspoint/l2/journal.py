@@ -17,18 +17,15 @@ stays away, `compact` makes one row of all rows of a scope.
 from __future__ import annotations
 
 import functools
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from glasspoint.l2.schema import GRANTS
 from glasspoint.l2.statements import OWN
-from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import Collection
 
     from psycopg.rows import DictRow
 
@@ -41,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Journal", "journalled"]
 
-_log = get_logger("glasspoint.l2")
 
 _RECORD = """
 INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
@@ -90,7 +86,6 @@ class Journal:
         self._store = store
         self._telemetry = telemetry
         self.cache = cache
-        self._warned = False
 
     async def record(self, conn: Connection, scopes: Collection[Scope]) -> None:
         """Add scopes, in the transaction that `conn` is in."""
@@ -114,21 +109,21 @@ class Journal:
         Returns:
             The tables that other software has written to, one for each row that it is to blame for.
         """
-        async with self._quietly() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+        async with self._store._checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             ids = [row.id for row in rows]
             await cursor.execute(cast("Any", _DELETE), {"cache": self.cache, "ids": ids})
             return [source for (source,) in await cursor.fetchall() if source is not None]
 
     async def count(self) -> int:
         """Return how many rows there are."""
-        async with self._quietly() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+        async with self._store._checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             await cursor.execute(_COUNT, {"cache": self.cache})
             row = await cursor.fetchone()
         return 0 if row is None else cast("int", row[0])
 
     async def compact(self) -> None:
         """Make one row of all rows of a scope, as far as one statement gets."""
-        async with self._quietly() as conn:
+        async with self._store._checkout() as conn:
             await conn.execute(cast("Any", _COMPACT), {"cache": self.cache})
 
     def params(self, scopes: Collection[Scope]) -> dict[str, Any]:
@@ -139,25 +134,6 @@ class Journal:
             "untold_threads": [scope.thread_id for scope in listed],
             "untold_namespaces": [scope.checkpoint_ns for scope in listed],
         }
-
-    @asynccontextmanager
-    async def _quietly(self) -> AsyncIterator[Connection]:
-        """A connection for what nobody called for: its waits are not those of callers, and not counted."""
-        try:
-            async with self._store._checkout() as conn:
-                yield conn
-        except psycopg.errors.InsufficientPrivilege:
-            self._warn(
-                "The role that the saver connects with may not use the table glasspoint_l1_journal, so the "
-                f"cache is not used: PostgreSQL answers alone. {GRANTS}."
-            )
-            raise
-
-    def _warn(self, message: str) -> None:
-        """Log it, once."""
-        if not self._warned:
-            self._warned = True
-            _log.warning(message)
 
 
 @functools.cache

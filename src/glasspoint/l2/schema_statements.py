@@ -76,7 +76,9 @@ CREATE TABLE IF NOT EXISTS glasspoint_caches (
     reign text,
     generation text,
     facts jsonb,
-    seen_at timestamptz
+    seen_at timestamptz,
+    is_purged boolean NOT NULL DEFAULT false,
+    purging_at timestamptz
 )
 """,
     "CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_crash_marks (generation text PRIMARY KEY)",
