@@ -24,7 +24,7 @@ from glasspoint.l1 import client
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache
 from glasspoint.l1.compression import MIN_BYTES, packer_of
-from glasspoint.l1.signature import signing_key_of
+from glasspoint.l1.signature import secret_of
 from glasspoint.l2 import pool as pools
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
@@ -131,7 +131,7 @@ class ManagedSaver(SyncFace):
                 raise ConfigurationError(f"{name} is {value!r}: it must be greater than 0 seconds.")
         if on_l1_outage not in ("degrade", "raise"):
             raise ConfigurationError(f'on_l1_outage is {on_l1_outage!r}: it must be "degrade" or "raise".')
-        signing_key = None if l1_signing_key is None else signing_key_of(l1_signing_key)
+        signing_key = None if l1_signing_key is None else secret_of(l1_signing_key)
         if pool is not None and pool is not postgres_saver.conn:
             raise ConfigurationError(
                 "pool is not the pool that postgres_saver works on: pass that one, or none."

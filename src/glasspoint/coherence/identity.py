@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from glasspoint.identity import Identity
 from glasspoint.l2.identity import NoIdentityError
+from glasspoint.l2.schema import GRANTS
 from glasspoint.telemetry.events import DURABLE, IdentityChanged
 from glasspoint.telemetry.logs import get_logger
 
@@ -51,6 +52,9 @@ _SETUP_TAKES_SECONDS = 5.0
 
 # How long a process waits for those that have attached the cache to another Redis.
 _DETACHED_SECONDS = 60.0
+
+# Longer than a statement can be under way.
+_NEW_SECONDS = 30.0
 
 # More scopes than these are not dropped one by one: the generation is renewed instead.
 _WRITTEN_AT_MOST = 20_000
@@ -114,6 +118,7 @@ class IdentityKeeper:
         self._detached_at: float | None = None
         self._written: set[Scope] = set()  # before the look under way began
         self._no_tables_since: float | None = None
+        self._met_others: dict[str, float] = {}  # when each was seen first
         self.is_purged = False
         """Whether the entries of older generations were deleted."""
         self._warned: set[str] = set()
@@ -142,6 +147,7 @@ class IdentityKeeper:
             return Found("unusable")
         self._no_tables_since = None
         self._check_durability(look)
+        await self._meet_others(look)
         status = await self._settle(look)
         return Found(status, look.rows if status == "fits" else [])
 
@@ -169,6 +175,23 @@ class IdentityKeeper:
                 self._cache.wake()
 
     # ---------------------------------------------------------------- helpers
+
+    async def _meet_others(self, look: Look) -> None:
+        """See that other caches on this database hear of our writes, those included that were under way, or
+        just done, when such a cache was first used."""
+        now = monotonic()
+        self._met_others = {each: self._met_others.get(each, now) for each in look.others}
+        new = [each for each, met_at in self._met_others.items() if now - met_at < _NEW_SECONDS]
+        if new and self._written:
+            await self._journal.record_now(self._written, caches=new)
+        self._journal.others = look.others
+        if look.others and "others" not in self._warned:
+            self._warned.add("others")
+            _log.warning(
+                "This database has another cache, of the key_prefix %s. What is written through one reaches the "
+                "other within the sweep interval only. Use one key_prefix for one database.",
+                ", ".join(map(repr, sorted(look.others))),
+            )
 
     async def _no_identity(self, error: NoIdentityError) -> None:
         if error.reason == "tables":
@@ -326,8 +349,7 @@ _NO_IDENTITY = {
     "tables": "The tables of the cache are not there, so that Redis is not used: PostgreSQL answers alone. "
     "Call `await saver.setup()` once, as after every upgrade.",
     "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis "
-    "is not used: PostgreSQL answers alone. GRANT SELECT ON glasspoint_identity, and SELECT, INSERT, UPDATE, "
-    "DELETE ON glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks.",
+    f"is not used: PostgreSQL answers alone. {GRANTS}.",
     "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the "
     "standby answers alone. Connect to the primary.",
 }

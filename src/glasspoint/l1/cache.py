@@ -376,7 +376,7 @@ class Cache:
             return "error"
         signer = self.epoch.signer
         fields = entry.write_fields(intent.scope, checkpoint_id, writes, signer, self._packer)
-        names = entry.write_fields(intent.scope, checkpoint_id, ignored, signer)[::2]
+        names = entry.write_names(checkpoint_id, ignored)
         return await self._commit(
             "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), len(names), *names, *fields
         )
@@ -569,7 +569,7 @@ class Cache:
         _log.warning(
             "An entry in L1 (Redis) was refused, of thread %r, namespace %r: %s. PostgreSQL answers, and the "
             "entry is replaced. Somebody who can write to this Redis changed it, unless another process has "
-            "another l1_signing_key, or none. (%d refused since the last such line; at most one in %d s.)",
+            "another l1_signing_key. (%d refused since the last such line; at most one in %d s.)",
             *scope,
             exc,
             self._tampered_since,

@@ -68,7 +68,11 @@ SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text
        {system}, {timeline}, {position}, current_setting('synchronous_commit'),
        c.reign, c.generation, c.facts::text, extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
        EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation), c.is_purged,
-       j.ids, j.thread_ids, j.namespaces
+       j.ids, j.thread_ids, j.namespaces,
+       ARRAY(
+           SELECT o.cache FROM glasspoint_caches AS o
+           WHERE o.cache <> %(cache)s AND o.seen_at > clock_timestamp() - interval '1 hour'
+       )
 FROM (
     SELECT to_regclass('checkpoints')::oid AS tables,
            (SELECT oid FROM pg_database WHERE datname = current_database()) AS database,
@@ -193,6 +197,7 @@ class Look:
         synchronous_commit: The setting, on this connection.
         attachment: The cache's row, `None` before the first process has attached it.
         rows: The oldest rows of the journal that were asked for.
+        others: Other caches (key prefixes) that were in use lately.
         position: How many bytes the log of PostgreSQL has; `None` if the server withholds it. If it has
             become shorter, the server was set back.
     """
@@ -203,6 +208,7 @@ class Look:
     synchronous_commit: str
     attachment: Attachment | None
     rows: list[JournalRow]
+    others: frozenset[str] = frozenset()
     position: int | None = None
 
     @property
@@ -321,7 +327,7 @@ class Identities:
 
 def _look(row: tuple[Any, ...]) -> Look:
     id_, content, signing_key, tables, database, system, timeline, position, synchronous_commit, *rest = row
-    reign, generation, facts, unseen_seconds, is_marked, is_purged, ids, thread_ids, namespaces = rest
+    reign, generation, facts, unseen_seconds, is_marked, is_purged, ids, thread_ids, namespaces, others = rest
     all_facts = {
         "content": content,
         "tables": tables,
@@ -341,6 +347,7 @@ def _look(row: tuple[Any, ...]) -> Look:
         if generation is None
         else Attachment(reign, generation, json.loads(facts), unseen_seconds, is_marked, is_purged),
         rows=[JournalRow(*each) for each in zip(ids or (), scopes, strict=True)],
+        others=frozenset(others),
         position=position,
     )
 

@@ -25,7 +25,7 @@ from psycopg.rows import tuple_row
 from glasspoint.l2.statements import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from psycopg.rows import DictRow
 
@@ -41,8 +41,9 @@ __all__ = ["Journal", "journalled"]
 
 _RECORD = """
 INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
-SELECT %(cache)s, thread_id, checkpoint_ns
-FROM unnest(%(untold_threads)s::text[], %(untold_namespaces)s::text[]) AS s (thread_id, checkpoint_ns)
+SELECT * FROM unnest(
+    %(untold_caches)s::text[], %(untold_threads)s::text[], %(untold_namespaces)s::text[]
+)
 """
 
 # What another process is deleting just now is skipped: it has dropped the entry, too. Waiting for it, in
@@ -86,22 +87,33 @@ class Journal:
         self._store = store
         self._telemetry = telemetry
         self.cache = cache
+        self.others: Collection[str] = ()
+        """Other caches in use on this database. To them each write of ours is one of other software."""
 
-    async def record(self, conn: Connection, scopes: Collection[Scope]) -> None:
-        """Add scopes, in the transaction that `conn` is in."""
-        if scopes:
-            await conn.execute(cast("Any", _RECORD), self.params(scopes))
+    async def record(self, conn: Connection, untold: Collection[Scope], changed: Collection[Scope]) -> None:
+        """Add scopes, in the transaction that `conn` is in.
 
-    async def record_now(self, scopes: Collection[Scope]) -> None:
+        Args:
+            untold: Those that our own L1 was not told of.
+            changed: All that the transaction changes, for the other caches.
+        """
+        if params := self.params(untold, changed):
+            await conn.execute(cast("Any", _RECORD), params)
+
+    async def record_now(self, scopes: Collection[Scope], *, caches: Collection[str] | None = None) -> None:
         """Add scopes whose writes are committed already.
+
+        Args:
+            caches: Who is to be told; our own cache, unless it is said.
 
         Raises:
             L2UnavailableError: PostgreSQL did not answer.
             SchemaError: There is no journal.
         """
         async with self._store._connection(None) as conn:
+            told = [self.cache] if caches is None else caches
             with self._telemetry.step("l2.journal", None):
-                await self.record(conn, scopes)
+                await conn.execute(cast("Any", _RECORD), _params((cache, scopes) for cache in told))
 
     async def delete(self, rows: Collection[JournalRow]) -> list[str]:
         """Take rows away, whose scopes Redis was told of after they were seen.
@@ -126,14 +138,21 @@ class Journal:
         async with self._store._checkout() as conn:
             await conn.execute(cast("Any", _COMPACT), {"cache": self.cache})
 
-    def params(self, scopes: Collection[Scope]) -> dict[str, Any]:
-        """Return what a statement needs that records scopes: see `journalled`."""
-        listed = sorted(set(scopes))
-        return {
-            "cache": self.cache,
-            "untold_threads": [scope.thread_id for scope in listed],
-            "untold_namespaces": [scope.checkpoint_ns for scope in listed],
-        }
+    def params(self, untold: Collection[Scope], changed: Collection[Scope]) -> dict[str, Any] | None:
+        """Return what a statement needs that records scopes: see `journalled`. `None`: nothing to record.
+
+        Args:
+            untold, changed: As for `record`.
+        """
+        if not untold and not self.others:
+            return None
+        return _params([(self.cache, untold), *((other, changed) for other in self.others)])
+
+
+def _params(told: Iterable[tuple[str, Collection[Scope]]]) -> dict[str, Any]:
+    rows = [(cache, *scope) for cache, scopes in told for scope in sorted(set(scopes))]
+    names = ("untold_caches", "untold_threads", "untold_namespaces")
+    return {name: [row[column] for row in rows] for column, name in enumerate(names)}
 
 
 @functools.cache

@@ -501,9 +501,9 @@ async def _try_build(
 ) -> None:
     """Build an index, unless another process is about to.
 
-    Two builds that begin at once are a deadlock: one holds the lock on the table and waits for every snapshot,
-    the other waits for the lock with a snapshot. So a process claims the index before it looks whether another
-    one holds the lock, and until it holds the lock itself.
+    Two builds that begin at once are a deadlock: one holds the lock on the table and waits for every
+    snapshot, the other waits for the lock with a snapshot. So a process claims the index before it looks
+    whether another one holds the lock, and until it holds the lock itself.
     """
     identity = _identity_table(schema)
     if await _fetch_one(conn, sql.SQL(statements.CLAIM_INDEX).format(identity), {}) is None:
@@ -526,8 +526,8 @@ async def _try_build(
         _log.debug("the index %s will be tried again (%s)", index.name, type(exc).__name__)
     except errors.QueryCanceled as exc:
         raise L2DeadlineError(
-            f"The index {index.name} was not built: its statement was cancelled, by a statement_timeout that is "
-            "not Glasspoint's, or by somebody. Without a timeout, run `DROP INDEX CONCURRENTLY IF EXISTS "
+            f"The index {index.name} was not built: its statement was cancelled, by a statement_timeout that "
+            "is not Glasspoint's, or by somebody. Without a timeout, run `DROP INDEX CONCURRENTLY IF EXISTS "
             f"{index.name}; {index.migration.strip()}`, and then setup() again."
         ) from exc
     finally:
@@ -571,10 +571,11 @@ def _warn_of_missing_triggers(conn: Connection, schema: str) -> None:
         return
     _warned.add(about)
     _log.warning(
-        "The cache is not told what other software writes to the checkpoint tables (AsyncPostgresSaver, psql, "
-        "a restore): until an entry expires, reads may return the state before such a write. The role %r may "
+        "The cache is not told what other software (AsyncPostgresSaver, psql) writes to the tables: "
+        "until an entry expires, reads may return the state before such a write. The role %r may "
         "not make the triggers that tell the cache. Let the owner of checkpoints, checkpoint_blobs and "
-        'checkpoint_writes call setup() once. If no other software writes there, set foreign_writes="ignore".',
+        "checkpoint_writes call setup() once. If no other software writes there, set "
+        'foreign_writes="ignore".',
         conn.info.user,
     )
 

@@ -90,7 +90,8 @@ CREATE TABLE IF NOT EXISTS glasspoint_caches (
 - `glasspoint_identity`, one row. `id` is made once. `content_id` is renewed by each TRUNCATE and with each
   signing key. `signing_key` signs what stands in Redis. `index_claimed_until`: a process is about to build an
   index.
-- `glasspoint_caches`: a row for each cache (its key prefix), and when a saver used the cache last.
+- `glasspoint_caches`: a row for each cache (its key prefix): see `identity`. `seen_at`: when a saver used the
+  cache last. `is_purged`, `purging_at`: whether a process deletes what older generations have left.
 - `glasspoint_crash_marks`: unlogged, so PostgreSQL empties it in crash recovery and on promotion.
 """
 

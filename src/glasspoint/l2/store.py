@@ -255,7 +255,7 @@ class Store:
             untold = [scope] if await ready(conn) else []
             with self._telemetry.step("l2.import", scope):
                 async with conn.transaction(), conn.pipeline():
-                    await self.journal.record(conn, untold)
+                    await self.journal.record(conn, untold, [scope])
                     for item in items:
                         sql, params = _import_statement(item)
                         cursor = conn.cursor(binary=True, row_factory=tuple_row)
@@ -278,8 +278,9 @@ class Store:
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")
                     rows = await _fetch_all(conn, statements.DELETE_THREAD, {"thread_id": thread_id})
-                    untold = await before_commit([namespace for (namespace,) in rows])
-                    await self.journal.record(conn, untold)
+                    changed = [Scope(thread_id, namespace) for (namespace,) in rows]
+                    untold = await before_commit([scope.checkpoint_ns for scope in changed])
+                    await self.journal.record(conn, untold, changed)
 
     async def get_tuple(
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig
@@ -316,9 +317,8 @@ class Store:
     ) -> tuple[str, dict[str, Any]]:
         """Let a statement record the scopes that L1 does not know of, in the transaction that it is."""
         untold = [call.scope for call in calls if call.is_journalled]
-        if not untold:
-            return sql, params
-        return journal.journalled(sql), {**params, **self.journal.params(untold)}
+        recorded = self.journal.params(untold, [call.scope for call in calls])
+        return (sql, params) if recorded is None else (journal.journalled(sql), params | recorded)
 
     async def drain(self) -> None:
         """Wait until every connection is back in the pool, those of cancelled calls too."""
