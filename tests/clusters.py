@@ -1,4 +1,4 @@
-"""PostgreSQL clusters that are set back, copied, promoted and crashed: what backups and standbys are made of."""
+"""PostgreSQL clusters that are set back, copied, promoted and crashed, like backups and standbys are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -23,14 +24,13 @@ _SETTINGS = {
     # Nothing here survives the machine, but a commit waits until its WAL is written.
     "fsync": "off",
     "full_page_writes": "off",
-    # What `freeze_background_writes` needs.
+    # What `losing_commits` needs: nobody else writes.
     "autovacuum": "off",
-    "wal_writer_delay": "10s",
     "checkpoint_timeout": "1h",
 }
 
-# What writes WAL, or pages, that nobody waits for.
-_WRITERS = ("walwriter", "background writer", "checkpointer")
+# What writes WAL that no commit waits for.
+_WRITERS = ("walwriter", "background writer")
 
 
 class Cluster(EmbeddedPostgres):
@@ -87,11 +87,19 @@ class Cluster(EmbeddedPostgres):
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("SELECT pg_promote()")
 
-    def freeze_background_writes(self) -> None:
-        """From now on nothing is written that no commit waits for: `crash` loses what was committed so."""
-        for process in psutil.Process(self.pid).children():
-            if any(writer in " ".join(process.cmdline()) for writer in _WRITERS):
-                process.suspend()
+    @contextmanager
+    def losing_commits(self) -> Iterator[None]:
+        """Within the block nothing is written that no commit waits for: `crash` loses what was committed so."""
+        children = psutil.Process(self.pid).children()
+        writers = [p for p in children if any(writer in " ".join(p.cmdline()) for writer in _WRITERS)]
+        for process in writers:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in writers:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def crash(self) -> None:
         """Kill all of its processes at once."""

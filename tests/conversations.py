@@ -104,7 +104,7 @@ class Process:
         async def does() -> bool:
             return await conversation.read(self.saver) == expected
 
-        await until(does)
+        await until(does, seconds=30)  # a busy machine
 
     def _counted(self, name: str, label: str) -> Counter[str]:
         return counts(self.registry, f"glasspoint_{name}", label)
