@@ -237,7 +237,7 @@ async def _look(conn: Connection) -> _State:
         sql.SQL(migration).format(sql.Identifier(schema, "checkpoint_migrations")),
         sql.SQL(version).format(_identity_table(schema)),
     )
-    found = await _fetch_one(conn, versions, {}) or (None, None)
+    found = await _fetch_one(conn, versions) or (None, None)
     return _State(
         schema=schema,
         tables=frozenset(tables),
@@ -348,7 +348,7 @@ async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
     if (await _status_of(conn, None, index)).is_valid:
         return True
     has_rows = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(index.table))
-    if await _fetch_one(conn, has_rows, {}) == (True,):
+    if await _fetch_one(conn, has_rows) == (True,):
         return False
     await _execute(conn, sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(index.name)))
     await _execute(conn, _CONCURRENTLY.sub("", index.migration))
@@ -359,7 +359,7 @@ async def _make_triggers(conn: Connection) -> bool:
     """Make the functions and triggers anew, all or none. Returns whether this role may."""
     try:
         async with conn.transaction():
-            if await _fetch_one(conn, statements.MAY_NOTE, {}) != (True,):
+            if await _fetch_one(conn, statements.MAY_NOTE) != (True,):
                 return False
             for name, body in statements.FUNCTIONS.items():
                 create, revoke = sql.SQL(statements.CREATE_FUNCTION), sql.SQL(statements.REVOKE_FUNCTION)
@@ -510,7 +510,7 @@ async def _try_build(
     whether another one holds the lock, and until it holds the lock itself.
     """
     identity = _identity_table(schema)
-    if await _fetch_one(conn, sql.SQL(statements.CLAIM_INDEX).format(identity), {}) is None:
+    if await _fetch_one(conn, sql.SQL(statements.CLAIM_INDEX).format(identity)) is None:
         return
     try:
         if (await _status_of(conn, schema, index)) != status:
@@ -543,7 +543,7 @@ async def _try_build(
 async def _timeout_lifted(conn: Connection, is_ours: bool) -> AsyncIterator[None]:
     """Without the statement timeout that our own pool has set, unless a pooler is in between, through which
     the setting would reach others."""
-    row = await _fetch_one(conn, "SELECT pg_backend_pid(), current_setting('statement_timeout')", {})
+    row = await _fetch_one(conn, "SELECT pg_backend_pid(), current_setting('statement_timeout')")
     if row is None or not is_ours or row[0] != conn.info.backend_pid:
         yield
         return
@@ -575,10 +575,10 @@ def _warn_of_missing_triggers(conn: Connection, schema: str) -> None:
         return
     _warned.add(about)
     _log.warning(
-        "The cache is not told what other software (AsyncPostgresSaver, psql) writes to the tables: "
-        "until an entry expires, reads may return the state before such a write. The role %r may "
-        "not make the triggers that tell the cache. Let the owner of checkpoints, checkpoint_blobs and "
-        "checkpoint_writes call setup() once. If no other software writes there, set "
+        "The cache is not told what other software writes to the checkpoint tables (AsyncPostgresSaver, "
+        "psql, a restore): until an entry expires, reads may return the state before such a write. The role "
+        "%r may not make the triggers that tell the cache. Let the owner of checkpoints, checkpoint_blobs "
+        "and checkpoint_writes call setup() once. If no other software writes there, set "
         'foreign_writes="ignore".',
         conn.info.user,
     )
@@ -601,16 +601,17 @@ async def _autocommit(conn: Connection) -> AsyncIterator[None]:
             await conn.set_autocommit(autocommit)
 
 
-# Never prepared: a prepared statement stays in the session.
+# Never prepared: a prepared statement stays in the session. Without parameters, `%` means nothing: a schema's
+# name may have it.
 async def _execute(conn: Connection, statement: Statement) -> None:
     await conn.execute(cast("Any", statement), prepare=False)
 
 
 async def _fetch_one(
-    conn: Connection, statement: Statement, params: Mapping[str, Any]
+    conn: Connection, statement: Statement, params: Mapping[str, Any] | None = None
 ) -> tuple[Any, ...] | None:
     async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", statement), params, prepare=False)
+        await cursor.execute(cast("Any", statement), params or None, prepare=False)
         return await cursor.fetchone()
 
 
@@ -618,5 +619,5 @@ async def _fetch_all(
     conn: Connection, statement: Statement, params: Mapping[str, Any]
 ) -> list[tuple[Any, ...]]:
     async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", statement), params, prepare=False)
+        await cursor.execute(cast("Any", statement), params or None, prepare=False)
         return await cursor.fetchall()
