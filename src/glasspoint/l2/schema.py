@@ -235,10 +235,14 @@ async def _look(conn: Connection) -> _State:
             "The search_path of this connection leads to no schema: create that schema, or name another one "
             "(`options=-csearch_path=…` in the connection string)."
         )
-    schema, tables, invalid_indexes, triggers, may_make_triggers, other_schema = row
+    schema, tables, invalid_indexes, triggers, may_make_triggers, other_schema, may_read_version = row
     # A table that is missing must not stand in the statement.
     migration = "(SELECT max(v) FROM {})" if "checkpoint_migrations" in tables else "NULL"
     version = "(SELECT schema_version FROM {})" if {*statements.OWN_TABLES} <= {*tables} else "NULL"
+    if not may_read_version:
+        # A role without rights on our tables works without the cache, and the sweeper says so. It could not
+        # migrate them in any case.
+        version = str(VERSION)
     versions = sql.SQL("SELECT {}, {}").format(
         sql.SQL(migration).format(sql.Identifier(schema, "checkpoint_migrations")),
         sql.SQL(version).format(_identity_table(schema)),
