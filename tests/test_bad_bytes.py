@@ -196,6 +196,7 @@ UNSEEN_WITHOUT_KEY: list[Change] = [
 ]
 
 
+@pytest.mark.dice
 @pytest.mark.parametrize("key", [None, KEY], ids=["unsigned", "signed"])
 async def test_whatever_stands_in_an_entry_the_answer_is_postgress(
     key: bytes | None, database: str, redis_url: str

@@ -247,6 +247,7 @@ async def counted(
         yield saver, lambda: dict(counts(registry, "glasspoint_l1_reads_total", "result"))
 
 
+@pytest.mark.dice
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "signed"])
 async def test_processes_that_differ_in_it_hit_each_others_entries_and_answer_as_postgres(
     key: bytes | None, database: str, redis_url: str

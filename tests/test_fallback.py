@@ -468,6 +468,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.dice
 async def test_a_drain_that_is_killed_is_taken_up_again(
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -397,6 +397,7 @@ async def test_a_write_during_which_redis_is_killed_is_acknowledged_all_the_same
 # ------------------------------------------------------------------ writes cut off
 
 
+@pytest.mark.dice
 @pytest.mark.parametrize("write", WRITES)
 async def test_after_a_write_that_was_cancelled_reads_equal_upstream_s(
     write: str, database: str, redis_url: str

@@ -563,6 +563,7 @@ async def test_the_current_span_is_the_callers_again_after_every_call(
                 assert trace.get_current_span() is caller
 
 
+@pytest.mark.dice
 async def test_calls_that_run_at_once_keep_their_children_apart(
     database: str, redis_url: str, recorder: Recorder
 ) -> None:
