@@ -145,8 +145,8 @@ def away(server: EmbeddedPostgres, outage: str) -> Iterator[None]:
             process.resume()
 
 
-async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float = 10.0) -> Any:
-    """Wait for a condition, and return what it answered."""
+async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float = 30.0) -> Any:
+    """Wait for a condition, and return what it answered. A busy machine needs its time."""
     deadline = monotonic() + seconds
     while True:
         answer = condition()

@@ -407,7 +407,7 @@ async def test_ten_processes_drain_at_once_and_nothing_is_lost(
             await converse(saver, range(number, number + 2), "one")
         in_redis = await everything_in(savers[0])
         own_postgres.start()
-        await until(lambda: all(saver.tier == "cached" for saver in savers), seconds=30)
+        await until(lambda: all(saver.tier == "cached" for saver in savers))
         assert await everything_in(savers[-1]) == in_redis
     drained = sum(sample(r, "drained_checkpoints_total", from_tier="redis") for r in registries)
     assert drained == len(in_redis)

@@ -450,7 +450,7 @@ async def test_a_restart_under_a_running_loop_of_writes_loses_nothing(
                         each.result()
                 return all(thread.number >= mark for thread, mark in zip(threads, marks, strict=True))
 
-            await until(done, seconds=20)
+            await until(done)
 
         for _ in range(2):
             await all_have_gone_on()
