@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if dice.EXPLORING:
         for item in items:
             if item.get_closest_marker("dice") or item.get_closest_marker("hypothesis"):
-                item.add_marker(pytest.mark.timeout(EXPLORING_SECONDS))
+                item.add_marker(pytest.mark.timeout(EXPLORING_SECONDS), append=False)
 
 
 @pytest.fixture(scope="session")

@@ -284,7 +284,7 @@ class Agreement(RuleBasedStateMachine):
         self.run(both())
 
     def compare(self, scope: Scope, *checkpoint_ids: str) -> None:
-        """Read the newest checkpoint, each of ours twice (so the second read is a hit), and those with these ids."""
+        """Read the newest checkpoint, each of ours twice, so that it hits; and the checkpoints with these ids."""
 
         async def ask_all() -> None:
             await self.scene.agree(lambda saver: newest(saver, scope), times=2)
@@ -456,6 +456,7 @@ def mirror(postgres: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.mark.dice
+@pytest.mark.timeout(400)  # how long the examples are is up to Hypothesis
 @pytest.mark.parametrize(
     ("keys", "examples"),
     [((None, None, None), 30), ((None, KEY, KEY[::-1]), 10)],
