@@ -284,7 +284,7 @@ class Agreement(RuleBasedStateMachine):
         self.run(both())
 
     def compare(self, scope: Scope, *checkpoint_ids: str) -> None:
-        """Read the newest checkpoint, each of ours twice, so that it hits; and the checkpoints with these ids."""
+        """Read the newest checkpoint, with each of ours twice, so that it hits; and these others."""
 
         async def ask_all() -> None:
             await self.scene.agree(lambda saver: newest(saver, scope), times=2)

@@ -474,7 +474,6 @@ async def test_a_drain_that_is_killed_is_taken_up_again(
 ) -> None:
     """SIGKILL after any checkpoint: the next start finishes it; nothing is lost, nothing doubled."""
     dice = seeded_dice()
-    monkeypatch.setattr("glasspoint.draining._LEASE_SECONDS", 0.2)
     url = own_postgres.create_database("test")
     own_postgres.stop()
     async with chain(url, durable_redis.url) as saver:

@@ -523,7 +523,7 @@ async def test_a_write_that_postgres_does_not_finish_fails_at_its_deadline(
 ) -> None:
     table, call = WRITES[write]
     thread = Thread("a")
-    async with open_saver(database, redis_url, write_deadline_seconds=0.3) as saver:
+    async with open_saver(database, redis_url, write_deadline_seconds=1.5) as saver:
         await thread.put(saver)
         assert await thread.turn(saver) == 1
         number, newest = thread.number, thread.newest
@@ -531,10 +531,10 @@ async def test_a_write_that_postgres_does_not_finish_fails_at_its_deadline(
             started = monotonic()
             writing = asyncio.ensure_future(call(thread, saver))
             await waiter()
-            with pytest.raises(L2DeadlineError, match=r"within 0.3 s.*may be repeated") as caught:
+            with pytest.raises(L2DeadlineError, match=r"within 1\.5 s.*may be repeated") as caught:
                 await writing
             assert isinstance(caught.value, TimeoutError)
-            assert monotonic() - started < 2
+            assert monotonic() - started < 8
         assert await same_as_upstream(saver, database, thread)
         thread.number, thread.newest = number, newest
         await call(thread, saver)  # repeated
@@ -547,7 +547,7 @@ async def test_a_read_that_postgres_does_not_finish_is_an_error_of_ours(
 ) -> None:
     thread = Thread("a")
     async with (
-        open_saver(database, redis_url, write_deadline_seconds=0.3) as saver,
+        open_saver(database, redis_url, write_deadline_seconds=1.5) as saver,
         Redis.from_url(redis_url) as redis,
     ):
         await thread.put(saver)
@@ -556,7 +556,7 @@ async def test_a_read_that_postgres_does_not_finish_is_an_error_of_ours(
             started = monotonic()
             with pytest.raises((L2DeadlineError, L2UnavailableError)):
                 await thread.turn(saver)
-            assert monotonic() - started < 2
+            assert monotonic() - started < 8
         assert await thread.turn(saver) == 1
 
 
