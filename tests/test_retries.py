@@ -318,10 +318,9 @@ async def test_connections_that_a_firewall_forgot_are_replaced_once_one_is_silen
     monkeypatch.setattr(AsyncConnectionPool, "check_connection", staticmethod(counted))
     watched = Watched()
     thread = Thread("a")
-    async with (
-        BadLine(database).opened() as line,
-        open_saver(line.url, redis_url, pool_min_size=5, telemetry=watched.telemetry) as saver,
-    ):
+    # Nothing in the background asks a connection, too.
+    options = {"pool_min_size": 5, "sweep_interval_seconds": 3600, "telemetry": watched.telemetry}
+    async with BadLine(database).opened() as line, open_saver(line.url, redis_url, **options) as saver:
         await thread.put(saver)
         line.forget()
         monkeypatch.setattr(liveness, "_ANSWER_SECONDS", 0.5)
