@@ -89,7 +89,7 @@ class Cluster(EmbeddedPostgres):
 
     @contextmanager
     def losing_commits(self) -> Iterator[None]:
-        """Within the block nothing is written that no commit waits for: `crash` loses what was committed so."""
+        """Within the block nothing is written that no commit waits for: `crash` loses such commits."""
         children = psutil.Process(self.pid).children()
         writers = [p for p in children if any(writer in " ".join(p.cmdline()) for writer in _WRITERS)]
         for process in writers:

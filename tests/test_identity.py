@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
@@ -26,10 +25,9 @@ from conversations import NEVER, SOON, Conversation, Process, execute, missing_v
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.coherence import identity as keeping
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import L2DeadlineError, L2UnavailableError, SchemaError
+from glasspoint.errors import L2DeadlineError, L2UnavailableError
 from states import make_pool, open_saver, open_upstream
-from steps import TABLES, Connect, Proxy, Thread, keys_of, nowhere, tcp, until
-
+from steps import TABLES, Connect, Proxy, keys_of, until
 
 NO_REDIS = "redis://127.0.0.1:1/0"
 NAMED = {"saver": "default"}
