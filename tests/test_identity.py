@@ -28,6 +28,7 @@ from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.coherence import identity as keeping
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, L2UnavailableError, SchemaError
+from pgbouncer import PROGRAM, pgbouncer
 from states import exact, make_pool, open_saver, open_upstream
 from steps import TABLES, Connect, Proxy, Thread, keys_of, nowhere, tcp, until
 
@@ -296,6 +297,36 @@ async def test_after_a_lagging_standby_is_promoted_what_it_never_received_is_not
             await proxy.switch(unix(standby))
             await both.go_on_from("one", reason="timeline")
             await proxy.switch(unix(cluster))
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer: apt-get install pgbouncer")
+async def test_a_server_that_is_replaced_behind_a_pooler_is_noticed_though_no_connection_breaks(
+    cluster: Cluster, redis_url: str
+) -> None:
+    """Of PgBouncer in transaction mode, only the connections to the server break: the saver's stay."""
+    thread = Conversation()
+    with made(cluster, "pooled") as url, pgbouncer(cluster, "pooled", size=5) as pooled:
+        # A sweep while the server is away would break a connection.
+        options = {"prepare_threshold": None, "sweep_interval_seconds": NEVER}
+        async with process(pooled, redis_url, **options) as one:
+            await thread.turn(one.saver, "one")
+            await asyncio.to_thread(cluster.keep_copy)
+            await thread.turn(one.saver, "two", note="lost")
+            assert await thread.read(one.saver) == ["one", "two", "lost"]
+            connections = connections_made(one)
+            await asyncio.to_thread(cluster.put_copy_back)
+            await one.round()
+            assert await thread.read(one.saver) == ["one"]
+            assert await thread.turn(one.saver, "on") == ["one", "on"]
+            assert connections_made(one) == connections, "or this test shows nothing"
+            await nothing_is_lacking(url, redis_url, one, thread)
+            assert one.identity_changes == {"timeline": 1}
+
+
+def connections_made(one: Process) -> int:
+    pool = one.saver._l2.pool
+    assert pool is not None
+    return pool.get_stats()["connections_num"]
 
 
 # ------------------------------------------------------------------ a crash that loses commits
