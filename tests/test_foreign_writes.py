@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -21,7 +21,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from conversations import NEVER, SOON, Conversation, Process, execute, missing_values, process
 from glasspoint.demo.embedded import EmbeddedPostgres
 from states import open_upstream
-from steps import keys_of, until
+from steps import TABLES, keys_of, until
 
 
 @asynccontextmanager
@@ -247,3 +247,79 @@ async def test_a_process_that_only_reads_keeps_its_cache_in_use(database: str, r
         )
         assert is_fresh
         assert (await thread.read(one.saver), one.hits) == (["one"], 1)
+
+
+# ------------------------------------------------------------------ tables that move
+
+
+@pytest.fixture
+def other_database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a database of this test's own, with whatever schemas it makes."""
+    url = postgres.create_database("moving")
+    try:
+        yield url
+    finally:
+        postgres.drop_database("moving")
+
+
+OWN_TABLES = ("glasspoint_l1_journal", "glasspoint_identity", "glasspoint_caches", "glasspoint_crash_marks")
+MOVES = {
+    "the schema is renamed": ["ALTER SCHEMA public RENAME TO moved"],
+    "the tables get another schema": [
+        "CREATE SCHEMA moved",
+        *(f"ALTER TABLE {table} SET SCHEMA moved" for table in (*TABLES, *OWN_TABLES)),
+    ],
+}
+
+
+@pytest.mark.parametrize("saver", ["opened afterwards", "open all the time"])
+@pytest.mark.parametrize("move", MOVES)
+async def test_foreign_writes_are_noted_wherever_the_tables_have_moved(
+    move: str, saver: str, other_database: str, redis_url: str
+) -> None:
+    """What is in the tables stays what it was, so the cache stays warm."""
+    thread, database = Conversation(), f"{other_database}&options=-csearch_path%3Dmoved,public"
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(process(database, redis_url, sweep_interval_seconds=NEVER))
+        await thread.turn(one.saver, "one")
+        await execute(database, *MOVES[move])
+        if saver == "opened afterwards":
+            await stack.aclose()
+            one = await stack.enter_async_context(process(database, redis_url, sweep_interval_seconds=NEVER))
+        await one.round()
+        before = one.hits
+        assert await thread.read(one.saver) == ["one"]
+        assert (one.hits, one.identity_changes) == (before + 1, {})
+        async with AsyncPostgresSaver.from_conn_string(database) as other:
+            assert await thread.turn(other, "two") == ["one", "two"]
+        await one.round()
+        assert await thread.read(one.saver) == ["one", "two"]
+
+
+async def test_one_transaction_may_write_to_two_schemas(other_database: str, redis_url: str) -> None:
+    """The same thread, in the tables of two tenants."""
+    thread = Conversation()
+    await execute(other_database, "CREATE SCHEMA tenant")
+    tenant = f"{other_database}&options=-csearch_path%3Dtenant"
+    async with (
+        process(other_database, redis_url, sweep_interval_seconds=SOON) as one,
+        process(tenant, redis_url, sweep_interval_seconds=SOON) as another,
+    ):
+        for each in (one, another):
+            await thread.turn(each.saver, "one")
+            await until(lambda each=each: each.saver._l1.trusted)  # type: ignore[misc]
+        async with await psycopg.AsyncConnection.connect(other_database) as connection:
+            for schema in ("public", "tenant"):
+                row = await (await connection.execute(_NEWEST.format(schema))).fetchone()
+                await connection.execute(_COPY_AS_NEWER.format(schema), row)
+            await connection.commit()
+        for each in (one, another):
+            await until(lambda each=each: each.foreign_writes == {"checkpoints": 1})  # type: ignore[misc]
+
+
+_NEWEST = "SELECT max(checkpoint_id) FROM {}.checkpoints"
+_COPY_AS_NEWER = """
+INSERT INTO {0}.checkpoints (thread_id, checkpoint_ns, checkpoint_id, type, checkpoint, metadata)
+SELECT thread_id, checkpoint_ns, checkpoint_id || '0', type, checkpoint, metadata
+FROM {0}.checkpoints WHERE checkpoint_id = %s
+"""
