@@ -89,7 +89,7 @@ class Cluster(EmbeddedPostgres):
 
     @contextmanager
     def losing_commits(self) -> Iterator[None]:
-        """Within the block nothing is written that no commit waits for: `crash` loses what was committed so."""
+        """Within the block nothing is written that no commit waits for: `crash` loses such commits."""
         children = psutil.Process(self.pid).children()
         writers = [p for p in children if any(writer in " ".join(p.cmdline()) for writer in _WRITERS)]
         for process in writers:
@@ -111,6 +111,16 @@ class Cluster(EmbeddedPostgres):
                 process.kill()
         while not all(map(_has_ended, children)):
             time.sleep(0.005)
+
+    def dump(self, database: str) -> bytes:
+        """Return a database as `pg_dump` writes it."""
+        options = ("--format=custom", f"--dbname={self._url_of(database)}")
+        return subprocess.run([_program("pg_dump"), *options], check=True, capture_output=True).stdout
+
+    def restore(self, database: str, dump: bytes) -> None:
+        """Replace what is in a database by a dump."""
+        options = ("--clean", "--if-exists", "--exit-on-error", f"--dbname={self._url_of(database)}")
+        subprocess.run([_program("pg_restore"), *options], input=dump, check=True, capture_output=True)
 
     # ---------------------------------------------------------------- helpers
 

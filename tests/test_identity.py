@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
@@ -27,10 +26,10 @@ from conversations import NEVER, SOON, Conversation, Process, execute, missing_v
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.coherence import identity as keeping
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import L2DeadlineError, L2UnavailableError, SchemaError
+from glasspoint.errors import L2DeadlineError, L2UnavailableError
 from pgbouncer import PROGRAM, pgbouncer
 from states import exact, make_pool, open_saver, open_upstream
-from steps import TABLES, Connect, Proxy, Thread, keys_of, nowhere, tcp, until
+from steps import TABLES, Connect, Proxy, Thread, keys_of, until
 
 
 NO_REDIS = "redis://127.0.0.1:1/0"
@@ -782,3 +781,31 @@ async def test_what_is_written_while_the_tables_of_the_cache_are_out_of_sight_is
         assert await thread.turn(one.saver) == 2
         assert await thread.turn(one.saver) == 2
         assert one.hits
+
+
+# ------------------------------------------------------------------ a dump
+
+
+@pytest.mark.parametrize("target", ["the same database", "another database"])
+async def test_a_dump_that_is_restored_is_read_as_it_is(
+    target: str, cluster: Cluster, redis_url: str
+) -> None:
+    thread = Conversation()
+    with made(cluster, "dumped") as url, made(cluster, "restored") as other:
+        async with process(url, redis_url, sweep_interval_seconds=SOON) as one:
+            await thread.turn(one.saver, "one")
+            dump = await asyncio.to_thread(cluster.dump, "dumped")
+            assert await thread.turn(one.saver, "two", note="lost") == ["one", "two", "lost"]
+            name, restored = ("dumped", url) if target == "the same database" else ("restored", other)
+            await asyncio.to_thread(cluster.restore, name, dump)
+            async with process(restored, redis_url) as another:
+                assert await thread.read(another.saver) == ["one"]
+                assert await thread.turn(another.saver, "on") == ["one", "on"]
+                assert another.identity_changes.get("database", 0) <= 1
+                if restored == url:
+                    await one.will_read(thread, ["one", "on"])
+                    assert one.identity_changes == {"database": 1}
+                else:
+                    assert await thread.read(one.saver) == ["one", "two", "lost"]
+                    assert one.identity_changes == {}
+                await nothing_is_lacking(restored, redis_url, another, thread)

@@ -360,6 +360,45 @@ async def test_an_index_that_another_process_builds_is_waited_for(
     assert len([r for r in caplog.records if "setup waits" in r.getMessage()]) == 1, "said once"
 
 
+async def test_an_index_that_is_never_done_is_not_waited_for_without_end(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "_INDEX_SECONDS", 0.3)
+    await make_old_tables(database, rows=3)
+    async with old_snapshot(database):
+        building = asyncio.create_task(sql(database, MIGRATIONS[BEFORE_INDEXES + 1]))
+        await until(lambda: builder(database))
+        for _ in range(2):
+            with pytest.raises(L2DeadlineError, match=f"{INDEXES[0]} was not there.*pg_stat_activity"):
+                await set_up(database)
+    await building
+
+
+async def test_a_process_that_is_about_to_build_is_waited_for_and_one_that_died_is_not(
+    database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Between looking whether somebody builds and building, a claim keeps others away, for ten seconds."""
+    monkeypatch.setattr(schema, "_LOG_AFTER_SECONDS", 0.0)
+    caplog.set_level(logging.INFO, "glasspoint.l2")
+    await set_up(database)
+    await sql(database, f"DROP INDEX {INDEXES[2]}")
+    await sql(database, "DELETE FROM checkpoint_migrations WHERE v > %s", BEFORE_INDEXES + 2)
+    await sql(
+        database,
+        "INSERT INTO checkpoint_writes (thread_id, checkpoint_id, task_id, idx, channel, blob) "
+        "VALUES ('old', '1', 't', 0, 'x', '')",
+    )
+    claim = "UPDATE glasspoint_identity SET index_claimed_until = now() + %s::interval"
+    await sql(database, claim, "1 hour")
+    setting_up = asyncio.create_task(set_up(database))
+    await until(lambda: "setup waits" in caplog.text)
+    assert await is_valid(database, INDEXES[2]) is None
+    await sql(database, claim, "-1 s")
+    await setting_up
+    assert await everything_is_there(database)
+    assert await value(database, "SELECT index_claimed_until FROM glasspoint_identity") is None
+
+
 async def test_our_own_statement_timeout_is_lifted_for_an_index_and_put_back(
     database: str, redis_url: str
 ) -> None:
