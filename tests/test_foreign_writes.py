@@ -1,7 +1,7 @@
 """What other software writes to LangGraph's tables is read by every process of Glasspoint, warm cache or not.
 
-At once by a process that starts afterwards; within the sweep interval by one that is open. `test_foreign_triggers`
-shows which statements are noted; here they are read.
+At once by a process that starts afterwards; within the sweep interval by one that is open. Which statements
+are noted, `test_foreign_triggers` shows; here they are read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 import psycopg
 import pytest

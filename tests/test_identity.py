@@ -31,7 +31,6 @@ from pgbouncer import PROGRAM, pgbouncer
 from states import exact, make_pool, open_saver, open_upstream
 from steps import TABLES, Connect, Proxy, Thread, keys_of, until
 
-
 NO_REDIS = "redis://127.0.0.1:1/0"
 NAMED = {"saver": "default"}
 

@@ -188,8 +188,8 @@ CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {body}
 """
 """The function has its owner's rights, so that a writer needs none on our tables. For the same reason its
-`search_path` is not the writer's, and what the body sets ends with the function. And nobody else may use it in
-a trigger of another table (`REVOKE_FUNCTION`)."""
+`search_path` is not the writer's, and what the body sets ends with the function. And nobody else may use it
+in a trigger of another table (`REVOKE_FUNCTION`)."""
 
 REVOKE_FUNCTION = "REVOKE ALL ON FUNCTION {name}() FROM PUBLIC"
 
