@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version
 	--constraint constraints.txt --editable
 
 .PHONY: help demo test lint types docs dashboards observe pictures explore chaos bench bench-page bench-prune bench-outage \
-	bench-memory bench-regression bench-scaling bench-scrape bench-telemetry clean
+	bench-memory bench-regression bench-scaling bench-scrape bench-telemetry bench-triggers clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -30,6 +30,7 @@ help:
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
 	@echo 'make bench-telemetry  what metrics and traces cost a hit and a put'
+	@echo 'make bench-triggers  what the triggers that note foreign writes cost our own writes'
 	@echo 'make bench-regression  is a hit or a write slower than it was, told by ratios: status 1 if so'
 	@echo 'make bench-scaling  what a pod, a Redis and a PostgreSQL carry: from measured figures, simulated'
 	@echo 'make bench-scrape   what a scrape takes while PostgreSQL is up, frozen and down'
@@ -93,6 +94,9 @@ bench-prune: $(VENV)/.installed-demo
 
 bench-telemetry: $(VENV)/.installed-dev
 	@exec $(BIN)/python benchmarks/telemetry.py $(ARGS)
+
+bench-triggers: $(VENV)/.installed-dev
+	@exec $(BIN)/python benchmarks/triggers.py $(ARGS)
 
 bench-regression: $(VENV)/.installed-dev
 	@exec $(BIN)/python benchmarks/regression.py $(ARGS)

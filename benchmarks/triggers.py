@@ -37,9 +37,6 @@ from uuid import uuid4
 
 import psycopg
 from prometheus_client import CollectorRegistry
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from comparison.conversations import Conversation, message
 from comparison.measuring import Spread
@@ -54,7 +51,7 @@ MESSAGES: Final = 10
 LARGE_BYTES: Final = 1_000_000
 WARM_UP: Final = 20
 BUDGET_PER_CENT: Final = 2.0
-"""Of a put with 10 messages."""
+"""What the server may take more for a put with 10 messages, of the call."""
 
 _NOTE_BY_STATEMENT = """
 CREATE OR REPLACE TRIGGER glasspoint_insert AFTER INSERT ON {table} REFERENCING NEW TABLE AS changed
@@ -186,35 +183,28 @@ async def _measure_one(
 def _figure(what: str, one: Contender, without: Contender) -> dict[str, Any]:
     figure: dict[str, Any] = {"operation": what, "triggers": one.name, "calls": len(one.call_us)}
     for name in ("call_us", "server_us"):
-        values, base = getattr(one, name), getattr(without, name)
+        values, others = getattr(one, name), getattr(without, name)
         spread = Spread.of(values)
-        over = statistics.median(a - b for a, b in zip(values, base, strict=True))
+        over = statistics.median(a - b for a, b in zip(values, others, strict=True))
         figure[name] = {"low": spread.low, "median": spread.median, "high": spread.high, "over": over}
-    figure["over_per_cent"] = 100 * figure["call_us"]["over"] / statistics.median(without.call_us)
-    server_over = 100 * figure["server_us"]["over"] / statistics.median(without.call_us)
-    figure["server_over_per_cent"] = server_over
+    base = statistics.median(without.call_us)
+    figure["server_over_per_cent"] = 100 * figure["server_us"]["over"] / base
     return figure
 
 
 def show(figures: list[dict[str, Any]]) -> None:
-    """Print them as a table."""
-    table = Table(
-        box=SIMPLE_HEAD, title="What the triggers cost, in µs: median (quartiles), and more than without"
-    )
-    for column in ("operation", "triggers", "call", "more", "server", "more", "of a call"):
-        table.add_column(column, justify="left" if column in ("operation", "triggers") else "right")
+    """Print them."""
+    print(f"µs: median (quartiles), and the difference from {WITHOUT!r}; % of a call's median\n")
+    print(f"{'':19}{'call':>25}{'more':>9}{'server':>9}{'more':>8}{'%':>7}")
     for each in figures:
+        if each["triggers"] == WITHOUT:
+            print(each["operation"])
         call, server = each["call_us"], each["server_us"]
-        table.add_row(
-            each["operation"] if each["triggers"] == WITHOUT else "",
-            each["triggers"],
-            f"{call['median']:,.0f} ({call['low']:,.0f}-{call['high']:,.0f})",
-            f"{call['over']:+,.0f}",
-            f"{server['median']:,.0f}",
-            f"{server['over']:+,.0f}",
-            f"{each['server_over_per_cent']:+.1f} %",
+        spread = f"{call['median']:,.0f} ({call['low']:,.0f}-{call['high']:,.0f})"
+        print(
+            f"  {each['triggers']:17}{spread:>25}{call['over']:>+9,.0f}"
+            f"{server['median']:>9,.0f}{server['over']:>+8,.0f}{each['server_over_per_cent']:>+7.1f}"
         )
-    Console(width=120).print(table)
 
 
 def main() -> None:

@@ -165,3 +165,15 @@ def test_what_telemetry_costs_is_measured_for_every_configuration(tmp_path: Path
     hits = document["plan"]["rounds"] * document["plan"]["hits"]
     of_all, of_configured = 2 * hits, 3 * hits
     assert of_all + of_configured <= document["spans"]["hit"] < 1.2 * (of_all + of_configured)
+
+
+def test_what_the_triggers_cost_is_measured_beside_none(tmp_path: Path) -> None:
+    document, _ = run("triggers.py", tmp_path / "figures.json", "--quick", "--seed", "5")
+    operations = [f"{call}, {size}" for call in ("put", "put_writes") for size in ("10 messages", "1 MB")]
+    configurations = ("without", "with", "transition tables")
+    measured = [(each["operation"], each["triggers"]) for each in document["figures"]]
+    assert measured == [(operation, name) for operation in operations for name in configurations]
+    for each in document["figures"]:
+        assert each["call_us"]["median"] > 0
+        if each["triggers"] == "without":
+            assert each["call_us"]["over"] == 0

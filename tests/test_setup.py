@@ -321,9 +321,11 @@ async def test_an_index_that_a_crash_has_left_is_built_anew(database: str) -> No
 async def test_an_index_that_a_crash_has_left_on_a_table_that_is_empty_is_built_anew(database: str) -> None:
     await make_old_tables(database, rows=3)
     await leave_an_invalid_index(database, BEFORE_INDEXES + 1)
-    await sql(database, "TRUNCATE checkpoints")
-    await set_up(database)
-    assert await everything_is_there(database)
+    for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
+        await sql(database, f"DELETE FROM {table}")  # not TRUNCATE, which makes an index valid
+    async with old_snapshot(database):  # which CREATE INDEX CONCURRENTLY would wait for
+        await set_up(database)
+        assert await everything_is_there(database)
 
 
 async def test_an_invalid_index_that_upstream_has_recorded_as_done_is_built_anew(database: str) -> None:
@@ -556,13 +558,24 @@ async def test_tables_of_a_newer_upstream_are_used_as_they_are(database: str) ->
     assert await value(database, "SELECT max(v) FROM checkpoint_migrations") == 99
 
 
-@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-async def test_the_database_may_have_another_isolation_level_by_default(
-    isolation: str, database: str, redis_url: str
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+async def test_what_others_have_done_just_before_our_turn_is_seen(
+    isolation: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whatever isolation level the database has by default: with one snapshot for all, it would not be."""
+    await make_old_tables(database, rows=3)
     await sql(database, f"ALTER DATABASE test SET default_transaction_isolation = '{isolation}'")
-    await asyncio.gather(*(set_up(database) for _ in range(4)))
-    assert await everything_is_there(database)
+    really = schema._take_lock
+
+    async def take_lock_late(*args: Any) -> bool:
+        taken = await really(*args)
+        await sql(database, "INSERT INTO checkpoint_migrations (v) VALUES (99) ON CONFLICT DO NOTHING")
+        return taken
+
+    monkeypatch.setattr(schema, "_take_lock", take_lock_late)
+    await set_up(database)
+    assert await sql(database, "SELECT v FROM checkpoint_migrations WHERE v > %s", BEFORE_INDEXES) == [(99,)]
+    assert await is_valid(database, INDEXES[0]) is None
 
 
 # ------------------------------------------------------------------ roles
