@@ -118,7 +118,12 @@ async def open_scene(postgres_url: str, redis_url: str, telemetry: Telemetry) ->
             opened.push_async_callback(all_connections_are_back, pool)
             rough = await opened.enter_async_context(RoughRedis.from_url(redis_url))
             saver = CachedPostgresSaver(
-                AsyncPostgresSaver(pool), rough, pool, telemetry=telemetry, l1_timeout_seconds=5
+                AsyncPostgresSaver(pool),
+                rough,
+                pool,
+                telemetry=telemetry,
+                l1_timeout_seconds=5,
+                audit_ratio=0.0,
             )
             opened.push_async_callback(saver.close)
             savers.append(saver)
@@ -129,7 +134,7 @@ async def open_scene(postgres_url: str, redis_url: str, telemetry: Telemetry) ->
 
 
 async def all_connections_are_back(pool: AsyncConnectionPool[Any]) -> None:
-    deadline = monotonic() + 10
+    deadline = monotonic() + 30
     while (stats := pool.get_stats())["pool_available"] < stats["pool_size"]:
         assert monotonic() < deadline, f"cancelled calls have kept connections: {stats}"
         await asyncio.sleep(0.01)
@@ -432,4 +437,6 @@ async def test_no_read_is_stale_or_a_phantom_whatever_happens_at_the_same_time(
         for _ in range(AT_ONCE):
             tasks.create_task(run_schedules(scene))
     reads = counts(registry, "glasspoint_l1_reads_total", "result")
-    assert reads.keys() >= {"hit", "miss", "busy"}, "the schedules hardly met each other"
+    # 150 schedules had 640 to 770 hits, 420 to 500 misses and 300 to 380 reads that met a write.
+    for result in ("hit", "miss", "busy"):
+        assert reads[result] > 20 or "SEEDS" in os.environ, "the schedules hardly met each other"
