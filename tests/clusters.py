@@ -61,12 +61,11 @@ class Cluster(EmbeddedPostgres):
     def keep_copy(self) -> None:
         """Stop, copy the data directory, and start again: the simplest backup."""
         self.stop()
-        shutil.rmtree(self._copy, ignore_errors=True)
-        self._copy_files(self.data, self._copy)
+        subprocess.run(["cp", "-a", self.data, self._copy], check=True)
         self.start()
 
     def put_copy_back(self, *, recover: bool = True) -> None:
-        """Stop, put back what `keep_copy` has copied, and start.
+        """Stop, put back what `keep_copy` has copied, once, and start.
 
         Args:
             recover: As a backup is restored: the server looks for more in an archive, finds nothing, and
@@ -74,7 +73,7 @@ class Cluster(EmbeddedPostgres):
         """
         self.stop()
         shutil.rmtree(self.data)
-        self._copy_files(self._copy, self.data)
+        self._copy.rename(self.data)
         if recover:
             with (self.data / "postgresql.auto.conf").open("a") as settings:
                 settings.write("restore_command = 'false'\n")
@@ -146,10 +145,6 @@ class Cluster(EmbeddedPostgres):
         with psycopg.connect(self.url, autocommit=True) as connection:
             while connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
                 time.sleep(0.01)
-
-    def _copy_files(self, source: Path, target: Path) -> None:
-        shutil.copytree(source, target)
-        self._give_to_the_server(target)
 
     def _give_to_the_server(self, directory: Path) -> None:
         """Files belong to the user that the server runs as; only root could have made them otherwise."""

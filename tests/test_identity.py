@@ -269,6 +269,24 @@ async def test_after_a_backup_is_restored_the_conversation_is_as_it_was_then(
         await both.go_on_from("one", reason="timeline")
 
 
+async def test_files_that_are_put_back_without_a_recovery_are_noticed_by_a_process_that_stays_open(
+    cluster: Cluster, redis_url: str
+) -> None:
+    """The timeline is as before, and so is everything that PostgreSQL says of itself: its log is shorter."""
+    thread = Conversation()
+    with made(cluster, "cold") as url:
+        async with process(url, redis_url, sweep_interval_seconds=SOON) as one:
+            await thread.turn(one.saver, "one")
+            await asyncio.to_thread(cluster.keep_copy)
+            await thread.turn(one.saver, "two", note="lost")
+            await one.round()
+            await asyncio.to_thread(cluster.put_copy_back, recover=False)
+            await one.will_read(thread, ["one"])
+            assert await thread.turn(one.saver, "on") == ["one", "on"]
+            await nothing_is_lacking(url, redis_url, one, thread)
+            assert one.identity_changes == {"timeline": 1}
+
+
 def over_tcp(proxy: Proxy) -> Callable[[str], str]:
     """Make URLs that lead through a proxy."""
 
