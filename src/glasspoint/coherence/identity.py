@@ -111,7 +111,6 @@ class IdentityKeeper:
         self._identity: Identity | None = None
         self._known: Identity | None = None  # the last one in use
         self._renewed: str | None = None  # the generation that this process has made itself
-        self._facts: dict[str, str] = {}
         self._position: int | None = None  # of PostgreSQL's log, at the last look
         self._reign: str | None = None  # of the Redis that this process was attached to last
         self._detached_at: float | None = None
@@ -257,7 +256,7 @@ class IdentityKeeper:
         return self._detached_at is not None and monotonic() - self._detached_at > _DETACHED_SECONDS
 
     async def _renew(self, look: Look, reason: IdentityReason, reign: str) -> None:
-        self._renewed = await self._identities.renew(look, reign)
+        self._renewed = await self._identities.renew(look, reign, reason)
         if self._renewed is None:
             return  # another process was faster
         self._written.clear()  # whoever reads under the new keys reads L2 first, and has begun later
@@ -281,7 +280,6 @@ class IdentityKeeper:
         if self._known is not None and self._known.reign == row.reign and self._reign == row.reign:
             self._note_renewal_by_others(row)
         self._identity = self._known = self._identity_of(look, row)
-        self._facts = dict(row.facts)
         self._reign = row.reign
         self._detached_at = None
         self._vitals.identity = self._identity.name
@@ -290,8 +288,7 @@ class IdentityKeeper:
     def _note_renewal_by_others(self, row: Attachment) -> None:
         if self._known is None or row.generation in (self._known.generation, self._renewed):
             return
-        changed = {name for name, fact in row.facts.items() if self._facts.get(name, fact) != fact}
-        reason: IdentityReason = next((reason for fact, reason in _REASONS if fact in changed), "generation")
+        reason = row.reason
         self._telemetry.note(IdentityChanged(reason))
         _log.info("Another process has renewed the identity of the cache (%s).", reason)
 
