@@ -36,13 +36,15 @@ _WRITERS = ("walwriter", "background writer")
 class Cluster(EmbeddedPostgres):
     """A cluster of the tests' own. It listens on its unix socket alone."""
 
-    def __init__(self, *, standby_of: Cluster | None = None) -> None:
+    def __init__(self, *, standby_of: Cluster | None = None, twin_of: Cluster | None = None) -> None:
         """Args:
         standby_of: The running primary that `start` takes a base backup of, the first time. The standby
             receives nothing after that: it lags.
+        twin_of: The running server that `start` stops, copies the files of, and starts again, the first time.
         """
         super().__init__()
         self._primary = standby_of
+        self._twin = twin_of
 
     @property
     def data(self) -> Path:
@@ -58,10 +60,10 @@ class Cluster(EmbeddedPostgres):
     def _copy(self) -> Path:
         return self.directory / "copy"
 
-    def keep_copy(self) -> None:
+    def keep_copy(self, target: Path | None = None) -> None:
         """Stop, copy the data directory, and start again: the simplest backup."""
         self.stop()
-        subprocess.run(["cp", "-a", self.data, self._copy], check=True)
+        subprocess.run(["cp", "-a", self.data, target or self._copy], check=True)
         self.start()
 
     def put_copy_back(self, *, recover: bool = True) -> None:
@@ -124,6 +126,9 @@ class Cluster(EmbeddedPostgres):
     # ---------------------------------------------------------------- helpers
 
     def _initialise(self, initdb: Path, data: Path) -> None:
+        if self._twin is not None:
+            self._twin.keep_copy(data)
+            return
         if self._primary is None:
             super()._initialise(initdb, data)
             return
