@@ -102,6 +102,17 @@ class Cluster(EmbeddedPostgres):
                 with suppress(psutil.NoSuchProcess):
                     process.resume()
 
+    def crash_backend(self) -> None:
+        """Kill the process of one connection: the server ends all others, and recovers by itself."""
+        children = psutil.Process(self.pid).children()
+        with psycopg.connect(self.url) as connection:
+            psutil.Process(connection.info.backend_pid).kill()
+            with suppress(psycopg.OperationalError):
+                connection.execute("SELECT pg_sleep(60)")
+        # All of them are told to end before the first one does. (One that is suspended cannot end yet.)
+        while not any(_has_ended(process) for process in children):
+            time.sleep(0.005)
+
     def crash(self) -> None:
         """Kill all of its processes at once."""
         postmaster = psutil.Process(self.pid)

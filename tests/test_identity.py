@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
@@ -266,7 +267,7 @@ async def pair(
 
 
 async def test_after_a_backup_is_restored_the_conversation_is_as_it_was_then(
-    cluster: Cluster, redis_url: str
+    cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with pair(cluster, redis_url) as both:
         await both.turn("one")
@@ -275,6 +276,9 @@ async def test_after_a_backup_is_restored_the_conversation_is_as_it_was_then(
         await both.turn("three")
         await asyncio.to_thread(cluster.put_copy_back)
         await both.go_on_from("one", reason="timeline", restarts=1)
+    said = [text for text in warnings_of(caplog) if "promoted, or recovered to an earlier moment" in text]
+    assert len(said) == 2, "once a database"
+    assert all(re.search(r"timeline 0000000\d -> 0000000\d", text) for text in said)
 
 
 async def test_files_that_are_put_back_without_a_recovery_are_noticed(
@@ -312,6 +316,7 @@ async def test_a_restart_costs_the_cache_once_and_nothing_else(
     with made(cluster, "restarted") as url:
         async with process(url, redis_url, **options) as one, process(url, redis_url, **options) as another:
             await thread.turn(one.saver, "one")
+            before = (await health(one))["identity"].split(".")
             await asyncio.to_thread(cluster.restart)
             for each in (one, another):
                 await until(lambda each=each: each.identity_changes == {"restart": 1})  # type: ignore[misc]
@@ -320,6 +325,10 @@ async def test_a_restart_costs_the_cache_once_and_nothing_else(
             assert await thread.read(another.saver) == ["one", "two"]
             assert another.hits
             assert one.identity_changes == another.identity_changes == {"restart": 1}
+            now, same = [(await health(each))["identity"].split(".") for each in (one, another)]
+            assert now == same
+            assert now[0] == before[0], "the database is the same one"
+            assert now[1] != before[1], "the generation is not"
     assert [text for text in warnings_of(caplog) if "warms up anew" in text] == []
 
 
@@ -385,19 +394,18 @@ async def test_a_server_that_is_replaced_behind_a_pooler_is_noticed_though_no_co
     """Of PgBouncer in transaction mode, only the connections to the server break: the saver's stay."""
     thread = Conversation()
     with made(cluster, "pooled") as url, pgbouncer(cluster, "pooled", size=5) as pooled:
-        # A sweep while the server is away would break a connection.
-        options = {"prepare_threshold": None, "sweep_interval_seconds": NEVER}
+        # A sweep while the server is away would break the connection.
+        options = {"prepare_threshold": None, "pool_max_size": 1, "sweep_interval_seconds": NEVER}
         async with process(pooled, redis_url, **options) as one:
             await thread.turn(one.saver, "one")
             await asyncio.to_thread(cluster.keep_copy)
             await thread.turn(one.saver, "two", note="lost")
             assert await thread.read(one.saver) == ["one", "two", "lost"]
-            connections = connections_made(one)
             await asyncio.to_thread(cluster.put_copy_back)
             await one.round()
             assert await thread.read(one.saver) == ["one"]
             assert await thread.turn(one.saver, "on") == ["one", "on"]
-            assert connections_made(one) == connections, "or this test shows nothing"
+            assert connections_made(one) == 1, "or this test shows nothing"
             await nothing_is_lacking(url, redis_url, one, thread)
             assert one.identity_changes == {"timeline": 1}
 
@@ -455,17 +463,18 @@ async def test_the_own_pool_waits_for_its_commits_whatever_database_and_role_say
     assert "synchronous_commit" not in caplog.text
 
 
+@pytest.mark.parametrize("crash", ["of the machine", "of one backend"])
 async def test_after_a_crash_that_lost_commits_nothing_that_is_lost_is_read(
-    cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
+    crash: str, cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Only a foreign pool has `synchronous_commit = off`, and that is said."""
     with made(cluster, "stays") as stays, made(cluster, "closed") as closed:
-        await _lose_commits(cluster, stays, closed, redis_url)
+        await _lose_commits(crash, cluster, stays, closed, redis_url)
     warnings = [text for text in warnings_of(caplog) if "synchronous_commit is 'off'" in text]
     assert len(warnings) == 3, "once a saver"
 
 
-async def _lose_commits(cluster: Cluster, stays: str, closed: str, redis_url: str) -> None:
+async def _lose_commits(crash: str, cluster: Cluster, stays: str, closed: str, redis_url: str) -> None:
     thread = Conversation()
     stays, closed = (f"{url}&options=-csynchronous_commit%3Doff" for url in (stays, closed))
     async with over_a_foreign_pool(stays, redis_url, sweep_interval_seconds=SOON) as one:
@@ -476,9 +485,10 @@ async def _lose_commits(cluster: Cluster, stays: str, closed: str, redis_url: st
             with cluster.losing_commits():
                 for each in (one, another):
                     assert await thread.turn(each.saver, "two", note="lost") == ["one", "two", "lost"]
-                await asyncio.to_thread(cluster.crash)
+                await asyncio.to_thread(cluster.crash if crash == "of the machine" else cluster.crash_backend)
         assert one.registry.get_sample_value("glasspoint_l2_asynchronous_commit", NAMED) == 1
-        await asyncio.to_thread(cluster.start)
+        if crash == "of the machine":
+            await asyncio.to_thread(cluster.start)
         async with open_upstream(closed) as upstream:
             assert await thread.read(upstream) == ["one"], "or this test shows nothing"
         async with over_a_foreign_pool(closed, redis_url, sweep_interval_seconds=NEVER) as reopened:
@@ -827,6 +837,21 @@ async def test_what_is_written_just_as_a_change_is_noticed_is_read_by_those_who_
             await writing
         await behind.round()
         assert await thread.turn(ahead.saver) == 3
+
+
+async def test_a_process_that_has_written_too_much_to_say_makes_all_begin_anew(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread, other = Thread("a"), Thread("b")
+    async with behind_and_ahead(database, redis_url, thread) as (behind, ahead):
+        monkeypatch.setattr(keeping, "_WRITTEN_AT_MOST", 1)
+        for each in (thread, other):
+            await each.put(behind.saver)
+        await behind.round()
+        await ahead.round()
+        assert await thread.turn(ahead.saver) == 3
+        assert await other.turn(ahead.saver) == 1
+        assert behind.identity_changes == {"generation": 1}
 
 
 async def test_what_a_process_wrote_before_it_is_detached_is_read_by_those_who_are_attached(

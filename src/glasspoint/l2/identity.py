@@ -275,9 +275,10 @@ class Identities:
                 row = await cursor.fetchone()
         except psycopg.Error as exc:
             self._parts = None  # perhaps another server, which tells less
+            if not conn.closed:
+                await conn.rollback()
             for kind, reason in _NO_IDENTITY:
                 if isinstance(exc, kind):
-                    await conn.rollback()
                     raise NoIdentityError(reason) from exc
             raise
         if row is None:
