@@ -36,13 +36,15 @@ _WRITERS = ("walwriter", "background writer")
 class Cluster(EmbeddedPostgres):
     """A cluster of the tests' own. It listens on its unix socket alone."""
 
-    def __init__(self, *, standby_of: Cluster | None = None) -> None:
+    def __init__(self, *, standby_of: Cluster | None = None, twin_of: Cluster | None = None) -> None:
         """Args:
         standby_of: The running primary that `start` takes a base backup of, the first time. The standby
             receives nothing after that: it lags.
+        twin_of: The running server that `start` stops, copies the files of, and starts again, the first time.
         """
         super().__init__()
         self._primary = standby_of
+        self._twin = twin_of
 
     @property
     def data(self) -> Path:
@@ -58,15 +60,14 @@ class Cluster(EmbeddedPostgres):
     def _copy(self) -> Path:
         return self.directory / "copy"
 
-    def keep_copy(self) -> None:
+    def keep_copy(self, target: Path | None = None) -> None:
         """Stop, copy the data directory, and start again: the simplest backup."""
         self.stop()
-        shutil.rmtree(self._copy, ignore_errors=True)
-        self._copy_files(self.data, self._copy)
+        subprocess.run(["cp", "-a", self.data, target or self._copy], check=True)
         self.start()
 
     def put_copy_back(self, *, recover: bool = True) -> None:
-        """Stop, put back what `keep_copy` has copied, and start.
+        """Stop, put back what `keep_copy` has copied, once, and start.
 
         Args:
             recover: As a backup is restored: the server looks for more in an archive, finds nothing, and
@@ -74,7 +75,7 @@ class Cluster(EmbeddedPostgres):
         """
         self.stop()
         shutil.rmtree(self.data)
-        self._copy_files(self._copy, self.data)
+        self._copy.rename(self.data)
         if recover:
             with (self.data / "postgresql.auto.conf").open("a") as settings:
                 settings.write("restore_command = 'false'\n")
@@ -101,6 +102,17 @@ class Cluster(EmbeddedPostgres):
                 with suppress(psutil.NoSuchProcess):
                     process.resume()
 
+    def crash_backend(self) -> None:
+        """Kill the process of one connection: the server ends all others, and recovers by itself."""
+        children = psutil.Process(self.pid).children()
+        with psycopg.connect(self.url) as connection:
+            psutil.Process(connection.info.backend_pid).kill()
+            with suppress(psycopg.OperationalError):
+                connection.execute("SELECT pg_sleep(60)")
+        # All of them are told to end before the first one does. (One that is suspended cannot end yet.)
+        while not any(_has_ended(process) for process in children):
+            time.sleep(0.005)
+
     def crash(self) -> None:
         """Kill all of its processes at once."""
         postmaster = psutil.Process(self.pid)
@@ -125,6 +137,9 @@ class Cluster(EmbeddedPostgres):
     # ---------------------------------------------------------------- helpers
 
     def _initialise(self, initdb: Path, data: Path) -> None:
+        if self._twin is not None:
+            self._twin.keep_copy(data)
+            return
         if self._primary is None:
             super()._initialise(initdb, data)
             return
@@ -146,10 +161,6 @@ class Cluster(EmbeddedPostgres):
         with psycopg.connect(self.url, autocommit=True) as connection:
             while connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
                 time.sleep(0.01)
-
-    def _copy_files(self, source: Path, target: Path) -> None:
-        shutil.copytree(source, target)
-        self._give_to_the_server(target)
 
     def _give_to_the_server(self, directory: Path) -> None:
         """Files belong to the user that the server runs as; only root could have made them otherwise."""

@@ -16,9 +16,11 @@ import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg.rows import dict_row
 
 from conversations import NEVER, SOON, Conversation, Process, execute, missing_values, process
 from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.l2.schema import renew_signing_key
 from states import open_upstream
 from steps import TABLES, keys_of, until
 
@@ -147,6 +149,23 @@ async def test_what_anybody_does_by_hand_is_read(what: str, database: str, redis
         await execute(database, EVERYTHING_ELSE[what])
         await one.will_read(thread, [])
         assert one.identity_changes == {}
+
+
+async def test_what_was_written_with_triggers_off_is_read_once_the_signing_key_is_renewed(
+    database: str, redis_url: str
+) -> None:
+    """As after a restore with `session_replication_role = replica`: nothing can note that."""
+    thread = Conversation()
+    async with process(database, redis_url, sweep_interval_seconds=NEVER) as one:
+        await thread.turn(one.saver, "one")
+        await execute(database, "SET session_replication_role = replica", "DELETE FROM checkpoints")
+        await one.round()
+        assert await thread.read(one.saver) == ["one"]
+        async with await psycopg.AsyncConnection.connect(database, row_factory=dict_row) as connection:
+            await renew_signing_key(connection)
+        await one.round()
+        assert await thread.read(one.saver) == []
+        assert one.identity_changes == {"truncated": 1}
 
 
 # ------------------------------------------------------------------ TRUNCATE

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -27,6 +30,7 @@ from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.coherence import identity as keeping
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, L2UnavailableError
+from glasspoint.l2.identity import Look
 from pgbouncer import PROGRAM, pgbouncer
 from states import exact, make_pool, open_saver, open_upstream
 from steps import TABLES, Connect, Proxy, Thread, keys_of, until
@@ -226,8 +230,13 @@ class Pair:
         async with self._reopened() as one:
             await self.thread.turn(one.saver, text, **more)
 
-    async def go_on_from(self, *expected: str, reason: str) -> None:
-        """Whatever happened to PostgreSQL, the conversation is what is there now, and goes on from that."""
+    async def go_on_from(self, *expected: str, reason: str, restarts: int = 0) -> None:
+        """Whatever happened to PostgreSQL, the conversation is what is there now, and goes on from that.
+
+        Args:
+            reason: What is counted.
+            restarts: How often the server was restarted before, while one of the savers was open.
+        """
         texts = list(expected)
         async with self._reopened() as reopened:
             assert await self.thread.read(reopened.saver) == texts, "at once"
@@ -236,7 +245,8 @@ class Pair:
                 assert await self.thread.turn(one.saver, "on") == [*texts, "on"]
                 assert await self.thread.turn(one.saver, "and on") == [*texts, "on", "and on"]
                 await nothing_is_lacking(url, self._redis_url, one, self.thread)
-                assert one.identity_changes == {reason: 1}
+                before = restarts if one is self._stays else 0
+                assert one.identity_changes == Counter({reason: 1}) + Counter(restart=before)
                 assert one.hits
 
     def _reopened(self) -> AbstractAsyncContextManager[Process]:
@@ -250,15 +260,14 @@ async def pair(
     """Args:
     through: Makes the URL that the savers use of the one that leads to the server.
     """
-    stays, closed = (through(server.create_database(name)) for name in ("stays", "closed"))
-    async with process(stays, redis_url, sweep_interval_seconds=SOON, **options) as one:
-        yield Pair(one, (stays, closed), redis_url)
-    for name in ("stays", "closed"):
-        server.drop_database(name)
+    with made(server, "stays") as first, made(server, "closed") as second:
+        urls = through(first), through(second)
+        async with process(urls[0], redis_url, sweep_interval_seconds=SOON, **options) as one:
+            yield Pair(one, urls, redis_url)
 
 
 async def test_after_a_backup_is_restored_the_conversation_is_as_it_was_then(
-    cluster: Cluster, redis_url: str
+    cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with pair(cluster, redis_url) as both:
         await both.turn("one")
@@ -266,7 +275,88 @@ async def test_after_a_backup_is_restored_the_conversation_is_as_it_was_then(
         await both.turn("two", note="lost")
         await both.turn("three")
         await asyncio.to_thread(cluster.put_copy_back)
-        await both.go_on_from("one", reason="timeline")
+        await both.go_on_from("one", reason="timeline", restarts=1)
+    said = [text for text in warnings_of(caplog) if "promoted, or recovered to an earlier moment" in text]
+    assert len(said) == 2, "once a database"
+    assert all(re.search(r"timeline 0000000\d -> 0000000\d", text) for text in said)
+
+
+async def test_files_that_are_put_back_without_a_recovery_are_noticed(
+    cluster: Cluster, redis_url: str
+) -> None:
+    """The timeline is as before, and so is everything else that stands in the files."""
+    async with pair(cluster, redis_url) as both:
+        await both.turn("one")
+        await asyncio.to_thread(cluster.keep_copy)
+        await both.turn("two", note="lost")
+        await asyncio.to_thread(cluster.put_copy_back, recover=False)
+        await both.go_on_from("one", reason="restart", restarts=1)
+
+
+async def test_a_copy_of_a_whole_cluster_goes_its_own_way(cluster: Cluster, redis_url: str) -> None:
+    """A copy of a stopped server's files, as of a volume, is the same cluster in all that it says."""
+    thread = Conversation()
+    with made(cluster, "twins") as url:
+        async with process(url, redis_url) as one:
+            await thread.turn(one.saver, "both")
+        with Cluster(twin_of=cluster) as twin:
+            copy = twin._url_of("twins")
+            async with process(url, redis_url) as one, process(copy, redis_url) as another:
+                assert await thread.turn(one.saver, "here") == ["both", "here"]
+                assert await thread.turn(another.saver, "there") == ["both", "there"]
+                for side, where in ((one, url), (another, copy)):
+                    await nothing_is_lacking(where, redis_url, side, thread)
+
+
+async def test_a_restart_costs_the_cache_once_and_nothing_else(
+    cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = Conversation()
+    options = {"sweep_interval_seconds": SOON}
+    with made(cluster, "restarted") as url:
+        async with process(url, redis_url, **options) as one, process(url, redis_url, **options) as another:
+            await thread.turn(one.saver, "one")
+            before = (await health(one))["identity"].split(".")
+            await asyncio.to_thread(cluster.restart)
+            for each in (one, another):
+                await until(lambda each=each: each.identity_changes == {"restart": 1})  # type: ignore[misc]
+                assert await thread.read(each.saver) == ["one"]
+            assert await thread.turn(one.saver, "two") == ["one", "two"]
+            assert await thread.read(another.saver) == ["one", "two"]
+            assert another.hits
+            assert one.identity_changes == another.identity_changes == {"restart": 1}
+            now, same = [(await health(each))["identity"].split(".") for each in (one, another)]
+            assert now == same
+            assert now[0] == before[0], "the database is the same one"
+            assert now[1] != before[1], "the generation is not"
+    assert [text for text in warnings_of(caplog) if "warms up anew" in text] == []
+
+
+async def test_a_change_that_could_not_be_recorded_is_not_forgotten(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL's log has become shorter, and the first attempt to say so fails."""
+    thread = Conversation()
+    async with process(database, redis_url, sweep_interval_seconds=NEVER) as one:
+        await thread.turn(one.saver, "one")
+        identities = one.saver._l2.identities
+        look, renew = identities.look, identities.renew
+
+        async def set_back(**options: Any) -> Look:
+            found = await look(**options)
+            return replace(found, position=1000)
+
+        async def fail(*args: Any) -> None:
+            monkeypatch.setattr(identities, "renew", renew)
+            raise psycopg.OperationalError
+
+        monkeypatch.setattr(identities, "look", set_back)
+        monkeypatch.setattr(identities, "renew", fail)
+        await one.round()
+        assert one.identity_changes == {}
+        await one.round()
+        await one.round()
+        assert one.identity_changes == {"timeline": 1}
 
 
 def over_tcp(proxy: Proxy) -> Callable[[str], str]:
@@ -304,19 +394,18 @@ async def test_a_server_that_is_replaced_behind_a_pooler_is_noticed_though_no_co
     """Of PgBouncer in transaction mode, only the connections to the server break: the saver's stay."""
     thread = Conversation()
     with made(cluster, "pooled") as url, pgbouncer(cluster, "pooled", size=5) as pooled:
-        # A sweep while the server is away would break a connection.
-        options = {"prepare_threshold": None, "sweep_interval_seconds": NEVER}
+        # A sweep while the server is away would break the connection.
+        options = {"prepare_threshold": None, "pool_max_size": 1, "sweep_interval_seconds": NEVER}
         async with process(pooled, redis_url, **options) as one:
             await thread.turn(one.saver, "one")
             await asyncio.to_thread(cluster.keep_copy)
             await thread.turn(one.saver, "two", note="lost")
             assert await thread.read(one.saver) == ["one", "two", "lost"]
-            connections = connections_made(one)
             await asyncio.to_thread(cluster.put_copy_back)
             await one.round()
             assert await thread.read(one.saver) == ["one"]
             assert await thread.turn(one.saver, "on") == ["one", "on"]
-            assert connections_made(one) == connections, "or this test shows nothing"
+            assert connections_made(one) == 1, "or this test shows nothing"
             await nothing_is_lacking(url, redis_url, one, thread)
             assert one.identity_changes == {"timeline": 1}
 
@@ -374,13 +463,20 @@ async def test_the_own_pool_waits_for_its_commits_whatever_database_and_role_say
     assert "synchronous_commit" not in caplog.text
 
 
+@pytest.mark.parametrize("crash", ["of the machine", "of one backend"])
 async def test_after_a_crash_that_lost_commits_nothing_that_is_lost_is_read(
-    cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
+    crash: str, cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Only a foreign pool has `synchronous_commit = off`, and that is said."""
+    with made(cluster, "stays") as stays, made(cluster, "closed") as closed:
+        await _lose_commits(crash, cluster, stays, closed, redis_url)
+    warnings = [text for text in warnings_of(caplog) if "synchronous_commit is 'off'" in text]
+    assert len(warnings) == 3, "once a saver"
+
+
+async def _lose_commits(crash: str, cluster: Cluster, stays: str, closed: str, redis_url: str) -> None:
     thread = Conversation()
-    names = ("stays", "closed")
-    stays, closed = (f"{cluster.create_database(name)}&options=-csynchronous_commit%3Doff" for name in names)
+    stays, closed = (f"{url}&options=-csynchronous_commit%3Doff" for url in (stays, closed))
     async with over_a_foreign_pool(stays, redis_url, sweep_interval_seconds=SOON) as one:
         async with over_a_foreign_pool(closed, redis_url) as another:
             for each in (one, another):
@@ -389,9 +485,10 @@ async def test_after_a_crash_that_lost_commits_nothing_that_is_lost_is_read(
             with cluster.losing_commits():
                 for each in (one, another):
                     assert await thread.turn(each.saver, "two", note="lost") == ["one", "two", "lost"]
-                await asyncio.to_thread(cluster.crash)
+                await asyncio.to_thread(cluster.crash if crash == "of the machine" else cluster.crash_backend)
         assert one.registry.get_sample_value("glasspoint_l2_asynchronous_commit", NAMED) == 1
-        await asyncio.to_thread(cluster.start)
+        if crash == "of the machine":
+            await asyncio.to_thread(cluster.start)
         async with open_upstream(closed) as upstream:
             assert await thread.read(upstream) == ["one"], "or this test shows nothing"
         async with over_a_foreign_pool(closed, redis_url, sweep_interval_seconds=NEVER) as reopened:
@@ -402,10 +499,6 @@ async def test_after_a_crash_that_lost_commits_nothing_that_is_lost_is_read(
                 await nothing_is_lacking(url, redis_url, each, thread)
                 assert each.identity_changes == {"crash": 1}
                 assert each.hits
-    warnings = [r for r in caplog.records if "synchronous_commit is 'off'" in r.getMessage()]
-    assert [r.levelname for r in warnings] == ["WARNING"] * 3, "once a saver"
-    for name in names:
-        cluster.drop_database(name)
 
 
 async def test_a_crash_loses_nothing_that_the_own_pool_has_acknowledged(
@@ -744,6 +837,21 @@ async def test_what_is_written_just_as_a_change_is_noticed_is_read_by_those_who_
             await writing
         await behind.round()
         assert await thread.turn(ahead.saver) == 3
+
+
+async def test_a_process_that_has_written_too_much_to_say_makes_all_begin_anew(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread, other = Thread("a"), Thread("b")
+    async with behind_and_ahead(database, redis_url, thread) as (behind, ahead):
+        monkeypatch.setattr(keeping, "_WRITTEN_AT_MOST", 1)
+        for each in (thread, other):
+            await each.put(behind.saver)
+        await behind.round()
+        await ahead.round()
+        assert await thread.turn(ahead.saver) == 3
+        assert await other.turn(ahead.saver) == 1
+        assert behind.identity_changes == {"generation": 1}
 
 
 async def test_what_a_process_wrote_before_it_is_detached_is_read_by_those_who_are_attached(

@@ -111,7 +111,7 @@ class IdentityKeeper:
         self._identity: Identity | None = None
         self._known: Identity | None = None  # the last one in use
         self._renewed: str | None = None  # the generation that this process has made itself
-        self._position: int | None = None  # of PostgreSQL's log, at the last look
+        self._position: int | None = None  # of PostgreSQL's log, when the identity was seen to fit
         self._reign: str | None = None  # of the Redis that this process was attached to last
         self._detached_at: float | None = None
         self._written: set[Written] = set()  # before the look under way began
@@ -224,6 +224,7 @@ class IdentityKeeper:
             return "changed"
         if has_recorded:
             return "changed"  # the next look shows these rows
+        self._position = look.position
         await self._confirm(row)
         return "fits"
 
@@ -232,9 +233,6 @@ class IdentityKeeper:
 
     def _reason_to_renew(self, look: Look) -> IdentityReason | None:
         row = look.attachment
-        is_set_back, self._position = self._is_set_back(look), look.position
-        if is_set_back:
-            return "timeline"
         if row is None:
             return None
         changed = look.changed
@@ -243,10 +241,17 @@ class IdentityKeeper:
                 return reason
         if not row.is_marked:
             return "crash"
+        if "started" in changed:
+            return "restart"
+        if self._is_set_back(look):
+            return "timeline"
         return "generation" if row.is_forgotten else None
 
     def _is_set_back(self, look: Look) -> bool:
-        return look.position is not None and look.position < (self._position or 0)
+        """Whether PostgreSQL has less than when this very generation was in use."""
+        row, known = look.attachment, self._known
+        is_same = row is not None and known is not None and row.generation == known.generation
+        return is_same and look.position is not None and look.position < (self._position or 0)
 
     def _may_attach(self, reign: str) -> bool:
         """Whether this process may attach the cache, which another Redis has: at its opening, when its own
@@ -268,6 +273,9 @@ class IdentityKeeper:
         if reason == "generation" and row.reign != reign:
             _log.info("The cache is attached to this Redis now, and warms up anew.")
             return
+        if reason == "restart":
+            _log.info("PostgreSQL was restarted, perhaps with other files: the cache warms up anew.")
+            return
         _log.warning(
             "%s: what Redis holds from before is not believed, and the cache warms up anew.",
             _WHAT_CHANGED[reason].format(
@@ -280,7 +288,7 @@ class IdentityKeeper:
         if self._known is not None and self._known.reign == row.reign and self._reign == row.reign:
             self._note_renewal_by_others(row)
         self._identity = self._known = self._identity_of(look, row)
-        self._reign = row.reign
+        self._reign, self._position = row.reign, look.position
         self._detached_at = None
         self._vitals.identity = self._identity.name
         self._cache.identify(self._identity)

@@ -13,14 +13,18 @@ that sees another fact renews the generation; nothing that was stored in Redis b
 | `database` | the database was dropped and made again, copied, or restored from a dump |
 | `system` | the cluster is another one |
 | `timeline` | a standby was promoted, or a backup was recovered to a point in time |
+| `started` | the server was restarted, perhaps with the files of a backup; or this is a copy of the cluster |
 
 More signs are no facts of a row:
 
 - The row in `glasspoint_crash_marks`, an UNLOGGED table, is gone after a crash, a promotion or a recovery.
   Acknowledged commits may be lost then (`synchronous_commit = off`), and a server that withholds its timeline
   shows it all the same.
-- PostgreSQL's log is shorter than at the last look of this process: a copy of its files was put back.
+- PostgreSQL's log is shorter than at the last look of this process: the whole machine was set back.
 - No process has used the cache for an hour: foreign writes are not noted for it any more (see `schema`).
+
+Files that are put back, or copied, while the server is stopped say nothing of that: every fact but `started`
+is as it was. So a restart always costs the cache.
 
 A server that is managed by others may withhold `system` and `timeline`. What it withholds is not compared.
 """
@@ -58,6 +62,7 @@ _log = get_logger("glasspoint.l2")
 _WITHHOLDABLE = {
     "system": "(SELECT system_identifier::text FROM pg_control_system())",
     "timeline": "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
+    "started": "extract(epoch FROM pg_postmaster_start_time())::text",
     "position": "(pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint",
 }
 _ASK_PART = "/* glasspoint */ SELECT {expression}"
@@ -66,7 +71,7 @@ _ASK_PART = "/* glasspoint */ SELECT {expression}"
 # to those of another deployment.
 _LOOK = """/* glasspoint */
 SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text,
-       {system}, {timeline}, {position}, current_setting('synchronous_commit'),
+       {system}, {timeline}, {started}, {position}, current_setting('synchronous_commit'),
        c.reign, c.generation, c.facts::text, extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
        EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation), c.is_purged,
        j.ids, j.thread_ids, j.namespaces,
@@ -270,9 +275,10 @@ class Identities:
                 row = await cursor.fetchone()
         except psycopg.Error as exc:
             self._parts = None  # perhaps another server, which tells less
+            if not conn.closed:
+                await conn.rollback()
             for kind, reason in _NO_IDENTITY:
                 if isinstance(exc, kind):
-                    await conn.rollback()
                     raise NoIdentityError(reason) from exc
             raise
         if row is None:
@@ -345,7 +351,7 @@ class Identities:
 
 
 def _look(row: tuple[Any, ...]) -> Look:
-    id_, content, signing_key, tables, database, system, timeline, position, synchronous_commit, *rest = row
+    id_, content, signing_key, tables, database, system, timeline, started, position, commit, *rest = row
     reign, generation, facts, unseen_seconds, is_marked, is_purged, ids, thread_ids, namespaces, others = rest
     of_the_row = (reign, generation, unseen_seconds, is_marked, is_purged)
     all_facts = {
@@ -354,6 +360,7 @@ def _look(row: tuple[Any, ...]) -> Look:
         "database": database,
         "system": system,
         "timeline": timeline,
+        "started": started,
     }
     # Of nothing that a server may withhold: it stands in the keys, which all processes must agree on.
     lineage = hashlib.sha256(f"{id_}\0{database}".encode())
@@ -362,7 +369,7 @@ def _look(row: tuple[Any, ...]) -> Look:
         database=lineage.hexdigest()[:12],
         facts={name: str(fact) for name, fact in all_facts.items() if fact is not None},
         signing_key=bytes(signing_key),
-        synchronous_commit=synchronous_commit,
+        synchronous_commit=commit,
         attachment=None if generation is None else _attachment(json.loads(facts), *of_the_row),
         rows=[JournalRow(*each) for each in zip(ids or (), scopes, strict=True)],
         others=frozenset(others),

@@ -207,12 +207,12 @@ METRICS: dict[str, Metric] = {
             "counter",
             ("reason",),
             "Times that PostgreSQL was not what the cache was filled from.",
-            "what made the cache start anew: another `database`, a `timeline`, a `crash`, a table that was "
-            "`truncated`, another Redis (`generation`)",
+            "what made the cache start anew: another `database`, a `timeline`, a `crash`, a `restart`, a "
+            "table that was `truncated`, another Redis (`generation`)",
             (
                 Query(
                     "Was PostgreSQL replaced, restored or set back?",
-                    'increase(glasspoint_l1_identity_changes_total{reason!="generation"}[1h]) > 0',
+                    'increase(glasspoint_l1_identity_changes_total{reason!~"generation|restart"}[1h]) > 0',
                 ),
             ),
         ),

@@ -73,7 +73,7 @@ WarmUpResult = Literal["stored", "refused", "error"]
 WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "journalled", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
-IdentityReason = Literal["database", "timeline", "crash", "truncated", "generation"]
+IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated", "generation"]
 Verdict = Literal["consistent", "stale", "raced"]
 TaskName = Literal["sweeper", "auditor", "table_sizes", "reconnector", "tier_probe"]
 BreakerState = Literal["closed", "open", "half_open"]
@@ -101,7 +101,8 @@ class IdentityChanged:
 
     Attributes:
         reason: `database`: another one, or tables made anew; `timeline`: promoted, or recovered to an earlier
-            moment; `crash`: crashed; `truncated`: emptied; `generation`: another Redis, or not used for long.
+            moment; `crash`: crashed; `restart`: restarted, perhaps with other files; `truncated`: emptied;
+            `generation`: another Redis, or not used for long.
     """
 
     reason: IdentityReason
