@@ -395,7 +395,7 @@ async def test_sweepers_do_not_queue_and_none_takes_what_another_has_in_hand_for
         await another.execute("SELECT * FROM glasspoint_l1_journal FOR UPDATE")
         saver._l1.doubt()
         assert await thread.turn(saver) == 2
-        assert await journal(database) == [("a", "")], "who has it in hand takes it away"
+        assert {*await journal(database)} == {("a", "")}, "who has it in hand takes it away"
         await another.rollback()
         await saver._sweeper.round()
         assert await _is_empty(database)

@@ -102,6 +102,7 @@ DOORS = {
         "l2/faults.py",
         "l2/journal.py",
         "l2/liveness.py",
+        "l2/schema.py",
         "l2/sizes.py",
     },
     "tenacity": {"l2/retrying.py"},

@@ -24,7 +24,7 @@ from glasspoint.l1 import client
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache
 from glasspoint.l1.compression import MIN_BYTES, packer_of
-from glasspoint.l1.signature import signing_key_of
+from glasspoint.l1.signature import secret_of
 from glasspoint.l2 import pool as pools
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
@@ -81,6 +81,7 @@ class ManagedSaver(SyncFace):
         l1_signing_key: bytes | str | None = None,
         l1_compression: Literal["off", "zstd"] = "off",
         l1_compression_min_bytes: int = MIN_BYTES,
+        foreign_writes: Literal["watch", "ignore"] = "watch",
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
@@ -110,6 +111,9 @@ class ManagedSaver(SyncFace):
             l1_compression: Whether values are compressed in Redis, `"zstd"` or `"off"`. Either way both are
                 read, so processes may differ in it.
             l1_compression_min_bytes: Values with fewer bytes stay as they are.
+            foreign_writes: Whether `setup` makes triggers that note what other software writes to the tables,
+                so that the cache follows within the sweep interval. `"ignore"` makes none: for tables to
+                which no other software writes.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
 
@@ -127,7 +131,7 @@ class ManagedSaver(SyncFace):
                 raise ConfigurationError(f"{name} is {value!r}: it must be greater than 0 seconds.")
         if on_l1_outage not in ("degrade", "raise"):
             raise ConfigurationError(f'on_l1_outage is {on_l1_outage!r}: it must be "degrade" or "raise".')
-        signing_key = None if l1_signing_key is None else signing_key_of(l1_signing_key)
+        signing_key = None if l1_signing_key is None else secret_of(l1_signing_key)
         if pool is not None and pool is not postgres_saver.conn:
             raise ConfigurationError(
                 "pool is not the pool that postgres_saver works on: pass that one, or none."
@@ -137,7 +141,7 @@ class ManagedSaver(SyncFace):
         self._write_deadline = write_deadline_seconds
         self._upstream = postgres_saver
         self._must_tell_l1 = on_l1_outage == "raise"
-        self._l2 = Store(postgres_saver, self._telemetry, cache=key_prefix)
+        self._l2 = Store(postgres_saver, self._telemetry, cache=key_prefix, foreign_writes=foreign_writes)
         pool_timeout = self._l2.pool.timeout if self._l2.pool is not None else 0.0
         self._read_deadline = pool_timeout + write_deadline_seconds
         self._retries = Retries(
@@ -343,6 +347,7 @@ class ManagedSaver(SyncFace):
 
         Raises:
             SchemaError: They are not there, and this role may not make them.
+            L2DeadlineError: Others kept the tables locked for too long.
             L2UnavailableError: PostgreSQL cannot be reached.
         """
         return self._on_either_face("setup", self._setup)

@@ -429,6 +429,9 @@ class _Intents:
             return []
         return [intent.scope for intent in self._intents if not intent.name]
 
+    def changed(self) -> Collection[Scope]:
+        return [intent.scope for intent in self._intents]
+
     def committing(self) -> None:
         self.is_committing = True
 

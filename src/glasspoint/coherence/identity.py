@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from glasspoint.identity import Identity
 from glasspoint.l2.identity import NoIdentityError
+from glasspoint.l2.schema import GRANTS
 from glasspoint.telemetry.events import DURABLE, IdentityChanged
 from glasspoint.telemetry.logs import get_logger
 
@@ -51,6 +52,9 @@ _SETUP_TAKES_SECONDS = 5.0
 
 # How long a process waits for those that have attached the cache to another Redis.
 _DETACHED_SECONDS = 60.0
+
+# Longer than a statement can be under way.
+_NEW_SECONDS = 30.0
 
 # More scopes than these are not dropped one by one: the generation is renewed instead.
 _WRITTEN_AT_MOST = 20_000
@@ -109,10 +113,12 @@ class IdentityKeeper:
         self._known: Identity | None = None  # the last one in use
         self._renewed: str | None = None  # the generation that this process has made itself
         self._facts: dict[str, str] = {}
+        self._position: int | None = None  # of PostgreSQL's log, at the last look
         self._reign: str | None = None  # of the Redis that this process was attached to last
         self._detached_at: float | None = None
         self._written: set[Scope] = set()  # before the look under way began
         self._no_tables_since: float | None = None
+        self._met_others: dict[str, float] = {}  # when each was seen first
         self.is_purged = False
         """Whether the entries of older generations were deleted."""
         self._warned: set[str] = set()
@@ -141,6 +147,7 @@ class IdentityKeeper:
             return Found("unusable")
         self._no_tables_since = None
         self._check_durability(look)
+        await self._meet_others(look)
         status = await self._settle(look)
         return Found(status, look.rows if status == "fits" else [])
 
@@ -159,7 +166,8 @@ class IdentityKeeper:
             _log.debug("a new connection was not looked at (%s)", type(exc).__name__)
             return
         row = look.attachment
-        if row and row.generation == identity.generation and not look.changed and row.is_marked:
+        is_same = row is not None and row.generation == identity.generation and row.is_marked
+        if is_same and not look.changed and not self._is_set_back(look):
             return
         if self._identity is identity:
             self._forget()
@@ -167,6 +175,23 @@ class IdentityKeeper:
                 self._cache.wake()
 
     # ---------------------------------------------------------------- helpers
+
+    async def _meet_others(self, look: Look) -> None:
+        """See that other caches on this database hear of our writes, those included that were under way, or
+        just done, when such a cache was first used."""
+        now = monotonic()
+        self._met_others = {each: self._met_others.get(each, now) for each in look.others}
+        new = [each for each, met_at in self._met_others.items() if now - met_at < _NEW_SECONDS]
+        if new and self._written:
+            await self._journal.record_now(self._written, caches=new)
+        self._journal.others = look.others
+        if look.others and "others" not in self._warned:
+            self._warned.add("others")
+            _log.warning(
+                "This database has another cache, of the key_prefix %s. What is written through one reaches the "
+                "other within the sweep interval only. Use one key_prefix for one database.",
+                ", ".join(map(repr, sorted(look.others))),
+            )
 
     async def _no_identity(self, error: NoIdentityError) -> None:
         if error.reason == "tables":
@@ -205,6 +230,9 @@ class IdentityKeeper:
 
     def _reason_to_renew(self, look: Look) -> IdentityReason | None:
         row = look.attachment
+        is_set_back, self._position = self._is_set_back(look), look.position
+        if is_set_back:
+            return "timeline"
         if row is None:
             return None
         changed = look.changed
@@ -214,6 +242,9 @@ class IdentityKeeper:
         if not row.is_marked:
             return "crash"
         return "generation" if row.is_forgotten else None
+
+    def _is_set_back(self, look: Look) -> bool:
+        return look.position is not None and look.position < (self._position or 0)
 
     def _may_attach(self, reign: str) -> bool:
         """Whether this process may attach the cache, which another Redis has: at its opening, when its own
@@ -318,8 +349,7 @@ _NO_IDENTITY = {
     "tables": "The tables of the cache are not there, so that Redis is not used: PostgreSQL answers alone. "
     "Call `await saver.setup()` once, as after every upgrade.",
     "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis "
-    "is not used: PostgreSQL answers alone. GRANT SELECT ON glasspoint_identity, and SELECT, INSERT, UPDATE, "
-    "DELETE ON glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks.",
+    f"is not used: PostgreSQL answers alone. {GRANTS}.",
     "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the "
     "standby answers alone. Connect to the primary.",
 }

@@ -155,7 +155,7 @@ class Cache:
         """Awaited by a read that must not believe what stands here: sees to it that the journal is swept, and
         answers whether that was done. `None`: there is no journal, and everything is believed."""
         self.wake: Callable[[], object] | None = None
-        """Called when a step finds no identity: somebody is to see to it."""
+        """Called when a sweep should not wait for its time: the identity is to be looked at."""
         self.written: set[Scope] = set()
         """The scopes that this process has changed here, for `coherence.identity` to take away."""
 
@@ -376,7 +376,7 @@ class Cache:
             return "error"
         signer = self.epoch.signer
         fields = entry.write_fields(intent.scope, checkpoint_id, writes, signer, self._packer)
-        names = entry.write_fields(intent.scope, checkpoint_id, ignored, signer)[::2]
+        names = entry.write_names(checkpoint_id, ignored)
         return await self._commit(
             "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), len(names), *names, *fields
         )
@@ -491,10 +491,7 @@ class Cache:
                 evalsha = self._evalsha_on_probe if is_probe else self._evalsha
                 answer = await evalsha(step, scope, *args)
         except UnidentifiedError:
-            # Nothing is wrong with Redis, and nothing was sent. The next sweep sees to it.
-            if self.wake is not None:
-                self.wake()
-            raise
+            raise  # nothing is wrong with Redis, and nothing was sent
         except (RedisError, OSError, TimeoutError, L1Error) as exc:
             raise self._unavailable(exc) from exc
         self._answered()
@@ -572,7 +569,7 @@ class Cache:
         _log.warning(
             "An entry in L1 (Redis) was refused, of thread %r, namespace %r: %s. PostgreSQL answers, and the "
             "entry is replaced. Somebody who can write to this Redis changed it, unless another process has "
-            "another l1_signing_key, or none. (%d refused since the last such line; at most one in %d s.)",
+            "another l1_signing_key. (%d refused since the last such line; at most one in %d s.)",
             *scope,
             exc,
             self._tampered_since,
@@ -582,6 +579,8 @@ class Cache:
 
     def _server_changed(self, server: Server, previous: Server | None) -> None:
         self._doubts += 1
+        if self.wake is not None:
+            self.wake()
         if previous is not None:
             self._telemetry.note(EpochChanged())
             _log.warning(

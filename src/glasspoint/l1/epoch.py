@@ -216,7 +216,7 @@ class EpochKeeper:
             self._epoch = None
         else:
             prefix = f"{self.root}{server.reign}:{identity.name}:"
-            self._epoch = Epoch(server, identity, prefix, Signer(identity.secret))
+            self._epoch = Epoch(server, identity, prefix, Signer(identity.secret, identity.generation))
 
     async def _reign(self) -> tuple[_Reign, str]:
         async with self._redis.pipeline(transaction=False) as pipe:

@@ -14,10 +14,13 @@ that sees another fact renews the generation; nothing that was stored in Redis b
 | `system` | the cluster is another one |
 | `timeline` | a standby was promoted, or a backup was recovered to a point in time |
 
-Two more signs are no facts of a row. The row in `glasspoint_crash_marks`, an UNLOGGED table, is gone after a
-crash, a promotion or a recovery: acknowledged commits may be lost then (`synchronous_commit = off`), and a
-server that withholds its timeline shows it all the same. And a cache that no process has used for an hour is
-renewed, because foreign writes are not noted for it any more (see `schema`).
+More signs are no facts of a row:
+
+- The row in `glasspoint_crash_marks`, an UNLOGGED table, is gone after a crash, a promotion or a recovery.
+  Acknowledged commits may be lost then (`synchronous_commit = off`), and a server that withholds its timeline
+  shows it all the same.
+- PostgreSQL's log is shorter than at the last look of this process: a copy of its files was put back.
+- No process has used the cache for an hour: foreign writes are not noted for it any more (see `schema`).
 
 A server that is managed by others may withhold `system` and `timeline`. What it withholds is not compared.
 """
@@ -54,17 +57,22 @@ _log = get_logger("glasspoint.l2")
 _WITHHOLDABLE = {
     "system": "(SELECT system_identifier::text FROM pg_control_system())",
     "timeline": "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
+    "position": "(pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint",
 }
 _ASK_PART = "/* glasspoint */ SELECT {expression}"
 
 # One row; none if setup() has not made the tables. They must stand beside LangGraph's: a search path may lead
 # to those of another deployment.
 _LOOK = """/* glasspoint */
-SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text, {system}, {timeline},
-       current_setting('synchronous_commit'), c.reign, c.generation, c.facts::text,
-       extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
+SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text,
+       {system}, {timeline}, {position}, current_setting('synchronous_commit'),
+       c.reign, c.generation, c.facts::text, extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
        EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation), c.is_purged,
-       j.ids, j.thread_ids, j.namespaces
+       j.ids, j.thread_ids, j.namespaces,
+       ARRAY(
+           SELECT o.cache FROM glasspoint_caches AS o
+           WHERE o.cache <> %(cache)s AND o.seen_at > clock_timestamp() - interval '1 hour'
+       )
 FROM (
     SELECT to_regclass('checkpoints')::oid AS tables,
            (SELECT oid FROM pg_database WHERE datname = current_database()) AS database,
@@ -189,6 +197,9 @@ class Look:
         synchronous_commit: The setting, on this connection.
         attachment: The cache's row, `None` before the first process has attached it.
         rows: The oldest rows of the journal that were asked for.
+        others: Other caches (key prefixes) that were in use lately.
+        position: How many bytes the log of PostgreSQL has; `None` if the server withholds it. If it has
+            become shorter, the server was set back.
     """
 
     database: str
@@ -197,6 +208,8 @@ class Look:
     synchronous_commit: str
     attachment: Attachment | None
     rows: list[JournalRow]
+    others: frozenset[str] = frozenset()
+    position: int | None = None
 
     @property
     def changed(self) -> dict[str, tuple[str, str]]:
@@ -313,8 +326,8 @@ class Identities:
 
 
 def _look(row: tuple[Any, ...]) -> Look:
-    id_, content, signing_key, tables, database, system, timeline, synchronous_commit, *rest = row
-    reign, generation, facts, unseen_seconds, is_marked, is_purged, ids, thread_ids, namespaces = rest
+    id_, content, signing_key, tables, database, system, timeline, position, synchronous_commit, *rest = row
+    reign, generation, facts, unseen_seconds, is_marked, is_purged, ids, thread_ids, namespaces, others = rest
     all_facts = {
         "content": content,
         "tables": tables,
@@ -334,6 +347,8 @@ def _look(row: tuple[Any, ...]) -> Look:
         if generation is None
         else Attachment(reign, generation, json.loads(facts), unseen_seconds, is_marked, is_purged),
         rows=[JournalRow(*each) for each in zip(ids or (), scopes, strict=True)],
+        others=frozenset(others),
+        position=position,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote
+from weakref import WeakSet
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     Pool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 
-__all__ = ["address_of", "open_pool", "postgres_conninfo"]
+__all__ = ["address_of", "bounds_statements", "open_pool", "postgres_conninfo"]
 
 _log = get_logger("glasspoint.l2")
 
@@ -49,6 +50,9 @@ SELECT set_config('statement_timeout', %s, false),
        CASE WHEN current_setting('synchronous_commit') <> 'remote_apply'
             THEN set_config('synchronous_commit', 'on', false) END
 """
+
+# The pools on whose connections a statement timeout was set here.
+_bounded: WeakSet[Pool] = WeakSet()
 
 # For so long the pool itself tries again to make a connection that failed; then see `Reviver`.
 _RECONNECT_SECONDS = 0.2
@@ -113,6 +117,7 @@ async def open_pool(
         milliseconds = str(int(statement_timeout_seconds * 1000))
         await connection.execute(_CONFIGURE, (milliseconds,))
 
+    own_timeout = prepare_threshold is not None
     pool: Pool = AsyncConnectionPool(
         conninfo,
         # Autocommit: a call is one statement, and upstream's migrations cannot run in a transaction.
@@ -125,7 +130,7 @@ async def open_pool(
         # Given up soon, and taken up again by whoever asks.
         reconnect_timeout=_RECONNECT_SECONDS,
         reconnect_failed=Reviver().reconnect_failed,
-        configure=None if prepare_threshold is None else configure,
+        configure=configure if own_timeout else None,
         name="glasspoint",
         open=False,
     )
@@ -139,7 +144,14 @@ async def open_pool(
             f"PostgreSQL gave fewer than {min_size} connections within {connect_timeout_seconds} s: check "
             "its max_connections, or ask for fewer with pool_min_size."
         ) from exc
+    if own_timeout:
+        _bounded.add(pool)
     return pool
+
+
+def bounds_statements(pool: Pool | None) -> bool:
+    """Tell whether the pool's connections have a `statement_timeout` that `open_pool` has set."""
+    return pool in _bounded
 
 
 def address_of(pool: Pool | None) -> tuple[str | None, int | None]:
