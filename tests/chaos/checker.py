@@ -375,7 +375,7 @@ class _History:
             if before:
                 # Excused if this very call of the graph began with a read that was.
                 excused = any(
-                    read.worker == run.worker and run.within <= read.start <= run.start
+                    read.turn and read.worker == run.worker and run.within <= read.start <= run.start
                     for read in self._excused_reads[run.thread]
                 )
                 said = f"task {run.task} was run again after its writes were acknowledged"
@@ -401,7 +401,9 @@ class _History:
                 for each in gone:
                     said = f"turn {each.turn} was answered, and is not in the conversation any more"
                     since, until = each.end or 0.0, turn.end or turn.start
-                    excused = any(since <= read.start <= until for read in self._excused_reads[thread])
+                    excused = any(
+                        read.turn and since <= read.start <= until for read in self._excused_reads[thread]
+                    )
                     yield Violation("forgotten", (thread, ""), said, (each, turn)), excused
 
     def upset(self) -> list[Operation]:

@@ -76,7 +76,8 @@ class Operation:
         said_in: Of a read: the databases whose messages it shows.
         confirmed: Of a write: Redis answered its first step or its last one, so readers know of it.
         hit: Of a read: Redis answered it.
-        turn: Of a turn, its number; the turns that the conversation holds are in `answered`.
+        turn: Of a turn, its number; the turns that the conversation holds are in `answered`. Of a read: the
+            number of the turn that it belongs to, 0 if it belongs to none.
         task: Of a run: the task's id.
         within: Of a run: when the call of the graph began that it belongs to.
         number: Which one it is of its worker.

@@ -42,11 +42,10 @@ takes to forget the entry, and some for processes that share two busy cores with
 
 _START_SECONDS = 60.0
 _CONVERSATIONS_BEFORE_FAULTS_SECONDS = 0.5
-_QUIET_SECONDS = 0.5
 _PAUSE_SECONDS = 0.03
 _LONG_PAUSE_SECONDS = (3.5, 7.0)  # longer than the window: who has it wrong then, has it wrong for good
 _LONG_PAUSES = 0.08
-_TURNS_OF_A_CONVERSATION = 20
+_STILL_READ = 4
 _STUMBLES = 0.2
 _DEADLY_STUMBLES = 0.1
 
@@ -67,8 +66,10 @@ class Settings:
         seed: What the faults are drawn from, and what the workers draw.
         seconds: For how long there are faults.
         kinds: Which ones.
+        quiet_seconds: How long the conversations go on after that.
         bound_seconds: How long such a write may go unnoticed by others: see `checker.judge`.
         workers, conversations: How many of each at a time. Every second conversation is in another database.
+        turns: How many a conversation has, at least and at most.
         keep: Where to leave the workers' histories; nowhere if it is not set.
         sabotage: What is broken in the workers on purpose.
     """
@@ -76,9 +77,11 @@ class Settings:
     seed: int
     seconds: float = 60.0
     kinds: Sequence[str] = KINDS
+    quiet_seconds: float = 0.5
     bound_seconds: float = BOUND_SECONDS
     workers: int = 3
     conversations: int = 8
+    turns: tuple[int, int] = (3, 20)
     keep: Path | None = None
     sabotage: str = ""
 
@@ -229,7 +232,7 @@ class _Chaos:
                 await asyncio.sleep(max(0.0, started + fault.at - monotonic()))
                 await self._go_wrong(fault)
             await asyncio.sleep(max(0.0, started + settings.seconds - monotonic()))
-            await asyncio.sleep(_QUIET_SECONDS)
+            await asyncio.sleep(settings.quiet_seconds)
             self._stopping.set()
             await asyncio.gather(*talks)
         finally:
@@ -253,9 +256,9 @@ class _Chaos:
         database = names[number % len(names)]  # in each of them, the same thread ids
         for conversation in range(10**9):
             thread = f"thread-{number // len(names)}-{conversation}"
-            # The one before is still read, to see that it stays as it is.
-            self._threads[number] = [(database, thread), *self._threads.get(number, ())][:2]
-            for turn in range(1, _TURNS_OF_A_CONVERSATION + 1):
+            # Those before are still read, to see that they stay as they are.
+            self._threads[number] = [(database, thread), *self._threads.get(number, ())][:_STILL_READ]
+            for turn in range(1, self._dice.randint(*self._settings.turns) + 1):
                 is_foreign = await self._take_turn(database, thread, turn)
                 if self._stopping.is_set():
                     return

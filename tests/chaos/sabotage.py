@@ -99,8 +99,10 @@ def _no_identity() -> None:
 def _no_look() -> None:
     """Whatever PostgreSQL tells of itself, it is taken for the one that it was."""
     assert isinstance(Look.changed, property)
+    assert "position" in Look.__slots__
     assert "is_marked" in Attachment.__slots__
     Look.changed = property(lambda self: {})  # type: ignore[assignment,method-assign]
+    Look.position = property(lambda self: None, lambda self, value: None)  # type: ignore[assignment]
     Attachment.is_marked = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
 
 

@@ -33,20 +33,15 @@ FOREIGN_DATABASE = "a"
 
 _TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 
-_DROP_TRIGGERS = """
-DO $$ DECLARE it record; BEGIN
-    FOR it IN SELECT tgname, tgrelid::regclass AS name FROM pg_trigger WHERE tgname LIKE 'glasspoint%' LOOP
-        EXECUTE format('DROP TRIGGER %I ON %s', it.tgname, it.name);
-    END LOOP;
-END $$
-"""
-
 # A commit that is not waited for is durable after three rounds of the WAL writer, 200 ms each, at the latest.
 _NOT_DURABLE_SECONDS = 1.0
 
 _ROOM_BYTES = 150_000
 """How much more than an empty Redis needs it may use while it evicts: a few conversations."""
 
+
+# A fault that keeps the server down for less than this puts files back without a recovery.
+_PUT_BACK_DOWN_SECONDS = 0.15
 
 _SQUEEZES = 40
 _SQUEEZE_BYTES = 10_000
@@ -202,10 +197,11 @@ class Servers:
         )
 
     async def _restore(self, fault: Fault) -> list[Cut]:
-        """Put a copy of the data directory back, as from a backup: PostgreSQL recovers on a new timeline.
+        """Put a copy of the data directory back, as from a backup.
 
         The copy is made as the fault begins, or it is the one that was made when a fault like this happened
-        first. Which, is drawn: it is what `worker` means for this kind of fault.
+        first. Which, is drawn: it is what `worker` means for this kind of fault. Mostly PostgreSQL recovers from
+        it on a new timeline; sometimes the files are just put back, as by a copied volume.
         """
         is_old = fault.worker is None
         backup, since = self.postgres.directory / ("old backup" if is_old else "backup"), self._old_backup_of
@@ -220,27 +216,29 @@ class Servers:
             self._old_backup_of = since
         stopped = monotonic()
         await asyncio.to_thread(self.postgres.stop)
-        replaced = await asyncio.to_thread(self._put_back, backup, is_kept=is_old)
+        recovers = fault.down_seconds > _PUT_BACK_DOWN_SECONDS
+        replaced = await asyncio.to_thread(self._put_back, backup, is_kept=is_old, recovers=recovers)
         await asyncio.to_thread(self.postgres.start)
         await self._promoted()
         cuts = self._cuts("a backup was restored", since, (stopped, monotonic()), self.databases)
         await asyncio.to_thread(shutil.rmtree, replaced)
         return cuts
 
-    def _put_back(self, backup: Path, *, is_kept: bool) -> Path:
+    def _put_back(self, backup: Path, *, is_kept: bool, recovers: bool) -> Path:
         """Return where the data is that was replaced."""
         replaced = self._data.rename(self._data.with_name("replaced"))
         if is_kept:
             _copy(backup, self._data)
         else:
             backup.rename(self._data)
-        signal_file = self._data / "recovery.signal"
-        signal_file.touch()
-        owner = self._data.stat()
-        os.chown(signal_file, owner.st_uid, owner.st_gid)
-        with (self._data / "postgresql.auto.conf").open("a") as settings:
-            # Nothing is archived: PostgreSQL recovers to where the copy ends.
-            settings.write("restore_command = 'false'\n")
+        if recovers:
+            signal_file = self._data / "recovery.signal"
+            signal_file.touch()
+            owner = self._data.stat()
+            os.chown(signal_file, owner.st_uid, owner.st_gid)
+            with (self._data / "postgresql.auto.conf").open("a") as settings:
+                # Nothing is archived: PostgreSQL recovers to where the copy ends.
+                settings.write("restore_command = 'false'\n")
         return replaced
 
     async def _promoted(self) -> None:
@@ -303,11 +301,10 @@ async def run_servers(*, is_watched: bool = True) -> AsyncIterator[Servers]:
         await asyncio.gather(asyncio.to_thread(postgres.start), asyncio.to_thread(redis.start))
         for database in _DATABASES.values():
             url = await asyncio.to_thread(postgres.create_database, database)
-            saver = await CachedPostgresSaver.create(url, redis.url)
+            saver = await CachedPostgresSaver.create(
+                url, redis.url, foreign_writes="watch" if is_watched else "ignore"
+            )
             await saver.close()
-            if not is_watched:
-                async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-                    await connection.execute(_DROP_TRIGGERS)
         yield Servers(postgres, redis, _DATABASES)
     finally:
         await asyncio.to_thread(redis.close)

@@ -44,6 +44,7 @@ _END_SECONDS = 6
 current_operation: ContextVar[Operation | None] = ContextVar("current_operation", default=None)
 """The call of a saver that is under way in this task."""
 
+_turn: ContextVar[int] = ContextVar("_turn", default=0)
 _turn_began: ContextVar[float] = ContextVar("_turn_began", default=0.0)
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Recording(_Saver):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         wanted = config["configurable"].get("checkpoint_id")
-        with self._recorded("read", config, wanted=wanted) as operation:
+        with self._recorded("read", config, wanted=wanted, turn=_turn.get()) as operation:
             found = await super().aget_tuple(config)
             if found is not None:
                 values = found.checkpoint["channel_values"]
@@ -194,6 +195,7 @@ class Talker:
         """As an application does that does not know how far the turn has come: go on with what was begun,
         say what was not said yet."""
         graph, config = self._graphs[database], {"configurable": {"thread_id": thread}}
+        _turn.set(number)
         while True:
             state = await graph.aget_state(config)
             answered = turns_answered(state.values)

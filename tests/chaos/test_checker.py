@@ -227,10 +227,11 @@ def test_a_task_may_run_again_whose_writes_were_not_acknowledged_or_only_an_erro
 def test_a_call_that_began_with_a_read_in_the_window_may_run_a_task_again() -> None:
     done = put(C1, 1), writes(C1, 2, confirmed=False), ran(3.5, within=3)
     assert found(judged(*done)) == {"twice"}, "it read what was there, and ran the task all the same"
-    verdict = judged(*done, read(C1, 3.1, worker="a"))
+    verdict = judged(*done, read(C1, 3.1, worker="a", turn=1))
     assert not verdict.violations
     assert excused(verdict) == {"stale", "twice"}
-    assert found(judged(*done, read(C1, 3.1, worker="b"))) == {"twice"}, "somebody else's read"
+    assert found(judged(*done, read(C1, 3.1, worker="b", turn=1))) == {"twice"}, "somebody else's read"
+    assert found(judged(*done, read(C1, 3.1, worker="a"))) == {"twice"}, "a read besides"
 
 
 def test_an_answered_turn_stays_in_the_conversation() -> None:
@@ -408,10 +409,12 @@ def test_a_turn_that_began_in_the_window_may_pass_a_foreign_one_by() -> None:
         put(C1, 1),
         foreign(did("turn", 1.5, 2.2, turn=1, answered=[1])),
         foreign(put(C2, 2)),
-        read(C1, 2.5, worker="a"),
+        read(C1, 2.5, worker="a", turn=2),
         did("turn", 2.4, 3, turn=2, answered=[2]),
     )
     assert excused(judged(*done)) == {"stale", "forgotten"}
+    besides = replace(done[3], turn=0)
+    assert found(judged(*done[:3], besides, done[4])) == {"forgotten"}, "not that turn's read"
     late = replace(done[3], start=9, end=9.1), replace(done[4], start=8.9, end=9.5)
     assert found(judged(*done[:3], *late)) == {"stale", "forgotten"}
 
