@@ -196,6 +196,7 @@ CHANGES: list[Change] = [
 ]
 
 
+@pytest.mark.dice
 async def test_whatever_stands_in_an_entry_the_answer_is_postgress(database: str, redis_url: str) -> None:
     dice, registry = seeded_dice(), CollectorRegistry()
     telemetry = create_telemetry(registry=registry)

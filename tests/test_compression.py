@@ -229,6 +229,7 @@ async def counted(
         yield saver, lambda: dict(counts(registry, "glasspoint_l1_reads_total", "result"))
 
 
+@pytest.mark.dice
 async def test_processes_that_differ_in_it_hit_each_others_entries_and_answer_as_postgres(
     database: str, redis_url: str
 ) -> None:

@@ -277,7 +277,7 @@ async def test_a_journal_that_does_not_answer_is_not_waited_for_without_end(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thread = Thread("a")
-    async with open_saver(database, redis_url, write_deadline_seconds=0.3) as saver:
+    async with open_saver(database, redis_url, write_deadline_seconds=1.5) as saver:
         await thread.put(saver)
 
         monkeypatch.setattr(saver._l1, "commit_put", unheard)

@@ -200,8 +200,8 @@ class Servers:
         """Put a copy of the data directory back, as from a backup.
 
         The copy is made as the fault begins, or it is the one that was made when a fault like this happened
-        first. Which, is drawn: it is what `worker` means for this kind of fault. Mostly PostgreSQL recovers from
-        it on a new timeline; sometimes the files are just put back, as by a copied volume.
+        first. Which, is drawn: it is what `worker` means for this kind of fault. Mostly PostgreSQL recovers
+        from it on a new timeline; sometimes the files are just put back, as by a copied volume.
         """
         is_old = fault.worker is None
         backup, since = self.postgres.directory / ("old backup" if is_old else "backup"), self._old_backup_of

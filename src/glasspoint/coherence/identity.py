@@ -147,6 +147,7 @@ class IdentityKeeper:
             return Found("unusable")
         self._no_tables_since = None
         self._check_durability(look)
+        self._vitals.withheld = tuple(self._identities.withheld)
         await self._meet_others(look)
         status = await self._settle(look)
         return Found(status, look.rows if status == "fits" else [])
@@ -188,8 +189,8 @@ class IdentityKeeper:
         if look.others and "others" not in self._warned:
             self._warned.add("others")
             _log.warning(
-                "This database has another cache, of the key_prefix %s. What is written through one reaches the "
-                "other within the sweep interval only. Use one key_prefix for one database.",
+                "This database has another cache, of the key_prefix %s. What is written through one reaches "
+                "the other within the sweep interval only. Use one key_prefix for one database.",
                 ", ".join(map(repr, sorted(look.others))),
             )
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from glasspoint.identity import Identity
     from glasspoint.scope import Scope
 
-__all__ = ["WRONG_EPOCH", "Epoch", "EpochKeeper", "Server", "UnidentifiedError", "keys_of"]
+__all__ = ["WRONG_EPOCH", "Epoch", "EpochKeeper", "Server", "UnidentifiedError", "keys_of", "root_of"]
 
 WRONG_EPOCH = "WRONGEPOCH"
 """The error code of a script that runs on another server process than it was made for."""
@@ -103,7 +103,7 @@ class _Reign(NamedTuple):
 
 def keys_of(scope: Scope, *, key_prefix: str) -> str:
     """Return the pattern, for SCAN, of a scope's keys in all epochs."""
-    return f"{_root(key_prefix)}*:{_key(scope)}"
+    return f"{root_of(key_prefix)}*:{_key(scope)}"
 
 
 class EpochKeeper:
@@ -118,7 +118,7 @@ class EpochKeeper:
         changed: Called with the new and the previous server (`None` the first time) after each change.
         """
         self._redis = redis
-        self.root = _root(key_prefix)
+        self.root = root_of(key_prefix)
         """What the keys of all epochs begin with."""
         self._changed = changed
         self._server: Server | None = None
@@ -279,7 +279,8 @@ def _copies_scripts(version: str) -> bool:
     return not major.isdigit() or int(major) < 7
 
 
-def _root(key_prefix: str) -> str:
+def root_of(key_prefix: str) -> str:
+    """Return what the keys of all epochs begin with."""
     return f"{_quote(key_prefix)}:{_KEY_FORMAT}:"
 
 

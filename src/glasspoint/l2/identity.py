@@ -231,6 +231,7 @@ class Identities:
         self._store = store
         self._cache = cache
         self._parts: dict[str, str] | None = None
+        self._reported: list[str] = []
 
     @property
     def withheld(self) -> list[str]:
@@ -253,10 +254,11 @@ class Identities:
 
     async def look_on(self, conn: Connection, *, limit: int = 0, after: int = 0) -> Look:
         """As `look`, on a connection at hand."""
-        if self._parts is None:
-            self._parts = await _askable(conn)
         params = {"cache": self._cache, "limit": limit, "after": after}
         try:
+            if self._parts is None:
+                self._parts = await _askable(conn)
+                self._report_withheld()
             async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                 await cursor.execute(cast("Any", _LOOK.format(**self._parts)), params)
                 row = await cursor.fetchone()
@@ -270,6 +272,16 @@ class Identities:
         if row is None:
             raise NoIdentityError("tables")
         return _look(row)
+
+    def _report_withheld(self) -> None:
+        """Log what the server withholds, once."""
+        if self.withheld and self.withheld != self._reported:
+            self._reported = self.withheld
+            _log.warning(
+                "PostgreSQL does not tell this role its %s: the cache does not notice what changes there "
+                "alone. (A promotion or a recovery is still noticed by the table glasspoint_crash_marks.)",
+                " and ".join(self.withheld),
+            )
 
     async def renew(self, look: Look, reign: str) -> str | None:
         """Make a new generation, attached to a Redis.
@@ -361,20 +373,13 @@ async def _askable(conn: Connection) -> dict[str, str]:
     for name, expression in _WITHHOLDABLE.items():
         try:
             await conn.execute(cast("Any", _ASK_PART.format(expression=expression)))
-        except psycopg.OperationalError as exc:
+        except psycopg.errors.ObjectNotInPrerequisiteState:
+            raise  # a standby: it may be a primary a moment later, and tell everything
+        except psycopg.Error as exc:
             if exc.sqlstate is None or exc.sqlstate.startswith(("08", "57")):
                 raise
-            parts[name] = "NULL"
-        except psycopg.Error:
             await conn.rollback()
             parts[name] = "NULL"
         else:
             parts[name] = expression
-    withheld = [name for name, part in parts.items() if part == "NULL"]
-    if withheld:
-        _log.warning(
-            "PostgreSQL does not tell this role its %s: the cache does not notice what changes there alone. "
-            "(A promotion or a recovery is still noticed by the table glasspoint_crash_marks.)",
-            " and ".join(withheld),
-        )
     return parts

@@ -77,6 +77,9 @@ _LOG_AFTER_SECONDS = 5.0
 # autovacuum for it.
 _LOCK_TIMEOUTS_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
+# So many times as long setup then leaves the table to the writers.
+_PAUSES_A_LOCK_TIMEOUT = 2
+
 # Another process is in the way: it holds a lock, or makes the same thing at the same time. PostgreSQL
 # reports the latter in many ways ("tuple concurrently updated" is an InternalError).
 _IN_THE_WAY = (
@@ -124,6 +127,13 @@ async def set_up(conn: Connection, *, foreign_writes: ForeignWrites, lifts_timeo
         if state.is_complete and not state.may_make_triggers:
             _warn_of_missing_triggers(conn, state.schema)
             return
+        if state.other_schema is not None and "checkpoints" not in state.tables:
+            _log.warning(
+                "setup makes new tables in the schema %r, which comes first in the search_path. The tables "
+                "in the schema %r stay as they are, and are not used.",
+                state.schema,
+                state.other_schema,
+            )
         while index := await _in_turn(conn, state.schema, lambda: _migrate(conn, watch=watch)):
             await _build(conn, state.schema, index, lifts_timeout=lifts_timeout)
         for name in state.invalid_indexes:
@@ -225,15 +235,19 @@ async def _look(conn: Connection) -> _State:
             "The search_path of this connection leads to no schema: create that schema, or name another one "
             "(`options=-csearch_path=…` in the connection string)."
         )
-    schema, tables, invalid_indexes, triggers, may_make_triggers, other_schema = row
+    schema, tables, invalid_indexes, triggers, may_make_triggers, other_schema, may_read_version = row
     # A table that is missing must not stand in the statement.
     migration = "(SELECT max(v) FROM {})" if "checkpoint_migrations" in tables else "NULL"
     version = "(SELECT schema_version FROM {})" if {*statements.OWN_TABLES} <= {*tables} else "NULL"
+    if not may_read_version:
+        # A role without rights on our tables works without the cache, and the sweeper says so. It could not
+        # migrate them in any case.
+        version = str(VERSION)
     versions = sql.SQL("SELECT {}, {}").format(
         sql.SQL(migration).format(sql.Identifier(schema, "checkpoint_migrations")),
         sql.SQL(version).format(_identity_table(schema)),
     )
-    found = await _fetch_one(conn, versions, {}) or (None, None)
+    found = await _fetch_one(conn, versions) or (None, None)
     return _State(
         schema=schema,
         tables=frozenset(tables),
@@ -258,6 +272,7 @@ async def _in_turn(conn: Connection, schema: str, work: Callable[[], Awaitable[_
     started, is_logged, attempt = monotonic(), False, 0
     while True:
         timeout = _LOCK_TIMEOUTS_SECONDS[min(attempt, len(_LOCK_TIMEOUTS_SECONDS) - 1)]
+        pause = random.uniform(0.02, 0.1)
         error: BaseException | None = None
         try:
             async with conn.transaction():
@@ -266,6 +281,7 @@ async def _in_turn(conn: Connection, schema: str, work: Callable[[], Awaitable[_
             obstacle = "another process set the tables up"
         except _IN_THE_WAY as exc:
             error, attempt = exc, attempt + 1
+            pause += _PAUSES_A_LOCK_TIMEOUT * timeout
             obstacle = f"others kept the tables locked, or changed them ({type(exc).__name__})"
         except errors.InsufficientPrivilege as exc:
             raise _refused(conn, schema, exc) from exc
@@ -278,7 +294,7 @@ async def _in_turn(conn: Connection, schema: str, work: Callable[[], Awaitable[_
         if waited > _LOG_AFTER_SECONDS and not is_logged:
             is_logged = True
             _log.info("setup waits, for up to %.0f s: %s.", _TURN_SECONDS, obstacle)
-        await asyncio.sleep(random.uniform(0.02, 0.1))
+        await asyncio.sleep(pause)
 
 
 async def _take_lock(conn: Connection, timeout_seconds: float) -> bool:
@@ -304,24 +320,19 @@ async def _migrate(conn: Connection, *, watch: bool) -> _Index | None:
     """
     state = await _look(conn)
     await _enter(conn, state.schema)
-    if state.other_schema is not None and "checkpoints" not in state.tables:
-        _log.warning(
-            "setup makes new tables in the schema %r, which comes first in the search_path. The tables in "
-            "the schema %r stay as they are, and are not used.",
-            state.schema,
-            state.other_schema,
-        )
     index = await _migrate_upstream(conn, state)
     is_older = not state.has_own_tables
     if is_older:
         for statement in statements.TABLES:
             await _execute(conn, statement)
         await conn.execute(statements.IDENTITY, {"version": VERSION}, prepare=False)
+    if index is not None:
+        return index  # whose build, perhaps by another process, keeps the table from getting triggers
     # Triggers of an older version are replaced in any case: they may not fit the new tables.
     wanted = (watch and not state.has_triggers) or (is_older and await _standing_triggers(conn))
     if wanted and not await _make_triggers(conn):
         _warn_of_missing_triggers(conn, state.schema)
-    return index
+    return None
 
 
 async def _migrate_upstream(conn: Connection, state: _State) -> _Index | None:
@@ -340,11 +351,13 @@ async def _migrate_upstream(conn: Connection, state: _State) -> _Index | None:
 
 
 async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
-    """Make an index in this transaction, unless its table has rows. Returns whether a valid one is there."""
-    if (await _status_of(conn, None, index)).is_valid:
-        return True
+    """Make an index in this transaction, unless its table has rows, or another process builds it. Returns
+    whether a valid one is there."""
+    status = await _status_of(conn, None, index)
+    if status.is_valid or status.workers:
+        return bool(status.is_valid)
     has_rows = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(index.table))
-    if await _fetch_one(conn, has_rows, {}) == (True,):
+    if await _fetch_one(conn, has_rows) == (True,):
         return False
     await _execute(conn, sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(index.name)))
     await _execute(conn, _CONCURRENTLY.sub("", index.migration))
@@ -355,7 +368,7 @@ async def _make_triggers(conn: Connection) -> bool:
     """Make the functions and triggers anew, all or none. Returns whether this role may."""
     try:
         async with conn.transaction():
-            if await _fetch_one(conn, statements.MAY_NOTE, {}) != (True,):
+            if await _fetch_one(conn, statements.MAY_NOTE) != (True,):
                 return False
             for name, body in statements.FUNCTIONS.items():
                 create, revoke = sql.SQL(statements.CREATE_FUNCTION), sql.SQL(statements.REVOKE_FUNCTION)
@@ -463,18 +476,19 @@ async def _build(conn: Connection, schema: str, index: _Index, *, lifts_timeout:
         while not (status := await _status_of(conn, schema, index)).is_valid:
             if not status.workers:
                 try:
-                    await _try_build(conn, schema, index, status, lifts_timeout=lifts_timeout)
+                    if await _try_build(conn, schema, index, status, lifts_timeout=lifts_timeout):
+                        continue
                 except errors.InsufficientPrivilege as exc:
                     raise _refused(conn, schema, exc) from exc
-            elif monotonic() - started > _LOG_AFTER_SECONDS and not is_logged:
+            if monotonic() - started > _LOG_AFTER_SECONDS and not is_logged:
                 is_logged = True
                 _log.info(
                     "setup waits, for up to %.0f s, for the index %s: another process builds it, or keeps "
-                    "the table %s locked (pid %s in pg_stat_activity).",
+                    "the table %s locked (pid in pg_stat_activity: %s).",
                     _INDEX_SECONDS,
                     index.name,
                     index.table,
-                    ", ".join(map(str, status.workers)),
+                    ", ".join(map(str, status.workers)) or "not known",
                 )
             await asyncio.sleep(random.uniform(0.05, 0.25))
 
@@ -498,19 +512,19 @@ async def _mend(conn: Connection, schema: str, name: str, *, lifts_timeout: bool
 
 async def _try_build(
     conn: Connection, schema: str, index: _Index, status: _IndexStatus, *, lifts_timeout: bool
-) -> None:
-    """Build an index, unless another process is about to.
+) -> bool:
+    """Build an index, unless another process is about to. Returns whether it was built.
 
     Two builds that begin at once are a deadlock: one holds the lock on the table and waits for every
     snapshot, the other waits for the lock with a snapshot. So a process claims the index before it looks
     whether another one holds the lock, and until it holds the lock itself.
     """
     identity = _identity_table(schema)
-    if await _fetch_one(conn, sql.SQL(statements.CLAIM_INDEX).format(identity), {}) is None:
-        return
+    if await _fetch_one(conn, sql.SQL(statements.CLAIM_INDEX).format(identity)) is None:
+        return False
     try:
         if (await _status_of(conn, schema, index)) != status:
-            return
+            return False
         _log.info(
             "setup builds the index %s on a table with rows. Others can read and write meanwhile. It may "
             "take minutes.",
@@ -524,6 +538,7 @@ async def _try_build(
             await _execute(conn, index.create_in(schema))
     except _IN_THE_WAY as exc:
         _log.debug("the index %s will be tried again (%s)", index.name, type(exc).__name__)
+        return False
     except errors.QueryCanceled as exc:
         raise L2DeadlineError(
             f"The index {index.name} was not built: its statement was cancelled, by a statement_timeout that "
@@ -533,13 +548,14 @@ async def _try_build(
     finally:
         if conn.info.transaction_status is psycopg.pq.TransactionStatus.IDLE:
             await _execute(conn, sql.SQL(statements.END_CLAIM).format(identity))
+    return True
 
 
 @asynccontextmanager
 async def _timeout_lifted(conn: Connection, is_ours: bool) -> AsyncIterator[None]:
     """Without the statement timeout that our own pool has set, unless a pooler is in between, through which
     the setting would reach others."""
-    row = await _fetch_one(conn, "SELECT pg_backend_pid(), current_setting('statement_timeout')", {})
+    row = await _fetch_one(conn, "SELECT pg_backend_pid(), current_setting('statement_timeout')")
     if row is None or not is_ours or row[0] != conn.info.backend_pid:
         yield
         return
@@ -571,10 +587,10 @@ def _warn_of_missing_triggers(conn: Connection, schema: str) -> None:
         return
     _warned.add(about)
     _log.warning(
-        "The cache is not told what other software (AsyncPostgresSaver, psql) writes to the tables: "
-        "until an entry expires, reads may return the state before such a write. The role %r may "
-        "not make the triggers that tell the cache. Let the owner of checkpoints, checkpoint_blobs and "
-        "checkpoint_writes call setup() once. If no other software writes there, set "
+        "The cache is not told what other software writes to the checkpoint tables (AsyncPostgresSaver, "
+        "psql, a restore): until an entry expires, reads may return the state before such a write. The role "
+        "%r may not make the triggers that tell the cache. Let the owner of checkpoints, checkpoint_blobs "
+        "and checkpoint_writes call setup() once. If no other software writes there, set "
         'foreign_writes="ignore".',
         conn.info.user,
     )
@@ -597,16 +613,17 @@ async def _autocommit(conn: Connection) -> AsyncIterator[None]:
             await conn.set_autocommit(autocommit)
 
 
-# Never prepared: a prepared statement stays in the session.
+# Never prepared: a prepared statement stays in the session. Without parameters, `%` means nothing: a schema's
+# name may have it.
 async def _execute(conn: Connection, statement: Statement) -> None:
     await conn.execute(cast("Any", statement), prepare=False)
 
 
 async def _fetch_one(
-    conn: Connection, statement: Statement, params: Mapping[str, Any]
+    conn: Connection, statement: Statement, params: Mapping[str, Any] | None = None
 ) -> tuple[Any, ...] | None:
     async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", statement), params, prepare=False)
+        await cursor.execute(cast("Any", statement), params or None, prepare=False)
         return await cursor.fetchone()
 
 
@@ -614,5 +631,5 @@ async def _fetch_all(
     conn: Connection, statement: Statement, params: Mapping[str, Any]
 ) -> list[tuple[Any, ...]]:
     async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", statement), params, prepare=False)
+        await cursor.execute(cast("Any", statement), params or None, prepare=False)
         return await cursor.fetchall()

@@ -278,7 +278,11 @@ SELECT
     (
         SELECT n.nspname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE c.oid = to_regclass('checkpoint_migrations') AND n.oid <> h.oid
-    ) AS other_schema
+    ) AS other_schema,
+    (
+        SELECT coalesce(bool_and(has_table_privilege(c.oid, 'SELECT')), true) FROM pg_class AS c
+        WHERE c.relnamespace = h.oid AND c.relname = 'glasspoint_identity'
+    ) AS may_read_version
 FROM here AS h
 """
 
