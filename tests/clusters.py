@@ -112,6 +112,16 @@ class Cluster(EmbeddedPostgres):
         while not all(map(_has_ended, children)):
             time.sleep(0.005)
 
+    def dump(self, database: str) -> bytes:
+        """Return a database as `pg_dump` writes it."""
+        options = ("--format=custom", f"--dbname={self._url_of(database)}")
+        return subprocess.run([_program("pg_dump"), *options], check=True, capture_output=True).stdout
+
+    def restore(self, database: str, dump: bytes) -> None:
+        """Replace what is in a database by a dump."""
+        options = ("--clean", "--if-exists", "--exit-on-error", f"--dbname={self._url_of(database)}")
+        subprocess.run([_program("pg_restore"), *options], input=dump, check=True, capture_output=True)
+
     # ---------------------------------------------------------------- helpers
 
     def _initialise(self, initdb: Path, data: Path) -> None:

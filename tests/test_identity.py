@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +18,7 @@ import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from prometheus_client import CollectorRegistry
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import dict_row
 from redis.asyncio import Redis
 
 from clusters import Cluster
@@ -26,8 +27,9 @@ from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.coherence import identity as keeping
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, L2UnavailableError
-from states import make_pool, open_saver, open_upstream
-from steps import TABLES, Connect, Proxy, keys_of, until
+from pgbouncer import PROGRAM, pgbouncer
+from states import exact, make_pool, open_saver, open_upstream
+from steps import TABLES, Connect, Proxy, Thread, keys_of, until
 
 NO_REDIS = "redis://127.0.0.1:1/0"
 NAMED = {"saver": "default"}
@@ -293,6 +295,36 @@ async def test_after_a_lagging_standby_is_promoted_what_it_never_received_is_not
             await proxy.switch(unix(standby))
             await both.go_on_from("one", reason="timeline")
             await proxy.switch(unix(cluster))
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer: apt-get install pgbouncer")
+async def test_a_server_that_is_replaced_behind_a_pooler_is_noticed_though_no_connection_breaks(
+    cluster: Cluster, redis_url: str
+) -> None:
+    """Of PgBouncer in transaction mode, only the connections to the server break: the saver's stay."""
+    thread = Conversation()
+    with made(cluster, "pooled") as url, pgbouncer(cluster, "pooled", size=5) as pooled:
+        # A sweep while the server is away would break a connection.
+        options = {"prepare_threshold": None, "sweep_interval_seconds": NEVER}
+        async with process(pooled, redis_url, **options) as one:
+            await thread.turn(one.saver, "one")
+            await asyncio.to_thread(cluster.keep_copy)
+            await thread.turn(one.saver, "two", note="lost")
+            assert await thread.read(one.saver) == ["one", "two", "lost"]
+            connections = connections_made(one)
+            await asyncio.to_thread(cluster.put_copy_back)
+            await one.round()
+            assert await thread.read(one.saver) == ["one"]
+            assert await thread.turn(one.saver, "on") == ["one", "on"]
+            assert connections_made(one) == connections, "or this test shows nothing"
+            await nothing_is_lacking(url, redis_url, one, thread)
+            assert one.identity_changes == {"timeline": 1}
+
+
+def connections_made(one: Process) -> int:
+    pool = one.saver._l2.pool
+    assert pool is not None
+    return pool.get_stats()["connections_num"]
 
 
 # ------------------------------------------------------------------ a crash that loses commits
@@ -611,3 +643,168 @@ async def test_on_a_standby_reads_are_answered_without_redis_and_that_is_said_on
                 assert "takes no writes" in of_the_write
             assert await thread.read(one.saver) == ["one", "two"]
             assert one.identity_changes == {}
+
+
+# ------------------------------------------------------------------ written before the change was noticed
+
+
+async def renew_the_key(database: str) -> None:
+    """Any change that breaks no connection."""
+    await execute(database, "UPDATE glasspoint_identity SET content_id = gen_random_uuid()::text")
+
+
+@asynccontextmanager
+async def behind_and_ahead(
+    database: str, redis_url: str, thread: Thread
+) -> AsyncIterator[tuple[Process, Process]]:
+    """Two processes: one has not noticed a change yet, the other has, and has warmed up since."""
+    async with (
+        process(database, redis_url, sweep_interval_seconds=NEVER) as behind,
+        process(database, redis_url, sweep_interval_seconds=NEVER) as ahead,
+    ):
+        await prepare(thread, behind.saver)
+        await behind.round()
+        await renew_the_key(database)
+        await ahead.round()
+        await thread.turn(ahead.saver)
+        assert await thread.turn(ahead.saver) == thread.number
+        assert ahead.hits == 1
+        yield behind, ahead
+
+
+async def prepare(thread: Thread, saver: CachedPostgresSaver) -> None:
+    """Two checkpoints of one run, for every kind of write."""
+    for _ in range(2):
+        config, checkpoint, metadata, versions = thread.next_put(saver)
+        thread.newest = await saver.aput(config, checkpoint, {**metadata, "run_id": "run"}, versions)
+
+
+WRITES: dict[str, Callable[[Thread, CachedPostgresSaver], Awaitable[Any]]] = {
+    "put": lambda thread, saver: thread.put(saver),
+    "put_writes": lambda thread, saver: thread.put_writes(saver, "x"),
+    "delete_thread": lambda thread, saver: saver.adelete_thread(thread.thread_id),
+    "delete_for_runs": lambda thread, saver: saver.adelete_for_runs(["run"]),
+    "prune": lambda thread, saver: saver.aprune([thread.thread_id]),
+}
+
+
+async def reads_the_same(one: Process, database: str, thread: Thread) -> bool:
+    async with open_upstream(database) as upstream:
+        truth = await upstream.aget_tuple(thread.config)
+    return exact(tuple(await one.saver.aget_tuple(thread.config) or ())) == exact(tuple(truth or ()))
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_what_is_written_before_a_change_is_noticed_is_read_by_those_who_had_noticed(
+    write: str, database: str, redis_url: str
+) -> None:
+    thread = Thread("a")
+    async with behind_and_ahead(database, redis_url, thread) as (behind, ahead):
+        await WRITES[write](thread, behind.saver)
+        await behind.round()
+        for one in (ahead, behind, ahead):
+            assert await reads_the_same(one, database, thread)
+
+
+@pytest.mark.parametrize("moment", ["while the change is adopted", "while its commit step is under way"])
+async def test_what_is_written_just_as_a_change_is_noticed_is_read_by_those_who_had_noticed(
+    moment: str, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early, thread = Thread("early"), Thread("a")
+    async with behind_and_ahead(database, redis_url, thread) as (behind, ahead):
+        if moment == "while the change is adopted":
+            await early.put(behind.saver)
+            journal = behind.saver._l2.journal
+            record = journal.record_now
+
+            async def write_meanwhile(*args: Any, **options: Any) -> None:
+                await record(*args, **options)
+                monkeypatch.undo()
+                await thread.put(behind.saver)
+
+            monkeypatch.setattr(journal, "record_now", write_meanwhile)
+            await behind.round()
+        else:
+            pipeline = behind.saver._l1._pipeline
+            step, answered, noticed = pipeline.evalsha, asyncio.Event(), asyncio.Event()
+
+            async def late(sha: str, *args: Any) -> Any:
+                answer = await step(sha, *args)
+                epoch = behind.saver._l1.epoch
+                if epoch is not None and sha == epoch.shas["commit_put"]:
+                    answered.set()
+                    await noticed.wait()
+                return answer
+
+            monkeypatch.setattr(pipeline, "evalsha", late)
+            writing = asyncio.create_task(thread.put(behind.saver))
+            await answered.wait()
+            await behind.round()
+            noticed.set()
+            await writing
+        await behind.round()
+        assert await thread.turn(ahead.saver) == 3
+
+
+async def test_what_a_process_wrote_before_it_is_detached_is_read_by_those_who_are_attached(
+    database: str, redis_url: str, own_redis: EmbeddedRedis
+) -> None:
+    """A new connection was the first to notice, and the sweep came after that."""
+    thread = Thread("a")
+    async with process(database, redis_url, sweep_interval_seconds=NEVER) as earlier:
+        await thread.put(earlier.saver)
+        async with process(database, own_redis.url, sweep_interval_seconds=NEVER) as later:
+            assert await thread.turn(later.saver) == 1
+            await thread.put(earlier.saver)
+            async with await psycopg.AsyncConnection.connect(database, row_factory=dict_row) as connection:
+                await earlier.saver._identity.greet(connection)
+            await earlier.round()
+            await later.round()
+            assert await thread.turn(later.saver) == 2
+
+
+async def test_what_is_written_while_the_tables_of_the_cache_are_out_of_sight_is_read_when_they_are_back(
+    database: str, redis_url: str
+) -> None:
+    """Somebody renames them, and back: the generation is as before."""
+    thread = Thread("a")
+    async with process(database, redis_url, sweep_interval_seconds=NEVER) as one:
+        await thread.put(one.saver)
+        assert await thread.turn(one.saver) == 1
+        await execute(database, "ALTER TABLE glasspoint_identity RENAME TO away")
+        await one.round()
+        await thread.put(one.saver)
+        await one.round()
+        await execute(database, "ALTER TABLE away RENAME TO glasspoint_identity")
+        await one.round()
+        assert await thread.turn(one.saver) == 2
+        assert await thread.turn(one.saver) == 2
+        assert one.hits
+
+
+# ------------------------------------------------------------------ a dump
+
+
+@pytest.mark.parametrize("target", ["the same database", "another database"])
+async def test_a_dump_that_is_restored_is_read_as_it_is(
+    target: str, cluster: Cluster, redis_url: str
+) -> None:
+    thread = Conversation()
+    with made(cluster, "dumped") as url, made(cluster, "restored") as other:
+        async with process(url, redis_url, sweep_interval_seconds=SOON) as one:
+            await thread.turn(one.saver, "one")
+            dump = await asyncio.to_thread(cluster.dump, "dumped")
+            assert await thread.turn(one.saver, "two", note="lost") == ["one", "two", "lost"]
+            name, restored = ("dumped", url) if target == "the same database" else ("restored", other)
+            await asyncio.to_thread(cluster.restore, name, dump)
+            async with process(restored, redis_url) as another:
+                assert await thread.read(another.saver) == ["one"]
+                assert await thread.turn(another.saver, "on") == ["one", "on"]
+                assert another.identity_changes.get("database", 0) <= 1
+                if restored == url:
+                    await one.will_read(thread, ["one", "on"])
+                    assert one.identity_changes == {"database": 1}
+                else:
+                    assert await thread.read(one.saver) == ["one", "two", "lost"]
+                    assert one.identity_changes == {}
+                await nothing_is_lacking(restored, redis_url, another, thread)

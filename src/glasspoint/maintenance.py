@@ -425,7 +425,7 @@ class _Intents:
 
     def untold(self) -> Collection[Scope]:
         if self._l1.is_absent:
-            self._l1.written.update(intent.scope for intent in self._intents)
+            self._l1.wrote_unannounced(intent.scope for intent in self._intents)
             return []
         return [intent.scope for intent in self._intents if not intent.name]
 

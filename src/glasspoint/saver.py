@@ -358,7 +358,7 @@ class _WriteThrough:
         self._sent_at = self._sent_at or perf_counter()
         if not intent.name and self._l1.is_absent:
             # The tables may appear while this write is under way: then it is recorded before they are used.
-            self._l1.written.add(self._scope)
+            self._l1.wrote_unannounced([self._scope])
             return False
         self._is_journalled = not intent.name
         return self._is_journalled

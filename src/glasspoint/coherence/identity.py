@@ -12,8 +12,8 @@ A look is part of each sweep, so a process that has nothing but hits learns of a
 interval. A new connection is looked at before its first use: a failover of PostgreSQL breaks connections.
 
 A process that has not noticed yet writes under keys that others do not read any more. So each process keeps
-the scopes that it has written since its last look that fitted, and the sweep that follows the adoption drops
-their entries under the new keys.
+what it has written since its last look that fitted, with the generation that it was written under. What was
+written under another one than L2's is recorded in the journal, and the next sweep drops these entries.
 
 A detached process leaves Redis alone, and its writes go into the journal, where the attached processes find
 them. After a minute it attaches the cache to its own Redis: the others may be gone by then. Two Redis servers
@@ -34,10 +34,9 @@ from glasspoint.telemetry.logs import get_logger
 if TYPE_CHECKING:
     from typing import Any
 
-    from glasspoint.l1.cache import Cache
+    from glasspoint.l1.cache import Cache, Written
     from glasspoint.l2.identity import Attachment, Identities, JournalRow, Look
     from glasspoint.l2.journal import Journal
-    from glasspoint.scope import Scope
     from glasspoint.telemetry.events import IdentityReason, Telemetry, Vitals
 
 __all__ = ["Found", "IdentityKeeper"]
@@ -112,11 +111,10 @@ class IdentityKeeper:
         self._identity: Identity | None = None
         self._known: Identity | None = None  # the last one in use
         self._renewed: str | None = None  # the generation that this process has made itself
-        self._facts: dict[str, str] = {}
         self._position: int | None = None  # of PostgreSQL's log, at the last look
         self._reign: str | None = None  # of the Redis that this process was attached to last
         self._detached_at: float | None = None
-        self._written: set[Scope] = set()  # before the look under way began
+        self._written: set[Written] = set()  # before the look under way began
         self._no_tables_since: float | None = None
         self._met_others: dict[str, float] = {}  # when each was seen first
         self.is_purged = False
@@ -138,7 +136,8 @@ class IdentityKeeper:
         Raises:
             psycopg.Error, GlasspointError: A server does not answer, or refuses.
         """
-        self._written |= self._cache.written
+        if len(self._written) <= _WRITTEN_AT_MOST:  # otherwise, no more of them need to be known
+            self._written |= self._cache.written
         self._cache.written = set()
         try:
             look = await self._identities.look(limit=limit, after=after)
@@ -184,7 +183,7 @@ class IdentityKeeper:
         self._met_others = {each: self._met_others.get(each, now) for each in look.others}
         new = [each for each, met_at in self._met_others.items() if now - met_at < _NEW_SECONDS]
         if new and self._written:
-            await self._journal.record_now(self._written, caches=new)
+            await self._journal.record_now({each.scope for each in self._written}, caches=new)
         self._journal.others = look.others
         if look.others and "others" not in self._warned:
             self._warned.add("others")
@@ -196,13 +195,12 @@ class IdentityKeeper:
 
     async def _no_identity(self, error: NoIdentityError) -> None:
         if error.reason == "tables":
-            self._written = set()  # no process can miss them
             self._no_tables_since = self._no_tables_since or monotonic()
             if not self._cache.is_absent:
                 self._forget(is_absent=True)
             if monotonic() - self._no_tables_since < _SETUP_TAKES_SECONDS:
                 return
-        await self._leave(_NO_IDENTITY[error.reason])
+        self._leave(_NO_IDENTITY[error.reason])
 
     async def _settle(self, look: Look) -> Literal["fits", "changed", "unusable"]:
         row, server = look.attachment, self._cache.server
@@ -214,17 +212,20 @@ class IdentityKeeper:
             server = await self._cache.connect(anew=True)
             if row.reign != server.reign:
                 if not self._may_attach(server.reign):
-                    await self._detach()
+                    await self._detach(row)
                     return "unusable"
                 reason = "generation"
-        if row is None or reason is not None or len(self._written) > _WRITTEN_AT_MOST:
+        if row is None or reason is not None or len(self._written_before(row)) > _WRITTEN_AT_MOST:
             await self._renew(look, reason or "generation", server.reign)
             return "changed"
-        if self._identity == self._identity_of(look, row):
-            await self._confirm(row)
-            return "fits"
-        await self._adopt(look, row)
-        return "changed"
+        has_recorded = await self._record_written(row)
+        if self._identity != self._identity_of(look, row):
+            self._adopt(look, row)
+            return "changed"
+        if has_recorded:
+            return "changed"  # the next look shows these rows
+        await self._confirm(row)
+        return "fits"
 
     def _identity_of(self, look: Look, row: Attachment) -> Identity:
         return Identity(look.database, row.generation, row.reign, self._signing_key or look.signing_key)
@@ -255,10 +256,10 @@ class IdentityKeeper:
         return self._detached_at is not None and monotonic() - self._detached_at > _DETACHED_SECONDS
 
     async def _renew(self, look: Look, reason: IdentityReason, reign: str) -> None:
-        await self._record_written()
-        self._renewed = await self._identities.renew(look, reign)
+        self._renewed = await self._identities.renew(look, reign, reason)
         if self._renewed is None:
             return  # another process was faster
+        self._written.clear()  # whoever reads under the new keys reads L2 first, and has begun later
         self._reign = reign
         row = look.attachment
         if row is None:
@@ -275,12 +276,10 @@ class IdentityKeeper:
             ),
         )
 
-    async def _adopt(self, look: Look, row: Attachment) -> None:
-        await self._record_written()
+    def _adopt(self, look: Look, row: Attachment) -> None:
         if self._known is not None and self._known.reign == row.reign and self._reign == row.reign:
             self._note_renewal_by_others(row)
         self._identity = self._known = self._identity_of(look, row)
-        self._facts = dict(row.facts)
         self._reign = row.reign
         self._detached_at = None
         self._vitals.identity = self._identity.name
@@ -289,8 +288,7 @@ class IdentityKeeper:
     def _note_renewal_by_others(self, row: Attachment) -> None:
         if self._known is None or row.generation in (self._known.generation, self._renewed):
             return
-        changed = {name for name, fact in row.facts.items() if self._facts.get(name, fact) != fact}
-        reason: IdentityReason = next((reason for fact, reason in _REASONS if fact in changed), "generation")
+        reason = row.reason
         self._telemetry.note(IdentityChanged(reason))
         _log.info("Another process has renewed the identity of the cache (%s).", reason)
 
@@ -300,15 +298,15 @@ class IdentityKeeper:
         if row.unseen_seconds > _SAY_SEEN_SECONDS:
             await self._identities.say_seen(row.generation)
 
-    async def _detach(self) -> None:
+    async def _detach(self, row: Attachment) -> None:
         if self._detached_at is None:
             self._detached_at = monotonic()
-        await self._leave(_DETACHED)
+        self._leave(_DETACHED)
+        await self._record_written(row)
 
-    async def _leave(self, why: str) -> None:
+    def _leave(self, why: str) -> None:
         """Use no keys at all, and say why, once."""
         if self._cache.is_identified or self._identity is not None:
-            await self._record_written()
             self._forget()
         if why not in self._warned:
             self._warned.add(why)
@@ -319,13 +317,21 @@ class IdentityKeeper:
         self._vitals.identity = None
         self._cache.identify(None, is_absent=is_absent)
 
-    async def _record_written(self) -> None:
-        """See that nobody believes, under other keys, what stood there before these writes."""
-        written = self._written | self._cache.written
-        if written and len(written) <= _WRITTEN_AT_MOST:
-            await self._journal.record_now(written)
-        self._written = set()
-        self._cache.written -= written
+    def _written_before(self, row: Attachment) -> set[Written]:
+        """What was written under other keys than those of L2's generation."""
+        return {each for each in self._written if each.generation != row.generation}
+
+    async def _record_written(self, row: Attachment) -> bool:
+        """See that nobody believes, under the keys of L2's generation, what stood there before these writes.
+
+        Returns:
+            Whether there were any.
+        """
+        written = self._written_before(row)
+        if written:
+            await self._journal.record_now({each.scope for each in written})
+            self._written -= written
+        return bool(written)
 
     def _check_durability(self, look: Look) -> None:
         self._vitals.synchronous_commit = look.synchronous_commit

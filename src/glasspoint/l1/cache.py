@@ -12,7 +12,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from redis.exceptions import AuthenticationError, AuthorizationError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -36,7 +36,7 @@ from glasspoint.telemetry.events import (
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
     from redis.asyncio import Redis
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from glasspoint.l1.signature import Signer
     from glasspoint.telemetry.events import Telemetry
 
-__all__ = ["Cache", "Intent", "Reading"]
+__all__ = ["Cache", "Intent", "Reading", "Written"]
 
 _log = get_logger("glasspoint.l1")
 
@@ -111,6 +111,17 @@ class Intent:
     name: bytes
 
 
+class Written(NamedTuple):
+    """A scope that this process has changed.
+
+    Attributes:
+        generation: Of the identity whose keys it was changed under; `None`: Redis was told nothing.
+    """
+
+    scope: Scope
+    generation: str | None
+
+
 class Cache:
     """The entries of all scopes, in one Redis."""
 
@@ -156,8 +167,8 @@ class Cache:
         answers whether that was done. `None`: there is no journal, and everything is believed."""
         self.wake: Callable[[], object] | None = None
         """Called when a sweep should not wait for its time: the identity is to be looked at."""
-        self.written: set[Scope] = set()
-        """The scopes that this process has changed here, for `coherence.identity` to take away."""
+        self.written: set[Written] = set()
+        """What this process has changed, for `coherence.identity` to take away."""
 
     @property
     def doubts(self) -> int:
@@ -206,6 +217,10 @@ class Cache:
     def root(self) -> str:
         """What the keys of all epochs begin with."""
         return self._epochs.root
+
+    def wrote_unannounced(self, scopes: Iterable[Scope]) -> None:
+        """Say that scopes were changed in L2, and that neither Redis nor the journal was told."""
+        self.written.update(Written(scope, None) for scope in scopes)
 
     def identify(self, identity: Identity | None, *, is_absent: bool = False) -> None:
         """Use the keys of this identity from now on; `None`: of none, which makes L1 unavailable.
@@ -495,8 +510,6 @@ class Cache:
         except (RedisError, OSError, TimeoutError, L1Error) as exc:
             raise self._unavailable(exc) from exc
         self._answered()
-        if step in _CHANGING and not is_probe:
-            self.written.add(scope)
         return answer
 
     async def _evalsha(self, step: str, scope: Scope, *args: Any) -> Any:
@@ -504,14 +517,20 @@ class Cache:
         if epoch is None:
             epoch = await self._in_time(self._epochs.current)
         try:
-            return await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+            return await self._send(epoch, step, scope, *args)
         except ResponseError as exc:
             if not _is_wrong_epoch(exc):
                 raise
         # Key and scripts change together. What began in the old epoch finds no intent and no lease in the
         # new one, so its commit discards and its warm-up is refused.
         epoch = await self._in_time(self._epochs.refresh, epoch)
-        return await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+        return await self._send(epoch, step, scope, *args)
+
+    async def _send(self, epoch: Epoch, step: str, scope: Scope, *args: Any) -> Any:
+        answer = await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+        if step in _CHANGING:
+            self.written.add(Written(scope, epoch.identity.generation))
+        return answer
 
     async def _evalsha_on_probe(self, step: str, scope: Scope, *args: Any) -> Any:
         """As `_evalsha`, on a key that needs no identity: while Redis is away, PostgreSQL may be as well."""

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from psycopg.rows import DictRow
 
     from glasspoint.l2.store import Store
+    from glasspoint.telemetry.events import IdentityReason
 
     Connection = psycopg.AsyncConnection[DictRow]
 
@@ -137,6 +138,9 @@ UPDATE glasspoint_caches SET is_purged = true WHERE cache = %(cache)s AND genera
 # Foreign transactions under way may have decided already that nobody uses this cache: they end first.
 _BARRIER_TIMEOUT = "200ms"
 
+# Beside the facts in the row.
+_REASON = "reason"
+
 # The triggers note foreign writes for an hour after a cache was seen last. Some minutes less, because the
 # two are not compared at the same moment.
 _FORGOTTEN_SECONDS = 55 * 60.0
@@ -171,6 +175,7 @@ class Attachment:
         unseen_seconds: How long ago a process said that it uses this cache.
         is_marked: Whether PostgreSQL has lost nothing since.
         is_purged: Whether the entries of older generations were deleted: see `coherence.purging`.
+        reason: Why the generation was made.
     """
 
     reign: str
@@ -179,6 +184,7 @@ class Attachment:
     unseen_seconds: float
     is_marked: bool
     is_purged: bool
+    reason: IdentityReason = "generation"
 
     @property
     def is_forgotten(self) -> bool:
@@ -283,12 +289,13 @@ class Identities:
                 " and ".join(self.withheld),
             )
 
-    async def renew(self, look: Look, reign: str) -> str | None:
+    async def renew(self, look: Look, reign: str, reason: IdentityReason) -> str | None:
         """Make a new generation, attached to a Redis.
 
         Args:
             look: What was seen; its facts are stored.
             reign: The Redis.
+            reason: What other processes are to count this as.
 
         Returns:
             The generation; `None` if another process was faster, so that another look is due.
@@ -301,7 +308,7 @@ class Identities:
             "cache": self._cache,
             "reign": reign,
             "generation": secrets.token_hex(8),
-            "facts": json.dumps(dict(look.facts)),
+            "facts": json.dumps({**look.facts, _REASON: reason}),
             "seen": seen and seen.generation,
         }
         async with self._store._checkout() as conn, conn.transaction():
@@ -340,6 +347,7 @@ class Identities:
 def _look(row: tuple[Any, ...]) -> Look:
     id_, content, signing_key, tables, database, system, timeline, position, synchronous_commit, *rest = row
     reign, generation, facts, unseen_seconds, is_marked, is_purged, ids, thread_ids, namespaces, others = rest
+    of_the_row = (reign, generation, unseen_seconds, is_marked, is_purged)
     all_facts = {
         "content": content,
         "tables": tables,
@@ -355,13 +363,23 @@ def _look(row: tuple[Any, ...]) -> Look:
         facts={name: str(fact) for name, fact in all_facts.items() if fact is not None},
         signing_key=bytes(signing_key),
         synchronous_commit=synchronous_commit,
-        attachment=None
-        if generation is None
-        else Attachment(reign, generation, json.loads(facts), unseen_seconds, is_marked, is_purged),
+        attachment=None if generation is None else _attachment(json.loads(facts), *of_the_row),
         rows=[JournalRow(*each) for each in zip(ids or (), scopes, strict=True)],
         others=frozenset(others),
         position=position,
     )
+
+
+def _attachment(
+    facts: dict[str, str],
+    reign: str,
+    generation: str,
+    unseen_seconds: float,
+    is_marked: bool,
+    is_purged: bool,
+) -> Attachment:
+    reason = cast("IdentityReason", facts.pop(_REASON, "generation"))
+    return Attachment(reign, generation, facts, unseen_seconds, is_marked, is_purged, reason)
 
 
 async def _askable(conn: Connection) -> dict[str, str]:

@@ -121,8 +121,13 @@ _NOTE_MOVED = _NOTE.format(
     scopes="SELECT thread_id, checkpoint_ns FROM changed UNION SELECT thread_id, checkpoint_ns FROM former"
 )
 
+# Our tables stand beside the table of the trigger, wherever that is by now: a schema may be renamed, and
+# tables may be moved.
+_ENTER_SCHEMA = "PERFORM set_config('search_path', quote_ident(TG_TABLE_SCHEMA) || ', pg_temp', true);"
+
 # Somebody dropped Glasspoint's tables by hand: there is no cache to tell, and others must be able to write.
-_NO_CACHES = """
+_NO_CACHES = f"""
+    {_ENTER_SCHEMA}
     IF to_regclass('glasspoint_caches') IS NULL THEN
         RETURN NULL;
     END IF;
@@ -132,7 +137,7 @@ _NO_CACHES = """
 # JSON, so that no entry is a part of another. A forgotten entry is only noted again.
 _NOTE_FOREIGN_INSERT = f"""
 DECLARE
-    touched text := json_build_array(TG_TABLE_NAME, NEW.thread_id, NEW.checkpoint_ns)::text || E'\\n';
+    touched text := json_build_array(TG_RELID::text, NEW.thread_id, NEW.checkpoint_ns)::text || E'\\n';
     noted text := coalesce(current_setting('glasspoint.noted', true), '');
 BEGIN
     IF strpos(noted, touched) > 0 THEN
@@ -163,6 +168,7 @@ END
 
 _RENEW_CONTENT_ID = f"""
 BEGIN
+    {_ENTER_SCHEMA}
     IF to_regclass('glasspoint_identity') IS NOT NULL THEN
         UPDATE glasspoint_identity SET content_id = {_RANDOM_ID};
     END IF;
@@ -179,10 +185,11 @@ FUNCTIONS = {
 
 CREATE_FUNCTION = """
 CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql
-SECURITY DEFINER SET search_path FROM CURRENT AS {body}
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {body}
 """
 """The function has its owner's rights, so that a writer needs none on our tables. For the same reason its
-`search_path` is fixed, and nobody else may use it in a trigger of another table (`REVOKE_FUNCTION`)."""
+`search_path` is not the writer's, and what the body sets ends with the function. And nobody else may use it
+in a trigger of another table (`REVOKE_FUNCTION`)."""
 
 REVOKE_FUNCTION = "REVOKE ALL ON FUNCTION {name}() FROM PUBLIC"
 
