@@ -191,10 +191,10 @@ class _History:
 
     # ------------------------------------------------------------ against the other databases
 
-    def crossed(self, truth: Truth, database: str, put_in: Mapping[str | None, str]) -> Iterator[Finding]:
+    def crossed(self, truth: Truth, database: str, put_in: Mapping[str, str]) -> Iterator[Finding]:
         """Each database shows its own messages only. Nothing excuses another one's."""
         for read in self.reads:
-            others = {*read.said_in, put_in.get(read.checkpoint, database)} - {database}
+            others = {*read.said_in, put_in.get(read.checkpoint or "", database)} - {database}
             if others:
                 said = f"a read shows what was said in {', '.join(sorted(others))}"
                 yield Violation("crossed", (read.thread, read.namespace), said, (read,)), False

@@ -96,7 +96,7 @@ class Place:
         try:
             self._process.stdin.write(f"{json.dumps({'key': key, 'thread': thread, **wanted})}\n".encode())
             async with asyncio.timeout(_ANSWER_SECONDS):
-                return await answer
+                return bool(await answer)
         except TimeoutError:
             # Nobody may talk in this thread until that is certainly over.
             self.unexpected.append(f"{self.name} hung in {thread}: killed")
@@ -114,18 +114,25 @@ class Place:
         """End whoever is here, and close the lines. Again does nothing."""
         process = self._process
         if process is not None and process.returncode is None:
-            assert process.stdin is not None
-            process.stdin.close()
-            try:
-                await asyncio.wait_for(process.wait(), _END_SECONDS)
-            except TimeoutError:
-                self.unexpected.append(f"{self.name} did not end: killed")
+            if self.ready.is_set():
+                await self._end(process)
+            else:  # it is starting, and has nothing to finish
                 self.kill()
                 await process.wait()
-            if process.returncode:
-                self.unexpected.append(f"{self.name} ended with status {process.returncode}")
         for line in self.lines.values():
             await line.close()
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), _END_SECONDS)
+        except TimeoutError:
+            self.unexpected.append(f"{self.name} did not end: killed")
+            self.kill()
+            await process.wait()
+        if process.returncode:
+            self.unexpected.append(f"{self.name} ended with status {process.returncode}")
 
     def _heard(self, message: dict[str, Any]) -> None:
         if "ready" in message:

@@ -101,9 +101,11 @@ def _no_look() -> None:
     assert isinstance(Look.changed, property)
     assert "position" in Look.__slots__
     assert "is_marked" in Attachment.__slots__
-    Look.changed = property(lambda self: {})  # type: ignore[assignment,method-assign]
-    Look.position = property(lambda self: None, lambda self, value: None)  # type: ignore[assignment]
-    Attachment.is_marked = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
+    looks: Any = Look
+    looks.changed = property(lambda self: {})
+    looks.position = property(lambda self: None, lambda self, value: None)
+    attachments: Any = Attachment
+    attachments.is_marked = property(lambda self: True, lambda self, value: None)
 
 
 SABOTAGES: dict[str, Callable[[], None]] = {

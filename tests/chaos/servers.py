@@ -116,7 +116,8 @@ class Servers:
     async def truth(self, name: str) -> Truth:
         """Everything that a database has, as LangGraph's own saver reads it; the pending writes of
         checkpoints that were never stored as well, which it does not list."""
-        checkpoints, pending = {}, {}
+        checkpoints: dict[tuple[str, str, str], str] = {}
+        pending: dict[tuple[str, str, str, str, str], str] = {}
         said_in: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         async with AsyncPostgresSaver.from_conn_string(self.url(name)) as upstream:
             threads = await upstream.conn.execute("SELECT DISTINCT thread_id FROM checkpoints")
@@ -133,10 +134,10 @@ class Servers:
                 "FROM checkpoint_writes"
             )
             async for row in cursor:
-                *where, type_, blob = row.values()
+                thread, namespace, checkpoint, task, channel, type_, blob = row.values()
                 value = upstream.serde.loads_typed((type_, blob))
-                pending[tuple(where)] = digest(value)
-                said_in[where[0], where[1], where[2]] |= set(databases_of([value]))
+                pending[thread, namespace, checkpoint, task, channel] = digest(value)
+                said_in[thread, namespace, checkpoint] |= set(databases_of([value]))
         return Truth(checkpoints, pending, said_in)
 
     @property
