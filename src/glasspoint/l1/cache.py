@@ -472,14 +472,22 @@ class Cache:
         if epoch is None:
             epoch = await self._in_time(self._epochs.current)
         try:
-            return await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+            return await self._evalsha_in(epoch, step, scope, *args)
         except ResponseError as exc:
             if not _is_wrong_epoch(exc):
                 raise
         # Key and scripts change together. What began in the old epoch finds no intent and no lease in the
         # new one, so its commit discards and its warm-up is refused.
         epoch = await self._in_time(self._epochs.refresh, epoch)
-        return await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+        return await self._evalsha_in(epoch, step, scope, *args)
+
+    async def _evalsha_in(self, epoch: Epoch, step: str, scope: Scope, *args: Any) -> Any:
+        answer = await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+        current = self._epochs.known
+        if current is not epoch and (current is None or current.prefix != epoch.prefix):
+            # It was done under keys that nobody here uses any more, too late for `written`.
+            raise UnidentifiedError("The identity has changed while a step was under way: it was in vain.")
+        return answer
 
     async def _evalsha_on_probe(self, step: str, scope: Scope, *args: Any) -> Any:
         """As `_evalsha`, on a key that needs no identity: while Redis is away, PostgreSQL may be as well."""
