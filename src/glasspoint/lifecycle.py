@@ -162,6 +162,7 @@ class ManagedSaver(SyncFace):
         self._sizes = self._lifetime.sizes = Sizes(self._l2)
         vitals.storage = self._sizes.known
         vitals.check, vitals.loop, vitals.breaker = self._check, self._loop, self._breaker.state
+        vitals.quarantined = self._l1.quarantine.__len__
         self._sweeper = self._lifetime.sweeper = Sweeper(
             self._l1,
             self._l2.journal,
@@ -234,6 +235,7 @@ class ManagedSaver(SyncFace):
                 f"pool_min_size is {pool_min_size} and pool_max_size {pool_max_size}: they must be "
                 "0 <= pool_min_size <= pool_max_size, and pool_max_size at least 1."
             )
+        telemetry = options["telemetry"] = options.get("telemetry") or create_telemetry()
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS)
@@ -249,6 +251,7 @@ class ManagedSaver(SyncFace):
                     connect_timeout_seconds=connect_timeout_seconds,
                     prepare_threshold=prepare_threshold,
                     statement_timeout_seconds=options.get("write_deadline_seconds", _WRITE_DEADLINE_SECONDS),
+                    telemetry=telemetry,
                 )
                 opened.push_async_callback(pool.close)
                 saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
@@ -261,7 +264,7 @@ class ManagedSaver(SyncFace):
     async def _connect_l1(self) -> None:
         """Meet Redis once: what is misconfigured is an error now; what is only down is left to come back."""
         try:
-            epoch = await self._l1.connect()
+            epoch = await self._l1.open()
         except L1UnavailableError as exc:
             self._breaker.trip(type(exc.__cause__ or exc).__name__)
             return
@@ -292,6 +295,7 @@ class ManagedSaver(SyncFace):
             "epoch": epoch.name if epoch else "unknown",
             "breaker": self._breaker.state,
             "journal": self.vitals.journal_pending,
+            "quarantined": len(self._l1.quarantine),
         }
 
     def _breaker_changed(self, state: BreakerState, reason: str) -> None:

@@ -446,7 +446,8 @@ class _Intents:
         if left and not in_doubt:
             if begun := [intent.scope for intent in left if intent.name]:  # the others are recorded already
                 await self._retries.run(self._operation, lambda: self._journal.record_now(begun))
-            self._l1.doubt()
+            for intent in left:
+                self._l1.doubt(intent.scope)
 
     async def _begin(self, scopes: Sequence[Scope], alone: frozenset[str]) -> set[str]:
         """Leave the intents; return the threads that are not alone, if any, and go no further then."""

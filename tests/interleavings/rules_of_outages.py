@@ -90,12 +90,12 @@ RULES_OF_OUTAGES = (
     Mutation(
         "rows are deleted after DROP",
         (
-            (_SWEEPING, "                await self._cache.forget(scopes)\n", ""),
             (
                 _SWEEPING,
-                "                await self._journal.delete(batch)\n",
-                "                await self._journal.delete(batch)\n"
-                "                await self._cache.forget(scopes)\n",
+                "        done = scopes - await self._cache.forget(scopes)\n"
+                "        await self._forgotten(done, batch)\n",
+                "        await self._forgotten(scopes, batch)\n"
+                "        done = scopes - await self._cache.forget(scopes)\n",
             ),
         ),
         _SWEEPERS,
@@ -177,7 +177,7 @@ RULES_OF_OUTAGES = (
             ),
             (
                 _SAVER,
-                "        self._l1.doubt()\n        self._operation.l1_write",
+                "        self._l1.doubt(self._scope)\n        self._operation.l1_write",
                 "        self._operation.l1_write",
             ),
         ),
@@ -197,7 +197,7 @@ RULES_OF_OUTAGES = (
         (
             (
                 _SAVER,
-                "        self._l1.doubt()\n        self._operation.l1_write",
+                "        self._l1.doubt(self._scope)\n        self._operation.l1_write",
                 "        self._operation.l1_write",
             ),
         ),

@@ -18,6 +18,8 @@ from glasspoint.urls import split_url
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from glasspoint.telemetry.events import Telemetry
+
     Pool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 
 __all__ = ["address_of", "open_pool", "postgres_conninfo"]
@@ -81,6 +83,7 @@ async def open_pool(
     connect_timeout_seconds: float,
     prepare_threshold: int | None,
     statement_timeout_seconds: float,
+    telemetry: Telemetry | None = None,
 ) -> Pool:
     """Open a pool of autocommit connections.
 
@@ -94,6 +97,7 @@ async def open_pool(
         statement_timeout_seconds: After so long PostgreSQL gives a statement up. Not set where statements are
             never prepared: behind PgBouncer it would stick to connections that others use too; give the role
             one.
+        telemetry: Receives an event for each failure of the reconnector that nobody foresaw.
 
     Raises:
         ConfigurationError: The connection string cannot be understood.
@@ -117,7 +121,7 @@ async def open_pool(
         max_lifetime=1800,
         # Given up soon, and taken up again by whoever asks.
         reconnect_timeout=_RECONNECT_SECONDS,
-        reconnect_failed=Reviver().reconnect_failed,
+        reconnect_failed=Reviver(telemetry).reconnect_failed,
         configure=None if prepare_threshold is None else configure,
         name="glasspoint",
         open=False,

@@ -113,6 +113,11 @@ class Store:
         )
 
     @property
+    def telemetry(self) -> Telemetry:
+        """What is told of every statement."""
+        return self._telemetry
+
+    @property
     def pool(self) -> Pool | None:
         """The pool, `None` with a single connection."""
         conn = self._upstream.conn

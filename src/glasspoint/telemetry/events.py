@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audited",
+    "BackgroundTaskFailed",
     "BreakerChanged",
     "BreakerState",
     "Drained",
@@ -40,6 +41,7 @@ __all__ = [
     "Operation",
     "PoolTimedOut",
     "PoolWaited",
+    "Quarantined",
     "Served",
     "Server",
     "Step",
@@ -123,6 +125,28 @@ class L1Availability:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """Redis refuses the key of one scope, which PostgreSQL alone answers for now. All others are cached.
+
+    Attributes:
+        reason: What Redis refuses, in the words of `l1.faults`.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundTaskFailed:
+    """A background task met an error that nobody foresaw. It goes on.
+
+    Attributes:
+        task: `sweeper`, `auditor`, `table_sizes`, `reconnector`, `tier_probe`.
+    """
+
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
 class L2Retried:
     """A call that PostgreSQL failed is tried again.
 
@@ -158,11 +182,13 @@ class Drained:
 
 Note = (
     Audited
+    | BackgroundTaskFailed
     | EpochChanged
     | Invalidated
     | PoolTimedOut
     | PoolWaited
     | L1Availability
+    | Quarantined
     | BreakerChanged
     | L2Retried
     | TierChanged
@@ -194,7 +220,9 @@ class Vitals:
         loop: The event loop that the saver works on.
         undrained: The lower tiers of its chain that may hold what is not here yet.
         breaker: Where the breaker in front of L1 stands; `None` where there is none.
-        journal_pending: How many rows of the journal were not swept when somebody last looked.
+        journal_pending: How many rows of the journal were not swept when somebody last looked, but for those
+            of scopes in quarantine.
+        quarantined: Returns how many scopes are in quarantine. `None` where there is no L1.
         storage: Returns what is known of the tables' sizes, and sees that it is renewed. From any thread;
             waits for nobody. `None` where there is no PostgreSQL.
     """
@@ -211,6 +239,7 @@ class Vitals:
     undrained: tuple[str, ...] = ()
     breaker: BreakerState | None = None
     journal_pending: int = 0
+    quarantined: Callable[[], int] | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
 
     def set_active(self, active: bool) -> None:
