@@ -350,12 +350,14 @@ def _journal() -> Panel:
     return graph(
         "Journal",
         About(
-            "Entries that Redis is yet to be told to drop. All processes look at one table.",
+            "Entries that Redis is yet to be told to drop. All processes look at one table. And the scopes in"
+            " quarantine: Redis refuses their keys, and PostgreSQL alone answers for them.",
             "0, or more only while Redis is away.",
-            "more than 0 for minutes with Redis up: no process reaches both servers. Look at the log of any"
-            " of them.",
+            "waiting for minutes with Redis up: no process reaches both servers. In quarantine: the log names"
+            " thread and reason.",
         ),
         Query(f"max({metric('l1_journal_pending')})", "waiting"),
+        Query(f"max({metric('l1_quarantined_scopes')})", "in quarantine"),
         unit="none",
         width=6,
     )

@@ -374,7 +374,7 @@ def _changes() -> Panel:
             "How often each of these happened. They also stand as marks on the graphs: tier, breaker, epoch.",
             "all 0. A new epoch is Redis restarted or failed over: the cache begins anew, and nothing else.",
             "look at what the graphs did at the marks. Retries were ridden out; timeouts were errors for"
-            " somebody.",
+            " somebody; an error in the background is a bug, which the log names.",
         ),
         happened(metric("fallback_events_total", reason="!=recovered"), "falls to a lower tier"),
         happened(metric("fallback_events_total", reason="recovered"), "recoveries"),
@@ -385,6 +385,7 @@ def _changes() -> Panel:
         happened(metric("l2_retries_total"), "retries on PostgreSQL"),
         happened(metric("pool_timeouts_total"), "no connection in time"),
         happened(metric("pool_connections_lost_total"), "connections broken"),
+        happened(metric("background_task_failures_total"), "errors in the background"),
         unit="none",
         decimals=0,
         width=24,

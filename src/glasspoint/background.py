@@ -18,7 +18,7 @@ from glasspoint.telemetry.events import BackgroundTaskFailed
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
-    from glasspoint.telemetry.events import Telemetry
+    from glasspoint.telemetry.events import TaskName, Telemetry
 
 __all__ = ["BackgroundTask"]
 
@@ -37,7 +37,7 @@ class BackgroundTask:
         pause: Seconds until the next attempt; 0 while it works.
     """
 
-    def __init__(self, name: str, telemetry: Telemetry | None, *, means: str) -> None:
+    def __init__(self, name: TaskName, telemetry: Telemetry | None, *, means: str) -> None:
         """Args:
         name: What the task is called in the log and in metrics.
         telemetry: Receives an event for each failure; `None`: it is only logged.

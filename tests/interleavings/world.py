@@ -255,7 +255,7 @@ class _SteppedRedis(Redis):
 
     world: World
 
-    async def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
+    async def evalsha(self, sha: Any, numkeys: int, *keys_and_args: Any) -> Any:
         return await self.world.pass_redis(sha, numkeys, *keys_and_args)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
@@ -808,7 +808,7 @@ class World:
             if not self._effects[earlier].required and keys & {k for _, k, _ in self._effects[earlier].rows}:
                 self._require(earlier)
 
-    async def pass_redis(self, sha: str, numkeys: int, key: str, *args: Any) -> Any:
+    async def pass_redis(self, sha: bytes, numkeys: int, key: bytes, *args: Any) -> Any:
         """Where a script waits; its name is known from what was loaded."""
 
         process = self._current().process
@@ -825,7 +825,7 @@ class World:
             self._saw(outcome.entry, outcome.ttl_ms)
             return _raise_error(outcome.answer)
 
-        return await self._pass("l1", self._script_names()[sha], perform)
+        return await self._pass("l1", self._script_names()[sha.decode()], perform)
 
     async def _pass_postgres(self, statement: tuple[Any, ...]) -> Any:
         actor = self._current()

@@ -127,7 +127,7 @@ class Quarantine:
         if case is not None and case.doubts != doubts:
             return False
         if self._cases.pop(scope, None) is not None and not self._cases:
-            _log.info("No scope is in quarantine any more: all are cached in L1 (Redis) again.")
+            _log.info("Quarantine is over: L1 (Redis) has dropped the entries of all scopes that were in it.")
         return True
 
     def _next_doubt(self) -> int:
@@ -141,8 +141,8 @@ class Quarantine:
         _log.warning(
             "Thread %r, namespace %r is in quarantine: L1 (Redis) refuses its key (%s). PostgreSQL answers "
             "for it, slower but complete, and its writes go into the journal, too. All others are cached as "
-            "before, and this one is tried with each sweep. (%d entered since the last such line; at most one "
-            "in %d s.)",
+            "before, and this one is tried with each sweep. (%d entered since the last such line; at most "
+            "one in %d s.)",
             *scope,
             reason,
             since,

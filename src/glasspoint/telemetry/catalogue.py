@@ -237,6 +237,19 @@ METRICS: dict[str, Metric] = {
             ),
         ),
         Metric(
+            "l1_quarantined_scopes",
+            "gauge",
+            (),
+            "Scopes whose key L1 (Redis) refuses, and which PostgreSQL alone answers for.",
+            "conversations that Redis refuses, while it serves the others",
+            (
+                Query(
+                    "Are single conversations without a cache? (the log names thread and reason)",
+                    "max_over_time(glasspoint_l1_quarantined_scopes[10m]) > 0",
+                ),
+            ),
+        ),
+        Metric(
             "l1_invalidations_total",
             "counter",
             ("source",),
@@ -414,6 +427,19 @@ METRICS: dict[str, Metric] = {
             ),
         ),
         Metric(
+            "background_task_failures_total",
+            "counter",
+            ("task",),
+            "Errors that nobody foresaw in background tasks, which go on.",
+            "bugs in what nobody waits for; the log names each kind once",
+            (
+                Query(
+                    "Does a background task fail? (anything above 0 is worth a bug report)",
+                    "sum by (task) (increase(glasspoint_background_task_failures_total[1h])) > 0",
+                ),
+            ),
+        ),
+        Metric(
             "traceparents_ignored_total",
             "counter",
             ("reason",),
@@ -521,7 +547,7 @@ SPANS: tuple[Spans, ...] = (
     ),
     Spans(
         "checkpoint.l1.",
-        ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "drop", "warm_up"),
+        ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "drop", "clear", "warm_up"),
         "client",
         "each round trip to Redis",
         _OF_REDIS,

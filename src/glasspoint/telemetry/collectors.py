@@ -38,6 +38,7 @@ READ_AT_SCRAPE = (
     "redis_pool_connections",
     "l1_breaker_open",
     "l1_journal_pending",
+    "l1_quarantined_scopes",
     "active_tier",
     "storage_bytes",
     "storage_rows",
@@ -121,6 +122,8 @@ class SaverCollector(Collector):
                 yield Figure("l1_breaker_open", (name,), float(is_open))
                 pending = max(v.journal_pending for v in cached)  # they look at one table
                 yield Figure("l1_journal_pending", (name,), pending)
+                quarantined = max(v.quarantined() if v.quarantined else 0 for v in cached)
+                yield Figure("l1_quarantined_scopes", (name,), quarantined)
             tiers = {v.tier for v in open_ if v.active}
             for tier in TIERS:
                 yield Figure("active_tier", (name, tier), float(tier in tiers))

@@ -46,6 +46,7 @@ __all__ = [
     "Server",
     "Step",
     "TableSize",
+    "TaskName",
     "Telemetry",
     "Tier",
     "TierChanged",
@@ -69,6 +70,7 @@ WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "jour
 Outcome = Literal["ok", "error", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
 Verdict = Literal["consistent", "stale", "raced"]
+TaskName = Literal["sweeper", "auditor", "table_sizes", "reconnector", "tier_probe"]
 BreakerState = Literal["closed", "open", "half_open"]
 
 
@@ -137,13 +139,9 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class BackgroundTaskFailed:
-    """A background task met an error that nobody foresaw. It goes on.
+    """A background task met an error that nobody foresaw. It goes on."""
 
-    Attributes:
-        task: `sweeper`, `auditor`, `table_sizes`, `reconnector`, `tier_probe`.
-    """
-
-    task: str
+    task: TaskName
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ _MODES: dict[str, Literal["livesum", "livemax"]] = {
     "redis_pool_connections": "livesum",
     "l1_breaker_open": "livemax",
     "l1_journal_pending": "livemax",
+    "l1_quarantined_scopes": "livemax",
     "active_tier": "livemax",
     "storage_bytes": "livemax",
     "storage_rows": "livemax",
