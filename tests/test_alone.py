@@ -1,7 +1,7 @@
 """Alone: what goes wrong with one scope costs that scope its cache, never another scope's, and ends no task.
 
-A key of another type, a key that this Redis user may not touch, a row of the journal that Redis does not take,
-a client that raises anything, more intents than a script can unpack, a bug in a background task: callers are
+A key of another type, a key that this Redis user may not touch, a row of the journal that Redis refuses, a
+client that raises anything, more intents than a script can unpack, a bug in a background task: callers are
 answered by PostgreSQL, all other scopes are cached, and when the fault is gone, all are, without a restart.
 """
 
@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -19,16 +20,29 @@ import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
+from redis.credentials import CredentialProvider
 from redis.exceptions import AskError, MovedError, ResponseError
 
-from glasspoint import CachedPostgresSaver, Telemetry, codec, create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
-from glasspoint.l1 import faults
+import glasspoint
+from glasspoint import (
+    CachedPostgresSaver,
+    Settings,
+    Telemetry,
+    background,
+    codec,
+    create_telemetry,
+    get_checkpointer,
+    sweeping,
+)
+from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.l1 import entry, faults
 from glasspoint.l1.cache import Cache, Intent
 from glasspoint.l1.quarantine import Quarantine
 from glasspoint.scope import Scope, scope_of
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, keys_of, until
+
+SRC = Path(glasspoint.__file__).parent
 
 SOON = 0.05
 """How often the journal is swept where a test waits for it, in seconds."""
@@ -238,10 +252,8 @@ async def test_a_script_that_fails_at_any_command_takes_nobody_s_intent_away(
     epoch = await cache.connect()
     assert epoch.shas.keys() == STEPS.keys()
     deadline = f"{10**15}:1"
-    entry = {
-        **{"id": numbered_id(1), "head": "x", "c:a": "1", "lease": "lease"},
-        **{"i:own": deadline, "i:other": deadline},
-    }
+    entry = {"id": numbered_id(1), "head": "x", "c:a": "1", "lease": "lease"}
+    entry |= {"i:own": deadline, "i:other": deadline}
     key = epoch.key(SCOPE)
     port = redis.connection_pool.connection_kwargs["port"]
     refused = []
@@ -258,7 +270,7 @@ async def test_a_script_that_fails_at_any_command_takes_nobody_s_intent_away(
         left = await redis.hgetall(key)
         assert left.get(b"i:other", b"")[:-1] == deadline[:-1].encode(), command
     await redis.acl_deluser("probed")
-    assert refused
+    assert refused or step == "clear", "that one takes away what is no entry, and nothing else"
 
 
 async def acl(redis: Redis, user: str, *rules: str) -> None:
@@ -714,3 +726,449 @@ def test_a_fault_of_one_key_is_told_from_a_fault_of_all(
 ) -> None:
     fault = faults.classify(error)
     assert (fault.of_one_key, fault.is_final) == (of_one_key, is_final)
+
+
+# ------------------------------------------------------------------ a checkpoint that cannot be cached
+
+
+def unusual(number: int, **changes: Any) -> Any:
+    """A checkpoint, without what is `...` among the changes."""
+    checkpoint = {
+        "v": 4,
+        "id": numbered_id(number),
+        "ts": "2026-01-01T00:00:00+00:00",
+        "channel_values": {"small": number, "large": [number]},
+        "channel_versions": {"small": f"{number}.5", "large": f"{number}.5"},
+        "versions_seen": {},
+        "updated_channels": None,
+        **changes,
+    }
+    return {key: value for key, value in checkpoint.items() if value is not ...}
+
+
+UNUSUAL: dict[str, dict[str, Any]] = {
+    "no channel_versions": {"channel_versions": ...},
+    "channel_versions null": {"channel_versions": None},
+    "channel_versions a list": {"channel_versions": []},
+    "channel_versions a text": {"channel_versions": "1.5"},
+    "no versions_seen": {"versions_seen": ...},
+    "versions_seen null": {"versions_seen": None},
+    "no ts": {"ts": ...},
+    "no updated_channels": {"updated_channels": ...},
+    "another key": {"pending_sends": [1]},
+    "a version of another type": {"channel_versions": {"small": {"a": 1.0}, "large": "1.5"}},
+    "no channel_values": {"channel_values": ...},
+    "channel_values null": {"channel_values": None},
+}
+
+
+async def outcome_of(call: Awaitable[Any]) -> Any:
+    """What a call returns, or the class of what it raises."""
+    try:
+        return exact(await call)
+    except Exception as exc:
+        return type(exc)
+
+
+@pytest.mark.parametrize("changes", UNUSUAL.values(), ids=UNUSUAL)
+@pytest.mark.parametrize("stored_by", ["upstream", "this saver"])
+async def test_an_unusual_checkpoint_is_stored_and_read_as_upstream_does_it(
+    stored_by: str, changes: dict[str, Any], database: str, redis: Redis
+) -> None:
+    """From the put's own image, cold, and warm; and so is the checkpoint that follows it."""
+    async with watched(database, redis) as one, open_upstream(database) as upstream:
+        by = one.saver if stored_by == "this saver" else upstream
+
+        async def put(saver: Any, thread_id: str, number: int, **more: Any) -> Any:
+            new_versions = {"large": f"{number}.5"}
+            outcome = await outcome_of(
+                saver.aput(config_of(thread_id), unusual(number, **more), {"step": number}, new_versions)
+            )
+            return outcome if isinstance(outcome, type) else None
+
+        for number, more in ((1, changes), (2, {})):
+            assert await put(by, "t", number, **more) == await put(upstream, "twin", number, **more)
+            truth = await outcome_of(upstream.aget_tuple(config_of("t")))
+            for _ in range(2):
+                if stored_by == "upstream":
+                    await redis.flushdb()
+                for _ in range(3):
+                    assert await outcome_of(one.saver.aget_tuple(config_of("t"))) == truth
+                await redis.flushdb()
+        assert one.reads["hit"] >= 4
+        assert counts(one.registry, "glasspoint_l1_warm_ups_total", "result")["error"] == 0
+        assert "unavailable" not in one.reads
+        assert "incomplete" not in one.reads
+
+
+@pytest.mark.parametrize("step", ["image_fields", "put_fields", "write_fields"])
+async def test_what_cannot_be_made_into_an_entry_fails_no_call(
+    step: str,
+    database: str,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever goes wrong in filling the cache: PostgreSQL has the state, and the cache forgets its own."""
+    bad, good = Thread("bad"), Thread("good")
+    async with watched(database, redis) as one, open_upstream(database) as upstream:
+        for thread in (bad, good):
+            await thread.put(one.saver)
+        made = getattr(entry, step)
+
+        def fail(first: Any, *args: Any, **options: Any) -> Any:
+            if getattr(first, "scope", first) == Scope("bad", ""):
+                raise KeyError("a piece of state")
+            return made(first, *args, **options)
+
+        monkeypatch.setattr(entry, step, fail)
+        for _ in range(3):
+            await bad.put(one.saver)
+            await bad.put_writes(one.saver, "x")
+            if step == "image_fields":
+                await redis.flushdb()
+            assert await bad.turn(one.saver) == bad.number
+            await good.put(one.saver)
+            assert await one.hits(good)
+        monkeypatch.undo()
+        truth = exact(await upstream.aget_tuple(bad.config))
+        for _ in range(2):
+            assert exact(await one.saver.aget_tuple(bad.config)) == truth
+        await bad.put(one.saver)
+        assert await one.hits(bad)
+        assert await journal(database) == []
+        results = counts(one.registry, "glasspoint_write_through_total", "l1")
+        assert "error" not in results
+        assert "journalled" not in results
+    lines = [each for each in caplog.messages if "cannot be encoded (KeyError)" in each]
+    assert len(lines) == 1
+    assert "a piece of state" not in caplog.text
+
+
+# ------------------------------------------------------------------ a client that raises anything
+
+
+class TokenService(CredentialProvider):
+    """Where the client gets its password from, each time that it connects."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error: Exception | None = error
+
+    def get_credentials(self) -> tuple[str, str]:
+        if self.error is not None:
+            raise self.error
+        return "default", ""
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        return self.get_credentials()
+
+
+class AnyError(Exception):
+    """Of nobody's hierarchy."""
+
+
+ERRORS = [
+    RuntimeError("token service"),
+    AnyError("x"),
+    KeyError("x"),
+    AssertionError(),
+    UnicodeEncodeError("latin-1", "가", 0, 1, "x"),
+    StopAsyncIteration(),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+async def test_a_credential_provider_that_raises_is_a_redis_that_is_away(
+    error: Exception, database: str, own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the opening, and later; and when it is back, so is the cache, within seconds and by itself."""
+    provider, threads = TokenService(error), [Thread(str(number)) for number in range(8)]
+    async with (
+        Redis(port=own_redis.port, credential_provider=provider) as client,
+        watched(database, client) as one,
+    ):
+        for back in (False, True, False, True):
+            provider.error = None if back else error
+            if back:
+                for thread in threads:
+                    await until(lambda thread=thread: one.hits(thread))
+            else:
+                for _ in range(10):  # more often than the client has connections, if one were lost each time
+                    await client.connection_pool.disconnect()
+                    await asyncio.gather(*(thread.put(one.saver) for thread in threads))
+                    assert await asyncio.gather(*(t.turn(one.saver) for t in threads)) == [
+                        thread.number for thread in threads
+                    ]
+                assert one.saver._breaker.state != "closed"
+        await until(lambda: is_empty(database))
+        assert one.failed_tasks == {}, "a client's error is foreseen"
+    assert "token service" not in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-16", "cp037"])
+async def test_a_client_of_any_encoding_is_sent_utf_8(encoding: str, database: str, redis: Redis) -> None:
+    """One process with such a client, and one without, share their entries."""
+    port = redis.connection_pool.connection_kwargs["port"]
+    threads = [Thread("대화 42", "é"), Thread("é"), Thread("plain")]
+    async with (
+        Redis(port=port, encoding=encoding) as client,
+        watched(database, client, key_prefix="접두사 é") as one,
+        watched(database, redis, key_prefix="접두사 é") as other,
+        open_upstream(database) as upstream,
+    ):
+        for thread in threads:
+            await thread.put(one.saver, **{"채널 é": ["값 é"]})
+            await thread.put_writes(one.saver, "값 é", task_id="작업")
+            truth = exact(await upstream.aget_tuple(thread.config))
+            for each in (one, other):
+                assert exact(await each.saver.aget_tuple(thread.config)) == truth
+        await redis.flushdb()
+        for thread in threads:
+            truth = exact(await upstream.aget_tuple(thread.config))
+            for each in (one, other):
+                assert exact(await each.saver.aget_tuple(thread.config)) == truth
+        assert one.reads == {"hit": 3, "miss": 3}
+        assert other.reads == {"hit": 6}
+
+
+class Broken(Redis):
+    """The real Redis, through a client whose code fails.
+
+    Attributes:
+        how: What each call of it does: raises this, or answers this.
+    """
+
+    how: Any = None
+
+    async def evalsha(self, *args: Any, **options: Any) -> Any:
+        return await self._broken(super().evalsha, *args, **options)
+
+    async def ping(self, *args: Any, **options: Any) -> Any:
+        return await self._broken(super().ping, *args, **options)
+
+    def pipeline(self, *args: Any, **options: Any) -> Any:
+        if isinstance(self.how, Exception):
+            raise self.how
+        return super().pipeline(*args, **options)
+
+    async def _broken(self, call: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
+        if isinstance(self.how, Exception):
+            raise self.how
+        return await call(*args, **options) if self.how is None else self.how
+
+
+NONSENSE = [[], [99], 42, b"OK", {}, [1, b"odd"], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("how", [*ERRORS, *NONSENSE], ids=repr)
+async def test_a_client_that_raises_or_answers_anything_reaches_no_caller(
+    how: Any, database: str, redis_url: str
+) -> None:
+    threads = [Thread("a"), Thread("b")]
+    async with Broken.from_url(redis_url) as client, watched(database, client) as one:
+        for thread in threads:
+            await thread.put(one.saver)
+            assert await one.hits(thread)
+        client.how = how  # type: ignore[attr-defined]
+        for _ in range(4):
+            for thread in threads:
+                await thread.put(one.saver)
+                await thread.put_writes(one.saver, "x", task_id=str(thread.number))
+                assert await thread.turn(one.saver) == thread.number
+        await one.saver.acopy_thread("a", "copy")
+        await one.saver.aprune(["a"])
+        await one.saver.adelete_thread("copy")
+        if isinstance(how, Exception):
+            assert (await one.saver._check())["l1"] == "unavailable"
+        client.how = None  # type: ignore[attr-defined]
+        for thread in threads:
+            await until(lambda thread=thread: one.hits(thread))
+        await until(lambda: is_empty(database))
+        assert one.failed_tasks == {}
+
+
+async def test_an_opening_survives_a_client_that_raises_anything(database: str, redis_url: str) -> None:
+    thread = Thread("a")
+    async with Broken.from_url(redis_url) as client:
+        client.how = AnyError("x")  # type: ignore[attr-defined]
+        async with watched(database, client) as one:
+            assert one.saver._breaker.state != "closed"
+            await thread.put(one.saver)
+            assert not await one.hits(thread)
+            client.how = None  # type: ignore[attr-defined]
+            await until(lambda: one.hits(thread))
+
+
+# ------------------------------------------------------------------ a bug in a background task
+
+
+@asynccontextmanager
+async def failing(owner: Any, name: str, times: int = 3) -> AsyncIterator[Callable[[], bool]]:
+    """A method that has a bug for some calls; answers whether it was called often enough to be over it."""
+    right, called = getattr(owner, name), 0
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        nonlocal called
+        called += 1
+        if called <= times:
+            raise ZeroDivisionError("a piece of state")
+        return right(*args, **options)
+
+    setattr(owner, name, wrong)
+    yield lambda: called > times
+    setattr(owner, name, right)
+
+
+@pytest.mark.parametrize("bug", ["_sweep_for_trust", "round", "_drop", "_try_quarantined"])
+async def test_a_bug_in_the_sweeper_ends_no_sweeper(
+    bug: str, database: str, redis: Redis, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = Thread("a")
+    async with watched(database, redis) as one:
+        await thread.put(one.saver)
+        async with failing(one.saver._sweeper, bug) as is_over:
+            await record(database, "a")
+            for _ in range(5):
+                assert await thread.turn(one.saver) == thread.number, "no read is failed by it"
+            await until(is_over)
+            await until(lambda: is_empty(database))
+        await until(lambda: one.hits(thread))
+        assert one.failed_tasks == {"sweeper": 3}
+    assert_said_once("sweeper", caplog)
+
+
+def assert_said_once(task: str, caplog: pytest.LogCaptureFixture) -> None:
+    [line] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert f"background task {task} met an error that nobody foresaw (ZeroDivisionError, at " in line.message
+    assert "a piece of state" not in caplog.text
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses after failures."""
+    monkeypatch.setattr(background, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(background, "_LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(sweeping, "_PAUSE_SECONDS", 0.01)
+
+
+async def test_a_bug_in_an_audit_ends_no_audits(
+    database: str, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = Thread("a")
+    async with watched(database, redis, audit_ratio=1.0) as one:
+        await thread.put(one.saver)
+        async with failing(one.saver._auditor, "_judge") as is_over:
+            while not is_over():
+                assert await one.hits(thread)
+                await until(lambda: not one.saver._auditor._running)
+        assert one.failed_tasks == {"auditor": 3}
+        assert counts(one.registry, "glasspoint_l1_audits_total", "verdict") == {"consistent": 1}
+    assert_said_once("auditor", caplog)
+
+
+async def test_a_bug_in_looking_at_sizes_does_not_end_it(
+    database: str, redis: Redis, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watched(database, redis) as one:
+        sizes = one.saver._sizes
+        await until(sizes.known)
+        async with failing(sizes, "_query") as is_over:
+            sizes._found, sizes._ask_from = {}, float("-inf")
+            await until(lambda: sizes.known() and is_over())
+        assert one.failed_tasks == {"table_sizes": 3}
+    assert_said_once("table_sizes", caplog)
+
+
+async def test_a_bug_in_the_reconnector_does_not_end_it(
+    postgres: EmbeddedPostgres, database: str, redis: Redis, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While somebody waits for a connection, and PostgreSQL takes none."""
+    thread = Thread("a")
+    async with watched(database, redis, pool_min_size=0, pool_max_size=1, pool_timeout_seconds=30) as one:
+        pool: Any = one.saver._l2.pool
+        await thread.put(one.saver)
+        await redis.flushdb()
+        async with failing(pool, "get_stats") as is_over:
+            await sql(postgres.url, "ALTER DATABASE test ALLOW_CONNECTIONS false")
+            try:
+                await sql(
+                    postgres.url,
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = 'test'",
+                )
+                reading = asyncio.create_task(thread.turn(one.saver))
+                await until(is_over)
+            finally:
+                await sql(postgres.url, "ALTER DATABASE test ALLOW_CONNECTIONS true")
+            assert await reading == 1
+        assert one.failed_tasks["reconnector"] >= 1
+    assert any("background task reconnector met an error" in each for each in caplog.messages)
+
+
+async def test_a_bug_in_climbing_ends_no_climbing(
+    database: str, own_redis: EmbeddedRedis, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = CollectorRegistry()
+    settings = Settings(
+        postgres_url=database.replace("/test?", "/not_there_yet?"),  # type: ignore[arg-type]
+        redis_url=own_redis.url,  # type: ignore[arg-type]
+        probe_interval=0.02,
+    )
+    telemetry = create_telemetry(registry=registry)
+    async with get_checkpointer(settings, telemetry=telemetry) as saver:
+        chain = saver._chain
+        assert chain.tier == "redis"
+        async with failing(chain, "_climb") as is_over:
+            await until(is_over)
+        assert counts(registry, "glasspoint_background_task_failures_total", "task") == {"tier_probe": 3}
+    assert_said_once("tier_probe", caplog)
+
+
+def test_pauses_grow_until_it_works_and_each_kind_of_bug_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task = background.BackgroundTask("sweeper", None, means="Meanwhile.")
+
+    def fail(error: type[Exception]) -> float:
+        try:
+            raise error
+        except Exception as exc:
+            return task.failed(exc)
+
+    assert [fail(ValueError) for _ in range(9)] == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    task.worked()
+    assert task.pause == 0.0
+    assert fail(KeyError) == 0.25
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+
+def test_no_task_is_started_that_nobody_supervises() -> None:
+    """Whoever starts another one decides here what its failure means."""
+    found = {
+        (path.relative_to(SRC).as_posix(), line.strip())
+        for path in SRC.rglob("*.py")
+        if path.relative_to(SRC).parts[0] not in ("demo", "cli.py")
+        for line in path.read_text("utf-8").splitlines()
+        if "create_task(" in line and "``" not in line
+    }
+    awaited = {
+        ("saver.py", "warming_up = asyncio.create_task(self._l1.warm_up(scope, reading.lease, stored))"),
+        ("saver.py", "self._begun = asyncio.create_task(self._begin(scope))"),
+        ("draining.py", 'moving.create_task(move(thread_id), name="glasspoint-drain-thread")'),
+        ("l2/store.py", "task = asyncio.create_task(work, context=context)"),
+        ("lifecycle.py", "return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))"),
+    }
+    answer_their_callers_whatever_happens = {
+        ("l1/pipelining.py", "task = asyncio.create_task(self._run(steps))"),
+    }
+    supervised = {
+        ("sweeping.py", "self._task = asyncio.create_task("),
+        ("lifecycle.py", "self._to_the_end(asyncio.create_task(work, context=Context()))"),  # audits
+        ("l2/sizes.py", "self._task = self._loop.create_task("),
+        (
+            "l2/liveness.py",
+            'self._task = asyncio.create_task(self._revive(pool), name="glasspoint-reviver")',
+        ),
+        ("chain.py", "task = asyncio.create_task(work, name=name)"),
+    }
+    assert found == awaited | answer_their_callers_whatever_happens | supervised

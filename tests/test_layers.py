@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "memory_saver": {"history", "telemetry", *VOICE},
     "draining": {"errors", "codec", *VOICE},
     "chain": {"errors", "background", "draining", "saver", "redis_saver", "memory_saver", *VOICE},
-    "fallback": {"errors", "blocking", "chain", "saver", "maintenance"},
+    "fallback": {"errors", "codec", "blocking", "chain", "saver", "maintenance"},
     "settings": {"errors"},
     "terminal": set(),
     "trace": {"_version", "errors", "terminal", "telemetry.thread_ids"},

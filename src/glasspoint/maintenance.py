@@ -451,8 +451,7 @@ class _Intents:
                 self._l1.doubt(intent.scope)
 
     def _is_settled(self, intent: Intent) -> bool:
-        """Whether Redis was told, or refuses this key alone: then a row of the journal is enough, and the other
-        scopes go on."""
+        """Whether Redis was told, or refuses this key alone: then a row of the journal is enough."""
         return bool(intent.name) or (self._heeds_quarantine and intent.scope in self._l1.quarantine)
 
     async def _begin(self, scopes: Sequence[Scope], alone: frozenset[str]) -> set[str]:

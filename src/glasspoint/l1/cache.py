@@ -259,18 +259,14 @@ class Cache:
             doubts = self._doubts
             try:
                 answer = await self._run("read", scope, _new_token(), wanted, self._ttl_ms, self._intent_ms)
-                result, rest = _READ_RESULTS[answer[0]], answer[1:]
             except L1Error:
-                break
-            except Exception as exc:  # whatever it is that answers, it is not the script
-                self._unavailable(exc)
                 break
             if doubts != self._doubts or scope in self._quarantine:
                 # Another call has met an error meanwhile, or this one another epoch: the journal comes first.
                 continue
-            if result == "hit":
-                return await self._decode(scope, *rest)
-            return Reading(result, lease=rest[0] if rest else None)
+            if answer[0] == _HIT:
+                return await self._decode(scope, answer[1])
+            return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
         return Reading("unavailable")
 
     def decode(self, scope: Scope, fields: list[bytes]) -> StoredCheckpoint:
@@ -482,17 +478,22 @@ class Cache:
         writes there again and again would keep this up for ever.
         """
         try:
-            with self._telemetry.step(f"l1.{step}", scope):
-                return await self._evalsha(step, scope, *args)
+            return await self._ask(step, scope, *args)
         except ResponseError as exc:
             if not faults.classify(exc).is_wrong_type:
                 raise
-        with self._telemetry.step("l1.clear", scope):
-            cleared = await self._evalsha("clear", scope)
-        if cleared:
+        if await self._ask("clear", scope):
             self._tampered(scope, "its key held another type")
+        return await self._ask(step, scope, *args)
+
+    async def _ask(self, step: str, scope: Scope, *args: Any) -> Any:
         with self._telemetry.step(f"l1.{step}", scope):
-            return await self._evalsha(step, scope, *args)
+            answer = await self._evalsha(step, scope, *args)
+            if not _is_answer(step, answer):
+                raise L1Error(
+                    f"What answers is no Redis that runs the script {step}: it said something else."
+                )
+        return answer
 
     async def _evalsha(self, step: str, scope: Scope, *args: Any) -> Any:
         epoch = self._epochs.trusted
@@ -609,6 +610,25 @@ def _short(epoch: str) -> str:
 
 def _is_wrong_epoch(exc: ResponseError) -> bool:
     return isinstance(exc, NoScriptError) or str(exc).startswith(WRONG_EPOCH)
+
+
+def _is_answer(step: str, answer: Any) -> bool:
+    """Whether a script answers like this: what stands between it and us may not be what it seems."""
+    match step:
+        case "read":
+            return answer in ([_BUSY], [_HISTORICAL], [_MISS]) or (
+                isinstance(answer, list)
+                and len(answer) == 2
+                and (answer[0], type(answer[1])) in ((_HIT, list), (_MISS, bytes))
+            )
+        case "begin" | "refuse":
+            return isinstance(answer, bytes)
+        case "commit_put" | "commit_writes":
+            return isinstance(answer, int) and 0 <= answer < len(_WRITE_RESULTS)
+        case "warm_up" | "clear":
+            return answer in (0, 1)
+        case _:
+            return bool(answer == 1)
 
 
 def _new_token() -> str:

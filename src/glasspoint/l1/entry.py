@@ -37,7 +37,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint, version_text
+from glasspoint.codec import (
+    Encoded,
+    EncodedPut,
+    EncodedWrite,
+    StoredCheckpoint,
+    version_text,
+    versions_of,
+)
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.compression import unpack
 
@@ -79,7 +86,7 @@ def image_fields(
     fields: list[bytes | str] = ["id", stored.checkpoint_id]
     fields += ["head", _head(stored.scope, stored, signer, packer)]
     inline = stored.document.get("channel_values") or {}
-    for channel, version in stored.document["channel_versions"].items():
+    for channel, version in versions_of(stored.document).items():
         if channel in stored.values:
             fields += _channel(stored.scope, channel, *stored.values[channel], signer, packer)
         elif channel not in inline:
@@ -152,8 +159,8 @@ def _decode(scope: Scope, fields: Sequence[bytes], signer: Signer | None) -> Sto
     if document["id"] != checkpoint_id:
         raise UnusableImageError("the head is of another checkpoint")
     values: dict[str, tuple[str, Encoded]] = {}
-    inline = document["channel_values"]
-    for channel, version in document["channel_versions"].items():
+    inline = document.get("channel_values") or {}
+    for channel, version in versions_of(document).items():
         name = b"c:" + channel.encode()
         raw = by_name.get(name)
         wanted = version_text(version)
