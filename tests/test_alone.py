@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +29,7 @@ from redis.exceptions import AskError, MovedError, ResponseError
 import glasspoint
 from glasspoint import (
     CachedPostgresSaver,
+    RedisSaver,
     Settings,
     Telemetry,
     background,
@@ -35,12 +39,13 @@ from glasspoint import (
     sweeping,
 )
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.l1 import entry, faults
+from glasspoint.errors import ConfigurationError
+from glasspoint.l1 import entry, faults, permissions
 from glasspoint.l1.cache import Cache, Intent
 from glasspoint.l1.quarantine import Quarantine
 from glasspoint.scope import Scope, scope_of
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
-from steps import Thread, keys_of, until
+from steps import Proxy, Thread, keys_of, nowhere, tcp, until
 
 SRC = Path(glasspoint.__file__).parent
 
@@ -1172,3 +1177,253 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
         ("chain.py", "task = asyncio.create_task(work, name=name)"),
     }
     assert found == awaited | answer_their_callers_whatever_happens | supervised
+
+
+# ------------------------------------------------------------------ a server that cannot be the cache
+
+
+REDIS_7 = shutil.which("redis-server")
+
+
+@pytest.fixture(params=["6.2", "7"])
+def any_redis(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
+    """A Redis of both wordings of ACL errors: the wheel's, and the one of the system if it is newer."""
+    server = EmbeddedRedis()
+    if request.param == "7":
+        version = (
+            subprocess.run([REDIS_7, "--version"], capture_output=True, text=True).stdout if REDIS_7 else ""
+        )
+        if "v=7." not in version:
+            pytest.skip("there is no redis-server 7 on the PATH")
+        assert REDIS_7 is not None
+        server._program = Path(REDIS_7)
+    with server:
+        yield server
+
+
+@pytest.fixture
+def cluster_node() -> Iterator[EmbeddedRedis]:
+    server = EmbeddedRedis()
+    try:
+        server.start("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
+        yield server
+    finally:
+        server.close()
+
+
+async def test_a_node_of_a_cluster_is_refused_at_opening(database: str, cluster_node: EmbeddedRedis) -> None:
+    with pytest.raises(ConfigurationError, match="is a node of a Redis Cluster") as caught:
+        await CachedPostgresSaver.create(database, cluster_node.url)
+    assert "cluster-enabled no" in str(caught.value), "what to do"
+    assert "answers alone" not in str(caught.value)
+
+
+@pytest.mark.parametrize("info", [{"redis_mode": "cluster"}, {"server_mode": "cluster"}])
+def test_both_names_of_the_mode_are_known(info: dict[str, str]) -> None:
+    with pytest.raises(faults.CannotBeTheCacheError):
+        permissions.refuse_cluster(info)
+    permissions.refuse_cluster({"redis_mode": "standalone", "server_mode": "standalone"})
+    permissions.refuse_cluster({"redis_mode": "sentinel"})
+    permissions.refuse_cluster({})
+
+
+async def test_a_url_that_leads_to_a_cluster_later_is_said_once(
+    database: str, own_redis: EmbeddedRedis, cluster_node: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = Thread("a")
+    async with Proxy().to(tcp(own_redis)) as proxy, watched(database, proxy.url) as one:
+        await thread.put(one.saver)
+        for _ in range(2):
+            assert await one.hits(thread)
+            await proxy.switch(nowhere)
+            await thread.put(one.saver)
+            await proxy.switch(tcp(cluster_node))
+            before = len(caplog.records)
+            for _ in range(10):
+                await thread.put(one.saver)
+                assert not await one.hits(thread)
+            await until(lambda: one.saver._breaker.state == "open")
+            said = [each for each in caplog.messages[before:] if "is a node of a Redis Cluster" in each]
+            assert len(said) == 1
+            async with Redis.from_url(cluster_node.url) as node:
+                assert await node.dbsize() == 0
+            await proxy.switch(tcp(own_redis))
+            await until(lambda: one.hits(thread))
+        assert await until(lambda: is_empty(database))
+
+
+USER = "app"
+
+
+def url_of_user(server: EmbeddedRedis) -> str:
+    return server.url.replace("//", f"//{USER}:secret@")
+
+
+async def allow(server: EmbeddedRedis, *rules: str) -> None:
+    async with Redis.from_url(server.url) as admin:
+        await acl(admin, USER, "reset on >secret", *rules)
+
+
+NEEDED = [f"+{name}" for name in permissions.COMMANDS]
+
+
+async def test_a_user_with_just_what_the_documentation_lists_is_enough(
+    database: str, any_redis: EmbeddedRedis
+) -> None:
+    [rule] = re.findall(r"^ACL SETUSER glasspoint (.*)$", what_a_user_needs(), re.MULTILINE)
+    await allow(any_redis, *rule.split()[2:])
+    thread = Thread("대화 {42}")
+    async with watched(database, url_of_user(any_redis)) as one:
+        await thread.put(one.saver)
+        await thread.put_writes(one.saver, "x")
+        await thread.put(one.saver)
+        assert await one.hits(thread)
+        assert (await one.saver._check())["l1"] == "ok"
+        async with Redis.from_url(any_redis.url) as admin:
+            await admin.flushall()
+            assert not await one.hits(thread)
+            assert await one.hits(thread)
+            await set_string_at(admin, key_of(one.saver, thread))
+        assert not await one.hits(thread)
+        await one.saver.acopy_thread("대화 {42}", "copy")
+        await one.saver.adelete_thread("copy")
+        await record(database, "copy")
+        await until(lambda: is_empty(database))
+        assert one.reads.get("unavailable", 0) == 0
+        assert counts(one.registry, "glasspoint_write_through_total", "l1").keys() == {"applied"}
+
+
+async def set_string_at(redis: Redis, key: str) -> None:
+    await redis.delete(key)
+    await redis.set(key, "no hash")
+
+
+@pytest.mark.parametrize("lacks", [*permissions.COMMANDS, "hset and info", "the keys", "the keys and hget"])
+async def test_a_user_who_lacks_something_is_told_what_and_which_rule_to_add(
+    lacks: str, database: str, any_redis: EmbeddedRedis
+) -> None:
+    without = [name for name in permissions.COMMANDS if name in lacks.split(" and ")]
+    keys = "~other:*" if "keys" in lacks else "~glasspoint:*"
+    await allow(any_redis, keys, *(rule for rule in NEEDED if rule[1:] not in without))
+    with pytest.raises(ConfigurationError) as caught:
+        await CachedPostgresSaver.create(database, url_of_user(any_redis))
+    message = str(caught.value)
+    for name in without:
+        assert re.search(rf"may not run [A-Z, ]*\b{name.replace('|', ' ').upper()}\b", message), message
+    rule = " ".join([*(["~glasspoint:*"] if "keys" in lacks else []), *(f"+{name}" for name in without)])
+    assert "The Redis user 'app'" in message
+    assert f"ACL SETUSER {USER} {rule} (" in message
+    assert "answers alone" not in message
+    assert "secret" not in message
+    # And the rule is the right one.
+    async with Redis.from_url(any_redis.url) as admin:
+        await acl(admin, USER, rule)
+    async with watched(database, url_of_user(any_redis)) as one:
+        thread = Thread("a")
+        await thread.put(one.saver)
+        assert await one.hits(thread)
+
+
+async def test_a_user_who_may_not_even_select_the_database_is_told_so(
+    database: str, any_redis: EmbeddedRedis
+) -> None:
+    await allow(any_redis, "~glasspoint:*", *NEEDED)
+    with pytest.raises(ConfigurationError, match=r"may not run SELECT.*ACL SETUSER app \+select"):
+        await CachedPostgresSaver.create(database, url_of_user(any_redis).replace("/0", "/1"))
+
+
+async def test_a_user_who_loses_a_right_later_is_a_redis_that_is_away(
+    database: str, any_redis: EmbeddedRedis
+) -> None:
+    """Inside a script, too; and nothing that was written meanwhile is hidden when the right is back."""
+    thread = Thread("a")
+    await allow(any_redis, "~glasspoint:*", *NEEDED)
+    async with watched(database, url_of_user(any_redis)) as one:
+        await thread.put(one.saver)
+        for lost in ("hset", "pexpire", "evalsha", "info"):
+            await until(lambda: one.hits(thread))
+            await allow(any_redis, "~glasspoint:*", *(rule for rule in NEEDED if rule != f"+{lost}"))
+            for _ in range(3):
+                await thread.put(one.saver)
+                assert await thread.turn(one.saver) == thread.number
+            await allow(any_redis, "~glasspoint:*", *NEEDED)
+        await until(lambda: one.hits(thread))
+        await until(lambda: is_empty(database))
+
+
+@pytest.mark.parametrize("of", ["a full one", "a replica"])
+async def test_a_server_that_may_recover_is_no_misconfiguration(
+    of: str, database: str, any_redis: EmbeddedRedis
+) -> None:
+    """It refuses to write, to whomever: the saver opens, and caches when the server can."""
+    thread = Thread("a")
+    async with Redis.from_url(any_redis.url) as admin:
+        if of == "a full one":
+            await admin.config_set("maxmemory-policy", "noeviction")
+            await admin.config_set("maxmemory", 1)
+        else:
+            await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+        async with watched(database, any_redis.url) as one:
+            await thread.put(one.saver)
+            assert not await one.hits(thread)
+            await admin.config_set("maxmemory", 0)
+            await admin.execute_command("REPLICAOF", "NO", "ONE")
+            await until(lambda: one.hits(thread))
+
+
+# ------------------------------------------------------------------ the list in the docs of what a user needs
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def what_a_user_needs() -> str:
+    page = (DOCS / "reliability.md").read_text("utf-8")
+    return page.partition("## What a Redis user needs")[2].partition("\n## ")[0]
+
+
+def commands_in(scripts: Path) -> set[str]:
+    """The commands that scripts run: the texts in the first argument of each call."""
+    return {
+        name.lower()
+        for path in scripts.glob("*.lua")
+        for first in re.findall(r"redis\.p?call\(([^,)]*)", path.read_text("utf-8"))
+        for name in re.findall(r"'(\w+)'", first)
+    }
+
+
+def test_the_list_is_what_the_scripts_and_the_client_use() -> None:
+    """A command that is added to a script is added to the list, to the check at opening, and to the docs."""
+    scripts = commands_in(SRC / "l1" / "scripts")
+    assert scripts >= {"hset", "hsetnx", "hgetall", "pexpire", "del"}
+    by_the_client = {"ping", "info", "script|load", "evalsha"}
+    assert set(permissions.COMMANDS) == scripts | by_the_client
+    [rule] = re.findall(r"^ACL SETUSER glasspoint (.*)$", what_a_user_needs(), re.MULTILINE)
+    assert rule.split() == ["on", ">PASSWORD", "~glasspoint:*", *NEEDED]
+
+
+def test_the_list_of_the_tier_redis_is_what_its_scripts_and_its_client_use() -> None:
+    [rule] = re.findall(r"^ACL SETUSER glasspoint_tier (.*)$", what_a_user_needs(), re.MULTILINE)
+    by_the_client = {"ping", "info", "evalsha", "eval", "scan"}
+    named = {word[1:] for word in rule.split() if word[0] == "+"}
+    assert named == commands_in(SRC / "history" / "scripts") | by_the_client
+
+
+async def test_a_user_with_just_what_the_documentation_lists_is_enough_for_the_tier_redis(
+    any_redis: EmbeddedRedis,
+) -> None:
+    [rule] = re.findall(r"^ACL SETUSER glasspoint_tier (.*)$", what_a_user_needs(), re.MULTILINE)
+    await allow(any_redis, *rule.split()[2:])
+    thread = Thread("a")
+    telemetry = create_telemetry(registry=CollectorRegistry())
+    async with await RedisSaver.create(url_of_user(any_redis), telemetry=telemetry) as saver:
+        for _ in range(2):
+            await thread.put(saver)
+            await thread.put_writes(saver, "x")
+        assert await thread.turn(saver) == 2
+        assert [each async for each in saver.alist(None)]
+        await saver.acopy_thread("a", "b")
+        await saver.aprune(["b"])
+        await saver.adelete_for_runs(["no such run"])
+        await saver.adelete_thread("b")
+        assert [each async for each in saver.thread_ids()] == ["a"]

@@ -255,6 +255,8 @@ class ManagedSaver(SyncFace):
                 )
                 opened.push_async_callback(pool.close)
                 saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
+                # If the opening fails, it must not connect again to what is closed.
+                opened.push_async_callback(saver._sweeper.stop)
                 await saver._connect_l1()
             saver._lifetime.owned = opened.pop_all()
         saver._sizes.look_soon()

@@ -533,7 +533,7 @@ class Cache:
         # Any failure of the connection may hide a restart or a failover.
         self._epochs.distrust()
         self._doubts += 1
-        reason = type(exc).__name__
+        reason, fault = type(exc).__name__, faults.classify(exc)
         unusable = str(exc) if isinstance(exc, faults.CannotBeTheCacheError) else ""
         if unusable and unusable != self._unusable_logged:
             _log.warning("L1 (Redis) is not used, and PostgreSQL answers alone. %s", unusable)
@@ -544,9 +544,9 @@ class Cache:
             _log.log(
                 logging.DEBUG if unusable else logging.WARNING,
                 "L1 (Redis) does not answer (%s): PostgreSQL answers alone, slower but complete.",
-                reason,
+                f"{reason}: {fault.says}" if fault.says else reason,
             )
-        if faults.classify(exc).is_final:
+        if fault.is_final:
             self._breaker.trip(reason)
         else:
             self._breaker.failed(reason)

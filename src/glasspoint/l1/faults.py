@@ -76,7 +76,8 @@ def _says(pattern: str) -> re.Pattern[str]:
 _KEYS_REFUSED = _says(r"no permissions to access (a key|one of the keys)|can't access at least one of the")
 _COMMANDS_REFUSED = _says(r"no permissions to run the '|can't run this command|unknown (sub)?command")
 
-_UNKNOWN = Fault("Redis did not answer")
+# No answer, most often; what the client raised says what it is.
+_UNKNOWN = Fault("")
 
 # The first that fits.
 FAULTS = (
