@@ -222,46 +222,53 @@ class Sweeper:
         that sweeps. So they keep nobody from trusting what stands in Redis of all others.
         """
         after, swept = 0, 0
-        doubts = self._cache.quarantine.doubts()
+        refused: set[Scope] = set()
         kept: list[Entry] = []
         while True:
             batch = await self._journal.pending(_BATCH, after=after)
             if batch:
-                kept += await self._drop(batch)
+                kept += await self._drop(batch, refused)
                 after, swept = batch[-1].id, swept + len(batch)
             if len(batch) < _BATCH:
                 self._vitals.journal_pending = 0
                 self._backlog = False
                 self._compact_from = _COMPACT_FROM
                 if at_most is None:
-                    await self._try_quarantined(doubts, kept)
+                    await self._try_quarantined(kept, refused)
                 return True
             if at_most is not None and swept >= at_most:
                 self._backlog = True
                 return False
 
-    async def _drop(self, batch: list[Entry]) -> list[Entry]:
-        """Drop the entries of some rows, and delete the rows. Returns those that stay."""
+    async def _drop(self, batch: list[Entry], refused: set[Scope]) -> list[Entry]:
+        """Drop the entries of some rows, and delete the rows; add the scopes that Redis refuses.
+
+        Returns:
+            The rows that stay.
+        """
         scopes = {entry.scope for entry in batch if entry.scope not in self._cache.quarantine}
         self._vitals.journal_pending = sum(entry.scope in scopes for entry in batch)
-        done = scopes - await self._cache.forget(scopes)
+        refused |= await self._cache.forget(scopes)
+        done = scopes - refused
         await self._forgotten(done, batch)
         return [entry for entry in batch if entry.scope not in done]
 
-    async def _try_quarantined(self, doubts: dict[Scope, int], kept: list[Entry]) -> None:
+    async def _try_quarantined(self, kept: list[Entry], refused: set[Scope]) -> None:
         """Drop the entries of scopes in quarantine; those that this works for are trusted again.
 
         Args:
-            doubts: Of each that was in quarantine before the rows were looked at.
             kept: The rows that stayed.
+            refused: Scopes that were tried in this sweep already.
         """
-        waiting = self._cache.quarantine.longest_untried(doubts)
+        quarantine = self._cache.quarantine
+        waiting = [scope for scope in quarantine.longest_untried() if scope not in refused]
         for start in range(0, len(waiting), _TRIES):
             chunk = waiting[start : start + _TRIES]
+            now = quarantine.now()
             done = set(chunk) - await self._cache.forget(chunk)
             await self._forgotten(done, kept)
             for scope in done:
-                self._cache.quarantine.release(scope, doubts[scope])
+                quarantine.release(scope, now)
             if not done:
                 break
         # Writes to a scope in quarantine go on, and each adds a row.

@@ -102,6 +102,7 @@ class _Process:
     Attributes:
         past: Of several actors: hash of all that has happened in it.
         is_cut_off: Whether its steps do not reach Redis.
+        is_forbidden: Whether Redis refuses it the key of this scope.
         is_wary: Whether it has met a failure, or is new, and has not begun to sweep since.
         sweeps: Numbers of the effects whose rows were there when it last asked for rows.
     """
@@ -111,6 +112,7 @@ class _Process:
     actors: list[_Actor] = field(default_factory=list)
     past: int = 0
     is_cut_off: bool = False
+    is_forbidden: bool = False
     is_wary: bool = False
     sweeps: frozenset[int] = frozenset()
 
@@ -421,6 +423,7 @@ class World:
             if not self._ghosts and (owner in crashed or owner == "doubt"):
                 steps.append(("expire", intent))
         steps += [("heal", process.name) for process in self._processes.values() if process.is_cut_off]
+        steps += [("allow", process.name) for process in self._processes.values() if process.is_forbidden]
         return steps + [move for kind in faults for move in self._fault_moves(kind, intents)]
 
     def do(self, move: Move) -> None:
@@ -454,6 +457,7 @@ class World:
                     (
                         process.past,
                         process.is_cut_off,
+                        process.is_forbidden,
                         process.is_wary,
                         frozenset(number - first for number in process.sweeps if number >= first),
                         self._mind(process),
@@ -541,6 +545,9 @@ class World:
         if kind == "cut_off":
             asking = {gate.actor.process.name for gate in self._gates if gate.tier == "l1"}
             return [("cut_off", p.name) for p in processes if p.name in asking and not p.is_cut_off]
+        if kind == "forbid":
+            asking = {gate.actor.process.name for gate in self._gates if gate.tier == "l1"}
+            return [("forbid", p.name) for p in processes if p.name in asking and not p.is_forbidden]
         if kind == "open":
             return [("open", p.name) for p in processes if p.saver._breaker.is_closed]
         if kind == "cancel":
@@ -701,6 +708,15 @@ class World:
         self.trace.append(f"{name} reaches Redis again")
         self._processes[name].is_cut_off = False
 
+    def _do_forbid(self, name: str) -> None:
+        """Redis refuses a process the key of this scope from now on, and serves it all others."""
+        self._fault(f"forbid: {name}", lossy=True)
+        self._processes[name].is_forbidden = True
+
+    def _do_allow(self, name: str) -> None:
+        self.trace.append(f"{name} may use the key again")
+        self._processes[name].is_forbidden = False
+
     def _do_open(self, name: str) -> None:
         """The breaker opens, because of steps for other threads."""
         self._fault(f"open: {name}", lossy=True)
@@ -817,6 +833,9 @@ class World:
             if process.is_cut_off:
                 self._is_wary(process)
                 raise TimeoutError
+            if process.is_forbidden:
+                self._is_wary(process)
+                raise ResponseError("No permissions to access a key")
             outcome = self._replayed.popleft() if self._replayed is not None else None
             if outcome is None:
                 look = ("HGETALL", self._key), ("PTTL", self._key)
@@ -917,7 +936,8 @@ class World:
         cache = process.saver._l1
         epochs = cache._epochs
         is_current = epochs.known == self._observer._l1.epoch
-        return cache.trusted, process.saver._breaker.state, epochs._trusted, is_current
+        is_alone = SCOPE in cache.quarantine
+        return cache.trusted, process.saver._breaker.state, epochs._trusted, is_current, is_alone
 
     def _make_processes(self) -> None:
         self._processes, self._actors = {}, []
@@ -1033,6 +1053,7 @@ class World:
             )
             each._l1._doubts = each._sweeper._attempts = 0
             each._l1._believed_at = None if name in self.scenario.new else 0
+            each._l1._quarantine._cases.clear()
             each._sweeper._lock = asyncio.Lock()
             each._sweeper._not_before = each._sweeper._count_at = 0.0
             each._sweeper._backlog = False

@@ -3,7 +3,7 @@
     enters     a step was refused for this key alone, and was not the sweeper's doing
     is in it   reads are answered by PostgreSQL; BEGIN leaves no intent, so that each write makes a row in the
                journal; nothing but the sweeper's DROP is sent to Redis
-    leaves     a DROP was confirmed, in a sweep that began after the last write that Redis was not told of
+    leaves     a DROP was confirmed that was sent after the last write that Redis was not told of
 
 It never ends by time alone: an image from before those writes may still stand under the key, and would be
 read. Each process has its own quarantine. A new one enters the same scopes when it sweeps the journal for the
@@ -13,7 +13,6 @@ first time, before it reads anything from Redis.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from glasspoint.errors import L1Error
@@ -21,8 +20,6 @@ from glasspoint.telemetry.events import Quarantined
 from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
@@ -43,12 +40,12 @@ class _Case:
     """A scope in quarantine.
 
     Attributes:
-        doubts: How often a write was made meanwhile that Redis was not told of.
-        tried_at: When its DROP was last sent.
+        doubt: When the last write was made that Redis was not told of.
+        tried: When its DROP was last refused.
     """
 
-    doubts: int
-    tried_at: float
+    doubt: int
+    tried: int
 
 
 class Quarantine:
@@ -62,7 +59,7 @@ class Quarantine:
         self._telemetry = telemetry
         self._most = most
         self._cases: dict[Scope, _Case] = {}
-        self._doubts = 0  # never the same twice, also for a scope that leaves and enters again
+        self._now = 0
         self._lines = Throttle()
 
     def __contains__(self, scope: object) -> bool:
@@ -82,7 +79,7 @@ class Quarantine:
         """
         if len(self._cases) >= self._most:
             return False
-        self._cases[scope] = _Case(self._next_doubt(), monotonic())
+        self._cases[scope] = _Case(self.now(), self.now())
         self._telemetry.note(Quarantined(reason))
         self._say(scope, reason)
         return True
@@ -96,43 +93,40 @@ class Quarantine:
         case = self._cases.get(scope)
         if case is None:
             return False
-        case.doubts = self._next_doubt()
+        case.doubt = self.now()
         return True
 
-    def doubts(self) -> dict[Scope, int]:
-        """Return what `release` must know, before the journal is looked at."""
-        return {scope: case.doubts for scope, case in self._cases.items()}
+    def now(self) -> int:
+        """Return a moment, later than any before: what happens here is counted, not timed."""
+        self._now += 1
+        return self._now
 
-    def longest_untried(self, scopes: Mapping[Scope, int]) -> list[Scope]:
-        """Return those of these scopes that are still in it, the one first that was tried longest ago."""
-        return sorted(self._cases.keys() & scopes.keys(), key=lambda scope: self._cases[scope].tried_at)
+    def longest_untried(self) -> list[Scope]:
+        """Return all scopes, the one first whose DROP was refused longest ago."""
+        return sorted(self._cases, key=lambda scope: self._cases[scope].tried)
 
     def refused_again(self, scope: Scope, *, is_sweep: bool) -> None:
         """Say that a step on a scope that is in it was refused: the sweeper's DROP, or one sent before."""
         if is_sweep:
-            self._cases[scope].tried_at = monotonic()
+            self._cases[scope].tried = self.now()
         else:
             self.doubt(scope)
 
-    def release(self, scope: Scope, doubts: int) -> bool:
+    def release(self, scope: Scope, dropped: int) -> bool:
         """Let a scope go, whose DROP was confirmed.
 
         Args:
-            doubts: Its doubts when the sweep began.
+            dropped: A moment before the DROP was sent.
 
         Returns:
             Whether it is out. `False`: a write was made since then that Redis was not told of.
         """
         case = self._cases.get(scope)
-        if case is not None and case.doubts != doubts:
+        if case is not None and case.doubt > dropped:
             return False
         if self._cases.pop(scope, None) is not None and not self._cases:
             _log.info("Quarantine is over: L1 (Redis) has dropped the entries of all scopes that were in it.")
         return True
-
-    def _next_doubt(self) -> int:
-        self._doubts += 1
-        return self._doubts
 
     def _say(self, scope: Scope, reason: str) -> None:
         # Not a line each: a key pattern that leaves out many threads would fill the disk.
