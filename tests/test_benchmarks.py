@@ -130,6 +130,16 @@ def test_memory_bytes_and_statements_are_counted(tmp_path: Path) -> None:
     assert upstream["redis_sent"] == 0
 
 
+def test_what_signing_costs_is_measured(tmp_path: Path) -> None:
+    rows, _ = run("signing.py", tmp_path / "figures.json", "--smoke")
+    assert {row["messages"] for row in rows} == {10, 100}
+    assert all(row["us"] > 0 for row in rows)
+    assert [row["what"] for row in rows if row["of"]][:2] == [
+        "a hit: verifying, of the processor's time",
+        "a put: signing, of the processor's time",
+    ]
+
+
 def test_the_regression_guard_says_what_is_out_of_bounds(tmp_path: Path) -> None:
     """That nothing is, `.ci/run` shows."""
     rows, said = run("regression.py", tmp_path / "rows.json", "--smoke", "--bounds", "0.001", status=1)

@@ -407,7 +407,7 @@ async def test_ten_processes_drain_at_once_and_nothing_is_lost(
             await converse(saver, range(number, number + 2), "one")
         in_redis = await everything_in(savers[0])
         own_postgres.start()
-        await until(lambda: all(saver.tier == "cached" for saver in savers), seconds=30)
+        await until(lambda: all(saver.tier == "cached" for saver in savers))
         assert await everything_in(savers[-1]) == in_redis
     drained = sum(sample(r, "drained_checkpoints_total", from_tier="redis") for r in registries)
     assert drained == len(in_redis)
@@ -468,12 +468,12 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.dice
 async def test_a_drain_that_is_killed_is_taken_up_again(
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL after any checkpoint: the next start finishes it; nothing is lost, nothing doubled."""
     dice = seeded_dice()
-    monkeypatch.setattr("glasspoint.draining._LEASE_SECONDS", 0.2)
     url = own_postgres.create_database("test")
     own_postgres.stop()
     async with chain(url, durable_redis.url) as saver:

@@ -10,16 +10,22 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
-from glasspoint.l1.epoch import Epoch, EpochKeeper
+from glasspoint.identity import Identity
+from glasspoint.l1.epoch import Epoch, EpochKeeper, Server, UnidentifiedError
+from glasspoint.l1.signature import Signer
 from glasspoint.scope import Scope
 from states import open_saver
 from steps import Thread
 
-EPOCH = Epoch("run.reign", "6.2", "glasspoint:1:run.reign:", {})
+SECRET = b"a key of 16 byte"
+IDENTITY = Identity("database", "generation", "run.reign", SECRET)
+EPOCH = Epoch(
+    Server("run.reign", "6.2", {}), IDENTITY, "glasspoint:2:run.reign:database.generation:", Signer(SECRET)
+)
 
 NASTY = ["a", "a}", "a}:x", "x}:", "{a}", "{", "}", ":", "::", "%7D", "a%7D:x", "*", "a b", "a\nb", "\r\n"]
 NASTY += ["é", "e\u0301", "철수", "🙂", "a" * 5000, "A", "..", "/", "\\", "'", '"', "None", "0"]
-NASTY += ["glasspoint:1:run.reign:{a}:"]
+NASTY += ["glasspoint:2:run.reign:database.generation:{a}:"]
 storable = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 
 
@@ -36,12 +42,12 @@ def test_equal_keys_mean_equal_scopes(a: str, a_ns: str, b: str, b_ns: str) -> N
 
 @given(storable.filter(bool), storable, storable)
 def test_all_scopes_of_a_thread_live_in_one_slot_of_a_cluster(thread: str, one: str, other: str) -> None:
-    keys = [EPOCH.key(Scope(thread, namespace)).encode() for namespace in (one, other)]
+    keys = [EPOCH.key(Scope(thread, namespace)) for namespace in (one, other)]
     assert key_slot(keys[0]) == key_slot(keys[1])
 
 
 def test_threads_are_spread_over_the_slots_of_a_cluster() -> None:
-    slots = {key_slot(EPOCH.key(Scope(f"thread-{n}", "")).encode()) for n in range(100)}
+    slots = {key_slot(EPOCH.key(Scope(f"thread-{n}", ""))) for n in range(100)}
     assert len(slots) > 90
 
 
@@ -79,8 +85,22 @@ async def test_savers_with_other_prefixes_do_not_see_each_other(
         assert len(await redis.keys()) == 2
 
 
-async def test_the_key_names_the_reign_of_the_server(redis_url: str) -> None:
+async def test_the_key_names_the_reign_of_the_server_and_the_identity_of_the_database(redis_url: str) -> None:
     async with Redis.from_url(redis_url) as redis:
-        epoch = await EpochKeeper(redis, key_prefix="p", changed=lambda *_: None).current()
+        keeper = EpochKeeper(redis, key_prefix="p", changed=lambda *_: None)
+        reign = (await keeper.meet()).reign
+        keeper.identify(Identity("database", "generation", reign, SECRET))
+        epoch = await keeper.current()
         server, replication = await redis.info("server"), await redis.info("replication")
-    assert epoch.key(Scope("t", "ns")) == f"p:1:{server['run_id']}.{replication['master_replid']}:{{t}}:ns"
+    assert reign == f"{server['run_id']}.{replication['master_replid']}"
+    assert epoch.key(Scope("t", "ns")) == f"p:2:{reign}:database.generation:{{t}}:ns".encode()
+
+
+async def test_without_an_identity_for_this_server_there_is_no_key(redis_url: str) -> None:
+    async with Redis.from_url(redis_url) as redis:
+        keeper = EpochKeeper(redis, key_prefix="p", changed=lambda *_: None)
+        with pytest.raises(UnidentifiedError):
+            await keeper.current()
+        keeper.identify(Identity("database", "generation", "another.reign", SECRET))
+        with pytest.raises(UnidentifiedError):
+            await keeper.current()

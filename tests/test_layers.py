@@ -23,14 +23,16 @@ MAY_IMPORT = {
     "urls": {"errors"},
     "traceparent": set(),
     "codec": {"errors", "scope", "traceparent"},
-    "l1": {"errors", "scope", "urls", "codec", *VOICE},
+    "identity": set(),
+    "l1": {"errors", "identity", "scope", "urls", "codec", *VOICE},
     "background": {*VOICE},
     "l2": {"errors", "scope", "urls", "codec", "traceparent", "background", *VOICE},
     "telemetry": {"errors", "scope", "traceparent", "_version"},
     "blocking": {"errors"},
-    "sweeping": {"errors", "scope", "background", "l1", "l2", *VOICE},
+    "coherence": {"errors", "identity", "scope", "l1", "l2", *VOICE},
+    "sweeping": {"errors", "scope", "background", "coherence", "l1", "l2", *VOICE},
     "audit": {"errors", "scope", "codec", "background", "l1", "l2", *VOICE},
-    "lifecycle": {"errors", "audit", "blocking", "sweeping", "l1", "l2", "telemetry", *VOICE},
+    "lifecycle": {"errors", "audit", "blocking", "coherence", "sweeping", "l1", "l2", "telemetry", *VOICE},
     "maintenance": {"errors", "scope", "l1", "l2", "lifecycle", *VOICE},
     "saver": {"errors", "scope", "codec", "traceparent", "l1", "l2", "maintenance", *VOICE},
     "history": {
@@ -96,12 +98,14 @@ DOORS = {
         "factory.py",
     },
     "psycopg": {
+        "l2/identity.py",
         "l2/pool.py",
         "l2/store.py",
         "l2/pruning.py",
         "l2/faults.py",
         "l2/journal.py",
         "l2/liveness.py",
+        "l2/schema.py",
         "l2/sizes.py",
     },
     "tenacity": {"l2/retrying.py"},
@@ -111,7 +115,8 @@ DOORS = {
 CORE = sorted(
     p
     for p in SRC.rglob("*.py")
-    if p.relative_to(SRC).parts[0] not in {"demo", "cli.py", "check.py", "pruning_command.py"}
+    if p.relative_to(SRC).parts[0]
+    not in {"demo", "cli.py", "check.py", "pruning_command.py", "setup_command.py"}
 )
 
 
@@ -129,7 +134,7 @@ def _imports(path: Path) -> set[str]:
 def test_a_layer_knows_only_the_layers_below_it(layer: str) -> None:
     files = [p for p in CORE if p.relative_to(SRC).with_suffix("").parts[0] == layer]
     assert files
-    layers = {*MAY_IMPORT, "_version", "cli", "check", "pruning_command", "demo"}
+    layers = {*MAY_IMPORT, "_version", "cli", "check", "pruning_command", "setup_command", "demo"}
     for path in files:
         for name in _imports(path):
             parts = name.split(".")

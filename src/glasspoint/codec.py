@@ -133,6 +133,8 @@ class EncodedPut:
         blobs: Channel -> (version, value): the new values that are kept per channel.
         voids: Channel -> version, of channels that are new at this version and have no value.
         inline: Channel -> version, of the channels whose value stands in `document_json`.
+        snapshots: The channels among `blobs` that have a mark, `true`, in `document_json`: snapshots of delta
+            channels.
         whole: Whether every channel that the checkpoint names is among these.
         cacheable: Whether L1 may hold an image of it. It may not when the id is not a UUID (only of UUIDs it
             is certain that L1 orders them as L2 does), in a format older than 4 with a parent (upstream then
@@ -150,6 +152,7 @@ class EncodedPut:
     cacheable: bool
     step: int | None = None
     source: str | None = None
+    snapshots: list[str] = field(default_factory=list)
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -214,6 +217,7 @@ def encode_put(
         and is_readable(document),
         step=metadata.get("step"),
         source=metadata.get("source"),
+        snapshots=[channel for channel in blobs if channel in small],
     )
 
 

@@ -11,6 +11,8 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from glasspoint.audit import Auditor
 from glasspoint.blocking import Opening, SyncFace
+from glasspoint.coherence.identity import IdentityKeeper
+from glasspoint.coherence.purging import Purger
 from glasspoint.errors import (
     ConfigurationError,
     L1Error,
@@ -22,7 +24,7 @@ from glasspoint.l1 import client
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache
 from glasspoint.l1.compression import MIN_BYTES, packer_of
-from glasspoint.l1.signature import Signer
+from glasspoint.l1.signature import secret_of
 from glasspoint.l2 import pool as pools
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
@@ -79,6 +81,7 @@ class ManagedSaver(SyncFace):
         l1_signing_key: bytes | str | None = None,
         l1_compression: Literal["off", "zstd"] = "off",
         l1_compression_min_bytes: int = MIN_BYTES,
+        foreign_writes: Literal["watch", "ignore"] = "watch",
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
@@ -103,11 +106,14 @@ class ManagedSaver(SyncFace):
                 are answered by PostgreSQL either way.
             sweep_interval_seconds: How often the journal is swept.
             audit_ratio: The share of hits, 0 to 1, that is compared with PostgreSQL in the background.
-            l1_signing_key: Signs what is stored in Redis: at least 16 bytes, or a text of as many, the same
-                in every process. What somebody without it changed there is refused; PostgreSQL answers.
+            l1_signing_key: Signs what is stored in Redis, in place of the key that PostgreSQL keeps: at least
+                16 bytes, or a text of as many, the same in every process.
             l1_compression: Whether values are compressed in Redis, `"zstd"` or `"off"`. Either way both are
                 read, so processes may differ in it.
             l1_compression_min_bytes: Values with fewer bytes stay as they are.
+            foreign_writes: Whether `setup` makes triggers that note what other software writes to the tables,
+                so that the cache follows within the sweep interval. `"ignore"` makes none: for tables to
+                which no other software writes.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
 
@@ -125,6 +131,7 @@ class ManagedSaver(SyncFace):
                 raise ConfigurationError(f"{name} is {value!r}: it must be greater than 0 seconds.")
         if on_l1_outage not in ("degrade", "raise"):
             raise ConfigurationError(f'on_l1_outage is {on_l1_outage!r}: it must be "degrade" or "raise".')
+        signing_key = None if l1_signing_key is None else secret_of(l1_signing_key)
         if pool is not None and pool is not postgres_saver.conn:
             raise ConfigurationError(
                 "pool is not the pool that postgres_saver works on: pass that one, or none."
@@ -134,7 +141,7 @@ class ManagedSaver(SyncFace):
         self._write_deadline = write_deadline_seconds
         self._upstream = postgres_saver
         self._must_tell_l1 = on_l1_outage == "raise"
-        self._l2 = Store(postgres_saver, self._telemetry, cache=key_prefix)
+        self._l2 = Store(postgres_saver, self._telemetry, cache=key_prefix, foreign_writes=foreign_writes)
         pool_timeout = self._l2.pool.timeout if self._l2.pool is not None else 0.0
         self._read_deadline = pool_timeout + write_deadline_seconds
         self._retries = Retries(
@@ -151,7 +158,6 @@ class ManagedSaver(SyncFace):
             intent_seconds=_DEADLINES_AN_INTENT_LASTS * write_deadline_seconds + _INTENT_MARGIN_SECONDS,
             timeout_seconds=l1_timeout,
             breaker=self._breaker,
-            signer=None if l1_signing_key is None else Signer(l1_signing_key),
             packer=packer_of(l1_compression, l1_compression_min_bytes),
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
@@ -163,14 +169,25 @@ class ManagedSaver(SyncFace):
         vitals.storage = self._sizes.known
         vitals.check, vitals.loop, vitals.breaker = self._check, self._loop, self._breaker.state
         vitals.quarantined = self._l1.quarantine.__len__
+        self._identity = IdentityKeeper(
+            self._l1,
+            self._l2.identities,
+            self._l2.journal,
+            self._telemetry,
+            vitals,
+            signing_key=signing_key,
+        )
+        self._l2.greet = self._identity.greet
         self._sweeper = self._lifetime.sweeper = Sweeper(
             self._l1,
             self._l2.journal,
+            self._identity,
             self._breaker,
             self._telemetry,
             vitals,
             every_seconds=sweep_interval_seconds,
             timeout_seconds=l1_timeout,
+            purger=Purger(self._l1, self._l2.identities, self._identity),
         )
         self._sweeper.start()
 
@@ -266,13 +283,14 @@ class ManagedSaver(SyncFace):
     async def _connect_l1(self) -> None:
         """Meet Redis once: what is misconfigured is an error now; what is only down is left to come back."""
         try:
-            epoch = await self._l1.open()
+            server = await self._l1.open()
         except L1UnavailableError as exc:
             self._breaker.trip(type(exc.__cause__ or exc).__name__)
             return
         except L1Error as exc:
             raise ConfigurationError(f"This Redis cannot be the cache: {exc}") from exc
-        self._lifetime.vitals.versions["redis"] = epoch.version
+        self._lifetime.vitals.versions["redis"] = server.version
+        await self._sweeper.settle()
 
     @property
     def vitals(self) -> Vitals:
@@ -290,15 +308,21 @@ class ManagedSaver(SyncFace):
 
     async def _check(self) -> dict[str, Any]:
         l1, l2 = await asyncio.gather(_sign_of_life(self._l1.ping), _sign_of_life(self.ping))
-        epoch = self._l1.epoch
+        server = self._l1.server
         return {
             "l1": l1,
             "l2": l2,
-            "epoch": epoch.name if epoch else "unknown",
+            "epoch": server.reign if server else "unknown",
+            "identity": self.vitals.identity or "unknown",
             "breaker": self._breaker.state,
             "journal": self.vitals.journal_pending,
             "quarantined": len(self._l1.quarantine),
         }
+
+    async def _ready_l1(self) -> None:
+        """Before a write: see that the keys of L1 have a name, while no connection to PostgreSQL is held."""
+        if not self._l1.is_identified:
+            await self._sweeper.regain_trust()
 
     def _breaker_changed(self, state: BreakerState, reason: str) -> None:
         was_closed, self.vitals.breaker = self.vitals.breaker == "closed", state
@@ -329,6 +353,7 @@ class ManagedSaver(SyncFace):
 
         Raises:
             SchemaError: They are not there, and this role may not make them.
+            L2DeadlineError: Others kept the tables locked for too long.
             L2UnavailableError: PostgreSQL cannot be reached.
         """
         return self._on_either_face("setup", self._setup)
@@ -339,6 +364,8 @@ class ManagedSaver(SyncFace):
         self._lifetime.vitals.versions["postgres"] = f"{version // 10000}.{version % 10000}"
         if not self._sizes.known():
             self._sizes.look_soon()
+        if not self._l1.is_identified:
+            await self._sweeper.settle()
 
 
 async def _sign_of_life(ask: Callable[[], Awaitable[Any]]) -> str:

@@ -363,6 +363,7 @@ class MaintainedSaver(ManagedSaver):
     ) -> _Answer:
         """Run a transaction behind a barrier; again, if it was certainly rolled back and that may help."""
         barriers: list[_Intents] = []
+        await self._ready_l1()
 
         async def attempt() -> _Answer:
             async with self._barrier(operation, source, must_tell_l1=must_tell_l1) as barrier:
@@ -424,7 +425,13 @@ class _Intents:
             )
 
     def untold(self) -> Collection[Scope]:
+        if self._l1.is_absent:
+            self._l1.wrote_unannounced(intent.scope for intent in self._intents)
+            return []
         return [intent.scope for intent in self._intents if not intent.name]
+
+    def changed(self) -> Collection[Scope]:
+        return [intent.scope for intent in self._intents]
 
     def committing(self) -> None:
         self.is_committing = True
@@ -444,7 +451,7 @@ class _Intents:
             return None
 
         left = [intent for intent in await _for_each(self._intents, drop) if intent is not None]
-        if left and not in_doubt:
+        if left and not in_doubt and not self._l1.is_absent:
             if begun := [intent.scope for intent in left if intent.name]:  # the others are recorded already
                 await self._retries.run(self._operation, lambda: self._journal.record_now(begun))
             for intent in left:

@@ -221,6 +221,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 put.source,
             )
             operation.bytes_written = put.size
+            await self._ready_l1()
             write = _WriteThrough(self, operation, scope)
             answer = await write.to_l2(lambda: self._l2.put(scope, put, write.ready))
             await write.to_l1(
@@ -256,6 +257,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")
             if not encoded:
                 return
+            await self._ready_l1()
             write = _WriteThrough(self, operation, scope)
             answer = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
@@ -280,6 +282,7 @@ class CachedPostgresSaver(MaintainedSaver):
         """
         scope = items[0].scope
         with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
+            await self._ready_l1()
             write = _WriteThrough(self, operation, scope)
             new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready))
             await write.to_l1(write.forget)
@@ -353,6 +356,10 @@ class _WriteThrough:
             )
         self._sent_on = connection
         self._sent_at = self._sent_at or perf_counter()
+        if not intent.name and self._l1.is_absent:
+            # The tables may appear while this write is under way: then it is recorded before they are used.
+            self._l1.wrote_unannounced([self._scope])
+            return False
         self._is_journalled = not intent.name
         return self._is_journalled
 
@@ -390,8 +397,8 @@ class _WriteThrough:
             started = perf_counter()
             result = await (self.forget(intent) if self._in_doubt else commit(intent))
             self._operation.l1_seconds = begin_seconds + perf_counter() - started
-            self._operation.l1_write = result
-            if result == "error":
+            self._operation.l1_write = "skipped" if result == "error" and self._l1.is_absent else result
+            if self._operation.l1_write == "error":
                 await self._fall_behind()
 
         await self._lifetime.settle(follow())

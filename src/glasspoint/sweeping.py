@@ -20,23 +20,27 @@ from __future__ import annotations
 import asyncio
 import random
 import weakref
+from collections import Counter
 from contextlib import suppress
 from contextvars import Context
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from glasspoint.background import BackgroundTask
 from glasspoint.errors import L1Error
 from glasspoint.l2.faults import FORESEEN
-from glasspoint.telemetry.events import Invalidated
+from glasspoint.telemetry.events import ForeignWrites, Invalidated
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from glasspoint.coherence.identity import IdentityKeeper
+    from glasspoint.coherence.purging import Purger
     from glasspoint.l1.breaker import Breaker
     from glasspoint.l1.cache import Cache
-    from glasspoint.l2.journal import Entry, Journal
+    from glasspoint.l2.identity import JournalRow
+    from glasspoint.l2.journal import Journal
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry, Vitals
 
@@ -46,6 +50,9 @@ _log = get_logger("glasspoint.l1")
 
 # Rows that are swept at a time; a read that waits for its turn waits for no more than these.
 _BATCH = 256
+
+# Looks until the identity fits: it is made, adopted, confirmed; and once more if another process was faster.
+_LOOKS = 4
 
 # How long one look at the journal may take, in the background.
 _PATIENCE_SECONDS = 10.0
@@ -68,29 +75,35 @@ class Sweeper:
         self,
         cache: Cache,
         journal: Journal,
+        identity: IdentityKeeper,
         breaker: Breaker,
         telemetry: Telemetry,
         vitals: Vitals,
         *,
         every_seconds: float,
         timeout_seconds: float,
+        purger: Purger | None = None,
     ) -> None:
         """Args:
         cache: What is dropped from, and trusted or not.
         journal: What is swept.
+        identity: Tells which entries belong to L2, and what is pending.
         breaker: Whether Redis is asked at all; it is probed here.
         telemetry: Who is told of each entry that is dropped.
         vitals: Where it is written down how many rows wait.
         every_seconds: How often, in the background.
         timeout_seconds: How long a read waits for it.
+        purger: Deletes what older epochs have left; `None`: it stays until it expires.
         """
         self._cache = cache
         self._journal = journal
+        self._identity = identity
         self._breaker = breaker
         self._telemetry = telemetry
         self._vitals = vitals
         self._every = every_seconds
         self._timeout = timeout_seconds
+        self._purger = purger
         self._lock = asyncio.Lock()
         self._attempts = 0
         self._not_before = 0.0
@@ -106,6 +119,7 @@ class Sweeper:
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         cache.regain_trust = self.regain_trust
+        cache.wake = self.look_soon
 
     def start(self) -> None:
         """Begin to sweep in the background; again is harmless. It ends with `stop`, or when nobody holds this
@@ -146,6 +160,11 @@ class Sweeper:
         self._not_before = monotonic() + _PAUSE_SECONDS
         return False
 
+    async def settle(self) -> None:
+        """Sweep now, if Redis answers: for those who are about to use L1 for the first time."""
+        self._not_before = 0.0
+        await self.regain_trust()
+
     async def round(self) -> float:
         """What is done in the background: probe, sweep or count, as it may be.
 
@@ -157,7 +176,7 @@ class Sweeper:
         if self._breaker.is_closed:
             async with self._lock:
                 await self._try(self._sweep_all)
-        else:
+        if not self._breaker.is_closed or not self._cache.is_identified:
             await self._try(self._count)
         pause = self._every * random.uniform(0.8, 1.0)
         if not self._breaker.is_closed:
@@ -167,6 +186,15 @@ class Sweeper:
     def failed(self, error: Exception) -> float:
         """Report what nobody foresaw in a round; return how long to pause."""
         return self._background.failed(error)
+
+    async def tidy(self) -> None:
+        """What is done after a round, when there is time: delete a part of what older epochs have left."""
+        if self._purger is not None and self._cache.trusted and self._breaker.is_closed:
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await self._purger.advance()
+            except FORESEEN as exc:
+                _log.debug("entries of older epochs are yet to be deleted (%s)", type(exc).__name__)
 
     # ---------------------------------------------------------------- helpers
 
@@ -207,25 +235,32 @@ class Sweeper:
 
     async def _sweep_for_trust(self, at_most: int | None) -> bool:
         """Sweep, and trust L1 if nothing has gone wrong since this began."""
-        if not self._cache.trusted:
-            await self._cache.connect()
-        doubts = self._cache.doubts
-        if not await self._sweep(at_most):
-            self.look_soon()
-            return False
-        return self._cache.believe(doubts)
+        for _ in range(_LOOKS):
+            if not self._cache.trusted:
+                await self._cache.connect()
+            doubts = self._cache.doubts
+            swept = await self._sweep(at_most)
+            if swept == "all":
+                return self._cache.believe(doubts)
+            if swept == "some":
+                self.look_soon()
+            if swept != "changed":
+                break
+        return False
 
-    async def _sweep(self, at_most: int | None) -> bool:
-        """Drop what is pending. Returns whether that was all.
+    async def _sweep(self, at_most: int | None) -> Literal["all", "some", "changed", "unusable"]:
+        """Drop what is pending, as long as the identity stays what it is. Returns how far that went.
 
         Rows of scopes whose key Redis refuses stay: their scopes are in quarantine here, and in each process
         that sweeps. So they keep nobody from trusting what stands in Redis of all others.
         """
         after, swept = 0, 0
         refused: set[Scope] = set()
-        kept: list[Entry] = []
+        kept: list[JournalRow] = []
         while True:
-            batch = await self._journal.pending(_BATCH, after=after)
+            status, batch = await self._identity.look(limit=_BATCH, after=after)
+            if status != "fits":
+                return status
             if batch:
                 kept += await self._drop(batch, refused)
                 after, swept = batch[-1].id, swept + len(batch)
@@ -235,12 +270,12 @@ class Sweeper:
                 self._compact_from = _COMPACT_FROM
                 if at_most is None:
                     await self._try_quarantined(kept, refused)
-                return True
+                return "all"
             if at_most is not None and swept >= at_most:
                 self._backlog = True
-                return False
+                return "some"
 
-    async def _drop(self, batch: list[Entry], refused: set[Scope]) -> list[Entry]:
+    async def _drop(self, batch: list[JournalRow], refused: set[Scope]) -> list[JournalRow]:
         """Drop the entries of some rows, and delete the rows; add the scopes that Redis refuses.
 
         Returns:
@@ -253,7 +288,7 @@ class Sweeper:
         await self._forgotten(done, batch)
         return [entry for entry in batch if entry.scope not in done]
 
-    async def _try_quarantined(self, kept: list[Entry], refused: set[Scope]) -> None:
+    async def _try_quarantined(self, kept: list[JournalRow], refused: set[Scope]) -> None:
         """Drop the entries of scopes in quarantine; those that this works for are trusted again.
 
         Args:
@@ -276,17 +311,18 @@ class Sweeper:
             await self._journal.compact()
             self._compact_kept_from = max(_COMPACT_FROM, 2 * len({entry.scope for entry in kept}))
 
-    async def _forgotten(self, scopes: set[Scope], rows: list[Entry]) -> None:
+    async def _forgotten(self, scopes: set[Scope], rows: list[JournalRow]) -> None:
         """Delete the rows of scopes whose DROP was confirmed."""
         if swept := [entry for entry in rows if entry.scope in scopes]:
             for _ in {entry.scope for entry in swept}:
                 self._telemetry.note(Invalidated("journal"))
-            await self._journal.delete(swept)
+            for table, rows_of_others in Counter(await self._journal.delete(swept)).items():
+                self._telemetry.note(ForeignWrites(table, rows_of_others))
             _log.debug("%d rows of the journal were swept", len(swept))
 
     async def _count(self) -> bool:
-        """Redis stays away: say how much is waiting, and see that it does not grow without end."""
-        if monotonic() >= self._count_at:
+        """Redis is not used: say how much is waiting, and see that it does not grow without end."""
+        if not self._cache.is_absent and monotonic() >= self._count_at:
             self._count_at = monotonic() + _COUNT_EVERY_SECONDS
             pending = await self._journal.count()
             if pending >= self._compact_from:
@@ -310,11 +346,10 @@ async def _keep_sweeping(sweeper_ref: weakref.ref[Sweeper], soon: asyncio.Event)
             return
         try:
             pause = await sweeper.round()
+            await sweeper.tidy()
         except Exception as exc:
             pause = sweeper.failed(exc)
             del sweeper
-            await asyncio.sleep(
-                pause
-            )  # nobody may cut it short: what failed at once would fail at once again
+            await asyncio.sleep(pause)  # not to be cut short: what failed at once would fail again at once
             continue
         del sweeper

@@ -4,26 +4,31 @@ were, the checker would see it."""
 from __future__ import annotations
 
 import io
+import os
 import random
 import sys
 
 import pytest
 from rich.console import Console
 
+import dice
 from chaos.faults import KINDS
 from chaos.report import print_report
-from chaos.run import Outcome, Settings, draw_seed, run
+from chaos.run import Outcome, Settings, run
 
 pytestmark = pytest.mark.chaos
+
+RUNS_AT_MOST = 20
+"""On a busy machine, three runs in eight did not show the break that shows least: 20 in a row never will."""
 
 
 @pytest.fixture
 def seed(capsys: pytest.CaptureFixture[str]) -> int:
-    """The run's seed, said in any case, so that it can be had again."""
-    drawn = draw_seed()
+    """The run's seed: the same in every run, unless CHAOS_SEED or EXPLORE says otherwise."""
+    chosen = int(os.environ.get("CHAOS_SEED") or dice.SEED)
     with capsys.disabled():
-        sys.stdout.write(f"\nCHAOS_SEED={drawn}\n")
-    return drawn
+        sys.stdout.write(f"\nCHAOS_SEED={chosen}\n")
+    return chosen
 
 
 def report(outcome: Outcome) -> str:
@@ -48,6 +53,7 @@ async def test_a_minute_of_chaos_loses_nothing_and_shows_nothing_old(
     assert any(each.ok for each in outcome.done if each.kind == "turn" and len(each.answered) > 3)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("sabotage", "fault", "found"),
     [
@@ -58,12 +64,13 @@ async def test_a_minute_of_chaos_loses_nothing_and_shows_nothing_old(
     ],
 )
 async def test_what_is_broken_on_purpose_is_found(sabotage: str, fault: str, found: set[str]) -> None:
-    """Not every break shows in every short run: a few runs are enough for each of them."""
+    """Not every break shows in every short run, but each one shows in most of them."""
+    seeds = random.Random(f"{dice.SEED} {sabotage}")
     seen: set[str] = set()
-    for _ in range(5):
+    for _ in range(RUNS_AT_MOST):
         outcome = await run(
             Settings(
-                seed=random.randrange(10**6),
+                seed=seeds.randrange(10**6),
                 seconds=5.0,
                 kinds=(fault,),
                 workers=2,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
+import dice
 from glasspoint.demo.embedded import EmbeddedRedis
 from interleavings.explorer import FAULTS, Counterexample, Report, explore, table
 from interleavings.mutations import MUTATIONS, Mutation, mutated
@@ -16,12 +16,12 @@ from interleavings.scenarios import SCENARIOS
 from interleavings.world import Outcome, Scenario, World
 
 # `make explore` goes through all schedules with a fault, too; here it is a sample.
-EXHAUSTIVE = bool(os.environ.get("EXPLORE"))
+EXHAUSTIVE = dice.EXPLORING
 SAMPLE = 200
 SAMPLE_OF_OUTAGES = 40
 SEED = 20261123
 
-pytestmark = pytest.mark.timeout(3600 if EXHAUSTIVE else 120)
+pytestmark = pytest.mark.dice
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+import dice
 from glasspoint import codec
 from glasspoint.codec import StoredCheckpoint
 from glasspoint.l2.store import Store
@@ -134,9 +135,10 @@ def comparable(stored: StoredCheckpoint | None) -> Any:
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
-async def test_the_model_answers_as_postgresql(real: Store, seed: int) -> None:
-    rng = random.Random(seed)
+@pytest.mark.dice
+@pytest.mark.parametrize("number", range(dice.rounds(4)))
+async def test_the_model_answers_as_postgresql(real: Store, number: int) -> None:
+    rng = random.Random(f"{dice.SEED} {number}")
     stores = [real, make_model()]
     seen = set()
     for _ in range(60):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.l1.client import open_redis
-from glasspoint.l1.epoch import EpochKeeper
+from glasspoint.l1.epoch import keys_of
 from glasspoint.scope import Scope
 from glasspoint.settings import Settings
 
@@ -48,8 +48,9 @@ class Servers:
     async def forget_cached(self, scopes: Iterable[Scope]) -> None:
         """Remove the entries of these scopes from Redis, and nothing else."""
         async with open_redis(self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS) as redis:
-            epoch = await EpochKeeper(redis, key_prefix=_KEY_PREFIX, changed=lambda *_: None).current()
-            await redis.unlink(*(epoch.key(scope) for scope in scopes))
+            for scope in scopes:
+                async for key in redis.scan_iter(match=keys_of(scope, key_prefix=_KEY_PREFIX), count=1000):
+                    await redis.unlink(key)
 
 
 @contextmanager

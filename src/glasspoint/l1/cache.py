@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from redis.exceptions import AskError, AuthenticationError, AuthorizationError, NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1 import entry, faults
 from glasspoint.l1.breaker import Breaker
-from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper
+from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper, Server, UnidentifiedError
 from glasspoint.l1.patience import answered_within
 from glasspoint.l1.permissions import check_permissions
 from glasspoint.l1.pipelining import AutoPipeline
@@ -37,16 +37,17 @@ from glasspoint.telemetry.events import (
 from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
     from redis.asyncio import Redis
 
     from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
+    from glasspoint.identity import Identity
     from glasspoint.l1.compression import Packer
     from glasspoint.l1.signature import Signer
     from glasspoint.telemetry.events import Telemetry
 
-__all__ = ["Cache", "Intent", "Reading"]
+__all__ = ["Cache", "Intent", "Reading", "Written"]
 
 _log = get_logger("glasspoint.l1")
 
@@ -62,13 +63,18 @@ _PATIENCE_SECONDS = 0.002
 # How many entries are dropped at a time for the journal.
 _SCOPES_AT_ONCE = 16
 
+_KEYS_A_SCAN = 1000
+
 # How often a read is sent again because something went wrong with Redis while it was under way.
 _READS = 3
 
 # The longest lifetime that PEXPIRE takes: about 3,000 years. It refuses a longer one, when all else is done.
 _MAX_TTL_MS = 10**14
 
-# Where probes write: no caller's scope, because no thread id holds NUL.
+# What a write has told Redis, and what another Redis, or the entries of another identity, would not know.
+_CHANGING = frozenset(("commit_put", "commit_writes", "drop"))
+
+# What telemetry is told of probes: no caller's scope, because no thread id holds NUL.
 _PROBED = Scope("\0probe", "")
 
 _Answer = TypeVar("_Answer")
@@ -103,6 +109,17 @@ class Intent:
     name: bytes
 
 
+class Written(NamedTuple):
+    """A scope that this process has changed.
+
+    Attributes:
+        generation: Of the identity whose keys it was changed under; `None`: Redis was told nothing.
+    """
+
+    scope: Scope
+    generation: str | None
+
+
 class Cache:
     """The entries of all scopes, in one Redis."""
 
@@ -116,7 +133,6 @@ class Cache:
         intent_seconds: float,
         timeout_seconds: float,
         breaker: Breaker | None = None,
-        signer: Signer | None = None,
         packer: Packer | None = None,
     ) -> None:
         """Args:
@@ -127,7 +143,6 @@ class Cache:
         intent_seconds: How long a write may take; longer than the deadline that L2 enforces.
         timeout_seconds: How long one step may take.
         breaker: Whether Redis is asked at all; by default one of its own.
-        signer: Signs what is stored, and what it did not sign is not believed.
         packer: Compresses what is stored; what is read may be compressed or not, either way.
         """
         self._redis = redis
@@ -137,20 +152,24 @@ class Cache:
         self._timeout = timeout_seconds
         self._pipeline = AutoPipeline(redis, timeout_seconds=timeout_seconds)
         self._key_prefix = key_prefix
-        self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._epoch_changed)
+        self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._server_changed)
         self._quarantine = Quarantine(telemetry)
         self._available = True
         self._unusable_logged = ""
-        self._signer = signer
         self._packer = packer
         self._tampered_lines = Throttle()
         self._unencodable_lines = Throttle()
         self._breaker = breaker or Breaker()
         self._doubts = 0
         self._believed_at: int | None = None
+        self._is_absent = False
         self.regain_trust: Callable[[], Awaitable[bool]] | None = None
         """Awaited by a read that must not believe what stands here: sees to it that the journal is swept, and
         answers whether that was done. `None`: there is no journal, and everything is believed."""
+        self.wake: Callable[[], object] | None = None
+        """Called when a sweep should not wait for its time: the identity is to be looked at."""
+        self.written: set[Written] = set()
+        """What this process has changed, for `coherence.identity` to take away."""
 
     @property
     def doubts(self) -> int:
@@ -188,11 +207,47 @@ class Cache:
 
     @property
     def epoch(self) -> Epoch | None:
-        """The server process last spoken to; `None` before the first contact."""
+        """Whose keys are used; `None` while the server or the identity is not known."""
         return self._epochs.known
 
-    async def open(self) -> Epoch:
-        """Find out, at the first contact, whether this Redis can be the cache; and the epoch.
+    @property
+    def server(self) -> Server | None:
+        """The server process last spoken to; `None` before the first contact."""
+        return self._epochs.server
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether the keys have a name: otherwise each step fails, and says nothing to Redis."""
+        return self._epochs.known is not None
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether PostgreSQL has no tables for a cache, so that no process uses one on this database."""
+        return self._is_absent
+
+    @property
+    def root(self) -> str:
+        """What the keys of all epochs begin with."""
+        return self._epochs.root
+
+    def wrote_unannounced(self, scopes: Iterable[Scope]) -> None:
+        """Say that scopes were changed in L2, and that neither Redis nor the journal was told."""
+        self.written.update(Written(scope, None) for scope in scopes)
+
+    def identify(self, identity: Identity | None, *, is_absent: bool = False) -> None:
+        """Use the keys of this identity from now on; `None`: of none, which makes L1 unavailable.
+
+        Nothing that stands under them is believed before the journal is swept.
+
+        Args:
+            is_absent: No process can have an identity, so that nobody must be told of a write.
+        """
+        self._doubts += 1
+        self._is_absent = is_absent
+        self._epochs.identify(identity)
+
+    async def open(self) -> Server:
+        """Find out, at the first contact, whether this Redis can be the cache; and which process answers.
 
         Raises:
             L1UnavailableError: Redis cannot be reached.
@@ -201,27 +256,32 @@ class Cache:
         """
         try:
             await self._in_time(check_permissions, self._redis, self._key_prefix)
-            epoch = await self._in_time(self._epochs.current)
+            server = await self._in_time(self._epochs.meet)
         except faults.CannotBeTheCacheError:
             raise
         except Exception as exc:
             raise self._unavailable(exc) from exc
         self._answered()
-        return epoch
+        return server
 
-    async def connect(self) -> Epoch:
-        """Find out the epoch.
+    async def connect(self, *, anew: bool = False) -> Server:
+        """Find out which server process answers.
+
+        Args:
+            anew: Ask, although it seems to be known.
 
         Raises:
             L1UnavailableError: Redis cannot be reached.
             L1Error: It refuses, or does not say which process it is.
         """
+        if anew:
+            self._epochs.distrust()
         try:
-            epoch = await self._in_time(self._epochs.current)
+            server = await self._in_time(self._epochs.meet)
         except Exception as exc:
             raise self._unavailable(exc) from exc
         self._answered()
-        return epoch
+        return server
 
     async def ping(self) -> None:
         """Ask for a sign of life.
@@ -259,6 +319,8 @@ class Cache:
             doubts = self._doubts
             try:
                 answer = await self._run("read", scope, _new_token(), wanted, self._ttl_ms, self._intent_ms)
+            except UnidentifiedError:
+                continue  # it is another server than before: the identity comes first
             except L1Error:
                 break
             if doubts != self._doubts or scope in self._quarantine:
@@ -275,7 +337,7 @@ class Cache:
         Raises:
             UnusableImageError: It is incomplete, of another scope, or not readable.
         """
-        return entry.decode_image(scope, fields, self._signer)
+        return entry.decode_image(scope, fields, self._signer())
 
     async def refuse(self, scope: Scope, checkpoint_id: bytes | str) -> Reading:
         """REFUSE: take an image away that cannot be used; the answer holds the lease, if it was free."""
@@ -293,7 +355,7 @@ class Cache:
         """
         with self._telemetry.step("warm_up", scope) as step:
             try:
-                fields = entry.image_fields(stored, self._signer, self._packer)
+                fields = entry.image_fields(stored, self._signer(), self._packer)
                 done = await self._run("warm_up", scope, lease, self._ttl_ms, *fields)
             except L1Error:
                 result: WarmUpResult = "error"
@@ -331,10 +393,13 @@ class Cache:
         """
         if not put.cacheable:
             return "discarded" if await self.drop(intent) else "error"
+        if self.epoch is None:
+            return "error"
+        signer = self.epoch.signer
         known = [f"w:{put.checkpoint_id}:{name}" for name in known_writes]
         try:
-            fields = entry.put_fields(intent.scope, put, self._signer, self._packer)
-            voids = entry.void_fields(intent.scope, put, self._signer)
+            fields = entry.put_fields(intent.scope, put, signer, self._packer)
+            voids = entry.void_fields(intent.scope, put, signer)
         except Exception as exc:
             self._cannot_encode(intent.scope, exc)
             return "discarded" if await self.drop(intent) else "error"
@@ -365,9 +430,12 @@ class Cache:
         """
         if not is_ordered_id(checkpoint_id):  # of no image, and `w:` fields are told apart by its length
             return "skipped" if await self.abort(intent) else "error"
+        if self.epoch is None:
+            return "error"
+        signer = self.epoch.signer
         try:
-            fields = entry.write_fields(intent.scope, checkpoint_id, writes, self._signer, self._packer)
-            names = entry.write_fields(intent.scope, checkpoint_id, ignored)[::2]
+            fields = entry.write_fields(intent.scope, checkpoint_id, writes, signer, self._packer)
+            names = entry.write_names(checkpoint_id, ignored)
         except Exception as exc:
             self._cannot_encode(intent.scope, exc)
             return "discarded" if await self.drop(intent) else "error"
@@ -416,6 +484,11 @@ class Cache:
                     raise outcome
         return refused
 
+    def _signer(self) -> Signer:
+        if self.epoch is None:
+            raise UnidentifiedError("The identity of PostgreSQL is not known: the key is not, either.")
+        return self.epoch.signer
+
     async def _regain_trust(self) -> bool:
         return self.regain_trust is None or await self.regain_trust()
 
@@ -428,6 +501,39 @@ class Cache:
                 self._tampered(scope, str(exc))
             return await self.refuse(scope, dict(zip(fields[::2], fields[1::2], strict=False))[b"id"])
         return Reading("hit", image=image, fields=fields)
+
+    async def purge_some(self, cursor: int) -> int:
+        """Delete entries that no process believes any more, among the next keys.
+
+        Args:
+            cursor: Where to go on; 0 for the beginning.
+
+        Returns:
+            Where to go on next; 0 if that is done, or if this user may not.
+
+        Raises:
+            L1Error: Redis does not do its part.
+        """
+        epoch = self.epoch
+        if epoch is None:
+            raise UnidentifiedError("The identity of PostgreSQL is not known: nothing is deleted.")
+        redis: Any = self._redis
+        try:
+            cursor, keys = await self._in_time(
+                lambda: redis.scan(cursor, match=f"{self.root}*".encode(), count=_KEYS_A_SCAN)
+            )
+            if doomed := [key for key in keys if self._epochs.is_past(key, epoch)]:
+                await self._in_time(redis.unlink, *doomed)
+        except ResponseError as exc:
+            _log.info(
+                "Entries of older epochs are not deleted from Redis (%s): they stay until they expire. Allow "
+                "the user SCAN and UNLINK.",
+                type(exc).__name__,
+            )
+            return 0
+        except Exception as exc:
+            raise self._unavailable(exc) from exc
+        return int(cursor)
 
     async def _confirmed(self, step: str, scope: Scope, *args: Any) -> bool:
         try:
@@ -460,7 +566,10 @@ class Cache:
             # and that sees the journal's row of a write which was not let through here.
             raise L1UnavailableError("Redis is left alone for a while: it has not done its part lately.")
         try:
-            answer = await self._step(step, scope, *args)
+            evalsha = self._evalsha_on_probe if is_probe else self._evalsha
+            answer = await self._step(evalsha, step, scope, *args)
+        except UnidentifiedError:
+            raise  # nothing is wrong with Redis, and nothing was sent
         except Exception as exc:
             fault = faults.classify(exc)
             if fault.of_one_key and not is_probe:
@@ -469,7 +578,7 @@ class Cache:
         self._answered()
         return answer
 
-    async def _step(self, step: str, scope: Scope, *args: Any) -> Any:
+    async def _step(self, evalsha: Callable[..., Awaitable[Any]], step: str, scope: Scope, *args: Any) -> Any:
         """Run one script; again, if a key of another type had to be taken away first.
 
         Why that is safe: WRONGTYPE is the answer to a script's first command on the key, so nothing was done.
@@ -478,17 +587,17 @@ class Cache:
         writes there again and again would keep this up for ever.
         """
         try:
-            return await self._ask(step, scope, *args)
+            return await self._ask(evalsha, step, scope, *args)
         except ResponseError as exc:
             if not faults.classify(exc).is_wrong_type:
                 raise
-        if await self._ask("clear", scope):
+        if await self._ask(evalsha, "clear", scope):
             self._tampered(scope, "its key held another type")
-        return await self._ask(step, scope, *args)
+        return await self._ask(evalsha, step, scope, *args)
 
-    async def _ask(self, step: str, scope: Scope, *args: Any) -> Any:
+    async def _ask(self, evalsha: Callable[..., Awaitable[Any]], step: str, scope: Scope, *args: Any) -> Any:
         with self._telemetry.step(f"l1.{step}", scope):
-            answer = await self._evalsha(step, scope, *args)
+            answer = await evalsha(step, scope, *args)
             if not _is_answer(step, answer):
                 raise L1Error(
                     f"What answers is no Redis that runs the script {step}: it said something else."
@@ -500,14 +609,31 @@ class Cache:
         if epoch is None:
             epoch = await self._in_time(self._epochs.current)
         try:
-            return await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+            return await self._send(epoch, step, scope, *args)
         except ResponseError as exc:
             if not _is_wrong_epoch(exc):
                 raise
         # Key and scripts change together. What began in the old epoch finds no intent and no lease in the
         # new one, so its commit discards and its warm-up is refused.
         epoch = await self._in_time(self._epochs.refresh, epoch)
-        return await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+        return await self._send(epoch, step, scope, *args)
+
+    async def _send(self, epoch: Epoch, step: str, scope: Scope, *args: Any) -> Any:
+        answer = await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+        if step in _CHANGING:
+            self.written.add(Written(scope, epoch.identity.generation))
+        return answer
+
+    async def _evalsha_on_probe(self, step: str, scope: Scope, *args: Any) -> Any:
+        """As `_evalsha`, on a key that needs no identity: while Redis is away, PostgreSQL may be as well."""
+        server = await self._in_time(self._epochs.meet)
+        try:
+            return await self._pipeline.evalsha(server.shas[step], self._epochs.probe_key(server), *args)
+        except ResponseError as exc:
+            if not _is_wrong_epoch(exc):
+                raise
+        server = await self._in_time(self._epochs.meet, server)
+        return await self._pipeline.evalsha(server.shas[step], self._epochs.probe_key(server), *args)
 
     async def _in_time(self, ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
         """Ask something that takes no turn: all steps wait for it, or somebody asks whether Redis lives."""
@@ -585,27 +711,29 @@ class Cache:
         _log.warning(
             "An entry in L1 (Redis) was refused, of thread %r, namespace %r: %s. PostgreSQL answers, and the "
             "entry is replaced. Somebody who can write to this Redis changed it, unless another process has "
-            "another l1_signing_key, or none. (%d refused since the last such line; at most one in %d s.)",
+            "another l1_signing_key. (%d refused since the last such line; at most one in %d s.)",
             *scope,
             what,
             since,
             self._tampered_lines.seconds,
         )
 
-    def _epoch_changed(self, epoch: Epoch, previous: Epoch | None) -> None:
+    def _server_changed(self, server: Server, previous: Server | None) -> None:
         self._doubts += 1
+        if self.wake is not None:
+            self.wake()
         if previous is not None:
             self._telemetry.note(EpochChanged())
             _log.warning(
                 "L1 (Redis) was restarted or failed over (epoch %s…, was %s…): nothing that stands in it "
                 "from before is believed, and the cache warms up anew.",
-                _short(epoch.name),
-                _short(previous.name),
+                _short(server.reign),
+                _short(previous.reign),
             )
 
 
-def _short(epoch: str) -> str:
-    return ".".join(part[:8] for part in epoch.split("."))
+def _short(reign: str) -> str:
+    return ".".join(part[:8] for part in reign.split("."))
 
 
 def _is_wrong_epoch(exc: ResponseError) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-__all__ = ["COMMANDS", "check_permissions", "refuse_cluster"]
+__all__ = ["COMMANDS", "OPTIONAL", "check_permissions", "refuse_cluster"]
 
 _KEY = object()
 
@@ -46,6 +46,9 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
 }
 """Each command that the cache needs, as an ACL rule names it -> harmless arguments. The last ones undo what
 the others did."""
+
+OPTIONAL = ("scan", "unlink")
+"""Commands that delete what older epochs have left; without them it stays until it expires."""
 
 _NAMED = re.compile(r"'([\w|]+)' command")
 
@@ -96,10 +99,10 @@ def _refusal(
     lacks = [f"may not run {', '.join(name.replace('|', ' ').upper() for name in denied)}"] if denied else []
     lacks += [f"may not read and write the keys {pattern[1:]}"] if keys else []
     rules = [*([pattern] if keys else []), *(f"+{name}" for name in denied)]
-    whole = " ".join([pattern, *(f"+{name}" for name in COMMANDS)])
+    whole = " ".join([pattern, *(f"+{name}" for name in (*COMMANDS, *OPTIONAL))])
     return CannotBeTheCacheError(
         f"The Redis user {user!r} {' and '.join(lacks) or 'may not run a command'}. Let it, on the server: "
-        f"ACL SETUSER {user} {' '.join(rules) or whole} (all that the cache needs: {whole})."
+        f"ACL SETUSER {user} {' '.join(rules) or whole} (all that the cache uses: {whole})."
     )
 
 

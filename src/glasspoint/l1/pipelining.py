@@ -66,7 +66,7 @@ class AutoPipeline:
         self._waiting: list[_Step] = []
         self._sending: set[asyncio.Task[None]] = set()
 
-    async def evalsha(self, sha: str, key: str, *args: Any) -> Any:
+    async def evalsha(self, sha: str, key: str | bytes, *args: Any) -> Any:
         """Run a loaded script on one key.
 
         Args:

@@ -17,64 +17,33 @@ stays away, `compact` makes one row of all rows of a scope.
 from __future__ import annotations
 
 import functools
-from contextlib import asynccontextmanager
-from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from glasspoint.scope import Scope
-from glasspoint.telemetry.logs import get_logger
+from glasspoint.l2.statements import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import Collection, Iterable
 
     from psycopg.rows import DictRow
 
+    from glasspoint.l2.identity import JournalRow
     from glasspoint.l2.store import Store
+    from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
     Connection = psycopg.AsyncConnection[DictRow]
 
-__all__ = ["MIGRATIONS", "Entry", "Journal", "is_up_to_date", "journalled"]
+__all__ = ["Journal", "journalled"]
 
-_log = get_logger("glasspoint.l2")
-
-MIGRATIONS = (
-    """
-CREATE TABLE IF NOT EXISTS glasspoint_l1_journal (
-    cache text NOT NULL,
-    id bigint GENERATED ALWAYS AS IDENTITY,
-    thread_id text NOT NULL,
-    checkpoint_ns text NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (cache, id)
-)
-""",
-)
-"""Each may run again. The table is up to date if it has all `_COLUMNS`: a later version adds a statement here
-(`ALTER TABLE … ADD COLUMN IF NOT EXISTS …`) and its column there."""
-
-# Before that, a journal that is missing is no news.
-_SETUP_TAKES_SECONDS = 5.0
-
-_COLUMNS = ("cache", "id", "thread_id", "checkpoint_ns", "created_at")
-
-_IS_UP_TO_DATE = """
-SELECT count(*) = cardinality(%(columns)s::text[]) FROM pg_attribute
-WHERE attrelid = to_regclass('glasspoint_l1_journal') AND attname = ANY(%(columns)s) AND NOT attisdropped
-"""
 
 _RECORD = """
 INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
-SELECT %(cache)s, thread_id, checkpoint_ns
-FROM unnest(%(untold_threads)s::text[], %(untold_namespaces)s::text[]) AS s (thread_id, checkpoint_ns)
-"""
-
-_PENDING = """
-SELECT id, thread_id, checkpoint_ns FROM glasspoint_l1_journal
-WHERE cache = %(cache)s AND id > %(after)s ORDER BY id LIMIT %(limit)s
+SELECT * FROM unnest(
+    %(untold_caches)s::text[], %(untold_threads)s::text[], %(untold_namespaces)s::text[]
+)
 """
 
 # What another process is deleting just now is skipped: it has dropped the entry, too. Waiting for it, in
@@ -84,6 +53,7 @@ DELETE FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id IN (
     SELECT id FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id = ANY(%(ids)s::bigint[])
     FOR UPDATE SKIP LOCKED
 )
+RETURNING source
 """
 
 _COUNT = "SELECT count(*) FROM glasspoint_l1_journal WHERE cache = %(cache)s"
@@ -97,18 +67,11 @@ WITH gone AS (
         SELECT id FROM glasspoint_l1_journal WHERE cache = %(cache)s ORDER BY id LIMIT 20000
         FOR UPDATE SKIP LOCKED
     )
-    RETURNING thread_id, checkpoint_ns
+    RETURNING thread_id, checkpoint_ns, source
 )
-INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
-SELECT DISTINCT %(cache)s, thread_id, checkpoint_ns FROM gone
+INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns, source)
+SELECT DISTINCT %(cache)s, thread_id, checkpoint_ns, source FROM gone
 """
-
-
-class Entry(NamedTuple):
-    """One row."""
-
-    id: int
-    scope: Scope
 
 
 class Journal:
@@ -124,109 +87,77 @@ class Journal:
         self._store = store
         self._telemetry = telemetry
         self.cache = cache
-        self._is_there = False
-        self._missed_since = 0.0
-        self._warned = False
+        self.others: Collection[str] = ()
+        """Other caches in use on this database. To them each write of ours is one of other software."""
 
-    async def record(self, conn: Connection, scopes: Collection[Scope]) -> None:
-        """Add scopes, in the transaction that `conn` is in."""
-        if scopes:
-            await conn.execute(cast("Any", _RECORD), self.params(scopes))
+    async def record(self, conn: Connection, untold: Collection[Scope], changed: Collection[Scope]) -> None:
+        """Add scopes, in the transaction that `conn` is in.
 
-    async def record_now(self, scopes: Collection[Scope]) -> None:
+        Args:
+            untold: Those that our own L1 was not told of.
+            changed: All that the transaction changes, for the other caches.
+        """
+        if params := self.params(untold, changed):
+            await conn.execute(cast("Any", _RECORD), params)
+
+    async def record_now(self, scopes: Collection[Scope], *, caches: Collection[str] | None = None) -> None:
         """Add scopes whose writes are committed already.
+
+        Args:
+            caches: Who is to be told; our own cache, unless it is said.
 
         Raises:
             L2UnavailableError: PostgreSQL did not answer.
             SchemaError: There is no journal.
         """
         async with self._store._connection(None) as conn:
+            told = [self.cache] if caches is None else caches
             with self._telemetry.step("l2.journal", None):
-                await self.record(conn, scopes)
+                await conn.execute(cast("Any", _RECORD), _params((cache, scopes) for cache in told))
 
-    async def pending(self, limit: int, *, after: int = 0) -> list[Entry]:
-        """Return the oldest rows that come after an id; none if there is no journal: nobody can have written
-        to it then."""
-        params = {"cache": self.cache, "after": after, "limit": limit}
-        async with self._quietly() as conn, conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-            if not self._is_there:
-                await cursor.execute(
-                    "SELECT to_regclass('glasspoint_l1_journal') IS NULL, to_regclass('checkpoints') IS NULL"
-                )
-                journal_is_missing, others_are_missing = await cursor.fetchone() or (True, True)
-                self._is_there = not journal_is_missing
-                # Not while `setup` makes one after the other.
-                missed_since = self._missed_since = self._missed_since or monotonic()
-                is_late = monotonic() - missed_since > _SETUP_TAKES_SECONDS
-                if journal_is_missing and not others_are_missing and is_late:
-                    self._warn(
-                        "The table glasspoint_l1_journal is not there: while Redis does not answer, writes "
-                        "will fail. Call `await saver.setup()` once, as after every upgrade."
-                    )
-            if not self._is_there:
-                return []
-            await cursor.execute(cast("Any", _PENDING), params)
-            return [Entry(id_, Scope(*scope)) for id_, *scope in await cursor.fetchall()]
+    async def delete(self, rows: Collection[JournalRow]) -> list[str]:
+        """Take rows away, whose scopes Redis was told of after they were seen.
 
-    async def delete(self, entries: Sequence[Entry]) -> None:
-        """Take rows away, whose scopes Redis was told of after they were seen here."""
-        async with self._quietly() as conn:
-            ids = [entry.id for entry in entries]
-            await conn.execute(cast("Any", _DELETE), {"cache": self.cache, "ids": ids})
+        Returns:
+            The tables that other software has written to, one for each row that it is to blame for.
+        """
+        async with self._store._checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+            ids = [row.id for row in rows]
+            await cursor.execute(cast("Any", _DELETE), {"cache": self.cache, "ids": ids})
+            return [source for (source,) in await cursor.fetchall() if source is not None]
 
     async def count(self) -> int:
         """Return how many rows there are."""
-        async with self._quietly() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+        async with self._store._checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             await cursor.execute(_COUNT, {"cache": self.cache})
             row = await cursor.fetchone()
         return 0 if row is None else cast("int", row[0])
 
     async def compact(self) -> None:
         """Make one row of all rows of a scope, as far as one statement gets."""
-        async with self._quietly() as conn:
+        async with self._store._checkout() as conn:
             await conn.execute(cast("Any", _COMPACT), {"cache": self.cache})
 
-    def params(self, scopes: Collection[Scope]) -> dict[str, Any]:
-        """Return what a statement needs that records scopes: see `journalled`."""
-        listed = sorted(set(scopes))
-        return {
-            "cache": self.cache,
-            "untold_threads": [scope.thread_id for scope in listed],
-            "untold_namespaces": [scope.checkpoint_ns for scope in listed],
-        }
+    def params(self, untold: Collection[Scope], changed: Collection[Scope]) -> dict[str, Any] | None:
+        """Return what a statement needs that records scopes: see `journalled`. `None`: nothing to record.
 
-    @asynccontextmanager
-    async def _quietly(self) -> AsyncIterator[Connection]:
-        """A connection for what nobody called for: its waits are not those of callers, and not counted."""
-        try:
-            async with self._store._checkout() as conn:
-                yield conn
-        except psycopg.errors.InsufficientPrivilege:
-            self._warn(
-                "The role that the saver connects with may not use the table glasspoint_l1_journal, so the "
-                "cache is not used: PostgreSQL answers alone. GRANT SELECT, INSERT, UPDATE, DELETE ON "
-                "glasspoint_l1_journal."
-            )
-            raise
-
-    def _warn(self, message: str) -> None:
-        """Log it, once."""
-        if not self._warned:
-            self._warned = True
-            _log.warning(message)
+        Args:
+            untold, changed: As for `record`.
+        """
+        if not untold and not self.others:
+            return None
+        return _params([(self.cache, untold), *((other, changed) for other in self.others)])
 
 
-async def is_up_to_date(conn: Connection) -> bool:
-    """Tell whether the journal's table is there as this version needs it."""
-    async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", _IS_UP_TO_DATE), {"columns": list(_COLUMNS)})
-        row = await cursor.fetchone()
-    return row is not None and bool(row[0])
+def _params(told: Iterable[tuple[str, Collection[Scope]]]) -> dict[str, Any]:
+    rows = [(cache, *scope) for cache, scopes in told for scope in sorted(set(scopes))]
+    names = ("untold_caches", "untold_threads", "untold_namespaces")
+    return {name: [row[column] for row in rows] for column, name in enumerate(names)}
 
 
 @functools.cache
 def journalled(statement: str) -> str:
     """Return a statement that also records scopes (`Journal.params`), in one and the same transaction."""
-    text = statement.strip()
+    text = statement.removeprefix(OWN).strip()
     rest = f", {text.removeprefix('WITH ')}" if text.startswith("WITH ") else f" {text}"
-    return f"WITH journalled AS ({_RECORD}){rest}"
+    return f"{OWN}WITH journalled AS ({_RECORD}){rest}"

@@ -24,12 +24,15 @@ from glasspoint.l2.deadline import within
 from glasspoint.l2.faults import classify
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from psycopg.rows import DictRow
 
     from glasspoint.l2.pool import Pool
     from glasspoint.telemetry.events import Telemetry
 
     Connection = psycopg.AsyncConnection[DictRow]
+    Greet = Callable[[Connection], Awaitable[None]]
 
 __all__ = ["Liveness", "Reviver"]
 
@@ -50,6 +53,8 @@ class Liveness:
     def __init__(self) -> None:
         self._returned_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
         self._renewed_at = -_RENEWAL_PAUSE_SECONDS
+        self.greet: Greet | None = None
+        """Awaited with a connection that is new, before it is handed out."""
 
     async def getconn(self, pool: Pool) -> Connection:
         """Check a connection out; the dead ones that come first are replaced.
@@ -62,12 +67,18 @@ class Liveness:
             connection = await pool.getconn(timeout=deadline - monotonic())
             try:
                 if await self._answers(pool, connection):
+                    await self._greet(connection)
                     return connection
                 await connection.close()
             except BaseException:  # not lost for the pool
                 await pool.putconn(connection)
                 raise
             await pool.putconn(connection)
+
+    async def _greet(self, connection: Connection) -> None:
+        if self.greet is not None and connection not in self._returned_at:
+            self._returned_at[connection] = monotonic()
+            await self.greet(connection)
 
     async def putconn(self, pool: Pool, connection: Connection) -> None:
         """Give a connection back."""

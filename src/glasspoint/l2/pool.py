@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote
+from weakref import WeakSet
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     Pool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 
-__all__ = ["address_of", "open_pool", "postgres_conninfo"]
+__all__ = ["address_of", "bounds_statements", "open_pool", "postgres_conninfo"]
 
 _log = get_logger("glasspoint.l2")
 
@@ -44,6 +45,16 @@ _KEEPALIVE = {
     "tcp_user_timeout": 20_000,
     "connect_timeout": 5,
 }
+
+# A write that was acknowledged must be there after a crash. Only remote_apply is stricter than on.
+_CONFIGURE = """
+SELECT set_config('statement_timeout', %s, false),
+       CASE WHEN current_setting('synchronous_commit') <> 'remote_apply'
+            THEN set_config('synchronous_commit', 'on', false) END
+"""
+
+# The pools on whose connections a statement timeout was set here.
+_bounded: WeakSet[Pool] = WeakSet()
 
 # For so long the pool itself tries again to make a connection that failed; then see `Reviver`.
 _RECONNECT_SECONDS = 0.2
@@ -108,8 +119,9 @@ async def open_pool(
 
     async def configure(connection: psycopg.AsyncConnection[DictRow]) -> None:
         milliseconds = str(int(statement_timeout_seconds * 1000))
-        await connection.execute("SELECT set_config('statement_timeout', %s, false)", (milliseconds,))
+        await connection.execute(_CONFIGURE, (milliseconds,))
 
+    own_timeout = prepare_threshold is not None
     pool: Pool = AsyncConnectionPool(
         conninfo,
         # Autocommit: a call is one statement, and upstream's migrations cannot run in a transaction.
@@ -122,7 +134,7 @@ async def open_pool(
         # Given up soon, and taken up again by whoever asks.
         reconnect_timeout=_RECONNECT_SECONDS,
         reconnect_failed=Reviver(telemetry).reconnect_failed,
-        configure=None if prepare_threshold is None else configure,
+        configure=configure if own_timeout else None,
         name="glasspoint",
         open=False,
     )
@@ -136,7 +148,14 @@ async def open_pool(
             f"PostgreSQL gave fewer than {min_size} connections within {connect_timeout_seconds} s: check "
             "its max_connections, or ask for fewer with pool_min_size."
         ) from exc
+    if own_timeout:
+        _bounded.add(pool)
     return pool
+
+
+def bounds_statements(pool: Pool | None) -> bool:
+    """Tell whether the pool's connections have a `statement_timeout` that `open_pool` has set."""
+    return pool in _bounded
 
 
 def address_of(pool: Pool | None) -> tuple[str | None, int | None]:

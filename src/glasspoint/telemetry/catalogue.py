@@ -203,6 +203,41 @@ METRICS: dict[str, Metric] = {
             ),
         ),
         Metric(
+            "l1_identity_changes_total",
+            "counter",
+            ("reason",),
+            "Times that PostgreSQL was not what the cache was filled from.",
+            "what made the cache start anew: another `database`, a `timeline`, a `crash`, a table that was "
+            "`truncated`, another Redis (`generation`)",
+            (
+                Query(
+                    "Was PostgreSQL replaced, restored or set back?",
+                    'increase(glasspoint_l1_identity_changes_total{reason!="generation"}[1h]) > 0',
+                ),
+            ),
+        ),
+        Metric(
+            "foreign_writes_total",
+            "counter",
+            ("table",),
+            "Entries dropped because other software wrote to PostgreSQL.",
+            "other software wrote; the cache followed",
+            (
+                Query(
+                    "Does other software write to the tables?",
+                    "sum by (table) (rate(glasspoint_foreign_writes_total[5m]))",
+                ),
+            ),
+        ),
+        Metric(
+            "l2_asynchronous_commit",
+            "gauge",
+            (),
+            "1 if PostgreSQL acknowledges writes that a crash can lose.",
+            "can a crash of PostgreSQL lose acknowledged writes (`synchronous_commit` is not `on`)",
+            (Query("Can a crash lose acknowledged writes?", "glasspoint_l2_asynchronous_commit == 1"),),
+        ),
+        Metric(
             "l1_breaker_open",
             "gauge",
             (),

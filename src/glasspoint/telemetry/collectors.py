@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from glasspoint._version import __version__
 from glasspoint.telemetry.catalogue import METRICS
+from glasspoint.telemetry.events import DURABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -39,6 +40,7 @@ READ_AT_SCRAPE = (
     "l1_breaker_open",
     "l1_journal_pending",
     "l1_quarantined_scopes",
+    "l2_asynchronous_commit",
     "active_tier",
     "storage_bytes",
     "storage_rows",
@@ -124,6 +126,9 @@ class SaverCollector(Collector):
                 yield Figure("l1_journal_pending", (name,), pending)
                 quarantined = max(v.quarantined() if v.quarantined else 0 for v in cached)
                 yield Figure("l1_quarantined_scopes", (name,), quarantined)
+            settings = {v.synchronous_commit for v in cached if v.synchronous_commit is not None}
+            if settings:
+                yield Figure("l2_asynchronous_commit", (name,), float(not settings <= DURABLE))
             tiers = {v.tier for v in open_ if v.active}
             for tier in TIERS:
                 yield Figure("active_tier", (name, tier), float(tier in tiers))

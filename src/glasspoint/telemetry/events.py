@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from glasspoint.scope import Scope
 
 __all__ = [
+    "DURABLE",
     "Audited",
     "BackgroundTaskFailed",
     "BreakerChanged",
@@ -31,6 +32,9 @@ __all__ = [
     "Drained",
     "EpochChanged",
     "Failures",
+    "ForeignWrites",
+    "IdentityChanged",
+    "IdentityReason",
     "Invalidated",
     "InvalidationSource",
     "L1Availability",
@@ -69,9 +73,13 @@ WarmUpResult = Literal["stored", "refused", "error"]
 WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "journalled", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
+IdentityReason = Literal["database", "timeline", "crash", "truncated", "generation"]
 Verdict = Literal["consistent", "stale", "raced"]
 TaskName = Literal["sweeper", "auditor", "table_sizes", "reconnector", "tier_probe"]
 BreakerState = Literal["closed", "open", "half_open"]
+
+DURABLE = frozenset(("on", "remote_apply"))
+"""The settings of `synchronous_commit` with which a crash loses nothing that was acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,31 @@ class BreakerChanged:
 @dataclass(frozen=True, slots=True)
 class EpochChanged:
     """Redis is another server process than before: a restart or a failover."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityChanged:
+    """L2 is not what the cache was filled from, or the cache has moved to another Redis.
+
+    Attributes:
+        reason: `database`: another one, or tables made anew; `timeline`: promoted, or recovered to an earlier
+            moment; `crash`: crashed; `truncated`: emptied; `generation`: another Redis, or not used for long.
+    """
+
+    reason: IdentityReason
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignWrites:
+    """Other software has written to a table, and the cache has followed.
+
+    Attributes:
+        table: `checkpoints` or `checkpoint_writes`.
+        scopes: How many scopes were dropped for it.
+    """
+
+    table: str
+    scopes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +215,8 @@ Note = (
     Audited
     | BackgroundTaskFailed
     | EpochChanged
+    | ForeignWrites
+    | IdentityChanged
     | Invalidated
     | PoolTimedOut
     | PoolWaited
@@ -221,6 +256,9 @@ class Vitals:
         journal_pending: How many rows of the journal were not swept when somebody last looked, but for those
             of scopes in quarantine.
         quarantined: Returns how many scopes are in quarantine. `None` where there is no L1.
+        identity: Of L2, as it stands in the keys of L1; `None` while L1 is not used.
+        withheld: The parts of the identity that PostgreSQL does not tell this role.
+        synchronous_commit: PostgreSQL's setting, on the saver's connections; `None` if it is not known.
         storage: Returns what is known of the tables' sizes, and sees that it is renewed. From any thread;
             waits for nobody. `None` where there is no PostgreSQL.
     """
@@ -237,6 +275,9 @@ class Vitals:
     undrained: tuple[str, ...] = ()
     breaker: BreakerState | None = None
     journal_pending: int = 0
+    identity: str | None = None
+    withheld: tuple[str, ...] = ()
+    synchronous_commit: str | None = None
     quarantined: Callable[[], int] | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
 

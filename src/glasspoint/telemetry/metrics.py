@@ -21,6 +21,9 @@ from glasspoint.telemetry.events import (
     BreakerChanged,
     Drained,
     EpochChanged,
+    ForeignWrites,
+    IdentityChanged,
+    IdentityReason,
     Invalidated,
     L2Retried,
     Note,
@@ -146,6 +149,8 @@ class Families:
         self.entry_bytes = histogram("entry_bytes", BUCKETS_BYTES)
         self.serde_duration = histogram("serde_duration_seconds")
         self.l1_epoch_changes = counter("l1_epoch_changes_total")
+        self.l1_identity_changes = counter("l1_identity_changes_total")
+        self.foreign_writes = counter("foreign_writes_total")
         self.l1_invalidations = counter("l1_invalidations_total")
         self.l1_breaker_transitions = counter("l1_breaker_transitions_total")
         self.l1_audits = counter("l1_audits_total")
@@ -283,6 +288,8 @@ class Metrics(Observer):
         self._decode_seconds = families.serde_duration.labels(saver_name, "read")
         self._encode_seconds = families.serde_duration.labels(saver_name, "write")
         self._epoch_changes = families.l1_epoch_changes.labels(saver_name)
+        self._identity_changes = _Children(families.l1_identity_changes, saver_name)
+        self._foreign_writes = _Children(families.foreign_writes, saver_name)
         self._invalidations = _Children(families.l1_invalidations, saver_name)
         self._breaker = _Children(families.l1_breaker_transitions, saver_name)
         self._audits = _Children(families.l1_audits, saver_name)
@@ -298,6 +305,8 @@ class Metrics(Observer):
             (self._reads, ("hit", "miss", "busy", "historical", "incomplete", "unavailable")),
             (self._warm_ups, ("stored", "refused", "error")),
             (self._writes, _WRITES),
+            (self._identity_changes, get_args(IdentityReason)),
+            (self._foreign_writes, ("checkpoints", "checkpoint_writes")),
             (self._invalidations, ("delete", "prune", "copy", "journal", "audit", "tampered")),
             (self._breaker, ("open", "half_open", "closed")),
             (self._audits, ("consistent", "stale", "raced")),
@@ -377,6 +386,10 @@ class Metrics(Observer):
                 self._pool_timeouts.inc()
             case EpochChanged():
                 self._epoch_changes.inc()
+            case IdentityChanged():
+                self._identity_changes[note.reason].inc()
+            case ForeignWrites():
+                self._foreign_writes[note.table].inc(note.scopes)
             case Invalidated():
                 self._invalidations[note.source].inc()
             case BreakerChanged():

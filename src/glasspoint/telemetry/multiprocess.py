@@ -50,6 +50,7 @@ _MODES: dict[str, Literal["livesum", "livemax"]] = {
     "l1_breaker_open": "livemax",
     "l1_journal_pending": "livemax",
     "l1_quarantined_scopes": "livemax",
+    "l2_asynchronous_commit": "livemax",
     "active_tier": "livemax",
     "storage_bytes": "livemax",
     "storage_rows": "livemax",

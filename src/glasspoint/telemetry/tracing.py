@@ -17,6 +17,7 @@ from glasspoint.telemetry.conversation import end_span, link_to_writer, to_store
 from glasspoint.telemetry.events import (
     BreakerChanged,
     EpochChanged,
+    IdentityChanged,
     L1Availability,
     L2Retried,
     Note,
@@ -152,6 +153,8 @@ class Tracing(Observer):
                 span.end(now)
         elif isinstance(note, EpochChanged):
             current.add_event("glasspoint.l1.epoch_changed")
+        elif isinstance(note, IdentityChanged):
+            current.add_event("glasspoint.l1.identity_changed", {"reason": note.reason})
         elif isinstance(note, BreakerChanged):
             current.add_event(
                 "glasspoint.l1.breaker", {"glasspoint.state": note.state, "reason": note.reason}

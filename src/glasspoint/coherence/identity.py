@@ -1,0 +1,367 @@
+"""Which entries in Redis belong to this PostgreSQL, as it is now: the identity is compared, renewed, adopted.
+
+Open this when entries are believed that another database has filled, or when a cache stays cold.
+
+    look (L2)    the facts, and the row of the cache: generation, Redis, facts of then
+    compare      the row fits: its generation names the keys
+                 a fact has changed, or this process has met another Redis: renew the row (L2), look again
+                 another process has attached the row to another Redis: this process is detached
+    adopt        record what was written under the old keys in the journal, then use the new keys
+
+A look is part of each sweep, so a process that has nothing but hits learns of a change within the sweep
+interval. A new connection is looked at before its first use: a failover of PostgreSQL breaks connections.
+
+A process that has not noticed yet writes under keys that others do not read any more. So each process keeps
+what it has written since its last look that fitted, with the generation that it was written under. What was
+written under another one than L2's is recorded in the journal, and the next sweep drops these entries.
+
+A detached process leaves Redis alone, and its writes go into the journal, where the attached processes find
+them. After a minute it attaches the cache to its own Redis: the others may be gone by then. Two Redis servers
+for one cache are a mistake, and each such change says so.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from glasspoint.identity import Identity
+from glasspoint.l2.identity import NoIdentityError
+from glasspoint.l2.schema import GRANTS
+from glasspoint.telemetry.events import DURABLE, IdentityChanged
+from glasspoint.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from glasspoint.l1.cache import Cache, Written
+    from glasspoint.l2.identity import Attachment, Identities, JournalRow, Look
+    from glasspoint.l2.journal import Journal
+    from glasspoint.telemetry.events import IdentityReason, Telemetry, Vitals
+
+__all__ = ["Found", "IdentityKeeper"]
+
+_log = get_logger("glasspoint.l1")
+
+# How often a process says that the cache is in use: see `Attachment.is_forgotten`.
+_SAY_SEEN_SECONDS = 60.0
+
+# Before that, tables that are missing are no news.
+_SETUP_TAKES_SECONDS = 5.0
+
+# How long a process waits for those that have attached the cache to another Redis.
+_DETACHED_SECONDS = 60.0
+
+# Longer than a statement can be under way.
+_NEW_SECONDS = 30.0
+
+# More scopes than these are not dropped one by one: the generation is renewed instead.
+_WRITTEN_AT_MOST = 20_000
+
+# Which fact's change is called what; the first that fits.
+_REASONS: tuple[tuple[str, IdentityReason], ...] = (
+    ("system", "database"),
+    ("database", "database"),
+    ("tables", "database"),
+    ("timeline", "timeline"),
+    ("content", "truncated"),
+)
+
+
+class Found(NamedTuple):
+    """What a look has found.
+
+    Attributes:
+        status: `fits`: the identity in use is that of L2. `changed`: it is another one now; look again before
+            anything is believed. `unusable`: there is none, and L1 is not used.
+        rows: The rows of the journal that were asked for, if it fits.
+    """
+
+    status: Literal["fits", "changed", "unusable"]
+    rows: list[JournalRow] = []  # noqa: RUF012 - never changed
+
+
+class IdentityKeeper:
+    """Keeps the keys of one cache those of the identity of L2."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        identities: Identities,
+        journal: Journal,
+        telemetry: Telemetry,
+        vitals: Vitals,
+        *,
+        signing_key: bytes | None = None,
+    ) -> None:
+        """Args:
+        cache: Whose keys they are.
+        identities: Reads and renews the row of the cache.
+        journal: Where scopes are recorded that were written under keys of the past.
+        telemetry: Who is told of each change.
+        vitals: Where the identity is shown.
+        signing_key: Signs the entries in place of the key that PostgreSQL keeps.
+        """
+        self._cache = cache
+        self._identities = identities
+        self._journal = journal
+        self._telemetry = telemetry
+        self._vitals = vitals
+        self._signing_key = signing_key
+        self._identity: Identity | None = None
+        self._known: Identity | None = None  # the last one in use
+        self._renewed: str | None = None  # the generation that this process has made itself
+        self._position: int | None = None  # of PostgreSQL's log, at the last look
+        self._reign: str | None = None  # of the Redis that this process was attached to last
+        self._detached_at: float | None = None
+        self._written: set[Written] = set()  # before the look under way began
+        self._no_tables_since: float | None = None
+        self._met_others: dict[str, float] = {}  # when each was seen first
+        self.is_purged = False
+        """Whether the entries of older generations were deleted."""
+        self._warned: set[str] = set()
+
+    @property
+    def identity(self) -> Identity | None:
+        """The identity in use; `None` while the cache is not used."""
+        return self._identity
+
+    async def look(self, *, limit: int, after: int) -> Found:
+        """Look at L2, once; renew or adopt the identity, if that is due.
+
+        Args:
+            limit: How many rows of the journal to return at most.
+            after: Only rows with a greater id.
+
+        Raises:
+            psycopg.Error, GlasspointError: A server does not answer, or refuses.
+        """
+        if len(self._written) <= _WRITTEN_AT_MOST:  # otherwise, no more of them need to be known
+            self._written |= self._cache.written
+        self._cache.written = set()
+        try:
+            look = await self._identities.look(limit=limit, after=after)
+        except NoIdentityError as exc:
+            await self._no_identity(exc)
+            return Found("unusable")
+        self._no_tables_since = None
+        self._check_durability(look)
+        self._vitals.withheld = tuple(self._identities.withheld)
+        await self._meet_others(look)
+        status = await self._settle(look)
+        return Found(status, look.rows if status == "fits" else [])
+
+    async def greet(self, connection: Any) -> None:
+        """Look at L2 on a connection that is new: it may lead to another server than the others.
+
+        If something has changed there, L1 is not used until a sweep has looked into it.
+        """
+        identity = self._identity
+        if identity is None:
+            return
+        try:
+            look = await self._identities.look_on(connection)
+        except Exception as exc:
+            # The call that wanted the connection meets this, too.
+            _log.debug("a new connection was not looked at (%s)", type(exc).__name__)
+            return
+        row = look.attachment
+        is_same = row is not None and row.generation == identity.generation and row.is_marked
+        if is_same and not look.changed and not self._is_set_back(look):
+            return
+        if self._identity is identity:
+            self._forget()
+            if self._cache.wake is not None:
+                self._cache.wake()
+
+    # ---------------------------------------------------------------- helpers
+
+    async def _meet_others(self, look: Look) -> None:
+        """See that other caches on this database hear of our writes, those included that were under way, or
+        just done, when such a cache was first used."""
+        now = monotonic()
+        self._met_others = {each: self._met_others.get(each, now) for each in look.others}
+        new = [each for each, met_at in self._met_others.items() if now - met_at < _NEW_SECONDS]
+        if new and self._written:
+            await self._journal.record_now({each.scope for each in self._written}, caches=new)
+        self._journal.others = look.others
+        if look.others and "others" not in self._warned:
+            self._warned.add("others")
+            _log.warning(
+                "This database has another cache, of the key_prefix %s. What is written through one reaches "
+                "the other within the sweep interval only. Use one key_prefix for one database.",
+                ", ".join(map(repr, sorted(look.others))),
+            )
+
+    async def _no_identity(self, error: NoIdentityError) -> None:
+        if error.reason == "tables":
+            self._no_tables_since = self._no_tables_since or monotonic()
+            if not self._cache.is_absent:
+                self._forget(is_absent=True)
+            if monotonic() - self._no_tables_since < _SETUP_TAKES_SECONDS:
+                return
+        self._leave(_NO_IDENTITY[error.reason])
+
+    async def _settle(self, look: Look) -> Literal["fits", "changed", "unusable"]:
+        row, server = look.attachment, self._cache.server
+        if server is None:
+            return "unusable"
+        reason = self._reason_to_renew(look)
+        if row is not None and reason is None and row.reign != server.reign:
+            # Perhaps Redis was replaced, and others have noticed it sooner.
+            server = await self._cache.connect(anew=True)
+            if row.reign != server.reign:
+                if not self._may_attach(server.reign):
+                    await self._detach(row)
+                    return "unusable"
+                reason = "generation"
+        if row is None or reason is not None or len(self._written_before(row)) > _WRITTEN_AT_MOST:
+            await self._renew(look, reason or "generation", server.reign)
+            return "changed"
+        has_recorded = await self._record_written(row)
+        if self._identity != self._identity_of(look, row):
+            self._adopt(look, row)
+            return "changed"
+        if has_recorded:
+            return "changed"  # the next look shows these rows
+        await self._confirm(row)
+        return "fits"
+
+    def _identity_of(self, look: Look, row: Attachment) -> Identity:
+        return Identity(look.database, row.generation, row.reign, self._signing_key or look.signing_key)
+
+    def _reason_to_renew(self, look: Look) -> IdentityReason | None:
+        row = look.attachment
+        is_set_back, self._position = self._is_set_back(look), look.position
+        if is_set_back:
+            return "timeline"
+        if row is None:
+            return None
+        changed = look.changed
+        for fact, reason in _REASONS:
+            if fact in changed:
+                return reason
+        if not row.is_marked:
+            return "crash"
+        return "generation" if row.is_forgotten else None
+
+    def _is_set_back(self, look: Look) -> bool:
+        return look.position is not None and look.position < (self._position or 0)
+
+    def _may_attach(self, reign: str) -> bool:
+        """Whether this process may attach the cache, which another Redis has: at its opening, when its own
+        Redis is another one, and when the others had their minute."""
+        if self._reign != reign:
+            return True
+        return self._detached_at is not None and monotonic() - self._detached_at > _DETACHED_SECONDS
+
+    async def _renew(self, look: Look, reason: IdentityReason, reign: str) -> None:
+        self._renewed = await self._identities.renew(look, reign, reason)
+        if self._renewed is None:
+            return  # another process was faster
+        self._written.clear()  # whoever reads under the new keys reads L2 first, and has begun later
+        self._reign = reign
+        row = look.attachment
+        if row is None:
+            return
+        self._telemetry.note(IdentityChanged(reason))
+        if reason == "generation" and row.reign != reign:
+            _log.info("The cache is attached to this Redis now, and warms up anew.")
+            return
+        _log.warning(
+            "%s: what Redis holds from before is not believed, and the cache warms up anew.",
+            _WHAT_CHANGED[reason].format(
+                facts=", ".join(f"{name} {then} -> {now}" for name, (then, now) in look.changed.items()),
+                minutes=int(row.unseen_seconds // 60),
+            ),
+        )
+
+    def _adopt(self, look: Look, row: Attachment) -> None:
+        if self._known is not None and self._known.reign == row.reign and self._reign == row.reign:
+            self._note_renewal_by_others(row)
+        self._identity = self._known = self._identity_of(look, row)
+        self._reign = row.reign
+        self._detached_at = None
+        self._vitals.identity = self._identity.name
+        self._cache.identify(self._identity)
+
+    def _note_renewal_by_others(self, row: Attachment) -> None:
+        if self._known is None or row.generation in (self._known.generation, self._renewed):
+            return
+        reason = row.reason
+        self._telemetry.note(IdentityChanged(reason))
+        _log.info("Another process has renewed the identity of the cache (%s).", reason)
+
+    async def _confirm(self, row: Attachment) -> None:
+        self._written.clear()
+        self.is_purged = row.is_purged
+        if row.unseen_seconds > _SAY_SEEN_SECONDS:
+            await self._identities.say_seen(row.generation)
+
+    async def _detach(self, row: Attachment) -> None:
+        if self._detached_at is None:
+            self._detached_at = monotonic()
+        self._leave(_DETACHED)
+        await self._record_written(row)
+
+    def _leave(self, why: str) -> None:
+        """Use no keys at all, and say why, once."""
+        if self._cache.is_identified or self._identity is not None:
+            self._forget()
+        if why not in self._warned:
+            self._warned.add(why)
+            _log.warning(why)
+
+    def _forget(self, *, is_absent: bool = False) -> None:
+        self._identity = None
+        self._vitals.identity = None
+        self._cache.identify(None, is_absent=is_absent)
+
+    def _written_before(self, row: Attachment) -> set[Written]:
+        """What was written under other keys than those of L2's generation."""
+        return {each for each in self._written if each.generation != row.generation}
+
+    async def _record_written(self, row: Attachment) -> bool:
+        """See that nobody believes, under the keys of L2's generation, what stood there before these writes.
+
+        Returns:
+            Whether there were any.
+        """
+        written = self._written_before(row)
+        if written:
+            await self._journal.record_now({each.scope for each in written})
+            self._written -= written
+        return bool(written)
+
+    def _check_durability(self, look: Look) -> None:
+        self._vitals.synchronous_commit = look.synchronous_commit
+        if look.synchronous_commit not in DURABLE and "durability" not in self._warned:
+            self._warned.add("durability")
+            _log.warning(
+                "PostgreSQL's synchronous_commit is %r on the saver's connections: it acknowledges writes "
+                "that a crash can lose. Set it to on, for the role or in the pool's connections.",
+                look.synchronous_commit,
+            )
+
+
+_WHAT_CHANGED: dict[IdentityReason, str] = {
+    "database": "PostgreSQL is another database than the cache was filled from ({facts})",
+    "timeline": "PostgreSQL was promoted, or recovered to an earlier moment ({facts})",
+    "crash": "PostgreSQL has crashed, was promoted or recovered since the cache was filled",
+    "truncated": "A table of the checkpoints was truncated, or the signing key was renewed",
+    "generation": "No process has used the cache for {minutes} minutes, so that writes of other software may "
+    "be unknown",
+}
+_NO_IDENTITY = {
+    "tables": "The tables of the cache are not there, so that Redis is not used: PostgreSQL answers alone. "
+    "Call `await saver.setup()` once, as after every upgrade.",
+    "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis "
+    f"is not used: PostgreSQL answers alone. {GRANTS}.",
+    "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the "
+    "standby answers alone. Connect to the primary.",
+}
+_DETACHED = (
+    "Another process uses another Redis for the cache of this name (key_prefix): this process leaves its "
+    "Redis alone, and PostgreSQL answers alone. One cache needs one Redis: give both the same REDIS_URL, or "
+    "each a key_prefix of its own."
+)
