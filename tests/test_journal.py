@@ -406,9 +406,10 @@ async def test_a_row_that_is_added_while_its_scope_is_swept_stays(database: str,
         await record(database, "a")
         forget = saver._l1.forget
 
-        async def and_another(scopes: Any) -> None:
-            await forget(scopes)
+        async def and_another(scopes: Any) -> Any:
+            refused = await forget(scopes)
             await record(database, "a")
+            return refused
 
         saver._l1.forget = and_another  # type: ignore[method-assign]
         await saver._sweeper.round()

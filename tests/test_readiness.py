@@ -81,6 +81,7 @@ async def test_a_saver_in_its_tier_is_ready(
             "l2": "ok",
             "breaker": "closed",
             "journal": 0,
+            "quarantined": 0,
         }
     assert (await ask(served))[0] == 503, "it was closed"
 

@@ -254,7 +254,7 @@ async def test_while_the_key_changes_both_sides_are_right_and_keep_away_from_eac
 
 
 async def test_a_flood_of_forgeries_is_no_flood_of_lines(
-    signed: Signed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    signed: Signed, caplog: pytest.LogCaptureFixture
 ) -> None:
     thread = signed.threads[1]
 
@@ -269,7 +269,7 @@ async def test_a_flood_of_forgeries_is_no_flood_of_lines(
     assert line.levelno == logging.WARNING
     assert "thread 't', namespace 'ns': the signature of the head is wrong" in line.getMessage()
     assert "(1 refused" in line.getMessage()
-    monkeypatch.setattr("glasspoint.l1.cache._TAMPERED_LOG_SECONDS", 0.0)
+    signed.saver._l1._tampered_lines.seconds = 0.0
     await forge()
     assert "(5 refused" in caplog.records[1].getMessage()
     assert signed.dropped == {"tampered": 6}

@@ -168,6 +168,7 @@ class ManagedSaver(SyncFace):
         self._sizes = self._lifetime.sizes = Sizes(self._l2)
         vitals.storage = self._sizes.known
         vitals.check, vitals.loop, vitals.breaker = self._check, self._loop, self._breaker.state
+        vitals.quarantined = self._l1.quarantine.__len__
         self._identity = IdentityKeeper(
             self._l1,
             self._l2.identities,
@@ -251,6 +252,7 @@ class ManagedSaver(SyncFace):
                 f"pool_min_size is {pool_min_size} and pool_max_size {pool_max_size}: they must be "
                 "0 <= pool_min_size <= pool_max_size, and pool_max_size at least 1."
             )
+        telemetry = options["telemetry"] = options.get("telemetry") or create_telemetry()
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS)
@@ -266,9 +268,12 @@ class ManagedSaver(SyncFace):
                     connect_timeout_seconds=connect_timeout_seconds,
                     prepare_threshold=prepare_threshold,
                     statement_timeout_seconds=options.get("write_deadline_seconds", _WRITE_DEADLINE_SECONDS),
+                    telemetry=telemetry,
                 )
                 opened.push_async_callback(pool.close)
                 saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
+                # If the opening fails, it must not connect again to what is closed.
+                opened.push_async_callback(saver._sweeper.stop)
                 await saver._connect_l1()
             saver._lifetime.owned = opened.pop_all()
         saver._sizes.look_soon()
@@ -278,7 +283,7 @@ class ManagedSaver(SyncFace):
     async def _connect_l1(self) -> None:
         """Meet Redis once: what is misconfigured is an error now; what is only down is left to come back."""
         try:
-            server = await self._l1.connect()
+            server = await self._l1.open()
         except L1UnavailableError as exc:
             self._breaker.trip(type(exc.__cause__ or exc).__name__)
             return
@@ -311,6 +316,7 @@ class ManagedSaver(SyncFace):
             "identity": self.vitals.identity or "unknown",
             "breaker": self._breaker.state,
             "journal": self.vitals.journal_pending,
+            "quarantined": len(self._l1.quarantine),
         }
 
     async def _ready_l1(self) -> None:

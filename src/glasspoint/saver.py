@@ -412,7 +412,7 @@ class _WriteThrough:
                 f"{self._deadline} s. The write may be repeated: it stores the same again.",
             ):
                 await self._retries.run(self._operation.name, lambda: self._journal.record_now([self._scope]))
-        self._l1.doubt()
+        self._l1.doubt(self._scope)
         self._operation.l1_write = "journalled"
         if self._must_tell_l1:
             raise L1UnavailableError(

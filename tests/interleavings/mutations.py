@@ -127,7 +127,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a discard keeps live intents",
-        (("prelude.lua", "if deadline > now then", "if false then"),),
+        (("prelude.lua", "if last <= now then", "if true then"),),
         _SPECIAL,
         ("crash",),
     ),

@@ -130,6 +130,7 @@ class _Process:
     Attributes:
         past: Of several actors: hash of all that has happened in it.
         is_cut_off: Whether its steps do not reach Redis.
+        is_forbidden: Whether Redis refuses it the key of this scope.
         is_wary: Whether it has met a failure, is new, or knows that the identity is another one, and has not
             begun to sweep since.
         is_late: Whether the identity has changed since it looked last.
@@ -145,6 +146,7 @@ class _Process:
     actors: list[_Actor] = field(default_factory=list)
     past: int = 0
     is_cut_off: bool = False
+    is_forbidden: bool = False
     is_wary: bool = False
     is_late: bool = False
     is_disconnected: bool = False
@@ -295,7 +297,7 @@ class _SteppedRedis(Redis):
     world: World
     where: str
 
-    async def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
+    async def evalsha(self, sha: Any, numkeys: int, *keys_and_args: Any) -> Any:
         return await self.world.pass_redis(self.where, sha, numkeys, *keys_and_args)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
@@ -540,6 +542,7 @@ class World:
                 steps.append(("expire", intent))
         steps += [("heal", process.name) for process in self._processes.values() if process.is_cut_off]
         steps += [("wait", process.name) for process in self._processes.values() if self._may_wait(process)]
+        steps += [("allow", process.name) for process in self._processes.values() if process.is_forbidden]
         return steps + [move for kind in faults for move in self._fault_moves(kind, intents)]
 
     def do(self, move: Move) -> None:
@@ -586,6 +589,7 @@ class World:
                     (
                         process.past,
                         process.is_cut_off,
+                        process.is_forbidden,
                         process.is_wary,
                         process.is_late,
                         process.is_disconnected,
@@ -709,6 +713,9 @@ class World:
         if kind == "cut_off":
             asking = {gate.actor.process.name for gate in self._gates if gate.tier == "l1"}
             return [("cut_off", p.name) for p in processes if p.name in asking and not p.is_cut_off]
+        if kind == "forbid":
+            asking = {gate.actor.process.name for gate in self._gates if gate.tier == "l1"}
+            return [("forbid", p.name) for p in processes if p.name in asking and not p.is_forbidden]
         if kind == "open":
             return [("open", p.name) for p in processes if not p.is_foreign and p.saver._breaker.is_closed]
         if kind == "cancel":
@@ -891,6 +898,15 @@ class World:
     def _do_heal(self, name: str) -> None:
         self.trace.append(f"{name} reaches Redis again")
         self._processes[name].is_cut_off = False
+
+    def _do_forbid(self, name: str) -> None:
+        """Redis refuses a process the key of this scope from now on, and serves it all others."""
+        self._fault(f"forbid: {name}", lossy=True)
+        self._processes[name].is_forbidden = True
+
+    def _do_allow(self, name: str) -> None:
+        self.trace.append(f"{name} may use the key again")
+        self._processes[name].is_forbidden = False
 
     # ------------------------------------------------------------------ changes of identity
 
@@ -1081,7 +1097,7 @@ class World:
             if not self._effects[earlier].required and keys & {k for _, k, _ in self._effects[earlier].rows}:
                 self._require(earlier, writer)
 
-    async def pass_redis(self, where: str, sha: str, numkeys: int, key: bytes, *args: Any) -> Any:
+    async def pass_redis(self, where: str, sha: bytes, numkeys: int, key: bytes, *args: Any) -> Any:
         """Where a script waits; its name is known from what was loaded."""
 
         process = _ACTOR.get().process
@@ -1090,6 +1106,9 @@ class World:
             if process.is_cut_off:
                 self._is_wary(process)
                 raise TimeoutError
+            if process.is_forbidden:
+                self._is_wary(process)
+                raise ResponseError("No permissions to access a key")
             outcome = self._replayed.popleft() if self._replayed is not None else None
             if outcome is None:
                 look = ("HGETALL", key), ("PTTL", key)
@@ -1100,7 +1119,7 @@ class World:
                 self._saw((where, key), outcome.entry, outcome.ttl_ms)
             return _raise_error(outcome.answer)
 
-        return await self._pass("l1", self._script_names()[sha], perform)
+        return await self._pass("l1", self._script_names()[sha.decode()], perform)
 
     async def _pass_postgres(self, statement: tuple[Any, ...]) -> Any:
         actor = _ACTOR.get()
@@ -1262,6 +1281,7 @@ class World:
             self._may_wait(process),
             bool(keeper._written),
             bool(cache.written),
+            SCOPE in cache.quarantine,
         )
 
     def _make_processes(self) -> None:
@@ -1454,7 +1474,7 @@ _Memory = list[tuple[dict[str, Any], dict[str, Any]]]
 
 def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
-    return saver._l1, saver._l1._epochs, saver._identity, saver._sweeper
+    return saver._l1, saver._l1._epochs, saver._l1._quarantine, saver._identity, saver._sweeper
 
 
 def _memory_of(saver: Any) -> _Memory:

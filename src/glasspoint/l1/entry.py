@@ -35,7 +35,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint, version_text
+from glasspoint.codec import (
+    Encoded,
+    EncodedPut,
+    EncodedWrite,
+    StoredCheckpoint,
+    version_text,
+    versions_of,
+)
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.compression import unpack
 
@@ -84,7 +91,7 @@ def image_fields(stored: StoredCheckpoint, signer: Signer, packer: Packer | None
     inline = stored.document.get("channel_values") or {}
     snapshots = [channel for channel in stored.values if channel in inline]
     fields += _head(stored.scope, stored, snapshots, scope_signer, packer)
-    for channel, version in stored.document["channel_versions"].items():
+    for channel, version in versions_of(stored.document).items():
         if channel in stored.values:
             fields += _channel(channel, *stored.values[channel], scope_signer, packer)
         elif channel not in inline:
@@ -158,8 +165,8 @@ def _decode(scope: Scope, fields: Sequence[bytes], signer: Signer) -> StoredChec
     if document["id"] != checkpoint_id:
         raise UnusableImageError("the head is of another checkpoint")
     values: dict[str, tuple[str, Encoded]] = {}
-    inline = document["channel_values"]
-    for channel, version in document["channel_versions"].items():
+    inline = document.get("channel_values") or {}
+    for channel, version in versions_of(document).items():
         name = b"c:" + channel.encode()
         signed = by_name.get(name)
         wanted = version_text(version)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from glasspoint.errors import L1Error, L1UnavailableError
+from glasspoint.l1.permissions import refuse_cluster
 from glasspoint.l1.signature import Signer
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ WRONG_EPOCH = "WRONGEPOCH"
 
 # Changed whenever fields or scripts change meaning, so that two releases side by side never share an entry.
 _KEY_FORMAT = 2
-_STEPS = ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "warm_up", "drop")
+_STEPS = ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "warm_up", "drop", "clear")
 _GUARD = """
 if not string.find(redis.call('INFO', '{section}'), '{field}:{value}', 1, true) then
   return redis.error_reply('{code} this server is another one now')
@@ -220,9 +221,11 @@ class EpochKeeper:
 
     async def _reign(self) -> tuple[_Reign, str]:
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.info("server")
-            pipe.info("replication")
+            # As bytes, here and below: a client may have been made with another encoding than UTF-8.
+            pipe.info(b"server")  # type: ignore[arg-type]
+            pipe.info(b"replication")  # type: ignore[arg-type]
             server, replication = await pipe.execute()
+        refuse_cluster(server)
         return _reign(server, replication), str(server.get("redis_version", ""))
 
     async def _load(self, reign: _Reign, version: str) -> Server:
@@ -230,10 +233,10 @@ class EpochKeeper:
         # One pipeline is one connection, and one connection is one server process: INFO among the loads says
         # whether the scripts went to the server that they name.
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.info("server")
-            pipe.info("replication")
+            pipe.info(b"server")  # type: ignore[arg-type]
+            pipe.info(b"replication")  # type: ignore[arg-type]
             for text in texts.values():
-                pipe.script_load(text)
+                pipe.script_load(text.encode())
             server, replication, *_ = await pipe.execute()
         if _reign(server, replication) != reign:
             raise L1Error(

@@ -19,6 +19,8 @@ from glasspoint.urls import split_url
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from glasspoint.telemetry.events import Telemetry
+
     Pool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 
 __all__ = ["address_of", "bounds_statements", "open_pool", "postgres_conninfo"]
@@ -92,6 +94,7 @@ async def open_pool(
     connect_timeout_seconds: float,
     prepare_threshold: int | None,
     statement_timeout_seconds: float,
+    telemetry: Telemetry | None = None,
 ) -> Pool:
     """Open a pool of autocommit connections.
 
@@ -105,6 +108,7 @@ async def open_pool(
         statement_timeout_seconds: After so long PostgreSQL gives a statement up. Not set where statements are
             never prepared: behind PgBouncer it would stick to connections that others use too; give the role
             one.
+        telemetry: Receives an event for each failure of the reconnector that nobody foresaw.
 
     Raises:
         ConfigurationError: The connection string cannot be understood.
@@ -129,7 +133,7 @@ async def open_pool(
         max_lifetime=1800,
         # Given up soon, and taken up again by whoever asks.
         reconnect_timeout=_RECONNECT_SECONDS,
-        reconnect_failed=Reviver().reconnect_failed,
+        reconnect_failed=Reviver(telemetry).reconnect_failed,
         configure=configure if own_timeout else None,
         name="glasspoint",
         open=False,

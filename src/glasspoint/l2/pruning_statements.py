@@ -84,7 +84,10 @@ WITH RECURSIVE page AS MATERIALIZED (
     SELECT w.*, c.parent_id, c.format, c.channels
     FROM wanted AS w CROSS JOIN LATERAL (
         SELECT parent_checkpoint_id AS parent_id, coalesce((checkpoint ->> 'v')::int, 0) AS format,
-               ARRAY(SELECT jsonb_object_keys(checkpoint -> 'channel_versions')) AS channels
+               ARRAY(
+                   SELECT jsonb_object_keys(checkpoint -> 'channel_versions')
+                   WHERE jsonb_typeof(checkpoint -> 'channel_versions') = 'object'
+               ) AS channels
         FROM checkpoints AS c
         WHERE c.thread_id = w.thread_id AND c.checkpoint_ns = w.checkpoint_ns
           AND c.checkpoint_id = w.checkpoint_id
@@ -383,7 +386,8 @@ FROM (
     SELECT * FROM unnest(%(threads)s::text[], %(namespaces)s::text[], %(ids)s::text[])
 ) AS r
 CROSS JOIN LATERAL (
-    SELECT c.thread_id, c.checkpoint_ns, c.checkpoint -> 'channel_versions' AS versions
+    SELECT c.thread_id, c.checkpoint_ns, CASE jsonb_typeof(c.checkpoint -> 'channel_versions')
+        WHEN 'object' THEN c.checkpoint -> 'channel_versions' ELSE '{}' END AS versions
     FROM checkpoints AS c
     WHERE c.thread_id = r.thread_id AND c.checkpoint_ns = r.checkpoint_ns
       AND c.checkpoint_id = r.checkpoint_id

@@ -122,6 +122,11 @@ class Store:
         )
 
     @property
+    def telemetry(self) -> Telemetry:
+        """What is told of every statement."""
+        return self._telemetry
+
+    @property
     def greet(self) -> Greet | None:
         """Awaited with each connection of the pool that is new, before its first use."""
         return self._liveness.greet

@@ -582,7 +582,7 @@ SPANS: tuple[Spans, ...] = (
     ),
     Spans(
         "checkpoint.l1.",
-        ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "drop", "warm_up"),
+        ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "drop", "clear", "warm_up"),
         "client",
         "each round trip to Redis",
         _OF_REDIS,

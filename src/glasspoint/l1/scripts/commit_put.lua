@@ -35,7 +35,7 @@ for _, field in ipairs(redis.call('HKEYS', KEY)) do
   others = others or is_intent(field)
 end
 redis.call('HSET', KEY, 'id', id)
-set_fields(9 + known, 8 + known + 2 * valued)
+set_fields(ARGV, 9 + known, 8 + known + 2 * valued)
 for i = 9 + known + 2 * valued, #ARGV, 2 do
   -- A value at this very version was put there by whoever stored it in L2, after L2 told us of none.
   local there = redis.call('HGET', KEY, ARGV[i])
