@@ -12,6 +12,7 @@ import asyncio
 import random
 import select
 from contextlib import suppress
+from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -24,7 +25,8 @@ from glasspoint.l2.deadline import within
 from glasspoint.l2.faults import classify
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
     from psycopg.rows import DictRow
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.events import Telemetry
 
     Connection = psycopg.AsyncConnection[DictRow]
-    Greet = Callable[[Connection], Awaitable[None]]
+    Greet = Callable[[Connection], Coroutine[Any, Any, None]]
 
 __all__ = ["Liveness", "Reviver"]
 
@@ -77,8 +79,9 @@ class Liveness:
 
     async def _greet(self, connection: Connection) -> None:
         if self.greet is not None and connection not in self._returned_at:
+            # Not in the trace of whoever happens to be the first to use it.
+            await asyncio.create_task(self.greet(connection), name="glasspoint-greet", context=Context())
             self._returned_at[connection] = monotonic()
-            await self.greet(connection)
 
     async def putconn(self, pool: Pool, connection: Connection) -> None:
         """Give a connection back."""
