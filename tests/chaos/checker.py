@@ -45,17 +45,20 @@ class Violation(NamedTuple):
         where: Thread, namespace.
         said: What is wrong, for people.
         evidence: The operations that show it, the one that noticed last.
+        since: The moment from which on it should not have been, if that is not when the evidence begins.
     """
 
     what: str
     where: Scope
     said: str
     evidence: tuple[Operation, ...]
+    since: float | None = None
 
     @property
     def span(self) -> tuple[float, float]:
         """From the beginning of what was missed to the moment at which that was noticed."""
-        return min(each.start for each in self.evidence), self.evidence[-1].start
+        begun = min(each.start for each in self.evidence) if self.since is None else self.since
+        return begun, self.evidence[-1].start
 
     def __str__(self) -> str:
         return "\n    ".join([f"{self.what} in {self.where}: {self.said}", *map(str, self.evidence)])
@@ -277,7 +280,7 @@ class _History:
             if in_window:
                 self._excused_reads[read.thread].append(read)
             said = f"{what} was gone: {cut.what}, {read.start - cut.until[1]:.2f} s before"
-            return Violation("phantom", scope, said, (writes[-1], read)), in_window
+            return Violation("phantom", scope, said, (writes[-1], read), cut.until[1]), in_window
         if not is_kept and not any(
             self._windows.may_have_gone_since(write, self._over(write), read) for write in writes
         ):
