@@ -372,6 +372,22 @@ def test_a_turn_that_began_before_the_end_of_the_window_may_damage() -> None:
     assert found(damaged(1, 2)) == {"damaged"}, "that turn was over before the cut"
 
 
+def test_a_damaged_checkpoint_may_forget_turns_that_are_older_than_the_backup() -> None:
+    done = [
+        did("turn", 1, 2, turn=1, answered=[1]),
+        did("turn", 19, 24, turn=2, outcome="killed"),
+        put(C1, 23),
+        read(C1, 30, value="without a channel", turn=3),
+        did("turn", 30, 31, turn=3, answered=[3]),
+    ]
+    less = Truth(dict.fromkeys(truth(done).checkpoints, "without a channel"), {})
+    assert excused(judged(*done, has=less, cuts=(RESTORED,))) == {"damaged", "forgotten"}
+    later = TRUNCATED._replace(until=(50, 51))
+    assert excused(judged(*done, has=Truth({}, {}), cuts=(RESTORED, later))) == {"forgotten"}
+    whole = replace(done[3], value=done[2].value)
+    assert found(judged(*done[:3], whole, done[4], cuts=(RESTORED,))) == {"forgotten"}
+
+
 def test_an_error_of_a_turn_is_explained_by_a_cut_that_fell_into_it() -> None:
     turn = did("turn", 19, 23, turn=1, outcome="EmptyInputError", unexpected="EmptyInputError()")
     assert judged(turn, cuts=(RESTORED,)).upset == [turn]
