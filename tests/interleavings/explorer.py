@@ -28,6 +28,7 @@ from interleavings.world import (
     Scenario,
     Violation,
     World,
+    clock,
     new_token,
     no_pause,
 )
@@ -51,7 +52,8 @@ writer lives; `restart`, `failover` another Redis reigns, with what the entry he
 with its scripts; `unsaid`, `unheard` a step gets no answer from Redis, and was not done or was; `cut` the
 connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL answers with an
 error; `cancel` the caller gives up; `cut_off` a process does not reach Redis from now on, until it does
-again; `open` its breaker opens. Also `reboot`: a restart that is one."""
+again; `open` its breaker opens. Also `reboot`: a restart that is one. What happens to PostgreSQL itself:
+`world.CHANGES`."""
 
 
 class Counterexample(AssertionError):
@@ -104,14 +106,16 @@ def explore(
     at_most: int | None = None,
     seed: int = 0,
     start: Sequence[Move] = (),
+    elsewhere: EmbeddedRedis | None = None,
 ) -> Report:
     """Run a scenario through its schedules, with up to `budget` faults in each.
 
     Args:
         server: A Redis for this alone, which will reign anew many times.
-        faults: Kinds that may happen, of `FAULTS`.
+        faults: Kinds that may happen, of `FAULTS` and `CHANGES`.
         at_most: Runs; beyond that the exploration is bounded, in an order that `seed` decides.
         start: What every schedule begins with; not for bounded ones.
+        elsewhere: Another Redis, likewise, if the scenario has processes there.
 
     Raises:
         Counterexample: An invariant does not hold.
@@ -119,7 +123,7 @@ def explore(
     with _patched():
         loop = FrozenLoop()
         try:
-            world = World(loop, server, scenario)
+            world = World(loop, server, scenario, elsewhere)
             try:
                 return _Search(world, faults, budget, at_most, random.Random(seed), start).report()
             finally:
@@ -141,6 +145,7 @@ def _patched() -> Iterator[None]:
         sweeping = lifecycle.Sweeper.round.__globals__
         patch.setitem(sweeping, "_PAUSE_SECONDS", 0.0)
         patch.setitem(sweeping, "monotonic", lambda: 0.0)
+        patch.setitem(lifecycle.IdentityKeeper.look.__globals__, "monotonic", clock)
         yield
 
 

@@ -287,8 +287,8 @@ MUTATIONS = (
         (
             (
                 "glasspoint.l1.epoch",
-                'prefix = f"{self._key_prefix}:{_KEY_FORMAT}:{name}:"',
-                'prefix = f"{self._key_prefix}:"',
+                'prefix = f"{self.root}{server.reign}:{identity.name}:"',
+                'prefix = f"{self.root}{identity.database}:"',
             ),
         ),
         _PUT_AND_WRITES,
@@ -299,7 +299,7 @@ MUTATIONS = (
         (
             (
                 "glasspoint.l1.epoch",
-                'head = f"-- epoch {reign.run_id}.{reign.master_replid}\\n{guard}{prelude}"',
+                'head = f"-- epoch {reign.name}\\n{guard}{prelude}"',
                 "head = prelude",
             ),
         ),

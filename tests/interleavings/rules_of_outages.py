@@ -27,7 +27,7 @@ _WARMED_UP_BEFORE_THE_WRITE: tuple[Move, ...] = (
     ("step", "v", "warm_up"),
 )
 _DROPPED_AND_WARMED_UP: tuple[Move, ...] = (
-    ("step", "s", "pending"),
+    ("step", "s", "look"),
     ("step", "s", "drop"),
     ("step", "r", "read"),
     ("step", "r", "select"),
@@ -69,7 +69,7 @@ RULES_OF_OUTAGES = (
     ),
     Mutation(
         "a write whose commit step was not heard makes a row",
-        ((_SAVER, '            if result == "error":\n', "            if False:\n"),),
+        ((_SAVER, '            if self._operation.l1_write == "error":\n', "            if False:\n"),),
         _PLAIN,
         ("evict", "cut_off"),
     ),
@@ -93,9 +93,10 @@ RULES_OF_OUTAGES = (
             (_SWEEPING, "                await self._cache.forget(scopes)\n", ""),
             (
                 _SWEEPING,
-                "                await self._journal.delete(batch)\n",
-                "                await self._journal.delete(batch)\n"
-                "                await self._cache.forget(scopes)\n",
+                "                for table, rows in Counter(await self._journal.delete(batch)).items():\n",
+                "                deleted = await self._journal.delete(batch)\n"
+                "                await self._cache.forget(scopes)\n"
+                "                for table, rows in Counter(deleted).items():\n",
             ),
         ),
         _SWEEPERS,
@@ -104,7 +105,7 @@ RULES_OF_OUTAGES = (
         "rows are deleted by their ids",
         (
             (_MODEL, "ids = {id_ for id_, _ in rows}", "scopes = {scope for _, scope in rows}"),
-            (_MODEL, "if row[0] not in ids)", "if row[1] not in scopes)"),
+            (_MODEL, "if row[0] in ids}", "if row[1] in scopes}"),
         ),
         _ADDED,
         ("cut_off",),
@@ -114,11 +115,12 @@ RULES_OF_OUTAGES = (
         (
             (
                 _MODEL,
-                "    return tables, tuple(sorted(row for row in tables.journal if row[0] > after)[:limit])\n",
+                "    pending = tuple(sorted(row[:2] for row in tables.journal if row[0] > after)[:limit])\n",
                 "    held = {key for _, name, key in tables.changes if name == 'journal'}\n"
-                "    rows = sorted(row for row in tables.journal if row[0] > after and row[0] not in held)\n"
-                "    changes = tables.changes | {(who, 'journal', row[0]) for row in rows}\n"
-                "    return tables._replace(changes=changes), tuple(rows)\n",
+                "    rows = sorted(row[:2] for row in tables.journal if row[0] > after)\n"
+                "    pending = tuple(row for row in rows if row[0] not in held)\n"
+                "    changes = tables.changes | {(who, 'journal', row[0]) for row in pending}\n"
+                "    tables = tables._replace(changes=changes)\n",
             ),
         ),
         _SWEEPERS,
@@ -128,11 +130,19 @@ RULES_OF_OUTAGES = (
         (
             (
                 _MODEL,
-                "    scopes = {scope for _, scope in tables.journal}\n",
-                "    first = {scope: id_ for id_, scope in sorted(tables.journal, reverse=True)}\n"
-                "    return tables._replace(journal=frozenset((i, s) for s, i in first.items())), None\n",
+                "    gone, tables = tables.journal, tables._replace(journal=frozenset())\n",
+                "    first = {scope: id_ for id_, scope, _ in sorted(tables.journal, reverse=True)}\n"
+                "    rows = frozenset((id_, scope, None) for scope, id_ in first.items())\n"
+                "    return tables._replace(journal=rows), None\n",
             ),
-            (_MODEL, "    return _recorded(tables._replace(journal=frozenset()), scopes), None\n", ""),
+            (
+                _MODEL,
+                "    for source in sorted({source for *_, source in gone}, key=str):\n"
+                "        scopes = {scope for _, scope, its in gone if its == source}\n"
+                "        tables = _recorded(tables, scopes, source)\n"
+                "    return tables, None\n",
+                "",
+            ),
         ),
         _COMPACT,
         ("cut_off",),

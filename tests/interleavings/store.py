@@ -7,7 +7,10 @@ What the entry protocol relies on is here, and nothing else:
 - A conflict is found when a statement takes effect, whatever its snapshot was: first come stays, or an
   upsert.
 - A transaction's deletions are seen by nobody before its COMMIT, and lock their rows until then.
-- A write, or a COMMIT, makes its row in the journal in the same moment, if it is to make one.
+- A write, or a COMMIT, makes its row in the journal in the same moment, if it is to make one. So does a write
+  of other software: the trigger makes that row.
+- A look shows the facts, the cache's row and the journal as they are at one moment. A renewal takes effect
+  only if the generation is there that the caller has seen.
 
 `execute` is that, pure; `ModelStore` and `ModelPruner` are `l2.store.Store` and `l2.pruning.Pruner` on top of
 it, with the same answers. `test_model.py` compares the store with the real one.
@@ -20,15 +23,32 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from glasspoint import codec
 from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint
-from glasspoint.l2.journal import Entry
+from glasspoint.l2.identity import Attachment, JournalRow, Look
 from glasspoint.l2.pruning import Barrier, in_use
 from glasspoint.l2.store import PutAnswer, Ready, WritesAnswer
-from glasspoint.scope import Scope
+from glasspoint.scope import Scope, checkpoint_id_of, scope_of
 
 Ask = Callable[[tuple[Any, ...]], Awaitable[Any]]
+CheckOut = Callable[[], Awaitable[None]]
 
 CONNECTION = object()  # not psycopg's: nobody knows whether a statement on it still runs
+
+SIGNING_KEY = bytes(range(32))
+
+Facts = tuple[tuple[str, str], ...]
+
+
+class CacheRow(NamedTuple):
+    """The row of the cache."""
+
+    reign: str
+    generation: str
+    facts: Facts
 
 
 class Tables(NamedTuple):
@@ -39,16 +59,24 @@ class Tables(NamedTuple):
         blobs: (…, channel, version) -> (type, bytes).
         writes: (…, checkpoint id, task, idx) -> (task path, channel, type, bytes).
         changes: (transaction, table, key): locked now, deleted at its COMMIT.
-        journal: (id, scope).
+        journal: (id, scope, table that other software has written to, if it has).
         next_id: The next row's.
+        facts: What a look tells of PostgreSQL: (name, value).
+        cache: The row of the cache.
+        marks: The generations since which nothing was lost.
+        generations: How many there have been. Nothing sets that back: a real one is random.
     """
 
     checkpoints: frozenset[tuple[Any, Any]] = frozenset()
     blobs: frozenset[tuple[Any, Any]] = frozenset()
     writes: frozenset[tuple[Any, Any]] = frozenset()
     changes: frozenset[tuple[str, str, Any]] = frozenset()
-    journal: frozenset[tuple[int, Scope]] = frozenset()
+    journal: frozenset[tuple[int, Scope, str | None]] = frozenset()
     next_id: int = 1
+    facts: Facts = (("content", "1"), ("timeline", "1"))
+    cache: CacheRow | None = None
+    marks: frozenset[str] = frozenset()
+    generations: int = 0
 
 
 class MustWait(Exception):
@@ -67,15 +95,35 @@ def execute(tables: Tables, who: str, statement: tuple[Any, ...]) -> tuple[Table
     return _STATEMENTS[statement[0]](tables, who, *statement[1:])
 
 
+def truncated(tables: Tables) -> Tables:
+    """LangGraph's tables are empty, and have another content."""
+    facts = {**dict(tables.facts), "content": dict(tables.facts)["content"] + "+"}
+    empty: frozenset[Any] = frozenset()
+    return tables._replace(checkpoints=empty, blobs=empty, writes=empty, facts=tuple(sorted(facts.items())))
+
+
+def set_back(tables: Tables, earlier: Tables, *, tells: bool) -> Tables:
+    """All is as it was, but that a generation has no mark of its own any more; if it `tells`, on another
+    timeline."""
+    facts = dict(tables.facts) | {"content": dict(earlier.facts)["content"]}
+    if tells:
+        facts["timeline"] += "+"
+    return earlier._replace(
+        facts=tuple(sorted(facts.items())), marks=frozenset(), generations=tables.generations
+    )
+
+
 def touched(tables: Tables, who: str, statement: tuple[Any, ...]) -> set[tuple[str, Any]]:
     """Return (table, key) of each row that a statement of `EFFECTS` makes, changes, deletes or finds."""
     match statement:
-        case "put", scope, (checkpoint_id, _, _, _, blobs, _), _:
+        case (("put" | "foreign put"), scope, (checkpoint_id, _, _, _, blobs, _), *_):
             return {("checkpoints", (*scope, checkpoint_id))} | {
                 ("blobs", (*scope, *blob[:2])) for blob in blobs
             }
-        case "put_writes", scope, checkpoint_id, writes, _, _:
+        case (("put_writes" | "foreign put_writes"), scope, checkpoint_id, writes, *_):
             return {("writes", (*scope, checkpoint_id, *write[:2])) for write in writes}
+        case "foreign delete", thread_ids:
+            return set(_rows_of(tables, thread_ids))
         case _:
             return {(name, key) for session, name, key in tables.changes if session == who}
 
@@ -154,17 +202,21 @@ def _put_writes(
 
 
 def _delete(tables: Tables, who: str, thread_ids: Sequence[str]) -> tuple[Tables, Any]:
-    doomed = [
-        (name, key)
-        for name in ("checkpoints", "blobs", "writes")
-        for key, _ in getattr(tables, name)
-        if key[0] in thread_ids
-    ]
+    doomed = _rows_of(tables, thread_ids)
     scopes = {key[:2] for _, key in doomed} | {(thread_id, "") for thread_id in thread_ids}
     for name, key in doomed:
         _check_free(tables, who, name, [key])
     changes = tables.changes | {(who, name, key) for name, key in doomed}
     return tables._replace(changes=changes), tuple(sorted(scopes))
+
+
+def _rows_of(tables: Tables, thread_ids: Collection[str]) -> list[tuple[str, Any]]:
+    return [
+        (name, key)
+        for name in ("checkpoints", "blobs", "writes")
+        for key, _ in getattr(tables, name)
+        if key[0] in thread_ids
+    ]
 
 
 def _still_there(tables: Tables, who: str, thread_ids: Sequence[str]) -> tuple[Tables, Any]:
@@ -186,8 +238,33 @@ def _rollback(tables: Tables, who: str) -> tuple[Tables, Any]:
     return tables._replace(changes=frozenset(c for c in tables.changes if c[0] != who)), None
 
 
-def _recorded(tables: Tables, scopes: Collection[Scope]) -> Tables:
-    rows = {(tables.next_id + number, scope) for number, scope in enumerate(sorted(set(scopes)))}
+def _foreign_put(tables: Tables, who: str, scope: Scope, put: tuple[Any, ...]) -> tuple[Tables, Any]:
+    tables, _ = _put(tables, who, scope, put, journalled=False)
+    return _noted(tables, [scope], "checkpoints"), None
+
+
+def _foreign_put_writes(
+    tables: Tables, who: str, scope: Scope, checkpoint_id: str, writes: Sequence[Any], upsert: bool
+) -> tuple[Tables, Any]:
+    tables, stored = _put_writes(tables, who, scope, checkpoint_id, writes, upsert, journalled=False)
+    return _noted(tables, [scope] if stored else [], "checkpoint_writes"), None
+
+
+def _foreign_delete(tables: Tables, who: str, thread_ids: Sequence[str]) -> tuple[Tables, Any]:
+    doomed = _rows_of(tables, thread_ids)
+    tables, _ = _commit(_delete(tables, who, thread_ids)[0], who)
+    for source, name in (("checkpoints", "checkpoints"), ("checkpoint_writes", "writes")):
+        tables = _noted(tables, [Scope(*key[:2]) for table, key in doomed if table == name], source)
+    return tables, None
+
+
+def _noted(tables: Tables, scopes: Collection[Scope], source: str) -> Tables:
+    """The trigger: with no row of the cache there is nobody to tell."""
+    return _recorded(tables, scopes if tables.cache is not None else [], source)
+
+
+def _recorded(tables: Tables, scopes: Collection[Scope], source: str | None = None) -> Tables:
+    rows = {(tables.next_id + number, scope, source) for number, scope in enumerate(sorted(set(scopes)))}
     return tables._replace(journal=tables.journal | rows, next_id=tables.next_id + len(rows))
 
 
@@ -195,18 +272,44 @@ def _record(tables: Tables, who: str, scopes: Collection[Scope]) -> tuple[Tables
     return _recorded(tables, scopes), None
 
 
-def _pending(tables: Tables, who: str, limit: int, after: int) -> tuple[Tables, Any]:
-    return tables, tuple(sorted(row for row in tables.journal if row[0] > after)[:limit])
+def _look(tables: Tables, who: str, limit: int, after: int) -> tuple[Tables, Any]:
+    pending = tuple(sorted(row[:2] for row in tables.journal if row[0] > after)[:limit])
+    is_marked = tables.cache is not None and tables.cache.generation in tables.marks
+    return tables, (tables.facts, tables.cache, is_marked, pending)
+
+
+def _renew(tables: Tables, who: str, seen: str | None, reign: str, facts: Facts) -> tuple[Tables, Any]:
+    if tables.cache is not None and tables.cache.generation != seen:
+        return tables, None
+    generation = f"{tables.generations + 1:016x}"
+    return tables._replace(
+        cache=CacheRow(reign, generation, facts),
+        marks=tables.marks - {seen} | {generation},
+        generations=tables.generations + 1,
+    ), generation
+
+
+def _say_seen(tables: Tables, who: str, generation: str) -> tuple[Tables, Any]:
+    return tables, None  # time stands still here
 
 
 def _delete_rows(tables: Tables, who: str, rows: Collection[tuple[int, Scope]]) -> tuple[Tables, Any]:
     ids = {id_ for id_, _ in rows}
-    return tables._replace(journal=frozenset(row for row in tables.journal if row[0] not in ids)), None
+    gone = {row for row in tables.journal if row[0] in ids}
+    sources = sorted(source for *_, source in gone if source is not None)
+    return tables._replace(journal=tables.journal - gone), tuple(sources)
+
+
+def _count(tables: Tables, who: str) -> tuple[Tables, Any]:
+    return tables, len(tables.journal)
 
 
 def _compact(tables: Tables, who: str) -> tuple[Tables, Any]:
-    scopes = {scope for _, scope in tables.journal}
-    return _recorded(tables._replace(journal=frozenset()), scopes), None
+    gone, tables = tables.journal, tables._replace(journal=frozenset())
+    for source in sorted({source for *_, source in gone}, key=str):
+        scopes = {scope for _, scope, its in gone if its == source}
+        tables = _recorded(tables, scopes, source)
+    return tables, None
 
 
 def _check_free(tables: Tables, who: str, name: str, keys: Collection[Any]) -> None:
@@ -223,57 +326,143 @@ _STATEMENTS: dict[str, Callable[..., tuple[Tables, Any]]] = {
     "still there": _still_there,
     "commit": _commit,
     "rollback": _rollback,
+    "foreign put": _foreign_put,
+    "foreign put_writes": _foreign_put_writes,
+    "foreign delete": _foreign_delete,
     "record": _record,
-    "pending": _pending,
+    "look": _look,
+    "greet": _look,
+    "renew": _renew,
+    "say seen": _say_seen,
     "delete rows": _delete_rows,
+    "count": _count,
     "compact": _compact,
 }
 
-EFFECTS = ("put", "put_writes", "commit")
+FOREIGN = ("foreign put", "foreign put_writes", "foreign delete")
+EFFECTS = ("put", "put_writes", "commit", *FOREIGN)
 
 # What may yet take effect in the server when the client's connection is gone; a transaction that was not
 # committing is rolled back.
 GOES_ON = {"put snapshot": "put"} | {
-    label: label for label in ("put", "put_writes", "commit", "record", "delete rows", "compact")
+    label: label for label in (*EFFECTS, "record", "renew", "delete rows", "compact")
 }
+
+
+async def stay_connected() -> None:
+    """The connection is there."""
 
 
 class ModelJournal:
     """`l2.journal.Journal`, likewise."""
 
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
+    def __init__(self, ask: Ask, check_out: CheckOut) -> None:
+        self._ask = ask
+        self._check_out = check_out
 
     async def record_now(self, scopes: Collection[Scope]) -> None:
-        await self.ask(("record", tuple(scopes)))
+        await self._check_out()
+        await self._ask(("record", tuple(sorted(scopes))))
 
-    async def pending(self, limit: int, *, after: int = 0) -> list[Entry]:
-        return [Entry(*row) for row in await self.ask(("pending", limit, after))]
-
-    async def delete(self, entries: Sequence[Entry]) -> None:
-        await self.ask(("delete rows", tuple(map(tuple, entries))))
+    async def delete(self, rows: Sequence[JournalRow]) -> list[str]:
+        await self._check_out()
+        return list(await self._ask(("delete rows", tuple(map(tuple, rows)))))
 
     async def count(self) -> int:
-        return len(await self.pending(1_000_000))
+        await self._check_out()
+        count: int = await self._ask(("count",))
+        return count
 
     async def compact(self) -> None:
-        await self.ask(("compact",))
+        await self._check_out()
+        await self._ask(("compact",))
+
+
+class Reigns:
+    """What the reigns of Redis are called in the model: there, states of different runs are compared."""
+
+    def name(self, reign: str) -> str:
+        """Return what a reign is called."""
+        return reign
+
+    def real(self, name: str) -> str:
+        """Return the reign that is called so."""
+        return name
+
+
+class ModelIdentities:
+    """`l2.identity.Identities`, likewise; nothing is withheld, and no cache is forgotten."""
+
+    withheld: Sequence[str] = ()
+
+    def __init__(self, ask: Ask, check_out: CheckOut, reigns: Reigns) -> None:
+        self._ask = ask
+        self._check_out = check_out
+        self._reigns = reigns
+
+    async def look(self, *, limit: int = 0, after: int = 0) -> Look:
+        await self._check_out()
+        return self._seen(await self._ask(("look", limit, after)))
+
+    async def look_on(self, _connection: object, *, limit: int = 0, after: int = 0) -> Look:
+        return self._seen(await self._ask(("greet", limit, after)))
+
+    async def renew(self, look: Look, reign: str, reason: str) -> str | None:
+        await self._check_out()
+        seen, facts = look.attachment, tuple(sorted(look.facts.items()))
+        generation: str | None = await self._ask(
+            ("renew", seen and seen.generation, self._reigns.name(reign), facts)
+        )
+        return generation
+
+    async def say_seen(self, generation: str) -> None:
+        await self._check_out()
+        await self._ask(("say seen", generation))
+
+    def _seen(self, answer: Any) -> Look:
+        facts, row, is_marked, pending = answer
+        return Look(
+            database="0" * 12,
+            facts=dict(facts),
+            signing_key=SIGNING_KEY,
+            synchronous_commit="on",
+            attachment=row
+            and Attachment(
+                self._reigns.real(row.reign),
+                row.generation,
+                dict(row.facts),
+                unseen_seconds=0.0,
+                is_marked=is_marked,
+            ),
+            rows=[JournalRow(id_, Scope(*scope)) for id_, scope in pending],
+        )
 
 
 class ModelStore:
-    """`l2.store.Store`, as far as the protocol's steps need it; `ask` sends a statement."""
+    """`l2.store.Store`, as far as the protocol's steps need it."""
 
     pool = None
     is_saturated = False
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(
+        self, ask: Ask, *, check_out: CheckOut = stay_connected, reigns: Reigns | None = None
+    ) -> None:
+        """Args:
+        ask: Sends a statement.
+        check_out: Awaited before the first statement on a connection.
+        reigns: What the reigns of Redis are called.
+        """
         self.ask = ask
-        self.journal = ModelJournal(ask)
+        self.check_out = check_out
+        self.journal = ModelJournal(ask, check_out)
+        self.identities = ModelIdentities(ask, check_out, reigns or Reigns())
 
     async def select(self, scope: Scope, checkpoint_id: str | None, **_: Any) -> StoredCheckpoint | None:
+        await self.check_out()
         return stored_checkpoint(scope, await self.ask(("select", scope, checkpoint_id)))
 
     async def put(self, scope: Scope, put: EncodedPut, ready: Ready, **_: Any) -> PutAnswer:
+        await self.check_out()
         journalled = await ready(CONNECTION)
         params = put_params(put)
         newest, shadowed, known_writes = await self.ask(("put snapshot", scope, params, journalled))
@@ -290,6 +479,7 @@ class ModelStore:
         upsert: bool,
         **_: Any,
     ) -> WritesAnswer:
+        await self.check_out()
         journalled = await ready(CONNECTION)
         rows = tuple(_row(write) for write in writes)
         answers = await self.ask(("put_writes", scope, checkpoint_id, rows, upsert, journalled))
@@ -301,7 +491,7 @@ class ModelStore:
     async def delete_thread(
         self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[Collection[Scope]]], **_: Any
     ) -> None:
-        async with _Transaction(self.ask) as transaction:
+        async with _Transaction(self.ask, self.check_out) as transaction:
             scopes = await self.ask(("delete", (thread_id,)))
             transaction.untold = await before_commit([namespace for _, namespace in scopes])
 
@@ -314,10 +504,11 @@ class ModelPruner:
 
     def __init__(self, store: ModelStore) -> None:
         self.ask = store.ask
+        self.check_out = store.check_out
 
     async def delete_threads(self, thread_ids: Sequence[str], barrier: Barrier) -> None:
         threads = tuple(sorted(set(thread_ids)))
-        async with _Transaction(self.ask) as transaction:
+        async with _Transaction(self.ask, self.check_out) as transaction:
             scopes = await self.ask(("delete", threads))
             await barrier.block([Scope(*scope) for scope in scopes], alone=thread_ids)
             if there := await self.ask(("still there", threads)):
@@ -327,11 +518,13 @@ class ModelPruner:
 
 
 class _Transaction:
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, check_out: CheckOut) -> None:
         self.ask = ask
+        self.check_out = check_out
         self.untold: Collection[Scope] = ()
 
     async def __aenter__(self) -> _Transaction:
+        await self.check_out()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -340,6 +533,30 @@ class _Transaction:
         else:
             with suppress(Exception):  # a connection that is gone has rolled back by itself
                 await self.ask(("rollback",))
+
+
+class ForeignWriter:
+    """Other software, such as `AsyncPostgresSaver`: it writes, and says nothing to Redis."""
+
+    def __init__(self, ask: Ask, serde: SerializerProtocol) -> None:
+        self._ask = ask
+        self._serde = serde
+
+    async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> None:
+        parent_id = checkpoint_id_of(config)
+        put = codec.encode_put(self._serde, config, parent_id, checkpoint, metadata, new_versions)
+        await self._ask(("foreign put", scope_of(config), put_params(put)))
+
+    async def aput_writes(
+        self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        upsert = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        encoded = codec.encode_writes(self._serde, writes, task_id, task_path, last_wins=upsert)
+        rows = tuple(_row(write) for write in encoded)
+        await self._ask(("foreign put_writes", scope_of(config), checkpoint_id_of(config), rows, upsert))
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        await self._ask(("foreign delete", (thread_id,)))
 
 
 def put_params(put: EncodedPut) -> tuple[Any, ...]:

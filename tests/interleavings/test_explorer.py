@@ -17,7 +17,7 @@ from interleavings.world import Outcome, Scenario, World
 
 # `make explore` goes through all schedules with a fault, too; here it is a sample.
 EXHAUSTIVE = dice.EXPLORING
-SAMPLE = 200
+SAMPLE = 220
 SAMPLE_OF_OUTAGES = 40
 SEED = 20261123
 

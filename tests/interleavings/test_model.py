@@ -16,6 +16,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 import dice
 from glasspoint import codec
 from glasspoint.codec import StoredCheckpoint
+from glasspoint.l2.identity import JournalRow, Look
 from glasspoint.l2.store import Store
 from glasspoint.scope import Scope
 from glasspoint.telemetry.events import Telemetry
@@ -37,15 +38,23 @@ async def real(database: str) -> AsyncIterator[Store]:
         yield real
 
 
-def make_model() -> ModelStore:
-    tables = store.Tables()
+class Model(ModelStore):
+    """The model, with what happens to it besides statements."""
 
-    async def ask(statement: tuple[Any, ...]) -> Any:
-        nonlocal tables
-        tables, answer = store.execute(tables, "session", statement)
+    def __init__(self) -> None:
+        super().__init__(self._execute)
+        self.tables = store.Tables()
+        self.foreign = store.ForeignWriter(self._execute, SERDE)
+
+    async def _execute(self, statement: tuple[Any, ...]) -> Any:
+        self.tables, answer = store.execute(self.tables, "session", statement)
         return answer
 
-    return ModelStore(ask)
+    def truncate(self) -> None:
+        self.tables = store.truncated(self.tables)
+
+    def lose_marks(self) -> None:
+        self.tables = self.tables._replace(marks=frozenset())
 
 
 async def ready(_connection: object) -> bool:
@@ -97,14 +106,12 @@ async def do(stores: list[Any], rng: random.Random) -> list[Any]:
                 for each in stores
             ]
         case "sweep":
-            for each in stores:
-                await each.journal.delete((await each.journal.pending(3))[1:])
-            return [None, None]
+            return [await each.journal.delete((await rows_of(each, 3))[1:]) for each in stores]
         case "compact":
             compacted = []
             for each in stores:
                 await each.journal.compact()
-                rows = await each.journal.pending(99)
+                rows = await rows_of(each)
                 await each.journal.delete(rows)  # which id a scope got is not defined
                 compacted.append(([row.id for row in rows], sorted(row.scope for row in rows)))
             return compacted
@@ -120,6 +127,12 @@ async def do(stores: list[Any], rng: random.Random) -> list[Any]:
             for each in stores:
                 await each.delete_thread(scope.thread_id, before_commit)
             return found
+
+
+async def rows_of(each: Any, limit: int = 99) -> list[JournalRow]:
+    """What is pending."""
+    look: Look = await each.identities.look(limit=limit)
+    return look.rows
 
 
 def comparable(stored: StoredCheckpoint | None) -> Any:
@@ -139,19 +152,124 @@ def comparable(stored: StoredCheckpoint | None) -> Any:
 @pytest.mark.parametrize("number", range(dice.rounds(4)))
 async def test_the_model_answers_as_postgresql(real: Store, number: int) -> None:
     rng = random.Random(f"{dice.SEED} {number}")
-    stores = [real, make_model()]
+    stores = [real, Model()]
     seen = set()
     for _ in range(60):
         first, second = await do(stores, rng)
         assert first == second
         seen.add(repr(first)[:12])
-        rows, modelled = [await each.journal.pending(99) for each in stores]
+        rows, modelled = [await rows_of(each) for each in stores]
         assert rows == modelled
         for scope in SCOPES:
             for checkpoint_id in (None, *CHECKPOINTS):
                 found = [comparable(await each.select(scope, checkpoint_id)) for each in stores]
                 assert found[0] == found[1]
     assert len(seen) > 3, "nothing much happened"
+
+
+def shown(look: Look, generations: list[str]) -> Any:
+    """What a look has shown, without what is random: the generations in the order of their appearance."""
+    row = look.attachment
+    if row and row.generation not in generations:
+        generations.append(row.generation)
+    number = generations.index(row.generation) if row else None
+    return number, row and (row.reign, row.is_marked, row.is_forgotten), sorted(look.changed), look.rows
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_model_tells_and_renews_the_identity_as_postgresql(
+    real: Store, database: str, seed: int
+) -> None:
+    """Of two that renew what both have seen, one does; and what has changed is seen until somebody has."""
+    rng = random.Random(seed)
+    model = Model()
+    looks: list[tuple[Look, Look]] = []
+    generations: tuple[list[str], list[str]] = [], []
+    seen = set()
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as other:
+        for _ in range(60):
+            looks.append((await real.identities.look(limit=3), await model.identities.look(limit=3)))
+            first, second = [shown(*each) for each in zip(looks[-1], generations, strict=True)]
+            assert first == second
+            seen.add(repr(first[:3]))
+            match rng.choices(["renew", "truncate", "crash", "record", "forget"], [6, 2, 2, 2, 1])[0]:
+                case "renew":
+                    theirs, ours = rng.choice(looks[-3:])
+                    reign = rng.choice(["one", "another"])
+                    renewed = await real.identities.renew(theirs, reign, "generation")
+                    modelled = await model.identities.renew(ours, reign, "generation")
+                    assert (renewed is None) == (modelled is None)
+                case "truncate":
+                    await other.execute("TRUNCATE checkpoints, checkpoint_blobs, checkpoint_writes")
+                    # As the trigger does it.
+                    await other.execute("UPDATE glasspoint_identity SET content_id = gen_random_uuid()::text")
+                    model.truncate()
+                case "crash":
+                    await other.execute("TRUNCATE glasspoint_crash_marks")
+                    model.lose_marks()
+                case "record":
+                    for each in (real, model):
+                        await each.journal.record_now([rng.choice(SCOPES[:1])])
+                case _:
+                    await other.execute("DELETE FROM glasspoint_caches")
+                    model.tables = model.tables._replace(cache=None)
+    assert len(seen) > 6, "nothing much happened"
+
+
+async def test_the_model_notes_foreign_writes_as_postgresql(real: Store, database: str) -> None:
+    """Each of its statements makes a row for each scope that it has changed, once the cache has a row."""
+    async with make_pool(database, size=1) as pool, pool.connection() as conn:
+        cursor = await conn.execute(
+            "SELECT to_regproc('glasspoint_note_foreign_writes') IS NOT NULL AS is_there"
+        )
+        if not (await cursor.fetchone() or {})["is_there"]:
+            pytest.skip("there are no triggers yet")
+    rng = random.Random(0)
+    model = Model()
+    async with make_pool(database, size=1) as pool:
+        upstream = AsyncPostgresSaver(pool, serde=SERDE)
+        for number in range(60):
+            if number == 5:
+                for each in (real, model):
+                    assert await each.identities.renew(await each.identities.look(), "reign", "generation")
+            await write(rng, upstream, model.foreign)
+            rows, modelled = [await rows_of(each) for each in (real, model)]
+            assert [row.scope for row in rows] == [row.scope for row in modelled]
+            assert bool(rows) <= (number >= 5)
+            sources = [
+                sorted(await each.journal.delete(pending))
+                for each, pending in ((real, rows), (model, modelled))
+            ]
+            assert sources[0] == sources[1]
+            for scope in SCOPES:
+                found = [comparable(await each.select(scope, None)) for each in (real, model)]
+                assert found[0] == found[1]
+
+
+async def write(rng: random.Random, *savers: Any) -> None:
+    """The same random write of other software to each."""
+    scope, checkpoint_id = rng.choice(SCOPES), rng.choice(CHECKPOINTS)
+    config = config_of(*scope, checkpoint_id)
+    kind, number = rng.choices(["put", "put_writes", "delete"], [4, 4, 1])[0], rng.randrange(9)
+    channel, upsert = rng.choice(["a", "b"]), rng.random() < 0.4
+    for each in savers:
+        match kind:
+            case "put":
+                checkpoint: Any = {
+                    "v": 4,
+                    "id": checkpoint_id,
+                    "ts": "2026-01-01T00:00:00+00:00",
+                    "channel_values": {"log": [number]},
+                    "channel_versions": {"log": number},
+                    "versions_seen": {},
+                    "updated_channels": None,
+                }
+                await each.aput(config, checkpoint, {"step": number}, {"log": number})
+            case "put_writes":
+                sent = [("__interrupt__" if upsert else channel, number)]
+                await each.aput_writes(config, sent, "task")
+            case _:
+                await each.adelete_thread(scope.thread_id)
 
 
 async def test_a_put_that_waits_for_a_deletion_answers_what_it_saw_before(real: Store, database: str) -> None:

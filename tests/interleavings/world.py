@@ -7,7 +7,13 @@ and the same list gives the same run again.
 
 What a client does between an answer and its next action is nobody else's business, so it needs no gate. That
 an answer is on its way for long is a schedule too: the next action is picked late. A call begins with its
-first action and is acknowledged with its last one: earlier or later would only ask less of the reads.
+first action and is acknowledged with its last one: earlier or later would only ask less of the reads. Only
+within a process is it another one's business, because its tasks share a memory: there, a scenario can have
+the answer come later (`slow`).
+
+What Redis holds is true to one PostgreSQL, as it is now, and that may change (`_do_set_back` and its like).
+Each process learns of it when it looks, or when its connection breaks; until then it is *late*, and so may be
+what it reads. After that, never.
 """
 
 from __future__ import annotations
@@ -22,7 +28,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
+from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import hiredis
@@ -54,6 +62,18 @@ PATIENCE = 2
 
 _REIGNS = ("restart", "failover", "reboot")
 
+HERE, THERE = "here", "there"
+"""The two servers that a process may take for its Redis. Faults of Redis happen to the first."""
+
+# How long a process waits that is detached, and a little more.
+_A_MINUTE = 61.0
+
+CHANGES = ("set_back", "lose", "truncate", "renew", "attach")
+"""Kinds of faults after which what Redis holds is not what PostgreSQL has, or belongs to others: `set_back`
+PostgreSQL is as it was when the run began, on another timeline; `lose` the same on the same one; `truncate`
+its tables are empty; `renew` somebody else has renewed the generation; `attach` somebody else has attached
+the cache to another Redis."""
+
 Move = tuple[str, ...]
 """What can be done next: `step`, `crash`, … and whom or what it is about."""
 
@@ -82,7 +102,11 @@ class Scenario:
         behind: What was stored after that by somebody who was cut off from Redis.
         leftover: Whether a row is in the journal whose entry was dropped already.
         shares: Actor -> whose process it is in, and whose saver it uses, instead of one of its own.
-        new: Processes that have not met Redis yet, and so do not trust it.
+        new: Processes that have not swept yet, and so do not trust Redis.
+        opening: Processes that have not even looked at PostgreSQL yet.
+        there: Processes of another Redis; they are opening, too.
+        foreign: Other software: it writes to PostgreSQL, and knows of no Redis.
+        slow: Actors whose answers are under way for a step of its own.
     """
 
     name: str
@@ -93,6 +117,10 @@ class Scenario:
     leftover: bool = False
     shares: Mapping[str, str] = field(default_factory=dict)
     new: Collection[str] = ()
+    opening: Collection[str] = ()
+    there: Collection[str] = ()
+    foreign: Collection[str] = ()
+    slow: Collection[str] = ()
 
 
 @dataclass
@@ -102,17 +130,26 @@ class _Process:
     Attributes:
         past: Of several actors: hash of all that has happened in it.
         is_cut_off: Whether its steps do not reach Redis.
-        is_wary: Whether it has met a failure, or is new, and has not begun to sweep since.
+        is_wary: Whether it has met a failure, is new, or knows that the identity is another one, and has not
+            begun to sweep since.
+        is_late: Whether the identity has changed since it looked last.
+        is_disconnected: Whether PostgreSQL has ended its connections, and it has sent nothing since.
         sweeps: Numbers of the effects whose rows were there when it last asked for rows.
+        clock: Seconds.
     """
 
     name: str
     saver: Any
+    where: str = HERE
+    is_foreign: bool = False
     actors: list[_Actor] = field(default_factory=list)
     past: int = 0
     is_cut_off: bool = False
     is_wary: bool = False
+    is_late: bool = False
+    is_disconnected: bool = False
     sweeps: frozenset[int] = frozenset()
+    clock: float = 0.0
 
     @property
     def is_shared(self) -> bool:
@@ -144,6 +181,7 @@ class _Actor:
         possible: What tables a read may show, once the entry has lost something (see `World._possible`).
         effects: Numbers of the effects of its statements.
         session: PostgreSQL's connection; a new one after a cut.
+        connected: To which start of PostgreSQL.
     """
 
     name: str
@@ -156,6 +194,7 @@ class _Actor:
     possible: frozenset[store.Tables] = frozenset()
     effects: list[int] = field(default_factory=list)
     session: int = 0
+    connected: int = 0
     crashed: bool = False
     task: asyncio.Task[None] | None = None
 
@@ -254,12 +293,13 @@ class _SteppedRedis(Redis):
     """The savers' client: every script waits at a gate; what the epoch asks for is answered at once."""
 
     world: World
+    where: str
 
     async def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
-        return await self.world.pass_redis(sha, numkeys, *keys_and_args)
+        return await self.world.pass_redis(self.where, sha, numkeys, *keys_and_args)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
-        return _Pipeline(self.world.wire)
+        return _Pipeline(self.world.wires[self.where])
 
 
 class _Pipeline:
@@ -287,6 +327,10 @@ class _Pipeline:
         ]
 
 
+Place = tuple[str, bytes]
+"""A server, and a key there."""
+
+
 class Outcome(NamedTuple):
     """What a script answered, and the entry afterwards, as field, value, …"""
 
@@ -306,35 +350,95 @@ class _Effect:
         has_row: Whether the journal says that Redis was not told of it.
         excused: Names of processes that may read the state before it nevertheless, because they trusted Redis
             when the row was made, and have met no failure since; until a sweep ends that began after it.
+        late: Likewise, because they were late when it was acknowledged; until they look.
+        astray: The process that has written it, if that was late itself: all others may read the state before
+            it, until a row is made.
+        resets: Whether nothing that was before it counts any more.
     """
 
     rows: tuple[tuple[str, Any, Any], ...]
     required: bool = False
     has_row: bool = False
     excused: set[str] = field(default_factory=set)
+    late: set[str] = field(default_factory=set)
+    astray: str | None = None
+    resets: bool = False
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all must show it."""
+        return self.required and not self.excused and not self.late and self.astray is None
+
+    def must_be_shown_by(self, process: _Process) -> bool:
+        """Whether a read that begins now must show it."""
+        is_excused = process.name in self.excused or process.name in self.late
+        return self.required and not is_excused and self.astray in (None, process.name)
+
+
+class _Reigns(store.Reigns):
+    """The first one here is `here 0`, the next `here 1`."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._current: dict[str, str] = {}
+
+    def forget(self) -> None:
+        """A new run."""
+        self._names.clear()
+        self._current.clear()
+
+    def meet(self, where: str, reign: str) -> None:
+        """A server reigns."""
+        number = sum(name.startswith(where) for name in self._names.values())
+        self._names.setdefault(reign, f"{where} {number}")
+        self._current[where] = reign
+
+    def name(self, reign: str) -> str:
+        return self._names.get(reign, reign)
+
+    def real(self, name: str) -> str:
+        return next((reign for reign, its in self._names.items() if its == name), name)
+
+    def shown(self, key: bytes) -> str:
+        """Return a key, with the names."""
+        text = key.decode()
+        for reign, name in self._names.items():
+            text = text.replace(reign, name)
+        return text
+
+    def is_of_the_past(self, key: bytes) -> bool:
+        """Whether it holds a reign that is over."""
+        return any(reign.encode() in key for reign in self._names.keys() - self._current.values())
 
 
 class World:
     """Runs of one scenario, one after the other.
 
     Attributes:
-        wire: A connection to Redis that no gate stands in front of.
+        wires: Connections to the Redis servers that no gate stands in front of.
         trace: What has happened in this run, a line an action.
         outcomes: What Redis did in it.
         reads: How many reads were judged, in all runs.
     """
 
-    def __init__(self, loop: FrozenLoop, server: EmbeddedRedis, scenario: Scenario) -> None:
+    def __init__(
+        self,
+        loop: FrozenLoop,
+        server: EmbeddedRedis,
+        scenario: Scenario,
+        elsewhere: EmbeddedRedis | None = None,
+    ) -> None:
         self.scenario = scenario
-        self.wire = Wire(server.port)
         self._server = server
+        servers = {HERE: server} | ({THERE: elsewhere} if elsewhere is not None else {})
+        self.wires = {where: Wire(each.port) for where, each in servers.items()}
         self.reads = 0
         self.trace: list[str] = []
         self.outcomes: list[Outcome] = []
         self._loop = loop
         self._names: dict[str, str] = {}
         self._view_of: dict[Any, str] = {}
-        self._alone: _Actor | None = _Actor("observer", (), _Process("observer", None))
+        self._reigns = _Reigns()
         self._processes: dict[str, _Process] = {}
         self._dead = False
         self._epoch_changed = False
@@ -342,20 +446,32 @@ class World:
         self._tables = store.Tables()
         self._views: list[str] = []
         self._effects: list[_Effect] = []
-        self._entry: dict[bytes, bytes] = {}
+        self._entries: dict[Place, dict[bytes, bytes]] = {}
+        self._ttls: dict[Place, int] = {}
+        self._unsent: dict[str, list[tuple[Any, ...]]] = {}
         self._replayed: deque[Outcome] | None = None
         self._actors: list[_Actor] = []
+        self._starts = 0
+        self._is_alone = False
+        self._violation: Violation | None = None
         loop.set_exception_handler(self._unexpected)
         asyncio._set_running_loop(loop)
         try:
             names = ("observer", *(name for name in scenario.actors if name not in scenario.shares))
-            self._savers = {name: self._make_saver(server.port) for name in names}
+            self._savers = {
+                name: self._make_saver(THERE if name in scenario.there else HERE, servers)
+                for name in names
+                if name not in scenario.foreign
+            }
         finally:
             asyncio._set_running_loop(None)
         self._observer = self._savers["observer"]
-        self._refresh()
-        self._forget_the_last_run()
-        self.wire.send(("DEL", self._key))
+        self._virgin = {name: _memory_of(each) for name, each in self._savers.items()}
+        self._minds: dict[str, _Memory] = {}
+        for wire in self.wires.values():
+            wire.send(("FLUSHDB",))
+        self._introduce()
+        self._recall()
         self._prepare()
 
     # ------------------------------------------------------------------ what the explorer does
@@ -369,18 +485,22 @@ class World:
                 it was. Only when another Redis has begun to reign on the path, everything is done again.
         """
         self._bury()
-        if self._epoch_changed:
-            self._refresh()
-        self._forget_the_last_run()
         self._dead = False
-        self._entry, self._ttl = dict(self._base_entry), int(TTL_SECONDS * 1000)
+        if self._epoch_changed:
+            self._introduce()
+        self._recall()
+        self._entries, self._ttls, self._unsent = {}, {}, {}
+        if self._base_entry:
+            self._entries[self._first_place] = self._base_entry
         self._replayed = None if any(kind in _REIGNS for kind, *_ in path) else deque(outcomes)
         if not path or self._replayed is None:
             self._put_back()
         self._tables = self._base_tables
         self._views = [self._view(self._tables)]
         self._effects = []
-        self._history = [self._entry]
+        self._history = [dict(self._entries)]
+        self._starts = 0
+        self._is_moved = False
         self._ghosts: list[Ghost] = []
         self._lossy = False
         self.faults: list[str] = []
@@ -412,15 +532,14 @@ class World:
             if self._can(ghost.who, ghost.statement):
                 steps.append(("late", str(number), ghost.statement[0]))
             steps.append(("never", str(number), ghost.statement[0]))
-        intents = {
-            self._plain(field): value for field, value in self._entry.items() if _is_live(field, value)
-        }
+        intents = self._live_intents()
         crashed = {actor.name for actor in self._actors if actor.crashed}
         for intent in intents:
-            owner = intent[2:].split("_")[0]
+            owner = re.split("[_@]", intent[2:])[0]
             if not self._ghosts and (owner in crashed or owner == "doubt"):
                 steps.append(("expire", intent))
         steps += [("heal", process.name) for process in self._processes.values() if process.is_cut_off]
+        steps += [("wait", process.name) for process in self._processes.values() if self._may_wait(process)]
         return steps + [move for kind in faults for move in self._fault_moves(kind, intents)]
 
     def do(self, move: Move) -> None:
@@ -442,12 +561,25 @@ class World:
             (
                 self._tables,
                 tuple((ghost.who, ghost.statement) for ghost in self._ghosts),
-                _canonical(self._entry),
+                tuple(
+                    sorted(
+                        (self._reigns.shown(key), _canonical(entry))
+                        for (_, key), entry in self._entries.items()
+                        if not self._reigns.is_of_the_past(key)
+                    )
+                ),
                 self._lossy,
                 tuple(self.faults),
                 settled,
                 tuple(
-                    (effect.rows, effect.required, effect.has_row, frozenset(effect.excused))
+                    (
+                        effect.rows,
+                        effect.required,
+                        effect.has_row,
+                        frozenset(effect.excused),
+                        frozenset(effect.late),
+                        effect.astray,
+                    )
                     for effect in self._effects[first:]
                 ),
                 tuple(
@@ -455,6 +587,8 @@ class World:
                         process.past,
                         process.is_cut_off,
                         process.is_wary,
+                        process.is_late,
+                        process.is_disconnected,
                         frozenset(number - first for number in process.sweeps if number >= first),
                         self._mind(process),
                     )
@@ -466,6 +600,7 @@ class World:
                         actor.past,
                         actor.crashed,
                         actor.session,
+                        actor.connected == self._starts,
                         tuple(number - first for number in actor.effects if number >= first),
                         None if actor.began is None or self._lossy else frozenset(self._views[actor.began :]),
                         actor.possible,
@@ -485,27 +620,44 @@ class World:
         for actor in self._actors:
             if not (actor.done or actor.crashed):
                 raise Violation(f"{actor.name} waits for ever, at {[g.label for g in self._gates]}")
-        for field_, value in list(self._entry.items()):
-            if _is_live(field_, value):
-                self._expire(field_, value)
-        self._alone = _Actor("observer", (), _Process("observer", None))
+        for intent in self._live_intents():
+            self._expire(intent)
         self._observer._l1.doubt()
         alive = [p for p in self._processes.values() if not any(actor.crashed for actor in p.actors)]
-        readers = [p.name for p in alive if any(call.reads for actor in p.actors for call in actor.calls)]
-        for name in ("observer", "observer", *readers):
-            found = _text(self._loop.complete(self._savers[name].aget_tuple(CONFIG)))
+        savers = {p.name: p for p in alive if not p.is_foreign}
+        if self._is_moved or any(not effect.is_settled for effect in self._effects if effect.required):
+            # Each would sweep within a second, and one that is detached takes over within a minute.
+            for process in [*savers.values(), *savers.values()]:
+                process.clock += _A_MINUTE
+                self._complete(process, process.saver._sweeper.round())
+        readers = [
+            p for p in savers.values() if any(call.reads for actor in p.actors for call in actor.calls)
+        ]
+        for process in (*2 * [_Process("observer", self._observer)], *readers, *readers):
+            found = _text(self._complete(process, process.saver.aget_tuple(CONFIG)))
             self.reads += 1
             if found != self._views[-1]:
                 raise Violation(
-                    f"in the end a read of {name} returned {found}, PostgreSQL holds {self._views[-1]}"
+                    f"in the end a read of {process.name} returned {found}, "
+                    f"PostgreSQL holds {self._views[-1]}"
                 )
-        self._alone = None
+
+    def _complete(self, process: _Process, work: Awaitable[Any]) -> Any:
+        """Let a process do something while all others stand still."""
+        token = _ACTOR.set(_Actor(process.name, (), process, connected=self._starts))
+        self._is_alone = True
+        try:
+            return self._loop.complete(work)
+        finally:
+            self._is_alone = False
+            _ACTOR.reset(token)
 
     def close(self) -> None:
         """Leave nothing behind."""
         self._bury()
-        self.wire.send(("DEL", self._key))
-        self.wire.close()
+        for wire in self.wires.values():
+            wire.send(("FLUSHDB",))
+            wire.close()
 
     # ------------------------------------------------------------------ what happens next
 
@@ -526,13 +678,29 @@ class World:
         before = self._actors[: self._actors.index(actor)]
         return any(a.calls is actor.calls and not a.position and a.began is None for a in before)
 
-    def _fault_moves(self, kind: str, intents: dict[str, bytes]) -> list[Move]:
+    def _may_wait(self, process: _Process) -> bool:
+        """Whether it is detached, and its minute is not over."""
+        if process.is_foreign or process.done or process.saver._identity._detached_at is None:
+            return False
+        return process.clock - process.saver._identity._detached_at < _A_MINUTE
+
+    def _fault_moves(self, kind: str, intents: Collection[str]) -> list[Move]:
         if kind == "evict":
-            return [("evict",)] if self._entry else []
+            return [
+                ("evict", *self._label(place))
+                for place, entry in self._entries.items()
+                if entry and not self._reigns.is_of_the_past(place[1])
+            ]
         if kind == "lapse":
             return [("lapse", intent) for intent in intents]
+        if kind in CHANGES:
+            return [(kind,)] if self._may_change(kind) else []
         if kind in _REIGNS:
-            older = [i for i, entry in enumerate(self._history) if b"id" in entry and entry != self._entry]
+            older = [
+                number
+                for number, entries in enumerate(self._history)
+                if any(b"id" in entry for entry in entries.values()) and entries != self._entries
+            ]
             return [(kind, str(i)) for i in sorted({older[0], older[-1]})] if older else [(kind, "empty")]
         begun = [a for a in self._actors if a.began is not None and not (a.done or a.crashed)]
         if kind == "crash":
@@ -542,7 +710,7 @@ class World:
             asking = {gate.actor.process.name for gate in self._gates if gate.tier == "l1"}
             return [("cut_off", p.name) for p in processes if p.name in asking and not p.is_cut_off]
         if kind == "open":
-            return [("open", p.name) for p in processes if p.saver._breaker.is_closed]
+            return [("open", p.name) for p in processes if not p.is_foreign and p.saver._breaker.is_closed]
         if kind == "cancel":
             return [("cancel", actor.name) for actor in begun]
         if kind in ("unsaid", "unheard"):
@@ -554,7 +722,7 @@ class World:
         return [
             (kind, gate.actor.name, gate.label)
             for gate in self._gates
-            if gate.tier == "l2" and gate.label not in ("select", "rollback", "pending")
+            if gate.tier == "l2" and gate.label not in ("select", "rollback", "look", "greet", "count")
         ]
 
     def _do_step(self, name: str, label: str) -> None:
@@ -563,15 +731,23 @@ class World:
         self._start(actor)
         self._gates.remove(gate)
         answer: Any = None
+        hear: Callable[[], Any]
         try:
             answer = gate.perform()
         except Exception as exc:
-            gate.opened.set_exception(exc)
+            hear = partial(gate.opened.set_exception, exc)
             answer = type(exc).__name__
         else:
-            gate.opened.set_result(answer)
+            hear = partial(gate.opened.set_result, answer)
+        if gate.tier == "answer":
+            self.trace.append(f"{name}: {label}")
+            return
         self._has_met(actor, label, _canonical_answer(answer))
         self.trace.append(f"{name}: {label} -> {_short(answer)}")
+        if name in self.scenario.slow:
+            self._gates.append(_Gate(actor, "answer", f"hear {label}", hear, gate.opened))
+        else:
+            hear()
 
     def _start(self, actor: _Actor) -> None:
         if actor.began is None:
@@ -588,10 +764,13 @@ class World:
         self.trace.append(f"{ghost.who}: {ghost.statement[0]} never takes effect")
 
     def _do_expire(self, intent: str) -> None:
-        for field_, value in list(self._entry.items()):
-            if self._plain(field_) == intent:
-                self._expire(field_, value)
+        self._expire(intent)
         self.trace.append(f"{intent} expires")
+
+    def _do_wait(self, name: str) -> None:
+        """A minute passes for a process that is detached."""
+        self._processes[name].clock += _A_MINUTE
+        self.trace.append(f"a minute passes for {name}")
 
     # ------------------------------------------------------------------ faults
 
@@ -610,10 +789,12 @@ class World:
             # is another schedule, in which it crashes later.
             self._execute(actor.who, ("rollback",))
 
-    def _do_evict(self) -> None:
+    def _do_evict(self, *label: str) -> None:
         self._fault("evict", lossy=True)
-        self._entry = {}
-        self._send(("DEL", self._key))
+        for place in list(self._entries):
+            if self._label(place) == label:
+                del self._entries[place]
+                self._send(place[0], ("DEL", place[1]))
 
     def _do_failover(self, number: str) -> None:
         """This server promotes itself: the keys are as they were some time ago, the scripts are there."""
@@ -630,23 +811,33 @@ class World:
         self._server.save_snapshot()
         self._server.kill()
         self._server.start()
-        self.wire.close()
-        self.wire = Wire(self._server.port)
+        self.wires[HERE].close()
+        self.wires[HERE] = Wire(self._server.port)
         self._meet()
 
     def _reign_anew(self, kind: str, number: str, *commands: tuple[Any, ...]) -> None:
-        past = {} if number == "empty" else self._history[int(number)]
+        past: dict[Place, dict[bytes, bytes]] = {} if number == "empty" else self._history[int(number)]
         self._fault(f"{kind}: with entry {number}", lossy=True)
-        for answer in self.wire.send(*commands, ("DEL", self._key), *self._commands_to_store(past)):
+        for place in self._entries.keys() - past.keys():
+            if place[0] == HERE:
+                del self._entries[place]
+        for place, entry in past.items():
+            if place[0] == HERE:
+                self._entries[place] = entry
+                self._ttls[place] = int(2 * WRITE_DEADLINE_SECONDS * 1000)
+        self._unsent.pop(HERE, None)
+        for answer in self.wires[HERE].send(*commands, ("FLUSHDB",), *self._commands_to_store(HERE)):
             _raise_error(answer)
         self._epoch_changed = True
         if commands:
             self._meet()
 
     def _meet(self) -> None:
-        """See the entry of the new reign."""
-        self._refresh()
-        self._look()
+        """Let the observer know who reigns, as its next step would, without spending a step."""
+        server = self._loop.complete(self._observer._l1.connect(anew=True))
+        self._reigns.meet(HERE, server.reign)
+        self._names.clear()
+        self._remember_entries()
 
     def _do_lapse(self, intent: str) -> None:
         """An intent expires although its writer lives: its process stood still, and goes on."""
@@ -700,6 +891,82 @@ class World:
     def _do_heal(self, name: str) -> None:
         self.trace.append(f"{name} reaches Redis again")
         self._processes[name].is_cut_off = False
+
+    # ------------------------------------------------------------------ changes of identity
+
+    def _may_change(self, kind: str) -> bool:
+        if kind == "truncate":  # it waits for whoever is at work on the tables
+            is_at_work = any(gate.label == "put" for gate in self._gates)
+            return not is_at_work and not self._tables.changes and not self._ghosts
+        return self._tables.cache is not None
+
+    def _do_set_back(self) -> None:
+        """PostgreSQL is recovered to the moment when the run began, or a standby takes over that lags behind
+        by so much: another timeline, and the tables are as they were."""
+        self._fault("set_back", lossy=True)
+        self._start_again()
+        self._change(store.set_back(self._tables, self._base_tables, tells=True))
+
+    def _do_lose(self) -> None:
+        """PostgreSQL crashes and has lost what it had acknowledged since (`synchronous_commit = off`). Or it
+        is set back, and withholds its timeline."""
+        self._fault("lose", lossy=True)
+        self._start_again()
+        self._change(store.set_back(self._tables, self._base_tables, tells=False))
+
+    def _do_truncate(self) -> None:
+        """The tables of LangGraph are truncated; Glasspoint's are not."""
+        self._fault("truncate", lossy=True)
+        self._change(store.truncated(self._tables))
+
+    def _do_renew(self) -> None:
+        """Somebody else renews the generation, on the same Redis."""
+        self._fault("renew", lossy=True)
+        assert self._tables.cache is not None
+        self._renewed_by_others(self._tables.cache.reign)
+
+    def _do_attach(self) -> None:
+        """Somebody else attaches the cache to a Redis that nobody here can reach, and leaves."""
+        self._fault("attach", lossy=True)
+        self._renewed_by_others("elsewhere")
+
+    def _renewed_by_others(self, reign: str) -> None:
+        seen = self._tables.cache and self._tables.cache.generation
+        self._execute("somebody", ("renew", seen, reign, self._tables.facts))
+        self._has_moved()
+
+    def _start_again(self) -> None:
+        """All connections to PostgreSQL break, and nothing goes on."""
+        self._starts += 1
+        self._ghosts.clear()
+        for process in self._processes.values():
+            process.is_disconnected = True
+        for actor in self._actors:
+            actor.session += 1
+        for gate in [gate for gate in self._gates if gate.tier == "l2"]:
+            self._gates.remove(gate)
+            self._start(gate.actor)
+            gate.opened.set_exception(_broken())
+            self._has_met(gate.actor, gate.label, "broken")
+
+    def _change(self, tables: store.Tables) -> None:
+        """PostgreSQL is not what it was."""
+        before, self._tables = self._tables, tables
+        keys = {(name, key) for effect in self._effects for name, key, _ in effect.rows}
+        for each in (before, self._tables):
+            keys |= {(name, key) for name in _TABLES for key, _ in getattr(each, name)}
+        effect = _Effect(_changes(self._tables, keys), required=True, resets=True)
+        self._add(effect)
+        self._has_moved()
+        effect.late = {p.name for p in self._processes.values() if p.is_late and not p.is_wary}
+
+    def _has_moved(self) -> None:
+        """The keys are others now; nobody knows it yet."""
+        self._is_moved = self._lossy = True
+        for process in self._processes.values():
+            process.is_late = not process.is_foreign
+
+    # ------------------------------------------------------------------ what goes wrong with a saver
 
     def _do_open(self, name: str) -> None:
         """The breaker opens, because of steps for other threads."""
@@ -757,7 +1024,7 @@ class World:
                 if call.reads:
                     self._judge(actor, _text(answer))
                 for number in actor.effects:
-                    self._require(number)
+                    self._require(number, actor.process)
             actor.position += 1
             actor.tokens = 0
             if not actor.process.is_shared:
@@ -770,7 +1037,8 @@ class World:
         While the entry loses nothing: what PostgreSQL held at some moment of the read. When it has lost an
         intent, readers can no longer be sent to PostgreSQL while that write is under way, so: what PostgreSQL
         held at some moment, with every write that was acknowledged before the read; others may be missing,
-        each as a whole.
+        each as a whole. Of a process that is late, what was acknowledged since may be missing, too, and what
+        PostgreSQL has lost may be there.
         """
         assert actor.began is not None
         self.reads += 1
@@ -787,31 +1055,36 @@ class World:
         possible = {settled}
         for effect in self._effects[first:]:
             with_it = {_applied(tables, effect) for tables in possible}
-            must = effect.required and process.name not in effect.excused
-            possible = with_it if must else possible | with_it
+            possible = with_it if effect.must_be_shown_by(process) else possible | with_it
         return frozenset(possible)
 
     def _settled(self) -> tuple[store.Tables, int]:
         """The tables with the first effects, as far as all must show them, and how many these are."""
-        tables = self._base_tables
-        for number, effect in enumerate(self._effects):
-            if not effect.required or effect.excused:
+        tables, number = self._base_tables, 0
+        resets = [n for n, effect in enumerate(self._effects) if effect.resets and effect.is_settled]
+        for number in range(max(resets, default=0), len(self._effects)):
+            if not self._effects[number].is_settled:
                 return tables, number
-            tables = _applied(tables, effect)
+            tables = _applied(tables, self._effects[number])
         return tables, len(self._effects)
 
-    def _require(self, number: int) -> None:
+    def _require(self, number: int, writer: _Process) -> None:
         effect = self._effects[number]
         effect.required = True
+        effect.late |= {
+            p.name for p in self._processes.values() if p.is_late and not p.is_wary and p is not writer
+        }
+        effect.astray = writer.name if writer.is_late and not effect.has_row else None
         keys = {key for _, key, _ in effect.rows}
-        for earlier in range(number):
+        resets = [n for n, each in enumerate(self._effects[:number]) if each.resets]
+        for earlier in range(max(resets, default=0), number):
             if not self._effects[earlier].required and keys & {k for _, k, _ in self._effects[earlier].rows}:
-                self._require(earlier)
+                self._require(earlier, writer)
 
-    async def pass_redis(self, sha: str, numkeys: int, key: str, *args: Any) -> Any:
+    async def pass_redis(self, where: str, sha: str, numkeys: int, key: bytes, *args: Any) -> Any:
         """Where a script waits; its name is known from what was loaded."""
 
-        process = self._current().process
+        process = _ACTOR.get().process
 
         def perform() -> Any:
             if process.is_cut_off:
@@ -819,30 +1092,45 @@ class World:
                 raise TimeoutError
             outcome = self._replayed.popleft() if self._replayed is not None else None
             if outcome is None:
-                look = ("HGETALL", self._key), ("PTTL", self._key)
-                outcome = Outcome(*self.wire.send(("EVALSHA", sha, numkeys, key, *args), *look))
+                look = ("HGETALL", key), ("PTTL", key)
+                commands = *self._unsent.pop(where, ()), ("EVALSHA", sha, numkeys, key, *args), *look
+                outcome = Outcome(*self.wires[where].send(*commands)[-3:])
             self.outcomes.append(outcome)
-            self._saw(outcome.entry, outcome.ttl_ms)
+            if key.endswith(self._suffix):  # not of a probe
+                self._saw((where, key), outcome.entry, outcome.ttl_ms)
             return _raise_error(outcome.answer)
 
         return await self._pass("l1", self._script_names()[sha], perform)
 
     async def _pass_postgres(self, statement: tuple[Any, ...]) -> Any:
-        actor = self._current()
+        actor = _ACTOR.get()
+        if actor.connected != self._starts:
+            raise _broken()
 
         def perform() -> Any:
             answer = self._execute(actor.who, statement)
-            self._has_swept(actor.process, statement[0], answer)
+            self._has_asked(actor.process, statement, answer)
             return answer
 
         return await self._pass("l2", statement[0], perform, statement)
+
+    async def _pass_foreign(self, statement: tuple[Any, ...]) -> Any:
+        _ACTOR.get().connected = self._starts
+        return await self._pass_postgres(statement)
+
+    async def _check_out(self) -> None:
+        """A connection that has broken is replaced by a new one, which is greeted."""
+        actor = _ACTOR.get()
+        if actor.connected != self._starts:
+            actor.connected = self._starts
+            await actor.process.saver._identity.greet(None)
 
     async def _pass(
         self, tier: str, label: str, perform: Callable[[], Any], statement: tuple[Any, ...] = ()
     ) -> Any:
         if self._dead:
             raise asyncio.CancelledError
-        if self._alone is not None:
+        if self._is_alone:
             return perform()
         gate = _Gate(_ACTOR.get(), tier, label, perform, self._loop.create_future(), statement)
         if gate.actor.crashed:
@@ -851,59 +1139,104 @@ class World:
         try:
             return await gate.opened
         except asyncio.CancelledError:
-            if gate in self._gates:
-                self._gates.remove(gate)
+            self._gates = [each for each in self._gates if each.opened is not gate.opened]
             raise
-
-    def _current(self) -> _Actor:
-        return self._alone or _ACTOR.get()
 
     # ------------------------------------------------------------------ the two tiers
 
     def _execute(self, who: str, statement: tuple[Any, ...]) -> Any:
         before = self._tables
         self._tables, answer = store.execute(before, who, statement)
-        if statement[0] == "record" and self._alone is None:
-            for actor in [actor for actor in self._actors if actor.who == who]:
-                for number in actor.effects:
-                    self._excuse(self._effects[number], who)
-        if statement[0] in store.EFFECTS and self._alone is None:
-            effect = _Effect(_changes(before, self._tables, store.touched(before, who, statement)))
-            if before.journal != self._tables.journal:
+        if self._is_alone:
+            return answer
+        if statement[0] == "record":
+            self._has_recorded(who)
+        if statement[0] == "renew" and before.cache and self._tables.cache:
+            places = {row.reign.split()[0] for row in (before.cache, self._tables.cache)}
+            if len(places) > 1 and answer is not None:
+                self._has_moved()
+        if statement[0] in store.EFFECTS:
+            effect = _Effect(_changes(self._tables, store.touched(before, who, statement)))
+            if before.journal != self._tables.journal or statement[0] in store.FOREIGN:
                 self._excuse(effect, who)
-            self._effects.append(effect)
+            self._add(effect)
             for actor in self._actors:
                 if actor.who == who:
                     actor.effects.append(len(self._effects) - 1)
-                actor.possible |= {_applied(tables, effect) for tables in actor.possible}
-            view = self._view(self._tables)
-            if view != self._views[-1]:
-                self._views.append(view)
         return answer
+
+    def _add(self, effect: _Effect) -> None:
+        self._effects.append(effect)
+        for actor in self._actors:
+            actor.possible |= {_applied(tables, effect) for tables in actor.possible}
+        view = self._view(self._tables)
+        if view != self._views[-1]:
+            self._views.append(view)
 
     # ------------------------------------------------------------------ who trusts Redis
 
     def _excuse(self, effect: _Effect, who: str) -> None:
-        """A row was made for an effect."""
+        """A row was made for an effect, or should have been."""
         [writer] = [actor.process for actor in self._actors if actor.name == who.split("/")[0]]
-        effect.has_row = True
+        effect.has_row, effect.astray = True, None
         effect.excused = {p.name for p in self._processes.values() if p is not writer and not p.is_wary}
+        self._lossy = self._lossy or writer.is_foreign
+
+    def _has_recorded(self, who: str) -> None:
+        for actor in [actor for actor in self._actors if actor.who == who]:
+            for number in actor.effects:
+                self._excuse(self._effects[number], who)
+            for effect in self._effects:
+                if effect.astray == actor.process.name:
+                    self._excuse(effect, who)
 
     def _is_wary(self, process: _Process) -> None:
-        """A process has met a failure."""
+        """A process has met a failure, or knows that what it trusted is of the past."""
         process.is_wary = True
         for effect in self._effects:
             effect.excused.discard(process.name)
+            effect.late.discard(process.name)
 
-    def _has_swept(self, process: _Process, label: str, answer: Any) -> None:
-        """A statement was done; if it is the last one of a sweep, the rows are that it began with."""
-        if label == "pending":
+    def _has_asked(self, process: _Process, statement: tuple[Any, ...], answer: Any) -> None:
+        """A process has done a statement. What does it know now, and is it the last one of a sweep?"""
+        label = statement[0]
+        if label == "renew" and answer is not None:
+            process.is_late = False
+        if process.is_disconnected:
+            process.is_disconnected = False
+            self._is_wary(process)
+        if label in ("look", "greet"):
+            process.is_late = False
+            if not self._fits(process, answer):
+                self._is_wary(process)
+                process.sweeps = frozenset()
+                return
+        if label == "look":
             process.is_wary = False
             process.sweeps = frozenset(n for n, effect in enumerate(self._effects) if effect.has_row)
-        if label == "delete rows" or (label == "pending" and not answer):
+        if label == "delete rows" or (label == "look" and not answer[-1]):
+            # The entries were dropped under these keys, for all who use them.
+            keys = process.saver._identity.identity
+            users = {p.name for p in self._processes.values() if p is process or self._identity(p) == keys}
             for number in process.sweeps:
-                self._effects[number].excused = set()
+                self._effects[number].excused -= users
             process.sweeps = frozenset()
+
+    def _fits(self, process: _Process, answer: Any) -> bool:
+        """Whether PostgreSQL is what the keys of a process say."""
+        facts, row, is_marked, _ = answer
+        identity = self._identity(process)
+        if identity is None or row is None:
+            return False
+        reign = self._reigns.real(row.reign)
+        return (
+            (row.generation, row.facts, is_marked) == (identity.generation, facts, True)
+            and reign == identity.reign
+            and reign == process.saver._l1.server.reign
+        )
+
+    def _identity(self, process: _Process) -> Any:
+        return None if process.is_foreign else process.saver._identity.identity
 
     def _has_met(self, actor: _Actor, label: str, answer: Any) -> None:
         """Something has happened to an actor, on which depends what it will do."""
@@ -914,21 +1247,41 @@ class World:
 
     def _mind(self, process: _Process) -> tuple[Any, ...]:
         """What a saver remembers from one call to the next."""
-        cache = process.saver._l1
+        if process.is_foreign:
+            return ()
+        cache, keeper = process.saver._l1, process.saver._identity
         epochs = cache._epochs
-        is_current = epochs.known == self._observer._l1.epoch
-        return cache.trusted, process.saver._breaker.state, epochs._trusted, is_current
+        return (
+            cache.trusted,
+            process.saver._breaker.state,
+            epochs._trusted,
+            epochs.server and self._reigns.name(epochs.server.reign),
+            keeper.identity and keeper.identity.generation,
+            keeper._reign and self._reigns.name(keeper._reign),
+            keeper._detached_at is None,
+            self._may_wait(process),
+            bool(keeper._written),
+            bool(cache.written),
+        )
 
     def _make_processes(self) -> None:
         self._processes, self._actors = {}, []
         for name, calls in self.scenario.actors.items():
             owner = self.scenario.shares.get(name, name)
             if owner == name:
-                self._processes[name] = _Process(name, self._savers[name])
-                self._processes[name].is_wary = name in self.scenario.new
+                self._processes[name] = self._make_process(name)
             process = self._processes[owner]
             process.actors.append(_Actor(name, calls, process))
             self._actors.append(process.actors[-1])
+
+    def _make_process(self, name: str) -> _Process:
+        scenario = self.scenario
+        if name in scenario.foreign:
+            writer = store.ForeignWriter(self._pass_foreign, self._observer.serde)
+            return _Process(name, writer, is_foreign=True, is_wary=True)
+        where = THERE if name in scenario.there else HERE
+        is_wary = name in (*scenario.new, *scenario.opening, *scenario.there)
+        return _Process(name, self._savers[name], where, is_wary=is_wary)
 
     def _view(self, tables: store.Tables) -> str:
         _, row = store.execute(tables, "", ("select", SCOPE, None))
@@ -938,48 +1291,75 @@ class World:
             self._view_of[row] = _text(stored and codec.decode_tuple(serde, stored))
         return self._view_of[row]
 
-    def _saw(self, entry: Sequence[bytes], ttl: int) -> None:
-        self._ttl = ttl
-        self._entry = dict(zip(entry[::2], entry[1::2], strict=True))
-        if self._alone is None and self._entry != self._history[-1]:
-            self._history.append(self._entry)
-        if any(_is_live(*item) for item in self._entry.items()) and ttl < WRITE_DEADLINE_SECONDS * 1000:
+    def _saw(self, place: Place, entry: Sequence[bytes], ttl: int) -> None:
+        self._ttls[place] = ttl
+        self._entries.pop(place, None)
+        if found := dict(zip(entry[::2], entry[1::2], strict=True)):
+            self._entries[place] = found
+        self._remember_entries()
+        if any(_is_live(*item) for item in found.items()) and ttl < WRITE_DEADLINE_SECONDS * 1000:
             self._violation = Violation(f"the entry expires in {ttl} ms, before an intent in it")
 
-    def _look(self) -> None:
-        self._saw(*self.wire.send(("HGETALL", self._key), ("PTTL", self._key)))
+    def _remember_entries(self) -> None:
+        if not self._is_alone and self._entries != self._history[-1]:
+            self._history.append(dict(self._entries))
 
-    def _expire(self, field_: bytes, value: bytes) -> None:
-        past = b"1:" + value.rpartition(b":")[2]
-        self._send(("HSET", self._key, field_, past))
-        self._entry = self._entry | {field_: past}
+    def _live_intents(self) -> list[str]:
+        intents = [
+            self._plain(place, field_)
+            for place, entry in self._entries.items()
+            if not self._reigns.is_of_the_past(place[1])
+            for field_, value in entry.items()
+            if _is_live(field_, value)
+        ]
+        return list(dict.fromkeys(intents))
+
+    def _expire(self, intent: str) -> None:
+        for place, entry in list(self._entries.items()):
+            for field_, value in entry.items():
+                if self._plain(place, field_) == intent:
+                    past = b"1:" + value.rpartition(b":")[2]
+                    self._send(place[0], ("HSET", place[1], field_, past))
+                    self._entries[place] = self._entries[place] | {field_: past}
 
     def _put_back(self) -> None:
-        """Make the entry in Redis what it was at this point of an earlier run."""
-        self.wire.send(("DEL", self._key), *self._commands_to_store(self._entry))
+        """Make the entries in Redis what they were at this point of an earlier run."""
+        self._unsent = {where: [("FLUSHDB",), *self._commands_to_store(where)] for where in self.wires}
 
-    def _commands_to_store(self, entry: dict[bytes, bytes]) -> list[tuple[Any, ...]]:
-        if not entry:
-            return []
-        fields = [part for item in entry.items() for part in item]
-        ttl = self._ttl if self._ttl > 0 else int(TTL_SECONDS * 1000)
-        return [("HSET", self._key, *fields), ("PEXPIRE", self._key, ttl)]
+    def _commands_to_store(self, where: str) -> list[tuple[Any, ...]]:
+        commands: list[tuple[Any, ...]] = []
+        for place, entry in self._entries.items():
+            if place[0] == where:
+                ttl = self._ttls.get(place, 0)
+                fields = [part for item in entry.items() for part in item]
+                commands.append(("HSET", place[1], *fields))
+                commands.append(("PEXPIRE", place[1], ttl if ttl > 0 else int(TTL_SECONDS * 1000)))
+        return commands
 
-    def _send(self, *commands: tuple[Any, ...]) -> None:
+    def _send(self, where: str, *commands: tuple[Any, ...]) -> None:
         if self._replayed is None:
-            self.wire.send(*commands)
+            self._unsent.setdefault(where, []).extend(commands)
 
-    def _plain(self, field_: bytes) -> str:
-        return _UNIQUE.sub(b"", field_).decode() if field_.startswith(b"i:") else ""
+    def _label(self, place: Place) -> tuple[str, ...]:
+        """What a key is called in a move: nothing, if it is that which the run began with."""
+        if place == self._first_place:
+            return ()
+        return (self._reigns.shown(place[1].removesuffix(self._suffix)).partition(":2:")[2],)
+
+    def _plain(self, place: Place, field_: bytes) -> str:
+        """What an intent is called in a move."""
+        if not field_.startswith(b"i:"):
+            return ""
+        return "@".join((_UNIQUE.sub(b"", field_).decode(), *self._label(place)))
 
     # ------------------------------------------------------------------ before and after
 
-    def _make_saver(self, port: int) -> Any:
+    def _make_saver(self, where: str, servers: Mapping[str, EmbeddedRedis]) -> Any:
         class ExploredSaver(saver.CachedPostgresSaver):
             _pruner = property(lambda self: store.ModelPruner(self._l2))  # type: ignore[assignment]
 
-        client = _SteppedRedis(port=port)
-        client.world = self
+        client = _SteppedRedis(port=servers[where].port)
+        client.world, client.where = self, where
         pool: Any = AsyncConnectionPool("", open=False)
         made = ExploredSaver(
             AsyncPostgresSaver(pool),
@@ -990,58 +1370,64 @@ class World:
             write_deadline_seconds=WRITE_DEADLINE_SECONDS,
             audit_ratio=0,
         )
-        made._l2 = store.ModelStore(self._pass_postgres)  # type: ignore[assignment]
-        made._sweeper._journal = made._l2.journal
+        model = store.ModelStore(self._pass_postgres, check_out=self._check_out, reigns=self._reigns)
+        made._l2 = model  # type: ignore[assignment]
+        made._sweeper._journal = made._identity._journal = model.journal  # type: ignore[assignment]
+        made._identity._identities = model.identities  # type: ignore[assignment]
         assert made._sweeper._task is not None
         made._sweeper._task.cancel()  # a sweep is explored as an actor's call
         return made
 
     def _prepare(self) -> None:
         """Store what was there before, through the observer."""
+        observer = _Process("observer", self._observer)
         for call in self.scenario.before:
-            self._loop.complete(call.make(self._observer))
-        assert self._alone is not None
-        self._alone.process.is_cut_off = True
+            self._complete(observer, call.make(self._observer))
+        observer.is_cut_off = True
         for call in self.scenario.behind:
-            self._loop.complete(call.make(self._observer))
-        self._alone.process.is_cut_off = False
+            self._complete(observer, call.make(self._observer))
         if self.scenario.leftover:
-            self._execute("observer", ("record", (SCOPE,)))
-        self._look()
-        self._base_entry = {} if self.scenario.cold else self._entry
+            self._tables, _ = store.execute(self._tables, "observer", ("record", (SCOPE,)))
+        self._base_entry = {} if self.scenario.cold else self._entries.get(self._first_place, {})
         self.outcomes = []
         self._base_tables = self._tables
-        self._alone = None
-        self._violation: Violation | None = None
 
-    def _refresh(self) -> None:
-        """Let the observer know who reigns, as its next step would, without spending a step."""
-        self._observer._l1._epochs.distrust()
-        self._loop.complete(self._observer._l1.connect())
+    def _introduce(self) -> None:
+        """Let each saver meet its Redis, and all but those that are opening PostgreSQL."""
+        scenario = self.scenario
+        self._epoch_changed = False
+        self._tables = store.Tables()
+        self._reigns.forget()
         self._names.clear()
-        self._key = self._observer._l1.epoch.key(SCOPE)
-
-    def _forget_the_last_run(self) -> None:
-        """The savers outlive it: let each know who reigns, and nothing else."""
         for name, each in self._savers.items():
-            epochs = each._l1._epochs
-            epochs._epoch, epochs._trusted = self._observer._l1.epoch, True
+            where = THERE if name in scenario.there else HERE
+            _recall(each, self._virgin[name])
+            server = self._loop.complete(each._l1.connect())
+            self._reigns.meet(where, server.reign)
+            if name not in (*scenario.opening, *scenario.there):
+                self._complete(_Process(name, each, where), each._sweeper.settle())
+                assert each._l1.trusted
+            self._minds[name] = _memory_of(each)
+        key = self._observer._l1.epoch.key(SCOPE)
+        self._first_place: Place = HERE, key
+        self._suffix = key[key.index(b":{") :]
+
+    def _recall(self) -> None:
+        """Let the savers, which outlive a run, forget it."""
+        for name, each in self._savers.items():
+            _recall(each, self._minds[name])
             each._l1._available = True
             # It opens when the explorer says so, and may be probed at once.
             each._l1._breaker = each._breaker = each._sweeper._breaker = Breaker(
                 failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0
             )
-            each._l1._doubts = each._sweeper._attempts = 0
-            each._l1._believed_at = None if name in self.scenario.new else 0
-            each._sweeper._lock = asyncio.Lock()
-            each._sweeper._not_before = each._sweeper._count_at = 0.0
-            each._sweeper._backlog = False
-        self._epoch_changed = False
+            if name in self.scenario.new:
+                each._l1._believed_at = None
 
     def _script_names(self) -> dict[str, str]:
         if not self._names:
             for each in self._savers.values():
-                self._names |= {sha: step for step, sha in each._l1.epoch.shas.items()}
+                self._names |= {sha: step for step, sha in each._l1.server.shas.items()}
         return self._names
 
     def _bury(self) -> None:
@@ -1060,6 +1446,46 @@ class World:
     def _unexpected(self, _loop: object, context: dict[str, Any]) -> None:
         if not self._dead:
             self._violation = Violation(f"unexpected: {context.get('message')} {context.get('exception')!r}")
+
+
+_Memory = list[tuple[dict[str, Any], dict[str, Any]]]
+"""Of each part the attributes that are never changed in place, and the others."""
+
+
+def _parts_of(saver: Any) -> tuple[Any, ...]:
+    """What of a saver remembers anything about L1 or L2."""
+    return saver._l1, saver._l1._epochs, saver._identity, saver._sweeper
+
+
+def _memory_of(saver: Any) -> _Memory:
+    kinds = set | list | dict | asyncio.Lock
+    return [
+        (
+            {name: value for name, value in vars(part).items() if not isinstance(value, kinds)},
+            {name: copy(value) for name, value in vars(part).items() if isinstance(value, kinds)},
+        )
+        for part in _parts_of(saver)
+    ]
+
+
+def _recall(saver: Any, memory: _Memory) -> None:
+    for part, (attributes, changing) in zip(_parts_of(saver), memory, strict=True):
+        vars(part).update(attributes)
+        for name, value in changing.items():
+            vars(part)[name] = asyncio.Lock() if isinstance(value, asyncio.Lock) else copy(value)
+
+
+def _broken() -> L2UnavailableError:
+    """What a client gets whose connection has ended."""
+    error = L2UnavailableError("broken")
+    error.__cause__ = psycopg.OperationalError("broken")
+    return error
+
+
+def clock() -> float:
+    """For `monotonic` in `coherence.identity`: time passes only where the explorer says so."""
+    actor = _ACTOR.get(None)
+    return actor.process.clock if actor else 0.0
 
 
 def new_token() -> str:
@@ -1086,15 +1512,16 @@ async def no_pause(_seconds: float) -> None:
     await asyncio.sleep(0)
 
 
-def _changes(
-    before: store.Tables, after: store.Tables, touched: Iterable[tuple[str, Any]]
-) -> tuple[Any, ...]:
+_TABLES = ("checkpoints", "blobs", "writes")
+
+
+def _changes(after: store.Tables, touched: Iterable[tuple[str, Any]]) -> tuple[Any, ...]:
     """The rows that a statement changed, or found as it wanted them."""
     return tuple(sorted((name, key, dict(getattr(after, name)).get(key)) for name, key in touched))
 
 
 def _applied(tables: store.Tables, effect: _Effect) -> store.Tables:
-    rows = {name: dict(getattr(tables, name)) for name in ("checkpoints", "blobs", "writes")}
+    rows = {name: dict(getattr(tables, name)) for name in _TABLES}
     for name, key, row in effect.rows:
         if row is None:
             rows[name].pop(key, None)

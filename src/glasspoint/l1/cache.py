@@ -530,6 +530,10 @@ class Cache:
         answer = await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
         if step in _CHANGING:
             self.written.add(Written(scope, epoch.identity.generation))
+        current = self._epochs.known
+        if current is not epoch and (current is None or current.prefix != epoch.prefix):
+            # It was done under keys that nobody here uses any more.
+            raise UnidentifiedError("The identity has changed while a step was under way: it was in vain.")
         return answer
 
     async def _evalsha_on_probe(self, step: str, scope: Scope, *args: Any) -> Any:

@@ -188,7 +188,7 @@ class Attachment:
     facts: Mapping[str, str]
     unseen_seconds: float
     is_marked: bool
-    is_purged: bool
+    is_purged: bool = False
     reason: IdentityReason = "generation"
 
     @property
