@@ -45,17 +45,20 @@ class Violation(NamedTuple):
         where: Thread, namespace.
         said: What is wrong, for people.
         evidence: The operations that show it, the one that noticed last.
+        since: The moment from which on it should not have been, if that is not when the evidence begins.
     """
 
     what: str
     where: Scope
     said: str
     evidence: tuple[Operation, ...]
+    since: float | None = None
 
     @property
     def span(self) -> tuple[float, float]:
         """From the beginning of what was missed to the moment at which that was noticed."""
-        return min(each.start for each in self.evidence), self.evidence[-1].start
+        begun = min(each.start for each in self.evidence) if self.since is None else self.since
+        return begun, self.evidence[-1].start
 
     def __str__(self) -> str:
         return "\n    ".join([f"{self.what} in {self.where}: {self.said}", *map(str, self.evidence)])
@@ -188,6 +191,7 @@ class _History:
         self._put_writes = _by(self.writes, "put_writes", lambda w: (w.thread, w.namespace, w.checkpoint))
         self._turns_of = _by(self.turns, "turn", lambda t: (t.worker, t.thread))
         self._excused_reads: dict[str, list[Operation]] = defaultdict(list)
+        self._excused_damage: dict[str, list[Operation]] = defaultdict(list)
 
     # ------------------------------------------------------------ against the other databases
 
@@ -233,7 +237,10 @@ class _History:
             puts = self._put[key]
             if puts and kept not in {put.value for put in puts}:
                 said = f"checkpoint {key[2]} does not have the values that were put"
-                yield Violation("damaged", key[:2], said, (puts[-1],)), self._may_damage(puts[-1])
+                excused = self._may_damage(puts[-1])
+                if excused:
+                    self._excused_damage[key[0]].append(puts[-1])
+                yield Violation("damaged", key[:2], said, (puts[-1],)), excused
 
     def phantoms(self, truth: Truth) -> Iterator[Finding]:
         """What was read was written by somebody, and PostgreSQL has it."""
@@ -244,13 +251,12 @@ class _History:
             puts = self._put[key]
             if found := self._imagined(read, puts, is_kept=key in truth.checkpoints, what="this checkpoint"):
                 yield found
-            elif (
-                read.value not in {put.value for put in puts}
-                and read.value != truth.checkpoints.get(key)
-                and not any(self._may_damage(put) for put in puts)
-            ):
-                said = "nobody ever wrote these values"
-                yield Violation("phantom", scope, said, (*puts, read)), False
+            elif read.value not in {put.value for put in puts}:
+                damaging = [put for put in puts if self._may_damage(put)]
+                self._excused_damage[read.thread] += damaging
+                if not damaging and read.value != truth.checkpoints.get(key):
+                    said = "nobody ever wrote these values"
+                    yield Violation("phantom", scope, said, (*puts, read)), False
             for task, channel, value in read.pending:
                 name = f"the write of {task} to {channel}"
                 writes = [each for each in self._put_writes[key] if (task, channel) in _names(each.pending)]
@@ -277,7 +283,7 @@ class _History:
             if in_window:
                 self._excused_reads[read.thread].append(read)
             said = f"{what} was gone: {cut.what}, {read.start - cut.until[1]:.2f} s before"
-            return Violation("phantom", scope, said, (writes[-1], read)), in_window
+            return Violation("phantom", scope, said, (writes[-1], read), cut.until[1]), in_window
         if not is_kept and not any(
             self._windows.may_have_gone_since(write, self._over(write), read) for write in writes
         ):
@@ -403,7 +409,7 @@ class _History:
                     since, until = each.end or 0.0, turn.end or turn.start
                     excused = any(
                         read.turn and since <= read.start <= until for read in self._excused_reads[thread]
-                    )
+                    ) or any(since <= put.start <= until for put in self._excused_damage[thread])
                     yield Violation("forgotten", (thread, ""), said, (each, turn)), excused
 
     def upset(self) -> list[Operation]:

@@ -74,7 +74,9 @@ def _findings(title: str, violations: list[Violation], happened: list[Happened])
         if found:
             oldest = max(end - start for start, end in (each.span for each in found))
             causes = Counter(cause for each in found for cause in _during(each, happened))
-            named = ", ".join(f"{cause} ({times})" for cause, times in causes.most_common())
+            named = ", ".join(f"{cause} ({times})" for cause, times in causes.most_common(_SHOWN))
+            if len(causes) > _SHOWN:
+                named += f", and {len(causes) - _SHOWN} more"
             table.add_row(what, str(len(found)), f"{oldest:.2f} s", named)
     return table
 

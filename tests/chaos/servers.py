@@ -102,7 +102,9 @@ class Servers:
             case "postgres backends terminated":
                 await self._terminate_backends()
             case "postgres restarted":
+                started = monotonic()
                 await asyncio.to_thread(self.postgres.restart)
+                return self._restarts((started, monotonic()))
             case "postgres crashed":
                 return await self._crash(fault)
             case "postgres restored to an earlier moment":
@@ -206,12 +208,14 @@ class Servers:
         """
         is_old = fault.worker is None
         backup, since = self.postgres.directory / ("old backup" if is_old else "backup"), self._old_backup_of
+        restarts: list[Cut] = []
         if not is_old or since is None:
             started = monotonic()
             await asyncio.to_thread(self.postgres.stop)
             since = started, monotonic()
             await asyncio.to_thread(_copy, self._data, backup)
             await asyncio.to_thread(self.postgres.start)
+            restarts = self._restarts((started, monotonic()))
             await asyncio.sleep(fault.seconds)
         if is_old:
             self._old_backup_of = since
@@ -223,7 +227,7 @@ class Servers:
         await self._promoted()
         cuts = self._cuts("a backup was restored", since, (stopped, monotonic()), self.databases)
         await asyncio.to_thread(shutil.rmtree, replaced)
-        return cuts
+        return restarts + cuts
 
     def _put_back(self, backup: Path, *, is_kept: bool, recovers: bool) -> Path:
         """Return where the data is that was replaced."""
@@ -263,9 +267,19 @@ class Servers:
                 cuts += self._cuts("the tables were truncated", ALWAYS, (started, monotonic()), [name])
         return cuts
 
+    def _restarts(self, span: Span) -> list[Cut]:
+        """Nothing is lost, but the identity is another one."""
+        return self._cuts("a restart", span, span, self.databases, by=None, is_sure=False)
+
     @staticmethod
     def _cuts(
-        what: str, since: Span, until: Span, names: Iterable[str], *, by: str = "", is_sure: bool = True
+        what: str,
+        since: Span,
+        until: Span,
+        names: Iterable[str],
+        *,
+        by: str | None = "",
+        is_sure: bool = True,
     ) -> list[Cut]:
         return [Cut(what, name, since, until, by=by, is_sure=is_sure, renews=True) for name in names]
 

@@ -313,6 +313,7 @@ def test_what_is_gone_is_not_read_when_the_window_is_over(cut: Cut) -> None:
     inside = judged(lost, read(C2, 22 + BOUND - 0.1), has=Truth({}, {}), cuts=(cut,))
     assert not inside.violations
     assert excused(inside) == {"phantom"}
+    assert inside.in_window[0].span == (22, 22 + BOUND - 0.1)
     assert found(judged(lost, read(C2, 22 + BOUND + 0.1), has=Truth({}, {}), cuts=(cut,))) == {"phantom"}
     pending = put(C1, 23), writes(C1, 15), read(C1, 30, DONE)
     assert found(judged(*pending, cuts=(cut,))) == {"phantom"}
@@ -369,6 +370,22 @@ def test_a_turn_that_began_before_the_end_of_the_window_may_damage() -> None:
         assert not verdict.violations
         assert excused(verdict) == {"damaged"}
     assert found(damaged(1, 2)) == {"damaged"}, "that turn was over before the cut"
+
+
+def test_a_damaged_checkpoint_may_forget_turns_that_are_older_than_the_backup() -> None:
+    done = [
+        did("turn", 1, 2, turn=1, answered=[1]),
+        did("turn", 19, 24, turn=2, outcome="killed"),
+        put(C1, 23),
+        read(C1, 30, value="without a channel", turn=3),
+        did("turn", 30, 31, turn=3, answered=[3]),
+    ]
+    less = Truth(dict.fromkeys(truth(done).checkpoints, "without a channel"), {})
+    assert excused(judged(*done, has=less, cuts=(RESTORED,))) == {"damaged", "forgotten"}
+    later = TRUNCATED._replace(until=(50, 51))
+    assert excused(judged(*done, has=Truth({}, {}), cuts=(RESTORED, later))) == {"forgotten"}
+    whole = replace(done[3], value=done[2].value)
+    assert found(judged(*done[:3], whole, done[4], cuts=(RESTORED,))) == {"forgotten"}
 
 
 def test_an_error_of_a_turn_is_explained_by_a_cut_that_fell_into_it() -> None:
@@ -440,6 +457,16 @@ def test_a_deletion_that_failed_may_have_been_done_or_not() -> None:
     done = put(C1, 1), deleted(2, outcome="OperationalError")
     assert all_is_well(judged(*done, read(None, 9), has=Truth({}, {})))
     assert all_is_well(judged(*done, read(C1, 9)))
+
+
+def test_a_restart_takes_nothing_and_writes_under_keys_of_before_may_be_missed() -> None:
+    restart = Cut("a restart", "", since=(20, 22), until=(20, 22), by=None, is_sure=False, renews=True)
+    done = put(C1, 19), put(C2, 23)
+    assert excused(judged(*done, read(C1, 26), cuts=(restart,))) == {"stale"}
+    assert found(judged(*done, read(C1, 27), cuts=(restart,))) == {"stale"}
+    assert found(judged(*done, has=Truth({}, {}), cuts=(restart,))) == {"lost"}
+    turn = did("turn", 19, 23, turn=1, outcome="KeyError", unexpected="KeyError()")
+    assert judged(turn, cuts=(restart,)).upset == []
 
 
 def test_a_crash_may_take_what_other_software_did_not_make_durable_and_nothing_else() -> None:

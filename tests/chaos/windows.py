@@ -54,7 +54,8 @@ class Cut(NamedTuple):
         until: The moment of the cut. Nothing that began after it is touched. At the second one of the two,
             PostgreSQL answers again: the window begins.
         thread: The only thread that was touched; `None`: all of them.
-        by: Only writes of workers whose name begins like this were touched.
+        by: Only writes of workers whose name begins like this were touched; `None`: no write was, and nothing
+            but the identity changed.
         is_sure: Everything between the two moments is gone. Otherwise it may be.
         renews: Glasspoint's processes have to agree on a new identity afterwards.
     """
@@ -64,7 +65,7 @@ class Cut(NamedTuple):
     since: Span
     until: Span
     thread: str | None = None
-    by: str = ""
+    by: str | None = ""
     is_sure: bool = True
     renews: bool = False
 
@@ -75,19 +76,20 @@ class Cut(NamedTuple):
             over: When nobody was at it any more.
         """
         return (
-            write.worker.startswith(self.by)
-            and write.start <= self.until[1]
-            and _landed(write, over) >= self.since[0]
+            self._concerns(write) and write.start <= self.until[1] and _landed(write, over) >= self.since[0]
         )
 
     def surely_takes(self, write: Operation, over: float) -> bool:
         """Tell whether a write is certainly gone."""
         return (
             self.is_sure
-            and write.worker.startswith(self.by)
+            and self._concerns(write)
             and write.start > self.since[1]
             and _landed(write, over) < self.until[0]
         )
+
+    def _concerns(self, write: Operation) -> bool:
+        return self.by is not None and write.worker.startswith(self.by)
 
 
 class Windows:
@@ -142,7 +144,8 @@ class Windows:
     def is_upset(self, turn: Operation, until: float) -> bool:
         """Tell whether a cut, or the window after it, fell into a turn that went on until a moment."""
         return any(
-            until >= cut.until[0] and turn.start <= self._known(cut, turn) for cut in self._cuts(turn.thread)
+            cut.by is not None and until >= cut.until[0] and turn.start <= self._known(cut, turn)
+            for cut in self._cuts(turn.thread)
         )
 
     # ------------------------------------------------------------ helpers
