@@ -4,6 +4,7 @@ Open this when entries are believed that another database has filled, or when a 
 
     look (L2)    the facts, and the row of the cache: generation, Redis, facts of then
     compare      the row fits: its generation names the keys
+                 otherwise the keys in use are left at once, and
                  a fact has changed, or this process has met another Redis: renew the row (L2), look again
                  another process has attached the row to another Redis: this process is detached
     adopt        record what was written under the old keys in the journal, then use the new keys
@@ -181,7 +182,10 @@ class IdentityKeeper:
         if server is None:
             return "unusable"
         reason = self._reason_to_renew(look)
+        if row is None or reason is not None or self._identity != self._identity_of(look, row):
+            self._leave_keys()
         if row is not None and reason is None and row.reign != server.reign:
+            self._leave_keys()
             # Perhaps Redis was replaced, and others have noticed it sooner.
             server = await self._cache.connect(anew=True)
             if row.reign != server.reign:
@@ -272,12 +276,17 @@ class IdentityKeeper:
 
     async def _leave(self, why: str) -> None:
         """Use no keys at all, and say why, once."""
-        if self._cache.is_identified or self._identity is not None:
-            await self._record_written()
-            self._forget()
+        self._leave_keys()
         if why not in self._warned:
             self._warned.add(why)
             _log.warning(why)
+        if not self._cache.is_absent:
+            await self._record_written()
+
+    def _leave_keys(self) -> None:
+        """Believe nothing that stands under the keys in use, from this moment on."""
+        if self._identity is not None:
+            self._forget()
 
     def _forget(self, *, is_absent: bool = False) -> None:
         self._identity = None
