@@ -211,6 +211,7 @@ class IdentityKeeper:
         if row is None or reason is not None or self._identity != self._identity_of(look, row):
             self._leave_keys()
         if row is not None and reason is None and row.reign != server.reign:
+            self._leave_keys()
             # Perhaps Redis was replaced, and others have noticed it sooner.
             server = await self._cache.connect(anew=True)
             if row.reign != server.reign:
@@ -321,6 +322,13 @@ class IdentityKeeper:
         if why not in self._warned:
             self._warned.add(why)
             _log.warning(why)
+        if not self._cache.is_absent:
+            await self._record_written()
+
+    def _leave_keys(self) -> None:
+        """Believe nothing that stands under the keys in use, from this moment on."""
+        if self._identity is not None:
+            self._forget()
 
     def _leave_keys(self) -> None:
         """Believe nothing that stands under the keys in use, from this moment on."""
