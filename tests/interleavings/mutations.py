@@ -217,8 +217,8 @@ MUTATIONS = (
         (
             (
                 "glasspoint.l1.entry",
-                'if raw is None or not (raw == start or raw.startswith(start + b"\\0")):',
-                "if raw is None:",
+                "if signed is None or not signed.startswith(start):",
+                "if signed is None:",
             ),
         ),
         _FORK,

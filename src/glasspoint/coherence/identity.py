@@ -208,10 +208,10 @@ class IdentityKeeper:
         if server is None:
             return "unusable"
         reason = self._reason_to_renew(look)
-        if row is None or reason is not None or self._identity != self._identity_of(look, row):
+        is_moved = row is not None and row.reign != server.reign
+        if row is None or reason or is_moved or self._identity != self._identity_of(look, row):
             self._leave_keys()
-        if row is not None and reason is None and row.reign != server.reign:
-            self._leave_keys()
+        if row is not None and reason is None and is_moved:
             # Perhaps Redis was replaced, and others have noticed it sooner.
             server = await self._cache.connect(anew=True)
             if row.reign != server.reign:
@@ -322,13 +322,6 @@ class IdentityKeeper:
         if why not in self._warned:
             self._warned.add(why)
             _log.warning(why)
-        if not self._cache.is_absent:
-            await self._record_written()
-
-    def _leave_keys(self) -> None:
-        """Believe nothing that stands under the keys in use, from this moment on."""
-        if self._identity is not None:
-            self._forget()
 
     def _leave_keys(self) -> None:
         """Believe nothing that stands under the keys in use, from this moment on."""
