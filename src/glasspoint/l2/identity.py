@@ -114,7 +114,7 @@ WITH renewed AS (
     ON CONFLICT (cache) DO UPDATE
       SET reign = EXCLUDED.reign, generation = EXCLUDED.generation, facts = EXCLUDED.facts,
           seen_at = EXCLUDED.seen_at, is_purged = false, purging_at = NULL
-      WHERE c.generation = %(seen)s
+      WHERE c.generation IS NOT DISTINCT FROM %(seen)s
     RETURNING generation
 ), unmarked AS (
     DELETE FROM glasspoint_crash_marks WHERE generation = %(seen)s AND EXISTS (SELECT FROM renewed)
