@@ -44,6 +44,7 @@ __all__ = [
     "encode_put",
     "encode_writes",
     "is_old_format",
+    "is_readable",
     "version_text",
     "versions_of",
 ]

@@ -40,6 +40,7 @@ from glasspoint.codec import (
     EncodedPut,
     EncodedWrite,
     StoredCheckpoint,
+    is_readable,
     version_text,
     versions_of,
 )
@@ -165,6 +166,8 @@ def _decode(scope: Scope, fields: Sequence[bytes], signer: Signer) -> StoredChec
     if document["id"] != checkpoint_id:
         raise UnusableImageError("the head is of another checkpoint")
     values: dict[str, tuple[str, Encoded]] = {}
+    if not is_readable(document):
+        raise UnusableImageError("unreadable: the channel versions")
     inline = document.get("channel_values") or {}
     for channel, version in versions_of(document).items():
         name = b"c:" + channel.encode()
