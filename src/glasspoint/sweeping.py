@@ -5,7 +5,7 @@ scopes, and deletes the rows then:
 
     L2: what is pending?        committed rows, those included that another process has in hand
     L1: DROP, each              also disarms who is under way, and takes every reader's lease
-    L2: delete these rows       by id; a row that was added meanwhile has another one
+    L2: delete these rows       by id, if the generation is still the same
 
 so that a write whose row was seen is hidden by no older image any more. Every process does that about once a
 second, which bounds how long others may read the old image; and always before it trusts L1 again: at first
@@ -213,7 +213,7 @@ class Sweeper:
         """Drop what is pending, as long as the identity stays what it is. Returns how far that went."""
         after, swept = 0, 0
         while True:
-            status, batch = await self._identity.look(limit=_BATCH, after=after)
+            status, batch, generation = await self._identity.look(limit=_BATCH, after=after)
             if status != "fits":
                 return status
             self._vitals.journal_pending = len(batch)
@@ -222,7 +222,8 @@ class Sweeper:
                 await self._cache.forget(scopes)
                 for _ in scopes:
                     self._telemetry.note(Invalidated("journal"))
-                for table, rows in Counter(await self._journal.delete(batch)).items():
+                deleted = await self._journal.delete(batch, generation)
+                for table, rows in Counter(deleted).items():
                     self._telemetry.note(ForeignWrites(table, rows))
                 after, swept = batch[-1].id, swept + len(batch)
                 _log.debug("%d entries were dropped for the journal", len(scopes))

@@ -93,10 +93,9 @@ RULES_OF_OUTAGES = (
             (_SWEEPING, "                await self._cache.forget(scopes)\n", ""),
             (
                 _SWEEPING,
-                "                for table, rows in Counter(await self._journal.delete(batch)).items():\n",
-                "                deleted = await self._journal.delete(batch)\n"
-                "                await self._cache.forget(scopes)\n"
-                "                for table, rows in Counter(deleted).items():\n",
+                "                deleted = await self._journal.delete(batch, generation)\n",
+                "                deleted = await self._journal.delete(batch, generation)\n"
+                "                await self._cache.forget(scopes)\n",
             ),
         ),
         _SWEEPERS,
