@@ -504,7 +504,8 @@ async def test_compacted_rows_are_new_ones(database: str, redis_url: str) -> Non
         seen = await saver._l2.identities.look(limit=10)
         assert seen is not None
         await saver._l2.journal.compact()
-        await saver._l2.journal.delete(seen.rows)
+        assert seen.attachment is not None
+        await saver._l2.journal.delete(seen.rows, seen.attachment.generation)
         assert await journal(database) == [("a", "")]
 
 

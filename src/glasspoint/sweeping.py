@@ -5,7 +5,7 @@ scopes, and deletes the rows then:
 
     L2: what is pending?        committed rows, those included that another process has in hand
     L1: DROP, each              also disarms who is under way, and takes every reader's lease
-    L2: delete these rows       by id; a row that was added meanwhile has another one
+    L2: delete these rows       by id, if the generation is still the same
 
 so that a write whose row was seen is hidden by no older image any more. Every process does that about once a
 second, which bounds how long others may read the old image; and always before it trusts L1 again: at first
@@ -258,24 +258,24 @@ class Sweeper:
         refused: set[Scope] = set()
         kept: list[JournalRow] = []
         while True:
-            status, batch = await self._identity.look(limit=_BATCH, after=after)
+            status, batch, generation = await self._identity.look(limit=_BATCH, after=after)
             if status != "fits":
                 return status
             if batch:
-                kept += await self._drop(batch, refused)
+                kept += await self._drop(batch, generation, refused)
                 after, swept = batch[-1].id, swept + len(batch)
             if len(batch) < _BATCH:
                 self._vitals.journal_pending = 0
                 self._backlog = False
                 self._compact_from = _COMPACT_FROM
                 if at_most is None:
-                    await self._try_quarantined(kept, refused)
+                    await self._try_quarantined(kept, generation, refused)
                 return "all"
             if at_most is not None and swept >= at_most:
                 self._backlog = True
                 return "some"
 
-    async def _drop(self, batch: list[JournalRow], refused: set[Scope]) -> list[JournalRow]:
+    async def _drop(self, batch: list[JournalRow], generation: str, refused: set[Scope]) -> list[JournalRow]:
         """Drop the entries of some rows, and delete the rows; add the scopes that Redis refuses.
 
         Returns:
@@ -285,10 +285,10 @@ class Sweeper:
         self._vitals.journal_pending = sum(entry.scope in scopes for entry in batch)
         refused |= await self._cache.forget(scopes)
         done = scopes - refused
-        await self._forgotten(done, batch)
+        await self._forgotten(done, batch, generation)
         return [entry for entry in batch if entry.scope not in done]
 
-    async def _try_quarantined(self, kept: list[JournalRow], refused: set[Scope]) -> None:
+    async def _try_quarantined(self, kept: list[JournalRow], generation: str, refused: set[Scope]) -> None:
         """Drop the entries of scopes in quarantine; those that this works for are trusted again.
 
         Args:
@@ -301,7 +301,7 @@ class Sweeper:
             chunk = waiting[start : start + _TRIES]
             now = quarantine.now()
             done = set(chunk) - await self._cache.forget(chunk)
-            await self._forgotten(done, kept)
+            await self._forgotten(done, kept, generation)
             for scope in done:
                 quarantine.release(scope, now)
             if not done:
@@ -311,12 +311,12 @@ class Sweeper:
             await self._journal.compact()
             self._compact_kept_from = max(_COMPACT_FROM, 2 * len({entry.scope for entry in kept}))
 
-    async def _forgotten(self, scopes: set[Scope], rows: list[JournalRow]) -> None:
+    async def _forgotten(self, scopes: set[Scope], rows: list[JournalRow], generation: str) -> None:
         """Delete the rows of scopes whose DROP was confirmed."""
         if swept := [entry for entry in rows if entry.scope in scopes]:
             for _ in {entry.scope for entry in swept}:
                 self._telemetry.note(Invalidated("journal"))
-            for table, rows_of_others in Counter(await self._journal.delete(swept)).items():
+            for table, rows_of_others in Counter(await self._journal.delete(swept, generation)).items():
                 self._telemetry.note(ForeignWrites(table, rows_of_others))
             _log.debug("%d rows of the journal were swept", len(swept))
 

@@ -104,8 +104,8 @@ RULES_OF_OUTAGES = (
                 _SWEEPING,
                 "        refused |= await self._cache.forget(scopes)\n"
                 "        done = scopes - refused\n"
-                "        await self._forgotten(done, batch)\n",
-                "        await self._forgotten(scopes, batch)\n"
+                "        await self._forgotten(done, batch, generation)\n",
+                "        await self._forgotten(scopes, batch, generation)\n"
                 "        refused |= await self._cache.forget(scopes)\n"
                 "        done = scopes - refused\n",
             ),

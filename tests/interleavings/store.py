@@ -293,7 +293,11 @@ def _say_seen(tables: Tables, who: str, generation: str) -> tuple[Tables, Any]:
     return tables, None  # time stands still here
 
 
-def _delete_rows(tables: Tables, who: str, rows: Collection[tuple[int, Scope]]) -> tuple[Tables, Any]:
+def _delete_rows(
+    tables: Tables, who: str, rows: Collection[tuple[int, Scope]], generation: str
+) -> tuple[Tables, Any]:
+    if tables.cache is None or tables.cache.generation != generation:
+        return tables, ()
     ids = {id_ for id_, _ in rows}
     gone = {row for row in tables.journal if row[0] in ids}
     sources = sorted(source for *_, source in gone if source is not None)
@@ -364,9 +368,9 @@ class ModelJournal:
         await self._check_out()
         await self._ask(("record", tuple(sorted(scopes))))
 
-    async def delete(self, rows: Sequence[JournalRow]) -> list[str]:
+    async def delete(self, rows: Sequence[JournalRow], generation: str) -> list[str]:
         await self._check_out()
-        return list(await self._ask(("delete rows", tuple(map(tuple, rows)))))
+        return list(await self._ask(("delete rows", tuple(map(tuple, rows)), generation)))
 
     async def count(self) -> int:
         await self._check_out()

@@ -76,10 +76,12 @@ class Found(NamedTuple):
         status: `fits`: the identity in use is that of L2. `changed`: it is another one now; look again before
             anything is believed. `unusable`: there is none, and L1 is not used.
         rows: The rows of the journal that were asked for, if it fits.
+        generation: Under which they were seen.
     """
 
     status: Literal["fits", "changed", "unusable"]
     rows: list[JournalRow] = []  # noqa: RUF012 - never changed
+    generation: str = ""
 
 
 class IdentityKeeper:
@@ -150,7 +152,9 @@ class IdentityKeeper:
         self._vitals.withheld = tuple(self._identities.withheld)
         await self._meet_others(look)
         status = await self._settle(look)
-        return Found(status, look.rows if status == "fits" else [])
+        if status != "fits" or look.attachment is None:
+            return Found(status)
+        return Found(status, look.rows, look.attachment.generation)
 
     async def greet(self, connection: Any) -> None:
         """Look at L2 on a connection that is new: it may lead to another server than the others.

@@ -7,8 +7,8 @@ after the row was seen.
 No lock is held meanwhile, and none is needed. Rows are read as they are committed, those included that
 another process has in hand at the moment; so who finds none knows that every DROP has been done. Two that
 sweep the same row drop the entry twice, which is harmless, and whoever dies in between leaves the row. A row
-is deleted by its id, which no other row ever gets: one that a write adds meanwhile for the same scope is
-another row, and stays.
+is deleted by its id, which no other row gets under the same generation (`l2.identity`): one that a write adds
+meanwhile for the same scope is another row, and stays.
 
 Rows are only added, each with an id of its own, so that writes never wait for each other here. While Redis
 stays away, `compact` makes one row of all rows of a scope.
@@ -47,10 +47,12 @@ SELECT * FROM unnest(
 """
 
 # What another process is deleting just now is skipped: it has dropped the entry, too. Waiting for it, in
-# another order than it takes the rows, would be a deadlock.
+# another order than it takes the rows, would be a deadlock. After a recovery to an earlier moment, ids come
+# again, and these may be other rows: hence the generation.
 _DELETE = """
 DELETE FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id IN (
     SELECT id FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id = ANY(%(ids)s::bigint[])
+      AND EXISTS (SELECT FROM glasspoint_caches WHERE cache = %(cache)s AND generation = %(generation)s)
     FOR UPDATE SKIP LOCKED
 )
 RETURNING source
@@ -115,15 +117,20 @@ class Journal:
             with self._telemetry.step("l2.journal", None):
                 await conn.execute(cast("Any", _RECORD), _params((cache, scopes) for cache in told))
 
-    async def delete(self, rows: Collection[JournalRow]) -> list[str]:
+    async def delete(self, rows: Collection[JournalRow], generation: str) -> list[str]:
         """Take rows away, whose scopes Redis was told of after they were seen.
+
+        Args:
+            rows: The rows.
+            generation: That of the cache when they were seen. If it is another one now, nothing is done.
 
         Returns:
             The tables that other software has written to, one for each row that it is to blame for.
         """
         async with self._store._checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             ids = [row.id for row in rows]
-            await cursor.execute(cast("Any", _DELETE), {"cache": self.cache, "ids": ids})
+            params = {"cache": self.cache, "ids": ids, "generation": generation}
+            await cursor.execute(cast("Any", _DELETE), params)
             return [source for (source,) in await cursor.fetchall() if source is not None]
 
     async def count(self) -> int:
