@@ -163,7 +163,7 @@ async def test_the_model_answers_as_postgresql(real: Store, number: int) -> None
     rng = random.Random(f"{dice.SEED} {number}")
     stores = [real, Model()]
     for each in stores:
-        assert await each.identities.renew(await each.identities.look(), "reign")
+        assert await each.identities.renew(await each.identities.look(), "reign", "generation")
     seen = set()
     for _ in range(60):
         first, second = await do(stores, rng)
