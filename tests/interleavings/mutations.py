@@ -290,6 +290,12 @@ MUTATIONS = (
                 'prefix = f"{self.root}{server.reign}:{identity.name}:"',
                 'prefix = f"{self.root}{identity.database}:"',
             ),
+            # Otherwise the signature of an older generation is wrong, and the image is refused for that.
+            (
+                "glasspoint.l1.epoch",
+                "Signer(identity.secret, identity.generation)",
+                "Signer(identity.secret)",
+            ),
         ),
         _PUT_AND_WRITES,
         ("restart",),
