@@ -428,7 +428,7 @@ class _Intents:
         if self._l1.is_absent:
             self._l1.wrote_unannounced(intent.scope for intent in self._intents)
             return []
-        return [intent.scope for intent in self._intents if not intent.name]
+        return [intent.scope for intent in self._intents if not self._l1.is_heeded(intent)]
 
     def changed(self) -> Collection[Scope]:
         return [intent.scope for intent in self._intents]

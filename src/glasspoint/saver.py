@@ -349,18 +349,19 @@ class _WriteThrough:
             L1UnavailableError: The same, and the saver was told to raise then.
         """
         intent, _ = await asyncio.shield(self._begun)
-        if self._must_tell_l1 and not intent.name:
+        is_heeded = self._l1.is_heeded(intent)
+        if self._must_tell_l1 and not is_heeded:
             raise L1UnavailableError(
                 'Redis does not do its part, and on_l1_outage is "raise": nothing was written. Repeat the '
                 "call when Redis is back."
             )
         self._sent_on = connection
         self._sent_at = self._sent_at or perf_counter()
-        if not intent.name and self._l1.is_absent:
+        if not is_heeded and self._l1.is_absent:
             # The tables may appear while this write is under way: then it is recorded before they are used.
             self._l1.wrote_unannounced([self._scope])
             return False
-        self._is_journalled = not intent.name
+        self._is_journalled = not is_heeded
         return self._is_journalled
 
     async def to_l2(self, statement: Callable[[], Awaitable[_Answer]]) -> _Answer:

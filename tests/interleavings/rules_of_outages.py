@@ -70,7 +70,7 @@ RULES_OF_OUTAGES = (
         (
             (
                 "glasspoint.maintenance",
-                "return [intent.scope for intent in self._intents if not intent.name]",
+                "return [intent.scope for intent in self._intents if not self._l1.is_heeded(intent)]",
                 "return []",
             ),
         ),

@@ -103,10 +103,12 @@ class Intent:
     Attributes:
         name: Its name in the entry; empty if Redis did not confirm it. The write goes on in L2 then, and its
             commit will discard.
+        keys: What the keys begin with that it stands under.
     """
 
     scope: Scope
     name: bytes
+    keys: str = ""
 
 
 class Written(NamedTuple):
@@ -370,9 +372,10 @@ class Cache:
     async def begin(self, scope: Scope) -> Intent:
         """BEGIN: announce a write."""
         try:
-            return Intent(scope, await self._run("begin", scope, _new_token(), self._intent_ms))
+            name = await self._run("begin", scope, _new_token(), self._intent_ms)
         except L1Error:
             return Intent(scope, b"")
+        return Intent(scope, name, self._keys)
 
     async def begin_alone(self, scope: Scope) -> Intent | None:
         """BEGIN, if no other write to the scope is under way; otherwise `None`, and nothing was changed."""
@@ -380,7 +383,11 @@ class Cache:
             name = await self._run("begin", scope, _new_token(), self._intent_ms, 1)
         except L1Error:
             return Intent(scope, b"")
-        return Intent(scope, name) if name else None
+        return Intent(scope, name, self._keys) if name else None
+
+    def is_heeded(self, intent: Intent) -> bool:
+        """Whether readers heed it: Redis has confirmed it, under the keys that are in use now."""
+        return bool(intent.name) and intent.keys == self._keys
 
     async def commit_put(
         self, intent: Intent, put: EncodedPut, *, newest: bool, known_writes: list[str]
@@ -483,6 +490,10 @@ class Cache:
                 elif isinstance(outcome, BaseException):
                     raise outcome
         return refused
+
+    @property
+    def _keys(self) -> str:
+        return "" if self.epoch is None else self.epoch.prefix
 
     def _signer(self) -> Signer:
         if self.epoch is None:
