@@ -340,6 +340,22 @@ async def test_an_invalid_index_that_upstream_has_recorded_as_done_is_built_anew
     assert await everything_is_there(database)
 
 
+async def test_an_index_that_nobody_needs_and_that_cannot_be_built_anew_fails_no_setup(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await make_old_tables(database, rows=3)
+    await leave_an_invalid_index(database, BEFORE_INDEXES + 2)
+    async with open_upstream(database):
+        pass
+    async with old_snapshot(database):
+        await set_up(make_conninfo(database, options="-c statement_timeout=200"))
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert f"The index {INDEXES[1]} is invalid" in warnings[0]
+    assert await is_valid(database, INDEXES[1]) is False
+    assert await stand(database)
+
+
 async def test_an_index_that_another_process_builds_is_waited_for(
     database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
