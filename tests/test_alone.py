@@ -1187,6 +1187,10 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
         ("saver.py", "self._begun = asyncio.create_task(self._begin(scope))"),
         ("draining.py", 'moving.create_task(move(thread_id), name="glasspoint-drain-thread")'),
         ("l2/store.py", "task = asyncio.create_task(work, context=context)"),
+        (
+            "l2/liveness.py",
+            'await asyncio.create_task(self.greet(connection), name="glasspoint-greet", context=Context())',
+        ),
         ("lifecycle.py", "return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))"),
     }
     answer_their_callers_whatever_happens = {

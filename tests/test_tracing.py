@@ -395,7 +395,9 @@ async def test_a_failure_stands_on_the_round_trip_and_on_the_call_that_it_failed
         recorder.clear()
         await thread.turn(saver)
         events = [event.name for span in recorder.spans for event in span.events]
-        assert sorted(events) == ["glasspoint.l1.available", "glasspoint.l1.epoch_changed"]
+        # Either this call renews the identity for the new Redis, or the sweeper, which was faster.
+        by_either = "glasspoint.l1.identity_changed"
+        assert sorted({*events} - {by_either}) == ["glasspoint.l1.available", "glasspoint.l1.epoch_changed"]
 
         recorder.clear()
         blocked = asyncio.ensure_future(thread.turn(saver))
