@@ -1,4 +1,8 @@
-"""Real servers for every test; nothing of the environment (POSTGRES_URL, REDIS_URL, PGPORT) changes them."""
+"""Real servers for every test, and the same dice in every run.
+
+Nothing of the environment (POSTGRES_URL, REDIS_URL, PGPORT) changes the servers.
+EXPLORE and TEST_SEED change the dice: see `dice.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,11 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+import dice  # also loads Hypothesis' profile, which has to be there before any test is imported
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+
+EXPLORING_SECONDS = 3600
 
 # The schema as a new database has it.
 EMPTY = (
@@ -17,6 +24,26 @@ EMPTY = (
     "CREATE SCHEMA public AUTHORIZATION pg_database_owner",
     "GRANT USAGE ON SCHEMA public TO PUBLIC",
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """When exploring, seed Hypothesis, too, before its plugin looks for a seed."""
+    if dice.EXPLORING and config.getoption("hypothesis_seed") is None:
+        config.option.hypothesis_seed = dice.SEED
+
+
+def pytest_report_header() -> str:
+    """Say what the dice are, so that a run can be repeated."""
+    return f"dice: TEST_SEED={dice.SEED}" + (" EXPLORE=1" if dice.EXPLORING else ", the same in every run")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that explore the time for it."""
+    if dice.EXPLORING:
+        for item in items:
+            if item.get_closest_marker("dice") or item.get_closest_marker("hypothesis"):
+                item.add_marker(pytest.mark.timeout(EXPLORING_SECONDS), append=False)
 
 
 @pytest.fixture(scope="session")

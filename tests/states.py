@@ -27,6 +27,7 @@ async def open_saver(
 ) -> AsyncIterator[CachedPostgresSaver]:
     """A saver with its tables made, reporting to a registry of its own unless told otherwise."""
     options.setdefault("telemetry", create_telemetry(registry=CollectorRegistry()))
+    options.setdefault("l1_timeout_seconds", 5.0)  # a machine that is busy for a moment is no outage of Redis
     options.setdefault("audit_ratio", 0.0)  # by chance, now and then, would make tests that nobody can repeat
     saver = await saver_class.create(postgres_url, redis_url, **options)
     try:

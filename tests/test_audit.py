@@ -307,6 +307,7 @@ async def test_what_is_gone_at_the_second_look_is_a_race(
     assert audited.verdicts == {"raced": 1}
 
 
+@pytest.mark.dice
 async def test_under_concurrent_writes_nothing_is_called_stale(database: str, redis_url: str) -> None:
     """Two savers put, write, delete and read the same threads; every hit that can be is audited."""
     dice = seeded_dice()
@@ -452,6 +453,7 @@ async def test_an_audit_is_part_of_no_trace(
 # ------------------------------------------------------------------ which hits
 
 
+@pytest.mark.dice
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 1.0])
 async def test_the_ratio_is_the_share_of_hits_that_is_audited(
     ratio: float, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch

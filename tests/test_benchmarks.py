@@ -130,6 +130,16 @@ def test_memory_bytes_and_statements_are_counted(tmp_path: Path) -> None:
     assert upstream["redis_sent"] == 0
 
 
+def test_what_signing_costs_is_measured(tmp_path: Path) -> None:
+    rows, _ = run("signing.py", tmp_path / "figures.json", "--smoke")
+    assert {row["messages"] for row in rows} == {10, 100}
+    assert all(row["us"] > 0 for row in rows)
+    assert [row["what"] for row in rows if row["of"]][:2] == [
+        "a hit: verifying, of the processor's time",
+        "a put: signing, of the processor's time",
+    ]
+
+
 def test_the_regression_guard_says_what_is_out_of_bounds(tmp_path: Path) -> None:
     """That nothing is, `.ci/run` shows."""
     rows, said = run("regression.py", tmp_path / "rows.json", "--smoke", "--bounds", "0.001", status=1)
@@ -155,3 +165,15 @@ def test_what_telemetry_costs_is_measured_for_every_configuration(tmp_path: Path
     hits = document["plan"]["rounds"] * document["plan"]["hits"]
     of_all, of_configured = 2 * hits, 3 * hits
     assert of_all + of_configured <= document["spans"]["hit"] < 1.2 * (of_all + of_configured)
+
+
+def test_what_the_triggers_cost_is_measured_beside_none(tmp_path: Path) -> None:
+    document, _ = run("triggers.py", tmp_path / "figures.json", "--quick", "--seed", "5")
+    operations = [f"{call}, {size}" for call in ("put", "put_writes") for size in ("10 messages", "1 MB")]
+    configurations = ("without", "with", "transition tables")
+    measured = [(each["operation"], each["triggers"]) for each in document["figures"]]
+    assert measured == [(operation, name) for operation in operations for name in configurations]
+    for each in document["figures"]:
+        assert each["call_us"]["median"] > 0
+        if each["triggers"] == "without":
+            assert each["call_us"]["over"] == 0

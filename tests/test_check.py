@@ -11,13 +11,15 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 import redis
+from psycopg.conninfo import make_conninfo
 
 from command_line import assert_fits, glasspoint
 from glasspoint import CachedPostgresSaver
 from glasspoint.check import Finding, run_checks
 from glasspoint.demo.conversation import Answer, ConversationGraph, say
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
+from steps import Thread
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 PASSWORD = "geheim"
@@ -62,6 +64,7 @@ def test_a_good_deployment_passes_and_is_left_as_it_was(deployed: str, own_redis
         ("ok", "PostgreSQL"),
         ("ok", "Redis"),
         ("ok", "Tables"),
+        ("ok", "Identity"),
         ("ok", "Conversation"),
     ]
     assert "0 checkpoints" in checked.stdout
@@ -77,7 +80,13 @@ def test_json_is_one_object(deployed: str, own_redis: EmbeddedRedis) -> None:
     report = json.loads(checked.stdout)
     assert checked.returncode == 0
     assert report["ok"] is True
-    assert [check["name"] for check in report["checks"]] == ["PostgreSQL", "Redis", "Tables", "Conversation"]
+    assert [check["name"] for check in report["checks"]] == [
+        "PostgreSQL",
+        "Redis",
+        "Tables",
+        "Identity",
+        "Conversation",
+    ]
     assert {check["status"] for check in report["checks"]} == {"ok"}
     assert all(check["milliseconds"] > 0 for check in report["checks"])
 
@@ -85,7 +94,11 @@ def test_json_is_one_object(deployed: str, own_redis: EmbeddedRedis) -> None:
 def test_missing_tables_are_a_finding_and_are_not_made(database: str, redis_url: str) -> None:
     checked = glasspoint("check", POSTGRES_URL=database, REDIS_URL=redis_url)
     assert checked.returncode == 1
-    assert marks(checked.stdout)[2:] == [("FAILED", "Tables"), ("skipped", "Conversation")]
+    assert marks(checked.stdout)[2:] == [
+        ("FAILED", "Tables"),
+        ("skipped", "Identity"),
+        ("skipped", "Conversation"),
+    ]
     assert "saver.setup()" in checked.stdout
     with psycopg.connect(database) as connection:
         assert connection.execute("SELECT to_regclass('checkpoints')").fetchone() == (None,)
@@ -95,15 +108,46 @@ def test_redis_down_fails_and_the_scratch_thread_is_gone(deployed: str, own_redi
     own_redis.kill()
     checked = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=own_redis.url)
     assert checked.returncode == 1
-    assert [mark for mark, _ in marks(checked.stdout)] == ["ok", "FAILED", "ok", "FAILED"]
+    assert [mark for mark, _ in marks(checked.stdout)] == ["ok", "FAILED", "ok", "skipped", "FAILED"]
     assert "by PostgreSQL alone" in " ".join(checked.stdout.split())
     assert checked.stderr == ""
     assert rows(deployed) == 0
 
 
+def test_it_says_to_which_database_the_cache_belongs_and_who_else_is_there(
+    postgres: EmbeddedPostgres, deployed: str, own_redis: EmbeddedRedis
+) -> None:
+    other = postgres.create_database("check_other")
+    with CachedPostgresSaver.from_conn_string(other, redis_url=own_redis.url) as saver:
+        saver.setup()
+        saver.put(*Thread("a").next_put(saver))
+    checked = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=own_redis.url)
+    said = " ".join(checked.stdout.split())
+    assert checked.returncode == 0
+    assert re.search(r"Identity .*[0-9a-f]{12}\.[0-9a-f]{16}; other software's writes are noted", said)
+    assert "1 other database(s) share this Redis and prefix, which is fine" in said
+
+
+def test_it_says_what_the_cache_does_not_notice(deployed: str, own_redis: EmbeddedRedis) -> None:
+    with psycopg.connect(deployed, autocommit=True) as connection:
+        connection.execute("DROP FUNCTION glasspoint_note_foreign_writes CASCADE")
+        connection.execute("CREATE ROLE checked LOGIN")
+        connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO checked")
+        connection.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+        try:
+            url = make_conninfo(deployed, user="checked")
+            said = " ".join(glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url).stdout.split())
+        finally:
+            connection.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
+            connection.execute("DROP OWNED BY checked")
+            connection.execute("DROP ROLE checked")
+    assert "other software's writes are NOT noted" in said
+    assert "PostgreSQL withholds: system" in said
+
+
 async def test_postgres_down_fails_and_what_needs_it_is_skipped(redis_url: str) -> None:
     findings = await find("postgresql://me@127.0.0.1:1/db", redis_url)
-    assert [finding.status for finding in findings] == ["failed", "ok", "skipped", "skipped"]
+    assert [finding.status for finding in findings] == ["failed", "ok", "skipped", "skipped", "skipped"]
 
 
 async def test_nothing_configured_says_what_to_set() -> None:
@@ -118,7 +162,7 @@ async def test_silent_servers_fail_in_time(silent_port: int) -> None:
         f"redis://127.0.0.1:{silent_port}/0",
         timeout_seconds=0.2,
     )
-    assert [finding.status for finding in findings] == ["failed", "failed", "skipped", "skipped"]
+    assert [finding.status for finding in findings] == ["failed", "failed", "skipped", "skipped", "skipped"]
     assert all("not done within 0.2 s" in finding.detail for finding in findings[:2])
     assert all(finding.seconds < 5 for finding in findings)
 
@@ -150,7 +194,7 @@ def test_a_wrong_password_fails_and_is_not_shown(deployed: str, own_redis: Embed
 )
 async def test_no_broken_url_shows_its_password(authority: str) -> None:
     findings = await find(f"postgresql://{authority}/db", f"redis://{authority}/0")
-    assert [finding.status for finding in findings] == ["failed", "failed", "skipped", "skipped"]
+    assert [finding.status for finding in findings] == ["failed", "failed", "skipped", "skipped", "skipped"]
     assert PASSWORD not in str(findings)
 
 
@@ -164,7 +208,7 @@ async def test_a_conversation_that_fails_is_taken_away(
 
     monkeypatch.setattr("glasspoint.check.say", fail_at_the_second_turn)
     findings = await find(deployed, own_redis.url)
-    assert [finding.status for finding in findings] == ["ok", "ok", "ok", "failed"]
+    assert [finding.status for finding in findings] == ["ok", "ok", "ok", "ok", "failed"]
     assert findings[-1].detail == "PostgreSQL went away."
     assert rows(deployed) == 0
 

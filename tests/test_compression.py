@@ -23,13 +23,13 @@ from glasspoint.errors import ConfigurationError
 from glasspoint.l1 import compression, entry
 from glasspoint.l1.compression import LARGEST, Packer, unpack
 from glasspoint.l1.entry import TamperedImageError, UnusableImageError, decode_image, image_fields
-from glasspoint.l1.signature import Signer
+from glasspoint.l1.signature import SIZE, Signer
 from glasspoint.scope import Scope
 from states import counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, seeded_dice
 
 SCOPE = Scope("t", "ns")
-KEY = b"sixteen bytes..!"
+SIGNER = Signer(b"sixteen bytes..!")
 PROSE = "One sentence of a conversation that goes on and on, and is compressed well. " * 40
 CAN_BE_PACKED = ("head", "c:messages", "w:")
 
@@ -50,15 +50,19 @@ def stored(data: bytes = PROSE.encode(), type_: str = "msgpack") -> StoredCheckp
     )
 
 
-def fields_of(
-    image: StoredCheckpoint, signer: Signer | None = None, packer: Packer | None = None
-) -> dict[bytes, bytes]:
-    flat = [part.encode() if isinstance(part, str) else part for part in image_fields(image, signer, packer)]
+def fields_of(image: StoredCheckpoint, packer: Packer | None = None) -> dict[bytes, bytes]:
+    flat = [part.encode() if isinstance(part, str) else part for part in image_fields(image, SIGNER, packer)]
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def decoded(fields: dict[bytes, bytes], signer: Signer | None = None) -> StoredCheckpoint:
-    return decode_image(SCOPE, [part for pair in fields.items() for part in pair], signer)
+def decoded(fields: dict[bytes, bytes]) -> StoredCheckpoint:
+    return decode_image(SCOPE, [part for pair in fields.items() for part in pair], SIGNER)
+
+
+def signed(name: bytes, value: bytes) -> bytes:
+    """A field that our own key has signed, whatever it holds."""
+    signed_name = b"head:" + numbered_id(1).encode() if name == b"head" else name
+    return value + SIGNER.of(SCOPE).sign(signed_name, value)
 
 
 def content(image: StoredCheckpoint) -> dict[str, Any]:
@@ -70,20 +74,18 @@ def content(image: StoredCheckpoint) -> dict[str, Any]:
 # ------------------------------------------------------------------ the entry
 
 
-@pytest.mark.parametrize("signer", [None, Signer(KEY)], ids=["plain", "signed"])
 @given(data=st.binary() | st.binary(min_size=1).map(lambda b: b * 500), type_=st.text(max_size=8))
 @example(data=b"\0" * 5000, type_="")
 @example(data=zstandard.compress(b"x" * 5000), type_="zstd")
-def test_the_entry_gives_back_what_went_in(data: bytes, type_: str, signer: Signer | None) -> None:
-    type_ = type_.replace("\0", "").removeprefix("\1")
-    image = stored(data, type_)
-    fields = fields_of(image, signer, Packer(min_bytes=0))
-    assert content(decoded(fields, signer)) == content(image)
-    assert fields.keys() == fields_of(image, signer).keys()
+def test_the_entry_gives_back_what_went_in(data: bytes, type_: str) -> None:
+    image = stored(data, type_.replace("\0", ""))
+    fields = fields_of(image, Packer(min_bytes=0))
+    assert content(decoded(fields)) == content(image)
+    assert fields.keys() == fields_of(image).keys()
 
 
 def test_what_is_long_takes_less_and_what_is_short_stays_as_it_is() -> None:
-    packed, plain = fields_of(stored(), packer=Packer()), fields_of(stored())
+    packed, plain = fields_of(stored(), Packer()), fields_of(stored())
     for name in plain:
         if name.decode().startswith(CAN_BE_PACKED):
             assert len(packed[name]) < len(plain[name]) / 5
@@ -91,10 +93,10 @@ def test_what_is_long_takes_less_and_what_is_short_stays_as_it_is() -> None:
             assert packed[name] == plain[name]
     short = stored(b"x" * (compression.MIN_BYTES - 1))
     name = b"c:messages"
-    assert fields_of(short, packer=Packer())[name] == fields_of(short)[name]
+    assert fields_of(short, Packer())[name] == fields_of(short)[name]
     just = stored(b"x" * compression.MIN_BYTES)
-    assert fields_of(just, packer=Packer())[name] != fields_of(just)[name]
-    assert fields_of(just, packer=Packer(min_bytes=2000))[name] == fields_of(just)[name]
+    assert fields_of(just, Packer())[name] != fields_of(just)[name]
+    assert fields_of(just, Packer(min_bytes=2000))[name] == fields_of(just)[name]
 
 
 def test_what_gains_nothing_and_what_is_too_large_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,63 +107,43 @@ def test_what_gains_nothing_and_what_is_too_large_stay_as_they_are(monkeypatch: 
 
 
 def test_the_size_that_is_measured_is_that_of_the_state_not_of_the_frames() -> None:
-    plain = decoded(fields_of(stored())).size
-    for signer in (None, Signer(KEY)):
-        assert decoded(fields_of(stored(), signer, Packer()), signer).size == plain
+    assert decoded(fields_of(stored(), Packer())).size == decoded(fields_of(stored())).size
 
 
 def test_packed_and_plain_fields_stand_beside_each_other() -> None:
     """A put of one process leaves channels of another."""
-    for signer in (None, Signer(KEY)):
-        packed, plain = fields_of(stored(), signer, Packer()), fields_of(stored(), signer)
-        for name in packed:
-            assert content(decoded({**plain, name: packed[name]}, signer)) == content(stored())
-            assert content(decoded({**packed, name: plain[name]}, signer)) == content(stored())
-
-
-@pytest.mark.parametrize("signer", [None, Signer(KEY)], ids=["plain", "signed"])
-def test_a_process_older_than_packing_takes_each_packed_field_for_unreadable(signer: Signer | None) -> None:
-    """It reads a head as JSON, and a type as UTF-8, after the mark of what is signed."""
-    fields = fields_of(stored(), signer, Packer())
-    with pytest.raises(ValueError, match="decode"):
-        json.loads(fields[b"head"])
-    for name in fields:
-        if name.startswith((b"c:messages", b"w:")):
-            type_ = fields[name].split(b"\0")[1]
-            with pytest.raises(UnicodeDecodeError):
-                type_.decode()
+    packed, plain = fields_of(stored(), Packer()), fields_of(stored())
+    for name in packed:
+        assert content(decoded({**plain, name: packed[name]})) == content(stored())
+        assert content(decoded({**packed, name: plain[name]})) == content(stored())
 
 
 def test_the_scripts_see_the_same_version_before_the_first_nul() -> None:
-    packed, plain = fields_of(stored(), packer=Packer()), fields_of(stored())
+    packed, plain = fields_of(stored(), Packer()), fields_of(stored())
     for name in (b"c:messages", b"c:gone"):
         assert packed[name].split(b"\0")[0] == plain[name].split(b"\0")[0] == b"1.5"
 
 
 def test_nothing_is_unpacked_that_is_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    signer, unpacked = Signer(KEY), list[bytes]()
-    right = fields_of(stored(), signer, Packer())
-    unsigned = fields_of(stored(), None, Packer())
+    unpacked: list[bytes] = []
+    right = fields_of(stored(), Packer())
 
     def spy(frame: bytes) -> bytes:
         unpacked.append(frame)
         return unpack(frame)
 
     monkeypatch.setattr(entry, "unpack", spy)
-    decoded(right, signer)
-    frames = set(unpacked)
-    assert len(unpacked) == 3
-    for name in right:
-        if not name.decode().startswith(CAN_BE_PACKED):
-            continue
+    decoded(right)
+    frames = list(unpacked)
+    packed = [name for name in right if name.decode().startswith(CAN_BE_PACKED)]
+    assert len(frames) == len(packed) == 3
+    for number, name in enumerate(packed):
         own = right[name]
-        for wrong in (own[:-1] + bytes([own[-1] ^ 1]), own[:60] + b"x" + own[61:], unsigned[name]):
+        for wrong in (own[:-1] + bytes([own[-1] ^ 1]), own[:60] + b"x" + own[61:], own[:-SIZE]):
             unpacked.clear()
             with pytest.raises(TamperedImageError):
-                decoded({**right, name: wrong}, signer)
-            assert frames.issuperset(unpacked)
-        with pytest.raises(UnusableImageError):  # and without a key, what somebody signed is no value
-            decoded({**unsigned, name: own})
+                decoded({**right, name: wrong})
+            assert unpacked == frames[:number]
 
 
 # ------------------------------------------------------------------ frames that nobody here made
@@ -200,12 +182,12 @@ BAD_FRAMES: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", ["head", "c:messages", f"w:{numbered_id(1)}:task:0"])
 @pytest.mark.parametrize("frame", BAD_FRAMES.values(), ids=BAD_FRAMES.keys())
-def test_a_bad_frame_makes_an_image_unusable(frame: bytes, name: str) -> None:
-    right = fields_of(stored(), packer=Packer())
-    start = right[name.encode()].split(b"\x28\xb5\x2f\xfd")[0]
-    assert content(decoded(right)) == content(stored())
-    with pytest.raises(UnusableImageError):
-        decoded({**right, name.encode(): start + frame})
+def test_a_bad_frame_makes_an_image_unusable_even_if_it_is_signed(frame: bytes, name: str) -> None:
+    right, field = fields_of(stored(), Packer()), name.encode()
+    start = right[field].split(b"\x28\xb5\x2f\xfd")[0]
+    assert content(decoded({**right, field: signed(field, right[field][:-SIZE])})) == content(stored())
+    with pytest.raises(UnusableImageError, match="unreadable"):
+        decoded({**right, field: signed(field, start + frame)})
 
 
 def test_a_bomb_is_refused_before_it_takes_any_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,17 +229,18 @@ async def counted(
         yield saver, lambda: dict(counts(registry, "glasspoint_l1_reads_total", "result"))
 
 
-@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "signed"])
+@pytest.mark.dice
 async def test_processes_that_differ_in_it_hit_each_others_entries_and_answer_as_postgres(
-    key: bytes | None, database: str, redis_url: str
+    database: str, redis_url: str
 ) -> None:
     dice = seeded_dice()
     async with (
-        counted(database, redis_url, l1_signing_key=key) as (off, off_reads),
-        counted(database, redis_url, l1_signing_key=key, l1_compression="zstd") as (zstd, zstd_reads),
-        counted(
-            database, redis_url, l1_signing_key=key, l1_compression="zstd", l1_compression_min_bytes=0
-        ) as (everything, all_reads),
+        counted(database, redis_url) as (off, off_reads),
+        counted(database, redis_url, l1_compression="zstd") as (zstd, zstd_reads),
+        counted(database, redis_url, l1_compression="zstd", l1_compression_min_bytes=0) as (
+            everything,
+            all_reads,
+        ),
         open_upstream(database) as upstream,
         Redis.from_url(redis_url) as redis,
     ):
@@ -307,7 +290,6 @@ async def test_conforms_with_everything_compressed(capability: str, database: st
             database,
             redis_url,
             telemetry=telemetry,
-            l1_signing_key=KEY,
             l1_compression="zstd",
             l1_compression_min_bytes=0,
         ),

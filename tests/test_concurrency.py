@@ -1,9 +1,9 @@
 """Readers, writers and a Redis that loses things, all at once on one conversation: no read is older than what
 was acknowledged before it began, none returns what PostgreSQL does not have, and in the end all agree.
 
-What is done is drawn from seeds, and how it interleaves is up to real servers, so a seed gives a schedule of
-the same kind but never quite the same one. A failure shows its seed and what had been done; SEEDS="<seed> …"
-runs only these.
+What is done is drawn from seeds, the same ones in every run of `make test`. How it interleaves is up to real
+servers, so a seed gives a schedule of the same kind but never quite the same one. A failure shows its seed
+and what had been done; SEEDS="<seed> …" runs only these.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+import dice
 from glasspoint import CachedPostgresSaver, Telemetry, create_telemetry
 from glasspoint.errors import ThreadInUseError
 from glasspoint.l1.breaker import Breaker
 from states import config_of, counts, exact, make_pool, numbered_id, open_upstream
 
+_draw = random.Random(dice.SEED).randrange
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "").split()] or [
-    random.randrange(10**9) for _ in range(150)
+    _draw(10**9) for _ in range(dice.rounds(150))
 ]
 AT_ONCE = 3
 
@@ -50,10 +52,12 @@ class Line:
     Attributes:
         late_seconds: Up to so long a step, and its answer, are on their way.
         fault: What happens to one of the steps; the others go well.
+        dice: What this operation draws from.
     """
 
     late_seconds: float = 0
     fault: str | None = None
+    dice: random.Random = field(default_factory=lambda: random.Random(0))
 
 
 line: ContextVar[Line] = ContextVar("line", default=Line())  # noqa: B039 - the default is never changed
@@ -70,13 +74,13 @@ class RoughRedis(Redis):
         the_line = line.get()
         await self.be_late(the_line)
         fault = None
-        if the_line.fault and random.random() < 0.5:
+        if the_line.fault and the_line.dice.random() < 0.5:
             fault, the_line.fault = the_line.fault, None
         if fault == "not sent":
             raise RedisConnectionError("made to fail before it was sent")
         answer = await super().evalsha(*args, **kwargs)
         if fault == "sent again":
-            self.repeating.add(asyncio.create_task(self.send_again(args)))
+            self.repeating.add(asyncio.create_task(self.send_again(the_line, args)))
         if fault == "not answered":
             raise RedisConnectionError("made to fail after it was done")
         await self.be_late(the_line)
@@ -84,11 +88,11 @@ class RoughRedis(Redis):
 
     async def be_late(self, the_line: Line) -> None:
         if the_line.late_seconds:
-            await asyncio.sleep(random.uniform(0, the_line.late_seconds))
+            await asyncio.sleep(the_line.dice.uniform(0, the_line.late_seconds))
 
-    async def send_again(self, args: tuple[Any, ...]) -> None:
+    async def send_again(self, the_line: Line, args: tuple[Any, ...]) -> None:
         """As a client does that took the first attempt for lost, but that one only took its time."""
-        await asyncio.sleep(random.uniform(0, 0.05))
+        await asyncio.sleep(the_line.dice.uniform(0, 0.05))
         await super().evalsha(*args)
 
     async def aclose(self, *args: Any, **kwargs: Any) -> None:
@@ -114,7 +118,12 @@ async def open_scene(postgres_url: str, redis_url: str, telemetry: Telemetry) ->
             opened.push_async_callback(all_connections_are_back, pool)
             rough = await opened.enter_async_context(RoughRedis.from_url(redis_url))
             saver = CachedPostgresSaver(
-                AsyncPostgresSaver(pool), rough, pool, telemetry=telemetry, l1_timeout_seconds=5
+                AsyncPostgresSaver(pool),
+                rough,
+                pool,
+                telemetry=telemetry,
+                l1_timeout_seconds=5,
+                audit_ratio=0.0,
             )
             opened.push_async_callback(saver.close)
             savers.append(saver)
@@ -125,7 +134,7 @@ async def open_scene(postgres_url: str, redis_url: str, telemetry: Telemetry) ->
 
 
 async def all_connections_are_back(pool: AsyncConnectionPool[Any]) -> None:
-    deadline = monotonic() + 10
+    deadline = monotonic() + 30
     while (stats := pool.get_stats())["pool_available"] < stats["pool_size"]:
         assert monotonic() < deadline, f"cancelled calls have kept connections: {stats}"
         await asyncio.sleep(0.01)
@@ -384,7 +393,8 @@ class Schedule:
     def draw_line(self) -> None:
         """Some operations are so slow that others happen wholly between two of their steps."""
         fault = self.random.choice(["not sent", "not answered", "sent again"]) if self.line_fails else None
-        line.set(Line(self.random.choice([0, 0, 0, 0.01, 0.1]), fault))
+        late = self.random.choice([0, 0, 0, 0.01, 0.1])
+        line.set(Line(late, fault, random.Random(self.random.random())))
 
     def next_value(self) -> int:
         self.values += 1
@@ -404,6 +414,7 @@ def make_checkpoint(number: int, turn: int, base_version: int) -> Checkpoint:
     }
 
 
+@pytest.mark.dice
 async def test_no_read_is_stale_or_a_phantom_whatever_happens_at_the_same_time(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,4 +437,6 @@ async def test_no_read_is_stale_or_a_phantom_whatever_happens_at_the_same_time(
         for _ in range(AT_ONCE):
             tasks.create_task(run_schedules(scene))
     reads = counts(registry, "glasspoint_l1_reads_total", "result")
-    assert reads.keys() >= {"hit", "miss", "busy"}, "the schedules hardly met each other"
+    # 150 schedules had 640 to 770 hits, 420 to 500 misses and 300 to 380 reads that met a write.
+    for result in ("hit", "miss", "busy"):
+        assert reads[result] > 20 or "SEEDS" in os.environ, "the schedules hardly met each other"

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from glasspoint import codec
+from glasspoint import codec, create_telemetry
 from glasspoint.codec import StoredCheckpoint
-from glasspoint.l1.entry import UnusableImageError, decode_image, image_fields
-from glasspoint.l1.signature import Signer
+from glasspoint.l1.entry import TamperedImageError, UnusableImageError, decode_image, image_fields
+from glasspoint.l1.signature import SIZE, Signer
 from glasspoint.scope import Scope
-from states import exact, numbered_id, open_saver
+from states import counts, exact, numbered_id, open_saver
 from steps import Thread
 
 SCOPE = Scope("t", "ns")
@@ -50,16 +50,15 @@ def as_bytes(fields: list[bytes | str]) -> list[bytes]:
     return [part.encode() if isinstance(part, str) else part for part in fields]
 
 
-FIELDS = as_bytes(image_fields(stored()))
-SIGNER = Signer(b"k" * 16)
-SIGNED_FIELDS = as_bytes(image_fields(stored(), SIGNER))
+SIGNER = Signer(b"k" * 16, "this generation")
+FIELDS = as_bytes(image_fields(stored(), SIGNER))
 RIGHT = exact(codec.decode_tuple(SERDE, stored()))
 
 
-def decoded(fields: list[bytes], signer: Signer | None = None) -> Any:
+def decoded(fields: list[bytes]) -> Any:
     """The tuple in a strict form, or `None` for a miss."""
     try:
-        return exact(codec.decode_tuple(SERDE, decode_image(SCOPE, fields, signer)))
+        return exact(codec.decode_tuple(SERDE, decode_image(SCOPE, fields, SIGNER)))
     except UnusableImageError:
         return None
 
@@ -86,7 +85,7 @@ def test_a_channel_of_another_version_is_a_miss(channel: bytes, version: bytes) 
 @pytest.mark.parametrize("scope", [Scope("t", ""), Scope("T", "ns"), Scope("ns", "t")])
 def test_an_image_of_another_scope_is_a_miss(scope: Scope) -> None:
     with pytest.raises(UnusableImageError):
-        decode_image(scope, FIELDS)
+        decode_image(scope, FIELDS, SIGNER)
 
 
 def test_fields_of_others_do_not_matter() -> None:
@@ -103,31 +102,73 @@ def test_a_pending_write_whose_number_is_spelt_otherwise_is_a_miss(idx: bytes) -
 
 
 @pytest.mark.parametrize("name", [n for n in FIELDS[::2] if n != b"id"])
-def test_a_field_that_is_signed_is_a_miss_without_the_key_and_one_that_is_not_with_it(name: bytes) -> None:
-    """One alone: a put of a saver without a key leaves the other channels as they are."""
+@pytest.mark.parametrize(
+    "other",
+    [Signer(b"o" * 16, "this generation"), Signer(b"k" * 16, "another generation"), Signer(b"k" * 16)],
+    ids=["secret", "generation", "no generation"],
+)
+def test_a_field_of_another_secret_or_generation_is_refused(other: Signer, name: bytes) -> None:
+    """One alone: a put leaves the other channels as they are."""
     at = FIELDS.index(name) + 1
-    for ours, theirs, signer in ((FIELDS, SIGNED_FIELDS, None), (SIGNED_FIELDS, FIELDS, SIGNER)):
-        assert decoded(list(ours), signer) == RIGHT
-        with pytest.raises(UnusableImageError):
-            decode_image(SCOPE, [*ours[:at], theirs[at], *ours[at + 1 :]], signer)
+    theirs = as_bytes(image_fields(stored(), other))
+    assert exact(codec.decode_tuple(SERDE, decode_image(SCOPE, theirs, other))) == RIGHT
+    with pytest.raises(TamperedImageError):
+        decode_image(SCOPE, [*FIELDS[:at], theirs[at], *FIELDS[at + 1 :]], SIGNER)
+
+
+@pytest.mark.parametrize("name", [n for n in FIELDS[::2] if n != b"id"])
+@pytest.mark.parametrize("left", [0, 1, SIZE - 1])
+def test_a_field_that_is_shorter_than_a_signature_is_refused(left: int, name: bytes) -> None:
+    fields = list(FIELDS)
+    at = fields.index(name) + 1
+    fields[at] = fields[at][:left]
+    assert decoded(fields) is None
+
+
+@pytest.mark.parametrize("name", [n for n in FIELDS[::2] if n not in (b"id", b"c:gone")])
+def test_nothing_of_a_field_is_parsed_that_is_not_verified(name: bytes) -> None:
+    """Neither its value nor, of a pending write, its name."""
+    at = FIELDS.index(name)
+    right = FIELDS[at + 1]
+    wrong = right[:-1] + bytes([right[-1] ^ 1])
+    with pytest.raises(TamperedImageError):
+        decode_image(SCOPE, [*FIELDS[:at], Sealed(name), Sealed(wrong), *FIELDS[at + 2 :]], SIGNER)
+    with pytest.raises(UnusableImageError, match="unreadable: SealBrokenError"):  # a verified one is read
+        decode_image(SCOPE, [*FIELDS[:at], Sealed(name), Sealed(right), *FIELDS[at + 2 :]], SIGNER)
+
+
+class SealBrokenError(Exception):
+    """Somebody has read what is sealed."""
+
+
+class Sealed(bytes):
+    """Bytes that can be copied, hashed and compared, but not decoded or taken apart."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return Sealed(found) if isinstance(found, bytes) else found
+
+    def _break(self, *_: Any, **__: Any) -> NoReturn:
+        raise SealBrokenError
+
+    decode = split = rsplit = partition = rpartition = find = index = __iter__ = _break  # type: ignore[assignment]
 
 
 @given(st.lists(st.tuples(st.sampled_from([*FIELDS[::2], b"c:x", b"w:", b""]), st.binary())))
 def test_random_fields_never_raise(pairs: list[tuple[bytes, bytes]]) -> None:
     fields = [part for pair in pairs for part in pair]
     with pytest.raises(UnusableImageError):  # no head that could be right is ever drawn
-        decode_image(SCOPE, fields)
+        decode_image(SCOPE, fields, SIGNER)
 
 
 @given(st.integers(0, len(FIELDS) // 2 - 1), st.data())
-def test_a_damaged_field_never_raises(number: int, data: st.DataObject) -> None:
-    """Values themselves are the serializer's: that they are damaged, only a signature could tell."""
+def test_a_damaged_field_is_a_miss(number: int, data: st.DataObject) -> None:
     fields = list(FIELDS)
     raw = fields[2 * number + 1]
     cut, length = data.draw(st.integers(0, len(raw))), data.draw(st.integers(0, 8))
-    fields[2 * number + 1] = raw[:cut] + data.draw(st.binary(max_size=8)) + raw[cut + length :]
-    with suppress(UnusableImageError):
-        decode_image(SCOPE, fields)
+    damaged = raw[:cut] + data.draw(st.binary(max_size=8)) + raw[cut + length :]
+    fields[2 * number + 1] = damaged
+    assert decoded(fields) == (RIGHT if damaged == raw else None)
 
 
 @pytest.mark.parametrize("field", ["id", "head", "c:messages", "w"])
@@ -149,15 +190,24 @@ async def test_a_damaged_entry_is_answered_by_postgres_and_healed(
         assert exact(await saver.aget_tuple(thread.config)) == before
 
 
-async def test_a_value_that_cannot_be_deserialised_is_answered_by_postgres_and_healed(
+async def test_a_value_that_the_serializer_refuses_is_answered_by_postgres_and_warmed_up_again(
     database: str, redis_url: str
 ) -> None:
-    thread = Thread("t")
-    async with open_saver(database, redis_url) as saver, Redis.from_url(redis_url) as redis:
-        await thread.put(saver)
-        before = exact(await saver.aget_tuple(thread.config))
-        (key,) = await redis.keys()
-        right = await redis.hget(key, "c:messages")
-        await redis.hset(key, "c:messages", right.split(b"\0")[0] + b"\0msgpack\0\xc1")
-        assert exact(await saver.aget_tuple(thread.config)) == before
-        assert await redis.hget(key, "c:messages") == right
+    class RefusesOnce(JsonPlusSerializer):
+        refused = 0
+
+        def loads_typed(self, data: tuple[str, bytes]) -> Any:
+            self.refused += 1
+            if self.refused == 1:
+                raise ValueError("these bytes")
+            return super().loads_typed(data)
+
+    thread, serde, registry = Thread("t"), RefusesOnce(), CollectorRegistry()
+    telemetry = create_telemetry(registry=registry)
+    async with (
+        open_saver(database, redis_url) as writer,
+        open_saver(database, redis_url, serde=serde, telemetry=telemetry) as saver,
+    ):
+        await thread.put(writer)
+        assert [await thread.turn(saver) for _ in range(2)] == [1, 1]
+    assert counts(registry, "glasspoint_l1_reads_total", "result") == {"incomplete": 1, "hit": 1}

@@ -76,7 +76,8 @@ def registry() -> CollectorRegistry:
 
 
 def settings_of(postgres_url: str, redis_url: str, **more: Any) -> Settings:
-    more = {"probe_interval": 0.1, "redis_timeout": 1.0, **more}
+    # A machine that is busy for a moment is no outage of Redis.
+    more = {"probe_interval": 0.1, "redis_timeout": 5.0, "l1_timeout": 5.0, **more}
     return Settings(postgres_url=postgres_url, redis_url=redis_url, **more)
 
 
@@ -256,11 +257,11 @@ async def test_sixteen_conversations_go_on_through_a_promotion(
             return turns
 
         talking = [asyncio.create_task(talk(number)) for number in range(16)]
-        await until(lambda: sample_of_puts(registry) > 200)
+        await until(lambda: sample_of_puts(registry) > 200, seconds=60)
         own_postgres.start()
         await until(lambda: saver.tier == "cached" or any(each.done() for each in talking), seconds=60)
         puts = sample_of_puts(registry)
-        await until(lambda: sample_of_puts(registry) > puts + 200)
+        await until(lambda: sample_of_puts(registry) > puts + 200, seconds=60)
         over.set()
         turns = await asyncio.gather(*talking)
         assert tiers(registry) == ["cached"]
@@ -407,7 +408,7 @@ async def test_ten_processes_drain_at_once_and_nothing_is_lost(
             await converse(saver, range(number, number + 2), "one")
         in_redis = await everything_in(savers[0])
         own_postgres.start()
-        await until(lambda: all(saver.tier == "cached" for saver in savers), seconds=30)
+        await until(lambda: all(saver.tier == "cached" for saver in savers))
         assert await everything_in(savers[-1]) == in_redis
     drained = sum(sample(r, "drained_checkpoints_total", from_tier="redis") for r in registries)
     assert drained == len(in_redis)
@@ -468,12 +469,12 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.dice
 async def test_a_drain_that_is_killed_is_taken_up_again(
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL after any checkpoint: the next start finishes it; nothing is lost, nothing doubled."""
     dice = seeded_dice()
-    monkeypatch.setattr("glasspoint.draining._LEASE_SECONDS", 0.2)
     url = own_postgres.create_database("test")
     own_postgres.stop()
     async with chain(url, durable_redis.url) as saver:

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from psycopg.types.json import Jsonb
 from redis.asyncio import Redis
 
+import dice
 from glasspoint import MemorySaver, RedisSaver, create_telemetry
 from glasspoint.history.containment import contains
 from states import config_of, exact, numbered_id, open_upstream
@@ -289,6 +290,7 @@ class Agreement(RuleBasedStateMachine):
             self.list_checkpoints(scope, "one", None, None, None)
 
 
+@pytest.mark.dice
 @pytest.mark.parametrize("place", ["redis", "memory"])
 def test_any_operations_in_any_order_agree_with_upstream(place: str, database: str, redis_url: str) -> None:
     with asyncio.Runner() as runner:
@@ -298,10 +300,8 @@ def test_any_operations_in_any_order_agree_with_upstream(place: str, database: s
             run_state_machine_as_test(
                 Agreement,
                 settings=settings(
-                    max_examples=12,
+                    max_examples=dice.rounds(12),
                     stateful_step_count=30,
-                    deadline=None,
-                    print_blob=True,
                     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
                 ),
             )
@@ -323,10 +323,11 @@ small_values = st.recursive(
 )
 
 
+@pytest.mark.dice
 def test_containment_is_postgresqls(database: str) -> None:
     with psycopg.connect(database) as connection:
 
-        @settings(max_examples=400, deadline=None)
+        @settings(max_examples=dice.rounds(400))
         @given(whole=small_values | json_values, part=small_values)
         @example(whole=True, part=1)
         @example(whole=0, part=False)

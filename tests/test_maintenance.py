@@ -60,6 +60,7 @@ async def execute(postgres_url: str, statement: str, *params: Any) -> None:
 # ------------------------------------------------------------------ keep_latest, beside upstream
 
 
+@pytest.mark.dice
 async def test_keep_latest_leaves_the_rows_that_upstream_leaves(
     database: str, saver: CachedPostgresSaver, upstream: AsyncPostgresSaver
 ) -> None:
@@ -403,6 +404,7 @@ async def test_the_index_that_is_recommended_is_used(database: str, saver: Cache
 # ------------------------------------------------------------------ copies
 
 
+@pytest.mark.dice
 async def test_a_copy_is_the_same_but_for_its_name(
     database: str, saver: CachedPostgresSaver, upstream: AsyncPostgresSaver
 ) -> None:
@@ -498,6 +500,7 @@ async def test_a_put_to_the_target_in_the_middle_of_a_copy_wins(
 # ------------------------------------------------------------------ L1
 
 
+@pytest.mark.dice
 async def test_after_each_operation_readers_get_what_postgres_has(
     saver: CachedPostgresSaver, other: CachedPostgresSaver, upstream: AsyncPostgresSaver
 ) -> None:

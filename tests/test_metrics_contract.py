@@ -203,6 +203,7 @@ def test_what_is_rare_is_there_before_it_happens() -> None:
         ("l1_invalidations_total", "tampered"),
         ("l2_retries_total", "put_writes", "connection_lost"),
         ("fallback_events_total", "cached", "redis", "postgres_unavailable"),
+        ("background_task_failures_total", "sweeper"),
         ("pool_timeouts_total",),
     ):
         assert (f"glasspoint_{rare[0]}", "default", *rare[1:]) in there, rare

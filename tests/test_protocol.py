@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from glasspoint import Telemetry, codec
 from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
+from glasspoint.identity import Identity
 from glasspoint.l1.cache import Cache
 from glasspoint.l1.entry import decode_image
 from glasspoint.l1.signature import Signer
@@ -25,6 +26,8 @@ from steps import until
 
 SCOPE = Scope("t", "")
 SERDE = JsonPlusSerializer()
+SECRET, GENERATION = b"a key of 16 byte", "1" * 16
+SIGNER = Signer(SECRET, GENERATION)
 
 
 def make_put(number: int, values: dict[str, Any] | None = None, **versions: str) -> EncodedPut:
@@ -51,30 +54,23 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
         yield client
 
 
-SIGNER: Signer | None = None
-
-
-@pytest.fixture(autouse=True, params=["unsigned", "signed"])
-def signer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "signed":
-        monkeypatch.setitem(globals(), "SIGNER", Signer(b"a key of 16 byte"))
-
-
-def make_cache(redis: Redis, *, intent_seconds: float = 60) -> Cache:
-    return Cache(
+async def make_cache(redis: Redis, *, intent_seconds: float = 60) -> Cache:
+    cache = Cache(
         redis,
         Telemetry("test", ()),
         key_prefix="test",
         ttl_seconds=60,
         intent_seconds=intent_seconds,
         timeout_seconds=5,
-        signer=SIGNER,
     )
+    server = await cache.connect()
+    cache.identify(Identity("0" * 12, GENERATION, server.reign, SECRET))
+    return cache
 
 
 @pytest.fixture
-def cache(redis: Redis) -> Cache:
-    return make_cache(redis)
+async def cache(redis: Redis) -> Cache:
+    return await make_cache(redis)
 
 
 async def put(cache: Cache, number: int, **options: Any) -> str:
@@ -126,7 +122,7 @@ async def test_while_a_write_is_under_way_nobody_reads_the_image(cache: Cache) -
 
 async def test_a_writer_that_died_leaves_nothing_that_is_believed(cache: Cache, redis: Redis) -> None:
     await put(cache, 1)
-    await make_cache(redis, intent_seconds=0.05).begin(SCOPE)
+    await (await make_cache(redis, intent_seconds=0.05)).begin(SCOPE)
     assert (await until_nobody_is_busy(cache)).result == "miss"
 
 
@@ -157,7 +153,7 @@ async def test_writes_whose_intent_was_evicted_discard_what_was_warmed_up(cache:
 async def test_a_late_commit_takes_the_lease_of_who_looked_before_it(cache: Cache, redis: Redis) -> None:
     await put(cache, 1)
     before = await stored(redis)
-    intent = await make_cache(redis, intent_seconds=0.05).begin(SCOPE)
+    intent = await (await make_cache(redis, intent_seconds=0.05)).begin(SCOPE)
     reading = await until_nobody_is_busy(cache)  # looks at PostgreSQL now: still 1
     assert await cache.commit_put(intent, make_put(2), newest=True, known_writes=[]) == "discarded"
     assert await cache.warm_up(SCOPE, reading.lease, before) == "refused"
@@ -332,14 +328,17 @@ async def test_writes_of_an_older_checkpoint_are_skipped_and_go_with_it(cache: C
 async def test_while_a_statement_may_still_run_readers_stay_away(
     evicted: bool, redis: Redis, cache: Cache
 ) -> None:
-    await put(cache, 1)
-    short = make_cache(redis, intent_seconds=0.3)
-    intent = await short.begin(SCOPE)
-    if evicted:
+    for seconds in (60, 0.05):
         await redis.flushdb()
-    await short.drop(intent, still_running=True)
-    assert (await cache.read(SCOPE, None)).result == "busy"
-    assert (await until_nobody_is_busy(cache)).result == "miss"
+        await put(cache, 1)
+        writer = await make_cache(redis, intent_seconds=seconds)
+        intent = await writer.begin(SCOPE)
+        if evicted:
+            await redis.flushdb()
+        await writer.drop(intent, still_running=True)
+        if seconds == 60:
+            assert (await cache.read(SCOPE, None)).result == "busy"
+    assert (await until_nobody_is_busy(cache)).result == "miss", "once the statement's time is up"
 
 
 async def test_after_a_write_that_ended_in_doubt_the_next_read_asks_postgres(cache: Cache) -> None:
@@ -372,5 +371,5 @@ async def test_begin_alone_changes_nothing_while_a_write_is_under_way(cache: Cac
 
 
 async def test_begin_alone_does_not_heed_a_writer_that_died_long_ago(cache: Cache, redis: Redis) -> None:
-    await make_cache(redis, intent_seconds=0.05).begin(SCOPE)
+    await (await make_cache(redis, intent_seconds=0.05)).begin(SCOPE)
     await until(lambda: cache.begin_alone(SCOPE))

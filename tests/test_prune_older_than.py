@@ -251,6 +251,7 @@ async def test_no_delta_chain_is_cut(
     await graph.ainvoke({"log": ["more"]}, config_of("a"))
 
 
+@pytest.mark.dice
 async def test_what_stays_is_read_as_before_and_as_upstream_reads_it(
     database: str, saver: CachedPostgresSaver, other: CachedPostgresSaver, upstream: AsyncPostgresSaver
 ) -> None:
@@ -445,6 +446,7 @@ async def test_a_thread_that_another_run_has_in_hand_is_skipped(
     assert (await first).checkpoints == 1
 
 
+@pytest.mark.dice
 async def test_beside_live_puts_nothing_is_lost_and_no_put_fails(
     database: str, saver: CachedPostgresSaver, other: CachedPostgresSaver, upstream: AsyncPostgresSaver
 ) -> None:

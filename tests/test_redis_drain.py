@@ -126,7 +126,7 @@ async def test_other_threads_go_on(saver: RedisSaver) -> None:
 async def test_a_seal_that_expires_leaves_the_thread_as_it_was(saver: RedisSaver) -> None:
     root, _ = await two_namespaces(saver)
     before = await all_of(saver, root.thread_id)
-    token = await sealed(saver, root.thread_id, lease_seconds=0.1)
+    token = await sealed(saver, root.thread_id)
 
     async def works() -> bool:
         try:
@@ -135,6 +135,7 @@ async def test_a_seal_that_expires_leaves_the_thread_as_it_was(saver: RedisSaver
             return False
 
     assert not await works()
+    assert await saver.seal_thread(root.thread_id, lease_seconds=0.05, token=token) == token
     await until(works)
     assert not await saver.retire_thread(root.thread_id, token, marker_seconds=LONG)
     assert await all_of(saver, root.thread_id) == before
@@ -184,7 +185,7 @@ async def test_the_mark_of_a_moved_thread_goes_and_the_name_is_free(saver: Redis
 
 
 async def test_a_sealed_thread_lives_at_least_as_long_as_its_seal(redis: Redis) -> None:
-    async with opened(redis, ttl=1) as saver:
+    async with opened(redis, ttl=20) as saver:
         root, _ = await two_namespaces(saver)
         await sealed(saver, root.thread_id, lease_seconds=LONG)
         assert len(await exported(saver, root.thread_id)) == 4

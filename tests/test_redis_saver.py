@@ -124,8 +124,10 @@ async def test_any_use_of_one_namespace_prolongs_the_whole_thread(
 
 
 async def test_a_thread_expires_as_a_whole(redis_url: str, redis: Redis) -> None:
-    async with opened(redis_url, ttl=0.15) as saver:
-        root, _ = await two_namespaces(saver)
+    async with opened(redis_url, ttl=TTL) as patient, opened(redis_url, ttl=0.15) as saver:
+        root, _ = await two_namespaces(patient)
+        assert len(await lifetimes(redis)) == KEYS
+        assert await root.turn(saver) == 2
         seen = set()
 
         async def gone() -> bool:
@@ -134,7 +136,7 @@ async def test_a_thread_expires_as_a_whole(redis_url: str, redis: Redis) -> None
             return not left
 
         await until(gone)
-        assert seen == {KEYS, 0}
+        assert seen <= {KEYS, 0}
         assert await root.turn(saver) is None
         assert [each async for each in saver.thread_ids()] == []
 
@@ -408,24 +410,25 @@ async def test_scripts_that_redis_has_forgotten_are_sent_again(saver: RedisSaver
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_a_redis_that_does_not_answer_is_an_error_in_time(how: str, own_redis: EmbeddedRedis) -> None:
-    async with opened(own_redis.url, timeout_seconds=0.2) as saver:
-        root, _ = await two_namespaces(saver)
+    async with opened(own_redis.url) as patient, opened(own_redis.url, timeout_seconds=0.2) as saver:
+        root, _ = await two_namespaces(patient)
         own_redis.kill() if how == "killed" else own_redis.freeze()
+        said = "Redis did not answer" if how == "killed" else r"Redis did not answer within 0\.2 s"
         for use in (
             *USES.values(),
             lambda saver, _: saver.ping(),
             lambda saver, _: anext(saver.thread_ids()),
         ):
             started = monotonic()
-            with pytest.raises(RedisUnavailableError, match="Redis did not answer") as caught:
+            with pytest.raises(RedisUnavailableError, match=said) as caught:
                 await use(saver, root)
             assert isinstance(caught.value, ConnectionError)
-            assert monotonic() - started < 2
+            assert monotonic() - started < 10
         with pytest.raises(RedisUnavailableError):
             await create_redis_checkpointer(own_redis.url, timeout_seconds=0.2)
         if how == "frozen":
             own_redis.thaw()
-            assert await until(lambda: root.turn(saver))
+            assert await until(lambda: root.turn(patient))
 
 
 async def dump(redis: Redis) -> dict[bytes, bytes]:

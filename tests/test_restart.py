@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from time import monotonic
@@ -32,8 +33,12 @@ def epoch_changes(registry: CollectorRegistry) -> float | None:
     return registry.get_sample_value("glasspoint_l1_epoch_changes_total", {"saver": "default"})
 
 
-def reads(registry: CollectorRegistry) -> dict[str, int]:
+def reads(registry: CollectorRegistry) -> Counter[str]:
     return counts(registry, "glasspoint_l1_reads_total", "result")
+
+
+def writes_by_l1(registry: CollectorRegistry) -> Counter[str]:
+    return counts(registry, "glasspoint_write_through_total", "l1")
 
 
 async def images(redis_url: str) -> set[str]:
@@ -82,9 +87,12 @@ async def test_after_a_restart_from_a_snapshot_no_turn_is_forgotten(
 
         assert await turn("four") == ["one", "two", "three", "four"]
         assert await turn("five") == ["one", "two", "three", "four", "five"]
-        now = await keys_of(own_redis.url)
-        assert old.items() <= now.items(), "the old entries are neither read nor touched; they expire"
-        assert len(now) == 2
+
+        async def only_the_new_one_is_left() -> bool:
+            left = await keys_of(own_redis.url)
+            return len(left) == 1 and not left.keys() & old.keys()
+
+        assert await until(only_the_new_one_is_left), "nobody reads the old entries, and they are deleted"
     assert epoch_changes(registry) == 1
     assert len([r for r in caplog.records if NEW_EPOCH in r.getMessage()]) == 1
 
@@ -242,6 +250,8 @@ async def test_failing_back_to_the_first_server_brings_nothing_old_back(
         open_saver(database, proxy.url) as saver,
         open_saver(database, own_redis.url) as sleeper,
     ):
+        for each in (saver, sleeper):
+            each._sweeper._purger = None  # what stands there from before would be deleted
         await thread.put(saver)
         assert await thread.turn(sleeper) == 1, "it has met the first reign, and sees nothing of the second"
         await has_image(replica, 1)
@@ -307,39 +317,42 @@ async def test_while_redis_is_frozen_postgres_answers_in_time(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("glasspoint.lifecycle._INTENT_MARGIN_SECONDS", 0.5)
+    # An intent lasts for a second, however long a write may take.
+    monkeypatch.setattr("glasspoint.lifecycle._DEADLINES_AN_INTENT_LASTS", 0)
+    monkeypatch.setattr("glasspoint.lifecycle._INTENT_MARGIN_SECONDS", 1.0)
     registry = CollectorRegistry()
     thread = Thread("a")
-    options = {"l1_timeout_seconds": 0.1, "write_deadline_seconds": 0.6}
+    options = {"l1_timeout_seconds": 0.1}
     telemetry = create_telemetry(registry=registry)
     async with open_saver(database, own_redis.url, telemetry=telemetry, **options) as saver:
+
+        async def hit() -> bool:
+            before = reads(registry)["hit"]
+            assert await thread.turn(saver) == thread.number
+            return reads(registry)["hit"] > before
+
         await thread.put(saver)
-        assert await thread.turn(saver) == 1
+        await until(hit)  # on a busy machine Redis may need more than 0.1 s, too
+        caplog.clear()
+        reads_before, writes_before = reads(registry), writes_by_l1(registry)
         own_redis.freeze()
         try:
             started = monotonic()
             await thread.put(saver)
             await thread.put_writes(saver, "x")
             assert await thread.turn(saver) == 2
-            # Seven steps at most would ask Redis, 0.1 s each.
-            assert monotonic() - started < 3
+            # Seven steps at most ask Redis, 0.1 s each; the rest is for a busy machine.
+            assert monotonic() - started < 8
+            said = [r.getMessage() for r in caplog.records if r.name == "glasspoint.l1"]
         finally:
             own_redis.thaw()
-        assert reads(registry) == {"hit": 1, "unavailable": 1}
-        writes = counts(registry, "glasspoint_write_through_total", "l1")
-        assert writes["applied"] == 1
-        assert sum(writes.values()) == 3
+        assert reads(registry) - reads_before == {"unavailable": 1}
+        writes = writes_by_l1(registry) - writes_before
+        assert writes["applied"] == 0
+        assert writes.total() == 2
         # What Redis finds in its sockets now is a BEGIN of the put: readers go to L2 until it runs out.
-        assert await thread.turn(saver) == 2
-
-        async def hit_again() -> bool:
-            before = reads(registry)["hit"]
-            assert await thread.turn(saver) == 2
-            return reads(registry)["hit"] > before
-
-        await until(hit_again, seconds=15)
+        await until(hit)
         assert await same_as_upstream(saver, database, thread)
-    said = [r.getMessage() for r in caplog.records if r.name == "glasspoint.l1"]
     assert len([s for s in said if "does not answer" in s]) == 1, "once, not for every call"
 
 
@@ -398,6 +411,7 @@ async def test_a_write_during_which_redis_is_killed_is_acknowledged_all_the_same
 # ------------------------------------------------------------------ writes cut off
 
 
+@pytest.mark.dice
 @pytest.mark.parametrize("write", WRITES)
 async def test_after_a_write_that_was_cancelled_reads_equal_upstream_s(
     write: str, database: str, redis_url: str
@@ -430,7 +444,7 @@ async def test_after_a_write_that_was_cancelled_reads_equal_upstream_s(
                 return exact(tuple(found or ())) == exact(tuple(truth or ()))
 
             # A statement that was cut off may end a moment later; what is stale in L1 would stay for a day.
-            await until(agree, seconds=3)
+            await until(agree)
             assert await agree()
     assert ends["cancelled"] > 5, "or this test shows nothing"
     if write != "delete_thread":  # a transaction that is cut off may still be running
@@ -515,7 +529,7 @@ async def test_a_write_that_postgres_does_not_finish_fails_at_its_deadline(
 ) -> None:
     table, call = WRITES[write]
     thread = Thread("a")
-    async with open_saver(database, redis_url, write_deadline_seconds=0.3) as saver:
+    async with open_saver(database, redis_url, write_deadline_seconds=1.5) as saver:
         await thread.put(saver)
         assert await thread.turn(saver) == 1
         number, newest = thread.number, thread.newest
@@ -523,10 +537,10 @@ async def test_a_write_that_postgres_does_not_finish_fails_at_its_deadline(
             started = monotonic()
             writing = asyncio.ensure_future(call(thread, saver))
             await waiter()
-            with pytest.raises(L2DeadlineError, match=r"within 0.3 s.*may be repeated") as caught:
+            with pytest.raises(L2DeadlineError, match=r"within 1\.5 s.*may be repeated") as caught:
                 await writing
             assert isinstance(caught.value, TimeoutError)
-            assert monotonic() - started < 2
+            assert monotonic() - started < 8
         assert await same_as_upstream(saver, database, thread)
         thread.number, thread.newest = number, newest
         await call(thread, saver)  # repeated
@@ -539,7 +553,7 @@ async def test_a_read_that_postgres_does_not_finish_is_an_error_of_ours(
 ) -> None:
     thread = Thread("a")
     async with (
-        open_saver(database, redis_url, write_deadline_seconds=0.3) as saver,
+        open_saver(database, redis_url, write_deadline_seconds=1.5) as saver,
         Redis.from_url(redis_url) as redis,
     ):
         await thread.put(saver)
@@ -548,7 +562,7 @@ async def test_a_read_that_postgres_does_not_finish_is_an_error_of_ours(
             started = monotonic()
             with pytest.raises((L2DeadlineError, L2UnavailableError)):
                 await thread.turn(saver)
-            assert monotonic() - started < 2
+            assert monotonic() - started < 8
         assert await thread.turn(saver) == 1
 
 

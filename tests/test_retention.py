@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from glasspoint.history.interface import Channel, Outline
@@ -222,7 +222,6 @@ histories = st.lists(st.tuples(st.none() | st.integers(0, 9), channels), min_siz
 )
 
 
-@settings(deadline=None)
 @given(history=histories, doomed=st.sets(st.integers(0, 9).map(str)))
 def test_any_history_keeps_what_is_walked_through_and_no_more(
     history: dict[str, Outline], doomed: set[str]

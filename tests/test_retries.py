@@ -304,7 +304,6 @@ async def test_connections_that_a_firewall_forgot_are_replaced_once_one_is_silen
 ) -> None:
     """Nothing shows on the socket. One is asked; to ask each of the others would use up the caller's time."""
     monkeypatch.setattr(liveness, "_IDLE_SECONDS", 0.0)
-    monkeypatch.setattr(liveness, "_ANSWER_SECONDS", 0.2)
     silent = 0
     check = AsyncConnectionPool.check_connection
 
@@ -319,12 +318,12 @@ async def test_connections_that_a_firewall_forgot_are_replaced_once_one_is_silen
     monkeypatch.setattr(AsyncConnectionPool, "check_connection", staticmethod(counted))
     watched = Watched()
     thread = Thread("a")
-    async with (
-        BadLine(database).opened() as line,
-        open_saver(line.url, redis_url, pool_min_size=5, telemetry=watched.telemetry) as saver,
-    ):
+    # Nothing in the background asks a connection, too.
+    options = {"pool_min_size": 5, "sweep_interval_seconds": 3600, "telemetry": watched.telemetry}
+    async with BadLine(database).opened() as line, open_saver(line.url, redis_url, **options) as saver:
         await thread.put(saver)
         line.forget()
+        monkeypatch.setattr(liveness, "_ANSWER_SECONDS", 0.5)
         await thread.put(saver)
         assert await thread.turn(saver) == 2
     assert silent == 1
@@ -450,7 +449,7 @@ async def test_a_restart_under_a_running_loop_of_writes_loses_nothing(
                         each.result()
                 return all(thread.number >= mark for thread, mark in zip(threads, marks, strict=True))
 
-            await until(done, seconds=20)
+            await until(done)
 
         for _ in range(2):
             await all_have_gone_on()
@@ -524,7 +523,7 @@ async def test_a_lock_that_is_held_too_long_is_a_clear_error_and_nothing_was_don
     await sql(database, f"ALTER DATABASE {name} SET lock_timeout = '20ms'")
     watched = Watched()
     thread = Thread("a")
-    options = {"write_deadline_seconds": 0.6, "telemetry": watched.telemetry}
+    options = {"write_deadline_seconds": 2.0, "telemetry": watched.telemetry}
     async with open_saver(database, redis_url, **options) as saver:
         await thread.put(saver)
         async with locked(database, "checkpoints"):
@@ -572,13 +571,13 @@ async def test_a_server_that_stays_read_only_is_a_clear_error_at_the_deadline(
     async with open_saver(database, redis_url) as saver:
         await thread.put(saver)
     await read_only("on")
-    options = {"write_deadline_seconds": 0.5, "telemetry": watched.telemetry}
+    options = {"write_deadline_seconds": 2.0, "telemetry": watched.telemetry}
     async with open_saver(database, redis_url, **options) as saver:
         assert await thread.turn(saver) == 1
         started = monotonic()
         with pytest.raises((L2UnavailableError, L2DeadlineError), match=r"primary|takes no writes"):
             await thread.put(saver)
-        assert monotonic() - started < 5
+        assert monotonic() - started < 8
         assert await thread.turn(saver) == 1
     assert watched.retries["read_only"] >= 1
     assert watched.l1_reads == {"hit": 2}, "nobody has changed anything, and readers are not sent away"
@@ -668,7 +667,7 @@ async def test_a_server_that_stays_away_costs_a_write_its_deadline_and_no_more(
         started = monotonic()
         with pytest.raises((L2UnavailableError, L2DeadlineError)):
             await thread.put(saver)
-        assert monotonic() - started < 5
+        assert monotonic() - started < 8
         assert await thread.turn(saver) == 1, "PostgreSQL was never asked: the image is still good"
         await asyncio.to_thread(own_postgres.start)
         thread.number -= 1
@@ -696,7 +695,7 @@ async def test_a_server_that_swallows_everything_costs_a_call_its_deadline_and_n
     """Not even the request to cancel the statement arrives."""
     thread = Thread("a")
     async with BadLine(database).opened() as line, open_saver(database, redis_url) as reader:
-        options = {"write_deadline_seconds": 0.5, "pool_timeout_seconds": 0.5}
+        options = {"write_deadline_seconds": 1.5, "pool_timeout_seconds": 1.5}
         async with open_saver(line.url, redis_url, **options) as saver, Redis.from_url(redis_url) as redis:
             await thread.put(saver)
             if call == "get_tuple":
@@ -709,7 +708,7 @@ async def test_a_server_that_swallows_everything_costs_a_call_its_deadline_and_n
                     "put_writes": lambda: thread.put_writes(saver, "x"),
                     "get_tuple": lambda: saver.aget_tuple(thread.config),
                 }[call]()
-            assert monotonic() - started < 4
+            assert monotonic() - started < 8
             if call == "put":
                 thread.number -= 1
             assert await thread.turn(reader) == 1

@@ -1,13 +1,16 @@
-"""With a key, nothing that somebody else put into Redis is believed; without one, nothing that is signed."""
+"""Nothing is believed that somebody without the key has put into Redis, changed or moved there."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
@@ -28,7 +31,7 @@ Fields = dict[bytes, bytes]
 
 
 class Signed:
-    """A saver with a key, threads in its cache that are alike but for their names, and what it counted."""
+    """A saver, threads in its cache that are alike but for their names, and what it counted."""
 
     def __init__(self, saver: CachedPostgresSaver, redis: Redis, registry: CollectorRegistry) -> None:
         self.saver = saver
@@ -121,11 +124,12 @@ CHANGES: dict[str, Callable[[Fields, Fields, Fields], Any]] = {
     "an older value under the new version": lambda own, _, parent: own.update(
         {VALUE: own[VALUE].split(b"\0")[0] + parent[VALUE][parent[VALUE].index(b"\0") :]}
     ),
-    "an unsigned value": lambda own, *_: own.update({VALUE: own[VALUE].replace(b"\1", b"", 1)[:-SIZE]}),
+    "an unsigned value": lambda own, *_: own.update({VALUE: own[VALUE][:-SIZE]}),
     "a value where there was none": lambda own, *_: own.update({VOID: own[VALUE]}),
     "a value made up where there was none": lambda own, *_: own.update({VOID: own[VOID] + b"x\0y"}),
     "no value where there was one": lambda own, *_: own.update({VALUE: own[VOID]}),
-    "no value, unsigned": lambda own, *_: own.update({VALUE: own[VALUE].split(b"\0")[0]}),
+    "no value, unsigned": lambda own, *_: own.update({VALUE: own[VALUE].split(b"\0")[0] + b"\0"}),
+    "a version alone": lambda own, *_: own.update({VALUE: own[VALUE].split(b"\0")[0]}),
     "a value for what stands in the head": lambda own, *_: own.update({INLINE: own[VALUE]}),
     "a bit of a pending write": lambda own, *_: own.update(
         {WRITE: flipped(own[WRITE], last_of_text(own[WRITE]))}
@@ -138,7 +142,10 @@ CHANGES: dict[str, Callable[[Fields, Fields, Fields], Any]] = {
     "the same write as another number": lambda own, *_: own.update({WRITE[:-1] + b"1": own[WRITE]}),
     "the same write, spelt otherwise": lambda own, *_: own.update({WRITE[:-1] + b"+0": own[WRITE]}),
     "a write of another scope": lambda own, other, _: own.update({WRITE: other[WRITE]}),
-    "an unsigned write": lambda own, *_: own.update({WRITE: own[WRITE].replace(b"\1", b"", 1)[:-SIZE]}),
+    "an unsigned write": lambda own, *_: own.update({WRITE: own[WRITE][:-SIZE]}),
+    "a write under a name that is cut elsewhere": lambda own, *_: own.update(
+        {WRITE + b"\0messages": own[WRITE].removeprefix(b"messages\0")}
+    ),
     "a write that nobody made": lambda own, *_: own.update({WRITE[:-1] + b"7": b"turn\0null\0\0"}),
     "the id of the parent": lambda own, *_: own.update({b"id": numbered_id(1).encode()}),
     "an id that is none": lambda own, *_: own.update({b"id": b"\xff"}),
@@ -147,7 +154,7 @@ CHANGES: dict[str, Callable[[Fields, Fields, Fields], Any]] = {
     "the head that is gone": lambda own, *_: own.pop(HEAD),
 }
 # These need no signature to be refused.
-INCOMPLETE = {"a channel's field that is gone", "the head that is gone", "an id that is none"}
+INCOMPLETE = {"a channel's field that is gone", "the head that is gone", "a version alone"}
 
 
 @pytest.mark.parametrize(
@@ -174,6 +181,31 @@ async def test_whatever_is_changed_postgres_answers_and_the_entry_is_replaced(
         assert await signed.read(thread) == (expected, "hit"), what
 
 
+@pytest.mark.parametrize("stored_by", ["put", "warm-up"])
+async def test_without_its_field_a_snapshot_of_a_delta_channel_is_not_what_marks_its_place(
+    stored_by: str, signed: Signed, database: str
+) -> None:
+    """The head has `True` where the snapshot belongs; that is no value."""
+    thread, name = Thread("delta"), b"c:log"
+    await thread.put(signed.saver, log=_DeltaSnapshot(["old"]), flag=True)
+    older = await signed.entry(thread)
+    await thread.put(signed.saver, log=_DeltaSnapshot(["new"]), flag=True)
+    if stored_by == "warm-up":
+        await signed.redis.delete(signed.key(thread))
+        await signed.read(thread)
+    right = await signed.entry(thread)
+    async with open_upstream(database) as upstream:
+        expected = exact(await upstream.aget_tuple(thread.config))
+    assert await signed.read(thread) == (expected, "hit")
+    for fields in (
+        {each: value for each, value in right.items() if each != name},
+        right | {name: older[name]},
+    ):
+        await signed.plant(thread, fields)
+        assert await signed.read(thread) == (expected, "incomplete")
+        assert await signed.read(thread) == (expected, "hit")
+
+
 async def test_what_a_signature_does_not_show(signed: Signed) -> None:
     """As the docs say: that a pending write is gone, and that the entry is as it was before."""
     thread = signed.threads[0]
@@ -189,7 +221,7 @@ async def test_what_a_signature_does_not_show(signed: Signed) -> None:
     assert signed.reads.keys() == {"hit"}
 
 
-@pytest.mark.parametrize("keys", [(None, KEY), (KEY, None), (KEY, OTHER_KEY)], ids=["on", "off", "another"])
+@pytest.mark.parametrize("keys", [(None, KEY), (KEY, None), (KEY, OTHER_KEY)], ids=["own", "none", "another"])
 async def test_while_the_key_changes_both_sides_are_right_and_keep_away_from_each_other(
     keys: tuple[bytes | None, bytes | None], database: str, redis_url: str
 ) -> None:
@@ -222,7 +254,7 @@ async def test_while_the_key_changes_both_sides_are_right_and_keep_away_from_eac
 
 
 async def test_a_flood_of_forgeries_is_no_flood_of_lines(
-    signed: Signed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    signed: Signed, caplog: pytest.LogCaptureFixture
 ) -> None:
     thread = signed.threads[1]
 
@@ -235,9 +267,9 @@ async def test_a_flood_of_forgeries_is_no_flood_of_lines(
     assert len(caplog.records) == 1
     (line,) = caplog.records
     assert line.levelno == logging.WARNING
-    assert "thread 't', namespace 'ns': the signature of the head is not right" in line.getMessage()
+    assert "thread 't', namespace 'ns': the signature of the head is wrong" in line.getMessage()
     assert "(1 refused" in line.getMessage()
-    monkeypatch.setattr("glasspoint.l1.cache._TAMPERED_LOG_SECONDS", 0.0)
+    signed.saver._l1._tampered_lines.seconds = 0.0
     await forge()
     assert "(5 refused" in caplog.records[1].getMessage()
     assert signed.dropped == {"tampered": 6}
@@ -280,10 +312,71 @@ async def test_a_key_that_is_none_is_refused_and_not_repeated(
     assert "short" not in str(caught.value)
 
 
+SCOPE = Scope("t", "")
+SPLITS = [(b"c:xyz"[:at], b"c:xyz"[at:]) for at in range(6)]
+
+
+def sign(signer: Signer, name: bytes = b"c:x", value: bytes = b"y", scope: Scope = SCOPE) -> bytes:
+    return signer.of(scope).sign(name, value)
+
+
+def _refuse(error: type[Exception]) -> Callable[..., NoReturn]:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return refuse
+
+
+@pytest.fixture(params=["BLAKE2b", "refused", "without a key", "missing"])
+def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With `hashlib.blake2b` as it is, and as Pythons in FIPS mode have it."""
+    match request.param:
+        case "refused":
+            monkeypatch.setattr(hashlib, "blake2b", _refuse(ValueError))
+        case "without a key":
+            monkeypatch.setattr(hashlib, "blake2b", _refuse(TypeError))
+        case "missing":
+            monkeypatch.delattr(hashlib, "blake2b")
+    return "BLAKE2b" if request.param == "BLAKE2b" else "HMAC-SHA-256"
+
+
+def test_a_signature_is_what_it_says(algorithm: str) -> None:
+    def framed(part: bytes) -> bytes:
+        return len(part).to_bytes(8) + part
+
+    key = hmac.digest(KEY, framed(b"glasspoint.l1.entry") + b"generation", "sha256")
+    for length in (0, 1, 127, 128, 100_000):
+        message = framed(b"thread") + framed(b"ns") + framed(b"c:x") + b"v" * length
+        right = (
+            hashlib.blake2b(message, key=key, digest_size=16).digest()
+            if algorithm == "BLAKE2b"
+            else hmac.digest(key, message, "sha256")[:16]
+        )
+        signer = Signer(KEY, "generation")
+        assert sign(signer, b"c:x", b"v" * length, Scope("thread", "ns")) == right
+        verified = signer.of(Scope("thread", "ns")).verified
+        assert verified(b"c:x", b"v" * length + right) == b"v" * length
+        assert verified(b"c:x", b"v" * length + right[:-1]) is None
+        assert verified(b"c:y", b"v" * length + right) is None
+
+
+@pytest.mark.usefixtures("algorithm")
+def test_another_secret_or_context_signs_otherwise() -> None:
+    signers = [Signer(KEY), Signer(OTHER_KEY), Signer(KEY, "a"), Signer(KEY, "b"), Signer(KEY + b"a")]
+    assert len({sign(each) for each in signers}) == len(signers)
+    assert sign(Signer(KEY, "a")) == sign(Signer(KEY, "a"))
+
+
+@pytest.mark.usefixtures("algorithm")
+def test_no_two_fields_are_signed_alike() -> None:
+    signer = Signer(KEY)
+    scopes = [Scope("tn", "s"), Scope("t", "ns"), Scope("tns", ""), Scope("", "tns")]
+    signed = {sign(signer, name, value, scope) for scope in scopes for name, value in SPLITS}
+    assert len(signed) == len(scopes) * len(SPLITS)
+
+
 def test_text_and_its_bytes_are_one_key() -> None:
-    scope = Scope("t", "")
-    assert Signer(KEY).sign(scope, b"x", b"y") == Signer(KEY.decode()).sign(scope, b"x", b"y")
-    assert Signer(KEY).sign(scope, b"x", b"y") != Signer(OTHER_KEY).sign(scope, b"x", b"y")
+    assert sign(Signer(KEY)) == sign(Signer(KEY.decode()))
 
 
 async def test_the_key_from_the_environment_signs_and_shows_nowhere(

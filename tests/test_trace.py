@@ -22,6 +22,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import agent_turn
+import dice
 from command_line import assert_fits, glasspoint
 from glasspoint import CachedPostgresSaver, configure_telemetry, conversation_turn
 from glasspoint.commands import app
@@ -401,7 +402,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=dice.rounds(60))
 @given(
     found=JSON, in_span=st.dictionaries(st.sampled_from(["attributes", "links", "events", "status"]), JSON)
 )

@@ -360,7 +360,7 @@ async def test_a_failure_stands_on_the_round_trip_and_on_the_call_that_it_failed
     database: str, own_redis: EmbeddedRedis, recorder: Recorder
 ) -> None:
     thread = Thread("a")
-    options = {"telemetry": recorder.telemetry, "write_deadline_seconds": 0.2}
+    options = {"telemetry": recorder.telemetry, "write_deadline_seconds": 2.0}
     async with open_saver(database, own_redis.url, **options) as saver:
         await thread.put(saver)
         recorder.clear()
@@ -545,7 +545,7 @@ async def test_the_current_span_is_the_callers_again_after_every_call(
     tracer = recorder.provider.get_tracer("test")
     thread = Thread("a")
     async with open_saver(
-        database, redis_url, telemetry=recorder.telemetry, write_deadline_seconds=0.2
+        database, redis_url, telemetry=recorder.telemetry, write_deadline_seconds=2.0
     ) as saver:
         with tracer.start_as_current_span("caller") as caller:
             await thread.put(saver)
@@ -563,6 +563,7 @@ async def test_the_current_span_is_the_callers_again_after_every_call(
                 assert trace.get_current_span() is caller
 
 
+@pytest.mark.dice
 async def test_calls_that_run_at_once_keep_their_children_apart(
     database: str, redis_url: str, recorder: Recorder
 ) -> None:
@@ -697,7 +698,7 @@ async def test_no_content_and_no_password_in_any_telemetry_log_or_error(
 
     await lock_redis()
     redis_url = own_redis.url.replace("//", f"//:{password}@")
-    options = {"telemetry": recorder.telemetry, "write_deadline_seconds": 1.0, "l1_timeout_seconds": 0.1}
+    options = {"telemetry": recorder.telemetry, "write_deadline_seconds": 2.0, "l1_timeout_seconds": 0.1}
     async with open_saver(f"{database}&password={password}", redis_url, **options) as saver:
         thread = Thread("a")
         state = {"secret": [CANARY], "inline": CANARY, "raw": CANARY.encode()}

@@ -334,15 +334,17 @@ def _invalidations() -> Panel:
     return graph(
         "Entries dropped",
         About(
-            "Entries that went for another reason than a write, a minute, by what asked for it.",
+            "Entries that went for another reason than a write, a minute, by what asked for it. The journal's"
+            " include those that other software wrote to, which are also shown by table.",
             "what is deleted, pruned or copied.",
-            "journal: writes that Redis was not told of. Audit: stale. Tampered: not signed with this"
-            " saver's key; somebody else writes there, or not all processes have one key.",
+            "journal: writes that Redis was not told of. Other software: it writes to the tables of"
+            " PostgreSQL, and the cache follows; see whether that is meant. Audit: stale. Tampered: not"
+            " signed with this saver's key; somebody else writes there, or not all processes have one key.",
         ),
         Query(of, "{{source}}", names=("tampered", "none")),
+        Query(f"60 * sum by (table) ({rate(metric('foreign_writes_total'))})", "other software: {{table}}"),
         unit="opm",
         width=6,
-        stacked=True,
     )
 
 
@@ -350,12 +352,14 @@ def _journal() -> Panel:
     return graph(
         "Journal",
         About(
-            "Entries that Redis is yet to be told to drop. All processes look at one table.",
+            "Entries that Redis is yet to be told to drop. All processes look at one table. And the scopes in"
+            " quarantine: Redis refuses their keys, and PostgreSQL alone answers for them.",
             "0, or more only while Redis is away.",
-            "more than 0 for minutes with Redis up: no process reaches both servers. Look at the log of any"
-            " of them.",
+            "waiting for minutes with Redis up: no process reaches both servers. In quarantine: the log names"
+            " thread and reason.",
         ),
         Query(f"max({metric('l1_journal_pending')})", "waiting"),
+        Query(f"max({metric('l1_quarantined_scopes')})", "in quarantine"),
         unit="none",
         width=6,
     )
@@ -366,11 +370,15 @@ def _breaker_changes() -> Panel:
     return graph(
         "Breaker and epochs",
         About(
-            "How often Redis was left alone, probed and asked again, and how often it was another process"
-            " than before.",
-            "nothing. After a restart of Redis: one new epoch for each process, and closed as often as open.",
+            "How often Redis was left alone, probed and asked again; how often it was another process than"
+            " before (new epochs); and how often PostgreSQL was not what the cache was filled from (new"
+            " identity, by reason).",
+            "nothing. After a restart of Redis: one new epoch for each process, closed as often as open, and"
+            " a new identity with the reason generation.",
             "open and half_open in turns: the probes do not get through. An epoch without a restart of"
-            " yours: somebody else restarts it, or it failed over.",
+            " yours: somebody else restarts it, or it failed over. A new identity for another reason than"
+            " generation: PostgreSQL was set back, replaced or emptied, or it crashed; the log says what"
+            " changed.",
         ),
         Query(
             f"sum by (to) (increase({metric('l1_breaker_transitions_total')}[$__rate_interval]))",
@@ -378,6 +386,10 @@ def _breaker_changes() -> Panel:
             names=to,
         ),
         Query(f"sum(increase({metric('l1_epoch_changes_total')}[$__rate_interval]))", "new epochs"),
+        Query(
+            f"sum by (reason) (increase({metric('l1_identity_changes_total')}[$__rate_interval]))",
+            "new identity: {{reason}}",
+        ),
         unit="none",
         width=6,
         bars=True,

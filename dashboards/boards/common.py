@@ -159,6 +159,12 @@ def _annotations() -> list[AnnotationQuery]:
             by.format("", metric("l1_epoch_changes_total")),
             NEUTRAL,
         ),
+        _PrometheusAnnotation(
+            "Identity",
+            "PostgreSQL was set back, replaced or emptied, or it crashed ({{reason}}): the cache begins anew",
+            by.format(", reason", metric("l1_identity_changes_total", reason="!=generation")),
+            WARNING,
+        ),
     ]
 
 

@@ -371,20 +371,24 @@ def _changes() -> Panel:
     return figures(
         "Events in the time shown",
         About(
-            "How often each of these happened. They also stand as marks on the graphs: tier, breaker, epoch.",
-            "all 0. A new epoch is Redis restarted or failed over: the cache begins anew, and nothing else.",
+            "How often each of these happened. They also stand as marks on the graphs: tier, breaker, epoch,"
+            " identity.",
+            "all 0. A new epoch is Redis restarted or failed over, a new identity PostgreSQL set back,"
+            " replaced or crashed: the cache begins anew, and nothing else.",
             "look at what the graphs did at the marks. Retries were ridden out; timeouts were errors for"
-            " somebody.",
+            " somebody; an error in the background is a bug, which the log names.",
         ),
         happened(metric("fallback_events_total", reason="!=recovered"), "falls to a lower tier"),
         happened(metric("fallback_events_total", reason="recovered"), "recoveries"),
         happened(metric("drained_checkpoints_total"), "checkpoints drained"),
         happened(metric("l1_breaker_transitions_total", to="open"), "Redis left alone"),
         happened(metric("l1_epoch_changes_total"), "new epochs"),
+        happened(metric("l1_identity_changes_total", reason="!=generation"), "new identities"),
         happened(metric("write_through_total", l1="journalled"), "writes in the journal"),
         happened(metric("l2_retries_total"), "retries on PostgreSQL"),
         happened(metric("pool_timeouts_total"), "no connection in time"),
         happened(metric("pool_connections_lost_total"), "connections broken"),
+        happened(metric("background_task_failures_total"), "errors in the background"),
         unit="none",
         decimals=0,
         width=24,

@@ -9,7 +9,7 @@ from grafana_foundation_sdk.models.dashboard import VariableOption
 
 from dashboards.boards.colours import BAD, GOOD, NEUTRAL, WARNING
 from dashboards.boards.common import board, databases, exporter, text_box
-from dashboards.boards.panels import About, Query, figures, graph
+from dashboards.boards.panels import About, Query, figures, graph, states
 from dashboards.boards.promql import metric, or_zero, pool_in_use, postgres, quantile, rate, share
 from dashboards.objectives import DISK_GIB
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["build"]
 
 _TEN_YEARS_DAYS = 3650
+
+_COMMITS = {0: ("durable", GOOD), 1: ("at risk", BAD)}
 
 _SIZES = f"max by (saver, table) ({metric('storage_bytes')})"
 _GROWTH = f"max by (saver, table) (deriv({metric('storage_bytes')}[$growth]))"
@@ -39,6 +41,7 @@ def build() -> Dashboard:
                 _rows_changed(),
                 _buffers(),
                 _spilled(),
+                _commits(),
             ],
             "Storage": [_tables(), _growth(), _rows(), _databases()],
         },
@@ -297,7 +300,7 @@ def _rows_changed() -> Panel:
             for what in ("inserted", "updated", "deleted")
         ),
         unit="ops",
-        width=8,
+        width=6,
     )
 
 
@@ -313,7 +316,7 @@ def _buffers() -> Panel:
         Query(share(hit, f"({hit} + {read})"), "found"),
         unit="percentunit",
         share=True,
-        width=8,
+        width=6,
         calcs=("min", "mean", "lastNotNull"),
     )
 
@@ -329,7 +332,23 @@ def _spilled() -> Panel:
         Query(f"60 * sum({rate(_pg('stat_database_deadlocks'))})", "deadlocks"),
         Query(f"60 * sum({rate(_pg('stat_database_conflicts'))})", "conflicts"),
         unit="opm",
-        width=8,
+        width=6,
+    )
+
+
+def _commits() -> Panel:
+    return states(
+        "Acknowledged writes",
+        About(
+            "Whether a write that PostgreSQL has acknowledged to a saver survives a crash or a failover:"
+            " durable, if `synchronous_commit` is on or remote_apply on the saver's connections.",
+            "durable throughout.",
+            "at risk: set `synchronous_commit` to on, for the role or in the pool that is passed in. Nothing"
+            " is lost as long as PostgreSQL does not crash.",
+        ),
+        Query(f"max by (instance, saver) ({metric('l2_asynchronous_commit')})", "{{instance}} {{saver}}"),
+        texts=_COMMITS,
+        width=6,
     )
 
 

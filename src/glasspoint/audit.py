@@ -12,8 +12,10 @@ import json
 import random
 from typing import TYPE_CHECKING, Any
 
+from glasspoint.background import BackgroundTask
 from glasspoint.errors import ConfigurationError
 from glasspoint.l1.cache import Intent
+from glasspoint.l2.faults import FORESEEN
 from glasspoint.telemetry.events import Audited, Invalidated
 from glasspoint.telemetry.logs import get_logger
 
@@ -66,6 +68,9 @@ class Auditor:
         # Dice of its own: an application that seeds the global ones must get the same numbers as without us.
         self._dice = random.Random()
         self._running = 0
+        self._background = BackgroundTask(
+            "auditor", telemetry, means="Meanwhile hits are not compared with PostgreSQL."
+        )
 
     def sample(self, scope: Scope, fields: list[bytes]) -> None:
         """Audit this hit, or not: as the dice fall, and never so that a caller waits for it.
@@ -83,9 +88,11 @@ class Auditor:
         try:
             async with asyncio.timeout(_DEADLINE_SECONDS):
                 verdict = await self._judge(scope, fields)
-        except Exception as exc:
+        except FORESEEN as exc:
             # A server that does not answer is reported where callers meet it; here there is nothing to judge.
             _log.debug("an audit came to no verdict (%s)", type(exc).__name__)
+        except Exception as exc:
+            self._background.failed(exc)
         else:
             if verdict is not None:
                 self._telemetry.note(Audited(verdict))

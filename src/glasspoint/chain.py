@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from glasspoint.background import BackgroundTask
 from glasspoint.draining import drain
 from glasspoint.errors import GlasspointError, SaverClosedError, ThreadMovedError
 from glasspoint.telemetry.events import Drained, TierChanged
@@ -94,6 +95,9 @@ class Chain:
         self._stuck: set[str] = set()  # threads that cannot be drained, whatever one does
         self._climbing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._probing = BackgroundTask(
+            "tier_probe", telemetry, means="Meanwhile this process stays in the tier that it works in."
+        )
 
     @property
     def is_open(self) -> bool:
@@ -226,19 +230,28 @@ class Chain:
 
     async def _keep_watch(self) -> None:
         while True:
-            await asyncio.sleep(self._probe_seconds * random.uniform(0.8, 1.2))
-            try:
-                await self._climb()
-                await self._drain_leftovers()
-            except GlasspointError as exc:
-                _log.debug("the tiers above were not reached (%s)", type(exc).__name__)
-            except Exception:
-                _log.exception("The probe of the tiers above failed; it will be tried again.")
+            await asyncio.sleep(max(self._probe_seconds * random.uniform(0.8, 1.2), self._probing.pause))
+            await self._guarded(self._rise)
+
+    async def _rise(self) -> None:
+        await self._climb()
+        await self._drain_leftovers()
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what nobody waits for, whatever happens."""
+        try:
+            await work()
+        except (GlasspointError, OSError, TimeoutError) as exc:
+            _log.debug("the tiers above were not reached (%s)", type(exc).__name__)
+        except Exception as exc:
+            self._probing.failed(exc)
+        else:
+            self._probing.worked()
 
     async def _saver_above(self) -> TierSaver | None:
         """The saver that a moved thread went to, if this process is on its way there; if not, it starts."""
         if self._rising is None and not self._climbing.locked():
-            self._background(self._climb(), "glasspoint-tier-ascent")
+            self._background(self._guarded(self._climb), "glasspoint-tier-ascent")
         return self._rising
 
     async def _climb(self) -> None:
@@ -338,7 +351,6 @@ class Chain:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_heard)
 
     async def _switch(self, spec: Spec, saver: TierSaver) -> None:
         before = self.saver
@@ -383,8 +395,3 @@ class _Gate:
                 yield
             finally:
                 self._open.set()
-
-
-def _heard(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.debug("the tier above was not reached (%s)", type(error).__name__)

@@ -1,8 +1,9 @@
 """`glasspoint check`: is a production deployment able to remember a conversation?
 
-Four checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached, the
-checkpoint tables are there, and a conversation of two turns, each through a saver of its own, remembers a
-name and finds it in the cache. Nothing is created by looking: if the tables are missing, that is a finding.
+Five checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached, the
+checkpoint tables are there, the cache knows which database it belongs to, and a conversation of two turns,
+each through a saver of its own, remembers a name and finds it in the cache. No table is made by looking: if
+one is missing, that is a finding. (The cache gets its row in `glasspoint_caches`, as from any saver.)
 The scratch conversation is removed again, also when its check fails.
 """
 
@@ -12,7 +13,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -29,8 +30,12 @@ from glasspoint.demo.conversation import build_conversation, say
 from glasspoint.demo.model import RecallingChatModel
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.client import open_redis
+from glasspoint.l1.epoch import root_of
 from glasspoint.l2.pool import postgres_conninfo
+from glasspoint.l2.schema import triggers_stand
+from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.telemetry import create_telemetry
+from glasspoint.telemetry.events import DURABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -42,6 +47,7 @@ Status = Literal["ok", "failed", "skipped"]
 _TABLES = {"checkpoints": "checkpoints", "checkpoint_blobs": "values", "checkpoint_writes": "pending writes"}
 _COUNT_EXACTLY_BELOW_ROWS = 1_000_000
 _REMOVAL_SECONDS = 10.0
+_SCANS = 50
 _NAME = "철수"
 
 
@@ -70,19 +76,23 @@ class _Skipped(Exception):
     """A check was not worth trying; the text says why."""
 
 
-async def run_checks(postgres_url: str, redis_url: str, *, timeout_seconds: float) -> AsyncIterator[Finding]:
+async def run_checks(
+    postgres_url: str, redis_url: str, *, key_prefix: str = "glasspoint", timeout_seconds: float
+) -> AsyncIterator[Finding]:
     """Run all checks, one after the other, and yield what each found. A failed one does not stop the others.
 
     Args:
         postgres_url: PostgreSQL, in any form that the saver takes; empty if it is not configured.
         redis_url: Redis, likewise.
+        key_prefix: What the service's keys in Redis begin with.
         timeout_seconds: How long one check may take. A server that swallows packets fails its check.
     """
-    checks = _Checks(postgres_url, redis_url)
+    checks = _Checks(postgres_url, redis_url, key_prefix)
     probes: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
         ("PostgreSQL", checks.postgres),
         ("Redis", checks.redis),
         ("Tables", checks.tables),
+        ("Identity", checks.identity),
         ("Conversation", checks.conversation),
     )
     for name, probe in probes:
@@ -115,10 +125,12 @@ async def _find(
 class _Checks:
     """The checks, and what a later one needs to know from an earlier one."""
 
-    def __init__(self, postgres_url: str, redis_url: str) -> None:
+    def __init__(self, postgres_url: str, redis_url: str, key_prefix: str) -> None:
         self._postgres_url = postgres_url
         self._redis_url = redis_url
+        self._key_prefix = key_prefix
         self._obstacle = "PostgreSQL was not reached"
+        self._has_redis = False
         self.secrets = sorted({*_passwords(postgres_url), *_passwords(redis_url)}, key=len, reverse=True)
 
     async def postgres(self) -> str:
@@ -146,6 +158,7 @@ class _Checks:
                 server = await redis.info("server")
             except (RedisError, OSError) as error:
                 raise _Failed(f"{_sentence(error)} Check REDIS_URL, and that the server is up.") from error
+            self._has_redis = True
             at = redis.connection_pool.connection_kwargs
             name = "Valkey " if "valkey_version" in server else ""
             version = server.get("valkey_version") or server.get("redis_version", "?")
@@ -157,7 +170,7 @@ class _Checks:
         if self._obstacle.startswith("PostgreSQL"):
             raise _Skipped(self._obstacle)
         async with await self._connect() as connection, connection.cursor(row_factory=tuple_row) as cursor:
-            wanted = [*_TABLES, "checkpoint_migrations", "glasspoint_l1_journal"]
+            wanted = [*_TABLES, "checkpoint_migrations", *OWN_TABLES]
             await cursor.execute(
                 "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NULL", (wanted,)
             )
@@ -175,6 +188,55 @@ class _Checks:
                 )
             self._obstacle = ""
             return ", ".join([f"{await _count(cursor, table)} {rows}" for table, rows in _TABLES.items()])
+
+    async def identity(self) -> str:
+        """The cache knows which database it belongs to, and is told of what other software writes."""
+        if self._obstacle or not self._has_redis:
+            raise _Skipped(self._obstacle or "Redis was not reached")
+        async with CachedPostgresSaver.from_conn_string(
+            self._postgres_url,
+            redis_url=self._redis_url,
+            key_prefix=self._key_prefix,
+            telemetry=create_telemetry(registry=CollectorRegistry()),
+        ) as saver:
+            vitals = saver.vitals
+        if vitals.identity is None:
+            raise _Failed(
+                "L1 (Redis) is not used: it has no identity of this database. See the log of the service."
+            )
+        async with await self._connect() as connection:
+            has_triggers = await triggers_stand(cast("Any", connection))
+        others = await self._other_databases(vitals.identity)
+        said = [
+            vitals.identity,
+            "other software's writes are noted"
+            if has_triggers
+            else "other software's writes are NOT noted (run `glasspoint setup` as the owner of the tables)",
+        ]
+        if vitals.withheld:
+            said.append(f"PostgreSQL withholds: {', '.join(vitals.withheld)}")
+        if vitals.synchronous_commit not in DURABLE:
+            said.append(
+                f"synchronous_commit is {vitals.synchronous_commit}: a crash can lose acknowledged writes"
+            )
+        if others:
+            said.append(f"{others} other database(s) share this Redis and prefix, which is fine")
+        return "; ".join(said)
+
+    async def _other_databases(self, identity: str) -> int:
+        """Count the databases with entries of this prefix in Redis, among the first keys that it shows."""
+        own, found = identity.partition(".")[0], set[str]()
+        root = root_of(self._key_prefix)
+        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+            cursor = 0
+            for _ in range(_SCANS):
+                cursor, keys = await redis.scan(cursor, match=f"{root}*", count=1000)
+                for key in cast("list[bytes]", keys):
+                    _, _, name = key.decode(errors="replace").removeprefix(root).partition(":")
+                    found.add(name.partition(".")[0])
+                if not cursor:
+                    break
+        return len(found - {own, "", "probe"})
 
     async def conversation(self) -> str:
         """Two turns on a scratch thread, each in its own saver: the second knows what the first was told."""
@@ -197,7 +259,10 @@ class _Checks:
         """Return the answer to one turn, and what L1 answered to its reads."""
         registry = CollectorRegistry()
         async with CachedPostgresSaver.from_conn_string(
-            self._postgres_url, redis_url=self._redis_url, telemetry=create_telemetry(registry=registry)
+            self._postgres_url,
+            redis_url=self._redis_url,
+            key_prefix=self._key_prefix,
+            telemetry=create_telemetry(registry=registry),
         ) as saver:
             answer = await say(build_conversation(RecallingChatModel(), saver), thread_id, text)
         results = [
@@ -214,6 +279,7 @@ class _Checks:
                 async with CachedPostgresSaver.from_conn_string(
                     self._postgres_url,
                     redis_url=self._redis_url,
+                    key_prefix=self._key_prefix,
                     telemetry=create_telemetry(registry=CollectorRegistry()),
                 ) as saver:
                     await saver.adelete_thread(thread_id)

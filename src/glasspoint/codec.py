@@ -44,7 +44,9 @@ __all__ = [
     "encode_put",
     "encode_writes",
     "is_old_format",
+    "is_readable",
     "version_text",
+    "versions_of",
 ]
 
 # The first checkpoint format whose pending sends stand in its own values. Upstream completes an older one
@@ -116,7 +118,12 @@ class StoredCheckpoint:
     @property
     def cacheable(self) -> bool:
         """Whether an image of it can be kept true: see `EncodedPut.cacheable`."""
-        return is_ordered_id(self.checkpoint_id) and not self.needs_parent
+        return (
+            is_ordered_id(self.checkpoint_id)
+            and not self.needs_parent
+            and is_readable(self.document)
+            and self.document.get("id") == self.checkpoint_id
+        )
 
 
 @dataclass(slots=True)
@@ -127,10 +134,12 @@ class EncodedPut:
         blobs: Channel -> (version, value): the new values that are kept per channel.
         voids: Channel -> version, of channels that are new at this version and have no value.
         inline: Channel -> version, of the channels whose value stands in `document_json`.
+        snapshots: The channels among `blobs` that have a mark, `true`, in `document_json`: snapshots of delta
+            channels.
         whole: Whether every channel that the checkpoint names is among these.
         cacheable: Whether L1 may hold an image of it. It may not when the id is not a UUID (only of UUIDs it
-            is certain that L1 orders them as L2 does), or in a format older than 4 with a parent (upstream
-            then reads some of the parent's writes into it).
+            is certain that L1 orders them as L2 does), in a format older than 4 with a parent (upstream then
+            reads some of the parent's writes into it), or when its channel versions are no mapping.
     """
 
     checkpoint_id: str
@@ -144,6 +153,7 @@ class EncodedPut:
     cacheable: bool
     step: int | None = None
     source: str | None = None
+    snapshots: list[str] = field(default_factory=list)
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -172,7 +182,8 @@ def encode_put(
     Raises:
         SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store.
     """
-    versions = checkpoint["channel_versions"]
+    # Upstream stores a checkpoint without them, or with something else in their place, too.
+    versions = versions_of(checkpoint)
     small: dict[str, Any] = {}
     large: dict[str, Any] = {}
     for channel, value in checkpoint["channel_values"].items():
@@ -202,9 +213,12 @@ def encode_put(
         voids=voids,
         inline=inline,
         whole=all(c in blobs or c in voids or c in inline for c in versions),
-        cacheable=is_ordered_id(checkpoint["id"]) and not completes_from_parent(document, parent_id),
+        cacheable=is_ordered_id(checkpoint["id"])
+        and not completes_from_parent(document, parent_id)
+        and is_readable(document),
         step=metadata.get("step"),
         source=metadata.get("source"),
+        snapshots=[channel for channel in blobs if channel in small],
     )
 
 
@@ -260,6 +274,18 @@ def decode_tuple(serde: SerializerProtocol, stored: StoredCheckpoint) -> Checkpo
     )
 
 
+def versions_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the channel versions of a checkpoint; none, if it has none or something else in their place."""
+    versions = document.get("channel_versions")
+    return versions if isinstance(versions, dict) else {}
+
+
+def is_readable(document: Mapping[str, Any]) -> bool:
+    """Whether PostgreSQL can read the values that a checkpoint names. If its versions are no object, the
+    query fails, upstream's as ours, and L1 must not answer."""
+    return isinstance(document.get("channel_versions", {}), dict)
+
+
 def completes_from_parent(document: Mapping[str, Any], parent_id: str | None) -> bool:
     """Whether upstream reads some of the parent's writes into a checkpoint of this format."""
     return bool(parent_id) and is_old_format(document)
@@ -267,7 +293,8 @@ def completes_from_parent(document: Mapping[str, Any], parent_id: str | None) ->
 
 def is_old_format(document: Mapping[str, Any]) -> bool:
     """Whether a checkpoint is of a format that upstream completes from its parent, if it has one."""
-    return bool(document.get("v", 0) < _SENDS_INLINE_SINCE)
+    version = document.get("v", 0)
+    return not isinstance(version, int | float) or version < _SENDS_INLINE_SINCE
 
 
 def version_text(version: str | int | float) -> str:

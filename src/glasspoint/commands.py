@@ -1,4 +1,5 @@
-"""The commands of `glasspoint`: `demo`, `traffic`, `check`, `prune`, `trace`. They need the extra `demo`.
+"""The commands of `glasspoint`: `demo`, `traffic`, `setup`, `check`, `prune`, `trace`. They need the extra
+`demo`.
 
 Exit statuses: 0 all well (also Ctrl-C during the demo's traffic: that is how it ends), 1 something failed,
 2 wrong usage, 130 interrupted (`prune` ends after the batch under way, and says what was done; a second
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,8 +35,17 @@ from glasspoint.terminal import Block
 if TYPE_CHECKING:
     from glasspoint.check import Finding
     from glasspoint.maintenance import PruneReport
+    from glasspoint.setup_command import Task
 
 __all__ = ["age_of", "app", "run"]
+
+
+class ForeignWrites(StrEnum):
+    """What `--foreign-writes` takes."""
+
+    WATCH = "watch"
+    IGNORE = "ignore"
+
 
 _MARKS = {"ok": ("ok", "bold green"), "failed": ("FAILED", "bold red"), "skipped": ("skipped", "yellow")}
 
@@ -118,6 +129,50 @@ def traffic(
 
 
 @app.command()
+def setup(
+    foreign_writes: Annotated[
+        ForeignWrites,
+        typer.Option(
+            envvar="CHECKPOINT_FOREIGN_WRITES",
+            show_envvar=True,
+            help="watch: triggers note what other software writes to the tables. ignore: none are made.",
+        ),
+    ] = ForeignWrites.WATCH,
+    renew_signing_key: Annotated[
+        bool,
+        typer.Option("--renew-signing-key", help="Make a new key for what is stored in Redis, too."),
+    ] = False,
+    remove: Annotated[
+        bool,
+        typer.Option("--remove", help="Instead: drop Glasspoint's triggers and tables, and not LangGraph's."),
+    ] = False,
+    postgres_url: Annotated[
+        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
+    ] = "",
+) -> None:
+    """Make the tables and triggers, or bring them up to date.
+
+    With a role that may make tables and owns LangGraph's; the service's role then needs no such right. May be
+    run again, by any number of processes at once, and through PgBouncer.
+
+    Better set the environment variable than the option: other users of a machine can read its command
+    lines, passwords and all.
+    """
+    from glasspoint.setup_command import run_setup
+
+    if not postgres_url:
+        raise typer.BadParameter(
+            "not configured: set POSTGRES_URL, or pass --postgres-url.", param_hint="--postgres-url"
+        )
+    if remove and renew_signing_key:
+        raise typer.BadParameter("there is no key left then.", param_hint="--renew-signing-key")
+    task: Task = "remove" if remove else "renew the signing key" if renew_signing_key else "set up"
+    with _plain_endings(), kept_warnings(capacity=1):
+        for line in asyncio.run(run_setup(postgres_url, task, foreign_writes=foreign_writes.value)):
+            typer.echo(line)
+
+
+@app.command()
 def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     postgres_url: Annotated[
@@ -126,6 +181,14 @@ def check(
     redis_url: Annotated[
         str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
     ] = "",
+    key_prefix: Annotated[
+        str,
+        typer.Option(
+            envvar="CHECKPOINT_KEY_PREFIX",
+            show_envvar=True,
+            help="What the service's keys in Redis begin with.",
+        ),
+    ] = "glasspoint",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one check may take.")] = 15.0,
 ) -> None:
     """Check that a deployment can remember a conversation.
@@ -142,7 +205,9 @@ def check(
 
     async def find() -> list[Finding]:
         found = []
-        async for finding in run_checks(postgres_url, redis_url, timeout_seconds=timeout):
+        async for finding in run_checks(
+            postgres_url, redis_url, key_prefix=key_prefix, timeout_seconds=timeout
+        ):
             found.append(finding)
             if not as_json:
                 console.print(_finding_line(finding))
@@ -195,6 +260,14 @@ def prune(
     redis_url: Annotated[
         str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
     ] = "",
+    key_prefix: Annotated[
+        str,
+        typer.Option(
+            envvar="CHECKPOINT_KEY_PREFIX",
+            show_envvar=True,
+            help="What the service's keys in Redis begin with.",
+        ),
+    ] = "glasspoint",
 ) -> None:
     """Remove old checkpoints, while everything goes on.
 
@@ -213,7 +286,13 @@ def prune(
         if not url:
             option = f"--{name.lower().replace('_', '-')}"
             raise typer.BadParameter(f"not configured: set {name}, or pass {option}.", param_hint=option)
-    run = PruneRun(postgres_url, redis_url, Console(stderr=True, highlight=False), show_progress=not as_json)
+    run = PruneRun(
+        postgres_url,
+        redis_url,
+        Console(stderr=True, highlight=False),
+        key_prefix=key_prefix,
+        show_progress=not as_json,
+    )
     with kept_warnings(capacity=1):
         try:
             asyncio.run(run.prune(age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run))

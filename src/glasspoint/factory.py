@@ -118,6 +118,7 @@ async def _open_chain(
             l1_timeout_seconds=settings.l1_timeout,
             write_deadline_seconds=settings.write_deadline,
             on_l1_outage=settings.on_l1_outage,
+            foreign_writes=settings.foreign_writes,
             sweep_interval_seconds=settings.sweep_interval,
             audit_ratio=settings.audit_ratio,
             l1_signing_key=settings.l1_signing_key and settings.l1_signing_key.get_secret_value(),

@@ -11,6 +11,7 @@ import copy
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from glasspoint.blocking import SyncFace
+from glasspoint.codec import versions_of
 from glasspoint.errors import L2UnavailableError
 from glasspoint.saver import CachedPostgresSaver
 
@@ -123,8 +124,8 @@ class FallbackSaver(SyncFace):
             if self._chain.whole:
                 return saver.aput(config, checkpoint, metadata, new_versions)
             # What did not change may stand in another tier, where the run began: this one needs it, too.
-            versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
-            all_versions = {c: v for c, v in versions.items() if c in values} | new_versions
+            values = checkpoint["channel_values"]
+            all_versions = {c: v for c, v in versions_of(checkpoint).items() if c in values} | new_versions
             return saver.aput(config, checkpoint, metadata, all_versions)
 
         return await self._run(put)

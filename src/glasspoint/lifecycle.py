@@ -12,6 +12,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from glasspoint.audit import Auditor
 from glasspoint.blocking import Opening, SyncFace
 from glasspoint.coherence.identity import IdentityKeeper
+from glasspoint.coherence.purging import Purger
 from glasspoint.errors import (
     ConfigurationError,
     L1Error,
@@ -23,7 +24,7 @@ from glasspoint.l1 import client
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache
 from glasspoint.l1.compression import MIN_BYTES, packer_of
-from glasspoint.l1.signature import signing_key_of
+from glasspoint.l1.signature import secret_of
 from glasspoint.l2 import pool as pools
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
@@ -80,6 +81,7 @@ class ManagedSaver(SyncFace):
         l1_signing_key: bytes | str | None = None,
         l1_compression: Literal["off", "zstd"] = "off",
         l1_compression_min_bytes: int = MIN_BYTES,
+        foreign_writes: Literal["watch", "ignore"] = "watch",
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
@@ -109,6 +111,9 @@ class ManagedSaver(SyncFace):
             l1_compression: Whether values are compressed in Redis, `"zstd"` or `"off"`. Either way both are
                 read, so processes may differ in it.
             l1_compression_min_bytes: Values with fewer bytes stay as they are.
+            foreign_writes: Whether `setup` makes triggers that note what other software writes to the tables,
+                so that the cache follows within the sweep interval. `"ignore"` makes none: for tables to
+                which no other software writes.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
 
@@ -126,7 +131,7 @@ class ManagedSaver(SyncFace):
                 raise ConfigurationError(f"{name} is {value!r}: it must be greater than 0 seconds.")
         if on_l1_outage not in ("degrade", "raise"):
             raise ConfigurationError(f'on_l1_outage is {on_l1_outage!r}: it must be "degrade" or "raise".')
-        signing_key = None if l1_signing_key is None else signing_key_of(l1_signing_key)
+        signing_key = None if l1_signing_key is None else secret_of(l1_signing_key)
         if pool is not None and pool is not postgres_saver.conn:
             raise ConfigurationError(
                 "pool is not the pool that postgres_saver works on: pass that one, or none."
@@ -136,7 +141,7 @@ class ManagedSaver(SyncFace):
         self._write_deadline = write_deadline_seconds
         self._upstream = postgres_saver
         self._must_tell_l1 = on_l1_outage == "raise"
-        self._l2 = Store(postgres_saver, self._telemetry, cache=key_prefix)
+        self._l2 = Store(postgres_saver, self._telemetry, cache=key_prefix, foreign_writes=foreign_writes)
         pool_timeout = self._l2.pool.timeout if self._l2.pool is not None else 0.0
         self._read_deadline = pool_timeout + write_deadline_seconds
         self._retries = Retries(
@@ -163,6 +168,7 @@ class ManagedSaver(SyncFace):
         self._sizes = self._lifetime.sizes = Sizes(self._l2)
         vitals.storage = self._sizes.known
         vitals.check, vitals.loop, vitals.breaker = self._check, self._loop, self._breaker.state
+        vitals.quarantined = self._l1.quarantine.__len__
         self._identity = IdentityKeeper(
             self._l1,
             self._l2.identities,
@@ -181,6 +187,7 @@ class ManagedSaver(SyncFace):
             vitals,
             every_seconds=sweep_interval_seconds,
             timeout_seconds=l1_timeout,
+            purger=Purger(self._l1, self._l2.identities, self._identity),
         )
         self._sweeper.start()
 
@@ -245,6 +252,7 @@ class ManagedSaver(SyncFace):
                 f"pool_min_size is {pool_min_size} and pool_max_size {pool_max_size}: they must be "
                 "0 <= pool_min_size <= pool_max_size, and pool_max_size at least 1."
             )
+        telemetry = options["telemetry"] = options.get("telemetry") or create_telemetry()
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS)
@@ -260,9 +268,12 @@ class ManagedSaver(SyncFace):
                     connect_timeout_seconds=connect_timeout_seconds,
                     prepare_threshold=prepare_threshold,
                     statement_timeout_seconds=options.get("write_deadline_seconds", _WRITE_DEADLINE_SECONDS),
+                    telemetry=telemetry,
                 )
                 opened.push_async_callback(pool.close)
                 saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
+                # If the opening fails, it must not connect again to what is closed.
+                opened.push_async_callback(saver._sweeper.stop)
                 await saver._connect_l1()
             saver._lifetime.owned = opened.pop_all()
         saver._sizes.look_soon()
@@ -272,7 +283,7 @@ class ManagedSaver(SyncFace):
     async def _connect_l1(self) -> None:
         """Meet Redis once: what is misconfigured is an error now; what is only down is left to come back."""
         try:
-            server = await self._l1.connect()
+            server = await self._l1.open()
         except L1UnavailableError as exc:
             self._breaker.trip(type(exc.__cause__ or exc).__name__)
             return
@@ -305,6 +316,7 @@ class ManagedSaver(SyncFace):
             "identity": self.vitals.identity or "unknown",
             "breaker": self._breaker.state,
             "journal": self.vitals.journal_pending,
+            "quarantined": len(self._l1.quarantine),
         }
 
     async def _ready_l1(self) -> None:
@@ -341,6 +353,7 @@ class ManagedSaver(SyncFace):
 
         Raises:
             SchemaError: They are not there, and this role may not make them.
+            L2DeadlineError: Others kept the tables locked for too long.
             L2UnavailableError: PostgreSQL cannot be reached.
         """
         return self._on_either_face("setup", self._setup)

@@ -405,6 +405,7 @@ class _Intents:
         self._operation = operation
         self._source = source
         self._must_tell_l1 = must_tell_l1 or saver._must_tell_l1
+        self._heeds_quarantine = not saver._must_tell_l1
         self._intents: list[Intent] = []
         self._beginning = asyncio.Event()
         self._beginning.set()
@@ -417,7 +418,7 @@ class _Intents:
         busy = await self._lifetime.settle(self._begin(sorted(scopes), frozenset(alone)))
         if busy:
             raise in_use(busy)
-        if self._must_tell_l1 and not all(intent.name for intent in self._intents):
+        if self._must_tell_l1 and not all(map(self._is_settled, self._intents)):
             raise L1UnavailableError(
                 "Redis does not answer, and could not be told of what is removed: nothing more was removed. "
                 "Repeat when it is back."
@@ -425,9 +426,12 @@ class _Intents:
 
     def untold(self) -> Collection[Scope]:
         if self._l1.is_absent:
-            self._l1.written.update(intent.scope for intent in self._intents)
+            self._l1.wrote_unannounced(intent.scope for intent in self._intents)
             return []
         return [intent.scope for intent in self._intents if not self._l1.is_heeded(intent)]
+
+    def changed(self) -> Collection[Scope]:
+        return [intent.scope for intent in self._intents]
 
     def committing(self) -> None:
         self.is_committing = True
@@ -450,7 +454,12 @@ class _Intents:
         if left and not in_doubt and not self._l1.is_absent:
             if begun := [intent.scope for intent in left if intent.name]:  # the others are recorded already
                 await self._retries.run(self._operation, lambda: self._journal.record_now(begun))
-            self._l1.doubt()
+            for intent in left:
+                self._l1.doubt(intent.scope)
+
+    def _is_settled(self, intent: Intent) -> bool:
+        """Whether Redis was told, or refuses this key alone: then a row of the journal is enough."""
+        return bool(intent.name) or (self._heeds_quarantine and intent.scope in self._l1.quarantine)
 
     async def _begin(self, scopes: Sequence[Scope], alone: frozenset[str]) -> set[str]:
         """Leave the intents; return the threads that are not alone, if any, and go no further then."""
@@ -466,7 +475,7 @@ class _Intents:
                 self._intents += [intent for intent in begun if intent is not None]
                 if busy := {s.thread_id for s, intent in zip(chunk, begun, strict=True) if intent is None}:
                     return busy
-                if not any(intent.name for intent in self._intents[-len(chunk) :]):
+                if not any(map(self._is_settled, self._intents[-len(chunk) :])):
                     # Redis does not answer. Rows are locked: do not wait for it once for each of the others.
                     self._intents += [Intent(scope, b"") for scope in scopes[start + _SCOPES_AT_ONCE :]]
                     break

@@ -43,12 +43,21 @@ class PruneRun:
         undone: Whether a second Ctrl-C undid the batch under way.
     """
 
-    def __init__(self, postgres_url: str, redis_url: str, console: Console, *, show_progress: bool) -> None:
+    def __init__(
+        self,
+        postgres_url: str,
+        redis_url: str,
+        console: Console,
+        *,
+        key_prefix: str = "glasspoint",
+        show_progress: bool,
+    ) -> None:
         self.report: PruneReport | None = None
         self.interrupted = False
         self.undone = False
         self._postgres_url = postgres_url
         self._redis_url = redis_url
+        self._key_prefix = key_prefix
         self._console = console
         self._progress = _progress(console) if show_progress and console.is_terminal else None
         self._writes_lines = show_progress and not console.is_terminal
@@ -66,6 +75,7 @@ class PruneRun:
         async with CachedPostgresSaver.from_conn_string(
             self._postgres_url,
             redis_url=self._redis_url,
+            key_prefix=self._key_prefix,
             pool_max_size=2,
             telemetry=create_telemetry(registry=CollectorRegistry()),
         ) as saver:

@@ -359,7 +359,7 @@ class _WriteThrough:
         self._sent_at = self._sent_at or perf_counter()
         if not is_heeded and self._l1.is_absent:
             # The tables may appear while this write is under way: then it is recorded before they are used.
-            self._l1.written.add(self._scope)
+            self._l1.wrote_unannounced([self._scope])
             return False
         self._is_journalled = not is_heeded
         return self._is_journalled
@@ -413,7 +413,7 @@ class _WriteThrough:
                 f"{self._deadline} s. The write may be repeated: it stores the same again.",
             ):
                 await self._retries.run(self._operation.name, lambda: self._journal.record_now([self._scope]))
-        self._l1.doubt()
+        self._l1.doubt(self._scope)
         self._operation.l1_write = "journalled"
         if self._must_tell_l1:
             raise L1UnavailableError(

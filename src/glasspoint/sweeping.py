@@ -26,7 +26,9 @@ from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
+from glasspoint.background import BackgroundTask
 from glasspoint.errors import L1Error
+from glasspoint.l2.faults import FORESEEN
 from glasspoint.telemetry.events import ForeignWrites, Invalidated
 from glasspoint.telemetry.logs import get_logger
 
@@ -34,9 +36,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from glasspoint.coherence.identity import IdentityKeeper
+    from glasspoint.coherence.purging import Purger
     from glasspoint.l1.breaker import Breaker
     from glasspoint.l1.cache import Cache
+    from glasspoint.l2.identity import JournalRow
     from glasspoint.l2.journal import Journal
+    from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry, Vitals
 
 __all__ = ["Sweeper"]
@@ -59,6 +64,9 @@ _PAUSE_SECONDS = 1.0
 _COUNT_EVERY_SECONDS = 10.0
 _COMPACT_FROM = 1000
 
+# How many scopes in quarantine are tried at a time; if Redis refuses all of them, no more in this sweep.
+_TRIES = 16
+
 
 class Sweeper:
     """Keeps one cache true to one journal."""
@@ -74,6 +82,7 @@ class Sweeper:
         *,
         every_seconds: float,
         timeout_seconds: float,
+        purger: Purger | None = None,
     ) -> None:
         """Args:
         cache: What is dropped from, and trusted or not.
@@ -84,6 +93,7 @@ class Sweeper:
         vitals: Where it is written down how many rows wait.
         every_seconds: How often, in the background.
         timeout_seconds: How long a read waits for it.
+        purger: Deletes what older epochs have left; `None`: it stays until it expires.
         """
         self._cache = cache
         self._journal = journal
@@ -93,12 +103,19 @@ class Sweeper:
         self._vitals = vitals
         self._every = every_seconds
         self._timeout = timeout_seconds
+        self._purger = purger
         self._lock = asyncio.Lock()
         self._attempts = 0
         self._not_before = 0.0
         self._backlog = False
         self._count_at = 0.0
         self._compact_from = _COMPACT_FROM
+        self._compact_kept_from = _COMPACT_FROM
+        self._background = BackgroundTask(
+            "sweeper",
+            telemetry,
+            means="Meanwhile this process neither sweeps the journal nor probes a Redis that failed.",
+        )
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         cache.regain_trust = self.regain_trust
@@ -162,7 +179,22 @@ class Sweeper:
         if not self._breaker.is_closed or not self._cache.is_identified:
             await self._try(self._count)
         pause = self._every * random.uniform(0.8, 1.0)
-        return pause if self._breaker.is_closed else min(pause, self._breaker.seconds_to_probe)
+        if not self._breaker.is_closed:
+            pause = min(pause, self._breaker.seconds_to_probe)
+        return max(pause, self._background.pause)
+
+    def failed(self, error: Exception) -> float:
+        """Report what nobody foresaw in a round; return how long to pause."""
+        return self._background.failed(error)
+
+    async def tidy(self) -> None:
+        """What is done after a round, when there is time: delete a part of what older epochs have left."""
+        if self._purger is not None and self._cache.trusted and self._breaker.is_closed:
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await self._purger.advance()
+            except FORESEEN as exc:
+                _log.debug("entries of older epochs are yet to be deleted (%s)", type(exc).__name__)
 
     # ---------------------------------------------------------------- helpers
 
@@ -171,8 +203,10 @@ class Sweeper:
         try:
             await self._cache.probe()
             reason = ""
-        except L1Error as exc:
+        except Exception as exc:
             reason = type(exc.__cause__ or exc).__name__
+            if not isinstance(exc, L1Error):
+                raise
         finally:
             self._breaker.end_probe(succeeded=not reason, reason=reason)
 
@@ -182,10 +216,15 @@ class Sweeper:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 done = await work()
-        except Exception as exc:
+        except FORESEEN as exc:
             _log.debug("the journal was not swept (%s)", type(exc).__name__)
             done = False
-        self._not_before = 0.0 if done else monotonic() + _PAUSE_SECONDS
+        except Exception as exc:  # also for a read that waits: it is answered by PostgreSQL
+            self._background.failed(exc)
+            done = False
+        else:
+            self._background.worked()
+        self._not_before = 0.0 if done else monotonic() + max(_PAUSE_SECONDS, self._background.pause)
         return done
 
     async def _sweep_all(self) -> bool:
@@ -210,31 +249,76 @@ class Sweeper:
         return False
 
     async def _sweep(self, at_most: int | None) -> Literal["all", "some", "changed", "unusable"]:
-        """Drop what is pending, as long as the identity stays what it is. Returns how far that went."""
+        """Drop what is pending, as long as the identity stays what it is. Returns how far that went.
+
+        Rows of scopes whose key Redis refuses stay: their scopes are in quarantine here, and in each process
+        that sweeps. So they keep nobody from trusting what stands in Redis of all others.
+        """
         after, swept = 0, 0
+        refused: set[Scope] = set()
+        kept: list[JournalRow] = []
         while True:
             status, batch, generation = await self._identity.look(limit=_BATCH, after=after)
             if status != "fits":
                 return status
-            self._vitals.journal_pending = len(batch)
             if batch:
-                scopes = {row.scope for row in batch}
-                await self._cache.forget(scopes)
-                for _ in scopes:
-                    self._telemetry.note(Invalidated("journal"))
-                deleted = await self._journal.delete(batch, generation)
-                for table, rows in Counter(deleted).items():
-                    self._telemetry.note(ForeignWrites(table, rows))
+                kept += await self._drop(batch, generation, refused)
                 after, swept = batch[-1].id, swept + len(batch)
-                _log.debug("%d entries were dropped for the journal", len(scopes))
             if len(batch) < _BATCH:
                 self._vitals.journal_pending = 0
                 self._backlog = False
                 self._compact_from = _COMPACT_FROM
+                if at_most is None:
+                    await self._try_quarantined(kept, generation, refused)
                 return "all"
             if at_most is not None and swept >= at_most:
                 self._backlog = True
                 return "some"
+
+    async def _drop(self, batch: list[JournalRow], generation: str, refused: set[Scope]) -> list[JournalRow]:
+        """Drop the entries of some rows, and delete the rows; add the scopes that Redis refuses.
+
+        Returns:
+            The rows that stay.
+        """
+        scopes = {entry.scope for entry in batch if entry.scope not in self._cache.quarantine}
+        self._vitals.journal_pending = sum(entry.scope in scopes for entry in batch)
+        refused |= await self._cache.forget(scopes)
+        done = scopes - refused
+        await self._forgotten(done, batch, generation)
+        return [entry for entry in batch if entry.scope not in done]
+
+    async def _try_quarantined(self, kept: list[JournalRow], generation: str, refused: set[Scope]) -> None:
+        """Drop the entries of scopes in quarantine; those that this works for are trusted again.
+
+        Args:
+            kept: The rows that stayed.
+            refused: Scopes that were tried in this sweep already.
+        """
+        quarantine = self._cache.quarantine
+        waiting = [scope for scope in quarantine.longest_untried() if scope not in refused]
+        for start in range(0, len(waiting), _TRIES):
+            chunk = waiting[start : start + _TRIES]
+            now = quarantine.now()
+            done = set(chunk) - await self._cache.forget(chunk)
+            await self._forgotten(done, kept, generation)
+            for scope in done:
+                quarantine.release(scope, now)
+            if not done:
+                break
+        # Writes to a scope in quarantine go on, and each adds a row.
+        if len(kept) >= self._compact_kept_from:
+            await self._journal.compact()
+            self._compact_kept_from = max(_COMPACT_FROM, 2 * len({entry.scope for entry in kept}))
+
+    async def _forgotten(self, scopes: set[Scope], rows: list[JournalRow], generation: str) -> None:
+        """Delete the rows of scopes whose DROP was confirmed."""
+        if swept := [entry for entry in rows if entry.scope in scopes]:
+            for _ in {entry.scope for entry in swept}:
+                self._telemetry.note(Invalidated("journal"))
+            for table, rows_of_others in Counter(await self._journal.delete(swept, generation)).items():
+                self._telemetry.note(ForeignWrites(table, rows_of_others))
+            _log.debug("%d rows of the journal were swept", len(swept))
 
     async def _count(self) -> bool:
         """Redis is not used: say how much is waiting, and see that it does not grow without end."""
@@ -260,5 +344,12 @@ async def _keep_sweeping(sweeper_ref: weakref.ref[Sweeper], soon: asyncio.Event)
         sweeper = sweeper_ref()
         if sweeper is None:
             return
-        pause = await sweeper.round()
+        try:
+            pause = await sweeper.round()
+            await sweeper.tidy()
+        except Exception as exc:
+            pause = sweeper.failed(exc)
+            del sweeper
+            await asyncio.sleep(pause)  # not to be cut short: what failed at once would fail again at once
+            continue
         del sweeper

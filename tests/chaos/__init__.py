@@ -1,8 +1,10 @@
-"""Chaos: worker processes hold real conversations while servers and lines fail; then everything is judged.
+"""Chaos: processes hold real conversations while servers and lines fail; then everything is judged.
 
-- `conversation` is what they talk about, `worker` the process, `place` where one lives, with its lines to the
-  servers; `proxy` is such a line
+- `conversation` is what they talk about, `talking` what every process does. `worker` is one that uses
+  Glasspoint, `foreign` the one that uses LangGraph's own saver. `place` is where a process lives, with its
+  lines to the servers; `proxy` is such a line
 - `faults` is what goes wrong and when, `servers` how it is made to go wrong
-- `history` is what they write down, `checker` who judges it, `report` what people get to see
+- `history` is what the processes write down, `checker` judges it, `windows` says what is excused, and what
+  PostgreSQL itself has lost; `report` is what people get to see
 - `run` puts it together; `sabotage` breaks Glasspoint on purpose, to see that the checker would notice
 """

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from chaos.history import Operation, Pending, Truth, replaces
+from chaos.windows import Cut, Outage, Windows, deletions
 
-__all__ = ["FINAL", "WHATS", "Outage", "Verdict", "Violation", "judge", "longest_without_writing"]
+__all__ = ["FINAL", "WHATS", "Verdict", "Violation", "judge", "longest_without_writing"]
 
 FINAL = "final"
 """The worker who reads everything once more when all is over."""
@@ -22,7 +23,9 @@ FINAL = "final"
 WHATS = {
     "lost": "an acknowledged write is not in PostgreSQL in the end",
     "stale": "a read began after a write was acknowledged, and does not know it",
-    "phantom": "a read returned what PostgreSQL does not have, or nobody wrote",
+    "phantom": "a read returned what PostgreSQL does not have (any more), or nobody wrote",
+    "crossed": "one database, or a read of it, shows a message of another one",
+    "damaged": "a checkpoint in PostgreSQL lacks values that its writer put",
     "twice": "a task was run again after its writes were acknowledged",
     "forgotten": "an answered turn is not in the conversation any more",
     "backwards": "what one had read, acknowledged or not, another no longer found later",
@@ -30,18 +33,8 @@ WHATS = {
 }
 """Every kind of violation, and what it means."""
 
-_LANDS_SECONDS = 2.0
-"""For so long PostgreSQL may go on with a write that its worker has given up: its `statement_timeout`."""
-
 Scope = tuple[str, str]
 """Thread and namespace."""
-
-
-class Outage(NamedTuple):
-    """A time in which no process at all could reach Redis, which lived on."""
-
-    start: float
-    end: float
 
 
 class Violation(NamedTuple):
@@ -52,17 +45,20 @@ class Violation(NamedTuple):
         where: Thread, namespace.
         said: What is wrong, for people.
         evidence: The operations that show it, the one that noticed last.
+        since: The moment from which on it should not have been, if that is not when the evidence begins.
     """
 
     what: str
     where: Scope
     said: str
     evidence: tuple[Operation, ...]
+    since: float | None = None
 
     @property
     def span(self) -> tuple[float, float]:
         """From the beginning of what was missed to the moment at which that was noticed."""
-        return min(each.start for each in self.evidence), self.evidence[-1].start
+        begun = min(each.start for each in self.evidence) if self.since is None else self.since
+        return begun, self.evidence[-1].start
 
     def __str__(self) -> str:
         return "\n    ".join([f"{self.what} in {self.where}: {self.said}", *map(str, self.evidence)])
@@ -74,14 +70,17 @@ class Verdict:
 
     Attributes:
         violations: What must not be.
-        in_window: What may be, because a write could not reach Redis while another process could, and is not
-            older than the bound.
+        in_window: What may be, because a write could not reach Redis while another process could, or because
+            PostgreSQL went back to an earlier moment, and is not older than the bound.
+        upset: Turns that ended with an error of LangGraph's because PostgreSQL went back meanwhile, or just
+            before.
         checked: How many reads, acknowledged writes, task runs and answered turns were judged: nothing found
             in nothing done says nothing.
     """
 
     violations: list[Violation] = field(default_factory=list)
     in_window: list[Violation] = field(default_factory=list)
+    upset: list[Operation] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=dict)
 
     def count(self, what: str) -> int:
@@ -90,35 +89,52 @@ class Verdict:
 
 
 def judge(
-    done: Iterable[Operation], truth: Truth, *, bound_seconds: float, outages: Sequence[Outage] = ()
+    done: Iterable[Operation],
+    truths: Mapping[str, Truth],
+    *,
+    bound_seconds: float,
+    outages: Sequence[Outage] = (),
+    cuts: Sequence[Cut] = (),
 ) -> Verdict:
     """Compare everything that was done with itself, and with what PostgreSQL has in the end.
 
     Args:
         done: All operations of all workers, and the reads of `FINAL`.
-        truth: What PostgreSQL has when all is over.
-        bound_seconds: For so long after a write whose last step Redis did not confirm, a read may miss it. If
-            nobody could reach Redis then, the time counts from the end of that.
+        truths: What each database has when all is over.
+        bound_seconds: For so long after a write whose last step Redis did not confirm, a read may miss it.
+            For so long after a cut, a read may find what is gone. If nobody could reach the servers then, the
+            time counts from the end of that.
         outages: When that was.
+        cuts: When PostgreSQL lost something. (Threads that were deleted are known from `done`.)
     """
-    history = _History(list(done), _Window(bound_seconds, outages))
-    verdict = Verdict()
-    for violation, excused in (
-        *history.lost(truth),
-        *history.phantoms(truth),
-        *history.stale(),
-        *history.backwards(),
-        *history.differs(truth),
-        *history.twice(),
-        *history.forgotten(),
-    ):
-        (verdict.in_window if excused else verdict.violations).append(violation)
-    verdict.checked = {
-        "reads": sum(read.ok for read in history.reads),
-        "writes": sum(write.ok for write in history.writes),
-        "runs": len(history.runs),
-        "turns": sum(turn.ok for turn in history.turns),
+    done = list(done)
+    put_in = {
+        each.checkpoint: each.database for each in done if each.kind == "put" and each.checkpoint is not None
     }
+    verdict = Verdict()
+    totals = dict.fromkeys(("reads", "writes", "runs", "turns"), 0)
+    cuts = [*cuts, *deletions(done)]
+    for database, truth in truths.items():
+        windows = Windows(bound_seconds, outages, [cut for cut in cuts if cut.database == database])
+        history = _History([each for each in done if each.database == database], windows)
+        for violation, excused in (
+            *history.crossed(truth, database, put_in),
+            *history.lost(truth),
+            *history.damaged(truth),
+            *history.phantoms(truth),
+            *history.stale(),
+            *history.backwards(),
+            *history.differs(truth),
+            *history.twice(),
+            *history.forgotten(),
+        ):
+            (verdict.in_window if excused else verdict.violations).append(violation)
+        verdict.upset += history.upset()
+        totals["reads"] += sum(read.ok for read in history.reads)
+        totals["writes"] += sum(write.ok for write in history.writes)
+        totals["runs"] += len(history.runs)
+        totals["turns"] += sum(turn.ok for turn in history.turns)
+    verdict.checked = totals
     return verdict
 
 
@@ -133,12 +149,12 @@ def longest_without_writing(done: Iterable[Operation]) -> tuple[float, str]:
     """
     done = list(done)
     last_sign = _last_signs(done)
-    events: dict[str, list[tuple[float, Operation]]] = defaultdict(list)
+    events: dict[tuple[str, str], list[tuple[float, Operation]]] = defaultdict(list)
     for each in done:
         if each.kind in ("put", "put_writes", "turn"):
-            events[each.thread].append((each.end or last_sign[each.worker], each))
+            events[each.database, each.thread].append((each.end or last_sign[each.worker], each))
     longest = (0.0, "")
-    for thread, known in events.items():
+    for (_, thread), known in events.items():
         since: float | None = None
         known.sort(key=lambda event: event[0])
         for at, each in known:
@@ -159,29 +175,11 @@ Finding = tuple[Violation, bool]
 """A violation, and whether the window excuses it."""
 
 
-class _Window:
-    """The one window that is allowed."""
-
-    def __init__(self, bound_seconds: float, outages: Sequence[Outage]) -> None:
-        self._bound = bound_seconds
-        self._outages = outages
-
-    def excuses(self, write: Operation, over: float, moment: float) -> bool:
-        """Whether Redis may not know yet, at that moment, of a write that it did not confirm.
-
-        Args:
-            over: When nobody was at it any more.
-        """
-        if write.confirmed:
-            return False
-        done = over if write.ok else over + _LANDS_SECONDS
-        ends = [outage.end for outage in self._outages if write.start < outage.end and outage.start < done]
-        return moment <= max(done, *ends) + self._bound if ends else moment <= done + self._bound
-
-
 class _History:
-    def __init__(self, done: list[Operation], window: _Window) -> None:
-        self._window = window
+    """What was done on one database."""
+
+    def __init__(self, done: list[Operation], windows: Windows) -> None:
+        self._windows = windows
         self._last_sign = _last_signs(done)
         self._final = [each for each in done if each.worker == FINAL and each.kind == "read"]
         self.reads = [each for each in done if each.kind == "read"]
@@ -191,21 +189,36 @@ class _History:
         self._puts = _by(self.writes, "put", lambda w: (w.thread, w.namespace))
         self._put = _by(self.writes, "put", lambda w: (w.thread, w.namespace, w.checkpoint))
         self._put_writes = _by(self.writes, "put_writes", lambda w: (w.thread, w.namespace, w.checkpoint))
+        self._turns_of = _by(self.turns, "turn", lambda t: (t.worker, t.thread))
         self._excused_reads: dict[str, list[Operation]] = defaultdict(list)
+        self._excused_damage: dict[str, list[Operation]] = defaultdict(list)
+
+    # ------------------------------------------------------------ against the other databases
+
+    def crossed(self, truth: Truth, database: str, put_in: Mapping[str, str]) -> Iterator[Finding]:
+        """Each database shows its own messages only. Nothing excuses another one's."""
+        for read in self.reads:
+            others = {*read.said_in, put_in.get(read.checkpoint or "", database)} - {database}
+            if others:
+                said = f"a read shows what was said in {', '.join(sorted(others))}"
+                yield Violation("crossed", (read.thread, read.namespace), said, (read,)), False
+        for key, names in truth.said_in.items():
+            if others := set(names) - {database}:
+                said = f"checkpoint {key[2]} in PostgreSQL holds what was said in {', '.join(sorted(others))}"
+                puts = self._put[key] or [Operation("?", "put", key[0], 0.0, namespace=key[1])]
+                yield Violation("crossed", key[:2], said, (puts[-1],)), False
 
     # ------------------------------------------------------------ against PostgreSQL
 
     def lost(self, truth: Truth) -> Iterator[Finding]:
-        """What was acknowledged is there in the end. No window excuses a loss."""
+        """What was acknowledged is there in the end, if PostgreSQL did not go back. No window excuses it."""
         for write in self.writes:
-            if not write.ok:
+            if not write.ok or self._may_be_gone(write, float("inf")):
                 continue
             scope, key = (write.thread, write.namespace), _key(write)
             if write.kind == "put":
-                kept = truth.checkpoints.get(key)
-                if kept not in {put.value for put in self._put[key]}:
-                    said = "another value stands there" if kept else "it is not there"
-                    yield Violation("lost", scope, f"an acknowledged checkpoint: {said}", (write,)), False
+                if key not in truth.checkpoints:
+                    yield Violation("lost", scope, "an acknowledged checkpoint is not there", (write,)), False
                 continue
             for task, channel, _ in write.pending:
                 kept = truth.pending.get((*key, task, channel))
@@ -214,25 +227,68 @@ class _History:
                     what = f"an acknowledged pending write of {task} to {channel}: {said}"
                     yield Violation("lost", scope, what, (write,)), False
 
+    def damaged(self, truth: Truth) -> Iterator[Finding]:
+        """A checkpoint in PostgreSQL has the values that its writer put.
+
+        A turn that was under way when PostgreSQL went back may refer to values that are gone, whatever saver
+        it uses. So may a turn that began in the window. No later one may.
+        """
+        for key, kept in truth.checkpoints.items():
+            puts = self._put[key]
+            if puts and kept not in {put.value for put in puts}:
+                said = f"checkpoint {key[2]} does not have the values that were put"
+                excused = self._may_damage(puts[-1])
+                if excused:
+                    self._excused_damage[key[0]].append(puts[-1])
+                yield Violation("damaged", key[:2], said, (puts[-1],)), excused
+
     def phantoms(self, truth: Truth) -> Iterator[Finding]:
-        """What was read was written by somebody, and PostgreSQL has it (nothing is ever deleted here)."""
+        """What was read was written by somebody, and PostgreSQL has it."""
         for read in self.reads:
             if not read.ok or read.checkpoint is None:
                 continue
             scope, key = (read.thread, read.namespace), _key(read)
-            if key not in truth.checkpoints:
-                yield Violation("phantom", scope, "PostgreSQL does not have this checkpoint", (read,)), False
-            elif read.value not in {put.value for put in self._put[key]}:
-                said = "nobody ever wrote these values"
-                yield Violation("phantom", scope, said, (*self._put[key], read)), False
+            puts = self._put[key]
+            if found := self._imagined(read, puts, is_kept=key in truth.checkpoints, what="this checkpoint"):
+                yield found
+            elif read.value not in {put.value for put in puts}:
+                damaging = [put for put in puts if self._may_damage(put)]
+                self._excused_damage[read.thread] += damaging
+                if not damaging and read.value != truth.checkpoints.get(key):
+                    said = "nobody ever wrote these values"
+                    yield Violation("phantom", scope, said, (*puts, read)), False
             for task, channel, value in read.pending:
-                if (*key, task, channel) not in truth.pending:
-                    said = f"PostgreSQL does not have the write of {task} to {channel}"
+                name = f"the write of {task} to {channel}"
+                writes = [each for each in self._put_writes[key] if (task, channel) in _names(each.pending)]
+                is_kept = (*key, task, channel) in truth.pending
+                if found := self._imagined(read, writes, is_kept=is_kept, what=name):
+                    yield found
                 elif value not in self._written(key, task, channel):
                     said = f"nobody ever wrote this value of {task} to {channel}"
-                else:
-                    continue
-                yield Violation("phantom", scope, said, (read,)), False
+                    yield Violation("phantom", scope, said, (read,)), False
+
+    def _imagined(
+        self, read: Operation, writes: list[Operation], *, is_kept: bool, what: str
+    ) -> Finding | None:
+        """What a read found was there then: PostgreSQL has it, or has lost it since.
+
+        Args:
+            writes: All that wrote it.
+            is_kept: PostgreSQL has it in the end.
+        """
+        scope = read.thread, read.namespace
+        gone = [self._windows.gone(write, self._over(write), read) for write in writes]
+        if writes and None not in gone:
+            cut, in_window = max(filter(None, gone), key=lambda found: found[1])
+            if in_window:
+                self._excused_reads[read.thread].append(read)
+            said = f"{what} was gone: {cut.what}, {read.start - cut.until[1]:.2f} s before"
+            return Violation("phantom", scope, said, (writes[-1], read), cut.until[1]), in_window
+        if not is_kept and not any(
+            self._windows.may_have_gone_since(write, self._over(write), read) for write in writes
+        ):
+            return Violation("phantom", scope, f"PostgreSQL does not have {what}", (*writes, read)), False
+        return None
 
     def differs(self, truth: Truth) -> Iterator[Finding]:
         """When all is over, everybody reads what PostgreSQL has: nobody who was killed or failed has left
@@ -258,7 +314,7 @@ class _History:
             )
             # Somebody's write to what stands there was not confirmed by Redis, and it is not long ago.
             writers = [*self._put[there], *self._put_writes[there]]
-            excused = any(self._window.excuses(w, self._over(w), read.start) for w in writers)
+            excused = any(self._windows.excuses(w, self._over(w), read.start) for w in writers)
             yield Violation("differs", scope_, said, (read,)), excused
 
     # ------------------------------------------------------------ against itself
@@ -270,7 +326,7 @@ class _History:
                 continue
             worst: tuple[Violation, bool] | None = None
             for missing, said in self._missed(read):
-                excused = self._window.excuses(missing, self._over(missing), read.start)
+                excused = self._windows.excuses(missing, self._over(missing), read.start)
                 if worst is None or not excused:
                     scope = (read.thread, read.namespace)
                     worst = Violation("stale", scope, said, (missing, read)), excused
@@ -299,9 +355,12 @@ class _History:
                 if (read.checkpoint or "") >= (earlier.checkpoint or "") and not gone:
                     continue
                 writers = self._made(earlier, gone)
-                if any(self._over(write) >= read.start for write in writers):
+                if any(
+                    self._over(write) >= read.start or self._may_be_gone(write, read.end or read.start)
+                    for write in writers
+                ):
                     continue
-                excused = any(self._window.excuses(w, self._over(w), read.start) for w in writers)
+                excused = any(self._windows.excuses(w, self._over(w), read.start) for w in writers)
                 if excused:
                     self._excused_reads[read.thread].append(read)
                 said = f"{read.checkpoint} after {earlier.checkpoint}, without {len(gone)} pending writes"
@@ -314,11 +373,15 @@ class _History:
             if write.kind == "put_writes" and write.ok and not all(replaces(c) for _, c, _ in write.pending):
                 finished[write.thread, write.pending[0][0]].append(write)
         for run in self.runs:
-            before = [write for write in finished[run.thread, run.task] if write.before(run.within)]
+            before = [
+                write
+                for write in finished[run.thread, run.task]
+                if write.before(run.within) and not self._may_be_gone(write, run.start)
+            ]
             if before:
                 # Excused if this very call of the graph began with a read that was.
                 excused = any(
-                    read.worker == run.worker and run.within <= read.start <= run.start
+                    read.turn and read.worker == run.worker and run.within <= read.start <= run.start
                     for read in self._excused_reads[run.thread]
                 )
                 said = f"task {run.task} was run again after its writes were acknowledged"
@@ -333,13 +396,29 @@ class _History:
         for thread, turns in answered.items():
             missed: set[int] = set()
             for turn in turns:
-                gone = [t for t in turns if t.before(turn.start) and t.turn not in {*turn.answered, *missed}]
+                gone = [
+                    t
+                    for t in turns
+                    if t.before(turn.start)
+                    and t.turn not in {*turn.answered, *missed}
+                    and not self._may_be_gone(t, turn.end or turn.start)
+                ]
                 missed |= {t.turn for t in gone}
                 for each in gone:
                     said = f"turn {each.turn} was answered, and is not in the conversation any more"
                     since, until = each.end or 0.0, turn.end or turn.start
-                    excused = any(since <= read.start <= until for read in self._excused_reads[thread])
+                    excused = any(
+                        read.turn and since <= read.start <= until for read in self._excused_reads[thread]
+                    ) or any(since <= put.start <= until for put in self._excused_damage[thread])
                     yield Violation("forgotten", (thread, ""), said, (each, turn)), excused
+
+    def upset(self) -> list[Operation]:
+        """Return the turns whose error a cut explains: the conversation changed under them."""
+        return [
+            turn
+            for turn in self.turns
+            if turn.unexpected and self._windows.is_upset(turn, turn.end or turn.start)
+        ]
 
     # ------------------------------------------------------------ helpers
 
@@ -348,14 +427,30 @@ class _History:
         scope = (read.thread, read.namespace)
         candidates = self._put[(*scope, read.wanted)] if read.wanted else self._puts[scope]
         for put in candidates:
-            if put.ok and put.before(read.start) and (put.checkpoint or "") > (read.checkpoint or ""):
+            if (
+                put.ok
+                and put.before(read.start)
+                and (put.checkpoint or "") > (read.checkpoint or "")
+                and not self._may_be_gone(put, read.end or read.start)
+            ):
                 yield put, f"read {read.checkpoint}, but {put.checkpoint} was acknowledged before"
         if read.checkpoint is None:
             return
         key, there = _key(read), _names(read.pending)
+        puts = self._put[key]
+        for put in puts if len(puts) > 1 else ():  # other software has changed it in place
+            if (
+                put.ok
+                and put.before(read.start)
+                and read.value not in {each.value for each in puts if not each.before(put.start)}
+                and not self._may_be_gone(put, read.end or read.start)
+            ):
+                yield put, "with older values than acknowledged"
         values = {(task, channel): value for task, channel, value in read.pending}
         for write in self._put_writes[key]:
             if not (write.ok and write.before(read.start)):
+                continue
+            if self._may_be_gone(write, read.end or read.start):
                 continue
             for task, channel, value in write.pending:
                 if (task, channel) not in there:
@@ -375,6 +470,15 @@ class _History:
             for t, c, v in other.pending
             if (t, c) == (task, channel)
         }
+
+    def _may_be_gone(self, operation: Operation, at: float) -> bool:
+        """Whether PostgreSQL may have forgotten it by then."""
+        return self._windows.may_be_gone(operation, self._over(operation), at)
+
+    def _may_damage(self, put: Operation) -> bool:
+        """Whether a put belongs to a turn into which a cut fell, or the window after it."""
+        turns = [turn for turn in self._turns_of[put.worker, put.thread] if turn.start <= put.start]
+        return any(self._windows.is_upset(turn, self._over(put)) for turn in turns[-1:])
 
     def _over(self, write: Operation) -> float:
         """When nobody was at it any more: it returned, or its worker was dead."""

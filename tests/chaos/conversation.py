@@ -9,14 +9,22 @@ from __future__ import annotations
 import asyncio
 import operator
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal, TypedDict
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 
-__all__ = ["NAMESPACES", "Stumble", "StumbledError", "build_conversation", "turns_answered"]
+__all__ = [
+    "NAMESPACES",
+    "Stumble",
+    "StumbledError",
+    "build_conversation",
+    "databases_of",
+    "question",
+    "turns_answered",
+]
 
 NAMESPACES = ("", "remember")
 """The graph's own checkpoints, and the subgraph's."""
@@ -36,7 +44,7 @@ class State(TypedDict, total=False):
 
 
 class Remembered(TypedDict, total=False):
-    turns: Annotated[list[int], operator.add]
+    turns: Annotated[list[str], operator.add]
 
 
 class Memory(Remembered, total=False):
@@ -52,12 +60,41 @@ def turns_answered(state: dict[str, Any]) -> list[int]:
     return [int(entry.partition(" ")[0]) for entry in state.get("log", ()) if " answer " in entry]
 
 
+def question(turn: int, database: str) -> dict[str, Any]:
+    """Return the input of a turn."""
+    return {"turn": turn, "log": [_message(turn, "question", database)]}
+
+
+def databases_of(values: Iterable[Any]) -> list[str]:
+    """Return the databases whose messages stand in some channels' values."""
+    messages = (words for words in map(str.split, _texts(values)) if len(words) > 2 and words[0].isdigit())
+    return sorted({words[2] for words in messages})
+
+
+def _message(turn: int, name: str, database: str) -> str:
+    return f"{turn} {name} {database}"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, Iterable):
+        for each in value:
+            yield from _texts(each)
+
+
 def build_conversation(
-    saver: BaseCheckpointSaver[str], ran: Ran, stumble: Callable[[str, int], Awaitable[None]]
+    saver: BaseCheckpointSaver[str],
+    database: str,
+    ran: Ran,
+    stumble: Callable[[str, int], Awaitable[None]],
 ) -> Any:
     """Compile the graph.
 
     Args:
+        database: The name of the saver's database; it stands in every message.
         ran: Told of each call of a node's function, as it begins.
         stumble: Awaited by the node that may fail, with the thread and the turn.
     """
@@ -70,13 +107,14 @@ def build_conversation(
             else:
                 await asyncio.sleep(random.uniform(0, 0.005))
             # Some turns say more than others, so that messages to the servers differ in size.
-            return {"log": [f"{state['turn']} {name} {'…' * (50 * (state['turn'] % 5))}"]}
+            turn = state["turn"]
+            return {"log": [f"{_message(turn, name, database)} {'…' * (50 * (turn % 5))}"]}
 
         return work
 
     async def count(state: Memory, config: RunnableConfig) -> Memory:
         ran("count", config)
-        return {"turns": [state["turn"]]}
+        return {"turns": [_message(state["turn"], "count", database)]}
 
     # It answers without `turn`: LangGraph resumes a subgraph from its own last checkpoint, and if the put of
     # this turn has failed, that is the one of the turn before.

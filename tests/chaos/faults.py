@@ -9,8 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import cast
+from typing import Literal, cast
 
 from chaos.proxy import MODES, Mode
 
@@ -26,9 +25,14 @@ KINDS = (
     "postgres backends terminated",
     "postgres restarted",
     "postgres crashed",
+    "postgres restored to an earlier moment",
+    "postgres tables truncated",
     *(f"postgres line: {mode}" for mode in MODES),
 )
 """Every kind of fault."""
+
+# Two restarts, and some time between them that is lost.
+_LONG = {"postgres restored to an earlier moment"}
 
 # In a minute every kind has its turn; in a longer run there is more time to see what a fault leaves behind.
 _SLOT_SECONDS = 4.0
@@ -64,9 +68,12 @@ class Fault:
         return (server, cast("Mode", mode)) if mode else None
 
     @property
-    def hides_redis(self) -> bool:
-        """Whether no process can reach a Redis that lives on."""
-        return self.kind == "redis frozen" or (self.kind.startswith("redis line") and self.worker is None)
+    def hides(self) -> Literal["redis", "postgres"] | None:
+        """Which server the processes cannot reach, or only slowly: a Redis that lives on, or a PostgreSQL."""
+        if self.kind == "redis frozen" or self.kind.startswith("redis line"):
+            return "redis"
+        is_short = self.kind == "postgres tables truncated"
+        return "postgres" if self.kind.startswith("postgres") and not is_short else None
 
     def __str__(self) -> str:
         can_hit_one = self.line is not None or self.kind == "worker killed"
@@ -100,15 +107,17 @@ def schedule(seed: int, seconds: float, workers: int, wanted: Sequence[str] = KI
 
 
 def _draw(dice: random.Random, seconds: float, workers: int, wanted: Sequence[str]) -> Iterator[Fault]:
-    slot = min(_SLOT_SECONDS, _SHARE_OF_TIME_FOR_A_ROUND * seconds / len(wanted))
-    number = count()
+    slots = {kind: 2 if kind in _LONG else 1 for kind in wanted}
+    slot = min(_SLOT_SECONDS, _SHARE_OF_TIME_FOR_A_ROUND * seconds / sum(slots.values()))
+    number = 0
     while True:
         for kind in dice.sample(wanted, len(wanted)):
-            at = (next(number) + dice.uniform(0, _SHARE_OF_SLOT_BEFORE)) * slot
+            at = (number + dice.uniform(0, _SHARE_OF_SLOT_BEFORE)) * slot
+            number += slots[kind]
             length = dice.uniform(*_SHARE_OF_SLOT) * slot
             one = dice.randrange(workers) if dice.random() < _ONE_WORKER_ONLY else None
             down = dice.uniform(0, _DOWN_SECONDS)
-            if at + slot > seconds + 0.1 * slot:
+            if at + slots[kind] * slot > seconds + 0.1 * slot:
                 return
             if kind == "worker killed":
                 one, length = dice.randrange(workers), 0.0

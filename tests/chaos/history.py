@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +62,9 @@ class Operation:
 
     Attributes:
         worker: Who: `worker1-003` is the third process in the place of that number.
-        kind: `read`, `put`, `put_writes`; `turn` (one call of the graph, perhaps a resumed one); `run` (a
-            task's function was called).
+        database: The name of the database.
+        kind: `read`, `put`, `put_writes`; `delete` (a whole thread); `turn` (one call of the graph, perhaps a
+            resumed one); `run` (a task's function was called).
         start, end: Seconds; no end: the worker was killed meanwhile, or wrote nothing more.
         outcome: `ok`: acknowledged, or answered. Otherwise the error's class, `killed` if there is no end.
         unexpected: The error itself, if it is none that Glasspoint promises while a server is away.
@@ -72,9 +73,11 @@ class Operation:
         wanted: The checkpoint that a read asked for, none for the newest.
         value: Digest of the channels' values.
         pending: What a read found, or what was written.
+        said_in: Of a read: the databases whose messages it shows.
         confirmed: Of a write: Redis answered its first step or its last one, so readers know of it.
         hit: Of a read: Redis answered it.
-        turn: Of a turn, its number; the turns that the conversation holds are in `answered`.
+        turn: Of a turn, its number; the turns that the conversation holds are in `answered`. Of a read: the
+            number of the turn that it belongs to, 0 if it belongs to none.
         task: Of a run: the task's id.
         within: Of a run: when the call of the graph began that it belongs to.
         number: Which one it is of its worker.
@@ -85,6 +88,7 @@ class Operation:
     thread: str
     start: float
     end: float | None = None
+    database: str = ""
     outcome: str = "killed"
     unexpected: str = ""
     namespace: str = ""
@@ -92,6 +96,7 @@ class Operation:
     wanted: str | None = None
     value: str | None = None
     pending: list[Pending] = field(default_factory=list)
+    said_in: list[str] = field(default_factory=list)
     confirmed: bool = False
     hit: bool = False
     turn: int = 0
@@ -111,7 +116,7 @@ class Operation:
 
     def __str__(self) -> str:
         over = f"{self.end:.4f}" if self.end is not None else "…"
-        scope = f"{self.thread}|{self.namespace}"
+        scope = f"{self.database}:{self.thread}|{self.namespace}"
         facts = [f"{self.start:.4f}..{over} {self.worker} {self.kind} {self.outcome} {scope}"]
         if self.kind in ("read", "put", "put_writes"):
             facts.append(f"{self.checkpoint} {self.value or ''} {len(self.pending)} pending")
@@ -120,20 +125,23 @@ class Operation:
                 for word, so in (("confirmed", self.confirmed), ("hit", self.hit), ("of", self.wanted))
                 if so
             ]
+            facts += [f"shows {name}" for name in self.said_in if name != self.database]
         return " ".join(facts + ([f"turn {self.turn} {self.answered}"] if self.kind == "turn" else []))
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What PostgreSQL has in the end.
+    """What one database has in the end.
 
     Attributes:
         checkpoints: (thread, namespace, checkpoint id) -> digest of the values.
         pending: (thread, namespace, checkpoint id, task id, channel) -> digest of the value.
+        said_in: (thread, namespace, checkpoint id) -> the databases whose messages stand there.
     """
 
     checkpoints: Mapping[tuple[str, str, str], str]
     pending: Mapping[tuple[str, str, str, str, str], str]
+    said_in: Mapping[tuple[str, str, str], Collection[str]] = field(default_factory=dict)
 
 
 class HistoryFile:

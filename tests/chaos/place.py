@@ -1,4 +1,4 @@
-"""Where a worker lives: its own lines to the servers, and the process that is there just now."""
+"""Where a process of the run lives: its own lines to the servers, and the process that is there just now."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from chaos.proxy import Proxy
 from chaos.sabotage import VARIABLE
-from chaos.servers import Servers
+from chaos.servers import FOREIGN_DATABASE, Servers
 
-__all__ = ["Place"]
+__all__ = ["ForeignPlace", "Place"]
 
 _END_SECONDS = 8.0
 _ANSWER_SECONDS = 25.0
@@ -25,6 +26,8 @@ _TESTS = Path(__file__).parents[1]
 class Place:
     """One worker after the other: when one has died, the next one is started."""
 
+    _module = "chaos.worker"
+
     def __init__(self, number: int, servers: Servers, directory: Path, *, seed: int, sabotage: str) -> None:
         """Args:
         number: Counted from 0.
@@ -33,6 +36,7 @@ class Place:
         sabotage: What is broken in them, if anything.
         """
         self.number = number
+        self.name = f"worker{number}"
         self.lines = {
             "postgres": Proxy(servers.postgres_socket, seed=seed),
             "redis": Proxy(("127.0.0.1", servers.redis.port), seed=seed),
@@ -40,13 +44,15 @@ class Place:
         self.ready = asyncio.Event()
         self.died_in_a_task = 0
         self.unexpected: list[str] = []
+        self._servers = servers
         self._directory = directory
         self._seed = seed
         self._sabotage = sabotage
         self._incarnation = 0
         self._killed = False
         self._process: asyncio.subprocess.Process | None = None
-        self._answers: dict[str, asyncio.Future[bool]] = {}
+        self._answers: dict[int, asyncio.Future[bool]] = {}
+        self._keys = count()
 
     async def open(self) -> None:
         """Open the lines."""
@@ -67,26 +73,33 @@ class Place:
             if status == -signal.SIGKILL:
                 self.died_in_a_task += not self._killed
             else:
-                self.unexpected.append(f"worker {self.number} ended with status {status}: see its log")
+                self.unexpected.append(f"{self.name} ended with status {status}: see its log")
                 await asyncio.sleep(0.5)
             for answer in self._answers.values():
                 if not answer.done():
                     answer.set_result(False)
             self._answers.clear()
 
-    async def turn(self, thread: str, number: int, stumble: str, threads: list[str]) -> bool:
-        """Have the worker that is here do one turn; whether it was answered."""
+    async def turn(
+        self, database: str, thread: str, number: int, stumble: str, threads: list[tuple[str, str]]
+    ) -> bool:
+        """Have the process that is here do one turn; whether it was answered."""
+        wanted = {"what": "turn", "database": database, "turn": number, "stumble": stumble}
+        return await self.do(thread, **wanted, threads=threads)
+
+    async def do(self, thread: str, **wanted: Any) -> bool:
+        """Have the process that is here do something in a thread; whether it was done."""
         assert self._process is not None
         assert self._process.stdin is not None
-        answer = self._answers[thread] = asyncio.get_running_loop().create_future()
-        wanted = {"thread": thread, "turn": number, "stumble": stumble, "threads": threads}
+        key = next(self._keys)
+        answer = self._answers[key] = asyncio.get_running_loop().create_future()
         try:
-            self._process.stdin.write(f"{json.dumps(wanted)}\n".encode())
+            self._process.stdin.write(f"{json.dumps({'key': key, 'thread': thread, **wanted})}\n".encode())
             async with asyncio.timeout(_ANSWER_SECONDS):
-                return await answer
+                return bool(await answer)
         except TimeoutError:
             # Nobody may talk in this thread until that is certainly over.
-            self.unexpected.append(f"worker {self.number} hung in a turn of {thread}: killed")
+            self.unexpected.append(f"{self.name} hung in {thread}: killed")
             self.kill()
             return False
 
@@ -101,39 +114,71 @@ class Place:
         """End whoever is here, and close the lines. Again does nothing."""
         process = self._process
         if process is not None and process.returncode is None:
-            assert process.stdin is not None
-            process.stdin.close()
-            try:
-                await asyncio.wait_for(process.wait(), _END_SECONDS)
-            except TimeoutError:
-                self.unexpected.append(f"worker {self.number} did not end: killed")
+            if self.ready.is_set():
+                await self._end(process)
+            else:  # it is starting, and has nothing to finish
                 self.kill()
                 await process.wait()
-            if process.returncode:
-                self.unexpected.append(f"worker {self.number} ended with status {process.returncode}")
         for line in self.lines.values():
             await line.close()
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), _END_SECONDS)
+        except TimeoutError:
+            self.unexpected.append(f"{self.name} did not end: killed")
+            self.kill()
+            await process.wait()
+        if process.returncode:
+            self.unexpected.append(f"{self.name} ended with status {process.returncode}")
 
     def _heard(self, message: dict[str, Any]) -> None:
         if "ready" in message:
             self.ready.set()
-        elif (answer := self._answers.pop(message["thread"], None)) and not answer.done():
+        elif (answer := self._answers.pop(message["key"], None)) and not answer.done():
             answer.set_result(message["ok"])
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        redis, postgres = self.lines["redis"].port, self.lines["postgres"].port
-        paths = [str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    def _databases(self) -> dict[str, str]:
+        """Return which databases the process uses: name -> URL."""
         options = "sslmode=disable&gssencmode=disable&connect_timeout=2"
-        with (self._directory / f"worker{self.number}.log").open("ab") as log:
+        address = f"postgres@127.0.0.1:{self.lines['postgres'].port}"
+        return {
+            name: f"postgresql://{address}/{database}?{options}"
+            for name, database in self._servers.databases.items()
+        }
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        paths = [str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        databases = [f"--database={name}={url}" for name, url in self._databases().items()]
+        with (self._directory / f"{self.name}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "chaos.worker", "--seed", str(self._seed)),
+                *(sys.executable, "-m", self._module, "--seed", str(self._seed)),
                 *("--parent", str(os.getpid())),
-                *("--history", str(self._directory / f"worker{self.number}-{self._incarnation:03}.jsonl")),
-                *("--postgres", f"postgresql://postgres@127.0.0.1:{postgres}/chaos?{options}"),
-                *("--redis", f"redis://127.0.0.1:{redis}/0"),
+                *("--history", str(self._directory / f"{self.name}-{self._incarnation:03}.jsonl")),
+                *databases,
+                *("--redis", f"redis://127.0.0.1:{self.lines['redis'].port}/0"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), VARIABLE: self._sabotage},
                 start_new_session=True,  # Ctrl-C meets the run alone, which ends them
             )
+
+
+class ForeignPlace(Place):
+    """Where the foreign writer lives. It reaches PostgreSQL directly, and does not know of Redis."""
+
+    _module = "chaos.foreign"
+
+    def __init__(self, servers: Servers, directory: Path, *, seed: int) -> None:
+        """Args:
+        directory: Where it writes its history.
+        seed: For what it draws.
+        """
+        super().__init__(0, servers, directory, seed=seed, sabotage="")
+        self.name = "foreign"
+
+    def _databases(self) -> dict[str, str]:
+        return {FOREIGN_DATABASE: self._servers.url(FOREIGN_DATABASE)}

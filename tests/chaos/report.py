@@ -46,14 +46,19 @@ def _operations(outcome: Outcome) -> Table:
     for name in ("answered", "failed", "unknown"):
         table.add_column(name, justify="right")
     table.add_column("failed with")
-    for kind in ("turn", "run", *_OPERATIONS):
+    for kind in ("turn", "run", *_OPERATIONS, "delete"):
         outcomes = Counter(each.outcome for each in outcome.done if each.kind == kind)
         ok, unknown = outcomes.pop("ok", 0), outcomes.pop("killed", 0)
         errors = ", ".join(f"{name} {times}" for name, times in outcomes.most_common())
         table.add_row(kind, str(ok), str(outcomes.total()), str(unknown), errors)
     hits = sum(each.hit for each in outcome.done if each.kind == "read")
     unheard = sum(each.ok and not each.confirmed for each in outcome.done if each.kind in _OPERATIONS[1:])
-    table.caption = f"{hits} reads answered by Redis; {unheard} acknowledged writes that it did not hear of"
+    turns = (each for each in outcome.done if each.kind == "turn" and each.ok)
+    foreign = sum(each.worker.startswith("foreign") for each in turns)
+    table.caption = (
+        f"{hits} reads answered by Redis; {unheard} acknowledged writes that it did not hear of; "
+        f"{foreign} turns by the foreign writer"
+    )
     table.caption_justify = "left"
     return table
 
@@ -69,7 +74,9 @@ def _findings(title: str, violations: list[Violation], happened: list[Happened])
         if found:
             oldest = max(end - start for start, end in (each.span for each in found))
             causes = Counter(cause for each in found for cause in _during(each, happened))
-            named = ", ".join(f"{cause} ({times})" for cause, times in causes.most_common())
+            named = ", ".join(f"{cause} ({times})" for cause, times in causes.most_common(_SHOWN))
+            if len(causes) > _SHOWN:
+                named += f", and {len(causes) - _SHOWN} more"
             table.add_row(what, str(len(found)), f"{oldest:.2f} s", named)
     return table
 
@@ -92,10 +99,11 @@ def _figures(outcome: Outcome) -> Table:
         count = verdict.count(what)
         table.add_row(names.get(what, what), Text(str(count), "bold red" if count else "bold green"))
     table.add_row("unexpected errors", str(len(outcome.unexpected)))
-    window = sum(each.what == "stale" for each in verdict.in_window)
-    table.add_row(
-        f"reads in the documented window ({settings.bound_seconds:g} s)", str(window), end_section=True
-    )
+    window = Counter(each.what for each in verdict.in_window)
+    seconds = f"in the documented window ({settings.bound_seconds:g} s)"
+    table.add_row(f"reads {seconds}", str(window["stale"] + window["phantom"]))
+    table.add_row("checkpoints damaged by turns that began before its end", str(window["damaged"]))
+    table.add_row("turns broken off because PostgreSQL went back", str(len(verdict.upset)), end_section=True)
     longest, thread = longest_without_writing(outcome.done)
     table.add_row(f"longest time that a conversation could not write ({thread})", f"{longest:.1f} s")
     return table

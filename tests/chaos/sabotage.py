@@ -6,12 +6,18 @@ Each break fails loudly if the code that it replaces is no longer there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from glasspoint.l1 import epoch
+from glasspoint.l1.signature import Signer
+from glasspoint.l2.identity import Attachment, Look
 from glasspoint.l2.store import PutAnswer, Store, WritesAnswer
 
-__all__ = ["SABOTAGES", "VARIABLE", "sabotage"]
+__all__ = ["NO_TRIGGERS", "SABOTAGES", "VARIABLE", "sabotage"]
+
+NO_TRIGGERS = "no triggers"
+"""Nothing is broken in the workers: the tables have no triggers."""
 
 VARIABLE = "CHAOS_SABOTAGE"
 """The environment variable that names what is to be broken."""
@@ -76,10 +82,39 @@ def _no_answer() -> None:
     Store.put_writes = broken  # type: ignore[method-assign]
 
 
+def _no_identity() -> None:
+    """Keys and signatures do not say which PostgreSQL they belong to."""
+    compose = epoch.EpochKeeper._compose
+
+    def broken(self: epoch.EpochKeeper) -> None:
+        compose(self)
+        if self._epoch is not None:
+            assert self._epoch.identity.name in self._epoch.prefix
+            prefix = f"{self.root}{self._epoch.server.reign}:"
+            self._epoch = replace(self._epoch, prefix=prefix, signer=Signer(b"the same everywhere"))
+
+    epoch.EpochKeeper._compose = broken  # type: ignore[method-assign]
+
+
+def _no_look() -> None:
+    """Whatever PostgreSQL tells of itself, it is taken for the one that it was."""
+    assert isinstance(Look.changed, property)
+    assert "position" in Look.__slots__
+    assert "is_marked" in Attachment.__slots__
+    looks: Any = Look
+    looks.changed = property(lambda self: {})
+    looks.position = property(lambda self: None, lambda self, value: None)
+    attachments: Any = Attachment
+    attachments.is_marked = property(lambda self: True, lambda self, value: None)
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     "no commit": _no_commit,
     "no epoch": _no_epoch,
     "no l2": _no_l2,
     "no answer": _no_answer,
+    "no identity": _no_identity,
+    "no look": _no_look,
+    NO_TRIGGERS: lambda: None,
 }
 """Every way to break it."""

@@ -4,26 +4,32 @@ were, the checker would see it."""
 from __future__ import annotations
 
 import io
+import os
 import random
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+import dice
 from chaos.faults import KINDS
 from chaos.report import print_report
-from chaos.run import Outcome, Settings, draw_seed, run
+from chaos.run import Outcome, Settings, run
 
 pytestmark = pytest.mark.chaos
+
+RUNS_AT_MOST = 20
+"""On a busy machine, three runs in eight did not show the break that shows least: 20 in a row never will."""
 
 
 @pytest.fixture
 def seed(capsys: pytest.CaptureFixture[str]) -> int:
-    """The run's seed, said in any case, so that it can be had again."""
-    drawn = draw_seed()
+    """The run's seed: the same in every run, unless CHAOS_SEED or EXPLORE says otherwise."""
+    chosen = int(os.environ.get("CHAOS_SEED") or dice.SEED)
     with capsys.disabled():
-        sys.stdout.write(f"\nCHAOS_SEED={drawn}\n")
-    return drawn
+        sys.stdout.write(f"\nCHAOS_SEED={chosen}\n")
+    return chosen
 
 
 def report(outcome: Outcome) -> str:
@@ -32,11 +38,11 @@ def report(outcome: Outcome) -> str:
     return text.getvalue()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 async def test_a_minute_of_chaos_loses_nothing_and_shows_nothing_old(
     seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = await run(Settings(seed))
+    outcome = await run(Settings(seed, seconds=70.0))
     said = report(outcome)
     with capsys.disabled():
         sys.stdout.write(said)
@@ -45,9 +51,13 @@ async def test_a_minute_of_chaos_loses_nothing_and_shows_nothing_old(
     # Nothing found in nothing done says nothing.
     assert min(outcome.verdict.checked.values()) > 100, outcome.verdict.checked
     assert sum(each.hit for each in outcome.done) > 100
-    assert any(each.ok for each in outcome.done if each.kind == "turn" and len(each.answered) > 3)
+    turns = [each for each in outcome.done if each.kind == "turn" and each.ok]
+    assert any(len(each.answered) > 3 for each in turns)
+    assert {each.database for each in turns} == {"a", "b"}
+    assert sum(each.worker.startswith("foreign") for each in turns) > 5
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("sabotage", "fault", "found"),
     [
@@ -55,23 +65,37 @@ async def test_a_minute_of_chaos_loses_nothing_and_shows_nothing_old(
         ("no epoch", "redis killed, old snapshot", {"stale"}),
         ("no l2", "redis flushed", {"lost", "phantom"}),
         ("no answer", "postgres backends terminated", {"lost"}),
+        ("no identity", "redis flushed", {"crossed"}),
     ],
 )
 async def test_what_is_broken_on_purpose_is_found(sabotage: str, fault: str, found: set[str]) -> None:
-    """Not every break shows in every short run: a few runs are enough for each of them."""
+    """Not every break shows in every short run, but each one shows in most of them."""
+    await find(Settings(0, seconds=5.0, kinds=(fault,), sabotage=sabotage), found)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("sabotage", "fault", "found"),
+    [
+        ("no triggers", "redis line: refuse", {"stale"}),
+        ("no look", "postgres restored to an earlier moment", {"phantom"}),
+    ],
+)
+async def test_what_only_shows_after_the_window_is_found_too(
+    sabotage: str, fault: str, found: set[str]
+) -> None:
+    settings = Settings(0, seconds=5.0, kinds=(fault,), sabotage=sabotage)
+    await find(replace(settings, bound_seconds=1.5, quiet_seconds=5.0, turns=(1, 3)), found)
+
+
+async def find(settings: Settings, found: set[str]) -> None:
+    """Run until all of it was found."""
+    seeds = random.Random(f"{dice.SEED} {settings.sabotage}")
     seen: set[str] = set()
-    for _ in range(5):
-        outcome = await run(
-            Settings(
-                seed=random.randrange(10**6),
-                seconds=5.0,
-                kinds=(fault,),
-                workers=2,
-                conversations=5,
-                sabotage=sabotage,
-            )
-        )
+    for _ in range(RUNS_AT_MOST):
+        seed = seeds.randrange(10**6)
+        outcome = await run(replace(settings, seed=seed, workers=2, conversations=6))
         seen |= {violation.what for violation in outcome.verdict.violations}
         if found <= seen:
             return
-    pytest.fail(f"{sabotage}: {seen} was found, not {found}\n{report(outcome)}")
+    pytest.fail(f"{settings.sabotage}: {seen} was found, not {found}\n{report(outcome)}")

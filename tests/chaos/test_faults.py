@@ -34,7 +34,14 @@ def test_a_fault_of_a_line_hits_one_worker_or_all() -> None:
     faults = [fault for seed in range(20) for fault in schedule(seed, 60, 3) if fault.line]
     assert {fault.worker for fault in faults} == {None, 0, 1, 2}
     for fault in faults:
-        assert fault.hides_redis == (fault.kind.startswith("redis line") and fault.worker is None)
+        assert fault.hides == fault.kind.partition(" line")[0]
+
+
+def test_a_restored_backup_takes_the_time_of_two_other_faults() -> None:
+    faults = schedule(1, 60, 3)
+    for earlier, later in pairwise(faults):
+        slots = 2 if earlier.kind == "postgres restored to an earlier moment" else 1
+        assert later.at - earlier.at > 0.9 * slots * 60 / (len(KINDS) + 2)
 
 
 def test_one_worker_at_a_time_is_killed() -> None:

@@ -24,10 +24,10 @@ def test_it_says_what_was_found_and_in_which_fault_it_began() -> None:
         for start in (11.0, 20.0)
     ]
     done = [put, *reads]
-    truth = Truth({("thread-7-12", "", checkpoint): "v"}, {})
-    verdict = judge(done, truth, bound_seconds=3)
+    truths = {"": Truth({("thread-7-12", "", checkpoint): "v"}, {})}
+    verdict = judge(done, truths, bound_seconds=3)
     happened = [Happened(FAULT, 9.5, 10.5)]
-    outcome = Outcome(Settings(7), done, verdict, happened, 2, 60.0, ["worker0-001, put: KeyError(1)"])
+    outcome = Outcome(Settings(7), done, verdict, happened, 2, [], 60.0, ["worker0-001, put: KeyError(1)"])
     text = io.StringIO()
     print_report(Console(file=text, width=80, highlight=False), outcome)
     said = text.getvalue()

@@ -46,14 +46,15 @@ FAULTS = (
     "cancel",
     "cut_off",
     "open",
+    "forbid",
 )
 """Kinds of faults: `crash` a process ends; `evict` the entry is gone; `lapse` an intent expires although its
 writer lives; `restart`, `failover` another Redis reigns, with what the entry held some time ago, without or
 with its scripts; `unsaid`, `unheard` a step gets no answer from Redis, and was not done or was; `cut` the
 connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL answers with an
 error; `cancel` the caller gives up; `cut_off` a process does not reach Redis from now on, until it does
-again; `open` its breaker opens. Also `reboot`: a restart that is one. What happens to PostgreSQL itself:
-`world.CHANGES`."""
+again; `open` its breaker opens; `forbid` Redis refuses it the key of the scope from now on, until it does
+not any more. Also `reboot`: a restart that is one. What happens to PostgreSQL itself: `world.CHANGES`."""
 
 
 class Counterexample(AssertionError):

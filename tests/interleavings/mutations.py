@@ -127,7 +127,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a discard keeps live intents",
-        (("prelude.lua", "if deadline > now then", "if false then"),),
+        (("prelude.lua", "if last <= now then", "if true then"),),
         _SPECIAL,
         ("crash",),
     ),
@@ -217,8 +217,8 @@ MUTATIONS = (
         (
             (
                 "glasspoint.l1.entry",
-                'if raw is None or not (raw == start or raw.startswith(start + b"\\0")):',
-                "if raw is None:",
+                "if signed is None or not signed.startswith(start):",
+                "if signed is None:",
             ),
         ),
         _FORK,
@@ -289,6 +289,12 @@ MUTATIONS = (
                 "glasspoint.l1.epoch",
                 'prefix = f"{self.root}{server.reign}:{identity.name}:"',
                 'prefix = f"{self.root}{identity.database}:"',
+            ),
+            # Otherwise the signature of an older generation is wrong, and the image is refused for that.
+            (
+                "glasspoint.l1.epoch",
+                "Signer(identity.secret, identity.generation)",
+                "Signer(identity.secret)",
             ),
         ),
         _PUT_AND_WRITES,

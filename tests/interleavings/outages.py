@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from interleavings.scenarios import DELETE, READ, put, put_writes
-from interleavings.world import Call, Scenario
+from interleavings.world import Call, Move, Scenario
 
 SWEEP = Call("sweep", lambda saver: saver._sweeper.round())
 COMPACT = Call("compact", lambda saver: saver._l2.journal.compact())
@@ -82,3 +82,21 @@ OUTAGES = {
         ),
     )
 }
+
+QUARANTINED = Scenario(
+    "read, put_writes || its sweeper || its reader || reader",
+    {"w": [READ, put_writes(1)], "s": [SWEEP], "v": [READ], "r": [READ]},
+    before=[put(1)],
+    leftover=True,
+    shares={"s": "w", "v": "w"},
+)
+"""A scope that Redis refuses to one process. Too large to explore from its beginning: see `REFUSED_ONCE`."""
+
+REFUSED_ONCE: tuple[Move, ...] = (
+    ("forbid", "w"),
+    ("step", "w", "read"),
+    ("step", "w", "select"),
+    ("allow", "w"),
+    ("step", "s", "look"),
+)
+"""The beginning: it is in quarantine, and the sweeper is about to try it again."""

@@ -41,6 +41,7 @@ RULES_OF_IDENTITY = (
                 'prefix = f"{self.root}{server.reign}:{identity.name}:"',
                 'prefix = f"{self.root}{server.reign}:"',
             ),
+            (_EPOCH, "Signer(identity.secret, identity.generation)", "Signer(identity.secret)"),
         ),
         _PUT,
         ("truncate",),
@@ -65,7 +66,7 @@ RULES_OF_IDENTITY = (
         (
             (
                 _KEEPER,
-                "        if row is None or reason is not None or self._identity != "
+                "        if row is None or reason or is_moved or self._identity != "
                 "self._identity_of(look, row):\n            self._leave_keys()\n",
                 "",
             ),
@@ -99,9 +100,8 @@ RULES_OF_IDENTITY = (
         (
             (
                 _KEEPER,
-                "async def _adopt(self, look: Look, row: Attachment) -> None:\n"
-                "        await self._record_written()\n",
-                "async def _adopt(self, look: Look, row: Attachment) -> None:\n",
+                "        has_recorded = await self._record_written(row)\n",
+                "        has_recorded = False\n",
             ),
         ),
         _OPENS,
@@ -113,8 +113,8 @@ RULES_OF_IDENTITY = (
         (
             (
                 _KEEPER,
-                '        await self._adopt(look, row)\n        return "changed"\n',
-                '        await self._adopt(look, row)\n        return "fits"\n',
+                '            self._adopt(look, row)\n            return "changed"\n',
+                '            self._adopt(look, row)\n            return "fits"\n',
             ),
             ("glasspoint.sweeping", "self._cache.believe(doubts)", "self._cache.believe(self._cache.doubts)"),
         ),
@@ -210,17 +210,10 @@ RULES_OF_IDENTITY = (
         (
             (
                 _KEEPER,
-                "        if row is None or reason is not None or self._identity != "
-                "self._identity_of(look, row):\n            self._leave_keys()\n",
-                "",
+                "if row is None or reason or is_moved or self._identity != self._identity_of(look, row):",
+                "if row is None or reason:",
             ),
-            (
-                _KEEPER,
-                "        if row is not None and reason is None and row.reign != server.reign:\n"
-                "            self._leave_keys()\n",
-                "        if row is not None and reason is None and row.reign != server.reign:\n",
-            ),
-            (_KEEPER, "        await self._leave(_DETACHED)\n", ""),
+            (_KEEPER, "        self._leave(_DETACHED)\n", ""),
         ),
         _MOVED_READ,
         start=(*_steps("p", "look", "renew", "look", "look"), *_A_PUT, *_steps("s", "look")),
@@ -270,12 +263,14 @@ RULES_OF_IDENTITY = (
     Mutation(
         "the row of a foreign write is deleted after DROP",
         (
-            ("glasspoint.sweeping", "                await self._cache.forget(scopes)\n", ""),
             (
                 "glasspoint.sweeping",
-                "                deleted = await self._journal.delete(batch, generation)\n",
-                "                deleted = await self._journal.delete(batch, generation)\n"
-                "                await self._cache.forget(scopes)\n",
+                "        refused |= await self._cache.forget(scopes)\n"
+                "        done = scopes - refused\n"
+                "        await self._forgotten(done, batch, generation)\n",
+                "        await self._forgotten(scopes, batch, generation)\n"
+                "        refused |= await self._cache.forget(scopes)\n"
+                "        done = scopes - refused\n",
             ),
         ),
         _FOREIGN,

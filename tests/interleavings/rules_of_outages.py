@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from interleavings.mutations import Mutation
+from interleavings.outages import QUARANTINED, REFUSED_ONCE
 from interleavings.world import Move
 
 _OWN = "put_writes || reader of the same process"
@@ -13,10 +14,12 @@ _ADDED = "a row || sweeper || put_writes || reader"
 _COMPACT = "a row || sweeper || put_writes || compaction || reader"
 _OWN_SWEEPER = "a row || put_writes, its new sweeper and reader || reader"
 _PLAIN = "put_writes || reader || sweeper"
+_QUARANTINED = QUARANTINED.name
 
 _SWEEPING = "glasspoint.sweeping"
 _SAVER = "glasspoint.saver"
 _CACHE = "glasspoint.l1.cache"
+_QUARANTINE = "glasspoint.l1.quarantine"
 _MODEL = "interleavings.store"
 
 _EVICTED: tuple[Move, ...] = (("step", "w", "begin"), ("evict",))
@@ -32,6 +35,13 @@ _DROPPED_AND_WARMED_UP: tuple[Move, ...] = (
     ("step", "r", "read"),
     ("step", "r", "select"),
     ("step", "r", "warm_up"),
+)
+
+_REFUSED_AND_DROPPED_LATER: tuple[Move, ...] = (
+    *REFUSED_ONCE,
+    ("step", "s", "drop"),
+    ("step", "r", "read"),
+    ("step", "r", "select"),
 )
 
 RULES_OF_OUTAGES = (
@@ -90,12 +100,14 @@ RULES_OF_OUTAGES = (
     Mutation(
         "rows are deleted after DROP",
         (
-            (_SWEEPING, "                await self._cache.forget(scopes)\n", ""),
             (
                 _SWEEPING,
-                "                deleted = await self._journal.delete(batch, generation)\n",
-                "                deleted = await self._journal.delete(batch, generation)\n"
-                "                await self._cache.forget(scopes)\n",
+                "        refused |= await self._cache.forget(scopes)\n"
+                "        done = scopes - refused\n"
+                "        await self._forgotten(done, batch, generation)\n",
+                "        await self._forgotten(scopes, batch, generation)\n"
+                "        refused |= await self._cache.forget(scopes)\n"
+                "        done = scopes - refused\n",
             ),
         ),
         _SWEEPERS,
@@ -186,7 +198,7 @@ RULES_OF_OUTAGES = (
             ),
             (
                 _SAVER,
-                "        self._l1.doubt()\n        self._operation.l1_write",
+                "        self._l1.doubt(self._scope)\n        self._operation.l1_write",
                 "        self._operation.l1_write",
             ),
         ),
@@ -206,12 +218,54 @@ RULES_OF_OUTAGES = (
         (
             (
                 _SAVER,
-                "        self._l1.doubt()\n        self._operation.l1_write",
+                "        self._l1.doubt(self._scope)\n        self._operation.l1_write",
                 "        self._operation.l1_write",
             ),
         ),
         _OWN,
         ("evict", "cut_off"),
         start=(*_EVICTED, *_WARMED_UP_BEFORE_THE_WRITE),
+    ),
+    Mutation(
+        "what is in quarantine is not read",
+        (
+            (_CACHE, "            if scope in self._quarantine:\n", "            if False:\n"),
+            (_CACHE, "if scope in self._quarantine and not is_sweep:", "if False:"),
+            (_CACHE, "if doubts != self._doubts or scope in self._quarantine:", "if doubts != self._doubts:"),
+        ),
+        _OWN,
+        ("forbid",),
+    ),
+    Mutation(
+        "a scope leaves quarantine when its DROP was confirmed, and not before",
+        (
+            (
+                _SWEEPING,
+                "            done = set(chunk) - await self._cache.forget(chunk)\n",
+                "            await self._cache.forget(chunk)\n            done = set(chunk)\n",
+            ),
+        ),
+        "read, put_writes || its sweeper, twice || its reader",
+        ("forbid",),
+    ),
+    Mutation(
+        "a scope stays in quarantine for a write that was made since its DROP was sent",
+        ((_QUARANTINE, "if case is not None and case.doubt > dropped:", "if False:"),),
+        _QUARANTINED,
+        ("forbid",),
+        start=_REFUSED_AND_DROPPED_LATER,
+    ),
+    Mutation(
+        "who has made a row of a scope in quarantine keeps it there",
+        (
+            (
+                _SAVER,
+                "        self._l1.doubt(self._scope)\n        self._operation.l1_write",
+                "        self._operation.l1_write",
+            ),
+        ),
+        _QUARANTINED,
+        ("forbid",),
+        start=_REFUSED_AND_DROPPED_LATER,
     ),
 )

@@ -397,6 +397,8 @@ class Reigns:
 class ModelIdentities:
     """`l2.identity.Identities`, likewise; nothing is withheld, and no cache is forgotten."""
 
+    withheld: Sequence[str] = ()
+
     def __init__(self, ask: Ask, check_out: CheckOut, reigns: Reigns) -> None:
         self._ask = ask
         self._check_out = check_out
@@ -409,7 +411,7 @@ class ModelIdentities:
     async def look_on(self, _connection: object, *, limit: int = 0, after: int = 0) -> Look:
         return self._seen(await self._ask(("greet", limit, after)))
 
-    async def renew(self, look: Look, reign: str) -> str | None:
+    async def renew(self, look: Look, reign: str, reason: str) -> str | None:
         await self._check_out()
         seen, facts = look.attachment, tuple(sorted(look.facts.items()))
         generation: str | None = await self._ask(

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
+import dice
 from glasspoint.demo.embedded import EmbeddedRedis
 from interleavings.explorer import FAULTS, Counterexample, Report, explore, table
 from interleavings.identities import CHANGING
 from interleavings.mutations import MUTATIONS, Mutation, mutated
-from interleavings.outages import OUTAGES
+from interleavings.outages import OUTAGES, QUARANTINED, REFUSED_ONCE
 from interleavings.rules_of_identity import RULES_OF_IDENTITY
 from interleavings.rules_of_outages import RULES_OF_OUTAGES
 from interleavings.scenarios import SCENARIOS
 from interleavings.world import CHANGES, Outcome, Scenario, World
 
 # `make explore` goes through all schedules with a fault, too; here it is a sample.
-EXHAUSTIVE = bool(os.environ.get("EXPLORE"))
+EXHAUSTIVE = dice.EXPLORING
 SAMPLE = 220
 SAMPLE_OF_OUTAGES = 40
 SAMPLE_OF_CHANGES = 60
 MOST_OF_CHANGES = 30_000
 SEED = 20261123
 
-pytestmark = pytest.mark.timeout(3600 if EXHAUSTIVE else 120)
+pytestmark = pytest.mark.dice
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +85,22 @@ def test_while_redis_is_away_no_promise_is_broken(
         assert report.faults
 
 
+def test_while_a_scope_is_in_quarantine_no_promise_is_broken(
+    explored_redis: EmbeddedRedis, reports: list[Report]
+) -> None:
+    report = explore(QUARANTINED, explored_redis, faults=["forbid"], budget=1, start=REFUSED_ONCE)
+    reports.append(report)
+    assert report.exhaustive
+    assert report.states > 20
+
+
 @pytest.mark.parametrize("mutation", RULES_OF_OUTAGES, ids=lambda mutation: mutation.rule)
 def test_without_a_rule_of_outages_a_counterexample_is_found(
     mutation: Mutation, explored_redis: EmbeddedRedis
 ) -> None:
     with mutated(mutation), pytest.raises(Counterexample, match=mutation.finds):
         explore(
-            OUTAGES[mutation.scenario],
+            {**OUTAGES, QUARANTINED.name: QUARANTINED}[mutation.scenario],
             explored_redis,
             faults=mutation.faults,
             budget=len(mutation.faults),

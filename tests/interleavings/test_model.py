@@ -13,6 +13,7 @@ import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+import dice
 from glasspoint import codec
 from glasspoint.codec import StoredCheckpoint
 from glasspoint.l2.identity import JournalRow, Look
@@ -156,12 +157,13 @@ def comparable(stored: StoredCheckpoint | None) -> Any:
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
-async def test_the_model_answers_as_postgresql(real: Store, seed: int) -> None:
-    rng = random.Random(seed)
+@pytest.mark.dice
+@pytest.mark.parametrize("number", range(dice.rounds(4)))
+async def test_the_model_answers_as_postgresql(real: Store, number: int) -> None:
+    rng = random.Random(f"{dice.SEED} {number}")
     stores = [real, Model()]
     for each in stores:
-        assert await each.identities.renew(await each.identities.look(), "reign")
+        assert await each.identities.renew(await each.identities.look(), "reign", "generation")
     seen = set()
     for _ in range(60):
         first, second = await do(stores, rng)
@@ -205,8 +207,8 @@ async def test_the_model_tells_and_renews_the_identity_as_postgresql(
                 case "renew":
                     theirs, ours = rng.choice(looks[-3:])
                     reign = rng.choice(["one", "another"])
-                    renewed = await real.identities.renew(theirs, reign)
-                    modelled = await model.identities.renew(ours, reign)
+                    renewed = await real.identities.renew(theirs, reign, "generation")
+                    modelled = await model.identities.renew(ours, reign, "generation")
                     assert (renewed is None) == (modelled is None)
                 case "truncate":
                     await other.execute("TRUNCATE checkpoints, checkpoint_blobs, checkpoint_writes")
@@ -240,7 +242,7 @@ async def test_the_model_notes_foreign_writes_as_postgresql(real: Store, databas
         for number in range(60):
             if number == 5:
                 for each in (real, model):
-                    assert await each.identities.renew(await each.identities.look(), "reign")
+                    assert await each.identities.renew(await each.identities.look(), "reign", "generation")
             await write(rng, upstream, model.foreign)
             rows, modelled = [await rows_of(each) for each in (real, model)]
             assert [row.scope for row in rows] == [row.scope for row in modelled]

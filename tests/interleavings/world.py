@@ -130,6 +130,7 @@ class _Process:
     Attributes:
         past: Of several actors: hash of all that has happened in it.
         is_cut_off: Whether its steps do not reach Redis.
+        is_forbidden: Whether Redis refuses it the key of this scope.
         is_wary: Whether it has met a failure, is new, or knows that the identity is another one, and has not
             begun to sweep since.
         is_late: Whether the identity has changed since it looked last.
@@ -145,6 +146,7 @@ class _Process:
     actors: list[_Actor] = field(default_factory=list)
     past: int = 0
     is_cut_off: bool = False
+    is_forbidden: bool = False
     is_wary: bool = False
     is_late: bool = False
     is_disconnected: bool = False
@@ -297,7 +299,7 @@ class _SteppedRedis(Redis):
     world: World
     where: str
 
-    async def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
+    async def evalsha(self, sha: Any, numkeys: int, *keys_and_args: Any) -> Any:
         return await self.world.pass_redis(self.where, sha, numkeys, *keys_and_args)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
@@ -542,6 +544,7 @@ class World:
                 steps.append(("expire", intent))
         steps += [("heal", process.name) for process in self._processes.values() if process.is_cut_off]
         steps += [("wait", process.name) for process in self._processes.values() if self._may_wait(process)]
+        steps += [("allow", process.name) for process in self._processes.values() if process.is_forbidden]
         return steps + [move for kind in faults for move in self._fault_moves(kind, intents)]
 
     def do(self, move: Move) -> None:
@@ -588,6 +591,7 @@ class World:
                     (
                         process.past,
                         process.is_cut_off,
+                        process.is_forbidden,
                         process.is_wary,
                         process.is_late,
                         process.is_disconnected,
@@ -712,6 +716,9 @@ class World:
         if kind == "cut_off":
             asking = {gate.actor.process.name for gate in self._gates if gate.tier == "l1"}
             return [("cut_off", p.name) for p in processes if p.name in asking and not p.is_cut_off]
+        if kind == "forbid":
+            asking = {gate.actor.process.name for gate in self._gates if gate.tier == "l1"}
+            return [("forbid", p.name) for p in processes if p.name in asking and not p.is_forbidden]
         if kind == "open":
             return [("open", p.name) for p in processes if not p.is_foreign and p.saver._breaker.is_closed]
         if kind == "cancel":
@@ -894,6 +901,15 @@ class World:
     def _do_heal(self, name: str) -> None:
         self.trace.append(f"{name} reaches Redis again")
         self._processes[name].is_cut_off = False
+
+    def _do_forbid(self, name: str) -> None:
+        """Redis refuses a process the key of this scope from now on, and serves it all others."""
+        self._fault(f"forbid: {name}", lossy=True)
+        self._processes[name].is_forbidden = True
+
+    def _do_allow(self, name: str) -> None:
+        self.trace.append(f"{name} may use the key again")
+        self._processes[name].is_forbidden = False
 
     # ------------------------------------------------------------------ changes of identity
 
@@ -1089,7 +1105,7 @@ class World:
                 found.has_row, found.excused = effect.has_row, set(effect.excused)
                 self._require(earlier, writer)
 
-    async def pass_redis(self, where: str, sha: str, numkeys: int, key: bytes, *args: Any) -> Any:
+    async def pass_redis(self, where: str, sha: bytes, numkeys: int, key: bytes, *args: Any) -> Any:
         """Where a script waits; its name is known from what was loaded."""
 
         process = _ACTOR.get().process
@@ -1098,6 +1114,9 @@ class World:
             if process.is_cut_off:
                 self._is_wary(process)
                 raise TimeoutError
+            if process.is_forbidden:
+                self._is_wary(process)
+                raise ResponseError("No permissions to access a key")
             outcome = self._replayed.popleft() if self._replayed is not None else None
             if outcome is None:
                 look = ("HGETALL", key), ("PTTL", key)
@@ -1108,7 +1127,7 @@ class World:
                 self._saw((where, key), outcome.entry, outcome.ttl_ms)
             return _raise_error(outcome.answer)
 
-        label = self._script_names()[sha]
+        label = self._script_names()[sha.decode()]
         if not key.endswith(self._suffix) and b"{" in key:
             label += f" {{{key.decode().partition(':{')[2]}"  # of another scope
         return await self._pass("l1", label, perform)
@@ -1271,8 +1290,9 @@ class World:
             keeper._reign and self._reigns.name(keeper._reign),
             keeper._detached_at is None,
             self._may_wait(process),
-            bool(keeper._written),
-            bool(cache.written),
+            frozenset(keeper._written),
+            frozenset(cache.written),
+            SCOPE in cache.quarantine,
         )
 
     def _make_processes(self) -> None:
@@ -1465,7 +1485,7 @@ _Memory = list[tuple[dict[str, Any], dict[str, Any]]]
 
 def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
-    return saver._l1, saver._l1._epochs, saver._identity, saver._sweeper
+    return saver._l1, saver._l1._epochs, saver._l1._quarantine, saver._identity, saver._sweeper
 
 
 def _memory_of(saver: Any) -> _Memory:

@@ -13,8 +13,8 @@ A look is part of each sweep, so a process that has nothing but hits learns of a
 interval. A new connection is looked at before its first use: a failover of PostgreSQL breaks connections.
 
 A process that has not noticed yet writes under keys that others do not read any more. So each process keeps
-the scopes that it has written since its last look that fitted, and the sweep that follows the adoption drops
-their entries under the new keys.
+what it has written since its last look that fitted, with the generation that it was written under. What was
+written under another one than L2's is recorded in the journal, and the next sweep drops these entries.
 
 A detached process leaves Redis alone, and its writes go into the journal, where the attached processes find
 them. After a minute it attaches the cache to its own Redis: the others may be gone by then. Two Redis servers
@@ -28,16 +28,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from glasspoint.identity import Identity
 from glasspoint.l2.identity import NoIdentityError
+from glasspoint.l2.schema import GRANTS
 from glasspoint.telemetry.events import DURABLE, IdentityChanged
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from glasspoint.l1.cache import Cache
+    from glasspoint.l1.cache import Cache, Written
     from glasspoint.l2.identity import Attachment, Identities, JournalRow, Look
     from glasspoint.l2.journal import Journal
-    from glasspoint.scope import Scope
     from glasspoint.telemetry.events import IdentityReason, Telemetry, Vitals
 
 __all__ = ["Found", "IdentityKeeper"]
@@ -52,6 +52,9 @@ _SETUP_TAKES_SECONDS = 5.0
 
 # How long a process waits for those that have attached the cache to another Redis.
 _DETACHED_SECONDS = 60.0
+
+# Longer than a statement can be under way.
+_NEW_SECONDS = 30.0
 
 # More scopes than these are not dropped one by one: the generation is renewed instead.
 _WRITTEN_AT_MOST = 20_000
@@ -111,11 +114,14 @@ class IdentityKeeper:
         self._identity: Identity | None = None
         self._known: Identity | None = None  # the last one in use
         self._renewed: str | None = None  # the generation that this process has made itself
-        self._facts: dict[str, str] = {}
+        self._position: int | None = None  # of PostgreSQL's log, when the identity was seen to fit
         self._reign: str | None = None  # of the Redis that this process was attached to last
         self._detached_at: float | None = None
-        self._written: set[Scope] = set()  # before the look under way began
+        self._written: set[Written] = set()  # before the look under way began
         self._no_tables_since: float | None = None
+        self._met_others: dict[str, float] = {}  # when each was seen first
+        self.is_purged = False
+        """Whether the entries of older generations were deleted."""
         self._warned: set[str] = set()
 
     @property
@@ -133,7 +139,8 @@ class IdentityKeeper:
         Raises:
             psycopg.Error, GlasspointError: A server does not answer, or refuses.
         """
-        self._written |= self._cache.written
+        if len(self._written) <= _WRITTEN_AT_MOST:  # otherwise, no more of them need to be known
+            self._written |= self._cache.written
         self._cache.written = set()
         try:
             look = await self._identities.look(limit=limit, after=after)
@@ -142,6 +149,8 @@ class IdentityKeeper:
             return Found("unusable")
         self._no_tables_since = None
         self._check_durability(look)
+        self._vitals.withheld = tuple(self._identities.withheld)
+        await self._meet_others(look)
         status = await self._settle(look)
         if status != "fits" or look.attachment is None:
             return Found(status)
@@ -162,7 +171,8 @@ class IdentityKeeper:
             _log.debug("a new connection was not looked at (%s)", type(exc).__name__)
             return
         row = look.attachment
-        if row and row.generation == identity.generation and not look.changed and row.is_marked:
+        is_same = row is not None and row.generation == identity.generation and row.is_marked
+        if is_same and not look.changed and not self._is_set_back(look):
             return
         if self._identity is identity:
             self._forget()
@@ -171,40 +181,60 @@ class IdentityKeeper:
 
     # ---------------------------------------------------------------- helpers
 
+    async def _meet_others(self, look: Look) -> None:
+        """See that other caches on this database hear of our writes, those included that were under way, or
+        just done, when such a cache was first used."""
+        now = monotonic()
+        self._met_others = {each: self._met_others.get(each, now) for each in look.others}
+        new = [each for each, met_at in self._met_others.items() if now - met_at < _NEW_SECONDS]
+        if new and self._written:
+            await self._journal.record_now({each.scope for each in self._written}, caches=new)
+        self._journal.others = look.others
+        if look.others and "others" not in self._warned:
+            self._warned.add("others")
+            _log.warning(
+                "This database has another cache, of the key_prefix %s. What is written through one reaches "
+                "the other within the sweep interval only. Use one key_prefix for one database.",
+                ", ".join(map(repr, sorted(look.others))),
+            )
+
     async def _no_identity(self, error: NoIdentityError) -> None:
         if error.reason == "tables":
-            self._written = set()  # no process can miss them
             self._no_tables_since = self._no_tables_since or monotonic()
             if not self._cache.is_absent:
                 self._forget(is_absent=True)
             if monotonic() - self._no_tables_since < _SETUP_TAKES_SECONDS:
                 return
-        await self._leave(_NO_IDENTITY[error.reason])
+        self._leave(_NO_IDENTITY[error.reason])
 
     async def _settle(self, look: Look) -> Literal["fits", "changed", "unusable"]:
         row, server = look.attachment, self._cache.server
         if server is None:
             return "unusable"
         reason = self._reason_to_renew(look)
-        if row is None or reason is not None or self._identity != self._identity_of(look, row):
+        is_moved = row is not None and row.reign != server.reign
+        if row is None or reason or is_moved or self._identity != self._identity_of(look, row):
             self._leave_keys()
-        if row is not None and reason is None and row.reign != server.reign:
-            self._leave_keys()
+        if row is not None and reason is None and is_moved:
             # Perhaps Redis was replaced, and others have noticed it sooner.
             server = await self._cache.connect(anew=True)
             if row.reign != server.reign:
                 if not self._may_attach(server.reign):
-                    await self._detach()
+                    await self._detach(row)
                     return "unusable"
                 reason = "generation"
-        if row is None or reason is not None or len(self._written) > _WRITTEN_AT_MOST:
+        if row is None or reason is not None or len(self._written_before(row)) > _WRITTEN_AT_MOST:
             await self._renew(look, reason or "generation", server.reign)
             return "changed"
-        if self._identity == self._identity_of(look, row):
-            await self._confirm(row)
-            return "fits"
-        await self._adopt(look, row)
-        return "changed"
+        has_recorded = await self._record_written(row)
+        if self._identity != self._identity_of(look, row):
+            self._adopt(look, row)
+            return "changed"
+        if has_recorded:
+            return "changed"  # the next look shows these rows
+        self._position = look.position
+        await self._confirm(row)
+        return "fits"
 
     def _identity_of(self, look: Look, row: Attachment) -> Identity:
         return Identity(look.database, row.generation, row.reign, self._signing_key or look.signing_key)
@@ -219,7 +249,17 @@ class IdentityKeeper:
                 return reason
         if not row.is_marked:
             return "crash"
+        if "started" in changed:
+            return "restart"
+        if self._is_set_back(look):
+            return "timeline"
         return "generation" if row.is_forgotten else None
+
+    def _is_set_back(self, look: Look) -> bool:
+        """Whether PostgreSQL has less than when this very generation was in use."""
+        row, known = look.attachment, self._known
+        is_same = row is not None and known is not None and row.generation == known.generation
+        return is_same and look.position is not None and look.position < (self._position or 0)
 
     def _may_attach(self, reign: str) -> bool:
         """Whether this process may attach the cache, which another Redis has: at its opening, when its own
@@ -229,10 +269,10 @@ class IdentityKeeper:
         return self._detached_at is not None and monotonic() - self._detached_at > _DETACHED_SECONDS
 
     async def _renew(self, look: Look, reason: IdentityReason, reign: str) -> None:
-        await self._record_written()
-        self._renewed = await self._identities.renew(look, reign)
+        self._renewed = await self._identities.renew(look, reign, reason)
         if self._renewed is None:
             return  # another process was faster
+        self._written.clear()  # whoever reads under the new keys reads L2 first, and has begun later
         self._reign = reign
         row = look.attachment
         if row is None:
@@ -240,6 +280,9 @@ class IdentityKeeper:
         self._telemetry.note(IdentityChanged(reason))
         if reason == "generation" and row.reign != reign:
             _log.info("The cache is attached to this Redis now, and warms up anew.")
+            return
+        if reason == "restart":
+            _log.info("PostgreSQL was restarted, perhaps with other files: the cache warms up anew.")
             return
         _log.warning(
             "%s: what Redis holds from before is not believed, and the cache warms up anew.",
@@ -249,13 +292,11 @@ class IdentityKeeper:
             ),
         )
 
-    async def _adopt(self, look: Look, row: Attachment) -> None:
-        await self._record_written()
+    def _adopt(self, look: Look, row: Attachment) -> None:
         if self._known is not None and self._known.reign == row.reign and self._reign == row.reign:
             self._note_renewal_by_others(row)
         self._identity = self._known = self._identity_of(look, row)
-        self._facts = dict(row.facts)
-        self._reign = row.reign
+        self._reign, self._position = row.reign, look.position
         self._detached_at = None
         self._vitals.identity = self._identity.name
         self._cache.identify(self._identity)
@@ -263,33 +304,32 @@ class IdentityKeeper:
     def _note_renewal_by_others(self, row: Attachment) -> None:
         if self._known is None or row.generation in (self._known.generation, self._renewed):
             return
-        changed = {name for name, fact in row.facts.items() if self._facts.get(name, fact) != fact}
-        reason: IdentityReason = next((reason for fact, reason in _REASONS if fact in changed), "generation")
+        reason = row.reason
         self._telemetry.note(IdentityChanged(reason))
         _log.info("Another process has renewed the identity of the cache (%s).", reason)
 
     async def _confirm(self, row: Attachment) -> None:
         self._written.clear()
+        self.is_purged = row.is_purged
         if row.unseen_seconds > _SAY_SEEN_SECONDS:
             await self._identities.say_seen(row.generation)
 
-    async def _detach(self) -> None:
+    async def _detach(self, row: Attachment) -> None:
         if self._detached_at is None:
             self._detached_at = monotonic()
-        await self._leave(_DETACHED)
+        self._leave(_DETACHED)
+        await self._record_written(row)
 
-    async def _leave(self, why: str) -> None:
+    def _leave(self, why: str) -> None:
         """Use no keys at all, and say why, once."""
         self._leave_keys()
         if why not in self._warned:
             self._warned.add(why)
             _log.warning(why)
-        if not self._cache.is_absent:
-            await self._record_written()
 
     def _leave_keys(self) -> None:
         """Believe nothing that stands under the keys in use, from this moment on."""
-        if self._identity is not None:
+        if self._cache.is_identified or self._identity is not None:
             self._forget()
 
     def _forget(self, *, is_absent: bool = False) -> None:
@@ -297,13 +337,21 @@ class IdentityKeeper:
         self._vitals.identity = None
         self._cache.identify(None, is_absent=is_absent)
 
-    async def _record_written(self) -> None:
-        """See that nobody believes, under other keys, what stood there before these writes."""
-        written = self._written | self._cache.written
-        if written and len(written) <= _WRITTEN_AT_MOST:
-            await self._journal.record_now(written)
-        self._written = set()
-        self._cache.written -= written
+    def _written_before(self, row: Attachment) -> set[Written]:
+        """What was written under other keys than those of L2's generation."""
+        return {each for each in self._written if each.generation != row.generation}
+
+    async def _record_written(self, row: Attachment) -> bool:
+        """See that nobody believes, under the keys of L2's generation, what stood there before these writes.
+
+        Returns:
+            Whether there were any.
+        """
+        written = self._written_before(row)
+        if written:
+            await self._journal.record_now({each.scope for each in written})
+            self._written -= written
+        return bool(written)
 
     def _check_durability(self, look: Look) -> None:
         self._vitals.synchronous_commit = look.synchronous_commit
@@ -327,11 +375,10 @@ _WHAT_CHANGED: dict[IdentityReason, str] = {
 _NO_IDENTITY = {
     "tables": "The tables of the cache are not there, so that Redis is not used: PostgreSQL answers alone. "
     "Call `await saver.setup()` once, as after every upgrade.",
-    "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis is "
-    "not used: PostgreSQL answers alone. GRANT SELECT ON glasspoint_identity, and SELECT, INSERT, UPDATE, "
-    "DELETE ON glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks.",
-    "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the standby "
-    "answers alone. Connect to the primary.",
+    "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis "
+    f"is not used: PostgreSQL answers alone. {GRANTS}.",
+    "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the "
+    "standby answers alone. Connect to the primary.",
 }
 _DETACHED = (
     "Another process uses another Redis for the cache of this name (key_prefix): this process leaves its "

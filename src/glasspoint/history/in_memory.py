@@ -20,6 +20,7 @@ from glasspoint.codec import (
     StoredCheckpoint,
     is_old_format,
     version_text,
+    versions_of,
 )
 from glasspoint.errors import ThreadMovedError
 from glasspoint.history.interface import Ancestor, Channel, Found, Outline, Position, Removal
@@ -51,7 +52,7 @@ class _Record:
 
     @property
     def versions(self) -> dict[str, str]:
-        return {c: version_text(v) for c, v in self.document["channel_versions"].items()}
+        return {c: version_text(v) for c, v in versions_of(self.document).items()}
 
 
 @dataclass(slots=True)

@@ -1,28 +1,29 @@
 """The atomic steps on an entry: each one script, one round trip.
 
-A step never raises into a caller's read or write for Redis's sake: it answers with what can be relied on when
-Redis does not (`unavailable`, `error`), and says so to telemetry. What each step promises stands in its Lua
-file; how they make a read and a write stands in `saver.py`.
+A step never raises into a caller's read or write for Redis's sake, whatever the client raises: it answers
+with what can be relied on when Redis does not (`unavailable`, `error`), and says so to telemetry. What each
+step promises stands in its Lua file; how they make a read and a write stands in `saver.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+import logging
 import secrets
 from dataclasses import dataclass, field
-from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from redis.exceptions import AuthenticationError, AuthorizationError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import AskError, AuthenticationError, AuthorizationError, NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from glasspoint.errors import L1Error, L1UnavailableError
-from glasspoint.l1 import entry
+from glasspoint.l1 import entry, faults
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper, Server, UnidentifiedError
 from glasspoint.l1.patience import answered_within
+from glasspoint.l1.permissions import check_permissions
 from glasspoint.l1.pipelining import AutoPipeline
+from glasspoint.l1.quarantine import OneKeyError, Quarantine
 from glasspoint.l1.turns import when_connected
 from glasspoint.scope import Scope, is_ordered_id
 from glasspoint.telemetry.events import (
@@ -33,10 +34,10 @@ from glasspoint.telemetry.events import (
     WarmUpResult,
     WriteResult,
 )
-from glasspoint.telemetry.logs import get_logger
+from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
     from redis.asyncio import Redis
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from glasspoint.l1.signature import Signer
     from glasspoint.telemetry.events import Telemetry
 
-__all__ = ["Cache", "Intent", "Reading"]
+__all__ = ["Cache", "Intent", "Reading", "Written"]
 
 _log = get_logger("glasspoint.l1")
 
@@ -62,20 +63,19 @@ _PATIENCE_SECONDS = 0.002
 # How many entries are dropped at a time for the journal.
 _SCOPES_AT_ONCE = 16
 
+_KEYS_A_SCAN = 1000
+
 # How often a read is sent again because something went wrong with Redis while it was under way.
 _READS = 3
 
-# Error codes of a server that does some steps and not others, so that its failures are never in a row: it is
-# full, a replica, cannot save, or this user may not. In scripts, before Redis 7, they stand in mid-text.
-_REFUSALS = re.compile(r"\b(OOM|READONLY|MISCONF|NOPERM|NOAUTH)\b")
+# The longest lifetime that PEXPIRE takes: about 3,000 years. It refuses a longer one, when all else is done.
+_MAX_TTL_MS = 10**14
 
 # What a write has told Redis, and what another Redis, or the entries of another identity, would not know.
 _CHANGING = frozenset(("commit_put", "commit_writes", "drop"))
 
 # What telemetry is told of probes: no caller's scope, because no thread id holds NUL.
 _PROBED = Scope("\0probe", "")
-
-_TAMPERED_LOG_SECONDS = 60.0
 
 _Answer = TypeVar("_Answer")
 
@@ -111,6 +111,17 @@ class Intent:
     keys: str = ""
 
 
+class Written(NamedTuple):
+    """A scope that this process has changed.
+
+    Attributes:
+        generation: Of the identity whose keys it was changed under; `None`: Redis was told nothing.
+    """
+
+    scope: Scope
+    generation: str | None
+
+
 class Cache:
     """The entries of all scopes, in one Redis."""
 
@@ -138,15 +149,18 @@ class Cache:
         """
         self._redis = redis
         self._telemetry = telemetry
-        self._ttl_ms = max(1, int(ttl_seconds * 1000))
+        self._ttl_ms = max(1, int(min(ttl_seconds * 1000, _MAX_TTL_MS)))
         self._intent_ms = int(intent_seconds * 1000)
         self._timeout = timeout_seconds
         self._pipeline = AutoPipeline(redis, timeout_seconds=timeout_seconds)
+        self._key_prefix = key_prefix
         self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._server_changed)
+        self._quarantine = Quarantine(telemetry)
         self._available = True
+        self._unusable_logged = ""
         self._packer = packer
-        self._tampered_logged_at = -_TAMPERED_LOG_SECONDS
-        self._tampered_since = 0
+        self._tampered_lines = Throttle()
+        self._unencodable_lines = Throttle()
         self._breaker = breaker or Breaker()
         self._doubts = 0
         self._believed_at: int | None = None
@@ -155,9 +169,9 @@ class Cache:
         """Awaited by a read that must not believe what stands here: sees to it that the journal is swept, and
         answers whether that was done. `None`: there is no journal, and everything is believed."""
         self.wake: Callable[[], object] | None = None
-        """Called when a step finds no identity: somebody is to see to it."""
-        self.written: set[Scope] = set()
-        """The scopes that this process has changed here, for `coherence.identity` to take away."""
+        """Called when a sweep should not wait for its time: the identity is to be looked at."""
+        self.written: set[Written] = set()
+        """What this process has changed, for `coherence.identity` to take away."""
 
     @property
     def doubts(self) -> int:
@@ -169,9 +183,20 @@ class Cache:
         """Whether nothing has gone wrong since the journal was swept."""
         return self._believed_at == self._doubts
 
-    def doubt(self) -> None:
-        """Believe nothing that stands here, before the journal is swept."""
-        self._doubts += 1
+    @property
+    def quarantine(self) -> Quarantine:
+        """The scopes whose key Redis refuses."""
+        return self._quarantine
+
+    def doubt(self, scope: Scope | None = None) -> None:
+        """Believe nothing that stands here, before the journal is swept.
+
+        Args:
+            scope: The write that Redis was not told of was to this scope. While it is in quarantine, that
+                concerns no other one.
+        """
+        if scope is None or not self._quarantine.doubt(scope):
+            self._doubts += 1
 
     def believe(self, doubts: int) -> bool:
         """Say that the journal was swept, and that this had not begun before so many `doubts`.
@@ -207,6 +232,10 @@ class Cache:
         """What the keys of all epochs begin with."""
         return self._epochs.root
 
+    def wrote_unannounced(self, scopes: Iterable[Scope]) -> None:
+        """Say that scopes were changed in L2, and that neither Redis nor the journal was told."""
+        self.written.update(Written(scope, None) for scope in scopes)
+
     def identify(self, identity: Identity | None, *, is_absent: bool = False) -> None:
         """Use the keys of this identity from now on; `None`: of none, which makes L1 unavailable.
 
@@ -218,6 +247,24 @@ class Cache:
         self._doubts += 1
         self._is_absent = is_absent
         self._epochs.identify(identity)
+
+    async def open(self) -> Server:
+        """Find out, at the first contact, whether this Redis can be the cache; and which process answers.
+
+        Raises:
+            L1UnavailableError: Redis cannot be reached.
+            L1Error: It refuses: the message names the commands that this user may not run. Or it does not say
+                which process it is, or is a node of a Redis Cluster.
+        """
+        try:
+            await self._in_time(check_permissions, self._redis, self._key_prefix)
+            server = await self._in_time(self._epochs.meet)
+        except faults.CannotBeTheCacheError:
+            raise
+        except Exception as exc:
+            raise self._unavailable(exc) from exc
+        self._answered()
+        return server
 
     async def connect(self, *, anew: bool = False) -> Server:
         """Find out which server process answers.
@@ -267,6 +314,8 @@ class Cache:
         """
         wanted = checkpoint_id or ""
         for _ in range(_READS):
+            if scope in self._quarantine:
+                break
             if not self.trusted and not await self._regain_trust():
                 break
             doubts = self._doubts
@@ -276,7 +325,7 @@ class Cache:
                 continue  # it is another server than before: the identity comes first
             except L1Error:
                 break
-            if doubts != self._doubts:
+            if doubts != self._doubts or scope in self._quarantine:
                 # Another call has met an error meanwhile, or this one another epoch: the journal comes first.
                 continue
             if answer[0] == _HIT:
@@ -301,13 +350,20 @@ class Cache:
         return Reading("incomplete", lease=lease or None)
 
     async def warm_up(self, scope: Scope, lease: bytes, stored: StoredCheckpoint) -> WarmUpResult:
-        """WARM_UP: store what L2 answered, unless a write has begun since."""
+        """WARM_UP: store what L2 answered, unless a write has begun since.
+
+        Returns:
+            `error` whatever went wrong: the reader has its answer from L2.
+        """
         with self._telemetry.step("warm_up", scope) as step:
             try:
                 fields = entry.image_fields(stored, self._signer(), self._packer)
                 done = await self._run("warm_up", scope, lease, self._ttl_ms, *fields)
             except L1Error:
                 result: WarmUpResult = "error"
+            except Exception as exc:
+                self._cannot_encode(scope, exc)
+                result = "error"
             else:
                 result = "stored" if done else "refused"
             step.result = result
@@ -348,8 +404,12 @@ class Cache:
             return "error"
         signer = self.epoch.signer
         known = [f"w:{put.checkpoint_id}:{name}" for name in known_writes]
-        fields = entry.put_fields(intent.scope, put, signer, self._packer)
-        voids = entry.void_fields(intent.scope, put, signer)
+        try:
+            fields = entry.put_fields(intent.scope, put, signer, self._packer)
+            voids = entry.void_fields(intent.scope, put, signer)
+        except Exception as exc:
+            self._cannot_encode(intent.scope, exc)
+            return "discarded" if await self.drop(intent) else "error"
         flags = (int(newest), int(put.whole), self._ttl_ms)
         rest = (len(known), len(fields) // 2, *known, *fields, *voids)
         for _ in range(_PATIENCE):
@@ -380,8 +440,12 @@ class Cache:
         if self.epoch is None:
             return "error"
         signer = self.epoch.signer
-        fields = entry.write_fields(intent.scope, checkpoint_id, writes, signer, self._packer)
-        names = entry.write_fields(intent.scope, checkpoint_id, ignored, signer)[::2]
+        try:
+            fields = entry.write_fields(intent.scope, checkpoint_id, writes, signer, self._packer)
+            names = entry.write_names(checkpoint_id, ignored)
+        except Exception as exc:
+            self._cannot_encode(intent.scope, exc)
+            return "discarded" if await self.drop(intent) else "error"
         return await self._commit(
             "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), len(names), *names, *fields
         )
@@ -405,20 +469,27 @@ class Cache:
         """
         return await self._confirmed("drop", intent.scope, intent.name, int(still_running), self._intent_ms)
 
-    async def forget(self, scopes: Collection[Scope]) -> None:
-        """DROP, for the journal.
+    async def forget(self, scopes: Collection[Scope]) -> set[Scope]:
+        """DROP, for the journal; of scopes in quarantine, too.
+
+        Returns:
+            The scopes whose key Redis refuses: they are in quarantine now.
 
         Raises:
-            L1Error: Redis did not confirm each of them.
+            L1Error: Redis did not answer each of them.
         """
         listed = list(scopes)
+        refused = set[Scope]()
         for start in range(0, len(listed), _SCOPES_AT_ONCE):
             chunk = listed[start : start + _SCOPES_AT_ONCE]
-            drops = (self._run("drop", scope, b"", 0, self._intent_ms) for scope in chunk)
+            drops = (self._run("drop", scope, b"", 0, self._intent_ms, is_sweep=True) for scope in chunk)
             outcomes = await asyncio.gather(*drops, return_exceptions=True)
-            for outcome in outcomes:
-                if isinstance(outcome, BaseException):
+            for scope, outcome in zip(chunk, outcomes, strict=True):
+                if isinstance(outcome, OneKeyError):
+                    refused.add(scope)
+                elif isinstance(outcome, BaseException):
                     raise outcome
+        return refused
 
     @property
     def _keys(self) -> str:
@@ -438,9 +509,42 @@ class Cache:
         except entry.UnusableImageError as exc:
             _log.debug("an image was refused: %s", exc)
             if isinstance(exc, entry.TamperedImageError):
-                self._tampered(scope, exc)
+                self._tampered(scope, str(exc))
             return await self.refuse(scope, dict(zip(fields[::2], fields[1::2], strict=False))[b"id"])
         return Reading("hit", image=image, fields=fields)
+
+    async def purge_some(self, cursor: int) -> int:
+        """Delete entries that no process believes any more, among the next keys.
+
+        Args:
+            cursor: Where to go on; 0 for the beginning.
+
+        Returns:
+            Where to go on next; 0 if that is done, or if this user may not.
+
+        Raises:
+            L1Error: Redis does not do its part.
+        """
+        epoch = self.epoch
+        if epoch is None:
+            raise UnidentifiedError("The identity of PostgreSQL is not known: nothing is deleted.")
+        redis: Any = self._redis
+        try:
+            cursor, keys = await self._in_time(
+                lambda: redis.scan(cursor, match=f"{self.root}*".encode(), count=_KEYS_A_SCAN)
+            )
+            if doomed := [key for key in keys if self._epochs.is_past(key, epoch)]:
+                await self._in_time(redis.unlink, *doomed)
+        except ResponseError as exc:
+            _log.info(
+                "Entries of older epochs are not deleted from Redis (%s): they stay until they expire. Allow "
+                "the user SCAN and UNLINK.",
+                type(exc).__name__,
+            )
+            return 0
+        except Exception as exc:
+            raise self._unavailable(exc) from exc
+        return int(cursor)
 
     async def _confirmed(self, step: str, scope: Scope, *args: Any) -> bool:
         try:
@@ -456,26 +560,59 @@ class Cache:
             return "error"
         return _WRITE_RESULTS[answer]
 
-    async def _run(self, step: str, scope: Scope, *args: Any, is_probe: bool = False) -> Any:
-        """Run one script; every way in which Redis can fail becomes an `L1Error`."""
+    async def _run(
+        self, step: str, scope: Scope, *args: Any, is_probe: bool = False, is_sweep: bool = False
+    ) -> Any:
+        """Run one script; every way in which Redis can fail becomes an `L1Error`.
+
+        Args:
+            is_probe: The breaker is not asked.
+            is_sweep: It is sent for a scope in quarantine, too, and a key that is refused does not count as a
+                failure of Redis: the sweeper asks for it again and again.
+        """
+        if scope in self._quarantine and not is_sweep:
+            raise OneKeyError("The scope is in quarantine: Redis refuses its key.")
         if not self._breaker.is_closed and not is_probe:
             # No doubt is added: L1 is trusted again only by a sweep that begins after the breaker has closed,
             # and that sees the journal's row of a write which was not let through here.
             raise L1UnavailableError("Redis is left alone for a while: it has not done its part lately.")
         try:
-            with self._telemetry.step(f"l1.{step}", scope):
-                evalsha = self._evalsha_on_probe if is_probe else self._evalsha
-                answer = await evalsha(step, scope, *args)
+            evalsha = self._evalsha_on_probe if is_probe else self._evalsha
+            answer = await self._step(evalsha, step, scope, *args)
         except UnidentifiedError:
-            # Nothing is wrong with Redis, and nothing was sent. The next sweep sees to it.
-            if self.wake is not None:
-                self.wake()
-            raise
-        except (RedisError, OSError, TimeoutError, L1Error) as exc:
+            raise  # nothing is wrong with Redis, and nothing was sent
+        except Exception as exc:
+            fault = faults.classify(exc)
+            if fault.of_one_key and not is_probe:
+                raise self._refused(scope, exc, fault, is_sweep=is_sweep) from exc
             raise self._unavailable(exc) from exc
         self._answered()
-        if step in _CHANGING and not is_probe:
-            self.written.add(scope)
+        return answer
+
+    async def _step(self, evalsha: Callable[..., Awaitable[Any]], step: str, scope: Scope, *args: Any) -> Any:
+        """Run one script; again, if a key of another type had to be taken away first.
+
+        Why that is safe: WRONGTYPE is the answer to a script's first command on the key, so nothing was done.
+        And what CLEAR takes away is no entry: it was lost, with all intents and leases, when somebody wrote
+        over it. To the protocol that is an eviction, which it survives at any moment. Only once: whoever
+        writes there again and again would keep this up for ever.
+        """
+        try:
+            return await self._ask(evalsha, step, scope, *args)
+        except ResponseError as exc:
+            if not faults.classify(exc).is_wrong_type:
+                raise
+        if await self._ask(evalsha, "clear", scope):
+            self._tampered(scope, "its key held another type")
+        return await self._ask(evalsha, step, scope, *args)
+
+    async def _ask(self, evalsha: Callable[..., Awaitable[Any]], step: str, scope: Scope, *args: Any) -> Any:
+        with self._telemetry.step(f"l1.{step}", scope):
+            answer = await evalsha(step, scope, *args)
+            if not _is_answer(step, answer):
+                raise L1Error(
+                    f"What answers is no Redis that runs the script {step}: it said something else."
+                )
         return answer
 
     async def _evalsha(self, step: str, scope: Scope, *args: Any) -> Any:
@@ -483,20 +620,22 @@ class Cache:
         if epoch is None:
             epoch = await self._in_time(self._epochs.current)
         try:
-            return await self._evalsha_in(epoch, step, scope, *args)
+            return await self._send(epoch, step, scope, *args)
         except ResponseError as exc:
             if not _is_wrong_epoch(exc):
                 raise
         # Key and scripts change together. What began in the old epoch finds no intent and no lease in the
         # new one, so its commit discards and its warm-up is refused.
         epoch = await self._in_time(self._epochs.refresh, epoch)
-        return await self._evalsha_in(epoch, step, scope, *args)
+        return await self._send(epoch, step, scope, *args)
 
-    async def _evalsha_in(self, epoch: Epoch, step: str, scope: Scope, *args: Any) -> Any:
+    async def _send(self, epoch: Epoch, step: str, scope: Scope, *args: Any) -> Any:
         answer = await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+        if step in _CHANGING:
+            self.written.add(Written(scope, epoch.identity.generation))
         current = self._epochs.known
         if current is not epoch and (current is None or current.prefix != epoch.prefix):
-            # It was done under keys that nobody here uses any more, too late for `written`.
+            # It was done under keys that nobody here uses any more.
             raise UnidentifiedError("The identity has changed while a step was under way: it was in vain.")
         return answer
 
@@ -516,19 +655,39 @@ class Cache:
         with answered_within(self._timeout):
             return await when_connected(ask, *args)
 
+    def _refused(self, scope: Scope, exc: Exception, fault: faults.Fault, *, is_sweep: bool) -> L1Error:
+        """Redis refuses the key of one scope. That says nothing of the others: no doubt is added."""
+        if scope in self._quarantine:
+            self._quarantine.refused_again(scope, is_sweep=is_sweep)
+        elif self._quarantine.enter(scope, fault.says):
+            if isinstance(exc, AskError):
+                # Only a node of a cluster says so. If another server has taken this one's place, INFO tells.
+                self._epochs.distrust()
+            if not is_sweep:
+                # Of several scopes in a row, it may be all keys: the breaker's probe finds that out.
+                self._breaker.failed(type(exc).__name__)
+        else:
+            return self._unavailable(exc)
+        return OneKeyError(f"Redis refuses the key of one scope: {fault.says}.")
+
     def _unavailable(self, exc: BaseException) -> L1Error:
         # Any failure of the connection may hide a restart or a failover.
         self._epochs.distrust()
         self._doubts += 1
-        reason = type(exc).__name__
+        reason, fault = type(exc).__name__, faults.classify(exc)
+        unusable = str(exc) if isinstance(exc, faults.CannotBeTheCacheError) else ""
+        if unusable and unusable != self._unusable_logged:
+            _log.warning("L1 (Redis) is not used, and PostgreSQL answers alone. %s", unusable)
+        self._unusable_logged = unusable or self._unusable_logged
         if self._available:
             self._available = False
             self._telemetry.note(L1Availability(available=False, reason=reason))
-            _log.warning(
+            _log.log(
+                logging.DEBUG if unusable else logging.WARNING,
                 "L1 (Redis) does not answer (%s): PostgreSQL answers alone, slower but complete.",
-                reason,
+                f"{reason}: {fault.says}" if fault.says else reason,
             )
-        if isinstance(exc, ResponseError) and _REFUSALS.search(str(exc)):
+        if fault.is_final:
             self._breaker.trip(reason)
         else:
             self._breaker.failed(reason)
@@ -538,34 +697,46 @@ class Cache:
             return L1Error("Redis refuses this user or password.")
         kind = L1Error if isinstance(exc, ResponseError) else L1UnavailableError
         waited = f" within {self._timeout} s" if isinstance(exc, TimeoutError | RedisTimeoutError) else ""
-        return kind(f"Redis did not do its part{waited} ({reason}); PostgreSQL answers alone meanwhile.")
+        return kind(f"Redis did not do its part{waited} ({reason}).")
 
     def _answered(self) -> None:
         self._breaker.succeeded()
         if not self._available:
-            self._available = True
+            self._available, self._unusable_logged = True, ""
             self._telemetry.note(L1Availability(available=True, reason="answers"))
             _log.info("L1 (Redis) answers again: the cache is back in use, once the journal is swept.")
 
-    def _tampered(self, scope: Scope, exc: entry.TamperedImageError) -> None:
+    def _cannot_encode(self, scope: Scope, exc: Exception) -> None:
+        """A value of one scope cannot be made into an entry: L2 has it, and L1 goes without."""
+        if since := self._unencodable_lines.due():
+            _log.warning(
+                "Thread %r, namespace %r is not cached in L1 (Redis): it cannot be encoded (%s). PostgreSQL "
+                "has it. (%d since the last such line; at most one in %d s.)",
+                *scope,
+                type(exc).__name__,
+                since,
+                self._unencodable_lines.seconds,
+            )
+
+    def _tampered(self, scope: Scope, what: str) -> None:
         self._telemetry.note(Invalidated("tampered"))
         # Not a line each: whoever can write to Redis could fill the disk with them.
-        self._tampered_since += 1
-        if monotonic() - self._tampered_logged_at < _TAMPERED_LOG_SECONDS:
+        if not (since := self._tampered_lines.due()):
             return
         _log.warning(
             "An entry in L1 (Redis) was refused, of thread %r, namespace %r: %s. PostgreSQL answers, and the "
             "entry is replaced. Somebody who can write to this Redis changed it, unless another process has "
-            "another l1_signing_key, or none. (%d refused since the last such line; at most one in %d s.)",
+            "another l1_signing_key. (%d refused since the last such line; at most one in %d s.)",
             *scope,
-            exc,
-            self._tampered_since,
-            _TAMPERED_LOG_SECONDS,
+            what,
+            since,
+            self._tampered_lines.seconds,
         )
-        self._tampered_logged_at, self._tampered_since = monotonic(), 0
 
     def _server_changed(self, server: Server, previous: Server | None) -> None:
         self._doubts += 1
+        if self.wake is not None:
+            self.wake()
         if previous is not None:
             self._telemetry.note(EpochChanged())
             _log.warning(
@@ -582,6 +753,25 @@ def _short(reign: str) -> str:
 
 def _is_wrong_epoch(exc: ResponseError) -> bool:
     return isinstance(exc, NoScriptError) or str(exc).startswith(WRONG_EPOCH)
+
+
+def _is_answer(step: str, answer: Any) -> bool:
+    """Whether a script answers like this: what stands between it and us may not be what it seems."""
+    match step:
+        case "read":
+            return answer in ([_BUSY], [_HISTORICAL], [_MISS]) or (
+                isinstance(answer, list)
+                and len(answer) == 2
+                and (answer[0], type(answer[1])) in ((_HIT, list), (_MISS, bytes))
+            )
+        case "begin" | "refuse":
+            return isinstance(answer, bytes)
+        case "commit_put" | "commit_writes":
+            return isinstance(answer, int) and 0 <= answer < len(_WRITE_RESULTS)
+        case "warm_up" | "clear":
+            return answer in (0, 1)
+        case _:
+            return bool(answer == 1)
 
 
 def _new_token() -> str:

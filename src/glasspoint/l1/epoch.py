@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from glasspoint.errors import L1Error, L1UnavailableError
+from glasspoint.l1.permissions import refuse_cluster
 from glasspoint.l1.signature import Signer
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
     from glasspoint.identity import Identity
     from glasspoint.scope import Scope
 
-__all__ = ["WRONG_EPOCH", "Epoch", "EpochKeeper", "Server", "UnidentifiedError", "keys_of"]
+__all__ = ["WRONG_EPOCH", "Epoch", "EpochKeeper", "Server", "UnidentifiedError", "keys_of", "root_of"]
 
 WRONG_EPOCH = "WRONGEPOCH"
 """The error code of a script that runs on another server process than it was made for."""
 
 # Changed whenever fields or scripts change meaning, so that two releases side by side never share an entry.
 _KEY_FORMAT = 2
-_STEPS = ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "warm_up", "drop")
+_STEPS = ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "warm_up", "drop", "clear")
 _GUARD = """
 if not string.find(redis.call('INFO', '{section}'), '{field}:{value}', 1, true) then
   return redis.error_reply('{code} this server is another one now')
@@ -103,7 +104,7 @@ class _Reign(NamedTuple):
 
 def keys_of(scope: Scope, *, key_prefix: str) -> str:
     """Return the pattern, for SCAN, of a scope's keys in all epochs."""
-    return f"{_root(key_prefix)}*:{_key(scope)}"
+    return f"{root_of(key_prefix)}*:{_key(scope)}"
 
 
 class EpochKeeper:
@@ -118,7 +119,7 @@ class EpochKeeper:
         changed: Called with the new and the previous server (`None` the first time) after each change.
         """
         self._redis = redis
-        self.root = _root(key_prefix)
+        self.root = root_of(key_prefix)
         """What the keys of all epochs begin with."""
         self._changed = changed
         self._server: Server | None = None
@@ -145,6 +146,19 @@ class EpochKeeper:
     def probe_key(self, server: Server) -> bytes:
         """Return the key that probes write to. No entry's key: that holds braces."""
         return f"{self.root}{server.reign}:probe".encode()
+
+    def is_past(self, key: bytes, epoch: Epoch) -> bool:
+        """Tell whether no process believes what stands under a key: it is of another reign, or of another
+        generation of this epoch's database."""
+        reign, _, rest = key.decode(errors="replace").removeprefix(self.root).partition(":")
+        name, is_entry, _ = rest.partition(":{")
+        if not is_entry:
+            return False
+        database, _, generation = name.partition(".")
+        identity = epoch.identity
+        return reign != epoch.server.reign or (
+            database == identity.database and generation != identity.generation
+        )
 
     def distrust(self) -> None:
         """After any connection error: ask the server who it is before the next step."""
@@ -203,13 +217,15 @@ class EpochKeeper:
             self._epoch = None
         else:
             prefix = f"{self.root}{server.reign}:{identity.name}:"
-            self._epoch = Epoch(server, identity, prefix, Signer(identity.secret))
+            self._epoch = Epoch(server, identity, prefix, Signer(identity.secret, identity.generation))
 
     async def _reign(self) -> tuple[_Reign, str]:
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.info("server")
-            pipe.info("replication")
+            # As bytes, here and below: a client may have been made with another encoding than UTF-8.
+            pipe.info(b"server")  # type: ignore[arg-type]
+            pipe.info(b"replication")  # type: ignore[arg-type]
             server, replication = await pipe.execute()
+        refuse_cluster(server)
         return _reign(server, replication), str(server.get("redis_version", ""))
 
     async def _load(self, reign: _Reign, version: str) -> Server:
@@ -217,10 +233,10 @@ class EpochKeeper:
         # One pipeline is one connection, and one connection is one server process: INFO among the loads says
         # whether the scripts went to the server that they name.
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.info("server")
-            pipe.info("replication")
+            pipe.info(b"server")  # type: ignore[arg-type]
+            pipe.info(b"replication")  # type: ignore[arg-type]
             for text in texts.values():
-                pipe.script_load(text)
+                pipe.script_load(text.encode())
             server, replication, *_ = await pipe.execute()
         if _reign(server, replication) != reign:
             raise L1Error(
@@ -266,7 +282,8 @@ def _copies_scripts(version: str) -> bool:
     return not major.isdigit() or int(major) < 7
 
 
-def _root(key_prefix: str) -> str:
+def root_of(key_prefix: str) -> str:
+    """Return what the keys of all epochs begin with."""
     return f"{_quote(key_prefix)}:{_KEY_FORMAT}:"
 
 

@@ -75,17 +75,20 @@ class AutoPipeline:
             args: Its arguments.
 
         Raises:
-            RedisError, OSError: As the client does.
+            Exception: Whatever the client raises.
             TimeoutError: There was no answer in time, see `Turns`.
         """
+        # Texts as UTF-8, whatever encoding the client was made with.
+        script, *rest = (arg.encode() if isinstance(arg, str) else arg for arg in (sha, key, *args))
+        command = (script, 1, *rest)
         if not (self._can_pipeline and self._crowd.is_there(self._under_way)):
-            return await self._go_alone(self._turns, sha, 1, key, *args)
-        if _size(args) > _LARGE_BYTES:
-            return await self._go_alone(self._large, sha, 1, key, *args)
+            return await self._go_alone(self._turns, *command)
+        if _size(command) > _LARGE_BYTES:
+            return await self._go_alone(self._large, *command)
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(self._send)
-        step = _Step((sha, 1, key, *args), loop.create_future())
+        step = _Step(command, loop.create_future())
         self._waiting.append(step)
         return await step.answer
 
@@ -141,6 +144,8 @@ class AutoPipeline:
             for step in steps:
                 pipeline.evalsha(*step.args)
             answers: Sequence[Any] = await pipeline.execute(raise_on_error=False)
+        if len(answers) != len(steps):
+            raise RuntimeError(f"The Redis client has {len(answers)} answers to {len(steps)} steps.")
         return answers
 
 

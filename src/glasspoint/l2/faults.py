@@ -14,7 +14,10 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from glasspoint.errors import GlasspointError
 
-__all__ = ["FAULTS", "Fault", "RetryReason", "certainly_unchanged", "classify", "may_still_run"]
+__all__ = ["FAULTS", "FORESEEN", "Fault", "RetryReason", "certainly_unchanged", "classify", "may_still_run"]
+
+FORESEEN = (GlasspointError, psycopg.Error, OSError, TimeoutError)
+"""What a background task expects of its servers. Anything else is a mistake of ours, or of a client's."""
 
 RetryReason = Literal[
     "connection_lost",

@@ -13,11 +13,18 @@ that sees another fact renews the generation; nothing that was stored in Redis b
 | `database` | the database was dropped and made again, copied, or restored from a dump |
 | `system` | the cluster is another one |
 | `timeline` | a standby was promoted, or a backup was recovered to a point in time |
+| `started` | the server was restarted, perhaps with the files of a backup; or this is a copy of the cluster |
 
-Two more signs are no facts of a row. The row in `glasspoint_crash_marks`, an UNLOGGED table, is gone after a
-crash, a promotion or a recovery: acknowledged commits may be lost then (`synchronous_commit = off`), and a
-server that withholds its timeline shows it all the same. And a cache that no process has used for an hour is
-renewed, because foreign writes are not noted for it any more (see `schema`).
+More signs are no facts of a row:
+
+- The row in `glasspoint_crash_marks`, an UNLOGGED table, is gone after a crash, a promotion or a recovery.
+  Acknowledged commits may be lost then (`synchronous_commit = off`), and a server that withholds its timeline
+  shows it all the same.
+- PostgreSQL's log is shorter than at the last look of this process: the whole machine was set back.
+- No process has used the cache for an hour: foreign writes are not noted for it any more (see `schema`).
+
+Files that are put back, or copied, while the server is stopped say nothing of that: every fact but `started`
+is as it was. So a restart always costs the cache.
 
 A server that is managed by others may withhold `system` and `timeline`. What it withholds is not compared.
 """
@@ -43,6 +50,7 @@ if TYPE_CHECKING:
     from psycopg.rows import DictRow
 
     from glasspoint.l2.store import Store
+    from glasspoint.telemetry.events import IdentityReason
 
     Connection = psycopg.AsyncConnection[DictRow]
 
@@ -54,17 +62,23 @@ _log = get_logger("glasspoint.l2")
 _WITHHOLDABLE = {
     "system": "(SELECT system_identifier::text FROM pg_control_system())",
     "timeline": "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
+    "started": "extract(epoch FROM pg_postmaster_start_time())::text",
+    "position": "(pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint",
 }
 _ASK_PART = "/* glasspoint */ SELECT {expression}"
 
 # One row; none if setup() has not made the tables. They must stand beside LangGraph's: a search path may lead
 # to those of another deployment.
 _LOOK = """/* glasspoint */
-SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text, {system}, {timeline},
-       current_setting('synchronous_commit'), c.reign, c.generation, c.facts::text,
-       extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
-       EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation),
-       j.ids, j.thread_ids, j.namespaces
+SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text,
+       {system}, {timeline}, {started}, {position}, current_setting('synchronous_commit'),
+       c.reign, c.generation, c.facts::text, extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
+       EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation), c.is_purged,
+       j.ids, j.thread_ids, j.namespaces,
+       ARRAY(
+           SELECT o.cache FROM glasspoint_caches AS o
+           WHERE o.cache <> %(cache)s AND o.seen_at > clock_timestamp() - interval '1 hour'
+       )
 FROM (
     SELECT to_regclass('checkpoints')::oid AS tables,
            (SELECT oid FROM pg_database WHERE datname = current_database()) AS database,
@@ -99,8 +113,8 @@ WITH renewed AS (
     VALUES (%(cache)s, %(reign)s, %(generation)s, %(facts)s::jsonb, clock_timestamp())
     ON CONFLICT (cache) DO UPDATE
       SET reign = EXCLUDED.reign, generation = EXCLUDED.generation, facts = EXCLUDED.facts,
-          seen_at = EXCLUDED.seen_at
-      WHERE c.generation = %(seen)s
+          seen_at = EXCLUDED.seen_at, is_purged = false, purging_at = NULL
+      WHERE c.generation IS NOT DISTINCT FROM %(seen)s
     RETURNING generation
 ), unmarked AS (
     DELETE FROM glasspoint_crash_marks WHERE generation = %(seen)s AND EXISTS (SELECT FROM renewed)
@@ -116,8 +130,21 @@ WHERE cache = %(cache)s AND generation = %(generation)s
 BARRIER = "1735159667, 'glasspoint_caches'::regclass::oid::int"
 """The advisory lock that a foreign write shares until its transaction ends: see `schema`."""
 
+_TAKE_TURN = """/* glasspoint */
+UPDATE glasspoint_caches SET purging_at = clock_timestamp()
+WHERE cache = %(cache)s AND generation = %(generation)s AND NOT is_purged
+  AND (%(continues)s OR purging_at IS NULL OR purging_at < clock_timestamp() - interval '1 minute')
+"""
+
+_SAY_PURGED = """/* glasspoint */
+UPDATE glasspoint_caches SET is_purged = true WHERE cache = %(cache)s AND generation = %(generation)s
+"""
+
 # Foreign transactions under way may have decided already that nobody uses this cache: they end first.
 _BARRIER_TIMEOUT = "200ms"
+
+# Beside the facts in the row.
+_REASON = "reason"
 
 # The triggers note foreign writes for an hour after a cache was seen last. Some minutes less, because the
 # two are not compared at the same moment.
@@ -152,6 +179,8 @@ class Attachment:
         facts: What was true when the generation was made.
         unseen_seconds: How long ago a process said that it uses this cache.
         is_marked: Whether PostgreSQL has lost nothing since.
+        is_purged: Whether the entries of older generations were deleted: see `coherence.purging`.
+        reason: Why the generation was made.
     """
 
     reign: str
@@ -159,6 +188,8 @@ class Attachment:
     facts: Mapping[str, str]
     unseen_seconds: float
     is_marked: bool
+    is_purged: bool = False
+    reason: IdentityReason = "generation"
 
     @property
     def is_forgotten(self) -> bool:
@@ -177,6 +208,9 @@ class Look:
         synchronous_commit: The setting, on this connection.
         attachment: The cache's row, `None` before the first process has attached it.
         rows: The oldest rows of the journal that were asked for.
+        others: Other caches (key prefixes) that were in use lately.
+        position: How many bytes the log of PostgreSQL has; `None` if the server withholds it. If it has
+            become shorter, the server was set back.
     """
 
     database: str
@@ -185,6 +219,8 @@ class Look:
     synchronous_commit: str
     attachment: Attachment | None
     rows: list[JournalRow]
+    others: frozenset[str] = frozenset()
+    position: int | None = None
 
     @property
     def changed(self) -> dict[str, tuple[str, str]]:
@@ -206,6 +242,7 @@ class Identities:
         self._store = store
         self._cache = cache
         self._parts: dict[str, str] | None = None
+        self._reported: list[str] = []
 
     @property
     def withheld(self) -> list[str]:
@@ -228,30 +265,43 @@ class Identities:
 
     async def look_on(self, conn: Connection, *, limit: int = 0, after: int = 0) -> Look:
         """As `look`, on a connection at hand."""
-        if self._parts is None:
-            self._parts = await _askable(conn)
         params = {"cache": self._cache, "limit": limit, "after": after}
         try:
+            if self._parts is None:
+                self._parts = await _askable(conn)
+                self._report_withheld()
             async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                 await cursor.execute(cast("Any", _LOOK.format(**self._parts)), params)
                 row = await cursor.fetchone()
         except psycopg.Error as exc:
             self._parts = None  # perhaps another server, which tells less
+            if not conn.closed:
+                await conn.rollback()
             for kind, reason in _NO_IDENTITY:
                 if isinstance(exc, kind):
-                    await conn.rollback()
                     raise NoIdentityError(reason) from exc
             raise
         if row is None:
             raise NoIdentityError("tables")
         return _look(row)
 
-    async def renew(self, look: Look, reign: str) -> str | None:
+    def _report_withheld(self) -> None:
+        """Log what the server withholds, once."""
+        if self.withheld and self.withheld != self._reported:
+            self._reported = self.withheld
+            _log.warning(
+                "PostgreSQL does not tell this role its %s: the cache does not notice what changes there "
+                "alone. (A promotion or a recovery is still noticed by the table glasspoint_crash_marks.)",
+                " and ".join(self.withheld),
+            )
+
+    async def renew(self, look: Look, reign: str, reason: IdentityReason) -> str | None:
         """Make a new generation, attached to a Redis.
 
         Args:
             look: What was seen; its facts are stored.
             reign: The Redis.
+            reason: What other processes are to count this as.
 
         Returns:
             The generation; `None` if another process was faster, so that another look is due.
@@ -264,7 +314,7 @@ class Identities:
             "cache": self._cache,
             "reign": reign,
             "generation": secrets.token_hex(8),
-            "facts": json.dumps(dict(look.facts)),
+            "facts": json.dumps({**look.facts, _REASON: reason}),
             "seen": seen and seen.generation,
         }
         async with self._store._checkout() as conn, conn.transaction():
@@ -278,19 +328,39 @@ class Identities:
 
     async def say_seen(self, generation: str) -> None:
         """Say that the cache is in use."""
+        await self._update(_SEEN, generation)
+
+    async def take_turn(self, generation: str, *, continues: bool) -> bool:
+        """Ask for the turn to purge what older generations have left, for a minute.
+
+        Args:
+            continues: This process has it already.
+        """
+        return await self._update(_TAKE_TURN, generation, continues=continues)
+
+    async def say_purged(self, generation: str) -> None:
+        """Say that nothing is left of older generations."""
+        await self._update(_SAY_PURGED, generation)
+
+    async def _update(self, statement: str, generation: str, **params: Any) -> bool:
         async with self._store._checkout() as conn:
-            await conn.execute(cast("Any", _SEEN), {"cache": self._cache, "generation": generation})
+            cursor = await conn.execute(
+                cast("Any", statement), {"cache": self._cache, "generation": generation, **params}
+            )
+            return cursor.rowcount > 0
 
 
 def _look(row: tuple[Any, ...]) -> Look:
-    id_, content, signing_key, tables, database, system, timeline, synchronous_commit, *rest = row
-    reign, generation, facts, unseen_seconds, is_marked, ids, thread_ids, namespaces = rest
+    id_, content, signing_key, tables, database, system, timeline, started, position, commit, *rest = row
+    reign, generation, facts, unseen_seconds, is_marked, is_purged, ids, thread_ids, namespaces, others = rest
+    of_the_row = (reign, generation, unseen_seconds, is_marked, is_purged)
     all_facts = {
         "content": content,
         "tables": tables,
         "database": database,
         "system": system,
         "timeline": timeline,
+        "started": started,
     }
     # Of nothing that a server may withhold: it stands in the keys, which all processes must agree on.
     lineage = hashlib.sha256(f"{id_}\0{database}".encode())
@@ -299,12 +369,24 @@ def _look(row: tuple[Any, ...]) -> Look:
         database=lineage.hexdigest()[:12],
         facts={name: str(fact) for name, fact in all_facts.items() if fact is not None},
         signing_key=bytes(signing_key),
-        synchronous_commit=synchronous_commit,
-        attachment=None
-        if generation is None
-        else Attachment(reign, generation, json.loads(facts), unseen_seconds, is_marked),
+        synchronous_commit=commit,
+        attachment=None if generation is None else _attachment(json.loads(facts), *of_the_row),
         rows=[JournalRow(*each) for each in zip(ids or (), scopes, strict=True)],
+        others=frozenset(others),
+        position=position,
     )
+
+
+def _attachment(
+    facts: dict[str, str],
+    reign: str,
+    generation: str,
+    unseen_seconds: float,
+    is_marked: bool,
+    is_purged: bool,
+) -> Attachment:
+    reason = cast("IdentityReason", facts.pop(_REASON, "generation"))
+    return Attachment(reign, generation, facts, unseen_seconds, is_marked, is_purged, reason)
 
 
 async def _askable(conn: Connection) -> dict[str, str]:
@@ -316,20 +398,13 @@ async def _askable(conn: Connection) -> dict[str, str]:
     for name, expression in _WITHHOLDABLE.items():
         try:
             await conn.execute(cast("Any", _ASK_PART.format(expression=expression)))
-        except psycopg.OperationalError as exc:
+        except psycopg.errors.ObjectNotInPrerequisiteState:
+            raise  # a standby: it may be a primary a moment later, and tell everything
+        except psycopg.Error as exc:
             if exc.sqlstate is None or exc.sqlstate.startswith(("08", "57")):
                 raise
-            parts[name] = "NULL"
-        except psycopg.Error:
             await conn.rollback()
             parts[name] = "NULL"
         else:
             parts[name] = expression
-    withheld = [name for name, part in parts.items() if part == "NULL"]
-    if withheld:
-        _log.warning(
-            "PostgreSQL does not tell this role its %s: the cache does not notice what changes there alone. "
-            "(A promotion or a recovery is still noticed by the table glasspoint_crash_marks.)",
-            " and ".join(withheld),
-        )
     return parts

@@ -17,16 +17,15 @@ stays away, `compact` makes one row of all rows of a scope.
 from __future__ import annotations
 
 import functools
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from glasspoint.telemetry.logs import get_logger
+from glasspoint.l2.statements import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import Collection, Iterable
 
     from psycopg.rows import DictRow
 
@@ -37,61 +36,19 @@ if TYPE_CHECKING:
 
     Connection = psycopg.AsyncConnection[DictRow]
 
-__all__ = ["MIGRATIONS", "Journal", "is_up_to_date", "journalled"]
+__all__ = ["Journal", "journalled"]
 
-_log = get_logger("glasspoint.l2")
-
-MIGRATIONS = (
-    """
-CREATE TABLE IF NOT EXISTS glasspoint_l1_journal (
-    cache text NOT NULL,
-    id bigint GENERATED ALWAYS AS IDENTITY,
-    thread_id text NOT NULL,
-    checkpoint_ns text NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (cache, id)
-)
-""",
-    "ALTER TABLE glasspoint_l1_journal ADD COLUMN IF NOT EXISTS source text",
-    """
-CREATE TABLE IF NOT EXISTS glasspoint_identity (
-    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton), id text NOT NULL, content_id text NOT NULL,
-    signing_key bytea NOT NULL
-)
-""",
-    """
-INSERT INTO glasspoint_identity (id, content_id, signing_key)
-VALUES (gen_random_uuid()::text, gen_random_uuid()::text,
-    sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())))
-ON CONFLICT DO NOTHING
-""",
-    """
-CREATE TABLE IF NOT EXISTS glasspoint_caches (
-    cache text PRIMARY KEY, reign text NOT NULL, generation text NOT NULL, facts jsonb NOT NULL,
-    seen_at timestamptz NOT NULL
-)
-""",
-    "CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_crash_marks (generation text PRIMARY KEY)",
-)
-"""Each may run again. The table is up to date if it has all `_COLUMNS`: a later version adds a statement here
-(`ALTER TABLE … ADD COLUMN IF NOT EXISTS …`) and its column there."""
-
-_COLUMNS = ("cache", "id", "thread_id", "checkpoint_ns", "created_at", "source")
-
-_IS_UP_TO_DATE = """
-SELECT count(*) = cardinality(%(columns)s::text[]) FROM pg_attribute
-WHERE attrelid = to_regclass('glasspoint_l1_journal') AND attname = ANY(%(columns)s) AND NOT attisdropped
-"""
 
 _RECORD = """
 INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
-SELECT %(cache)s, thread_id, checkpoint_ns
-FROM unnest(%(untold_threads)s::text[], %(untold_namespaces)s::text[]) AS s (thread_id, checkpoint_ns)
+SELECT * FROM unnest(
+    %(untold_caches)s::text[], %(untold_threads)s::text[], %(untold_namespaces)s::text[]
+)
 """
 
 # What another process is deleting just now is skipped: it has dropped the entry, too. Waiting for it, in
-# another order than it takes the rows, would be a deadlock. After a recovery to an earlier moment ids come again,
-# hence the generation: these may be other rows by now.
+# another order than it takes the rows, would be a deadlock. After a recovery to an earlier moment, ids come
+# again, and these may be other rows: hence the generation.
 _DELETE = """
 DELETE FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id IN (
     SELECT id FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id = ANY(%(ids)s::bigint[])
@@ -132,23 +89,33 @@ class Journal:
         self._store = store
         self._telemetry = telemetry
         self.cache = cache
-        self._warned = False
+        self.others: Collection[str] = ()
+        """Other caches in use on this database. To them each write of ours is one of other software."""
 
-    async def record(self, conn: Connection, scopes: Collection[Scope]) -> None:
-        """Add scopes, in the transaction that `conn` is in."""
-        if scopes:
-            await conn.execute(cast("Any", _RECORD), self.params(scopes))
+    async def record(self, conn: Connection, untold: Collection[Scope], changed: Collection[Scope]) -> None:
+        """Add scopes, in the transaction that `conn` is in.
 
-    async def record_now(self, scopes: Collection[Scope]) -> None:
+        Args:
+            untold: Those that our own L1 was not told of.
+            changed: All that the transaction changes, for the other caches.
+        """
+        if params := self.params(untold, changed):
+            await conn.execute(cast("Any", _RECORD), params)
+
+    async def record_now(self, scopes: Collection[Scope], *, caches: Collection[str] | None = None) -> None:
         """Add scopes whose writes are committed already.
+
+        Args:
+            caches: Who is to be told; our own cache, unless it is said.
 
         Raises:
             L2UnavailableError: PostgreSQL did not answer.
             SchemaError: There is no journal.
         """
         async with self._store._connection(None) as conn:
+            told = [self.cache] if caches is None else caches
             with self._telemetry.step("l2.journal", None):
-                await self.record(conn, scopes)
+                await conn.execute(cast("Any", _RECORD), _params((cache, scopes) for cache in told))
 
     async def delete(self, rows: Collection[JournalRow], generation: str) -> list[str]:
         """Take rows away, whose scopes Redis was told of after they were seen.
@@ -160,7 +127,7 @@ class Journal:
         Returns:
             The tables that other software has written to, one for each row that it is to blame for.
         """
-        async with self._quietly() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+        async with self._store._checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             ids = [row.id for row in rows]
             params = {"cache": self.cache, "ids": ids, "generation": generation}
             await cursor.execute(cast("Any", _DELETE), params)
@@ -168,57 +135,36 @@ class Journal:
 
     async def count(self) -> int:
         """Return how many rows there are."""
-        async with self._quietly() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+        async with self._store._checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             await cursor.execute(_COUNT, {"cache": self.cache})
             row = await cursor.fetchone()
         return 0 if row is None else cast("int", row[0])
 
     async def compact(self) -> None:
         """Make one row of all rows of a scope, as far as one statement gets."""
-        async with self._quietly() as conn:
+        async with self._store._checkout() as conn:
             await conn.execute(cast("Any", _COMPACT), {"cache": self.cache})
 
-    def params(self, scopes: Collection[Scope]) -> dict[str, Any]:
-        """Return what a statement needs that records scopes: see `journalled`."""
-        listed = sorted(set(scopes))
-        return {
-            "cache": self.cache,
-            "untold_threads": [scope.thread_id for scope in listed],
-            "untold_namespaces": [scope.checkpoint_ns for scope in listed],
-        }
+    def params(self, untold: Collection[Scope], changed: Collection[Scope]) -> dict[str, Any] | None:
+        """Return what a statement needs that records scopes: see `journalled`. `None`: nothing to record.
 
-    @asynccontextmanager
-    async def _quietly(self) -> AsyncIterator[Connection]:
-        """A connection for what nobody called for: its waits are not those of callers, and not counted."""
-        try:
-            async with self._store._checkout() as conn:
-                yield conn
-        except psycopg.errors.InsufficientPrivilege:
-            self._warn(
-                "The role that the saver connects with may not use the table glasspoint_l1_journal, so the "
-                "cache is not used: PostgreSQL answers alone. GRANT SELECT, INSERT, UPDATE, DELETE ON "
-                "glasspoint_l1_journal."
-            )
-            raise
-
-    def _warn(self, message: str) -> None:
-        """Log it, once."""
-        if not self._warned:
-            self._warned = True
-            _log.warning(message)
+        Args:
+            untold, changed: As for `record`.
+        """
+        if not untold and not self.others:
+            return None
+        return _params([(self.cache, untold), *((other, changed) for other in self.others)])
 
 
-async def is_up_to_date(conn: Connection) -> bool:
-    """Tell whether the journal's table is there as this version needs it."""
-    async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", _IS_UP_TO_DATE), {"columns": list(_COLUMNS)})
-        row = await cursor.fetchone()
-    return row is not None and bool(row[0])
+def _params(told: Iterable[tuple[str, Collection[Scope]]]) -> dict[str, Any]:
+    rows = [(cache, *scope) for cache, scopes in told for scope in sorted(set(scopes))]
+    names = ("untold_caches", "untold_threads", "untold_namespaces")
+    return {name: [row[column] for row in rows] for column, name in enumerate(names)}
 
 
 @functools.cache
 def journalled(statement: str) -> str:
     """Return a statement that also records scopes (`Journal.params`), in one and the same transaction."""
-    text = statement.strip()
+    text = statement.removeprefix(OWN).strip()
     rest = f", {text.removeprefix('WITH ')}" if text.startswith("WITH ") else f" {text}"
-    return f"WITH journalled AS ({_RECORD}){rest}"
+    return f"{OWN}WITH journalled AS ({_RECORD}){rest}"

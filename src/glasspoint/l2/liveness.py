@@ -12,6 +12,7 @@ import asyncio
 import random
 import select
 from contextlib import suppress
+from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -19,18 +20,21 @@ from weakref import WeakKeyDictionary
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
+from glasspoint.background import BackgroundTask
 from glasspoint.l2.deadline import within
 from glasspoint.l2.faults import classify
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
     from psycopg.rows import DictRow
 
     from glasspoint.l2.pool import Pool
+    from glasspoint.telemetry.events import Telemetry
 
     Connection = psycopg.AsyncConnection[DictRow]
-    Greet = Callable[[Connection], Awaitable[None]]
+    Greet = Callable[[Connection], Coroutine[Any, Any, None]]
 
 __all__ = ["Liveness", "Reviver"]
 
@@ -75,8 +79,9 @@ class Liveness:
 
     async def _greet(self, connection: Connection) -> None:
         if self.greet is not None and connection not in self._returned_at:
+            # Not in the trace of whoever happens to be the first to use it.
+            await asyncio.create_task(self.greet(connection), name="glasspoint-greet", context=Context())
             self._returned_at[connection] = monotonic()
-            await self.greet(connection)
 
     async def putconn(self, pool: Pool, connection: Connection) -> None:
         """Give a connection back."""
@@ -123,7 +128,13 @@ class Reviver:
     more, and after one of a minute, for half a minute more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, telemetry: Telemetry | None = None) -> None:
+        """Args:
+        telemetry: Receives an event for each failure that nobody foresaw.
+        """
+        self._background = BackgroundTask(
+            "reconnector", telemetry, means="Meanwhile callers wait longer for a PostgreSQL that is back."
+        )
         self._task: asyncio.Task[None] | None = None
 
     async def reconnect_failed(self, pool: Pool) -> None:
@@ -133,12 +144,20 @@ class Reviver:
 
     async def _revive(self, pool: Pool) -> None:
         pause = _FIRST_PAUSE_SECONDS
-        while pool.get_stats().get("requests_waiting"):
-            await asyncio.sleep(random.uniform(0.5, 1) * pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            # Asking is what makes the pool connect. This stands at the end of the queue, and leaves at once.
-            with suppress(PoolTimeout, PoolClosed):
-                await pool.putconn(await pool.getconn(timeout=0.001))
+        while not pool.closed:
+            try:
+                if not pool.get_stats().get("requests_waiting"):
+                    return
+                await asyncio.sleep(random.uniform(0.5, 1) * pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                # Asking is what makes the pool connect. This stands at the end of the queue, and leaves at
+                # once.
+                with suppress(PoolTimeout, PoolClosed):
+                    await pool.putconn(await pool.getconn(timeout=0.001))
+            except Exception as exc:
+                await asyncio.sleep(self._background.failed(exc))
+            else:
+                self._background.worked()
 
 
 def _has_news(connection: Connection) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote
+from weakref import WeakSet
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -18,9 +19,11 @@ from glasspoint.urls import split_url
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from glasspoint.telemetry.events import Telemetry
+
     Pool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 
-__all__ = ["address_of", "open_pool", "postgres_conninfo"]
+__all__ = ["address_of", "bounds_statements", "open_pool", "postgres_conninfo"]
 
 _log = get_logger("glasspoint.l2")
 
@@ -49,6 +52,9 @@ SELECT set_config('statement_timeout', %s, false),
        CASE WHEN current_setting('synchronous_commit') <> 'remote_apply'
             THEN set_config('synchronous_commit', 'on', false) END
 """
+
+# The pools on whose connections a statement timeout was set here.
+_bounded: WeakSet[Pool] = WeakSet()
 
 # For so long the pool itself tries again to make a connection that failed; then see `Reviver`.
 _RECONNECT_SECONDS = 0.2
@@ -88,6 +94,7 @@ async def open_pool(
     connect_timeout_seconds: float,
     prepare_threshold: int | None,
     statement_timeout_seconds: float,
+    telemetry: Telemetry | None = None,
 ) -> Pool:
     """Open a pool of autocommit connections.
 
@@ -101,6 +108,7 @@ async def open_pool(
         statement_timeout_seconds: After so long PostgreSQL gives a statement up. Not set where statements are
             never prepared: behind PgBouncer it would stick to connections that others use too; give the role
             one.
+        telemetry: Receives an event for each failure of the reconnector that nobody foresaw.
 
     Raises:
         ConfigurationError: The connection string cannot be understood.
@@ -113,6 +121,7 @@ async def open_pool(
         milliseconds = str(int(statement_timeout_seconds * 1000))
         await connection.execute(_CONFIGURE, (milliseconds,))
 
+    own_timeout = prepare_threshold is not None
     pool: Pool = AsyncConnectionPool(
         conninfo,
         # Autocommit: a call is one statement, and upstream's migrations cannot run in a transaction.
@@ -124,8 +133,8 @@ async def open_pool(
         max_lifetime=1800,
         # Given up soon, and taken up again by whoever asks.
         reconnect_timeout=_RECONNECT_SECONDS,
-        reconnect_failed=Reviver().reconnect_failed,
-        configure=None if prepare_threshold is None else configure,
+        reconnect_failed=Reviver(telemetry).reconnect_failed,
+        configure=configure if own_timeout else None,
         name="glasspoint",
         open=False,
     )
@@ -139,7 +148,14 @@ async def open_pool(
             f"PostgreSQL gave fewer than {min_size} connections within {connect_timeout_seconds} s: check "
             "its max_connections, or ask for fewer with pool_min_size."
         ) from exc
+    if own_timeout:
+        _bounded.add(pool)
     return pool
+
+
+def bounds_statements(pool: Pool | None) -> bool:
+    """Tell whether the pool's connections have a `statement_timeout` that `open_pool` has set."""
+    return pool in _bounded
 
 
 def address_of(pool: Pool | None) -> tuple[str | None, int | None]:

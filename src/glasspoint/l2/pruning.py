@@ -51,6 +51,9 @@ class Barrier(Protocol):
     def untold(self) -> Collection[Scope]:
         """Which of the scopes L1 could not be told of: they go into the journal, with the change itself."""
 
+    def changed(self) -> Collection[Scope]:
+        """All of the scopes."""
+
     def committing(self) -> None:
         """From now on L2 may have changed, whatever goes wrong."""
 
@@ -340,7 +343,7 @@ class Pruner:
                 async with conn.transaction():
                     await _settings(conn)
                     yield conn
-                    await self._store.journal.record(conn, barrier.untold())
+                    await self._store.journal.record(conn, barrier.untold(), barrier.changed())
                     barrier.committing()
 
     async def _garbage(

@@ -11,6 +11,8 @@ primary key, in `LATERAL (… LIMIT 1)` or a scalar subquery, which the planner 
 
 from __future__ import annotations
 
+from glasspoint.l2.statements import OWN
+
 __all__ = [
     "BLOB_SIZES",
     "CHECKPOINT_SIZES",
@@ -82,7 +84,10 @@ WITH RECURSIVE page AS MATERIALIZED (
     SELECT w.*, c.parent_id, c.format, c.channels
     FROM wanted AS w CROSS JOIN LATERAL (
         SELECT parent_checkpoint_id AS parent_id, coalesce((checkpoint ->> 'v')::int, 0) AS format,
-               ARRAY(SELECT jsonb_object_keys(checkpoint -> 'channel_versions')) AS channels
+               ARRAY(
+                   SELECT jsonb_object_keys(checkpoint -> 'channel_versions')
+                   WHERE jsonb_typeof(checkpoint -> 'channel_versions') = 'object'
+               ) AS channels
         FROM checkpoints AS c
         WHERE c.thread_id = w.thread_id AND c.checkpoint_ns = w.checkpoint_ns
           AND c.checkpoint_id = w.checkpoint_id
@@ -312,7 +317,7 @@ _ROWS = "unnest(%(threads)s::text[], %(namespaces)s::text[], %(ids)s::text[])"
 _BLOBS = "unnest(%(threads)s::text[], %(namespaces)s::text[], %(channels)s::text[], %(versions)s::text[])"
 _SUMS = "count(*), coalesce(sum(size), 0)::bigint"
 
-DELETE_CHECKPOINTS = f"""
+DELETE_CHECKPOINTS = f"""{OWN}
 WITH gone AS (
     DELETE FROM checkpoints AS c USING {_ROWS} AS d (t, ns, id)
     WHERE c.thread_id = d.t AND c.checkpoint_ns = d.ns AND c.checkpoint_id = d.id
@@ -320,7 +325,7 @@ WITH gone AS (
 ) SELECT {_SUMS} FROM gone
 """
 
-DELETE_WRITES = f"""
+DELETE_WRITES = f"""{OWN}
 WITH gone AS (
     DELETE FROM checkpoint_writes AS w USING {_ROWS} AS d (t, ns, id)
     WHERE w.thread_id = d.t AND w.checkpoint_ns = d.ns AND w.checkpoint_id = d.id
@@ -330,7 +335,7 @@ WITH gone AS (
 """A run saves a superstep's writes in the background, where they can be saved before their checkpoint. So
 writes go by the checkpoints that go, never because they have none."""
 
-DELETE_BLOBS = f"""
+DELETE_BLOBS = f"""{OWN}
 WITH gone AS (
     DELETE FROM checkpoint_blobs AS b USING {_BLOBS} AS d (t, ns, channel, version)
     WHERE b.thread_id = d.t AND b.checkpoint_ns = d.ns AND b.channel = d.channel AND b.version = d.version
@@ -356,12 +361,12 @@ FROM {_BLOBS} AS d (t, ns, channel, version) JOIN checkpoint_blobs AS b
   ON b.thread_id = d.t AND b.checkpoint_ns = d.ns AND b.channel = d.channel AND b.version = d.version
 """
 
-DELETE_WRITES_OF_SCOPES = """
+DELETE_WRITES_OF_SCOPES = f"""{OWN}
 DELETE FROM checkpoint_writes AS w USING unnest(%(threads)s::text[], %(namespaces)s::text[]) AS s (t, ns)
 WHERE w.thread_id = s.t AND w.checkpoint_ns = s.ns
 """
 
-DROP_PARENTS = """
+DROP_PARENTS = f"""{OWN}
 UPDATE checkpoints AS c SET parent_checkpoint_id = NULL
 FROM unnest(%(threads)s::text[], %(namespaces)s::text[], %(ids)s::text[], %(parents)s::text[])
   AS s (t, ns, id, parent)
@@ -381,7 +386,8 @@ FROM (
     SELECT * FROM unnest(%(threads)s::text[], %(namespaces)s::text[], %(ids)s::text[])
 ) AS r
 CROSS JOIN LATERAL (
-    SELECT c.thread_id, c.checkpoint_ns, c.checkpoint -> 'channel_versions' AS versions
+    SELECT c.thread_id, c.checkpoint_ns, CASE jsonb_typeof(c.checkpoint -> 'channel_versions')
+        WHEN 'object' THEN c.checkpoint -> 'channel_versions' ELSE '{}' END AS versions
     FROM checkpoints AS c
     WHERE c.thread_id = r.thread_id AND c.checkpoint_ns = r.checkpoint_ns
       AND c.checkpoint_id = r.checkpoint_id
@@ -410,7 +416,7 @@ STILL_THERE = """
 SELECT DISTINCT thread_id FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s::text[])
 """
 
-DELETE_THREADS = """
+DELETE_THREADS = f"""{OWN}
 WITH c AS (DELETE FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s::text[])
            RETURNING thread_id, checkpoint_ns),
      b AS (DELETE FROM checkpoint_blobs WHERE thread_id = ANY(%(thread_ids)s::text[])
@@ -431,7 +437,7 @@ SELECT EXISTS (SELECT FROM checkpoints WHERE thread_id = %(thread_id)s)
     OR EXISTS (SELECT FROM checkpoint_writes WHERE thread_id = %(thread_id)s)
 """
 
-COPY_THREAD = """
+COPY_THREAD = f"""{OWN}
 WITH c AS (
     INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type,
                              checkpoint, metadata)

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, cast
 import psycopg
 from psycopg.rows import tuple_row
 
+from glasspoint.background import BackgroundTask
 from glasspoint.l2.deadline import within
+from glasspoint.l2.faults import FORESEEN
 from glasspoint.telemetry.events import TableSize
 
 if TYPE_CHECKING:
@@ -79,6 +81,9 @@ class Sizes:
         self._stopped = False
         self._warned = False
         self._task: asyncio.Task[None] | None = None
+        self._background = BackgroundTask(
+            "table_sizes", store.telemetry, means="Meanwhile the sizes of the tables are not known."
+        )
 
     def known(self) -> Mapping[str, TableSize]:
         """Return what is known of the tables that are there, and see that it is renewed. Never waits."""
@@ -126,9 +131,12 @@ class Sizes:
             pooled = self._store.pool is not None
             async with within(_LOOK_SECONDS if pooled else _LOOK_ON_ONLY_CONNECTION_SECONDS):
                 found = await self._query()
-        except Exception as exc:
+        except FORESEEN as exc:
             self._failed(exc)
+        except Exception as exc:
+            self._ask_from = monotonic() + self._background.failed(exc)
         else:
+            self._background.worked()
             self._found, self._found_at, self._asked_at = found, monotonic(), None
             if not found:
                 self._ask_from = monotonic() + _UNTIL_SETUP_SECONDS
@@ -147,7 +155,7 @@ class Sizes:
             await cursor.execute(cast("Any", _SIZES), {"tables": list(TABLES)})
             return {name: TableSize(size, max(0, rows)) for name, size, rows in await cursor.fetchall()}
 
-    def _failed(self, exc: Exception) -> None:
+    def _failed(self, exc: BaseException) -> None:
         """A server that does not answer is reported where callers meet it; one that refuses, here, once."""
         refused = isinstance(exc, psycopg.Error) and not isinstance(exc, psycopg.OperationalError)
         level = logging.WARNING if refused and not self._warned else logging.DEBUG

@@ -10,12 +10,17 @@ __all__ = [
     "DELETE_THREAD",
     "IMPORT_CHECKPOINT",
     "IMPORT_WRITES",
+    "OWN",
     "PUT",
     "PUT_WRITES",
     "SELECT_BY_ID",
     "SELECT_NEWEST",
     "UPSERT_WRITES",
 ]
+
+OWN = "/* glasspoint */ "
+"""What every statement begins with that changes checkpoints or pending writes. The triggers (see `schema`)
+take any other statement for one of other software, and note its scopes for the cache."""
 
 _SELECT = """
 SELECT c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint::text, c.metadata::text,
@@ -88,7 +93,7 @@ locked; then each of them goes by itself, and waits for its own rows alone."""
 
 _BOUNDED = f"(SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true)) IS NOT NULL"
 
-_PUT = """
+_PUT = """{own}
 WITH put AS MATERIALIZED (
     {puts}
 ), new_blobs AS (
@@ -137,6 +142,7 @@ FROM put AS p ORDER BY p.n
 """
 
 PUT = _PUT.format(
+    own=OWN,
     puts="""
     SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
            %(checkpoint_id)s::text AS checkpoint_id, %(parent_id)s::text AS parent_id,
@@ -149,6 +155,7 @@ PUT = _PUT.format(
     of="",
 )
 PUT_TOGETHER = _PUT.format(
+    own=OWN,
     puts=f"""
     SELECT * FROM unnest(
       %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(parent_ids)b::text[],
@@ -170,7 +177,7 @@ value of its own has one at this version, which upstream would show instead; `kn
 writes of this checkpoint are there already.
 """
 
-_INSERT_WRITES = """
+_INSERT_WRITES = """{own}
 INSERT INTO checkpoint_writes
   (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
 {rows}
@@ -195,17 +202,17 @@ WHERE {_BOUNDED}
 _KEEP = "DO NOTHING"
 _REPLACE = "DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
 
-PUT_WRITES = _INSERT_WRITES.format(rows=_OF_ONE_TASK, action=_KEEP)
-PUT_WRITES_TOGETHER = _INSERT_WRITES.format(rows=_OF_SEVERAL, action=_KEEP)
+PUT_WRITES = _INSERT_WRITES.format(own=OWN, rows=_OF_ONE_TASK, action=_KEEP)
+PUT_WRITES_TOGETHER = _INSERT_WRITES.format(own=OWN, rows=_OF_SEVERAL, action=_KEEP)
 """Store what tasks wrote; what is there already stays. Returns a row for each write that was stored."""
 
-UPSERT_WRITES = _INSERT_WRITES.format(rows=_OF_ONE_TASK, action=_REPLACE)
-UPSERT_WRITES_TOGETHER = _INSERT_WRITES.format(rows=_OF_SEVERAL, action=_REPLACE)
+UPSERT_WRITES = _INSERT_WRITES.format(own=OWN, rows=_OF_ONE_TASK, action=_REPLACE)
+UPSERT_WRITES_TOGETHER = _INSERT_WRITES.format(own=OWN, rows=_OF_SEVERAL, action=_REPLACE)
 """Store tasks' special writes, replacing what is there, but for the task path. Returns a row for each, and
 whether it replaced: a row version that an upsert inserted has no `xmax`, one that it updated carries the lock
 that it took first."""
 
-_IMPORT_WRITES = """
+_IMPORT_WRITES = f"""{OWN}
 WITH given AS (
     SELECT * FROM unnest(
       %(task_ids)s::text[], %(task_paths)s::text[], %(idxs)s::int[], %(write_channels)s::text[],
@@ -249,7 +256,7 @@ RETURNING (xmax = 0) AS new
 """Store a checkpoint with all its values and pending writes, as another tier held it. Returns whether it was
 new: a row version that an upsert inserted has no `xmax`."""
 
-DELETE_THREAD = """
+DELETE_THREAD = f"""{OWN}
 WITH c AS (DELETE FROM checkpoints WHERE thread_id = %(thread_id)s RETURNING checkpoint_ns),
      b AS (DELETE FROM checkpoint_blobs WHERE thread_id = %(thread_id)s RETURNING checkpoint_ns),
      w AS (DELETE FROM checkpoint_writes WHERE thread_id = %(thread_id)s RETURNING checkpoint_ns)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from time import perf_counter
@@ -30,10 +29,11 @@ from glasspoint.errors import (
     SaverClosedError,
     SchemaError,
 )
-from glasspoint.l2 import journal, statements
+from glasspoint.l2 import journal, schema, statements
 from glasspoint.l2.batching import Batcher, Call
 from glasspoint.l2.identity import Identities
 from glasspoint.l2.liveness import Liveness
+from glasspoint.l2.pool import bounds_statements
 from glasspoint.l2.writing import (
     PutAnswer,
     WritesAnswer,
@@ -74,24 +74,29 @@ Ready = Callable[[Any], Awaitable[bool]]
 """Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later.
 Answers whether the write is to record its scope in the journal, because L1 does not know of it."""
 
-# Any number will do as long as all who set the tables up take the same.
-_SETUP_LOCK = 0x676C617373  # "glass"
-
 
 class Store:
     """Upstream's tables in one PostgreSQL database."""
 
     def __init__(
-        self, upstream: AsyncPostgresSaver, telemetry: Telemetry, *, cache: str = "glasspoint"
+        self,
+        upstream: AsyncPostgresSaver,
+        telemetry: Telemetry,
+        *,
+        cache: str = "glasspoint",
+        foreign_writes: schema.ForeignWrites = "watch",
     ) -> None:
         """Args:
         upstream: The saver whose connection or pool is used; with one connection, calls queue on its lock.
         telemetry: Who is told of every statement and every wait.
         cache: What L1 is called in the journal: see `Journal`.
+        foreign_writes: See `schema.set_up`.
 
         Raises:
             ConfigurationError: With it a call would return before PostgreSQL has its write for good.
         """
+        if foreign_writes not in ("watch", "ignore"):
+            raise ConfigurationError(f'foreign_writes is {foreign_writes!r}: it must be "watch" or "ignore".')
         if upstream.pipe is not None:
             raise ConfigurationError(
                 "The AsyncPostgresSaver is in pipeline mode, where a write returns before it is durable: "
@@ -104,6 +109,7 @@ class Store:
             )
         self._upstream = upstream
         self._telemetry = telemetry
+        self._foreign_writes: schema.ForeignWrites = foreign_writes
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._liveness = Liveness()
         self.journal = journal.Journal(self, telemetry, cache=cache)
@@ -114,6 +120,11 @@ class Store:
             self._batcher("l2.put_writes", functools.partial(self._put_all_writes, upsert=upsert))
             for upsert in (False, True)
         )
+
+    @property
+    def telemetry(self) -> Telemetry:
+        """What is told of every statement."""
+        return self._telemetry
 
     @property
     def greet(self) -> Greet | None:
@@ -150,19 +161,19 @@ class Store:
         return (is_asleep or stats.get("pool_available", 0) > 0) and not stats.get("requests_waiting", 0)
 
     async def setup(self) -> int:
-        """Make the tables, or bring them up to date; one process at a time, the others wait.
+        """Make the tables and triggers, or bring them up to date: see `schema.set_up`.
 
         Returns:
             The server's version, as libpq numbers it (180004).
 
         Raises:
             SchemaError: This role may not.
+            L2DeadlineError: Others were in the way for too long.
         """
         async with self._connection(None) as conn:
-            newest = len(AsyncPostgresSaver.MIGRATIONS) - 1
-            if await self._schema_version(conn) < newest or not await journal.is_up_to_date(conn):
-                async with _unbounded(conn):
-                    await self._migrate(conn)
+            await schema.set_up(
+                conn, foreign_writes=self._foreign_writes, lifts_timeout=bounds_statements(self.pool)
+            )
             return conn.info.server_version
 
     async def ping(self) -> None:
@@ -249,7 +260,7 @@ class Store:
             untold = [scope] if await ready(conn) else []
             with self._telemetry.step("l2.import", scope):
                 async with conn.transaction(), conn.pipeline():
-                    await self.journal.record(conn, untold)
+                    await self.journal.record(conn, untold, [scope])
                     for item in items:
                         sql, params = _import_statement(item)
                         cursor = conn.cursor(binary=True, row_factory=tuple_row)
@@ -272,8 +283,9 @@ class Store:
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")
                     rows = await _fetch_all(conn, statements.DELETE_THREAD, {"thread_id": thread_id})
-                    untold = await before_commit([namespace for (namespace,) in rows])
-                    await self.journal.record(conn, untold)
+                    changed = [Scope(thread_id, namespace) for (namespace,) in rows]
+                    untold = await before_commit([scope.checkpoint_ns for scope in changed])
+                    await self.journal.record(conn, untold, changed)
 
     async def get_tuple(
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig
@@ -310,9 +322,8 @@ class Store:
     ) -> tuple[str, dict[str, Any]]:
         """Let a statement record the scopes that L1 does not know of, in the transaction that it is."""
         untold = [call.scope for call in calls if call.is_journalled]
-        if not untold:
-            return sql, params
-        return journal.journalled(sql), {**params, **self.journal.params(untold)}
+        recorded = self.journal.params(untold, [call.scope for call in calls])
+        return (sql, params) if recorded is None else (journal.journalled(sql), params | recorded)
 
     async def drain(self) -> None:
         """Wait until every connection is back in the pool, those of cancelled calls too."""
@@ -384,9 +395,7 @@ class Store:
             ) from exc
         except psycopg.errors.InsufficientPrivilege as exc:
             raise SchemaError(
-                "The role that the saver connects with may not use the checkpoint tables: GRANT SELECT, "
-                "INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes, "
-                "glasspoint_l1_journal, and SELECT ON checkpoint_migrations."
+                f"The role that the saver connects with may not use the checkpoint tables: {schema.GRANTS}."
             ) from exc
         except psycopg.errors.ReadOnlySqlTransaction as exc:
             raise L2UnavailableError(
@@ -448,61 +457,10 @@ class Store:
         if not got.cancelled() and got.exception() is None:
             self._to_the_end(pool.putconn(got.result()))
 
-    async def _schema_version(self, conn: Connection) -> int:
-        """The newest migration that is there, -1 for none. Asked first: a role that may not create tables
-        can work with tables that are up to date."""
-        try:
-            row = await _fetch_one(conn, "SELECT max(v) FROM checkpoint_migrations", {})
-        except psycopg.errors.UndefinedTable:
-            await conn.rollback()
-            return -1
-        return -1 if row is None or row[0] is None else cast("int", row[0])
-
-    async def _migrate(self, conn: Connection) -> None:
-        # Tried again and again, not waited for: a waiting statement holds a snapshot, and CREATE INDEX
-        # CONCURRENTLY waits for all snapshots. The two would never end.
-        while not await self._try_setup_lock(conn):  # noqa: ASYNC110 - another process lets go, not a task
-            await asyncio.sleep(random.uniform(0.02, 0.08))
-        try:
-            await AsyncPostgresSaver(conn).setup()
-            for statement in journal.MIGRATIONS:
-                await conn.execute(cast("Any", statement))
-        except psycopg.errors.InsufficientPrivilege as exc:
-            raise SchemaError(
-                f"The role {conn.info.user!r} may not create the checkpoint tables in the database "
-                f"{conn.info.dbname!r}: run setup() once with a role that may, or let it: GRANT CREATE ON "
-                f"SCHEMA public TO {conn.info.user}."
-            ) from exc
-        finally:
-            if not conn.closed:
-                await conn.execute("SELECT pg_advisory_unlock(%s)", (_SETUP_LOCK,))
-
-    @staticmethod
-    async def _try_setup_lock(conn: Connection) -> bool:
-        row = await _fetch_one(conn, "SELECT pg_try_advisory_lock(%(key)s)", {"key": _SETUP_LOCK})
-        return row is not None and bool(row[0])
-
 
 def _finished(conn: Connection) -> AbstractAsyncContextManager[object]:
     """Commit what was done in a block, or roll it back; where every statement does so by itself, nothing."""
     return nullcontext() if conn.autocommit else conn
-
-
-@asynccontextmanager
-async def _unbounded(conn: Connection) -> AsyncIterator[None]:
-    """Outside any transaction, and without the statement timeout that is meant for the hot path."""
-    autocommit = conn.autocommit
-    await conn.rollback()
-    await conn.set_autocommit(True)
-    row = await _fetch_one(conn, "SELECT current_setting('statement_timeout')", {})
-    await conn.execute("SET statement_timeout = 0")
-    try:
-        yield
-    finally:
-        if not conn.closed:
-            if row is not None:
-                await conn.execute("SELECT set_config('statement_timeout', %s, false)", row)
-            await conn.set_autocommit(autocommit)
 
 
 async def _fetch_one(conn: Connection, sql: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:

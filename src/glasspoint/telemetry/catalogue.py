@@ -207,12 +207,12 @@ METRICS: dict[str, Metric] = {
             "counter",
             ("reason",),
             "Times that PostgreSQL was not what the cache was filled from.",
-            "what made the cache start anew: another `database`, a `timeline`, a `crash`, a table that was "
-            "`truncated`, another Redis (`generation`)",
+            "what made the cache start anew: another `database`, a `timeline`, a `crash`, a `restart`, a "
+            "table that was `truncated`, another Redis (`generation`)",
             (
                 Query(
                     "Was PostgreSQL replaced, restored or set back?",
-                    'increase(glasspoint_l1_identity_changes_total{reason!="generation"}[1h]) > 0',
+                    'increase(glasspoint_l1_identity_changes_total{reason!~"generation|restart"}[1h]) > 0',
                 ),
             ),
         ),
@@ -268,6 +268,19 @@ METRICS: dict[str, Metric] = {
                 Query(
                     "Is the journal swept? (more than 0 for minutes: nobody reaches both servers)",
                     "min_over_time(glasspoint_l1_journal_pending[5m]) > 0",
+                ),
+            ),
+        ),
+        Metric(
+            "l1_quarantined_scopes",
+            "gauge",
+            (),
+            "Scopes whose key L1 (Redis) refuses, and which PostgreSQL alone answers for.",
+            "conversations that Redis refuses, while it serves the others",
+            (
+                Query(
+                    "Are single conversations without a cache? (the log names thread and reason)",
+                    "max_over_time(glasspoint_l1_quarantined_scopes[10m]) > 0",
                 ),
             ),
         ),
@@ -449,6 +462,19 @@ METRICS: dict[str, Metric] = {
             ),
         ),
         Metric(
+            "background_task_failures_total",
+            "counter",
+            ("task",),
+            "Errors that nobody foresaw in background tasks, which go on.",
+            "bugs in what nobody waits for; the log names each kind once",
+            (
+                Query(
+                    "Does a background task fail? (anything above 0 is worth a bug report)",
+                    "sum by (task) (increase(glasspoint_background_task_failures_total[1h])) > 0",
+                ),
+            ),
+        ),
+        Metric(
             "traceparents_ignored_total",
             "counter",
             ("reason",),
@@ -556,7 +582,7 @@ SPANS: tuple[Spans, ...] = (
     ),
     Spans(
         "checkpoint.l1.",
-        ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "drop", "warm_up"),
+        ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "drop", "clear", "warm_up"),
         "client",
         "each round trip to Redis",
         _OF_REDIS,

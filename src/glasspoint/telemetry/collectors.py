@@ -39,6 +39,7 @@ READ_AT_SCRAPE = (
     "redis_pool_connections",
     "l1_breaker_open",
     "l1_journal_pending",
+    "l1_quarantined_scopes",
     "l2_asynchronous_commit",
     "active_tier",
     "storage_bytes",
@@ -123,6 +124,8 @@ class SaverCollector(Collector):
                 yield Figure("l1_breaker_open", (name,), float(is_open))
                 pending = max(v.journal_pending for v in cached)  # they look at one table
                 yield Figure("l1_journal_pending", (name,), pending)
+                quarantined = max(v.quarantined() if v.quarantined else 0 for v in cached)
+                yield Figure("l1_quarantined_scopes", (name,), quarantined)
             settings = {v.synchronous_commit for v in cached if v.synchronous_commit is not None}
             if settings:
                 yield Figure("l2_asynchronous_commit", (name,), float(not settings <= DURABLE))

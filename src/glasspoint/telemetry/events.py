@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DURABLE",
     "Audited",
+    "BackgroundTaskFailed",
     "BreakerChanged",
     "BreakerState",
     "Drained",
@@ -44,10 +45,12 @@ __all__ = [
     "Operation",
     "PoolTimedOut",
     "PoolWaited",
+    "Quarantined",
     "Served",
     "Server",
     "Step",
     "TableSize",
+    "TaskName",
     "Telemetry",
     "Tier",
     "TierChanged",
@@ -70,8 +73,9 @@ WarmUpResult = Literal["stored", "refused", "error"]
 WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "journalled", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
-IdentityReason = Literal["database", "timeline", "crash", "truncated", "generation"]
+IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated", "generation"]
 Verdict = Literal["consistent", "stale", "raced"]
+TaskName = Literal["sweeper", "auditor", "table_sizes", "reconnector", "tier_probe"]
 BreakerState = Literal["closed", "open", "half_open"]
 
 DURABLE = frozenset(("on", "remote_apply"))
@@ -97,7 +101,8 @@ class IdentityChanged:
 
     Attributes:
         reason: `database`: another one, or tables made anew; `timeline`: promoted, or recovered to an earlier
-            moment; `crash`: crashed; `truncated`: emptied; `generation`: another Redis, or not used for long.
+            moment; `crash`: crashed; `restart`: restarted, perhaps with other files; `truncated`: emptied;
+            `generation`: another Redis, or not used for long.
     """
 
     reason: IdentityReason
@@ -156,6 +161,24 @@ class L1Availability:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """Redis refuses the key of one scope, which PostgreSQL alone answers for now. All others are cached.
+
+    Attributes:
+        reason: What Redis refuses, in the words of `l1.faults`.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundTaskFailed:
+    """A background task met an error that nobody foresaw. It goes on."""
+
+    task: TaskName
+
+
+@dataclass(frozen=True, slots=True)
 class L2Retried:
     """A call that PostgreSQL failed is tried again.
 
@@ -191,6 +214,7 @@ class Drained:
 
 Note = (
     Audited
+    | BackgroundTaskFailed
     | EpochChanged
     | ForeignWrites
     | IdentityChanged
@@ -198,6 +222,7 @@ Note = (
     | PoolTimedOut
     | PoolWaited
     | L1Availability
+    | Quarantined
     | BreakerChanged
     | L2Retried
     | TierChanged
@@ -229,8 +254,11 @@ class Vitals:
         loop: The event loop that the saver works on.
         undrained: The lower tiers of its chain that may hold what is not here yet.
         breaker: Where the breaker in front of L1 stands; `None` where there is none.
-        journal_pending: How many rows of the journal were not swept when somebody last looked.
+        journal_pending: How many rows of the journal were not swept when somebody last looked, but for those
+            of scopes in quarantine.
+        quarantined: Returns how many scopes are in quarantine. `None` where there is no L1.
         identity: Of L2, as it stands in the keys of L1; `None` while L1 is not used.
+        withheld: The parts of the identity that PostgreSQL does not tell this role.
         synchronous_commit: PostgreSQL's setting, on the saver's connections; `None` if it is not known.
         storage: Returns what is known of the tables' sizes, and sees that it is renewed. From any thread;
             waits for nobody. `None` where there is no PostgreSQL.
@@ -249,7 +277,9 @@ class Vitals:
     breaker: BreakerState | None = None
     journal_pending: int = 0
     identity: str | None = None
+    withheld: tuple[str, ...] = ()
     synchronous_commit: str | None = None
+    quarantined: Callable[[], int] | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
 
     def set_active(self, active: bool) -> None:

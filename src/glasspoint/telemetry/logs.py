@@ -7,6 +7,7 @@ same as an attribute, for those who log JSON. Elsewhere lines are as they are.
 from __future__ import annotations
 
 import logging
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -14,7 +15,9 @@ from opentelemetry import trace
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-__all__ = ["TracedLogger", "get_logger"]
+__all__ = ["Throttle", "TracedLogger", "get_logger"]
+
+_THROTTLE_SECONDS = 60.0
 
 
 class TracedLogger(logging.LoggerAdapter[logging.Logger]):
@@ -38,3 +41,32 @@ def get_logger(name: str) -> TracedLogger:
         'glasspoint'
     """
     return TracedLogger(logging.getLogger(name))
+
+
+class Throttle:
+    """At most one log line in so many seconds, for what may happen with every call.
+
+    Attributes:
+        seconds: The least time between two lines.
+    """
+
+    def __init__(self, seconds: float = _THROTTLE_SECONDS) -> None:
+        """Args:
+        seconds: The least time between two lines.
+        """
+        self.seconds = seconds
+        self._logged_at = float("-inf")
+        self._since = 0
+
+    def due(self) -> int:
+        """Say that there is something to log.
+
+        Returns:
+            How often that was so since the last line, this time counted; 0: log nothing.
+        """
+        self._since += 1
+        now = monotonic()
+        if now - self._logged_at < self.seconds:
+            return 0
+        since, self._since, self._logged_at = self._since, 0, now
+        return since

@@ -17,6 +17,7 @@ from glasspoint.telemetry.catalogue import METRICS
 from glasspoint.telemetry.collectors import SaverCollector
 from glasspoint.telemetry.events import (
     Audited,
+    BackgroundTaskFailed,
     BreakerChanged,
     Drained,
     EpochChanged,
@@ -31,6 +32,7 @@ from glasspoint.telemetry.events import (
     PoolTimedOut,
     PoolWaited,
     Step,
+    TaskName,
     TierChanged,
     Vitals,
     failures,
@@ -157,6 +159,7 @@ class Families:
         self.l2_retries = counter("l2_retries_total")
         self.pool_wait = histogram("pool_wait_seconds")
         self.pool_timeouts = counter("pool_timeouts_total")
+        self.background_task_failures = counter("background_task_failures_total")
         self.traceparents_ignored = counter("traceparents_ignored_total")
         if multiprocess.is_on():
             self.savers: SaverCollector = multiprocess.SharedSaverCollector()
@@ -293,6 +296,7 @@ class Metrics(Observer):
         self._fallbacks = _Children(families.fallback_events, saver_name)
         self._drained = _Children(families.drained_checkpoints, saver_name)
         self._retries = _Children(families.l2_retries, saver_name)
+        self._background = _Children(families.background_task_failures, saver_name)
         self._traceparents = _Children(families.traceparents_ignored, saver_name)
         self._pool_wait = families.pool_wait.labels(saver_name)
         self._pool_timeouts = families.pool_timeouts.labels(saver_name)
@@ -309,6 +313,7 @@ class Metrics(Observer):
             (self._fallbacks, _TIER_CHANGES),
             (self._drained, ("redis", "memory")),
             (self._retries, _RETRIES),
+            (self._background, get_args(TaskName)),
             (self._traceparents, ("malformed", "too_long")),
         ):
             for labels in known:
@@ -395,6 +400,8 @@ class Metrics(Observer):
                 self._audits[note.verdict].inc()
             case TierChanged():
                 self._fallbacks[note.from_tier, note.to_tier, note.reason].inc()
+            case BackgroundTaskFailed():
+                self._background[note.task].inc()
             case Drained():
                 self._drained[note.from_tier].inc(note.checkpoints)
 

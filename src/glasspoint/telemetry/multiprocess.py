@@ -30,6 +30,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry.catalogue import METRICS
 from glasspoint.telemetry.collectors import SaverCollector
+from glasspoint.telemetry.events import failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -48,6 +49,7 @@ _MODES: dict[str, Literal["livesum", "livemax"]] = {
     "redis_pool_connections": "livesum",
     "l1_breaker_open": "livemax",
     "l1_journal_pending": "livemax",
+    "l1_quarantined_scopes": "livemax",
     "l2_asynchronous_commit": "livemax",
     "active_tier": "livemax",
     "storage_bytes": "livemax",
@@ -162,8 +164,12 @@ class SharedSaverCollector(SaverCollector):
                 self._soon.clear()
                 pause = _FIRST_PAUSE_SECONDS
             with self._publishing:
-                with suppress(OSError):  # the directory is gone: /metrics says so
+                try:
                     self._publish()
+                except OSError:
+                    pass  # the directory is gone: /metrics says so
+                except Exception as exc:
+                    failures.report("the thread that publishes metrics", exc)
                 if not self.watched:
                     self._thread = None
                     return

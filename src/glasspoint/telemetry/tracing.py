@@ -24,6 +24,7 @@ from glasspoint.telemetry.events import (
     Observer,
     Operation,
     PoolWaited,
+    Quarantined,
     Step,
     TierChanged,
     Vitals,
@@ -158,6 +159,8 @@ class Tracing(Observer):
             current.add_event(
                 "glasspoint.l1.breaker", {"glasspoint.state": note.state, "reason": note.reason}
             )
+        elif isinstance(note, Quarantined):
+            current.add_event("glasspoint.l1.quarantine", {"reason": note.reason})
         elif isinstance(note, L2Retried):
             current.add_event("glasspoint.l2.retry", {"reason": note.reason})
         elif isinstance(note, TierChanged):

@@ -3,7 +3,7 @@
 -- ARGV  1 intent  2 new checkpoint id  3 '1' if L2 says that it is the newest and that its values stand there
 --       as sent  4 '1' if it brings every channel that it names  5 entry TTL, ms
 --       6 '1' if the caller will ask again  7 n = number of known writes  8 m = number of fields with values
---       then n field names w:…, then m pairs (name, value), then pairs (c:<channel>, version, or version NUL …)
+--       then n field names w:…, then m pairs (name, value), then pairs (c:<channel>, version NUL signature)
 --       of channels that have no value at this version
 -- returns 1 applied, 0 discarded, 4 ask again: nothing was changed; a write that L2 knew of is not here, but
 --         writes are under way, and this one is likely among them, a moment from its own COMMIT
@@ -35,13 +35,12 @@ for _, field in ipairs(redis.call('HKEYS', KEY)) do
   others = others or is_intent(field)
 end
 redis.call('HSET', KEY, 'id', id)
-set_fields(9 + known, 8 + known + 2 * valued)
+set_fields(ARGV, 9 + known, 8 + known + 2 * valued)
 for i = 9 + known + 2 * valued, #ARGV, 2 do
   -- A value at this very version was put there by whoever stored it in L2, after L2 told us of none.
   local there = redis.call('HGET', KEY, ARGV[i])
-  local version = string.sub(ARGV[i + 1], 1, (string.find(ARGV[i + 1], '\0', 1, true) or 0) - 1)
-  local value_of_version = version .. '\0'
-  if not there or string.sub(there, 1, #value_of_version) ~= value_of_version then
+  local version = string.sub(ARGV[i + 1], 1, (string.find(ARGV[i + 1], '\0', 1, true)))
+  if not there or string.sub(there, 1, #version) ~= version then
     redis.call('HSET', KEY, ARGV[i], ARGV[i + 1])
   end
 end

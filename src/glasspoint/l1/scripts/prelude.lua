@@ -3,6 +3,11 @@
 -- KEYS[1]  the entry: one hash a scope. Fields: id, head, c:<channel>, w:<checkpoint>:<task>:<idx>,
 --          i:<intent> ("<deadline>:<1 armed | 0 disarmed>"), lease (a reader's).
 -- All deadlines are milliseconds on this server's clock, so no two machines' clocks are ever compared.
+--
+-- No script takes away what others rely on before a command that can fail. A script is not rolled back: when a
+-- command fails, what the ones before it did stays. The first command of each asks for a field or sets one, so
+-- that a key of another type (WRONGTYPE), or one that this user may not touch, changes nothing. A Redis that is
+-- full refuses a script's first write, and none after it. `unpack` takes 1000 values at most.
 local KEY = KEYS[1]
 
 local function now_ms()
@@ -50,33 +55,48 @@ local function has_live_intent(own)
   return false
 end
 
+-- Sets fields from values[first .. last], alternating name and value; `unpack` has a limit, hence the chunks.
+local function set_fields(values, first, last)
+  for i = first, last, 1000 do
+    redis.call('HSET', KEY, unpack(values, i, math.min(i + 999, last)))
+  end
+end
+
+local function remove_fields(names)
+  for i = 1, #names, 1000 do
+    redis.call('HDEL', KEY, unpack(names, i, math.min(i + 999, #names)))
+  end
+end
+
 -- Discard: nothing of the entry is believed any more. Live intents stay, so that they go on blocking
 -- readers, but disarmed: who is under way may have looked at L2 before the change that made us discard.
 -- Everything else goes, channel values and early writes too: a crashed writer's L2 may differ from them.
+--
+-- The entry is never gone while intents are to stay: they would be lost if the next command failed. What is to
+-- go goes first, one field at least, because a Redis that is full refuses an HSET only before the first write.
+-- Returns whether a live intent is left.
 local function discard()
   local now = now_ms()
-  local keep, last = {}, 0
+  local gone, disarmed, last = {'lease'}, {}, 0
   for _, field in ipairs(redis.call('HKEYS', KEY)) do
+    local deadline, armed = 0, false
     if is_intent(field) then
-      local deadline = parse_intent(redis.call('HGET', KEY, field))
-      if deadline > now then
-        keep[#keep + 1] = field
-        keep[#keep + 1] = string.format('%.0f:0', deadline)
-        last = math.max(last, deadline)
-      end
+      deadline, armed = parse_intent(redis.call('HGET', KEY, field))
     end
+    if deadline <= now then
+      gone[#gone + 1] = field
+    elseif armed then
+      disarmed[#disarmed + 1] = field
+      disarmed[#disarmed + 1] = string.format('%.0f:0', deadline)
+    end
+    last = math.max(last, deadline)
   end
-  redis.call('DEL', KEY)
-  if #keep > 0 then
-    redis.call('HSET', KEY, unpack(keep))
-    redis.call('PEXPIRE', KEY, string.format('%.0f', last - now))
+  if last <= now then
+    redis.call('DEL', KEY)
+    return false
   end
-  return #keep > 0
-end
-
--- Sets fields from ARGV[first .. last], alternating name and value; `unpack` has a limit, hence the chunks.
-local function set_fields(first, last)
-  for i = first, last, 1000 do
-    redis.call('HSET', KEY, unpack(ARGV, i, math.min(i + 999, last)))
-  end
+  remove_fields(gone)
+  set_fields(disarmed, 1, #disarmed)
+  redis.call('PEXPIRE', KEY, string.format('%.0f', last - now))
+  return true
 end

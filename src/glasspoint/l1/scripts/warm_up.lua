@@ -9,6 +9,6 @@ for _, field in ipairs(redis.call('HKEYS', KEY)) do
   if is_intent(field) then return 0 end
 end
 redis.call('DEL', KEY)
-set_fields(3, #ARGV)
+set_fields(ARGV, 3, #ARGV)
 redis.call('PEXPIRE', KEY, ARGV[2])
 return 1

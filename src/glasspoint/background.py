@@ -1,0 +1,83 @@
+"""Background tasks that no bug ends.
+
+An exception that nobody foresaw, in a task that nobody waits for, would end the task without a word: the
+journal would not be swept any more, or the tiers above not be tried, until somebody restarts the process. So
+each background task hands what it did not expect to a `BackgroundTask`, pauses for as long as that says, and
+goes on.
+
+A server that does not answer is not meant: each task expects that, and deals with it in its own words.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glasspoint.telemetry.events import BackgroundTaskFailed
+from glasspoint.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from glasspoint.telemetry.events import TaskName, Telemetry
+
+__all__ = ["BackgroundTask"]
+
+_log = get_logger("glasspoint")
+
+_FIRST_PAUSE_SECONDS = 0.25
+_LONGEST_PAUSE_SECONDS = 30.0
+
+_FRAMES_NAMED = 3
+
+
+class BackgroundTask:
+    """The failures of one background task, and its pauses.
+
+    Attributes:
+        pause: Seconds until the next attempt; 0 while it works.
+    """
+
+    def __init__(self, name: TaskName, telemetry: Telemetry | None, *, means: str) -> None:
+        """Args:
+        name: What the task is called in the log and in metrics.
+        telemetry: Receives an event for each failure; `None`: it is only logged.
+        means: What users lose while the task fails, as a sentence for the log.
+        """
+        self.pause = 0.0
+        self._name = name
+        self._telemetry = telemetry
+        self._means = means
+        self._logged: set[tuple[str, str]] = set()
+
+    def failed(self, error: Exception) -> float:
+        """Count an exception that nobody foresaw, and log it if it is the first of its kind.
+
+        Of the error only the class is logged, and where it was raised: its text may quote a value.
+
+        Returns:
+            Seconds to pause before the next attempt: longer each time, until `worked` is called.
+        """
+        self.pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self.pause), _LONGEST_PAUSE_SECONDS)
+        if self._telemetry is not None:
+            self._telemetry.note(BackgroundTaskFailed(self._name))
+        kind = (type(error).__qualname__, _places(error))
+        if kind not in self._logged:
+            self._logged.add(kind)
+            _log.error(
+                "The background task %s met an error that nobody foresaw (%s, at %s). %s It goes on after a "
+                "pause; errors of this kind are only counted from now on. Please report a bug.",
+                self._name,
+                *kind,
+                self._means,
+            )
+        return self.pause
+
+    def worked(self) -> None:
+        """Say that an attempt succeeded: the next failure is followed by a short pause again."""
+        self.pause = 0.0
+
+
+def _places(error: Exception) -> str:
+    """Name where an exception was raised, innermost first, as `file:line`."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_NAMED:]
+    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames)) or "?"

@@ -1,0 +1,113 @@
+"""What the cache needs of a Redis, asked at the first contact: the commands, the keys, and no cluster.
+
+A Redis user (ACL) that lacks a command fails every step that needs it, with an error that, inside a script
+and before Redis 7, does not name the command. So each command is sent by itself, once, to a key that nobody
+uses. Only whether the user may run it counts; a server that is full, or a replica, says other things, and may
+recover.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from redis.exceptions import ResponseError
+
+from glasspoint.l1.faults import CannotBeTheCacheError, is_a_refused_command, is_a_refused_key
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from redis.asyncio import Redis
+
+__all__ = ["COMMANDS", "OPTIONAL", "check_permissions", "refuse_cluster"]
+
+_KEY = object()
+
+COMMANDS: dict[str, tuple[Any, ...]] = {
+    "ping": (),
+    "info": (b"server",),
+    "script|load": (b"return 1",),
+    # No such script: what counts is that it may be asked for. It is asked for with the key, as each step is.
+    "evalsha": (b"0" * 40, 1, _KEY),
+    "time": (),
+    "hset": (_KEY, b"field", b"1"),
+    "hsetnx": (_KEY, b"field", b"1"),
+    "hget": (_KEY, b"field"),
+    "hgetall": (_KEY,),
+    "hkeys": (_KEY,),
+    "hexists": (_KEY, b"field"),
+    "pttl": (_KEY,),
+    "pexpire": (_KEY, 1000),
+    "hdel": (_KEY, b"field"),
+    "del": (_KEY,),
+}
+"""Each command that the cache needs, as an ACL rule names it -> harmless arguments. The last ones undo what
+the others did."""
+
+OPTIONAL = ("scan", "unlink")
+"""Commands that delete what older epochs have left; without them it stays until it expires."""
+
+_NAMED = re.compile(r"'([\w|]+)' command")
+
+_WHOAMI = "acl|whoami"
+
+
+async def check_permissions(redis: Redis, key_prefix: str) -> None:
+    """Ask whether the client's user may do what the cache needs.
+
+    Raises:
+        CannotBeTheCacheError: It may not. The message names the commands and the rule to add.
+        Exception: What the client raises, if there is no answer.
+    """
+    key = f"{quote(key_prefix, safe='')}:permissions:{secrets.token_hex(8)}".encode()
+    asked = {**COMMANDS, _WHOAMI: ()}
+    try:
+        async with redis.pipeline(transaction=False) as pipe:
+            for name, args in asked.items():
+                command = name.upper().replace("|", " ")
+                pipe.execute_command(command, *(key if arg is _KEY else arg for arg in args))
+            answers = dict(zip(asked, await pipe.execute(raise_on_error=False), strict=True))
+    except ResponseError as exc:  # while connecting: SELECT, say
+        if not is_a_refused_command(exc):
+            raise
+        raise _refusal(redis, None, key_prefix, _NAMED.findall(str(exc)), keys=False) from exc
+    whoami = answers.pop(_WHOAMI)
+    denied = [name for name, answer in answers.items() if is_a_refused_command(answer)]
+    keys = any(is_a_refused_key(answer) for answer in answers.values())
+    if denied or keys:
+        raise _refusal(redis, whoami, key_prefix, denied, keys=keys)
+
+
+def refuse_cluster(server: Mapping[str, Any]) -> None:
+    """Raise `CannotBeTheCacheError` if a server, as `INFO server` shows it, is a node of a Redis Cluster."""
+    if "cluster" in (server.get("redis_mode"), server.get("server_mode")):
+        raise CannotBeTheCacheError(
+            "This server is a node of a Redis Cluster, which cannot be the cache yet: a node holds a part of "
+            "the keys, and refuses all others. Use a Redis or Valkey of one server, alone or with replicas "
+            'and Sentinel (cluster-enabled no). A managed service calls that "cluster mode disabled".'
+        )
+
+
+def _refusal(
+    redis: Redis, whoami: object, key_prefix: str, denied: Collection[str], *, keys: bool
+) -> CannotBeTheCacheError:
+    user = _user(redis, whoami)
+    pattern = f"~{quote(key_prefix, safe='')}:*"
+    lacks = [f"may not run {', '.join(name.replace('|', ' ').upper() for name in denied)}"] if denied else []
+    lacks += [f"may not read and write the keys {pattern[1:]}"] if keys else []
+    rules = [*([pattern] if keys else []), *(f"+{name}" for name in denied)]
+    whole = " ".join([pattern, *(f"+{name}" for name in (*COMMANDS, *OPTIONAL))])
+    return CannotBeTheCacheError(
+        f"The Redis user {user!r} {' and '.join(lacks) or 'may not run a command'}. Let it, on the server: "
+        f"ACL SETUSER {user} {' '.join(rules) or whole} (all that the cache uses: {whole})."
+    )
+
+
+def _user(redis: Redis, whoami: object) -> str:
+    if isinstance(whoami, str):
+        return whoami
+    pool: Any = getattr(redis, "connection_pool", None)
+    return getattr(pool, "connection_kwargs", {}).get("username") or "default"

@@ -1,0 +1,635 @@
+"""`setup()`: makes the tables of LangGraph and of Glasspoint, or migrates them to the installed versions.
+
+    look      two reads. If nothing is missing, this was all: a role needs no right to make anything
+    migrate   one transaction, one process at a time: everything but the next step
+    build     CREATE INDEX CONCURRENTLY, where a table has rows: outside of transactions. Then `migrate` again
+
+Open this file when a setup waits, fails, or makes something in the wrong schema.
+
+Setup leaves nothing in a session, neither a setting nor a lock. Behind a pooler in transaction mode
+(PgBouncer), the next statement may run on another connection, and another application gets this one.
+
+No statement of setup waits for longer than a few seconds. A statement that waits holds a snapshot, and CREATE
+INDEX CONCURRENTLY of another process waits for all snapshots: neither would ever end. So setup tries, and
+tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+import psycopg
+from langgraph.checkpoint.postgres.base import BasePostgresSaver
+from psycopg import errors, sql
+from psycopg.rows import tuple_row
+
+from glasspoint.errors import L2DeadlineError, SchemaError
+from glasspoint.l2 import schema_statements as statements
+from glasspoint.l2.deadline import answered_within
+from glasspoint.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from typing import TypeAlias
+
+    from psycopg.rows import DictRow
+
+    Connection = psycopg.AsyncConnection[DictRow]
+    Statement: TypeAlias = str | sql.Composable
+
+__all__ = ["GRANTS", "VERSION", "ForeignWrites", "remove", "renew_signing_key", "set_up", "triggers_stand"]
+
+_log = get_logger("glasspoint.l2")
+
+_Result = TypeVar("_Result")
+
+ForeignWrites = Literal["watch", "ignore"]
+"""Whether triggers note what other software writes to LangGraph's tables."""
+
+VERSION = 1
+"""The version of Glasspoint's own tables, functions and triggers: one more with each change of them."""
+
+GRANTS = (
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes, "
+    "glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks, and GRANT SELECT ON "
+    "checkpoint_migrations, glasspoint_identity"
+)
+"""What a role needs that uses the tables, but does not make them."""
+
+# Any number will do as long as all versions take the same one.
+_SETUP_LOCK = 0x676C617373  # "glass"
+
+# How long setup tries until nobody is in its way, and how long an index may take.
+_TURN_SECONDS = 60.0
+_INDEX_SECONDS = 3600.0
+
+# A wait that is longer is logged once.
+_LOG_AFTER_SECONDS = 5.0
+
+# How long a statement waits for the lock on a table, attempt by attempt. Short at first, because writers
+# queue behind it. Longer than `deadlock_timeout` (1 s) in the end: only then does PostgreSQL end an
+# autovacuum for it.
+_LOCK_TIMEOUTS_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+# So many times as long setup then leaves the table to the writers.
+_PAUSES_A_LOCK_TIMEOUT = 2
+
+# Another process is in the way: it holds a lock, or makes the same thing at the same time. PostgreSQL
+# reports the latter in many ways ("tuple concurrently updated" is an InternalError).
+_IN_THE_WAY = (
+    errors.LockNotAvailable,
+    errors.DeadlockDetected,
+    errors.SerializationFailure,
+    errors.UniqueViolation,
+    errors.DuplicateTable,
+    errors.DuplicateObject,
+    errors.DuplicateFunction,
+    errors.DuplicateColumn,
+    errors.InternalError_,
+)
+
+_CONCURRENTLY = re.compile(r"\s+CONCURRENTLY\b", re.IGNORECASE)
+_CREATE_INDEX_CONCURRENTLY = re.compile(
+    r"\s*CREATE\s+(UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(?P<name>\w+)\s+"
+    r"ON\s+(?P<table>\w+)\s*(?=\()",
+    re.IGNORECASE,
+)
+
+# Connections for which the warning about missing triggers was logged: host, port, database, user, schema.
+_warned: set[tuple[object, ...]] = set()
+
+
+async def set_up(conn: Connection, *, foreign_writes: ForeignWrites, lifts_timeout: bool = False) -> None:
+    """Make what is missing, and migrate what is older. Any number of processes may call this at once.
+
+    Args:
+        conn: A connection in no transaction.
+        foreign_writes: `"watch"` makes the triggers that note what other software writes. `"ignore"` makes
+            none, and removes none.
+        lifts_timeout: Whether our own pool has set a `statement_timeout` on the connection, which may then be
+            lifted while an index is built.
+
+    Raises:
+        SchemaError: This role may not make what is missing.
+        L2DeadlineError: Others were in the way for too long.
+    """
+    watch = foreign_writes == "watch"
+    async with _autocommit(conn):
+        state = await _look(conn)
+        if state.is_complete and (not watch or state.has_triggers):
+            return
+        if state.is_complete and not state.may_make_triggers:
+            _warn_of_missing_triggers(conn, state.schema)
+            return
+        if state.other_schema is not None and "checkpoints" not in state.tables:
+            _log.warning(
+                "setup makes new tables in the schema %r, which comes first in the search_path. The tables "
+                "in the schema %r stay as they are, and are not used.",
+                state.schema,
+                state.other_schema,
+            )
+        while index := await _in_turn(conn, state.schema, lambda: _migrate(conn, watch=watch)):
+            await _build(conn, state.schema, index, lifts_timeout=lifts_timeout)
+        for name in state.invalid_indexes:
+            await _mend(conn, state.schema, name, lifts_timeout=lifts_timeout)
+
+
+async def triggers_stand(conn: Connection) -> bool:
+    """Tell whether all triggers are there, enabled, and as this version makes them."""
+    return (await _look(conn)).has_triggers
+
+
+async def remove(conn: Connection) -> None:
+    """Drop everything of Glasspoint's own (tables, functions, triggers), and nothing of LangGraph's.
+
+    Args:
+        conn: A connection in no transaction.
+
+    Raises:
+        SchemaError: This role may not drop them.
+        L2DeadlineError: Others were in the way for too long.
+    """
+    async with _autocommit(conn):
+        schema = (await _look(conn)).schema
+        await _in_turn(conn, schema, lambda: _remove(conn, schema))
+
+
+async def renew_signing_key(conn: Connection) -> None:
+    """Make a new signing key. Savers then trust nothing that stands in Redis from before.
+
+    Args:
+        conn: A connection in no transaction.
+
+    Raises:
+        SchemaError: There is no key: `setup` was not called yet.
+    """
+    async with _autocommit(conn):
+        state = await _look(conn)
+        if "glasspoint_identity" not in state.tables:
+            raise SchemaError("There is no signing key to renew: call `await saver.setup()` once.")
+        await _execute(conn, sql.SQL(statements.RENEW_SIGNING_KEY).format(_identity_table(state.schema)))
+
+
+# ------------------------------------------------------------------------------------------- look
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What is there.
+
+    Attributes:
+        schema: Where the tables are, or will be.
+        tables: Those of upstream's and of ours that are there.
+        migration: The number of upstream's last migration, -1 for none.
+        version: The version of our own tables, 0 for none.
+        invalid_indexes: Indexes of upstream's migrations that are invalid, and that this role may build anew.
+        triggers: How many are there as this version makes them.
+        may_make_triggers: Whether it is worth an attempt.
+        other_schema: Where the search path finds tables, if it finds them in another schema.
+    """
+
+    schema: str
+    tables: frozenset[str]
+    migration: int
+    version: int
+    invalid_indexes: tuple[str, ...]
+    triggers: int
+    may_make_triggers: bool
+    other_schema: str | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything but the triggers is there."""
+        is_migrated = self.migration >= len(BasePostgresSaver.MIGRATIONS) - 1
+        return is_migrated and self.has_own_tables and not self.invalid_indexes
+
+    @property
+    def has_own_tables(self) -> bool:
+        """Whether our tables are there. Those of a newer version will do."""
+        return self.version >= VERSION
+
+    @property
+    def has_triggers(self) -> bool:
+        """Whether all triggers are there. Those of a newer version are not looked at."""
+        return self.triggers == len(statements.TRIGGERS) or self.version > VERSION
+
+
+async def _look(conn: Connection) -> _State:
+    params = {
+        "tables": ["checkpoint_migrations", *statements.UPSTREAM_TABLES, *statements.OWN_TABLES],
+        "indexes": [index.name for index in _indexes()],
+        "trigger_tables": [trigger.table for trigger in statements.TRIGGERS],
+        "trigger_names": [trigger.name for trigger in statements.TRIGGERS],
+        "functions": [trigger.function for trigger in statements.TRIGGERS],
+        "bodies": [statements.FUNCTIONS[trigger.function] for trigger in statements.TRIGGERS],
+    }
+    row = await _fetch_one(conn, statements.LOOK, params)
+    if row is None:
+        raise SchemaError(
+            "The search_path of this connection leads to no schema: create that schema, or name another one "
+            "(`options=-csearch_path=…` in the connection string)."
+        )
+    schema, tables, invalid_indexes, triggers, may_make_triggers, other_schema, may_read_version = row
+    # A table that is missing must not stand in the statement.
+    migration = "(SELECT max(v) FROM {})" if "checkpoint_migrations" in tables else "NULL"
+    version = "(SELECT schema_version FROM {})" if {*statements.OWN_TABLES} <= {*tables} else "NULL"
+    if not may_read_version:
+        # A role without rights on our tables works without the cache, and the sweeper says so. It could not
+        # migrate them in any case.
+        version = str(VERSION)
+    versions = sql.SQL("SELECT {}, {}").format(
+        sql.SQL(migration).format(sql.Identifier(schema, "checkpoint_migrations")),
+        sql.SQL(version).format(_identity_table(schema)),
+    )
+    found = await _fetch_one(conn, versions) or (None, None)
+    return _State(
+        schema=schema,
+        tables=frozenset(tables),
+        migration=-1 if found[0] is None else found[0],
+        version=found[1] or 0,
+        invalid_indexes=tuple(invalid_indexes),
+        triggers=triggers,
+        may_make_triggers=may_make_triggers,
+        other_schema=other_schema,
+    )
+
+
+def _identity_table(schema: str) -> sql.Identifier:
+    return sql.Identifier(schema, "glasspoint_identity")
+
+
+# ------------------------------------------------------------------------------------------- migrate
+
+
+async def _in_turn(conn: Connection, schema: str, work: Callable[[], Awaitable[_Result]]) -> _Result:
+    """Do something in one transaction, as soon as no other process sets up or keeps the tables locked."""
+    started, is_logged, attempt = monotonic(), False, 0
+    while True:
+        timeout = _LOCK_TIMEOUTS_SECONDS[min(attempt, len(_LOCK_TIMEOUTS_SECONDS) - 1)]
+        pause = random.uniform(0.02, 0.1)
+        error: BaseException | None = None
+        try:
+            async with conn.transaction():
+                if await _take_lock(conn, timeout):
+                    return await work()
+            obstacle = "another process set the tables up"
+        except _IN_THE_WAY as exc:
+            error, attempt = exc, attempt + 1
+            pause += _PAUSES_A_LOCK_TIMEOUT * timeout
+            obstacle = f"others kept the tables locked, or changed them ({type(exc).__name__})"
+        except errors.InsufficientPrivilege as exc:
+            raise _refused(conn, schema, exc) from exc
+        waited = monotonic() - started
+        if waited > _TURN_SECONDS:
+            raise L2DeadlineError(
+                f"Nothing was set up: for {waited:.0f} s {obstacle}. Look for a transaction that does not "
+                "end, in pg_stat_activity and pg_locks, and repeat."
+            ) from error
+        if waited > _LOG_AFTER_SECONDS and not is_logged:
+            is_logged = True
+            _log.info("setup waits, for up to %.0f s: %s.", _TURN_SECONDS, obstacle)
+        await asyncio.sleep(pause)
+
+
+async def _take_lock(conn: Connection, timeout_seconds: float) -> bool:
+    """Prepare a transaction, and try to be the only process that sets up."""
+    # Whatever the default is: each statement is to see what others have just committed.
+    await _execute(conn, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    params = {"lock_timeout_ms": str(int(timeout_seconds * 1000)), "key": _SETUP_LOCK}
+    row = await _fetch_one(conn, statements.TAKE_LOCK, params)
+    return row is not None and bool(row[-1])
+
+
+async def _enter(conn: Connection, schema: str) -> None:
+    """Let every name in this transaction mean one in this schema."""
+    path = "SELECT set_config('search_path', quote_ident(%(schema)s) || ', pg_temp', true)"
+    await _fetch_one(conn, path, {"schema": schema})
+
+
+async def _migrate(conn: Connection, *, watch: bool) -> _Index | None:
+    """Do everything that is missing and that a transaction can do.
+
+    Returns:
+        An index that has to be built before the rest, because its table has rows.
+    """
+    state = await _look(conn)
+    await _enter(conn, state.schema)
+    index = await _migrate_upstream(conn, state)
+    is_older = not state.has_own_tables
+    if is_older:
+        for statement in statements.TABLES:
+            await _execute(conn, statement)
+        await conn.execute(statements.IDENTITY, {"version": VERSION}, prepare=False)
+    if index is not None:
+        return index  # whose build, perhaps by another process, keeps the table from getting triggers
+    # Triggers of an older version are replaced in any case: they may not fit the new tables.
+    wanted = (watch and not state.has_triggers) or (is_older and await _standing_triggers(conn))
+    if wanted and not await _make_triggers(conn):
+        _warn_of_missing_triggers(conn, state.schema)
+    return None
+
+
+async def _migrate_upstream(conn: Connection, state: _State) -> _Index | None:
+    """Do upstream's migrations in their order: only the greatest number that is recorded counts."""
+    for number in range(state.migration + 1, len(BasePostgresSaver.MIGRATIONS)):
+        migration = BasePostgresSaver.MIGRATIONS[number]
+        index = _index_of(migration)
+        if index is None:
+            await _execute(conn, _CONCURRENTLY.sub("", migration))
+        elif not await _make_index_if_empty(conn, index):
+            return index
+        # LangGraph's own setup may have recorded it meanwhile.
+        record = "INSERT INTO checkpoint_migrations (v) VALUES (%(number)s) ON CONFLICT DO NOTHING"
+        await conn.execute(record, {"number": number}, prepare=False)
+    return None
+
+
+async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
+    """Make an index in this transaction, unless its table has rows, or another process builds it. Returns
+    whether a valid one is there."""
+    status = await _status_of(conn, None, index)
+    if status.is_valid or status.workers:
+        return bool(status.is_valid)
+    has_rows = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(index.table))
+    if await _fetch_one(conn, has_rows) == (True,):
+        return False
+    await _execute(conn, sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(index.name)))
+    await _execute(conn, _CONCURRENTLY.sub("", index.migration))
+    return True
+
+
+async def _make_triggers(conn: Connection) -> bool:
+    """Make the functions and triggers anew, all or none. Returns whether this role may."""
+    try:
+        async with conn.transaction():
+            if await _fetch_one(conn, statements.MAY_NOTE) != (True,):
+                return False
+            for name, body in statements.FUNCTIONS.items():
+                create, revoke = sql.SQL(statements.CREATE_FUNCTION), sql.SQL(statements.REVOKE_FUNCTION)
+                await _execute(conn, create.format(name=sql.Identifier(name), body=sql.Literal(body)))
+                await _execute(conn, revoke.format(name=sql.Identifier(name)))
+            await _drop_triggers(conn)
+            for trigger in statements.TRIGGERS:
+                await _execute(conn, trigger.create)
+    except errors.InsufficientPrivilege:
+        return False
+    return True
+
+
+async def _drop_triggers(conn: Connection) -> None:
+    # Not IF EXISTS, which locks the table for a trigger that does not exist, too.
+    for table, name in await _standing_triggers(conn):
+        drop = sql.SQL("DROP TRIGGER {} ON {}")
+        await _execute(conn, drop.format(sql.Identifier(name), sql.Identifier(table)))
+
+
+async def _standing_triggers(conn: Connection) -> list[tuple[Any, ...]]:
+    names = sorted({trigger.name for trigger in statements.TRIGGERS})
+    params = {"tables": list(statements.UPSTREAM_TABLES), "names": names}
+    return await _fetch_all(conn, statements.STANDING_TRIGGERS, params)
+
+
+async def _remove(conn: Connection, schema: str) -> None:
+    await _enter(conn, schema)
+    await _drop_triggers(conn)
+    for name in statements.FUNCTIONS:
+        await _execute(conn, sql.SQL("DROP FUNCTION IF EXISTS {}()").format(sql.Identifier(name)))
+    for table in statements.OWN_TABLES:
+        await _execute(conn, sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(table)))
+
+
+# ------------------------------------------------------------------------------------------- build
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """An index that upstream makes with CREATE INDEX CONCURRENTLY.
+
+    Attributes:
+        migration: Upstream's statement.
+        before, after: What stands before and after the table's name in it.
+    """
+
+    name: str
+    table: str
+    migration: str
+    before: str
+    after: str
+
+    def create_in(self, schema: str) -> sql.Composable:
+        """Return the statement for the table in this schema."""
+        return sql.SQL(self.before) + sql.Identifier(schema, self.table) + sql.SQL(self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class _IndexStatus:
+    """What is known of an index.
+
+    Attributes:
+        is_valid: `None`: there is none of this name.
+        workers: Processes of the server that build it, or would be in the way of a build.
+    """
+
+    is_valid: bool | None
+    workers: tuple[int, ...]
+
+
+def _index_of(migration: str) -> _Index | None:
+    """Read a migration; `None` if it makes no index concurrently."""
+    found = _CREATE_INDEX_CONCURRENTLY.match(migration)
+    if found is None:
+        return None
+    before, after = migration[: found.start("table")], migration[found.end("table") :]
+    return _Index(found["name"], found["table"], migration, before, after)
+
+
+def _indexes() -> list[_Index]:
+    return [index for index in map(_index_of, BasePostgresSaver.MIGRATIONS) if index]
+
+
+async def _status_of(conn: Connection, schema: str | None, index: _Index) -> _IndexStatus:
+    params = {"schema": schema, "table": index.table, "index": index.name}
+    row = await _fetch_one(conn, statements.INDEX_STATUS, params) or (None, ())
+    return _IndexStatus(row[0], tuple(row[1]))
+
+
+async def _build(conn: Connection, schema: str, index: _Index, *, lifts_timeout: bool) -> None:
+    """Return when the index is valid: build it, or wait until another process has built it.
+
+    Raises:
+        SchemaError: This role may not build it.
+        L2DeadlineError: It took too long.
+    """
+    late = (
+        f"The index {index.name} was not there after {_INDEX_SECONDS:.0f} s. CREATE INDEX CONCURRENTLY waits "
+        "for every transaction that was open when it began: look for old ones in pg_stat_activity, and "
+        "repeat."
+    )
+    started, is_logged = monotonic(), False
+    async with answered_within(_INDEX_SECONDS, late):
+        while not (status := await _status_of(conn, schema, index)).is_valid:
+            if not status.workers:
+                try:
+                    if await _try_build(conn, schema, index, status, lifts_timeout=lifts_timeout):
+                        continue
+                except errors.InsufficientPrivilege as exc:
+                    raise _refused(conn, schema, exc) from exc
+            if monotonic() - started > _LOG_AFTER_SECONDS and not is_logged:
+                is_logged = True
+                _log.info(
+                    "setup waits, for up to %.0f s, for the index %s: another process builds it, or keeps "
+                    "the table %s locked (pid in pg_stat_activity: %s).",
+                    _INDEX_SECONDS,
+                    index.name,
+                    index.table,
+                    ", ".join(map(str, status.workers)) or "not known",
+                )
+            await asyncio.sleep(random.uniform(0.05, 0.25))
+
+
+async def _mend(conn: Connection, schema: str, name: str, *, lifts_timeout: bool) -> None:
+    """Build an index anew that is invalid although its migration is recorded.
+
+    LangGraph's setup leaves such an index if it was interrupted and called again. No call needs the index, so
+    no other process is waited for, and a failure is only logged.
+    """
+    [index] = [index for index in _indexes() if index.name == name]
+    status = await _status_of(conn, schema, index)
+    if status.is_valid or status.workers:
+        return
+    try:
+        async with answered_within(_INDEX_SECONDS, "it took too long"):
+            await _try_build(conn, schema, index, status, lifts_timeout=lifts_timeout)
+    except (L2DeadlineError, errors.InsufficientPrivilege) as exc:
+        _log.warning("The index %s is invalid, and was not built anew. %s", name, exc)
+
+
+async def _try_build(
+    conn: Connection, schema: str, index: _Index, status: _IndexStatus, *, lifts_timeout: bool
+) -> bool:
+    """Build an index, unless another process is about to. Returns whether it was built.
+
+    Two builds that begin at once are a deadlock: one holds the lock on the table and waits for every
+    snapshot, the other waits for the lock with a snapshot. So a process claims the index before it looks
+    whether another one holds the lock, and until it holds the lock itself.
+    """
+    identity = _identity_table(schema)
+    if await _fetch_one(conn, sql.SQL(statements.CLAIM_INDEX).format(identity)) is None:
+        return False
+    try:
+        if (await _status_of(conn, schema, index)) != status:
+            return False
+        _log.info(
+            "setup builds the index %s on a table with rows. Others can read and write meanwhile. It may "
+            "take minutes.",
+            index.name,
+        )
+        async with _timeout_lifted(conn, lifts_timeout):
+            if status.is_valid is False:
+                drop = sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}")
+                await _execute(conn, drop.format(sql.Identifier(schema, index.name)))
+                await _execute(conn, sql.SQL(statements.EXTEND_CLAIM).format(identity))
+            await _execute(conn, index.create_in(schema))
+    except _IN_THE_WAY as exc:
+        _log.debug("the index %s will be tried again (%s)", index.name, type(exc).__name__)
+        return False
+    except errors.QueryCanceled as exc:
+        raise L2DeadlineError(
+            f"The index {index.name} was not built: its statement was cancelled, by a statement_timeout that "
+            "is not Glasspoint's, or by somebody. Without a timeout, run `DROP INDEX CONCURRENTLY IF EXISTS "
+            f"{index.name}; {index.migration.strip()}`, and then setup() again."
+        ) from exc
+    finally:
+        if conn.info.transaction_status is psycopg.pq.TransactionStatus.IDLE:
+            await _execute(conn, sql.SQL(statements.END_CLAIM).format(identity))
+    return True
+
+
+@asynccontextmanager
+async def _timeout_lifted(conn: Connection, is_ours: bool) -> AsyncIterator[None]:
+    """Without the statement timeout that our own pool has set, unless a pooler is in between, through which
+    the setting would reach others."""
+    row = await _fetch_one(conn, "SELECT pg_backend_pid(), current_setting('statement_timeout')")
+    if row is None or not is_ours or row[0] != conn.info.backend_pid:
+        yield
+        return
+    await _execute(conn, "SET statement_timeout = 0")
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            put_back = "SELECT set_config('statement_timeout', %(value)s, false)"
+            await conn.execute(put_back, {"value": row[1]}, prepare=False)
+
+
+# ------------------------------------------------------------------------------------------- what is said
+
+
+def _refused(conn: Connection, schema: str, error: errors.InsufficientPrivilege) -> SchemaError:
+    user = sql.Identifier(conn.info.user).as_string()
+    return SchemaError(
+        f"The role {conn.info.user!r} may not create the checkpoint tables in the database "
+        f"{conn.info.dbname!r}, or may not change them ({error.diag.message_primary}): run setup() once with "
+        "a role that may, such as the owner of the tables, or let this one: GRANT CREATE ON SCHEMA "
+        f"{sql.Identifier(schema).as_string()} TO {user}. A role that only uses the tables needs: {GRANTS}."
+    )
+
+
+def _warn_of_missing_triggers(conn: Connection, schema: str) -> None:
+    about = (conn.info.host, conn.info.port, conn.info.dbname, conn.info.user, schema)
+    if about in _warned:
+        return
+    _warned.add(about)
+    _log.warning(
+        "The cache is not told what other software writes to the checkpoint tables (AsyncPostgresSaver, "
+        "psql, a restore): until an entry expires, reads may return the state before such a write. The role "
+        "%r may not make the triggers that tell the cache. Let the owner of checkpoints, checkpoint_blobs "
+        "and checkpoint_writes call setup() once. If no other software writes there, set "
+        'foreign_writes="ignore".',
+        conn.info.user,
+    )
+
+
+# ------------------------------------------------------------------------------------------- helpers
+
+
+@asynccontextmanager
+async def _autocommit(conn: Connection) -> AsyncIterator[None]:
+    """Let every statement be a transaction of its own, but in `conn.transaction()`. Only psycopg knows of
+    that, not the server."""
+    autocommit = conn.autocommit
+    await conn.rollback()
+    await conn.set_autocommit(True)
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            await conn.set_autocommit(autocommit)
+
+
+# Never prepared: a prepared statement stays in the session. Without parameters, `%` means nothing: a schema's
+# name may have it.
+async def _execute(conn: Connection, statement: Statement) -> None:
+    await conn.execute(cast("Any", statement), prepare=False)
+
+
+async def _fetch_one(
+    conn: Connection, statement: Statement, params: Mapping[str, Any] | None = None
+) -> tuple[Any, ...] | None:
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(cast("Any", statement), params or None, prepare=False)
+        return await cursor.fetchone()
+
+
+async def _fetch_all(
+    conn: Connection, statement: Statement, params: Mapping[str, Any]
+) -> list[tuple[Any, ...]]:
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(cast("Any", statement), params or None, prepare=False)
+        return await cursor.fetchall()
