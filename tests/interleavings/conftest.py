@@ -17,6 +17,13 @@ def explored_redis() -> Iterator[EmbeddedRedis]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def another_redis() -> Iterator[EmbeddedRedis]:
+    """For those who have another one than the others."""
+    with EmbeddedRedis() as server:
+        yield server
+
+
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     """Each new reign and each retry is a warning; but tests elsewhere want to see them."""

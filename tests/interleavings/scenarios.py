@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from glasspoint.scope import Scope
 from interleavings.world import CONFIG, SCOPE, Call, Scenario
 from states import config_of, numbered_id
 
 
-def put(number: int, *, parent: int | None = None, fork: int | None = None, bare: bool = False) -> Call:
+def put(
+    number: int,
+    *,
+    parent: int | None = None,
+    fork: int | None = None,
+    bare: bool = False,
+    scope: Scope = SCOPE,
+) -> Call:
     """Store the `number`th checkpoint.
 
     Args:
         parent: The one before, by default; 0 for none.
         fork: It brings no values, and refers to those that this one brought.
         bare: It brings the channel `turn` only, and refers to the parent's `log`.
+        scope: Where; of another one than `SCOPE` nobody reads.
     """
     parent = number - 1 if parent is None else parent
     log = fork or (parent if bare else number)
@@ -29,7 +38,7 @@ def put(number: int, *, parent: int | None = None, fork: int | None = None, bare
         "updated_channels": None,
     }
     brings = ["turn"] if fork or bare else ["log", "turn"]
-    config = config_of(*SCOPE, numbered_id(parent) if parent else None)
+    config = config_of(*scope, numbered_id(parent) if parent else None)
     new = {channel: versions[channel] for channel in brings}
     return Call(f"put {number}", lambda saver: saver.aput(config, checkpoint, {"step": number}, new))
 

@@ -9,16 +9,20 @@ import pytest
 import dice
 from glasspoint.demo.embedded import EmbeddedRedis
 from interleavings.explorer import FAULTS, Counterexample, Report, explore, table
+from interleavings.identities import CHANGING
 from interleavings.mutations import MUTATIONS, Mutation, mutated
 from interleavings.outages import OUTAGES, QUARANTINED, REFUSED_ONCE
+from interleavings.rules_of_identity import RULES_OF_IDENTITY
 from interleavings.rules_of_outages import RULES_OF_OUTAGES
 from interleavings.scenarios import SCENARIOS
-from interleavings.world import Outcome, Scenario, World
+from interleavings.world import CHANGES, Outcome, Scenario, World
 
 # `make explore` goes through all schedules with a fault, too; here it is a sample.
 EXHAUSTIVE = dice.EXPLORING
 SAMPLE = 220
 SAMPLE_OF_OUTAGES = 40
+SAMPLE_OF_CHANGES = 60
+MOST_OF_CHANGES = 30_000
 SEED = 20261123
 
 pytestmark = pytest.mark.dice
@@ -102,6 +106,73 @@ def test_without_a_rule_of_outages_a_counterexample_is_found(
             budget=len(mutation.faults),
             start=mutation.start,
         )
+
+
+@pytest.mark.parametrize("scenario", CHANGING.values(), ids=CHANGING)
+def test_whatever_becomes_of_postgresql_no_promise_is_broken(
+    scenario: Scenario, explored_redis: EmbeddedRedis, another_redis: EmbeddedRedis, reports: list[Report]
+) -> None:
+    """Also with a fault of another kind in the same schedule, but for the limit below."""
+    others = [kind for kind in FAULTS if kind not in ("crash", "cancel", "restart", "failover")]
+    for faults, budget in ((), 0), (CHANGES, 1), ((*CHANGES, *others), 2):
+        report = explore(
+            scenario,
+            explored_redis,
+            faults=faults,
+            budget=budget,
+            at_most=MOST_OF_CHANGES if EXHAUSTIVE else SAMPLE_OF_CHANGES,
+            seed=SEED,
+            elsewhere=another_redis,
+        )
+        reports.append(report)
+        if budget == 1:
+            assert set(report.faults) == set(CHANGES)
+
+
+@pytest.mark.parametrize("mutation", RULES_OF_IDENTITY, ids=lambda mutation: mutation.rule)
+def test_without_a_rule_of_identity_a_counterexample_is_found(
+    mutation: Mutation, explored_redis: EmbeddedRedis, another_redis: EmbeddedRedis
+) -> None:
+    with mutated(mutation), pytest.raises(Counterexample, match=mutation.finds):
+        explore(
+            CHANGING[mutation.scenario],
+            explored_redis,
+            faults=mutation.faults,
+            budget=len(mutation.faults),
+            start=mutation.start,
+            elsewhere=another_redis,
+        )
+
+
+LATE_WRITER = CHANGING["put_writes || reader that opens"]
+
+
+@pytest.mark.parametrize("change", ["renew", "attach"])
+def test_a_process_that_ends_before_it_has_noticed_is_one_fault_too_many(
+    change: str, explored_redis: EmbeddedRedis
+) -> None:
+    """The limit that docs/protocol.md names. If this fails, the limit is gone: say so there."""
+    with pytest.raises(Counterexample, match="in the end a read of observer returned"):
+        explore(LATE_WRITER, explored_redis, faults=[change, "crash"], budget=2)
+
+
+def test_what_a_process_writes_before_it_has_noticed_is_missing_elsewhere_until_it_has(
+    explored_redis: EmbeddedRedis,
+) -> None:
+    """The window that docs/protocol.md names: the others have keys that such a process does not know."""
+    no_window = Mutation(
+        "others may miss it",
+        (
+            (
+                "interleavings.world",
+                "effect.astray = writer.name if writer.is_late and not effect.has_row else None",
+                "effect.astray = None",
+            ),
+        ),
+        LATE_WRITER.name,
+    )
+    with mutated(no_window), pytest.raises(Counterexample, match="r read"):
+        explore(LATE_WRITER, explored_redis, faults=["renew"])
 
 
 PUT_AND_READER = Scenario(

@@ -184,6 +184,7 @@ class _Actor:
         effects: Numbers of the effects of its statements.
         session: PostgreSQL's connection; a new one after a cut.
         connected: To which start of PostgreSQL.
+        is_early: Whether that ended before the call had begun: then it begins later.
     """
 
     name: str
@@ -197,6 +198,7 @@ class _Actor:
     effects: list[int] = field(default_factory=list)
     session: int = 0
     connected: int = 0
+    is_early: bool = False
     crashed: bool = False
     task: asyncio.Task[None] | None = None
 
@@ -605,6 +607,7 @@ class World:
                         actor.crashed,
                         actor.session,
                         actor.connected == self._starts,
+                        actor.is_early,
                         tuple(number - first for number in actor.effects if number >= first),
                         None if actor.began is None or self._lossy else frozenset(self._views[actor.began :]),
                         actor.possible,
@@ -961,7 +964,7 @@ class World:
             actor.session += 1
         for gate in [gate for gate in self._gates if gate.tier == "l2"]:
             self._gates.remove(gate)
-            self._start(gate.actor)
+            gate.actor.is_early = gate.actor.began is None
             gate.opened.set_exception(_broken())
             self._has_met(gate.actor, gate.label, "broken")
 
@@ -1020,8 +1023,8 @@ class World:
 
     async def _live(self, actor: _Actor) -> None:
         client = actor.process.saver
-        for call in actor.calls:
-            acknowledged = False
+        while not actor.done:
+            call, acknowledged = actor.calls[actor.position], False
             try:
                 answer = await call.make(client)
                 acknowledged = True
@@ -1035,6 +1038,9 @@ class World:
                 self._unexpected(self, {"message": call.name, "exception": exc})
             if self._dead:
                 return
+            is_early, actor.is_early = actor.is_early and actor.began is None, False
+            if is_early:
+                continue
             if acknowledged:
                 self.trace.append(f"{actor.name}: {call.name} is answered")
                 if call.reads:
@@ -1094,7 +1100,9 @@ class World:
         keys = {key for _, key, _ in effect.rows}
         resets = [n for n, each in enumerate(self._effects[:number]) if each.resets]
         for earlier in range(max(resets, default=0), number):
-            if not self._effects[earlier].required and keys & {k for _, k, _ in self._effects[earlier].rows}:
+            found = self._effects[earlier]
+            if not found.required and keys & {key for _, key, _ in found.rows}:
+                found.has_row, found.excused = effect.has_row, set(effect.excused)
                 self._require(earlier, writer)
 
     async def pass_redis(self, where: str, sha: bytes, numkeys: int, key: bytes, *args: Any) -> Any:
@@ -1119,7 +1127,10 @@ class World:
                 self._saw((where, key), outcome.entry, outcome.ttl_ms)
             return _raise_error(outcome.answer)
 
-        return await self._pass("l1", self._script_names()[sha.decode()], perform)
+        label = self._script_names()[sha.decode()]
+        if not key.endswith(self._suffix) and b"{" in key:
+            label += f" {{{key.decode().partition(':{')[2]}"  # of another scope
+        return await self._pass("l1", label, perform)
 
     async def _pass_postgres(self, statement: tuple[Any, ...]) -> Any:
         actor = _ACTOR.get()
@@ -1279,8 +1290,8 @@ class World:
             keeper._reign and self._reigns.name(keeper._reign),
             keeper._detached_at is None,
             self._may_wait(process),
-            bool(keeper._written),
-            bool(cache.written),
+            frozenset(keeper._written),
+            frozenset(cache.written),
             SCOPE in cache.quarantine,
         )
 
