@@ -241,7 +241,7 @@ MUTATIONS = (
             (
                 "glasspoint.saver",
                 "intent, _ = await asyncio.shield(self._begun)\n",
-                "intent = type('_', (), {'name': b'.'})\n",
+                "intent = type('_', (), {'name': b'.', 'keys': self._l1._keys})\n",
             ),
         ),
         _TWO_PUTS,
