@@ -40,6 +40,8 @@ from glasspoint.telemetry.events import DURABLE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from glasspoint.blocking import Opening
+
 __all__ = ["Finding", "Status", "run_checks"]
 
 Status = Literal["ok", "failed", "skipped"]
@@ -193,12 +195,7 @@ class _Checks:
         """The cache knows which database it belongs to, and is told of what other software writes."""
         if self._obstacle or not self._has_redis:
             raise _Skipped(self._obstacle or "Redis was not reached")
-        async with CachedPostgresSaver.from_conn_string(
-            self._postgres_url,
-            redis_url=self._redis_url,
-            key_prefix=self._key_prefix,
-            telemetry=create_telemetry(registry=CollectorRegistry()),
-        ) as saver:
+        async with self._saver() as saver:
             vitals = saver.vitals
         if vitals.identity is None:
             raise _Failed(
@@ -258,12 +255,7 @@ class _Checks:
     async def _say(self, thread_id: str, text: str) -> tuple[str, list[str]]:
         """Return the answer to one turn, and what L1 answered to its reads."""
         registry = CollectorRegistry()
-        async with CachedPostgresSaver.from_conn_string(
-            self._postgres_url,
-            redis_url=self._redis_url,
-            key_prefix=self._key_prefix,
-            telemetry=create_telemetry(registry=registry),
-        ) as saver:
+        async with self._saver(registry) as saver:
             answer = await say(build_conversation(RecallingChatModel(), saver), thread_id, text)
         results = [
             sample.labels["result"]
@@ -276,17 +268,21 @@ class _Checks:
     async def _remove(self, thread_id: str) -> None:
         try:
             async with asyncio.timeout(_REMOVAL_SECONDS):
-                async with CachedPostgresSaver.from_conn_string(
-                    self._postgres_url,
-                    redis_url=self._redis_url,
-                    key_prefix=self._key_prefix,
-                    telemetry=create_telemetry(registry=CollectorRegistry()),
-                ) as saver:
+                async with self._saver() as saver:
                     await saver.adelete_thread(thread_id)
         except (GlasspointError, RedisError, psycopg.Error, OSError) as error:
             raise _Failed(
                 f"the scratch thread {thread_id} may still be there, it could not be removed: {error}"
             ) from error
+
+    def _saver(self, registry: CollectorRegistry | None = None) -> Opening[CachedPostgresSaver]:
+        """Open a saver as the service does; it reports to a registry of its own, unless one is named."""
+        return CachedPostgresSaver.from_conn_string(
+            self._postgres_url,
+            redis_url=self._redis_url,
+            key_prefix=self._key_prefix,
+            telemetry=create_telemetry(registry=registry or CollectorRegistry()),
+        )
 
     async def _connect(self) -> psycopg.AsyncConnection:
         return await psycopg.AsyncConnection.connect(postgres_conninfo(self._postgres_url), autocommit=True)

@@ -39,6 +39,15 @@ if TYPE_CHECKING:
 
 __all__ = ["age_of", "app", "run"]
 
+KeyPrefix = Annotated[
+    str,
+    typer.Option(
+        envvar="CHECKPOINT_KEY_PREFIX",
+        show_envvar=True,
+        help="What the service's keys in Redis begin with.",
+    ),
+]
+
 
 class ForeignWrites(StrEnum):
     """What `--foreign-writes` takes."""
@@ -181,14 +190,7 @@ def check(
     redis_url: Annotated[
         str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
     ] = "",
-    key_prefix: Annotated[
-        str,
-        typer.Option(
-            envvar="CHECKPOINT_KEY_PREFIX",
-            show_envvar=True,
-            help="What the service's keys in Redis begin with.",
-        ),
-    ] = "glasspoint",
+    key_prefix: KeyPrefix = "glasspoint",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one check may take.")] = 15.0,
 ) -> None:
     """Check that a deployment can remember a conversation.
@@ -260,14 +262,7 @@ def prune(
     redis_url: Annotated[
         str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
     ] = "",
-    key_prefix: Annotated[
-        str,
-        typer.Option(
-            envvar="CHECKPOINT_KEY_PREFIX",
-            show_envvar=True,
-            help="What the service's keys in Redis begin with.",
-        ),
-    ] = "glasspoint",
+    key_prefix: KeyPrefix = "glasspoint",
 ) -> None:
     """Remove old checkpoints, while everything goes on.
 
