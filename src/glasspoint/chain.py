@@ -9,32 +9,41 @@
                died, is drained as soon as it can be reached
 
 A call that meets a thread on its way up waits for it and goes after it; so nobody reads what was before, and
-no write falls between two tiers.
+no write falls between two tiers. While the tier above refuses a thread for a passing reason, the tier is not
+switched: else the thread would be shorter above than here. A thread that can never be moved holds up nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from glasspoint.background import BackgroundTask
-from glasspoint.draining import drain
+from glasspoint.branches import Branches
+from glasspoint.draining import Drainer
 from glasspoint.errors import GlasspointError, SaverClosedError, ThreadMovedError
-from glasspoint.telemetry.events import Drained, TierChanged
-from glasspoint.telemetry.logs import get_logger
+from glasspoint.lineage import SetAside
+from glasspoint.saver import CachedPostgresSaver
+from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
+from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from langchain_core.runnables import RunnableConfig
+
+    from glasspoint.draining import Round
+    from glasspoint.lineage import Branch
     from glasspoint.memory_saver import MemorySaver
     from glasspoint.redis_saver import RedisSaver
-    from glasspoint.saver import CachedPostgresSaver
-    from glasspoint.telemetry.events import Telemetry
+    from glasspoint.telemetry.events import DrainResult, Telemetry
 
     TierSaver: TypeAlias = CachedPostgresSaver | RedisSaver | MemorySaver
 
@@ -51,8 +60,28 @@ _FOLLOW_STEP_SECONDS = 0.02
 # How often a call is made again whose server was lost. It may have been done: calls store the same again.
 _RETRIES = 3
 
-# How often the last of a tier is drained while calls wait, before they are let in again until the next probe.
+# How often the last of a tier is drained, while calls wait for a moment each time, before that is left to the
+# next probe.
 _LAST_DRAINS = 50
+
+# In one such moment: what came since the round before, and whether that was all.
+_ROUNDS_A_MOMENT = 3
+
+# How long to wait at most until threads are tried again that the tier above refuses.
+_LONGEST_PAUSE_SECONDS = 5.0
+
+# How often it is said how a drain goes on, and how often threads are counted that wait for one.
+_SAY_SECONDS = 60.0
+_COUNT_SECONDS = 30.0
+
+# How many threads a log line names.
+_NAMED_AT_MOST = 20
+
+# Of a branch of which only the name is known.
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+
+# How long ago a branch may have been set aside whose run may be under way.
+_UNDER_WAY = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +121,14 @@ class Chain:
         self._settled = asyncio.Event()  # set while every thread is in the tier that works
         self._settled.set()
         self._undrained: frozenset[str] = frozenset()  # tiers that may hold what is not in a higher one
-        self._stuck: set[str] = set()  # threads that cannot be drained, whatever one does
+        self._branches = Branches()
+        self._drainers = {
+            spec.name: Drainer(spec.name, _Report(spec.name, telemetry, self._branches)) for spec in specs[1:]
+        }
+        self._kept: tuple[Spec, TierSaver] | None = None  # holds what can be drained nowhere
+        self._threads_below: dict[str, int] = {}
+        self._progress = Throttle(_SAY_SECONDS)
+        self._count_at = 0.0
         self._climbing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing = BackgroundTask(
@@ -139,7 +175,7 @@ class Chain:
         below = self._specs[self._specs.index(self._current[0]) + 1 :]
         self._note_undrained(frozenset(spec.name for spec in below) - {"memory"})
         try:
-            await self._drain_leftovers()
+            await self._drain_leftovers(is_start=True)
         except BaseException:
             await self.saver.close()
             raise
@@ -157,17 +193,25 @@ class Chain:
             if self._active is not None:
                 saver, self._active = self.saver, None
                 await saver.close()
+                await self._let_go()
+
+    async def placed(
+        self, saver: TierSaver, config: RunnableConfig, *, puts: str | None = None
+    ) -> RunnableConfig:
+        """Return the config of a call with the thread that it belongs to: see `Branches.place`."""
+        return await self._branches.place(saver, config, puts=puts)
 
     async def run(
-        self, call: Callable[[TierSaver], Awaitable[_Answer]], *, one_thread: bool = True
+        self, call: Callable[[TierSaver], Awaitable[_Answer]], *, thread_id: object = None
     ) -> _Answer:
         """Make a call on the tier that works, and go with it when that changes.
 
         Args:
-            one_thread: It concerns one thread, which is in one tier; others wait until all are in one.
+            thread_id: The thread that it concerns, which is in one tier. `None`: it concerns several, and
+                waits until all are in one.
         """
         give_up_at, retries = monotonic() + _FOLLOW_SECONDS, _RETRIES
-        if not one_thread:
+        if thread_id is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_FOLLOW_SECONDS):
                     await self._settled.wait()
@@ -184,6 +228,9 @@ class Chain:
             if isinstance(failure, ThreadMovedError):
                 if monotonic() > give_up_at:
                     raise failure
+                if failure.moved_to is not None and isinstance(thread_id, str):
+                    # When it began does not matter here.
+                    self._branches.add(SetAside(thread_id, failure.moved_to, _NEVER))
                 rising = await self._saver_above() if failure.moved else None
                 if rising is not None:
                     with suppress(ThreadMovedError):
@@ -210,6 +257,8 @@ class Chain:
             else:
                 return True  # it works again
             saver = await below.open()
+            # What a conversation was before stands in the tier that is lost: what begins anew is not all of it.
+            self._drainers[below.name].held_elsewhere = self._lower.threads_written
             self._note_undrained(self._undrained | {spec.name})
             await self._switch(below, saver)
             self._fell(spec, below, why)
@@ -234,6 +283,7 @@ class Chain:
             await self._guarded(self._rise)
 
     async def _rise(self) -> None:
+        await self._count()
         await self._climb()
         await self._drain_leftovers()
 
@@ -272,68 +322,156 @@ class Chain:
                 return
 
     async def _promote(self, above: Spec, saver: TierSaver) -> None:
+        """Drain the tier that works into the one above, and work in that one.
+
+        Raises:
+            GlasspointError: That was not to be done now. What was moved is above, and is found there.
+        """
         spec, lower = self._current
         self._rising = saver
         self._settled.clear()
         lost = False
         try:
-            for attempt in range(_LAST_DRAINS):
-                # Most of it while calls go on, the rest while they wait.
-                async with self._gate.shut() if attempt else nullcontext():
-                    if self._current[1] is not lower:
-                        raise GlasspointError("The tier below was lost meanwhile.")
-                    try:
-                        done = lost or await self._drain(lower, saver, spec)
-                    except spec.lost:
-                        lost = done = True
-                    if attempt and done:
+            for _ in range(_LAST_DRAINS):
+                try:
+                    await self._drain_while_calls_go_on(spec, lower, saver)
+                    lost = False
+                except spec.lost:
+                    lost = True
+                async with self._gate.shut():
+                    self._check_that_works(lower)
+                    if lost or await self._drain_the_rest(spec, lower, saver):
+                        await self._remember_branches(lower, saver)
                         await self._switch(above, saver)
-                        if lost or self._stuck:
-                            self._note_undrained(self._undrained | {spec.name})
                         break
-                if not done:
-                    await asyncio.sleep(_FOLLOW_STEP_SECONDS)  # another process may be draining some of it
+                await asyncio.sleep(_FOLLOW_STEP_SECONDS)  # another process may be draining some of it
             else:
                 raise GlasspointError("The tier below is not empty yet.")
         finally:
             self._rising = None
             self._settled.set()
+        refused = self._drainers[spec.name].refused
+        if lost or refused:
+            self._note_undrained(self._undrained | {spec.name})
         self._telemetry.note(TierChanged(spec.name, above.name, "recovered"))
         rest = "everything that was written meanwhile is there"
         if lost:
             rest = "the one below is lost, too; what it holds will be drained when it is back"
-        elif self._stuck:
-            rest = f"but for {len(self._stuck)} threads that cannot be drained, as said above"
+        elif refused:
+            rest = f"but for {len(refused)} threads that cannot be drained, as said above; they stay below"
         _log.warning("Promoted from tier %s to %s: %s.", spec.name, above.name, rest)
 
-    async def _drain_leftovers(self) -> None:
-        """Drain what stands in lower tiers that nobody works in, as far as they can be reached."""
+    async def _drain_while_calls_go_on(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> None:
+        """Drain until nothing is left that the tier above refuses for now."""
+        pause = _FOLLOW_STEP_SECONDS
+        while True:
+            done = await self._drain(spec, lower, upper)
+            if not done.put_off:
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            self._check_that_works(lower)
+
+    async def _drain_the_rest(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> bool:
+        """Drain while calls wait, and tell whether the tier is empty."""
+        for _ in range(_ROUNDS_A_MOMENT):
+            done = await self._drain(spec, lower, upper)
+            if done.is_empty:
+                return True
+            if done.put_off:
+                break
+        return False
+
+    def _check_that_works(self, lower: TierSaver) -> None:
+        if self._current[1] is not lower:
+            raise GlasspointError("The tier below was lost meanwhile.")
+
+    async def _remember_branches(self, lower: TierSaver, upper: TierSaver) -> None:
+        """Find out which runs under way belong to branches that were set aside, by other processes too."""
+        if isinstance(upper, CachedPostgresSaver):
+            for set_aside in await upper.set_aside_since(_UNDER_WAY):
+                self._branches.add(set_aside)
+        if not isinstance(lower, CachedPostgresSaver):
+            self._branches.begun_anew(lower.begun_anew)
+
+    async def _drain_leftovers(self, *, is_start: bool = False) -> None:
+        """Drain what stands in lower tiers that nobody works in, as far as they can be reached.
+
+        Args:
+            is_start: No call was made yet. If the tier above refuses some of it for now, work in the lower
+                one: its threads are longer there.
+        """
         spec, saver = self._current
         for below in self._specs[self._specs.index(spec) + 1 :]:
-            if below.name not in self._undrained or self._stuck:
+            if below.name not in self._undrained:
                 continue
+            is_kept = self._kept is not None and self._kept[0] is below
             try:
-                lower = await below.open()
+                lower = self._kept[1] if is_kept and self._kept else await below.open()
             except below.lost:
                 continue
             try:
                 for _ in range(_LAST_DRAINS):
-                    if await self._drain(lower, saver, below):
-                        if not self._stuck:
-                            self._note_undrained(self._undrained - {below.name})
+                    done = await self._drain(below, lower, saver)
+                    if done.is_empty or done.put_off:
                         break
                     await asyncio.sleep(_FOLLOW_STEP_SECONDS)  # another process is draining some of it
+                if done.put_off and is_start and not is_kept:
+                    await self._work_below(spec, below, lower, done)
+                    return
+                if done.is_empty and not self._drainers[below.name].refused:
+                    self._note_undrained(self._undrained - {below.name})
             except below.lost:
                 continue
             finally:
-                await lower.close()
+                is_done = below.name not in self._undrained
+                if is_kept and is_done:
+                    self._kept = None
+                if (not is_kept or is_done) and self.saver is not lower:
+                    await lower.close()
 
-    async def _drain(self, lower: TierSaver, upper: TierSaver, spec: Spec) -> bool:
-        def imported(checkpoints: int) -> None:
-            self._telemetry.note(Drained(spec.name, checkpoints))
+    async def _work_below(self, spec: Spec, below: Spec, lower: TierSaver, done: Round) -> None:
+        above = self.saver
+        self._active = (below, lower)
+        above.vitals.set_active(False)
+        lower.vitals.set_active(True)
+        self._note_undrained(self._undrained - {below.name})
+        await above.close()
+        self._telemetry.note(TierChanged(spec.name, below.name, spec.reason))
+        _log.warning(
+            "Fallback from tier %s to %s: %d threads that stand in %s are refused above for now (%s). They are "
+            "tried again; until then, all conversations go on below.",
+            spec.name,
+            below.name,
+            len(done.put_off),
+            below.name,
+            _most_common(done.put_off.values()),
+        )
 
+    async def _drain(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> Round:
         # Nothing is ever drained out of the best tier, so `lower` is one of the others.
-        return await drain(lower, upper, imported=imported, stuck=self._stuck)  # type: ignore[arg-type]
+        drainer = self._drainers[spec.name]
+        done = await drainer.round(lower, upper)  # type: ignore[arg-type]
+        waiting = done.found - done.moved
+        self._note_threads(spec.name, waiting + len(drainer.refused))
+        if (waiting or done.put_off) and self._progress.due():
+            _log.warning(
+                "Draining the tier %s: %d threads are moved in this round, %d wait (%s), %d cannot be moved.",
+                spec.name,
+                done.moved,
+                waiting,
+                _most_common(done.put_off.values()) or "another process drains them",
+                len(drainer.refused),
+            )
+        return done
+
+    async def _count(self) -> None:
+        """Say how many threads stand in the tier that works, if that is a lower one."""
+        spec, saver = self._current
+        if spec is self._specs[0] or isinstance(saver, CachedPostgresSaver) or monotonic() < self._count_at:
+            return
+        self._count_at = monotonic() + _COUNT_SECONDS
+        self._note_threads(spec.name, len([each async for each in saver.thread_ids()]))
 
     # ---------------------------------------------------------------- helpers
 
@@ -343,9 +481,19 @@ class Chain:
             raise SaverClosedError("This saver was closed: open a new one, or close it later.")
         return self._active
 
+    @property
+    def _lower(self) -> RedisSaver | MemorySaver:
+        saver = self.saver
+        assert not isinstance(saver, CachedPostgresSaver)
+        return saver
+
     def _note_undrained(self, tiers: frozenset[str]) -> None:
         self._undrained = tiers
         self.saver.vitals.undrained = tuple(sorted(tiers))
+
+    def _note_threads(self, tier: str, threads: int) -> None:
+        self._threads_below[tier] = threads
+        self.saver.vitals.undrained_threads = dict(self._threads_below)
 
     def _background(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -353,13 +501,56 @@ class Chain:
         task.add_done_callback(self._tasks.discard)
 
     async def _switch(self, spec: Spec, saver: TierSaver) -> None:
-        before = self.saver
+        of_before, before = self._current
         self._active = (spec, saver)
         self._note_undrained(self._undrained - {spec.name})
+        saver.vitals.undrained_threads = dict(self._threads_below)
         before.vitals.set_active(False)
         saver.vitals.set_active(True)
+        if of_before.name == "memory" and self._drainers["memory"].refused:
+            self._kept = (of_before, before)  # closed, it would be lost
+            return
         with suppress(Exception):  # its server may be lost
             await before.close()
+
+    async def _let_go(self) -> None:
+        """Close what holds threads that can be drained nowhere: they end here, and that is said."""
+        if self._kept is None:
+            return
+        (spec, saver), self._kept = self._kept, None
+        refused = self._drainers[spec.name].refused
+        _log.error(
+            "%d threads of the tier %s could not be drained, and are lost with this process: %s.",
+            len(refused),
+            spec.name,
+            ", ".join(f"{thread_id!r} ({why})" for thread_id, why in list(refused.items())[:_NAMED_AT_MOST]),
+        )
+        await saver.close()
+
+
+class _Report:
+    """Tells telemetry and the chain how a drain goes on."""
+
+    def __init__(self, tier: str, telemetry: Telemetry, branches: Branches) -> None:
+        self._tier = tier
+        self._telemetry = telemetry
+        self._branches = branches
+
+    def imported(self, checkpoints: int) -> None:
+        self._telemetry.note(Drained(self._tier, checkpoints))
+
+    def drained(self, result: DrainResult) -> None:
+        self._telemetry.note(ThreadDrained(self._tier, result))
+
+    def set_aside(self, set_aside: SetAside, branches: Sequence[Branch]) -> None:
+        # Without the checkpoint that it goes on from, which the thread itself has, too.
+        own = [each for branch in branches for each in sorted(branch.ids)[1 if branch.bases else 0 :]]
+        self._branches.add(set_aside, own)
+
+
+def _most_common(words: Iterable[str]) -> str:
+    counted = Counter(words).most_common(1)
+    return counted[0][0] if counted else ""
 
 
 class _Gate:

@@ -1,28 +1,53 @@
 """Draining: what a lower tier holds goes into the one above, a thread at a time.
 
-A thread is sealed (its callers wait), exported oldest first, imported above, and retired: from then on its
-callers are sent after it. Importing is idempotent, so a drain that was cut off anywhere, by a crash too, is
-simply done again: the seal of the dead expires, and what was imported already is found there.
+    seal      its callers wait
+    relate    does it go on from what stands above, or beside it?
+    import    oldest first; as the thread itself, or set aside under another id
+    retire    from here on its callers are sent after it
+
+Importing is idempotent, so a drain that was cut off anywhere, by a crash too, is simply done again: the seal
+of the dead expires, and what was imported already is found there.
+
+A thread that cannot be moved stands in no other's way. If that may pass (a full disk, a deadlock), it is
+tried again; if not (an id that no index takes, a part that was evicted), it stays where it is.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from glasspoint.errors import SaverClosedError
+from glasspoint.codec import PendingWrites
+from glasspoint.errors import (
+    GlasspointError,
+    L2DeadlineError,
+    RedisRefusedError,
+    SaverClosedError,
+    SchemaError,
+    ThreadDamagedError,
+    ThreadMovedError,
+)
+from glasspoint.l2.faults import is_passing
+from glasspoint.lineage import SET_ASIDE, SetAside, branch_of, name_apart, noted_in
+from glasspoint.scope import Scope
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    from glasspoint.codec import PendingWrites, StoredCheckpoint
+    from glasspoint.codec import StoredCheckpoint
+    from glasspoint.lineage import Branch, Relation
+    from glasspoint.telemetry.events import DrainResult
 
     Item: TypeAlias = StoredCheckpoint | PendingWrites
 
-__all__ = ["LowerTier", "UpperTier", "drain"]
+__all__ = ["Drainer", "LowerTier", "Report", "Round", "UpperTier"]
 
 _log = get_logger("glasspoint")
 
@@ -31,15 +56,20 @@ _log = get_logger("glasspoint")
 _LEASE_SECONDS = 10.0
 _MARKER_SECONDS = 60.0
 
+# A seal that is given back expires at once.
+_NO_LEASE_SECONDS = 0.001
+
 # Few, so that each thread's callers wait for little more than their own.
 _THREADS_AT_ONCE = 2
 
 _BYTES_AT_ONCE = 2**20
 _ITEMS_AT_ONCE = 100
 
-
 class UpperTier(Protocol):
     """What can be drained into."""
+
+    async def relate(self, thread_id: str, branch: Branch) -> Relation:
+        """Tell how a branch stands to what is here of its thread and namespace."""
 
     async def import_checkpoints(self, items: Sequence[Item]) -> int:
         """Store checkpoints of one scope with their writes, or writes alone, as they are.
@@ -47,6 +77,9 @@ class UpperTier(Protocol):
         Returns:
             How many checkpoints were new.
         """
+
+    async def note_set_aside(self, set_aside: SetAside) -> None:
+        """Write down that a branch is about to be set aside. Again is harmless."""
 
 
 class LowerTier(Protocol):
@@ -67,69 +100,209 @@ class LowerTier(Protocol):
     def export_thread(self, thread_id: str) -> AsyncIterator[Item]:
         """Yield what a thread holds, oldest first in each namespace."""
 
-    async def retire_thread(self, thread_id: str, token: str, *, marker_seconds: float) -> bool:
+    async def retire_thread(
+        self, thread_id: str, token: str, *, marker_seconds: float, moved_to: str | None = None
+    ) -> bool:
         """Forget a sealed thread, and send late callers away for so long. False: the seal was lost."""
 
 
-async def drain(
-    lower: LowerTier, upper: UpperTier, *, imported: Callable[[int], None], stuck: set[str]
-) -> bool:
-    """Move every thread of a lower tier into an upper one.
+class Report(Protocol):
+    """Who is told how a drain goes on."""
 
-    Args:
-        imported: Told how many checkpoints were new above.
-        stuck: Threads to leave alone; those that fail for another reason than a lost server are added, and
-            an error is logged: one thread must not keep all others from the tier above.
+    def imported(self, checkpoints: int) -> None:
+        """So many checkpoints were new above."""
 
-    Returns:
-        Whether nothing was there: only then is the lower tier empty. Threads that come meanwhile, or that
-        another process is draining, are for the next time.
+    def drained(self, result: DrainResult) -> None:
+        """A thread was moved, or will never be."""
+
+    def set_aside(self, set_aside: SetAside, branches: Sequence[Branch]) -> None:
+        """A thread stands above under another id now."""
+
+
+@dataclass
+class Round:
+    """What one look at all threads of a lower tier came to.
+
+    Attributes:
+        found: Threads that were there, without those that can never be moved.
+        moved: Threads that are above now.
+        put_off: Threads that the tier above refused for a passing reason -> the reason, one word.
     """
-    found = False
-    slots = asyncio.Semaphore(_THREADS_AT_ONCE)
 
-    async def move(thread_id: str) -> None:
+    found: int = 0
+    moved: int = 0
+    put_off: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was there that can be moved: only then is the lower tier empty."""
+        return not self.found
+
+
+class Drainer:
+    """Moves the threads of one lower tier into an upper one, round by round."""
+
+    def __init__(self, tier: str, report: Report) -> None:
+        """Args:
+        tier: The lower tier's name, for the log.
+        report: Who is told how it goes on.
+        """
+        self._tier = tier
+        self._report = report
+        self.held_elsewhere: frozenset[str] = frozenset()
+        """Threads that have a history in a tier that is lost now: what begins anew is not their state."""
+        self.refused: dict[str, str] = {}
+        """Threads that can never be moved, as far as this process knows -> why, in one word."""
+
+    async def round(self, lower: LowerTier, upper: UpperTier) -> Round:
+        """Try to move every thread, once. Threads that come meanwhile, or that another process is draining,
+        are for the next round.
+
+        Raises:
+            ConnectionError, TimeoutError: One of the tiers cannot be reached.
+            SaverClosedError: One of them was closed meanwhile.
+        """
+        done = Round()
+        slots = asyncio.Semaphore(_THREADS_AT_ONCE)
+
+        async def move(thread_id: str) -> None:
+            try:
+                done.moved += await self._move(lower, upper, thread_id)
+            except Exception as exc:
+                match _fate_of(exc):
+                    case "lost":
+                        raise
+                    case "passing":
+                        done.put_off[thread_id] = _word_for(exc)
+                    case "never":
+                        done.found -= 1
+                        self._refuse(thread_id, exc)
+            finally:
+                slots.release()
+
         try:
-            await _move_thread(lower, upper, thread_id, imported)
-        except (ConnectionError, TimeoutError, SaverClosedError):
+            async with asyncio.TaskGroup() as moving:
+                async for thread_id in lower.thread_ids():
+                    if thread_id in self.refused:
+                        continue
+                    done.found += 1
+                    await slots.acquire()
+                    moving.create_task(move(thread_id), name="glasspoint-drain-thread")
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # they fail together: a tier is gone
+        return done
+
+    # ---------------------------------------------------------------- helpers
+
+    def _refuse(self, thread_id: str, exc: Exception) -> None:
+        self.refused[thread_id] = _word_for(exc)
+        self._report.drained("refused")
+        _log.error(  # without the text, which may quote a value
+            "Thread %r cannot be drained (%s): it stays in the tier %s, where nobody reads it. All others go "
+            "on. The next start of a process tries again.",
+            thread_id,
+            _word_for(exc),
+            self._tier,
+        )
+
+    async def _move(self, lower: LowerTier, upper: UpperTier, thread_id: str) -> bool:
+        token = await lower.seal_thread(thread_id, lease_seconds=_LEASE_SECONDS)
+        if token is None:
+            return False
+        try:
+            return await self._move_sealed(lower, upper, thread_id, token)
+        except Exception as exc:
+            if _fate_of(exc) != "lost":  # its callers need not wait until the seal expires
+                with suppress(Exception):
+                    await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
             raise
-        except Exception as exc:  # its text may quote a value
-            stuck.add(thread_id)
-            _log.error(
-                "Thread %r cannot be drained (%s): it stays in the lower tier, where nobody reads it.",
+
+    async def _move_sealed(self, lower: LowerTier, upper: UpperTier, thread_id: str, token: str) -> bool:
+        branches, earlier = await _branches(lower.export_thread(thread_id))
+        relations = {await upper.relate(thread_id, branch) for branch in branches}
+        place = thread_id
+        result: DrainResult = "continued" if "continued" in relations else "new"
+        set_aside = earlier
+        is_anew = thread_id in self.held_elsewhere and not any(branch.bases for branch in branches)
+        if "apart" in relations or (is_anew and "continued" not in relations):
+            set_aside = name_apart(thread_id, branches)
+            place, result = set_aside.thread_id, "set_aside"
+        if set_aside is not None:
+            await upper.note_set_aside(set_aside)
+        renew_at = monotonic() + _LEASE_SECONDS / 2
+        async for items in _in_batches(lower.export_thread(thread_id)):
+            if place != thread_id and set_aside is not None:
+                items = [_moved(item, set_aside) for item in items]
+            self._report.imported(await upper.import_checkpoints(items))
+            if monotonic() > renew_at:
+                if await lower.seal_thread(thread_id, lease_seconds=_LEASE_SECONDS, token=token) is None:
+                    return False
+                renew_at = monotonic() + _LEASE_SECONDS / 2
+        moved_to = place if place != thread_id else None
+        if not await lower.retire_thread(
+            thread_id, token, marker_seconds=_MARKER_SECONDS, moved_to=moved_to
+        ):
+            return False
+        self._report.drained(result)
+        if moved_to is not None and set_aside is not None:
+            self._report.set_aside(set_aside, branches)
+            _log.warning(
+                "Thread %r was written to during the outage, and does not go on from what was there before: "
+                "what the tier %s has of it is set aside as the thread %r.",
                 thread_id,
-                type(exc).__name__,
+                self._tier,
+                moved_to,
             )
-        finally:
-            slots.release()
-
-    try:
-        async with asyncio.TaskGroup() as moving:
-            async for thread_id in lower.thread_ids():
-                if thread_id in stuck:
-                    continue
-                found = True
-                await slots.acquire()
-                moving.create_task(move(thread_id), name="glasspoint-drain-thread")
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None  # they fail together: a tier is gone
-    return not found
+        return True
 
 
-async def _move_thread(
-    lower: LowerTier, upper: UpperTier, thread_id: str, imported: Callable[[int], None]
-) -> None:
-    token = await lower.seal_thread(thread_id, lease_seconds=_LEASE_SECONDS)
-    if token is None:
-        return
-    renew_at = monotonic() + _LEASE_SECONDS / 2
-    async for items in _in_batches(lower.export_thread(thread_id)):
-        imported(await upper.import_checkpoints(items))
-        if monotonic() > renew_at:
-            if await lower.seal_thread(thread_id, lease_seconds=_LEASE_SECONDS, token=token) is None:
-                return
-            renew_at = monotonic() + _LEASE_SECONDS / 2
-    await lower.retire_thread(thread_id, token, marker_seconds=_MARKER_SECONDS)
+def _fate_of(exc: BaseException) -> Literal["lost", "passing", "never"]:
+    """Whether a tier is lost, or one thread may be moved later, or never."""
+    if isinstance(exc, ThreadMovedError | L2DeadlineError | RedisRefusedError | SchemaError):
+        return "passing"
+    if isinstance(exc, ThreadDamagedError):
+        return "never"
+    if isinstance(exc, ConnectionError | TimeoutError | SaverClosedError):
+        return "lost"
+    return "passing" if is_passing(exc) else "never"
+
+
+def _word_for(exc: BaseException) -> str:
+    cause = exc.__cause__ if isinstance(exc, GlasspointError) and exc.__cause__ is not None else exc
+    return type(cause).__name__
+
+
+async def _branches(items: AsyncIterator[Item]) -> tuple[list[Branch], SetAside | None]:
+    """Return what a thread holds, a branch for each namespace; and from where the thread was set aside, if it
+    was, by the tier below this one."""
+    parents: dict[str, dict[str, str | None]] = defaultdict(dict)
+    earlier = None
+    async for item in items:
+        if not isinstance(item, PendingWrites):
+            parents[item.scope.checkpoint_ns][item.checkpoint_id] = item.parent_id
+            earlier = earlier or noted_in(item.metadata, item.scope.thread_id)
+    return [branch_of(namespace, ids) for namespace, ids in parents.items()], earlier
+
+
+def _moved(item: Item, set_aside: SetAside) -> Item:
+    scope = Scope(set_aside.thread_id, item.scope.checkpoint_ns)
+    if isinstance(item, PendingWrites):
+        return item._replace(scope=scope)
+    noted = {SET_ASIDE: {"thread_id": set_aside.original, "began_at": set_aside.began_at.isoformat()}}
+    return replace(
+        item,
+        scope=scope,
+        metadata={**item.metadata, **noted},
+        metadata_json=_with(item.metadata_json, noted),
+    )
+
+
+def _with(metadata_json: str, noted: dict[str, Any]) -> str:
+    """Add a key to a JSON object's text; its other texts, numbers too, stay as they are."""
+    if not metadata_json:
+        return ""
+    start, more = metadata_json.rstrip()[:-1], json.dumps(noted)[1:]
+    return f"{start}{'' if start.strip() == '{' else ', '}{more}"
 
 
 async def _in_batches(items: AsyncIterator[Item]) -> AsyncIterator[list[Item]]:

@@ -29,6 +29,7 @@ __all__ = [
     "ThreadExistsError",
     "ThreadInUseError",
     "ThreadMovedError",
+    "ThreadUnknownError",
     "TraceNotFoundError",
     "TraceUnavailableError",
     "WrongLoopError",
@@ -88,11 +89,17 @@ class ThreadMovedError(GlasspointError, ConnectionError):
 
     Attributes:
         moved: Whether it is there already; `False` while the drain is under way.
+        moved_to: The id of the thread that it was set aside as, `None` if it kept its own.
     """
 
-    def __init__(self, message: str, *, moved: bool) -> None:
+    def __init__(self, message: str, *, moved: bool, moved_to: str | None = None) -> None:
         super().__init__(message)
         self.moved = moved
+        self.moved_to = moved_to
+
+
+class ThreadUnknownError(GlasspointError, LookupError):
+    """PostgreSQL is away, and Redis holds nothing of the thread: whether it has a history is not known."""
 
 
 class ThreadExistsError(GlasspointError, ValueError):

@@ -83,7 +83,7 @@ class FallbackSaver(SyncFace):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint with its pending writes: see `CachedPostgresSaver.aget_tuple`."""
-        return await self._run(lambda saver: saver.aget_tuple(config))
+        return await self._run(config, lambda saver, placed: saver.aget_tuple(placed))
 
     async def alist(
         self,
@@ -95,10 +95,14 @@ class FallbackSaver(SyncFace):
     ) -> AsyncIterator[CheckpointTuple]:
         """List checkpoints, newest first: see `CachedPostgresSaver.alist`."""
 
-        async def collect(saver: TierSaver) -> list[CheckpointTuple]:
-            return [each async for each in saver.alist(config, filter=filter, before=before, limit=limit)]
+        async def collect(saver: TierSaver, placed: RunnableConfig | None) -> list[CheckpointTuple]:
+            return [each async for each in saver.alist(placed, filter=filter, before=before, limit=limit)]
 
-        for each in await self._run(collect, one_thread=config is not None):
+        if config is None:
+            found = await self._run_on_several(lambda saver: collect(saver, None))
+        else:
+            found = await self._run(config, collect)
+        for each in found:
             yield each
 
     async def aget_delta_channel_history(
@@ -106,7 +110,7 @@ class FallbackSaver(SyncFace):
     ) -> Mapping[str, DeltaChannelHistory]:
         """Walk a checkpoint's ancestors: see `CachedPostgresSaver.aget_delta_channel_history`."""
         return await self._run(
-            lambda saver: saver.aget_delta_channel_history(config=config, channels=channels)
+            config, lambda saver, placed: saver.aget_delta_channel_history(config=placed, channels=channels)
         )
 
     # ---------------------------------------------------------------- writing
@@ -120,21 +124,24 @@ class FallbackSaver(SyncFace):
     ) -> RunnableConfig:
         """Store a checkpoint: see `CachedPostgresSaver.aput`."""
 
-        def put(saver: TierSaver) -> Awaitable[RunnableConfig]:
+        def put(saver: TierSaver, placed: RunnableConfig) -> Awaitable[RunnableConfig]:
             if self._chain.whole:
-                return saver.aput(config, checkpoint, metadata, new_versions)
+                return saver.aput(placed, checkpoint, metadata, new_versions)
             # What did not change may stand in another tier, where the run began: this one needs it, too.
             values = checkpoint["channel_values"]
             all_versions = {c: v for c, v in versions_of(checkpoint).items() if c in values} | new_versions
-            return saver.aput(config, checkpoint, metadata, all_versions)
+            return saver.aput(placed, checkpoint, metadata, all_versions)
 
-        return await self._run(put)
+        stored = await self._run(config, put, puts=checkpoint["id"])
+        # A run that is under way knows its thread by this id, wherever its branch stands.
+        stored["configurable"]["thread_id"] = config["configurable"]["thread_id"]
+        return stored
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task wrote: see `CachedPostgresSaver.aput_writes`."""
-        await self._run(lambda saver: saver.aput_writes(config, writes, task_id, task_path))
+        await self._run(config, lambda saver, placed: saver.aput_writes(placed, writes, task_id, task_path))
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """Return a channel's next version, greater than `current` and unlike any other ever made."""
@@ -144,21 +151,21 @@ class FallbackSaver(SyncFace):
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete a thread, in the tier that works now: see `CachedPostgresSaver.adelete_thread`."""
-        await self._run(lambda saver: saver.adelete_thread(thread_id))
+        await self._chain.run(
+            lambda saver: self._with_own_serde(saver).adelete_thread(thread_id), thread_id=thread_id
+        )
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete what these runs stored: see `CachedPostgresSaver.adelete_for_runs`."""
-        await self._run(lambda saver: saver.adelete_for_runs(run_ids), one_thread=False)
+        await self._run_on_several(lambda saver: saver.adelete_for_runs(run_ids))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread: see `CachedPostgresSaver.acopy_thread`."""
-        await self._run(
-            lambda saver: saver.acopy_thread(source_thread_id, target_thread_id), one_thread=False
-        )
+        await self._run_on_several(lambda saver: saver.acopy_thread(source_thread_id, target_thread_id))
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Prune threads: see `CachedPostgresSaver.aprune`."""
-        await self._run(lambda saver: saver.aprune(thread_ids, strategy=strategy), one_thread=False)
+        await self._run_on_several(lambda saver: saver.aprune(thread_ids, strategy=strategy))
 
     async def aprune_older_than(self, age: timedelta, **options: Any) -> PruneReport:
         """Remove old checkpoints from PostgreSQL: see `CachedPostgresSaver.aprune_older_than`.
@@ -180,9 +187,23 @@ class FallbackSaver(SyncFace):
     # ---------------------------------------------------------------- helpers
 
     async def _run(
-        self, call: Callable[[TierSaver], Awaitable[_Answer]], *, one_thread: bool = True
+        self,
+        config: RunnableConfig,
+        call: Callable[[TierSaver, RunnableConfig], Awaitable[_Answer]],
+        *,
+        puts: str | None = None,
     ) -> _Answer:
-        return await self._chain.run(lambda saver: call(self._with_own_serde(saver)), one_thread=one_thread)
+        """Make a call that concerns one thread, in the tier that the thread is in."""
+
+        async def placed_call(saver: TierSaver) -> _Answer:
+            placed = await self._chain.placed(saver, config, puts=puts)
+            return await call(self._with_own_serde(saver), placed)
+
+        thread_id = config.get("configurable", {}).get("thread_id")
+        return await self._chain.run(placed_call, thread_id="" if thread_id is None else thread_id)
+
+    async def _run_on_several(self, call: Callable[[TierSaver], Awaitable[_Answer]]) -> _Answer:
+        return await self._chain.run(lambda saver: call(self._with_own_serde(saver)))
 
     def _with_own_serde(self, saver: TierSaver) -> TierSaver:
         """The clones that `with_allowlist` makes of this saver share everything but the serde."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from redis.asyncio import Redis
 
+    from glasspoint.coherence.last_used import LastUsed
     from glasspoint.l2.pool import Pool
     from glasspoint.telemetry.events import BreakerState, Telemetry
 
@@ -82,6 +83,7 @@ class ManagedSaver(SyncFace):
         l1_compression: Literal["off", "zstd"] = "off",
         l1_compression_min_bytes: int = MIN_BYTES,
         foreign_writes: Literal["watch", "ignore"] = "watch",
+        last_used: LastUsed | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
@@ -114,6 +116,8 @@ class ManagedSaver(SyncFace):
             foreign_writes: Whether `setup` makes triggers that note what other software writes to the tables,
                 so that the cache follows within the sweep interval. `"ignore"` makes none: for tables to
                 which no other software writes.
+            last_used: What is left in Redis for processes that start while PostgreSQL is away; the fallback
+                chain sets it.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
 
@@ -176,6 +180,7 @@ class ManagedSaver(SyncFace):
             self._telemetry,
             vitals,
             signing_key=signing_key,
+            last_used=last_used,
         )
         self._l2.greet = self._identity.greet
         self._sweeper = self._lifetime.sweeper = Sweeper(

@@ -28,12 +28,14 @@ from glasspoint import codec, traceparent
 from glasspoint.errors import InvalidConfigError, L1UnavailableError, L2DeadlineError
 from glasspoint.l2.deadline import answered_within, within
 from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
+from glasspoint.lineage import relation_of
 from glasspoint.maintenance import MaintainedSaver
-from glasspoint.scope import checkpoint_id_of, scope_of
+from glasspoint.scope import Scope, checkpoint_id_of, scope_of
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from datetime import timedelta
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import (
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
     from glasspoint.codec import PendingWrites, StoredCheckpoint
     from glasspoint.l1.cache import Intent
-    from glasspoint.scope import Scope
+    from glasspoint.lineage import Branch, Relation, SetAside
     from glasspoint.telemetry.events import Operation, WriteResult
 
 __all__ = ["CachedPostgresSaver"]
@@ -287,6 +289,35 @@ class CachedPostgresSaver(MaintainedSaver):
             new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready))
             await write.to_l1(write.forget)
         return new
+
+    async def relate(self, thread_id: str, branch: Branch) -> Relation:
+        """Tell how a branch that another tier holds stands to what PostgreSQL has of its thread and namespace.
+
+        Raises:
+            L2UnavailableError: PostgreSQL cannot be reached.
+        """
+        scope = Scope(thread_id, branch.namespace)
+        with self._lifetime.call(), self._telemetry.operation("relate", scope):
+            newest, goes_on = await self._l2.newest_and_whether(scope, goes_on_from=branch.tip)
+            return relation_of(branch, newest, goes_on=goes_on)
+
+    async def note_set_aside(self, set_aside: SetAside) -> None:
+        """Write down that a branch of another tier becomes a thread of its own. Again changes nothing.
+
+        Raises:
+            L2UnavailableError: PostgreSQL cannot be reached.
+        """
+        with self._lifetime.call():
+            await self._l2.note_set_aside(set_aside)
+
+    async def set_aside_since(self, age: timedelta) -> list[SetAside]:
+        """Return which branches have become threads of their own, no longer ago than this.
+
+        Raises:
+            L2UnavailableError: PostgreSQL cannot be reached.
+        """
+        with self._lifetime.call():
+            return await self._l2.set_aside_since(age)
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """Return a channel's next version, greater than `current` and unlike any other ever made."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from glasspoint.errors import L1Error
 from glasspoint.identity import Identity
 from glasspoint.l2.identity import NoIdentityError
 from glasspoint.l2.schema import GRANTS
@@ -35,6 +36,7 @@ from glasspoint.telemetry.logs import get_logger
 if TYPE_CHECKING:
     from typing import Any
 
+    from glasspoint.coherence.last_used import LastUsed
     from glasspoint.l1.cache import Cache, Written
     from glasspoint.l2.identity import Attachment, Identities, JournalRow, Look
     from glasspoint.l2.journal import Journal
@@ -46,6 +48,10 @@ _log = get_logger("glasspoint.l1")
 
 # How often a process says that the cache is in use: see `Attachment.is_forgotten`.
 _SAY_SEEN_SECONDS = 60.0
+
+# How often a process writes down in Redis what is in use, and how long that is kept there.
+_SAY_LAST_USED_SECONDS = 30.0
+_LAST_USED_TTL_SECONDS = 7 * 86400
 
 # Before that, tables that are missing are no news.
 _SETUP_TAKES_SECONDS = 5.0
@@ -96,6 +102,7 @@ class IdentityKeeper:
         vitals: Vitals,
         *,
         signing_key: bytes | None = None,
+        last_used: LastUsed | None = None,
     ) -> None:
         """Args:
         cache: Whose keys they are.
@@ -104,6 +111,7 @@ class IdentityKeeper:
         telemetry: Who is told of each change.
         vitals: Where the identity is shown.
         signing_key: Signs the entries in place of the key that PostgreSQL keeps.
+        last_used: What is left in Redis for processes that cannot ask PostgreSQL; `None`: nothing.
         """
         self._cache = cache
         self._identities = identities
@@ -111,6 +119,8 @@ class IdentityKeeper:
         self._telemetry = telemetry
         self._vitals = vitals
         self._signing_key = signing_key
+        self._last_used = last_used
+        self._said_last_used: tuple[Identity, float] | None = None
         self._identity: Identity | None = None
         self._known: Identity | None = None  # the last one in use
         self._renewed: str | None = None  # the generation that this process has made itself
@@ -234,6 +244,7 @@ class IdentityKeeper:
             return "changed"  # the next look shows these rows
         self._position = look.position
         await self._confirm(row)
+        await self._leave_last_used()
         return "fits"
 
     def _identity_of(self, look: Look, row: Attachment) -> Identity:
@@ -313,6 +324,24 @@ class IdentityKeeper:
         self.is_purged = row.is_purged
         if row.unseen_seconds > _SAY_SEEN_SECONDS:
             await self._identities.say_seen(row.generation)
+
+    async def _leave_last_used(self) -> None:
+        """Write down in Redis what is in use, for processes that start while PostgreSQL is away."""
+        identity, now = self._identity, monotonic()
+        if self._last_used is None or identity is None:
+            return
+        said = self._said_last_used
+        if said is not None and said[0] == identity and now - said[1] < _SAY_LAST_USED_SECONDS:
+            return
+        try:
+            record = self._last_used.pack(identity)
+            await self._cache.remember(
+                self._last_used.key, b"record", record, seconds=_LAST_USED_TTL_SECONDS
+            )
+        except L1Error as exc:
+            _log.debug("what is in use was not written down in Redis (%s)", type(exc).__name__)
+        else:
+            self._said_last_used = identity, now
 
     async def _detach(self, row: Attachment) -> None:
         if self._detached_at is None:

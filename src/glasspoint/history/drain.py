@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from glasspoint.errors import ConfigurationError
 from glasspoint.history.opened import OpenedSaver
+from glasspoint.lineage import relation_of
 from glasspoint.scope import Scope, validate_thread_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from glasspoint.codec import PendingWrites, StoredCheckpoint
+    from glasspoint.lineage import Branch, Relation, SetAside
 
 __all__ = ["DrainableSaver"]
 
@@ -83,7 +85,9 @@ class DrainableSaver(OpenedSaver):
         async for item in self._lifetime.each(self._history.export(thread_id, sealed_too=True)):
             yield item
 
-    async def retire_thread(self, thread_id: str, token: bytes | str, *, marker_seconds: float) -> bool:
+    async def retire_thread(
+        self, thread_id: str, token: bytes | str, *, marker_seconds: float, moved_to: str | None = None
+    ) -> bool:
         """Forget a thread whose seal is alive, because another store has all of it.
 
         Args:
@@ -91,6 +95,8 @@ class DrainableSaver(OpenedSaver):
             token: Of the seal.
             marker_seconds: For so long calls that concern the thread raise `ThreadMovedError`: longer than
                 any client may take to notice where the thread is now.
+            moved_to: The id that the thread has in the other store, `None` if it kept its own; the error
+                says it.
 
         Returns:
             Whether it was done. If not, the seal has expired or is another one, and nothing was done.
@@ -102,7 +108,31 @@ class DrainableSaver(OpenedSaver):
         validate_thread_id(thread_id)
         marker_ms = _milliseconds("marker_seconds", marker_seconds)
         with self._call("retire_thread", Scope(thread_id, "")):
-            return await self._history.retire(thread_id, _text(token), marker_ms)
+            return await self._history.retire(thread_id, _text(token), marker_ms, moved_to)
+
+    async def relate(self, thread_id: str, branch: Branch) -> Relation:
+        """Tell how a branch of another store stands to what is here of its thread and namespace.
+
+        Raises:
+            ThreadMovedError: The thread is sealed or has moved.
+            RedisUnavailableError: Redis did not answer.
+        """
+        scope = Scope(thread_id, branch.namespace)
+        with self._call("relate", scope):
+            found = await self._history.read(scope, None)
+            if found is None and self._beginning is not None and await self._beginning.take(scope):
+                found = await self._history.read(scope, None)
+            if found is None:
+                return "new"
+            newest, parent_id, seen = found.stored.checkpoint_id, found.stored.parent_id, {branch.tip}
+            while parent_id is not None and parent_id not in seen:
+                seen.add(parent_id)
+                found = await self._history.read(scope, parent_id)
+                parent_id = None if found is None else found.stored.parent_id
+            return relation_of(branch, newest, goes_on=parent_id == branch.tip)
+
+    async def note_set_aside(self, set_aside: SetAside) -> None:
+        """Do nothing: the checkpoints' metadata say it, and are drained with them."""
 
     async def import_checkpoints(self, items: Sequence[StoredCheckpoint | PendingWrites]) -> int:
         """Store what another store gave out. What is here already stays, so it may be repeated.

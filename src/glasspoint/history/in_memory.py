@@ -90,7 +90,7 @@ class MemoryHistory:
 
     def __init__(self) -> None:
         self._threads: dict[str, _Thread] = {}
-        self._moved_until: dict[str, float] = {}
+        self._moved: dict[str, tuple[float, str | None]] = {}  # until when that is said, and to which id
         self._copies: WeakValueDictionary[str, MemoryHistory] = WeakValueDictionary()
 
     # ---------------------------------------------------------------- writing
@@ -271,13 +271,13 @@ class MemoryHistory:
                 if checkpoint_id not in namespace.checkpoints and writes:
                     yield PendingWrites(scope, checkpoint_id, list(writes.values()))
 
-    async def retire(self, thread_id: str, token: str, marker_ms: int) -> bool:
-        """Forget a sealed thread, and say for a while that it has moved."""
+    async def retire(self, thread_id: str, token: str, marker_ms: int, moved_to: str | None) -> bool:
+        """Forget a sealed thread, and say for a while that it has moved, and which id it has now."""
         thread = self._threads.get(thread_id)
         if thread is None or thread.seal != token or thread.sealed_until <= monotonic():
             return False
         del self._threads[thread_id]
-        self._moved_until[thread_id] = monotonic() + marker_ms / 1000
+        self._moved[thread_id] = monotonic() + marker_ms / 1000, moved_to
         return True
 
     # ---------------------------------------------------------------- helpers
@@ -288,8 +288,11 @@ class MemoryHistory:
         Raises:
             ThreadMovedError: It is sealed, or has moved.
         """
-        if self._moved_until.get(thread_id, 0.0) > monotonic():
-            raise ThreadMovedError("This thread stands in another store now: ask that one.", moved=True)
+        until, moved_to = self._moved.get(thread_id, (0.0, None))
+        if until > monotonic():
+            raise ThreadMovedError(
+                "This thread stands in another store now: ask that one.", moved=True, moved_to=moved_to
+            )
         thread = self._threads.get(thread_id)
         if thread is not None and thread.sealed_until > monotonic() and not sealed_too:
             raise ThreadMovedError(

@@ -235,10 +235,11 @@ class RedisHistory:
                 namespace, checkpoint_id = records.split_member(name)
                 yield PendingWrites(Scope(thread_id, namespace), checkpoint_id, records.to_writes(writes))
 
-    async def retire(self, thread_id: str, token: str, marker_ms: int) -> bool:
+    async def retire(self, thread_id: str, token: str, marker_ms: int, moved_to: str | None) -> bool:
         """Forget a sealed thread, and say for a while that it has moved."""
         keys = self._keyspace.of_thread(thread_id)
-        return bool((await self._steps.run("retire", Scope(thread_id, ""), keys, token, marker_ms))[0])
+        arguments = (token, marker_ms, moved_to or "")
+        return bool((await self._steps.run("retire", Scope(thread_id, ""), keys, *arguments))[0])
 
     # ---------------------------------------------------------------- helpers
 

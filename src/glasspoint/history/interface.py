@@ -181,8 +181,8 @@ class History(Protocol):
     ) -> AsyncGenerator[StoredCheckpoint | PendingWrites, None]:
         """Return all of a thread: its checkpoints, oldest first in each namespace, then the other writes."""
 
-    async def retire(self, thread_id: str, token: str, marker_ms: int) -> bool:
-        """Forget a sealed thread, and say for a while that it has moved."""
+    async def retire(self, thread_id: str, token: str, marker_ms: int, moved_to: str | None) -> bool:
+        """Forget a sealed thread, and say for a while that it has moved, and which id it has now."""
 
 
 async def for_each(items: Sequence[_Item], step: Callable[[_Item], Awaitable[_Answer]]) -> list[_Answer]:

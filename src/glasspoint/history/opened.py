@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
+    from glasspoint.history.beginning import Beginning
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Operation, Served, Telemetry
 
@@ -43,6 +44,7 @@ class OpenedSaver(SyncFace):
         self._telemetry = telemetry
         self._served_by: Served = "memory" if vitals.tier == "memory" else "redis"
         self._history = history
+        self._beginning: Beginning | None = None
         self._lifetime = Lifetime(telemetry, vitals)
 
     async def __aenter__(self) -> Self:

@@ -19,6 +19,7 @@ from glasspoint import codec, traceparent
 from glasspoint.codec import Encoded
 from glasspoint.errors import ConfigurationError, InvalidConfigError, WrongTypeError
 from glasspoint.history import listing, pruning
+from glasspoint.history.beginning import Beginning
 from glasspoint.history.copying import copy_thread
 from glasspoint.history.drain import DrainableSaver
 from glasspoint.scope import Scope, checkpoint_id_of, scope_of, validate_thread_id
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         DeltaChannelHistory,
     )
 
+    from glasspoint.history.beginning import CachedStates, Unknown
     from glasspoint.history.interface import Ancestor, Found
     from glasspoint.telemetry.events import Operation
 
@@ -58,6 +60,8 @@ class HistorySaver(DrainableSaver):
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._call("get_tuple", scope) as operation:
             found = await self._history.read(scope, checkpoint_id)
+            if found is None and await self._begins(scope, checkpoint_id):
+                found = await self._history.read(scope, checkpoint_id)
             return self._decode(operation, found) if found is not None else None
 
     async def alist(
@@ -79,6 +83,10 @@ class HistorySaver(DrainableSaver):
         chosen = listing.choose(config, filter=filter, before=before, limit=limit)
         with self._call("list", chosen.scope) as operation:
             tuples = []
+            if chosen.scope is not None and self._beginning is not None:
+                thread_id = chosen.scope.thread_id
+                if not await self._history.namespaces(thread_id):
+                    await self._begins(Scope(thread_id, ""), None)
             async with aclosing(listing.find(self._history, chosen)) as items:
                 async for found in items:
                     tuples.append(self._decode(operation, found))
@@ -141,6 +149,8 @@ class HistorySaver(DrainableSaver):
             operation.checkpoint_id = put.checkpoint_id
             operation.step, operation.source = put.step, put.source
             operation.bytes_written = put.size
+            if self._beginning is not None:
+                self._beginning.check_put(scope)
             await self._history.put(scope, put)
         return {"configurable": {**scope._asdict(), "checkpoint_id": checkpoint["id"]}}
 
@@ -169,6 +179,8 @@ class HistorySaver(DrainableSaver):
             if checkpoint_id is None:
                 raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")
             if encoded:
+                if self._beginning is not None:
+                    await self._beginning.check_writes(scope, checkpoint_id, writes)
                 await self._history.put_writes(scope, checkpoint_id, encoded, replaces=replaces)
 
     async def adelete_thread(self, thread_id: str) -> None:
@@ -179,6 +191,9 @@ class HistorySaver(DrainableSaver):
         """
         validate_thread_id(thread_id)
         with self._call("delete_thread", Scope(thread_id, "")):
+            if self._beginning is not None:
+                namespaces = {"", *await self._history.namespaces(thread_id)}
+                await self._beginning.forget(thread_id, [Scope(thread_id, each) for each in namespaces])
             await self._history.delete_thread(thread_id)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -216,6 +231,8 @@ class HistorySaver(DrainableSaver):
                 f"A thread cannot be copied to itself ({source_thread_id!r}): name another target."
             )
         with self._call("copy_thread", Scope(source_thread_id, "")):
+            if not await self._history.namespaces(source_thread_id):
+                await self._begins(Scope(source_thread_id, ""), None)
             await copy_thread(self._history, source_thread_id, target_thread_id)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
@@ -246,7 +263,32 @@ class HistorySaver(DrainableSaver):
         number = int(str(current or 0).split(".")[0])  # older savers counted with integers
         return f"{number + 1:032}.{random.random():016}"
 
+    # ---------------------------------------------------------------- as a tier
+
+    def begin_from(self, states: CachedStates | None, *, unknown: Unknown) -> None:
+        """Work as a lower tier of a fallback chain: threads have their beginnings elsewhere.
+
+        Args:
+            states: What the cache holds of them; `None`: nothing can be had.
+            unknown: Whether a thread of which nothing is found begins anew. If not, reading it raises
+                `ThreadUnknownError`.
+        """
+        self._beginning = Beginning(self._history, states, unknown=unknown)
+
+    @property
+    def begun_anew(self) -> frozenset[str]:
+        """Threads that were read here when nothing was here of them, and had no beginning elsewhere."""
+        return frozenset() if self._beginning is None else self._beginning.anew
+
     # ---------------------------------------------------------------- helpers
+
+    async def _begins(self, scope: Scope, checkpoint_id: str | None) -> bool:
+        """See whether a scope, of which nothing is here, has a beginning elsewhere."""
+        if self._beginning is None:
+            return False
+        if checkpoint_id is not None and await self._history.read(scope, None) is not None:
+            return False
+        return await self._beginning.read(scope)
 
     def _decode(self, operation: Operation, found: Found) -> CheckpointTuple:
         stored = found.stored

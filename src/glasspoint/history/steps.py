@@ -120,7 +120,11 @@ class Steps:
                     "This thread is being drained into another store: ask again in a moment.", moved=False
                 )
             if status == _MOVED:
-                raise ThreadMovedError("This thread stands in another store now: ask that one.", moved=True)
+                raise ThreadMovedError(
+                    "This thread stands in another store now: ask that one.",
+                    moved=True,
+                    moved_to=answer[0].decode() or None if answer else None,
+                )
             if status == _DAMAGED:
                 raise ThreadDamagedError(
                     "Redis has evicted a part of this thread, so that nothing of it can be believed: delete "

@@ -285,6 +285,19 @@ class Cache:
         self._answered()
         return server
 
+    async def remember(self, key: bytes, field: bytes, value: bytes, *, seconds: int) -> None:
+        """Leave a text in Redis, beside the entries.
+
+        Raises:
+            L1Error: Redis does not do its part.
+        """
+        redis: Any = self._redis
+        try:
+            await self._in_time(redis.hset, key, field, value)
+            await self._in_time(redis.pexpire, key, seconds * 1000)
+        except Exception as exc:
+            raise self._unavailable(exc) from exc
+
     async def ping(self) -> None:
         """Ask for a sign of life.
 

@@ -41,7 +41,18 @@ WRONG_EPOCH = "WRONGEPOCH"
 
 # Changed whenever fields or scripts change meaning, so that two releases side by side never share an entry.
 _KEY_FORMAT = 2
-_STEPS = ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "warm_up", "drop", "clear")
+_STEPS = (
+    "read",
+    "peek",
+    "refuse",
+    "begin",
+    "commit_put",
+    "commit_writes",
+    "abort",
+    "warm_up",
+    "drop",
+    "clear",
+)
 _GUARD = """
 if not string.find(redis.call('INFO', '{section}'), '{field}:{value}', 1, true) then
   return redis.error_reply('{code} this server is another one now')

@@ -14,7 +14,16 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from glasspoint.errors import GlasspointError
 
-__all__ = ["FAULTS", "FORESEEN", "Fault", "RetryReason", "certainly_unchanged", "classify", "may_still_run"]
+__all__ = [
+    "FAULTS",
+    "FORESEEN",
+    "Fault",
+    "RetryReason",
+    "certainly_unchanged",
+    "classify",
+    "is_passing",
+    "may_still_run",
+]
 
 FORESEEN = (GlasspointError, psycopg.Error, OSError, TimeoutError)
 """What a background task expects of its servers. Anything else is a mistake of ours, or of a client's."""
@@ -114,6 +123,12 @@ def certainly_unchanged(error: BaseException) -> bool:
     never sent. A broken connection, a server that shuts down, a deadline or a cancellation leave it open.
     """
     return classify(error).unchanged
+
+
+def is_passing(error: BaseException) -> bool:
+    """Tell whether the same call may be answered some time later: a full disk, a lock, a restart. What
+    PostgreSQL refuses for what it was sent, it refuses again."""
+    return classify(error) not in (_OTHER, _UNKNOWN)
 
 
 def may_still_run(connection: Any) -> bool:

@@ -41,6 +41,7 @@ OWN_TABLES = (
     "glasspoint_identity",
     "glasspoint_caches",
     "glasspoint_crash_marks",
+    "glasspoint_set_aside",
 )
 
 # `gen_random_uuid` has 122 random bits of the server's strong source.
@@ -82,6 +83,14 @@ CREATE TABLE IF NOT EXISTS glasspoint_caches (
 )
 """,
     "CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_crash_marks (generation text PRIMARY KEY)",
+    """
+CREATE TABLE IF NOT EXISTS glasspoint_set_aside (
+    thread_id text PRIMARY KEY,
+    original_thread_id text NOT NULL,
+    began_at timestamptz NOT NULL,
+    set_aside_at timestamptz NOT NULL DEFAULT clock_timestamp()
+)
+""",
 )
 """Glasspoint's own tables. Each statement may run again.
 
@@ -92,6 +101,8 @@ CREATE TABLE IF NOT EXISTS glasspoint_caches (
   index.
 - `glasspoint_caches`: a row for each cache (its key prefix): see `identity`. `seen_at`: when a saver used the
   cache last. `is_purged`, `purging_at`: whether a process deletes what older generations have left.
+- `glasspoint_set_aside`: a row for each thread that was made of what another thread was written in an outage,
+  because it does not go on from the other's history.
 - `glasspoint_crash_marks`: unlogged, so PostgreSQL empties it in crash recovery and on promotion.
 """
 

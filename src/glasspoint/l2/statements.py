@@ -10,11 +10,14 @@ __all__ = [
     "DELETE_THREAD",
     "IMPORT_CHECKPOINT",
     "IMPORT_WRITES",
+    "NEWEST_AND_WHETHER",
+    "NOTE_SET_ASIDE",
     "OWN",
     "PUT",
     "PUT_WRITES",
     "SELECT_BY_ID",
     "SELECT_NEWEST",
+    "SET_ASIDE_SINCE",
     "UPSERT_WRITES",
 ]
 
@@ -255,6 +258,30 @@ RETURNING (xmax = 0) AS new
 """
 """Store a checkpoint with all its values and pending writes, as another tier held it. Returns whether it was
 new: a row version that an upsert inserted has no `xmax`."""
+
+NEWEST_AND_WHETHER = """
+SELECT c.checkpoint_id, EXISTS (
+    SELECT FROM checkpoints AS child
+    WHERE child.thread_id = c.thread_id AND child.checkpoint_ns = c.checkpoint_ns
+      AND child.parent_checkpoint_id = %(parent_id)s
+)
+FROM checkpoints AS c
+WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
+ORDER BY c.checkpoint_id DESC LIMIT 1
+"""
+"""The newest checkpoint of a scope, and whether any of them names this one as its parent."""
+
+NOTE_SET_ASIDE = """
+INSERT INTO glasspoint_set_aside (thread_id, original_thread_id, began_at)
+VALUES (%(thread_id)s, %(original)s, %(began_at)s)
+ON CONFLICT DO NOTHING
+"""
+
+SET_ASIDE_SINCE = """
+SELECT original_thread_id, thread_id, began_at FROM glasspoint_set_aside
+WHERE set_aside_at >= clock_timestamp() - %(age)s::interval
+ORDER BY set_aside_at
+"""
 
 DELETE_THREAD = f"""{OWN}
 WITH c AS (DELETE FROM checkpoints WHERE thread_id = %(thread_id)s RETURNING checkpoint_ns),

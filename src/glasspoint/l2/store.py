@@ -43,6 +43,7 @@ from glasspoint.l2.writing import (
     writes_answers,
     writes_statement,
 )
+from glasspoint.lineage import SetAside
 from glasspoint.scope import Scope
 from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from contextvars import Context
+    from datetime import timedelta
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
@@ -266,6 +268,25 @@ class Store:
                         cursor = conn.cursor(binary=True, row_factory=tuple_row)
                         cursors.append(await cursor.execute(cast("Any", sql), params))
                 return sum([new for cursor in cursors for (new,) in await cursor.fetchall()])
+
+    async def newest_and_whether(self, scope: Scope, *, goes_on_from: str) -> tuple[str | None, bool]:
+        """Return the newest checkpoint of a scope, `None` if there is none; and whether a checkpoint of it
+        names this one as its parent."""
+        params = {**scope._asdict(), "parent_id": goes_on_from}
+        async with self._connection(scope) as conn:
+            with self._telemetry.step("l2.relate", scope):
+                rows = await _fetch_all(conn, statements.NEWEST_AND_WHETHER, params)
+        return rows[0] if rows else (None, False)
+
+    async def note_set_aside(self, set_aside: SetAside) -> None:
+        """Write down that a thread is made of what another one was written in an outage."""
+        async with self._connection(Scope(set_aside.original, "")) as conn:
+            await conn.execute(statements.NOTE_SET_ASIDE, set_aside._asdict())
+
+    async def set_aside_since(self, age: timedelta) -> list[SetAside]:
+        """Return the threads that were made so, no longer ago than this."""
+        async with self._connection(None) as conn:
+            return [SetAside(*row) for row in await _fetch_all(conn, statements.SET_ASIDE_SINCE, {"age": age})]
 
     async def delete_thread(
         self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[Collection[Scope]]]

@@ -350,6 +350,34 @@ METRICS: dict[str, Metric] = {
             (Query("What came back after an outage?", "increase(glasspoint_drained_checkpoints_total[1h])"),),
         ),
         Metric(
+            "drained_threads_total",
+            "counter",
+            ("result",),
+            "Threads of a lower tier, by what became of them.",
+            "`continued`: it goes on from what PostgreSQL has; `new`: PostgreSQL had nothing; `set_aside`: it does "
+            "not go on from what PostgreSQL has, and is a thread of its own (the log names both); `refused`: it "
+            "cannot be moved, and stays",
+            (
+                Query(
+                    "Which conversations of an outage need a look?",
+                    'increase(glasspoint_drained_threads_total{result=~"set_aside|refused"}[1h]) > 0',
+                ),
+            ),
+        ),
+        Metric(
+            "undrained_threads",
+            "gauge",
+            ("tier",),
+            "Threads that were found in a lower tier, and are not in PostgreSQL yet.",
+            "what is at risk now; a process counts them every 30 s at most",
+            (
+                Query(
+                    "How many conversations are not in PostgreSQL yet?",
+                    "max by (tier) (glasspoint_undrained_threads)",
+                ),
+            ),
+        ),
+        Metric(
             "l2_retries_total",
             "counter",
             ("operation", "reason"),
@@ -541,6 +569,7 @@ SPANS: tuple[Spans, ...] = (
             "copy_thread",
             "prune",
             "prune_older_than",
+            "relate",
             "import_checkpoints",
             "seal_thread",
             "retire_thread",

@@ -42,6 +42,7 @@ READ_AT_SCRAPE = (
     "l1_quarantined_scopes",
     "l2_asynchronous_commit",
     "active_tier",
+    "undrained_threads",
     "storage_bytes",
     "storage_rows",
     "info",
@@ -132,6 +133,12 @@ class SaverCollector(Collector):
             tiers = {v.tier for v in open_ if v.active}
             for tier in TIERS:
                 yield Figure("active_tier", (name, tier), float(tier in tiers))
+            found = [v.undrained_threads for v in open_ if v.active]
+            for tier in TIERS[1:]:
+                # Redis is one for all savers of a name, a memory is each one's own.
+                counts = [each.get(tier, 0) for each in found]
+                total = sum(counts) if tier == "memory" else max(counts, default=0)
+                yield Figure("undrained_threads", (name, tier), float(total))
             if storage:
                 yield from _of_storage(name, open_)
             if open_:

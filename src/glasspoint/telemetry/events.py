@@ -29,6 +29,7 @@ __all__ = [
     "BackgroundTaskFailed",
     "BreakerChanged",
     "BreakerState",
+    "DrainResult",
     "Drained",
     "EpochChanged",
     "Failures",
@@ -53,6 +54,7 @@ __all__ = [
     "TaskName",
     "Telemetry",
     "Tier",
+    "ThreadDrained",
     "TierChanged",
     "Verdict",
     "Vitals",
@@ -75,6 +77,7 @@ Outcome = Literal["ok", "error", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
 IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated", "generation"]
 Verdict = Literal["consistent", "stale", "raced"]
+DrainResult = Literal["continued", "new", "set_aside", "refused"]
 TaskName = Literal["sweeper", "auditor", "table_sizes", "reconnector", "tier_probe"]
 BreakerState = Literal["closed", "open", "half_open"]
 
@@ -212,6 +215,19 @@ class Drained:
     checkpoints: int
 
 
+@dataclass(frozen=True, slots=True)
+class ThreadDrained:
+    """A thread of a lower tier is in a higher one now, or cannot be moved.
+
+    Attributes:
+        result: `continued`: it goes on from what was there. `new`: nothing was. `set_aside`: it does not go on
+            from what was there, and is a thread of its own. `refused`: it cannot be moved.
+    """
+
+    from_tier: str
+    result: DrainResult
+
+
 Note = (
     Audited
     | BackgroundTaskFailed
@@ -227,6 +243,7 @@ Note = (
     | L2Retried
     | TierChanged
     | Drained
+    | ThreadDrained
 )
 
 
@@ -253,6 +270,7 @@ class Vitals:
             to say. To be awaited on `loop`.
         loop: The event loop that the saver works on.
         undrained: The lower tiers of its chain that may hold what is not here yet.
+        undrained_threads: Lower tier -> how many threads were found there when somebody last looked.
         breaker: Where the breaker in front of L1 stands; `None` where there is none.
         journal_pending: How many rows of the journal were not swept when somebody last looked, but for those
             of scopes in quarantine.
@@ -274,6 +292,7 @@ class Vitals:
     check: Callable[[], Coroutine[Any, Any, dict[str, Any]]] | None = None
     loop: asyncio.AbstractEventLoop | None = None
     undrained: tuple[str, ...] = ()
+    undrained_threads: Mapping[str, int] = field(default_factory=dict)
     breaker: BreakerState | None = None
     journal_pending: int = 0
     identity: str | None = None

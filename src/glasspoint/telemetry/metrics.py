@@ -20,6 +20,7 @@ from glasspoint.telemetry.events import (
     BackgroundTaskFailed,
     BreakerChanged,
     Drained,
+    DrainResult,
     EpochChanged,
     ForeignWrites,
     IdentityChanged,
@@ -33,6 +34,7 @@ from glasspoint.telemetry.events import (
     PoolWaited,
     Step,
     TaskName,
+    ThreadDrained,
     TierChanged,
     Vitals,
     failures,
@@ -156,6 +158,7 @@ class Families:
         self.l1_audits = counter("l1_audits_total")
         self.fallback_events = counter("fallback_events_total")
         self.drained_checkpoints = counter("drained_checkpoints_total")
+        self.drained_threads = counter("drained_threads_total")
         self.l2_retries = counter("l2_retries_total")
         self.pool_wait = histogram("pool_wait_seconds")
         self.pool_timeouts = counter("pool_timeouts_total")
@@ -295,6 +298,7 @@ class Metrics(Observer):
         self._audits = _Children(families.l1_audits, saver_name)
         self._fallbacks = _Children(families.fallback_events, saver_name)
         self._drained = _Children(families.drained_checkpoints, saver_name)
+        self._drained_threads = _Children(families.drained_threads, saver_name)
         self._retries = _Children(families.l2_retries, saver_name)
         self._background = _Children(families.background_task_failures, saver_name)
         self._traceparents = _Children(families.traceparents_ignored, saver_name)
@@ -312,6 +316,7 @@ class Metrics(Observer):
             (self._audits, ("consistent", "stale", "raced")),
             (self._fallbacks, _TIER_CHANGES),
             (self._drained, ("redis", "memory")),
+            (self._drained_threads, get_args(DrainResult)),
             (self._retries, _RETRIES),
             (self._background, get_args(TaskName)),
             (self._traceparents, ("malformed", "too_long")),
@@ -404,6 +409,8 @@ class Metrics(Observer):
                 self._background[note.task].inc()
             case Drained():
                 self._drained[note.from_tier].inc(note.checkpoints)
+            case ThreadDrained():
+                self._drained_threads[note.result].inc()
 
     def opened(self, vitals: Vitals) -> None:
         """Read a saver's pools at every scrape from now on."""

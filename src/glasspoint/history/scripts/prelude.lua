@@ -10,7 +10,8 @@
 --       4 names   ZSET, all scores 0: <m> NUL <task> NUL <idx>     of the pending writes
 --       5 writes  HASH: name -> <channel> NUL <type> NUL <task path> NUL <bytes>
 --       6 meta    HASH: blobs (how many), revision, removals, r:<run id>; there while anything is there
---       7 seal    STRING, expires by itself: s<token> a drain is under way, m<token> moved
+--       7 seal    STRING, expires by itself: s<token> a drain is under way, m<token> NUL <id> moved; the id that it
+--                 has now, if that is another one
 --
 -- The head is a list of texts, each ended by NUL: parent id, '1' if the format is older than 4, run id; then
 -- for each channel: name, version, mark. The mark says what the document holds of it: '' nothing, 'n' null,
@@ -26,7 +27,7 @@ local IDS, DOCS, BLOBS, NAMES, WRITES, META, SEAL = unpack(KEYS, 1, 7)
 -- because each key's count is known from another key; a state with silent holes must never be read.
 local function barred(sealed_too)
   local seal = redis.call('GET', SEAL)
-  if seal and string.sub(seal, 1, 1) == 'm' then return {2} end
+  if seal and string.sub(seal, 1, 1) == 'm' then return {2, string.match(seal, '%z(.*)$') or ''} end
   if seal and not sealed_too then return {1} end
   local ids, names = redis.call('ZCARD', IDS), redis.call('ZCARD', NAMES)
   local blobs = redis.call('HGET', META, 'blobs')

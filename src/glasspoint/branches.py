@@ -1,0 +1,169 @@
+"""Which thread a run writes to whose branch was set aside while the run was under way.
+
+A run that began in a lower tier names its thread, as before. But what it has written so far stands above under
+another id (see `draining`), and the thread itself has another history there. So the run goes on in its branch:
+its calls are told by the checkpoint that they start from.
+
+A run may also have begun in a lower tier with nothing, and write for the first time when the tier above is in
+use, and has a history of its thread. Then this first put makes the branch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+from glasspoint.lineage import SetAside, set_aside_at
+from glasspoint.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from langchain_core.runnables import RunnableConfig
+
+    from glasspoint.saver import CachedPostgresSaver
+
+__all__ = ["Branches"]
+
+_log = get_logger("glasspoint")
+
+# How long a run may be under way, and still be led to its branch.
+_SECONDS = 3600.0
+
+# LangGraph may store the writes of a checkpoint's tasks before the checkpoint itself, which says whose it is.
+_PUT_SECONDS = 5.0
+_STEP_SECONDS = 0.01
+
+
+@dataclass
+class _Known:
+    """A branch, and which checkpoints of it are known here."""
+
+    set_aside: SetAside
+    until: float
+    ids: set[str] = field(default_factory=set)
+    foreign: set[str] = field(default_factory=set)  # that were looked for in vain
+
+
+class Branches:
+    """The branches of one chain that were set aside lately."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, list[_Known]] = defaultdict(list)
+        self._anew: dict[str, float] = {}
+
+    def add(self, set_aside: SetAside, ids: Iterable[str] = ()) -> None:
+        """A branch was set aside; these are checkpoints of it."""
+        self._expire()
+        for known in self._of[set_aside.original]:
+            if known.set_aside.thread_id == set_aside.thread_id:
+                known.ids.update(ids)
+                return
+        self._of[set_aside.original].append(_Known(set_aside, monotonic() + _SECONDS, set(ids)))
+
+    def begun_anew(self, thread_ids: Iterable[str]) -> None:
+        """Runs in these threads may have begun with nothing, in a lower tier."""
+        until = monotonic() + _SECONDS
+        self._anew.update(dict.fromkeys(thread_ids, until))
+
+    async def place(
+        self, saver: CachedPostgresSaver, config: RunnableConfig, *, puts: str | None = None
+    ) -> RunnableConfig:
+        """Return the config of a call with the thread that it belongs to.
+
+        Args:
+            saver: Works above.
+            config: Of the call.
+            puts: The id of the checkpoint that it puts, if it is a put.
+        """
+        thread_id = config.get("configurable", {}).get("thread_id")
+        if thread_id not in self._of and thread_id not in self._anew:
+            return config
+        start = _start_of(config)
+        if start is None:
+            known = await self._first(saver, config, thread_id, puts) if puts is not None else None
+        else:
+            known = await self._branch_with(saver, config, thread_id, start, is_put=puts is not None)
+        if known is None:
+            if puts is not None:
+                for each in self._of.get(thread_id, ()):
+                    each.foreign.add(puts)
+            return config
+        if puts is not None:
+            known.ids.add(puts)
+        return _with_thread(config, known.set_aside.thread_id)
+
+    # ---------------------------------------------------------------- helpers
+
+    async def _first(
+        self, saver: CachedPostgresSaver, config: RunnableConfig, thread_id: str, puts: str
+    ) -> _Known | None:
+        """The first put of a run that began with nothing, if it was in a lower tier."""
+        if self._anew.pop(thread_id, 0.0) < monotonic():
+            return None
+        if await saver.aget_tuple(cast("Any", {"configurable": {"thread_id": thread_id}})) is None:
+            return None
+        set_aside = set_aside_at(thread_id, puts)
+        await saver.note_set_aside(set_aside)
+        self.add(set_aside)
+        _log.warning(
+            "A run in thread %r began in a lower tier, which did not know the thread. It writes to the thread "
+            "%r.",
+            thread_id,
+            set_aside.thread_id,
+        )
+        return self._of[thread_id][-1]
+
+    async def _branch_with(
+        self, saver: CachedPostgresSaver, config: RunnableConfig, thread_id: str, start: str, *, is_put: bool
+    ) -> _Known | None:
+        self._expire()
+        known = list(self._of.get(thread_id, ()))
+        give_up_at = monotonic() + _PUT_SECONDS
+        while known:
+            for each in known:
+                if start in each.ids:
+                    return each
+            if all(start in each.foreign for each in known):
+                return None
+            # The thread itself first: a branch also holds the checkpoint that it goes on from.
+            is_own = await _holds(saver, thread_id, start)
+            for each in known:
+                if not is_own and await _holds(saver, each.set_aside.thread_id, start):
+                    each.ids.add(start)
+                    return each
+            if is_own or is_put or monotonic() > give_up_at:
+                for each in known:
+                    each.foreign.add(start)
+                return None
+            await asyncio.sleep(_STEP_SECONDS)  # nobody has put it yet
+        return None
+
+    def _expire(self) -> None:
+        now = monotonic()
+        for thread_id in list(self._of):
+            self._of[thread_id] = [each for each in self._of[thread_id] if each.until > now]
+            if not self._of[thread_id]:
+                del self._of[thread_id]
+        for thread_id in [each for each, until in self._anew.items() if until < now]:
+            del self._anew[thread_id]
+
+
+def _start_of(config: RunnableConfig) -> str | None:
+    """The checkpoint of the root graph that a call starts from: a subgraph's call names it in a map."""
+    configurable = config.get("configurable", {})
+    above = configurable.get("checkpoint_map") or {}
+    start = above.get("") or configurable.get("checkpoint_id")
+    return start if isinstance(start, str) else None
+
+
+def _with_thread(config: RunnableConfig, thread_id: str) -> RunnableConfig:
+    return cast("Any", {**config, "configurable": {**config["configurable"], "thread_id": thread_id}})
+
+
+async def _holds(saver: CachedPostgresSaver, thread_id: str, checkpoint_id: str) -> bool:
+    configurable = {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": checkpoint_id}
+    return await saver.aget_tuple(cast("Any", {"configurable": configurable})) is not None

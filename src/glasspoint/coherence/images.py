@@ -1,0 +1,179 @@
+"""The cached states, for a process that cannot ask PostgreSQL: so a conversation goes on in the tier `redis`.
+
+Entries stand under keys that name the identity of L2 and the reign of Redis. Here both come from the record
+that the last process in the tier `cached` has left (see `last_used`). Nothing is changed here: an entry is
+looked at with PEEK, verified as always, and copied by whoever asked.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from glasspoint.codec import versions_of
+from glasspoint.errors import L1Error, RedisUnavailableError
+from glasspoint.l1 import entry
+from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper
+from glasspoint.l1.patience import answered_within
+from glasspoint.l1.turns import when_connected
+from glasspoint.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from redis.asyncio import Redis
+
+    from glasspoint.codec import StoredCheckpoint
+    from glasspoint.coherence.last_used import LastUsed
+    from glasspoint.scope import Scope
+    from glasspoint.telemetry.events import Telemetry
+
+__all__ = ["Images"]
+
+_log = get_logger("glasspoint")
+
+_MISS, _FOUND = 0, 1
+
+# Once more if the record, or Redis, has changed meanwhile.
+_LOOKS = 3
+
+
+class Images:
+    """Finds the cached states of one target."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        last_used: LastUsed,
+        telemetry: Telemetry,
+        *,
+        key_prefix: str,
+        timeout_seconds: float,
+    ) -> None:
+        """Args:
+        redis: The client; not closed here.
+        last_used: Tells under which keys the states stand.
+        telemetry: Who is told of every step.
+        key_prefix: What every key begins with.
+        timeout_seconds: How long one step may take.
+        """
+        self._redis: Any = redis
+        self._last_used = last_used
+        self._telemetry = telemetry
+        self._timeout = timeout_seconds
+        self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=lambda server, previous: None)
+        self._record: bytes | None = None  # what the epoch in use was made of
+        self._has_warned = False
+
+    async def find(self, scope: Scope) -> StoredCheckpoint | None:
+        """Return the cached state of a scope, with its pending writes; `None` if there is none that can be
+        believed, or none that is whole without its ancestors.
+
+        Raises:
+            RedisUnavailableError: Redis did not answer.
+        """
+        with self._telemetry.step("l1.peek", scope):
+            fields, epoch = await self._peek(scope)
+        if fields is None or epoch is None:
+            return None
+        try:
+            image = entry.decode_image(scope, fields, epoch.signer)
+        except entry.UnusableImageError as exc:
+            _log.warning(
+                "The cached state of thread %r, namespace %r was refused (%s): the thread does not go on from it.",
+                *scope,
+                exc,
+            )
+            return None
+        if _needs_ancestors(image):
+            return None
+        image.document_json = json.dumps(image.document)
+        image.metadata_json = json.dumps(image.metadata)
+        return image
+
+    async def forget(self, scope: Scope) -> None:
+        """Delete the cached state of a scope, because its thread is deleted. To the cache, that is an eviction.
+
+        Raises:
+            RedisUnavailableError: Redis did not answer.
+        """
+        epoch = self._epochs.known
+        if epoch is not None:
+            await self._asked(lambda: self._redis.delete(epoch.key(scope)))
+
+    # ---------------------------------------------------------------- helpers
+
+    async def _peek(self, scope: Scope) -> tuple[list[bytes] | None, Epoch | None]:
+        for _ in range(_LOOKS):
+            epoch = self._epochs.trusted or await self._meet()
+            if epoch is None:
+                return None, None
+            record, answer = await self._asked(lambda e=epoch: self._look(e, scope))  # type: ignore[misc]
+            if record != self._record:
+                self._epochs.identify(None)
+            elif _is_of_another_epoch(answer):
+                self._epochs.distrust()
+            elif isinstance(answer, Exception):
+                self._warn(answer)
+                return None, None
+            else:
+                return (answer[1] if answer[0] == _FOUND else None), epoch
+        return None, None
+
+    async def _look(self, epoch: Epoch, scope: Scope) -> Any:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hget(self._last_used.key, b"record")
+            pipe.evalsha(epoch.shas["peek"], 1, epoch.key(scope))
+            return await pipe.execute(raise_on_error=False)
+
+    async def _meet(self) -> Epoch | None:
+        """Read the record, and ask Redis who it is."""
+        try:
+            record = await self._asked(lambda: self._redis.hget(self._last_used.key, b"record"))
+            self._record = record
+            self._epochs.identify(None if record is None else self._last_used.unpack(record))
+            await self._asked(self._epochs.meet)
+        except (ResponseError, L1Error) as exc:
+            self._warn(exc)
+            return None
+        return self._epochs.known
+
+    async def _asked(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            with answered_within(self._timeout):
+                return await when_connected(ask)
+        except (ResponseError, L1Error):
+            raise
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise RedisUnavailableError(
+                f"Redis did not answer ({type(exc).__name__}): whether it has a cached state is not known."
+            ) from exc
+
+    def _warn(self, exc: Exception) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "Cached states cannot be read from Redis (%s): conversations that begin in this tier do not go "
+                "on from them.",
+                type(exc).__name__,
+            )
+
+
+def _is_of_another_epoch(answer: Any) -> bool:
+    return isinstance(answer, NoScriptError) or (
+        isinstance(answer, ResponseError) and str(answer).startswith(WRONG_EPOCH)
+    )
+
+
+def _needs_ancestors(image: StoredCheckpoint) -> bool:
+    """Whether a delta channel of it is rebuilt from ancestors, which only PostgreSQL has."""
+    if "delta_writes_versioned" in image.metadata:  # LangGraph.js marks such threads, not the channels
+        return True
+    counters = image.metadata.get("counters_since_delta_snapshot")
+    inline = image.document.get("channel_values") or {}
+    versioned = versions_of(image.document)
+    return isinstance(counters, dict) and any(
+        channel in versioned and channel not in image.values and channel not in inline for channel in counters
+    )

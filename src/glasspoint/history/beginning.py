@@ -1,0 +1,137 @@
+"""How a thread begins in a lower tier: from its cached state, anew, or not at all.
+
+PostgreSQL is away, so whether a thread that has nothing here has a history above is not known. If the cache
+has its state, the thread goes on from that. If not, it begins anew (and is set aside later, if there was a
+history), or is refused: `CHECKPOINT_FALLBACK_UNKNOWN`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from langgraph.checkpoint.serde.types import RESUME
+
+from glasspoint.errors import ThreadUnknownError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from glasspoint.codec import StoredCheckpoint
+    from glasspoint.history.interface import History
+    from glasspoint.scope import Scope
+
+__all__ = ["Beginning", "CachedStates", "Unknown"]
+
+Unknown = Literal["begin", "refuse"]
+
+# How many threads are remembered; 100 bytes or so each.
+_REMEMBERED = 100_000
+
+_REFUSED = (
+    "PostgreSQL is away, and Redis does not hold this thread: whether it has a history is not known. Ask again "
+    "when PostgreSQL is back."
+)
+_NOTHING_TO_RESUME = (
+    "There is nothing to resume: PostgreSQL is away, and Redis does not hold this thread. Resume it when "
+    "PostgreSQL is back; before that, all its tasks would run again."
+)
+
+
+class CachedStates(Protocol):
+    """What the cache holds, as far as it can be believed without PostgreSQL."""
+
+    async def find(self, scope: Scope) -> StoredCheckpoint | None:
+        """Return the cached state of a scope, `None` if there is none."""
+
+    async def forget(self, scope: Scope) -> None:
+        """Delete it."""
+
+
+class Beginning:
+    """Decides for each thread that has nothing here yet."""
+
+    def __init__(self, history: History, states: CachedStates | None, *, unknown: Unknown) -> None:
+        """Args:
+        history: Where threads go on.
+        states: Where their beginnings may be; `None`: nowhere.
+        unknown: Whether a thread of which nothing is found begins anew.
+        """
+        self._history = history
+        self._states = states
+        self._unknown = unknown
+        self._anew: OrderedDict[str, None] = OrderedDict()
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+        self._resumed: OrderedDict[str, None] = OrderedDict()
+
+    @property
+    def anew(self) -> frozenset[str]:
+        """Threads of which nothing was found when they were first read. A run may have begun so, and not
+        have written yet."""
+        return frozenset(self._anew)
+
+    async def read(self, scope: Scope) -> bool:
+        """Bring the cached state of a scope here, of which nothing is here.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            ThreadUnknownError: There was none, and nothing else of the thread is here; such are refused.
+        """
+        self._resumed.pop(scope.thread_id, None)
+        if await self.take(scope):
+            return True
+        if scope.checkpoint_ns and await self._history.namespaces(scope.thread_id):
+            return False  # a subgraph that was not called yet
+        if self._unknown == "refuse" and scope.thread_id not in self._deleted:
+            raise ThreadUnknownError(_REFUSED)
+        if not scope.checkpoint_ns:
+            _remember(self._anew, scope.thread_id)
+        return False
+
+    async def take(self, scope: Scope) -> bool:
+        """Bring the cached state of a scope here, if there is one, and tell whether there was."""
+        if self._states is None or scope.thread_id in self._deleted:
+            return False
+        state = await self._states.find(scope)
+        if state is None:
+            return False
+        await self._history.add(state)
+        return True
+
+    async def check_writes(self, scope: Scope, checkpoint_id: str, writes: Sequence[tuple[str, Any]]) -> None:
+        """Refuse the answer to an interrupt of a thread that begins anew.
+
+        Raises:
+            ThreadUnknownError: This is one. So are the puts of the same run from now on.
+        """
+        if not any(channel == RESUME for channel, _ in writes) or scope.thread_id not in self._anew:
+            return
+        if await self._history.read(scope, checkpoint_id) is None:
+            _remember(self._resumed, scope.thread_id)
+            raise ThreadUnknownError(_NOTHING_TO_RESUME)
+
+    def check_put(self, scope: Scope) -> None:
+        """Refuse a put of a run that was to be resumed, and could not.
+
+        Raises:
+            ThreadUnknownError: This is one.
+        """
+        if scope.thread_id in self._resumed:
+            raise ThreadUnknownError(_NOTHING_TO_RESUME)
+
+    async def forget(self, thread_id: str, scopes: Sequence[Scope]) -> None:
+        """See that a thread which was deleted here does not go on from its cached states."""
+        _remember(self._deleted, thread_id)
+        if self._states is not None:
+            for scope in scopes:
+                await self._states.forget(scope)
+
+
+def _remember(threads: OrderedDict[str, None], thread_id: str) -> None:
+    threads[thread_id] = None
+    threads.move_to_end(thread_id)
+    if len(threads) > _REMEMBERED:
+        threads.popitem(last=False)

@@ -1,0 +1,123 @@
+"""Lineage: how what one tier holds of a thread stands to what another tier holds of it. Pure, no I/O.
+
+A checkpoint names its parent. So two parts of a history tell by their ids whether one goes on where the other
+ends. If neither does, one of them is *set aside*: it becomes a thread of its own, whose id names the thread
+that it was written to.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "SET_ASIDE",
+    "Branch",
+    "Relation",
+    "SetAside",
+    "branch_of",
+    "name_apart",
+    "noted_in",
+    "relation_of",
+    "set_aside_at",
+]
+
+SET_ASIDE = "glasspoint_set_aside"
+"""The key in a checkpoint's metadata that says from which thread it was set aside, and when that began."""
+
+Relation = Literal["new", "continued", "apart"]
+"""How a branch stands to what the tier above holds of its thread. `new`: nothing is there. `continued`: one
+goes on where the other ends. `apart`: neither does."""
+
+# When the clock of UUIDs of version 6 began (RFC 9562, 6.1).
+_UUID_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)
+
+
+class Branch(NamedTuple):
+    """What a lower tier holds of one namespace of a thread.
+
+    Attributes:
+        ids: Its checkpoints.
+        bases: Checkpoints that they name as their parents, and that are not among them.
+        tip: The newest.
+    """
+
+    namespace: str
+    ids: frozenset[str]
+    bases: frozenset[str]
+    tip: str
+
+
+class SetAside(NamedTuple):
+    """A branch that stands under another thread's id.
+
+    Attributes:
+        original: The thread that it was written to.
+        thread_id: The thread that it is now.
+        began_at: When the branch began.
+    """
+
+    original: str
+    thread_id: str
+    began_at: datetime
+
+
+def branch_of(namespace: str, parents: Mapping[str, str | None]) -> Branch:
+    """Return the branch of a namespace.
+
+    Args:
+        parents: Checkpoint id -> id of its parent; at least one.
+    """
+    named = frozenset(parent for parent in parents.values() if parent is not None)
+    return Branch(namespace, frozenset(parents), named - parents.keys(), max(parents))
+
+
+def relation_of(branch: Branch, newest: str | None, *, goes_on: bool) -> Relation:
+    """Tell how a branch stands to what is above.
+
+    Args:
+        newest: The newest checkpoint that is above, of the same thread and namespace; `None` if none is.
+        goes_on: Whether a checkpoint above names the branch's tip as its parent.
+    """
+    if newest is None:
+        return "new"
+    if newest in branch.ids or newest in branch.bases or goes_on:
+        return "continued"
+    return "apart"
+
+
+def name_apart(thread_id: str, branches: Sequence[Branch]) -> SetAside:
+    """Name a branch after its thread and its first own checkpoint: the same name each time."""
+    # Not after the one that it goes on from: two branches may go on from one checkpoint.
+    first = min(sorted(branch.ids)[: 2 if branch.bases else 1][-1] for branch in branches)
+    return set_aside_at(thread_id, first)
+
+
+def set_aside_at(thread_id: str, first_id: str) -> SetAside:
+    """Name a branch after its thread and its first own checkpoint."""
+    began_at = _time_of(first_id).replace(microsecond=0)
+    name = f"{thread_id} (set aside {began_at:%Y-%m-%dT%H:%M:%SZ} {first_id[-8:]})"
+    return SetAside(thread_id, name, began_at)
+
+
+def noted_in(metadata: Mapping[str, Any], thread_id: str) -> SetAside | None:
+    """Return what a checkpoint's metadata say of having been set aside, `None` if nothing."""
+    noted = metadata.get(SET_ASIDE)
+    try:
+        return SetAside(str(noted["thread_id"]), thread_id, datetime.fromisoformat(noted["began_at"]))  # type: ignore[index]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _time_of(checkpoint_id: str) -> datetime:
+    """Return when a checkpoint's id was made: LangGraph's are UUIDs of version 6 (RFC 9562, 5.6)."""
+    try:
+        digits = UUID(checkpoint_id).hex
+    except ValueError:
+        return _UUID_EPOCH
+    ticks = int(digits[:12], 16) << 12 | int(digits[13:16], 16)  # of 100 ns
+    return _UUID_EPOCH + timedelta(microseconds=ticks // 10)
