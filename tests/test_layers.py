@@ -68,6 +68,7 @@ MAY_IMPORT = {
         "errors",
         "blocking",
         "settings",
+        "l2.target",
         "saver",
         "redis_saver",
         "memory_saver",

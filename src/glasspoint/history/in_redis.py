@@ -366,8 +366,8 @@ class RedisHistory:
         made, there = await self._steps.run("threads", Scope(thread_id, ""), keys)
         if self._registry_made and made != self._registry_made and not there:
             raise ThreadDamagedError(
-                "Redis has lost the list of the threads that it must hold: it was evicted, flushed, or not there "
-                "after a restart. This thread is not there, and may be lost as well. Give Redis the "
+                "Redis has lost the list of the threads that it must hold: it was evicted, flushed, or not "
+                "there after a restart. This thread is not there, and may be lost as well. Give Redis the "
                 "maxmemory-policy noeviction and appendonly yes, and start this process again."
             )
 

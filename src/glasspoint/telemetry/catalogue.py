@@ -642,6 +642,8 @@ SPANS: tuple[Spans, ...] = (
             "seal",
             "strays",
             "retire",
+            "threads",
+            "unregister",
             "scan",
         ),
         "client",
