@@ -1,8 +1,8 @@
 """Which thread a run writes to whose branch was set aside while the run was under way.
 
-A run that began in a lower tier names its thread, as before. But what it has written so far stands above under
-another id (see `draining`), and the thread itself has another history there. So the run goes on in its branch:
-its calls are told by the checkpoint that they start from.
+A run that began in a lower tier names its thread, as before. But what it has written so far stands above
+under another id (see `draining`), and the thread itself has another history there. So the run goes on in its
+branch: its calls are told by the checkpoint that they start from.
 
 A run may also have begun in a lower tier with nothing, and write for the first time when the tier above is in
 use, and has a history of its thread. Then this first put makes the branch.
@@ -21,10 +21,15 @@ from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import TypeAlias
 
     from langchain_core.runnables import RunnableConfig
 
+    from glasspoint.memory_saver import MemorySaver
+    from glasspoint.redis_saver import RedisSaver
     from glasspoint.saver import CachedPostgresSaver
+
+    TierSaver: TypeAlias = CachedPostgresSaver | RedisSaver | MemorySaver
 
 __all__ = ["Branches"]
 
@@ -70,7 +75,7 @@ class Branches:
         self._anew.update(dict.fromkeys(thread_ids, until))
 
     async def place(
-        self, saver: CachedPostgresSaver, config: RunnableConfig, *, puts: str | None = None
+        self, saver: TierSaver, config: RunnableConfig, *, puts: str | None = None
     ) -> RunnableConfig:
         """Return the config of a call with the thread that it belongs to.
 
@@ -99,7 +104,7 @@ class Branches:
     # ---------------------------------------------------------------- helpers
 
     async def _first(
-        self, saver: CachedPostgresSaver, config: RunnableConfig, thread_id: str, puts: str
+        self, saver: TierSaver, config: RunnableConfig, thread_id: str, puts: str
     ) -> _Known | None:
         """The first put of a run that began with nothing, if it was in a lower tier."""
         if self._anew.pop(thread_id, 0.0) < monotonic():
@@ -110,15 +115,15 @@ class Branches:
         await saver.note_set_aside(set_aside)
         self.add(set_aside)
         _log.warning(
-            "A run in thread %r began in a lower tier, which did not know the thread. It writes to the thread "
-            "%r.",
+            "A run in thread %r began in a lower tier, which did not know the thread. It writes to the "
+            "thread %r.",
             thread_id,
             set_aside.thread_id,
         )
         return self._of[thread_id][-1]
 
     async def _branch_with(
-        self, saver: CachedPostgresSaver, config: RunnableConfig, thread_id: str, start: str, *, is_put: bool
+        self, saver: TierSaver, config: RunnableConfig, thread_id: str, start: str, *, is_put: bool
     ) -> _Known | None:
         self._expire()
         known = list(self._of.get(thread_id, ()))
@@ -161,9 +166,9 @@ def _start_of(config: RunnableConfig) -> str | None:
 
 
 def _with_thread(config: RunnableConfig, thread_id: str) -> RunnableConfig:
-    return cast("Any", {**config, "configurable": {**config["configurable"], "thread_id": thread_id}})
+    return {**config, "configurable": {**config["configurable"], "thread_id": thread_id}}
 
 
-async def _holds(saver: CachedPostgresSaver, thread_id: str, checkpoint_id: str) -> bool:
+async def _holds(saver: TierSaver, thread_id: str, checkpoint_id: str) -> bool:
     configurable = {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": checkpoint_id}
     return await saver.aget_tuple(cast("Any", {"configurable": configurable})) is not None

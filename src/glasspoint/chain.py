@@ -257,7 +257,7 @@ class Chain:
             else:
                 return True  # it works again
             saver = await below.open()
-            # What a conversation was before stands in the tier that is lost: what begins anew is not all of it.
+            # What a thread was before stands in the tier that is lost: what begins anew is not its state.
             self._drainers[below.name].held_elsewhere = self._lower.threads_written
             self._note_undrained(self._undrained | {spec.name})
             await self._switch(below, saver)
@@ -439,8 +439,8 @@ class Chain:
         await above.close()
         self._telemetry.note(TierChanged(spec.name, below.name, spec.reason))
         _log.warning(
-            "Fallback from tier %s to %s: %d threads that stand in %s are refused above for now (%s). They are "
-            "tried again; until then, all conversations go on below.",
+            "Fallback from tier %s to %s: %d threads that stand in %s are refused above for now (%s). They "
+            "are tried again; until then, all conversations go on below.",
             spec.name,
             below.name,
             len(done.put_off),

@@ -65,6 +65,7 @@ _THREADS_AT_ONCE = 2
 _BYTES_AT_ONCE = 2**20
 _ITEMS_AT_ONCE = 100
 
+
 class UpperTier(Protocol):
     """What can be drained into."""
 
@@ -239,9 +240,7 @@ class Drainer:
                     return False
                 renew_at = monotonic() + _LEASE_SECONDS / 2
         moved_to = place if place != thread_id else None
-        if not await lower.retire_thread(
-            thread_id, token, marker_seconds=_MARKER_SECONDS, moved_to=moved_to
-        ):
+        if not await lower.retire_thread(thread_id, token, marker_seconds=_MARKER_SECONDS, moved_to=moved_to):
             return False
         self._report.drained(result)
         if moved_to is not None and set_aside is not None:

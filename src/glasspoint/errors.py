@@ -29,6 +29,7 @@ __all__ = [
     "ThreadExistsError",
     "ThreadInUseError",
     "ThreadMovedError",
+    "ThreadTamperedError",
     "ThreadUnknownError",
     "TraceNotFoundError",
     "TraceUnavailableError",
@@ -107,7 +108,11 @@ class ThreadExistsError(GlasspointError, ValueError):
 
 
 class ThreadDamagedError(GlasspointError, RuntimeError):
-    """Redis has evicted a part of the thread, so that nothing of it can be believed."""
+    """Redis has evicted a part of the thread, or all of it, so that nothing of it can be believed."""
+
+
+class ThreadTamperedError(ThreadDamagedError):
+    """A part of the thread in Redis is not signed with this process's key. Nothing of it was used."""
 
 
 class DeltaChainError(GlasspointError, ValueError):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from glasspoint.blocking import Opening
 from glasspoint.chain import Chain, Spec
+from glasspoint.coherence.images import Images
+from glasspoint.coherence.last_used import LastUsed
 from glasspoint.errors import ConfigurationError, L2DeadlineError, L2UnavailableError, RedisUnavailableError
 from glasspoint.fallback import FallbackSaver
+from glasspoint.l1.signature import secret_of
+from glasspoint.l2.target import Target, fallback_secret
 from glasspoint.memory_saver import MemorySaver
 from glasspoint.redis_saver import RedisSaver
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.settings import Settings
 from glasspoint.telemetry import create_telemetry
+from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -25,15 +31,22 @@ if TYPE_CHECKING:
 
 __all__ = ["create_cached_postgres_checkpointer", "create_redis_checkpointer", "get_checkpointer"]
 
+_log = get_logger("glasspoint")
+
 # What falling to a tier means, as the log says it.
 _MEANS_REDIS = (
-    "Conversations are kept in Redis alone until PostgreSQL is back, and begin anew: what PostgreSQL holds "
-    "of them is not seen meanwhile. What is written now will be drained into PostgreSQL."
+    "Conversations are kept in Redis alone until PostgreSQL is back. They go on from their cached state; one "
+    "that is not cached begins anew, and is set aside later if PostgreSQL holds a history of it. What is "
+    "written now will be drained into PostgreSQL."
 )
 _MEANS_MEMORY = (
-    "Conversations are kept in this process alone, and end with it; what the other tiers hold of them is not "
-    "seen meanwhile. What is written now will be drained upwards when a server is back."
+    "Conversations are kept in this process alone, and end with it. They begin anew: what the other tiers "
+    "hold of them is not seen meanwhile. What is written now will be drained upwards when a server is back."
 )
+
+
+# The targets of which the log says already that their threads in Redis are not signed.
+_unsigned: set[Target] = set()
 
 
 async def create_cached_postgres_checkpointer(
@@ -108,6 +121,26 @@ async def _open_chain(
     redis_url = _required(settings.redis_url, "REDIS_URL")
     telemetry = telemetry or create_telemetry(thread_ids=settings.telemetry_thread_ids)
     shared: dict[str, Any] = {"serde": serde or JsonPlusSerializer(), "telemetry": telemetry.for_standby()}
+    l1_signing_key = settings.l1_signing_key.get_secret_value() if settings.l1_signing_key else None
+    target = Target.of(postgres_url)
+    secrets: list[bytes | None] = []  # of the tier redis, once it was opened: making it takes a moment
+
+    async def secret() -> bytes | None:
+        if not secrets:
+            secrets.append(await asyncio.to_thread(fallback_secret, postgres_url, l1_signing_key))
+        return secrets[0]
+
+    async def last_used() -> LastUsed | None:
+        """What processes of this target leave in Redis for one another, if they can sign it."""
+        shared_secret = await secret() if "redis" in settings.fallbacks else None
+        if shared_secret is None:
+            return None
+        return LastUsed(
+            target.id,
+            shared_secret,
+            key_prefix=settings.key_prefix,
+            signing_key=None if l1_signing_key is None else secret_of(l1_signing_key),
+        )
 
     async def open_cached() -> CachedPostgresSaver:
         return await CachedPostgresSaver.create(
@@ -120,8 +153,9 @@ async def _open_chain(
             on_l1_outage=settings.on_l1_outage,
             foreign_writes=settings.foreign_writes,
             sweep_interval_seconds=settings.sweep_interval,
+            last_used=await last_used(),
             audit_ratio=settings.audit_ratio,
-            l1_signing_key=settings.l1_signing_key and settings.l1_signing_key.get_secret_value(),
+            l1_signing_key=l1_signing_key,
             l1_compression=settings.l1_compression,
             l1_compression_min_bytes=settings.l1_compression_min_bytes,
             pool_min_size=settings.pool_min_size,
@@ -133,16 +167,41 @@ async def _open_chain(
         )
 
     async def open_redis() -> RedisSaver:
-        return await RedisSaver.create(
+        if await secret() is None and target not in _unsigned:
+            _unsigned.add(target)
+            _log.warning(
+                "The tier redis of %s is not signed: POSTGRES_URL has no password, and "
+                "CHECKPOINT_L1_SIGNING_KEY is not set. Somebody who can write to Redis can change what a "
+                "conversation remembers during an outage, and run code in this process. And no conversation "
+                "goes on from its cached state. Set the key.",
+                target.name,
+            )
+        saver = await RedisSaver.create(
             redis_url,
             ttl=settings.redis_ttl,
             key_prefix=settings.key_prefix,
             timeout_seconds=settings.redis_timeout,
+            target=target,
+            signing_key=await secret(),
             **shared,
         )
+        record = await last_used()
+        states = None
+        if record is not None:
+            states = Images(
+                saver.vitals.redis,
+                record,
+                shared["telemetry"],
+                key_prefix=settings.key_prefix,
+                timeout_seconds=settings.redis_timeout,
+            )
+        saver.begin_from(states, unknown=settings.fallback_unknown)
+        return saver
 
     async def open_memory() -> MemorySaver:
-        return MemorySaver(**shared)
+        saver = MemorySaver(**shared)
+        saver.begin_from(None, unknown=settings.fallback_unknown)
+        return saver
 
     specs = {
         "cached": Spec(

@@ -10,21 +10,31 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
+from redis.asyncio import RedisCluster
+
 from glasspoint.blocking import Opening
 from glasspoint.errors import ConfigurationError
 from glasspoint.history.in_redis import RedisHistory
 from glasspoint.history.keys import Keyspace
 from glasspoint.history.saver import HistorySaver
 from glasspoint.history.steps import Steps
-from glasspoint.l1.client import TIMEOUTS_TO_CONNECT, address_of, check_redis_or_cluster, open_redis
+from glasspoint.l1.client import (
+    TIMEOUTS_TO_CONNECT,
+    address_of,
+    check_redis_or_cluster,
+    eviction_of,
+    open_redis,
+)
+from glasspoint.l1.signature import Signer
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Vitals
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
-    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio import Redis
 
+    from glasspoint.l2.target import Target
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["RedisSaver"]
@@ -36,6 +46,8 @@ _TIMEOUT_SECONDS = 2.0
 # How long Redis may take to answer when somebody asks whether it does.
 _SIGN_OF_LIFE_SECONDS = 0.5
 
+_KEY_BYTES_MIN = 16
+
 
 class RedisSaver(HistorySaver):
     """LangGraph's checkpoints in Redis alone, every step traced and counted.
@@ -46,7 +58,8 @@ class RedisSaver(HistorySaver):
 
     Every method may raise `RedisUnavailableError` (Redis did not answer, and whether a write was done is not
     known; it may be repeated), `RedisRefusedError` (it is full or read-only; nothing was stored),
-    `ThreadMovedError` (the thread is being drained into another store, or has been), `InvalidConfigError`
+    `ThreadMovedError` (the thread is being drained into another store, or has been), `ThreadDamagedError`
+    (Redis has lost a part of it), `InvalidConfigError`
     (the config names no thread that could be stored) and `SaverClosedError`.
 
     Example:
@@ -66,6 +79,8 @@ class RedisSaver(HistorySaver):
         key_prefix: str = "glasspoint",
         timeout_seconds: float = _TIMEOUT_SECONDS,
         telemetry: Telemetry | None = None,
+        target: Target | None = None,
+        signing_key: bytes | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
 
@@ -79,6 +94,12 @@ class RedisSaver(HistorySaver):
                 way, one waits for its turn first, at most twice as long.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
+            target: Which PostgreSQL the threads belong to, for a fallback chain of your own. They then have
+                keys of their own, and a thread that was evicted as a whole is damaged, too, not unknown. Not
+                for a cluster. By default the threads belong to nobody else.
+            signing_key: At least 16 bytes that nobody can guess, the same in every process. Everything is
+                then signed, and what is not raises `ThreadTamperedError` instead of being read. By default
+                nothing is signed.
 
         Raises:
             ConfigurationError: A part cannot be used as it is.
@@ -90,11 +111,27 @@ class RedisSaver(HistorySaver):
                 f"timeout_seconds is {timeout_seconds!r}: it must be greater than 0 seconds."
             )
         check_redis_or_cluster(redis)
+        if target is not None and isinstance(redis, RedisCluster):
+            raise ConfigurationError(
+                "The threads of a target stand in one Redis, not in a cluster: leave target out."
+            )
+        if signing_key is not None and len(signing_key) < _KEY_BYTES_MIN:
+            raise ConfigurationError(
+                f"signing_key must be at least {_KEY_BYTES_MIN} bytes that nobody can guess, for example "
+                "secrets.token_bytes(32)."
+            )
         telemetry = telemetry or create_telemetry()
+        target_id = target.id if target is not None else ""
         self._steps = Steps(redis, telemetry, timeout_seconds=timeout_seconds)
-        history = RedisHistory(self._steps, Keyspace(key_prefix), ttl_seconds=ttl)
+        self._redis_history = RedisHistory(
+            self._steps,
+            Keyspace(key_prefix, target=target_id),
+            telemetry,
+            ttl_seconds=ttl,
+            signer=Signer(signing_key, f"fallback:{target_id}") if signing_key is not None else None,
+        )
         vitals = Vitals(pool=None, redis=redis, tier="redis", addresses={"redis": address_of(redis)})
-        super().__init__(history, vitals, telemetry, serde)
+        super().__init__(self._redis_history, vitals, telemetry, serde)
 
     @classmethod
     async def create(cls, redis: Redis | RedisCluster | str, **options: Any) -> Self:
@@ -118,6 +155,8 @@ class RedisSaver(HistorySaver):
             try:
                 await saver.ping()
                 saver.vitals.versions["redis"] = await saver._steps.server_version()
+                await saver._redis_history.meet()
+                saver._warn_of_eviction(await saver._steps.memory())
             except BaseException:
                 await saver.close()
                 raise
@@ -147,6 +186,15 @@ class RedisSaver(HistorySaver):
         """
         with self._lifetime.call():
             await self._steps.ping()
+
+    def _warn_of_eviction(self, nodes: list[dict[str, Any]]) -> None:
+        found = {policy for node in nodes if (policy := eviction_of(node)) is not None}
+        if found:
+            _log.warning(
+                "Redis may evict conversations (%s). A thread that loses a part cannot be read any more. "
+                "Give this Redis the maxmemory-policy noeviction, or use another one.",
+                "; ".join(sorted(found)),
+            )
 
     async def _check(self) -> dict[str, str]:
         try:

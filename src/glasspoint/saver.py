@@ -291,7 +291,7 @@ class CachedPostgresSaver(MaintainedSaver):
         return new
 
     async def relate(self, thread_id: str, branch: Branch) -> Relation:
-        """Tell how a branch that another tier holds stands to what PostgreSQL has of its thread and namespace.
+        """Tell how a branch of another tier stands to what PostgreSQL has of its thread and namespace.
 
         Raises:
             L2UnavailableError: PostgreSQL cannot be reached.

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     fallbacks: Annotated[tuple[Fallback, ...], NoDecode] = _variable(
         "CHECKPOINT_FALLBACKS", ("redis", "memory")
     )
+    fallback_unknown: Literal["begin", "refuse"] = _variable("CHECKPOINT_FALLBACK_UNKNOWN", "begin")
     redis_ttl: float = _variable("CHECKPOINT_REDIS_TTL", 604800.0, gt=0)
     key_prefix: str = _variable("CHECKPOINT_KEY_PREFIX", "glasspoint", min_length=1)
     pool_min_size: int = _variable("CHECKPOINT_POOL_MIN_SIZE", 1, ge=0)

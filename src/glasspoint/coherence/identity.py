@@ -335,9 +335,7 @@ class IdentityKeeper:
             return
         try:
             record = self._last_used.pack(identity)
-            await self._cache.remember(
-                self._last_used.key, b"record", record, seconds=_LAST_USED_TTL_SECONDS
-            )
+            await self._cache.remember(self._last_used.key, b"record", record, seconds=_LAST_USED_TTL_SECONDS)
         except L1Error as exc:
             _log.debug("what is in use was not written down in Redis (%s)", type(exc).__name__)
         else:

@@ -82,7 +82,8 @@ class Images:
             image = entry.decode_image(scope, fields, epoch.signer)
         except entry.UnusableImageError as exc:
             _log.warning(
-                "The cached state of thread %r, namespace %r was refused (%s): the thread does not go on from it.",
+                "The cached state of thread %r, namespace %r was refused (%s): the thread does not go on "
+                "from it.",
                 *scope,
                 exc,
             )
@@ -94,7 +95,7 @@ class Images:
         return image
 
     async def forget(self, scope: Scope) -> None:
-        """Delete the cached state of a scope, because its thread is deleted. To the cache, that is an eviction.
+        """Delete the cached state of a scope whose thread is deleted. To the cache, that is an eviction.
 
         Raises:
             RedisUnavailableError: Redis did not answer.
@@ -155,8 +156,8 @@ class Images:
         if not self._has_warned:
             self._has_warned = True
             _log.warning(
-                "Cached states cannot be read from Redis (%s): conversations that begin in this tier do not go "
-                "on from them.",
+                "Cached states cannot be read from Redis (%s): conversations that begin in this tier do not "
+                "go on from them.",
                 type(exc).__name__,
             )
 

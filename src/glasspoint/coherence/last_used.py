@@ -52,9 +52,9 @@ class LastUsed:
         """The key in Redis: a hash of the one field `record`."""
         self._pad_key = hmac.digest(secret, b"glasspoint.last-used.pad", "sha256")
         self._signing_key = signing_key
-        self._signer = Signer(
-            hmac.digest(secret, b"glasspoint.last-used.signature", "sha256"), target_id
-        ).of(_SIGNED_AS)
+        self._signer = Signer(hmac.digest(secret, b"glasspoint.last-used.signature", "sha256"), target_id).of(
+            _SIGNED_AS
+        )
 
     def pack(self, identity: Identity) -> bytes:
         """Return the record of an identity."""

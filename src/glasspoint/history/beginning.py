@@ -30,8 +30,8 @@ Unknown = Literal["begin", "refuse"]
 _REMEMBERED = 100_000
 
 _REFUSED = (
-    "PostgreSQL is away, and Redis does not hold this thread: whether it has a history is not known. Ask again "
-    "when PostgreSQL is back."
+    "PostgreSQL is away, and Redis does not hold this thread: whether it has a history is not known. Ask "
+    "again when PostgreSQL is back."
 )
 _NOTHING_TO_RESUME = (
     "There is nothing to resume: PostgreSQL is away, and Redis does not hold this thread. Resume it when "

@@ -1,26 +1,39 @@
-"""The history: what the steps read and write, in the terms of `codec`; nothing is (de)serialised here."""
+"""The history: what the steps read and write, in the terms of `codec`; nothing is (de)serialised here.
+
+What is signed is verified before anything else is done with it. A thread of a target that has nothing here,
+and must have something, is damaged: see `threads` in `scripts/prelude.lua`.
+"""
 
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from glasspoint.codec import PendingWrites, StoredCheckpoint
+from glasspoint.errors import ThreadDamagedError, ThreadTamperedError
 from glasspoint.history import records
-from glasspoint.history.interface import Ancestor, Found, Position
+from glasspoint.history.interface import Found, Position
+from glasspoint.history.signing import Fields, SignedFields, tampered
 from glasspoint.history.steps import AGAIN, EXISTS
 from glasspoint.scope import Scope
+from glasspoint.telemetry.events import Invalidated
+from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from glasspoint.codec import EncodedPut, EncodedWrite
-    from glasspoint.history.interface import Adopted, Outline, Removal
+    from glasspoint.history.interface import Adopted, Ancestor, Outline, Removal
     from glasspoint.history.keys import Keyspace
     from glasspoint.history.steps import Steps
+    from glasspoint.l1.signature import Signer
+    from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["RedisHistory"]
+
+_log = get_logger("glasspoint")
 
 # How much one script may look at, so that Redis answers others in between.
 _IDS_A_PAGE = 1000
@@ -37,29 +50,54 @@ _COPY_TTL_SECONDS = 600
 class RedisHistory:
     """All threads of one `Keyspace`."""
 
-    def __init__(self, steps: Steps, keyspace: Keyspace, *, ttl_seconds: float | None) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        keyspace: Keyspace,
+        telemetry: Telemetry,
+        *,
+        ttl_seconds: float | None,
+        signer: Signer | None = None,
+    ) -> None:
         """Args:
+        steps: Run the scripts.
+        keyspace: Names the keys.
+        telemetry: Receives an event for each field that was refused.
         ttl_seconds: How long a thread lives after its last use; `None` for ever.
+        signer: Signs and verifies what is stored; `None`: it is stored as it is, and believed.
         """
         self._steps = steps
         self._keyspace = keyspace
+        self._telemetry = telemetry
         self._ttl = 0 if ttl_seconds is None else max(1, int(ttl_seconds * 1000))
+        self._signer = signer
+        self._tampered_lines = Throttle()
+        self._registry_made = b""  # when the list of threads was made, as far as it is known
+
+    async def meet(self) -> None:
+        """Remember which list of threads stands in Redis, to notice when another one stands there."""
+        if self._keyspace.registry and not self._registry_made:
+            self._registry_made = (await self._steps.run("threads", None, [self._keyspace.registry]))[0]
 
     # ---------------------------------------------------------------- writing
 
     async def put(self, scope: Scope, put: EncodedPut) -> None:
         """Store a checkpoint and its new values."""
+        fields, namespace = self._fields(scope.thread_id), scope.checkpoint_ns
         checkpoint = records.checkpoint_arguments(
-            scope.checkpoint_ns, put.checkpoint_id, put.parent_id, put.document_json, put.metadata_json
+            fields, namespace, put.checkpoint_id, put.parent_id, put.document_json, put.metadata_json
         )
-        await self._run("put", scope, *checkpoint, *records.value_arguments(put.blobs))
+        values = records.value_arguments(fields, namespace, put.blobs)
+        await self._run("put", scope, *checkpoint, *values)
 
     async def put_writes(
         self, scope: Scope, checkpoint_id: str, writes: Sequence[EncodedWrite], *, replaces: bool
     ) -> None:
         """Store pending writes, instead of those that are there or only where there are none."""
-        name = records.member(scope.checkpoint_ns, checkpoint_id)
-        await self._run("put_writes", scope, name, _flag(replaces), *records.write_arguments(writes))
+        namespace = scope.checkpoint_ns
+        some = records.write_arguments(self._fields(scope.thread_id), namespace, checkpoint_id, writes)
+        name = records.member(namespace, checkpoint_id)
+        await self._run("put_writes", scope, name, _flag(replaces), *some)
 
     async def add(self, item: StoredCheckpoint | PendingWrites) -> bool:
         """Store what another store exported; what is here already stays, but for the special writes.
@@ -67,23 +105,26 @@ class RedisHistory:
         Returns:
             Whether it was a checkpoint that was not here.
         """
-        scope = item.scope
+        scope, namespace, checkpoint_id = item.scope, item.scope.checkpoint_ns, item.checkpoint_id
+        fields = self._fields(scope.thread_id)
         if isinstance(item, PendingWrites):
-            name = records.member(scope.checkpoint_ns, item.checkpoint_id)
+            name = records.member(namespace, checkpoint_id)
             for special in (False, True):
-                some = records.write_arguments(w for w in item.writes if (w.idx < 0) == special)
+                of_kind = [write for write in item.writes if (write.idx < 0) == special]
+                some = records.write_arguments(fields, namespace, checkpoint_id, of_kind)
                 if some:
                     await self._run("put_writes", scope, name, _flag(special), *some)
             return False
-        writes = records.write_arguments(item.writes)
+        writes = records.write_arguments(fields, namespace, checkpoint_id, item.writes)
         checkpoint = records.checkpoint_arguments(
-            scope.checkpoint_ns,
-            item.checkpoint_id,
+            fields,
+            namespace,
+            checkpoint_id,
             item.parent_id,
             item.document_json or json.dumps(item.document),
             item.metadata_json or json.dumps(item.metadata),
         )
-        values = records.value_arguments(item.values)
+        values = records.value_arguments(fields, namespace, item.values)
         return bool((await self._run("import", scope, *checkpoint, len(item.values), *values, *writes))[0])
 
     async def delete_thread(self, thread_id: str) -> None:
@@ -109,13 +150,19 @@ class RedisHistory:
 
     def beside(self, token: str) -> RedisHistory:
         """Return where a thread's copy is built, unseen; what nobody adopts expires."""
-        steps, keyspace = self._steps, self._keyspace
-        return RedisHistory(steps, replace(keyspace, copy=token), ttl_seconds=_COPY_TTL_SECONDS)
+        return RedisHistory(
+            self._steps,
+            replace(self._keyspace, copy=token),
+            self._telemetry,
+            ttl_seconds=_COPY_TTL_SECONDS,
+            signer=self._signer,
+        )
 
     async def adopt(self, thread_id: str, token: str, checkpoints: int, writes: int) -> Adopted:
         """Make what was built beside a thread this thread, if it is all there."""
-        beside = self.beside(token)._keyspace.of_thread(thread_id)
-        keys = [*self._keyspace.of_thread(thread_id), *beside[:6]]
+        own, registry = self._keyspace.parts_of_thread(thread_id), self._keyspace.registry
+        beside = replace(self._keyspace, copy=token).parts_of_thread(thread_id)
+        keys = [*own, *beside[:6], *([registry] if registry else [])]
         scope = Scope(thread_id, "")
         answer = await self._steps.run("adopt", scope, keys, self._ttl, token, checkpoints, writes)
         return "exists" if answer == [EXISTS] else "incomplete" if answer == [AGAIN] else "adopted"
@@ -125,7 +172,11 @@ class RedisHistory:
     async def read(self, scope: Scope, checkpoint_id: str | None) -> Found | None:
         """Return a checkpoint, the newest if no id is given."""
         answer = await self._run("read", scope, scope.checkpoint_ns, checkpoint_id or "")
-        return Found(*records.to_stored(scope.thread_id, answer[0])) if answer and answer[0] else None
+        if not answer or not answer[0]:
+            await self._must_be_empty(scope.thread_id)
+            return None
+        with self._verifying(scope.thread_id) as fields:
+            return Found(*records.to_stored(fields, scope.thread_id, answer[0]))
 
     async def removals(self, thread_id: str) -> bytes:
         """Return what is another value each time that checkpoints were removed from a thread."""
@@ -135,20 +186,32 @@ class RedisHistory:
     async def namespaces(self, thread_id: str, *, sealed_too: bool = False) -> list[str]:
         """Return the namespaces in which a thread has checkpoints."""
         _, *names = await self._run("namespaces", Scope(thread_id, ""), _flag(sealed_too))
-        return [name.decode() for name in names]
+        if not names:
+            await self._must_be_empty(thread_id)
+        with self._verifying(thread_id):
+            return [name.decode() for name in names]
 
     async def positions(self, scope: Scope, *, before: str | None) -> AsyncGenerator[list[Position], None]:
         """Return where a scope's checkpoints stand, newest first, in pages."""
         namespace = scope.checkpoint_ns
         upper = f"({namespace}\0{before}" if before is not None else f"({namespace}\1"
+        empty = True
         async for page in self._pages(scope, "down", f"[{namespace}\0", upper, sealed_too=False):
+            empty = False
             yield page
+        if empty:
+            await self._must_be_empty(scope.thread_id)
 
     async def metadata(self, positions: Sequence[Position]) -> list[dict[str, Any] | None]:
         """Return the metadata of some checkpoints of one thread, `None` for one that is gone."""
         names = [records.member(each.scope.checkpoint_ns, each.checkpoint_id) for each in positions]
+        thread_id = positions[0].scope.thread_id
         found = await self._run("metadata", positions[0].scope, *names)
-        return [json.loads(each) if each else None for each in found]
+        with self._verifying(thread_id) as fields:
+            return [
+                records.to_metadata(fields, name, head, metadata)
+                for name, head, metadata in zip(names, found[::2], found[1::2], strict=True)
+            ]
 
     async def load(
         self, positions: Sequence[Position], *, sealed_too: bool = False
@@ -159,7 +222,9 @@ class RedisHistory:
             scope, some = positions[0].scope, names[:_LOADED_AT_ONCE]
             done, *found = await self._run("load", scope, _flag(sealed_too), _BYTES_AT_ONCE, *some)
             for record in found:
-                yield Found(*records.to_stored(scope.thread_id, record))
+                with self._verifying(scope.thread_id) as fields:
+                    loaded = Found(*records.to_stored(fields, scope.thread_id, record))
+                yield loaded
             names = names[done:]
 
     async def ancestors(
@@ -168,23 +233,25 @@ class RedisHistory:
         """Walk up from a checkpoint (the newest if no id is given) until each channel has a value."""
         wanted, start, itself, seen = set(channels), checkpoint_id or "", "", {checkpoint_id}
         while wanted:
-            raw, *found = await self._run(
+            raw, origin, *found = await self._run(
                 "ancestors", scope, scope.checkpoint_ns, start, itself, _ANCESTORS_AT_ONCE, *sorted(wanted)
             )
-            for id_, writes, *values in found:
-                each = Ancestor(
-                    id_.decode(),
-                    records.to_writes(writes),
-                    {channel.decode(): (kind.decode(), value) for channel, kind, value in values},
-                )
+            with self._verifying(scope.thread_id) as fields:
+                if origin:  # where the walk begins; each further parent's id is verified with its child
+                    fields.read_parent(scope.checkpoint_ns, origin[0].decode(), origin[1])
+                start, itself = raw.decode(), "1"
+            for step in found:
+                with self._verifying(scope.thread_id) as fields:
+                    each = records.to_ancestor(fields, scope.checkpoint_ns, step)
                 if each.checkpoint_id in seen:  # its own ancestor: nothing new from here on
                     return
                 yield each
                 seen.add(each.checkpoint_id)
                 wanted -= each.values.keys()
-            start, itself = raw.decode(), "1"
             if not start:
-                return
+                break
+        if seen == {checkpoint_id}:
+            await self._must_be_empty(scope.thread_id)
 
     async def outline(self, thread_id: str) -> tuple[str, list[Outline]]:
         """Return what has to be known of all checkpoints to prune, and the revision that it began with."""
@@ -192,7 +259,10 @@ class RedisHistory:
         while start:
             raw, start, *found = await self._run("outline", Scope(thread_id, ""), start, _OUTLINES_A_PAGE)
             revision = raw.decode() if revision is None else revision
-            outlines += [records.to_outline(each) for each in found]
+            with self._verifying(thread_id) as fields:
+                outlines += [records.to_outline(fields, each) for each in found]
+        if not outlines:
+            await self._must_be_empty(thread_id)
         return revision or "", outlines
 
     async def may_hold(self, thread_id: str, run_ids: Sequence[str]) -> bool:
@@ -200,11 +270,19 @@ class RedisHistory:
         return bool((await self._run("runs", Scope(thread_id, ""), *run_ids))[0])
 
     async def thread_ids(self) -> AsyncGenerator[str, None]:
-        """Return every thread that has data here, each once."""
+        """Return every thread that has data here, each once; of a target also those that must have."""
         seen: set[str] = set()
         async for keys in self._steps.scan(self._keyspace.pattern):
             for key in keys:
                 thread_id = self._keyspace.thread_of(key)
+                if thread_id is not None and thread_id not in seen:
+                    seen.add(thread_id)
+                    yield thread_id
+        if not self._keyspace.registry:
+            return
+        async for members in self._steps.alive_members(self._keyspace.registry):
+            for member in members:
+                thread_id = self._keyspace.thread_of_member(member)
                 if thread_id is not None and thread_id not in seen:
                     seen.add(thread_id)
                     yield thread_id
@@ -231,19 +309,71 @@ class RedisHistory:
             start, *found_writes = await self._run(
                 "strays", Scope(thread_id, ""), _flag(sealed_too), start, _STRAYS_AT_ONCE
             )
-            for name, writes in found_writes:
-                namespace, checkpoint_id = records.split_member(name)
-                yield PendingWrites(Scope(thread_id, namespace), checkpoint_id, records.to_writes(writes))
+            for name, raw in found_writes:
+                with self._verifying(thread_id) as fields:
+                    namespace, checkpoint_id = records.split_member(name)
+                    writes = records.to_writes(fields, raw)
+                yield PendingWrites(Scope(thread_id, namespace), checkpoint_id, writes)
 
     async def retire(self, thread_id: str, token: str, marker_ms: int, moved_to: str | None) -> bool:
         """Forget a sealed thread, and say for a while that it has moved."""
-        keys = self._keyspace.of_thread(thread_id)
+        scope, keys = Scope(thread_id, ""), self._keyspace.of_thread(thread_id)
         arguments = (token, marker_ms, moved_to or "")
-        return bool((await self._steps.run("retire", Scope(thread_id, ""), keys, *arguments))[0])
+        retired = bool((await self._steps.run("retire", scope, keys, *arguments))[0])
+        if retired and self._keyspace.registry:
+            await self._steps.run("unregister", scope, keys)
+        return retired
 
     # ---------------------------------------------------------------- helpers
 
+    def _fields(self, thread_id: str) -> Fields:
+        return SignedFields(self._signer, thread_id) if self._signer else Fields()
+
+    @contextmanager
+    def _verifying(self, thread_id: str) -> Iterator[Fields]:
+        """Read what a script answered: what was not made with the key is an error, whatever it looks like."""
+        try:
+            yield self._fields(thread_id)
+        except ThreadTamperedError as exc:
+            self._tampered(thread_id, exc)
+            raise
+        except (ValueError, LookupError):
+            if self._signer is None:
+                raise
+            self._tampered(thread_id, error := tampered("a part"))
+            raise error from None
+
+    def _tampered(self, thread_id: str, error: ThreadTamperedError) -> None:
+        self._telemetry.note(Invalidated("tampered"))
+        # Not a line each: whoever can write to Redis could fill the disk with them.
+        if since := self._tampered_lines.due():
+            _log.warning(
+                "Thread %r was refused: %s (%d refused since the last such line; at most one in %d s.)",
+                thread_id,
+                error,
+                since,
+                self._tampered_lines.seconds,
+            )
+
+    async def _must_be_empty(self, thread_id: str) -> None:
+        """Make sure that a thread in which nothing was found was never here.
+
+        Raises:
+            ThreadDamagedError: The list of the threads that must be here is another one than before.
+        """
+        if not self._keyspace.registry or self._keyspace.copy:
+            return
+        keys = self._keyspace.of_thread(thread_id)
+        made, there = await self._steps.run("threads", Scope(thread_id, ""), keys)
+        if self._registry_made and made != self._registry_made and not there:
+            raise ThreadDamagedError(
+                "Redis has lost the list of the threads that it must hold: it was evicted, flushed, or not "
+                "there after a restart. This thread is not there, and may be lost as well. Give Redis the "
+                "maxmemory-policy noeviction and appendonly yes, and start this process again."
+            )
+
     async def _run(self, step: str, scope: Scope, *args: bytes | str | int) -> list[Any]:
+        await self.meet()
         keys = self._keyspace.of_thread(scope.thread_id)
         return await self._steps.run(step, scope, keys, self._ttl, *args)
 

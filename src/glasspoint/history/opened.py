@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -45,6 +46,7 @@ class OpenedSaver(SyncFace):
         self._served_by: Served = "memory" if vitals.tier == "memory" else "redis"
         self._history = history
         self._beginning: Beginning | None = None
+        self._written: OrderedDict[str, None] = OrderedDict()
         self._lifetime = Lifetime(telemetry, vitals)
 
     async def __aenter__(self) -> Self:

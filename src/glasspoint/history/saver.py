@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 __all__ = ["HistorySaver"]
 
 
+# How many threads a saver remembers that it has written to.
+_REMEMBERED = 100_000
+
+
 class HistorySaver(DrainableSaver):
     """Reads and writes a history; every call is done as a whole or not at all."""
 
@@ -151,6 +155,9 @@ class HistorySaver(DrainableSaver):
             operation.bytes_written = put.size
             if self._beginning is not None:
                 self._beginning.check_put(scope)
+            self._written[scope.thread_id] = None
+            if len(self._written) > _REMEMBERED:
+                self._written.popitem(last=False)
             await self._history.put(scope, put)
         return {"configurable": {**scope._asdict(), "checkpoint_id": checkpoint["id"]}}
 
@@ -274,6 +281,11 @@ class HistorySaver(DrainableSaver):
                 `ThreadUnknownError`.
         """
         self._beginning = Beginning(self._history, states, unknown=unknown)
+
+    @property
+    def threads_written(self) -> frozenset[str]:
+        """Threads to which this saver has put a checkpoint."""
+        return frozenset(self._written)
 
     @property
     def begun_anew(self) -> frozenset[str]:

@@ -96,12 +96,14 @@ class Steps:
         self._timeout = timeout_seconds
         self._turns = Turns(connections_of(redis, most=_CONNECTIONS), timeout_seconds=timeout_seconds)
 
-    async def run(self, step: str, scope: Scope, keys: Sequence[str], *args: bytes | str | int) -> list[Any]:
+    async def run(
+        self, step: str, scope: Scope | None, keys: Sequence[str], *args: bytes | str | int
+    ) -> list[Any]:
         """Run one script.
 
         Args:
             step: Its name.
-            scope: Whose keys these are.
+            scope: Whose keys these are, `None` if they are no thread's.
             keys: The thread's keys, see `Keyspace`.
             args: Its ARGV.
 
@@ -127,8 +129,8 @@ class Steps:
                 )
             if status == _DAMAGED:
                 raise ThreadDamagedError(
-                    "Redis has evicted a part of this thread, so that nothing of it can be believed: delete "
-                    "the thread, and give Redis the maxmemory-policy noeviction."
+                    "Redis has evicted a part of this thread, or all of it, so that nothing of it can be "
+                    "believed: delete the thread, and give Redis the maxmemory-policy noeviction."
                 )
         return [status] if status in (AGAIN, EXISTS) else answer
 
@@ -152,6 +154,31 @@ class Steps:
         if "redis_version" not in info:  # a cluster: node -> what it says
             info = next((each for each in info.values() if isinstance(each, dict)), {})
         return str(info.get("redis_version", ""))
+
+    async def memory(self) -> list[dict[str, Any]]:
+        """Return what Redis says of its memory, of each node of a cluster; nothing if it does not."""
+        try:
+            info = await self._in_turn(self._redis.info, "memory")
+        except GlasspointError:
+            return []
+        nodes = (
+            info.values() if isinstance(self._redis, RedisCluster) and "used_memory" not in info else [info]
+        )
+        return [each for each in nodes if isinstance(each, dict)]
+
+    async def alive_members(self, key: str) -> AsyncIterator[list[bytes]]:
+        """Find the members of a sorted set whose score is a time to come, in ms; some may be found twice."""
+        cursor = None
+        while cursor != 0:
+            with self._telemetry.step("redis.scan", None):
+                seconds, microseconds = await self._in_turn(self._redis.time)
+                cursor, members = await self._in_turn(self._zscan_page, key, cursor or 0)
+            now = seconds * 1000 + microseconds // 1000
+            yield [member for member, score in members if score > now]
+
+    async def _zscan_page(self, key: str, cursor: int) -> tuple[int, list[tuple[bytes, float]]]:
+        next_cursor, members = await self._redis.zscan(key, cursor, count=_SCAN_COUNT)
+        return int(next_cursor), members
 
     async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
         """Find keys, on every primary; a key may be found twice."""

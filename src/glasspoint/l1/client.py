@@ -14,7 +14,14 @@ from glasspoint.urls import split_url
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["TIMEOUTS_TO_CONNECT", "address_of", "check_redis", "check_redis_or_cluster", "open_redis"]
+__all__ = [
+    "TIMEOUTS_TO_CONNECT",
+    "address_of",
+    "check_redis",
+    "check_redis_or_cluster",
+    "eviction_of",
+    "open_redis",
+]
 
 _SCHEMES = ("redis", "rediss", "unix")
 _EXAMPLE = "redis://user:password@host:6379/0"
@@ -99,6 +106,18 @@ def address_of(redis: Redis | RedisCluster) -> tuple[str | None, int | None]:
         return (node.host, int(node.port)) if node else (None, None)
     kwargs = redis.connection_pool.connection_kwargs
     return kwargs.get("host") or kwargs.get("path"), kwargs.get("port")
+
+
+def eviction_of(memory: Mapping[str, Any]) -> str | None:
+    """Return how a Redis may evict keys with an expiry, as its settings have it; `None` if it may not.
+
+    Args:
+        memory: What `INFO memory` says: a user needs fewer rights for it than for `CONFIG GET`.
+    """
+    limit, policy = int(memory.get("maxmemory") or 0), str(memory.get("maxmemory_policy") or "noeviction")
+    if limit <= 0 or policy == "noeviction":
+        return None
+    return f"maxmemory {limit} bytes, maxmemory-policy {policy}"
 
 
 def _check_bytes(connection_kwargs: Mapping[str, Any]) -> None:

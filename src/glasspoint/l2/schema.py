@@ -57,8 +57,8 @@ VERSION = 2
 
 GRANTS = (
     "GRANT SELECT, INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes, "
-    "glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks, glasspoint_set_aside, and GRANT SELECT ON "
-    "checkpoint_migrations, glasspoint_identity"
+    "glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks, glasspoint_set_aside, and GRANT "
+    "SELECT ON checkpoint_migrations, glasspoint_identity"
 )
 """What a role needs that uses the tables, but does not make them."""
 

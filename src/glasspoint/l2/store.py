@@ -286,7 +286,9 @@ class Store:
     async def set_aside_since(self, age: timedelta) -> list[SetAside]:
         """Return the threads that were made so, no longer ago than this."""
         async with self._connection(None) as conn:
-            return [SetAside(*row) for row in await _fetch_all(conn, statements.SET_ASIDE_SINCE, {"age": age})]
+            return [
+                SetAside(*row) for row in await _fetch_all(conn, statements.SET_ASIDE_SINCE, {"age": age})
+            ]
 
     async def delete_thread(
         self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[Collection[Scope]]]

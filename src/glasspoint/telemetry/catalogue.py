@@ -354,9 +354,9 @@ METRICS: dict[str, Metric] = {
             "counter",
             ("result",),
             "Threads of a lower tier, by what became of them.",
-            "`continued`: it goes on from what PostgreSQL has; `new`: PostgreSQL had nothing; `set_aside`: it does "
-            "not go on from what PostgreSQL has, and is a thread of its own (the log names both); `refused`: it "
-            "cannot be moved, and stays",
+            "`continued`: it goes on from what PostgreSQL has; `new`: PostgreSQL had nothing; `set_aside`: "
+            "it does not go on from what PostgreSQL has, and is a thread of its own (the log names both); "
+            "`refused`: it cannot be moved, and stays",
             (
                 Query(
                     "Which conversations of an outage need a look?",
@@ -611,7 +611,18 @@ SPANS: tuple[Spans, ...] = (
     ),
     Spans(
         "checkpoint.l1.",
-        ("read", "refuse", "begin", "commit_put", "commit_writes", "abort", "drop", "clear", "warm_up"),
+        (
+            "read",
+            "peek",
+            "refuse",
+            "begin",
+            "commit_put",
+            "commit_writes",
+            "abort",
+            "drop",
+            "clear",
+            "warm_up",
+        ),
         "client",
         "each round trip to Redis",
         _OF_REDIS,
@@ -622,7 +633,17 @@ SPANS: tuple[Spans, ...] = (
     ),
     Spans(
         "checkpoint.l2.",
-        ("select", "put", "put_writes", "list", "get_tuple", "delta_history", "import", "journal"),
+        (
+            "select",
+            "put",
+            "put_writes",
+            "list",
+            "get_tuple",
+            "delta_history",
+            "relate",
+            "import",
+            "journal",
+        ),
         "client",
         "each statement",
         _OF_POSTGRES,
@@ -671,6 +692,8 @@ SPANS: tuple[Spans, ...] = (
             "seal",
             "strays",
             "retire",
+            "threads",
+            "unregister",
             "scan",
         ),
         "client",

@@ -53,8 +53,8 @@ __all__ = [
     "TableSize",
     "TaskName",
     "Telemetry",
-    "Tier",
     "ThreadDrained",
+    "Tier",
     "TierChanged",
     "Verdict",
     "Vitals",
@@ -220,8 +220,8 @@ class ThreadDrained:
     """A thread of a lower tier is in a higher one now, or cannot be moved.
 
     Attributes:
-        result: `continued`: it goes on from what was there. `new`: nothing was. `set_aside`: it does not go on
-            from what was there, and is a thread of its own. `refused`: it cannot be moved.
+        result: `continued`: it goes on from what was there. `new`: nothing was. `set_aside`: it does not go
+            on from what was there, and is a thread of its own. `refused`: it cannot be moved.
     """
 
     from_tier: str

@@ -48,6 +48,7 @@ _STATEMENTS = {
     "put": ("INSERT", "checkpoints"),
     "put_writes": ("INSERT", "checkpoint_writes"),
     "import": ("INSERT", "checkpoints"),
+    "relate": ("SELECT", "checkpoints"),
     "delete_thread": ("DELETE", "checkpoints"),
     "delete_for_runs": ("DELETE", "checkpoints"),
     "copy_thread": ("INSERT", "checkpoints"),

@@ -16,5 +16,6 @@ redis.call('HSET', KEYS[13], 'copy', ARGV[2])
 for i = 1, 6 do
   if redis.call('EXISTS', KEYS[7 + i]) == 1 then redis.call('RENAME', KEYS[7 + i], KEYS[i]) end
 end
+register()
 touch(ARGV[1])
 return {0}

@@ -7,4 +7,5 @@
 local bar = barred()
 if bar and bar[1] ~= 3 then return bar end
 redis.call('UNLINK', IDS, DOCS, BLOBS, NAMES, WRITES, META)
+unregister()
 return {0}

@@ -10,6 +10,7 @@
 local bar = barred()
 if bar then return bar end
 count_revision()
+register()
 local m, writes = ARGV[2] .. '\0' .. ARGV[3], 10 + 3 * ARGV[9]
 for i = 10, writes - 1, 3 do store_blob(ARGV[2], ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
 for i = writes, #ARGV, 5 do

@@ -14,7 +14,7 @@ for _, m in ipairs(found) do
     blobs[#blobs + 1] = redis.call('HEXISTS', BLOBS, ns .. '\0' .. parts[i] .. '\0' .. parts[i + 1])
   end
   if parts[2] == '1' and parts[1] ~= '' then
-    for _, name in ipairs(names_of(ns .. '\0' .. parts[1])) do
+    for _, name in ipairs(names_of(ns .. '\0' .. id_of(parts[1]))) do
       if has_prefix(redis.call('HGET', WRITES, name), '__pregel_tasks\0') then sends = '1' end
     end
   end

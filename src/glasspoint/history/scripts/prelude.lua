@@ -13,6 +13,15 @@
 --       7 seal    STRING, expires by itself: s<token> a drain is under way, m<token> NUL <id> moved; the id that it
 --                 has now, if that is another one
 --
+-- A store that belongs to a target has one more key, the last one, for all threads:
+--       threads   ZSET: thread id, percent-encoded -> when it expires, ms; '' -> minus when it was made, ms
+-- It lists the threads that must be here: one that is in it, and has nothing, was evicted. When it was made
+-- tells it from another one, made after it was evicted itself.
+--
+-- The fields may be signed. Signatures are made and verified outside. Here they are a part of the metadata,
+-- the document, the bytes and the value; in a parent id and a task path, they follow after \255, which is in
+-- no text.
+--
 -- The head is a list of texts, each ended by NUL: parent id, '1' if the format is older than 4, run id; then
 -- for each channel: name, version, mark. The mark says what the document holds of it: '' nothing, 'n' null,
 -- 't' true, 'v' another value; the capital letter if the channel has no version.
@@ -22,6 +31,24 @@
 --          the first command that writes is one that Redis refuses when it is out of memory, its disk full or
 --          itself a replica; after that one it refuses none of the rest.
 local IDS, DOCS, BLOBS, NAMES, WRITES, META, SEAL = unpack(KEYS, 1, 7)
+local THREADS = string.match(KEYS[#KEYS], ':threads$') and KEYS[#KEYS]
+local THREAD = string.match(IDS, '{(.*)}') -- nothing but the thread id has braces in a key
+
+local function now()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- Whether this thread, which has nothing here, must have something.
+local function evicted()
+  local at = THREADS and redis.call('ZSCORE', THREADS, THREAD)
+  return at and (at == 'inf' or tonumber(at) > now())
+end
+
+-- Takes a thread that leaves on purpose out of the list of those that must be here.
+local function unregister()
+  if THREADS then redis.call('ZREM', THREADS, THREAD) end
+end
 
 -- Why nothing may be done with this thread, or nil. Damaged: keys were evicted one by one. The counts tell,
 -- because each key's count is known from another key; a state with silent holes must never be read.
@@ -32,7 +59,8 @@ local function barred(sealed_too)
   local ids, names = redis.call('ZCARD', IDS), redis.call('ZCARD', NAMES)
   local blobs = redis.call('HGET', META, 'blobs')
   if redis.call('HLEN', DOCS) ~= 3 * ids or redis.call('HLEN', WRITES) ~= names
-    or redis.call('HLEN', BLOBS) ~= tonumber(blobs or 0) or (ids + names > 0 and not blobs) then
+    or redis.call('HLEN', BLOBS) ~= tonumber(blobs or 0) or (ids + names > 0 and not blobs)
+    or (not blobs and evicted()) then
     return {3}
   end
 end
@@ -43,17 +71,30 @@ end
 -- never less than its seal has to live: what expired in the middle of an export would be lost for good.
 local function touch(ttl)
   if ttl ~= '0' then ttl = math.max(ttl, redis.call('PTTL', SEAL)) end
-  local t = redis.call('TIME')
-  local at = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000) + ttl)
+  local at = string.format('%.0f', now() + ttl)
   for i = 1, 6 do
     if ttl == '0' then redis.pcall('PERSIST', KEYS[i]) else redis.pcall('PEXPIREAT', KEYS[i], at) end
   end
+  if THREADS then redis.pcall('ZADD', THREADS, 'XX', ttl == '0' and '+inf' or at, THREAD) end
+end
+
+-- Puts this thread, which has something now, into the list of those that must be here until `touch` says
+-- when it expires. Those that have expired leave it.
+local function register()
+  if not THREADS then return end
+  redis.call('ZREMRANGEBYSCORE', THREADS, '(0', now() - 1000)
+  redis.call('ZADD', THREADS, 'NX', '+inf', THREAD)
 end
 
 -- The first write of every step that stores something.
 local function count_revision()
   redis.call('HINCRBY', META, 'revision', 1)
   redis.call('HSETNX', META, 'blobs', 0)
+end
+
+-- Of a parent id as it is stored, the id.
+local function id_of(parent)
+  return string.match(parent, '^[^\255]*')
 end
 
 local function split(text)
@@ -162,6 +203,6 @@ local function record(m)
   append_writes(writes, names_of(m))
   for i = 2, #writes, 2 do size = size + #writes[i] end
   local sends = {}
-  if head[2] == '1' and head[1] ~= '' then sends = sends_of(head[1]) end
+  if head[2] == '1' and head[1] ~= '' then sends = sends_of(id_of(head[1])) end
   return {m, docs[1], docs[2], docs[3], values, writes, sends}, size
 end

@@ -66,5 +66,6 @@ while i <= #ARGV do
 end
 if redis.call('ZCARD', IDS) + redis.call('ZCARD', NAMES) == 0 then
   redis.call('UNLINK', IDS, DOCS, BLOBS, NAMES, WRITES, META)
+  unregister()
 end
 return {0}

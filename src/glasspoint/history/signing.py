@@ -1,0 +1,205 @@
+"""A thread's fields, signed: a field that was made without the key is refused, unread. Pure, no I/O.
+
+The fallback chain's threads are signed (see "Signed" in `docs/fallback.md`). A `RedisSaver` by itself is not:
+`Fields` leaves everything as it is.
+
+Each field is signed on its own, because a put sends only the channels that changed, and pending writes come
+from other processes. A signature binds the thread, the namespace and the field's place, so no field can be
+moved. What a script keeps when it replaces the rest of a field has a signature of its own: the parent's id
+and a write's task path. They are texts, so their signature follows as text, after a byte that no text holds.
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode, b64encode
+from typing import TYPE_CHECKING
+
+from glasspoint.errors import ThreadTamperedError
+from glasspoint.l1.signature import SIZE
+from glasspoint.scope import Scope
+
+if TYPE_CHECKING:
+    from glasspoint.l1.signature import ScopeSigner, Signer
+
+__all__ = ["Fields", "SignedFields", "tampered"]
+
+_MARK = b"\xff"
+
+
+def tampered(what: str) -> ThreadTamperedError:
+    """Return the error for a field of which the signature is wrong.
+
+    Args:
+        what: The kind of field, such as "a value".
+    """
+    return ThreadTamperedError(
+        f"This thread cannot be read: in Redis, {what} of it is not signed with this process's key, and "
+        "nothing of the thread was used. If the key was changed (CHECKPOINT_L1_SIGNING_KEY, or without it "
+        "the password of PostgreSQL), let a process with the former key drain the thread. If not, somebody "
+        "else writes to this Redis: lock them out, and delete the thread."
+    )
+
+
+class Fields:
+    """The fields of one thread, unsigned: what is stored is what is given, and it is read as it is."""
+
+    def parent(self, namespace: str, checkpoint_id: str, parent_id: str) -> bytes:
+        """Return what is stored of the parent's id, `""` for none."""
+        return parent_id.encode()
+
+    def metadata(self, namespace: str, checkpoint_id: str, rest_of_head: bytes, metadata: bytes) -> bytes:
+        """Return what is stored of the metadata."""
+        return metadata
+
+    def document(
+        self, namespace: str, checkpoint_id: str, rest_of_head: bytes, metadata: bytes, document: bytes
+    ) -> bytes:
+        """Return what is stored of the document; `metadata` is given, not as it is stored."""
+        return document
+
+    def value(self, namespace: str, channel: bytes, version: bytes, value: bytes) -> bytes:
+        """Return what is stored of a packed value."""
+        return value
+
+    def path(self, namespace: str, place: bytes, path: bytes) -> bytes:
+        """Return what is stored of a write's task path; `place`: checkpoint id NUL task NUL index."""
+        return path
+
+    def data(self, namespace: str, place: bytes, channel: bytes, type_: bytes, data: bytes) -> bytes:
+        """Return what is stored of a write's bytes."""
+        return data
+
+    # Each of these returns what was given, from what is stored, or raises `ThreadTamperedError`.
+
+    def read_parent(self, namespace: str, checkpoint_id: str, stored: bytes) -> bytes:
+        """Read a parent's id."""
+        return stored
+
+    def read_metadata(self, namespace: str, checkpoint_id: str, rest_of_head: bytes, stored: bytes) -> bytes:
+        """Read metadata, and believe the rest of the head."""
+        return stored
+
+    def read_document(
+        self, namespace: str, checkpoint_id: str, rest_of_head: bytes, metadata: bytes, stored: bytes
+    ) -> bytes:
+        """Read a document; `metadata` has been read."""
+        return stored
+
+    def read_value(self, namespace: str, channel: bytes, version: bytes, stored: bytes) -> bytes:
+        """Read a packed value."""
+        return stored
+
+    def read_path(self, namespace: str, place: bytes, stored: bytes) -> bytes:
+        """Read a task path."""
+        return stored
+
+    def read_data(self, namespace: str, place: bytes, channel: bytes, type_: bytes, stored: bytes) -> bytes:
+        """Read a write's bytes."""
+        return stored
+
+
+class SignedFields(Fields):
+    """The fields of one thread, signed and verified."""
+
+    def __init__(self, signer: Signer, thread_id: str) -> None:
+        """Args:
+        signer: Signs for the target.
+        thread_id: Whose fields these are.
+        """
+        self._signer = signer
+        self._thread_id = thread_id
+        self._signers: dict[str, ScopeSigner] = {}
+
+    def parent(self, namespace: str, checkpoint_id: str, parent_id: str) -> bytes:
+        """Return the id and its signature; nothing of no parent, because a script cuts parents off."""
+        if not parent_id:
+            return b""
+        return self._with_text(namespace, _name(b"parent", checkpoint_id.encode()), parent_id.encode())
+
+    def metadata(self, namespace: str, checkpoint_id: str, rest_of_head: bytes, metadata: bytes) -> bytes:
+        """Return the metadata and a signature of them and of the rest of the head."""
+        name = _name(b"metadata", checkpoint_id.encode(), rest_of_head)
+        return metadata + self._of(namespace).sign(name, metadata)
+
+    def document(
+        self, namespace: str, checkpoint_id: str, rest_of_head: bytes, metadata: bytes, document: bytes
+    ) -> bytes:
+        """Return the document and a signature of it, the rest of the head and the metadata."""
+        name = _name(b"document", checkpoint_id.encode(), rest_of_head, metadata)
+        return document + self._of(namespace).sign(name, document)
+
+    def value(self, namespace: str, channel: bytes, version: bytes, value: bytes) -> bytes:
+        """Return the value and its signature."""
+        return value + self._of(namespace).sign(_name(b"value", channel, version), value)
+
+    def path(self, namespace: str, place: bytes, path: bytes) -> bytes:
+        """Return the path and its signature."""
+        return self._with_text(namespace, _name(b"path", place), path)
+
+    def data(self, namespace: str, place: bytes, channel: bytes, type_: bytes, data: bytes) -> bytes:
+        """Return a write's bytes and their signature."""
+        return data + self._of(namespace).sign(_name(b"write", place, channel, type_), data)
+
+    def read_parent(self, namespace: str, checkpoint_id: str, stored: bytes) -> bytes:
+        """Read a parent's id."""
+        if not stored:
+            return b""
+        name = _name(b"parent", checkpoint_id.encode())
+        return self._verified_text(namespace, name, stored, "a parent's id")
+
+    def read_metadata(self, namespace: str, checkpoint_id: str, rest_of_head: bytes, stored: bytes) -> bytes:
+        """Read metadata, and believe the rest of the head."""
+        name = _name(b"metadata", checkpoint_id.encode(), rest_of_head)
+        return self._verified(namespace, name, stored, "the metadata of a checkpoint")
+
+    def read_document(
+        self, namespace: str, checkpoint_id: str, rest_of_head: bytes, metadata: bytes, stored: bytes
+    ) -> bytes:
+        """Read a document; `metadata` has been read."""
+        name = _name(b"document", checkpoint_id.encode(), rest_of_head, metadata)
+        return self._verified(namespace, name, stored, "a checkpoint")
+
+    def read_value(self, namespace: str, channel: bytes, version: bytes, stored: bytes) -> bytes:
+        """Read a packed value."""
+        return self._verified(namespace, _name(b"value", channel, version), stored, "a value")
+
+    def read_path(self, namespace: str, place: bytes, stored: bytes) -> bytes:
+        """Read a task path."""
+        return self._verified_text(
+            namespace, _name(b"path", place), stored, "the task path of a pending write"
+        )
+
+    def read_data(self, namespace: str, place: bytes, channel: bytes, type_: bytes, stored: bytes) -> bytes:
+        """Read a write's bytes."""
+        return self._verified(namespace, _name(b"write", place, channel, type_), stored, "a pending write")
+
+    def _of(self, namespace: str) -> ScopeSigner:
+        signer = self._signers.get(namespace)
+        if signer is None:
+            signer = self._signers[namespace] = self._signer.of(Scope(self._thread_id, namespace))
+        return signer
+
+    def _with_text(self, namespace: str, name: bytes, text: bytes) -> bytes:
+        return text + _MARK + b64encode(self._of(namespace).sign(name, text))
+
+    def _verified(self, namespace: str, name: bytes, signed: bytes, what: str) -> bytes:
+        value = self._of(namespace).verified(name, signed)
+        if value is None:
+            raise tampered(what)
+        return value
+
+    def _verified_text(self, namespace: str, name: bytes, signed: bytes, what: str) -> bytes:
+        text, _, signature = signed.partition(_MARK)
+        try:
+            raw = b64decode(signature, validate=True)
+        except binascii.Error:
+            raw = b""
+        if len(raw) != SIZE:
+            raise tampered(what)
+        return self._verified(namespace, name, text + raw, what)
+
+
+def _name(*parts: bytes) -> bytes:
+    """Put a field's name together, so that no two names are the same bytes."""
+    return b"".join(len(part).to_bytes(8) + part for part in parts)
