@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from time import monotonic
 from typing import Any
@@ -19,6 +19,8 @@ from redis.asyncio import Redis
 
 import dice
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.draining import Drainer
+from glasspoint.lineage import Branch, SetAside
 from states import config_of, numbered_id
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpoint_migrations")
@@ -162,6 +164,31 @@ def seeded_dice() -> random.Random:
     """The same dice in every run; with EXPLORE=1 others, which a failing test's TEST_SEED brings back."""
     sys.stdout.write(f"TEST_SEED={dice.SEED}\n")
     return random.Random(dice.SEED)
+
+
+class Moves:
+    """What a drainer reports."""
+
+    def __init__(self) -> None:
+        self.checkpoints = 0
+        self.results: list[str] = []
+        self.set_aside_as: list[SetAside] = []
+
+    def imported(self, checkpoints: int) -> None:
+        self.checkpoints += checkpoints
+
+    def drained(self, result: str) -> None:
+        self.results.append(result)
+
+    def set_aside(self, set_aside: SetAside, branches: Sequence[Branch]) -> None:
+        self.set_aside_as.append(set_aside)
+
+
+async def drain(lower: Any, upper: Any) -> Moves:
+    """Move every thread of a tier into another one, once."""
+    moves = Moves()
+    await Drainer("lower", moves).round(lower, upper)
+    return moves
 
 
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]

@@ -1,10 +1,7 @@
-"""A fallback chain forgets nothing: conversations go on, or are set aside by name, and all of it comes back."""
+"""A fallback chain forgets nothing: conversations go on, or are set aside by name."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any

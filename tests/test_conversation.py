@@ -30,10 +30,9 @@ from glasspoint import (
     create_telemetry,
     traceparent,
 )
-from glasspoint.draining import drain
 from glasspoint.errors import ConfigurationError, SerializationError
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
-from steps import Thread, until
+from steps import Thread, drain, until
 from test_tracing import Recorder, attributes, spans_keep_the_contract  # noqa: F401 - a fixture
 
 TIERS = ("cached", "redis", "memory")
@@ -241,9 +240,9 @@ async def test_the_link_goes_along_from_tier_to_tier(
         opened("cached", database, redis_url, recorder) as cached,
     ):
         first = await talk(memory, recorder)
-        await drain(memory, redis, imported=lambda checkpoints: None, stuck=set())
+        await drain(memory, redis)
         second = await talk(redis, recorder)
-        await drain(redis, cached, imported=lambda checkpoints: None, stuck=set())
+        await drain(redis, cached)
         third = await talk(cached, recorder)
     assert (linked(second), linked(third)) == ([ids(first)], [ids(second)])
 

@@ -9,10 +9,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry
-from glasspoint.draining import drain
+from glasspoint.draining import Drainer
 from glasspoint.errors import SaverClosedError, SerializationError, ThreadExistsError, ThreadMovedError
 from states import config_of, exact, open_saver, open_upstream
-from steps import Thread, until
+from steps import Moves, Thread, until
 from test_delta import make_graph, play
 
 
@@ -94,13 +94,15 @@ async def test_one_thread_that_cannot_be_drained_keeps_no_other_back(
         return await whole(self, items)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CachedPostgresSaver, "import_checkpoints", refuse)
-    stuck: set[str] = set()
-    counted = []
+    moves = Moves()
+    drainer = Drainer("memory", moves)
     async with open_saver(database, redis_url) as upper:
-        assert not await drain(saver, upper, imported=counted.append, stuck=stuck)
-        assert await drain(saver, upper, imported=counted.append, stuck=stuck)
+        first = await drainer.round(saver, upper)
+        assert (first.is_empty, first.put_off) == (False, {})
+        assert (await drainer.round(saver, upper)).is_empty
         assert [await thread.turn(upper) for thread in threads] == [1, None, 1]
-    assert (stuck, sum(counted)) == ({"broken"}, 2)
+    assert drainer.refused == {"broken": "SerializationError"}
+    assert (sorted(moves.results), moves.checkpoints) == (["new", "new", "refused"], 2)
     [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert "Thread 'broken' cannot be drained (SerializationError)" in record.message
 

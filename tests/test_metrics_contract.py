@@ -13,9 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry
-from glasspoint.draining import drain
 from glasspoint.scope import Scope
-from steps import Thread, until
+from steps import Thread, drain, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -90,7 +89,7 @@ async def families(database: str, own_redis: EmbeddedRedis) -> list[Metric]:
         await saver._retries.run("put", fails_once())
         async with MemorySaver(telemetry=create_telemetry(registry=registry)) as lower:
             await Thread("c").put(lower)
-            await drain(lower, saver, imported=lambda checkpoints: None, stuck=set())
+            await drain(lower, saver)
         await saver._l2.journal.record_now([Scope("a", "")])
         await saver._sweeper.round()
         await _read_what_is_wrong(database, redis, own_redis.url, registry)

@@ -168,7 +168,8 @@ class Drainer:
 
         async def move(thread_id: str) -> None:
             try:
-                done.moved += await self._move(lower, upper, thread_id)
+                moved = await self._move(lower, upper, thread_id)
+                done.moved += moved
             except Exception as exc:
                 match _fate_of(exc):
                     case "lost":
@@ -222,7 +223,8 @@ class Drainer:
         branches, earlier = await _branches(lower.export_thread(thread_id))
         relations = {await upper.relate(thread_id, branch) for branch in branches}
         place = thread_id
-        result: DrainResult = "continued" if "continued" in relations else "new"
+        # Writes alone belong to a checkpoint that is above.
+        result: DrainResult = "continued" if "continued" in relations or not branches else "new"
         set_aside = earlier
         is_anew = thread_id in self.held_elsewhere and not any(branch.bases for branch in branches)
         if "apart" in relations or (is_anew and "continued" not in relations):
