@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -199,3 +201,165 @@ async def test_there_is_no_resuming_of_what_is_not_known(
             with pytest.raises(ThreadUnknownError, match="is not known"):
                 await graph.ainvoke(Command(resume="yes"), config_of("43"), durability=durability)
         assert charged == []
+
+
+# ------------------------------------------------------------------ runs under way
+
+
+class Held:
+    """A graph whose node can be held, to do something in the middle of a run."""
+
+    def __init__(self, saver: Any) -> None:
+        self.arrived, self.go_on = asyncio.Event(), asyncio.Event()
+        builder = StateGraph(MessagesState)
+
+        async def think(state: MessagesState) -> dict[str, Any]:
+            self.arrived.set()
+            await self.go_on.wait()
+            return {"messages": [("ai", "thought")]}
+
+        builder.add_node("think", think)
+        builder.add_node("then", lambda state: {"messages": [("ai", "and that is all")]})
+        builder.add_edge(START, "think").add_edge("think", "then").add_edge("then", END)
+        self.graph = builder.compile(checkpointer=saver)
+
+    async def begin(self, thread_id: str, durability: Any) -> asyncio.Task[Any]:
+        call = self.graph.ainvoke(
+            {"messages": [("user", "during")]}, config_of(thread_id), durability=durability
+        )
+        running = asyncio.create_task(call)
+        await self.arrived.wait()
+        return running
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+@pytest.mark.parametrize("of", ["this process", "another process"])
+async def test_a_run_under_way_ends_in_its_branch(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, of: str, durability: str
+) -> None:
+    """`exit`: the run has read in a lower tier, and writes nothing before the tier above is in use."""
+    url = own_postgres.create_database("test")
+    async with pod(url, own_redis.url) as saver:
+        for text in TURNS:
+            await say(saver, "42", text)
+    own_postgres.stop()
+    async with Redis.from_url(own_redis.url) as redis:
+        await redis.flushall()
+    async with (
+        pod(url, own_redis.url) as early,
+        pod(url, own_redis.url, probe_interval=1000) as late,
+    ):
+        runner = early if of == "this process" else late
+        held = Held(runner)
+        running = await held.begin("42", durability)
+        own_postgres.start()
+        await until(lambda: early.tier == "cached")
+        if runner is late and durability == "exit":
+            await late._chain._climb()  # nothing of its own tells it
+        assert await said(early, "42") == TURNS
+        held.go_on.set()
+        state = await running
+        assert [each.content for each in state["messages"]] == ["during", "thought", "and that is all"]
+        await say(early, "42", "after")
+    async with open_upstream(url) as upstream:
+        assert await said(upstream, "42") == [*TURNS, "after"]
+        [aside] = set(await threads_in(url)) - {"42"}
+        found = await chat(upstream).aget_state(config_of(aside))
+        assert [each.content for each in found.values["messages"]] == ["during", "thought", "and that is all"]
+        assert not found.next
+        history = [each async for each in upstream.alist(config_of(aside))]
+        assert len(history) == (1 if durability == "exit" else 4)
+
+
+# ------------------------------------------------------------------ what PostgreSQL refuses
+
+FULL = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
+CREATE TRIGGER full_disk BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+
+@pytest.mark.parametrize("tier", ["redis", "memory"])
+async def test_a_full_disk_puts_the_promotion_off(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry, tier: str
+) -> None:
+    """PostgreSQL is back, and has no room for some seconds. The tier stays until all is there."""
+    url = own_postgres.create_database("test")
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "first", "one")
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
+        await conn.execute(FULL)
+    own_postgres.stop()
+    if tier == "memory":
+        own_redis.stop()
+    async with pod(url, own_redis.url, registry) as saver:
+        assert saver.tier == tier
+        for number in range(5):
+            await say(saver, f"thread {number}", "during")
+        own_postgres.start()
+        await until(lambda: registry.get_sample_value("glasspoint_undrained_threads", labels(tier)) == 5)
+        assert saver.tier == tier
+        for number in range(5):
+            assert await said(saver, f"thread {number}") == ["during"], "calls go on meanwhile"
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
+            await conn.execute("DROP TRIGGER full_disk ON checkpoints")
+        await until(lambda: saver.tier == "cached")
+        assert [await said(saver, f"thread {number}") for number in range(5)] == [["during"]] * 5
+        assert registry.get_sample_value("glasspoint_undrained_threads", labels(tier)) == 0
+    assert drained(registry) == {"new": 5}
+
+
+def labels(tier: str) -> dict[str, str]:
+    return {"saver": "default", "tier": tier}
+
+
+async def test_a_start_with_a_full_disk_goes_on_where_the_threads_are(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """The process before has died with threads in Redis, and PostgreSQL cannot take them yet."""
+    url = own_postgres.create_database("test")
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "before")
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "during")
+    own_postgres.start()
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
+        await conn.execute(FULL)
+        async with pod(url, own_redis.url) as saver:
+            assert saver.tier == "redis"
+            assert await said(saver, "42") == ["before", "during"]
+            await say(saver, "42", "and on")
+            await conn.execute("DROP TRIGGER full_disk ON checkpoints")
+            await until(lambda: saver.tier == "cached")
+            assert await said(saver, "42") == ["before", "during", "and on"]
+
+
+@pytest.mark.parametrize("tier", ["redis", "memory"])
+async def test_a_thread_that_can_never_be_stored_holds_up_nobody(
+    own_postgres: EmbeddedPostgres,
+    own_redis: EmbeddedRedis,
+    registry: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+    tier: str,
+) -> None:
+    """Its id is longer than an index of PostgreSQL takes: 2,704 bytes."""
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    if tier == "memory":
+        own_redis.stop()
+    never = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=6000))
+    async with pod(url, own_redis.url, registry) as saver:
+        await say(saver, never, "lost?")
+        for number in range(5):
+            await say(saver, f"thread {number}", "during")
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        assert [await said(saver, f"thread {number}") for number in range(5)] == [["during"]] * 5
+        assert registry.get_sample_value("glasspoint_undrained_threads", labels(tier)) == 1
+        assert saver._chain.saver.vitals.undrained == (tier,)
+    assert drained(registry) == {"new": 5, "refused": 1}
+    assert f"Thread {never!r} cannot be drained (ProgramLimitExceeded)" in caplog.text
+    if tier == "memory":
+        assert "1 threads of the tier memory could not be drained, and are lost" in caplog.text

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from glasspoint.lineage import SetAside, set_aside_at
+from glasspoint.telemetry.events import ThreadDrained
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from glasspoint.memory_saver import MemorySaver
     from glasspoint.redis_saver import RedisSaver
     from glasspoint.saver import CachedPostgresSaver
+    from glasspoint.telemetry.events import Telemetry
 
     TierSaver: TypeAlias = CachedPostgresSaver | RedisSaver | MemorySaver
 
@@ -56,7 +58,11 @@ class _Known:
 class Branches:
     """The branches of one chain that were set aside lately."""
 
-    def __init__(self) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
+        """Args:
+        telemetry: Is told of branches that are made here.
+        """
+        self._telemetry = telemetry
         self._of: dict[str, list[_Known]] = defaultdict(list)
         self._anew: dict[str, float] = {}
 
@@ -114,6 +120,7 @@ class Branches:
         set_aside = set_aside_at(thread_id, puts)
         await saver.note_set_aside(set_aside)
         self.add(set_aside)
+        self._telemetry.note(ThreadDrained("set_aside"))
         _log.warning(
             "A run in thread %r began in a lower tier, which did not know the thread. It writes to the "
             "thread %r.",

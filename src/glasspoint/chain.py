@@ -121,7 +121,7 @@ class Chain:
         self._settled = asyncio.Event()  # set while every thread is in the tier that works
         self._settled.set()
         self._undrained: frozenset[str] = frozenset()  # tiers that may hold what is not in a higher one
-        self._branches = Branches()
+        self._branches = Branches(telemetry)
         self._drainers = {
             spec.name: Drainer(spec.name, _Report(spec.name, telemetry, self._branches)) for spec in specs[1:]
         }
@@ -540,7 +540,7 @@ class _Report:
         self._telemetry.note(Drained(self._tier, checkpoints))
 
     def drained(self, result: DrainResult) -> None:
-        self._telemetry.note(ThreadDrained(self._tier, result))
+        self._telemetry.note(ThreadDrained(result))
 
     def set_aside(self, set_aside: SetAside, branches: Sequence[Branch]) -> None:
         # Without the checkpoint that it goes on from, which the thread itself has, too.

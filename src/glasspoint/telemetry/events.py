@@ -224,7 +224,6 @@ class ThreadDrained:
             on from what was there, and is a thread of its own. `refused`: it cannot be moved.
     """
 
-    from_tier: str
     result: DrainResult
 
 
