@@ -280,7 +280,13 @@ def other_database(postgres: EmbeddedPostgres) -> Iterator[str]:
         postgres.drop_database("moving")
 
 
-OWN_TABLES = ("glasspoint_l1_journal", "glasspoint_identity", "glasspoint_caches", "glasspoint_crash_marks")
+OWN_TABLES = (
+    "glasspoint_l1_journal",
+    "glasspoint_identity",
+    "glasspoint_caches",
+    "glasspoint_crash_marks",
+    "glasspoint_set_aside",
+)
 MOVES = {
     "the schema is renamed": ["ALTER SCHEMA public RENAME TO moved"],
     "the tables get another schema": [

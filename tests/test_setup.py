@@ -29,7 +29,13 @@ INDEXES = ("checkpoints_thread_id_idx", "checkpoint_blobs_thread_id_idx", "check
 BEFORE_INDEXES = 5
 """The last of upstream's migrations before those that make indexes concurrently."""
 
-OWN = {"glasspoint_l1_journal", "glasspoint_identity", "glasspoint_caches", "glasspoint_crash_marks"}
+OWN = {
+    "glasspoint_l1_journal",
+    "glasspoint_identity",
+    "glasspoint_caches",
+    "glasspoint_crash_marks",
+    "glasspoint_set_aside",
+}
 
 pooled = pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer: apt-get install pgbouncer")
 

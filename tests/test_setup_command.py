@@ -9,7 +9,13 @@ from glasspoint import CachedPostgresSaver
 from states import open_saver, open_upstream
 from steps import Thread
 
-OWN = ("glasspoint_l1_journal", "glasspoint_identity", "glasspoint_caches", "glasspoint_crash_marks")
+OWN = (
+    "glasspoint_l1_journal",
+    "glasspoint_identity",
+    "glasspoint_caches",
+    "glasspoint_crash_marks",
+    "glasspoint_set_aside",
+)
 
 
 def _tables(database: str) -> set[str]:

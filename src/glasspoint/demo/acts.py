@@ -1,4 +1,4 @@
-"""The five acts of the demo's story, and what is seen when one is played."""
+"""The six acts of the demo's story, and what is seen when one is played."""
 
 from __future__ import annotations
 
@@ -27,22 +27,27 @@ class Act:
     Attributes:
         title, explanation: What the audience is told.
         says: What the user says.
-        expects: What L1 must answer to the turn's first read.
-        before: What happens to Redis before the turn.
-        snapshot_after: Save Redis's snapshot after the turn, for the last act to come back from.
+        expects: What L1 must answer to the turn's first read, or the lower tier that it must be read in.
+        before: What happens to the servers before the turn.
+        snapshot_after: Save Redis's snapshot after the turn, for a later act to come back from.
+        goes_on: It is the second turn of the act before.
     """
 
     title: str
     explanation: str
     says: str
     expects: str
-    before: Literal["nothing", "flush", "kill", "restart"] = "nothing"
+    before: Literal["nothing", "flush", "kill", "restart", "kill_postgres", "start_postgres"] = "nothing"
     snapshot_after: bool = False
+    goes_on: bool = False
 
     @property
-    def breaks_redis(self) -> bool:
-        """Whether this act may only be played on a Redis of the demo's own."""
-        return self.before in {"kill", "restart"}
+    def breaks(self) -> set[str]:
+        """Which servers must be the demo's own for this act to be played."""
+        if self.before in {"kill", "restart"}:
+            return {"Redis"}
+        # In an outage of PostgreSQL the conversation is kept in Redis, which must be left as it was.
+        return {"PostgreSQL", "Redis"} if self.before in {"kill_postgres", "start_postgres"} else set()
 
 
 ACTS = (
@@ -81,12 +86,27 @@ ACTS = (
         expects="miss",
         before="restart",
     ),
+    Act(
+        title="PostgreSQL killed, pod restarted",
+        explanation="The pod starts in the tier redis, and the conversation goes on from its cached state.",
+        says=_QUESTION,
+        expects="redis",
+        before="kill_postgres",
+    ),
+    Act(
+        title="PostgreSQL is back",
+        explanation="What was said meanwhile is drained into it before the first call: one history again.",
+        says=_QUESTION,
+        expects="miss",
+        before="start_postgres",
+        goes_on=True,
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was done to Redis before a turn.
+    """What was done to the servers before a turn.
 
     Attributes:
         remark: What the audience should know about it.
@@ -124,10 +144,12 @@ class Turn:
 
     @property
     def result(self) -> str:
-        """What L1 answered to it."""
+        """What L1 answered to it; the tier, if that is a lower one."""
         if self.first_read is None:
             return "no read"
-        return str((self.first_read.attributes or {}).get("glasspoint.l1.result", "unknown"))
+        attributes = self.first_read.attributes or {}
+        tier = str(attributes.get("glasspoint.tier", "cached"))
+        return str(attributes.get("glasspoint.l1.result", "unknown")) if tier == "cached" else tier
 
     @property
     def read_nanoseconds(self) -> int:
@@ -142,7 +164,7 @@ class Turn:
         if _NAME not in self.answer.text:
             found.append(f"the answer does not say {_NAME}: something was forgotten")
         if self.result != self.act.expects:
-            found.append(f"L1 answered {self.result}, expected {self.act.expects}")
+            found.append(f"the read was answered by {self.result}, expected {self.act.expects}")
         if self.answer.message_count != self.messages_expected:
             found.append(
                 f"the conversation holds {self.answer.message_count} messages, expected"

@@ -227,6 +227,11 @@ class EmbeddedPostgres(_EmbeddedServer):
         """Stop the server: clients are disconnected, data is kept. Does nothing if it is not running."""
         self._end_process(signal.SIGINT)  # "fast shutdown"
 
+    def crash(self) -> None:
+        """End the server at once: it writes nothing more, and recovers at the next start. Does nothing if it is
+        not running."""
+        self._end_process(signal.SIGQUIT)  # "immediate shutdown"
+
     def restart(self) -> None:
         """`stop()` and `start()`: every connection is lost, the URL and all data stay.
 

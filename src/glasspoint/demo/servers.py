@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+
+from pydantic import SecretStr
 
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.l1.client import open_redis
@@ -25,19 +28,27 @@ class Servers:
     Attributes:
         postgres_url: PostgreSQL, as `POSTGRES_URL` takes it.
         redis_url: Redis, as `REDIS_URL` takes it.
-        own_postgres: PostgreSQL was started here and vanishes with the demo.
+        own_postgres: The PostgreSQL that was started here and may be killed; `None` if it is somebody's.
         own_redis: The Redis that was started here and may be flushed and killed; `None` if it is somebody's.
     """
 
     postgres_url: str
     redis_url: str
-    own_postgres: bool
+    own_postgres: EmbeddedPostgres | None
     own_redis: EmbeddedRedis | None
+    signing_key: SecretStr | None = None
+    """Signs what stands in Redis, where PostgreSQL asks for no password: the demo's own."""
+
+    @property
+    def own(self) -> set[str]:
+        """The servers that are the demo's to break."""
+        servers = {"PostgreSQL": self.own_postgres, "Redis": self.own_redis}
+        return {name for name, server in servers.items() if server is not None}
 
     @property
     def all_own(self) -> bool:
         """Whether nothing has to be cleaned up, since all servers vanish with the demo."""
-        return self.own_postgres and self.own_redis is not None
+        return self.own_postgres is not None and self.own_redis is not None
 
     async def redis_state(self) -> tuple[str, int]:
         """Return the `run_id` of the Redis process that answers now, and how many keys it holds."""
@@ -61,9 +72,11 @@ def run_servers(settings: Settings) -> Iterator[Servers]:
         EmbeddedServerUnavailable: A server is needed, but cannot be started on this machine.
     """
     with ExitStack() as stack:
-        own_redis = None
+        own_postgres, own_redis, signing_key = None, None, settings.l1_signing_key
         if settings.postgres_url is None:
-            postgres_url = stack.enter_context(EmbeddedPostgres()).url
+            own_postgres = stack.enter_context(EmbeddedPostgres())
+            postgres_url = own_postgres.url
+            signing_key = signing_key or SecretStr(secrets.token_hex(16))
         else:
             postgres_url = settings.postgres_url.get_secret_value()
         if settings.redis_url is None:
@@ -71,6 +84,4 @@ def run_servers(settings: Settings) -> Iterator[Servers]:
             redis_url = own_redis.url
         else:
             redis_url = settings.redis_url.get_secret_value()
-        yield Servers(
-            postgres_url, redis_url, own_postgres=settings.postgres_url is None, own_redis=own_redis
-        )
+        yield Servers(postgres_url, redis_url, own_postgres, own_redis, signing_key)

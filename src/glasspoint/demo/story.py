@@ -1,4 +1,4 @@
-"""The story that `glasspoint demo` tells: five turns of one conversation, while things happen to Redis.
+"""The story that `glasspoint demo` tells: six acts of one conversation, while things happen to the servers.
 
 Each turn runs in a saver of its own, with a fresh pool and a fresh Redis client, so nothing can come from
 this process's memory. The story checks itself: a name that is forgotten, or an L1 result that is not the one
@@ -10,7 +10,9 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from glasspoint import CachedPostgresSaver
+from pydantic import SecretStr
+
+from glasspoint import FallbackSaver, Settings, get_checkpointer
 from glasspoint.demo import view
 from glasspoint.demo.acts import ACTS, Prepared, Turn
 from glasspoint.demo.conversation import NAMESPACES, build_conversation, say
@@ -34,7 +36,7 @@ __all__ = ["tell_story"]
 async def tell_story(
     console: Console, servers: Servers, observed: Observed, model: BaseChatModel, *, thread_id: str
 ) -> bool:
-    """Play the five turns of one conversation and show each.
+    """Play the six acts of one conversation and show each turn.
 
     Returns:
         Whether everything went as it should: the name remembered, and every L1 result the expected one.
@@ -42,10 +44,15 @@ async def tell_story(
     stage = _Stage(servers, observed, model, thread_id)
     turns: list[Turn] = []
     try:
-        for number, act in enumerate(ACTS, start=1):
-            title = f"{number} of {len(ACTS)} · {act.title}"
-            if act.breaks_redis and servers.own_redis is None:
-                console.print(view.heading(f"{title} · skipped", "This Redis is yours: it is not killed."))
+        acts = sum(not act.goes_on for act in ACTS)
+        number = 0
+        for act in ACTS:
+            number += not act.goes_on
+            title = f"{number} of {acts} · {act.title}"
+            if yours := sorted(act.breaks - servers.own):
+                if not act.goes_on:
+                    why = f"This {' and this '.join(yours)} is yours: nothing of it is broken."
+                    console.print(view.heading(f"{title} · skipped", why))
                 continue
             console.print(view.heading(title, act.explanation))
             turns.append(await stage.play(number, act))
@@ -68,7 +75,7 @@ class _Stage:
         self._run_id_of_snapshot = ""
 
     async def play(self, number: int, act: Act) -> Turn:
-        """Do to Redis what the act begins with, let the user speak, and look at what happened."""
+        """Do to the servers what the act begins with, let the user speak, and look at what happened."""
         self._turns += 1
         with kept_warnings(capacity=5) as warnings:
             prepared = await self._prepare(act)
@@ -118,13 +125,21 @@ class _Stage:
                 return Prepared(problem="Redis did not come back from its snapshot as another process")
             old, new = self._run_id_of_snapshot[:8], run_id[:8]
             return Prepared(f"Back came {keys} entries of process {old}…; this is {new}…, a new epoch.")
+        elif act.before == "kill_postgres" and self._servers.own_postgres is not None:
+            self._servers.own_postgres.crash()
+        elif act.before == "start_postgres" and self._servers.own_postgres is not None:
+            self._servers.own_postgres.start()
         return Prepared()
 
     @asynccontextmanager
-    async def _fresh_saver(self) -> AsyncIterator[CachedPostgresSaver]:
-        servers = self._servers
-        async with CachedPostgresSaver.from_conn_string(
-            servers.postgres_url, redis_url=servers.redis_url, telemetry=self._observed.telemetry
-        ) as saver:
-            await saver.setup()
+    async def _fresh_saver(self) -> AsyncIterator[FallbackSaver]:
+        """Open a saver as a pod does that starts now."""
+        settings = Settings(
+            postgres_url=SecretStr(self._servers.postgres_url),
+            redis_url=SecretStr(self._servers.redis_url),
+            # Threads of an outage, and the record that leads to cached states, stay in Redis for a while.
+            fallbacks=("redis",) if self._servers.all_own else (),
+            l1_signing_key=self._servers.signing_key,
+        )
+        async with get_checkpointer(settings, telemetry=self._observed.telemetry) as saver:
             yield saver

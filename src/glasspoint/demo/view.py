@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["heading", "show_turn", "summary"]
 
+_LOWER_TIERS = ("redis", "memory")
 _SIDE_BY_SIDE_WIDTH = 70
 _TIERS = {"l1": "L1 Redis", "l2": "L2 PostgreSQL"}
 
@@ -55,7 +56,8 @@ def show_turn(turn: Turn) -> RenderableType:
         said.append((Text("note", "cyan"), Text(turn.prepared.remark)))
     said += [(Text("WRONG", "bold red"), Text(problem, "red")) for problem in turn.problems]
     if not turn.problems:
-        as_expected = Text.assemble("as expected, L1 says ", styled_result(turn.result))
+        says = "as expected, the tier is " if turn.result in _LOWER_TIERS else "as expected, L1 says "
+        as_expected = Text.assemble(says, styled_result(turn.result))
         said.append((Text("ok", "bold green"), as_expected))
     parts = [
         dialogue,
@@ -72,7 +74,7 @@ def summary(turns: Sequence[Turn]) -> RenderableType:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("turn", justify="right")
     table.add_column("what happened")
-    table.add_column("L1")
+    table.add_column("L1 or tier")
     table.add_column("read", justify="right", no_wrap=True)
     table.add_column("answer")
     for turn in turns:
