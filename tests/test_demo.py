@@ -55,7 +55,7 @@ def test_each_turn_shows_its_tiers_its_trace_and_its_counters(story: CompletedPr
     for turn in turns:
         for shown in ("L1 Redis", "L2 PostgreSQL", "invoke_agent glasspoint-demo", "checkpoint.get_tuple"):
             assert shown in turn
-        in_redis = "PostgreSQL killed" in turn
+        in_redis = turn.startswith("6 of 6 · PostgreSQL killed")
         assert re.search(rf"checkpoint\.{'redis' if in_redis else 'l2'}\.put .* ms", turn)
     hit, unavailable = turns[1], turns[3]
     assert re.search(r"checkpoint\.get_tuple  hit  from L1 +[\d.]+ ms", hit)

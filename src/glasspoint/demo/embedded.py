@@ -228,8 +228,8 @@ class EmbeddedPostgres(_EmbeddedServer):
         self._end_process(signal.SIGINT)  # "fast shutdown"
 
     def crash(self) -> None:
-        """End the server at once: it writes nothing more, and recovers at the next start. Does nothing if it is
-        not running."""
+        """End the server at once: it writes nothing more, and recovers at its next start. Does nothing if it
+        is not running."""
         self._end_process(signal.SIGQUIT)  # "immediate shutdown"
 
     def restart(self) -> None:
