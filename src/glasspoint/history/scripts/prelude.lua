@@ -153,7 +153,7 @@ end
 local function store_write(name, channel, type, path, data, replaces)
   local old = redis.call('HGET', WRITES, name)
   if old and not replaces then return end
-  if old then path = string.match(old, '^[^%z]*%z[^%z]*%z([^%z]*)%z') end
+  if old then path = string.match(old, '^[^%z]*%z[^%z]*%z([^%z]*)%z') or path end
   redis.call('HSET', WRITES, name, channel .. '\0' .. type .. '\0' .. path .. '\0' .. data)
   redis.call('ZADD', NAMES, 0, name)
 end
@@ -189,7 +189,7 @@ local function record(m)
   local docs = redis.call('HMGET', DOCS, 'h' .. m, 'm' .. m, 'd' .. m)
   if not docs[1] then return nil, 0 end
   local head, ns, values, size = split(docs[1]), namespace_of(m), {}, #docs[2] + #docs[3]
-  for i = 4, #head, 3 do
+  for i = 4, #head - 2, 3 do
     local value = redis.call('HGET', BLOBS, ns .. '\0' .. head[i] .. '\0' .. head[i + 1])
     if value then
       values[#values + 1] = head[i]
