@@ -9,7 +9,8 @@
 --       3 blobs   HASH: <namespace> NUL <channel> NUL <version> -> <type> NUL <bytes>
 --       4 names   ZSET, all scores 0: <m> NUL <task> NUL <idx>     of the pending writes
 --       5 writes  HASH: name -> <channel> NUL <type> NUL <task path> NUL <bytes>
---       6 meta    HASH: blobs (how many), revision, removals, r:<run id>; there while anything is there
+--       6 meta    HASH: blobs (how many), revision, removals, r:<run id>; there while anything is there;
+--                 of a target also: ids, names (how many)
 --       7 seal    STRING, expires by itself: s<token> a drain is under way, m<token> moved
 --
 -- A store that belongs to a target has one more key, the last one, for all threads:
@@ -56,12 +57,14 @@ local function barred(sealed_too)
   if seal and string.sub(seal, 1, 1) == 'm' then return {2} end
   if seal and not sealed_too then return {1} end
   local ids, names = redis.call('ZCARD', IDS), redis.call('ZCARD', NAMES)
-  local blobs = redis.call('HGET', META, 'blobs')
+  local counted = redis.call('HMGET', META, 'blobs', 'ids', 'names')
+  local blobs = counted[1]
   if redis.call('HLEN', DOCS) ~= 3 * ids or redis.call('HLEN', WRITES) ~= names
-    or redis.call('HLEN', BLOBS) ~= tonumber(blobs or 0) or (ids + names > 0 and not blobs)
-    or (not blobs and evicted()) then
+    or redis.call('HLEN', BLOBS) ~= tonumber(blobs or 0) or (ids + names > 0) ~= (blobs ~= false) then
     return {3}
   end
+  if THREADS and blobs and (tonumber(counted[2]) ~= ids or tonumber(counted[3]) ~= names) then return {3} end
+  if not blobs and evicted() then return {3} end
 end
 
 -- Lets the whole thread live for so many milliseconds from now on; '0' for ever. One absolute time for all
@@ -74,14 +77,23 @@ local function touch(ttl)
   for i = 1, 6 do
     if ttl == '0' then redis.pcall('PERSIST', KEYS[i]) else redis.pcall('PEXPIREAT', KEYS[i], at) end
   end
-  if THREADS then redis.pcall('ZADD', THREADS, 'XX', ttl == '0' and '+inf' or at, THREAD) end
+  if THREADS and redis.call('EXISTS', META) == 1 then
+    redis.pcall('ZADD', THREADS, 'XX', ttl == '0' and '+inf' or at, THREAD)
+  end
 end
 
--- Puts this thread, which has something now, into the list of those that must be here until `touch` says
--- when it expires. Those that have expired leave it.
+-- The last write of every step that stores or removes a part of a thread: how much must be here.
+local function count_all()
+  if not THREADS then return end
+  redis.call('HSET', META, 'ids', redis.call('ZCARD', IDS), 'names', redis.call('ZCARD', NAMES))
+end
+
+-- Puts this thread, which has something now, into the list of those that must be here until `touch`, which
+-- follows, says when it expires. Those that have expired leave the list.
 local function register()
   if not THREADS then return end
-  redis.call('ZREMRANGEBYSCORE', THREADS, '(0', now() - 1000)
+  count_all()
+  redis.call('ZREMRANGEBYSCORE', THREADS, '(0', string.format('%.0f', now() - 1000))
   redis.call('ZADD', THREADS, 'NX', '+inf', THREAD)
 end
 

@@ -67,5 +67,7 @@ end
 if redis.call('ZCARD', IDS) + redis.call('ZCARD', NAMES) == 0 then
   redis.call('UNLINK', IDS, DOCS, BLOBS, NAMES, WRITES, META)
   unregister()
+else
+  count_all()
 end
 return {0}
