@@ -33,8 +33,8 @@ def test_every_block_has_its_expectation() -> None:
     ids=("use", "factory", "sync", "chain", "redis", "watch"),
 )
 def test_a_code_block_of_the_readme_runs(block: str, says: str, database: str, redis_url: str) -> None:
-    # The second block of a newcomer is run on a database that the first has set up, or sets it up itself. The
-    # database of these tests has no password, which the fallback chain would say in the log: so there is a key.
+    # The second block of a newcomer is run on a database that the first has set up, or sets it up itself.
+    # There is a key, because the fallback chain warns of a database without a password, as this one.
     key = {"CHECKPOINT_L1_SIGNING_KEY": "sixteen bytes..!"}
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-c", block],

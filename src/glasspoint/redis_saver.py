@@ -48,7 +48,7 @@ _SIGN_OF_LIFE_SECONDS = 0.5
 
 _KEY_BYTES_MIN = 16
 
-# Of which Redis this process has said already how it may evict: a fallback chain opens savers again and again.
+# Each Redis of which the log says already how it may evict: a fallback chain opens savers again and again.
 _named: set[tuple[object, str]] = set()
 
 
