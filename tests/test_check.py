@@ -54,7 +54,7 @@ async def find(postgres_url: str, redis_url: str, *, timeout_seconds: float = 15
 
 def marks(output: str) -> list[tuple[str, str]]:
     """Return (mark, check) of each finding."""
-    return re.findall(r"^(ok|FAILED|skipped) +(\w+)", output, re.MULTILINE)
+    return re.findall(r"^(ok|warning|FAILED|skipped) +(\w+)", output, re.MULTILINE)
 
 
 def test_a_good_deployment_passes_and_is_left_as_it_was(deployed: str, own_redis: EmbeddedRedis) -> None:
@@ -63,6 +63,7 @@ def test_a_good_deployment_passes_and_is_left_as_it_was(deployed: str, own_redis
     assert marks(checked.stdout) == [
         ("ok", "PostgreSQL"),
         ("ok", "Redis"),
+        ("ok", "Eviction"),
         ("ok", "Tables"),
         ("ok", "Identity"),
         ("ok", "Conversation"),
@@ -83,6 +84,7 @@ def test_json_is_one_object(deployed: str, own_redis: EmbeddedRedis) -> None:
     assert [check["name"] for check in report["checks"]] == [
         "PostgreSQL",
         "Redis",
+        "Eviction",
         "Tables",
         "Identity",
         "Conversation",
@@ -94,7 +96,7 @@ def test_json_is_one_object(deployed: str, own_redis: EmbeddedRedis) -> None:
 def test_missing_tables_are_a_finding_and_are_not_made(database: str, redis_url: str) -> None:
     checked = glasspoint("check", POSTGRES_URL=database, REDIS_URL=redis_url)
     assert checked.returncode == 1
-    assert marks(checked.stdout)[2:] == [
+    assert marks(checked.stdout)[3:] == [
         ("FAILED", "Tables"),
         ("skipped", "Identity"),
         ("skipped", "Conversation"),
@@ -108,7 +110,14 @@ def test_redis_down_fails_and_the_scratch_thread_is_gone(deployed: str, own_redi
     own_redis.kill()
     checked = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=own_redis.url)
     assert checked.returncode == 1
-    assert [mark for mark, _ in marks(checked.stdout)] == ["ok", "FAILED", "ok", "skipped", "FAILED"]
+    assert [mark for mark, _ in marks(checked.stdout)] == [
+        "ok",
+        "FAILED",
+        "skipped",
+        "ok",
+        "skipped",
+        "FAILED",
+    ]
     assert "by PostgreSQL alone" in " ".join(checked.stdout.split())
     assert checked.stderr == ""
     assert rows(deployed) == 0
@@ -145,9 +154,21 @@ def test_it_says_what_the_cache_does_not_notice(deployed: str, own_redis: Embedd
     assert "PostgreSQL withholds: system" in said
 
 
+def test_a_redis_that_may_evict_is_a_warning(deployed: str, own_redis: EmbeddedRedis) -> None:
+    with redis.Redis(port=own_redis.port) as client:
+        client.config_set("maxmemory", 2**30)
+        client.config_set("maxmemory-policy", "volatile-lru")
+    checked = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=own_redis.url)
+    assert checked.returncode == 0
+    assert ("warning", "Eviction") in marks(checked.stdout)
+    said = " ".join(checked.stdout.split())
+    assert "maxmemory-policy volatile-lru" in said
+    assert "use maxmemory-policy noeviction" in said
+
+
 async def test_postgres_down_fails_and_what_needs_it_is_skipped(redis_url: str) -> None:
     findings = await find("postgresql://me@127.0.0.1:1/db", redis_url)
-    assert [finding.status for finding in findings] == ["failed", "ok", "skipped", "skipped", "skipped"]
+    assert [finding.status for finding in findings] == ["failed", "ok", "ok", "skipped", "skipped", "skipped"]
 
 
 async def test_nothing_configured_says_what_to_set() -> None:
@@ -162,7 +183,7 @@ async def test_silent_servers_fail_in_time(silent_port: int) -> None:
         f"redis://127.0.0.1:{silent_port}/0",
         timeout_seconds=0.2,
     )
-    assert [finding.status for finding in findings] == ["failed", "failed", "skipped", "skipped", "skipped"]
+    assert [finding.status for finding in findings] == ["failed", "failed", *["skipped"] * 4]
     assert all("not done within 0.2 s" in finding.detail for finding in findings[:2])
     assert all(finding.seconds < 5 for finding in findings)
 
@@ -194,7 +215,7 @@ def test_a_wrong_password_fails_and_is_not_shown(deployed: str, own_redis: Embed
 )
 async def test_no_broken_url_shows_its_password(authority: str) -> None:
     findings = await find(f"postgresql://{authority}/db", f"redis://{authority}/0")
-    assert [finding.status for finding in findings] == ["failed", "failed", "skipped", "skipped", "skipped"]
+    assert [finding.status for finding in findings] == ["failed", "failed", *["skipped"] * 4]
     assert PASSWORD not in str(findings)
 
 
@@ -208,7 +229,7 @@ async def test_a_conversation_that_fails_is_taken_away(
 
     monkeypatch.setattr("glasspoint.check.say", fail_at_the_second_turn)
     findings = await find(deployed, own_redis.url)
-    assert [finding.status for finding in findings] == ["ok", "ok", "ok", "ok", "failed"]
+    assert [finding.status for finding in findings] == ["ok", "ok", "ok", "ok", "ok", "failed"]
     assert findings[-1].detail == "PostgreSQL went away."
     assert rows(deployed) == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -11,19 +12,23 @@ from redis.asyncio import Redis
 
 from conformance_suite import ALL, check_conformance
 from glasspoint import MemorySaver, RedisSaver, create_telemetry
+from glasspoint.l2.target import Target
+
+SIGNED = {"target": Target("db", "5432", "app"), "signing_key": b"sixteen bytes..!"}
 
 pytestmark = pytest.mark.usefixtures("checkpoint_format")
 
 
+@pytest.mark.parametrize("options", [{}, SIGNED], ids=["alone", "of a target, signed"])
 @pytest.mark.parametrize("capability", ALL)
-async def test_redis_conforms(capability: str, redis_url: str) -> None:
+async def test_redis_conforms(capability: str, options: dict[str, Any], redis_url: str) -> None:
     telemetry = create_telemetry(registry=CollectorRegistry())
     async with Redis.from_url(redis_url) as redis:
         await redis.script_flush()
         await check_conformance(
             capability,
             "RedisSaver",
-            lambda: RedisSaver.from_conn_string(redis_url, telemetry=telemetry),
+            lambda: RedisSaver.from_conn_string(redis_url, telemetry=telemetry, **options),
         )
 
 

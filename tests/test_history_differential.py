@@ -23,6 +23,8 @@ from redis.asyncio import Redis
 import dice
 from glasspoint import MemorySaver, RedisSaver, create_telemetry
 from glasspoint.history.containment import contains
+from glasspoint.history.keys import Keyspace
+from glasspoint.l2.target import Target
 from states import config_of, exact, numbered_id, open_upstream
 from test_differential import (
     OTHER_IDS,
@@ -50,6 +52,14 @@ fresh_or_ids = st.sampled_from([None] * 6 + UUIDS[:3] * 2 + UUIDS + OTHER_IDS)
 Ask = Callable[[BaseCheckpointSaver[Any]], Awaitable[Any]]
 
 
+TARGET = Target("db", "5432", "app")
+REGISTRY = Keyspace("glasspoint", target=TARGET.id).registry
+REDIS_OPTIONS: dict[str, dict[str, Any]] = {
+    "redis": {},
+    "redis of a target, signed": {"target": TARGET, "signing_key": b"sixteen bytes..!"},
+}
+
+
 @dataclass
 class Scene:
     """The two savers, who are told the same and asked the same."""
@@ -60,9 +70,9 @@ class Scene:
     admin: psycopg.AsyncConnection[Any]
 
     async def wipe(self) -> None:
-        await self.redis.flushall()
         for thread_id in [each async for each in self.ours.thread_ids()]:
             await self.ours.adelete_thread(thread_id)
+        assert set(await self.redis.keys()) <= {REGISTRY.encode()}
         for table in TABLES:
             await self.admin.execute(f"DELETE FROM {table}")
 
@@ -78,7 +88,7 @@ async def open_scene(place: str, postgres_url: str, redis_url: str) -> AsyncIter
     async with (
         MemorySaver(telemetry=telemetry)
         if place == "memory"
-        else RedisSaver.from_conn_string(redis_url, telemetry=telemetry) as ours,
+        else RedisSaver.from_conn_string(redis_url, telemetry=telemetry, **REDIS_OPTIONS[place]) as ours,
         open_upstream(postgres_url) as upstream,
         Redis.from_url(redis_url) as redis,
         await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin,
@@ -291,7 +301,7 @@ class Agreement(RuleBasedStateMachine):
 
 
 @pytest.mark.dice
-@pytest.mark.parametrize("place", ["redis", "memory"])
+@pytest.mark.parametrize("place", [*REDIS_OPTIONS, "memory"])
 def test_any_operations_in_any_order_agree_with_upstream(place: str, database: str, redis_url: str) -> None:
     with asyncio.Runner() as runner:
         scene = open_scene(place, database, redis_url)

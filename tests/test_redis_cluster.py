@@ -135,6 +135,21 @@ async def test_the_connections_to_all_nodes_are_counted(cluster: RedisCluster) -
         assert value("active_tier", tier="cached") == 0
 
 
+async def test_a_node_that_may_evict_is_named(
+    nodes: list[EmbeddedRedis], cluster: RedisCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    with sync_redis.Redis(host="127.0.0.1", port=nodes[-1].port) as client:
+        client.config_set("maxmemory", 2**30)
+        client.config_set("maxmemory-policy", "volatile-lfu")
+        try:
+            async with opened(cluster):
+                pass
+        finally:
+            client.config_set("maxmemory", 0)
+    (line,) = [each for each in caplog.messages if "may evict conversations" in each]
+    assert "volatile-lfu" in line
+
+
 async def test_a_cluster_client_that_decodes_is_refused(nodes: list[EmbeddedRedis]) -> None:
     async with RedisCluster(host="127.0.0.1", port=nodes[0].port, decode_responses=True) as decoding:
         with pytest.raises(ConfigurationError, match="decode_responses=True"):

@@ -16,6 +16,7 @@ from glasspoint.errors import GlasspointError, ThreadMovedError
 from states import config_of, exact, numbered_id, open_upstream
 from steps import Thread, until
 from test_delta import CHANNELS, CONFIG, play
+from test_history_conformance import SIGNED
 from test_redis_saver import USES, listed, opened, two_namespaces
 
 LONG = 60.0
@@ -28,9 +29,9 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
         yield client
 
 
-@pytest.fixture
-async def saver(redis: Redis) -> AsyncIterator[RedisSaver]:
-    async with opened(redis) as opened_saver:
+@pytest.fixture(params=[{}, SIGNED], ids=["alone", "of a target, signed"])
+async def saver(request: pytest.FixtureRequest, redis: Redis) -> AsyncIterator[RedisSaver]:
+    async with opened(redis, **request.param) as opened_saver:
         yield opened_saver
 
 
@@ -112,7 +113,7 @@ async def test_nothing_can_be_done_with_a_sealed_or_a_moved_thread(
     assert caught.value.moved is True
     with pytest.raises(ThreadMovedError):
         await exported(saver, root.thread_id)
-    assert not [key for key in await redis.keys() if b"source" not in key and not key.endswith(b":seal")]
+    assert not [key for key in await redis.keys("*{*") if b"source" not in key and not key.endswith(b":seal")]
 
 
 async def test_other_threads_go_on(saver: RedisSaver) -> None:

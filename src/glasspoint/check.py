@@ -1,9 +1,10 @@
 """`glasspoint check`: is a production deployment able to remember a conversation?
 
-Five checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached, the
-checkpoint tables are there, the cache knows which database it belongs to, and a conversation of two turns,
-each through a saver of its own, remembers a name and finds it in the cache. No table is made by looking: if
-one is missing, that is a finding. (The cache gets its row in `glasspoint_caches`, as from any saver.)
+Six checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached, Redis does
+not evict (only a warning, because the cache may be evicted), the checkpoint tables are there, the cache knows
+which database it belongs to, and a conversation of two turns, each through a saver of its own, remembers a
+name and finds it in the cache. No table is made by looking: if one is missing, that is a finding. (The cache
+gets its row in `glasspoint_caches`, as from any saver.)
 The scratch conversation is removed again, also when its check fails.
 """
 
@@ -23,13 +24,13 @@ from prometheus_client import CollectorRegistry
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import tuple_row
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from glasspoint import CachedPostgresSaver
 from glasspoint.demo.conversation import build_conversation, say
 from glasspoint.demo.model import RecallingChatModel
 from glasspoint.errors import GlasspointError
-from glasspoint.l1.client import open_redis
+from glasspoint.l1.client import eviction_of, open_redis
 from glasspoint.l1.epoch import root_of
 from glasspoint.l2.pool import postgres_conninfo
 from glasspoint.l2.schema import triggers_stand
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "Status", "run_checks"]
 
-Status = Literal["ok", "failed", "skipped"]
+Status = Literal["ok", "warning", "failed", "skipped"]
 
 _TABLES = {"checkpoints": "checkpoints", "checkpoint_blobs": "values", "checkpoint_writes": "pending writes"}
 _COUNT_EXACTLY_BELOW_ROWS = 1_000_000
@@ -59,7 +60,8 @@ class Finding:
 
     Attributes:
         name: What was checked.
-        status: `ok`, `failed`, or `skipped` because of an earlier failure.
+        status: `ok`; `warning`: it works, but something should be changed; `failed`; or `skipped` because of
+            an earlier failure.
         detail: What was found, or what to do about it. Never holds a password.
         seconds: How long it took.
     """
@@ -72,6 +74,10 @@ class Finding:
 
 class _Failed(Exception):
     """A check found something wrong; the text says what, and what to do."""
+
+
+class _Warned(Exception):
+    """A check found something that works, and should be changed; the text says what, and what to do."""
 
 
 class _Skipped(Exception):
@@ -93,6 +99,7 @@ async def run_checks(
     probes: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
         ("PostgreSQL", checks.postgres),
         ("Redis", checks.redis),
+        ("Eviction", checks.eviction),
         ("Tables", checks.tables),
         ("Identity", checks.identity),
         ("Conversation", checks.conversation),
@@ -114,6 +121,8 @@ async def _find(
         detail = str(error) or f"not done within {timeout_seconds:g} s: somebody on the way is silent"
     except _Skipped as reason:
         status, detail = "skipped", str(reason)
+    except _Warned as reason:
+        status, detail = "warning", str(reason)
     except (_Failed, GlasspointError, RedisError, psycopg.Error, OSError) as error:
         detail = str(error) or type(error).__name__
     if status == "failed":
@@ -166,6 +175,23 @@ class _Checks:
             version = server.get("valkey_version") or server.get("redis_version", "?")
             place = at.get("path") or _place(at.get("host", "localhost"), at.get("port", 6379))
             return f"{name}version {version} at {place}, database {at.get('db') or 0}"
+
+    async def eviction(self) -> str:
+        """Redis does not evict what stands in the fallback chain's tier `redis`."""
+        if not self._has_redis:
+            raise _Skipped("Redis was not reached")
+        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+            try:
+                policy = eviction_of(await redis.info("memory"))
+            except ResponseError as error:
+                raise _Warned(f"not known: let this user run INFO ({_sentence(error)})") from error
+        if policy is None:
+            return "Redis evicts no key before it expires"
+        raise _Warned(
+            f"Redis may evict keys ({policy}). The cache loses nothing by that, but the tier redis of the "
+            "fallback chain loses conversations: use maxmemory-policy noeviction, or leave redis out of "
+            "CHECKPOINT_FALLBACKS."
+        )
 
     async def tables(self) -> str:
         """The checkpoint tables are there and as new as the installed LangGraph wants them; count them."""

@@ -48,6 +48,9 @@ _SIGN_OF_LIFE_SECONDS = 0.5
 
 _KEY_BYTES_MIN = 16
 
+# Each Redis of which the log says already how it may evict: a fallback chain opens savers again and again.
+_named: set[tuple[object, str]] = set()
+
 
 class RedisSaver(HistorySaver):
     """LangGraph's checkpoints in Redis alone, every step traced and counted.
@@ -188,13 +191,16 @@ class RedisSaver(HistorySaver):
             await self._steps.ping()
 
     def _warn_of_eviction(self, nodes: list[dict[str, Any]]) -> None:
-        found = {policy for node in nodes if (policy := eviction_of(node)) is not None}
-        if found:
-            _log.warning(
-                "Redis may evict conversations (%s). A thread that loses a part cannot be read any more. "
-                "Give this Redis the maxmemory-policy noeviction, or use another one.",
-                "; ".join(sorted(found)),
-            )
+        how = "; ".join(sorted({found for node in nodes if (found := eviction_of(node)) is not None}))
+        redis = (self.vitals.addresses["redis"], how)
+        if not how or redis in _named:
+            return
+        _named.add(redis)
+        _log.warning(
+            "Redis may evict conversations (%s). A thread that loses a part cannot be read any more. Give "
+            "this Redis the maxmemory-policy noeviction, or use another one.",
+            how,
+        )
 
     async def _check(self) -> dict[str, str]:
         try:

@@ -160,13 +160,15 @@ def to_writes(fields: Fields, flat: Sequence[bytes]) -> list[EncodedWrite]:
     return writes
 
 
-def to_metadata(fields: Fields, name: str, head: bytes, metadata: bytes) -> dict[str, Any] | None:
+def to_metadata(
+    fields: Fields, name: str, head: bytes | None, metadata: bytes | None
+) -> dict[str, Any] | None:
     """Read the metadata of a checkpoint, `None` if it is not there.
 
     Raises:
         ThreadTamperedError: It is not signed as `fields` sign.
     """
-    if not head:
+    if head is None or metadata is None:
         return None
     found: dict[str, Any] = json.loads(_read_head(fields, *split_member(name.encode()), head, metadata)[2])
     return found

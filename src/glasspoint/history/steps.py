@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,7 +73,8 @@ _REASONS = {
     "READONLY": "it is a read-only replica: connect to the primary",
     "MISCONF": "it cannot save to its disk: see its log",
     "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write asks for",
-    "NOPERM": "this user may not: let it run EVALSHA, EVAL, SCAN and what the scripts use on the key prefix",
+    "NOPERM": "this user may not: let it run EVALSHA, EVAL, SCAN, ZSCAN, TIME and what the scripts use, on "
+    "the key prefix",
     "NOAUTH": "it asks for a password",
 }
 
@@ -156,15 +157,13 @@ class Steps:
         return str(info.get("redis_version", ""))
 
     async def memory(self) -> list[dict[str, Any]]:
-        """Return what Redis says of its memory, of each node of a cluster; nothing if it does not."""
+        """Return what Redis says of its memory, of a cluster each primary; nothing if it does not."""
+        nodes = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(self._redis, RedisCluster) else {}
         try:
-            info = await self._in_turn(self._redis.info, "memory")
+            info = await self._in_turn(partial(self._redis.info, "memory", **nodes))
         except GlasspointError:
             return []
-        nodes = (
-            info.values() if isinstance(self._redis, RedisCluster) and "used_memory" not in info else [info]
-        )
-        return [each for each in nodes if isinstance(each, dict)]
+        return [info] if "maxmemory" in info else [each for each in info.values() if isinstance(each, dict)]
 
     async def alive_members(self, key: str) -> AsyncIterator[list[bytes]]:
         """Find the members of a sorted set whose score is a time to come, in ms; some may be found twice."""

@@ -42,7 +42,7 @@ for _ = 1, ARGV[5] do
   end
   step[2] = writes
   local parts = split(head)
-  for i = 4, #parts, 3 do
+  for i = 4, #parts - 2, 3 do
     local channel, version, mark = parts[i], parts[i + 1], parts[i + 2]
     if wanted[channel] then
       local blob = redis.call('HGET', BLOBS, ns .. '\0' .. channel .. '\0' .. version)
@@ -62,7 +62,7 @@ for _ = 1, ARGV[5] do
     end
   end
   answer[#answer + 1] = step
-  id = id_of(parts[1])
+  id = id_of(parts[1] or '')
 end
 if left > 0 then answer[2] = id end
 touch(ARGV[1])

@@ -10,7 +10,6 @@
 local bar = barred()
 if bar then return bar end
 count_revision()
-register()
 local m, writes = ARGV[2] .. '\0' .. ARGV[3], 10 + 3 * ARGV[9]
 for i = 10, writes - 1, 3 do store_blob(ARGV[2], ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
 for i = writes, #ARGV, 5 do
@@ -21,5 +20,6 @@ local new = redis.call('HEXISTS', DOCS, 'h' .. m) == 0
 if new then
   store_checkpoint(ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8])
 end
+register()
 touch(ARGV[1])
 return {0, new and 1 or 0}

@@ -10,7 +10,7 @@ local found = redis.call('ZRANGEBYLEX', IDS, ARGV[2], '+', 'LIMIT', 0, ARGV[3])
 for _, m in ipairs(found) do
   local head = redis.call('HGET', DOCS, 'h' .. m)
   local parts, ns, blobs, sends = split(head), namespace_of(m), {}, '0'
-  for i = 4, #parts, 3 do
+  for i = 4, #parts - 2, 3 do
     blobs[#blobs + 1] = redis.call('HEXISTS', BLOBS, ns .. '\0' .. parts[i] .. '\0' .. parts[i + 1])
   end
   if parts[2] == '1' and parts[1] ~= '' then

@@ -9,9 +9,10 @@
 --       3 blobs   HASH: <namespace> NUL <channel> NUL <version> -> <type> NUL <bytes>
 --       4 names   ZSET, all scores 0: <m> NUL <task> NUL <idx>     of the pending writes
 --       5 writes  HASH: name -> <channel> NUL <type> NUL <task path> NUL <bytes>
---       6 meta    HASH: blobs (how many), revision, removals, r:<run id>; there while anything is there
---       7 seal    STRING, expires by itself: s<token> a drain is under way, m<token> NUL <id> moved; the id that it
---                 has now, if that is another one
+--       6 meta    HASH: blobs (how many), revision, removals, r:<run id>; there while anything is there;
+--                 of a target also: ids, names (how many)
+--       7 seal    STRING, expires by itself: s<token> a drain is under way, m<token> NUL <id> moved; the id that
+--                 the thread has now, if that is another one
 --
 -- A store that belongs to a target has one more key, the last one, for all threads:
 --       threads   ZSET: thread id, percent-encoded -> when it expires, ms; '' -> minus when it was made, ms
@@ -57,12 +58,14 @@ local function barred(sealed_too)
   if seal and string.sub(seal, 1, 1) == 'm' then return {2, string.match(seal, '%z(.*)$') or ''} end
   if seal and not sealed_too then return {1} end
   local ids, names = redis.call('ZCARD', IDS), redis.call('ZCARD', NAMES)
-  local blobs = redis.call('HGET', META, 'blobs')
+  local counted = redis.call('HMGET', META, 'blobs', 'ids', 'names')
+  local blobs = counted[1]
   if redis.call('HLEN', DOCS) ~= 3 * ids or redis.call('HLEN', WRITES) ~= names
-    or redis.call('HLEN', BLOBS) ~= tonumber(blobs or 0) or (ids + names > 0 and not blobs)
-    or (not blobs and evicted()) then
+    or redis.call('HLEN', BLOBS) ~= tonumber(blobs or 0) or (ids + names > 0) ~= (blobs ~= false) then
     return {3}
   end
+  if THREADS and blobs and (tonumber(counted[2]) ~= ids or tonumber(counted[3]) ~= names) then return {3} end
+  if not blobs and evicted() then return {3} end
 end
 
 -- Lets the whole thread live for so many milliseconds from now on; '0' for ever. One absolute time for all
@@ -75,14 +78,23 @@ local function touch(ttl)
   for i = 1, 6 do
     if ttl == '0' then redis.pcall('PERSIST', KEYS[i]) else redis.pcall('PEXPIREAT', KEYS[i], at) end
   end
-  if THREADS then redis.pcall('ZADD', THREADS, 'XX', ttl == '0' and '+inf' or at, THREAD) end
+  if THREADS and redis.call('EXISTS', META) == 1 then
+    redis.pcall('ZADD', THREADS, 'XX', ttl == '0' and '+inf' or at, THREAD)
+  end
 end
 
--- Puts this thread, which has something now, into the list of those that must be here until `touch` says
--- when it expires. Those that have expired leave it.
+-- The last write of every step that stores or removes a part of a thread: how much must be here.
+local function count_all()
+  if not THREADS then return end
+  redis.call('HSET', META, 'ids', redis.call('ZCARD', IDS), 'names', redis.call('ZCARD', NAMES))
+end
+
+-- Puts this thread, which has something now, into the list of those that must be here until `touch`, which
+-- follows, says when it expires. Those that have expired leave the list.
 local function register()
   if not THREADS then return end
-  redis.call('ZREMRANGEBYSCORE', THREADS, '(0', now() - 1000)
+  count_all()
+  redis.call('ZREMRANGEBYSCORE', THREADS, '(0', string.format('%.0f', now() - 1000))
   redis.call('ZADD', THREADS, 'NX', '+inf', THREAD)
 end
 
@@ -154,7 +166,7 @@ end
 local function store_write(name, channel, type, path, data, replaces)
   local old = redis.call('HGET', WRITES, name)
   if old and not replaces then return end
-  if old then path = string.match(old, '^[^%z]*%z[^%z]*%z([^%z]*)%z') end
+  if old then path = string.match(old, '^[^%z]*%z[^%z]*%z([^%z]*)%z') or path end
   redis.call('HSET', WRITES, name, channel .. '\0' .. type .. '\0' .. path .. '\0' .. data)
   redis.call('ZADD', NAMES, 0, name)
 end
@@ -190,7 +202,7 @@ local function record(m)
   local docs = redis.call('HMGET', DOCS, 'h' .. m, 'm' .. m, 'd' .. m)
   if not docs[1] then return nil, 0 end
   local head, ns, values, size = split(docs[1]), namespace_of(m), {}, #docs[2] + #docs[3]
-  for i = 4, #head, 3 do
+  for i = 4, #head - 2, 3 do
     local value = redis.call('HGET', BLOBS, ns .. '\0' .. head[i] .. '\0' .. head[i + 1])
     if value then
       values[#values + 1] = head[i]

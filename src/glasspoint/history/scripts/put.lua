@@ -7,8 +7,8 @@
 local bar = barred()
 if bar then return bar end
 count_revision()
-register()
 for i = 9, #ARGV, 3 do store_blob(ARGV[2], ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
 store_checkpoint(ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8])
+register()
 touch(ARGV[1])
 return {0}

@@ -8,9 +8,9 @@
 local bar = barred()
 if bar then return bar end
 count_revision()
-register()
 for i = 4, #ARGV, 5 do
   store_write(ARGV[2] .. '\0' .. ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[3] == '1')
 end
+register()
 touch(ARGV[1])
 return {0}

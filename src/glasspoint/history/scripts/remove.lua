@@ -29,7 +29,7 @@ local function each_blob(m, see)
   local head = redis.call('HGET', DOCS, 'h' .. m)
   if not head then return end
   local parts, ns = split(head), namespace_of(m)
-  for i = 4, #parts, 3 do see(ns .. '\0' .. parts[i] .. '\0' .. parts[i + 1]) end
+  for i = 4, #parts - 2, 3 do see(ns .. '\0' .. parts[i] .. '\0' .. parts[i + 1]) end
 end
 
 local function remove_namespace(ns)
@@ -67,5 +67,7 @@ end
 if redis.call('ZCARD', IDS) + redis.call('ZCARD', NAMES) == 0 then
   redis.call('UNLINK', IDS, DOCS, BLOBS, NAMES, WRITES, META)
   unregister()
+else
+  count_all()
 end
 return {0}
