@@ -8,7 +8,13 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from glasspoint.blocking import Opening
 from glasspoint.chain import Chain, Spec
-from glasspoint.errors import ConfigurationError, L2DeadlineError, L2UnavailableError, RedisUnavailableError
+from glasspoint.errors import (
+    ConfigurationError,
+    L2DeadlineError,
+    L2UnavailableError,
+    RedisRefusedError,
+    RedisUnavailableError,
+)
 from glasspoint.fallback import FallbackSaver
 from glasspoint.memory_saver import MemorySaver
 from glasspoint.redis_saver import RedisSaver
@@ -133,13 +139,19 @@ async def _open_chain(
         )
 
     async def open_redis() -> RedisSaver:
-        return await RedisSaver.create(
-            redis_url,
-            ttl=settings.redis_ttl,
-            key_prefix=settings.key_prefix,
-            timeout_seconds=settings.redis_timeout,
-            **shared,
-        )
+        try:
+            return await RedisSaver.create(
+                redis_url,
+                ttl=settings.redis_ttl,
+                key_prefix=settings.key_prefix,
+                timeout_seconds=settings.redis_timeout,
+                **shared,
+            )
+        except RedisRefusedError as exc:
+            raise ConfigurationError(
+                f"The tier redis cannot be used as it is configured. {exc} Correct REDIS_URL, or the user's "
+                "rights on the server."
+            ) from exc
 
     async def open_memory() -> MemorySaver:
         return MemorySaver(**shared)
