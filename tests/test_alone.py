@@ -1137,11 +1137,11 @@ async def test_a_bug_in_the_reconnector_does_not_end_it(
 
 
 async def test_a_bug_in_climbing_ends_no_climbing(
-    database: str, own_redis: EmbeddedRedis, quick: None, caplog: pytest.LogCaptureFixture
+    own_redis: EmbeddedRedis, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = CollectorRegistry()
     settings = Settings(
-        postgres_url=database.replace("/test?", "/not_there_yet?"),  # type: ignore[arg-type]
+        postgres_url="postgresql://postgres@127.0.0.1:1/test",  # type: ignore[arg-type]
         redis_url=own_redis.url,  # type: ignore[arg-type]
         probe_interval=0.02,
     )

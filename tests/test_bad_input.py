@@ -385,7 +385,7 @@ async def test_a_postgres_that_cannot_be_reached_is_a_connection_error_without_t
 
 async def test_a_database_that_is_not_there_is_named(database: str, redis_url: str) -> None:
     missing = database.replace(urlsplit(database).path, "/no_such_database")
-    with pytest.raises(L2UnavailableError, match='database "no_such_database" does not exist'):
+    with pytest.raises(ConfigurationError, match='database "no_such_database" does not exist'):
         await create(missing, redis_url)
 
 
@@ -420,7 +420,7 @@ async def test_a_wrong_postgres_password_is_refused_and_never_shown(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     wrong = role.replace(PASSWORD, f"{PASSWORD}x")
-    with pytest.raises(L2UnavailableError, match="password authentication failed") as caught:
+    with pytest.raises(ConfigurationError, match="password authentication failed") as caught:
         await create(wrong, redis_url)
     assert not any(half in shown(caught.value) + caplog.text for half in HALVES)
 

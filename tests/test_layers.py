@@ -126,6 +126,7 @@ DOORS = {
     },
     "psycopg": {
         "l2/identity.py",
+        "l2/connecting.py",
         "l2/pool.py",
         "l2/store.py",
         "l2/pruning.py",

@@ -28,7 +28,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from glasspoint.background import BackgroundTask
 from glasspoint.branches import Branches
 from glasspoint.draining import Drainer
-from glasspoint.errors import GlasspointError, SaverClosedError, ThreadMovedError
+from glasspoint.errors import (
+    ConfigurationError,
+    GlasspointError,
+    RedisRefusedError,
+    SaverClosedError,
+    SchemaError,
+    ThreadMovedError,
+)
 from glasspoint.lineage import SetAside
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
@@ -59,6 +66,9 @@ _FOLLOW_STEP_SECONDS = 0.02
 
 # How often a call is made again whose server was lost. It may have been done: calls store the same again.
 _RETRIES = 3
+
+# A server of another tier answers, and refuses: only a change of settings helps.
+_MISCONFIGURED = (ConfigurationError, SchemaError, RedisRefusedError)
 
 # How often the last of a tier is drained, while calls wait for a moment each time, before that is left to the
 # next probe.
@@ -129,6 +139,7 @@ class Chain:
         self._threads_below: dict[str, int] = {}
         self._progress = Throttle(_SAY_SECONDS)
         self._count_at = 0.0
+        self._misconfigured: set[str] = set()  # what was said of tiers that cannot be used as configured
         self._climbing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing = BackgroundTask(
@@ -176,6 +187,8 @@ class Chain:
         self._note_undrained(frozenset(spec.name for spec in below) - {"memory"})
         try:
             await self._drain_leftovers(is_start=True)
+        except (ConfigurationError, RedisRefusedError) as exc:
+            self._say_misconfigured(exc)  # the tier that works does not need the one below
         except BaseException:
             await self.saver.close()
             raise
@@ -291,12 +304,28 @@ class Chain:
         """Do what nobody waits for, whatever happens."""
         try:
             await work()
+        except _MISCONFIGURED as exc:
+            self._say_misconfigured(exc)
         except (GlasspointError, OSError, TimeoutError) as exc:
             _log.debug("the tiers above were not reached (%s)", type(exc).__name__)
         except Exception as exc:
             self._probing.failed(exc)
         else:
             self._probing.worked()
+            if self.whole:
+                self._misconfigured.clear()
+
+    def _say_misconfigured(self, why: Exception) -> None:
+        """Log a mistake in the configuration of another tier: once, until a probe has worked again."""
+        message = str(why)
+        if message not in self._misconfigured:
+            self._misconfigured.add(message)
+            _log.warning(
+                "Another tier cannot be used as it is configured. This process stays in the tier %s, and "
+                "goes on trying. %s",
+                self.tier,
+                message,
+            )
 
     async def _saver_above(self) -> TierSaver | None:
         """The saver that a moved thread went to, if this process is on its way there; if not, it starts."""

@@ -11,7 +11,13 @@ from glasspoint.blocking import Opening
 from glasspoint.chain import Chain, Spec
 from glasspoint.coherence.images import Images
 from glasspoint.coherence.last_used import LastUsed
-from glasspoint.errors import ConfigurationError, L2DeadlineError, L2UnavailableError, RedisUnavailableError
+from glasspoint.errors import (
+    ConfigurationError,
+    L2DeadlineError,
+    L2UnavailableError,
+    RedisRefusedError,
+    RedisUnavailableError,
+)
 from glasspoint.fallback import FallbackSaver
 from glasspoint.l1.signature import secret_of
 from glasspoint.l2.target import Target, fallback_secret
@@ -176,15 +182,21 @@ async def _open_chain(
                 "goes on from its cached state. Set the key.",
                 target.name,
             )
-        saver = await RedisSaver.create(
-            redis_url,
-            ttl=settings.redis_ttl,
-            key_prefix=settings.key_prefix,
-            timeout_seconds=settings.redis_timeout,
-            target=target,
-            signing_key=await secret(),
-            **shared,
-        )
+        try:
+            saver = await RedisSaver.create(
+                redis_url,
+                ttl=settings.redis_ttl,
+                key_prefix=settings.key_prefix,
+                timeout_seconds=settings.redis_timeout,
+                target=target,
+                signing_key=await secret(),
+                **shared,
+            )
+        except RedisRefusedError as exc:
+            raise ConfigurationError(
+                f"The tier redis cannot be used as it is configured. {exc} Correct REDIS_URL, or the user's "
+                "rights on the server."
+            ) from exc
         record = await last_used()
         states = None
         if record is not None:

@@ -209,7 +209,7 @@ class ManagedSaver(SyncFace):
             options: As for `create`.
 
         Raises:
-            ConfigurationError: A URL cannot be understood, or a setting is out of its range.
+            ConfigurationError: A URL or a setting cannot be used, or PostgreSQL refuses.
             L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
         """
         return Opening(lambda: cls._open(conn_string, redis_url, **options))
@@ -227,7 +227,7 @@ class ManagedSaver(SyncFace):
                 many uses a statement is prepared, `None` for never (PgBouncer in transaction mode).
 
         Raises:
-            ConfigurationError: A URL cannot be understood, or a setting is out of its range.
+            ConfigurationError: A URL or a setting cannot be used, or PostgreSQL refuses.
             L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
             SchemaError: The tables are not there, and this role may not make them.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote
 from weakref import WeakSet
@@ -12,6 +13,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from glasspoint.errors import ConfigurationError, L2UnavailableError
+from glasspoint.l2 import connecting
 from glasspoint.l2.liveness import Reviver
 from glasspoint.telemetry.logs import get_logger
 from glasspoint.urls import split_url
@@ -82,6 +84,11 @@ def postgres_conninfo(conn_string: object) -> str:
             f"The PostgreSQL connection string cannot be understood.{hint} It must look like {_EXAMPLE}, "
             "with special characters of the password percent-encoded."
         ) from None
+    if not _is_whole_number(given.get("connect_timeout", 0)):
+        raise ConfigurationError(
+            "The PostgreSQL connection string cannot be understood: its connect_timeout must be a whole "
+            "number of seconds."
+        )
     return make_conninfo(conninfo, **{k: v for k, v in _KEEPALIVE.items() if k not in given})
 
 
@@ -111,8 +118,8 @@ async def open_pool(
         telemetry: Receives an event for each failure of the reconnector that nobody foresaw.
 
     Raises:
-        ConfigurationError: The connection string cannot be understood.
-        L2UnavailableError: The server cannot be reached, or refuses.
+        ConfigurationError: The connection string cannot be used, or the server refuses: see `connecting`.
+        L2UnavailableError: The server cannot be reached.
     """
     conninfo = postgres_conninfo(conn_string)
     await _probe(conninfo, connect_timeout_seconds)
@@ -169,17 +176,25 @@ def address_of(pool: Pool | None) -> tuple[str | None, int | None]:
 
 async def _probe(conninfo: str, timeout_seconds: float) -> None:
     """Connect once: a pool would retry in the background and only say that it timed out, not why."""
+    seconds = max(2, int(timeout_seconds))
     try:
-        connection = await psycopg.AsyncConnection.connect(
-            conninfo, connect_timeout=max(2, int(timeout_seconds))
-        )
-    except psycopg.OperationalError as exc:
-        password = str(conninfo_to_dict(conninfo).get("password") or "")
-        reason = " ".join(str(exc).split())
-        if password:
-            reason = reason.replace(password, "***")
-        raise L2UnavailableError(
-            f"PostgreSQL cannot be reached: {reason}. Check the connection string and that the server is up."
+        connection = await psycopg.AsyncConnection.connect(conninfo, connect_timeout=seconds)
+    except psycopg.Error as exc:
+        found = connecting.diagnose(exc)
+        if found.is_unknown:
+            codes = await asyncio.to_thread(connecting.ask_sqlstates, conninfo, seconds)
+            found = connecting.diagnose(exc, codes)
+        said = " ".join(found.line.split()).rstrip(".")
+        if password := str(conninfo_to_dict(conninfo).get("password") or ""):
+            said = said.replace(password, "***")
+        if found.trouble.is_outage:
+            raise L2UnavailableError(
+                f"PostgreSQL cannot be reached: {said}. Check the connection string and that the server is "
+                "up."
+            ) from None
+        raise ConfigurationError(
+            f"PostgreSQL cannot be used with this connection string ({found.trouble.says}): {said}. "
+            f"{found.trouble.do}"
         ) from None
     await connection.close()
 
@@ -194,3 +209,7 @@ def _from_url(url: str) -> str:
 
 def _libpq_parameter(name: str, value: str) -> tuple[str, str]:
     return ("sslmode", _ASYNCPG_SSL.get(value.lower(), value)) if name == "ssl" else (name, value)
+
+
+def _is_whole_number(value: object) -> bool:
+    return str(value).strip().removeprefix("-").isdecimal()
