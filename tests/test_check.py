@@ -11,10 +11,12 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 import redis
+from langgraph.graph import START, MessagesState, StateGraph
+from prometheus_client import CollectorRegistry
 from psycopg.conninfo import make_conninfo
 
 from command_line import assert_fits, glasspoint
-from glasspoint import CachedPostgresSaver
+from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.check import Finding, run_checks
 from glasspoint.demo.conversation import Answer, ConversationGraph, say
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -67,6 +69,7 @@ def test_a_good_deployment_passes_and_is_left_as_it_was(deployed: str, own_redis
         ("ok", "Tables"),
         ("ok", "Identity"),
         ("ok", "Conversation"),
+        ("ok", "Outage"),
     ]
     assert "0 checkpoints" in checked.stdout
     assert_fits(checked.stdout, columns=80)
@@ -88,6 +91,7 @@ def test_json_is_one_object(deployed: str, own_redis: EmbeddedRedis) -> None:
         "Tables",
         "Identity",
         "Conversation",
+        "Outage",
     ]
     assert {check["status"] for check in report["checks"]} == {"ok"}
     assert all(check["milliseconds"] > 0 for check in report["checks"])
@@ -100,6 +104,7 @@ def test_missing_tables_are_a_finding_and_are_not_made(database: str, redis_url:
         ("FAILED", "Tables"),
         ("skipped", "Identity"),
         ("skipped", "Conversation"),
+        ("skipped", "Outage"),
     ]
     assert "saver.setup()" in checked.stdout
     with psycopg.connect(database) as connection:
@@ -117,6 +122,7 @@ def test_redis_down_fails_and_the_scratch_thread_is_gone(deployed: str, own_redi
         "ok",
         "skipped",
         "FAILED",
+        "skipped",
     ]
     assert "by PostgreSQL alone" in " ".join(checked.stdout.split())
     assert checked.stderr == ""
@@ -168,7 +174,7 @@ def test_a_redis_that_may_evict_is_a_warning(deployed: str, own_redis: EmbeddedR
 
 async def test_postgres_down_fails_and_what_needs_it_is_skipped(redis_url: str) -> None:
     findings = await find("postgresql://me@127.0.0.1:1/db", redis_url)
-    assert [finding.status for finding in findings] == ["failed", "ok", "ok", "skipped", "skipped", "skipped"]
+    assert [finding.status for finding in findings] == ["failed", "ok", "ok", *["skipped"] * 4]
 
 
 async def test_nothing_configured_says_what_to_set() -> None:
@@ -183,7 +189,7 @@ async def test_silent_servers_fail_in_time(silent_port: int) -> None:
         f"redis://127.0.0.1:{silent_port}/0",
         timeout_seconds=0.2,
     )
-    assert [finding.status for finding in findings] == ["failed", "failed", *["skipped"] * 4]
+    assert [finding.status for finding in findings] == ["failed", "failed", *["skipped"] * 5]
     assert all("not done within 0.2 s" in finding.detail for finding in findings[:2])
     assert all(finding.seconds < 5 for finding in findings)
 
@@ -215,7 +221,7 @@ def test_a_wrong_password_fails_and_is_not_shown(deployed: str, own_redis: Embed
 )
 async def test_no_broken_url_shows_its_password(authority: str) -> None:
     findings = await find(f"postgresql://{authority}/db", f"redis://{authority}/0")
-    assert [finding.status for finding in findings] == ["failed", "failed", *["skipped"] * 4]
+    assert [finding.status for finding in findings] == ["failed", "failed", *["skipped"] * 5]
     assert PASSWORD not in str(findings)
 
 
@@ -229,7 +235,7 @@ async def test_a_conversation_that_fails_is_taken_away(
 
     monkeypatch.setattr("glasspoint.check.say", fail_at_the_second_turn)
     findings = await find(deployed, own_redis.url)
-    assert [finding.status for finding in findings] == ["ok", "ok", "ok", "ok", "ok", "failed"]
+    assert [finding.status for finding in findings] == ["ok", "ok", "ok", "ok", "ok", "failed", "ok"]
     assert findings[-1].detail == "PostgreSQL went away."
     assert rows(deployed) == 0
 
@@ -252,3 +258,37 @@ async def test_a_conversation_that_is_interrupted_is_taken_away(
     with pytest.raises(asyncio.CancelledError):
         await checking
     assert rows(deployed) == 0
+
+
+def test_what_an_outage_has_left_is_named(own_redis: EmbeddedRedis) -> None:
+    with EmbeddedPostgres() as postgres:
+        url = postgres.create_database("test")
+        assert leave_in_tier(url, own_redis.url, "first", "42") == "cached"
+        postgres.stop()
+        with redis.Redis(port=own_redis.port) as client:
+            client.flushall()
+        assert leave_in_tier(url, own_redis.url, "during", "42", "43") == "redis"
+        postgres.start()
+        checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        said = " ".join(checked.stdout.split())
+        assert "2 thread(s) wait in Redis, and are not in PostgreSQL: '42', '43'." in said
+        assert leave_in_tier(url, own_redis.url, "after", "44") == "cached"
+        checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
+        said = " ".join(checked.stdout.split())
+        assert ("warning", "Outage") in marks(checked.stdout)
+        assert "wait in Redis" not in said
+        assert re.search(r"1 thread\(s\) were set aside beside their conversations: '42 \(set aside 2", said)
+
+
+def leave_in_tier(postgres_url: str, redis_url: str, text: str, *thread_ids: str) -> str:
+    """Put a checkpoint into some threads, as a process that starts now; return in which tier."""
+    settings = Settings(postgres_url=postgres_url, redis_url=redis_url)
+    with get_checkpointer(settings, telemetry=create_telemetry(registry=CollectorRegistry())) as saver:
+        for thread_id in thread_ids:
+            builder = StateGraph(MessagesState).add_node(
+                "answer", lambda state: {"messages": [("ai", "yes")]}
+            )
+            graph = builder.add_edge(START, "answer").compile(checkpointer=saver)
+            graph.invoke({"messages": [("user", text)]}, {"configurable": {"thread_id": thread_id}})
+        return saver.tier

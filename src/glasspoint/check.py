@@ -1,10 +1,11 @@
 """`glasspoint check`: is a production deployment able to remember a conversation?
 
-Six checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached, Redis does
+Seven checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached, Redis does
 not evict (only a warning, because the cache may be evicted), the checkpoint tables are there, the cache knows
-which database it belongs to, and a conversation of two turns, each through a saver of its own, remembers a
-name and finds it in the cache. No table is made by looking: if one is missing, that is a finding. (The cache
-gets its row in `glasspoint_caches`, as from any saver.)
+which database it belongs to, a conversation of two turns, each through a saver of its own, remembers a name
+and finds it in the cache, and nothing of an outage waits in Redis or stands beside a history. No table is
+made by looking: if one is missing, that is a finding. (The cache gets its row in `glasspoint_caches`, as from
+any saver.)
 The scratch conversation is removed again, also when its check fails.
 """
 
@@ -26,7 +27,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import tuple_row
 from redis.exceptions import RedisError, ResponseError
 
-from glasspoint import CachedPostgresSaver
+from glasspoint import CachedPostgresSaver, RedisSaver
 from glasspoint.demo.conversation import build_conversation, say
 from glasspoint.demo.model import RecallingChatModel
 from glasspoint.errors import GlasspointError
@@ -35,6 +36,7 @@ from glasspoint.l1.epoch import root_of
 from glasspoint.l2.pool import postgres_conninfo
 from glasspoint.l2.schema import triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
+from glasspoint.l2.target import Target
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import DURABLE
 
@@ -51,6 +53,11 @@ _TABLES = {"checkpoints": "checkpoints", "checkpoint_blobs": "values", "checkpoi
 _COUNT_EXACTLY_BELOW_ROWS = 1_000_000
 _REMOVAL_SECONDS = 10.0
 _SCANS = 50
+_NAMED_AT_MOST = 10
+_SET_ASIDE = """
+SELECT thread_id FROM glasspoint_set_aside AS s
+WHERE EXISTS (SELECT FROM checkpoints AS c WHERE c.thread_id = s.thread_id)
+"""
 _NAME = "철수"
 
 
@@ -103,6 +110,7 @@ async def run_checks(
         ("Tables", checks.tables),
         ("Identity", checks.identity),
         ("Conversation", checks.conversation),
+        ("Outage", checks.outage),
     )
     for name, probe in probes:
         yield await _find(name, probe, checks.secrets, timeout_seconds)
@@ -278,6 +286,33 @@ class _Checks:
             raise _Failed(f"the name was remembered, but by PostgreSQL alone: L1 (Redis) answered {found}.")
         return f"two turns, the name was remembered, and found in L1 ({', '.join(l1_results)}); removed again"
 
+    async def outage(self) -> str:
+        """Nothing of an outage waits in Redis, and nothing was set aside."""
+        if self._obstacle or not self._has_redis:
+            raise _Skipped(self._obstacle or "Redis was not reached")
+        target = Target.of(self._postgres_url)
+        telemetry = create_telemetry(registry=CollectorRegistry())
+        async with (
+            open_redis(self._redis_url, timeout_seconds=2.0) as redis,
+            # Not by `create`, which would begin the tier's list of threads.
+            RedisSaver(redis, key_prefix=self._key_prefix, target=target, telemetry=telemetry) as tier,
+        ):
+            waiting = [thread_id async for thread_id in tier.thread_ids()]
+        async with await self._connect() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(_SET_ASIDE)
+            aside = [str(thread_id) for (thread_id,) in await cursor.fetchall()]
+        said = []
+        if waiting:
+            said.append(
+                f"{len(waiting)} thread(s) wait in Redis, and are not in PostgreSQL: {_some(waiting)}. The "
+                "next process that starts drains them; what cannot be drained is named in its log"
+            )
+        if aside:
+            said.append(f"{len(aside)} thread(s) were set aside beside their conversations: {_some(aside)}")
+        if said:
+            raise _Warned("; ".join(said))
+        return f"no thread of {target.name} waits in Redis, and none was set aside"
+
     async def _say(self, thread_id: str, text: str) -> tuple[str, list[str]]:
         """Return the answer to one turn, and what L1 answered to its reads."""
         registry = CollectorRegistry()
@@ -324,6 +359,12 @@ async def _count(cursor: psycopg.AsyncCursor[tuple[object, ...]], table: str) ->
     await cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
     row = await cursor.fetchone()
     return f"{int(str(row[0])) if row else 0:,}"
+
+
+def _some(thread_ids: Sequence[str]) -> str:
+    """Name the first threads of some."""
+    named = ", ".join(map(repr, sorted(thread_ids)[:_NAMED_AT_MOST]))
+    return f"{named}, …" if len(thread_ids) > _NAMED_AT_MOST else named
 
 
 def _sentence(error: Exception) -> str:
