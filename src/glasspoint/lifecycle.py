@@ -307,7 +307,7 @@ class ManagedSaver(SyncFace):
             await self._l2.ping()
 
     async def _check(self) -> dict[str, Any]:
-        l1, l2 = await asyncio.gather(_sign_of_life(self._l1.ping), _sign_of_life(self.ping))
+        l1, l2 = await asyncio.gather(self._look_at_l1(), self._look_at_l2())
         server = self._l1.server
         return {
             "l1": l1,
@@ -318,6 +318,30 @@ class ManagedSaver(SyncFace):
             "journal": self.vitals.journal_pending,
             "quarantined": len(self._l1.quarantine),
         }
+
+    async def _look_at_l1(self) -> str:
+        # A Redis that is left alone is not asked: it may answer a PING, and refuse all that matters.
+        answers = self._breaker.is_closed and await _answers(self._l1.ping, _SIGN_OF_LIFE_SECONDS)
+        return "ok" if answers and self._breaker.is_closed else "unavailable"
+
+    async def _look_at_l2(self) -> str:
+        """Tell a PostgreSQL that is away from a pool whose connections are all in use, which would make every
+        process of a busy service unready at once: then a connection beside the pool is tried."""
+        takes_writes = True
+
+        async def ask() -> None:
+            nonlocal takes_writes
+            with self._lifetime.call():
+                takes_writes = await self._l2.ping()
+
+        seconds = _SIGN_OF_LIFE_SECONDS
+        if not self._l2.is_saturated:
+            if await _answers(ask, seconds):
+                return "ok" if takes_writes else "read_only"
+            if not self._l2.is_saturated:
+                return "unavailable"
+            seconds /= 2
+        return "busy" if await _answers(self._l2.is_busy, seconds) else "unavailable"
 
     async def _ready_l1(self) -> None:
         """Before a write: see that the keys of L1 have a name, while no connection to PostgreSQL is held."""
@@ -368,13 +392,12 @@ class ManagedSaver(SyncFace):
             await self._sweeper.settle()
 
 
-async def _sign_of_life(ask: Callable[[], Awaitable[Any]]) -> str:
+async def _answers(ask: Callable[[], Awaitable[Any]], seconds: float) -> bool:
     try:
-        async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
-            await ask()
+        async with asyncio.timeout(seconds):
+            return await ask() is not False
     except Exception:
-        return "unavailable"
-    return "ok"
+        return False
 
 
 @contextmanager
