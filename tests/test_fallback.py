@@ -29,6 +29,7 @@ from glasspoint import (
     FallbackSaver,
     MemorySaver,
     Settings,
+    create_redis_checkpointer,
     create_telemetry,
     get_checkpointer,
 )
@@ -538,6 +539,38 @@ async def test_without_fallbacks_the_start_fails(durable_redis: EmbeddedRedis) -
     with pytest.raises(L2UnavailableError):
         async with chain(nowhere, durable_redis.url, fallbacks=()):
             pass
+
+
+CACHED_IS_OPEN = "CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)"
+REDIS_IS_OPEN = "RedisSaver initialized (full history in Redis)"
+
+
+async def test_the_log_names_the_saver_that_is_in_use_and_no_other(
+    own_postgres: EmbeddedPostgres, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The chain also opens savers to look for what they hold, and to try whether a tier can be had."""
+    caplog.set_level(logging.INFO, "glasspoint")
+    url = own_postgres.create_database("test")
+
+    def said() -> list[str]:
+        return [each for each in caplog.messages if "initialized" in each]
+
+    async with chain(url, redis_url) as saver:
+        await until(lambda: saver._chain.whole)
+    assert said() == [CACHED_IS_OPEN]
+    caplog.clear()
+    own_postgres.stop()
+    async with chain(url, redis_url) as saver:
+        assert said() == [REDIS_IS_OPEN]
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        assert said() == [REDIS_IS_OPEN, CACHED_IS_OPEN]
+    caplog.clear()
+    telemetry = create_telemetry(registry=CollectorRegistry())
+    async with await create_redis_checkpointer(redis_url, telemetry=telemetry):
+        assert said() == [REDIS_IS_OPEN]
+    async with CachedPostgresSaver.from_conn_string(url, redis_url=redis_url, telemetry=telemetry):
+        assert said() == [REDIS_IS_OPEN, CACHED_IS_OPEN]
 
 
 @pytest.mark.parametrize("missing", ["POSTGRES_URL", "REDIS_URL"])

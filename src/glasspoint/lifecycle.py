@@ -277,7 +277,7 @@ class ManagedSaver(SyncFace):
                 await saver._connect_l1()
             saver._lifetime.owned = opened.pop_all()
         saver._sizes.look_soon()
-        _log.info("CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)")
+        saver.vitals.announce(lambda: _log.info("CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)"))
         return saver
 
     async def _connect_l1(self) -> None:
