@@ -22,6 +22,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
 
 from conformance_suite import ALL, check_conformance
 from glasspoint import (
@@ -41,6 +42,7 @@ from glasspoint.errors import (
     RedisUnavailableError,
     SaverClosedError,
 )
+from glasspoint.l1.permissions import COMMANDS
 from glasspoint.telemetry.http import telemetry_app
 from states import config_of, exact, open_upstream
 from steps import Thread, seeded_dice, until
@@ -541,6 +543,64 @@ async def test_without_fallbacks_the_start_fails(durable_redis: EmbeddedRedis) -
             pass
 
 
+async def set_password(server: EmbeddedRedis, password: str) -> None:
+    async with Redis.from_url(server.url) as admin:
+        await admin.config_set("requirepass", password)
+
+
+async def test_a_redis_that_refuses_does_not_stop_a_start_that_postgresql_can_serve(
+    database: str, own_redis: EmbeddedRedis, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "glasspoint")
+    thread = Thread("a")
+    async with Redis.from_url(own_redis.url) as admin:
+        await admin.config_set("requirepass", "right")
+        url = own_redis.url.replace("//", "//:wrong@")
+        async with chain(database, url, registry) as saver:
+            assert saver.tier == "cached"
+            errors = [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
+            assert len(errors) == 1
+            assert "Redis refuses this user or password" in errors[0]
+            assert "The tier redis cannot be used as it is configured" in caplog.text
+            await thread.put(saver)
+            assert await thread.turn(saver) == 1
+            status, found = await readyz(registry)
+            assert (status, found["l1"], found["l2"]) == (200, "unavailable", "ok")
+            assert sample(registry, "l1_breaker_open") == 1
+            await admin.config_set("requirepass", "wrong")
+            await until(lambda: saver._chain.whole)
+
+            async def is_a_hit() -> bool:
+                assert await thread.turn(saver) == 1
+                return bool(sample_of_hits(registry))
+
+            await until(is_a_hit)
+            assert sample(registry, "l1_breaker_open") == 0
+
+
+def sample_of_hits(registry: CollectorRegistry) -> float:
+    labels = {"saver": "default", "result": "hit"}
+    return registry.get_sample_value("glasspoint_l1_reads_total", labels) or 0.0
+
+
+async def test_a_user_of_the_cache_alone_is_enough_to_start_in_cached(
+    database: str, own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its rights do not suffice to look for what the tier redis may have left; that is said."""
+    rules = ["on", ">secret", "~glasspoint:*", *(f"+{name}" for name in COMMANDS)]
+    async with Redis.from_url(own_redis.url) as admin:
+        await admin.execute_command("ACL", "SETUSER", "app", *rules)
+        async with chain(database, own_redis.url.replace("//", "//app:secret@")) as saver:
+            assert saver.tier == "cached"
+            thread = Thread("a")
+            await thread.put(saver)
+            assert await thread.turn(saver) == 1
+            said = [each for each in caplog.messages if "cannot be used as it is configured" in each]
+            assert len(said) == 1
+            await admin.execute_command("ACL", "SETUSER", "app", "+@all")
+            await until(lambda: saver._chain.whole)
+
+
 CACHED_IS_OPEN = "CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)"
 REDIS_IS_OPEN = "RedisSaver initialized (full history in Redis)"
 
@@ -571,6 +631,18 @@ async def test_the_log_names_the_saver_that_is_in_use_and_no_other(
         assert said() == [REDIS_IS_OPEN]
     async with CachedPostgresSaver.from_conn_string(url, redis_url=redis_url, telemetry=telemetry):
         assert said() == [REDIS_IS_OPEN, CACHED_IS_OPEN]
+
+
+async def test_without_postgresql_a_redis_that_refuses_is_an_error(own_redis: EmbeddedRedis) -> None:
+    """It does not fall to memory: the tier redis is there, and misconfigured."""
+    nowhere = "postgresql://postgres@127.0.0.1:1/none"
+    await set_password(own_redis, "right")
+    for given in ("", ":wrong@", "nobody:right@"):
+        url = own_redis.url.replace("//", f"//{given}")
+        with pytest.raises(ConfigurationError, match=r"The tier redis cannot be used .* REDIS_URL") as caught:
+            async with chain(nowhere, url):
+                pass
+        assert "wrong" not in str(caught.value)
 
 
 @pytest.mark.parametrize("missing", ["POSTGRES_URL", "REDIS_URL"])

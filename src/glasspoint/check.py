@@ -1,9 +1,10 @@
 """`glasspoint check`: is a production deployment able to remember a conversation?
 
-Five checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached, the
-checkpoint tables are there, the cache knows which database it belongs to, and a conversation of two turns,
-each through a saver of its own, remembers a name and finds it in the cache. No table is made by looking: if
-one is missing, that is a finding. (The cache gets its row in `glasspoint_caches`, as from any saver.)
+Five checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached and be the
+cache, the checkpoint tables are there, the cache knows which database it belongs to, and a conversation of
+two turns, each through a saver of its own, remembers a name and finds it in the cache. No table is made by
+looking: if one is missing, that is a finding. (The cache gets its row in `glasspoint_caches`, as from any
+saver.)
 The scratch conversation is removed again, also when its check fails.
 """
 
@@ -31,6 +32,8 @@ from glasspoint.demo.model import RecallingChatModel
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.client import open_redis
 from glasspoint.l1.epoch import root_of
+from glasspoint.l1.faults import remedy
+from glasspoint.l1.permissions import check_permissions, refuse_cluster
 from glasspoint.l2.pool import postgres_conninfo
 from glasspoint.l2.schema import triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
@@ -152,7 +155,7 @@ class _Checks:
             return f"version {version} at {place}"
 
     async def redis(self) -> str:
-        """Redis answers; say its version and where it is."""
+        """Redis answers, and can be the cache; say its version and where it is."""
         if not self._redis_url:
             raise _Failed("not configured: set REDIS_URL, or pass --redis-url.")
         async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
@@ -160,6 +163,11 @@ class _Checks:
                 server = await redis.info("server")
             except (RedisError, OSError) as error:
                 raise _Failed(f"{_sentence(error)} Check REDIS_URL, and that the server is up.") from error
+            refuse_cluster(server)
+            try:
+                await check_permissions(redis, self._key_prefix)
+            except RedisError as error:
+                raise _Failed(f"{_sentence(error)} {remedy(error)}") from error
             self._has_redis = True
             at = redis.connection_pool.connection_kwargs
             name = "Valkey " if "valkey_version" in server else ""
@@ -194,7 +202,7 @@ class _Checks:
     async def identity(self) -> str:
         """The cache knows which database it belongs to, and is told of what other software writes."""
         if self._obstacle or not self._has_redis:
-            raise _Skipped(self._obstacle or "Redis was not reached")
+            raise _Skipped(self._obstacle or "Redis was not reached, or cannot be the cache")
         async with self._saver() as saver:
             vitals = saver.vitals
         if vitals.identity is None:

@@ -16,7 +16,6 @@ from glasspoint.coherence.purging import Purger
 from glasspoint.errors import (
     ConfigurationError,
     L1Error,
-    L1UnavailableError,
     SaverClosedError,
     WrongLoopError,
 )
@@ -24,6 +23,7 @@ from glasspoint.l1 import client
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache
 from glasspoint.l1.compression import MIN_BYTES, packer_of
+from glasspoint.l1.faults import NeverTheCacheError
 from glasspoint.l1.signature import secret_of
 from glasspoint.l2 import pool as pools
 from glasspoint.l2.retrying import Retries
@@ -281,14 +281,14 @@ class ManagedSaver(SyncFace):
         return saver
 
     async def _connect_l1(self) -> None:
-        """Meet Redis once: what is misconfigured is an error now; what is only down is left to come back."""
+        """Meet Redis once. One that is down, or refuses, is left alone and probed."""
         try:
             server = await self._l1.open()
-        except L1UnavailableError as exc:
+        except NeverTheCacheError as exc:
+            raise ConfigurationError(f"This Redis cannot be the cache: {exc}") from exc
+        except L1Error as exc:
             self._breaker.trip(type(exc.__cause__ or exc).__name__)
             return
-        except L1Error as exc:
-            raise ConfigurationError(f"This Redis cannot be the cache: {exc}") from exc
         self._lifetime.vitals.versions["redis"] = server.version
         await self._sweeper.settle()
 
