@@ -1272,9 +1272,14 @@ async def test_a_url_that_leads_to_a_cluster_later_is_said_once(
             for _ in range(10):
                 await thread.put(one.saver)
                 assert not await one.hits(thread)
+
+            def said(since: int) -> list[str]:
+                return [each for each in caplog.messages[since:] if "is a node of a Redis Cluster" in each]
+
+            # The breaker may have opened before the cluster was there: then a probe meets it.
+            await until(lambda before=before: said(before))  # type: ignore[misc]
             await until(lambda: one.saver._breaker.state == "open")
-            said = [each for each in caplog.messages[before:] if "is a node of a Redis Cluster" in each]
-            assert len(said) == 1
+            assert len(said(before)) == 1
             async with Redis.from_url(cluster_node.url) as node:
                 assert await node.dbsize() == 0
             await proxy.switch(tcp(own_redis))
@@ -1331,36 +1336,68 @@ async def set_string_at(redis: Redis, key: bytes) -> None:
 
 @pytest.mark.parametrize("lacks", [*permissions.COMMANDS, "hset and info", "the keys", "the keys and hget"])
 async def test_a_user_who_lacks_something_is_told_what_and_which_rule_to_add(
-    lacks: str, database: str, any_redis: EmbeddedRedis
+    lacks: str, database: str, any_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The saver opens without the cache, and the rule is the right one: with it the cache comes to life."""
+    thread = Thread("a")
     without = [name for name in permissions.COMMANDS if name in lacks.split(" and ")]
     keys = "~other:*" if "keys" in lacks else "~glasspoint:*"
     await allow(any_redis, keys, *(rule for rule in NEEDED if rule[1:] not in without))
-    with pytest.raises(ConfigurationError) as caught:
-        await CachedPostgresSaver.create(database, url_of_user(any_redis))
-    message = str(caught.value)
-    for name in without:
-        assert re.search(rf"may not run [A-Z, ]*\b{name.replace('|', ' ').upper()}\b", message), message
     rule = " ".join([*(["~glasspoint:*"] if "keys" in lacks else []), *(f"+{name}" for name in without)])
-    assert "The Redis user 'app'" in message
-    assert f"ACL SETUSER {USER} {rule} (" in message
-    assert "answers alone" not in message
-    assert "secret" not in message
-    # And the rule is the right one.
-    async with Redis.from_url(any_redis.url) as admin:
-        await acl(admin, USER, rule)
     async with watched(database, url_of_user(any_redis)) as one:
-        thread = Thread("a")
         await thread.put(one.saver)
-        assert await one.hits(thread)
+        message = the_error(caplog)
+        for name in without:
+            assert re.search(rf"may not run [A-Z, ]*\b{name.replace('|', ' ').upper()}\b", message), message
+        assert "The Redis user 'app'" in message
+        assert f"ACL SETUSER {USER} {rule} (" in message
+        assert "secret" not in caplog.text
+        await probed(one.saver, times=2)
+        assert not await one.hits(thread)
+        assert (await one.saver._check())["l1"] == "unavailable"
+        async with Redis.from_url(any_redis.url) as admin:
+            await acl(admin, USER, rule)
+        await until(lambda: one.hits(thread))
+        assert (await one.saver._check())["l1"] == "ok"
+        await until(lambda: is_empty(database))
+    assert len([each for each in caplog.records if each.levelno > logging.INFO]) == 2, "that, and the breaker"
+
+
+def the_error(caplog: pytest.LogCaptureFixture) -> str:
+    """The one line at ERROR."""
+    [record] = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    message = record.getMessage()
+    assert "refuses to be the cache" in message
+    assert "\n" not in message
+    return message
+
+
+async def probed(saver: CachedPostgresSaver, *, times: int) -> None:
+    """Wait until L1 was probed so often, and refused."""
+    probe, probes = saver._l1.probe, 0
+
+    async def counted() -> None:
+        nonlocal probes
+        probes += 1
+        await probe()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saver._l1, "probe", counted)
+        await until(lambda: probes > times)
+    assert saver._breaker.state != "closed"
 
 
 async def test_a_user_who_may_not_even_select_the_database_is_told_so(
-    database: str, any_redis: EmbeddedRedis
+    database: str, any_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
+    thread = Thread("a")
     await allow(any_redis, "~glasspoint:*", *NEEDED)
-    with pytest.raises(ConfigurationError, match=r"may not run SELECT.*ACL SETUSER app \+select"):
-        await CachedPostgresSaver.create(database, url_of_user(any_redis).replace("/0", "/1"))
+    async with watched(database, url_of_user(any_redis).replace("/0", "/1")) as one:
+        assert re.search(r"may not run SELECT.*ACL SETUSER app \+select", the_error(caplog))
+        await thread.put(one.saver)
+        async with Redis.from_url(any_redis.url) as admin:
+            await acl(admin, USER, "+select")
+        await until(lambda: one.hits(thread))
 
 
 async def test_a_user_who_loses_a_right_later_is_a_redis_that_is_away(
@@ -1384,9 +1421,9 @@ async def test_a_user_who_loses_a_right_later_is_a_redis_that_is_away(
 
 @pytest.mark.parametrize("of", ["a full one", "a replica"])
 async def test_a_server_that_may_recover_is_no_misconfiguration(
-    of: str, database: str, any_redis: EmbeddedRedis
+    of: str, database: str, any_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It refuses to write, to whomever: the saver opens, and caches when the server can."""
+    """It refuses to write, to whomever: the saver opens, says so, and caches when the server can."""
     thread = Thread("a")
     async with Redis.from_url(any_redis.url) as admin:
         if of == "a full one":
@@ -1395,8 +1432,11 @@ async def test_a_server_that_may_recover_is_no_misconfiguration(
         else:
             await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
         async with watched(database, any_redis.url) as one:
+            assert one.saver._breaker.state != "closed"
+            assert ("maxmemory" if of == "a full one" else "connect to its master") in the_error(caplog)
             await thread.put(one.saver)
             assert not await one.hits(thread)
+            assert (await one.saver._check())["l1"] == "unavailable"
             await admin.config_set("maxmemory", 0)
             await admin.execute_command("REPLICAOF", "NO", "ONE")
             await until(lambda: one.hits(thread))

@@ -472,25 +472,38 @@ async def test_a_redis_that_is_only_down_is_logged_and_not_waited_for(
     assert not any(half in caplog.text for half in HALVES)
 
 
-async def test_a_wrong_redis_password_is_an_error_at_opening(
-    database: str, own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("given", ["none", "wrong"])
+async def test_a_wrong_redis_password_is_said_aloud_and_the_cache_comes_to_life_when_it_is_right(
+    given: str, database: str, own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It does not mend itself as a Redis that is down does: a saver that never caches is a silent loss."""
+    """PostgreSQL alone can serve. Without a restart: the server takes the password later."""
     caplog.set_level(logging.DEBUG)
-    secret = f"{PASSWORD}y"
+    thread = Thread("a")
+    password = {"none": "", "wrong": f":{PASSWORD}@"}[given]
+    registry = CollectorRegistry()
+    telemetry = create_telemetry(registry=registry)
     async with Redis.from_url(own_redis.url) as admin:
-        await admin.config_set("requirepass", secret)
-        try:
-            for url in (own_redis.url, own_redis.url.replace("//", f"//:{PASSWORD}@")):
-                with pytest.raises(ConfigurationError) as caught:
-                    await create(database, url)
-                assert not any(half in shown(caught.value) + caplog.text for half in HALVES)
-            async with open_saver(database, own_redis.url.replace("//", f"//:{secret}@")) as saver:
-                await Thread("a").put(saver)
-                assert PASSWORD not in repr(saver) + caplog.text
-        finally:
-            async with Redis.from_url(own_redis.url, password=secret) as back:
-                await back.config_set("requirepass", "")
+        await admin.config_set("requirepass", f"{PASSWORD}y")
+        url = own_redis.url.replace("//", f"//{password}")
+        async with open_saver(database, url, telemetry=telemetry) as saver:
+            await thread.put(saver)
+            assert await thread.turn(saver) == 1
+            [error] = [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
+            assert "Redis refuses this user or password" in error
+            assert "REDIS_URL" in error
+            assert saver._breaker.state != "closed"
+            assert (await saver._check())["l1"] == "unavailable"
+            await admin.config_set("requirepass", {"none": "", "wrong": PASSWORD}[given])
+            await until(lambda: is_a_hit(saver, thread, registry))
+        assert not any(half in caplog.text for half in HALVES)
+
+
+async def is_a_hit(saver: CachedPostgresSaver, thread: Thread, registry: CollectorRegistry) -> bool:
+    """Read once; was it answered by L1?"""
+    name, labels = "glasspoint_l1_reads_total", {"saver": "default", "result": "hit"}
+    before = registry.get_sample_value(name, labels) or 0.0
+    assert await thread.turn(saver) == 1
+    return (registry.get_sample_value(name, labels) or 0.0) > before
 
 
 # ------------------------------------------------------------------ URLs that can be used

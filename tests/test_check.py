@@ -21,6 +21,7 @@ from glasspoint.check import Finding, run_checks
 from glasspoint.demo.conversation import Answer, ConversationGraph, say
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
+from glasspoint.l1.permissions import COMMANDS
 from steps import Thread
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
@@ -127,6 +128,30 @@ def test_redis_down_fails_and_the_scratch_thread_is_gone(deployed: str, own_redi
     assert "by PostgreSQL alone" in " ".join(checked.stdout.split())
     assert checked.stderr == ""
     assert rows(deployed) == 0
+
+
+def test_a_redis_user_who_lacks_a_right_fails_and_the_rule_is_named(
+    deployed: str, own_redis: EmbeddedRedis
+) -> None:
+    rules = ["on", ">secret", "~glasspoint:*", *(f"+{name}" for name in COMMANDS if name != "pexpire")]
+    with redis.Redis(port=own_redis.port) as admin:
+        admin.execute_command("ACL", "SETUSER", "app", *rules)
+    url = own_redis.url.replace("//", "//app:secret@")
+    checked = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=url)
+    said = " ".join(checked.stdout.split())
+    assert checked.returncode == 1
+    assert [mark for mark, _ in marks(checked.stdout)] == ["ok", "FAILED", "ok", "skipped", "FAILED"]
+    assert "may not run PEXPIRE" in said
+    assert "ACL SETUSER app +pexpire" in said
+    assert rows(deployed) == 0
+
+
+def test_a_full_redis_fails(deployed: str, own_redis: EmbeddedRedis) -> None:
+    own_redis.stop()
+    own_redis.start("--maxmemory", "1", "--maxmemory-policy", "noeviction")
+    checked = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=own_redis.url)
+    assert [mark for mark, _ in marks(checked.stdout)] == ["ok", "FAILED", "ok", "skipped", "FAILED"]
+    assert "Look at maxmemory" in " ".join(checked.stdout.split())
 
 
 def test_it_says_to_which_database_the_cache_belongs_and_who_else_is_there(
@@ -236,7 +261,7 @@ async def test_a_conversation_that_fails_is_taken_away(
     monkeypatch.setattr("glasspoint.check.say", fail_at_the_second_turn)
     findings = await find(deployed, own_redis.url)
     assert [finding.status for finding in findings] == ["ok", "ok", "ok", "ok", "ok", "failed", "ok"]
-    assert findings[-1].detail == "PostgreSQL went away."
+    assert findings[-2].detail == "PostgreSQL went away."
     assert rows(deployed) == 0
 
 

@@ -455,7 +455,6 @@ async def test_pgbouncer_without_its_server_or_without_room(
     server: TcpPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     behind = bouncers._CONFIG.replace("port=5432", f"port={server._PORT}")
-    bouncer = row("PgBouncer cannot reach")
 
     def use(config: str, *, wait: bool = True) -> None:
         monkeypatch.setattr(bouncers, "_CONFIG", config)
@@ -465,7 +464,7 @@ async def test_pgbouncer_without_its_server_or_without_room(
     use(behind.replace("max_client_conn = 200", "max_client_conn = 1"))
     with bouncers.pgbouncer(server, "test", size=2) as url:
         connection = await until(lambda: connected(url))
-        await assert_is(bouncer, url, says="no more connections allowed")
+        await assert_is(row("PgBouncer has no connection"), url, says="no more connections allowed")
         await connection.close()
     use(behind.replace("* = host", "other = host"), wait=False)
     with bouncers.pgbouncer(server, "test", size=2) as url:

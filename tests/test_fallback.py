@@ -22,6 +22,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
 
 from conformance_suite import ALL, check_conformance
 from glasspoint import (
@@ -29,6 +30,7 @@ from glasspoint import (
     FallbackSaver,
     MemorySaver,
     Settings,
+    create_redis_checkpointer,
     create_telemetry,
     get_checkpointer,
 )
@@ -40,6 +42,7 @@ from glasspoint.errors import (
     RedisUnavailableError,
     SaverClosedError,
 )
+from glasspoint.l1.permissions import COMMANDS
 from glasspoint.telemetry.http import telemetry_app
 from states import config_of, exact, open_upstream
 from steps import Thread, drain, seeded_dice, until
@@ -158,7 +161,7 @@ async def test_the_whole_way_down_and_up(
         assert (saver.tier, tiers(registry)) == ("redis", ["redis"])
         assert "Fallback from tier cached to redis (postgres_unavailable)" in caplog.text
         status, found = await readyz(registry)
-        assert (status, found["tier"], found["redis"]) == (503, "redis", "ok")
+        assert (status, found["tier"], found["redis"], found["degraded"]) == (200, "redis", "ok", True)
         await converse(saver, range(10), "one")
         await converse(saver, range(10), "two")
         in_redis = await everything_in(saver)
@@ -169,7 +172,7 @@ async def test_the_whole_way_down_and_up(
         assert (saver.tier, tiers(registry)) == ("memory", ["memory"])
         assert "Fallback from tier redis to memory (redis_unavailable)" in caplog.text
         status, found = await readyz(registry)
-        assert (status, found["tier"]) == (503, "memory")
+        assert (status, found["tier"], found["degraded"]) == (200, "memory", True)
         in_memory = await everything_in(saver)
         assert len(in_memory) == 30
 
@@ -544,6 +547,108 @@ async def test_without_fallbacks_the_start_fails(durable_redis: EmbeddedRedis) -
     with pytest.raises(L2UnavailableError):
         async with chain(nowhere, durable_redis.url, fallbacks=()):
             pass
+
+
+async def set_password(server: EmbeddedRedis, password: str) -> None:
+    async with Redis.from_url(server.url) as admin:
+        await admin.config_set("requirepass", password)
+
+
+async def test_a_redis_that_refuses_does_not_stop_a_start_that_postgresql_can_serve(
+    database: str, own_redis: EmbeddedRedis, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "glasspoint")
+    thread = Thread("a")
+    async with Redis.from_url(own_redis.url) as admin:
+        await admin.config_set("requirepass", "right")
+        url = own_redis.url.replace("//", "//:wrong@")
+        async with chain(database, url, registry) as saver:
+            assert saver.tier == "cached"
+            errors = [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
+            assert len(errors) == 1
+            assert "Redis refuses this user or password" in errors[0]
+            assert "The tier redis cannot be used as it is configured" in caplog.text
+            await thread.put(saver)
+            assert await thread.turn(saver) == 1
+            status, found = await readyz(registry)
+            assert (status, found["l1"], found["l2"]) == (200, "unavailable", "ok")
+            assert sample(registry, "l1_breaker_open") == 1
+            await admin.config_set("requirepass", "wrong")
+            await until(lambda: saver._chain.whole)
+
+            async def is_a_hit() -> bool:
+                assert await thread.turn(saver) == 1
+                return bool(sample_of_hits(registry))
+
+            await until(is_a_hit)
+            assert sample(registry, "l1_breaker_open") == 0
+
+
+def sample_of_hits(registry: CollectorRegistry) -> float:
+    labels = {"saver": "default", "result": "hit"}
+    return registry.get_sample_value("glasspoint_l1_reads_total", labels) or 0.0
+
+
+async def test_a_user_of_the_cache_alone_is_enough_to_start_in_cached(
+    database: str, own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its rights do not suffice to look for what the tier redis may have left; that is said."""
+    rules = ["on", ">secret", "~glasspoint:*", *(f"+{name}" for name in COMMANDS)]
+    async with Redis.from_url(own_redis.url) as admin:
+        await admin.execute_command("ACL", "SETUSER", "app", *rules)
+        async with chain(database, own_redis.url.replace("//", "//app:secret@")) as saver:
+            assert saver.tier == "cached"
+            thread = Thread("a")
+            await thread.put(saver)
+            assert await thread.turn(saver) == 1
+            said = [each for each in caplog.messages if "cannot be used as it is configured" in each]
+            assert len(said) == 1
+            await admin.execute_command("ACL", "SETUSER", "app", "+@all")
+            await until(lambda: saver._chain.whole)
+
+
+CACHED_IS_OPEN = "CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)"
+REDIS_IS_OPEN = "RedisSaver initialized (full history in Redis)"
+
+
+async def test_the_log_names_the_saver_that_is_in_use_and_no_other(
+    own_postgres: EmbeddedPostgres, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The chain also opens savers to look for what they hold, and to try whether a tier can be had."""
+    caplog.set_level(logging.INFO, "glasspoint")
+    url = own_postgres.create_database("test")
+
+    def said() -> list[str]:
+        return [each for each in caplog.messages if "initialized" in each]
+
+    async with chain(url, redis_url) as saver:
+        await until(lambda: saver._chain.whole)
+    assert said() == [CACHED_IS_OPEN]
+    caplog.clear()
+    own_postgres.stop()
+    async with chain(url, redis_url) as saver:
+        assert said() == [REDIS_IS_OPEN]
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        assert said() == [REDIS_IS_OPEN, CACHED_IS_OPEN]
+    caplog.clear()
+    telemetry = create_telemetry(registry=CollectorRegistry())
+    async with await create_redis_checkpointer(redis_url, telemetry=telemetry):
+        assert said() == [REDIS_IS_OPEN]
+    async with CachedPostgresSaver.from_conn_string(url, redis_url=redis_url, telemetry=telemetry):
+        assert said() == [REDIS_IS_OPEN, CACHED_IS_OPEN]
+
+
+async def test_without_postgresql_a_redis_that_refuses_is_an_error(own_redis: EmbeddedRedis) -> None:
+    """It does not fall to memory: the tier redis is there, and misconfigured."""
+    nowhere = "postgresql://postgres@127.0.0.1:1/none"
+    await set_password(own_redis, "right")
+    for given in ("", ":wrong@", "nobody:right@"):
+        url = own_redis.url.replace("//", f"//{given}")
+        with pytest.raises(ConfigurationError, match=r"The tier redis cannot be used .* REDIS_URL") as caught:
+            async with chain(nowhere, url):
+                pass
+        assert "wrong" not in str(caught.value)
 
 
 @pytest.mark.parametrize("missing", ["POSTGRES_URL", "REDIS_URL"])

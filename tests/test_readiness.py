@@ -1,10 +1,12 @@
-"""`/readyz` says where each saver works and how its servers are, now; 503 unless it works where it should."""
+"""`/readyz` says whether a process can serve writes now, where each saver works, and how its servers are."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -12,13 +14,17 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from prometheus_client import CollectorRegistry
+from psycopg.rows import dict_row
+from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver, create_telemetry
+from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.telemetry import readiness
 from glasspoint.telemetry.http import serve_telemetry, telemetry_app
 from states import open_saver
+from steps import until
 
 CHECK_SECONDS = readiness._CHECK_SECONDS
 
@@ -58,7 +64,7 @@ async def ask(served: httpx.AsyncClient) -> tuple[int, dict[str, Any]]:
 
 
 async def test_a_process_without_a_saver_is_not_ready(served: httpx.AsyncClient) -> None:
-    assert await ask(served) == (503, {"ready": False, "savers": []})
+    assert await ask(served) == (503, {"ready": False, "degraded": False, "savers": []})
 
 
 async def test_a_saver_in_its_tier_is_ready(
@@ -70,7 +76,7 @@ async def test_a_saver_in_its_tier_is_ready(
     ):
         status, found = await ask(served)
         [saver] = found["savers"]
-        assert (status, found["ready"]) == (200, True)
+        assert (status, found["ready"], found["degraded"]) == (200, True, False)
         assert before <= datetime.fromisoformat(saver.pop("since")) <= datetime.now(UTC)
         assert len(saver.pop("epoch")) > 40
         assert re.fullmatch(r"[0-9a-f]{12}\.[0-9a-f]{16}", saver.pop("identity"))
@@ -82,6 +88,8 @@ async def test_a_saver_in_its_tier_is_ready(
             "breaker": "closed",
             "journal": 0,
             "quarantined": 0,
+            "ready": True,
+            "degraded": False,
         }
     assert (await ask(served))[0] == 503, "it was closed"
 
@@ -93,11 +101,12 @@ async def test_it_says_which_server_does_not_answer(
     database: str,
     own_redis: EmbeddedRedis,
 ) -> None:
-    """The status is the tier's: a process in the tier `cached` serves what it can."""
+    """Without Redis it serves all that it has to, slower; without PostgreSQL no write."""
     async with open_saver(database, own_redis.url, telemetry=create_telemetry(registry=registry)):
         own_redis.freeze()
         status, found = await ask(served)
         assert (status, found["savers"][0]["l1"], found["savers"][0]["l2"]) == (200, "unavailable", "ok")
+        assert (found["ready"], found["degraded"]) == (True, True)
         own_redis.kill()
         async with await psycopg.AsyncConnection.connect(postgres.url, autocommit=True) as admin:
             await admin.execute("ALTER DATABASE test ALLOW_CONNECTIONS false")
@@ -109,10 +118,120 @@ async def test_it_says_which_server_does_not_answer(
             finally:
                 await admin.execute("ALTER DATABASE test ALLOW_CONNECTIONS true")
         assert (status, found["savers"][0]["l1"], found["savers"][0]["l2"]) == (
-            200,
+            503,
             "unavailable",
             "unavailable",
         )
+        assert (found["ready"], found["degraded"]) == (False, True)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL for this test alone, to stop and freeze."""
+    with EmbeddedPostgres() as server:
+        yield server
+
+
+async def l2_of(registry: CollectorRegistry) -> tuple[int, str, bool]:
+    """The status, what is said of PostgreSQL, and whether that is degraded."""
+    transport = httpx.ASGITransport(telemetry_app(registry))
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as app:
+        status, found = await ask(app)
+    return status, found["savers"][0]["l2"], found["degraded"]
+
+
+async def test_a_pool_whose_connections_are_all_in_use_is_busy_and_ready(
+    registry: CollectorRegistry, own_postgres: EmbeddedPostgres, redis_url: str
+) -> None:
+    """Else all processes of a busy service would become unready at once. A server that is away is told."""
+    url = own_postgres.create_database("test")
+    telemetry = create_telemetry(registry=registry)
+    async with open_saver(url, redis_url, telemetry=telemetry, pool_max_size=1) as saver:
+
+        async def is_ok() -> bool:
+            return await l2_of(registry) == (200, "ok", False)
+
+        await until(is_ok)
+        # A session of somebody else goes on while the server turns new ones away.
+        async with saver._l2._connection(None) as held:
+            await held.execute("SELECT 1")
+            assert await l2_of(registry) == (200, "busy", False)
+            async with await psycopg.AsyncConnection.connect(own_postgres.url, autocommit=True) as admin:
+                await admin.execute("ALTER DATABASE test ALLOW_CONNECTIONS false")
+                assert await l2_of(registry) == (200, "busy", False)
+                await admin.execute("ALTER DATABASE test ALLOW_CONNECTIONS true")
+            os.kill(own_postgres.pid, signal.SIGSTOP)
+            try:
+                assert await l2_of(registry) == (503, "unavailable", True)
+            finally:
+                os.kill(own_postgres.pid, signal.SIGCONT)
+            assert await l2_of(registry) == (200, "busy", False)
+            own_postgres.stop()
+            assert await l2_of(registry) == (503, "unavailable", True)
+        own_postgres.start()
+        await until(is_ok)
+
+
+async def test_a_saver_on_a_single_connection_is_busy_while_a_call_has_it(
+    registry: CollectorRegistry, database: str, redis_url: str
+) -> None:
+    connection = await psycopg.AsyncConnection.connect(
+        database, autocommit=True, prepare_threshold=0, row_factory=dict_row
+    )
+    async with connection, Redis.from_url(redis_url) as redis:
+        upstream = AsyncPostgresSaver(connection)
+        saver = CachedPostgresSaver(upstream, redis, telemetry=create_telemetry(registry=registry))
+        try:
+            await saver.setup()
+            async with upstream.lock:
+                assert (await l2_of(registry))[:2] == (200, "busy")
+            assert (await l2_of(registry))[0] == 200
+        finally:
+            await saver.close()
+
+
+async def test_a_postgresql_that_takes_no_writes_is_not_ready(
+    registry: CollectorRegistry, database: str, redis_url: str, postgres: EmbeddedPostgres
+) -> None:
+    """A primary that a failover has demoted, for example."""
+    end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = 'test'"
+    async with (
+        await psycopg.AsyncConnection.connect(postgres.url, autocommit=True) as admin,
+        open_saver(database, redis_url, telemetry=create_telemetry(registry=registry)),
+    ):
+        await admin.execute("ALTER DATABASE test SET default_transaction_read_only = on")
+        await admin.execute(end)
+        assert await l2_of(registry) == (503, "read_only", True)
+        await admin.execute("ALTER DATABASE test RESET default_transaction_read_only")
+        await admin.execute(end)
+        assert await l2_of(registry) == (200, "ok", False)
+
+
+NOWHERE = "postgresql://postgres@127.0.0.1:1/none"
+
+
+async def test_a_lower_tier_that_works_is_ready_and_degraded(
+    served: httpx.AsyncClient, registry: CollectorRegistry, own_redis: EmbeddedRedis
+) -> None:
+    settings = Settings(postgres_url=NOWHERE, redis_url=own_redis.url, fallbacks="redis", probe_interval=1000)  # type: ignore[arg-type]
+    async with get_checkpointer(settings, telemetry=create_telemetry(registry=registry)):
+        status, found = await ask(served)
+        assert (status, found["ready"], found["degraded"]) == (200, True, True)
+        assert (found["savers"][0]["tier"], found["savers"][0]["redis"]) == ("redis", "ok")
+        own_redis.kill()
+        status, found = await ask(served)
+        assert (status, found["ready"], found["degraded"]) == (503, False, True)
+        assert found["savers"][0]["redis"] == "unavailable"
+
+
+async def test_the_memory_tier_is_ready_and_degraded(
+    served: httpx.AsyncClient, registry: CollectorRegistry
+) -> None:
+    settings = Settings(postgres_url=NOWHERE, redis_url="redis://127.0.0.1:1/0", probe_interval=1000)  # type: ignore[arg-type]
+    async with get_checkpointer(settings, telemetry=create_telemetry(registry=registry)):
+        status, found = await ask(served)
+        assert (status, found["ready"], found["degraded"]) == (200, True, True)
+        assert found["savers"][0]["tier"] == "memory"
 
 
 async def test_a_loop_that_is_held_up_is_no_reason_to_wait(
@@ -124,6 +243,7 @@ async def test_a_loop_that_is_held_up_is_no_reason_to_wait(
         async with open_saver(database, redis_url, telemetry=create_telemetry(registry=registry)):
             asking = elsewhere.submit(httpx.get, f"{server.url}/readyz", timeout=30)
             response = asking.result()  # until then the loop is held up, as by a node that computes
+    assert response.status_code == 503
     assert response.json()["savers"][0]["check"] == "no answer"
     assert CHECK_SECONDS < 1
 
@@ -163,7 +283,7 @@ async def test_a_saver_whose_loop_has_ended_does_not_answer(
 
 
 @pytest.mark.parametrize(("tiers", "status"), [(("cached",), 503), (("cached", "memory"), 200)])
-async def test_other_tiers_are_ready_if_a_setting_says_so(
+async def test_a_setting_narrows_the_tiers_that_are_ready(
     tiers: tuple[str, ...], status: int, registry: CollectorRegistry, database: str, redis_url: str
 ) -> None:
     async with open_saver(database, redis_url, telemetry=create_telemetry(registry=registry)) as saver:

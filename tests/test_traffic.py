@@ -60,9 +60,9 @@ def test_it_falls_to_redis_at_the_start_and_comes_back(own_redis: EmbeddedRedis)
             url = url_of(traffic)
             wait_until(lambda: sample(url, "glasspoint_operation_duration_seconds_count") > 10)
             assert sample(url, 'glasspoint_active_tier{saver="default",tier="redis"}') == 1
-            assert httpx.get(f"{url}/readyz").status_code == 503
+            assert httpx.get(f"{url}/readyz").json()["degraded"]
             postgres.start()
-            wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+            wait_until(lambda: not httpx.get(f"{url}/readyz").json()["degraded"])
             wait_until(lambda: sample(url, "glasspoint_drained_checkpoints_total") > 0)
             traffic.end(signal.SIGTERM)
 

@@ -1,8 +1,8 @@
 """`glasspoint check`: is a production deployment able to remember a conversation?
 
-Seven checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached, Redis does
-not evict (only a warning, because the cache may be evicted), the checkpoint tables are there, the cache knows
-which database it belongs to, a conversation of two turns, each through a saver of its own, remembers a name
+Seven checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached and be
+the cache, Redis does not evict (only a warning, because the cache may be evicted), the checkpoint tables are
+there, the cache knows which database it belongs to, a conversation of two turns, each through a saver of its own, remembers a name
 and finds it in the cache, and nothing of an outage waits in Redis or stands beside a history. No table is
 made by looking: if one is missing, that is a finding. (The cache gets its row in `glasspoint_caches`, as from
 any saver.)
@@ -33,6 +33,8 @@ from glasspoint.demo.model import RecallingChatModel
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.client import eviction_of, open_redis
 from glasspoint.l1.epoch import root_of
+from glasspoint.l1.faults import remedy
+from glasspoint.l1.permissions import check_permissions, refuse_cluster
 from glasspoint.l2.pool import postgres_conninfo
 from glasspoint.l2.schema import triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
@@ -169,7 +171,7 @@ class _Checks:
             return f"version {version} at {place}"
 
     async def redis(self) -> str:
-        """Redis answers; say its version and where it is."""
+        """Redis answers, and can be the cache; say its version and where it is."""
         if not self._redis_url:
             raise _Failed("not configured: set REDIS_URL, or pass --redis-url.")
         async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
@@ -177,6 +179,11 @@ class _Checks:
                 server = await redis.info("server")
             except (RedisError, OSError) as error:
                 raise _Failed(f"{_sentence(error)} Check REDIS_URL, and that the server is up.") from error
+            refuse_cluster(server)
+            try:
+                await check_permissions(redis, self._key_prefix)
+            except RedisError as error:
+                raise _Failed(f"{_sentence(error)} {remedy(error)}") from error
             self._has_redis = True
             at = redis.connection_pool.connection_kwargs
             name = "Valkey " if "valkey_version" in server else ""
@@ -228,7 +235,7 @@ class _Checks:
     async def identity(self) -> str:
         """The cache knows which database it belongs to, and is told of what other software writes."""
         if self._obstacle or not self._has_redis:
-            raise _Skipped(self._obstacle or "Redis was not reached")
+            raise _Skipped(self._obstacle or "Redis was not reached, or cannot be the cache")
         async with self._saver() as saver:
             vitals = saver.vitals
         if vitals.identity is None:

@@ -16,7 +16,6 @@ from glasspoint.coherence.purging import Purger
 from glasspoint.errors import (
     ConfigurationError,
     L1Error,
-    L1UnavailableError,
     SaverClosedError,
     WrongLoopError,
 )
@@ -24,6 +23,7 @@ from glasspoint.l1 import client
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache
 from glasspoint.l1.compression import MIN_BYTES, packer_of
+from glasspoint.l1.faults import NeverTheCacheError
 from glasspoint.l1.signature import secret_of
 from glasspoint.l2 import pool as pools
 from glasspoint.l2.retrying import Retries
@@ -282,18 +282,18 @@ class ManagedSaver(SyncFace):
                 await saver._connect_l1()
             saver._lifetime.owned = opened.pop_all()
         saver._sizes.look_soon()
-        _log.info("CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)")
+        saver.vitals.announce(lambda: _log.info("CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)"))
         return saver
 
     async def _connect_l1(self) -> None:
-        """Meet Redis once: what is misconfigured is an error now; what is only down is left to come back."""
+        """Meet Redis once. One that is down, or refuses, is left alone and probed."""
         try:
             server = await self._l1.open()
-        except L1UnavailableError as exc:
+        except NeverTheCacheError as exc:
+            raise ConfigurationError(f"This Redis cannot be the cache: {exc}") from exc
+        except L1Error as exc:
             self._breaker.trip(type(exc.__cause__ or exc).__name__)
             return
-        except L1Error as exc:
-            raise ConfigurationError(f"This Redis cannot be the cache: {exc}") from exc
         self._lifetime.vitals.versions["redis"] = server.version
         await self._sweeper.settle()
 
@@ -312,7 +312,7 @@ class ManagedSaver(SyncFace):
             await self._l2.ping()
 
     async def _check(self) -> dict[str, Any]:
-        l1, l2 = await asyncio.gather(_sign_of_life(self._l1.ping), _sign_of_life(self.ping))
+        l1, l2 = await asyncio.gather(self._look_at_l1(), self._look_at_l2())
         server = self._l1.server
         return {
             "l1": l1,
@@ -323,6 +323,30 @@ class ManagedSaver(SyncFace):
             "journal": self.vitals.journal_pending,
             "quarantined": len(self._l1.quarantine),
         }
+
+    async def _look_at_l1(self) -> str:
+        # A Redis that is left alone is not asked: it may answer a PING, and refuse all that matters.
+        answers = self._breaker.is_closed and await _answers(self._l1.ping, _SIGN_OF_LIFE_SECONDS)
+        return "ok" if answers and self._breaker.is_closed else "unavailable"
+
+    async def _look_at_l2(self) -> str:
+        """Tell a PostgreSQL that is away from a pool whose connections are all in use, which would make every
+        process of a busy service unready at once: then a connection beside the pool is tried."""
+        takes_writes = True
+
+        async def ask() -> None:
+            nonlocal takes_writes
+            with self._lifetime.call():
+                takes_writes = await self._l2.ping()
+
+        seconds = _SIGN_OF_LIFE_SECONDS
+        if not self._l2.is_saturated:
+            if await _answers(ask, seconds):
+                return "ok" if takes_writes else "read_only"
+            if not self._l2.is_saturated:
+                return "unavailable"
+            seconds /= 2
+        return "busy" if await _answers(self._l2.is_busy, seconds) else "unavailable"
 
     async def _ready_l1(self) -> None:
         """Before a write: see that the keys of L1 have a name, while no connection to PostgreSQL is held."""
@@ -373,13 +397,12 @@ class ManagedSaver(SyncFace):
             await self._sweeper.settle()
 
 
-async def _sign_of_life(ask: Callable[[], Awaitable[Any]]) -> str:
+async def _answers(ask: Callable[[], Awaitable[Any]], seconds: float) -> bool:
     try:
-        async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
-            await ask()
+        async with asyncio.timeout(seconds):
+            return await ask() is not False
     except Exception:
-        return "unavailable"
-    return "ok"
+        return False
 
 
 @contextmanager

@@ -164,7 +164,7 @@ class RedisSaver(HistorySaver):
                 await saver.close()
                 raise
             saver._lifetime.owned = opened.pop_all()
-        _log.info("RedisSaver initialized (full history in Redis)")
+        saver.vitals.announce(lambda: _log.info("RedisSaver initialized (full history in Redis)"))
         return saver
 
     @classmethod

@@ -58,7 +58,9 @@ class Settings(BaseSettings):
         "CHECKPOINT_TELEMETRY_THREAD_IDS", "plain"
     )
     probe_interval: float = _variable("CHECKPOINT_PROBE_INTERVAL", 5.0, gt=0)
-    ready_tiers: Annotated[tuple[Tier, ...], NoDecode] = _variable("CHECKPOINT_READY_TIERS", ("cached",))
+    ready_tiers: Annotated[tuple[Tier, ...], NoDecode] = _variable(
+        "CHECKPOINT_READY_TIERS", ("cached", "redis", "memory")
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -158,6 +158,7 @@ class Cache:
         self._quarantine = Quarantine(telemetry)
         self._available = True
         self._unusable_logged = ""
+        self._asks_for_rights = False
         self._packer = packer
         self._tampered_lines = Throttle()
         self._unencodable_lines = Throttle()
@@ -253,16 +254,18 @@ class Cache:
 
         Raises:
             L1UnavailableError: Redis cannot be reached.
-            L1Error: It refuses: the message names the commands that this user may not run. Or it does not say
-                which process it is, or is a node of a Redis Cluster.
+            L1Error: It answers, and refuses; that was logged, with what to do. Once `probe` succeeds, it does
+                not refuse any more.
+            NeverTheCacheError: It can never be the cache.
         """
+        self._asks_for_rights = True
         try:
-            await self._in_time(check_permissions, self._redis, self._key_prefix)
+            await self._ask_for_rights()
             server = await self._in_time(self._epochs.meet)
-        except faults.CannotBeTheCacheError:
+        except faults.NeverTheCacheError:
             raise
         except Exception as exc:
-            raise self._unavailable(exc) from exc
+            raise self._unavailable(exc, is_opening=True) from exc
         self._answered()
         return server
 
@@ -313,11 +316,23 @@ class Cache:
     async def probe(self) -> None:
         """Do what a write does, where nobody reads. The breaker is not asked.
 
+        A user who lacks a right is asked for all of them: a write alone does not need each.
+
         Raises:
             L1Error: Redis does not do its part.
         """
+        try:
+            await self._ask_for_rights()
+        except Exception as exc:
+            raise self._unavailable(exc) from exc
         intent = await self._run("begin", _PROBED, _new_token(), self._intent_ms, is_probe=True)
         await self._run("drop", _PROBED, intent, 0, self._intent_ms, is_probe=True)
+
+    async def _ask_for_rights(self) -> None:
+        """See that this user may do all that the cache needs, unless nothing speaks against it."""
+        if self._asks_for_rights:
+            await self._in_time(check_permissions, self._redis, self._key_prefix)
+            self._asks_for_rights = False
 
     async def read(self, scope: Scope, checkpoint_id: str | None) -> Reading:
         """READ: the image of the scope, or why there is none.
@@ -683,20 +698,28 @@ class Cache:
             return self._unavailable(exc)
         return OneKeyError(f"Redis refuses the key of one scope: {fault.says}.")
 
-    def _unavailable(self, exc: BaseException) -> L1Error:
+    def _unavailable(self, exc: Exception, *, is_opening: bool = False) -> L1Error:
         # Any failure of the connection may hide a restart or a failover.
         self._epochs.distrust()
         self._doubts += 1
         reason, fault = type(exc).__name__, faults.classify(exc)
         unusable = str(exc) if isinstance(exc, faults.CannotBeTheCacheError) else ""
-        if unusable and unusable != self._unusable_logged:
+        refusal = faults.remedy(exc) if is_opening else ""
+        self._asks_for_rights |= faults.is_a_refused_command(exc)
+        if refusal:
+            _log.error(
+                "L1 (Redis) answers, and refuses to be the cache. PostgreSQL answers alone until that ends; "
+                "no restart is needed then. %s",
+                refusal,
+            )
+        elif unusable and unusable != self._unusable_logged:
             _log.warning("L1 (Redis) is not used, and PostgreSQL answers alone. %s", unusable)
         self._unusable_logged = unusable or self._unusable_logged
         if self._available:
             self._available = False
             self._telemetry.note(L1Availability(available=False, reason=reason))
             _log.log(
-                logging.DEBUG if unusable else logging.WARNING,
+                logging.DEBUG if unusable or refusal else logging.WARNING,
                 "L1 (Redis) does not answer (%s): PostgreSQL answers alone, slower but complete.",
                 f"{reason}: {fault.says}" if fault.says else reason,
             )
@@ -714,7 +737,8 @@ class Cache:
 
     def _answered(self) -> None:
         self._breaker.succeeded()
-        if not self._available:
+        # While the breaker is open, an answer is a straggler's, or means little: only a probe does all.
+        if not self._available and self._breaker.state != "open":
             self._available, self._unusable_logged = True, ""
             self._telemetry.note(L1Availability(available=True, reason="answers"))
             _log.info("L1 (Redis) answers again: the cache is back in use, once the journal is swept.")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from glasspoint.errors import L1Error, L1UnavailableError
+from glasspoint.l1.faults import ReplicaError
 from glasspoint.l1.permissions import refuse_cluster
 from glasspoint.l1.signature import Signer
 
@@ -263,7 +264,7 @@ class EpochKeeper:
 def _reign(server: dict[str, Any], replication: dict[str, Any]) -> _Reign:
     if replication.get("role") == "slave":
         # Also for a moment: a master that a failover has demoted. Only a master may be the cache.
-        raise L1UnavailableError("This Redis is a replica, which takes no writes: connect to its master.")
+        raise ReplicaError("This Redis is a replica, which takes no writes: connect to its master.")
     reign = _Reign(str(server.get("run_id") or ""), str(replication.get("master_replid") or ""))
     if not all(reign):
         raise L1Error(

@@ -24,20 +24,31 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from glasspoint.errors import L1Error
+from glasspoint.errors import L1Error, L1UnavailableError
 
 __all__ = [
     "FAULTS",
     "CannotBeTheCacheError",
     "Fault",
+    "NeverTheCacheError",
+    "ReplicaError",
     "classify",
     "is_a_refused_command",
     "is_a_refused_key",
+    "remedy",
 ]
 
 
 class CannotBeTheCacheError(L1Error):
     """The server answers, and cannot be the cache as it is. Only somebody who changes a setting can help."""
+
+
+class NeverTheCacheError(CannotBeTheCacheError):
+    """The server is of a kind that cannot be the cache, whatever its settings."""
+
+
+class ReplicaError(L1UnavailableError):
+    """The server is a replica: for good, or for a moment, because a failover has demoted it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,7 @@ class Fault:
         of_one_key: Whether other keys may be as usable as ever.
         is_wrong_type: Whether the key holds what is no entry.
         is_final: Whether the next step would be refused as well, so that nobody need ask three times.
+        do: What to do about it, where the server answers and refuses all steps.
     """
 
     says: str
@@ -59,6 +71,7 @@ class Fault:
     of_one_key: bool = False
     is_wrong_type: bool = False
     is_final: bool = False
+    do: str = ""
 
     def fits(self, error: BaseException) -> bool:
         """Tell whether an error is of this kind."""
@@ -95,6 +108,7 @@ FAULTS = (
         classes=(NoPermissionError,),
         words=re.compile(f"{_COMMANDS_REFUSED.pattern}|\\b(NOPERM|NOAUTH)\\b", re.IGNORECASE),
         is_final=True,
+        do="Give the user of REDIS_URL the rights that docs/reliability.md lists, or add user and password.",
     ),
     # It does some steps and not others, so that its failures are never in a row.
     Fault(
@@ -102,8 +116,13 @@ FAULTS = (
         classes=(OutOfMemoryError, ReadOnlyError),
         words=_says(r"\b(OOM|READONLY|MISCONF|NOREPLICAS)\b"),
         is_final=True,
+        do="Look at maxmemory and its policy, at the disk and the replicas of the server, and at its log.",
     ),
-    Fault("Redis refuses this user or password", classes=(AuthenticationError, AuthorizationError)),
+    Fault(
+        "Redis refuses this user or password",
+        classes=(AuthenticationError, AuthorizationError),
+        do="Correct the user and the password in REDIS_URL.",
+    ),
     Fault("this Redis cannot be the cache", classes=(CannotBeTheCacheError,), is_final=True),
     _UNKNOWN,
 )
@@ -112,6 +131,16 @@ FAULTS = (
 def classify(error: BaseException) -> Fault:
     """Look an error of a Redis client up, or one of ours."""
     return next((fault for fault in FAULTS if fault.fits(error)), _UNKNOWN)
+
+
+def remedy(error: Exception) -> str:
+    """Say what a server refuses that answers, and what to do; `""`, if it did not answer."""
+    if isinstance(error, ReplicaError) or (
+        isinstance(error, L1Error) and not isinstance(error, L1UnavailableError)
+    ):
+        return str(error)
+    fault = classify(error)
+    return f"{fault.says[0].upper()}{fault.says[1:]}. {fault.do}" if fault.do else ""
 
 
 def is_a_refused_command(error: object) -> bool:

@@ -2,8 +2,7 @@
 
 A Redis user (ACL) that lacks a command fails every step that needs it, with an error that, inside a script
 and before Redis 7, does not name the command. So each command is sent by itself, once, to a key that nobody
-uses. Only whether the user may run it counts; a server that is full, or a replica, says other things, and may
-recover.
+uses. What a server says that is full, or cannot save, is passed on. A replica is found by its role, later.
 """
 
 from __future__ import annotations
@@ -13,9 +12,15 @@ import secrets
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
-from glasspoint.l1.faults import CannotBeTheCacheError, is_a_refused_command, is_a_refused_key
+from glasspoint.l1.faults import (
+    CannotBeTheCacheError,
+    NeverTheCacheError,
+    is_a_refused_command,
+    is_a_refused_key,
+    remedy,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -60,7 +65,7 @@ async def check_permissions(redis: Redis, key_prefix: str) -> None:
 
     Raises:
         CannotBeTheCacheError: It may not. The message names the commands and the rule to add.
-        Exception: What the client raises, if there is no answer.
+        Exception: What the client raises, if there is no answer, or if the server refuses all writes.
     """
     key = f"{quote(key_prefix, safe='')}:permissions:{secrets.token_hex(8)}".encode()
     asked = {**COMMANDS, _WHOAMI: ()}
@@ -79,12 +84,15 @@ async def check_permissions(redis: Redis, key_prefix: str) -> None:
     keys = any(is_a_refused_key(answer) for answer in answers.values())
     if denied or keys:
         raise _refusal(redis, whoami, key_prefix, denied, keys=keys)
+    for answer in answers.values():
+        if isinstance(answer, Exception) and not isinstance(answer, ReadOnlyError) and remedy(answer):
+            raise answer
 
 
 def refuse_cluster(server: Mapping[str, Any]) -> None:
-    """Raise `CannotBeTheCacheError` if a server, as `INFO server` shows it, is a node of a Redis Cluster."""
+    """Raise `NeverTheCacheError` if a server, as `INFO server` shows it, is a node of a Redis Cluster."""
     if "cluster" in (server.get("redis_mode"), server.get("server_mode")):
-        raise CannotBeTheCacheError(
+        raise NeverTheCacheError(
             "This server is a node of a Redis Cluster, which cannot be the cache yet: a node holds a part of "
             "the keys, and refuses all others. Use a Redis or Valkey of one server, alone or with replicas "
             'and Sentinel (cluster-enabled no). A managed service calls that "cluster mode disabled".'

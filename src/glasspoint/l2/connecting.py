@@ -39,6 +39,7 @@ class Trouble:
         sqlstates: What PostgreSQL calls it: these, or what begins so. None: libpq says it, or a pooler.
         is_outage: Whether it passes without a change of settings.
         do: What to do about it.
+        is_up: Whether the server is up, and answers on the connections that it has given.
     """
 
     says: str
@@ -46,6 +47,7 @@ class Trouble:
     sqlstates: tuple[str, ...]
     is_outage: bool
     do: str
+    is_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,12 @@ class Diagnosis:
     is_unknown: bool = False
 
 
-def _outage(says: str, *words: str, codes: tuple[str, ...] = (), do: str) -> Trouble:
-    return Trouble(says, re.compile("|".join(words), re.IGNORECASE), codes, True, do)
+def _outage(says: str, *words: str, codes: tuple[str, ...] = (), do: str, is_up: bool = False) -> Trouble:
+    return Trouble(says, re.compile("|".join(words), re.IGNORECASE), codes, True, do, is_up)
 
 
 def _mistake(says: str, *words: str, codes: tuple[str, ...] = (), do: str) -> Trouble:
-    return Trouble(says, re.compile("|".join(words), re.IGNORECASE), codes, False, do)
+    return Trouble(says, re.compile("|".join(words), re.IGNORECASE), codes, False, do, True)
 
 
 _WAIT = "Bring the server back; the connection string may be right."
@@ -79,19 +81,25 @@ REFUSED = Trouble(
     (),
     False,
     "See what the server says, and its log.",
+    True,
 )
 NOT_REACHED = Trouble("libpq says anything else", None, (), True, _WAIT)
 
 # The first that fits a line. A pooler quotes what its server has said, so poolers come first.
 TROUBLES = (
     _outage(
-        "PgBouncer cannot reach its server, or has no connection to give",
+        "PgBouncer cannot reach its server",
         r"server login has been failing",
         r"(cannot connect|connect failed) to server|: +connect failed$|pgbouncer cannot connect",
-        r"no more connections allowed",
         r"(query_wait|client_login|server_login|server_connect)_(timeout|retry)",
         r"server conn crashed|server DNS lookup failed",
-        do="Look at the server behind PgBouncer, and at its max_client_conn.",
+        do="Look at the server behind PgBouncer, and at the log of PgBouncer.",
+    ),
+    _outage(
+        "PgBouncer has no connection to give",
+        r"no more connections allowed",
+        do="Raise its max_client_conn, or ask for fewer with CHECKPOINT_POOL_MAX_SIZE.",
+        is_up=True,
     ),
     _outage(
         "the server starts, stops or recovers",
@@ -107,6 +115,7 @@ TROUBLES = (
         r"could not fork new process for connection",
         codes=("53",),
         do="Raise max_connections or the CONNECTION LIMIT, or ask for fewer with CHECKPOINT_POOL_MAX_SIZE.",
+        is_up=True,
     ),
     _outage(
         "no server is of the kind that target_session_attrs wants",

@@ -55,6 +55,8 @@ class Liveness:
     def __init__(self) -> None:
         self._returned_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
         self._renewed_at = -_RENEWAL_PAUSE_SECONDS
+        self.in_use = 0
+        """How many connections are handed out."""
         self.greet: Greet | None = None
         """Awaited with a connection that is new, before it is handed out."""
 
@@ -70,6 +72,7 @@ class Liveness:
             try:
                 if await self._answers(pool, connection):
                     await self._greet(connection)
+                    self.in_use += 1
                     return connection
                 await connection.close()
             except BaseException:  # not lost for the pool
@@ -85,6 +88,7 @@ class Liveness:
 
     async def putconn(self, pool: Pool, connection: Connection) -> None:
         """Give a connection back."""
+        self.in_use -= 1
         self._returned_at[connection] = monotonic()
         await pool.putconn(connection)
 

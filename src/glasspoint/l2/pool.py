@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, quote
 from weakref import WeakSet
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Pool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 
-__all__ = ["address_of", "bounds_statements", "open_pool", "postgres_conninfo"]
+__all__ = ["address_of", "bounds_statements", "connect_beside", "open_pool", "postgres_conninfo"]
 
 _log = get_logger("glasspoint.l2")
 
@@ -172,6 +172,32 @@ def address_of(pool: Pool | None) -> tuple[str | None, int | None]:
     given = conninfo_to_dict(pool.conninfo)
     host, port = given.get("host"), str(given.get("port") or "")
     return (str(host) if host else None), (int(port) if port.isdigit() else None)
+
+
+async def connect_beside(given: Pool | psycopg.AsyncConnection[DictRow]) -> bool:
+    """Connect once to where a pool, or a connection, leads to. A pool that does not say where is believed.
+
+    Returns:
+        Whether the server takes a connection; not, if it is up and refuses.
+
+    Raises:
+        psycopg.Error: The server is away.
+    """
+    if isinstance(given, psycopg.AsyncConnection):
+        conninfo: object = make_conninfo(given.info.dsn, password=given.info.password)
+        kwargs: object = {}
+    else:
+        conninfo, kwargs = given.conninfo, given.kwargs
+    if not isinstance(conninfo, str) or not isinstance(kwargs or {}, dict):
+        return True
+    try:
+        connection = await psycopg.AsyncConnection.connect(conninfo, **cast("dict[str, Any]", kwargs or {}))
+    except psycopg.OperationalError as exc:
+        if not connecting.diagnose(exc).trouble.is_up:
+            raise
+        return False
+    await connection.close()
+    return True
 
 
 async def _probe(conninfo: str, timeout_seconds: float) -> None:

@@ -33,7 +33,7 @@ from glasspoint.l2 import journal, schema, statements
 from glasspoint.l2.batching import Batcher, Call
 from glasspoint.l2.identity import Identities
 from glasspoint.l2.liveness import Liveness
-from glasspoint.l2.pool import bounds_statements
+from glasspoint.l2.pool import bounds_statements, connect_beside
 from glasspoint.l2.writing import (
     PutAnswer,
     WritesAnswer,
@@ -178,10 +178,27 @@ class Store:
             )
             return conn.info.server_version
 
-    async def ping(self) -> None:
-        """Ask for a sign of life."""
+    async def ping(self) -> bool:
+        """Ask for a sign of life.
+
+        Returns:
+            Whether PostgreSQL takes writes.
+        """
         async with self._connection(None) as conn:
-            await conn.execute("SELECT 1")
+            row = await _fetch_one(conn, "SELECT current_setting('transaction_read_only') = 'off'", {})
+            return row == (True,)
+
+    async def is_busy(self) -> bool:
+        """Tell whether it is worth waiting for a connection, by a connection beside the pool.
+
+        Returns:
+            Whether the server takes it; or refuses it, and calls have connections.
+
+        Raises:
+            psycopg.Error: The server is away.
+        """
+        is_in_use = self._liveness.in_use > 0 if self.pool is not None else self._upstream.lock.locked()
+        return await connect_beside(self._upstream.conn) or is_in_use
 
     async def select(self, scope: Scope, checkpoint_id: str | None) -> StoredCheckpoint | None:
         """Read the newest checkpoint of a scope, or one by its id, with its pending writes."""
@@ -478,7 +495,7 @@ class Store:
 
     def _give_back(self, pool: Pool, got: asyncio.Task[Connection]) -> None:
         if not got.cancelled() and got.exception() is None:
-            self._to_the_end(pool.putconn(got.result()))
+            self._to_the_end(self._liveness.putconn(pool, got.result()))
 
 
 def _finished(conn: Connection) -> AbstractAsyncContextManager[object]:

@@ -299,10 +299,25 @@ class Vitals:
     synchronous_commit: str | None = None
     quarantined: Callable[[], int] | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
+    _announcement: Callable[[], object] | None = field(default=None, init=False)
 
     def set_active(self, active: bool) -> None:
         """Say that it serves calls from now on, or no longer."""
         self.active, self.since = active, time()
+        self._make_announcement()
+
+    def announce(self, log: Callable[[], object]) -> None:
+        """Log that the saver is open once it serves calls: now, or when it begins to.
+
+        A fallback chain also opens savers that never do, to look for what they hold.
+        """
+        self._announcement = log
+        self._make_announcement()
+
+    def _make_announcement(self) -> None:
+        if self.active and self._announcement is not None:
+            log, self._announcement = self._announcement, None
+            log()
 
 
 class _Timed:

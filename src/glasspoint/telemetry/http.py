@@ -2,8 +2,8 @@
 (`telemetry_app`).
 
 The encoding of the metrics is the Prometheus client's: text, or OpenMetrics with exemplars when the `Accept`
-header asks for it. `/healthz` says that the process lives, nothing more; `/readyz` whether its savers work in
-the tier that they should (see `readiness`). Every other path is 404.
+header asks for it. `/healthz` says that the process lives, nothing more; `/readyz` whether its savers can
+serve writes now (see `readiness`). Every other path is 404.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def serve_telemetry(
         host: The address to listen on: this machine only, unless told otherwise.
         registry: What to serve; the process's default registry if `None`. Where `PROMETHEUS_MULTIPROC_DIR` is
             set, `/metrics` is that of all its processes instead; only one of them can have the port.
-        ready_tiers: In which tiers `/readyz` answers 200 rather than 503.
+        ready_tiers: In which tiers `/readyz` answers 200, if the saver can serve writes; by default in all.
 
     Raises:
         ConfigurationError: The address cannot be listened on.
@@ -92,7 +92,7 @@ def telemetry_app(
     Args:
         registry: What to serve; the process's default registry if `None`. Where `PROMETHEUS_MULTIPROC_DIR` is
             set, `/metrics` is that of all its processes instead, whichever of them is asked.
-        ready_tiers: In which tiers `/readyz` answers 200 rather than 503.
+        ready_tiers: In which tiers `/readyz` answers 200, if the saver can serve writes; by default in all.
     """
     served = REGISTRY if registry is None else registry
     metrics: ASGIApplication = make_asgi_app(_source(served))

@@ -1,4 +1,10 @@
-"""`/readyz`: in which tier does each saver work, since when, and how are its servers, asked just now."""
+"""`/readyz`: can this process serve writes now? In which tier each saver works, and how its servers are.
+
+A load balancer and a kubelet ask. A process whose PostgreSQL is away fails its writes, and is not ready. One
+in a lower tier that works takes writes: it is ready, and `degraded`. A Redis that is away only makes a
+process of the tier `cached` slower. A pool whose connections are all in use is busy, not broken: else all
+processes of a busy service would become unready at once.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["READY_TIERS", "readiness"]
 
-READY_TIERS = ("cached",)
-"""In which tiers a process is ready, unless told otherwise."""
+READY_TIERS = ("cached", "redis", "memory")
+"""In which tiers a process that can serve writes is ready, unless told otherwise."""
+
+# Tier -> the server that has to take its writes, as it stands in what a saver says of itself.
+_WRITES_TO = {"cached": "l2", "redis": "redis"}
+_TAKES_WRITES = ("ok", "busy")
 
 # A kubelet waits for one second by default.
 _CHECK_SECONDS = 0.8
@@ -28,18 +38,30 @@ async def readiness(registry: CollectorRegistry, ready_tiers: Collection[str]) -
     """Ask every open saver of a registry how it is.
 
     Returns:
-        `ready`: whether there are savers, and all work in one of `ready_tiers`. `savers`: for each its name,
+        `ready`: whether there are savers, and all can serve writes, in one of `ready_tiers`. `degraded`:
+        whether one of them lacks a server, or works in a lower tier. `savers`: the same of each, its name,
         its tier, since when it works there, and what its servers answered: `l1`, `l2` or `redis` as `ok` or
-        `unavailable`, and `check` as `no answer` if its event loop had no time to look; `undrained`, the
-        lower tiers that may hold what is not here yet, if there are any.
+        `unavailable`, `l2` also as `busy` (all connections of the pool are in use) or `read_only`, and
+        `check` as `no answer` if its event loop had no time to look; `undrained`, the lower tiers that may
+        hold what is not here yet, if there are any.
     """
     families = Families.find(registry)
     savers = families.savers.active() if families is not None else []
     found = await asyncio.gather(*(_look_at(name, vitals) for name, vitals in savers))
+    for each in found:
+        serves = _serves_writes(each)
+        each["ready"] = serves and each["tier"] in ready_tiers
+        each["degraded"] = not serves or each["tier"] != "cached" or each.get("l1", "ok") != "ok"
     return {
-        "ready": bool(found) and all(each["tier"] in ready_tiers for each in found),
+        "ready": bool(found) and all(each["ready"] for each in found),
+        "degraded": any(each["degraded"] for each in found),
         "savers": found,
     }
+
+
+def _serves_writes(about: dict[str, Any]) -> bool:
+    server = _WRITES_TO.get(about["tier"], "")
+    return "check" not in about and about.get(server, "ok") in _TAKES_WRITES
 
 
 async def _look_at(name: str, vitals: Vitals) -> dict[str, Any]:
