@@ -1,11 +1,11 @@
 """`glasspoint check`: is a production deployment able to remember a conversation?
 
-Seven checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached and be
-the cache, Redis does not evict (only a warning, because the cache may be evicted), the checkpoint tables are
-there, the cache knows which database it belongs to, a conversation of two turns, each through a saver of its own, remembers a name
-and finds it in the cache, and nothing of an outage waits in Redis or stands beside a history. No table is
-made by looking: if one is missing, that is a finding. (The cache gets its row in `glasspoint_caches`, as from
-any saver.)
+Seven checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached and be the
+cache, Redis does not evict (only a warning, because the cache may be evicted), the checkpoint tables are
+there, the cache knows which database it belongs to, a conversation of two turns, each through a saver of its
+own, remembers a name and finds it in the cache, and nothing of an outage waits in Redis or stands beside a
+history. No table is made by looking: if one is missing, that is a finding. (The cache gets its row in
+`glasspoint_caches`, as from any saver.)
 The scratch conversation is removed again, also when its check fails.
 """
 
