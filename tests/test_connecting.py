@@ -340,7 +340,6 @@ async def test_a_standby_that_takes_no_sessions_is_an_outage(server: TcpPostgres
     signal_file.touch()
     try:
         with server.launched(hot_standby="off"):
-            signal_file.unlink()
 
             async def answers() -> bool:
                 with pytest.raises(psycopg.OperationalError) as caught:
@@ -349,7 +348,9 @@ async def test_a_standby_that_takes_no_sessions_is_an_outage(server: TcpPostgres
 
             await until(answers)
             await assert_is(row("the server starts, stops"), server.address())
+            signal_file.unlink()
     finally:
+        signal_file.unlink(missing_ok=True)
         server.restart_with()
 
 
