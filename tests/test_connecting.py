@@ -340,7 +340,6 @@ async def test_a_standby_that_takes_no_sessions_is_an_outage(server: TcpPostgres
     signal_file.touch()
     try:
         with server.launched(hot_standby="off"):
-            signal_file.unlink()
 
             async def answers() -> bool:
                 with pytest.raises(psycopg.OperationalError) as caught:
@@ -349,7 +348,9 @@ async def test_a_standby_that_takes_no_sessions_is_an_outage(server: TcpPostgres
 
             await until(answers)
             await assert_is(row("the server starts, stops"), server.address())
+            signal_file.unlink()
     finally:
+        signal_file.unlink(missing_ok=True)
         server.restart_with()
 
 
@@ -588,6 +589,25 @@ async def test_a_mistake_that_shows_in_a_lower_tier_is_said_once(
     finally:
         server.restart_with()
         server.sql("GRANT CONNECT ON DATABASE test TO PUBLIC")
+
+
+async def test_a_mistake_in_the_best_tier_does_not_keep_a_process_in_the_last(
+    server: TcpPostgres, own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both servers are away at the start. PostgreSQL comes back and refuses; Redis comes back."""
+    telemetry = create_telemetry(registry=CollectorRegistry())
+    url = server.address(dbname="nowhere")
+    own_redis.stop()
+    server.stop()
+    try:
+        async with get_checkpointer(settings_of(url, own_redis.url), telemetry=telemetry) as saver:
+            assert saver.tier == "memory"
+            server.start()
+            own_redis.start()
+            await until(lambda: saver.tier == "redis")
+            await until(lambda: 'database "nowhere" does not exist' in caplog.text)
+    finally:
+        server.restart_with()
 
 
 # ------------------------------------------------------------------ the table in the docs

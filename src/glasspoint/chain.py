@@ -342,6 +342,9 @@ class Chain:
                     saver = await above.open()
                 except above.lost:
                     continue
+                except _MISCONFIGURED as exc:
+                    self._say_misconfigured(exc)  # the next one may be had
+                    continue
                 try:
                     await self._promote(above, saver)
                 except BaseException:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from psycopg import NotSupportedError, pq
+import psycopg
+from psycopg import pq
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -243,7 +244,7 @@ def ask_sqlstates(conninfo: str, seconds: float) -> set[str]:
         or on another system than Linux).
     """
     deadline = monotonic() + seconds
-    with suppress(OSError, AttributeError, NotSupportedError):
+    with suppress(OSError, AttributeError, psycopg.Error):
         trace = os.memfd_create("glasspoint-trace")
         try:
             connection = pq.PGconn.connect_start(conninfo.encode())
@@ -252,9 +253,10 @@ def ask_sqlstates(conninfo: str, seconds: float) -> set[str]:
                 connection.set_trace_flags(pq.Trace.SUPPRESS_TIMESTAMPS)
                 wants = int(pq.PollingStatus.WRITING)
                 while wants in _UNDER_WAY and (left := deadline - monotonic()) > 0:
-                    sockets = [connection.socket]
+                    poll = select.poll()
                     is_writing = wants == pq.PollingStatus.WRITING
-                    select.select([] if is_writing else sockets, sockets if is_writing else [], [], left)
+                    poll.register(connection.socket, select.POLLOUT if is_writing else select.POLLIN)
+                    poll.poll(1000 * left)
                     wants = connection.connect_poll()
                 connection.untrace()  # writes out what it has kept back
             finally:
