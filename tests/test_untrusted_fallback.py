@@ -25,7 +25,7 @@ from glasspoint.codec import Encoded
 from glasspoint.errors import ConfigurationError, ThreadDamagedError, ThreadTamperedError
 from glasspoint.l1.signature import SIZE
 from glasspoint.l2.target import Target
-from states import config_of, counts, exact
+from states import config_of, counts, exact, numbered_id
 from steps import Thread
 from test_delta import CHANNELS, CONFIG, make_graph, play
 from test_untrusted_redis import PAYLOADS, Watched
@@ -132,6 +132,7 @@ def changes(key: bytes, name: bytes, stored: bytes, others: list[bytes], payload
         text, _, signature = path.partition(b"\xff")
         yield b"\0".join([channel, payload.type.encode(), path, payload.data + data[-SIZE:]])
         yield b"\0".join([b"plain", type_, path, data])
+        yield b"\0".join([channel, b"bytes", path, data])
         yield b"\0".join([channel, type_, b"~z", data])
         yield b"\0".join([channel, type_, b"~z\xff" + signature, data])
         yield b"\0".join([channel, type_, text, data])
@@ -152,11 +153,11 @@ async def test_no_change_of_any_field_is_ever_believed(redis: Redis, tmp_path: P
     payload = PAYLOADS["a call"][1](tmp_path / "made")
     serde, registry = Watched(), CollectorRegistry()
     telemetry = create_telemetry(registry=registry)
-    reads = reads_of(THREAD_ID)
+    # A copy is an export, and a list of all is a list of each: both take long.
+    reads = {k: v for k, v in reads_of(THREAD_ID).items() if k not in ("copy", "alist of all")}
     async with opened(redis, serde=serde, telemetry=telemetry) as saver:
         graph = make_graph(saver)
-        for turn in range(2):
-            await graph.ainvoke({"log": [f"turn {turn}"]}, CONFIG)
+        await graph.ainvoke({"log": ["turn"]}, CONFIG)
         for turn in range(2):
             await saver.aput_writes(CONFIG_OF_STRAY, [("x", turn)], f"stray {turn}")
         await fill(saver, THREAD_ID)
@@ -166,7 +167,7 @@ async def test_no_change_of_any_field_is_ever_believed(redis: Redis, tmp_path: P
         for key, fields in before.items():
             for name, stored in fields.items():
                 siblings = [value for other, value in fields.items() if other != name and value != stored]
-                for changed in changes(key, name, stored, siblings[:2], payload):
+                for changed in changes(key, name, stored, siblings[:1], payload):
                     if changed == stored or is_a_cut(name, changed, stored):
                         continue
                     await redis.hset(key, name, changed)
@@ -181,7 +182,7 @@ async def test_no_change_of_any_field_is_ever_believed(redis: Redis, tmp_path: P
                     assert raised, (key, name, changed)
                     refused, tried = refused + raised, tried + 1
                     await redis.hset(key, name, stored)
-        assert tried > 300
+        assert tried > 200
         assert counts(registry, "glasspoint_l1_invalidations_total", "source") == {"tampered": refused}
         assert payload.data not in serde.read
         assert {what: exact(await read(saver)) for what, read in reads.items()} == right
@@ -268,14 +269,20 @@ async def test_only_the_signature_stands_between_such_a_thread_and_the_serialize
     assert (tmp_path / "made").exists()
 
 
+async def three_threads(saver: RedisSaver) -> None:
+    """Alike in all but what they say: a field of one would be believed in another if it were not bound."""
+    for thread in (Thread("a"), Thread("b"), Thread("a", "sub")):
+        what = repr(thread.config)
+        for _ in range(2):
+            await thread.put(saver, other=[what], inline=what)
+            for task in ("task", "task 2"):
+                await thread.put_writes(saver, f"{what} {thread.number} {task}", task)
+
+
 async def test_a_field_of_another_thread_namespace_checkpoint_or_channel_is_refused(redis: Redis) -> None:
     """All are signed with the right key, but for another place."""
     async with opened(redis) as saver:
-        for thread in (Thread("a"), Thread("b"), Thread("a", "sub")):
-            for _ in range(2):
-                await thread.put(saver, other=["other"])
-                await thread.put_writes(saver, "x")
-                await thread.put_writes(saver, "y", "task 2")
+        await three_threads(saver)
         right = exact(await saver.aget_tuple(config_of("a")))
         before = await hashes(redis)
         tried = 0
@@ -287,7 +294,7 @@ async def test_a_field_of_another_thread_namespace_checkpoint_or_channel_is_refu
             }
             elsewhere = {v for k, of in before.items() if k[-6:] == key[-6:] for v in of.values()}
             for name, stored in newest.items():
-                for other in elsewhere - {stored}:
+                for other in sorted(elsewhere - {stored}):
                     await redis.hset(key, name, other)
                     if not is_a_cut(name, other, stored):
                         with pytest.raises(ThreadTamperedError):
@@ -296,6 +303,41 @@ async def test_a_field_of_another_thread_namespace_checkpoint_or_channel_is_refu
                 await redis.hset(key, name, stored)
         assert tried > 50
         assert exact(await saver.aget_tuple(config_of("a"))) == right
+
+
+@pytest.mark.parametrize("parts", [("docs",), ("docs", "blobs"), ("writes",)])
+@pytest.mark.parametrize("parent", ["with its parent", "without a parent"])
+async def test_a_whole_checkpoint_of_another_place_is_refused(
+    parent: str, parts: tuple[str, ...], redis: Redis
+) -> None:
+    """Head, metadata, document and values fit together, and are signed with the right key."""
+    async with opened(redis) as saver:
+        await three_threads(saver)
+        before = await hashes(redis)
+        (docs,) = [key for key in before if b"{a}:docs" in key]
+        place = b"\0" + numbered_id(2).encode()
+        for thread, source in (
+            (b"a", b"\0" + numbered_id(1).encode()),
+            (b"a", b"sub" + place),
+            (b"b", place),
+        ):
+            for part in (each.encode() for each in parts):
+                of = before[docs.replace(b"{a}:docs", b"{%b}:%b" % (thread, part))]
+                for name, stored in of.items():
+                    if part == b"blobs":
+                        moved = name.removeprefix(source.partition(b"\0")[0])
+                    else:
+                        moved = name.replace(source, place)
+                    if part == b"docs" and name[:1] == b"h" and parent == "without a parent":
+                        stored = b"\0" + stored.partition(b"\0")[2]
+                    if source in name or part == b"blobs":
+                        await redis.hset(docs.replace(b"docs", part), moved, stored)
+            with pytest.raises(ThreadTamperedError):
+                await saver.aget_tuple(config_of("a"))
+            for key, fields in before.items():
+                await redis.delete(key)
+                await redis.hset(key, mapping=fields)
+        assert await Thread("a").turn(saver) == 2
 
 
 async def test_what_is_refused_is_said_once_in_a_while_without_its_content(
