@@ -226,7 +226,8 @@ class Drainer:
         # Writes alone belong to a checkpoint that is above.
         result: DrainResult = "continued" if "continued" in relations or not branches else "new"
         set_aside = earlier
-        is_anew = thread_id in self.held_elsewhere and not any(branch.bases for branch in branches)
+        is_anew = thread_id in self.held_elsewhere and bool(branches)
+        is_anew = is_anew and not any(branch.bases for branch in branches)
         if "apart" in relations or (is_anew and "continued" not in relations):
             set_aside = name_apart(thread_id, branches)
             place, result = set_aside.thread_id, "set_aside"
