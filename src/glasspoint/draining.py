@@ -213,10 +213,10 @@ class Drainer:
             return False
         try:
             return await self._move_sealed(lower, upper, thread_id, token)
-        except Exception as exc:
-            if _fate_of(exc) != "lost":  # its callers need not wait until the seal expires
-                with suppress(Exception):
-                    await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
+        except BaseException:
+            # Its callers need not wait until the seal expires, whichever tier is lost.
+            with suppress(Exception):
+                await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
             raise
 
     async def _move_sealed(self, lower: LowerTier, upper: UpperTier, thread_id: str, token: str) -> bool:
