@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 
 from rich.console import Console
 
-from chaos.chain_checker import ChainVerdict, judge_chain
+from chaos.chain_checker import ChainVerdict, Standing, judge_chain
 from chaos.chain_faults import ChainFault, chain_schedule
-from chaos.chain_history import Attempt, read_chain_histories
+from chaos.chain_history import Attempt, Stored, read_chain_histories
 from chaos.chain_place import ChainPlace
 from chaos.chain_report import print_chain_report
 from chaos.chain_sabotage import SABOTAGES
@@ -29,10 +30,9 @@ from chaos.chain_servers import ChainServers, run_chain_servers
 from chaos.chain_worker import ASKS
 from chaos.run import draw_seed
 
-__all__ = ["ChainOutcome", "ChainSettings", "run_chain"]
+__all__ = ["ChainOutcome", "ChainSettings", "judge_directory", "run_chain"]
 
 _START_SECONDS = 60.0
-_SETTLE_SECONDS = 60.0
 _LAST_ATTEMPTS = 3
 _QUESTIONS = 0.3
 
@@ -49,6 +49,8 @@ class ChainSettings:
         workers, threads: How many of each at a time.
         turns: How many a thread has, at least and at most.
         pause: Between two turns of a thread, seconds at least and at most.
+        settle_seconds: How long after the last fault everything must be in PostgreSQL: a seal of the dead
+            takes 10 s, and a marker of a thread that was moved 60 s.
         sabotage: What is broken in the workers on purpose.
         keep: Where to leave the workers' histories and logs; nowhere if it is not set.
     """
@@ -60,6 +62,7 @@ class ChainSettings:
     threads: int = 12
     turns: tuple[int, int] = (8, 30)
     pause: tuple[float, float] = (0.05, 0.6)
+    settle_seconds: float = 75.0
     sabotage: str = ""
     keep: Path | None = None
 
@@ -107,17 +110,24 @@ async def run_chain(settings: ChainSettings) -> ChainOutcome:
         started = monotonic()
         await run.go_on()
         seconds = monotonic() - started
-        stored = await servers.stored()
-        attempts, ran = read_chain_histories(sorted(directory.glob("*.jsonl")))
-        verdict = judge_chain(
-            attempts,
-            ran,
-            stored,
-            [standing for place in run.places for standing in place.standings],
-            away=servers.away,
-            full=servers.full,
-        )
+        end = {
+            "stored": [asdict(each) for each in await servers.stored()],
+            "standings": [standing for place in run.places for standing in place.standings],
+            "away": servers.away,
+            "full": servers.full,
+        }
+        (directory / "end.json").write_text(json.dumps(end))
+        attempts, verdict = judge_directory(directory)
         return ChainOutcome(settings, attempts, verdict, run.happened, seconds, run.unexpected)
+
+
+def judge_directory(directory: Path) -> tuple[list[Attempt], ChainVerdict]:
+    """Judge what a run has left, as often as one likes."""
+    attempts, ran = read_chain_histories(sorted(directory.glob("*.jsonl")))
+    end = json.loads((directory / "end.json").read_text())
+    stored = [Stored(**each) for each in end["stored"]]
+    standings = [Standing(*each) for each in end["standings"]]
+    return attempts, judge_chain(attempts, ran, stored, standings, away=end["away"], full=end["full"])
 
 
 class _Run:
@@ -207,7 +217,7 @@ class _Run:
     async def _settle(self) -> None:
         """Wait until every process knows that everything is in PostgreSQL."""
         try:
-            async with asyncio.timeout(_SETTLE_SECONDS):
+            async with asyncio.timeout(self._settings.settle_seconds):
                 while not all(place.is_whole and place.ready.is_set() for place in self.places):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         except TimeoutError:
