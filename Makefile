@@ -10,13 +10,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types docs dashboards observe pictures explore chaos bench bench-page bench-prune bench-outage \
-	bench-memory bench-regression bench-scaling bench-scrape bench-telemetry bench-triggers clean
+.PHONY: help demo test lint types docs dashboards observe pictures explore chaos chaos-chain bench bench-page bench-prune \
+	bench-outage bench-memory bench-regression bench-scaling bench-scrape bench-telemetry bench-triggers clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
 	@echo 'make test           all tests, on real servers'
 	@echo 'make chaos          10 minutes of it, or MINUTES=n: processes and servers are killed, nothing may be lost'
+	@echo 'make chaos-chain    that for the fallback chain: processes start, work and die in every tier'
 	@echo 'make explore        every schedule of the cache protocol, and fresh dice in all tests that draw: minutes to an hour'
 	@echo 'make lint           ruff, rules and format'
 	@echo 'make types          mypy --strict on src and what builds the dashboards'
@@ -47,6 +48,10 @@ test: $(VENV)/.installed-dev
 
 chaos: $(VENV)/.installed-dev
 	@cd tests && exec ../$(BIN)/python -m chaos.run --minutes $(MINUTES) $(ARGS)
+
+# ARGS="--fallbacks redis,memory": no process is killed, and both servers may be away.
+chaos-chain: $(VENV)/.installed-dev
+	@cd tests && exec ../$(BIN)/python -m chaos.chain --minutes $(MINUTES) $(ARGS)
 
 # It prints its TEST_SEED; with that in the environment it draws the same again.
 explore: $(VENV)/.installed-dev

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from glasspoint import FallbackSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import ThreadUnknownError
+from glasspoint.errors import GlasspointError, ThreadUnknownError
 from glasspoint.lineage import SET_ASIDE
 from states import config_of, open_upstream
 from steps import until
@@ -363,3 +363,30 @@ async def test_a_thread_that_can_never_be_stored_holds_up_nobody(
     assert f"Thread {never!r} cannot be drained (ProgramLimitExceeded)" in caplog.text
     if tier == "memory":
         assert "1 threads of the tier memory could not be drained, and are lost" in caplog.text
+
+
+async def test_a_tier_between_that_refuses_a_thread_is_passed_by(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
+) -> None:
+    """Another process has drained this thread out of Redis already: for a minute Redis takes it no more.
+    When PostgreSQL is back, `memory` is drained into that."""
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    own_redis.stop()
+    async with pod(url, own_redis.url, registry, probe_interval=1000) as low:
+        await say(low, "42", "in memory")
+        own_redis.start()
+        async with pod(url, own_redis.url) as other:
+            await say(other, "42", "in redis")
+            own_postgres.start()
+            await until(lambda: other.tier == "cached")
+        own_postgres.stop()
+        climbing = asyncio.create_task(low._chain._climb())
+        await until(lambda: registry.get_sample_value("glasspoint_undrained_threads", labels("memory")) == 1)
+        own_postgres.start()
+        with pytest.raises(GlasspointError, match="cached is back"):
+            await climbing
+        await low._chain._climb()
+        assert low.tier == "cached"
+        assert await said(low, "42") == ["in redis"]
+    assert len(await threads_in(url)) == 2

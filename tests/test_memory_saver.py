@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
 
 from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry
 from glasspoint.draining import Drainer
-from glasspoint.errors import SaverClosedError, SerializationError, ThreadExistsError, ThreadMovedError
-from states import config_of, exact, open_saver, open_upstream
+from glasspoint.errors import (
+    L2UnavailableError,
+    SaverClosedError,
+    SerializationError,
+    ThreadExistsError,
+    ThreadMovedError,
+)
+from states import config_of, exact, numbered_id, open_saver, open_upstream
 from steps import Moves, Thread, until
 from test_delta import make_graph, play
 
@@ -105,6 +113,56 @@ async def test_one_thread_that_cannot_be_drained_keeps_no_other_back(
     assert (sorted(moves.results), moves.checkpoints) == (["new", "new", "refused"], 2)
     [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert "Thread 'broken' cannot be drained (SerializationError)" in record.message
+
+
+async def test_writes_whose_checkpoint_is_in_a_lost_tier_are_drained(
+    saver: MemorySaver, database: str, redis_url: str
+) -> None:
+    """The run fell from `redis` to `memory` between a checkpoint and what a task wrote from it."""
+    config = {"configurable": {"thread_id": "a", "checkpoint_ns": "", "checkpoint_id": numbered_id(1)}}
+    await saver.aput_writes(config, [("log", "written")], "task")
+    drainer = Drainer("memory", Moves())
+    drainer.held_elsewhere = frozenset({"a"})
+    async with open_saver(database, redis_url) as upper:
+        assert (await drainer.round(saver, upper)).moved == 1
+    assert drainer.refused == {}
+    async with await psycopg.AsyncConnection.connect(database) as connection:
+        cursor = await connection.execute("SELECT thread_id, task_id, channel FROM checkpoint_writes")
+        assert await cursor.fetchall() == [("a", "task", "log")]
+
+
+async def test_a_drain_that_is_cut_off_gives_its_seals_back(
+    saver: MemorySaver, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tier above is lost in the middle of one thread; another one is under way meanwhile."""
+    threads = [Thread(name) for name in ("a", "b")]
+    for thread in threads:
+        await thread.put(saver)
+    arrived = asyncio.Event()
+
+    async def fail(self: CachedPostgresSaver, items: list[object]) -> int:
+        if not arrived.is_set():
+            arrived.set()
+            await asyncio.Event().wait()
+        raise L2UnavailableError("PostgreSQL is away")
+
+    monkeypatch.setattr(CachedPostgresSaver, "import_checkpoints", fail)
+    async with open_saver(database, redis_url) as upper:
+        with pytest.raises(L2UnavailableError):
+            await Drainer("memory", Moves()).round(saver, upper)
+
+    async def works() -> bool:
+        return [await thread.turn(saver) for thread in threads] == [1, 1]
+
+    # A seal of 1 ms, not of 10 s.
+    await until(lambda: _unless_moved(works), seconds=5.0)
+
+
+async def _unless_moved(call: Callable[[], Awaitable[bool]]) -> bool:
+    try:
+        return await call()
+    except ThreadMovedError:
+        return False
 
 
 async def test_a_copy_onto_a_thread_is_refused(saver: MemorySaver) -> None:

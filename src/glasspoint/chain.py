@@ -366,7 +366,7 @@ class Chain:
         try:
             for _ in range(_LAST_DRAINS):
                 try:
-                    await self._drain_while_calls_go_on(spec, lower, saver)
+                    await self._drain_while_calls_go_on(spec, above, lower, saver)
                     lost = False
                 except spec.lost:
                     lost = True
@@ -393,8 +393,15 @@ class Chain:
             rest = f"but for {len(refused)} threads that cannot be drained, as said above; they stay below"
         _log.warning("Promoted from tier %s to %s: %s.", spec.name, above.name, rest)
 
-    async def _drain_while_calls_go_on(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> None:
-        """Drain until nothing is left that the tier above refuses for now."""
+    async def _drain_while_calls_go_on(
+        self, spec: Spec, above: Spec, lower: TierSaver, upper: TierSaver
+    ) -> None:
+        """Drain until nothing is left that the tier above refuses for now.
+
+        Raises:
+            GlasspointError: It refuses something, and a better tier is back: go up to that one instead. It
+                may have these threads already, and then the tier between refuses them for a minute.
+        """
         pause = _FOLLOW_STEP_SECONDS
         while True:
             done = await self._drain(spec, lower, upper)
@@ -403,6 +410,7 @@ class Chain:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             self._check_that_works(lower)
+            await self._check_that_none_is_better(above)
 
     async def _drain_the_rest(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> bool:
         """Drain while calls wait, and tell whether the tier is empty."""
@@ -417,6 +425,15 @@ class Chain:
     def _check_that_works(self, lower: TierSaver) -> None:
         if self._current[1] is not lower:
             raise GlasspointError("The tier below was lost meanwhile.")
+
+    async def _check_that_none_is_better(self, above: Spec) -> None:
+        for better in self._specs[: self._specs.index(above)]:
+            try:
+                saver = await better.open()
+            except better.lost:
+                continue
+            await saver.close()
+            raise GlasspointError(f"The tier {better.name} is back: {above.name} is not drained into.")
 
     async def _remember_branches(self, lower: TierSaver, upper: TierSaver) -> None:
         """Find out which runs under way belong to branches that were set aside, by other processes too."""

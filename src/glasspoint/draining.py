@@ -213,10 +213,10 @@ class Drainer:
             return False
         try:
             return await self._move_sealed(lower, upper, thread_id, token)
-        except Exception as exc:
-            if _fate_of(exc) != "lost":  # its callers need not wait until the seal expires
-                with suppress(Exception):
-                    await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
+        except BaseException:
+            # Its callers need not wait until the seal expires, whichever tier is lost.
+            with suppress(Exception):
+                await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
             raise
 
     async def _move_sealed(self, lower: LowerTier, upper: UpperTier, thread_id: str, token: str) -> bool:
@@ -226,7 +226,8 @@ class Drainer:
         # Writes alone belong to a checkpoint that is above.
         result: DrainResult = "continued" if "continued" in relations or not branches else "new"
         set_aside = earlier
-        is_anew = thread_id in self.held_elsewhere and not any(branch.bases for branch in branches)
+        is_anew = thread_id in self.held_elsewhere and bool(branches)
+        is_anew = is_anew and not any(branch.bases for branch in branches)
         if "apart" in relations or (is_anew and "continued" not in relations):
             set_aside = name_apart(thread_id, branches)
             place, result = set_aside.thread_id, "set_aside"

@@ -1,0 +1,91 @@
+"""The fallback chain broken on purpose, in the workers of a run, to see that the checker would notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from glasspoint import draining
+from glasspoint import saver as cached
+from glasspoint.coherence.images import Images
+from glasspoint.history.beginning import Beginning
+
+__all__ = ["SABOTAGES", "VARIABLE", "sabotage"]
+
+VARIABLE = "CHAIN_SABOTAGE"
+"""The environment variable that names what is to be broken."""
+
+
+def sabotage(name: str) -> None:
+    """Break this process's Glasspoint in one way; an empty name breaks nothing."""
+    if name:
+        SABOTAGES[name]()
+
+
+def _never_set_aside() -> None:
+    """Every branch is taken for one that goes on from what is above."""
+    relation_of: Any = cached.relation_of
+
+    def broken(*args: Any, **options: Any) -> str:
+        found = relation_of(*args, **options)
+        return "continued" if found == "apart" else str(found)
+
+    cached.relation_of = broken  # type: ignore[assignment]
+
+
+def _never_goes_on() -> None:
+    """No thread begins with its cached state, and what is drained is taken for its continuation."""
+    assert callable(Beginning.take)
+
+    async def broken(self: Beginning, scope: Any) -> bool:
+        return False
+
+    Beginning.take = broken  # type: ignore[method-assign]
+    _never_set_aside()
+
+
+def _gives_up() -> None:
+    """What PostgreSQL refuses for a passing reason is taken for what it will always refuse."""
+    fate_of = draining._fate_of
+
+    def broken(exc: BaseException) -> Any:
+        fate = fate_of(exc)
+        return "never" if fate == "passing" else fate
+
+    draining._fate_of = broken
+
+
+def _drops_some() -> None:
+    """Every seventh batch of a drain is not imported."""
+    import_checkpoints: Any = cached.CachedPostgresSaver.import_checkpoints
+    calls = iter(range(10**9))
+
+    async def broken(self: Any, items: Any) -> int:
+        return 0 if next(calls) % 7 == 6 else int(await import_checkpoints(self, items))
+
+    cached.CachedPostgresSaver.import_checkpoints = broken  # type: ignore[method-assign]
+
+
+def _forgets_what_ran() -> None:
+    """A thread begins with its cached state, but does not know which nodes have run."""
+    find = Images.find
+
+    async def broken(self: Images, scope: Any) -> Any:
+        state = await find(self, scope)
+        if state is not None:
+            assert '"versions_seen"' in state.document_json
+            state.document_json = state.document_json.replace('"versions_seen"', '"versions_unseen"')
+            state.document_json = f'{{"versions_seen": {{}}, {state.document_json[1:]}'
+        return state
+
+    Images.find = broken  # type: ignore[method-assign]
+
+
+SABOTAGES: dict[str, Callable[[], None]] = {
+    "never set aside": _never_set_aside,
+    "never goes on": _never_goes_on,
+    "gives up": _gives_up,
+    "drops some": _drops_some,
+    "forgets what ran": _forgets_what_ran,
+}
+"""Every way to break it."""
