@@ -210,16 +210,16 @@ async def _probe(conninfo: str, timeout_seconds: float) -> None:
         if found.is_unknown:
             codes = await asyncio.to_thread(connecting.ask_sqlstates, conninfo, seconds)
             found = connecting.diagnose(exc, codes)
-        said = " ".join(found.line.split()).rstrip(".")
+        said = " ".join(found.line.split()).rstrip(".").removeprefix("connection is bad: ")
+        said += "" if said.endswith("?") else "."
         if password := str(conninfo_to_dict(conninfo).get("password") or ""):
             said = said.replace(password, "***")
         if found.trouble.is_outage:
             raise L2UnavailableError(
-                f"PostgreSQL cannot be reached: {said}. Check the connection string and that the server is "
-                "up."
+                f"PostgreSQL cannot be reached: {said} Check the connection string and that the server is up."
             ) from None
         raise ConfigurationError(
-            f"PostgreSQL cannot be used with this connection string ({found.trouble.says}): {said}. "
+            f"PostgreSQL cannot be used with this connection string ({found.trouble.says}): {said} "
             f"{found.trouble.do}"
         ) from None
     await connection.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from glasspoint import FallbackSaver, Settings, create_telemetry, get_checkpoint
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError, ThreadUnknownError
 from glasspoint.lineage import SET_ASIDE
+from glasspoint.scope import Scope
 from states import config_of, open_upstream
 from steps import until
 
@@ -390,3 +392,159 @@ async def test_a_tier_between_that_refuses_a_thread_is_passed_by(
         assert low.tier == "cached"
         assert await said(low, "42") == ["in redis"]
     assert len(await threads_in(url)) == 2
+
+
+# ------------------------------------------------------------------ the cached state as a beginning
+
+
+async def test_a_subgraph_goes_on_with_its_interrupt(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """The interrupt is one of a subgraph, whose state stands in a namespace of its own."""
+    url, charged = own_postgres.create_database("test"), list[str]()
+
+    def outer(saver: Any) -> CompiledStateGraph[Any]:
+        builder = StateGraph(MessagesState)
+        builder.add_node("order", order(charged).compile())
+        return builder.add_edge(START, "order").add_edge("order", END).compile(checkpointer=saver)
+
+    async with pod(url, own_redis.url) as saver:
+        await outer(saver).ainvoke({"messages": [("user", "one")]}, config_of("42"))
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        assert saver.tier == "redis"
+        state = await outer(saver).ainvoke(Command(resume="yes"), config_of("42"))
+        assert [each.content for each in state["messages"]] == ["one", "charged", "yes"]
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+    assert charged == ["charged"]
+    assert await threads_in(url) == ["42"]
+
+
+async def test_a_state_that_a_write_may_have_overtaken_is_no_beginning(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
+) -> None:
+    """PostgreSQL is lost in the middle of a write: it may have that write."""
+    url = own_postgres.create_database("test")
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "first")
+        intent = await saver._chain.saver._l1.begin(Scope("42", ""))
+        assert intent.name
+    own_postgres.stop()
+    async with pod(url, own_redis.url, registry) as saver:
+        assert await said(saver, "42") == []
+        await say(saver, "42", "during")
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        assert await said(saver, "42") == ["first"]
+    assert drained(registry) == {"set_aside": 1}
+
+
+async def test_a_branch_from_a_state_that_postgresql_has_left_is_set_aside(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
+) -> None:
+    """Redis was away for the last turn before the outage, and its state is older than PostgreSQL's."""
+    url = own_postgres.create_database("test")
+    async with pod(url, own_redis.url, sweep_interval=1000) as saver:
+        await say(saver, "42", "first")
+        cached = saver._chain.saver
+        cached._breaker.trip("test")
+        cached._breaker.begin_probe = lambda: False  # type: ignore[method-assign]  # Redis stays away for this process
+        await say(saver, "42", "second")
+    own_postgres.stop()
+    async with pod(url, own_redis.url, registry) as saver:
+        assert await said(saver, "42") == ["first"]
+        await say(saver, "42", "during")
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        assert await said(saver, "42") == ["first", "second"]
+        [aside] = set(await threads_in(url)) - {"42"}
+        assert await said(saver, aside) == ["first", "during"]
+    assert drained(registry) == {"set_aside": 1}
+
+
+async def test_a_deleted_thread_does_not_come_back_from_its_cached_state(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    url = own_postgres.create_database("test")
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "first")
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver, pod(url, own_redis.url) as other:
+        assert await said(saver, "42") == ["first"]
+        await saver.adelete_thread("42")
+        assert await said(saver, "42") == []
+        assert await said(other, "42") == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["another target", "another key", "a planted record", "no key"],
+)
+async def test_only_a_record_of_the_same_target_and_key_leads_to_cached_states(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, change: str
+) -> None:
+    url = own_postgres.create_database("test")
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "first")
+    own_postgres.stop()
+    options: dict[str, Any] = {}
+    if change == "another target":
+        url = url.replace("/test?", "/other?")
+    elif change == "another key":
+        options = {"l1_signing_key": "another key of the same length"}
+    elif change == "no key":
+        options = {"l1_signing_key": None}
+    else:
+        async with Redis.from_url(own_redis.url) as redis:
+            [record] = await redis.keys("*last-used*")
+            signed = await redis.hget(record, "record")  # type: ignore[misc]
+            await redis.hset(record, "record", signed.replace(b"generation", b"Generation"))  # type: ignore[misc]
+    async with pod(url, own_redis.url, **options) as saver:
+        assert saver.tier == "redis"
+        assert await said(saver, "42") == []
+
+
+async def test_the_record_does_not_show_the_key_of_the_cache(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """The cache's key is PostgreSQL's. The processes share a password, which this server does not ask for."""
+    url = own_postgres.create_database("test").replace("postgres@", "postgres:geheim@")
+    async with pod(url, own_redis.url, l1_signing_key=None) as saver:
+        await say(saver, "42", "first")
+    async with await psycopg.AsyncConnection.connect(url) as conn:
+        [(key,)] = await (await conn.execute("SELECT signing_key FROM glasspoint_identity")).fetchall()
+    async with Redis.from_url(own_redis.url) as redis:
+        [record] = await redis.keys("*last-used*")
+        stored = await redis.hget(record, "record")  # type: ignore[misc]
+    for spelling in (key, base64.b64encode(key), key.hex().encode()):
+        assert spelling not in stored
+    own_postgres.stop()
+    async with pod(url, own_redis.url, l1_signing_key=None) as saver:
+        assert await said(saver, "42") == ["first"]
+    other = url.replace("geheim", "another")
+    async with pod(other, own_redis.url, l1_signing_key=None) as saver:
+        with pytest.raises(ThreadTamperedError):
+            await said(saver, "42")
+
+
+async def test_redis_lost_as_well_sets_aside_what_begins_anew(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
+) -> None:
+    """From redis to memory: the conversation's state stands in Redis, and stays the thread's state."""
+    url = own_postgres.create_database("test")
+    own_redis.stop()
+    own_redis.start("--appendonly", "yes", "--appendfsync", "always")
+    own_postgres.stop()
+    async with pod(url, own_redis.url, registry) as saver:
+        for text in TURNS:
+            await say(saver, "42", text)
+        own_redis.kill()
+        await say(saver, "42", "in memory")
+        assert saver.tier == "memory"
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        own_redis.start("--appendonly", "yes", "--appendfsync", "always")
+        await until(lambda: saver._chain.whole)
+        assert await said(saver, "42") == TURNS
+    assert drained(registry) == {"new": 1, "set_aside": 1}
