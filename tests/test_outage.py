@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from glasspoint import FallbackSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import GlasspointError, ThreadUnknownError
+from glasspoint.errors import GlasspointError, ThreadTamperedError, ThreadUnknownError
 from glasspoint.lineage import SET_ASIDE
 from glasspoint.scope import Scope
 from states import config_of, open_upstream

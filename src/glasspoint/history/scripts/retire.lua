@@ -7,5 +7,6 @@ local seal = redis.call('GET', SEAL)
 if seal and has_prefix(seal, 'm' .. ARGV[1] .. '\0') then return {0, 1} end
 if seal ~= 's' .. ARGV[1] then return {0, 0} end
 redis.call('UNLINK', IDS, DOCS, BLOBS, NAMES, WRITES, META)
+unregister()
 redis.call('SET', SEAL, 'm' .. ARGV[1] .. '\0' .. ARGV[3], 'PX', ARGV[2])
 return {0, 1}
