@@ -664,7 +664,7 @@ async def test_a_role_that_does_not_own_upstream_s_tables_goes_on_without_trigge
     assert "'service'" in warnings[0]
     assert not await stand(database)
     tables = await sql(database, "SELECT tableowner FROM pg_tables WHERE tablename LIKE 'glasspoint%'")
-    assert tables == [("service",)] * 4
+    assert tables == [("service",)] * len(OWN)
 
     await set_up(database)  # as the warning says, by the owner
     assert await stand(database)
