@@ -52,7 +52,7 @@ _Result = TypeVar("_Result")
 ForeignWrites = Literal["watch", "ignore"]
 """Whether triggers note what other software writes to LangGraph's tables."""
 
-VERSION = 1
+VERSION = 2
 """The version of Glasspoint's own tables, functions and triggers: one more with each change of them."""
 
 GRANTS = (

@@ -209,8 +209,9 @@ def _trigger(table: str, name: str, function: str, event: str, more: str) -> Tri
 
 
 # Our own statements begin with a comment (`statements.OWN`). It is a comment because a setting would reach
-# other clients of a pooler. `current_query` is NULL in a background worker.
-_BY_OTHERS = "WHEN (coalesce(current_query(), '') NOT LIKE '/* glasspoint%')"
+# other clients of a pooler. `current_query` is NULL in a background worker. What another trigger writes
+# inside a statement of ours is not ours: the depth is greater than 0 then, and 0 for the statement itself.
+_BY_OTHERS = "WHEN (pg_trigger_depth() > 0 OR coalesce(current_query(), '') NOT LIKE '/* glasspoint%')"
 
 # A transition table is filled whatever WHEN answers: it would copy every value that we insert. So an INSERT
 # is noted row by row. A DELETE or an UPDATE by others may touch millions of rows in few scopes, and ours
