@@ -176,6 +176,7 @@ class ManagedSaver(SyncFace):
             self._telemetry,
             vitals,
             signing_key=signing_key,
+            statement_seconds=(_DEADLINES_AN_INTENT_LASTS - 1) * write_deadline_seconds,
         )
         self._l2.greet = self._identity.greet
         self._sweeper = self._lifetime.sweeper = Sweeper(

@@ -96,6 +96,7 @@ class IdentityKeeper:
         vitals: Vitals,
         *,
         signing_key: bytes | None = None,
+        statement_seconds: float | None = None,
     ) -> None:
         """Args:
         cache: Whose keys they are.
@@ -104,6 +105,8 @@ class IdentityKeeper:
         telemetry: Who is told of each change.
         vitals: Where the identity is shown.
         signing_key: Signs the entries in place of the key that PostgreSQL keeps.
+        statement_seconds: How long a statement may run before the intent of its write is over; `None` if the
+            caller does not know.
         """
         self._cache = cache
         self._identities = identities
@@ -111,6 +114,7 @@ class IdentityKeeper:
         self._telemetry = telemetry
         self._vitals = vitals
         self._signing_key = signing_key
+        self._statement_seconds = statement_seconds
         self._identity: Identity | None = None
         self._known: Identity | None = None  # the last one in use
         self._renewed: str | None = None  # the generation that this process has made itself
@@ -149,6 +153,7 @@ class IdentityKeeper:
             return Found("unusable")
         self._no_tables_since = None
         self._check_durability(look)
+        self._check_statement_timeout(look)
         self._vitals.withheld = tuple(self._identities.withheld)
         await self._meet_others(look)
         status = await self._settle(look)
@@ -363,6 +368,24 @@ class IdentityKeeper:
                 look.synchronous_commit,
             )
 
+    def _check_statement_timeout(self, look: Look) -> None:
+        """See that PostgreSQL ends the statement of a process that was killed, before its intent is over."""
+        limit, timeout = self._statement_seconds, look.statement_timeout_seconds
+        if limit is None:
+            return
+        self._vitals.has_unbounded_statements = not 0 < timeout <= limit
+        if self._vitals.has_unbounded_statements and "statement_timeout" not in self._warned:
+            self._warned.add("statement_timeout")
+            _log.warning(
+                "PostgreSQL's statement_timeout is %s on the saver's connections, and should be at most "
+                "%g s, the write's deadline: the statement of a process that was killed may take effect so "
+                "late that the cache does not notice. ALTER ROLE ... SET statement_timeout = '%gs', for the "
+                "role that the saver connects with, and restart the pooler or the process.",
+                f"{timeout:g} s" if timeout else "0 (none)",
+                limit,
+                limit,
+            )
+
 
 _WHAT_CHANGED: dict[IdentityReason, str] = {
     "database": "PostgreSQL is another database than the cache was filled from ({facts})",
@@ -379,6 +402,10 @@ _NO_IDENTITY = {
     f"is not used: PostgreSQL answers alone. {GRANTS}.",
     "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the "
     "standby answers alone. Connect to the primary.",
+    "row_security": "Row-level security applies to the role that the saver connects with: it sees a part of "
+    "the rows, and Redis would show them to roles that see others. So Redis is not used, and PostgreSQL "
+    "answers alone. To use Redis, connect with a role that row security does not apply to (the owner of the "
+    "tables, or BYPASSRLS), and keep tenants apart by a schema or a database each.",
 }
 _DETACHED = (
     "Another process uses another Redis for the cache of this name (key_prefix): this process leaves its "

@@ -260,6 +260,8 @@ class Vitals:
         identity: Of L2, as it stands in the keys of L1; `None` while L1 is not used.
         withheld: The parts of the identity that PostgreSQL does not tell this role.
         synchronous_commit: PostgreSQL's setting, on the saver's connections; `None` if it is not known.
+        has_unbounded_statements: Whether PostgreSQL lets a statement run for longer than readers heed its
+            writer's intent (`statement_timeout`); `None` if that is not known.
         storage: Returns what is known of the tables' sizes, and sees that it is renewed. From any thread;
             waits for nobody. `None` where there is no PostgreSQL.
     """
@@ -279,6 +281,7 @@ class Vitals:
     identity: str | None = None
     withheld: tuple[str, ...] = ()
     synchronous_commit: str | None = None
+    has_unbounded_statements: bool | None = None
     quarantined: Callable[[], int] | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
 
