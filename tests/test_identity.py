@@ -626,6 +626,33 @@ async def test_a_process_takes_the_cache_over_when_the_others_had_their_minute(
         assert (await health(earlier))["identity"] != "unknown"
 
 
+async def test_two_redis_servers_that_are_kept_say_so_again(
+    database: str,
+    redis_url: str,
+    own_redis: EmbeddedRedis,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They take turns for good: one line would have been forgotten."""
+    async with (
+        process(database, redis_url, sweep_interval_seconds=NEVER) as one,
+        process(database, own_redis.url, sweep_interval_seconds=NEVER) as another,
+    ):
+        lines = []
+        for seconds in (keeping._SAY_DETACHED_SECONDS, 0.0):
+            for each in (one, another):
+                each.saver._identity._detached_lines.seconds = seconds
+            caplog.clear()
+            for taker, left in 2 * ((one, another), (another, one)):
+                monkeypatch.setattr(keeping, "_DETACHED_SECONDS", 0.0)
+                await taker.round()  # detached; or its minute is over, and it takes the cache
+                await taker.round()
+                monkeypatch.setattr(keeping, "_DETACHED_SECONDS", 3600.0)
+                await left.round()
+            lines.append(sum("another Redis" in text for text in warnings_of(caplog)))
+        assert lines == [2, 4]
+
+
 async def health(one: Process) -> dict[str, Any]:
     """What `/readyz` says of a saver."""
     check = one.saver.vitals.check

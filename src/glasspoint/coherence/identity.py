@@ -30,7 +30,7 @@ from glasspoint.identity import Identity
 from glasspoint.l2.identity import NoIdentityError
 from glasspoint.l2.schema import GRANTS
 from glasspoint.telemetry.events import DURABLE, IdentityChanged
-from glasspoint.telemetry.logs import get_logger
+from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
     from typing import Any
@@ -52,6 +52,9 @@ _SETUP_TAKES_SECONDS = 5.0
 
 # How long a process waits for those that have attached the cache to another Redis.
 _DETACHED_SECONDS = 60.0
+
+# How often a process says at most that it is detached: two Redis servers kept for good take turns.
+_SAY_DETACHED_SECONDS = 600.0
 
 # Longer than a statement can be under way.
 _NEW_SECONDS = 30.0
@@ -127,6 +130,7 @@ class IdentityKeeper:
         self.is_purged = False
         """Whether the entries of older generations were deleted."""
         self._warned: set[str] = set()
+        self._detached_lines = Throttle(_SAY_DETACHED_SECONDS)
 
     @property
     def identity(self) -> Identity | None:
@@ -326,10 +330,11 @@ class IdentityKeeper:
         await self._record_written(row)
 
     def _leave(self, why: str) -> None:
-        """Use no keys at all, and say why, once."""
+        """Use no keys at all, and say why: once, or now and then if it may end and begin again."""
+        is_new, may_recur = why not in self._warned, why == _DETACHED
         self._leave_keys()
-        if why not in self._warned:
-            self._warned.add(why)
+        self._warned.add(why)
+        if self._detached_lines.due() if may_recur else is_new:
             _log.warning(why)
 
     def _leave_keys(self) -> None:
