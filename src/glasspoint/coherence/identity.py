@@ -129,6 +129,8 @@ class IdentityKeeper:
         self._met_others: dict[str, float] = {}  # when each was seen first
         self.is_purged = False
         """Whether the entries of older generations were deleted."""
+        self.attaches = True
+        """Whether the identity is made, or renewed where it does not fit; otherwise L1 is not used then."""
         self._warned: set[str] = set()
         self._detached_lines = Throttle(_SAY_DETACHED_SECONDS)
 
@@ -278,6 +280,8 @@ class IdentityKeeper:
         return self._detached_at is not None and monotonic() - self._detached_at > _DETACHED_SECONDS
 
     async def _renew(self, look: Look, reason: IdentityReason, reign: str) -> None:
+        if not self.attaches:
+            return
         self._renewed = await self._identities.renew(look, reign, reason)
         if self._renewed is None:
             return  # another process was faster
@@ -308,6 +312,7 @@ class IdentityKeeper:
         self._reign, self._position = row.reign, look.position
         self._detached_at = None
         self._vitals.identity = self._identity.name
+        self._vitals.no_identity_because = ""
         self._cache.identify(self._identity)
 
     def _note_renewal_by_others(self, row: Attachment) -> None:
@@ -333,6 +338,7 @@ class IdentityKeeper:
         """Use no keys at all, and say why: once, or now and then if it may end and begin again."""
         is_new, may_recur = why not in self._warned, why == _DETACHED
         self._leave_keys()
+        self._vitals.no_identity_because = why
         self._warned.add(why)
         if self._detached_lines.due() if may_recur else is_new:
             _log.warning(why)

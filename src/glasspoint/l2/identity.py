@@ -54,7 +54,16 @@ if TYPE_CHECKING:
 
     Connection = psycopg.AsyncConnection[DictRow]
 
-__all__ = ["BARRIER", "Attachment", "Identities", "JournalRow", "Look", "NoIdentityError"]
+__all__ = [
+    "BARRIER",
+    "Attachment",
+    "CacheRow",
+    "Identities",
+    "JournalRow",
+    "Look",
+    "NoIdentityError",
+    "caches_of",
+]
 
 _log = get_logger("glasspoint.l2")
 
@@ -136,6 +145,11 @@ UPDATE glasspoint_caches SET seen_at = clock_timestamp()
 WHERE cache = %(cache)s AND generation = %(generation)s
 """
 
+_CACHES = """/* glasspoint */
+SELECT cache, reign, coalesce(extract(epoch FROM clock_timestamp() - seen_at)::float8, 'infinity')
+FROM glasspoint_caches
+"""
+
 BARRIER = "1735159667, 'glasspoint_caches'::regclass::oid::int"
 """The advisory lock that a foreign write shares until its transaction ends: see `schema`."""
 
@@ -179,6 +193,25 @@ class JournalRow(NamedTuple):
 
     id: int
     scope: Scope
+
+
+class CacheRow(NamedTuple):
+    """One row of `glasspoint_caches`: see `Attachment`."""
+
+    cache: str
+    reign: str
+    unseen_seconds: float
+
+
+async def caches_of(conn: psycopg.AsyncConnection[Any]) -> list[CacheRow]:
+    """Return the caches of a database.
+
+    Args:
+        conn: A connection in autocommit mode.
+    """
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(_CACHES, prepare=False)
+        return [CacheRow(*row) for row in await cursor.fetchall()]
 
 
 @dataclass(frozen=True, slots=True)
