@@ -174,7 +174,7 @@ def test_a_service_s_cache_stays_where_it_is(deployed: str, redis_url: str, own_
         ):
             checked = glasspoint("check", *arguments, POSTGRES_URL=deployed, REDIS_URL=url)
             assert checked.returncode == 1
-            assert marks(checked.stdout)[3:] == [("FAILED", "Identity"), ("skipped", "Conversation")]
+            assert {("FAILED", "Identity"), ("skipped", "Conversation")} <= {*marks(checked.stdout)}
             assert said in " ".join(checked.stdout.split())
             assert caches(deployed) == before
         fine = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=redis_url)
@@ -210,7 +210,7 @@ def test_behind_a_pooler_it_opens_savers_as_the_service_does(
         )
     said = " ".join(checked.stdout.split())
     assert checked.returncode == 0, said
-    assert marks(checked.stdout)[3:] == [("warning", "Identity"), ("ok", "Conversation")]
+    assert {("warning", "Identity"), ("ok", "Conversation")} <= {*marks(checked.stdout)}
     assert "ALTER ROLE ... SET statement_timeout = '10s'" in said
 
 
@@ -226,11 +226,11 @@ def test_rights_that_are_missing_are_named_as_a_grant(deployed: str, own_redis: 
             connection.execute("DROP ROLE checked")
     said = " ".join(checked.stdout.split())
     assert checked.returncode == 1
-    assert marks(checked.stdout)[2:] == [
+    assert {*marks(checked.stdout)} >= {
         ("FAILED", "Tables"),
         ("skipped", "Identity"),
         ("skipped", "Conversation"),
-    ]
+    }
     assert "GRANT SELECT, INSERT, UPDATE, DELETE ON checkpoints" in said
     assert "may not be used" in said
 

@@ -65,8 +65,8 @@ class Finding:
 
     Attributes:
         name: What was checked.
-        status: `ok`; `warning`: it works, and less is promised than could be; `failed`; or `skipped`
-            because of an earlier failure.
+        status: `ok`; `warning`: it works, but something should be changed; `failed`; or `skipped` because of
+            an earlier failure.
         detail: What was found, or what to do about it. Never holds a password.
         seconds: How long it took.
     """
@@ -82,7 +82,7 @@ class _Failed(Exception):
 
 
 class _Warned(Exception):
-    """A check has passed, and found something that should be better; the text says what was found."""
+    """A check found something that works, and should be changed; the text says what, and what to do."""
 
 
 class _Skipped(Exception):
