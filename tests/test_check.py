@@ -22,6 +22,7 @@ from glasspoint.demo.conversation import Answer, ConversationGraph, say
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
 from glasspoint.l1.permissions import COMMANDS
+from pgbouncer import PROGRAM, pgbouncer
 from steps import Thread
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
@@ -60,6 +61,14 @@ async def find(postgres_url: str, redis_url: str, *, timeout_seconds: float = 15
 def marks(output: str) -> list[tuple[str, str]]:
     """Return (mark, check) of each finding."""
     return re.findall(r"^(ok|warning|FAILED|skipped) +(\w+)", output, re.MULTILINE)
+
+
+def caches(database: str) -> list[tuple[str, str, str]]:
+    """Return which caches there are: prefix, Redis, generation."""
+    with psycopg.connect(database) as connection:
+        return connection.execute(
+            "SELECT cache, reign, generation FROM glasspoint_caches ORDER BY cache"
+        ).fetchall()
 
 
 def test_a_good_deployment_passes_and_is_left_as_it_was(deployed: str, own_redis: EmbeddedRedis) -> None:
@@ -178,12 +187,20 @@ def test_it_says_what_the_cache_does_not_notice(deployed: str, own_redis: Embedd
         connection.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
         try:
             url = make_conninfo(deployed, user="checked")
-            said = " ".join(glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url).stdout.split())
+            checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
+            ignoring = glasspoint(
+                "check", POSTGRES_URL=url, REDIS_URL=own_redis.url, CHECKPOINT_FOREIGN_WRITES="ignore"
+            )
         finally:
             connection.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
             connection.execute("DROP OWNED BY checked")
             connection.execute("DROP ROLE checked")
+    said = " ".join(checked.stdout.split())
+    assert checked.returncode == ignoring.returncode == 0
+    assert ("warning", "Identity") in marks(checked.stdout)
+    assert ("ok", "Identity") in marks(ignoring.stdout)
     assert "other software's writes are NOT noted" in said
+    assert "glasspoint setup" in said
     assert "PostgreSQL withholds: system" in said
 
 
@@ -197,6 +214,95 @@ def test_a_redis_that_may_evict_is_a_warning(deployed: str, own_redis: EmbeddedR
     said = " ".join(checked.stdout.split())
     assert "maxmemory-policy volatile-lru" in said
     assert "use maxmemory-policy noeviction" in said
+
+
+def test_a_service_s_cache_stays_where_it_is(deployed: str, redis_url: str, own_redis: EmbeddedRedis) -> None:
+    """Another REDIS_URL would take the cache from the service; a mistyped prefix would make a new one."""
+    with CachedPostgresSaver.from_conn_string(deployed, redis_url=redis_url) as saver:
+        saver.put(*Thread("a").next_put(saver))
+        before = caches(deployed)
+        assert len(before) == 1
+        for arguments, url, said in (
+            ((), own_redis.url, "with another Redis than this one"),
+            (("--key-prefix", "typo"), redis_url, "no cache with the key prefix 'typo', but 'glasspoint'"),
+        ):
+            checked = glasspoint("check", *arguments, POSTGRES_URL=deployed, REDIS_URL=url)
+            assert checked.returncode == 1
+            assert {("FAILED", "Identity"), ("skipped", "Conversation")} <= {*marks(checked.stdout)}
+            assert said in " ".join(checked.stdout.split())
+            assert caches(deployed) == before
+        fine = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=redis_url)
+        assert fine.returncode == 0, fine.stdout
+        assert caches(deployed) == before
+
+
+def test_a_redis_that_was_replaced_while_no_service_ran_is_fine(
+    deployed: str, redis_url: str, own_redis: EmbeddedRedis
+) -> None:
+    with CachedPostgresSaver.from_conn_string(deployed, redis_url=redis_url):
+        pass
+    with psycopg.connect(deployed) as connection:
+        connection.execute("UPDATE glasspoint_caches SET seen_at = seen_at - interval '5 minutes'")
+    checked = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=own_redis.url)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer: apt-get install pgbouncer")
+def test_behind_a_pooler_it_opens_savers_as_the_service_does(
+    postgres: EmbeddedPostgres, deployed: str, own_redis: EmbeddedRedis
+) -> None:
+    with pgbouncer(postgres, "test", size=1) as url:
+        unset = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url, CHECKPOINT_CONNECT_TIMEOUT="2")
+    said = " ".join(unset.stdout.split())
+    assert unset.returncode == 1
+    assert "already exists" in said
+    assert "CHECKPOINT_PREPARE_THRESHOLD=none" in said
+    assert "may still be there" not in said
+    with pgbouncer(postgres, "test", size=3) as url:
+        checked = glasspoint(
+            "check", POSTGRES_URL=url, REDIS_URL=own_redis.url, CHECKPOINT_PREPARE_THRESHOLD="none"
+        )
+    said = " ".join(checked.stdout.split())
+    assert checked.returncode == 0, said
+    assert {("warning", "Identity"), ("ok", "Conversation")} <= {*marks(checked.stdout)}
+    assert "ALTER ROLE ... SET statement_timeout = '10s'" in said
+
+
+def test_rights_that_are_missing_are_named_as_a_grant(deployed: str, own_redis: EmbeddedRedis) -> None:
+    with psycopg.connect(deployed, autocommit=True) as connection:
+        connection.execute("CREATE ROLE checked LOGIN")
+        connection.execute("GRANT SELECT ON checkpoints, checkpoint_migrations TO checked")
+        try:
+            url = make_conninfo(deployed, user="checked")
+            checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
+        finally:
+            connection.execute("DROP OWNED BY checked")
+            connection.execute("DROP ROLE checked")
+    said = " ".join(checked.stdout.split())
+    assert checked.returncode == 1
+    assert {*marks(checked.stdout)} >= {
+        ("FAILED", "Tables"),
+        ("skipped", "Identity"),
+        ("skipped", "Conversation"),
+    }
+    assert "GRANT SELECT, INSERT, UPDATE, DELETE ON checkpoints" in said
+    assert "may not be used" in said
+
+
+def test_it_says_why_redis_is_not_used(deployed: str, own_redis: EmbeddedRedis) -> None:
+    with psycopg.connect(deployed, autocommit=True) as connection:
+        connection.execute("CREATE ROLE checked LOGIN")
+        connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO checked")
+        connection.execute("ALTER TABLE checkpoints ENABLE ROW LEVEL SECURITY")
+        connection.execute("CREATE POLICY everything ON checkpoints USING (true)")
+        try:
+            url = make_conninfo(deployed, user="checked")
+            checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
+        finally:
+            connection.execute("DROP OWNED BY checked")
+            connection.execute("DROP ROLE checked")
+    assert ("FAILED", "Identity") in marks(checked.stdout)
+    assert "Row-level security" in " ".join(checked.stdout.split())
 
 
 async def test_postgres_down_fails_and_what_needs_it_is_skipped(redis_url: str) -> None:

@@ -148,6 +148,31 @@ async def test_a_comment_that_stands_elsewhere_makes_no_statement_ours(watched: 
     assert await noted(watched) == [("a", "", CHECKPOINTS)]
 
 
+async def test_what_a_trigger_of_others_writes_inside_a_statement_of_ours_is_noted(
+    watched: str, redis_url: str
+) -> None:
+    """Our own writes beside it are not."""
+    await run(
+        watched,
+        """
+        CREATE FUNCTION mark() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            UPDATE checkpoints SET metadata = '{}' WHERE thread_id = 'marked';
+            INSERT INTO checkpoint_writes
+                (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, blob)
+                VALUES ('inner', '', NEW.checkpoint_id, 't', 0, 'x', '');
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER mark AFTER INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION mark();
+        """,
+    )
+    await rows(watched, ("marked", "", "1"))
+    await run(watched, "DELETE FROM checkpoint_writes")
+    async with open_saver(watched, redis_url, sweep_interval_seconds=NEVER) as saver:
+        await noted(watched)
+        await Thread("a").put(saver)
+        assert await noted(watched) == [("inner", "", WRITES), ("marked", "", CHECKPOINTS)]
+
+
 async def test_an_update_that_moves_rows_to_another_thread_notes_both(watched: str) -> None:
     await rows(watched, ("a", "", "1"), ("a", "n", "1"), ("b", "", "1"), ("c", "", "1"))
     await run(watched, "UPDATE checkpoints SET thread_id = 'moved ' || thread_id WHERE thread_id < 'c'")

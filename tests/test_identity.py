@@ -463,6 +463,49 @@ async def test_the_own_pool_waits_for_its_commits_whatever_database_and_role_say
     assert "synchronous_commit" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("setting", "is_unbounded"),
+    [("0", True), ("10500ms", True), ("1min", True), ("10s", False), ("250ms", False)],
+)
+async def test_a_statement_timeout_that_ends_no_late_statement_is_said_once(
+    setting: str, is_unbounded: bool, database: str, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The statement of a writer that was killed may run until after the intent of its write."""
+    url = f"{database}&options={quote(f'-cstatement_timeout={setting}')}"
+    async with over_a_foreign_pool(url, redis_url, write_deadline_seconds=10) as one:
+        for _ in range(2):
+            await one.round()
+        gauge = one.registry.get_sample_value("glasspoint_l2_unbounded_statements", NAMED)
+        assert gauge == float(is_unbounded)
+    said = [text for text in warnings_of(caplog) if "statement_timeout" in text]
+    assert len(said) == is_unbounded
+    assert all("ALTER ROLE" in text and "'10s'" in text for text in said)
+
+
+async def test_the_own_pool_ends_its_statements_itself(
+    database: str, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with process(database, redis_url, write_deadline_seconds=0.3) as one:
+        assert one.registry.get_sample_value("glasspoint_l2_unbounded_statements", NAMED) == 0
+    assert "statement_timeout" not in caplog.text
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer: apt-get install pgbouncer")
+async def test_behind_a_pooler_the_role_s_settings_count(
+    cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with made(cluster, "roled") as url:
+        for settings, expected in (((), 1), (("statement_timeout = '10s'", "synchronous_commit = on"), 0)):
+            for each in settings:
+                await execute(url, f"ALTER ROLE postgres IN DATABASE roled SET {each}")
+            caplog.clear()
+            with pgbouncer(cluster, "roled", size=3) as pooled:
+                async with process(pooled, redis_url, prepare_threshold=None) as one:
+                    gauge = one.registry.get_sample_value("glasspoint_l2_unbounded_statements", NAMED)
+                    assert gauge == expected
+            assert ("ALTER ROLE" in caplog.text) == bool(expected)
+
+
 @pytest.mark.parametrize("crash", ["of the machine", "of one backend"])
 async def test_after_a_crash_that_lost_commits_nothing_that_is_lost_is_read(
     crash: str, cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
@@ -583,6 +626,33 @@ async def test_a_process_takes_the_cache_over_when_the_others_had_their_minute(
         assert (await health(earlier))["identity"] != "unknown"
 
 
+async def test_two_redis_servers_that_are_kept_say_so_again(
+    database: str,
+    redis_url: str,
+    own_redis: EmbeddedRedis,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They take turns for good: one line would have been forgotten."""
+    async with (
+        process(database, redis_url, sweep_interval_seconds=NEVER) as one,
+        process(database, own_redis.url, sweep_interval_seconds=NEVER) as another,
+    ):
+        lines = []
+        for seconds in (keeping._SAY_DETACHED_SECONDS, 0.0):
+            for each in (one, another):
+                each.saver._identity._detached_lines.seconds = seconds
+            caplog.clear()
+            for taker, left in 2 * ((one, another), (another, one)):
+                monkeypatch.setattr(keeping, "_DETACHED_SECONDS", 0.0)
+                await taker.round()  # detached; or its minute is over, and it takes the cache
+                await taker.round()
+                monkeypatch.setattr(keeping, "_DETACHED_SECONDS", 3600.0)
+                await left.round()
+            lines.append(sum("another Redis" in text for text in warnings_of(caplog)))
+        assert lines == [2, 4]
+
+
 async def health(one: Process) -> dict[str, Any]:
     """What `/readyz` says of a saver."""
     check = one.saver.vitals.check
@@ -664,6 +734,68 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What Glasspoint has warned of."""
     records = [r for r in caplog.records if r.name.startswith("glasspoint")]
     return [r.getMessage() for r in records if r.levelno >= logging.WARNING]
+
+
+_TENANTS = ("tenant_a", "tenant_b")
+
+
+async def with_row_security(database: str) -> list[str]:
+    """Let two roles see their own threads only; the URLs with which they connect."""
+    for name in _TENANTS:
+        await execute(
+            database,
+            f"DO $$ BEGIN CREATE ROLE {name} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}",
+        )
+    for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
+        await execute(
+            database,
+            f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
+            f"CREATE POLICY own ON {table} USING (thread_id LIKE current_user || '%')",
+        )
+    return [database.replace("postgres@", f"{name}@") for name in _TENANTS]
+
+
+async def test_roles_that_see_different_rows_are_served_by_postgres_alone(
+    cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A role that sees all rows has its cache, and what the others write reaches it."""
+    thread = Conversation("tenant_a: 42")
+    with made(cluster, "tenants") as url:
+        async with process(url, redis_url, sweep_interval_seconds=NEVER) as owner:
+            first, second = await with_row_security(url)
+            async with process(first, redis_url) as one, process(second, redis_url) as another:
+                assert await thread.turn(one.saver, "secret") == ["secret"]
+                assert await thread.read(one.saver) == ["secret"]
+                assert await thread.read(another.saver) == []
+                assert await thread.turn(owner.saver, "by the owner") == ["secret", "by the owner"]
+                assert await thread.read(owner.saver) == ["secret", "by the owner"]
+                assert owner.hits
+                assert await thread.turn(one.saver, "again") == ["secret", "by the owner", "again"]
+                await owner.round()
+                assert await thread.read(owner.saver) == ["secret", "by the owner", "again"]
+                assert await thread.read(another.saver) == []
+                for each in (one, another):
+                    await each.round()
+                    assert each.hits == 0
+                    assert (await health(each))["identity"] == "unknown"
+        said = [text for text in warnings_of(caplog) if "Row-level security" in text]
+        assert len(said) == 2, "once a saver"
+
+
+async def test_row_security_that_is_switched_on_meanwhile_is_noticed(
+    cluster: Cluster, redis_url: str
+) -> None:
+    thread = Conversation("tenant_a: 42")
+    with made(cluster, "tenants") as url:
+        async with process(url, NO_REDIS):
+            plain = await as_a_plain_role(url)
+        async with process(plain, redis_url, sweep_interval_seconds=SOON) as one:
+            await thread.turn(one.saver, "one")
+            assert await thread.read(one.saver) == ["one"]
+            assert one.hits
+            await with_row_security(url)
+            await one.will_read(thread, [])
 
 
 async def test_a_role_that_may_not_use_the_tables_of_the_cache_works_without_it_and_says_so_once(

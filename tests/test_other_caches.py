@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import psycopg
 import pytest
 
-from glasspoint import CachedPostgresSaver
+from glasspoint import CachedPostgresSaver, sweeping
 from glasspoint.scope import scope_of
 from states import open_saver
 from steps import Thread, until
@@ -83,6 +84,57 @@ async def test_what_changes_whole_threads_reaches_the_other_cache(
         assert await thread.turn(other) == expected
         if change == "copy":
             assert await copy.turn(other) == 2
+
+
+async def test_what_a_retired_cache_has_left_is_deleted_after_a_day(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that is away for less than a day keeps its rows, and loses no write."""
+    thread = Thread("a")
+    monkeypatch.setattr(sweeping, "_RETIRE_EVERY_SECONDS", 0.0)
+    async with open_saver(database, redis_url, key_prefix="one", sweep_interval_seconds=NEVER) as one:
+        for name in ("other", "retired"):
+            async with open_saver(database, redis_url, key_prefix=name, sweep_interval_seconds=NEVER):
+                pass
+        await _meet(one)
+        await thread.put(one)
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+            await conn.execute(
+                "INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns) "
+                "VALUES ('never', 'a', '')"
+            )
+
+            async def left() -> list[tuple[str, str, str]]:
+                cursor = await conn.execute(
+                    "SELECT 'journal', cache, '' FROM glasspoint_l1_journal "
+                    "UNION SELECT 'caches', cache, '' FROM glasspoint_caches "
+                    "UNION SELECT 'marks', c.cache, '' FROM glasspoint_caches AS c "
+                    "JOIN glasspoint_crash_marks AS m USING (generation)"
+                )
+                return sorted(await cursor.fetchall())
+
+            for age in ("23 hours", "25 hours"):
+                await conn.execute(
+                    "UPDATE glasspoint_caches SET seen_at = now() - %s::interval WHERE cache = 'retired'",
+                    [age],
+                )
+                await conn.execute(
+                    "UPDATE glasspoint_l1_journal SET created_at = now() - %s::interval", [age]
+                )
+                before = await left()
+                await one._sweeper.tidy()
+                if age == "23 hours":
+                    assert await left() == before
+                    assert ("journal", "retired", "") in before
+                    assert ("journal", "never", "") in before
+            kept = [row for row in before if row[1] not in ("retired", "never")]
+            assert await left() == kept
+            assert ("journal", "other", "") in kept
+            marks = await (await conn.execute("SELECT count(*) FROM glasspoint_crash_marks")).fetchone()
+            assert marks == (2,)
+    async with open_saver(database, redis_url, key_prefix="retired") as back:
+        assert await thread.turn(back) == 1
+        assert await thread.turn(back) == 1, "a hit"
 
 
 async def test_the_other_cache_is_named_once(

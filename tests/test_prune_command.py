@@ -18,9 +18,10 @@ from redis import Redis
 
 from command_line import Running, assert_fits, glasspoint, running_glasspoint
 from glasspoint.commands import age_of
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.pruning_command import human_bytes
 from histories import id_at
+from pgbouncer import PROGRAM, pgbouncer
 from states import open_saver
 from steps import Thread
 
@@ -82,6 +83,58 @@ def test_json_is_one_object(filled: str, redis_url: str) -> None:
     assert (report["threads"], report["batches"], report["skipped_threads"]) == (5, 3, 0)
     assert report["bytes"] > 0
     assert pruned.stderr == ""
+
+
+def caches(database: str) -> list[tuple[str, str, str]]:
+    """Return which caches there are: prefix, Redis, generation."""
+    with psycopg.connect(database) as connection:
+        return connection.execute(
+            "SELECT cache, reign, generation FROM glasspoint_caches ORDER BY cache"
+        ).fetchall()
+
+
+def test_a_dry_run_attaches_no_cache(filled: str, redis_url: str, own_redis: EmbeddedRedis) -> None:
+    """Neither to another Redis than the service's, nor of another name."""
+    before = caches(filled)
+    assert len(before) == 1
+    for arguments, url in (((), own_redis.url), (("--key-prefix", "typo"), redis_url)):
+        counted = glasspoint(
+            "prune", "--older-than=30d", "--dry-run", *arguments, POSTGRES_URL=filled, REDIS_URL=url
+        )
+        assert counted.returncode == 0, counted.stderr
+        assert re.search(r"^checkpoints +15$", counted.stdout, re.MULTILINE)
+        assert caches(filled) == before
+
+
+def test_with_another_redis_than_the_service_s_nothing_is_removed(
+    filled: str, redis_url: str, own_redis: EmbeddedRedis
+) -> None:
+    before = caches(filled)
+    for arguments, url, said in (
+        ((), own_redis.url, "with another Redis than this one"),
+        (("--key-prefix", "typo"), redis_url, "no cache with the key prefix 'typo'"),
+    ):
+        refused = glasspoint("prune", "--older-than=30d", *arguments, POSTGRES_URL=filled, REDIS_URL=url)
+        assert refused.returncode == 1
+        assert "Nothing was removed" in refused.stderr
+        assert said in " ".join(refused.stderr.split())
+        assert checkpoints(filled) == 20
+        assert caches(filled) == before
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer: apt-get install pgbouncer")
+def test_behind_a_pooler_it_opens_its_saver_as_the_service_does(
+    postgres: EmbeddedPostgres, filled: str, redis_url: str
+) -> None:
+    with pgbouncer(postgres, "test", size=1) as url:
+        for _ in range(2):
+            for arguments in (("--dry-run",), ()):
+                pruned = glasspoint(
+                    "prune", "--older-than=30d", *arguments,
+                    POSTGRES_URL=url, REDIS_URL=redis_url, CHECKPOINT_PREPARE_THRESHOLD="none",
+                )  # fmt: skip
+                assert pruned.returncode == 0, pruned.stderr
+        assert checkpoints(filled) == 5
 
 
 @pytest.mark.parametrize("age", ["", "30", "d", "30 days", "1.5d", "0d", "-3d", "30D", "٣d"])

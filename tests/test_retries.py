@@ -627,6 +627,19 @@ async def test_a_pool_that_is_exhausted_is_not_asked_twice(database: str, redis_
     assert watched.retries == {}
 
 
+async def test_a_database_that_was_dropped_is_waited_for_no_longer_than_for_a_connection(
+    postgres: EmbeddedPostgres, redis_url: str
+) -> None:
+    """The log of the pool has the server's reason."""
+    thread, url = Thread("a"), postgres.create_database("dropped")
+    async with open_saver(url, redis_url, pool_timeout_seconds=0.5, audit_ratio=0.0) as saver:
+        await thread.put(saver)
+        postgres.drop_database("dropped")
+        for _ in range(2):
+            with pytest.raises(L2UnavailableError, match=r"came free within 0\.\d s.* psycopg\.pool"):
+                await thread.put(saver)
+
+
 async def test_without_a_pool_only_what_needs_no_fresh_connection_is_tried_again(
     database: str, redis_url: str
 ) -> None:

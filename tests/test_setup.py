@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
@@ -689,7 +690,8 @@ async def test_a_role_that_may_make_triggers_but_no_functions_goes_on_without(
     )
     schema._warned.clear()
     await set_up(role)
-    assert len([r for r in caplog.records if "'service'" in r.getMessage()]) == 1
+    [said] = [r.getMessage() for r in caplog.records if "'service'" in r.getMessage()]
+    assert "glasspoint_renew_content_id() belong to another role" in said
     assert await value(database, "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'glasspoint%%'") == 0
     assert await value(database, "SELECT count(*) FROM pg_proc WHERE proname LIKE 'glasspoint%%'") == 1
 
@@ -705,9 +707,26 @@ async def test_no_function_is_made_that_would_fail_the_writes_of_others(
         await sql(database, f'ALTER TABLE {table} OWNER TO "service"')
     schema._warned.clear()
     await set_up(role)
-    assert len([r for r in caplog.records if "'service'" in r.getMessage()]) == 1
+    [said] = [r.getMessage() for r in caplog.records if "'service'" in r.getMessage()]
     assert not await stand(database)
+    grants = re.findall(r"GRANT [^;.]+", said)
+    assert [grant.split(" TO ")[0] for grant in grants] == [
+        "GRANT UPDATE ON glasspoint_identity",
+        "GRANT INSERT ON glasspoint_l1_journal",
+    ]
     await sql(role, "INSERT INTO checkpoints VALUES ('a', '', '1', NULL, NULL, '{}', '{}')")
+    for grant in grants:  # as the warning says
+        await sql(database, grant)
+    await set_up(role)
+    assert await stand(database)
+
+
+async def test_a_role_that_may_not_remove_is_told_so_and_nothing_is_removed(database: str, role: str) -> None:
+    await set_up(database)
+    with pytest.raises(SchemaError, match=r"'service' may not drop Glasspoint's .*Nothing was removed"):
+        async with connect(role) as conn:
+            await schema.remove(conn)
+    assert await stand(database)
 
 
 # ------------------------------------------------------------------ schemas

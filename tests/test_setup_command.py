@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from command_line import assert_fits, glasspoint
 from glasspoint import CachedPostgresSaver
+from glasspoint.demo.embedded import EmbeddedPostgres
 from states import open_saver, open_upstream
 from steps import Thread
 
@@ -46,6 +48,31 @@ def test_told_to_ignore_foreign_writes_it_makes_no_triggers(database: str) -> No
     assert done.returncode == 0, done.stderr
     assert "There are no triggers" in done.stdout
     assert _triggers(database) == 0
+
+
+def test_without_the_triggers_that_were_wanted_it_fails_and_says_what_to_grant(
+    postgres: EmbeddedPostgres, database: str
+) -> None:
+    assert glasspoint("setup", "--foreign-writes", "ignore", POSTGRES_URL=database).returncode == 0
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE ROLE init LOGIN")
+        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO init")
+        try:
+            url = make_conninfo(database, user="init")
+            done = glasspoint("setup", POSTGRES_URL=url)
+            ignoring = glasspoint("setup", "--foreign-writes", "ignore", POSTGRES_URL=url)
+            removing = glasspoint("setup", "--remove", POSTGRES_URL=url)
+        finally:
+            connection.execute("DROP OWNED BY init")
+            connection.execute("DROP ROLE init")
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "The tables are up to date" in said
+    assert "GRANT TRIGGER ON checkpoints TO" in said
+    assert "GRANT INSERT ON glasspoint_l1_journal TO" in said
+    assert ignoring.returncode == 0, ignoring.stderr
+    assert removing.returncode == 1
+    assert "may not drop Glasspoint's" in " ".join(removing.stderr.split())
 
 
 async def test_a_renewed_key_makes_the_cache_start_anew(database: str, redis_url: str) -> None:
@@ -90,6 +117,7 @@ def test_what_is_missing_or_wrong_is_said_in_a_line(database: str) -> None:
     unreachable = glasspoint("setup", POSTGRES_URL="postgresql://me:geheim@127.0.0.1:1/db")
     assert unreachable.returncode == 1
     assert "cannot be reached" in unreachable.stderr
+    assert "Connection refused" in " ".join(unreachable.stderr.split())
     assert "geheim" not in unreachable.stderr
     both = glasspoint("setup", "--remove", "--renew-signing-key", POSTGRES_URL=database)
     assert both.returncode == 2

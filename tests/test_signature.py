@@ -130,6 +130,9 @@ CHANGES: dict[str, Callable[[Fields, Fields, Fields], Any]] = {
     "no value where there was one": lambda own, *_: own.update({VALUE: own[VOID]}),
     "no value, unsigned": lambda own, *_: own.update({VALUE: own[VALUE].split(b"\0")[0] + b"\0"}),
     "a version alone": lambda own, *_: own.update({VALUE: own[VALUE].split(b"\0")[0]}),
+    "random bytes for a value": lambda own, *_: own.update({VALUE: bytes(range(64))}),
+    "nothing for a value": lambda own, *_: own.update({VALUE: b""}),
+    "the value of the parent": lambda own, _, parent: own.update({VALUE: parent[VALUE]}),
     "a value for what stands in the head": lambda own, *_: own.update({INLINE: own[VALUE]}),
     "a bit of a pending write": lambda own, *_: own.update(
         {WRITE: flipped(own[WRITE], last_of_text(own[WRITE]))}
@@ -154,7 +157,7 @@ CHANGES: dict[str, Callable[[Fields, Fields, Fields], Any]] = {
     "the head that is gone": lambda own, *_: own.pop(HEAD),
 }
 # These need no signature to be refused.
-INCOMPLETE = {"a channel's field that is gone", "the head that is gone", "a version alone"}
+INCOMPLETE = {"a channel's field that is gone", "the head that is gone", "the value of the parent"}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,12 @@ __all__ = ["build"]
 
 _TEN_YEARS_DAYS = 3650
 
-_COMMITS = {0: ("durable", GOOD), 1: ("at risk", BAD)}
+_COMMITS = {
+    0: ("durable", GOOD),
+    1: ("at risk", BAD),
+    2: ("late statements", BAD),
+    3: ("at risk, late statements", BAD),
+}
 
 _SIZES = f"max by (saver, table) ({metric('storage_bytes')})"
 _GROWTH = f"max by (saver, table) (deriv({metric('storage_bytes')}[$growth]))"
@@ -341,12 +346,18 @@ def _commits() -> Panel:
         "Acknowledged writes",
         About(
             "Whether a write that PostgreSQL has acknowledged to a saver survives a crash or a failover:"
-            " durable, if `synchronous_commit` is on or remote_apply on the saver's connections.",
+            " durable, if `synchronous_commit` is on or remote_apply on the saver's connections. And whether"
+            " the statement of a killed process ends in time: `statement_timeout` is at most the write's"
+            " deadline.",
             "durable throughout.",
             "at risk: set `synchronous_commit` to on, for the role or in the pool that is passed in. Nothing"
-            " is lost as long as PostgreSQL does not crash.",
+            " is lost as long as PostgreSQL does not crash. Late statements: set `statement_timeout`, too.",
         ),
-        Query(f"max by (instance, saver) ({metric('l2_asynchronous_commit')})", "{{instance}} {{saver}}"),
+        Query(
+            f"max by (instance, saver) ({metric('l2_asynchronous_commit')})"
+            f" + 2 * max by (instance, saver) ({metric('l2_unbounded_statements')})",
+            "{{instance}} {{saver}}",
+        ),
         texts=_COMMITS,
         width=6,
     )

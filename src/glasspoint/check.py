@@ -4,8 +4,9 @@ Seven checks, in the order in which things break: PostgreSQL can be reached, Red
 cache, Redis does not evict (only a warning, because the cache may be evicted), the checkpoint tables are
 there, the cache knows which database it belongs to, a conversation of two turns, each through a saver of its
 own, remembers a name and finds it in the cache, and nothing of an outage waits in Redis or stands beside a
-history. No table is made by looking: if one is missing, that is a finding. (The cache gets its row in
-`glasspoint_caches`, as from any saver.)
+history. No table is made by looking: if one is missing, that is a finding. (A cache that is new, and the only
+one, gets its row in `glasspoint_caches`, as from any saver. One that a service uses with another Redis is left
+alone, and a mistyped key prefix makes no new one.)
 The scratch conversation is removed again, also when its check fails.
 """
 
@@ -28,6 +29,7 @@ from psycopg.rows import tuple_row
 from redis.exceptions import RedisError, ResponseError
 
 from glasspoint import CachedPostgresSaver, RedisSaver
+from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.demo.conversation import build_conversation, say
 from glasspoint.demo.model import RecallingChatModel
 from glasspoint.errors import GlasspointError
@@ -36,14 +38,14 @@ from glasspoint.l1.epoch import root_of
 from glasspoint.l1.faults import remedy
 from glasspoint.l1.permissions import check_permissions, refuse_cluster
 from glasspoint.l2.pool import postgres_conninfo
-from glasspoint.l2.schema import triggers_stand
+from glasspoint.l2.schema import GRANTS, triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.target import Target
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import DURABLE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from glasspoint.blocking import Opening
 
@@ -52,6 +54,9 @@ __all__ = ["Finding", "Status", "run_checks"]
 Status = Literal["ok", "warning", "failed", "skipped"]
 
 _TABLES = {"checkpoints": "checkpoints", "checkpoint_blobs": "values", "checkpoint_writes": "pending writes"}
+_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
+_READ_ONLY_TABLES = ("checkpoint_migrations", "glasspoint_identity")
+_SET_UP = "Run `glasspoint setup` (or `await saver.setup()`) once, with the owner of the tables"
 _COUNT_EXACTLY_BELOW_ROWS = 1_000_000
 _REMOVAL_SECONDS = 10.0
 _SCANS = 50
@@ -94,7 +99,12 @@ class _Skipped(Exception):
 
 
 async def run_checks(
-    postgres_url: str, redis_url: str, *, key_prefix: str = "glasspoint", timeout_seconds: float
+    postgres_url: str,
+    redis_url: str,
+    *,
+    key_prefix: str = "glasspoint",
+    saver_options: Mapping[str, Any] | None = None,
+    timeout_seconds: float,
 ) -> AsyncIterator[Finding]:
     """Run all checks, one after the other, and yield what each found. A failed one does not stop the others.
 
@@ -102,9 +112,10 @@ async def run_checks(
         postgres_url: PostgreSQL, in any form that the saver takes; empty if it is not configured.
         redis_url: Redis, likewise.
         key_prefix: What the service's keys in Redis begin with.
+        saver_options: How the service opens its saver, besides: see `CachedPostgresSaver.create`.
         timeout_seconds: How long one check may take. A server that swallows packets fails its check.
     """
-    checks = _Checks(postgres_url, redis_url, key_prefix)
+    checks = _Checks(postgres_url, redis_url, key_prefix, saver_options or {})
     probes: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
         ("PostgreSQL", checks.postgres),
         ("Redis", checks.redis),
@@ -146,10 +157,14 @@ async def _find(
 class _Checks:
     """The checks, and what a later one needs to know from an earlier one."""
 
-    def __init__(self, postgres_url: str, redis_url: str, key_prefix: str) -> None:
+    def __init__(
+        self, postgres_url: str, redis_url: str, key_prefix: str, saver_options: Mapping[str, Any]
+    ) -> None:
         self._postgres_url = postgres_url
         self._redis_url = redis_url
         self._key_prefix = key_prefix
+        self._saver_options = saver_options
+        self._has_opened = False
         self._obstacle = "PostgreSQL was not reached"
         self._has_redis = False
         self.secrets = sorted({*_passwords(postgres_url), *_passwords(redis_url)}, key=len, reverse=True)
@@ -166,7 +181,7 @@ class _Checks:
             await connection.execute("SELECT 1")
             info = connection.info
             version = (info.parameter_status("server_version") or "?").split()[0]
-            self._obstacle = "the tables were not found"
+            self._obstacle = "the tables were not found, or may not be used"
             place = f"{_place(info.host, info.port)}, database {info.dbname}, user {info.user}"
             return f"version {version} at {place}"
 
@@ -218,47 +233,79 @@ class _Checks:
                 "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NULL", (wanted,)
             )
             if missing := [row[0] for row in await cursor.fetchall()]:
-                raise _Failed(
-                    f"missing: {', '.join(missing)}. Run `await saver.setup()` once to create them."
-                )
+                raise _Failed(f"missing: {', '.join(missing)}. {_SET_UP}, to create them.")
+            await self._check_rights(cursor, wanted)
             await cursor.execute("SELECT coalesce(max(v), -1) FROM checkpoint_migrations")
             row = await cursor.fetchone()
             newest = len(BasePostgresSaver.MIGRATIONS) - 1
             if row is None or row[0] < newest:
                 raise _Failed(
                     f"older than the installed langgraph-checkpoint-postgres wants them (migration"
-                    f" {row and row[0]} of {newest}). Run `await saver.setup()` once to migrate them."
+                    f" {row and row[0]} of {newest}). {_SET_UP}, to migrate them."
                 )
             self._obstacle = ""
             return ", ".join([f"{await _count(cursor, table)} {rows}" for table, rows in _TABLES.items()])
+
+    async def _check_rights(
+        self, cursor: psycopg.AsyncCursor[tuple[object, ...]], tables: Sequence[str]
+    ) -> None:
+        """See that this role may use the tables as a service does."""
+        needed = [
+            (table, right)
+            for table in tables
+            for right in (["SELECT"] if table in _READ_ONLY_TABLES else _RIGHTS.split(", "))
+        ]
+        await cursor.execute(
+            "SELECT DISTINCT name FROM unnest(%s::text[], %s::text[]) AS needed (name, privilege) "
+            "WHERE NOT has_table_privilege(name, privilege) ORDER BY name",
+            ([table for table, _ in needed], [right for _, right in needed]),
+        )
+        if refused := [str(row[0]) for row in await cursor.fetchall()]:
+            raise _Failed(f"this role lacks rights on {', '.join(refused)}. It needs: {GRANTS}.")
 
     async def identity(self) -> str:
         """The cache knows which database it belongs to, and is told of what other software writes."""
         if self._obstacle or not self._has_redis:
             raise _Skipped(self._obstacle or "Redis was not reached, or cannot be the cache")
+        async with (
+            await self._connect() as connection,
+            open_redis(self._redis_url, timeout_seconds=2.0) as redis,
+        ):
+            has_triggers = await triggers_stand(cast("Any", connection))
+            why_not = await why_not_to_attach(connection, redis, key_prefix=self._key_prefix)
+        if why_not:
+            self._obstacle = "this command must not use the cache"
+            raise _Failed(why_not)
         async with self._saver() as saver:
             vitals = saver.vitals
         if vitals.identity is None:
-            raise _Failed(
-                "L1 (Redis) is not used: it has no identity of this database. See the log of the service."
-            )
-        async with await self._connect() as connection:
-            has_triggers = await triggers_stand(cast("Any", connection))
+            why = vitals.no_identity_because or "It has no identity of this database. See the service's log."
+            raise _Failed(f"L1 (Redis) is not used. {why}")
         others = await self._other_databases(vitals.identity)
-        said = [
-            vitals.identity,
-            "other software's writes are noted"
-            if has_triggers
-            else "other software's writes are NOT noted (run `glasspoint setup` as the owner of the tables)",
-        ]
+        said, warnings = [vitals.identity], []
+        if has_triggers:
+            said.append("other software's writes are noted")
+        elif self._saver_options.get("foreign_writes") == "ignore":
+            said.append("other software's writes are not noted, as CHECKPOINT_FOREIGN_WRITES wants it")
+        else:
+            warnings.append(f"other software's writes are NOT noted ({_SET_UP})")
         if vitals.withheld:
             said.append(f"PostgreSQL withholds: {', '.join(vitals.withheld)}")
         if vitals.synchronous_commit not in DURABLE:
-            said.append(
-                f"synchronous_commit is {vitals.synchronous_commit}: a crash can lose acknowledged writes"
+            warnings.append(
+                f"synchronous_commit is {vitals.synchronous_commit}: a crash can lose acknowledged writes "
+                "(ALTER ROLE ... SET synchronous_commit = on)"
+            )
+        if vitals.has_unbounded_statements:
+            seconds = self._saver_options.get("write_deadline_seconds", 10.0)
+            warnings.append(
+                "statement_timeout is 0, or longer than the write's deadline: a late statement can go "
+                f"unnoticed (ALTER ROLE ... SET statement_timeout = '{seconds:g}s')"
             )
         if others:
             said.append(f"{others} other database(s) share this Redis and prefix, which is fine")
+        if warnings:
+            raise _Warned("; ".join([*said, *warnings]))
         return "; ".join(said)
 
     async def _other_databases(self, identity: str) -> int:
@@ -285,7 +332,8 @@ class _Checks:
             await self._say(thread_id, f"내 이름은 {_NAME}야")
             answer, l1_results = await self._say(thread_id, "내 이름이 뭐라고 했지?")
         finally:
-            await self._remove(thread_id)
+            if self._has_opened:
+                await self._remove(thread_id)
         if _NAME not in answer:
             raise _Failed(f"the second turn has forgotten the name; it said: {answer}")
         if "hit" not in l1_results:
@@ -324,6 +372,7 @@ class _Checks:
         """Return the answer to one turn, and what L1 answered to its reads."""
         registry = CollectorRegistry()
         async with self._saver(registry) as saver:
+            self._has_opened = True
             answer = await say(build_conversation(RecallingChatModel(), saver), thread_id, text)
         results = [
             sample.labels["result"]
@@ -349,11 +398,14 @@ class _Checks:
             self._postgres_url,
             redis_url=self._redis_url,
             key_prefix=self._key_prefix,
+            **self._saver_options,
             telemetry=create_telemetry(registry=registry or CollectorRegistry()),
         )
 
     async def _connect(self) -> psycopg.AsyncConnection:
-        return await psycopg.AsyncConnection.connect(postgres_conninfo(self._postgres_url), autocommit=True)
+        return await psycopg.AsyncConnection.connect(
+            postgres_conninfo(self._postgres_url), autocommit=True, prepare_threshold=None
+        )
 
 
 async def _count(cursor: psycopg.AsyncCursor[tuple[object, ...]], table: str) -> str:

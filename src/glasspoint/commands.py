@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
@@ -201,7 +201,8 @@ def check(
     """Check that a deployment can remember a conversation.
 
     Are both servers reached, are the tables there, and does a conversation of two turns remember a name? It
-    runs on a scratch thread that is removed again. Nothing else is changed, no table is made.
+    runs on a scratch thread that is removed again. Nothing else is changed, no table is made. A cache that a
+    service uses with another Redis is left alone. The CHECKPOINT_... variables count as for the service.
 
     Better set the environment variables than the options: other users of a machine can read its command
     lines, passwords and all.
@@ -213,7 +214,11 @@ def check(
     async def find() -> list[Finding]:
         found = []
         async for finding in run_checks(
-            postgres_url, redis_url, key_prefix=key_prefix, timeout_seconds=timeout
+            postgres_url,
+            redis_url,
+            key_prefix=key_prefix,
+            saver_options=_saver_options(),
+            timeout_seconds=timeout,
         ):
             found.append(finding)
             if not as_json:
@@ -275,6 +280,7 @@ def prune(
     from. In short transactions, of which each finished one stays done; may be run again, or twice at once.
 
     Redis must be reachable, for it is told of everything that goes. Ctrl-C ends after the batch under way.
+    The CHECKPOINT_... variables count as for the service.
 
     Better set the environment variables than the options: other users of a machine can read its command
     lines, passwords and all.
@@ -286,11 +292,14 @@ def prune(
         if not url:
             option = f"--{name.lower().replace('_', '-')}"
             raise typer.BadParameter(f"not configured: set {name}, or pass {option}.", param_hint=option)
+    with _plain_endings():
+        saver_options = _saver_options()
     run = PruneRun(
         postgres_url,
         redis_url,
         Console(stderr=True, highlight=False),
         key_prefix=key_prefix,
+        saver_options=saver_options,
         show_progress=not as_json,
     )
     with kept_warnings(capacity=1):
@@ -399,6 +408,22 @@ def trace(
             as_json=as_json,
             page=html,
         )
+
+
+def _saver_options() -> dict[str, Any]:
+    """Return how the environment wants a saver to be opened, as the service opens its own."""
+    from glasspoint.settings import Settings
+
+    settings = Settings.from_environment()
+    return {
+        "prepare_threshold": settings.prepare_threshold,
+        "connect_timeout_seconds": settings.connect_timeout,
+        "pool_timeout_seconds": settings.pool_timeout,
+        "l1_timeout_seconds": settings.l1_timeout,
+        "write_deadline_seconds": settings.write_deadline,
+        "l1_signing_key": settings.l1_signing_key and settings.l1_signing_key.get_secret_value(),
+        "foreign_writes": settings.foreign_writes,
+    }
 
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}

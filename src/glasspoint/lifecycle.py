@@ -181,6 +181,7 @@ class ManagedSaver(SyncFace):
             vitals,
             signing_key=signing_key,
             last_used=last_used,
+            statement_seconds=(_DEADLINES_AN_INTENT_LASTS - 1) * write_deadline_seconds,
         )
         self._l2.greet = self._identity.greet
         self._sweeper = self._lifetime.sweeper = Sweeper(

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from prometheus_client import CollectorRegistry
+from redis.exceptions import RedisError
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from glasspoint.errors import L1UnavailableError
+from glasspoint.coherence.attached import why_not_to_attach
+from glasspoint.errors import ConfigurationError, L1Error, L1UnavailableError
 from glasspoint.l1.client import open_redis
+from glasspoint.l2.pool import postgres_conninfo
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.telemetry import create_telemetry
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
     from datetime import timedelta
 
@@ -32,6 +37,13 @@ _LINE_EVERY_SECONDS = 10.0
 
 class _Interrupted(Exception):
     """Raised between two batches."""
+
+
+class _CountingSaver(CachedPostgresSaver):
+    """A saver for a dry run: it makes no identity, so that it takes no cache from a service."""
+
+    async def _connect_l1(self) -> None:
+        self._identity.attaches = False
 
 
 class PruneRun:
@@ -50,6 +62,7 @@ class PruneRun:
         console: Console,
         *,
         key_prefix: str = "glasspoint",
+        saver_options: Mapping[str, Any] | None = None,
         show_progress: bool,
     ) -> None:
         self.report: PruneReport | None = None
@@ -58,6 +71,7 @@ class PruneRun:
         self._postgres_url = postgres_url
         self._redis_url = redis_url
         self._key_prefix = key_prefix
+        self._saver_options = saver_options or {}
         self._console = console
         self._progress = _progress(console) if show_progress and console.is_terminal else None
         self._writes_lines = show_progress and not console.is_terminal
@@ -71,11 +85,13 @@ class PruneRun:
         """
         if not dry_run:
             await self._check_redis()
+        saver_class = _CountingSaver if dry_run else CachedPostgresSaver
         bar: AbstractContextManager[object] = self._progress or nullcontext()
-        async with CachedPostgresSaver.from_conn_string(
+        async with saver_class.from_conn_string(
             self._postgres_url,
             redis_url=self._redis_url,
             key_prefix=self._key_prefix,
+            **self._saver_options,
             pool_max_size=2,
             telemetry=create_telemetry(registry=CollectorRegistry()),
         ) as saver:
@@ -101,7 +117,7 @@ class PruneRun:
                 loop.remove_signal_handler(signal.SIGINT)
 
     async def _check_redis(self) -> None:
-        """Refuse before anything is removed of which Redis could not be told."""
+        """Refuse before anything is removed of which Redis could not be told, or not the service's Redis."""
         async with open_redis(self._redis_url, timeout_seconds=_REDIS_SECONDS) as redis:
             try:
                 await redis.ping()
@@ -110,6 +126,13 @@ class PruneRun:
                     f"Redis does not answer ({type(exc).__name__}), and must be told of what is removed: "
                     "nothing was. Check REDIS_URL, and that the server is up."
                 ) from None
+            with suppress(psycopg.Error, RedisError, L1Error):  # the saver says what that means
+                async with await psycopg.AsyncConnection.connect(
+                    postgres_conninfo(self._postgres_url), autocommit=True, prepare_threshold=None
+                ) as conn:
+                    obstacle = await why_not_to_attach(conn, redis, key_prefix=self._key_prefix)
+                if obstacle:
+                    raise ConfigurationError(f"Nothing was removed: {obstacle}")
 
     def _interrupt(self, task: asyncio.Task[Any] | None) -> None:
         if not self.interrupted:

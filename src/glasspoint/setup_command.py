@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, cast
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
-from glasspoint.errors import GlasspointError, L2UnavailableError
+from glasspoint.errors import GlasspointError, L2UnavailableError, SchemaError
 from glasspoint.l2 import schema
 from glasspoint.l2.pool import postgres_conninfo
 
@@ -30,20 +31,28 @@ async def run_setup(postgres_url: str, task: Task, *, foreign_writes: ForeignWri
         What was done, a sentence a line.
 
     Raises:
-        GlasspointError: It could not be done; the message says why. It never holds a password.
+        GlasspointError: It could not be done, or triggers were wanted and do not stand; the message says why.
+            It never holds a password.
     """
+    conninfo = postgres_conninfo(postgres_url)
     try:
-        connection = await psycopg.AsyncConnection.connect(
-            postgres_conninfo(postgres_url), autocommit=True, prepare_threshold=None
-        )
+        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
     except psycopg.OperationalError as exc:
+        reason = " ".join(str(exc).split()).rstrip(".")
+        if password := str(conninfo_to_dict(conninfo).get("password") or ""):
+            reason = reason.replace(password, "***")
         raise L2UnavailableError(
-            "PostgreSQL cannot be reached: check POSTGRES_URL, and that the server is up."
-        ) from exc
+            f"PostgreSQL cannot be reached: {reason}. Check POSTGRES_URL, and that the server is up."
+        ) from None
     async with connection:
         conn = cast("Connection", connection)
         try:
             return await _do(conn, task, foreign_writes)
+        except psycopg.errors.InsufficientPrivilege as exc:
+            raise SchemaError(
+                f"PostgreSQL refused: {exc.diag.message_primary}. Run this with the owner of the tables. "
+                f"(A role that only uses them needs: {schema.GRANTS}.)"
+            ) from exc
         except psycopg.Error as exc:
             raise GlasspointError(
                 f"PostgreSQL refused: {exc.diag.message_primary or type(exc).__name__}."
@@ -57,11 +66,13 @@ async def _do(conn: Connection, task: Task, foreign_writes: ForeignWrites) -> li
         return [f"Glasspoint's triggers and tables are removed from {where}; LangGraph's are as they were."]
     await schema.set_up(conn, foreign_writes=foreign_writes)
     done = [f"The tables are up to date in {where}."]
-    if await schema.triggers_stand(conn):
-        done.append("Triggers note what other software writes.")
-    else:
-        done.append("There are no triggers: the cache does not notice what other software writes.")
     if task == "renew the signing key":
         await schema.renew_signing_key(conn)
         done.append("The signing key is renewed: savers believe nothing that Redis holds from before.")
+    if await schema.triggers_stand(conn):
+        done.append("Triggers note what other software writes.")
+        return done
+    done.append("There are no triggers: the cache does not notice what other software writes.")
+    if foreign_writes == "watch":
+        raise SchemaError(" ".join([*done, await schema.why_no_triggers(conn)]))
     return done

@@ -64,6 +64,9 @@ _PAUSE_SECONDS = 1.0
 _COUNT_EVERY_SECONDS = 10.0
 _COMPACT_FROM = 1000
 
+# How often what caches of the past have left in PostgreSQL is deleted.
+_RETIRE_EVERY_SECONDS = 3600.0
+
 # How many scopes in quarantine are tried at a time; if Redis refuses all of them, no more in this sweep.
 _TRIES = 16
 
@@ -109,6 +112,7 @@ class Sweeper:
         self._not_before = 0.0
         self._backlog = False
         self._count_at = 0.0
+        self._retire_at = monotonic() + random.uniform(0, _RETIRE_EVERY_SECONDS)
         self._compact_from = _COMPACT_FROM
         self._compact_kept_from = _COMPACT_FROM
         self._background = BackgroundTask(
@@ -188,15 +192,22 @@ class Sweeper:
         return self._background.failed(error)
 
     async def tidy(self) -> None:
-        """What is done after a round, when there is time: delete a part of what older epochs have left."""
+        """What is done after a round, when there is time: delete a part of what older epochs have left, and
+        what caches have left that no process uses any more."""
+        if monotonic() >= self._retire_at:
+            self._retire_at = monotonic() + _RETIRE_EVERY_SECONDS * random.uniform(0.8, 1.0)
+            await self._try_to_tidy(self._journal.retire)
         if self._purger is not None and self._cache.trusted and self._breaker.is_closed:
-            try:
-                async with asyncio.timeout(_PATIENCE_SECONDS):
-                    await self._purger.advance()
-            except FORESEEN as exc:
-                _log.debug("entries of older epochs are yet to be deleted (%s)", type(exc).__name__)
+            await self._try_to_tidy(self._purger.advance)
 
     # ---------------------------------------------------------------- helpers
+
+    async def _try_to_tidy(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await work()
+        except FORESEEN as exc:
+            _log.debug("what the past has left is yet to be deleted (%s)", type(exc).__name__)
 
     async def _probe(self) -> None:
         reason = "cancelled"

@@ -31,7 +31,7 @@ from glasspoint.identity import Identity
 from glasspoint.l2.identity import NoIdentityError
 from glasspoint.l2.schema import GRANTS
 from glasspoint.telemetry.events import DURABLE, IdentityChanged
-from glasspoint.telemetry.logs import get_logger
+from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
     from typing import Any
@@ -58,6 +58,9 @@ _SETUP_TAKES_SECONDS = 5.0
 
 # How long a process waits for those that have attached the cache to another Redis.
 _DETACHED_SECONDS = 60.0
+
+# How often a process says at most that it is detached: two Redis servers kept for good take turns.
+_SAY_DETACHED_SECONDS = 600.0
 
 # Longer than a statement can be under way.
 _NEW_SECONDS = 30.0
@@ -103,6 +106,7 @@ class IdentityKeeper:
         *,
         signing_key: bytes | None = None,
         last_used: LastUsed | None = None,
+        statement_seconds: float | None = None,
     ) -> None:
         """Args:
         cache: Whose keys they are.
@@ -112,6 +116,8 @@ class IdentityKeeper:
         vitals: Where the identity is shown.
         signing_key: Signs the entries in place of the key that PostgreSQL keeps.
         last_used: What is left in Redis for processes that cannot ask PostgreSQL; `None`: nothing.
+        statement_seconds: How long a statement may run before the intent of its write is over; `None` if the
+            caller does not know.
         """
         self._cache = cache
         self._identities = identities
@@ -121,6 +127,7 @@ class IdentityKeeper:
         self._signing_key = signing_key
         self._last_used = last_used
         self._said_last_used: tuple[Identity, float] | None = None
+        self._statement_seconds = statement_seconds
         self._identity: Identity | None = None
         self._known: Identity | None = None  # the last one in use
         self._renewed: str | None = None  # the generation that this process has made itself
@@ -132,7 +139,10 @@ class IdentityKeeper:
         self._met_others: dict[str, float] = {}  # when each was seen first
         self.is_purged = False
         """Whether the entries of older generations were deleted."""
+        self.attaches = True
+        """Whether the identity is made, or renewed where it does not fit; otherwise L1 is not used then."""
         self._warned: set[str] = set()
+        self._detached_lines = Throttle(_SAY_DETACHED_SECONDS)
 
     @property
     def identity(self) -> Identity | None:
@@ -159,6 +169,7 @@ class IdentityKeeper:
             return Found("unusable")
         self._no_tables_since = None
         self._check_durability(look)
+        self._check_statement_timeout(look)
         self._vitals.withheld = tuple(self._identities.withheld)
         await self._meet_others(look)
         status = await self._settle(look)
@@ -280,6 +291,8 @@ class IdentityKeeper:
         return self._detached_at is not None and monotonic() - self._detached_at > _DETACHED_SECONDS
 
     async def _renew(self, look: Look, reason: IdentityReason, reign: str) -> None:
+        if not self.attaches:
+            return
         self._renewed = await self._identities.renew(look, reign, reason)
         if self._renewed is None:
             return  # another process was faster
@@ -310,6 +323,7 @@ class IdentityKeeper:
         self._reign, self._position = row.reign, look.position
         self._detached_at = None
         self._vitals.identity = self._identity.name
+        self._vitals.no_identity_because = ""
         self._cache.identify(self._identity)
 
     def _note_renewal_by_others(self, row: Attachment) -> None:
@@ -348,10 +362,12 @@ class IdentityKeeper:
         await self._record_written(row)
 
     def _leave(self, why: str) -> None:
-        """Use no keys at all, and say why, once."""
+        """Use no keys at all, and say why: once, or now and then if it may end and begin again."""
+        is_new, may_recur = why not in self._warned, why == _DETACHED
         self._leave_keys()
-        if why not in self._warned:
-            self._warned.add(why)
+        self._vitals.no_identity_because = why
+        self._warned.add(why)
+        if self._detached_lines.due() if may_recur else is_new:
             _log.warning(why)
 
     def _leave_keys(self) -> None:
@@ -390,6 +406,24 @@ class IdentityKeeper:
                 look.synchronous_commit,
             )
 
+    def _check_statement_timeout(self, look: Look) -> None:
+        """See that PostgreSQL ends the statement of a process that was killed, before its intent is over."""
+        limit, timeout = self._statement_seconds, look.statement_timeout_seconds
+        if limit is None:
+            return
+        self._vitals.has_unbounded_statements = not 0 < timeout <= limit
+        if self._vitals.has_unbounded_statements and "statement_timeout" not in self._warned:
+            self._warned.add("statement_timeout")
+            _log.warning(
+                "PostgreSQL's statement_timeout is %s on the saver's connections, and should be at most "
+                "%g s, the write's deadline: the statement of a process that was killed may take effect so "
+                "late that the cache does not notice. ALTER ROLE ... SET statement_timeout = '%gs', for the "
+                "role that the saver connects with, and restart the pooler or the process.",
+                f"{timeout:g} s" if timeout else "0 (none)",
+                limit,
+                limit,
+            )
+
 
 _WHAT_CHANGED: dict[IdentityReason, str] = {
     "database": "PostgreSQL is another database than the cache was filled from ({facts})",
@@ -406,6 +440,10 @@ _NO_IDENTITY = {
     f"is not used: PostgreSQL answers alone. {GRANTS}.",
     "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the "
     "standby answers alone. Connect to the primary.",
+    "row_security": "Row-level security applies to the role that the saver connects with: it sees a part of "
+    "the rows, and Redis would show them to roles that see others. So Redis is not used, and PostgreSQL "
+    "answers alone. To use Redis, connect with a role that row security does not apply to (the owner of the "
+    "tables, or BYPASSRLS), and keep tenants apart by a schema or a database each.",
 }
 _DETACHED = (
     "Another process uses another Redis for the cache of this name (key_prefix): this process leaves its "

@@ -177,6 +177,8 @@ def _decode(scope: Scope, fields: Sequence[bytes], signer: Signer) -> StoredChec
         if signed is None or not signed.startswith(start):
             if channel in inline and channel not in head["snapshots"]:
                 continue
+            if signed is not None and verified(name, signed) is None:
+                raise TamperedImageError("the signature of a channel's value is wrong")
             raise UnusableImageError("incomplete: a channel has another version here")
         raw = verified(name, signed)
         if raw is None:

@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from glasspoint.identity import Identity
     from glasspoint.scope import Scope
 
-__all__ = ["WRONG_EPOCH", "Epoch", "EpochKeeper", "Server", "UnidentifiedError", "keys_of", "root_of"]
+__all__ = [
+    "WRONG_EPOCH",
+    "Epoch",
+    "EpochKeeper",
+    "Server",
+    "UnidentifiedError",
+    "keys_of",
+    "reign_of",
+    "root_of",
+]
 
 WRONG_EPOCH = "WRONGEPOCH"
 """The error code of a script that runs on another server process than it was made for."""
@@ -273,6 +282,20 @@ def _reign(server: dict[str, Any], replication: dict[str, Any]) -> _Reign:
             "not through a proxy that hides them, and let the user run INFO."
         )
     return reign
+
+
+async def reign_of(redis: Redis) -> str:
+    """Ask a Redis for its reign: see `Server.reign`.
+
+    Raises:
+        L1Error: It cannot be a cache.
+        Exception: What the client raises, if there is no answer.
+    """
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.info(b"server")  # type: ignore[arg-type]
+        pipe.info(b"replication")  # type: ignore[arg-type]
+        server, replication = await pipe.execute()
+    return _reign(server, replication).name
 
 
 def _script_texts(reign: _Reign, *, copied: bool) -> dict[str, str]:

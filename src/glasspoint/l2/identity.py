@@ -54,9 +54,20 @@ if TYPE_CHECKING:
 
     Connection = psycopg.AsyncConnection[DictRow]
 
-__all__ = ["BARRIER", "Attachment", "Identities", "JournalRow", "Look", "NoIdentityError"]
+__all__ = [
+    "BARRIER",
+    "Attachment",
+    "CacheRow",
+    "Identities",
+    "JournalRow",
+    "Look",
+    "NoIdentityError",
+    "caches_of",
+]
 
 _log = get_logger("glasspoint.l2")
+
+NoIdentityReason = Literal["tables", "privilege", "standby", "row_security"]
 
 # What a server may refuse to say, and how it is asked.
 _WITHHOLDABLE = {
@@ -72,6 +83,13 @@ _ASK_PART = "/* glasspoint */ SELECT {expression}"
 _LOOK = """/* glasspoint */
 SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text,
        {system}, {timeline}, {started}, {position}, current_setting('synchronous_commit'),
+       extract(epoch FROM current_setting('statement_timeout')::interval)::float8,
+       coalesce(
+           row_security_active(here.tables) OR row_security_active('checkpoint_blobs')
+           OR row_security_active('checkpoint_writes') OR row_security_active('glasspoint_l1_journal')
+           OR row_security_active('glasspoint_caches'),
+           false
+       ),
        c.reign, c.generation, c.facts::text, extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
        EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation), c.is_purged,
        j.ids, j.thread_ids, j.namespaces,
@@ -98,7 +116,7 @@ LEFT JOIN LATERAL (
 """
 
 # A standby has no unlogged tables.
-_NO_IDENTITY: tuple[tuple[type[psycopg.Error], Literal["tables", "privilege", "standby"]], ...] = (
+_NO_IDENTITY: tuple[tuple[type[psycopg.Error], NoIdentityReason], ...] = (
     (psycopg.errors.UndefinedTable, "tables"),
     (psycopg.errors.UndefinedColumn, "tables"),
     (psycopg.errors.InsufficientPrivilege, "privilege"),
@@ -125,6 +143,11 @@ INSERT INTO glasspoint_crash_marks (generation) SELECT generation FROM renewed
 _SEEN = """/* glasspoint */
 UPDATE glasspoint_caches SET seen_at = clock_timestamp()
 WHERE cache = %(cache)s AND generation = %(generation)s
+"""
+
+_CACHES = """/* glasspoint */
+SELECT cache, reign, coalesce(extract(epoch FROM clock_timestamp() - seen_at)::float8, 'infinity')
+FROM glasspoint_caches
 """
 
 BARRIER = "1735159667, 'glasspoint_caches'::regclass::oid::int"
@@ -156,10 +179,11 @@ class NoIdentityError(GlasspointError):
 
     Attributes:
         reason: `tables`: `setup` has not made them; `privilege`: this role may not use them; `standby`: this
-            server lags behind its primary.
+            server lags behind its primary; `row_security`: this role sees a part of the rows only, and an
+            entry would show them to roles that see others.
     """
 
-    def __init__(self, reason: Literal["tables", "privilege", "standby"]) -> None:
+    def __init__(self, reason: NoIdentityReason) -> None:
         super().__init__(f"PostgreSQL tells no identity: {reason}")
         self.reason = reason
 
@@ -169,6 +193,25 @@ class JournalRow(NamedTuple):
 
     id: int
     scope: Scope
+
+
+class CacheRow(NamedTuple):
+    """One row of `glasspoint_caches`: see `Attachment`."""
+
+    cache: str
+    reign: str
+    unseen_seconds: float
+
+
+async def caches_of(conn: psycopg.AsyncConnection[Any]) -> list[CacheRow]:
+    """Return the caches of a database.
+
+    Args:
+        conn: A connection in autocommit mode.
+    """
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(_CACHES, prepare=False)
+        return [CacheRow(*row) for row in await cursor.fetchall()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +251,7 @@ class Look:
         synchronous_commit: The setting, on this connection.
         attachment: The cache's row, `None` before the first process has attached it.
         rows: The oldest rows of the journal that were asked for.
+        statement_timeout_seconds: The setting, on this connection; 0 for none.
         others: Other caches (key prefixes) that were in use lately.
         position: How many bytes the log of PostgreSQL has; `None` if the server withholds it. If it has
             become shorter, the server was set back.
@@ -219,6 +263,7 @@ class Look:
     synchronous_commit: str
     attachment: Attachment | None
     rows: list[JournalRow]
+    statement_timeout_seconds: float = 0.0
     others: frozenset[str] = frozenset()
     position: int | None = None
 
@@ -283,7 +328,10 @@ class Identities:
             raise
         if row is None:
             raise NoIdentityError("tables")
-        return _look(row)
+        look, is_subject_to_row_security = _look(row)
+        if is_subject_to_row_security:
+            raise NoIdentityError("row_security")
+        return look
 
     def _report_withheld(self) -> None:
         """Log what the server withholds, once."""
@@ -350,8 +398,9 @@ class Identities:
             return cursor.rowcount > 0
 
 
-def _look(row: tuple[Any, ...]) -> Look:
-    id_, content, signing_key, tables, database, system, timeline, started, position, commit, *rest = row
+def _look(row: tuple[Any, ...]) -> tuple[Look, bool]:
+    id_, content, signing_key, tables, database, system, timeline, started, position, *rest = row
+    commit, statement_timeout, is_subject_to_row_security, *rest = rest
     reign, generation, facts, unseen_seconds, is_marked, is_purged, ids, thread_ids, namespaces, others = rest
     of_the_row = (reign, generation, unseen_seconds, is_marked, is_purged)
     all_facts = {
@@ -365,16 +414,18 @@ def _look(row: tuple[Any, ...]) -> Look:
     # Of nothing that a server may withhold: it stands in the keys, which all processes must agree on.
     lineage = hashlib.sha256(f"{id_}\0{database}".encode())
     scopes = map(Scope, thread_ids or (), namespaces or ())
-    return Look(
+    look = Look(
         database=lineage.hexdigest()[:12],
         facts={name: str(fact) for name, fact in all_facts.items() if fact is not None},
         signing_key=bytes(signing_key),
         synchronous_commit=commit,
         attachment=None if generation is None else _attachment(json.loads(facts), *of_the_row),
         rows=[JournalRow(*each) for each in zip(ids or (), scopes, strict=True)],
+        statement_timeout_seconds=statement_timeout,
         others=frozenset(others),
         position=position,
     )
+    return look, is_subject_to_row_security
 
 
 def _attachment(

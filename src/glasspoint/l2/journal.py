@@ -75,6 +75,23 @@ INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns, source)
 SELECT DISTINCT %(cache)s, thread_id, checkpoint_ns, source FROM gone
 """
 
+# A cache that no process has used for an hour renews its generation when it comes back, and believes nothing
+# of before. So neither its row nor its rows in the journal are needed after a day. A cache without a row is
+# one whose processes never reached their Redis.
+_RETIRE = """/* glasspoint */
+WITH unused AS (
+    DELETE FROM glasspoint_caches WHERE seen_at < clock_timestamp() - interval '1 day' RETURNING generation
+), unmarked AS (
+    DELETE FROM glasspoint_crash_marks WHERE generation IN (SELECT generation FROM unused)
+)
+DELETE FROM glasspoint_l1_journal WHERE (cache, id) IN (
+    SELECT j.cache, j.id FROM glasspoint_l1_journal AS j LEFT JOIN glasspoint_caches AS c USING (cache)
+    WHERE j.created_at < clock_timestamp() - interval '1 day'
+      AND (c.seen_at IS NULL OR c.seen_at < clock_timestamp() - interval '1 day')
+    LIMIT 20000 FOR UPDATE OF j SKIP LOCKED
+)
+"""
+
 
 class Journal:
     """The rows of one cache."""
@@ -144,6 +161,11 @@ class Journal:
         """Make one row of all rows of a scope, as far as one statement gets."""
         async with self._store._checkout() as conn:
             await conn.execute(cast("Any", _COMPACT), {"cache": self.cache})
+
+    async def retire(self) -> None:
+        """Delete what is left of caches, of any name, that no process has used for a day."""
+        async with self._store._checkout() as conn:
+            await conn.execute(_RETIRE)
 
     def params(self, untold: Collection[Scope], changed: Collection[Scope]) -> dict[str, Any] | None:
         """Return what a statement needs that records scopes: see `journalled`. `None`: nothing to record.

@@ -124,9 +124,15 @@ async def open_pool(
     conninfo = postgres_conninfo(conn_string)
     await _probe(conninfo, connect_timeout_seconds)
 
+    refused: list[psycopg.Error] = []
+
     async def configure(connection: psycopg.AsyncConnection[DictRow]) -> None:
         milliseconds = str(int(statement_timeout_seconds * 1000))
-        await connection.execute(_CONFIGURE, (milliseconds,))
+        try:
+            await connection.execute(_CONFIGURE, (milliseconds,))
+        except psycopg.Error as exc:  # the pool tries again, and does not say why
+            refused.append(exc)
+            raise
 
     own_timeout = prepare_threshold is not None
     pool: Pool = AsyncConnectionPool(
@@ -151,6 +157,8 @@ async def open_pool(
         await pool.close()
         if not isinstance(exc, PoolTimeout):
             raise
+        if refused:
+            raise L2UnavailableError(_why_unconfigured(refused[-1])) from exc
         raise L2UnavailableError(
             f"PostgreSQL gave fewer than {min_size} connections within {connect_timeout_seconds} s: check "
             "its max_connections, or ask for fewer with pool_min_size."
@@ -158,6 +166,17 @@ async def open_pool(
     if own_timeout:
         _bounded.add(pool)
     return pool
+
+
+def _why_unconfigured(error: psycopg.Error) -> str:
+    said = (error.diag.message_primary or str(error) or type(error).__name__).rstrip(".")
+    if isinstance(error, psycopg.errors.DuplicatePreparedStatement | psycopg.errors.InvalidSqlStatementName):
+        return (
+            f"PostgreSQL gave connections that cannot be used ({said}): a pooler in transaction mode is in "
+            "between, where statements cannot be prepared. Set prepare_threshold to None "
+            "(CHECKPOINT_PREPARE_THRESHOLD=none), and give the role statement_timeout and synchronous_commit."
+        )
+    return f"PostgreSQL gave connections that cannot be used: {said}."
 
 
 def bounds_statements(pool: Pool | None) -> bool:

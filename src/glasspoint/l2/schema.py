@@ -43,7 +43,16 @@ if TYPE_CHECKING:
     Connection = psycopg.AsyncConnection[DictRow]
     Statement: TypeAlias = str | sql.Composable
 
-__all__ = ["GRANTS", "VERSION", "ForeignWrites", "remove", "renew_signing_key", "set_up", "triggers_stand"]
+__all__ = [
+    "GRANTS",
+    "VERSION",
+    "ForeignWrites",
+    "remove",
+    "renew_signing_key",
+    "set_up",
+    "triggers_stand",
+    "why_no_triggers",
+]
 
 _log = get_logger("glasspoint.l2")
 
@@ -125,7 +134,7 @@ async def set_up(conn: Connection, *, foreign_writes: ForeignWrites, lifts_timeo
         if state.is_complete and (not watch or state.has_triggers):
             return
         if state.is_complete and not state.may_make_triggers:
-            _warn_of_missing_triggers(conn, state.schema)
+            await _warn_of_missing_triggers(conn, state.schema)
             return
         if state.other_schema is not None and "checkpoints" not in state.tables:
             _log.warning(
@@ -145,6 +154,15 @@ async def triggers_stand(conn: Connection) -> bool:
     return (await _look(conn)).has_triggers
 
 
+async def why_no_triggers(conn: Connection) -> str:
+    """Say what keeps this role from making the triggers, and what to do; for where they do not stand.
+
+    Args:
+        conn: A connection in autocommit mode.
+    """
+    return await _why_no_triggers(conn, (await _look(conn)).schema)
+
+
 async def remove(conn: Connection) -> None:
     """Drop everything of Glasspoint's own (tables, functions, triggers), and nothing of LangGraph's.
 
@@ -156,8 +174,11 @@ async def remove(conn: Connection) -> None:
         L2DeadlineError: Others were in the way for too long.
     """
     async with _autocommit(conn):
-        schema = (await _look(conn)).schema
-        await _in_turn(conn, schema, lambda: _remove(conn, schema))
+        try:
+            schema = (await _look(conn)).schema
+        except errors.InsufficientPrivilege as exc:
+            raise _refused_to_remove(conn, "", exc) from exc
+        await _in_turn(conn, schema, lambda: _remove(conn, schema), refused=_refused_to_remove)
 
 
 async def renew_signing_key(conn: Connection) -> None:
@@ -267,7 +288,13 @@ def _identity_table(schema: str) -> sql.Identifier:
 # ------------------------------------------------------------------------------------------- migrate
 
 
-async def _in_turn(conn: Connection, schema: str, work: Callable[[], Awaitable[_Result]]) -> _Result:
+async def _in_turn(
+    conn: Connection,
+    schema: str,
+    work: Callable[[], Awaitable[_Result]],
+    *,
+    refused: Callable[[Connection, str, errors.InsufficientPrivilege], SchemaError] | None = None,
+) -> _Result:
     """Do something in one transaction, as soon as no other process sets up or keeps the tables locked."""
     started, is_logged, attempt = monotonic(), False, 0
     while True:
@@ -284,7 +311,7 @@ async def _in_turn(conn: Connection, schema: str, work: Callable[[], Awaitable[_
             pause += _PAUSES_A_LOCK_TIMEOUT * timeout
             obstacle = f"others kept the tables locked, or changed them ({type(exc).__name__})"
         except errors.InsufficientPrivilege as exc:
-            raise _refused(conn, schema, exc) from exc
+            raise (refused or _refused)(conn, schema, exc) from exc
         waited = monotonic() - started
         if waited > _TURN_SECONDS:
             raise L2DeadlineError(
@@ -331,7 +358,7 @@ async def _migrate(conn: Connection, *, watch: bool) -> _Index | None:
     # Triggers of an older version are replaced in any case: they may not fit the new tables.
     wanted = (watch and not state.has_triggers) or (is_older and await _standing_triggers(conn))
     if wanted and not await _make_triggers(conn):
-        _warn_of_missing_triggers(conn, state.schema)
+        await _warn_of_missing_triggers(conn, state.schema)
     return None
 
 
@@ -581,18 +608,44 @@ def _refused(conn: Connection, schema: str, error: errors.InsufficientPrivilege)
     )
 
 
-def _warn_of_missing_triggers(conn: Connection, schema: str) -> None:
+def _refused_to_remove(conn: Connection, schema: str, error: errors.InsufficientPrivilege) -> SchemaError:
+    return SchemaError(
+        f"The role {conn.info.user!r} may not drop Glasspoint's triggers, functions and tables in the "
+        f"database {conn.info.dbname!r} ({error.diag.message_primary}). Nothing was removed. Run "
+        "`glasspoint setup --remove` with a role that owns them and LangGraph's tables."
+    )
+
+
+async def _why_no_triggers(conn: Connection, schema: str) -> str:
+    params = {
+        "schema": schema,
+        "tables": list(statements.UPSTREAM_TABLES),
+        "functions": list(statements.FUNCTIONS),
+        "triggers": sorted({trigger.name for trigger in statements.TRIGGERS}),
+    }
+    row = await _fetch_one(conn, statements.LACKING_RIGHTS, params)
+    grants, functions, tables = row or ([], [], [])
+    role = sql.Identifier(conn.info.user).as_string()
+    lacks = [f"GRANT {right} TO {role}" for right in grants]
+    lacks += [f"the functions {', '.join(functions)} belong to another role"] if functions else []
+    lacks += [f"older triggers on {', '.join(tables)} belong to another role"] if tables else []
+    why = f"what it lacks: {'; '.join(lacks)}. Or let" if lacks else "let"
+    return (
+        f"The role {conn.info.user!r} may not make the triggers that tell the cache: {why} the owner of "
+        "checkpoints, checkpoint_blobs and checkpoint_writes call setup() once."
+    )
+
+
+async def _warn_of_missing_triggers(conn: Connection, schema: str) -> None:
     about = (conn.info.host, conn.info.port, conn.info.dbname, conn.info.user, schema)
     if about in _warned:
         return
     _warned.add(about)
     _log.warning(
         "The cache is not told what other software writes to the checkpoint tables (AsyncPostgresSaver, "
-        "psql, a restore): until an entry expires, reads may return the state before such a write. The role "
-        "%r may not make the triggers that tell the cache. Let the owner of checkpoints, checkpoint_blobs "
-        "and checkpoint_writes call setup() once. If no other software writes there, set "
-        'foreign_writes="ignore".',
-        conn.info.user,
+        "psql, a restore): until an entry expires, reads may return the state before such a write. %s "
+        'If no other software writes there, set foreign_writes="ignore".',
+        await _why_no_triggers(conn, schema),
     )
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "FUNCTIONS",
     "IDENTITY",
     "INDEX_STATUS",
+    "LACKING_RIGHTS",
     "LOOK",
     "MAY_NOTE",
     "OWN_TABLES",
@@ -220,8 +221,9 @@ def _trigger(table: str, name: str, function: str, event: str, more: str) -> Tri
 
 
 # Our own statements begin with a comment (`statements.OWN`). It is a comment because a setting would reach
-# other clients of a pooler. `current_query` is NULL in a background worker.
-_BY_OTHERS = "WHEN (coalesce(current_query(), '') NOT LIKE '/* glasspoint%')"
+# other clients of a pooler. `current_query` is NULL in a background worker. What another trigger writes
+# inside a statement of ours is not ours: the depth is greater than 0 then, and 0 for the statement itself.
+_BY_OTHERS = "WHEN (pg_trigger_depth() > 0 OR coalesce(current_query(), '') NOT LIKE '/* glasspoint%')"
 
 # A transition table is filled whatever WHEN answers: it would copy every value that we insert. So an INSERT
 # is noted row by row. A DELETE or an UPDATE by others may touch millions of rows in few scopes, and ours
@@ -311,12 +313,45 @@ WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_sch
 """
 
 # What the functions need of their owner. Without it, every write of others would fail.
-MAY_NOTE = """
-SELECT bool_and(has_table_privilege(name, privilege)) FROM (VALUES
+_NEEDED_TO_NOTE = """(VALUES
     ('glasspoint_l1_journal', 'INSERT'),
     ('glasspoint_caches', 'SELECT'),
     ('glasspoint_identity', 'UPDATE')
-) AS needed (name, privilege)
+) AS needed (name, privilege)"""
+MAY_NOTE = f"SELECT bool_and(has_table_privilege(name, privilege)) FROM {_NEEDED_TO_NOTE}"
+
+# Why this role cannot make the triggers: rights that can be granted, as GRANT names them; functions that
+# belong to another role; tables of another role, from which an older trigger would have to be dropped.
+LACKING_RIGHTS = f"""
+SELECT
+    ARRAY(
+        SELECT 'CREATE ON SCHEMA ' || quote_ident(%(schema)s)
+        WHERE NOT has_schema_privilege(%(schema)s, 'CREATE')
+    ) || ARRAY(
+        SELECT 'TRIGGER ON ' || c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname = %(schema)s AND c.relname = ANY(%(tables)s::text[])
+          AND NOT has_table_privilege(c.oid, 'TRIGGER')
+        ORDER BY c.relname
+    ) || ARRAY(
+        SELECT needed.privilege || ' ON ' || needed.name
+        FROM {_NEEDED_TO_NOTE}
+        JOIN pg_class AS c ON c.relname = needed.name
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
+        WHERE NOT has_table_privilege(c.oid, needed.privilege)
+        ORDER BY needed.name
+    ) AS grants,
+    ARRAY(
+        SELECT p.proname || '()' FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+        WHERE n.nspname = %(schema)s AND p.proname = ANY(%(functions)s::text[])
+          AND NOT pg_has_role(p.proowner, 'USAGE')
+        ORDER BY p.proname
+    ) AS functions_of_others,
+    ARRAY(
+        SELECT DISTINCT c.relname::text FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname = %(schema)s AND c.relname = ANY(%(tables)s::text[])
+          AND t.tgname = ANY(%(triggers)s::text[]) AND NOT pg_has_role(c.relowner, 'USAGE')
+    ) AS tables_of_others
 """
 
 # The workers hold, or wait for, a lock on the table that a build of an index needs, too. A vacuum is none

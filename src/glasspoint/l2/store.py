@@ -420,7 +420,8 @@ class Store:
             self._telemetry.note(PoolTimedOut())
             raise L2UnavailableError(
                 f"No PostgreSQL connection came free within {perf_counter() - started:.1f} s: the pool is "
-                "too small for the load (pool_max_size), or the server does not answer."
+                "too small for the load (pool_max_size), or the server does not answer, or it refuses new "
+                "connections: then the logger psycopg.pool says why."
             ) from exc
         except PoolClosed as exc:
             raise SaverClosedError("The connection pool is not open: open it, or open a new saver.") from exc

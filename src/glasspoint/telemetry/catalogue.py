@@ -238,6 +238,15 @@ METRICS: dict[str, Metric] = {
             (Query("Can a crash lose acknowledged writes?", "glasspoint_l2_asynchronous_commit == 1"),),
         ),
         Metric(
+            "l2_unbounded_statements",
+            "gauge",
+            (),
+            "1 if PostgreSQL lets a statement run for longer than the intent of its write lasts.",
+            "can the statement of a killed process take effect unnoticed (no `statement_timeout`, or one "
+            "longer than the write's deadline)",
+            (Query("Can a late statement go unnoticed?", "glasspoint_l2_unbounded_statements == 1"),),
+        ),
+        Metric(
             "l1_breaker_open",
             "gauge",
             (),

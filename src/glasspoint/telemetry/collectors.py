@@ -41,6 +41,7 @@ READ_AT_SCRAPE = (
     "l1_journal_pending",
     "l1_quarantined_scopes",
     "l2_asynchronous_commit",
+    "l2_unbounded_statements",
     "active_tier",
     "undrained_threads",
     "storage_bytes",
@@ -130,6 +131,9 @@ class SaverCollector(Collector):
             settings = {v.synchronous_commit for v in cached if v.synchronous_commit is not None}
             if settings:
                 yield Figure("l2_asynchronous_commit", (name,), float(not settings <= DURABLE))
+            unbounded = {v.has_unbounded_statements for v in cached} - {None}
+            if unbounded:
+                yield Figure("l2_unbounded_statements", (name,), float(True in unbounded))
             tiers = {v.tier for v in open_ if v.active}
             for tier in TIERS:
                 yield Figure("active_tier", (name, tier), float(tier in tiers))

@@ -275,8 +275,11 @@ class Vitals:
             of scopes in quarantine.
         quarantined: Returns how many scopes are in quarantine. `None` where there is no L1.
         identity: Of L2, as it stands in the keys of L1; `None` while L1 is not used.
+        no_identity_because: What keeps the identity from being used, in words; empty if nothing was found.
         withheld: The parts of the identity that PostgreSQL does not tell this role.
         synchronous_commit: PostgreSQL's setting, on the saver's connections; `None` if it is not known.
+        has_unbounded_statements: Whether PostgreSQL lets a statement run for longer than readers heed its
+            writer's intent (`statement_timeout`); `None` if that is not known.
         storage: Returns what is known of the tables' sizes, and sees that it is renewed. From any thread;
             waits for nobody. `None` where there is no PostgreSQL.
     """
@@ -295,8 +298,10 @@ class Vitals:
     breaker: BreakerState | None = None
     journal_pending: int = 0
     identity: str | None = None
+    no_identity_because: str = ""
     withheld: tuple[str, ...] = ()
     synchronous_commit: str | None = None
+    has_unbounded_statements: bool | None = None
     quarantined: Callable[[], int] | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
     _announcement: Callable[[], object] | None = field(default=None, init=False)

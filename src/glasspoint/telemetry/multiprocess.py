@@ -51,6 +51,7 @@ _MODES: dict[str, Literal["livesum", "livemax"]] = {
     "l1_journal_pending": "livemax",
     "l1_quarantined_scopes": "livemax",
     "l2_asynchronous_commit": "livemax",
+    "l2_unbounded_statements": "livemax",
     "active_tier": "livemax",
     "storage_bytes": "livemax",
     "storage_rows": "livemax",
