@@ -46,7 +46,7 @@ def build() -> Dashboard:
             ],
             "How long callers wait": [_reads(), _writes()],
             "What they ask for, and what goes wrong": [_calls(), _failures(), _budgets()],
-            "What changed": [_changes(), _tiers(), _hit_ratio_over_time(), _runs_here()],
+            "What changed": [_changes(), _tiers(), _undrained(), _hit_ratio_over_time(), _runs_here()],
         },
     )
 
@@ -381,6 +381,7 @@ def _changes() -> Panel:
         happened(metric("fallback_events_total", reason="!=recovered"), "falls to a lower tier"),
         happened(metric("fallback_events_total", reason="recovered"), "recoveries"),
         happened(metric("drained_checkpoints_total"), "checkpoints drained"),
+        happened(metric("drained_threads_total", result="=~set_aside|refused"), "threads aside or refused"),
         happened(metric("l1_breaker_transitions_total", to="open"), "Redis left alone"),
         happened(metric("l1_epoch_changes_total"), "new epochs"),
         happened(metric("l1_identity_changes_total", reason="!=generation"), "new identities"),
@@ -407,6 +408,20 @@ def _tiers() -> Panel:
         ),
         Query(f"max by (instance, saver) ({_active_tier()})", "{{instance}} {{saver}}"),
         texts=TIERS,
+    )
+
+
+def _undrained() -> Panel:
+    return graph(
+        "Conversations that are not in PostgreSQL yet",
+        About(
+            "Threads that were found in a lower tier, of all processes.",
+            "0, and back to 0 within a minute after an outage.",
+            "it stays: PostgreSQL refuses them. The log names each and says why; `glasspoint check` names"
+            " those in Redis.",
+        ),
+        Query(f"max by (saver, tier) ({metric('undrained_threads')})", "{{saver}} {{tier}}"),
+        unit="short",
     )
 
 

@@ -5,8 +5,8 @@ cache, Redis does not evict (only a warning, because the cache may be evicted), 
 there, the cache knows which database it belongs to, a conversation of two turns, each through a saver of its
 own, remembers a name and finds it in the cache, and nothing of an outage waits in Redis or stands beside a
 history. No table is made by looking: if one is missing, that is a finding. (A cache that is new, and the only
-one, gets its row in `glasspoint_caches`, as from any saver. One that a service uses with another Redis is left
-alone, and a mistyped key prefix makes no new one.)
+one, gets its row in `glasspoint_caches`, as from any saver. One that a service uses with another Redis stays
+as it is, and a mistyped key prefix makes no new one.)
 The scratch conversation is removed again, also when its check fails.
 """
 
