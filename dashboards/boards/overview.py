@@ -443,6 +443,7 @@ def _hit_ratio_over_time() -> Panel:
             "{{saver}}",
         ),
         unit="percentunit",
+        width=24,
         share=True,
         calcs=("min", "mean", "lastNotNull"),
         links=_TO_CACHE,
