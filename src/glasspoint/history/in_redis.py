@@ -319,10 +319,7 @@ class RedisHistory:
         """Forget a sealed thread, and say for a while that it has moved."""
         scope, keys = Scope(thread_id, ""), self._keyspace.of_thread(thread_id)
         arguments = (token, marker_ms, moved_to or "")
-        retired = bool((await self._steps.run("retire", scope, keys, *arguments))[0])
-        if retired and self._keyspace.registry:
-            await self._steps.run("unregister", scope, keys)
-        return retired
+        return bool((await self._steps.run("retire", scope, keys, *arguments))[0])
 
     # ---------------------------------------------------------------- helpers
 

@@ -693,7 +693,6 @@ SPANS: tuple[Spans, ...] = (
             "strays",
             "retire",
             "threads",
-            "unregister",
             "scan",
         ),
         "client",
