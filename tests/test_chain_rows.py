@@ -16,7 +16,7 @@ from langgraph.types import Command, interrupt
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from glasspoint import FallbackSaver, Settings, create_telemetry, get_checkpointer
+from glasspoint import FallbackSaver, MemorySaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError, ThreadUnknownError
 from glasspoint.lineage import SET_ASIDE
@@ -390,3 +390,28 @@ async def test_a_tier_between_that_refuses_a_thread_is_passed_by(
         assert low.tier == "cached"
         assert await said(low, "42") == ["in redis"]
     assert len(await threads_in(url)) == 2
+
+
+async def test_a_way_up_that_is_given_up_is_nothing_that_a_caller_hears_of(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call has followed its thread to a saver that is closed by then: PostgreSQL was lost again."""
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with (
+        pod(url, own_redis.url) as early,
+        pod(url, own_redis.url, probe_interval=1000) as late,
+    ):
+        await say(early, "42", "during")
+        own_postgres.start()
+        await until(lambda: early.tier == "cached")
+        closed, above = MemorySaver(), late._chain._saver_above
+        await closed.close()
+        given_up = iter([closed])
+
+        async def saver_above() -> Any:
+            return next(given_up, None) or await above()
+
+        monkeypatch.setattr(late._chain, "_saver_above", saver_above)
+        assert await said(late, "42") == ["during"]
+        assert next(given_up, None) is None

@@ -233,8 +233,12 @@ class Chain:
                     self._branches.add(SetAside(thread_id, failure.moved_to, _NEVER))
                 rising = await self._saver_above() if failure.moved else None
                 if rising is not None:
-                    with suppress(ThreadMovedError):
+                    try:
                         return await call(rising)
+                    except ThreadMovedError:
+                        pass
+                    except SaverClosedError:  # the way up was given up just now, or this chain was closed
+                        _ = self._current
                 await asyncio.sleep(_FOLLOW_STEP_SECONDS)
             elif spec is self._specs[0] or not retries or not await self._fall(spec, failure):
                 raise failure
