@@ -113,12 +113,16 @@ class Branches:
         self, saver: TierSaver, config: RunnableConfig, thread_id: str, puts: str
     ) -> _Known | None:
         """The first put of a run that began with nothing, if it was in a lower tier."""
-        if self._anew.pop(thread_id, 0.0) < monotonic():
+        if self._anew.get(thread_id, 0.0) < monotonic():
             return None
-        if await saver.aget_tuple(cast("Any", {"configurable": {"thread_id": thread_id}})) is None:
-            return None
+        # If one of these fails, the same put is made again, and is a first one then, too.
+        has_history = await saver.aget_tuple(cast("Any", {"configurable": {"thread_id": thread_id}}))
         set_aside = set_aside_at(thread_id, puts)
-        await saver.note_set_aside(set_aside)
+        if has_history is not None:
+            await saver.note_set_aside(set_aside)
+        self._anew.pop(thread_id, None)
+        if has_history is None:
+            return None
         self.add(set_aside)
         self._telemetry.note(ThreadDrained("set_aside"))
         _log.warning(

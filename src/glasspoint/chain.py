@@ -233,6 +233,8 @@ class Chain:
                     self._branches.add(SetAside(thread_id, failure.moved_to, _NEVER))
                 rising = await self._saver_above() if failure.moved else None
                 if rising is not None:
+                    if isinstance(thread_id, str) and not isinstance(saver, CachedPostgresSaver):
+                        self._branches.begun_anew(saver.begun_anew & {thread_id})
                     try:
                         return await call(rising)
                     except ThreadMovedError:
