@@ -271,6 +271,7 @@ async def test_a_run_under_way_ends_in_its_branch(
         assert not found.next
         history = [each async for each in upstream.alist(config_of(aside))]
         assert len(history) == (1 if durability == "exit" else 4)
+        assert history[-1].metadata[SET_ASIDE]["thread_id"] == "42", "it says where it belongs"
 
 
 async def test_a_first_put_after_its_writes_were_moved_makes_a_branch(

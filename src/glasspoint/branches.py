@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
-from glasspoint.lineage import SetAside, set_aside_at
+from glasspoint.lineage import UNKNOWN_TIME, SetAside, mark_of, set_aside_at
 from glasspoint.telemetry.events import ThreadDrained
 from glasspoint.telemetry.logs import get_logger
 
@@ -106,6 +106,16 @@ class Branches:
         if puts is not None:
             known.ids.add(puts)
         return _with_thread(config, known.set_aside.thread_id)
+
+    def mark(self, config: RunnableConfig, placed: RunnableConfig) -> dict[str, Any]:
+        """Return what the metadata of a checkpoint have to say that is put into a branch, if it is."""
+        if placed is config:
+            return {}
+        thread_id, branch_id = (each["configurable"]["thread_id"] for each in (config, placed))
+        for known in self._of.get(thread_id, ()):
+            if known.set_aside.thread_id == branch_id and known.set_aside.began_at != UNKNOWN_TIME:
+                return mark_of(known.set_aside)
+        return {}
 
     # ---------------------------------------------------------------- helpers
 

@@ -35,7 +35,7 @@ from glasspoint.errors import (
     ThreadMovedError,
 )
 from glasspoint.l2.faults import is_passing
-from glasspoint.lineage import SET_ASIDE, SetAside, branch_of, name_apart, noted_in
+from glasspoint.lineage import SetAside, branch_of, mark_of, name_apart, noted_in
 from glasspoint.scope import Scope
 from glasspoint.telemetry.logs import get_logger
 
@@ -305,7 +305,7 @@ def _moved(item: Item, set_aside: SetAside) -> Item:
     scope = Scope(set_aside.thread_id, item.scope.checkpoint_ns)
     if isinstance(item, PendingWrites):
         return item._replace(scope=scope)
-    noted = {SET_ASIDE: {"thread_id": set_aside.original, "began_at": set_aside.began_at.isoformat()}}
+    noted = mark_of(set_aside)
     return replace(
         item,
         scope=scope,
