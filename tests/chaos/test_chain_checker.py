@@ -96,6 +96,8 @@ def test_what_stands_twice_is_doubled() -> None:
 def test_what_stands_in_two_threads_is_doubled() -> None:
     stored = [*stands(["said 1"], ONE), *stands(["said 1"], ONE, thread=ASIDE)]
     assert "doubled" in found(judged([did("1", 1.0, ONE)], stored))
+    fell = did("1", 1.0, ONE, tier_before="redis", tier_after="memory")
+    assert judged([fell], stored).excused["put in two tiers"] == 1
 
 
 def test_the_state_that_a_branch_goes_on_from_stands_in_both() -> None:
