@@ -7,7 +7,7 @@ Some things make a later state lack what an earlier one had, and are no violatio
     set aside         the earlier one stands in a branch of its own in the end. That is right if the branch
                       began anew, or if another process may have written to the thread in `cached` meanwhile
     in the window     the earlier one was written by a process that could not reach Redis, up to 3 s before
-    run beside its    a turn in `cached` began before the earlier one was drained, and ended afterwards: the
+    run beside its    a turn in another tier began before the earlier one was drained, and ended after it: the
     drain             thread has two lines, and the earlier one stands in its history
 
 An attempt counts as acknowledged from the moment that its worker saw the graph return, and a read as begun
@@ -352,14 +352,18 @@ class _Thread:
         )
 
     def _ran_beside(self, state: Attempt, read: _Read) -> bool:
-        """Tell whether what was read was said by an attempt in `cached` that began before the state was
-        drained: it cannot know of it. Then there are two lines in the thread."""
+        """Tell whether what was read was said by an attempt in another tier that began before the state was
+        drained into that: it cannot know all of it. Then there are two lines in the thread."""
         end = state.end or 0.0
         drained_at = self._settled_after(end)
         return any(
             each.start < drained_at
             and (each.end is None or each.end > end)
-            and "cached" in (each.tier_before, each.tier_after)
+            and (
+                each.tier_before != state.tier_before
+                or each.tier_after != state.tier_after
+                or (state.tier == "memory" and each.worker != state.worker)
+            )
             and not set(state.words or ()).issuperset(own := self._words_of(each))
             and own & set(read.words)
             for each in self._attempts
