@@ -460,13 +460,13 @@ draining._LEASE_SECONDS = 0.2
 whole = CachedPostgresSaver.import_checkpoints
 left = int(os.environ["DIE_AFTER"])
 
-async def import_checkpoints(self, items):
+async def import_checkpoints(self, items, **options):
     global left
     left -= 1
     if not left:
-        await whole(self, items[:1])
+        await whole(self, items[:1], **options)
         os.kill(os.getpid(), 9)
-    return await whole(self, items)
+    return await whole(self, items, **options)
 
 CachedPostgresSaver.import_checkpoints = import_checkpoints
 
@@ -519,8 +519,8 @@ async def test_postgres_is_lost_again_in_the_middle_of_the_drain(
     imported = asyncio.Event()
     whole = CachedPostgresSaver.import_checkpoints
 
-    async def import_some(self: CachedPostgresSaver, items: Any) -> int:
-        answer = await whole(self, items)
+    async def import_some(self: CachedPostgresSaver, items: Any, **options: Any) -> int:
+        answer = await whole(self, items, **options)
         if not imported.is_set():
             imported.set()
             own_postgres.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -96,10 +97,10 @@ async def test_one_thread_that_cannot_be_drained_keeps_no_other_back(
         await thread.put(saver)
     whole = CachedPostgresSaver.import_checkpoints
 
-    async def refuse(self: CachedPostgresSaver, items: list[object]) -> int:
-        if items[0].scope.thread_id == "broken":  # type: ignore[attr-defined]
+    async def refuse(self: CachedPostgresSaver, items: Any, **options: Any) -> int:
+        if items[0].scope.thread_id == "broken":
             raise SerializationError("not to be stored")
-        return await whole(self, items)  # type: ignore[arg-type]
+        return await whole(self, items, **options)
 
     monkeypatch.setattr(CachedPostgresSaver, "import_checkpoints", refuse)
     moves = Moves()
@@ -140,7 +141,7 @@ async def test_a_drain_that_is_cut_off_gives_its_seals_back(
         await thread.put(saver)
     arrived = asyncio.Event()
 
-    async def fail(self: CachedPostgresSaver, items: list[object]) -> int:
+    async def fail(self: CachedPostgresSaver, items: Any, **options: Any) -> int:
         if not arrived.is_set():
             arrived.set()
             await asyncio.Event().wait()
@@ -156,6 +157,43 @@ async def test_a_drain_that_is_cut_off_gives_its_seals_back(
 
     # A seal of 1 ms, not of 10 s.
     await until(lambda: _unless_moved(works), seconds=5.0)
+
+
+async def test_two_branches_that_are_drained_at_once_become_two_threads(
+    saver: MemorySaver, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes have begun the same thread, each in its own memory, and find nothing of it above."""
+    one, other, beside = Thread("a"), Thread("a"), MemorySaver()
+    other.number += 10
+    await one.put(saver)
+    await other.put(beside)
+    relate, both = CachedPostgresSaver.relate, asyncio.Barrier(2)
+    calls = iter([True, True])
+
+    async def relate_together(self: CachedPostgresSaver, *args: Any) -> Any:
+        found = await relate(self, *args)
+        if next(calls, False):
+            await both.wait()
+        return found
+
+    monkeypatch.setattr(CachedPostgresSaver, "relate", relate_together)
+    moves = Moves()
+    async with open_saver(database, redis_url) as upper:
+        rounds = await asyncio.gather(
+            *(Drainer("memory", moves).round(lower, upper) for lower in (saver, beside))
+        )
+        assert sorted(each.moved for each in rounds) == [0, 1], "the other one looks again"
+        for lower in (saver, beside):
+            await until(lambda lower=lower: _is_drained(lower, upper, moves))
+    await beside.close()
+    assert sorted(moves.results) == ["new", "set_aside"]
+    async with await psycopg.AsyncConnection.connect(database) as connection:
+        cursor = await connection.execute("SELECT thread_id, count(*) FROM checkpoints GROUP BY 1")
+        assert [count for _, count in await cursor.fetchall()] == [1, 1]
+
+
+async def _is_drained(lower: MemorySaver, upper: CachedPostgresSaver, moves: Moves) -> bool:
+    return (await Drainer("memory", moves).round(lower, upper)).is_empty
 
 
 async def _unless_moved(call: Callable[[], Awaitable[bool]]) -> bool:

@@ -11,19 +11,21 @@ from typing import Any
 
 import psycopg
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command, interrupt
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from glasspoint import FallbackSaver, Settings, create_telemetry, get_checkpointer
+from glasspoint import FallbackSaver, MemorySaver, Settings, create_telemetry, get_checkpointer
+from glasspoint.branches import Branches
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import GlasspointError, ThreadTamperedError, ThreadUnknownError
+from glasspoint.errors import GlasspointError, ThreadMovedError, ThreadTamperedError, ThreadUnknownError
 from glasspoint.lineage import SET_ASIDE
 from glasspoint.scope import Scope
 from states import config_of, open_upstream
-from steps import until
+from steps import Thread, until
 
 KEY = "a key that Redis does not know"
 
@@ -271,6 +273,61 @@ async def test_a_run_under_way_ends_in_its_branch(
         assert not found.next
         history = [each async for each in upstream.alist(config_of(aside))]
         assert len(history) == (1 if durability == "exit" else 4)
+        assert history[-1].metadata[SET_ASIDE]["thread_id"] == "42", "it says where it belongs"
+
+
+async def test_a_first_put_after_its_writes_were_moved_makes_a_branch(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LangGraph may store what a task wrote before the checkpoint, and that may have been drained by then."""
+    url = own_postgres.create_database("test")
+    async with pod(url, own_redis.url) as saver:
+        for text in TURNS:
+            await say(saver, "42", text)
+    own_postgres.stop()
+    async with Redis.from_url(own_redis.url) as redis:
+        await redis.flushall()
+    async with (
+        pod(url, own_redis.url) as early,
+        pod(url, own_redis.url, probe_interval=1000) as late,
+    ):
+        checkpoint = empty_checkpoint()
+        config: Any = config_of("42", checkpoint_ns="")
+        assert await late.aget_tuple(config) is None
+        await late.aput_writes(
+            config_of("42", checkpoint_ns="", checkpoint_id=checkpoint["id"]), [("messages", [])], "task"
+        )
+        own_postgres.start()
+        await until(lambda: early.tier == "cached")
+
+        async def saver_above() -> Any:
+            return early._chain.saver
+
+        monkeypatch.setattr(late._chain, "_saver_above", saver_above)  # it is on its way up
+        await late.aput(config, checkpoint, {}, {})
+        assert await said(early, "42") == TURNS
+    assert len(await threads_in(url)) == 2
+
+
+async def test_a_first_put_that_has_to_wait_is_a_first_one_still() -> None:
+    """The thread above is sealed for a moment; the call is made again."""
+    upper, thread = MemorySaver(), Thread("42")
+    await thread.put(upper)
+    branches = Branches(create_telemetry(registry=CollectorRegistry()))
+    branches.begun_anew(["42"])
+    token = await upper.seal_thread("42", lease_seconds=60.0)
+    with pytest.raises(ThreadMovedError):
+        await branches.place(upper, config_of("42"), puts="first")
+    assert await upper.seal_thread("42", lease_seconds=0.001, token=token)
+
+    async def placed() -> str:
+        try:
+            found = await branches.place(upper, config_of("42"), puts="first")
+        except ThreadMovedError:
+            return ""
+        return str(found["configurable"]["thread_id"])
+
+    assert (await until(placed)).startswith("42 (set aside")
 
 
 # ------------------------------------------------------------------ what PostgreSQL refuses
@@ -548,3 +605,28 @@ async def test_redis_lost_as_well_sets_aside_what_begins_anew(
         await until(lambda: saver._chain.whole)
         assert await said(saver, "42") == TURNS
     assert drained(registry) == {"new": 1, "set_aside": 1}
+
+
+async def test_a_way_up_that_is_given_up_is_nothing_that_a_caller_hears_of(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call has followed its thread to a saver that is closed by then: PostgreSQL was lost again."""
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with (
+        pod(url, own_redis.url) as early,
+        pod(url, own_redis.url, probe_interval=1000) as late,
+    ):
+        await say(early, "42", "during")
+        own_postgres.start()
+        await until(lambda: early.tier == "cached")
+        closed, above = MemorySaver(), late._chain._saver_above
+        await closed.close()
+        given_up = iter([closed])
+
+        async def saver_above() -> Any:
+            return next(given_up, None) or await above()
+
+        monkeypatch.setattr(late._chain, "_saver_above", saver_above)
+        assert await said(late, "42") == ["during"]
+        assert next(given_up, None) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -13,6 +14,7 @@ from redis.asyncio import Redis
 from glasspoint import RedisSaver
 from glasspoint.codec import PendingWrites, StoredCheckpoint
 from glasspoint.errors import GlasspointError, ThreadMovedError
+from glasspoint.l2.target import Target
 from states import config_of, exact, numbered_id, open_upstream
 from steps import Thread, until
 from test_delta import CHANNELS, CONFIG, play
@@ -183,6 +185,37 @@ async def test_the_mark_of_a_moved_thread_goes_and_the_name_is_free(saver: Redis
             return False
 
     await until(free)
+
+
+async def test_a_moved_thread_need_not_be_here_even_if_its_drainer_dies(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of a target that must be here, and is not, is damaged."""
+    target = Target.of("postgresql://host/database")
+    async with opened(redis, target=target) as saver, opened(redis, target=target) as other:
+        await Thread("a").put(saver)
+        token = await sealed(saver, "a")
+        run, died = saver._steps.run, list[str]()
+
+        async def run_until_death(step: str, *args: Any) -> Any:
+            assert not died, "it does nothing after this"
+            answer = await run(step, *args)
+            died.extend([step] if step == "retire" else [])
+            return answer
+
+        monkeypatch.setattr(saver._steps, "run", run_until_death)
+        with suppress(AssertionError):
+            await saver.retire_thread("a", token, marker_seconds=0.01)
+        assert died == ["retire"]
+
+        async def is_free() -> bool:
+            try:
+                return await other.aget_tuple(config_of("a")) is None
+            except ThreadMovedError:
+                return False
+
+        await until(is_free)
+        assert [each async for each in other.thread_ids()] == []
 
 
 async def test_a_sealed_thread_lives_at_least_as_long_as_its_seal(redis: Redis) -> None:

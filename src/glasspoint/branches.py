@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
-from glasspoint.lineage import SetAside, set_aside_at
+from glasspoint.lineage import UNKNOWN_TIME, SetAside, mark_of, set_aside_at
 from glasspoint.telemetry.events import ThreadDrained
 from glasspoint.telemetry.logs import get_logger
 
@@ -107,18 +107,32 @@ class Branches:
             known.ids.add(puts)
         return _with_thread(config, known.set_aside.thread_id)
 
+    def mark(self, config: RunnableConfig, placed: RunnableConfig) -> dict[str, Any]:
+        """Return what the metadata of a checkpoint have to say that is put into a branch, if it is."""
+        if placed is config:
+            return {}
+        thread_id, branch_id = (each["configurable"]["thread_id"] for each in (config, placed))
+        for known in self._of.get(thread_id, ()):
+            if known.set_aside.thread_id == branch_id and known.set_aside.began_at != UNKNOWN_TIME:
+                return mark_of(known.set_aside)
+        return {}
+
     # ---------------------------------------------------------------- helpers
 
     async def _first(
         self, saver: TierSaver, config: RunnableConfig, thread_id: str, puts: str
     ) -> _Known | None:
         """The first put of a run that began with nothing, if it was in a lower tier."""
-        if self._anew.pop(thread_id, 0.0) < monotonic():
+        if self._anew.get(thread_id, 0.0) < monotonic():
             return None
-        if await saver.aget_tuple(cast("Any", {"configurable": {"thread_id": thread_id}})) is None:
-            return None
+        # If one of these fails, the same put is made again, and is a first one then, too.
+        has_history = await saver.aget_tuple(cast("Any", {"configurable": {"thread_id": thread_id}}))
         set_aside = set_aside_at(thread_id, puts)
-        await saver.note_set_aside(set_aside)
+        if has_history is not None:
+            await saver.note_set_aside(set_aside)
+        self._anew.pop(thread_id, None)
+        if has_history is None:
+            return None
         self.add(set_aside)
         self._telemetry.note(ThreadDrained("set_aside"))
         _log.warning(

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,7 +36,7 @@ from glasspoint.errors import (
     SchemaError,
     ThreadMovedError,
 )
-from glasspoint.lineage import SetAside
+from glasspoint.lineage import UNKNOWN_TIME, SetAside
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
 from glasspoint.telemetry.logs import Throttle, get_logger
@@ -86,9 +86,6 @@ _COUNT_SECONDS = 30.0
 
 # How many threads a log line names.
 _NAMED_AT_MOST = 20
-
-# Of a branch of which only the name is known.
-_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 # How long ago a branch may have been set aside whose run may be under way.
 _UNDER_WAY = timedelta(hours=1)
@@ -214,6 +211,10 @@ class Chain:
         """Return the config of a call with the thread that it belongs to: see `Branches.place`."""
         return await self._branches.place(saver, config, puts=puts)
 
+    def mark(self, config: RunnableConfig, placed: RunnableConfig) -> dict[str, Any]:
+        """Return what a put's metadata have to say of where it is placed: see `Branches.mark`."""
+        return self._branches.mark(config, placed)
+
     async def run(
         self, call: Callable[[TierSaver], Awaitable[_Answer]], *, thread_id: object = None
     ) -> _Answer:
@@ -242,12 +243,17 @@ class Chain:
                 if monotonic() > give_up_at:
                     raise failure
                 if failure.moved_to is not None and isinstance(thread_id, str):
-                    # When it began does not matter here.
-                    self._branches.add(SetAside(thread_id, failure.moved_to, _NEVER))
+                    self._branches.add(SetAside(thread_id, failure.moved_to, UNKNOWN_TIME))
                 rising = await self._saver_above() if failure.moved else None
                 if rising is not None:
-                    with suppress(ThreadMovedError):
+                    if isinstance(thread_id, str) and not isinstance(saver, CachedPostgresSaver):
+                        self._branches.begun_anew(saver.begun_anew & {thread_id})
+                    try:
                         return await call(rising)
+                    except ThreadMovedError:
+                        pass
+                    except SaverClosedError:  # the way up was given up just now, or this chain was closed
+                        _ = self._current
                 await asyncio.sleep(_FOLLOW_STEP_SECONDS)
             elif spec is self._specs[0] or not retries or not await self._fall(spec, failure):
                 raise failure

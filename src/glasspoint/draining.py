@@ -31,10 +31,11 @@ from glasspoint.errors import (
     SaverClosedError,
     SchemaError,
     ThreadDamagedError,
+    ThreadInUseError,
     ThreadMovedError,
 )
 from glasspoint.l2.faults import is_passing
-from glasspoint.lineage import SET_ASIDE, SetAside, branch_of, name_apart, noted_in
+from glasspoint.lineage import SetAside, branch_of, mark_of, name_apart, noted_in
 from glasspoint.scope import Scope
 from glasspoint.telemetry.logs import get_logger
 
@@ -72,11 +73,17 @@ class UpperTier(Protocol):
     async def relate(self, thread_id: str, branch: Branch) -> Relation:
         """Tell how a branch stands to what is here of its thread and namespace."""
 
-    async def import_checkpoints(self, items: Sequence[Item]) -> int:
+    async def import_checkpoints(self, items: Sequence[Item], *, branch: Branch | None = None) -> int:
         """Store checkpoints of one scope with their writes, or writes alone, as they are.
+
+        Args:
+            branch: What they are the beginning of; it is not stored if it is apart by now.
 
         Returns:
             How many checkpoints were new.
+
+        Raises:
+            ThreadInUseError: It is apart.
         """
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
@@ -234,10 +241,18 @@ class Drainer:
         if set_aside is not None:
             await upper.note_set_aside(set_aside)
         renew_at = monotonic() + _LEASE_SECONDS / 2
+        # Another process may be moving another branch of this thread. The first to begin goes on from what is
+        # above; nothing of the other is there yet, and it looks again.
+        first = branches[0] if branches and place == thread_id else None
         async for items in _in_batches(lower.export_thread(thread_id)):
             if place != thread_id and set_aside is not None:
                 items = [_moved(item, set_aside) for item in items]
-            self._report.imported(await upper.import_checkpoints(items))
+            try:
+                self._report.imported(await upper.import_checkpoints(items, branch=first))
+            except ThreadInUseError:
+                await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
+                return False
+            first = None
             if monotonic() > renew_at:
                 if await lower.seal_thread(thread_id, lease_seconds=_LEASE_SECONDS, token=token) is None:
                     return False
@@ -290,7 +305,7 @@ def _moved(item: Item, set_aside: SetAside) -> Item:
     scope = Scope(set_aside.thread_id, item.scope.checkpoint_ns)
     if isinstance(item, PendingWrites):
         return item._replace(scope=scope)
-    noted = {SET_ASIDE: {"thread_id": set_aside.original, "began_at": set_aside.began_at.isoformat()}}
+    noted = mark_of(set_aside)
     return replace(
         item,
         scope=scope,

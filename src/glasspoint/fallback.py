@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from glasspoint.blocking import SyncFace
 from glasspoint.codec import versions_of
@@ -125,12 +125,13 @@ class FallbackSaver(SyncFace):
         """Store a checkpoint: see `CachedPostgresSaver.aput`."""
 
         def put(saver: TierSaver, placed: RunnableConfig) -> Awaitable[RunnableConfig]:
+            marked = cast("CheckpointMetadata", {**metadata, **self._chain.mark(config, placed)})
             if self._chain.whole:
-                return saver.aput(placed, checkpoint, metadata, new_versions)
+                return saver.aput(placed, checkpoint, marked, new_versions)
             # What did not change may stand in another tier, where the run began: this one needs it, too.
             values = checkpoint["channel_values"]
             all_versions = {c: v for c, v in versions_of(checkpoint).items() if c in values} | new_versions
-            return saver.aput(placed, checkpoint, metadata, all_versions)
+            return saver.aput(placed, checkpoint, marked, all_versions)
 
         stored = await self._run(config, put, puts=checkpoint["id"])
         # A run that is under way knows its thread by this id, wherever its branch stands.

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SET_ASIDE",
+    "UNKNOWN_TIME",
     "Branch",
     "Relation",
     "SetAside",
     "branch_of",
+    "mark_of",
     "name_apart",
     "noted_in",
     "relation_of",
@@ -32,6 +34,9 @@ SET_ASIDE = "glasspoint_set_aside"
 Relation = Literal["new", "continued", "apart"]
 """How a branch stands to what the tier above holds of its thread. `new`: nothing is there. `continued`: one
 goes on where the other ends. `apart`: neither does."""
+
+UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+"""When a branch began of which only the name is known."""
 
 # When the clock of UUIDs of version 6 began (RFC 9562, 6.1).
 _UUID_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)
@@ -102,6 +107,11 @@ def set_aside_at(thread_id: str, first_id: str) -> SetAside:
     began_at = _time_of(first_id).replace(microsecond=0)
     name = f"{thread_id} (set aside {began_at:%Y-%m-%dT%H:%M:%SZ} {first_id[-8:]})"
     return SetAside(thread_id, name, began_at)
+
+
+def mark_of(set_aside: SetAside) -> dict[str, Any]:
+    """Return what the metadata of a checkpoint say that was set aside: see `noted_in`."""
+    return {SET_ASIDE: {"thread_id": set_aside.original, "began_at": set_aside.began_at.isoformat()}}
 
 
 def noted_in(metadata: Mapping[str, Any], thread_id: str) -> SetAside | None:

@@ -270,23 +270,27 @@ class CachedPostgresSaver(MaintainedSaver):
                 )
             )
 
-    async def import_checkpoints(self, items: Sequence[StoredCheckpoint | PendingWrites]) -> int:
+    async def import_checkpoints(
+        self, items: Sequence[StoredCheckpoint | PendingWrites], *, branch: Branch | None = None
+    ) -> int:
         """Store what another tier held, bytes and all: checkpoints with their writes, or writes alone.
 
         Args:
             items: What to store, all of one scope. Again changes nothing.
+            branch: What these are the beginning of, to be refused if it is apart from what is here.
 
         Returns:
             How many checkpoints were not there before.
 
         Raises:
             As `aput`; nothing was stored then, or all, if that is not known.
+            ThreadInUseError: The branch is apart. Nothing was stored.
         """
         scope = items[0].scope
         with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
             await self._ready_l1()
             write = _WriteThrough(self, operation, scope)
-            new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready))
+            new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready, branch=branch))
             await write.to_l1(write.forget)
         return new
 

@@ -7,4 +7,7 @@
 - `history` is what the processes write down, `checker` judges it, `windows` says what is excused, and what
   PostgreSQL itself has lost; `report` is what people get to see
 - `run` puts it together; `sabotage` breaks Glasspoint on purpose, to see that the checker would notice
+
+The fallback chain has a run of its own: `chain` puts it together, from `chain_worker`, `chain_place`,
+`chain_servers`, `chain_faults`, `chain_history`, `chain_checker`, `chain_report` and `chain_sabotage`.
 """

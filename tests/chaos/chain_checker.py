@@ -6,7 +6,8 @@ Some things make a later state lack what an earlier one had, and are no violatio
                       process was in `cached` and knew of nothing below: a *settled* moment
     set aside         the earlier one stands in a branch of its own in the end. That is right if the branch
                       began anew, or if another process may have written to the thread in `cached` meanwhile
-    run beside its    a turn in `cached` began before the earlier one was drained, and ended afterwards: the
+    in the window     the earlier one was written by a process that could not reach Redis, up to 3 s before
+    run beside its    a turn in another tier began before the earlier one was drained, and ended after it: the
     drain             thread has two lines, and the earlier one stands in its history
 
 An attempt counts as acknowledged from the moment that its worker saw the graph return, and a read as begun
@@ -22,7 +23,15 @@ from typing import NamedTuple
 
 from chaos.chain_history import Attempt, Ran, Stored
 
-__all__ = ["WHATS", "ChainVerdict", "ChainViolation", "Standing", "judge_chain", "settled_moments"]
+__all__ = [
+    "WHATS",
+    "WINDOW_SECONDS",
+    "ChainVerdict",
+    "ChainViolation",
+    "Standing",
+    "judge_chain",
+    "settled_moments",
+]
 
 WHATS = {
     "lost": "an acknowledged state is neither in its thread in PostgreSQL nor in one set aside from it",
@@ -35,6 +44,9 @@ WHATS = {
     "error": "a call has failed with what no outage explains",
 }
 """Every kind of violation, and what it means."""
+
+WINDOW_SECONDS = 3.0
+"""How long a read in `cached` may miss a write of a process that could not reach Redis: see `run`."""
 
 _AT_LAST = float("inf")
 
@@ -249,6 +261,9 @@ class _Thread:
                 yield ChainViolation("lost", self._name, said, (attempt,))
             elif len(ids) > 1:
                 yield ChainViolation("doubled", self._name, f"in {sorted(ids)}", (attempt,))
+            elif len(places[next(iter(ids))]) > 1 and attempt.tier_before != attempt.tier_after:
+                # A put that a server did not answer, before it was lost, was made again in the next tier.
+                self._verdict.excused["put in two tiers"] += 1
             elif len(places[next(iter(ids))]) > 1:
                 said = f"in the threads {sorted(places[next(iter(ids))])}"
                 yield ChainViolation("doubled", self._name, said, (attempt,))
@@ -313,7 +328,7 @@ class _Thread:
                 return "set aside"
             return "run beside its drain" if self._ran_beside(state, read) else ""
         if read.tier == "cached":
-            return ""
+            return "in the window" if self._misses_in_window(state, read) else ""
         # It may stand in a branch that had begun before: the state was written to the thread beside it.
         beside = any(
             each.tier != "cached" and each.start < end and not self._settles(each.start, read.at)
@@ -321,15 +336,34 @@ class _Thread:
         )
         return "beside a branch" if beside else ""
 
+    def _misses_in_window(self, state: Attempt, read: _Read) -> bool:
+        """Tell whether it was read in the window that a write has which Redis did not hear of; or was said
+        after such a read: then there are two lines in the thread. `checker` judges the window itself."""
+        end = state.end or 0.0
+        if read.at <= end + WINDOW_SECONDS:
+            return True
+        return any(
+            each.found is not None
+            and each.found_in == "cached"
+            and end < each.found_at <= end + WINDOW_SECONDS
+            and not _begins_with(each.found, state.words or [])
+            and self._words_of(each) & set(read.words)
+            for each in self._attempts
+        )
+
     def _ran_beside(self, state: Attempt, read: _Read) -> bool:
-        """Tell whether what was read was said by an attempt in `cached` that began before the state was
-        drained: it cannot know of it. Then there are two lines in the thread."""
+        """Tell whether what was read was said by an attempt in another tier that began before the state was
+        drained into that: it cannot know all of it. Then there are two lines in the thread."""
         end = state.end or 0.0
         drained_at = self._settled_after(end)
         return any(
             each.start < drained_at
             and (each.end is None or each.end > end)
-            and "cached" in (each.tier_before, each.tier_after)
+            and (
+                each.tier_before != state.tier_before
+                or each.tier_after != state.tier_after
+                or (state.tier == "memory" and each.worker != state.worker)
+            )
             and not set(state.words or ()).issuperset(own := self._words_of(each))
             and own & set(read.words)
             for each in self._attempts

@@ -28,6 +28,7 @@ KINDS = (
 
 _OUTAGE_SECONDS = (2.5, 5.5)
 _BETWEEN_SECONDS = (1.0, 3.0)
+_LONG_BETWEEN_SECONDS = (4.0, 12.0)  # longer than the seal of a process that was killed
 _REDIS_DOWN_SECONDS = (0.1, 1.2)
 _FULL_SECONDS = (0.5, 2.5)
 _FLICKER_SECONDS = (0.02, 0.6)  # so long PostgreSQL is there, and then away again: in the middle of a drain
@@ -73,7 +74,7 @@ def _draw(dice: random.Random, seconds: float, workers: int, kills: bool) -> Ite
         yield _worker(dice, at + first, workers, kills)
         for _ in range(dice.choice([0, 1, 1, 2])):
             yield _worker(dice, dice.uniform(at, until), workers, kills)
-        if dice.random() < (0.4 if kills else 0.7):
+        if dice.random() < (0.25 if kills else 0.7):
             yield from _redis(dice, dice.uniform(at, until))
         is_full = dice.random() < 0.35
         if is_full:
@@ -86,7 +87,7 @@ def _draw(dice: random.Random, seconds: float, workers: int, kills: bool) -> Ite
             yield ChainFault("postgres started", until)
         if is_full:
             yield ChainFault("disk free", until + dice.uniform(*_FULL_SECONDS))
-        calm = until + dice.uniform(*_BETWEEN_SECONDS)
+        calm = until + dice.uniform(*(_LONG_BETWEEN_SECONDS if dice.random() < 0.4 else _BETWEEN_SECONDS))
         if dice.random() < 0.4:
             yield _worker(dice, dice.uniform(until, calm), workers, kills)
         if dice.random() < 0.25:

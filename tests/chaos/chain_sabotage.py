@@ -60,8 +60,8 @@ def _drops_some() -> None:
     import_checkpoints: Any = cached.CachedPostgresSaver.import_checkpoints
     calls = iter(range(10**9))
 
-    async def broken(self: Any, items: Any) -> int:
-        return 0 if next(calls) % 7 == 6 else int(await import_checkpoints(self, items))
+    async def broken(self: Any, items: Any, **options: Any) -> int:
+        return 0 if next(calls) % 7 == 6 else int(await import_checkpoints(self, items, **options))
 
     cached.CachedPostgresSaver.import_checkpoints = broken  # type: ignore[method-assign]
 

@@ -181,13 +181,13 @@ class Worker:
         async for line in lines:
             wanted = json.loads(line)
             if wanted["what"] == "close":
-                # What the tier memory holds would be lost.
+                if self._under_way and random.random() < 0.7:
+                    await asyncio.wait(self._under_way, timeout=3.0)
+                # What the tier memory holds would be lost; one of those may have fallen to it.
                 if saver.tier == "memory" or "memory" in saver._chain._undrained:
                     _say(key=wanted["key"], ok=False, tier=saver.tier)
                     self._said = None  # say the tier again
                     continue
-                if self._under_way and random.random() < 0.7:
-                    await asyncio.wait(self._under_way, timeout=3.0)
                 _say(key=wanted["key"], ok=True)
                 return
             task = asyncio.create_task(self._do(talking, wanted))

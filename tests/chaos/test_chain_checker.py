@@ -96,6 +96,8 @@ def test_what_stands_twice_is_doubled() -> None:
 def test_what_stands_in_two_threads_is_doubled() -> None:
     stored = [*stands(["said 1"], ONE), *stands(["said 1"], ONE, thread=ASIDE)]
     assert "doubled" in found(judged([did("1", 1.0, ONE)], stored))
+    fell = did("1", 1.0, ONE, tier_before="redis", tier_after="memory")
+    assert judged([fell], stored).excused["put in two tiers"] == 1
 
 
 def test_the_state_that_a_branch_goes_on_from_stands_in_both() -> None:
@@ -126,12 +128,21 @@ def test_a_branch_says_where_it_belongs() -> None:
 
 
 def test_a_state_in_cached_never_becomes_shorter() -> None:
-    attempts = [did("1", 1.0, ONE), did("2", 2.0, TWO), did("x", 3.0, found=ONE)]
+    attempts = [did("1", 1.0, ONE), did("2", 2.0, TWO), did("x", 6.0, found=ONE)]
     assert found(judged(attempts, stands(ONE, TWO))) == {"shorter"}
 
 
+def test_a_write_that_redis_did_not_hear_of_may_be_missed_for_a_moment() -> None:
+    attempts = [did("1", 1.0, ONE), did("2", 2.0, TWO), did("3", 3.0, FORK, found=ONE)]
+    attempts.append(did("x", 9.0, found=FORK))
+    stored = [*stands(ONE, TWO), *stands(ONE, FORK)[1:]]
+    verdict = judged(attempts, stored)
+    assert not verdict.violations
+    assert verdict.excused == {"in the window": 3}
+
+
 def test_a_state_in_cached_never_vanishes() -> None:
-    attempts = [did("1", 1.0, ONE), did("x", 3.0, found=[])]
+    attempts = [did("1", 1.0, ONE), did("x", 6.0, found=[])]
     assert found(judged(attempts, stands(ONE))) == {"shorter"}
 
 

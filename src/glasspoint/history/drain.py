@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from glasspoint.errors import ConfigurationError
+from glasspoint.errors import ConfigurationError, ThreadInUseError
 from glasspoint.history.opened import OpenedSaver
 from glasspoint.lineage import relation_of
 from glasspoint.scope import Scope, validate_thread_id
@@ -134,11 +134,14 @@ class DrainableSaver(OpenedSaver):
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Do nothing: the checkpoints' metadata say it, and are drained with them."""
 
-    async def import_checkpoints(self, items: Sequence[StoredCheckpoint | PendingWrites]) -> int:
+    async def import_checkpoints(
+        self, items: Sequence[StoredCheckpoint | PendingWrites], *, branch: Branch | None = None
+    ) -> int:
         """Store what another store gave out. What is here already stays, so it may be repeated.
 
         Args:
             items: Checkpoints with their values and writes, or writes alone; all of one scope.
+            branch: What these are the beginning of, to be refused if it is apart from what is here.
 
         Returns:
             How many checkpoints were not here before.
@@ -147,8 +150,11 @@ class DrainableSaver(OpenedSaver):
             ThreadMovedError: The thread is sealed or has moved.
             RedisUnavailableError: Redis did not answer.
             RedisRefusedError: Redis refused; nothing was stored.
+            ThreadInUseError: The branch is apart. Nothing was stored.
         """
         validate_thread_id(items[0].scope.thread_id)
+        if branch is not None and await self.relate(items[0].scope.thread_id, branch) == "apart":
+            raise ThreadInUseError("Something else was stored in this thread meanwhile.")
         with self._call("import_checkpoints", items[0].scope):
             return sum([await self._history.add(item) for item in items])
 

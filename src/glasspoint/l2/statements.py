@@ -271,6 +271,11 @@ ORDER BY c.checkpoint_id DESC LIMIT 1
 """
 """The newest checkpoint of a scope, and whether any of them names this one as its parent."""
 
+LOCK_TO_IMPORT = """
+SELECT pg_advisory_xact_lock(hashtextextended('glasspoint import ' || %(thread_id)s, 0))
+"""
+"""Wait for another import into the same thread, until this transaction ends."""
+
 NOTE_SET_ASIDE = """
 INSERT INTO glasspoint_set_aside (thread_id, original_thread_id, began_at)
 VALUES (%(thread_id)s, %(original)s, %(began_at)s)

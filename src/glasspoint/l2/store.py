@@ -28,6 +28,7 @@ from glasspoint.errors import (
     L2UnavailableError,
     SaverClosedError,
     SchemaError,
+    ThreadInUseError,
 )
 from glasspoint.l2 import journal, schema, statements
 from glasspoint.l2.batching import Batcher, Call
@@ -43,7 +44,7 @@ from glasspoint.l2.writing import (
     writes_answers,
     writes_statement,
 )
-from glasspoint.lineage import SetAside
+from glasspoint.lineage import SetAside, relation_of
 from glasspoint.scope import Scope
 from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
 
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
     from glasspoint.l2.liveness import Greet
     from glasspoint.l2.pool import Pool
+    from glasspoint.lineage import Branch
     from glasspoint.telemetry.events import Telemetry
 
     Connection = psycopg.AsyncConnection[DictRow]
@@ -264,27 +266,47 @@ class Store:
         return writes_answers(tasks, await _fetch_all(conn, *self._recorded(sql, params, calls)))
 
     async def import_items(
-        self, scope: Scope, items: Sequence[StoredCheckpoint | PendingWrites], ready: Ready
+        self,
+        scope: Scope,
+        items: Sequence[StoredCheckpoint | PendingWrites],
+        ready: Ready,
+        *,
+        branch: Branch | None = None,
     ) -> int:
         """Store what another tier held of a scope, all of it or nothing; again changes nothing.
 
         Args:
             ready: See `Ready`.
+            branch: What these are the beginning of. It must not be apart from what is here, and nobody else
+                imports the beginning of another one at the same time.
 
         Returns:
             How many checkpoints were not there before.
+
+        Raises:
+            ThreadInUseError: The branch is apart. Nothing was stored.
         """
         cursors = []
         async with self._connection(scope) as conn:
             untold = [scope] if await ready(conn) else []
             with self._telemetry.step("l2.import", scope):
                 async with conn.transaction(), conn.pipeline():
+                    if branch is not None:
+                        await self._check_that_fits(conn, scope, branch)
                     await self.journal.record(conn, untold, [scope])
                     for item in items:
                         sql, params = _import_statement(item)
                         cursor = conn.cursor(binary=True, row_factory=tuple_row)
                         cursors.append(await cursor.execute(cast("Any", sql), params))
                 return sum([new for cursor in cursors for (new,) in await cursor.fetchall()])
+
+    async def _check_that_fits(self, conn: Connection, scope: Scope, branch: Branch) -> None:
+        params = {**scope._asdict(), "checkpoint_ns": branch.namespace, "parent_id": branch.tip}
+        await conn.execute(statements.LOCK_TO_IMPORT, params)
+        rows = await _fetch_all(conn, statements.NEWEST_AND_WHETHER, params)
+        newest, goes_on = rows[0] if rows else (None, False)
+        if relation_of(branch, newest, goes_on=goes_on) == "apart":
+            raise ThreadInUseError("Something else was stored in this thread meanwhile.")
 
     async def newest_and_whether(self, scope: Scope, *, goes_on_from: str) -> tuple[str | None, bool]:
         """Return the newest checkpoint of a scope, `None` if there is none; and whether a checkpoint of it
