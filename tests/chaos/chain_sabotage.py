@@ -8,7 +8,9 @@ from typing import Any
 from glasspoint import draining
 from glasspoint import saver as cached
 from glasspoint.coherence.images import Images
+from glasspoint.history import drain
 from glasspoint.history.beginning import Beginning
+from glasspoint.l2 import store
 
 __all__ = ["SABOTAGES", "VARIABLE", "sabotage"]
 
@@ -26,11 +28,13 @@ def _never_set_aside() -> None:
     """Every branch is taken for one that goes on from what is above."""
     relation_of: Any = cached.relation_of
 
-    def broken(*args: Any, **options: Any) -> str:
+    def broken(*args: Any, **options: Any) -> Any:
         found = relation_of(*args, **options)
-        return "continued" if found == "apart" else str(found)
+        return "continued" if found == "apart" else found
 
-    cached.relation_of = broken  # type: ignore[assignment]
+    for module in (cached, drain, store):
+        assert module.relation_of is relation_of
+        module.relation_of = broken  # type: ignore[assignment]
 
 
 def _never_goes_on() -> None:
