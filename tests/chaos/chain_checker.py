@@ -321,7 +321,9 @@ class _Thread:
         """Return why a read may lack an acknowledged state; empty: it may not."""
         end = state.end or 0.0
         if state.tier != "cached":
-            elsewhere = read.tier != state.tier or (read.tier == "memory" and read.worker != state.worker)
+            elsewhere = {state.tier_before, state.tier_after} != {read.tier} or (
+                read.tier == "memory" and read.worker != state.worker
+            )
             if elsewhere and not self._settles(end, read.at):
                 return "not drained yet"
             if self._is_aside(state):

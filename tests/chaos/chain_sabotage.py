@@ -7,8 +7,9 @@ from typing import Any
 
 from glasspoint import draining
 from glasspoint import saver as cached
-from glasspoint.coherence.images import Images
+from glasspoint.history import drain
 from glasspoint.history.beginning import Beginning
+from glasspoint.l2 import store
 
 __all__ = ["SABOTAGES", "VARIABLE", "sabotage"]
 
@@ -26,11 +27,13 @@ def _never_set_aside() -> None:
     """Every branch is taken for one that goes on from what is above."""
     relation_of: Any = cached.relation_of
 
-    def broken(*args: Any, **options: Any) -> str:
+    def broken(*args: Any, **options: Any) -> Any:
         found = relation_of(*args, **options)
-        return "continued" if found == "apart" else str(found)
+        return "continued" if found == "apart" else found
 
-    cached.relation_of = broken  # type: ignore[assignment]
+    for module in (cached, drain, store):
+        assert module.relation_of is relation_of
+        module.relation_of = broken  # type: ignore[assignment]
 
 
 def _never_goes_on() -> None:
@@ -66,26 +69,10 @@ def _drops_some() -> None:
     cached.CachedPostgresSaver.import_checkpoints = broken  # type: ignore[method-assign]
 
 
-def _forgets_what_ran() -> None:
-    """A thread begins with its cached state, but does not know which nodes have run."""
-    find = Images.find
-
-    async def broken(self: Images, scope: Any) -> Any:
-        state = await find(self, scope)
-        if state is not None:
-            assert '"versions_seen"' in state.document_json
-            state.document_json = state.document_json.replace('"versions_seen"', '"versions_unseen"')
-            state.document_json = f'{{"versions_seen": {{}}, {state.document_json[1:]}'
-        return state
-
-    Images.find = broken  # type: ignore[method-assign]
-
-
 SABOTAGES: dict[str, Callable[[], None]] = {
     "never set aside": _never_set_aside,
     "never goes on": _never_goes_on,
     "gives up": _gives_up,
     "drops some": _drops_some,
-    "forgets what ran": _forgets_what_ran,
 }
 """Every way to break it."""
