@@ -18,14 +18,21 @@ from langgraph.types import Command, interrupt
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from glasspoint import FallbackSaver, MemorySaver, Settings, create_telemetry, get_checkpointer
+from glasspoint import (
+    CachedPostgresSaver,
+    FallbackSaver,
+    MemorySaver,
+    Settings,
+    create_telemetry,
+    get_checkpointer,
+)
 from glasspoint.branches import Branches
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError, ThreadMovedError, ThreadTamperedError, ThreadUnknownError
 from glasspoint.lineage import SET_ASIDE
 from glasspoint.scope import Scope
 from states import config_of, open_upstream
-from steps import Thread, until
+from steps import Thread, drain, until
 
 KEY = "a key that Redis does not know"
 
@@ -630,3 +637,46 @@ async def test_a_way_up_that_is_given_up_is_nothing_that_a_caller_hears_of(
         monkeypatch.setattr(late._chain, "_saver_above", saver_above)
         assert await said(late, "42") == ["during"]
         assert next(given_up, None) is None
+
+
+async def test_a_thread_is_never_shorter_while_it_is_drained(database: str, redis_url: str) -> None:
+    """A long thread takes several transactions: its newest state is in the first."""
+    thread, seen = Thread("long"), list[int | None]()
+    async with (
+        MemorySaver() as lower,
+        CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as upper,
+    ):
+        await upper.setup()
+        for _ in range(250):
+            await thread.put(lower)
+        whole = upper.import_checkpoints
+
+        async def look(items: Any, **options: Any) -> int:
+            answer = await whole(items, **options)
+            seen.append(await thread.turn(upper))
+            return answer
+
+        upper.import_checkpoints = look  # type: ignore[method-assign]
+        moves = await drain(lower, upper)
+        assert (moves.results, moves.checkpoints) == (["new"], 250)
+        assert len([each async for each in upper.alist(thread.config)]) == 250
+    assert len(seen) > 3
+    assert set(seen) == {250}
+
+
+async def test_a_start_waits_for_what_a_dead_process_has_sealed(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease lasts some seconds. Until then nobody may work without the thread."""
+    monkeypatch.setattr("glasspoint.chain._LAST_DRAINS", 2)
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "during")
+        tier = saver._chain.saver
+        assert not isinstance(tier, CachedPostgresSaver)
+        assert await tier.seal_thread("42", lease_seconds=1.5)
+    own_postgres.start()
+    async with pod(url, own_redis.url) as saver:
+        assert saver.tier == "cached"
+        assert await said(saver, "42") == ["during"]

@@ -16,6 +16,7 @@ switched: else the thread would be shorter above than here. A thread that can ne
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -86,6 +87,9 @@ _COUNT_SECONDS = 30.0
 
 # How many threads a log line names.
 _NAMED_AT_MOST = 20
+
+# How long a start waits for threads that another process has sealed: longer than a seal outlives the dead.
+_START_SECONDS = 12.0
 
 # How long ago a branch may have been set aside whose run may be under way.
 _UNDER_WAY = timedelta(hours=1)
@@ -466,12 +470,16 @@ class Chain:
             except below.lost:
                 continue
             try:
-                for _ in range(_LAST_DRAINS):
+                give_up_at = monotonic() + (_START_SECONDS if is_start else 0.0)
+                for attempt in itertools.count(1):
                     done = await self._drain(below, lower, saver)
                     if done.is_empty or done.put_off:
                         break
-                    await asyncio.sleep(_FOLLOW_STEP_SECONDS)  # another process is draining some of it
-                if done.put_off and is_start and not is_kept:
+                    if attempt >= _LAST_DRAINS and monotonic() > give_up_at:
+                        break
+                    # Another process is draining some of it, or has died of it: then its seals expire.
+                    await asyncio.sleep(_FOLLOW_STEP_SECONDS)
+                if not done.is_empty and is_start and not is_kept:
                     await self._work_below(spec, below, lower, done)
                     return
                 if done.is_empty and not self._drainers[below.name].refused:
@@ -494,13 +502,13 @@ class Chain:
         await above.close()
         self._telemetry.note(TierChanged(spec.name, below.name, spec.reason))
         _log.warning(
-            "Fallback from tier %s to %s: %d threads that stand in %s are refused above for now (%s). They "
-            "are tried again; until then, all conversations go on below.",
+            "Fallback from tier %s to %s: %d threads that stand in %s cannot be drained now (%s). They are "
+            "tried again; until then, all conversations go on below.",
             spec.name,
             below.name,
-            len(done.put_off),
+            done.found - done.moved,
             below.name,
-            _most_common(done.put_off.values()),
+            _most_common(done.put_off.values()) or "another process has sealed them",
         )
 
     async def _drain(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> Round:

@@ -116,6 +116,18 @@ class StoredCheckpoint:
         return completes_from_parent(self.document, self.parent_id)
 
     @property
+    def needs_ancestors(self) -> bool:
+        """Whether a delta channel of it is rebuilt from its ancestors: by itself it is not the state."""
+        if "delta_writes_versioned" in self.metadata:  # LangGraph.js marks such threads, not the channels
+            return True
+        counters = self.metadata.get("counters_since_delta_snapshot")
+        inline = self.document.get("channel_values") or {}
+        versioned = versions_of(self.document)
+        return isinstance(counters, dict) and any(
+            each in versioned and each not in self.values and each not in inline for each in counters
+        )
+
+    @property
     def cacheable(self) -> bool:
         """Whether an image of it can be kept true: see `EncodedPut.cacheable`."""
         return (

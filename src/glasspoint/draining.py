@@ -2,7 +2,7 @@
 
     seal      its callers wait
     relate    does it go on from what stands above, or beside it?
-    import    oldest first; as the thread itself, or set aside under another id
+    import    the newest checkpoint first, then the others, oldest first; or set aside, under another id
     retire    from here on its callers are sent after it
 
 Importing is idempotent, so a drain that was cut off anywhere, by a crash too, is simply done again: the seal
@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.events import DrainResult
 
     Item: TypeAlias = StoredCheckpoint | PendingWrites
+    StoredId: TypeAlias = tuple[str, str]  # namespace, checkpoint id
 
 __all__ = ["Drainer", "LowerTier", "Report", "Round", "UpperTier"]
 
@@ -227,7 +228,7 @@ class Drainer:
             raise
 
     async def _move_sealed(self, lower: LowerTier, upper: UpperTier, thread_id: str, token: str) -> bool:
-        branches, earlier = await _branches(lower.export_thread(thread_id))
+        branches, tips, earlier = await _branches(lower.export_thread(thread_id))
         relations = {await upper.relate(thread_id, branch) for branch in branches}
         place = thread_id
         # Writes alone belong to a checkpoint that is above.
@@ -241,22 +242,23 @@ class Drainer:
         if set_aside is not None:
             await upper.note_set_aside(set_aside)
         renew_at = monotonic() + _LEASE_SECONDS / 2
-        # Another process may be moving another branch of this thread. The first to begin goes on from what is
-        # above; nothing of the other is there yet, and it looks again.
-        first = branches[0] if branches and place == thread_id else None
-        async for items in _in_batches(lower.export_thread(thread_id)):
-            if place != thread_id and set_aside is not None:
-                items = [_moved(item, set_aside) for item in items]
-            try:
-                self._report.imported(await upper.import_checkpoints(items, branch=first))
-            except ThreadInUseError:
-                await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
-                return False
-            first = None
-            if monotonic() > renew_at:
-                if await lower.seal_thread(thread_id, lease_seconds=_LEASE_SECONDS, token=token) is None:
-                    return False
-                renew_at = monotonic() + _LEASE_SECONDS / 2
+        unbegun = {branch.namespace: branch for branch in branches} if place == thread_id else {}
+        try:
+            done = await self._import_tips(upper, unbegun, tips)
+            async for items in _in_batches(lower.export_thread(thread_id), without=done):
+                if place != thread_id and set_aside is not None:
+                    items = [_moved(item, set_aside) for item in items]
+                branch = unbegun.pop(items[0].scope.checkpoint_ns, None)
+                self._report.imported(await upper.import_checkpoints(items, branch=branch))
+                if monotonic() > renew_at:
+                    if await lower.seal_thread(thread_id, lease_seconds=_LEASE_SECONDS, token=token) is None:
+                        return False
+                    renew_at = monotonic() + _LEASE_SECONDS / 2
+        except ThreadInUseError:
+            # Another process has begun to move another branch of this thread. The first to begin goes on from
+            # what is above; this one looks again.
+            await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
+            return False
         moved_to = place if place != thread_id else None
         if not await lower.retire_thread(thread_id, token, marker_seconds=_MARKER_SECONDS, moved_to=moved_to):
             return False
@@ -271,6 +273,27 @@ class Drainer:
                 moved_to,
             )
         return True
+
+    async def _import_tips(
+        self, upper: UpperTier, unbegun: dict[str, Branch], tips: Mapping[str, StoredCheckpoint]
+    ) -> set[StoredId]:
+        """Import the newest checkpoint of each namespace before the others, the root's last. A reader above
+        has the whole state from then on, though not yet all that led to it.
+
+        Args:
+            unbegun: Namespace -> branch of which nothing is above; what is begun here is taken out.
+
+        Returns:
+            What was imported.
+        """
+        done: set[StoredId] = set()
+        for namespace in sorted(unbegun, reverse=True):
+            tip = tips[namespace]
+            if tip.needs_ancestors:  # by itself it would show a shorter state than it has
+                continue
+            self._report.imported(await upper.import_checkpoints([tip], branch=unbegun.pop(namespace)))
+            done.add((namespace, tip.checkpoint_id))
+        return done
 
 
 def _fate_of(exc: BaseException) -> Literal["lost", "passing", "never"]:
@@ -289,16 +312,20 @@ def _word_for(exc: BaseException) -> str:
     return type(cause).__name__
 
 
-async def _branches(items: AsyncIterator[Item]) -> tuple[list[Branch], SetAside | None]:
-    """Return what a thread holds, a branch for each namespace; and from where the thread was set aside, if it
-    was, by the tier below this one."""
+async def _branches(
+    items: AsyncIterator[Item],
+) -> tuple[list[Branch], dict[str, StoredCheckpoint], SetAside | None]:
+    """Return what a thread holds: a branch for each namespace, and its newest checkpoint; and from where the
+    thread was set aside, if it was, by the tier below this one."""
     parents: dict[str, dict[str, str | None]] = defaultdict(dict)
+    tips: dict[str, StoredCheckpoint] = {}
     earlier = None
     async for item in items:
         if not isinstance(item, PendingWrites):
             parents[item.scope.checkpoint_ns][item.checkpoint_id] = item.parent_id
+            tips[item.scope.checkpoint_ns] = item  # oldest first, so the last one stays
             earlier = earlier or noted_in(item.metadata, item.scope.thread_id)
-    return [branch_of(namespace, ids) for namespace, ids in parents.items()], earlier
+    return [branch_of(namespace, ids) for namespace, ids in parents.items()], tips, earlier
 
 
 def _moved(item: Item, set_aside: SetAside) -> Item:
@@ -322,11 +349,19 @@ def _with(metadata_json: str, noted: dict[str, Any]) -> str:
     return f"{start}{'' if start.strip() == '{' else ', '}{more}"
 
 
-async def _in_batches(items: AsyncIterator[Item]) -> AsyncIterator[list[Item]]:
-    """Put items of one scope together, as long as they are small."""
+async def _in_batches(
+    items: AsyncIterator[Item], *, without: Collection[StoredId] = ()
+) -> AsyncIterator[list[Item]]:
+    """Put items of one scope together, as long as they are small.
+
+    Args:
+        without: Checkpoints to leave out.
+    """
     batch: list[Item] = []
     size = 0
     async for item in items:
+        if not isinstance(item, PendingWrites) and (item.scope.checkpoint_ns, item.checkpoint_id) in without:
+            continue
         if batch and (item.scope != batch[0].scope or size > _BYTES_AT_ONCE or len(batch) == _ITEMS_AT_ONCE):
             yield batch
             batch, size = [], 0

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from glasspoint.codec import versions_of
 from glasspoint.errors import L1Error, RedisUnavailableError
 from glasspoint.l1 import entry
 from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper
@@ -88,7 +87,7 @@ class Images:
                 exc,
             )
             return None
-        if _needs_ancestors(image):
+        if image.needs_ancestors:
             return None
         image.document_json = json.dumps(image.document)
         image.metadata_json = json.dumps(image.metadata)
@@ -165,16 +164,4 @@ class Images:
 def _is_of_another_epoch(answer: Any) -> bool:
     return isinstance(answer, NoScriptError) or (
         isinstance(answer, ResponseError) and str(answer).startswith(WRONG_EPOCH)
-    )
-
-
-def _needs_ancestors(image: StoredCheckpoint) -> bool:
-    """Whether a delta channel of it is rebuilt from ancestors, which only PostgreSQL has."""
-    if "delta_writes_versioned" in image.metadata:  # LangGraph.js marks such threads, not the channels
-        return True
-    counters = image.metadata.get("counters_since_delta_snapshot")
-    inline = image.document.get("channel_values") or {}
-    versioned = versions_of(image.document)
-    return isinstance(counters, dict) and any(
-        channel in versioned and channel not in image.values and channel not in inline for channel in counters
     )
