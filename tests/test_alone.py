@@ -236,6 +236,7 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "warm_up": ("lease", 60_000, "id", numbered_id(1)),
     "drop": ("own", 1, 60_000),
     "clear": (),
+    "peek": (),
 }
 
 

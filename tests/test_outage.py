@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
@@ -28,9 +29,16 @@ from glasspoint import (
 )
 from glasspoint.branches import Branches
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import GlasspointError, ThreadMovedError, ThreadTamperedError, ThreadUnknownError
+from glasspoint.errors import (
+    GlasspointError,
+    ThreadDamagedError,
+    ThreadMovedError,
+    ThreadTamperedError,
+    ThreadUnknownError,
+)
 from glasspoint.lineage import SET_ASIDE
 from glasspoint.scope import Scope
+from glasspoint.telemetry.http import telemetry_app
 from states import config_of, open_upstream
 from steps import Thread, drain, until
 
@@ -680,3 +688,125 @@ async def test_a_start_waits_for_what_a_dead_process_has_sealed(
     async with pod(url, own_redis.url) as saver:
         assert saver.tier == "cached"
         assert await said(saver, "42") == ["during"]
+
+
+# ------------------------------------------------------------------ what a stranger found
+
+
+async def test_a_start_with_a_read_only_postgresql_goes_on_where_the_threads_are(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """As after a failover that has demoted the primary."""
+    url = own_postgres.create_database("test")
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "before")
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "during")
+    own_postgres.start()
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
+        await conn.execute("ALTER DATABASE test SET default_transaction_read_only = on")
+        async with pod(url, own_redis.url) as saver:
+            assert saver.tier == "redis"
+            assert await said(saver, "42") == ["before", "during"]
+            await say(saver, "42", "and on")
+            await conn.execute("SET default_transaction_read_only = off")
+            await conn.execute("ALTER DATABASE test RESET default_transaction_read_only")
+            await until(lambda: saver.tier == "cached")
+            assert await said(saver, "42") == ["before", "during", "and on"]
+
+
+@pytest.mark.parametrize("durability", ["sync", "async"])
+async def test_a_refused_resume_leaves_nothing_behind(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry, durability: Any
+) -> None:
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with pod(url, own_redis.url, registry) as saver:
+        graph = order([]).compile(checkpointer=saver)
+        for number in range(5):
+            with pytest.raises(ThreadUnknownError):
+                await graph.ainvoke(Command(resume="yes"), config_of(f"{number}"), durability=durability)
+        assert [each async for each in saver.alist(None)] == []
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+    assert drained(registry) == {}
+    assert await threads_in(url) == []
+
+
+async def test_redis_that_has_lost_its_threads_is_said_and_not_ready(
+    own_postgres: EmbeddedPostgres,
+    own_redis: EmbeddedRedis,
+    registry: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with pod(url, own_redis.url, registry) as saver:
+        await say(saver, "42", "during")
+        assert (await readyz(registry))[0] == 200
+        async with Redis.from_url(own_redis.url) as redis:
+            await redis.flushall()
+        status, found = await readyz(registry)
+        assert (status, found["redis"]) == (503, "lost")
+        with pytest.raises(ThreadDamagedError):
+            await said(saver, "42")
+        assert "Redis has lost the list" in caplog.text
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+    assert "but Redis has lost threads that were written there" in caplog.text
+    assert "everything that was written meanwhile is there" not in caplog.text
+
+
+async def test_a_redis_that_comes_back_empty_is_noticed_on_the_way_up_from_memory(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "during")
+        own_redis.kill()
+        await say(saver, "43", "in memory")
+        assert saver.tier == "memory"
+        own_redis.start()
+        await until(lambda: saver.tier == "redis")
+        assert await said(saver, "43") == ["in memory"]
+        with pytest.raises(ThreadDamagedError):
+            await said(saver, "42")
+
+
+async def test_a_process_without_the_key_refuses_what_is_signed(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver, pod(url, own_redis.url, l1_signing_key=None) as other:
+        for text in ("one", "two"):
+            await say(saver, "42", text)
+        with pytest.raises(ThreadTamperedError, match="the process has none"):
+            await said(other, "42")
+
+
+async def test_a_deleted_thread_does_not_come_back_from_a_lower_tier(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """The process before has died with the thread in Redis, under another key: it cannot be drained."""
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with pod(url, own_redis.url, l1_signing_key="a key of long ago") as saver:
+        await say(saver, "42", "during")
+    own_postgres.start()
+    async with pod(url, own_redis.url) as saver:
+        assert saver._chain.saver.vitals.undrained_threads == {"redis": 1}
+        await saver.adelete_thread("42")
+        await until(lambda: saver._chain.whole)
+    async with Redis.from_url(own_redis.url) as redis:
+        assert [key async for key in redis.scan_iter("*{42}*")] == []
+
+
+async def readyz(registry: CollectorRegistry) -> tuple[int, dict[str, Any]]:
+    transport = httpx.ASGITransport(telemetry_app(registry))
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as app:
+        response = await app.get("/readyz")
+    [saver] = response.json()["savers"]
+    return response.status_code, saver

@@ -177,16 +177,18 @@ def test_the_demo_says_how_to_look_at_its_conversation_and_that_works(
     traced = glasspoint("trace", told[1], "--file", told[2])
     assert (traced.returncode, traced.stderr) == (0, "")
     assert_fits(traced.stdout, columns=80)
-    assert re.findall(r"^── turn (\d)", traced.stdout, re.MULTILINE) == list("12345")
-    assert re.findall(r"^   goes on from turn (\d), ", traced.stdout, re.MULTILINE) == list("1234")
+    assert re.findall(r"^── turn (\d)", traced.stdout, re.MULTILINE) == list("1234567")
+    assert re.findall(r"^   goes on from turn (\d), ", traced.stdout, re.MULTILINE) == list("123456")
     first_reads = [
-        re.search(r"get_tuple  (\w+)  from (L\d)", each) for each in traced.stdout.split("\n── turn ")[1:]
+        re.search(r"get_tuple  (\S+)  from (\w+)", each) for each in traced.stdout.split("\n── turn ")[1:]
     ]
     assert [each and each.groups() for each in first_reads] == [
         ("miss", "L2"),
         ("hit", "L1"),
         ("miss", "L2"),
         ("unavailable", "L2"),
+        ("miss", "L2"),
+        ("?", "REDIS"),
         ("miss", "L2"),
     ]
     assert re.search(
@@ -196,8 +198,8 @@ def test_the_demo_says_how_to_look_at_its_conversation_and_that_works(
     )
     as_json = glasspoint("trace", told[1], "--file", told[2], "--json", "--last", "2", "--html", str(page))
     report = json.loads(as_json.stdout)
-    assert [each["number"] for each in report["turns"]] == [4, 5]
-    assert report["turns"][1]["goes_on_from"][0]["turn"] == 4
+    assert [each["number"] for each in report["turns"]] == [6, 7]
+    assert report["turns"][1]["goes_on_from"][0]["turn"] == 6
     assert sum(report["reads"]["served_by"].values()) == 10
     assert "glasspoint trace" in page.read_text("utf-8")
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from glasspoint.background import BackgroundTask
 from glasspoint.branches import Branches
-from glasspoint.draining import Drainer
+from glasspoint.draining import Drainer, Round
 from glasspoint.errors import (
     ConfigurationError,
     GlasspointError,
@@ -38,6 +38,7 @@ from glasspoint.errors import (
     ThreadMovedError,
 )
 from glasspoint.lineage import UNKNOWN_TIME, SetAside
+from glasspoint.redis_saver import RedisSaver
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
 from glasspoint.telemetry.logs import Throttle, get_logger
@@ -47,10 +48,8 @@ if TYPE_CHECKING:
 
     from langchain_core.runnables import RunnableConfig
 
-    from glasspoint.draining import Round
     from glasspoint.lineage import Branch
     from glasspoint.memory_saver import MemorySaver
-    from glasspoint.redis_saver import RedisSaver
     from glasspoint.telemetry.events import DrainResult, Telemetry
 
     TierSaver: TypeAlias = CachedPostgresSaver | RedisSaver | MemorySaver
@@ -208,6 +207,33 @@ class Chain:
                 saver, self._active = self.saver, None
                 await saver.close()
                 await self._let_go()
+
+    async def delete_thread(self, thread_id: str, delete: Callable[[TierSaver], Awaitable[None]]) -> None:
+        """Delete a thread in the tier that works, and what stands of it in lower tiers: else it would come
+        back when these are drained."""
+        await self.run(delete, thread_id=thread_id)
+        for below in self._specs[self._specs.index(self._current[0]) + 1 :]:
+            if below.name not in self._undrained:
+                continue
+            is_kept = self._kept is not None and self._kept[0] is below
+            try:
+                lower = self._kept[1] if is_kept and self._kept else await below.open()
+            except (GlasspointError, OSError) as exc:
+                _log.warning(
+                    "Thread %r was deleted, but not in the tier %s, which cannot be reached (%s): if it is "
+                    "there, it comes back when that tier is drained. Delete it again then.",
+                    thread_id,
+                    below.name,
+                    type(exc).__name__,
+                )
+                continue
+            try:
+                with suppress(ThreadMovedError):
+                    await delete(lower)
+                self._drainers[below.name].refused.pop(thread_id, None)
+            finally:
+                if not is_kept:
+                    await lower.close()
 
     async def placed(
         self, saver: TierSaver, config: RunnableConfig, *, puts: str | None = None
@@ -372,7 +398,7 @@ class Chain:
         spec, lower = self._current
         self._rising = saver
         self._settled.clear()
-        lost = False
+        lost = has_lost_threads = False
         try:
             for _ in range(_LAST_DRAINS):
                 try:
@@ -383,6 +409,7 @@ class Chain:
                 async with self._gate.shut():
                     self._check_that_works(lower)
                     if lost or await self._drain_the_rest(spec, lower, saver):
+                        has_lost_threads = not lost and await self._has_lost_threads(lower)
                         await self._remember_branches(lower, saver)
                         await self._switch(above, saver)
                         break
@@ -397,7 +424,9 @@ class Chain:
             self._note_undrained(self._undrained | {spec.name})
         self._telemetry.note(TierChanged(spec.name, above.name, "recovered"))
         rest = "everything that was written meanwhile is there"
-        if lost:
+        if has_lost_threads:
+            rest = "but Redis has lost threads that were written there: see the error above"
+        elif lost:
             rest = "the one below is lost, too; what it holds will be drained when it is back"
         elif refused:
             rest = f"but for {len(refused)} threads that cannot be drained, as said above; they stay below"
@@ -431,6 +460,10 @@ class Chain:
             if done.put_off:
                 break
         return False
+
+    @staticmethod
+    async def _has_lost_threads(saver: TierSaver) -> bool:
+        return isinstance(saver, RedisSaver) and await saver.look_for_losses()
 
     def _check_that_works(self, lower: TierSaver) -> None:
         if self._current[1] is not lower:
@@ -486,6 +519,11 @@ class Chain:
                     self._note_undrained(self._undrained - {below.name})
             except below.lost:
                 continue
+            except spec.lost:
+                if not is_start or is_kept:
+                    raise
+                await self._work_below(spec, below, lower, Round())
+                return
             finally:
                 is_done = below.name not in self._undrained
                 if is_kept and is_done:
@@ -502,13 +540,13 @@ class Chain:
         await above.close()
         self._telemetry.note(TierChanged(spec.name, below.name, spec.reason))
         _log.warning(
-            "Fallback from tier %s to %s: %d threads that stand in %s cannot be drained now (%s). They are "
+            "Fallback from tier %s to %s: threads that stand in %s cannot be drained now (%s). They are "
             "tried again; until then, all conversations go on below.",
             spec.name,
             below.name,
-            done.found - done.moved,
             below.name,
-            _most_common(done.put_off.values()) or "another process has sealed them",
+            _most_common(done.put_off.values())
+            or ("another process has sealed them" if done.found else "the tier above takes no writes"),
         )
 
     async def _drain(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> Round:

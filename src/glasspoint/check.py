@@ -343,8 +343,8 @@ class _Checks:
 
     async def outage(self) -> str:
         """Nothing of an outage waits in Redis, and nothing was set aside."""
-        if self._obstacle or not self._has_redis:
-            raise _Skipped(self._obstacle or "Redis was not reached")
+        if not self._has_redis or not self._postgres_url:
+            raise _Skipped("Redis was not reached" if self._postgres_url else self._obstacle)
         target = Target.of(self._postgres_url)
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
@@ -353,9 +353,14 @@ class _Checks:
             RedisSaver(redis, key_prefix=self._key_prefix, target=target, telemetry=telemetry) as tier,
         ):
             waiting = [thread_id async for thread_id in tier.thread_ids()]
-        async with await self._connect() as connection, connection.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(_SET_ASIDE)
-            aside = [str(thread_id) for (thread_id,) in await cursor.fetchall()]
+        aside = []
+        if not self._obstacle:
+            async with (
+                await self._connect() as connection,
+                connection.cursor(row_factory=tuple_row) as cursor,
+            ):
+                await cursor.execute(_SET_ASIDE)
+                aside = [str(thread_id) for (thread_id,) in await cursor.fetchall()]
         said = []
         if waiting:
             said.append(
@@ -366,6 +371,8 @@ class _Checks:
             said.append(f"{len(aside)} thread(s) were set aside beside their conversations: {_some(aside)}")
         if said:
             raise _Warned("; ".join(said))
+        if self._obstacle:
+            raise _Skipped(f"{self._obstacle}; no thread waits in Redis")
         return f"no thread of {target.name} waits in Redis, and none was set aside"
 
     async def _say(self, thread_id: str, text: str) -> tuple[str, list[str]]:

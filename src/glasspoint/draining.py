@@ -71,6 +71,9 @@ _ITEMS_AT_ONCE = 100
 class UpperTier(Protocol):
     """What can be drained into."""
 
+    async def check_takes_writes(self) -> None:
+        """Raise a `ConnectionError` if it takes none now."""
+
     async def relate(self, thread_id: str, branch: Branch) -> Relation:
         """Tell how a branch stands to what is here of its thread and namespace."""
 
@@ -173,6 +176,7 @@ class Drainer:
         """
         done = Round()
         slots = asyncio.Semaphore(_THREADS_AT_ONCE)
+        await upper.check_takes_writes()  # before any thread's callers have to wait
 
         async def move(thread_id: str) -> None:
             try:

@@ -129,6 +129,7 @@ async def _open_chain(
     shared: dict[str, Any] = {"serde": serde or JsonPlusSerializer(), "telemetry": telemetry.for_standby()}
     l1_signing_key = settings.l1_signing_key.get_secret_value() if settings.l1_signing_key else None
     target = Target.of(postgres_url)
+    opened_before: list[RedisSaver] = []  # the last saver of the tier redis
     secrets: list[bytes | None] = []  # of the tier redis, once it was opened: making it takes a moment
 
     async def secret() -> bytes | None:
@@ -208,6 +209,9 @@ async def _open_chain(
                 timeout_seconds=settings.redis_timeout,
             )
         saver.begin_from(states, unknown=settings.fallback_unknown)
+        if opened_before:
+            await saver.expect_list(opened_before.pop().list_made)
+        opened_before.append(saver)
         return saver
 
     async def open_memory() -> MemorySaver:

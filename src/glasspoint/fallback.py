@@ -152,9 +152,7 @@ class FallbackSaver(SyncFace):
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete a thread, in the tier that works now: see `CachedPostgresSaver.adelete_thread`."""
-        await self._chain.run(
-            lambda saver: self._with_own_serde(saver).adelete_thread(thread_id), thread_id=thread_id
-        )
+        await self._chain.delete_thread(thread_id, lambda saver: saver.adelete_thread(thread_id))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete what these runs stored: see `CachedPostgresSaver.adelete_for_runs`."""

@@ -190,6 +190,35 @@ class RedisSaver(HistorySaver):
         with self._lifetime.call():
             await self._steps.ping()
 
+    @property
+    def list_made(self) -> bytes:
+        """When the list of a target's threads was made that this saver has met; `b""` if it has put nothing,
+        so that nothing of it can be lost."""
+        return self._redis_history.registry_made if self.threads_written else b""
+
+    async def expect_list(self, made: bytes) -> None:
+        """Go on from a saver of this process that was closed: the list of threads must be the same.
+
+        Args:
+            made: Its `list_made`.
+
+        Raises:
+            RedisUnavailableError: Redis did not answer.
+        """
+        if made:
+            self._redis_history.registry_made = made
+            await self.look_for_losses()
+
+    async def look_for_losses(self) -> bool:
+        """Tell whether threads that stood here are gone, or may be, without having been moved.
+
+        Raises:
+            RedisUnavailableError: Redis did not answer.
+        """
+        with self._lifetime.call():
+            await self._redis_history.look_at_list()
+        return self._redis_history.list_is_lost
+
     def _warn_of_eviction(self, nodes: list[dict[str, Any]]) -> None:
         how = "; ".join(sorted({found for node in nodes if (found := eviction_of(node)) is not None}))
         redis = (self.vitals.addresses["redis"], how)
@@ -206,6 +235,6 @@ class RedisSaver(HistorySaver):
         try:
             async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
                 await self.ping()
+                return {"redis": "lost" if await self.look_for_losses() else "ok"}
         except Exception:
             return {"redis": "unavailable"}
-        return {"redis": "ok"}

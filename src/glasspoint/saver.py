@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from glasspoint import codec, traceparent
-from glasspoint.errors import InvalidConfigError, L1UnavailableError, L2DeadlineError
+from glasspoint.errors import InvalidConfigError, L1UnavailableError, L2DeadlineError, L2UnavailableError
 from glasspoint.l2.deadline import answered_within, within
 from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
 from glasspoint.lineage import relation_of
@@ -293,6 +293,16 @@ class CachedPostgresSaver(MaintainedSaver):
             new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready, branch=branch))
             await write.to_l1(write.forget)
         return new
+
+    async def check_takes_writes(self) -> None:
+        """Make sure that PostgreSQL takes writes now.
+
+        Raises:
+            L2UnavailableError: It cannot be reached, or takes none.
+        """
+        with self._lifetime.call():
+            if not await self._l2.ping():
+                raise L2UnavailableError("PostgreSQL takes no writes here: connect to the primary.")
 
     async def relate(self, thread_id: str, branch: Branch) -> Relation:
         """Tell how a branch of another tier stands to what PostgreSQL has of its thread and namespace.

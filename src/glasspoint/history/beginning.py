@@ -7,6 +7,7 @@ history), or is refused: `CHECKPOINT_FALLBACK_UNKNOWN`.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -64,6 +65,7 @@ class Beginning:
         self._anew: OrderedDict[str, None] = OrderedDict()
         self._deleted: OrderedDict[str, None] = OrderedDict()
         self._resumed: OrderedDict[str, None] = OrderedDict()
+        self._deciding: dict[str, asyncio.Event] = {}
 
     @property
     def anew(self) -> frozenset[str]:
@@ -102,23 +104,31 @@ class Beginning:
         return True
 
     async def check_writes(self, scope: Scope, checkpoint_id: str, writes: Sequence[tuple[str, Any]]) -> None:
-        """Refuse the answer to an interrupt of a thread that begins anew.
-
-        Raises:
-            ThreadUnknownError: This is one. So are the puts of the same run from now on.
-        """
-        if not any(channel == RESUME for channel, _ in writes) or scope.thread_id not in self._anew:
-            return
-        if await self._history.read(scope, checkpoint_id) is None:
-            _remember(self._resumed, scope.thread_id)
-            raise ThreadUnknownError(_NOTHING_TO_RESUME)
-
-    def check_put(self, scope: Scope) -> None:
-        """Refuse a put of a run that was to be resumed, and could not.
+        """Refuse the answer to an interrupt of a thread that begins anew, and all that its run stores.
 
         Raises:
             ThreadUnknownError: This is one.
         """
+        thread_id = scope.thread_id
+        if any(channel == RESUME for channel, _ in writes) and thread_id in self._anew:
+            # The run puts its first checkpoint at the same time, which has to wait for this.
+            self._deciding[thread_id] = decided = asyncio.Event()
+            try:
+                if await self._history.read(scope, checkpoint_id) is None:
+                    _remember(self._resumed, thread_id)
+            finally:
+                self._deciding.pop(thread_id, None)
+                decided.set()
+        await self.check_put(scope)
+
+    async def check_put(self, scope: Scope) -> None:
+        """Refuse what a run stores that was to be resumed, and could not.
+
+        Raises:
+            ThreadUnknownError: This is one.
+        """
+        if (decided := self._deciding.get(scope.thread_id)) is not None:
+            await decided.wait()
         if scope.thread_id in self._resumed:
             raise ThreadUnknownError(_NOTHING_TO_RESUME)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from glasspoint.errors import ConfigurationError, ThreadInUseError
+from glasspoint.errors import ConfigurationError, ThreadDamagedError, ThreadInUseError
 from glasspoint.history.opened import OpenedSaver
 from glasspoint.lineage import relation_of
 from glasspoint.scope import Scope, validate_thread_id
@@ -110,6 +110,14 @@ class DrainableSaver(OpenedSaver):
         with self._call("retire_thread", Scope(thread_id, "")):
             return await self._history.retire(thread_id, _text(token), marker_ms, moved_to)
 
+    async def check_takes_writes(self) -> None:
+        """Make sure that it can be reached.
+
+        Raises:
+            RedisUnavailableError: Redis did not answer.
+        """
+        await self.ping()
+
     async def relate(self, thread_id: str, branch: Branch) -> Relation:
         """Tell how a branch of another store stands to what is here of its thread and namespace.
 
@@ -119,7 +127,12 @@ class DrainableSaver(OpenedSaver):
         """
         scope = Scope(thread_id, branch.namespace)
         with self._call("relate", scope):
-            found = await self._history.read(scope, None)
+            try:
+                found = await self._history.read(scope, None)
+            except ThreadDamagedError:
+                if not self._history.list_is_lost:
+                    raise
+                found = None  # what was here is lost; if a part of it is, nothing can be stored beside that
             if found is None and self._beginning is not None and await self._beginning.take(scope):
                 found = await self._history.read(scope, None)
             if found is None:

@@ -90,6 +90,8 @@ class MemoryHistory:
 
     def __init__(self) -> None:
         self._threads: dict[str, _Thread] = {}
+        self.list_is_lost = False
+        """Never: what is here is gone with the process alone."""
         self._moved: dict[str, tuple[float, str | None]] = {}  # until when that is said, and to which id
         self._copies: WeakValueDictionary[str, MemoryHistory] = WeakValueDictionary()
 

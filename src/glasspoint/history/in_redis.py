@@ -43,6 +43,12 @@ _BYTES_AT_ONCE = 2**20
 _ANCESTORS_AT_ONCE = 256
 _STRAYS_AT_ONCE = 500
 
+_LIST_LOST = (
+    "Redis has lost the list of the threads that it must hold: it was evicted, flushed, or not there after a "
+    "restart."
+)
+_DO = "Give Redis the maxmemory-policy noeviction and appendonly yes, and start this process again."
+
 # A copy that nobody finishes is gone after this long.
 _COPY_TTL_SECONDS = 600
 
@@ -72,12 +78,15 @@ class RedisHistory:
         self._ttl = 0 if ttl_seconds is None else max(1, int(ttl_seconds * 1000))
         self._signer = signer
         self._tampered_lines = Throttle()
-        self._registry_made = b""  # when the list of threads was made, as far as it is known
+        self.registry_made = b""
+        """When the list of threads was made, as far as it is known."""
+        self.list_is_lost = False
+        """Whether another list stands there now, or none."""
 
     async def meet(self) -> None:
         """Remember which list of threads stands in Redis, to notice when another one stands there."""
-        if self._keyspace.registry and not self._registry_made:
-            self._registry_made = (await self._steps.run("threads", None, [self._keyspace.registry]))[0]
+        if self._keyspace.registry and not self.registry_made:
+            self.registry_made = (await self._steps.run("threads", None, [self._keyspace.registry]))[0]
 
     # ---------------------------------------------------------------- writing
 
@@ -335,8 +344,8 @@ class RedisHistory:
             self._tampered(thread_id, exc)
             raise
         except (ValueError, LookupError):
-            if self._signer is None:
-                raise
+            if self._signer is None and not self._keyspace.registry:
+                raise  # by itself, a saver without a key expects no signatures
             self._tampered(thread_id, error := tampered("a part"))
             raise error from None
 
@@ -362,12 +371,22 @@ class RedisHistory:
             return
         keys = self._keyspace.of_thread(thread_id)
         made, there = await self._steps.run("threads", Scope(thread_id, ""), keys)
-        if self._registry_made and made != self._registry_made and not there:
-            raise ThreadDamagedError(
-                "Redis has lost the list of the threads that it must hold: it was evicted, flushed, or not "
-                "there after a restart. This thread is not there, and may be lost as well. Give Redis the "
-                "maxmemory-policy noeviction and appendonly yes, and start this process again."
-            )
+        self._compare(made)
+        if self.list_is_lost and not there:
+            raise ThreadDamagedError(f"{_LIST_LOST} This thread is not there, and may be lost as well. {_DO}")
+
+    async def look_at_list(self) -> None:
+        """See whether the list of the threads is still the one that it was."""
+        if self._keyspace.registry:
+            self._compare((await self._steps.run("threads", None, [self._keyspace.registry]))[0])
+
+    def _compare(self, made: bytes) -> None:
+        if not self.registry_made or made == self.registry_made or self.list_is_lost:
+            return
+        self.list_is_lost = True
+        _log.error(
+            "%s Threads that are not in Redis are refused by this process, new ones too. %s", _LIST_LOST, _DO
+        )
 
     async def _run(self, step: str, scope: Scope, *args: bytes | str | int) -> list[Any]:
         await self.meet()

@@ -107,6 +107,9 @@ class History(Protocol):
     Those that concern one thread raise `ThreadMovedError` while it is sealed, and after it was retired.
     """
 
+    list_is_lost: bool
+    """Whether threads that stood here may be gone without having been moved."""
+
     async def put(self, scope: Scope, put: EncodedPut) -> None:
         """Store a checkpoint and its new values; a value that is there at this version stays."""
 

@@ -154,7 +154,7 @@ class HistorySaver(DrainableSaver):
             operation.step, operation.source = put.step, put.source
             operation.bytes_written = put.size
             if self._beginning is not None:
-                self._beginning.check_put(scope)
+                await self._beginning.check_put(scope)
             self._written[scope.thread_id] = None
             if len(self._written) > _REMEMBERED:
                 self._written.popitem(last=False)

@@ -124,7 +124,8 @@ class Steps:
                 )
             if status == _MOVED:
                 raise ThreadMovedError(
-                    "This thread stands in another store now: ask that one.",
+                    "This thread stands in another store now, which this process does not reach: ask "
+                    "again in a minute.",
                     moved=True,
                     moved_to=answer[0].decode() or None if answer else None,
                 )

@@ -53,6 +53,7 @@ _MODES: dict[str, Literal["livesum", "livemax"]] = {
     "l2_asynchronous_commit": "livemax",
     "l2_unbounded_statements": "livemax",
     "active_tier": "livemax",
+    "undrained_threads": "livemax",
     "storage_bytes": "livemax",
     "storage_rows": "livemax",
     "info": "livemax",
