@@ -36,8 +36,9 @@ def tampered(what: str) -> ThreadTamperedError:
     return ThreadTamperedError(
         f"This thread cannot be read: in Redis, {what} of it is not signed with this process's key (or the "
         "process has none), and nothing of the thread was used. If the key was changed "
-        "(CHECKPOINT_L1_SIGNING_KEY, or without it the password of PostgreSQL), let a process with the former "
-        "key drain the thread. If not, somebody else writes to this Redis: lock them out, and delete the thread."
+        "(CHECKPOINT_L1_SIGNING_KEY, or without it the password of PostgreSQL), let a process with the "
+        "former key drain the thread. If not, somebody else writes to this Redis: lock them out, and delete "
+        "the thread."
     )
 
 
