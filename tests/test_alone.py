@@ -29,7 +29,6 @@ from redis.exceptions import AskError, MovedError, ResponseError
 import glasspoint
 from glasspoint import (
     CachedPostgresSaver,
-    RedisSaver,
     Settings,
     Telemetry,
     background,
@@ -1472,30 +1471,3 @@ def test_the_list_is_what_the_scripts_and_the_client_use() -> None:
     assert set(permissions.COMMANDS) == scripts | by_the_client
     [rule] = re.findall(r"^ACL SETUSER glasspoint (.*)$", what_a_user_needs(), re.MULTILINE)
     assert rule.split() == ["on", ">PASSWORD", "~glasspoint:*", *NEEDED, *OPTIONAL]
-
-
-def test_the_list_of_the_tier_redis_is_what_its_scripts_and_its_client_use() -> None:
-    [rule] = re.findall(r"^ACL SETUSER glasspoint_tier (.*)$", what_a_user_needs(), re.MULTILINE)
-    by_the_client = {"ping", "info", "evalsha", "eval", "scan"}
-    named = {word[1:] for word in rule.split() if word[0] == "+"}
-    assert named == commands_in(SRC / "history" / "scripts") | by_the_client
-
-
-async def test_a_user_with_just_what_the_documentation_lists_is_enough_for_the_tier_redis(
-    any_redis: EmbeddedRedis,
-) -> None:
-    [rule] = re.findall(r"^ACL SETUSER glasspoint_tier (.*)$", what_a_user_needs(), re.MULTILINE)
-    await allow(any_redis, *rule.split()[2:])
-    thread = Thread("a")
-    telemetry = create_telemetry(registry=CollectorRegistry())
-    async with await RedisSaver.create(url_of_user(any_redis), telemetry=telemetry) as saver:
-        for _ in range(2):
-            await thread.put(saver)
-            await thread.put_writes(saver, "x")
-        assert await thread.turn(saver) == 2
-        assert [each async for each in saver.alist(None)]
-        await saver.acopy_thread("a", "b")
-        await saver.aprune(["b"])
-        await saver.adelete_for_runs(["no such run"])
-        await saver.adelete_thread("b")
-        assert [each async for each in saver.thread_ids()] == ["a"]

@@ -479,8 +479,13 @@ async def test_a_user_who_may_not_is_told_so_without_the_password(own_redis: Emb
             "ACL", "SETUSER", "bob", "on", f">{PASSWORD}", "~*", "+@all", "-@scripting"
         )
         url = own_redis.url.replace("redis://", f"redis://bob:{PASSWORD}@")
+        with pytest.raises(RedisRefusedError, match=r"'bob' may not run EVALSHA, EVAL\.") as caught:
+            await create_redis_checkpointer(url)
+        assert not any(half in shown(caught.value) for half in HALVES)
+        await redis.execute_command("ACL", "SETUSER", "bob", "+@scripting")
         async with opened(url) as saver:
-            with pytest.raises(RedisRefusedError, match="this user may not") as caught:
+            await redis.execute_command("ACL", "SETUSER", "bob", "-@scripting")
+            with pytest.raises(RedisRefusedError, match="this user may not run") as caught:
                 await Thread("a").put(saver)
             assert not any(half in shown(caught.value) for half in HALVES)
         await redis.execute_command("ACL", "SETUSER", "bob", "resetpass")

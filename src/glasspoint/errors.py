@@ -82,7 +82,7 @@ class RedisUnavailableError(GlasspointError, ConnectionError):
 
 class RedisRefusedError(GlasspointError, RuntimeError):
     """Redis, used as a store, refused a step: it is full, read-only, or this user may not. Nothing of the
-    step was done."""
+    step was done; only if the user has lost a right since the saver was opened, a part may have been done."""
 
 
 class ThreadMovedError(GlasspointError, ConnectionError):

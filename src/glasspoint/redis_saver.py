@@ -60,10 +60,10 @@ class RedisSaver(HistorySaver):
     thread raises `ThreadDamagedError` rather than to show a state with holes.
 
     Every method may raise `RedisUnavailableError` (Redis did not answer, and whether a write was done is not
-    known; it may be repeated), `RedisRefusedError` (it is full or read-only; nothing was stored),
-    `ThreadMovedError` (the thread is being drained into another store, or has been), `ThreadDamagedError`
-    (Redis has lost a part of it), `InvalidConfigError`
-    (the config names no thread that could be stored) and `SaverClosedError`.
+    known; it may be repeated), `RedisRefusedError` (it is full or read-only, and nothing was stored; or this
+    user has lost a right), `ThreadMovedError` (the thread is being drained into another store, or has been),
+    `ThreadDamagedError` (Redis has lost a part of it), `InvalidConfigError` (the config names no thread that
+    could be stored) and `SaverClosedError`.
 
     Example:
         ```python
@@ -125,6 +125,7 @@ class RedisSaver(HistorySaver):
             )
         telemetry = telemetry or create_telemetry()
         target_id = target.id if target is not None else ""
+        self._key_prefix = key_prefix
         self._steps = Steps(redis, telemetry, timeout_seconds=timeout_seconds)
         self._redis_history = RedisHistory(
             self._steps,
@@ -147,7 +148,8 @@ class RedisSaver(HistorySaver):
         Raises:
             ConfigurationError: The URL or the client cannot be used, or a setting is out of its range.
             RedisUnavailableError: Redis cannot be reached.
-            RedisRefusedError: Redis refuses this user or password.
+            RedisRefusedError: Redis refuses this user or password, or the user lacks a right; the message
+                names the commands and the rule to add. (A cluster is not asked for rights.)
         """
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
@@ -157,6 +159,7 @@ class RedisSaver(HistorySaver):
             saver = cls(redis, **options)
             try:
                 await saver.ping()
+                await saver._steps.check_permissions(saver._key_prefix)
                 saver.vitals.versions["redis"] = await saver._steps.server_version()
                 await saver._redis_history.meet()
                 saver._warn_of_eviction(await saver._steps.memory())

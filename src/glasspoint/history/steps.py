@@ -34,7 +34,10 @@ from glasspoint.errors import (
     ThreadDamagedError,
     ThreadMovedError,
 )
+from glasspoint.history.permissions import NEEDS
+from glasspoint.l1.faults import is_a_refused_command, is_a_refused_key
 from glasspoint.l1.patience import answered_within
+from glasspoint.l1.permissions import ask_for_rights
 from glasspoint.l1.turns import Turns, connections_of, when_connected
 
 if TYPE_CHECKING:
@@ -59,13 +62,10 @@ _CONNECTIONS = 32
 
 # Words with which Redis begins an error; inside a script it puts them further back. Some of them redis-py
 # takes off, and raises a class of its own.
-_CODES = re.compile(
-    r"\b(OOM|READONLY|MISCONF|NOREPLICAS|NOPERM|NOAUTH|CLUSTERDOWN|BUSY|LOADING|MASTERDOWN)\b"
-)
+_CODES = re.compile(r"\b(OOM|READONLY|MISCONF|NOREPLICAS|NOAUTH|CLUSTERDOWN|BUSY|LOADING|MASTERDOWN)\b")
 _CLASSES: dict[type[BaseException], str] = {
     OutOfMemoryError: "OOM",
     ReadOnlyError: "READONLY",
-    NoPermissionError: "NOPERM",
 }
 _PASSING = {"CLUSTERDOWN", "BUSY", "LOADING", "MASTERDOWN"}
 _REASONS = {
@@ -73,10 +73,11 @@ _REASONS = {
     "READONLY": "it is a read-only replica: connect to the primary",
     "MISCONF": "it cannot save to its disk: see its log",
     "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write asks for",
-    "NOPERM": "this user may not: let it run EVALSHA, EVAL, SCAN, ZSCAN, TIME and what the scripts use, on "
-    "the key prefix",
     "NOAUTH": "it asks for a password",
 }
+
+# How Redis 7 names a command that a user may not run.
+_COMMAND = re.compile(r"to run the '([\w|]+)' command")
 
 _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 
@@ -146,6 +147,16 @@ class Steps:
                 await when_connected(self._redis.ping)
         except _FAILURES as exc:
             raise self._failure(exc) from exc
+
+    async def check_permissions(self, key_prefix: str) -> None:
+        """Ask whether the client's user may do what the steps need. A cluster is not asked.
+
+        Raises:
+            RedisRefusedError: It may not. The message names the commands and the rule to add.
+            RedisUnavailableError: Redis does not answer.
+        """
+        if not isinstance(self._redis, RedisCluster):
+            await self._in_turn(ask_for_rights, self._redis, key_prefix, NEEDS)
 
     async def server_version(self) -> str:
         """Return what Redis says of its version, `""` if it does not; of a cluster, one node's."""
@@ -225,6 +236,12 @@ class Steps:
         passing = code in _PASSING or isinstance(exc, ClusterDownError | ClusterError)
         if isinstance(exc, AuthenticationError | AuthorizationError):
             return RedisRefusedError("Redis refuses this user or password.")
+        if (lacks := _missing_right(exc)) is not None:
+            return RedisRefusedError(
+                f"Redis refused: this user may not {lacks}. A script that Redis stops in the middle leaves "
+                "done what it did before. Give the user the rights that docs/reliability.md lists, under "
+                '"What a Redis user needs".'
+            )
         if isinstance(exc, ResponseError) and not passing:
             if code is None:
                 return RedisRefusedError(
@@ -237,6 +254,15 @@ class Steps:
             f"Redis did not answer{waited} ({code or type(exc).__name__}). If this was a write, it is not "
             "known whether it was done; it may be repeated: it stores the same again."
         )
+
+
+def _missing_right(exc: BaseException) -> str | None:
+    if is_a_refused_key(exc):
+        return "use a key"
+    if not is_a_refused_command(exc) and not isinstance(exc, NoPermissionError):
+        return None
+    named = _COMMAND.search(str(exc))
+    return f"run the command {named[1].replace('|', ' ').upper()}" if named else "run a command"
 
 
 @cache
