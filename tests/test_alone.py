@@ -1360,7 +1360,9 @@ async def test_a_user_who_lacks_something_is_told_what_and_which_rule_to_add(
         await until(lambda: one.hits(thread))
         assert (await one.saver._check())["l1"] == "ok"
         await until(lambda: is_empty(database))
-    assert len([each for each in caplog.records if each.levelno > logging.INFO]) == 2, "that, and the breaker"
+    # That, the breaker, and, if the sweeper was first to meet the refusal, that L1 does not answer.
+    said = [each.getMessage() for each in caplog.records if each.levelno > logging.INFO]
+    assert 2 <= len(said) == len(set(said)) <= 3, said
 
 
 def the_error(caplog: pytest.LogCaptureFixture) -> str:
