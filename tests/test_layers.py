@@ -75,7 +75,7 @@ MAY_IMPORT = {
         "memory_saver",
         *VOICE,
     },
-    "fallback": {"errors", "codec", "blocking", "chain", "saver", "maintenance"},
+    "fallback": {"errors", "codec", "blocking", "branches", "chain", "saver", "maintenance"},
     "settings": {"errors"},
     "terminal": set(),
     "trace": {"_version", "errors", "terminal", "telemetry.thread_ids"},

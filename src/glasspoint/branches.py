@@ -1,11 +1,11 @@
-"""Which thread a run writes to whose branch was set aside while the run was under way.
+"""A run goes on in its branch, if the branch was set aside while the run was under way.
 
-A run that began in a lower tier names its thread, as before. But what it has written so far stands above
-under another id (see `draining`), and the thread itself has another history there. So the run goes on in its
-branch: its calls are told by the checkpoint that they start from.
+A run that began in a lower tier names its thread, as before. But what the run has written so far stands
+above under another id (see `draining`), and the thread itself has another history there. So the calls of the
+run are led to the branch. The checkpoint that a call starts from tells whose call it is.
 
-A run may also have begun in a lower tier with nothing, and write for the first time when the tier above is in
-use, and has a history of its thread. Then this first put makes the branch.
+A run may also have begun in a lower tier with nothing, and put its first checkpoint when the tier above is in
+use. If that tier has a history of the thread, this first put makes the branch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
 
     TierSaver: TypeAlias = CachedPostgresSaver | RedisSaver | MemorySaver
 
-__all__ = ["Branches"]
+__all__ = ["UNDER_WAY", "Branches"]
 
 _log = get_logger("glasspoint")
 
-# How long a run may be under way, and still be led to its branch.
-_SECONDS = 3600.0
+UNDER_WAY = timedelta(hours=1)
+"""How long a run may be under way, and still be led to its branch."""
 
 # LangGraph may store the writes of a checkpoint's tasks before the checkpoint itself, which says whose it is.
 _PUT_SECONDS = 5.0
@@ -67,18 +68,17 @@ class Branches:
         self._anew: dict[str, float] = {}
 
     def add(self, set_aside: SetAside, ids: Iterable[str] = ()) -> None:
-        """A branch was set aside; these are checkpoints of it."""
+        """Remember a branch that was set aside, and some of its checkpoints."""
         self._expire()
         for known in self._of[set_aside.original]:
             if known.set_aside.thread_id == set_aside.thread_id:
                 known.ids.update(ids)
                 return
-        self._of[set_aside.original].append(_Known(set_aside, monotonic() + _SECONDS, set(ids)))
+        self._of[set_aside.original].append(_Known(set_aside, _until(), set(ids)))
 
     def begun_anew(self, thread_ids: Iterable[str]) -> None:
-        """Runs in these threads may have begun with nothing, in a lower tier."""
-        until = monotonic() + _SECONDS
-        self._anew.update(dict.fromkeys(thread_ids, until))
+        """Remember threads in which runs may have begun with nothing, in a lower tier."""
+        self._anew.update(dict.fromkeys(thread_ids, _until()))
 
     async def place(
         self, saver: TierSaver, config: RunnableConfig, *, puts: str | None = None
@@ -126,13 +126,13 @@ class Branches:
         if self._anew.get(thread_id, 0.0) < monotonic():
             return None
         # If one of these fails, the same put is made again, and is a first one then, too.
-        has_history = await saver.aget_tuple(cast("Any", {"configurable": {"thread_id": thread_id}}))
-        set_aside = set_aside_at(thread_id, puts)
-        if has_history is not None:
-            await saver.note_set_aside(set_aside)
-        self._anew.pop(thread_id, None)
-        if has_history is None:
+        newest = await saver.aget_tuple(cast("Any", {"configurable": {"thread_id": thread_id}}))
+        if newest is None:
+            self._anew.pop(thread_id, None)
             return None
+        set_aside = set_aside_at(thread_id, puts)
+        await saver.note_set_aside(set_aside)
+        self._anew.pop(thread_id, None)
         self.add(set_aside)
         self._telemetry.note(ThreadDrained("set_aside"))
         _log.warning(
@@ -176,6 +176,10 @@ class Branches:
                 del self._of[thread_id]
         for thread_id in [each for each, until in self._anew.items() if until < now]:
             del self._anew[thread_id]
+
+
+def _until() -> float:
+    return monotonic() + UNDER_WAY.total_seconds()
 
 
 def _start_of(config: RunnableConfig) -> str | None:

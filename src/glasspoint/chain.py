@@ -22,12 +22,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from glasspoint.background import BackgroundTask
-from glasspoint.branches import Branches
+from glasspoint.branches import UNDER_WAY, Branches
 from glasspoint.draining import Drainer, Round
 from glasspoint.errors import (
     ConfigurationError,
@@ -44,15 +43,12 @@ from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
 from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     from langchain_core.runnables import RunnableConfig
 
+    from glasspoint.branches import TierSaver
     from glasspoint.lineage import Branch
     from glasspoint.memory_saver import MemorySaver
     from glasspoint.telemetry.events import DrainResult, Telemetry
-
-    TierSaver: TypeAlias = CachedPostgresSaver | RedisSaver | MemorySaver
 
 __all__ = ["Chain", "Spec"]
 
@@ -89,9 +85,6 @@ _NAMED_AT_MOST = 20
 
 # How long a start waits for threads that another process has sealed: longer than a seal outlives the dead.
 _START_SECONDS = 12.0
-
-# How long ago a branch may have been set aside whose run may be under way.
-_UNDER_WAY = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +171,12 @@ class Chain:
             except spec.lost as exc:
                 if spec is self._specs[-1]:
                     raise
-                self._fell(spec, self._below(spec), exc)
+                self._fell(spec, self._below(spec)[0], exc)
             else:
                 self._active = (spec, saver)
                 saver.vitals.set_active(True)
                 break
-        below = self._specs[self._specs.index(self._current[0]) + 1 :]
-        self._note_undrained(frozenset(spec.name for spec in below) - {"memory"})
+        self._note_undrained(frozenset(each.name for each in self._below(self._current[0])) - {"memory"})
         try:
             await self._drain_leftovers(is_start=True)
         except (ConfigurationError, RedisRefusedError) as exc:
@@ -212,16 +204,15 @@ class Chain:
         """Delete a thread in the tier that works, and what stands of it in lower tiers: else it would come
         back when these are drained."""
         await self.run(delete, thread_id=thread_id)
-        for below in self._specs[self._specs.index(self._current[0]) + 1 :]:
+        for below in self._below(self._current[0]):
             if below.name not in self._undrained:
                 continue
-            is_kept = self._kept is not None and self._kept[0] is below
             try:
-                lower = self._kept[1] if is_kept and self._kept else await below.open()
+                lower = await self._open_lower(below)
             except (GlasspointError, OSError) as exc:
                 _log.warning(
-                    "Thread %r was deleted, but not in the tier %s, which cannot be reached (%s): if it is "
-                    "there, it comes back when that tier is drained. Delete it again then.",
+                    "Thread %r was deleted, but not in the tier %s, which cannot be reached (%s). If the "
+                    "thread stands there, it comes back when that tier is drained: delete it again then.",
                     thread_id,
                     below.name,
                     type(exc).__name__,
@@ -232,8 +223,7 @@ class Chain:
                     await delete(lower)
                 self._drainers[below.name].refused.pop(thread_id, None)
             finally:
-                if not is_kept:
-                    await lower.close()
+                await self._close_lower(lower)
 
     async def placed(
         self, saver: TierSaver, config: RunnableConfig, *, puts: str | None = None
@@ -294,7 +284,7 @@ class Chain:
 
     async def _fall(self, spec: Spec, why: Exception) -> bool:
         """Leave a tier whose server is lost. Returns whether it is worth trying again."""
-        below = self._below(spec)
+        below = next(iter(self._below(spec)), None)
         async with self._gate.shut():
             if self._current[0] is not spec:
                 return True  # another call was here first
@@ -313,12 +303,13 @@ class Chain:
             self._fell(spec, below, why)
             return True
 
-    def _below(self, spec: Spec) -> Spec | None:
-        below = self._specs[self._specs.index(spec) + 1 :]
-        return below[0] if below else None
+    def _below(self, spec: Spec) -> list[Spec]:
+        return self._specs[self._specs.index(spec) + 1 :]
 
-    def _fell(self, spec: Spec, below: Spec | None, why: Exception) -> None:
-        assert below is not None
+    def _above(self, spec: Spec) -> list[Spec]:
+        return self._specs[: self._specs.index(spec)]
+
+    def _fell(self, spec: Spec, below: Spec, why: Exception) -> None:
         self._telemetry.note(TierChanged(spec.name, below.name, spec.reason))
         _log.warning(
             "Fallback from tier %s to %s (%s): %s %s", spec.name, below.name, spec.reason, below.means, why
@@ -373,7 +364,7 @@ class Chain:
         """Go up to the best tier that can be had, with everything that stands here."""
         async with self._climbing:
             spec, _ = self._current
-            for above in self._specs[: self._specs.index(spec)]:
+            for above in self._above(spec):
                 try:
                     saver = await above.open()
                 except above.lost:
@@ -470,7 +461,7 @@ class Chain:
             raise GlasspointError("The tier below was lost meanwhile.")
 
     async def _check_that_none_is_better(self, above: Spec) -> None:
-        for better in self._specs[: self._specs.index(above)]:
+        for better in self._above(above):
             try:
                 saver = await better.open()
             except better.lost:
@@ -481,7 +472,7 @@ class Chain:
     async def _remember_branches(self, lower: TierSaver, upper: TierSaver) -> None:
         """Find out which runs under way belong to branches that were set aside, by other processes too."""
         if isinstance(upper, CachedPostgresSaver):
-            for set_aside in await upper.set_aside_since(_UNDER_WAY):
+            for set_aside in await upper.set_aside_since(UNDER_WAY):
                 self._branches.add(set_aside)
         if not isinstance(lower, CachedPostgresSaver):
             self._branches.begun_anew(lower.begun_anew)
@@ -494,25 +485,18 @@ class Chain:
                 one: its threads are longer there.
         """
         spec, saver = self._current
-        for below in self._specs[self._specs.index(spec) + 1 :]:
+        for below in self._below(spec):
             if below.name not in self._undrained:
                 continue
-            is_kept = self._kept is not None and self._kept[0] is below
             try:
-                lower = self._kept[1] if is_kept and self._kept else await below.open()
+                lower = await self._open_lower(below)
             except below.lost:
                 continue
             try:
-                give_up_at = monotonic() + (_START_SECONDS if is_start else 0.0)
-                for attempt in itertools.count(1):
-                    done = await self._drain(below, lower, saver)
-                    if done.is_empty or done.put_off:
-                        break
-                    if attempt >= _LAST_DRAINS and monotonic() > give_up_at:
-                        break
-                    # Another process is draining some of it, or has died of it: then its seals expire.
-                    await asyncio.sleep(_FOLLOW_STEP_SECONDS)
-                if not done.is_empty and is_start and not is_kept:
+                done = await self._drain_leftover(
+                    below, lower, saver, seconds=_START_SECONDS if is_start else 0
+                )
+                if not done.is_empty and is_start:
                     await self._work_below(spec, below, lower, done)
                     return
                 if done.is_empty and not self._drainers[below.name].refused:
@@ -520,16 +504,42 @@ class Chain:
             except below.lost:
                 continue
             except spec.lost:
-                if not is_start or is_kept:
+                if not is_start:
                     raise
                 await self._work_below(spec, below, lower, Round())
                 return
             finally:
-                is_done = below.name not in self._undrained
-                if is_kept and is_done:
-                    self._kept = None
-                if (not is_kept or is_done) and self.saver is not lower:
-                    await lower.close()
+                await self._close_lower(lower)
+
+    async def _drain_leftover(
+        self, below: Spec, lower: TierSaver, upper: TierSaver, *, seconds: float
+    ) -> Round:
+        """Drain a tier in which nobody works, for at least so long while other processes hold some of it."""
+        give_up_at = monotonic() + seconds
+        for attempt in itertools.count(1):
+            done = await self._drain(below, lower, upper)
+            if done.is_empty or done.put_off:
+                break
+            if attempt >= _LAST_DRAINS and monotonic() > give_up_at:
+                break
+            # Another process is draining some of it, or has died of it: then its seals expire.
+            await asyncio.sleep(_FOLLOW_STEP_SECONDS)
+        return done
+
+    async def _open_lower(self, below: Spec) -> TierSaver:
+        """Return the saver of a lower tier: the one that was kept, or a new one."""
+        if self._kept is not None and self._kept[0] is below:
+            return self._kept[1]
+        return await below.open()
+
+    async def _close_lower(self, lower: TierSaver) -> None:
+        """Close what `_open_lower` returned, unless calls go there now, or it is kept for what it holds."""
+        if self._kept is not None and self._kept[1] is lower:
+            if self._kept[0].name in self._undrained:
+                return
+            self._kept = None
+        if self._active is None or self._active[1] is not lower:
+            await lower.close()
 
     async def _work_below(self, spec: Spec, below: Spec, lower: TierSaver, done: Round) -> None:
         above = self.saver

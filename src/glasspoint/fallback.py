@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         DeltaChannelHistory,
     )
 
-    from glasspoint.chain import Chain, TierSaver
+    from glasspoint.branches import TierSaver
+    from glasspoint.chain import Chain
     from glasspoint.maintenance import PruneReport
 
 __all__ = ["FallbackSaver"]
