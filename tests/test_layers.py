@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "traceparent": set(),
     "codec": {"errors", "scope", "traceparent"},
     "identity": set(),
-    "lineage": set(),
+    "lineage": {"scope"},
     "l1": {"errors", "identity", "scope", "urls", "codec", *VOICE},
     "background": {*VOICE},
     "l2": {"errors", "scope", "urls", "codec", "lineage", "traceparent", "background", *VOICE},

@@ -410,22 +410,6 @@ def trace(
         )
 
 
-def _saver_options() -> dict[str, Any]:
-    """Return how the environment wants a saver to be opened, as the service opens its own."""
-    from glasspoint.settings import Settings
-
-    settings = Settings.from_environment()
-    return {
-        "prepare_threshold": settings.prepare_threshold,
-        "connect_timeout_seconds": settings.connect_timeout,
-        "pool_timeout_seconds": settings.pool_timeout,
-        "l1_timeout_seconds": settings.l1_timeout,
-        "write_deadline_seconds": settings.write_deadline,
-        "l1_signing_key": settings.l1_signing_key and settings.l1_signing_key.get_secret_value(),
-        "foreign_writes": settings.foreign_writes,
-    }
-
-
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -494,6 +478,13 @@ def _finding_line(finding: Finding) -> RenderableType:
     grid.add_column(overflow="fold")
     grid.add_row(Text(*_MARKS[finding.status]), finding.name, Text(took, "dim"), Text(finding.detail))
     return Block(grid, indent=0, lines_after=0)
+
+
+def _saver_options() -> dict[str, Any]:
+    """Return how the environment wants a saver to be opened, as the service opens its own."""
+    from glasspoint.settings import Settings
+
+    return Settings.from_environment().saver_options
 
 
 @contextmanager

@@ -127,7 +127,7 @@ async def _open_chain(
     redis_url = _required(settings.redis_url, "REDIS_URL")
     telemetry = telemetry or create_telemetry(thread_ids=settings.telemetry_thread_ids)
     shared: dict[str, Any] = {"serde": serde or JsonPlusSerializer(), "telemetry": telemetry.for_standby()}
-    l1_signing_key = settings.l1_signing_key.get_secret_value() if settings.l1_signing_key else None
+    l1_signing_key = settings.saver_options["l1_signing_key"]
     target = Target.of(postgres_url)
     opened_before: list[RedisSaver] = []  # the last saver of the tier redis
     secrets: list[bytes | None] = []  # of the tier redis, once it was opened: making it takes a moment
@@ -155,21 +155,15 @@ async def _open_chain(
             redis_url,
             cache_ttl=settings.cache_ttl,
             key_prefix=settings.key_prefix,
-            l1_timeout_seconds=settings.l1_timeout,
-            write_deadline_seconds=settings.write_deadline,
             on_l1_outage=settings.on_l1_outage,
-            foreign_writes=settings.foreign_writes,
             sweep_interval_seconds=settings.sweep_interval,
             last_used=await last_used(),
             audit_ratio=settings.audit_ratio,
-            l1_signing_key=l1_signing_key,
             l1_compression=settings.l1_compression,
             l1_compression_min_bytes=settings.l1_compression_min_bytes,
             pool_min_size=settings.pool_min_size,
             pool_max_size=settings.pool_max_size,
-            pool_timeout_seconds=settings.pool_timeout,
-            connect_timeout_seconds=settings.connect_timeout,
-            prepare_threshold=settings.prepare_threshold,
+            **settings.saver_options,
             **shared,
         )
 

@@ -126,7 +126,8 @@ class FallbackSaver(SyncFace):
         """Store a checkpoint: see `CachedPostgresSaver.aput`."""
 
         def put(saver: TierSaver, placed: RunnableConfig) -> Awaitable[RunnableConfig]:
-            marked = cast("CheckpointMetadata", {**metadata, **self._chain.mark(config, placed)})
+            mark = self._chain.mark(config, placed)
+            marked = cast("CheckpointMetadata", {**metadata, **mark}) if mark else metadata
             if self._chain.whole:
                 return saver.aput(placed, checkpoint, marked, new_versions)
             # What did not change may stand in another tier, where the run began: this one needs it, too.

@@ -7,9 +7,10 @@ that it was written to.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from uuid import UUID
+
+from glasspoint.scope import time_of_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,9 +38,6 @@ goes on where the other ends. `apart`: neither does."""
 
 UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 """When a branch began of which only the name is known."""
-
-# When the clock of UUIDs of version 6 began (RFC 9562, 6.1).
-_UUID_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)
 
 
 class Branch(NamedTuple):
@@ -104,7 +102,7 @@ def name_apart(thread_id: str, branches: Sequence[Branch]) -> SetAside:
 
 def set_aside_at(thread_id: str, first_id: str) -> SetAside:
     """Name a branch after its thread and its first own checkpoint."""
-    began_at = _time_of(first_id).replace(microsecond=0)
+    began_at = time_of_id(first_id).replace(microsecond=0)
     name = f"{thread_id} (set aside {began_at:%Y-%m-%dT%H:%M:%SZ} {first_id[-8:]})"
     return SetAside(thread_id, name, began_at)
 
@@ -121,13 +119,3 @@ def noted_in(metadata: Mapping[str, Any], thread_id: str) -> SetAside | None:
         return SetAside(str(noted["thread_id"]), thread_id, datetime.fromisoformat(noted["began_at"]))  # type: ignore[index]
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _time_of(checkpoint_id: str) -> datetime:
-    """Return when a checkpoint's id was made: LangGraph's are UUIDs of version 6 (RFC 9562, 5.6)."""
-    try:
-        digits = UUID(checkpoint_id).hex
-    except ValueError:
-        return _UUID_EPOCH
-    ticks = int(digits[:12], 16) << 12 | int(digits[13:16], 16)  # of 100 ns
-    return _UUID_EPOCH + timedelta(microseconds=ticks // 10)

@@ -39,7 +39,7 @@ from glasspoint.l1.cache import Intent
 from glasspoint.l2.faults import certainly_unchanged
 from glasspoint.l2.pruning import Cutoff, Pruner, Removed, in_use
 from glasspoint.lifecycle import ManagedSaver
-from glasspoint.scope import Scope, validate_run_id, validate_thread_id
+from glasspoint.scope import FIRST_TIME, Scope, first_id_of, validate_run_id, validate_thread_id
 from glasspoint.telemetry.events import Invalidated
 
 if TYPE_CHECKING:
@@ -66,9 +66,6 @@ _THREADS_A_PAGE = 1000
 
 # A write may be saved before its checkpoint: it is an orphan only when that cannot be any more.
 _NO_ORPHAN_BEFORE = timedelta(hours=1)
-
-# The time in a UUID of version 6: since the Gregorian calendar, in units of 100 ns.
-_UUID_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,14 +263,14 @@ class MaintainedSaver(ManagedSaver):
         try:
             cutoff = now - age
         except OverflowError:
-            cutoff = _UUID_EPOCH
-        cutoff = max(cutoff, _UUID_EPOCH)
+            cutoff = FIRST_TIME
+        cutoff = max(cutoff, FIRST_TIME)
         run = _Run(
             PruneReport(cutoff, dry_run),
             Cutoff(
-                _uuid6(cutoff),
+                first_id_of(cutoff),
                 cutoff.strftime("%Y-%m-%dT%H:%M:%S"),
-                _uuid6(min(cutoff, now - _NO_ORPHAN_BEFORE)),
+                first_id_of(min(cutoff, now - _NO_ORPHAN_BEFORE)),
             ),
             keep_latest,
             batch_size,
@@ -542,12 +539,6 @@ def _listed(name: str, given: Iterable[object]) -> list[object]:
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         raise WrongTypeError(f"{name} is a single {type(given).__name__}: pass a list of strings.")
     return list(given)
-
-
-def _uuid6(moment: datetime) -> str:
-    """The lowest UUID of version 6 of a moment: what sorts before it is older."""
-    ticks = (moment - _UUID_EPOCH) // timedelta(microseconds=1) * 10
-    return f"{ticks >> 28:08x}-{ticks >> 12 & 0xFFFF:04x}-6{ticks & 0xFFF:03x}-0000-000000000000"
 
 
 async def _for_each(items: Sequence[_Item], step: Callable[[_Item], Awaitable[_Answer]]) -> list[_Answer]:

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
 from glasspoint.errors import InvalidConfigError
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
-__all__ = ["Scope", "checkpoint_id_of", "is_ordered_id", "scope_of", "validate_run_id", "validate_thread_id"]
+__all__ = [
+    "FIRST_TIME",
+    "Scope",
+    "checkpoint_id_of",
+    "first_id_of",
+    "is_ordered_id",
+    "scope_of",
+    "time_of_id",
+    "validate_run_id",
+    "validate_thread_id",
+]
 
 # LangGraph's checkpoint ids are UUIDs of version 6: lower-case hexadecimal with dashes at fixed places. For
 # these (and only for these) every collation that a PostgreSQL database or a Redis server may run under agrees
 # on which of two ids is the newer, so only these may be compared outside PostgreSQL.
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+FIRST_TIME = datetime(1582, 10, 15, tzinfo=UTC)
+"""When the clock of UUIDs of version 6 began (RFC 9562, 5.6); it ticks every 100 ns."""
+
+_TICKS_A_MICROSECOND = 10
 
 
 class Scope(NamedTuple):
@@ -80,6 +97,22 @@ def validate_run_id(run_id: object) -> str:
 def is_ordered_id(checkpoint_id: str) -> bool:
     """Tell whether an id sorts the same way in PostgreSQL, in Redis and here."""
     return _UUID.fullmatch(checkpoint_id) is not None
+
+
+def time_of_id(checkpoint_id: str) -> datetime:
+    """Return when an id was made (UTC), `FIRST_TIME` if it is no UUID."""
+    try:
+        digits = UUID(checkpoint_id).hex
+    except ValueError:
+        return FIRST_TIME
+    ticks = int(digits[:12], 16) << 12 | int(digits[13:16], 16)
+    return FIRST_TIME + timedelta(microseconds=ticks // _TICKS_A_MICROSECOND)
+
+
+def first_id_of(moment: datetime) -> str:
+    """Return the lowest id of a moment: an id that sorts before it is older."""
+    ticks = (moment - FIRST_TIME) // timedelta(microseconds=1) * _TICKS_A_MICROSECOND
+    return f"{ticks >> 28:08x}-{ticks >> 12 & 0xFFFF:04x}-6{ticks & 0xFFF:03x}-0000-000000000000"
 
 
 def _configurable(config: RunnableConfig) -> dict[str, Any]:

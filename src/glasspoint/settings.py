@@ -90,6 +90,19 @@ class Settings(BaseSettings):
             raise ValueError("CHECKPOINT_POOL_MIN_SIZE is greater than CHECKPOINT_POOL_MAX_SIZE")
         return self
 
+    @property
+    def saver_options(self) -> dict[str, Any]:
+        """Keyword arguments of `CachedPostgresSaver.create`, the same for the service and the commands."""
+        return {
+            "prepare_threshold": self.prepare_threshold,
+            "connect_timeout_seconds": self.connect_timeout,
+            "pool_timeout_seconds": self.pool_timeout,
+            "l1_timeout_seconds": self.l1_timeout,
+            "write_deadline_seconds": self.write_deadline,
+            "l1_signing_key": self.l1_signing_key and self.l1_signing_key.get_secret_value(),
+            "foreign_writes": self.foreign_writes,
+        }
+
     @classmethod
     def from_environment(cls) -> Self:
         """Read them.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, cast
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
 from glasspoint.errors import GlasspointError, L2UnavailableError, SchemaError
 from glasspoint.l2 import schema
-from glasspoint.l2.pool import postgres_conninfo
+from glasspoint.l2.pool import in_one_line, postgres_conninfo
 
 if TYPE_CHECKING:
     from glasspoint.l2.schema import Connection, ForeignWrites
@@ -38,9 +37,7 @@ async def run_setup(postgres_url: str, task: Task, *, foreign_writes: ForeignWri
     try:
         connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
     except psycopg.OperationalError as exc:
-        reason = " ".join(str(exc).split()).rstrip(".")
-        if password := str(conninfo_to_dict(conninfo).get("password") or ""):
-            reason = reason.replace(password, "***")
+        reason = in_one_line(exc, conninfo)
         raise L2UnavailableError(
             f"PostgreSQL cannot be reached: {reason}. Check POSTGRES_URL, and that the server is up."
         ) from None

@@ -7,7 +7,6 @@ looked at with PEEK, verified as always, and copied by whoever asked.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -87,11 +86,7 @@ class Images:
                 exc,
             )
             return None
-        if image.needs_ancestors:
-            return None
-        image.document_json = json.dumps(image.document)
-        image.metadata_json = json.dumps(image.metadata)
-        return image
+        return None if image.needs_ancestors else image
 
     async def forget(self, scope: Scope) -> None:
         """Delete the cached state of a scope whose thread is deleted. To the cache, that is an eviction.

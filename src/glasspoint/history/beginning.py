@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from glasspoint.history.interface import History
     from glasspoint.scope import Scope
 
-__all__ = ["Beginning", "CachedStates", "Unknown"]
+__all__ = ["Beginning", "CachedStates", "Unknown", "remember"]
 
 Unknown = Literal["begin", "refuse"]
 
@@ -90,7 +90,7 @@ class Beginning:
         if self._unknown == "refuse" and scope.thread_id not in self._deleted:
             raise ThreadUnknownError(_REFUSED)
         if not scope.checkpoint_ns:
-            _remember(self._anew, scope.thread_id)
+            remember(self._anew, scope.thread_id)
         return False
 
     async def take(self, scope: Scope) -> bool:
@@ -115,7 +115,7 @@ class Beginning:
             self._deciding[thread_id] = decided = asyncio.Event()
             try:
                 if await self._history.read(scope, checkpoint_id) is None:
-                    _remember(self._resumed, thread_id)
+                    remember(self._resumed, thread_id)
             finally:
                 self._deciding.pop(thread_id, None)
                 decided.set()
@@ -134,13 +134,14 @@ class Beginning:
 
     async def forget(self, thread_id: str, scopes: Sequence[Scope]) -> None:
         """See that a thread which was deleted here does not go on from its cached states."""
-        _remember(self._deleted, thread_id)
+        remember(self._deleted, thread_id)
         if self._states is not None:
             for scope in scopes:
                 await self._states.forget(scope)
 
 
-def _remember(threads: OrderedDict[str, None], thread_id: str) -> None:
+def remember(threads: OrderedDict[str, None], thread_id: str) -> None:
+    """Add a thread to some that are remembered; of too many, the one that was added longest ago goes."""
     threads[thread_id] = None
     threads.move_to_end(thread_id)
     if len(threads) > _REMEMBERED:

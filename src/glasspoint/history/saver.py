@@ -19,7 +19,7 @@ from glasspoint import codec, traceparent
 from glasspoint.codec import Encoded
 from glasspoint.errors import ConfigurationError, InvalidConfigError, WrongTypeError
 from glasspoint.history import listing, pruning
-from glasspoint.history.beginning import Beginning
+from glasspoint.history.beginning import Beginning, remember
 from glasspoint.history.copying import copy_thread
 from glasspoint.history.drain import DrainableSaver
 from glasspoint.scope import Scope, checkpoint_id_of, scope_of, validate_thread_id
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.events import Operation
 
 __all__ = ["HistorySaver"]
-
-
-# How many threads a saver remembers that it has written to.
-_REMEMBERED = 100_000
 
 
 class HistorySaver(DrainableSaver):
@@ -155,9 +151,7 @@ class HistorySaver(DrainableSaver):
             operation.bytes_written = put.size
             if self._beginning is not None:
                 await self._beginning.check_put(scope)
-            self._written[scope.thread_id] = None
-            if len(self._written) > _REMEMBERED:
-                self._written.popitem(last=False)
+            remember(self._written, scope.thread_id)
             await self._history.put(scope, put)
         return {"configurable": {**scope._asdict(), "checkpoint_id": checkpoint["id"]}}
 

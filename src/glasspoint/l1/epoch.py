@@ -225,7 +225,7 @@ class EpochKeeper:
             if self._trusted and self._server is not None and self._server is not wrong:
                 return self._server
             self._trusted = False
-            server = await self._load(*await self._reign())
+            server = await self._load(*await _ask_for_reign(self._redis))
             previous, self._server, self._trusted = self._server, server, True
             self._compose()
             if previous is None or previous.reign != server.reign:
@@ -239,15 +239,6 @@ class EpochKeeper:
         else:
             prefix = f"{self.root}{server.reign}:{identity.name}:"
             self._epoch = Epoch(server, identity, prefix, Signer(identity.secret, identity.generation))
-
-    async def _reign(self) -> tuple[_Reign, str]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            # As bytes, here and below: a client may have been made with another encoding than UTF-8.
-            pipe.info(b"server")  # type: ignore[arg-type]
-            pipe.info(b"replication")  # type: ignore[arg-type]
-            server, replication = await pipe.execute()
-        refuse_cluster(server)
-        return _reign(server, replication), str(server.get("redis_version", ""))
 
     async def _load(self, reign: _Reign, version: str) -> Server:
         texts = _script_texts(reign, copied=_copies_scripts(version))
@@ -291,11 +282,19 @@ async def reign_of(redis: Redis) -> str:
         L1Error: It cannot be a cache.
         Exception: What the client raises, if there is no answer.
     """
+    reign, _ = await _ask_for_reign(redis)
+    return reign.name
+
+
+async def _ask_for_reign(redis: Redis) -> tuple[_Reign, str]:
+    """Return the reign and the version of a Redis."""
     async with redis.pipeline(transaction=False) as pipe:
+        # As bytes, as everywhere here: a client may have been made with another encoding than UTF-8.
         pipe.info(b"server")  # type: ignore[arg-type]
         pipe.info(b"replication")  # type: ignore[arg-type]
         server, replication = await pipe.execute()
-    return _reign(server, replication).name
+    refuse_cluster(server)
+    return _reign(server, replication), str(server.get("redis_version", ""))
 
 
 def _script_texts(reign: _Reign, *, copied: bool) -> dict[str, str]:

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
     Pool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 
-__all__ = ["address_of", "bounds_statements", "connect_beside", "open_pool", "postgres_conninfo"]
+__all__ = [
+    "address_of",
+    "bounds_statements",
+    "connect_beside",
+    "in_one_line",
+    "open_pool",
+    "postgres_conninfo",
+]
 
 _log = get_logger("glasspoint.l2")
 
@@ -229,10 +236,8 @@ async def _probe(conninfo: str, timeout_seconds: float) -> None:
         if found.is_unknown:
             codes = await asyncio.to_thread(connecting.ask_sqlstates, conninfo, seconds)
             found = connecting.diagnose(exc, codes)
-        said = " ".join(found.line.split()).rstrip(".").removeprefix("connection is bad: ")
+        said = in_one_line(found.line, conninfo).removeprefix("connection is bad: ")
         said += "" if said.endswith("?") else "."
-        if password := str(conninfo_to_dict(conninfo).get("password") or ""):
-            said = said.replace(password, "***")
         if found.trouble.is_outage:
             raise L2UnavailableError(
                 f"PostgreSQL cannot be reached: {said} Check the connection string and that the server is up."
@@ -242,6 +247,13 @@ async def _probe(conninfo: str, timeout_seconds: float) -> None:
             f"{found.trouble.do}"
         ) from None
     await connection.close()
+
+
+def in_one_line(said: object, conninfo: str) -> str:
+    """Return what libpq says, on one line, without its full stop and the password of the connection."""
+    line = " ".join(str(said).split()).rstrip(".")
+    password = str(conninfo_to_dict(conninfo).get("password") or "")
+    return line.replace(password, "***") if password else line
 
 
 def _from_url(url: str) -> str:
