@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from prometheus_client import CollectorRegistry
 
 import dice  # also loads Hypothesis' profile, which has to be there before any test is imported
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
@@ -87,6 +88,19 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
     """The URL of the session's Redis, empty."""
     redis_server.flush()
     return redis_server.url
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL for this test alone, to stop, freeze and start."""
+    with EmbeddedPostgres() as server:
+        yield server
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """Metrics of this test alone."""
+    return CollectorRegistry()
 
 
 @pytest.fixture

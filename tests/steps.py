@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from time import monotonic
 from typing import Any
 
+import httpx
 import psutil
 import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint
+from prometheus_client import CollectorRegistry
 from psycopg import sql
 from redis.asyncio import Redis
 
@@ -21,6 +23,7 @@ import dice
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.draining import Drainer
 from glasspoint.lineage import Branch, SetAside
+from glasspoint.telemetry.http import telemetry_app
 from states import config_of, numbered_id
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpoint_migrations")
@@ -164,6 +167,15 @@ def seeded_dice() -> random.Random:
     """The same dice in every run; with EXPLORE=1 others, which a failing test's TEST_SEED brings back."""
     sys.stdout.write(f"TEST_SEED={dice.SEED}\n")
     return random.Random(dice.SEED)
+
+
+async def readyz(registry: CollectorRegistry) -> tuple[int, dict[str, Any]]:
+    """Return the status of `/readyz`, and what it says of the one saver."""
+    transport = httpx.ASGITransport(telemetry_app(registry))
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as app:
+        response = await app.get("/readyz")
+    [saver] = response.json()["savers"]
+    return response.status_code, saver
 
 
 class Moves:

@@ -35,11 +35,6 @@ def threads() -> list[Thread]:
     return [Thread(f"thread {i}") for i in range(MANY)]
 
 
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
 async def transactions_of(database: str, table: str) -> int:
     """How many transactions made the rows of a table, as they stand there."""
     async with await psycopg.AsyncConnection.connect(database) as conn:

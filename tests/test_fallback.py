@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import httpx
 import pytest
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -43,9 +42,8 @@ from glasspoint.errors import (
     SaverClosedError,
 )
 from glasspoint.l1.permissions import COMMANDS
-from glasspoint.telemetry.http import telemetry_app
 from states import config_of, exact, open_upstream
-from steps import Thread, drain, seeded_dice, until
+from steps import Thread, drain, readyz, seeded_dice, until
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
@@ -58,24 +56,12 @@ class Note:
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL for this test alone, to stop and start."""
-    with EmbeddedPostgres() as server:
-        yield server
-
-
-@pytest.fixture
 def durable_redis() -> Iterator[EmbeddedRedis]:
     """A Redis that comes back with what it acknowledged."""
     with EmbeddedRedis() as server:
         server.stop()
         server.start(*DURABLE)
         yield server
-
-
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
 
 
 def settings_of(postgres_url: str, redis_url: str, **more: Any) -> Settings:
@@ -137,14 +123,6 @@ def sample(registry: CollectorRegistry, name: str, **labels: str) -> float:
 
 def tiers(registry: CollectorRegistry) -> list[str]:
     return [t for t in ("cached", "redis", "memory") if sample(registry, "active_tier", tier=t)]
-
-
-async def readyz(registry: CollectorRegistry) -> tuple[int, dict[str, Any]]:
-    transport = httpx.ASGITransport(telemetry_app(registry))
-    async with httpx.AsyncClient(transport=transport, base_url="http://app") as app:
-        response = await app.get("/readyz")
-    [saver] = response.json()["savers"]
-    return response.status_code, saver
 
 
 async def test_the_whole_way_down_and_up(

@@ -6,7 +6,7 @@ A thread that Redis evicts, in part or as a whole, raises: `None` is the answer 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import combinations
 from typing import Any
@@ -51,13 +51,6 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 async def saver(redis: Redis) -> AsyncIterator[RedisSaver]:
     async with opened(redis) as opened_saver:
         yield opened_saver
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL for this test alone, to stop and start."""
-    with EmbeddedPostgres() as server:
-        yield server
 
 
 async def registered(redis: Redis) -> set[str]:

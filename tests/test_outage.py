@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import psycopg
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
@@ -38,29 +37,10 @@ from glasspoint.errors import (
 )
 from glasspoint.lineage import SET_ASIDE
 from glasspoint.scope import Scope
-from glasspoint.telemetry.http import telemetry_app
 from states import config_of, open_upstream
-from steps import Thread, drain, until
+from steps import Thread, drain, readyz, until
 
 KEY = "a key that Redis does not know"
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL for this test alone, to stop and start."""
-    with EmbeddedPostgres() as server:
-        yield server
-
-
-@pytest.fixture
-def own_redis() -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis() as server:
-        yield server
-
-
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
 
 
 @asynccontextmanager
@@ -802,11 +782,3 @@ async def test_a_deleted_thread_does_not_come_back_from_a_lower_tier(
         await until(lambda: saver._chain.whole)
     async with Redis.from_url(own_redis.url) as redis:
         assert [key async for key in redis.scan_iter("*{42}*")] == []
-
-
-async def readyz(registry: CollectorRegistry) -> tuple[int, dict[str, Any]]:
-    transport = httpx.ASGITransport(telemetry_app(registry))
-    async with httpx.AsyncClient(transport=transport, base_url="http://app") as app:
-        response = await app.get("/readyz")
-    [saver] = response.json()["savers"]
-    return response.status_code, saver

@@ -22,11 +22,6 @@ def threads() -> list[Thread]:
     return [Thread(f"thread {i}") for i in range(MANY)]
 
 
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
 def reads(registry: CollectorRegistry) -> dict[str, float]:
     return {k: n for k, n in counts(registry, "glasspoint_l1_reads_total", "result").items() if n}
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -34,11 +34,6 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine may need longer than a kubelet waits."""
     monkeypatch.setattr(readiness, "_CHECK_SECONDS", 30.0)
     monkeypatch.setattr("glasspoint.lifecycle._SIGN_OF_LIFE_SECONDS", 2.0)
-
-
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
 
 
 @pytest.fixture(params=["thread", "app"])
@@ -123,13 +118,6 @@ async def test_it_says_which_server_does_not_answer(
             "unavailable",
         )
         assert (found["ready"], found["degraded"]) == (False, True)
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL for this test alone, to stop and freeze."""
-    with EmbeddedPostgres() as server:
-        yield server
 
 
 async def l2_of(registry: CollectorRegistry) -> tuple[int, str, bool]:

@@ -6,7 +6,7 @@ The rules are parsed from the page. All of this runs on both wordings of Redis's
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -56,13 +56,6 @@ async def opened(server: EmbeddedRedis, **options: Any) -> AsyncIterator[RedisSa
     telemetry = create_telemetry(registry=CollectorRegistry())
     async with await RedisSaver.create(url_of_user(server), telemetry=telemetry, **options) as saver:
         yield saver
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL for this test alone, to stop and start."""
-    with EmbeddedPostgres() as server:
-        yield server
 
 
 # ------------------------------------------------------------------ the rules are whole

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,22 +27,13 @@ from glasspoint.l2.target import Target
 from states import config_of, counts, exact, numbered_id
 from steps import Thread
 from test_delta import CHANNELS, CONFIG, make_graph, play
-from test_untrusted_redis import PAYLOADS, Watched
+from test_fallback_keys import TARGET, opened
+from test_untrusted_redis import PAYLOADS, Watched, armed
 
-TARGET = Target("db", "5432", "app")
-KEY = b"sixteen bytes..!"
 THREAD_ID = CONFIG["configurable"]["thread_id"]
 
 Fields = dict[bytes, bytes]
 Read = Callable[[RedisSaver], Awaitable[Any]]
-
-
-@asynccontextmanager
-async def opened(redis: Redis, **options: Any) -> AsyncIterator[RedisSaver]:
-    options = {"target": TARGET, "signing_key": KEY} | options
-    options.setdefault("telemetry", create_telemetry(registry=CollectorRegistry()))
-    async with await RedisSaver.create(redis, **options) as saver:
-        yield saver
 
 
 @pytest.fixture
@@ -213,12 +203,8 @@ def names_no_parent(name: bytes, changed: bytes) -> bool:
 async def test_a_planted_thread_is_refused_and_runs_no_code(
     what: str, forger: str, redis: Redis, tmp_path: Path
 ) -> None:
-    allowed, make = PAYLOADS[what]
-    serde, path = Watched(**allowed), tmp_path / "made"
-    payload = make(path)
-    JsonPlusSerializer(**allowed).loads_typed(payload)
-    assert path.exists(), "the very bytes do run code, if the serializer is given them"
-    path.rmdir()
+    path = tmp_path / "made"
+    serde, payload = armed(what, path)
     options = {
         "unsigned": {"signing_key": None},
         "another key": {"signing_key": b"another sixteen!"},

@@ -168,16 +168,22 @@ def places(scope: Scope, own: Fields, payload: Encoded) -> Iterator[tuple[str, F
     yield "a whole entry of another generation", forged(scope, own, payload, Signer(KEY, "another"))
 
 
-@pytest.mark.parametrize("what", PAYLOADS)
-async def test_bytes_that_run_code_are_refused_unread_wherever_they_stand(
-    what: str, database: str, redis_url: str, tmp_path: Path
-) -> None:
+def armed(what: str, path: Path) -> tuple[Watched, Any]:
+    """Return a serializer, and bytes that make `path` by running code if a serializer is given them."""
     allowed, make = PAYLOADS[what]
-    serde, path = Watched(**allowed), tmp_path / "made"
     payload = make(path)
     JsonPlusSerializer(**allowed).loads_typed(payload)
     assert path.exists(), "the very bytes do run code, if the serializer is given them"
     path.rmdir()
+    return Watched(**allowed), payload
+
+
+@pytest.mark.parametrize("what", PAYLOADS)
+async def test_bytes_that_run_code_are_refused_unread_wherever_they_stand(
+    what: str, database: str, redis_url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "made"
+    serde, payload = armed(what, path)
 
     registry, thread = CollectorRegistry(), Thread("t")
     scope, telemetry = scope_of(thread.config), create_telemetry(registry=registry)
