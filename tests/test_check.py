@@ -401,6 +401,9 @@ def test_what_an_outage_has_left_is_named(own_redis: EmbeddedRedis) -> None:
         with redis.Redis(port=own_redis.port) as client:
             client.flushall()
         assert leave_in_tier(url, own_redis.url, "during", "42", "43") == "redis"
+        checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
+        assert ("warning", "Outage") in marks(checked.stdout), "PostgreSQL is not needed for that"
+        assert "2 thread(s) wait in Redis" in " ".join(checked.stdout.split())
         postgres.start()
         checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
         assert checked.returncode == 0, checked.stdout + checked.stderr

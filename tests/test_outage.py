@@ -39,6 +39,7 @@ from glasspoint.lineage import SET_ASIDE
 from glasspoint.scope import Scope
 from states import config_of, open_upstream
 from steps import Thread, drain, readyz, until
+from test_delta import make_graph as delta_graph
 
 KEY = "a key that Redis does not know"
 
@@ -89,14 +90,24 @@ async def threads_in(url: str) -> list[str]:
 TURNS = [f"turn {n}" for n in range(1, 6)]
 
 
+async def five_turns_and_an_outage(
+    postgres: EmbeddedPostgres, redis_server: EmbeddedRedis, *, redis_forgets: bool = False
+) -> str:
+    """Hold a conversation of five turns, and stop PostgreSQL; return the URL of the database."""
+    url = postgres.create_database("test")
+    async with pod(url, redis_server.url) as saver:
+        for text in TURNS:
+            await say(saver, "42", text)
+    postgres.stop()
+    if redis_forgets:
+        redis_server.flush()
+    return url
+
+
 async def test_a_hot_conversation_goes_on_through_an_outage(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
 ) -> None:
-    url = own_postgres.create_database("test")
-    async with pod(url, own_redis.url) as saver:
-        for text in TURNS:
-            await say(saver, "42", text)
-    own_postgres.stop()
+    url = await five_turns_and_an_outage(own_postgres, own_redis)
     async with pod(url, own_redis.url, registry) as saver:
         assert saver.tier == "redis"
         assert await said(saver, "42") == TURNS
@@ -119,13 +130,7 @@ async def test_what_does_not_go_on_from_the_history_is_set_aside(
     registry: CollectorRegistry,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    url = own_postgres.create_database("test")
-    async with pod(url, own_redis.url) as saver:
-        for text in TURNS:
-            await say(saver, "42", text)
-    own_postgres.stop()
-    async with Redis.from_url(own_redis.url) as redis:
-        await redis.flushall()
+    url = await five_turns_and_an_outage(own_postgres, own_redis, redis_forgets=True)
     async with pod(url, own_redis.url, registry) as saver:
         assert await said(saver, "42") == []
         await say(saver, "42", "during")
@@ -237,13 +242,7 @@ async def test_a_run_under_way_ends_in_its_branch(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, of: str, durability: str
 ) -> None:
     """`exit`: the run has read in a lower tier, and writes nothing before the tier above is in use."""
-    url = own_postgres.create_database("test")
-    async with pod(url, own_redis.url) as saver:
-        for text in TURNS:
-            await say(saver, "42", text)
-    own_postgres.stop()
-    async with Redis.from_url(own_redis.url) as redis:
-        await redis.flushall()
+    url = await five_turns_and_an_outage(own_postgres, own_redis, redis_forgets=True)
     async with (
         pod(url, own_redis.url) as early,
         pod(url, own_redis.url, probe_interval=1000) as late,
@@ -275,13 +274,7 @@ async def test_a_first_put_after_its_writes_were_moved_makes_a_branch(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LangGraph may store what a task wrote before the checkpoint, and that may have been drained by then."""
-    url = own_postgres.create_database("test")
-    async with pod(url, own_redis.url) as saver:
-        for text in TURNS:
-            await say(saver, "42", text)
-    own_postgres.stop()
-    async with Redis.from_url(own_redis.url) as redis:
-        await redis.flushall()
+    url = await five_turns_and_an_outage(own_postgres, own_redis, redis_forgets=True)
     async with (
         pod(url, own_redis.url) as early,
         pod(url, own_redis.url, probe_interval=1000) as late,
@@ -782,3 +775,56 @@ async def test_a_deleted_thread_does_not_come_back_from_a_lower_tier(
         await until(lambda: saver._chain.whole)
     async with Redis.from_url(own_redis.url) as redis:
         assert [key async for key in redis.scan_iter("*{42}*")] == []
+
+
+# ------------------------------------------------------------------ further promises of the docs
+
+
+async def test_looking_for_a_beginning_changes_nothing_in_the_cache(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """Neither a lease nor a lifetime: another process may need the entry when PostgreSQL is back."""
+    url = await five_turns_and_an_outage(own_postgres, own_redis)
+    async with Redis.from_url(own_redis.url) as redis:
+        [key] = [key async for key in redis.scan_iter("glasspoint:2:*{42}*")]
+        assert await redis.pexpire(key, 10**9)
+        before, expires_at = await redis.hgetall(key), await pexpiretime(redis, key)
+        async with pod(url, own_redis.url) as saver:
+            assert await said(saver, "42") == TURNS
+            assert await said(saver, "43") == []
+        assert await redis.hgetall(key) == before
+        assert abs(await pexpiretime(redis, key) - expires_at) < 1000
+        assert [key] == [key async for key in redis.scan_iter("glasspoint:2:*{4*}*")]
+
+
+async def pexpiretime(redis: Redis, key: bytes) -> int:
+    """When a key expires, in milliseconds on the server's clock. (The command is newer than Redis 6.2.)"""
+    seconds, microseconds = await redis.time()
+    return int(seconds * 1000 + microseconds // 1000 + await redis.pttl(key))
+
+
+async def test_a_state_that_needs_its_ancestors_is_no_beginning(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
+) -> None:
+    """Delta channels are rebuilt from older checkpoints, which only PostgreSQL has."""
+    url, config = own_postgres.create_database("test"), config_of("42")
+    async with pod(url, own_redis.url) as saver:
+        whole = await delta_graph(saver).ainvoke({"log": ["one"], "slow": ["one"]}, config)
+    own_postgres.stop()
+    async with pod(url, own_redis.url, registry) as saver:
+        assert saver.tier == "redis"
+        assert (await delta_graph(saver).aget_state(config)).values == {}
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        assert (await delta_graph(saver).aget_state(config)).values == whole
+
+
+async def test_in_memory_a_thread_that_is_to_be_known_is_refused(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    url = await five_turns_and_an_outage(own_postgres, own_redis)
+    own_redis.stop()
+    async with pod(url, own_redis.url, fallback_unknown="refuse") as saver:
+        assert saver.tier == "memory"
+        with pytest.raises(ThreadUnknownError):
+            await said(saver, "42")
