@@ -8,8 +8,8 @@
 Importing is idempotent, so a drain that was cut off anywhere, by a crash too, is simply done again: the seal
 of the dead expires, and what was imported already is found there.
 
-A thread that cannot be moved stands in no other's way. If that may pass (a full disk, a deadlock), it is
-tried again; if not (an id that no index takes, a part that was evicted), it stays where it is.
+A thread that cannot be moved does not hold up the others. If the reason may pass (a full disk, a deadlock),
+the thread is tried again. If not (an id that no index takes, a part that was evicted), it stays where it is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The cached states, for a process that cannot ask PostgreSQL: so a conversation goes on in the tier `redis`.
 
 Entries stand under keys that name the identity of L2 and the reign of Redis. Here both come from the record
-that the last process in the tier `cached` has left (see `last_used`). Nothing is changed here: an entry is
-looked at with PEEK, verified as always, and copied by whoever asked.
+that the last process in the tier `cached` has left (see `last_used`). PEEK reads an entry and changes nothing.
+The signature of each field is verified, as always.
 """
 
 from __future__ import annotations

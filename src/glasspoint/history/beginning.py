@@ -1,8 +1,8 @@
 """How a thread begins in a lower tier: from its cached state, anew, or not at all.
 
-PostgreSQL is away, so whether a thread that has nothing here has a history above is not known. If the cache
-has its state, the thread goes on from that. If not, it begins anew (and is set aside later, if there was a
-history), or is refused: `CHECKPOINT_FALLBACK_UNKNOWN`.
+PostgreSQL is away, so nobody can tell whether a thread has a history there. If the cache has the state of the
+thread, the thread goes on from that. If not, `CHECKPOINT_FALLBACK_UNKNOWN` decides: the thread begins anew
+(and is set aside later, if it has a history), or it is refused.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Beginning:
 
     @property
     def anew(self) -> frozenset[str]:
-        """Threads of which nothing was found when they were first read. A run may have begun so, and not
-        have written yet."""
+        """Threads of which nothing was found when they were first read. A run may have begun then, and may
+        not have written yet."""
         return frozenset(self._anew)
 
     async def read(self, scope: Scope) -> bool:
@@ -133,7 +133,7 @@ class Beginning:
             raise ThreadUnknownError(_NOTHING_TO_RESUME)
 
     async def forget(self, thread_id: str, scopes: Sequence[Scope]) -> None:
-        """See that a thread which was deleted here does not go on from its cached states."""
+        """Keep a thread that was deleted here from going on from its cached states."""
         remember(self._deleted, thread_id)
         if self._states is not None:
             for scope in scopes:
