@@ -108,7 +108,7 @@ class Branches:
         return _with_thread(config, known.set_aside.thread_id)
 
     def mark(self, config: RunnableConfig, placed: RunnableConfig) -> dict[str, Any]:
-        """Return what the metadata of a checkpoint have to say that is put into a branch, if it is."""
+        """Return the metadata that mark a checkpoint as one of a branch; none for the thread itself."""
         if placed is config:
             return {}
         thread_id, branch_id = (each["configurable"]["thread_id"] for each in (config, placed))
@@ -183,7 +183,7 @@ def _until() -> float:
 
 
 def _start_of(config: RunnableConfig) -> str | None:
-    """The checkpoint of the root graph that a call starts from: a subgraph's call names it in a map."""
+    """Return the root graph's checkpoint that a call starts from. A subgraph's call names it in a map."""
     configurable = config.get("configurable", {})
     above = configurable.get("checkpoint_map") or {}
     start = above.get("") or configurable.get("checkpoint_id")

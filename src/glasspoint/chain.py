@@ -66,11 +66,10 @@ _RETRIES = 3
 # A server of another tier answers, and refuses: only a change of settings helps.
 _MISCONFIGURED = (ConfigurationError, SchemaError, RedisRefusedError)
 
-# How often the last of a tier is drained, while calls wait for a moment each time, before that is left to the
-# next probe.
+# How often calls wait for a moment, so that the rest of a tier is drained. Then the next probe goes on.
 _LAST_DRAINS = 50
 
-# In one such moment: what came since the round before, and whether that was all.
+# How many rounds one such moment has: for what came since the round before, and to see that it was all.
 _ROUNDS_A_MOMENT = 3
 
 # How long to wait at most until threads are tried again that the tier above refuses.
@@ -232,7 +231,7 @@ class Chain:
         return await self._branches.place(saver, config, puts=puts)
 
     def mark(self, config: RunnableConfig, placed: RunnableConfig) -> dict[str, Any]:
-        """Return what a put's metadata have to say of where it is placed: see `Branches.mark`."""
+        """Return the metadata that a put adds because of its place: see `Branches.mark`."""
         return self._branches.mark(config, placed)
 
     async def run(

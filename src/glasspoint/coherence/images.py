@@ -1,8 +1,8 @@
 """The cached states, for a process that cannot ask PostgreSQL: so a conversation goes on in the tier `redis`.
 
 Entries stand under keys that name the identity of L2 and the reign of Redis. Here both come from the record
-that the last process in the tier `cached` has left (see `last_used`). PEEK reads an entry and changes nothing.
-The signature of each field is verified, as always.
+that the last process in the tier `cached` has left (see `last_used`). PEEK reads an entry and changes
+nothing. The signature of each field is verified, as always.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _log = get_logger("glasspoint")
 
 _MISS, _FOUND = 0, 1
 
-# Once more if the record, or Redis, has changed meanwhile.
+# How often a scope is looked at: again if the record, or Redis, has changed meanwhile.
 _LOOKS = 3
 
 
