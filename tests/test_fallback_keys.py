@@ -54,7 +54,8 @@ async def saver(redis: Redis) -> AsyncIterator[RedisSaver]:
 
 
 async def registered(redis: Redis) -> set[str]:
-    return {member.decode() for member in await redis.zrange(REGISTRY, 0, -1)} - {""}
+    """The threads in the list. What else stands there has negative scores."""
+    return {member.decode() for member in await redis.zrangebyscore(REGISTRY, "(0", "+inf")}
 
 
 async def evict(redis: Redis, thread_id: str) -> None:

@@ -22,6 +22,7 @@ from glasspoint import (
     CachedPostgresSaver,
     FallbackSaver,
     MemorySaver,
+    RedisSaver,
     Settings,
     create_telemetry,
     get_checkpointer,
@@ -30,6 +31,7 @@ from glasspoint.branches import Branches
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import (
     GlasspointError,
+    L2UnavailableError,
     ThreadDamagedError,
     ThreadMovedError,
     ThreadTamperedError,
@@ -828,3 +830,125 @@ async def test_in_memory_a_thread_that_is_to_be_known_is_refused(
         assert saver.tier == "memory"
         with pytest.raises(ThreadUnknownError):
             await said(saver, "42")
+
+
+@asynccontextmanager
+async def one_above_and_one_below(
+    postgres: EmbeddedPostgres, redis_server: EmbeddedRedis, *, probe_interval: float = 0.1, **more: Any
+) -> AsyncIterator[tuple[FallbackSaver, FallbackSaver]]:
+    """A process that works in `cached` through an outage, and one that started in it and stays in `redis`."""
+    url = postgres.create_database("test")
+    async with pod(url, redis_server.url, probe_interval=probe_interval, **more) as above:
+        for text in TURNS:
+            await say(above, "42", text)
+        postgres.stop()
+        async with pod(url, redis_server.url, probe_interval=3600) as below:
+            assert (above.tier, below.tier) == ("cached", "redis")
+            yield above, below
+
+
+@pytest.mark.parametrize("thread_id", ["42", "a new one"])
+async def test_a_process_above_knows_what_another_one_acknowledged_below(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, thread_id: str
+) -> None:
+    before = TURNS if thread_id == "42" else []
+    async with one_above_and_one_below(own_postgres, own_redis) as (above, below):
+        own_postgres.start()
+        await until_it_answers(above)
+        assert await said(above, thread_id) == before  # it has just heard that nothing stands below
+        await say(below, thread_id, "during")
+        assert await said(above, thread_id) == [*before, "during"]
+        await say(above, thread_id, "after")
+        assert await said(above, thread_id) == [*before, "during", "after"]
+        assert below.tier == "redis"
+
+
+async def until_it_answers(saver: FallbackSaver) -> None:
+    async def answers() -> bool:
+        try:
+            await say(saver, "another", "hello")
+        except GlasspointError:
+            return False
+        return True
+
+    await until(answers)
+
+
+async def test_without_postgresql_a_process_above_does_not_answer_for_a_thread_that_went_on_below(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    more = {"connect_timeout": 1.0, "pool_timeout": 1.0}
+    async with one_above_and_one_below(own_postgres, own_redis, **more) as (above, below):
+        assert await said(above, "42") == TURNS, "a hit"
+        await say(below, "42", "during")
+        with pytest.raises(L2UnavailableError):
+            await said(above, "42")
+
+
+async def test_what_a_dead_process_has_left_is_drained_by_one_that_was_above_all_the_time(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glasspoint.chain._LEFT_SECONDS", 0.2)
+    async with one_above_and_one_below(own_postgres, own_redis) as (above, below):
+        await say(below, "42", "during")
+        await say(below, "43", "new")
+        await below.close()
+        own_postgres.start()
+
+        async def all_there() -> bool:
+            return await threads_in(database_of(own_postgres)) == ["42", "43"] and not await list_of_threads(own_redis)
+
+        await until(all_there)
+        assert await said(above, "42") == [*TURNS, "during"]
+
+
+def database_of(server: EmbeddedPostgres) -> str:
+    before, _, query = server.url.rpartition("/postgres")
+    return f"{before}/test{query}"
+
+
+async def list_of_threads(server: EmbeddedRedis) -> list[bytes]:
+    async with Redis.from_url(server.url) as redis:
+        (key,) = await redis.keys("*:fallback:*:threads")
+        named: list[bytes] = await redis.zrangebyscore(key, "(0", "+inf")
+        return named
+
+
+async def test_a_drain_that_was_cut_off_after_the_newest_checkpoint_goes_on_in_its_thread(
+    database: str, redis_url: str, registry: CollectorRegistry
+) -> None:
+    """Its thread has gone on meanwhile, by more than one checkpoint."""
+    lower, thread = MemorySaver(), Thread("42")
+    for _ in range(4):
+        await thread.put(lower)
+    items = [each async for each in lower.export_thread("42")]
+    async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as upper:
+        await upper.setup()
+        await upper.import_checkpoints([items[-1]])
+        for _ in range(3):
+            await thread.put(upper)
+        await drain(lower, upper)
+        steps = [each.metadata["step"] async for each in upper.alist(thread.config)]
+    assert steps == [7, 6, 5, 4, 3, 2, 1]
+    assert await threads_in(database) == ["42"]
+
+
+async def test_a_promotion_that_leaves_a_lost_tier_behind_never_says_that_all_is_there(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = await five_turns_and_an_outage(own_postgres, own_redis)
+    async with pod(url, own_redis.url, redis_timeout=0.3, l1_timeout=0.3) as saver:
+        await say(saver, "42", "during")
+        whole, close = [], RedisSaver.close
+
+        async def closed(self: RedisSaver) -> None:
+            whole.append(saver._chain.whole)
+            await close(self)
+
+        monkeypatch.setattr(RedisSaver, "close", closed)
+        own_redis.stop()
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        await until(lambda: whole)
+        assert not any(whole)
+        assert not saver._chain.whole

@@ -7,6 +7,7 @@
                calls go on; then, for a moment, calls wait while the rest is drained, and the tier is switched
     leftovers  what stands in a lower tier that could not be reached when it was left, or from a process that
                died, is drained as soon as it can be reached
+    others     a thread that another process has written to below is drained when a call above asks for it
 
 A call that meets a thread on its way up waits for it and goes after it; so nobody reads what was before, and
 no write falls between two tiers. While the tier above refuses a thread for a passing reason, the tier is not
@@ -23,7 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from glasspoint.background import BackgroundTask
 from glasspoint.branches import UNDER_WAY, Branches
@@ -37,6 +38,7 @@ from glasspoint.errors import (
     ThreadMovedError,
 )
 from glasspoint.lineage import UNKNOWN_TIME, SetAside
+from glasspoint.lookout import Lookout
 from glasspoint.redis_saver import RedisSaver
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
@@ -82,6 +84,9 @@ _COUNT_SECONDS = 30.0
 # How many threads a log line names.
 _NAMED_AT_MOST = 20
 
+# A lower tier in which nothing was stored for so long was left: whoever wrote to it has died, or is idle.
+_LEFT_SECONDS = 60.0
+
 # How long a start waits for threads that another process has sealed: longer than a seal outlives the dead.
 _START_SECONDS = 12.0
 
@@ -96,6 +101,7 @@ class Spec:
         lost: The errors that say that its server cannot be had, now.
         reason: The same as one word, for metrics.
         means: What it means to users to be in this tier, for the log.
+        is_shared: Whether other processes' threads stand there, too.
     """
 
     name: str
@@ -103,6 +109,7 @@ class Spec:
     lost: tuple[type[Exception], ...]
     reason: str
     means: str
+    is_shared: bool = False
 
 
 class Chain:
@@ -127,6 +134,7 @@ class Chain:
         self._drainers = {
             spec.name: Drainer(spec.name, _Report(spec.name, telemetry, self._branches)) for spec in specs[1:]
         }
+        self._lookouts = {spec.name: Lookout(cast("Any", spec.open)) for spec in specs[1:] if spec.is_shared}
         self._kept: tuple[Spec, TierSaver] | None = None  # holds what can be drained nowhere
         self._threads_below: dict[str, int] = {}
         self._progress = Throttle(_SAY_SECONDS)
@@ -198,6 +206,8 @@ class Chain:
                 saver, self._active = self.saver, None
                 await saver.close()
                 await self._let_go()
+                for lookout in self._lookouts.values():
+                    await lookout.close()
 
     async def delete_thread(self, thread_id: str, delete: Callable[[TierSaver], Awaitable[None]]) -> None:
         """Delete a thread in the tier that works, and what stands of it in lower tiers: else it would come
@@ -250,6 +260,8 @@ class Chain:
                     await self._settled.wait()
         while True:
             failure: Exception
+            if thread_id is not None:
+                await self._bring_up(thread_id)
             async with self._gate.passing():
                 spec, saver = self._current
                 try:
@@ -278,6 +290,29 @@ class Chain:
                 raise failure
             else:
                 retries -= 1
+
+    async def _bring_up(self, thread_id: object) -> None:
+        """Move a thread that another process has written to below, before the tier that works answers.
+
+        Raises:
+            GlasspointError, psycopg.Error: It stands below, and cannot be moved now.
+        """
+        spec, saver = self._current
+        for below in self._below(spec):
+            lookout = self._lookouts.get(below.name)
+            if lookout is None or lookout.is_clear or not isinstance(thread_id, str) or not thread_id:
+                continue
+            drainer, give_up_at = self._drainers[below.name], monotonic() + _FOLLOW_SECONDS
+            while thread_id not in drainer.refused and (await lookout.look(thread_id)).this:
+                if await drainer.one(lookout.saver, saver, thread_id):
+                    break
+                if monotonic() > give_up_at:
+                    raise ThreadMovedError(
+                        f"This thread stands in the tier {below.name}, and another process keeps it sealed: "
+                        "ask again in a moment.",
+                        moved=False,
+                    )
+                await asyncio.sleep(_FOLLOW_STEP_SECONDS)
 
     # ---------------------------------------------------------------- down
 
@@ -324,7 +359,20 @@ class Chain:
     async def _rise(self) -> None:
         await self._count()
         await self._climb()
+        await self._look_below()
         await self._drain_leftovers()
+
+    async def _look_below(self) -> None:
+        """Take note of threads in a lower tier that no process works in any more."""
+        for below in self._below(self._current[0]):
+            lookout = self._lookouts.get(below.name)
+            if lookout is None or below.name in self._undrained:
+                continue
+            holding = await lookout.look("")
+            if holding.any and holding.unused_seconds > _LEFT_SECONDS:
+                self._note_undrained(self._undrained | {below.name})
+            if lookout.misconfigured is not None:
+                self._say_misconfigured(lookout.misconfigured)
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do what nobody waits for, whatever happens."""
@@ -401,6 +449,8 @@ class Chain:
                     if lost or await self._drain_the_rest(spec, lower, saver):
                         has_lost_threads = not lost and await self._has_lost_threads(lower)
                         await self._remember_branches(lower, saver)
+                        if lost or self._drainers[spec.name].refused:  # before anybody takes it for whole
+                            self._note_undrained(self._undrained | {spec.name})
                         await self._switch(above, saver)
                         break
                 await asyncio.sleep(_FOLLOW_STEP_SECONDS)  # another process may be draining some of it
@@ -410,8 +460,6 @@ class Chain:
             self._rising = None
             self._settled.set()
         refused = self._drainers[spec.name].refused
-        if lost or refused:
-            self._note_undrained(self._undrained | {spec.name})
         self._telemetry.note(TierChanged(spec.name, above.name, "recovered"))
         rest = "everything that was written meanwhile is there"
         if has_lost_threads:

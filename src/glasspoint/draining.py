@@ -206,6 +206,24 @@ class Drainer:
             raise failures.exceptions[0] from None  # they fail together: a tier is gone
         return done
 
+    async def one(self, lower: LowerTier, upper: UpperTier, thread_id: str) -> bool:
+        """Move one thread, for a call that waits for it.
+
+        Returns:
+            Whether it is above now, or will never be. If not, another process holds its seal: look again.
+
+        Raises:
+            Exception: The tier above refuses it for now, or one of the tiers cannot be reached.
+        """
+        await upper.check_takes_writes()
+        try:
+            return await self._move(lower, upper, thread_id)
+        except Exception as exc:
+            if _fate_of(exc) != "never":
+                raise
+            self._refuse(thread_id, exc)
+            return True
+
     # ---------------------------------------------------------------- helpers
 
     def _refuse(self, thread_id: str, exc: Exception) -> None:

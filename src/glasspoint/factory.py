@@ -217,7 +217,9 @@ async def _open_chain(
         "cached": Spec(
             "cached", open_cached, (L2UnavailableError, L2DeadlineError), "postgres_unavailable", ""
         ),
-        "redis": Spec("redis", open_redis, (RedisUnavailableError,), "redis_unavailable", _MEANS_REDIS),
+        "redis": Spec(
+            "redis", open_redis, (RedisUnavailableError,), "redis_unavailable", _MEANS_REDIS, is_shared=True
+        ),
         "memory": Spec("memory", open_memory, (), "", _MEANS_MEMORY),
     }
     chain = Chain(

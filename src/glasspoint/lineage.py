@@ -79,16 +79,17 @@ def branch_of(namespace: str, parents: Mapping[str, str | None]) -> Branch:
     return Branch(namespace, frozenset(parents), named - parents.keys(), max(parents))
 
 
-def relation_of(branch: Branch, newest: str | None, *, goes_on: bool) -> Relation:
+def relation_of(branch: Branch, newest: str | None, *, has_tip: bool) -> Relation:
     """Tell how a branch stands to what is above.
 
     Args:
         newest: The newest checkpoint that is above, of the same thread and namespace; `None` if none is.
-        goes_on: Whether a checkpoint above names the branch's tip as its parent.
+        has_tip: Whether the branch's tip is above, or a checkpoint above names it as its parent. A drain
+            moves the tip first. If it was cut off after that, the thread may have gone on from there.
     """
     if newest is None:
         return "new"
-    if newest in branch.ids or newest in branch.bases or goes_on:
+    if newest in branch.ids or newest in branch.bases or has_tip:
         return "continued"
     return "apart"
 

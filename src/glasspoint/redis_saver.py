@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from redis.asyncio import Redis
 
+    from glasspoint.history.interface import Holding
     from glasspoint.l2.target import Target
     from glasspoint.telemetry.events import Telemetry
 
@@ -211,6 +212,18 @@ class RedisSaver(HistorySaver):
         if made:
             self._redis_history.registry_made = made
             await self.look_for_losses()
+
+    async def holds(self, thread_id: str) -> Holding:
+        """Return what a process that works in the tier above must know. For a saver with a target.
+
+        Args:
+            thread_id: The thread to look for.
+
+        Raises:
+            RedisUnavailableError: Redis did not answer.
+        """
+        with self._lifetime.call():
+            return await self._redis_history.holds(thread_id)
 
     async def look_for_losses(self) -> bool:
         """Tell whether threads that stood here are gone, or may be, without having been moved.

@@ -312,8 +312,8 @@ class CachedPostgresSaver(MaintainedSaver):
         """
         scope = Scope(thread_id, branch.namespace)
         with self._lifetime.call(), self._telemetry.operation("relate", scope):
-            newest, goes_on = await self._l2.newest_and_whether(scope, goes_on_from=branch.tip)
-            return relation_of(branch, newest, goes_on=goes_on)
+            newest, has_tip = await self._l2.newest_and_whether(scope, tip=branch.tip)
+            return relation_of(branch, newest, has_tip=has_tip)
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Write down that a branch of another tier becomes a thread of its own. Again changes nothing.

@@ -17,11 +17,6 @@ from chaos.chain_report import print_chain_report
 
 pytestmark = pytest.mark.chaos
 
-KNOWN_LIMITS = {"doubled", "shorter", "torn"}
-"""What two tiers at once can still do to a thread while PostgreSQL comes back (see "What a lower tier does
-not have" in `docs/fallback.md`). Ten minutes show some of it, so it must not decide a test. Nothing is lost.
-"""
-
 RUNS_AT_MOST = 8
 """Not every break shows in every short run, but each one shows in most of them."""
 
@@ -44,9 +39,7 @@ async def test_half_a_minute_of_outages_forgets_nothing(
     said = report(outcome)
     with capsys.disabled():
         sys.stdout.write(f"\n{said}")
-    found = {violation.what for violation in outcome.verdict.violations}
-    assert not outcome.unexpected, said
-    assert found <= KNOWN_LIMITS, said
+    assert outcome.good, said
     # Nothing found in nothing done says nothing.
     acknowledged = [each for each in outcome.attempts if each.is_acknowledged]
     assert {each.tier for each in acknowledged} & {"cached", *tiers} == {"cached", *tiers}

@@ -142,7 +142,8 @@ class DrainableSaver(OpenedSaver):
                 seen.add(parent_id)
                 found = await self._history.read(scope, parent_id)
                 parent_id = None if found is None else found.stored.parent_id
-            return relation_of(branch, newest, goes_on=parent_id == branch.tip)
+            has_tip = parent_id == branch.tip or await self._history.read(scope, branch.tip) is not None
+            return relation_of(branch, newest, has_tip=has_tip)
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Do nothing: the checkpoints' metadata say it, and are drained with them."""

@@ -6,6 +6,7 @@ and must have something, is damaged: see `threads` in `scripts/prelude.lua`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from glasspoint.codec import PendingWrites, StoredCheckpoint
 from glasspoint.errors import ThreadDamagedError, ThreadTamperedError
 from glasspoint.history import records
-from glasspoint.history.interface import Found, Position
+from glasspoint.history.interface import HEARD_SECONDS, Found, Holding, Position
 from glasspoint.history.signing import Fields, SignedFields, tampered
 from glasspoint.history.steps import AGAIN, EXISTS
 from glasspoint.scope import Scope
@@ -97,7 +98,8 @@ class RedisHistory:
             fields, namespace, put.checkpoint_id, put.parent_id, put.document_json, put.metadata_json
         )
         values = records.value_arguments(fields, namespace, put.blobs)
-        await self._run("put", scope, *checkpoint, *values)
+        listed, *_ = await self._run("put", scope, *checkpoint, *values)
+        await self._heard(listed)
 
     async def put_writes(
         self, scope: Scope, checkpoint_id: str, writes: Sequence[EncodedWrite], *, replaces: bool
@@ -106,7 +108,8 @@ class RedisHistory:
         namespace = scope.checkpoint_ns
         some = records.write_arguments(self._fields(scope.thread_id), namespace, checkpoint_id, writes)
         name = records.member(namespace, checkpoint_id)
-        await self._run("put_writes", scope, name, _flag(replaces), *some)
+        listed, *_ = await self._run("put_writes", scope, name, _flag(replaces), *some)
+        await self._heard(listed)
 
     async def add(self, item: StoredCheckpoint | PendingWrites) -> bool:
         """Store what another store exported; what is here already stays, but for the special writes.
@@ -122,7 +125,8 @@ class RedisHistory:
                 of_kind = [write for write in item.writes if (write.idx < 0) == special]
                 some = records.write_arguments(fields, namespace, checkpoint_id, of_kind)
                 if some:
-                    await self._run("put_writes", scope, name, _flag(special), *some)
+                    listed, *_ = await self._run("put_writes", scope, name, _flag(special), *some)
+                    await self._heard(listed)
             return False
         writes = records.write_arguments(fields, namespace, checkpoint_id, item.writes)
         checkpoint = records.checkpoint_arguments(
@@ -134,7 +138,9 @@ class RedisHistory:
             item.metadata_json or json.dumps(item.metadata),
         )
         values = records.value_arguments(fields, namespace, item.values)
-        return bool((await self._run("import", scope, *checkpoint, len(item.values), *values, *writes))[0])
+        listed, new = await self._run("import", scope, *checkpoint, len(item.values), *values, *writes)
+        await self._heard(listed)
+        return bool(new)
 
     async def delete_thread(self, thread_id: str) -> None:
         """Forget a thread."""
@@ -174,7 +180,10 @@ class RedisHistory:
         keys = [*own, *beside[:6], *([registry] if registry else [])]
         scope = Scope(thread_id, "")
         answer = await self._steps.run("adopt", scope, keys, self._ttl, token, checkpoints, writes)
-        return "exists" if answer == [EXISTS] else "incomplete" if answer == [AGAIN] else "adopted"
+        if answer in ([EXISTS], [AGAIN]):
+            return "exists" if answer == [EXISTS] else "incomplete"
+        await self._heard(answer[0])
+        return "adopted"
 
     # ---------------------------------------------------------------- reading
 
@@ -296,6 +305,12 @@ class RedisHistory:
                     seen.add(thread_id)
                     yield thread_id
 
+    async def holds(self, thread_id: str) -> Holding:
+        """Return what a process that works in the tier above must know: nothing is waited for."""
+        keys = self._keyspace.of_thread(thread_id)
+        named, here, unused = await self._steps.run("holds", Scope(thread_id, ""), keys)
+        return Holding(named > 0, bool(here), unused / 1000)
+
     # ---------------------------------------------------------------- draining
 
     async def seal(self, thread_id: str, lease_ms: int, token: str, *, renew: bool) -> bool:
@@ -374,6 +389,11 @@ class RedisHistory:
         self._compare(made)
         if self.list_is_lost and not there:
             raise ThreadDamagedError(f"{_LIST_LOST} This thread is not there, and may be lost as well. {_DO}")
+
+    async def _heard(self, listed_ms: int) -> None:
+        """Wait until every process that works above has heard of threads here: see `HEARD_SECONDS`."""
+        if 0 <= listed_ms < HEARD_SECONDS * 1000:
+            await asyncio.sleep(HEARD_SECONDS - listed_ms / 1000)
 
     async def look_at_list(self) -> None:
         """See whether the list of the threads is still the one that it was."""

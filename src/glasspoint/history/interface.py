@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 
     from glasspoint.codec import EncodedPut, EncodedWrite, PendingWrites, StoredCheckpoint
 
-__all__ = ["Adopted", "Ancestor", "Channel", "Found", "History", "Outline", "Position", "Removal", "for_each"]
+__all__ = [
+    "HEARD_SECONDS",
+    "Adopted",
+    "Ancestor",
+    "Channel",
+    "Found",
+    "History",
+    "Holding",
+    "Outline",
+    "Position",
+    "Removal",
+    "for_each",
+]
 
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
@@ -24,6 +36,25 @@ _Answer = TypeVar("_Answer")
 _THREADS_AT_ONCE = 16
 
 Adopted = Literal["adopted", "exists", "incomplete"]
+
+
+HEARD_SECONDS = 0.6
+"""A tier that named no thread, and now names one, acknowledges nothing for so long. A process that works
+above believes for less than that what it last heard of the tier (`lookout`), so it hears of it in time."""
+
+
+class Holding(NamedTuple):
+    """What a process that works above must know of a lower tier.
+
+    Attributes:
+        any: Whether threads stand there.
+        this: Whether the thread that was asked for does.
+        unused_seconds: For how long nothing was stored there.
+    """
+
+    any: bool
+    this: bool
+    unused_seconds: float
 
 
 class Position(NamedTuple):

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "hdel": (KEY, b"field"),
     "zadd": (KEY, 0, b"member"),
     "zcard": (KEY,),
+    "zcount": (KEY, 1, 2),
     "zscore": (KEY, b"member"),
     "zrangebylex": (KEY, b"-", b"+"),
     "zrevrangebylex": (KEY, b"+", b"-"),

@@ -261,15 +261,15 @@ new: a row version that an upsert inserted has no `xmax`."""
 
 NEWEST_AND_WHETHER = """
 SELECT c.checkpoint_id, EXISTS (
-    SELECT FROM checkpoints AS child
-    WHERE child.thread_id = c.thread_id AND child.checkpoint_ns = c.checkpoint_ns
-      AND child.parent_checkpoint_id = %(parent_id)s
+    SELECT FROM checkpoints AS own
+    WHERE own.thread_id = c.thread_id AND own.checkpoint_ns = c.checkpoint_ns
+      AND (own.checkpoint_id = %(tip)s OR own.parent_checkpoint_id = %(tip)s)
 )
 FROM checkpoints AS c
 WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
 ORDER BY c.checkpoint_id DESC LIMIT 1
 """
-"""The newest checkpoint of a scope, and whether any of them names this one as its parent."""
+"""The newest checkpoint of a scope, and whether any of them is the tip of a branch, or goes on from it."""
 
 LOCK_TO_IMPORT = """
 SELECT pg_advisory_xact_lock(hashtextextended('glasspoint import ' || %(thread_id)s, 0))

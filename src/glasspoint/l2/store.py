@@ -301,17 +301,17 @@ class Store:
                 return sum([new for cursor in cursors for (new,) in await cursor.fetchall()])
 
     async def _check_that_fits(self, conn: Connection, scope: Scope, branch: Branch) -> None:
-        params = {**scope._asdict(), "checkpoint_ns": branch.namespace, "parent_id": branch.tip}
+        params = {**scope._asdict(), "checkpoint_ns": branch.namespace, "tip": branch.tip}
         await conn.execute(statements.LOCK_TO_IMPORT, params)
         rows = await _fetch_all(conn, statements.NEWEST_AND_WHETHER, params)
-        newest, goes_on = rows[0] if rows else (None, False)
-        if relation_of(branch, newest, goes_on=goes_on) == "apart":
+        newest, has_tip = rows[0] if rows else (None, False)
+        if relation_of(branch, newest, has_tip=has_tip) == "apart":
             raise ThreadInUseError("Something else was stored in this thread meanwhile.")
 
-    async def newest_and_whether(self, scope: Scope, *, goes_on_from: str) -> tuple[str | None, bool]:
-        """Return the newest checkpoint of a scope, `None` if there is none; and whether a checkpoint of it
-        names this one as its parent."""
-        params = {**scope._asdict(), "parent_id": goes_on_from}
+    async def newest_and_whether(self, scope: Scope, *, tip: str) -> tuple[str | None, bool]:
+        """Return the newest checkpoint of a scope, `None` if there is none; and whether one of them is this
+        tip of a branch, or names it as its parent."""
+        params = {**scope._asdict(), "tip": tip}
         async with self._connection(scope) as conn:
             with self._telemetry.step("l2.relate", scope):
                 rows = await _fetch_all(conn, statements.NEWEST_AND_WHETHER, params)

@@ -2,7 +2,7 @@
 --
 -- KEYS  8 to 13: the copy's first six keys, in the same order
 -- ARGV  1 entry TTL, ms  2 token of this copy  3 how many checkpoints it has  4 how many writes
--- returns {0}, {5} if this thread has something already, {4} if the copy is not complete (it has expired)
+-- returns {0, for how many ms the list has named threads}, {5} if this thread has something already, {4} if the copy is not complete (it has expired)
 -- guards  Whoever reads this thread sees nothing of the copy, or all of it.
 local bar = barred()
 if bar then return bar end
@@ -16,6 +16,6 @@ redis.call('HSET', KEYS[13], 'copy', ARGV[2])
 for i = 1, 6 do
   if redis.call('EXISTS', KEYS[7 + i]) == 1 then redis.call('RENAME', KEYS[7 + i], KEYS[i]) end
 end
-register()
+local listed = register()
 touch(ARGV[1])
-return {0}
+return {0, listed}

@@ -3,7 +3,7 @@
 -- ARGV  1 entry TTL, ms  2 namespace  3 checkpoint id  4 parent id or ''  5 the head after the parent
 --       6 run id or ''  7 metadata  8 document  9 n = number of values, then n times (channel, version,
 --       value), then (<task> NUL <idx>, channel, type, task path, bytes)…
--- returns {0, 1 if the checkpoint was not here, else 0}
+-- returns {0, for how many ms the list has named threads, 1 if the checkpoint was not here, else 0}
 -- guards  What is here stays: an import may be repeated after others have gone on. Only the special writes,
 --         whose idx is negative, replace, as they do when a task sends them again. The writes come together
 --         with their checkpoint: a reader between the two would run finished tasks again.
@@ -20,6 +20,6 @@ local new = redis.call('HEXISTS', DOCS, 'h' .. m) == 0
 if new then
   store_checkpoint(ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8])
 end
-register()
+local listed = register()
 touch(ARGV[1])
-return {0, new and 1 or 0}
+return {0, listed, new and 1 or 0}

@@ -15,9 +15,12 @@
 --                 the thread has now, if that is another one
 --
 -- A store that belongs to a target has one more key, the last one, for all threads:
---       threads   ZSET: thread id, percent-encoded -> when it expires, ms; '' -> minus when it was made, ms
+--       threads   ZSET: thread id, percent-encoded -> when it expires, ms; '' -> minus when it was made, ms;
+--                 '!since' -> minus when it last came to name a thread, having named none; '!used' -> minus when
+--                 something was last stored
 -- It lists the threads that must be here: one that is in it, and has nothing, was evicted. When it was made
--- tells it from another one, made after it was evicted itself.
+-- tells it from another one, made after it was evicted itself. Since when it names threads tells a writer
+-- whether every process has had the time to hear of that.
 --
 -- The fields may be signed. Signatures are made and verified outside. Here they are a part of the metadata,
 -- the document, the bytes and the value; in a parent id and a task path, they follow after \255, which is in
@@ -90,12 +93,18 @@ local function count_all()
 end
 
 -- Puts this thread, which has something now, into the list of those that must be here until `touch`, which
--- follows, says when it expires. Those that have expired leave the list.
+-- follows, says when it expires. Those that have expired leave the list. Returns for how many ms the list has
+-- named threads; -1 without a list.
 local function register()
-  if not THREADS then return end
+  if not THREADS then return -1 end
   count_all()
-  redis.call('ZREMRANGEBYSCORE', THREADS, '(0', string.format('%.0f', now() - 1000))
+  local at = now()
+  redis.call('ZREMRANGEBYSCORE', THREADS, '(0', string.format('%.0f', at - 1000))
+  local minus_now = string.format('-%.0f', at)
+  if redis.call('ZCOUNT', THREADS, '(0', '+inf') == 0 then redis.call('ZADD', THREADS, minus_now, '!since') end
+  redis.call('ZADD', THREADS, minus_now, '!used')
   redis.call('ZADD', THREADS, 'NX', '+inf', THREAD)
+  return at + (redis.call('ZSCORE', THREADS, '!since') or 0)
 end
 
 -- The first write of every step that stores something.

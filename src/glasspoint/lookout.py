@@ -1,0 +1,89 @@
+"""A process that works above looks whether others have fallen: what they write stands in a lower tier.
+
+Such a thread must come up before a call above is answered, or the call would see a shorter conversation. So a
+call asks Redis whether the tier names threads at all, at most twice a second for all calls together. Whoever
+makes the tier name its first thread waits for longer than that before it acknowledges anything
+(`history.interface.HEARD_SECONDS`). So whatever was acknowledged below is heard of above.
+
+If Redis does not answer, nothing is known, and calls go on without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from glasspoint.errors import ConfigurationError, GlasspointError, RedisRefusedError
+from glasspoint.history.interface import HEARD_SECONDS, Holding
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from glasspoint.redis_saver import RedisSaver
+
+__all__ = ["Lookout"]
+
+_CLEAR_SECONDS = HEARD_SECONDS - 0.1
+"""For so long it is believed that no thread stands there."""
+
+_PAUSE_SECONDS = 5.0
+"""So long nobody asks again after a Redis that did not answer; each time a call waits for its timeout."""
+
+_NOTHING = Holding(any=False, this=False, unused_seconds=0.0)
+
+
+class Lookout:
+    """Looks into one lower tier."""
+
+    def __init__(self, open_saver: Callable[[], Awaitable[RedisSaver]]) -> None:
+        """Args:
+        open_saver: Opens the tier; it stays open until `close`.
+        """
+        self._open = open_saver
+        self._saver: RedisSaver | None = None
+        self._opening = asyncio.Lock()
+        self._clear_until = 0.0
+        self.misconfigured: Exception | None = None
+        """Why the tier cannot be looked into as it is configured."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it was seen just now that no thread stands there, or nothing can be seen."""
+        return monotonic() < self._clear_until
+
+    @property
+    def saver(self) -> RedisSaver:
+        """The tier, once something was seen there."""
+        assert self._saver is not None
+        return self._saver
+
+    async def look(self, thread_id: str) -> Holding:
+        """Return what stands there, as far as Redis says.
+
+        Args:
+            thread_id: The thread to look for.
+        """
+        asked_at = monotonic()
+        try:
+            holding = await (await self._opened()).holds(thread_id)
+        except (GlasspointError, OSError) as exc:
+            self._clear_until = monotonic() + _PAUSE_SECONDS
+            if isinstance(exc, ConfigurationError | RedisRefusedError):
+                self.misconfigured = exc
+            return _NOTHING
+        if not holding.any:
+            self._clear_until = asked_at + _CLEAR_SECONDS
+        return holding
+
+    async def _opened(self) -> RedisSaver:
+        async with self._opening:
+            if self._saver is None:
+                self._saver = await self._open()
+            return self._saver
+
+    async def close(self) -> None:
+        """Close it."""
+        saver, self._saver = self._saver, None
+        if saver is not None:
+            await saver.close()
