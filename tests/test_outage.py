@@ -7,6 +7,7 @@ import base64
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -37,6 +38,7 @@ from glasspoint.errors import (
     ThreadTamperedError,
     ThreadUnknownError,
 )
+from glasspoint.history.interface import HEARD_SECONDS
 from glasspoint.lineage import SET_ASIDE
 from glasspoint.scope import Scope
 from states import config_of, open_upstream
@@ -896,7 +898,8 @@ async def test_what_a_dead_process_has_left_is_drained_by_one_that_was_above_all
         own_postgres.start()
 
         async def all_there() -> bool:
-            return await threads_in(database_of(own_postgres)) == ["42", "43"] and not await list_of_threads(own_redis)
+            there = await threads_in(database_of(own_postgres))
+            return there == ["42", "43"] and not await list_of_threads(own_redis)
 
         await until(all_there)
         assert await said(above, "42") == [*TURNS, "during"]
@@ -952,3 +955,8 @@ async def test_a_promotion_that_leaves_a_lost_tier_behind_never_says_that_all_is
         await until(lambda: whole)
         assert not any(whole)
         assert not saver._chain.whole
+
+
+def test_the_page_says_how_long_the_first_write_waits() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "fallback.md").read_text("utf-8")
+    assert f"waits {HEARD_SECONDS} s before it acknowledges" in page
