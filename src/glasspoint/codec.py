@@ -91,6 +91,7 @@ class StoredCheckpoint:
             names.
         document_json, metadata_json: What the two were parsed from, if a warm-up may need them.
         document_bytes: How long the JSON was.
+        is_fenced: Whether a burst of writes was under way in L2: L1 must not be warmed up with it.
     """
 
     scope: Scope
@@ -103,6 +104,7 @@ class StoredCheckpoint:
     document_json: str = ""
     metadata_json: str = ""
     document_bytes: int = 0
+    is_fenced: bool = False
 
     @property
     def size(self) -> int:
@@ -148,7 +150,7 @@ class EncodedPut:
         inline: Channel -> version, of the channels whose value stands in `document_json`.
         snapshots: The channels among `blobs` that have a mark, `true`, in `document_json`: snapshots of delta
             channels.
-        whole: Whether every channel that the checkpoint names is among these.
+        channels: Every channel that the checkpoint names.
         cacheable: Whether L1 may hold an image of it. It may not when the id is not a UUID (only of UUIDs it
             is certain that L1 orders them as L2 does), in a format older than 4 with a parent (upstream then
             reads some of the parent's writes into it), or when its channel versions are no mapping.
@@ -161,7 +163,7 @@ class EncodedPut:
     blobs: dict[str, tuple[str, Encoded]]
     voids: dict[str, str]
     inline: dict[str, str]
-    whole: bool
+    channels: list[str]
     cacheable: bool
     step: int | None = None
     source: str | None = None
@@ -224,7 +226,7 @@ def encode_put(
         blobs=blobs,
         voids=voids,
         inline=inline,
-        whole=all(c in blobs or c in voids or c in inline for c in versions),
+        channels=list(versions),
         cacheable=is_ordered_id(checkpoint["id"])
         and not completes_from_parent(document, parent_id)
         and is_readable(document),

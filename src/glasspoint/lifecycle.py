@@ -11,6 +11,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from glasspoint.audit import Auditor
 from glasspoint.blocking import Opening, SyncFace
+from glasspoint.bursts import BURST_SECONDS, Bursts
 from glasspoint.coherence.identity import IdentityKeeper
 from glasspoint.coherence.purging import Purger
 from glasspoint.errors import (
@@ -26,6 +27,7 @@ from glasspoint.l1.compression import MIN_BYTES, packer_of
 from glasspoint.l1.faults import NeverTheCacheError
 from glasspoint.l1.signature import secret_of
 from glasspoint.l2 import pool as pools
+from glasspoint.l2.fences import Fences
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
 from glasspoint.l2.store import Store
@@ -53,8 +55,9 @@ _Answer = TypeVar("_Answer")
 _L1_TIMEOUT_SECONDS = 0.5
 _WRITE_DEADLINE_SECONDS = 10.0
 
-# How long readers heed an intent that nobody settles: a statement may be sent up to the write's deadline, and
-# PostgreSQL may work on it for as long again (`statement_timeout`). It must not land when the intent is gone.
+# How long readers heed an intent that nobody settles, and how long a fence stands: a burst takes writes for
+# some seconds, a statement may be sent up to the write's deadline, and PostgreSQL may work on it for as long
+# again (`statement_timeout`). It must not land when the intent or the fence is gone.
 _DEADLINES_AN_INTENT_LASTS = 2
 _INTENT_MARGIN_SECONDS = 5.0
 
@@ -151,6 +154,7 @@ class ManagedSaver(SyncFace):
         self._retries = Retries(
             self._telemetry, seconds=write_deadline_seconds, can_reconnect=self._l2.pool is not None
         )
+        statement_seconds = _DEADLINES_AN_INTENT_LASTS * write_deadline_seconds
         # A Redis that hangs must not use up the deadline of every write.
         l1_timeout = min(l1_timeout_seconds, write_deadline_seconds / 4)
         self._breaker = Breaker(changed=self._breaker_changed)
@@ -159,12 +163,21 @@ class ManagedSaver(SyncFace):
             self._telemetry,
             key_prefix=key_prefix,
             ttl_seconds=cache_ttl,
-            intent_seconds=_DEADLINES_AN_INTENT_LASTS * write_deadline_seconds + _INTENT_MARGIN_SECONDS,
+            intent_seconds=BURST_SECONDS + statement_seconds + _INTENT_MARGIN_SECONDS,
             timeout_seconds=l1_timeout,
             breaker=self._breaker,
             packer=packer_of(l1_compression, l1_compression_min_bytes),
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
+        self._l2.fences = Fences(
+            self._l2,
+            stand_seconds=BURST_SECONDS + statement_seconds + _INTENT_MARGIN_SECONDS,
+            margin_seconds=statement_seconds,
+            in_background=self._lifetime.in_background,
+        )
+        self._bursts = self._lifetime.bursts = Bursts(
+            self._l1, self._l2.fences, self._telemetry, in_background=self._lifetime.in_background
+        )
         self._auditor = Auditor(
             self._l1, self._l2, self._telemetry, ratio=audit_ratio, start=self._lifetime.in_background
         )
@@ -429,6 +442,7 @@ class _Lifetime:
         self.owned = AsyncExitStack()
         self.sweeper: Sweeper | None = None
         self.sizes: Sizes | None = None
+        self.bursts: Bursts | None = None
         self._loop = asyncio.get_running_loop()
         self._telemetry = telemetry
         self._store = store
@@ -498,6 +512,8 @@ class _Lifetime:
             if self.sizes is not None:
                 await self.sizes.stop()
             await self._idle.wait()
+            if self.bursts is not None:
+                await self.bursts.close()
             await self._store.drain()
         finally:
             self._telemetry.closed(self.vitals)

@@ -25,23 +25,23 @@ from glasspoint.l1.permissions import check_permissions
 from glasspoint.l1.pipelining import AutoPipeline
 from glasspoint.l1.quarantine import OneKeyError, Quarantine
 from glasspoint.l1.turns import when_connected
-from glasspoint.scope import Scope, is_ordered_id
+from glasspoint.scope import Scope
 from glasspoint.telemetry.events import (
+    CommitResult,
     EpochChanged,
     Invalidated,
     L1Availability,
     L1Result,
     WarmUpResult,
-    WriteResult,
 )
 from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable
 
     from redis.asyncio import Redis
 
-    from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
+    from glasspoint.codec import StoredCheckpoint
     from glasspoint.identity import Identity
     from glasspoint.l1.compression import Packer
     from glasspoint.l1.signature import Signer
@@ -53,12 +53,7 @@ _log = get_logger("glasspoint.l1")
 
 _MISS, _HIT, _BUSY, _HISTORICAL = range(4)
 _READ_RESULTS: dict[int, L1Result] = {_MISS: "miss", _HIT: "hit", _BUSY: "busy", _HISTORICAL: "historical"}
-_WRITE_RESULTS: tuple[WriteResult, ...] = ("discarded", "applied", "early", "skipped", "again")
-
-# How often, and after how long each time, a put asks again whose known writes are on their way to L1. They
-# are a round trip away; without this, the rest of a turn would go uncached.
-_PATIENCE = 5
-_PATIENCE_SECONDS = 0.002
+_COMMIT_RESULTS: tuple[CommitResult, ...] = ("discarded", "applied", "kept")
 
 # How many entries are dropped at a time for the journal.
 _SCOPES_AT_ONCE = 16
@@ -72,7 +67,7 @@ _READS = 3
 _MAX_TTL_MS = 10**14
 
 # What a write has told Redis, and what another Redis, or the entries of another identity, would not know.
-_CHANGING = frozenset(("commit_put", "commit_writes", "drop"))
+_CHANGING = frozenset(("confirm", "commit", "drop"))
 
 # What telemetry is told of probes: no caller's scope, because no thread id holds NUL.
 _PROBED = Scope("\0probe", "")
@@ -98,11 +93,11 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A write that has begun in L1.
+    """A burst of writes that has begun in L1.
 
     Attributes:
-        name: Its name in the entry; empty if Redis did not confirm it. The write goes on in L2 then, and its
-            commit will discard.
+        name: Its name in the entry; empty if Redis did not confirm it. Its writes go on in L2 then, and into
+            the journal.
         keys: What the keys begin with that it stands under.
     """
 
@@ -417,66 +412,49 @@ class Cache:
         """Whether readers heed it: Redis has confirmed it, under the keys that are in use now."""
         return bool(intent.name) and intent.keys == self._keys
 
-    async def commit_put(
-        self, intent: Intent, put: EncodedPut, *, newest: bool, known_writes: list[str]
-    ) -> WriteResult:
-        """COMMIT_PUT: L2 has the checkpoint.
+    def wrote(self, intent: Intent) -> None:
+        """Say that a burst's scope was changed in L2, and that Redis was not told again."""
+        if self.epoch is not None:
+            self.written.add(Written(intent.scope, self.epoch.identity.generation))
+
+    async def confirm(self, intent: Intent) -> bool | None:
+        """CONFIRM: L2 has a write of a burst.
+
+        Returns:
+            Whether the intent is still there. If not, the entry was discarded. `None`: Redis did not say.
+        """
+        try:
+            return bool(await self._run("confirm", intent.scope, intent.name))
+        except L1Error:
+            return None
+
+    async def commit(self, intent: Intent, changes: entry.Changes) -> CommitResult:
+        """COMMIT: a burst is over, and L2 has all of it.
 
         Args:
-            newest: L2 has no checkpoint as new as this one, and every value stands there as sent.
-            known_writes: `<task id>:<idx>` of each pending write that L2 has for it already.
+            changes: What its writes change in the entry.
         """
-        if not put.cacheable:
+        if not changes.can_follow:
             return "discarded" if await self.drop(intent) else "error"
         if self.epoch is None:
             return "error"
         signer = self.epoch.signer
-        known = [f"w:{put.checkpoint_id}:{name}" for name in known_writes]
         try:
-            fields = entry.put_fields(intent.scope, put, signer, self._packer)
-            voids = entry.void_fields(intent.scope, put, signer)
+            fields = changes.fields(intent.scope, signer, self._packer)
+            writes = changes.write_fields(intent.scope, signer, self._packer)
         except Exception as exc:
             self._cannot_encode(intent.scope, exc)
             return "discarded" if await self.drop(intent) else "error"
-        flags = (int(newest), int(put.whole), self._ttl_ms)
-        rest = (len(known), len(fields) // 2, *known, *fields, *voids)
-        for _ in range(_PATIENCE):
-            result = await self._commit("commit_put", intent, put.checkpoint_id, *flags, 1, *rest)
-            if result != "again":
-                return result
-            await asyncio.sleep(_PATIENCE_SECONDS)
-        return await self._commit("commit_put", intent, put.checkpoint_id, *flags, 0, *rest)
-
-    async def commit_writes(
-        self,
-        intent: Intent,
-        checkpoint_id: str,
-        writes: list[EncodedWrite],
-        *,
-        overwrote: bool,
-        ignored: Sequence[EncodedWrite] = (),
-    ) -> WriteResult:
-        """COMMIT_WRITES: L2 has these pending writes.
-
-        Args:
-            writes: Those that L2 stored.
-            ignored: Those that it did not, because it had them already.
-            overwrote: Whether some of them replaced older ones.
-        """
-        if not is_ordered_id(checkpoint_id):  # of no image, and `w:` fields are told apart by its length
-            return "skipped" if await self.abort(intent) else "error"
-        if self.epoch is None:
+        needed = changes.needed_names()
+        newest = changes.newest.checkpoint_id if changes.newest is not None else ""
+        numbers = (int(changes.is_whole), self._ttl_ms, len(needed), len(fields) // 2)
+        try:
+            answer: int = await self._run(
+                "commit", intent.scope, intent.name, newest, *numbers, *needed, *fields, *writes
+            )
+        except L1Error:
             return "error"
-        signer = self.epoch.signer
-        try:
-            fields = entry.write_fields(intent.scope, checkpoint_id, writes, signer, self._packer)
-            names = entry.write_names(checkpoint_id, ignored)
-        except Exception as exc:
-            self._cannot_encode(intent.scope, exc)
-            return "discarded" if await self.drop(intent) else "error"
-        return await self._commit(
-            "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), len(names), *names, *fields
-        )
+        return _COMMIT_RESULTS[answer]
 
     async def abort(self, intent: Intent) -> bool:
         """ABORT: L2 certainly did not change, or not in a way that concerns the image.
@@ -580,13 +558,6 @@ class Cache:
         except L1Error:
             return False
         return True
-
-    async def _commit(self, step: str, intent: Intent, *args: Any) -> WriteResult:
-        try:
-            answer: int = await self._run(step, intent.scope, intent.name, *args)
-        except L1Error:
-            return "error"
-        return _WRITE_RESULTS[answer]
 
     async def _run(
         self, step: str, scope: Scope, *args: Any, is_probe: bool = False, is_sweep: bool = False
@@ -803,9 +774,9 @@ def _is_answer(step: str, answer: Any) -> bool:
             )
         case "begin" | "refuse":
             return isinstance(answer, bytes)
-        case "commit_put" | "commit_writes":
-            return isinstance(answer, int) and 0 <= answer < len(_WRITE_RESULTS)
-        case "warm_up" | "clear":
+        case "commit":
+            return isinstance(answer, int) and 0 <= answer < len(_COMMIT_RESULTS)
+        case "warm_up" | "clear" | "confirm":
             return answer in (0, 1)
         case _:
             return bool(answer == 1)

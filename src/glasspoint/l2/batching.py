@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from glasspoint.crowd import Crowd
 from glasspoint.l2.faults import certainly_unchanged
+from glasspoint.l2.writing import Announced
 from glasspoint.telemetry.events import PoolWaited
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ _CALLS_AT_ONCE = 32
 # Large values go with fewer others: nobody is to wait behind megabytes.
 _BYTES_AT_ONCE = 1024 * 1024
 
+_UNANNOUNCED = Announced()
+
 
 def _future() -> asyncio.Future[Any]:
     return asyncio.get_running_loop().create_future()
@@ -64,7 +67,7 @@ class Call(Generic[_Item, _Answer]):
         key: No two calls of one key go in one statement; `None`: with any.
         size: Bytes of what is sent.
         ready: See `Ready`; `None`: it is.
-        is_journalled: What `ready` has answered.
+        announced: What `ready` has answered.
         answer: Of PostgreSQL.
         asked_at: When it began to wait for a connection.
         context: The caller's, for telemetry.
@@ -75,7 +78,7 @@ class Call(Generic[_Item, _Answer]):
     key: Hashable
     size: int
     ready: Ready | None
-    is_journalled: bool = False
+    announced: Announced = _UNANNOUNCED
     answer: asyncio.Future[_Answer] = field(default_factory=_future)
     asked_at: float = field(default_factory=perf_counter)
     context: Context = field(default_factory=copy_context)
@@ -109,7 +112,7 @@ class _Batch(Generic[_Item, _Answer]):
         for call in self.calls:
             try:
                 if call.ready is not None and not call.answer.done():
-                    call.is_journalled = await call.ready(connection)
+                    call.announced = await call.ready(connection)
             except Exception as exc:
                 _fail(call, exc)
         self.calls = [call for call in self.calls if not call.answer.done()]

@@ -42,6 +42,7 @@ OWN_TABLES = (
     "glasspoint_identity",
     "glasspoint_caches",
     "glasspoint_crash_marks",
+    "glasspoint_fences",
     "glasspoint_set_aside",
 )
 
@@ -85,6 +86,16 @@ CREATE TABLE IF NOT EXISTS glasspoint_caches (
 """,
     "CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_crash_marks (generation text PRIMARY KEY)",
     """
+CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_fences (
+    thread_id text NOT NULL,
+    checkpoint_ns text NOT NULL,
+    holder text NOT NULL,
+    burst text NOT NULL,
+    until timestamptz NOT NULL,
+    PRIMARY KEY (thread_id, checkpoint_ns, holder)
+)
+""",
+    """
 CREATE TABLE IF NOT EXISTS glasspoint_set_aside (
     thread_id text PRIMARY KEY,
     original_thread_id text NOT NULL,
@@ -104,6 +115,7 @@ CREATE TABLE IF NOT EXISTS glasspoint_set_aside (
   cache last. `is_purged`, `purging_at`: whether a process deletes what older generations have left.
 - `glasspoint_set_aside`: a row for each thread that was made of what another thread was written in an outage,
   because it does not go on from the other's history.
+- `glasspoint_fences`: a row for each scope that a saver writes to in a burst: see `fences`. Unlogged, too.
 - `glasspoint_crash_marks`: unlogged, so PostgreSQL empties it in crash recovery and on promotion.
 """
 

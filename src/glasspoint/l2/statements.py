@@ -6,6 +6,8 @@ Values travel as binary parameters (`%b`): as text, every byte of a blob would b
 
 from __future__ import annotations
 
+from functools import partial
+
 __all__ = [
     "DELETE_THREAD",
     "IMPORT_CHECKPOINT",
@@ -28,7 +30,7 @@ take any other statement for one of other software, and note its scopes for the 
 _SELECT = """
 SELECT c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint::text, c.metadata::text,
        b.channels, b.versions, b.types, b.blobs,
-       w.task_ids, w.idxs, w.channels, w.types, w.blobs, w.task_paths
+       w.task_ids, w.idxs, w.channels, w.types, w.blobs, w.task_paths, {is_fenced} AS is_fenced
 FROM {checkpoints}
 LEFT JOIN LATERAL (
     SELECT array_agg(bl.channel) AS channels, array_agg(bl.version) AS versions,
@@ -61,19 +63,29 @@ _NEWEST = f"""(
     ORDER BY checkpoint_id DESC LIMIT 1
 ) AS c"""
 
-SELECT_NEWEST = _SELECT.format(
-    checkpoints=_NEWEST.format(thread_id="%(thread_id)s", checkpoint_ns="%(checkpoint_ns)s")
+_IS_FENCED = """EXISTS (
+           SELECT FROM glasspoint_fences AS f
+           WHERE f.thread_id = c.thread_id AND f.checkpoint_ns = c.checkpoint_ns AND f.until > now()
+       )"""
+
+_OF_ONE_SCOPE = _NEWEST.format(thread_id="%(thread_id)s", checkpoint_ns="%(checkpoint_ns)s")
+_OF_SEVERAL_SCOPES = (
+    "unnest(%(thread_ids)b::text[], %(namespaces)b::text[]) WITH ORDINALITY"
+    " AS asked (thread_id, checkpoint_ns, n) LEFT JOIN LATERAL "
+    + _NEWEST.format(thread_id="asked.thread_id", checkpoint_ns="asked.checkpoint_ns")
+    + " ON true"
 )
-SELECT_NEWEST_TOGETHER = f"""{
-    _SELECT.format(
-        checkpoints="unnest(%(thread_ids)b::text[], %(namespaces)b::text[]) WITH ORDINALITY"
-        " AS asked (thread_id, checkpoint_ns, n) LEFT JOIN LATERAL "
-        + _NEWEST.format(thread_id="asked.thread_id", checkpoint_ns="asked.checkpoint_ns")
-        + " ON true"
-    )
-} ORDER BY asked.n"""
+
+SELECT_NEWEST = _SELECT.format(checkpoints=_OF_ONE_SCOPE, is_fenced="true")
+SELECT_NEWEST_FENCED = _SELECT.format(checkpoints=_OF_ONE_SCOPE, is_fenced=_IS_FENCED)
+SELECT_NEWEST_TOGETHER = (
+    f"{_SELECT.format(checkpoints=_OF_SEVERAL_SCOPES, is_fenced='true')} ORDER BY asked.n"
+)
+SELECT_NEWEST_TOGETHER_FENCED = (
+    f"{_SELECT.format(checkpoints=_OF_SEVERAL_SCOPES, is_fenced=_IS_FENCED)} ORDER BY asked.n"
+)
 """The newest checkpoint of a scope, with its values and its pending writes; or of several, a row for each, of
-nulls if there is none.
+nulls if there is none. `is_fenced`: whether a fence stands there; true where that is not looked for.
 
 The orders that nobody needs, here and below, keep PostgreSQL to the primary keys, even while it knows nothing
 of the tables: an index of the thread alone would look as good then, and be ever worse as the thread's history
@@ -86,7 +98,8 @@ SELECT_BY_ID = _SELECT.format(
     WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
       AND checkpoint_id = %(checkpoint_id)s
     ORDER BY checkpoint_id LIMIT 1
-) AS c"""
+) AS c""",
+    is_fenced="true",
 )
 """One checkpoint of a scope, by its id."""
 
@@ -96,10 +109,35 @@ locked; then each of them goes by itself, and waits for its own rows alone."""
 
 _BOUNDED = f"(SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true)) IS NOT NULL"
 
+_SET_FENCE = """
+    INSERT INTO glasspoint_fences (thread_id, checkpoint_ns, holder, burst, until)
+    SELECT DISTINCT thread_id, checkpoint_ns, %(holder)s, burst, now() + make_interval(secs => %(stands)s)
+    FROM {writes} WHERE opens ORDER BY 1, 2
+    ON CONFLICT (thread_id, checkpoint_ns, holder)
+    DO UPDATE SET burst = EXCLUDED.burst, until = EXCLUDED.until
+"""
+"""Set the fences of bursts that begin. `until` is by PostgreSQL's clock, like all that compares it."""
+
+_SEE_FENCES = """
+    EXISTS (
+        SELECT FROM glasspoint_fences AS f
+        WHERE f.thread_id = {write}.thread_id AND f.checkpoint_ns = {write}.checkpoint_ns
+          AND f.holder = %(holder)s AND f.burst = {write}.burst
+          AND f.until > now() + make_interval(secs => %(margin)s)
+    ) AS stands,
+    EXISTS (
+        SELECT FROM glasspoint_fences AS f
+        WHERE f.thread_id = {write}.thread_id AND f.checkpoint_ns = {write}.checkpoint_ns
+          AND f.holder <> %(holder)s AND f.until > now()
+    ) AS is_contested
+"""
+"""Whether the fence of the own burst stands for longer than a statement can run, and whether one of another
+saver stands: both as it was before this statement."""
+
 _PUT = """{own}
 WITH put AS MATERIALIZED (
     {puts}
-), new_blobs AS (
+{fence}), new_blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
     SELECT p.thread_id, p.checkpoint_ns, b.channel, b.version, b.type, b.blob
     FROM put AS p
@@ -140,47 +178,57 @@ SELECT
         WHERE w.thread_id = p.thread_id AND w.checkpoint_ns = p.checkpoint_ns
           AND w.checkpoint_id = p.checkpoint_id
         ORDER BY w.task_id, w.idx
-    ) AS known_writes
+    ) AS known_writes{seen}
 FROM put AS p ORDER BY p.n
 """
 
-PUT = _PUT.format(
+_PUT_ALONE = partial(_PUT.format, own=OWN, blobs_of="", blob_of="true", bare_of="", is_bare_of="true", of="")
+_PUT_TOGETHER = partial(
+    _PUT.format,
     own=OWN,
-    puts="""
-    SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
-           %(checkpoint_id)s::text AS checkpoint_id, %(parent_id)s::text AS parent_id,
-           %(checkpoint)s::text AS checkpoint, %(metadata)s::text AS metadata, 1 AS n
-""",
-    blobs_of="",
-    blob_of="true",
-    bare_of="",
-    is_bare_of="true",
-    of="",
-)
-PUT_TOGETHER = _PUT.format(
-    own=OWN,
-    puts=f"""
-    SELECT * FROM unnest(
-      %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(parent_ids)b::text[],
-      %(checkpoints)b::text[], %(metadata)b::text[]
-    ) WITH ORDINALITY AS p (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata, n)
-    WHERE {_BOUNDED}
-""",
     blobs_of="%(blobs_of)b::int[], ",
     blob_of="b.n = p.n",
     bare_of="%(bare_of)b::int[], ",
     is_bare_of="bare.n = p.n",
     of="n, ",
 )
+_ONE_PUT = """
+    SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
+           %(checkpoint_id)s::text AS checkpoint_id, %(parent_id)s::text AS parent_id,
+           %(checkpoint)s::text AS checkpoint, %(metadata)s::text AS metadata, 1 AS n
+"""
+_ONE_FENCED_PUT = f"{_ONE_PUT}, %(burst)s::text AS burst, %(opens)s::boolean AS opens"
+_PUTS = f"""
+    SELECT * FROM unnest(
+      %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(parent_ids)b::text[],
+      %(checkpoints)b::text[], %(metadata)b::text[]
+    ) WITH ORDINALITY AS p (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata, n)
+    WHERE {_BOUNDED}
+"""
+_FENCED_PUTS = f"""
+    SELECT * FROM unnest(
+      %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(parent_ids)b::text[],
+      %(checkpoints)b::text[], %(metadata)b::text[], %(bursts)b::text[], %(opens)b::boolean[]
+    ) WITH ORDINALITY
+      AS p (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata, burst, opens, n)
+    WHERE {_BOUNDED}
+"""
+_PUT_FENCE = f"), fenced AS ({_SET_FENCE.format(writes='put')}"
+_PUT_SEEN = f", {_SEE_FENCES.format(write='p')}"
+
+PUT = _PUT_ALONE(puts=_ONE_PUT, fence="", seen="")
+PUT_FENCED = _PUT_ALONE(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, seen=_PUT_SEEN)
+PUT_TOGETHER = _PUT_TOGETHER(puts=_PUTS, fence="", seen="")
+PUT_TOGETHER_FENCED = _PUT_TOGETHER(puts=_FENCED_PUTS, fence=_PUT_FENCE, seen=_PUT_SEEN)
 """Store a checkpoint and its new values; or several, each of another scope.
 
 Returns for each `newest`: no checkpoint this new, nor this one, was there before; `stored`: how many values
 were new (an older value at the same version stays, as upstream has it); `shadowed`: a channel sent without a
 value of its own has one at this version, which upstream would show instead; `known_writes`: which pending
-writes of this checkpoint are there already.
+writes of this checkpoint are there already. Of bursts also `stands` and `is_contested`: see `_SEE_FENCES`.
 """
 
-_INSERT_WRITES = """{own}
+_INSERT_WRITES = """
 INSERT INTO checkpoint_writes
   (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
 {rows}
@@ -202,18 +250,65 @@ SELECT * FROM unnest(
 WHERE {_BOUNDED}
 """
 
+_FENCED_WRITES = """{own}
+WITH bursts AS MATERIALIZED (
+    {bursts}
+), fenced AS ({fence}), stored AS ({insert})
+SELECT NULL, b.n::int, NULL, NULL, {seen} FROM bursts AS b
+UNION ALL
+SELECT task_id, idx, task_path, overwrote, NULL, NULL FROM stored
+"""
+
+_ONE_BURST = """
+    SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
+           %(burst)s::text AS burst, %(opens)s::boolean AS opens, 1 AS n
+"""
+_BURSTS = """
+    SELECT * FROM unnest(
+      %(burst_threads)b::text[], %(burst_namespaces)b::text[], %(bursts)b::text[], %(opens)b::boolean[]
+    ) WITH ORDINALITY AS b (thread_id, checkpoint_ns, burst, opens, n)
+"""
+
 _KEEP = "DO NOTHING"
 _REPLACE = "DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
 
-PUT_WRITES = _INSERT_WRITES.format(own=OWN, rows=_OF_ONE_TASK, action=_KEEP)
-PUT_WRITES_TOGETHER = _INSERT_WRITES.format(own=OWN, rows=_OF_SEVERAL, action=_KEEP)
-"""Store what tasks wrote; what is there already stays. Returns a row for each write that was stored."""
 
-UPSERT_WRITES = _INSERT_WRITES.format(own=OWN, rows=_OF_ONE_TASK, action=_REPLACE)
-UPSERT_WRITES_TOGETHER = _INSERT_WRITES.format(own=OWN, rows=_OF_SEVERAL, action=_REPLACE)
+def _insert(rows: str, action: str) -> str:
+    return OWN + _INSERT_WRITES.format(rows=rows, action=action)
+
+
+def _insert_fenced(rows: str, action: str, bursts: str) -> str:
+    return _FENCED_WRITES.format(
+        own=OWN,
+        bursts=bursts,
+        fence=_SET_FENCE.format(writes="bursts"),
+        insert=_INSERT_WRITES.format(rows=rows, action=action),
+        seen=_SEE_FENCES.format(write="b"),
+    )
+
+
+PUT_WRITES = _insert(_OF_ONE_TASK, _KEEP)
+PUT_WRITES_TOGETHER = _insert(_OF_SEVERAL, _KEEP)
+PUT_WRITES_FENCED = _insert_fenced(_OF_ONE_TASK, _KEEP, _ONE_BURST)
+PUT_WRITES_TOGETHER_FENCED = _insert_fenced(_OF_SEVERAL, _KEEP, _BURSTS)
+"""Store what tasks wrote; what is there already stays. Returns a row for each write that was stored; if they
+belong to bursts, also a row for each task: its number, and what it has seen of fences."""
+
+UPSERT_WRITES = _insert(_OF_ONE_TASK, _REPLACE)
+UPSERT_WRITES_TOGETHER = _insert(_OF_SEVERAL, _REPLACE)
+UPSERT_WRITES_FENCED = _insert_fenced(_OF_ONE_TASK, _REPLACE, _ONE_BURST)
+UPSERT_WRITES_TOGETHER_FENCED = _insert_fenced(_OF_SEVERAL, _REPLACE, _BURSTS)
 """Store tasks' special writes, replacing what is there, but for the task path. Returns a row for each, and
 whether it replaced: a row version that an upsert inserted has no `xmax`, one that it updated carries the lock
 that it took first."""
+
+SET_FENCE = OWN + _SET_FENCE.format(
+    writes="""(
+    SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
+           %(burst)s::text AS burst, true AS opens
+) AS burst"""
+)
+"""Set the fence of one burst, in a transaction that does the rest."""
 
 _IMPORT_WRITES = f"""{OWN}
 WITH given AS (

@@ -36,6 +36,8 @@ from glasspoint.l2.identity import Identities
 from glasspoint.l2.liveness import Liveness
 from glasspoint.l2.pool import bounds_statements, connect_beside
 from glasspoint.l2.writing import (
+    Announced,
+    FenceParams,
     PutAnswer,
     WritesAnswer,
     columns,
@@ -59,13 +61,14 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from psycopg.rows import DictRow
 
+    from glasspoint.l2.fences import Fences
     from glasspoint.l2.liveness import Greet
     from glasspoint.l2.pool import Pool
     from glasspoint.lineage import Branch
     from glasspoint.telemetry.events import Telemetry
 
     Connection = psycopg.AsyncConnection[DictRow]
-    _Select = Call[None, StoredCheckpoint | None]
+    _Select = Call[bool, StoredCheckpoint | None]
     _Put = Call[EncodedPut, PutAnswer]
     _PutWrites = Call[PendingWrites, WritesAnswer]
 
@@ -74,9 +77,9 @@ __all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer"]
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
 
-Ready = Callable[[Any], Awaitable[bool]]
+Ready = Callable[[Any], Awaitable[Announced]]
 """Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later.
-Answers whether the write is to record its scope in the journal, because L1 does not know of it."""
+Answers what the statement is to do besides, because of how L1 was told."""
 
 
 class Store:
@@ -116,9 +119,11 @@ class Store:
         self._foreign_writes: schema.ForeignWrites = foreign_writes
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._liveness = Liveness()
+        self.fences: Fences | None = None
+        """Where the bursts of the saver stand; `None`: it has none."""
         self.journal = journal.Journal(self, telemetry, cache=cache)
         self.identities = Identities(self, cache=cache)
-        self._selects: Batcher[None, StoredCheckpoint | None] = self._batcher("l2.select", self._select_all)
+        self._selects: Batcher[bool, StoredCheckpoint | None] = self._batcher("l2.select", self._select_all)
         self._puts: Batcher[EncodedPut, PutAnswer] = self._batcher("l2.put", self._put_all)
         self._writes, self._upserts = (
             self._batcher("l2.put_writes", functools.partial(self._put_all_writes, upsert=upsert))
@@ -202,10 +207,16 @@ class Store:
         is_in_use = self._liveness.in_use > 0 if self.pool is not None else self._upstream.lock.locked()
         return await connect_beside(self._upstream.conn) or is_in_use
 
-    async def select(self, scope: Scope, checkpoint_id: str | None) -> StoredCheckpoint | None:
-        """Read the newest checkpoint of a scope, or one by its id, with its pending writes."""
+    async def select(
+        self, scope: Scope, checkpoint_id: str | None, *, warms_up: bool = False
+    ) -> StoredCheckpoint | None:
+        """Read the newest checkpoint of a scope, or one by its id, with its pending writes.
+
+        Args:
+            warms_up: L1 is to be warmed up with it, so the fences are looked for.
+        """
         if checkpoint_id is None:
-            return await self._selects.run(Call(scope, None, None, 0, None))
+            return await self._selects.run(Call(scope, warms_up, None, 0, None))
         params = {**scope._asdict(), "checkpoint_id": checkpoint_id}
         async with self._connection(scope) as conn:
             with self._telemetry.step("l2.select", scope):
@@ -213,12 +224,14 @@ class Store:
         return None if row is None else _stored_checkpoint(scope, row)
 
     async def _select_all(self, conn: Connection, calls: Sequence[_Select]) -> list[StoredCheckpoint | None]:
-        scopes = [call.scope for call in calls]
+        scopes, warms_up = [call.scope for call in calls], any(call.item for call in calls)
         if len(scopes) == 1:
-            rows = await _fetch_all(conn, statements.SELECT_NEWEST, scopes[0]._asdict()) or [(None,)]
+            sql = statements.SELECT_NEWEST_FENCED if warms_up else statements.SELECT_NEWEST
+            rows = await _fetch_all(conn, sql, scopes[0]._asdict()) or [(None,)]
         else:
             params = columns(("thread_ids", "namespaces"), scopes)
-            rows = await _fetch_all(conn, statements.SELECT_NEWEST_TOGETHER, params)
+            sql = statements.SELECT_NEWEST_TOGETHER_FENCED if warms_up else statements.SELECT_NEWEST_TOGETHER
+            rows = await _fetch_all(conn, sql, params)
         return [
             None if row[0] is None else _stored_checkpoint(scope, row)
             for scope, row in zip(scopes, rows, strict=True)
@@ -255,15 +268,21 @@ class Store:
 
     async def _put_all(self, conn: Connection, calls: Sequence[_Put]) -> Sequence[PutAnswer]:
         puts = [(call.scope, call.item) for call in calls]
-        sql, params = put_statement(puts)
+        sql, params = put_statement(puts, self._fence_params(calls))
         return put_answers(puts, await _fetch_all(conn, *self._recorded(sql, params, calls)))
 
     async def _put_all_writes(
         self, conn: Connection, calls: Sequence[_PutWrites], *, upsert: bool
     ) -> Sequence[WritesAnswer]:
         tasks = [call.item for call in calls]
-        sql, params = writes_statement(tasks, upsert=upsert)
+        sql, params = writes_statement(tasks, upsert=upsert, fences=self._fence_params(calls))
         return writes_answers(tasks, await _fetch_all(conn, *self._recorded(sql, params, calls)))
+
+    def _fence_params(self, calls: Sequence[Call[Any, Any]]) -> FenceParams | None:
+        """Return what the statement of some writes needs, if any of them belongs to a burst."""
+        if self.fences is None or not any(call.announced.burst for call in calls):
+            return None
+        return self.fences.params([call.announced for call in calls])
 
     async def import_items(
         self,
@@ -288,9 +307,13 @@ class Store:
         """
         cursors = []
         async with self._connection(scope) as conn:
-            untold = [scope] if await ready(conn) else []
+            announced = await ready(conn)
+            untold = [scope] if announced.is_journalled else []
             with self._telemetry.step("l2.import", scope):
                 async with conn.transaction(), conn.pipeline():
+                    if self.fences is not None and announced.burst:
+                        of_burst = scope._asdict() | self.fences.params([announced]).alone()
+                        await conn.execute(cast("Any", statements.SET_FENCE), of_burst)
                     if branch is not None:
                         await self._check_that_fits(conn, scope, branch)
                     await self.journal.record(conn, untold, [scope])
@@ -383,7 +406,7 @@ class Store:
         self, sql: str, params: dict[str, Any], calls: Sequence[Call[Any, Any]]
     ) -> tuple[str, dict[str, Any]]:
         """Let a statement record the scopes that L1 does not know of, in the transaction that it is."""
-        untold = [call.scope for call in calls if call.is_journalled]
+        untold = [call.scope for call in calls if call.announced.is_journalled]
         recorded = self.journal.params(untold, [call.scope for call in calls])
         return (sql, params) if recorded is None else (journal.journalled(sql), params | recorded)
 
@@ -590,4 +613,5 @@ def _stored_checkpoint(scope: Scope, row: tuple[Any, ...]) -> StoredCheckpoint:
         document_json=document_json,
         metadata_json=metadata_json,
         document_bytes=len(document_json) + len(metadata_json),
+        is_fenced=row[14],
     )

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from glasspoint.scope import Scope
 
 __all__ = [
+    "Announced",
+    "FenceAnswer",
+    "FenceParams",
     "PutAnswer",
     "WritesAnswer",
     "columns",
@@ -33,6 +36,32 @@ _WRITES = ("idxs", "channels", "types", "blobs")
 _TASKS = ("thread_ids", "namespaces", "checkpoint_ids", "task_ids", "task_paths")
 
 
+class Announced(NamedTuple):
+    """What the statement of a write is to do besides, because of how L1 was told of the write.
+
+    Attributes:
+        is_journalled: Record the scope in the journal.
+        burst: Which burst it belongs to; empty: none, and then there is no fence.
+        opens: Set the fence of the burst. Otherwise it is only looked for.
+    """
+
+    is_journalled: bool = False
+    burst: str = ""
+    opens: bool = False
+
+
+class FenceAnswer(NamedTuple):
+    """What the statement of a write has seen of fences, before it set one.
+
+    Attributes:
+        stands: The fence of its own burst stands, for longer than the statement can run.
+        is_contested: The fence of another saver stands.
+    """
+
+    stands: bool = False
+    is_contested: bool = False
+
+
 class PutAnswer(NamedTuple):
     """What L1 must know of a put: see `statements.PUT`.
 
@@ -40,22 +69,30 @@ class PutAnswer(NamedTuple):
         followable: It is the newest checkpoint of its scope, was not there before, and every value of it
             stands there as sent.
         known_writes: `<task id>:<idx>` of the pending writes that were there before it.
+        fence: What it has seen of fences.
     """
 
     followable: bool
     known_writes: list[str]
+    fence: FenceAnswer = FenceAnswer()
 
 
 class WritesAnswer(NamedTuple):
-    """Which writes were stored, whether any of them replaced an older one, and which were there already."""
+    """Which writes were stored, whether any of them replaced an older one, and which were there already; and
+    what the statement has seen of fences."""
 
     stored: list[EncodedWrite]
     overwrote: bool
     ignored: list[EncodedWrite]
+    fence: FenceAnswer = FenceAnswer()
 
 
-def put_statement(puts: Sequence[tuple[Scope, EncodedPut]]) -> Statement:
-    """Return what stores checkpoints, each of another scope."""
+def put_statement(puts: Sequence[tuple[Scope, EncodedPut]], fences: FenceParams | None = None) -> Statement:
+    """Return what stores checkpoints, each of another scope.
+
+    Args:
+        fences: How they stand to bursts, in the same order; `None`: none belongs to one.
+    """
     blobs, bare = [], []
     for number, (_, put) in enumerate(puts, 1):
         # In one order, so that two puts never wait for each other in a circle.
@@ -68,20 +105,58 @@ def put_statement(puts: Sequence[tuple[Scope, EncodedPut]]) -> Statement:
         for scope, put in puts
     ]
     if len(rows) == 1:
-        return statements.PUT, {**dict(zip(_PUT, rows[0], strict=True)), **arrays}
-    return statements.PUT_TOGETHER, {**columns(_PUTS, rows), **arrays}
+        alone = {**dict(zip(_PUT, rows[0], strict=True)), **arrays}
+        return (statements.PUT, alone) if fences is None else (statements.PUT_FENCED, alone | fences.alone())
+    together = {**columns(_PUTS, rows), **arrays}
+    if fences is None:
+        return statements.PUT_TOGETHER, together
+    return statements.PUT_TOGETHER_FENCED, together | fences.together()
 
 
 def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutAnswer]:
     """Return what PostgreSQL has answered to each."""
     return [
-        PutAnswer(newest and not shadowed and stored == len(put.blobs), known_writes)
-        for (_, put), (newest, stored, shadowed, known_writes) in zip(puts, rows, strict=True)
+        PutAnswer(newest and not shadowed and stored == len(put.blobs), known_writes, FenceAnswer(*fence))
+        for (_, put), (newest, stored, shadowed, known_writes, *fence) in zip(puts, rows, strict=True)
     ]
 
 
-def writes_statement(tasks: Sequence[PendingWrites], *, upsert: bool) -> Statement:
-    """Return what stores the writes of tasks, each of them once."""
+class FenceParams(NamedTuple):
+    """How writes stand to bursts, for their statement.
+
+    Attributes:
+        announced: Of each write.
+        holder: Who holds the fences.
+        stands, margin: For how many seconds a fence is set, and must stand yet.
+    """
+
+    announced: Sequence[Announced]
+    holder: str
+    stands: float
+    margin: float
+
+    def alone(self) -> dict[str, Any]:
+        """The parameters of a statement of one write."""
+        (announced,) = self.announced
+        return {**self._shared(), "burst": announced.burst, "opens": announced.opens}
+
+    def together(self) -> dict[str, Any]:
+        """The parameters of a statement of several."""
+        of_each = [(announced.burst, announced.opens) for announced in self.announced]
+        return {**self._shared(), **columns(("bursts", "opens"), of_each)}
+
+    def _shared(self) -> dict[str, Any]:
+        return {"holder": self.holder, "stands": self.stands, "margin": self.margin}
+
+
+def writes_statement(
+    tasks: Sequence[PendingWrites], *, upsert: bool, fences: FenceParams | None = None
+) -> Statement:
+    """Return what stores the writes of tasks, each of them once.
+
+    Args:
+        fences: As for `put_statement`.
+    """
     if len(tasks) == 1:
         scope, checkpoint_id, writes = tasks[0]
         task = {
@@ -90,20 +165,37 @@ def writes_statement(tasks: Sequence[PendingWrites], *, upsert: bool) -> Stateme
             "task_path": writes[0].task_path,
         }
         values = columns(_WRITES, [(w.idx, w.channel, *w.value) for w in writes])
-        return statements.UPSERT_WRITES if upsert else statements.PUT_WRITES, scope._asdict() | task | values
+        alone = scope._asdict() | task | values
+        if fences is None:
+            return statements.UPSERT_WRITES if upsert else statements.PUT_WRITES, alone
+        fenced = statements.UPSERT_WRITES_FENCED if upsert else statements.PUT_WRITES_FENCED
+        return fenced, alone | fences.alone()
     rows = [
         (*task.scope, task.checkpoint_id, w.task_id, w.task_path, w.idx, w.channel, *w.value)
         for task in tasks
         for w in task.writes
     ]
-    together = statements.UPSERT_WRITES_TOGETHER if upsert else statements.PUT_WRITES_TOGETHER
-    return together, columns((*_TASKS, *_WRITES), rows)
+    together = columns((*_TASKS, *_WRITES), rows)
+    if fences is None:
+        plain = statements.UPSERT_WRITES_TOGETHER if upsert else statements.PUT_WRITES_TOGETHER
+        return plain, together
+    scopes = columns(("burst_threads", "burst_namespaces"), [task.scope for task in tasks])
+    fenced = statements.UPSERT_WRITES_TOGETHER_FENCED if upsert else statements.PUT_WRITES_TOGETHER_FENCED
+    return fenced, together | scopes | fences.together()
 
 
 def writes_answers(tasks: Sequence[PendingWrites], rows: Sequence[Row]) -> list[WritesAnswer]:
     """Return what PostgreSQL has answered to each."""
-    stored = {(task_id, idx): (task_path, overwrote) for task_id, idx, task_path, overwrote in rows}
-    return [_writes_answer(task.writes, stored) for task in tasks]
+    fences = {number: FenceAnswer(*fence) for task_id, number, _, _, *fence in rows if task_id is None}
+    stored = {
+        (task_id, idx): (task_path, overwrote)
+        for task_id, idx, task_path, overwrote, *_ in rows
+        if task_id is not None
+    }
+    return [
+        _writes_answer(task.writes, stored)._replace(fence=fences.get(number, FenceAnswer()))
+        for number, task in enumerate(tasks, 1)
+    ]
 
 
 def _writes_answer(

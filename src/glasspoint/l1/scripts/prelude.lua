@@ -33,7 +33,7 @@ local function is_intent(field)
   return string.sub(field, 1, 2) == 'i:'
 end
 
--- Takes the caller's own intent away, and every reader's lease. Returns whether this write may still
+-- Takes the caller's own intent away, and every reader's lease. Returns whether this burst may still
 -- change the entry: its intent stood there, in time, and no discard has disarmed it since BEGIN.
 local function settle(intent)
   local own = redis.call('HGET', KEY, 'i:' .. intent)
@@ -43,16 +43,22 @@ local function settle(intent)
   return armed and deadline > now_ms()
 end
 
--- Whether any write is under way, other than the caller's own, if that is named.
-local function has_live_intent(own)
-  local now = nil
+-- The intents of the bursts that are under way.
+local function live_intents()
+  local found, now = {}, nil
   for _, field in ipairs(redis.call('HKEYS', KEY)) do
-    if is_intent(field) and field ~= own then
+    if is_intent(field) then
       now = now or now_ms()
-      if parse_intent(redis.call('HGET', KEY, field)) > now then return true end
+      if parse_intent(redis.call('HGET', KEY, field)) > now then found[#found + 1] = field end
     end
   end
-  return false
+  return found
+end
+
+-- A disarmed intent goes on sending readers to L2, and installs nothing.
+local function disarm(field)
+  local deadline = parse_intent(redis.call('HGET', KEY, field))
+  redis.call('HSET', KEY, field, string.format('%.0f:0', deadline))
 end
 
 -- Sets fields from values[first .. last], alternating name and value; `unpack` has a limit, hence the chunks.
