@@ -156,7 +156,7 @@ class Bursts:
                 await asyncio.shield(after.closed)
             return await self._l1.begin(scope)
 
-        burst = Burst(scope, secrets.token_hex(8), asyncio.create_task(begin()), monotonic())
+        burst = Burst(scope, _new_id(), asyncio.create_task(begin()), monotonic())
         self._open[scope] = burst
         return burst
 
@@ -197,3 +197,7 @@ class Bursts:
             # It may have been done, or not: until somebody drops the entry, the intent sends readers away.
             await self._l1.drop(intent)
         return result
+
+
+def _new_id() -> str:
+    return secrets.token_hex(8)
