@@ -50,7 +50,8 @@ class Burst:
         writers: How many writes are under way.
         is_covered: A statement with the fence was committed, and the intent was there after that.
         is_contested: Another writer has been there: nothing may be installed.
-        is_lost: Redis or PostgreSQL left something in doubt, and the entry was forgotten already.
+        is_lost: Redis was not told, or something was left in doubt: nothing is installed.
+        must_drop: Its intent may stand in an entry that was not forgotten.
         is_closing: It takes no more writes.
         is_committing: COMMIT is under way, or was.
         closed: Done when COMMIT was answered.
@@ -67,6 +68,7 @@ class Burst:
     is_covered: bool = False
     is_contested: bool = False
     is_lost: bool = False
+    must_drop: bool = False
     is_closing: bool = False
     is_committing: bool = False
     closed: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -181,6 +183,8 @@ class Bursts:
             intent = await burst.begun
             if self._l1.is_heeded(intent) and not burst.is_lost:
                 end = await self._settle(burst, intent)
+            elif burst.must_drop:
+                await self._l1.drop(intent)
         finally:
             if self._open.get(burst.scope) is burst:
                 del self._open[burst.scope]

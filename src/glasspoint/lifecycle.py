@@ -207,6 +207,7 @@ class ManagedSaver(SyncFace):
             every_seconds=sweep_interval_seconds,
             timeout_seconds=l1_timeout,
             purger=Purger(self._l1, self._l2.identities, self._identity),
+            expire_fences=self._l2.fences.expire,
         )
         self._sweeper.start()
 

@@ -275,6 +275,7 @@ class CachedPostgresSaver(MaintainedSaver):
             await write.to_l1(
                 answer.fence,
                 lambda changes: changes.put_writes(checkpoint_id, answer.stored, answer.ignored),
+                has_order=not answer.overwrote,
             )
 
     async def import_checkpoints(
@@ -447,19 +448,25 @@ class _WriteThrough:
         self._operation.l2_seconds = perf_counter() - self._sent_at
         return answer
 
-    async def to_l1(self, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
+    async def to_l1(
+        self, fence: FenceAnswer, change: Callable[[Changes], None], *, has_order: bool = True
+    ) -> None:
         """Let the burst know of the write. L1 is asked only for a first one, or when something is amiss. In a
         task of its own: a cancelled caller must not leave half a step behind.
 
         Args:
             fence: What the statement has seen of fences.
             change: Adds what L1 is to follow.
+            has_order: It is the same in whichever order writes of the burst were committed that were under
+                way together.
 
         Raises:
             L1UnavailableError: L1 was not told, and the saver was told to raise then.
             L2UnavailableError, L2DeadlineError: Neither Redis nor the journal could be told.
         """
         burst, intent = self._burst, self._burst.begun.result()
+        if not has_order and burst.writers > 1:
+            burst.changes.give_up()
         if self._opens or self._in_doubt or not (fence.stands and self._l1.is_heeded(intent)):
             await self._lifetime.settle(self._tell(fence, change))
             return
@@ -494,6 +501,7 @@ class _WriteThrough:
         burst = self._burst
         confirmed = await self._l1.confirm(intent)
         if confirmed is None:
+            burst.must_drop = True
             return "error"
         # Without the fence, the next write is a first one again.
         burst.is_covered = self._opens

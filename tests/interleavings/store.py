@@ -420,21 +420,29 @@ class ModelJournal:
 
 
 class ModelFences:
-    """`l2.fences.Fences`, likewise; a fence is removed by itself."""
+    """`l2.fences.Fences`, likewise; fences are removed one after the other."""
 
     def __init__(self, ask: Ask, check_out: CheckOut) -> None:
         self._ask = ask
         self._check_out = check_out
         self.holder = ""
         self.in_background: Callable[[Any], object] = lambda work: None
+        self.pending: dict[Scope, str] = {}
+        self.is_removing = False
 
     def ended(self, scope: Scope, burst: str) -> None:
-        self.in_background(self._remove(scope, burst))
+        self.pending[scope] = burst
+        if not self.is_removing:
+            self.is_removing = True
+            self.in_background(self._remove())
 
-    async def _remove(self, scope: Scope, burst: str) -> None:
-        with suppress(Exception):
-            await self._check_out()
-            await self._ask(("unfence", scope, self.holder, burst))
+    async def _remove(self) -> None:
+        while self.pending:
+            scope, burst = self.pending.popitem()
+            with suppress(Exception):
+                await self._check_out()
+                await self._ask(("unfence", scope, self.holder, burst))
+        self.is_removing = False
 
     def of(self, announced: Announced) -> Fence:
         return (self.holder, announced.burst, announced.opens) if announced.burst else None

@@ -1340,6 +1340,8 @@ class World:
             frozenset(cache.written),
             SCOPE in cache.quarantine,
             tuple(sorted((key, _burst_state(each)) for key, each in process.saver._bursts._open.items())),
+            tuple(sorted(process.saver._bursts._fences.pending.items())),
+            process.saver._bursts._fences.is_removing,
         )
 
     def _make_processes(self) -> None:
@@ -1571,7 +1573,7 @@ _Memory = list[tuple[dict[str, Any], dict[str, Any]]]
 def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
     parts = saver._l1, saver._l1._epochs, saver._l1._quarantine, saver._identity, saver._sweeper
-    return (*parts, saver._bursts)
+    return (*parts, saver._bursts, saver._bursts._fences)
 
 
 def _memory_of(saver: Any) -> _Memory:

@@ -76,7 +76,7 @@ end
 
 -- Discard: nothing of the entry is believed any more. Live intents stay, so that they go on blocking
 -- readers, but disarmed: who is under way may have looked at L2 before the change that made us discard.
--- Everything else goes, channel values and early writes too: a crashed writer's L2 may differ from them.
+-- Everything else goes, channel values and pending writes too: a crashed writer's L2 may differ from them.
 --
 -- The entry is never gone while intents are to stay: they would be lost if the next command failed. What is to
 -- go goes first, one field at least, because a Redis that is full refuses an HSET only before the first write.
