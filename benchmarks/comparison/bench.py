@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from comparison.measuring import Figure, Slice, interleaved
 from comparison.peers import ALL, QUICK, Peers, peers
-from comparison.servers import own_database
+from comparison.servers import Databases, own_databases
 
 Amount = Literal["full", "quick", "smoke"]
 
@@ -32,8 +32,8 @@ class Bench:
     Attributes:
         amount: How much is measured: seven minutes in all, less than one, or next to nothing.
         dice: Decide the order of everything.
-        conninfo: A database that holds nothing but what is measured.
-        peers: All contenders on it.
+        databases: Hold nothing but what is measured.
+        peers: All contenders on them.
         redis: A plain client.
         run: What all keys in Redis begin with.
     """
@@ -42,7 +42,7 @@ class Bench:
     dice: random.Random
     postgres_url: str
     redis_url: str
-    conninfo: str
+    databases: Databases
     peers: Peers
     redis: Redis
     run: str
@@ -90,17 +90,19 @@ class Bench:
         ]
 
     @asynccontextmanager
-    async def more_peers(self, conninfo: str, names: Sequence[str], key_prefix: str) -> AsyncIterator[Peers]:
-        """Other contenders, on another database or by another way."""
+    async def more_peers(
+        self, databases: Databases, names: Sequence[str], key_prefix: str
+    ) -> AsyncIterator[Peers]:
+        """Other contenders, on other databases or by another way."""
         prefix = f"{self.run}-{key_prefix}"
         async with peers(
-            conninfo, self.redis_url, key_prefix=prefix, provider=self.provider, names=names
+            databases, self.redis_url, key_prefix=prefix, provider=self.provider, names=names
         ) as opened:
             yield opened
 
-    def database(self, name: str) -> Any:
-        """Another database, for the length of a block."""
-        return own_database(self.postgres_url, f"{self.run}_{name}".replace("-", "_"))
+    def more_databases(self, name: str) -> AbstractAsyncContextManager[Databases]:
+        """Other databases, for the length of a block."""
+        return own_databases(self.postgres_url, f"{self.run}_{name}".replace("-", "_"))
 
     async def forget(self, pattern: str = "-*-l1:*") -> None:
         """Take Glasspoint's entries out of Redis."""
@@ -126,11 +128,11 @@ async def opened(
     async with AsyncExitStack() as stack:
         provider = _one_in_a_hundred(stack, receiver_url)
         redis = await stack.enter_async_context(Redis.from_url(redis_url))
-        conninfo = await stack.enter_async_context(own_database(postgres_url, run.replace("-", "_")))
+        databases = await stack.enter_async_context(own_databases(postgres_url, run.replace("-", "_")))
         stack.push_async_callback(_forget_all, redis, run)
         found = await stack.enter_async_context(
             peers(
-                conninfo,
+                databases,
                 redis_url,
                 key_prefix=f"{run}-main",
                 provider=provider,
@@ -138,7 +140,7 @@ async def opened(
             )
         )
         yield Bench(
-            amount, random.Random(seed), postgres_url, redis_url, conninfo, found, redis, run, provider
+            amount, random.Random(seed), postgres_url, redis_url, databases, found, redis, run, provider
         )
 
 

@@ -1,11 +1,13 @@
 """What history costs: long threads, large tables.
 
-The rows are made by PostgreSQL itself, in a database of its own; values are few and small, because only their
-number matters. Autovacuum is off there, so that statistics are as old as the workload says.
+The rows are made by PostgreSQL itself, in databases of their own, the same in both. Values are few and small,
+because only their number matters. Autovacuum is off there, so that statistics are as old as the workload
+says.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -16,6 +18,7 @@ from comparison.bench import Bench, Key, variant
 from comparison.calls import Hot, only_hits, read
 from comparison.measuring import Figure, Sample, Slice, clocked_apart
 from comparison.peers import OURS, POOL, Peers
+from comparison.servers import Databases
 from glasspoint.l2.statements import OWN
 
 CONTENDERS: Final = (OURS, POOL)
@@ -81,33 +84,45 @@ async def fill(conninfo: str, statement: str, **params: Any) -> None:
         await conn.execute(OWN + statement, params)
 
 
+async def _ask_each(databases: Databases, *statements: str) -> None:
+    for conninfo in (databases.ours, databases.upstream):
+        async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as conn:
+            for statement in statements:
+                await conn.execute(statement)
+
+
 async def history(bench: Bench) -> list[Figure]:
     """Threads of 10, 1,000 and 100,000 checkpoints; then tables of a million."""
     depths: Sequence[int] = bench.choose((10, 1_000, 100_000), (10, 10_000), (10, 1_000))
     total: int = bench.choose(1_000_000, 0, 2_000)
     async with (
-        bench.database("history") as conninfo,
-        bench.more_peers(conninfo, CONTENDERS, "history") as peers,
+        bench.more_databases("history") as databases,
+        bench.more_peers(databases, CONTENDERS, "history") as peers,
     ):
-        async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as conn:
-            for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
-                await conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
-            hot: dict[tuple[str, int], Hot] = {}
-            for depth in depths:
-                for i, name in enumerate(CONTENDERS):
-                    prefix = f"depth-{depth}-{i}"
-                    threads = THREADS.get(depth, 1)
-                    for number in range(threads):
-                        await fill(conninfo, _DEEPEN, thread=f"{prefix}-{number:02}", depth=depth)
-                    hot[name, depth] = await Hot.made(peers[name], prefix, 10, threads)
-            figures = await _deep(bench, peers, hot, "no")
-            if not total:
-                return figures
-            await conn.execute("ANALYZE")
-            figures += await _deep(bench, peers, hot, "yes")
-            filled = sum(depth * THREADS.get(depth, 1) for depth in depths) * len(CONTENDERS)
-            await fill(conninfo, _WIDEN, rows=max(0, total - filled))
-            await conn.execute("ANALYZE")
+        await _ask_each(
+            databases,
+            *(
+                f"ALTER TABLE {table} SET (autovacuum_enabled = off)"
+                for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+            ),
+        )
+        conninfos = {OURS: databases.ours, POOL: databases.upstream}
+        hot: dict[tuple[str, int], Hot] = {}
+        for depth in depths:
+            for i, name in enumerate(CONTENDERS):
+                prefix = f"depth-{depth}-{i}"
+                threads = THREADS.get(depth, 1)
+                for number in range(threads):
+                    await fill(conninfos[name], _DEEPEN, thread=f"{prefix}-{number:02}", depth=depth)
+                hot[name, depth] = await Hot.made(peers[name], prefix, 10, threads)
+        figures = await _deep(bench, peers, hot, "no")
+        if not total:
+            return figures
+        await _ask_each(databases, "ANALYZE")
+        figures += await _deep(bench, peers, hot, "yes")
+        rows = max(0, total - sum(depth * THREADS.get(depth, 1) for depth in depths))
+        await asyncio.gather(*(fill(each, _WIDEN, rows=rows) for each in conninfos.values()))
+        await _ask_each(databases, "ANALYZE")
         return figures + await _large(bench, peers, total)
 
 

@@ -24,9 +24,10 @@ async def network(bench: Bench) -> list[Figure]:
     names = [name for name in bench.contenders if name in ON_POSTGRES]
     for delay_ms in bench.choose((1, 5), (5,), (5,)):
         with ExitStack() as line:
-            conninfo = line.enter_context(delayed(bench.conninfo, delay_ms))
-            bench.notes.append(await _round_trips(bench.conninfo, conninfo, delay_ms))
-            async with bench.more_peers(conninfo, names, f"delay-{delay_ms}") as peers:
+            port = line.enter_context(delayed(bench.databases.ours, delay_ms))
+            databases = bench.databases.at("127.0.0.1", port)
+            bench.notes.append(await _round_trips(bench.databases.ours, databases.ours, delay_ms))
+            async with bench.more_peers(databases, names, f"delay-{delay_ms}") as peers:
                 hot = {
                     name: await Hot.made(saver, f"network-{delay_ms}-{i}", 10, bench.threads)
                     for i, (name, saver) in enumerate(peers.savers.items())
