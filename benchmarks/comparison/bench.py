@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -15,8 +17,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from redis.asyncio import Redis
 
-from comparison.measuring import Figure, Slice, interleaved
-from comparison.peers import ALL, QUICK, Peers, peers
+from comparison.counting import with_redis
+from comparison.measuring import SETTLE_SECONDS, Figure, Slice, interleaved, settled
+from comparison.peers import ALL, OURS, QUICK, QUICK_TURN, Peers, Saver, peers
 from comparison.servers import Databases, own_databases
 
 Amount = Literal["full", "quick", "smoke"]
@@ -55,9 +58,10 @@ class Bench:
         return {"full": full, "quick": quick, "smoke": smoke}[self.amount]
 
     @property
-    def contenders(self) -> tuple[str, ...]:
-        """Who is measured."""
-        return tuple(self.peers.savers)
+    def savers(self) -> dict[str, Saver]:
+        """Who is measured, where a workload does not say otherwise."""
+        names = self.choose(ALL, QUICK, ALL)
+        return {name: saver for name, saver in self.peers.savers.items() if name in names}
 
     @property
     def threads(self) -> int:
@@ -69,16 +73,29 @@ class Bench:
         workload: str,
         slices: Mapping[Key, Slice],
         seconds: float,
+        *,
+        writes: bool = False,
+        counts_redis: bool = False,
     ) -> list[Figure]:
         """Measure slices in the same rounds.
 
         Args:
             slices: By contender, and what sets its variant apart: see `variant`.
             seconds: How long in the full benchmark.
+            writes: Whether the calls write. Then Glasspoint's slices include its work after the last of them.
+            counts_redis: Whether steps and bytes of Redis are counted for Glasspoint.
         """
+
+        def whole(key: Key, each: Slice) -> Slice:
+            if key[0] != OURS:
+                return each
+            found = partial(settled, each) if writes else each
+            return partial(with_redis, self.redis, found) if counts_redis else found
+
         self._groups += 1
+        await asyncio.sleep(SETTLE_SECONDS)  # what was written before is no burst any more
         taken = await interleaved(
-            slices,
+            {key: whole(key, each) for key, each in slices.items()},
             self.dice,
             seconds=seconds * self.choose(1.0, 0.1, 0.0),
             at_least=self.choose(3, 2, 1),
@@ -136,7 +153,7 @@ async def opened(
                 redis_url,
                 key_prefix=f"{run}-main",
                 provider=provider,
-                names=QUICK if amount == "quick" else ALL,
+                names=QUICK_TURN if amount == "quick" else ALL,
             )
         )
         yield Bench(

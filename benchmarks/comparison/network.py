@@ -21,7 +21,7 @@ from comparison.turns import slices_of, turns_of
 async def network(bench: Bench) -> list[Figure]:
     """Puts and whole turns, with a round trip to PostgreSQL that takes 1 ms or 5 ms longer."""
     figures = []
-    names = [name for name in bench.contenders if name in ON_POSTGRES]
+    names = [name for name in bench.savers if name in ON_POSTGRES]
     for delay_ms in bench.choose((1, 5), (5,), (5,)):
         with ExitStack() as line:
             port = line.enter_context(delayed(bench.databases.ours, delay_ms))
@@ -37,12 +37,12 @@ async def network(bench: Bench) -> list[Figure]:
                     slices: dict[Key, Slice] = {
                         (name, named): partial(each.puts, calls, callers) for name, each in hot.items()
                     }
-                    figures += await bench.measure("put, network", slices, 3.0)
+                    figures += await bench.measure("put, network", slices, 3.0, writes=True)
                 turns = turns_of(peers, f"network-{delay_ms}")
                 for conversations, number in bench.choose(((1, 2), (16, 16)), ((1, 2), (16, 16)), ((2, 2),)):
                     more: dict[str, Any] = {"delay": f"{delay_ms} ms"}
                     found = slices_of(turns, number, conversations, "sync", **more)
-                    figures += await bench.measure("turn, network", found, 5.0)
+                    figures += await bench.measure("turn, network", found, 5.0, writes=True)
     return figures
 
 

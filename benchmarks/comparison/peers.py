@@ -33,6 +33,8 @@ MEMORY: Final = "InMemorySaver"
 
 ON_POSTGRES: Final = (OURS, POOL, ONE)
 QUICK: Final = (OURS, POOL)
+QUICK_TURN: Final = (OURS, POOL, ONE, MEMORY)
+"""Both of upstream's contenders, and LangGraph alone."""
 ALL: Final = (OURS, POOL, ONE, REDIS, MEMORY)
 
 Saver = BaseCheckpointSaver[str]
