@@ -132,7 +132,7 @@ async def _deep(bench: Bench, peers: Peers, hot: dict[tuple[str, int], Hot], ana
     measures: dict[str, Callable[[Hot], Awaitable[Sample]]] = {
         "hit, depth": lambda each: each.hits(calls, 1),
         "miss, depth": partial(misses, bench, calls=calls // 3),
-        "put, depth": lambda each: each.puts(8, 1),
+        "put, depth": lambda each: each.puts_in_bursts(8, 1),
     }
     for workload, measure in measures.items():
         slices: dict[Key, Slice] = {
@@ -146,7 +146,7 @@ async def _deep(bench: Bench, peers: Peers, hot: dict[tuple[str, int], Hot], ana
             }
             for each in hot.values():
                 await each.hits(len(each.conversations), 1)
-        figures += await bench.measure(workload, slices, 3.5)
+        figures += await bench.measure(workload, slices, 3.5, writes=workload == "put, depth")
     return figures
 
 
@@ -187,5 +187,5 @@ async def _large(bench: Bench, peers: Peers, total: int) -> list[Figure]:
             (name, variant(callers=callers, checkpoints=checkpoints)): partial(measure, each)
             for (name, checkpoints), each in hot.items()
         }
-        figures += await bench.measure(workload, slices, 3.0)
+        figures += await bench.measure(workload, slices, 3.0, writes=workload == "put, tables")
     return figures
