@@ -106,22 +106,24 @@ async def history(bench: Bench) -> list[Figure]:
                 for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
             ),
         )
-        conninfos = {OURS: databases.ours, POOL: databases.upstream}
+        both = (databases.ours, databases.upstream)
         hot: dict[tuple[str, int], Hot] = {}
         for depth in depths:
             for i, name in enumerate(CONTENDERS):
                 prefix = f"depth-{depth}-{i}"
                 threads = THREADS.get(depth, 1)
                 for number in range(threads):
-                    await fill(conninfos[name], _DEEPEN, thread=f"{prefix}-{number:02}", depth=depth)
+                    # The same rows in both, so that their statistics are alike.
+                    thread = f"{prefix}-{number:02}"
+                    await asyncio.gather(*(fill(each, _DEEPEN, thread=thread, depth=depth) for each in both))
                 hot[name, depth] = await Hot.made(peers[name], prefix, 10, threads)
         figures = await _deep(bench, peers, hot, "no")
         if not total:
             return figures
         await _ask_each(databases, "ANALYZE")
         figures += await _deep(bench, peers, hot, "yes")
-        rows = max(0, total - sum(depth * THREADS.get(depth, 1) for depth in depths))
-        await asyncio.gather(*(fill(each, _WIDEN, rows=rows) for each in conninfos.values()))
+        filled = sum(depth * THREADS.get(depth, 1) for depth in depths) * len(CONTENDERS)
+        await asyncio.gather(*(fill(each, _WIDEN, rows=max(0, total - filled)) for each in both))
         await _ask_each(databases, "ANALYZE")
         return figures + await _large(bench, peers, total)
 
