@@ -323,6 +323,16 @@ class CachedPostgresSaver(MaintainedSaver):
             newest, has_tip = await self._l2.newest_and_whether(scope, tip=branch.tip)
             return relation_of(branch, newest, has_tip=has_tip)
 
+    async def newest_held(self, thread_id: str, branch: Branch) -> str | None:
+        """Return the newest checkpoint of a branch that PostgreSQL has in its thread, `None` if it has none.
+
+        Raises:
+            L2UnavailableError: PostgreSQL cannot be reached.
+        """
+        scope = Scope(thread_id, branch.namespace)
+        with self._lifetime.call(), self._telemetry.operation("relate", scope):
+            return await self._l2.newest_of(scope, branch.ids)
+
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Write down that a branch of another tier becomes a thread of its own. Again changes nothing.
 

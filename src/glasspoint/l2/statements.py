@@ -13,6 +13,7 @@ __all__ = [
     "IMPORT_CHECKPOINT",
     "IMPORT_WRITES",
     "NEWEST_AND_WHETHER",
+    "NEWEST_OF",
     "NOTE_SET_ASIDE",
     "OWN",
     "PUT",
@@ -365,6 +366,12 @@ WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
 ORDER BY c.checkpoint_id DESC LIMIT 1
 """
 """The newest checkpoint of a scope, and whether any of them is the tip of a branch, or goes on from it."""
+
+NEWEST_OF = """
+SELECT max(checkpoint_id) FROM checkpoints
+WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s AND checkpoint_id = ANY(%(ids)s::text[])
+"""
+"""The newest of some checkpoints that a scope has."""
 
 LOCK_TO_IMPORT = """
 SELECT pg_advisory_xact_lock(hashtextextended('glasspoint import ' || %(thread_id)s, 0))

@@ -340,6 +340,14 @@ class Store:
                 rows = await _fetch_all(conn, statements.NEWEST_AND_WHETHER, params)
         return rows[0] if rows else (None, False)
 
+    async def newest_of(self, scope: Scope, ids: Collection[str]) -> str | None:
+        """Return the newest of these checkpoints that a scope has, `None` if it has none."""
+        async with self._connection(scope) as conn:
+            with self._telemetry.step("l2.relate", scope):
+                params = {**scope._asdict(), "ids": list(ids)}
+                rows = await _fetch_all(conn, statements.NEWEST_OF, params)
+        return rows[0][0] if rows else None
+
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Write down that a thread is made of what another one was written in an outage."""
         async with self._connection(Scope(set_aside.original, "")) as conn:
