@@ -14,10 +14,13 @@ __all__ = [
     "NOTE_SET_ASIDE",
     "OWN",
     "PUT",
+    "PUT_FEW",
+    "PUT_FEW_WRITES",
     "PUT_WRITES",
     "SELECT_BY_ID",
     "SELECT_NEWEST",
     "SET_ASIDE_SINCE",
+    "UPSERT_FEW_WRITES",
     "UPSERT_WRITES",
 ]
 
@@ -96,15 +99,18 @@ locked; then each of them goes by itself, and waits for its own rows alone."""
 
 _BOUNDED = f"(SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true)) IS NOT NULL"
 
+FEW = 2
+"""A statement of few takes so many values at most, each as parameters of its own: an array of one costs the
+client several times as much. Fewer are filled up, so that there is one statement to prepare; `count` tells
+how many there are."""
+
 _PUT = """{own}
 WITH put AS MATERIALIZED (
     {puts}
 ), new_blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
     SELECT p.thread_id, p.checkpoint_ns, b.channel, b.version, b.type, b.blob
-    FROM put AS p
-    JOIN unnest({blobs_of}%(channels)b::text[], %(versions)b::text[], %(types)b::text[], %(blobs)b::bytea[])
-      AS b ({of}channel, version, type, blob) ON {blob_of}
+    FROM put AS p JOIN {blobs}
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
     RETURNING thread_id, checkpoint_ns
 ), new_checkpoints AS (
@@ -125,8 +131,7 @@ SELECT
         WHERE b.thread_id = p.thread_id AND b.checkpoint_ns = p.checkpoint_ns
     ) AS stored,
     EXISTS (
-        SELECT FROM unnest({bare_of}%(bare_channels)b::text[], %(bare_versions)b::text[])
-          AS bare ({of}channel, version)
+        SELECT FROM {bare}
         CROSS JOIN LATERAL (
             SELECT FROM checkpoint_blobs AS b
             WHERE b.thread_id = p.thread_id AND b.checkpoint_ns = p.checkpoint_ns
@@ -144,18 +149,33 @@ SELECT
 FROM put AS p ORDER BY p.n
 """
 
-PUT = _PUT.format(
-    own=OWN,
-    puts="""
+_ONE_PUT = """
     SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
            %(checkpoint_id)s::text AS checkpoint_id, %(parent_id)s::text AS parent_id,
            %(checkpoint)s::text AS checkpoint, %(metadata)s::text AS metadata, 1 AS n
+"""
+_BARE_OF_ONE = "jsonb_each_text(%(bare)s::jsonb) AS bare (channel, version)"
+
+PUT = _PUT.format(
+    own=OWN,
+    puts=_ONE_PUT,
+    blobs="""
+      unnest(%(channels)b::text[], %(versions)b::text[], %(types)b::text[], %(blobs)b::bytea[])
+      AS b (channel, version, type, blob) ON true
 """,
-    blobs_of="",
-    blob_of="true",
-    bare_of="",
+    bare=_BARE_OF_ONE,
     is_bare_of="true",
-    of="",
+)
+PUT_FEW = _PUT.format(
+    own=OWN,
+    puts=_ONE_PUT,
+    blobs="""(VALUES
+        (1, %(channel_1)s::text, %(version_1)s::text, %(type_1)s::text, %(blob_1)b::bytea),
+        (2, %(channel_2)s::text, %(version_2)s::text, %(type_2)s::text, %(blob_2)b::bytea)
+    ) AS b (number, channel, version, type, blob) ON b.number <= %(count)s::int
+""",
+    bare=_BARE_OF_ONE,
+    is_bare_of="true",
 )
 PUT_TOGETHER = _PUT.format(
     own=OWN,
@@ -166,13 +186,18 @@ PUT_TOGETHER = _PUT.format(
     ) WITH ORDINALITY AS p (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata, n)
     WHERE {_BOUNDED}
 """,
-    blobs_of="%(blobs_of)b::int[], ",
-    blob_of="b.n = p.n",
-    bare_of="%(bare_of)b::int[], ",
+    blobs="""
+      unnest(%(blobs_of)b::int[], %(channels)b::text[], %(versions)b::text[], %(types)b::text[],
+             %(blobs)b::bytea[])
+      AS b (n, channel, version, type, blob) ON b.n = p.n
+""",
+    bare="""
+          unnest(%(bare_of)b::int[], %(bare_channels)b::text[], %(bare_versions)b::text[])
+          AS bare (n, channel, version)
+""",
     is_bare_of="bare.n = p.n",
-    of="n, ",
 )
-"""Store a checkpoint and its new values; or several, each of another scope.
+"""Store a checkpoint and its new values; or one with few; or several, each of another scope.
 
 Returns for each `newest`: no checkpoint this new, nor this one, was there before; `stored`: how many values
 were new (an older value at the same version stays, as upstream has it); `shadowed`: a channel sent without a
@@ -194,6 +219,16 @@ SELECT %(thread_id)s::text, %(checkpoint_ns)s::text, %(checkpoint_id)s::text, %(
 FROM unnest(%(idxs)b::int[], %(channels)b::text[], %(types)b::text[], %(blobs)b::bytea[]) AS w
 """
 
+_FEW_OF_ONE_TASK = """
+SELECT %(thread_id)s::text, %(checkpoint_ns)s::text, %(checkpoint_id)s::text, %(task_id)s::text,
+       %(task_path)s::text, w.idx, w.channel, w.type, w.blob
+FROM (VALUES
+    (1, %(idx_1)s::int, %(channel_1)s::text, %(type_1)s::text, %(blob_1)b::bytea),
+    (2, %(idx_2)s::int, %(channel_2)s::text, %(type_2)s::text, %(blob_2)b::bytea)
+) AS w (number, idx, channel, type, blob)
+WHERE w.number <= %(count)s::int
+"""
+
 _OF_SEVERAL = f"""
 SELECT * FROM unnest(
   %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(task_ids)b::text[],
@@ -206,10 +241,12 @@ _KEEP = "DO NOTHING"
 _REPLACE = "DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
 
 PUT_WRITES = _INSERT_WRITES.format(own=OWN, rows=_OF_ONE_TASK, action=_KEEP)
+PUT_FEW_WRITES = _INSERT_WRITES.format(own=OWN, rows=_FEW_OF_ONE_TASK, action=_KEEP)
 PUT_WRITES_TOGETHER = _INSERT_WRITES.format(own=OWN, rows=_OF_SEVERAL, action=_KEEP)
 """Store what tasks wrote; what is there already stays. Returns a row for each write that was stored."""
 
 UPSERT_WRITES = _INSERT_WRITES.format(own=OWN, rows=_OF_ONE_TASK, action=_REPLACE)
+UPSERT_FEW_WRITES = _INSERT_WRITES.format(own=OWN, rows=_FEW_OF_ONE_TASK, action=_REPLACE)
 UPSERT_WRITES_TOGETHER = _INSERT_WRITES.format(own=OWN, rows=_OF_SEVERAL, action=_REPLACE)
 """Store tasks' special writes, replacing what is there, but for the task path. Returns a row for each, and
 whether it replaced: a row version that an upsert inserted has no `xmax`, one that it updated carries the lock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint.l2 import statements
@@ -27,10 +28,16 @@ Statement = tuple[str, dict[str, Any]]
 
 _PUT = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_id", "checkpoint", "metadata")
 _PUTS = ("thread_ids", "namespaces", "checkpoint_ids", "parent_ids", "checkpoints", "metadata")
-_BLOBS = ("blobs_of", "channels", "versions", "types", "blobs")
+_BLOBS = ("channels", "versions", "types", "blobs")
 _BARE = ("bare_of", "bare_channels", "bare_versions")
 _WRITES = ("idxs", "channels", "types", "blobs")
 _TASKS = ("thread_ids", "namespaces", "checkpoint_ids", "task_ids", "task_paths")
+
+# The parameters of a statement of few, and what fills it up.
+_FEW_BLOBS = tuple(f"{name}_{n}" for n in (1, 2) for name in ("channel", "version", "type", "blob"))
+_FEW_WRITES = tuple(f"{name}_{n}" for n in (1, 2) for name in ("idx", "channel", "type", "blob"))
+_NO_BLOB = ("", "", "", b"")
+_NO_WRITE = (0, "", "", b"")
 
 
 class PutAnswer(NamedTuple):
@@ -56,20 +63,33 @@ class WritesAnswer(NamedTuple):
 
 def put_statement(puts: Sequence[tuple[Scope, EncodedPut]]) -> Statement:
     """Return what stores checkpoints, each of another scope."""
-    blobs, bare = [], []
+    if len(puts) == 1:
+        return _one_put(*puts[0])
+    blobs: list[Row] = []
+    bare: list[Row] = []
     for number, (_, put) in enumerate(puts, 1):
-        # In one order, so that two puts never wait for each other in a circle.
-        values = sorted(put.blobs.items())
-        blobs += [(number, channel, version, *value) for channel, (version, value) in values]
+        blobs += [(number, *blob) for blob in _blobs(put)]
         bare += [(number, *each) for each in (*put.inline.items(), *put.voids.items())]
-    arrays = columns(_BLOBS, blobs) | columns(_BARE, bare)
-    rows = [
-        (*scope, put.checkpoint_id, put.parent_id, put.document_json, put.metadata_json)
-        for scope, put in puts
-    ]
-    if len(rows) == 1:
-        return statements.PUT, {**dict(zip(_PUT, rows[0], strict=True)), **arrays}
-    return statements.PUT_TOGETHER, {**columns(_PUTS, rows), **arrays}
+    arrays = columns(("blobs_of", *_BLOBS), blobs) | columns(_BARE, bare)
+    return statements.PUT_TOGETHER, columns(_PUTS, [_put(*each) for each in puts]) | arrays
+
+
+def _one_put(scope: Scope, put: EncodedPut) -> Statement:
+    params = dict(zip(_PUT, _put(scope, put), strict=True))
+    params["bare"] = json.dumps({**put.inline, **put.voids})
+    blobs = _blobs(put)
+    if len(blobs) <= statements.FEW:
+        return statements.PUT_FEW, params | _few(_FEW_BLOBS, blobs, _NO_BLOB)
+    return statements.PUT, params | columns(_BLOBS, blobs)
+
+
+def _put(scope: Scope, put: EncodedPut) -> Row:
+    return (*scope, put.checkpoint_id, put.parent_id, put.document_json, put.metadata_json)
+
+
+def _blobs(put: EncodedPut) -> list[Row]:
+    """In one order, so that two puts never wait for each other in a circle."""
+    return [(channel, version, *value) for channel, (version, value) in sorted(put.blobs.items())]
 
 
 def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutAnswer]:
@@ -89,8 +109,12 @@ def writes_statement(tasks: Sequence[PendingWrites], *, upsert: bool) -> Stateme
             "task_id": writes[0].task_id,
             "task_path": writes[0].task_path,
         }
-        values = columns(_WRITES, [(w.idx, w.channel, *w.value) for w in writes])
-        return statements.UPSERT_WRITES if upsert else statements.PUT_WRITES, scope._asdict() | task | values
+        values: list[Row] = [(w.idx, w.channel, *w.value) for w in writes]
+        if len(values) <= statements.FEW:
+            few = statements.UPSERT_FEW_WRITES if upsert else statements.PUT_FEW_WRITES
+            return few, scope._asdict() | task | _few(_FEW_WRITES, values, _NO_WRITE)
+        one = statements.UPSERT_WRITES if upsert else statements.PUT_WRITES
+        return one, scope._asdict() | task | columns(_WRITES, values)
     rows = [
         (*task.scope, task.checkpoint_id, w.task_id, w.task_path, w.idx, w.channel, *w.value)
         for task in tasks
@@ -118,6 +142,13 @@ def _writes_answer(
             stored.append(write._replace(task_path=row[0]))
             overwrote = overwrote or row[1]
     return WritesAnswer(stored, overwrote, ignored)
+
+
+def _few(names: Sequence[str], rows: Sequence[Row], no_row: Row) -> dict[str, Any]:
+    """Return rows as a statement of few takes them: a parameter a value, all of them always there."""
+    values = [value for row in rows for value in row]
+    values += no_row * (statements.FEW - len(rows))
+    return {"count": len(rows), **dict(zip(names, values, strict=True))}
 
 
 def columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
