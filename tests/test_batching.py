@@ -466,12 +466,12 @@ def _statements(deep: Thread, scopes: list[Scope]) -> dict[str, tuple[str, dict[
             writing.columns(("thread_ids", "namespaces"), scopes),
         ),
         "SELECT_BY_ID": (statements.SELECT_BY_ID, {**scopes[0]._asdict(), "checkpoint_id": newest}),
-        "PUT": writing.put_statement([(scopes[0], put_of(a=[1], b=[2]))]),
+        "PUT": writing.put_statement([(scopes[0], put_of(a=[1], b=[2], c=[3], d=[4]))]),
         "PUT_FEW": writing.put_statement([(scopes[0], put_of())]),
         "PUT_TOGETHER": writing.put_statement([(scope, put_of()) for scope in scopes]),
     }
     for upsert in (False, True):
-        for tasks, writes in ((1, 1), (1, 3), (4, 1)):
+        for tasks, writes in ((1, 1), (1, 5), (4, 1)):
             pending = [
                 codec.PendingWrites(
                     scope,

@@ -36,7 +36,7 @@ def encoded_writes(count: int, task_id: str = "task") -> list[codec.EncodedWrite
     return codec.encode_writes(SERDE, values, task_id, "path", last_wins=False)
 
 
-@pytest.mark.parametrize("values", range(5))
+@pytest.mark.parametrize("values", range(7))
 async def test_a_put_of_few_values_is_answered_as_one_of_many(
     values: int, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +82,7 @@ async def test_a_put_of_few_values_is_answered_as_one_of_many(
         assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("count", range(1, 5))
+@pytest.mark.parametrize("count", range(1, 7))
 async def test_few_writes_are_answered_as_many(
     count: int, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,13 +114,13 @@ async def test_few_values_are_one_prepared_statement_however_few(database: str, 
         ) as conn,
     ):
         thread = Thread("thread")
-        for values in range(3):
+        for values in range(statements.FEW + 1):
             put = encoded_put(thread, **{f"v{number}": [number] for number in range(values - 1)})
             if not values:
                 put.blobs.clear()
             statement, params = put_statement([(Scope("thread", ""), put)])
             await conn.cursor(binary=True).execute(statement.encode(), params)
-        for count in (1, 2):
+        for count in range(1, statements.FEW + 1):
             tasks = [codec.PendingWrites(Scope("thread", ""), numbered_id(1), encoded_writes(count))]
             statement, params = writes_statement(tasks, upsert=False)
             await conn.cursor(binary=True).execute(statement.encode(), params)

@@ -89,9 +89,9 @@ async def test_a_lone_call_makes_no_task(database: str, redis_url: str) -> None:
         before = asyncio.all_tasks()
         loop.set_task_factory(counting)
         try:
-            for values in ({}, {"a": [1], "b": [2], "c": [3]}):
+            for values in ({}, {name: [1] for name in "abcde"}):
                 await store.put(scope, encoded_put(thread, **values), ready)
-            for count, upsert in ((1, False), (4, False), (1, True), (4, True)):
+            for count, upsert in ((1, False), (5, False), (1, True), (5, True)):
                 newest = numbered_id(thread.number)
                 await store.put_writes(scope, newest, encoded_writes(count), ready, upsert=upsert)
             assert await store.select(scope, None) is not None

@@ -99,7 +99,7 @@ locked; then each of them goes by itself, and waits for its own rows alone."""
 
 _BOUNDED = f"(SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true)) IS NOT NULL"
 
-FEW = 2
+FEW = 4
 """A statement of few takes so many values at most, each as parameters of its own: an array of one costs the
 client several times as much. Fewer are filled up, so that there is one statement to prepare; `count` tells
 how many there are."""
@@ -171,7 +171,9 @@ PUT_FEW = _PUT.format(
     puts=_ONE_PUT,
     blobs="""(VALUES
         (1, %(channel_1)s::text, %(version_1)s::text, %(type_1)s::text, %(blob_1)b::bytea),
-        (2, %(channel_2)s::text, %(version_2)s::text, %(type_2)s::text, %(blob_2)b::bytea)
+        (2, %(channel_2)s::text, %(version_2)s::text, %(type_2)s::text, %(blob_2)b::bytea),
+        (3, %(channel_3)s::text, %(version_3)s::text, %(type_3)s::text, %(blob_3)b::bytea),
+        (4, %(channel_4)s::text, %(version_4)s::text, %(type_4)s::text, %(blob_4)b::bytea)
     ) AS b (number, channel, version, type, blob) ON b.number <= %(count)s::int
 """,
     bare=_BARE_OF_ONE,
@@ -224,7 +226,9 @@ SELECT %(thread_id)s::text, %(checkpoint_ns)s::text, %(checkpoint_id)s::text, %(
        %(task_path)s::text, w.idx, w.channel, w.type, w.blob
 FROM (VALUES
     (1, %(idx_1)s::int, %(channel_1)s::text, %(type_1)s::text, %(blob_1)b::bytea),
-    (2, %(idx_2)s::int, %(channel_2)s::text, %(type_2)s::text, %(blob_2)b::bytea)
+    (2, %(idx_2)s::int, %(channel_2)s::text, %(type_2)s::text, %(blob_2)b::bytea),
+    (3, %(idx_3)s::int, %(channel_3)s::text, %(type_3)s::text, %(blob_3)b::bytea),
+    (4, %(idx_4)s::int, %(channel_4)s::text, %(type_4)s::text, %(blob_4)b::bytea)
 ) AS w (number, idx, channel, type, blob)
 WHERE w.number <= %(count)s::int
 """

@@ -34,8 +34,9 @@ _WRITES = ("idxs", "channels", "types", "blobs")
 _TASKS = ("thread_ids", "namespaces", "checkpoint_ids", "task_ids", "task_paths")
 
 # The parameters of a statement of few, and what fills it up.
-_FEW_BLOBS = tuple(f"{name}_{n}" for n in (1, 2) for name in ("channel", "version", "type", "blob"))
-_FEW_WRITES = tuple(f"{name}_{n}" for n in (1, 2) for name in ("idx", "channel", "type", "blob"))
+_NUMBERS = range(1, statements.FEW + 1)
+_FEW_BLOBS = tuple(f"{name}_{n}" for n in _NUMBERS for name in ("channel", "version", "type", "blob"))
+_FEW_WRITES = tuple(f"{name}_{n}" for n in _NUMBERS for name in ("idx", "channel", "type", "blob"))
 _NO_BLOB = ("", "", "", b"")
 _NO_WRITE = (0, "", "", b"")
 
