@@ -174,7 +174,7 @@ class Reviver:
         pause = _FIRST_PAUSE_SECONDS
         while not pool.closed:
             try:
-                if not pool.get_stats().get("requests_waiting"):
+                if not _is_waited_for(pool):
                     return
                 await asyncio.sleep(random.uniform(0.5, 1) * pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -186,6 +186,10 @@ class Reviver:
                 await asyncio.sleep(self._background.failed(exc))
             else:
                 self._background.worked()
+
+
+def _is_waited_for(pool: Pool) -> bool:
+    return bool(pool.get_stats().get("requests_waiting"))
 
 
 def _has_news(connection: Connection) -> bool:
