@@ -711,7 +711,7 @@ class World:
                 if entry and not self._reigns.is_of_the_past(place[1])
             ]
         if kind == "lose_fences":
-            return [(kind,)] if self._tables.fences else []
+            return [(kind,)] if self._tables.fences and not self._is_amid_a_put() else []
         if kind == "lapse":
             return [("lapse", intent) for intent in intents]
         if kind in CHANGES:
@@ -750,6 +750,12 @@ class World:
             for gate in self._gates
             if gate.tier == "l2" and gate.label not in ("select", "rollback", "look", "greet", "count")
         ]
+
+    def _is_amid_a_put(self) -> bool:
+        """Whether one is between its snapshot and its effect. Until that, the fence that it has seen stands: a
+        crash of PostgreSQL ends the statement, and the fence does not expire before the statement does."""
+        under_way = [gate.statement for gate in self._gates] + [ghost.statement for ghost in self._ghosts]
+        return any(statement[:1] == ("put",) for statement in under_way)
 
     def _do_step(self, name: str, label: str) -> None:
         [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
@@ -816,7 +822,7 @@ class World:
         self.trace.append(f"the fence of {holder} expires")
 
     def _do_lose_fences(self) -> None:
-        """PostgreSQL has emptied its unlogged tables; or a process stood still until its fence had expired."""
+        """Processes stood still until their fences had expired."""
         self._fault("lose_fences")
         self._tables = store.unfenced(self._tables)
 
@@ -1092,8 +1098,8 @@ class World:
                     self._require(number, actor.process)
             actor.position += 1
             actor.tokens = 0
-            if not actor.process.is_shared:
-                actor.past = 0
+            if not (actor.process.is_shared or any(gate.actor is actor for gate in self._gates)):
+                actor.past = 0  # nothing of it goes on, as a cancelled call may
             actor.began, actor.possible, actor.effects = None, frozenset(), []
 
     def _judge(self, actor: _Actor, found: str) -> None:
@@ -1205,7 +1211,10 @@ class World:
             raise asyncio.CancelledError
         if self._is_alone:
             return perform()
-        gate = _Gate(_ACTOR.get(), tier, label, perform, self._loop.create_future(), statement)
+        actor = _ACTOR.get()
+        if any(gate.actor is actor and gate.label == label for gate in self._gates):
+            label += " again"  # of a call that was cancelled, and goes on in its own task
+        gate = _Gate(actor, tier, label, perform, self._loop.create_future(), statement)
         if gate.actor.crashed:
             await gate.opened
         self._gates.append(gate)
