@@ -104,15 +104,16 @@ _BURSTS = "glasspoint.bursts"
 _MODEL = "interleavings.store"
 
 
-def _steps(name: str, *labels: str) -> tuple[Move, ...]:
+def steps(name: str, *labels: str) -> tuple[Move, ...]:
+    """Return the moves of an actor, one after the other."""
     return tuple(("step", name, label) for label in labels)
 
 
 _EVICTED_BETWEEN_TWO_WRITES: tuple[Move, ...] = (
-    *_steps("p", "begin", "put snapshot", "put", "confirm"),
+    *steps("p", "begin", "put snapshot", "put", "confirm"),
     ("evict",),
-    *_steps("q", "begin", "put snapshot", "put", "confirm"),
-    *_steps("p", "put snapshot", "put"),
+    *steps("q", "begin", "put snapshot", "put", "confirm"),
+    *steps("p", "put snapshot", "put"),
 )
 
 MUTATIONS = (
@@ -281,11 +282,11 @@ MUTATIONS = (
         _TWO_PUTS,
         ("crash",),
         start=(
-            *_steps("p", "begin"),
-            *_steps("q", "begin"),
-            *_steps("p", "put snapshot", "put", "confirm"),
+            *steps("p", "begin"),
+            *steps("q", "begin"),
+            *steps("p", "put snapshot", "put", "confirm"),
             ("end", "p", ""),
-            *_steps("p.end", "commit"),
+            *steps("p.end", "commit"),
         ),
     ),
     Mutation(
