@@ -96,9 +96,9 @@ class CachedPostgresSaver(MaintainedSaver):
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("get_tuple", scope) as operation:
-            if self._bursts.is_idle(scope):  # our own: it ends a moment earlier, and this is a hit
-                await self._bursts.end([scope])
-            reading = await self._l1.read(scope, checkpoint_id)
+            # Our own burst ends a moment earlier, and this is a hit.
+            reading = await self._bursts.read(scope, checkpoint_id)
+            reading = reading or await self._l1.read(scope, checkpoint_id)
             if reading.image is not None:
                 try:
                     answer = self._decode(operation, reading.image)

@@ -72,7 +72,9 @@ SCENARIOS = {
         ),
         Scenario("burst of two || reader", {"p": [put(2), put(3)], "r": [READ, READ]}, before=[put(1)]),
         Scenario(
-            "burst of two || put || reader", {"p": [put(2), put(4)], "q": [put(3)], "r": [READ]}, before=[put(1)]
+            "burst of two || put || reader",
+            {"p": [put(2), put(4)], "q": [put(3)], "r": [READ]},
+            before=[put(1)],
         ),
         Scenario(
             "burst with an own read || reader",

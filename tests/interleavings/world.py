@@ -755,6 +755,8 @@ class World:
         [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
         actor = gate.actor
         self._start(actor)
+        if actor is actor.process.background:
+            self._start_readers(actor.process)
         self._gates.remove(gate)
         answer: Any = None
         hear: Callable[[], Any]
@@ -774,6 +776,13 @@ class World:
             self._gates.append(_Gate(actor, "answer", f"hear {label}", hear, gate.opened))
         else:
             hear()
+
+    def _start_readers(self, process: _Process) -> None:
+        """A reader that waits for the end of its own burst is answered together with that."""
+        waiting = {gate.actor.name for gate in self._gates}
+        for actor in process.actors:
+            if not actor.done and actor.name not in waiting and actor.calls[actor.position].reads:
+                self._start(actor)
 
     def _start(self, actor: _Actor) -> None:
         if actor.began is None:
@@ -1314,7 +1323,9 @@ class World:
     def _has_met(self, actor: _Actor, label: str, answer: Any) -> None:
         """Something has happened to an actor, on which depends what it will do."""
         if actor is actor.process.background and not actor.process.bursts:
-            actor.past = 0  # what it has done is over, but for fences that are removed, and its gates tell that
+            actor.past = (
+                0  # what it has done is over, but for fences that are removed, and its gates tell that
+            )
             return
         if actor.process.is_shared:
             actor.process.past = hash((actor.process.past, actor.name, label, answer))
@@ -1439,7 +1450,7 @@ class World:
 
     # ------------------------------------------------------------------ before and after
 
-    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, Any], _context: object = None) -> None:
         actor = _ACTOR.get()
         context = copy_context()
         context.run(_ACTOR.set, actor.process.background or actor)
@@ -1671,7 +1682,7 @@ def _canonical_answer(answer: Any) -> Any:
     if isinstance(answer, bytes):
         return _UNIQUE.sub(b"", answer)
     if isinstance(answer, list):
-        if len(answer) == 2 and isinstance(answer[1], list):
+        if len(answer) == 2 and isinstance(answer[1], list) and isinstance(answer[1][0], bytes):
             return answer[0], _canonical(dict(zip(answer[1][::2], answer[1][1::2], strict=True)))
         return tuple(_canonical_answer(each) for each in answer)
     return answer
