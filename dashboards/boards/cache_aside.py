@@ -166,7 +166,7 @@ def _served_from() -> Panel:
         About(
             "Reads a second by what Redis answered. Only a hit was served by Redis; all others PostgreSQL"
             " has answered.",
-            "mostly green. Purple is time travel, by design; light blue is a read that met a burst of writes.",
+            "mostly green. Purple is time travel, by design; light blue is a read that met a burst.",
             "blue (miss): new, expired, evicted or flushed. Orange (incomplete): what was there cannot be"
             " used. Red (unavailable): Redis did not answer.",
         ),
@@ -201,8 +201,8 @@ def _warm_ups() -> Panel:
         About(
             "What became of the state that a miss had read: stored, refused because a write came between, or"
             " failed.",
-            "stored. Fewer than there are misses: a new conversation has nothing yet that could be stored, and"
-            " while a burst of writes is under way nothing is.",
+            "stored. Fewer than there are misses: a new conversation has nothing yet that could be stored,"
+            " and nothing is stored while a burst of writes is under way.",
             "errors: Redis answered the read and then no longer. Many refused: several writers on one"
             " conversation.",
         ),
