@@ -272,10 +272,13 @@ class CachedPostgresSaver(MaintainedSaver):
             answer = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
             )
-            await write.to_l1(
-                answer.fence,
-                lambda changes: changes.put_writes(checkpoint_id, answer.stored, answer.ignored),
-            )
+
+            def follow(changes: Changes) -> None:
+                changes.put_writes(checkpoint_id, answer.stored, answer.ignored)
+                if answer.overwrote and write.is_among_others:
+                    changes.give_up()  # the one that it replaced may come here after it
+
+            await write.to_l1(answer.fence, follow)
 
     async def import_checkpoints(
         self, items: Sequence[StoredCheckpoint | PendingWrites], *, branch: Branch | None = None
@@ -394,6 +397,11 @@ class _WriteThrough:
         self._still_running = False
         self._last_fault: str | None = None
         self._is_journalled = False
+
+    @property
+    def is_among_others(self) -> bool:
+        """Whether another write of the burst is under way."""
+        return self._burst.writers > 1
 
     async def ready(self, connection: object) -> Announced:
         """Return when readers have been sent to L2; from now on PostgreSQL may change.
