@@ -439,6 +439,7 @@ class _WriteThrough:
         """Run the statement, within the deadline; again, if that may help."""
         try:
             async with within(self._deadline):
+                await self._burst.may_begin()
                 answer = await self._retries.run(self._operation.name, statement, failed=self._attempt_failed)
         except BaseException as exc:
             self._failed(exc)

@@ -208,8 +208,8 @@ class Changes:
 
 
 def _is_shadowed(channel: str, one: EncodedPut, other: EncodedPut) -> bool:
-    """Whether of two puts one brings no value of a channel at the very version at which the other does. L2 then
-    shows the value in both; of puts that it runs side by side it does not say so."""
+    """Whether of two puts one brings no value of a channel at the very version at which the other does. L2
+    shows the value in both then; of puts that it runs side by side it does not say so."""
     versions = [put.blobs[channel][0] if channel in put.blobs else put.voids[channel] for put in (one, other)]
     return versions[0] == versions[1] and (channel in one.blobs) != (channel in other.blobs)
 
