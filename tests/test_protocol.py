@@ -605,7 +605,7 @@ async def test_a_burst_that_a_deletion_overtook_leaves_no_phantom(cache: Cache) 
 
 
 async def test_the_journal_disarms_who_is_under_way(cache: Cache) -> None:
-    """A sweep drops an entry without an intent of its own: what it was told of may be unknown to the burst."""
+    """A sweep drops an entry without an intent of its own: the burst may not know what it was told of."""
     writing = await cache.begin(SCOPE)
     await cache.forget([SCOPE])
     assert await seen(cache) == ("busy", None)
