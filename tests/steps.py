@@ -20,9 +20,11 @@ from psycopg import sql
 from redis.asyncio import Redis
 
 import dice
+from glasspoint import CachedPostgresSaver
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.draining import Drainer
 from glasspoint.lineage import Branch, SetAside
+from glasspoint.scope import Scope
 from glasspoint.telemetry.http import telemetry_app
 from states import config_of, numbered_id
 
@@ -83,6 +85,21 @@ class Thread:
 async def put_all(saver: BaseCheckpointSaver[str], threads: Iterable[Thread]) -> None:
     """Store the next checkpoint of each, all at once."""
     await asyncio.gather(*(thread.put(saver) for thread in threads))
+
+
+async def settled(saver: CachedPostgresSaver, *scopes: Scope | Thread | str) -> None:
+    """End the saver's bursts of scopes, or of the root namespace of threads; of none given: all.
+
+    Redis has what they wrote then, or has discarded it.
+    """
+    if not scopes:
+        await saver._bursts.end(list(saver._bursts._open))
+    for scope in scopes:
+        if isinstance(scope, Thread):
+            scope = Scope(scope.thread_id, scope.config["configurable"]["checkpoint_ns"])
+        elif isinstance(scope, str):
+            scope = Scope(scope, "")
+        await saver._bursts.end([scope])
 
 
 async def rows_of(postgres_url: str) -> dict[str, int | None]:

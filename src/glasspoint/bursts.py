@@ -48,6 +48,7 @@ class Burst:
     Attributes:
         id: What its fence is called.
         begun: BEGIN, under way or answered.
+        after: The burst before it, if that was not closed yet.
         writers: How many writes are under way.
         is_covered: A statement with the fence was committed, and the intent was there after that.
         is_contested: Another writer has been there: nothing may be installed.
@@ -65,6 +66,7 @@ class Burst:
     id: str
     begun: asyncio.Task[Intent]
     started_at: float
+    after: Burst | None = None
     changes: Changes = field(default_factory=Changes)
     last_at: float = 0.0
     writers: int = 0
@@ -79,6 +81,16 @@ class Burst:
     reading: Reading | None = None
     context: Context = field(default_factory=copy_context)
     closed: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    async def may_begin(self) -> None:
+        """Return when the burst before it is closed.
+
+        To be awaited before a write asks for a connection. A write of the burst before may need that
+        connection, or go in the same statement, and BEGIN is not sent before that write was answered.
+        """
+        if self.after is not None:
+            await asyncio.shield(self.after.closed)
+            self.after = None
 
     @property
     def takes_writes(self) -> bool:
@@ -180,7 +192,7 @@ class Bursts:
                 await asyncio.shield(after.closed)
             return await self._l1.begin(scope)
 
-        burst = Burst(scope, _new_id(), asyncio.create_task(begin()), monotonic())
+        burst = Burst(scope, _new_id(), asyncio.create_task(begin()), monotonic(), after)
         self._open[scope] = burst
         return burst
 

@@ -272,11 +272,13 @@ class CachedPostgresSaver(MaintainedSaver):
             answer = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
             )
-            await write.to_l1(
-                answer.fence,
-                lambda changes: changes.put_writes(checkpoint_id, answer.stored, answer.ignored),
-                has_order=not answer.overwrote,
-            )
+
+            def follow(changes: Changes) -> None:
+                changes.put_writes(checkpoint_id, answer.stored, answer.ignored)
+                if answer.overwrote and write.is_among_others:
+                    changes.give_up()  # the one that it replaced may come here after it
+
+            await write.to_l1(answer.fence, follow)
 
     async def import_checkpoints(
         self, items: Sequence[StoredCheckpoint | PendingWrites], *, branch: Branch | None = None
@@ -406,6 +408,11 @@ class _WriteThrough:
         self._last_fault: str | None = None
         self._is_journalled = False
 
+    @property
+    def is_among_others(self) -> bool:
+        """Whether another write of the burst is under way."""
+        return self._burst.writers > 1
+
     async def ready(self, connection: object) -> Announced:
         """Return when readers have been sent to L2; from now on PostgreSQL may change.
 
@@ -442,6 +449,7 @@ class _WriteThrough:
         """Run the statement, within the deadline; again, if that may help."""
         try:
             async with within(self._deadline):
+                await self._burst.may_begin()
                 answer = await self._retries.run(self._operation.name, statement, failed=self._attempt_failed)
         except BaseException as exc:
             self._failed(exc)
@@ -458,25 +466,19 @@ class _WriteThrough:
         self._operation.l2_seconds = perf_counter() - self._sent_at
         return answer
 
-    async def to_l1(
-        self, fence: FenceAnswer, change: Callable[[Changes], None], *, has_order: bool = True
-    ) -> None:
+    async def to_l1(self, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
         """Let the burst know of the write. L1 is asked only for a first one, or when something is amiss. In a
         task of its own: a cancelled caller must not leave half a step behind.
 
         Args:
             fence: What the statement has seen of fences.
             change: Adds what L1 is to follow.
-            has_order: It is the same in whichever order writes of the burst were committed that were under
-                way together.
 
         Raises:
             L1UnavailableError: L1 was not told, and the saver was told to raise then.
             L2UnavailableError, L2DeadlineError: Neither Redis nor the journal could be told.
         """
         burst, intent = self._burst, self._burst.begun.result()
-        if not has_order and burst.writers > 1:
-            burst.changes.give_up()
         if self._opens or self._in_doubt or not (fence.stands and self._l1.is_heeded(intent)):
             await self._lifetime.settle(self._tell(fence, change))
             return
