@@ -8,9 +8,9 @@
        |                                       answer
     L2 SELECT
        |
-      after a miss: L1 WARM_UP
-       |
     answer
+       |
+      after a miss: L1 WARM_UP
 
 Why a read never returns an older state than one that was acknowledged: see `l1/scripts`, a rule a step. How a
 saver is opened and closed: see `lifecycle`. How threads are deleted, pruned and copied: see `maintenance`.
@@ -115,12 +115,10 @@ class CachedPostgresSaver(MaintainedSaver):
                 return await self._ask_l2(lambda: self._l2.get_tuple(scope, self.serde, config))
             if reading.lease is None or checkpoint_id is not None or not stored.cacheable:
                 return self._decode(operation, stored)
-            warming_up = asyncio.create_task(self._l1.warm_up(scope, reading.lease, stored))
-            try:
-                await asyncio.sleep(0)  # the event loop sends it, and meanwhile …
-                return self._decode(operation, stored)
-            finally:
-                await warming_up
+            image = stored.detached()
+            answer = self._decode(operation, stored)
+            await self._lifetime.follow_up(self._l1.warm_up(scope, reading.lease, image))
+            return answer
 
     async def alist(
         self,
