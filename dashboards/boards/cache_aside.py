@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["build"]
 
-_READ_RESULTS = ("hit", "miss", "busy", "historical", "incomplete", "unavailable")
+_READ_RESULTS = ("hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable")
 _WARM_UPS = ("stored", "refused", "error")
-_WRITE_RESULTS = ("applied", "early", "skipped", "discarded", "journalled", "error")
+_WRITE_RESULTS = ("applied", "early", "skipped", "bypassed", "discarded", "journalled", "error")
 _VERDICTS = ("consistent", "raced", "stale")
 _BREAKER = {0: ("closed", GOOD), 1: ("open", BAD)}
 
@@ -95,7 +95,7 @@ def _followed() -> Panel:
         ),
         Query(
             share(
-                f"sum({rate(metric('write_through_total', l1='=~applied|early|skipped'))})",
+                f"sum({rate(metric('write_through_total', l1='=~applied|early|skipped|bypassed'))})",
                 f"sum({rate(metric('write_through_total'))})",
             ),
             "followed",

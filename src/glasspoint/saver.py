@@ -4,13 +4,15 @@
     ----                                       -----
     L1 READ --- hit ----------> answer         L1 BEGIN     readers are sent to L2 from here on
        |                                       L2           one statement, durable when it returns
-      miss, busy, historical, …                L1 COMMIT    the image follows, or is discarded
+      miss, busy, bypassed, …                  L1 COMMIT    the image follows, or is discarded
        |                                       answer
     L2 SELECT
        |
     answer
        |
       after a miss: L1 WARM_UP
+
+A run's subgraph is not cached (`Scope.is_cached`): there is L2 alone, in both columns.
 
 Why a read never returns an older state than one that was acknowledged: see `l1/scripts`, a rule a step. How a
 saver is opened and closed: see `lifecycle`. How threads are deleted, pruned and copied: see `maintenance`.
@@ -221,8 +223,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 put.source,
             )
             operation.bytes_written = put.size
-            await self._ready_l1()
-            write = _WriteThrough(self, operation, scope)
+            write = await self._begin_write(operation, scope)
             answer = await write.to_l2(lambda: self._l2.put(scope, put, write.ready))
             await write.to_l1(
                 lambda intent: self._l1.commit_put(
@@ -257,8 +258,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")
             if not encoded:
                 return
-            await self._ready_l1()
-            write = _WriteThrough(self, operation, scope)
+            write = await self._begin_write(operation, scope)
             answer = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
             )
@@ -286,8 +286,7 @@ class CachedPostgresSaver(MaintainedSaver):
         """
         scope = items[0].scope
         with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
-            await self._ready_l1()
-            write = _WriteThrough(self, operation, scope)
+            write = await self._begin_write(operation, scope)
             new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready, branch=branch))
             await write.to_l1(write.forget)
         return new
@@ -337,6 +336,11 @@ class CachedPostgresSaver(MaintainedSaver):
 
     # ---------------------------------------------------------------- helpers
 
+    async def _begin_write(self, operation: Operation, scope: Scope) -> _WriteThrough:
+        if scope.is_cached:
+            await self._ready_l1()
+        return _WriteThrough(self, operation, scope)
+
     async def _ask_l2(self, query: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Read one checkpoint from L2; again, if that may help."""
         seconds = self._read_deadline
@@ -362,6 +366,8 @@ class _WriteThrough:
 
     L2 may take several attempts. As soon as one of them is in doubt, what L2 answers to the next does not say
     where this write stands among others, so L1 does not follow: the entry is forgotten.
+
+    A scope that is not cached has no entry: Redis is told nothing, nor the journal.
     """
 
     def __init__(self, saver: CachedPostgresSaver, operation: Operation, scope: Scope) -> None:
@@ -373,7 +379,7 @@ class _WriteThrough:
         self._must_tell_l1 = saver._must_tell_l1
         self._scope = scope
         self._operation = operation
-        self._begun = asyncio.create_task(self._begin(scope))
+        self._begun = asyncio.create_task(self._begin(scope)) if scope.is_cached else None
         self._sent_on: object = None
         self._sent_at: float | None = None
         self._in_doubt = False
@@ -391,6 +397,9 @@ class _WriteThrough:
         Raises:
             L1UnavailableError: The same, and the saver was told to raise then.
         """
+        if self._begun is None:
+            self._sending(connection)
+            return False
         intent, _ = await asyncio.shield(self._begun)
         is_heeded = self._l1.is_heeded(intent)
         if self._must_tell_l1 and not is_heeded:
@@ -398,8 +407,7 @@ class _WriteThrough:
                 'Redis does not do its part, and on_l1_outage is "raise": nothing was written. Repeat the '
                 "call when Redis is back."
             )
-        self._sent_on = connection
-        self._sent_at = self._sent_at or perf_counter()
+        self._sending(connection)
         if not is_heeded and self._l1.is_absent:
             # The tables may appear while this write is under way: then it is recorded before they are used.
             self._l1.wrote_unannounced([self._scope])
@@ -414,7 +422,8 @@ class _WriteThrough:
                 answer = await self._retries.run(self._operation.name, statement, failed=self._attempt_failed)
         except BaseException as exc:
             self._failed(exc)
-            await self._lifetime.settle(self._abandon())
+            if self._begun is not None:
+                await self._lifetime.settle(self._abandon(self._begun))
             if isinstance(exc, TimeoutError) and not isinstance(exc, L2DeadlineError):
                 outcome = "whether it has it is not known" if self._in_doubt else "it does not have it"
                 before = f" (before, {self._last_fault})" if self._last_fault else ""
@@ -436,8 +445,13 @@ class _WriteThrough:
             L2UnavailableError, L2DeadlineError: Neither Redis nor the journal could be told.
         """
 
+        if self._begun is None:
+            self._operation.l1_write = "bypassed"
+            return
+        begun = self._begun
+
         async def follow() -> None:
-            intent, begin_seconds = await self._begun
+            intent, begin_seconds = await begun
             started = perf_counter()
             result = await (self.forget(intent) if self._in_doubt else commit(intent))
             self._operation.l1_seconds = begin_seconds + perf_counter() - started
@@ -469,6 +483,10 @@ class _WriteThrough:
         intent = await self._l1.begin(scope)
         return intent, perf_counter() - started
 
+    def _sending(self, connection: object) -> None:
+        self._sent_on = connection
+        self._sent_at = self._sent_at or perf_counter()
+
     def _attempt_failed(self, error: Exception) -> None:
         self._last_fault = classify(error).says
         self._failed(error)
@@ -480,8 +498,8 @@ class _WriteThrough:
             self._still_running = self._still_running or may_still_run(self._sent_on)
         self._sent_on = None
 
-    async def _abandon(self) -> None:
-        intent, _ = await self._begun
+    async def _abandon(self, begun: asyncio.Task[tuple[Intent, float]]) -> None:
+        intent, _ = await begun
         if self._in_doubt:
             await self.forget(intent)
         elif intent.name:

@@ -26,6 +26,7 @@ from glasspoint.telemetry.events import (
     IdentityChanged,
     IdentityReason,
     Invalidated,
+    L1Result,
     L2Retried,
     Note,
     Observer,
@@ -72,7 +73,7 @@ _ERRORS = tuple((operation, "error") for operation in _HOT)
 _WRITES = tuple(
     (operation, l1)
     for operation in ("put", "put_writes")
-    for l1 in ("applied", "discarded", "early", "skipped", "journalled", "error")
+    for l1 in ("applied", "discarded", "early", "skipped", "bypassed", "journalled", "error")
 )
 _RETRIES = tuple(
     (operation, reason)
@@ -306,7 +307,7 @@ class Metrics(Observer):
         self._pool_timeouts = families.pool_timeouts.labels(saver_name)
         for children, known in (
             (self._operations, _ERRORS),
-            (self._reads, ("hit", "miss", "busy", "historical", "incomplete", "unavailable")),
+            (self._reads, get_args(L1Result)),
             (self._warm_ups, ("stored", "refused", "error")),
             (self._writes, _WRITES),
             (self._identity_changes, get_args(IdentityReason)),
