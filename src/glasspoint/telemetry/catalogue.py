@@ -702,6 +702,7 @@ SPANS: tuple[Spans, ...] = (
             "strays",
             "retire",
             "threads",
+            "holds",
             "scan",
         ),
         "client",
