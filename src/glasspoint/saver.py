@@ -402,6 +402,7 @@ class _WriteThrough:
         self._must_tell_l1 = saver._must_tell_l1
         self._scope = scope
         self._operation = operation
+        self._identity = saver._identity
         self._bursts = saver._bursts
         self._burst = saver._bursts.join(scope) if scope.is_cached else None
         self._always_opens = opens
@@ -492,6 +493,8 @@ class _WriteThrough:
             self._operation.l1_write = "bypassed"
             return
         intent = burst.begun.result()
+        if fence.identity is not None and self._l1.is_heeded(intent):
+            self._identity.is_of(fence.identity)  # if not, nobody heeds the intent any more
         if self._opens or self._in_doubt or not (fence.stands and self._l1.is_heeded(intent)):
             await self._lifetime.settle(self._tell(burst, fence, change))
             return
