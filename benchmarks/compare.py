@@ -4,16 +4,21 @@
 
 Glasspoint has its telemetry on: metrics, and OpenTelemetry's SDK, which records one trace in a hundred and
 sends it to a receiver in another process. Its peers: `AsyncPostgresSaver` on a pool of the same size (the
-column "x pool" and the targets are about this one); the same on one connection; Glasspoint's `RedisSaver`;
-LangGraph's `InMemorySaver`. With --quick, the pool alone. The floor is the limit: see `comparison/floors.py`.
+column "x pool" and most targets are about this one); the same on one connection (whole turns have targets
+about it, too); Glasspoint's `RedisSaver`; LangGraph's `InMemorySaver`. With --quick, the pool alone, but for
+whole turns. The floor is the limit: see `comparison/floors.py`.
 
 Every workload is measured in rounds, all contenders one after the other in each, in an order that is
 shuffled anew; a figure is the median of the rounds, `±` is what lies between their quartiles, per cent of the
 median. A ratio is made in each round; its median stands with its quartiles. For one caller the median call
-counts, for more of them what they get done. "cpu ms" is what a call costs this process, not the servers.
+counts, for more of them what they get done. "cpu ms" is what a call costs this process, not the servers. What
+Glasspoint does in the background after the last write of a slice counts there, and so do its steps and bytes
+in Redis.
 
 Servers: embedded ones (PostgreSQL with fsync on), or those of POSTGRES_URL and REDIS_URL; there the benchmark
-works in a database of its own and on keys of its own, and removes both.
+works in databases of its own and on keys of its own, and removes both. Glasspoint has a database with its
+triggers and tables. Upstream's contenders and the write floor have another one on the same server, as
+upstream's `setup()` makes it: they pay for nothing that only Glasspoint needs.
 """
 
 from __future__ import annotations

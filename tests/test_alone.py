@@ -43,6 +43,7 @@ from glasspoint.identity import Identity
 from glasspoint.l1 import entry, faults, permissions
 from glasspoint.l1.cache import Cache, Intent
 from glasspoint.l1.quarantine import Quarantine
+from glasspoint.l2 import liveness
 from glasspoint.scope import Scope, scope_of
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Proxy, Thread, keys_of, nowhere, tcp, until
@@ -1117,10 +1118,9 @@ async def test_a_bug_in_the_reconnector_does_not_end_it(
     """While somebody waits for a connection, and PostgreSQL takes none."""
     thread = Thread("a")
     async with watched(database, redis, pool_min_size=0, pool_max_size=1, pool_timeout_seconds=30) as one:
-        pool: Any = one.saver._l2.pool
         await thread.put(one.saver)
         await redis.flushdb()
-        async with failing(pool, "get_stats") as is_over:
+        async with failing(liveness, "_is_waited_for") as is_over:
             await sql(postgres.url, "ALTER DATABASE test ALLOW_CONNECTIONS false")
             try:
                 await sql(

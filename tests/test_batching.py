@@ -447,7 +447,7 @@ async def test_no_statement_does_more_the_longer_the_history(
             scopes = [Scope(thread.thread_id, "") for thread in (deep, *others)]
             for name, (statement, params) in _statements(deep, scopes).items():
                 seen.setdefault(name, []).append(await pages(conn, statement, params))
-        assert len(seen) == 9
+        assert len(seen) == 12
         # A deeper tree has a page or two more on the way down, a few times over.
         assert {name: counts for name, counts in seen.items() if max(counts) > 3 * counts[0]} == {}
 
@@ -455,9 +455,12 @@ async def test_no_statement_does_more_the_longer_the_history(
 def _statements(deep: Thread, scopes: list[Scope]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Everything that the hot path asks, of the deep thread alone and together with others."""
     newest = numbered_id(deep.number)
-    _, checkpoint, metadata, versions = deep.next_put(None)  # type: ignore[arg-type]
-    deep.number -= 1
-    put = codec.encode_put(SERDE, deep.config, newest, checkpoint, metadata, versions)  # type: ignore[arg-type]
+
+    def put_of(**more_values: Any) -> codec.EncodedPut:
+        _, checkpoint, metadata, versions = deep.next_put(None, **more_values)  # type: ignore[arg-type]
+        deep.number -= 1
+        return codec.encode_put(SERDE, deep.config, newest, checkpoint, metadata, versions)  # type: ignore[arg-type]
+
     made: dict[str, tuple[str, dict[str, Any]]] = {
         "SELECT_NEWEST": (statements.SELECT_NEWEST, scopes[0]._asdict()),
         "SELECT_NEWEST_TOGETHER": (
@@ -465,18 +468,22 @@ def _statements(deep: Thread, scopes: list[Scope]) -> dict[str, tuple[str, dict[
             writing.columns(("thread_ids", "namespaces"), scopes),
         ),
         "SELECT_BY_ID": (statements.SELECT_BY_ID, {**scopes[0]._asdict(), "checkpoint_id": newest}),
-        "PUT": writing.put_statement([(scopes[0], put)]),
-        "PUT_TOGETHER": writing.put_statement([(scope, put) for scope in scopes]),
+        "PUT": writing.put_statement([(scopes[0], put_of(a=[1], b=[2], c=[3], d=[4]))]),
+        "PUT_FEW": writing.put_statement([(scopes[0], put_of())]),
+        "PUT_TOGETHER": writing.put_statement([(scope, put_of()) for scope in scopes]),
     }
     for upsert in (False, True):
-        for together in (False, True):
-            tasks = [
+        for tasks, writes in ((1, 1), (1, 5), (4, 1)):
+            pending = [
                 codec.PendingWrites(
-                    scope, newest, codec.encode_writes(SERDE, [("messages", 1)], task, "", last_wins=upsert)
+                    scope,
+                    newest,
+                    codec.encode_writes(SERDE, [("messages", 1)] * writes, task, "", last_wins=False),
                 )
-                for task, scope in zip("abcd", scopes if together else scopes[:1], strict=False)
+                for task, scope in zip("abcd"[:tasks], scopes, strict=False)
             ]
-            made[f"upsert={upsert}, together={together}"] = writing.writes_statement(tasks, upsert=upsert)
+            made[f"{upsert=} {tasks=} {writes=}"] = writing.writes_statement(pending, upsert=upsert)
+    assert len({statement for statement, _ in made.values()}) == len(made)
     return made
 
 

@@ -53,13 +53,20 @@ def test_every_workload_is_measured_with_every_contender(tmp_path: Path) -> None
     for workload in WITH_FLOOR:
         assert measured[workload] == PEERS | {"floor"}
     assert measured["turn"] == PEERS
+    for workload in ("put", "put_writes"):
+        variants = {each["variant"].get("burst") for each in figures if each["workload"] == workload}
+        assert variants == {"first of a burst", "in a burst"}
     for each in figures:
         if each["workload"] == "cold start":
             asked = each["rounds"]["statements"]
             assert min(asked) >= each["rounds"]["calls"][0], each
+        if each["workload"] == "turn" and each["contender"] == "Glasspoint":
+            assert all(0 < steps < 100 for steps in each["rounds"]["redis_steps"]), each
+            assert all(kb > 1 for kb in each["rounds"]["redis_kb"]), each
     # What has a target was held against it, but for the sizes that are left out.
     assert "hit, 10 messages, 1 caller, p50         pool      ≥ 2.5" in done.stdout
-    assert "put, 16 callers, calls/s" in done.stdout
+    assert "put, 16 callers, burst, calls/s" in done.stdout
+    assert "…" not in done.stdout, "a target's line fits"
 
 
 def test_the_page_says_what_its_run_has_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +76,7 @@ def test_the_page_says_what_its_run_has_measured(monkeypatch: pytest.MonkeyPatch
     page = (ROOT / "docs" / "performance.md").read_text("utf-8")
     run, with_uvloop = Run.read(ROOT / "docs" / "performance.json"), ROOT / "docs" / "performance-uvloop.json"
     assert page == renewed(page, run, Run.read(with_uvloop) if with_uvloop.exists() else None)
-    shown = set(re.findall(r"<!-- generated: ([\w ,]+) -->", page)) - {"facts", "targets"}
+    shown = set(re.findall(r"<!-- generated: ([\w ,]+) -->", page)) - {"facts", "targets", "turn cost"}
     assert shown == {each.workload for each in run.figures} == set().union(*WORKLOADS.values())
 
 
@@ -95,9 +102,44 @@ def test_a_target_is_judged_by_the_median_of_ratios_within_rounds(monkeypatch: p
         (3.0, True),
         (2.0, False),
     ]
-    assert verdicts["put, 1 caller, p50", "pool"].met is None
+    assert verdicts["put, 1 caller, first, p50", "pool"].met is None
     with pytest.raises(ValueError, match="same rounds"):
         judged([ours, figure("upstream, pool", 2, 6, 12, group=2)])
+
+
+def test_a_turn_is_judged_against_both_peers_by_its_processor_time_and_by_redis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from comparison.measuring import Figure, Sample
+    from comparison.page import turn_costs
+    from comparison.targets import judged
+
+    def figure(contender: str, ms: float, cpu_ms: float, **counted: float) -> Figure:
+        variant = {"conversations": 1, "durability": "sync"}
+        return Figure("turn", variant, contender, 1, [Sample(8, ms, ms, 1000 / ms, cpu_ms, **counted)] * 3)
+
+    peers = [figure("upstream, pool", 20.0, 12.0), figure("upstream, one", 15.0, 12.0)]
+    ours = figure("Glasspoint", 10.0, 11.0, redis_steps=4.0, redis_kb=25.0)
+    verdicts = {(v.target.says, v.target.against): v for v in judged([ours, *peers])}
+    turn = "turn, 1 conversation, sync"
+    met = {
+        (says, against): verdicts[f"{turn}{says}", against].met
+        for says, against in (
+            ("", "pool"),
+            ("", "one"),
+            (", cpu ms", "pool"),
+            (", steps", ""),
+            (", Redis kB", ""),
+        )
+    }
+    assert list(met.values()) == [True, True, False, True, False]
+    assert "| 4.00 (4.00-4.00) | 25.0 (25.0-25.0) |" in turn_costs([ours, *peers])
+    # A run of before, that counted nothing, is still shown.
+    older = figure("Glasspoint", 10.0, 11.0)
+    unknown = {(v.target.says, v.target.against): v.met for v in judged([older, *peers])}
+    assert unknown[f"{turn}, steps", ""] is None
+    assert "| not measured | not measured |" in turn_costs([older, *peers])
 
 
 def run(script: str, file: Path, *arguments: str, status: int = 0) -> tuple[Any, str]:

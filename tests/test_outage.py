@@ -936,6 +936,49 @@ async def test_a_drain_that_was_cut_off_after_the_newest_checkpoint_goes_on_in_i
     assert await threads_in(database) == ["42"]
 
 
+async def test_of_a_drain_that_was_cut_off_only_what_came_after_it_is_set_aside(
+    database: str, redis_url: str
+) -> None:
+    """Both the thread and the branch have gone on from what was moved: nothing stands twice."""
+    lower, thread = MemorySaver(), Thread("42")
+    for _ in range(3):
+        await thread.put(lower)
+    items = [each async for each in lower.export_thread("42")]
+    async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as upper:
+        await upper.setup()
+        await upper.import_checkpoints([items[-1]])
+        fork = thread.newest
+        await thread.put(upper)
+        thread.newest = fork
+        await thread.put(lower)
+        await drain(lower, upper)
+        assert [each.metadata["step"] async for each in upper.alist(thread.config)] == [4, 3, 2, 1]
+        [aside] = set(await threads_in(database)) - {"42"}
+        assert [each.metadata["step"] async for each in upper.alist(config_of(aside))] == [5, 3]
+
+
+@pytest.mark.parametrize("of", ["this process", "another process"])
+async def test_a_run_of_a_branch_that_is_lost_for_now_ends_beside_the_history(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, of: str
+) -> None:
+    """The tier below is lost just when PostgreSQL is back: the run must not shadow what PostgreSQL has."""
+    url = await five_turns_and_an_outage(own_postgres, own_redis, redis_forgets=True)
+    lost: Any = {"redis_timeout": 0.3, "l1_timeout": 0.3}
+    async with pod(url, own_redis.url, **lost) as one, pod(url, own_redis.url, **lost) as other:
+        runner = one if of == "this process" else other
+        await say(one, "42", "anew")
+        held = Held(runner)
+        running = await held.begin("42", "sync")
+        own_redis.stop()
+        own_postgres.start()
+        await until(lambda: runner.tier == "cached")
+        held.go_on.set()
+        await running
+        assert await said(runner, "42") == TURNS
+        [aside] = set(await threads_in(url)) - {"42"}
+        assert await said(runner, aside) == ["anew", "during"]
+
+
 async def test_a_promotion_that_leaves_a_lost_tier_behind_never_says_that_all_is_there(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

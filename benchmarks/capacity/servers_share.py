@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -24,7 +24,7 @@ from comparison.calls import Hot
 from comparison.conversations import Conversation
 from comparison.measuring import clocked
 from comparison.peers import OURS, QUICK, Peers, peers
-from comparison.servers import facts_of, own_database
+from comparison.servers import Databases, facts_of, own_databases
 from comparison.turns import KEPT, Durability, turns_of
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 
@@ -50,27 +50,36 @@ async def measured(
     """
     with EmbeddedPostgres(durable=True) as postgres, EmbeddedRedis() as redis:
         async with (
-            own_database(postgres.url, PREFIX) as conninfo,
-            peers(conninfo, redis.url, key_prefix=PREFIX, provider=None, names=QUICK) as found,
+            own_databases(postgres.url, PREFIX) as databases,
+            peers(databases, redis.url, key_prefix=PREFIX, provider=None, names=QUICK) as found,
             Redis.from_url(redis.url) as client,
-            await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as conn,
+            _connected(databases) as connections,
         ):
-            servers = _Servers(client, conn)
+            servers = _Servers(client, connections)
             return {
                 "facts": await facts_of(found.pool, client),
                 "calls": [each async for each in _calls(found, servers, calls)],
                 "turns": [each async for each in _turns(found, servers, turns, warm_up_turns)],
-                "flush_ms": await _flush_ms(conninfo, calls),
+                "flush_ms": await _flush_ms(databases.ours, calls),
             }
 
 
-class _Servers:
-    """What both servers have done so far."""
+@asynccontextmanager
+async def _connected(databases: Databases) -> AsyncIterator[list[psycopg.AsyncConnection[Any]]]:
+    async with AsyncExitStack() as opened:
+        yield [
+            await opened.enter_async_context(await psycopg.AsyncConnection.connect(each, autocommit=True))
+            for each in (databases.ours, databases.upstream)
+        ]
 
-    def __init__(self, redis: Redis, conn: psycopg.AsyncConnection[Any]) -> None:
+
+class _Servers:
+    """What both servers have done so far, PostgreSQL in the databases of all contenders."""
+
+    def __init__(self, redis: Redis, connections: list[psycopg.AsyncConnection[Any]]) -> None:
         self.redis = redis
-        self._conn = conn
-        self._postmaster = psutil.Process(psutil.Process(conn.info.backend_pid).ppid())
+        self._connections = connections
+        self._postmaster = psutil.Process(psutil.Process(connections[0].info.backend_pid).ppid())
         self._of_each: dict[int, float] = {}
         self._of_all = 0.0
 
@@ -83,7 +92,10 @@ class _Servers:
             "redis_bytes": info["used_memory"],
             "redis_entries": await self.redis.dbsize(),
             "postgres_ms": self._postgres_ms(),
-            "wal_bytes": await self._one("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')"),
+            # Of the whole server: all databases write one log.
+            "wal_bytes": await self._one(
+                "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')", self._connections[:1]
+            ),
         }
         for table in TABLES:
             totals[f"{table}_rows"] = await self._one(f"SELECT count(*) FROM {table}")
@@ -111,10 +123,16 @@ class _Servers:
                 self._of_each[process.pid] = taken
         return self._of_all
 
-    async def _one(self, query: str) -> float:
-        row = await (await self._conn.execute(query)).fetchone()
-        assert row is not None
-        return float(row[0])
+    async def _one(
+        self, query: str, connections: Sequence[psycopg.AsyncConnection[Any]] | None = None
+    ) -> float:
+        """Ask each database, and return the sum."""
+        total = 0.0
+        for conn in self._connections if connections is None else connections:
+            row = await (await conn.execute(query)).fetchone()
+            assert row is not None
+            total += float(row[0])
+        return total
 
 
 def _processor_ms(process: psutil.Process) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -15,9 +17,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from redis.asyncio import Redis
 
-from comparison.measuring import Figure, Slice, interleaved
-from comparison.peers import ALL, QUICK, Peers, peers
-from comparison.servers import own_database
+from comparison.counting import with_redis
+from comparison.measuring import SETTLE_SECONDS, Figure, Slice, interleaved, settled
+from comparison.peers import ALL, OURS, QUICK, QUICK_TURN, Peers, Saver, peers
+from comparison.servers import Databases, own_databases
 
 Amount = Literal["full", "quick", "smoke"]
 
@@ -32,8 +35,8 @@ class Bench:
     Attributes:
         amount: How much is measured: seven minutes in all, less than one, or next to nothing.
         dice: Decide the order of everything.
-        conninfo: A database that holds nothing but what is measured.
-        peers: All contenders on it.
+        databases: Hold nothing but what is measured.
+        peers: All contenders on them.
         redis: A plain client.
         run: What all keys in Redis begin with.
     """
@@ -42,7 +45,7 @@ class Bench:
     dice: random.Random
     postgres_url: str
     redis_url: str
-    conninfo: str
+    databases: Databases
     peers: Peers
     redis: Redis
     run: str
@@ -55,9 +58,10 @@ class Bench:
         return {"full": full, "quick": quick, "smoke": smoke}[self.amount]
 
     @property
-    def contenders(self) -> tuple[str, ...]:
-        """Who is measured."""
-        return tuple(self.peers.savers)
+    def savers(self) -> dict[str, Saver]:
+        """Who is measured, where a workload does not say otherwise."""
+        names = self.choose(ALL, QUICK, ALL)
+        return {name: saver for name, saver in self.peers.savers.items() if name in names}
 
     @property
     def threads(self) -> int:
@@ -69,16 +73,29 @@ class Bench:
         workload: str,
         slices: Mapping[Key, Slice],
         seconds: float,
+        *,
+        writes: bool = False,
+        counts_redis: bool = False,
     ) -> list[Figure]:
         """Measure slices in the same rounds.
 
         Args:
             slices: By contender, and what sets its variant apart: see `variant`.
             seconds: How long in the full benchmark.
+            writes: Whether the calls write. Then Glasspoint's slices include its work after the last of them.
+            counts_redis: Whether steps and bytes of Redis are counted for Glasspoint.
         """
+
+        def whole(key: Key, each: Slice) -> Slice:
+            if key[0] != OURS:
+                return each
+            found = partial(settled, each) if writes else each
+            return partial(with_redis, self.redis, found) if counts_redis else found
+
         self._groups += 1
+        await asyncio.sleep(SETTLE_SECONDS)  # what was written before is no burst any more
         taken = await interleaved(
-            slices,
+            {key: whole(key, each) for key, each in slices.items()},
             self.dice,
             seconds=seconds * self.choose(1.0, 0.1, 0.0),
             at_least=self.choose(3, 2, 1),
@@ -90,17 +107,19 @@ class Bench:
         ]
 
     @asynccontextmanager
-    async def more_peers(self, conninfo: str, names: Sequence[str], key_prefix: str) -> AsyncIterator[Peers]:
-        """Other contenders, on another database or by another way."""
+    async def more_peers(
+        self, databases: Databases, names: Sequence[str], key_prefix: str
+    ) -> AsyncIterator[Peers]:
+        """Other contenders, on other databases or by another way."""
         prefix = f"{self.run}-{key_prefix}"
         async with peers(
-            conninfo, self.redis_url, key_prefix=prefix, provider=self.provider, names=names
+            databases, self.redis_url, key_prefix=prefix, provider=self.provider, names=names
         ) as opened:
             yield opened
 
-    def database(self, name: str) -> Any:
-        """Another database, for the length of a block."""
-        return own_database(self.postgres_url, f"{self.run}_{name}".replace("-", "_"))
+    def more_databases(self, name: str) -> AbstractAsyncContextManager[Databases]:
+        """Other databases, for the length of a block."""
+        return own_databases(self.postgres_url, f"{self.run}_{name}".replace("-", "_"))
 
     async def forget(self, pattern: str = "-*-l1:*") -> None:
         """Take Glasspoint's entries out of Redis."""
@@ -126,19 +145,19 @@ async def opened(
     async with AsyncExitStack() as stack:
         provider = _one_in_a_hundred(stack, receiver_url)
         redis = await stack.enter_async_context(Redis.from_url(redis_url))
-        conninfo = await stack.enter_async_context(own_database(postgres_url, run.replace("-", "_")))
+        databases = await stack.enter_async_context(own_databases(postgres_url, run.replace("-", "_")))
         stack.push_async_callback(_forget_all, redis, run)
         found = await stack.enter_async_context(
             peers(
-                conninfo,
+                databases,
                 redis_url,
                 key_prefix=f"{run}-main",
                 provider=provider,
-                names=QUICK if amount == "quick" else ALL,
+                names=QUICK_TURN if amount == "quick" else ALL,
             )
         )
         yield Bench(
-            amount, random.Random(seed), postgres_url, redis_url, conninfo, found, redis, run, provider
+            amount, random.Random(seed), postgres_url, redis_url, databases, found, redis, run, provider
         )
 
 

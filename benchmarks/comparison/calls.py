@@ -1,12 +1,18 @@
-"""Single calls: hits, misses, puts, pending writes, and the first turn of a new thread."""
+"""Single calls: hits, misses, puts, pending writes, and the first turn of a new thread.
+
+A burst is all writes of one saver to one thread with less than about 50 ms between them. Writes are measured
+in two variants. `FIRST`: each call in a thread that has not been written for a while. `FURTHER`: calls in a
+thread that was written just before.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from itertools import count
-from typing import Any
+from itertools import count, cycle, islice
+from typing import Any, Final
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
@@ -15,8 +21,14 @@ from redis.asyncio import Redis
 from comparison.bench import Bench, Key, variant
 from comparison.conversations import Conversation
 from comparison.floors import ReadFloor, WriteFloor
-from comparison.measuring import Call, Figure, Sample, Slice, clocked
+from comparison.measuring import SETTLE_SECONDS, Call, Figure, Sample, Slice, clocked, clocked_apart
 from comparison.peers import FLOOR, MEMORY, OURS, POOL, Peers, Saver
+from glasspoint import CachedPostgresSaver
+
+FIRST: Final = "first of a burst"
+FURTHER: Final = "in a burst"
+BURST: Final = 8
+"""How many calls of a burst are measured where there is one caller."""
 
 
 class Hot:
@@ -25,6 +37,7 @@ class Hot:
     def __init__(self, saver: Saver, conversations: list[Conversation]) -> None:
         self.saver = saver
         self.conversations = conversations
+        self._in_turn = cycle(conversations)
 
     @classmethod
     async def made(cls, saver: Saver, prefix: str, messages: int, threads: int) -> Hot:
@@ -39,13 +52,37 @@ class Hot:
         return await self._sample(self._hit, calls, callers)
 
     async def puts(self, calls: int, callers: int) -> Sample:
-        """Store the next ones."""
+        """Store the next ones; each is the first of a burst, if there are no more calls than threads."""
         return await self._sample(self._put, calls, callers)
 
     async def writes(self, calls: int, callers: int) -> Sample:
-        """Store pending writes, of checkpoints that have none yet."""
+        """Store pending writes, of checkpoints that have none yet and whose own bursts are over."""
         await self.puts(min(calls, len(self.conversations)), 8)
+        if isinstance(self.saver, CachedPostgresSaver):
+            await asyncio.sleep(SETTLE_SECONDS)
         return await self._sample(self._writes, calls, callers)
+
+    async def puts_in_bursts(self, calls: int, callers: int) -> Sample:
+        """Store the next checkpoints of threads that were written just before."""
+        return await self._bursts(self._put, calls, callers)
+
+    async def writes_in_bursts(self, calls: int, callers: int) -> Sample:
+        """Store pending writes of checkpoints that were written just before."""
+        return await self._bursts(self._writes, calls, callers)
+
+    async def _bursts(self, one: Callable[[Conversation], Call], calls: int, callers: int) -> Sample:
+        """A thread at a time for each caller. The first write there, a put, is not measured."""
+        if callers > 1:
+            conversations = list(islice(self._in_turn, callers))
+            first = [self._put(each) for each in conversations]
+            shares = [[one(each) for _ in range(calls // callers)] for each in conversations]
+            return await clocked(shares, before=first)
+        before: list[Call | None] = []
+        measured: list[Call] = []
+        for conversation in islice(self._in_turn, max(1, calls // BURST)):
+            before += [self._put(conversation), *[None] * (BURST - 1)]
+            measured += [one(conversation) for _ in range(BURST)]
+        return await clocked_apart(measured, before)
 
     async def _sample(self, one: Callable[[Conversation], Call], calls: int, callers: int) -> Sample:
         number = len(self.conversations)
@@ -120,7 +157,7 @@ async def hit(bench: Bench) -> list[Figure]:
         threads = min(bench.threads, calls)
         hot = {
             name: await Hot.made(saver, f"hit-{messages}-{i}", messages, threads)
-            for i, (name, saver) in enumerate(bench.peers.savers.items())
+            for i, (name, saver) in enumerate(bench.savers.items())
         }
         floor = await floor_of(bench, bench.redis, hot[OURS], f"{messages}")
         for callers in bench.choose((1, 64), (1, 64), (1, 4)):
@@ -139,7 +176,7 @@ async def miss(bench: Bench) -> list[Figure]:
     """Read a thread that Redis does not have; the answer is stored there."""
     hot = {
         name: await Hot.made(saver, f"miss-{i}", 10, bench.threads)
-        for i, (name, saver) in enumerate(bench.peers.savers.items())
+        for i, (name, saver) in enumerate(bench.savers.items())
         if name != MEMORY
     }
     figures = []
@@ -173,7 +210,7 @@ async def put(bench: Bench) -> list[Figure]:
     async def floor(found: WriteFloor, conversations: list[Conversation], calls: int, callers: int) -> Sample:
         return await found.puts(rows(conversations, calls), callers)
 
-    return await _writing(bench, "put", Hot.puts, floor)
+    return await _writing(bench, "put", {FIRST: Hot.puts, FURTHER: Hot.puts_in_bursts}, floor)
 
 
 async def put_writes(bench: Bench) -> list[Figure]:
@@ -183,31 +220,38 @@ async def put_writes(bench: Bench) -> list[Figure]:
         writes = [conversations[i % len(conversations)].next_writes() for i in range(calls)]
         return await found.writes(writes, callers)
 
-    return await _writing(bench, "put_writes", Hot.writes, floor)
+    return await _writing(bench, "put_writes", {FIRST: Hot.writes, FURTHER: Hot.writes_in_bursts}, floor)
 
 
 async def _writing(
     bench: Bench,
     workload: str,
-    measure: Callable[[Hot, int, int], Awaitable[Sample]],
+    measures: dict[str, Callable[[Hot, int, int], Awaitable[Sample]]],
     measure_floor: Callable[[WriteFloor, list[Conversation], int, int], Awaitable[Sample]],
 ) -> list[Figure]:
+    # By callers: how many calls a slice has, the first of a burst and in a burst.
+    sizes: dict[int, tuple[int, int]] = bench.choose(
+        {1: (64, 32), 16: (64, 128), 64: (192, 192)},
+        {1: (32, 16), 16: (64, 64), 64: (64, 64)},
+        {1: (4, 8), 4: (4, 8)},
+    )
+    threads = max(first for first, _ in sizes.values())  # one call in each is the first of a burst
     hot = {
-        name: await Hot.made(saver, f"{workload}-{i}", 10, bench.threads)
-        for i, (name, saver) in enumerate(bench.peers.savers.items())
+        name: await Hot.made(saver, f"{workload}-{i}", 10, threads)
+        for i, (name, saver) in enumerate(bench.savers.items())
     }
     # The floor's rows are those of a conversation that upstream has begun.
-    of_floor = (await Hot.made(bench.peers[POOL], f"{workload}-floor", 10, bench.threads)).conversations
+    of_floor = (await Hot.made(bench.peers[POOL], f"{workload}-floor", 10, threads)).conversations
     found = WriteFloor(bench.peers.pool, bench.peers[OURS].serde)
     figures = []
-    for callers in bench.choose((1, 16, 64), (1, 16, 64), (1, 4)):
-        calls = max(bench.threads, bench.choose(3, 2, 1) * callers)
-        named = variant(messages=10, callers=callers)
-        slices: dict[Key, Slice] = {
-            (name, named): partial(measure, contender, calls, callers) for name, contender in hot.items()
-        }
-        slices[FLOOR, named] = partial(measure_floor, found, of_floor, calls, callers)
-        figures += await bench.measure(workload, slices, 8.0)
+    for callers, numbers in sizes.items():
+        slices: dict[Key, Slice] = {}
+        for calls, (burst, measure) in zip(numbers, measures.items(), strict=True):
+            named = variant(messages=10, callers=callers, burst=burst)
+            for name, contender in hot.items():
+                slices[name, named] = partial(measure, contender, calls, callers)
+            slices[FLOOR, named] = partial(measure_floor, found, of_floor, calls, callers)
+        figures += await bench.measure(workload, slices, bench.choose(8.0, 5.0, 0.0), writes=True)
     return figures
 
 
@@ -235,7 +279,7 @@ async def first_turn(bench: Bench) -> list[Figure]:
         named = variant(callers=callers)
         calls = bench.choose(32, 16, callers)
         slices: dict[Key, Slice] = {
-            (name, named): partial(turns, saver, calls, callers) for name, saver in bench.peers.savers.items()
+            (name, named): partial(turns, saver, calls, callers) for name, saver in bench.savers.items()
         }
-        figures += await bench.measure("first turn", slices, 4.0)
+        figures += await bench.measure("first turn", slices, 4.0, writes=True)
     return figures

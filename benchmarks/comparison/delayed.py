@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from statistics import median
 from typing import cast
 
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 
 @contextmanager
 def delayed(conninfo: str, milliseconds: float) -> Iterator[str]:
-    """Run the line for the length of a block; the connection string of its near end."""
+    """Run a line to this server for the length of the block, and yield the port of its near end."""
     target = conninfo_to_dict(conninfo)
     host, port = str(target.get("host", "localhost")), str(target.get("port", 5432))
     address = f"{host}/.s.PGSQL.{port}" if host.startswith("/") else f"{host}:{port}"
@@ -31,7 +31,7 @@ def delayed(conninfo: str, milliseconds: float) -> Iterator[str]:
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield make_conninfo(conninfo, host="127.0.0.1", port=process.stdout.readline().strip())
+            yield process.stdout.readline().strip()
         finally:
             process.kill()
 

@@ -1,11 +1,13 @@
 """What history costs: long threads, large tables.
 
-The rows are made by PostgreSQL itself, in a database of its own; values are few and small, because only their
-number matters. Autovacuum is off there, so that statistics are as old as the workload says.
+The rows are made by PostgreSQL itself, in databases of their own, the same in both. Values are few and small,
+because only their number matters. Autovacuum is off there, so that statistics are as old as the workload
+says.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -16,6 +18,7 @@ from comparison.bench import Bench, Key, variant
 from comparison.calls import Hot, only_hits, read
 from comparison.measuring import Figure, Sample, Slice, clocked_apart
 from comparison.peers import OURS, POOL, Peers
+from comparison.servers import Databases
 from glasspoint.l2.statements import OWN
 
 CONTENDERS: Final = (OURS, POOL)
@@ -81,33 +84,47 @@ async def fill(conninfo: str, statement: str, **params: Any) -> None:
         await conn.execute(OWN + statement, params)
 
 
+async def _ask_each(databases: Databases, *statements: str) -> None:
+    for conninfo in (databases.ours, databases.upstream):
+        async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as conn:
+            for statement in statements:
+                await conn.execute(statement)
+
+
 async def history(bench: Bench) -> list[Figure]:
     """Threads of 10, 1,000 and 100,000 checkpoints; then tables of a million."""
     depths: Sequence[int] = bench.choose((10, 1_000, 100_000), (10, 10_000), (10, 1_000))
     total: int = bench.choose(1_000_000, 0, 2_000)
     async with (
-        bench.database("history") as conninfo,
-        bench.more_peers(conninfo, CONTENDERS, "history") as peers,
+        bench.more_databases("history") as databases,
+        bench.more_peers(databases, CONTENDERS, "history") as peers,
     ):
-        async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as conn:
-            for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
-                await conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
-            hot: dict[tuple[str, int], Hot] = {}
-            for depth in depths:
-                for i, name in enumerate(CONTENDERS):
-                    prefix = f"depth-{depth}-{i}"
-                    threads = THREADS.get(depth, 1)
-                    for number in range(threads):
-                        await fill(conninfo, _DEEPEN, thread=f"{prefix}-{number:02}", depth=depth)
-                    hot[name, depth] = await Hot.made(peers[name], prefix, 10, threads)
-            figures = await _deep(bench, peers, hot, "no")
-            if not total:
-                return figures
-            await conn.execute("ANALYZE")
-            figures += await _deep(bench, peers, hot, "yes")
-            filled = sum(depth * THREADS.get(depth, 1) for depth in depths) * len(CONTENDERS)
-            await fill(conninfo, _WIDEN, rows=max(0, total - filled))
-            await conn.execute("ANALYZE")
+        await _ask_each(
+            databases,
+            *(
+                f"ALTER TABLE {table} SET (autovacuum_enabled = off)"
+                for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+            ),
+        )
+        both = (databases.ours, databases.upstream)
+        hot: dict[tuple[str, int], Hot] = {}
+        for depth in depths:
+            for i, name in enumerate(CONTENDERS):
+                prefix = f"depth-{depth}-{i}"
+                threads = THREADS.get(depth, 1)
+                for number in range(threads):
+                    # The same rows in both, so that their statistics are alike.
+                    thread = f"{prefix}-{number:02}"
+                    await asyncio.gather(*(fill(each, _DEEPEN, thread=thread, depth=depth) for each in both))
+                hot[name, depth] = await Hot.made(peers[name], prefix, 10, threads)
+        figures = await _deep(bench, peers, hot, "no")
+        if not total:
+            return figures
+        await _ask_each(databases, "ANALYZE")
+        figures += await _deep(bench, peers, hot, "yes")
+        filled = sum(depth * THREADS.get(depth, 1) for depth in depths) * len(CONTENDERS)
+        await asyncio.gather(*(fill(each, _WIDEN, rows=max(0, total - filled)) for each in both))
+        await _ask_each(databases, "ANALYZE")
         return figures + await _large(bench, peers, total)
 
 
@@ -117,7 +134,7 @@ async def _deep(bench: Bench, peers: Peers, hot: dict[tuple[str, int], Hot], ana
     measures: dict[str, Callable[[Hot], Awaitable[Sample]]] = {
         "hit, depth": lambda each: each.hits(calls, 1),
         "miss, depth": partial(misses, bench, calls=calls // 3),
-        "put, depth": lambda each: each.puts(8, 1),
+        "put, depth": lambda each: each.puts_in_bursts(8, 1),
     }
     for workload, measure in measures.items():
         slices: dict[Key, Slice] = {
@@ -131,7 +148,7 @@ async def _deep(bench: Bench, peers: Peers, hot: dict[tuple[str, int], Hot], ana
             }
             for each in hot.values():
                 await each.hits(len(each.conversations), 1)
-        figures += await bench.measure(workload, slices, 3.5)
+        figures += await bench.measure(workload, slices, 3.5, writes=workload == "put, depth")
     return figures
 
 
@@ -172,5 +189,5 @@ async def _large(bench: Bench, peers: Peers, total: int) -> list[Figure]:
             (name, variant(callers=callers, checkpoints=checkpoints)): partial(measure, each)
             for (name, checkpoints), each in hot.items()
         }
-        figures += await bench.measure(workload, slices, 3.0)
+        figures += await bench.measure(workload, slices, 3.0, writes=workload == "put, tables")
     return figures

@@ -11,14 +11,22 @@ import gc
 import random
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from time import perf_counter, process_time
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Call = Callable[[], Awaitable[Any]]
 """One call, its arguments made already."""
 
 Metric = Literal["p50_ms", "p99_ms", "per_second", "cpu_ms"]
+
+Count = Literal["redis_steps", "redis_kb"]
+
+SETTLE_SECONDS: Final = 0.1
+"""How long Glasspoint is left alone until its background work for earlier writes is done.
+
+A burst ends when about 50 ms have passed without a write. Glasspoint then tells Redis about it.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class Sample:
         per_second: How many were done in a second, by all callers together.
         cpu_ms: What one took of this process's processor time, the servers' not included.
         statements: How many statements PostgreSQL was sent, where that was counted.
+        redis_steps: How many commands Redis was sent for one, where that was counted.
+        redis_kb: How many kB went to Redis and came from it for one, where that was counted.
     """
 
     calls: int
@@ -39,6 +49,8 @@ class Sample:
     per_second: float
     cpu_ms: float
     statements: int | None = None
+    redis_steps: float | None = None
+    redis_kb: float | None = None
 
 
 Slice = Callable[[], Awaitable[Sample]]
@@ -77,6 +89,11 @@ class Figure:
     def spread(self, metric: Metric) -> Spread:
         """Sum the rounds up."""
         return Spread.of([getattr(each, metric) for each in self.rounds])
+
+    def counted(self, count: Count) -> Spread | None:
+        """Sum up what was counted; nothing, if it was not."""
+        values = [value for each in self.rounds if (value := getattr(each, count)) is not None]
+        return Spread.of(values) if values else None
 
     @property
     def is_throughput(self) -> bool:
@@ -118,31 +135,48 @@ def speed(of: Figure, to: Figure) -> Spread:
     return ratio(of, to, "per_second") if of.is_throughput else ratio(to, of, "p50_ms")
 
 
-async def clocked(shares: Sequence[Sequence[Call]], *, counts_as: int = 1) -> Sample:
+async def clocked(
+    shares: Sequence[Sequence[Call]], *, counts_as: int = 1, before: Sequence[Call] = ()
+) -> Sample:
     """Let callers make their calls, each caller one after the other, all callers at once.
 
     Args:
         shares: For each caller its calls.
         counts_as: How many calls one of these stands for: a batch.
+        before: Calls that are made first, all at once, and are not measured.
     """
     seconds: list[float] = []
     _collect()
+    await asyncio.gather(*(call() for call in before))
     started, started_cpu = perf_counter(), process_time()
     await asyncio.gather(*(_caller(calls, seconds) for calls in shares))
     return _sample(seconds, perf_counter() - started, process_time() - started_cpu, counts_as)
 
 
-async def clocked_apart(calls: Sequence[Call], before: Sequence[Call]) -> Sample:
-    """Let one caller make its calls, each after something that is not measured."""
+async def clocked_apart(calls: Sequence[Call], before: Sequence[Call | None]) -> Sample:
+    """Let one caller make its calls. What stands `before` a call is done first, and is not measured."""
     seconds, cpu = [], 0.0
     _collect()
     for call, prepare in zip(calls, before, strict=True):
-        await prepare()
+        if prepare is not None:
+            await prepare()
         started, started_cpu = perf_counter(), process_time()
         await call()
         seconds.append(perf_counter() - started)
         cpu += process_time() - started_cpu
     return _sample(seconds, sum(seconds), cpu, 1)
+
+
+async def settled(measure: Slice) -> Sample:
+    """Measure a slice of calls that write, and wait until the work that they have left is done.
+
+    The processor time of that work counts as the slice's. The next contender does not pay for it.
+    """
+    sample = await measure()
+    started_cpu = process_time()
+    await asyncio.sleep(SETTLE_SECONDS)
+    later_ms = 1000 * (process_time() - started_cpu) / sample.calls
+    return replace(sample, cpu_ms=sample.cpu_ms + later_ms)
 
 
 def _collect() -> None:

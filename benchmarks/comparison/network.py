@@ -21,12 +21,13 @@ from comparison.turns import slices_of, turns_of
 async def network(bench: Bench) -> list[Figure]:
     """Puts and whole turns, with a round trip to PostgreSQL that takes 1 ms or 5 ms longer."""
     figures = []
-    names = [name for name in bench.contenders if name in ON_POSTGRES]
+    names = [name for name in bench.savers if name in ON_POSTGRES]
     for delay_ms in bench.choose((1, 5), (5,), (5,)):
         with ExitStack() as line:
-            conninfo = line.enter_context(delayed(bench.conninfo, delay_ms))
-            bench.notes.append(await _round_trips(bench.conninfo, conninfo, delay_ms))
-            async with bench.more_peers(conninfo, names, f"delay-{delay_ms}") as peers:
+            port = line.enter_context(delayed(bench.databases.ours, delay_ms))
+            databases = bench.databases.at("127.0.0.1", port)
+            bench.notes.append(await _round_trips(bench.databases.ours, databases.ours, delay_ms))
+            async with bench.more_peers(databases, names, f"delay-{delay_ms}") as peers:
                 hot = {
                     name: await Hot.made(saver, f"network-{delay_ms}-{i}", 10, bench.threads)
                     for i, (name, saver) in enumerate(peers.savers.items())
@@ -36,12 +37,12 @@ async def network(bench: Bench) -> list[Figure]:
                     slices: dict[Key, Slice] = {
                         (name, named): partial(each.puts, calls, callers) for name, each in hot.items()
                     }
-                    figures += await bench.measure("put, network", slices, 3.0)
+                    figures += await bench.measure("put, network", slices, 3.0, writes=True)
                 turns = turns_of(peers, f"network-{delay_ms}")
                 for conversations, number in bench.choose(((1, 2), (16, 16)), ((1, 2), (16, 16)), ((2, 2),)):
                     more: dict[str, Any] = {"delay": f"{delay_ms} ms"}
                     found = slices_of(turns, number, conversations, "sync", **more)
-                    figures += await bench.measure("turn, network", found, 5.0)
+                    figures += await bench.measure("turn, network", found, 5.0, writes=True)
     return figures
 
 

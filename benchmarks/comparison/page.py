@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from comparison.measuring import Figure, Spread
-from comparison.peers import ALL, FLOOR
+from comparison.peers import ALL, FLOOR, OURS
 from comparison.report import said, told, verdict_cells
 from comparison.targets import judged
 
@@ -39,6 +39,7 @@ def renewed(text: str, run: Run, with_uvloop: Run | None) -> str:
     special: dict[str, Callable[[], str]] = {
         "facts": lambda: facts(run),
         "targets": lambda: targets(run, with_uvloop),
+        "turn cost": lambda: turn_costs(run.figures),
     }
 
     def part(found: re.Match[str]) -> str:
@@ -81,6 +82,25 @@ def workload(figures: Sequence[Figure], name: str) -> str:
         rows.append([_named(first)])
         rows[-1] += [_cell(of_name[each]) if each in of_name else "" for each in names]
     return table([name, *names], rows)
+
+
+def turn_costs(figures: Sequence[Figure]) -> str:
+    """What a turn takes of the process's processor, and Glasspoint's of Redis."""
+    found = [each for each in figures if each.workload == "turn"]
+    names = [each for each in ALL if any(each == figure.contender for figure in found)]
+    rows = []
+    for _, of_variant in groupby(found, key=lambda each: (each.group, said(each.variant))):
+        of_name = {each.contender: each for each in of_variant}
+        ours = of_name[OURS]
+        counted = (ours.counted("redis_steps"), ours.counted("redis_kb"))
+        rows.append(
+            [
+                f"{said(ours.variant)}: ms",
+                *(told(of_name[name].spread("cpu_ms")) if name in of_name else "" for name in names),
+                *(told(each) if each else "not measured" for each in counted),
+            ]
+        )
+    return table(["processor time a turn", *names, "Redis: steps", "Redis: kB"], rows)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

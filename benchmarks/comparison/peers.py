@@ -1,4 +1,7 @@
-"""Who is compared: Glasspoint, and what else a LangGraph application could use."""
+"""Who is compared: Glasspoint, and what else a LangGraph application could use.
+
+Glasspoint and upstream's contenders have a database each, on the same server: see `servers.Databases`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
+from comparison.servers import Databases
 from glasspoint import CachedPostgresSaver, RedisSaver, create_telemetry
 from glasspoint.telemetry import Telemetry
 
@@ -29,17 +33,19 @@ MEMORY: Final = "InMemorySaver"
 
 ON_POSTGRES: Final = (OURS, POOL, ONE)
 QUICK: Final = (OURS, POOL)
+QUICK_TURN: Final = (OURS, POOL, ONE, MEMORY)
+"""Both of upstream's contenders, and LangGraph alone."""
 ALL: Final = (OURS, POOL, ONE, REDIS, MEMORY)
 
 Saver = BaseCheckpointSaver[str]
 
 
 class Peers:
-    """Savers by name, on one PostgreSQL database and one Redis.
+    """Savers by name, on one PostgreSQL server and one Redis.
 
     Attributes:
         telemetry: Glasspoint's: metrics, and traces of which one in a hundred is recorded and sent.
-        pool: A pool as the peer has it, for whatever else there is to be asked.
+        pool: The pool of the peer, on upstream's database.
     """
 
     def __init__(
@@ -69,7 +75,7 @@ class Peers:
 
 @asynccontextmanager
 async def peers(
-    conninfo: str,
+    databases: Databases,
     redis_url: str,
     *,
     key_prefix: str,
@@ -80,7 +86,7 @@ async def peers(
     """Open savers, and make the tables.
 
     Args:
-        conninfo: The database, as libpq takes it.
+        databases: Where they store.
         key_prefix: What all their keys in Redis begin with.
         provider: Where Glasspoint's spans go.
         names: Which of `ALL`.
@@ -90,7 +96,7 @@ async def peers(
     telemetry = create_telemetry(registry=registry, tracer_provider=provider)
     async with AsyncExitStack() as opened:
         ours = await CachedPostgresSaver.create(
-            conninfo,
+            databases.ours,
             redis_url,
             pool_min_size=POOL_SIZE,
             pool_max_size=POOL_SIZE,
@@ -102,13 +108,16 @@ async def peers(
         opened.push_async_callback(ours.close)
         kwargs = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
         pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
-            conninfo, min_size=POOL_SIZE, max_size=POOL_SIZE, kwargs=kwargs, open=False
+            databases.upstream, min_size=POOL_SIZE, max_size=POOL_SIZE, kwargs=kwargs, open=False
         )
         await opened.enter_async_context(pool)
         await pool.wait()
-        savers: dict[str, Saver] = {OURS: ours, POOL: AsyncPostgresSaver(pool)}
+        on_pool = AsyncPostgresSaver(pool)
+        await on_pool.setup()
+        savers: dict[str, Saver] = {OURS: ours, POOL: on_pool}
         if ONE in names:
-            savers[ONE] = await opened.enter_async_context(AsyncPostgresSaver.from_conn_string(conninfo))
+            on_one = AsyncPostgresSaver.from_conn_string(databases.upstream)
+            savers[ONE] = await opened.enter_async_context(on_one)
         if REDIS in names:
             # By default redis-py's pool has 100 connections, and a call that finds none fails.
             many = Redis.from_url(redis_url, max_connections=1000)

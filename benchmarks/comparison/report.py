@@ -64,6 +64,8 @@ def said(variant: dict[str, object]) -> str:
 
 
 def _said(name: str, value: object) -> str:
+    if name == "burst":
+        return str(value)
     if name not in COUNTED or not isinstance(value, int):
         return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
     return f"{value:,} {name.removesuffix('s') if value == 1 else name}"
@@ -71,7 +73,7 @@ def _said(name: str, value: object) -> str:
 
 def told(spread: Spread) -> str:
     """Median and quartiles."""
-    digits = 1 if spread.high >= 9.95 else 2
+    digits = 2 if spread.high < 9.95 else 1 if spread.high < 99.95 else 0
     return f"{spread.median:,.{digits}f} ({spread.low:,.{digits}f}-{spread.high:,.{digits}f})"
 
 

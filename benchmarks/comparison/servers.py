@@ -1,11 +1,12 @@
-"""Where it is measured: servers, a database of its own, the machine's facts."""
+"""Where it is measured: servers, databases of its own, the machine's facts."""
 
 from __future__ import annotations
 
 import os
 import platform
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,36 @@ def servers() -> Iterator[tuple[str, str]]:
         if not redis_url:
             redis_url = started.enter_context(EmbeddedRedis()).url
         yield postgres_url, redis_url
+
+
+@dataclass(frozen=True)
+class Databases:
+    """Two new databases on one server, by their connection strings.
+
+    Upstream must not pay for what only Glasspoint needs. In one database Glasspoint's triggers would run for
+    upstream's writes, note them in the journal, and the sweeper would drop them while others are measured.
+
+    Attributes:
+        ours: Glasspoint's, with its tables and triggers.
+        upstream: That of `AsyncPostgresSaver` and of the write floor. Its tables are made by upstream's
+            `setup()` alone.
+    """
+
+    ours: str
+    upstream: str
+
+    def at(self, host: str, port: str) -> Databases:
+        """Return the same databases, reached at another address."""
+        return Databases(*(make_conninfo(each, host=host, port=port) for each in (self.ours, self.upstream)))
+
+
+@asynccontextmanager
+async def own_databases(postgres_url: str, name: str) -> AsyncIterator[Databases]:
+    """Make both for the length of the block."""
+    async with AsyncExitStack() as made:
+        ours = await made.enter_async_context(own_database(postgres_url, name))
+        upstream = await made.enter_async_context(own_database(postgres_url, f"{name}_upstream"))
+        yield Databases(ours, upstream)
 
 
 @asynccontextmanager

@@ -3,8 +3,8 @@
     START -> agent -> tools -> answer (a subgraph) -> END
 
 Three supersteps: the agent asks for a tool, the tool answers, a subgraph writes the answer. The subgraph
-checkpoints in a namespace of its own, as LangGraph has it by default. The conversation is kept at twenty
-messages, so that a turn costs the same at any time.
+checkpoints in a namespace of its own, as LangGraph has it by default. The conversation has twenty messages
+from its first turn on, and is kept at them, so that a turn costs the same at any time.
 """
 
 from __future__ import annotations
@@ -65,6 +65,12 @@ async def write(state: State) -> State:
     return {"messages": [AIMessage(f"{state['messages'][-1].content} {TEXT}", id=str(uuid4()))]}
 
 
+def _earlier() -> list[AnyMessage]:
+    """What was said before the first turn."""
+    kinds = (HumanMessage, AIMessage)
+    return [kinds[i % 2](f"Earlier: {TEXT}", id=str(uuid4())) for i in range(KEPT)]
+
+
 def graph_of(saver: Saver) -> Graph:
     """The graph, with this checkpointer."""
     writing = StateGraph(State)
@@ -89,6 +95,7 @@ class Turns:
         self._graph = graph_of(saver)
         self._telemetry = telemetry
         self._numbers = count()
+        self._begun: set[str] = set()
         self._threads = [f"{prefix}-{i:02}" for i in range(CONVERSATIONS)]
 
     async def sample(self, turns: int, conversations: int, durability: Durability) -> Sample:
@@ -100,12 +107,16 @@ class Turns:
     async def _turn(self, thread_id: str, durability: Durability) -> None:
         question = f"Question {next(self._numbers)}?"
         config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
+        earlier = [] if thread_id in self._begun else _earlier()
+        self._begun.add(thread_id)
         async with AsyncExitStack() as around:
             if self._telemetry is not None:
                 turn = conversation_turn(thread_id, "agent", telemetry=self._telemetry)
                 await around.enter_async_context(turn)
             answer = await self._graph.ainvoke(
-                {"messages": [HumanMessage(question, id=str(uuid4()))]}, config, durability=durability
+                {"messages": [*earlier, HumanMessage(question, id=str(uuid4()))]},
+                config,
+                durability=durability,
             )
         if not answer["messages"][-1].content.startswith(question):
             raise SystemExit("A turn went on from another state: not measured.")
@@ -130,15 +141,15 @@ def slices_of(
 
 
 async def turn(bench: Bench) -> list[Figure]:
-    """Whole turns, in each durability mode."""
+    """Whole turns, in each durability mode, and what they take of this process's processor and of Redis."""
     figures = []
     sizes: Sequence[tuple[int, int, float]] = bench.choose(
-        ((1, 8, 3.0), (16, 64, 8.0), (64, 64, 0.0)), ((1, 4, 3.0), (16, 16, 8.0)), ((2, 2, 0.0),)
+        ((1, 8, 9.0), (16, 48, 20.0)), ((1, 4, 9.0), (16, 32, 9.0)), ((1, 2, 0.0), (16, 16, 0.0))
     )
     durabilities = bench.choose(DURABILITIES, DURABILITIES, ("sync", "exit"))
     of_each = {each: turns_of(bench.peers, f"turn-{each}") for each in durabilities}
     for conversations, turns, seconds in sizes:
         for durability in durabilities:
             slices = slices_of(of_each[durability], turns, conversations, durability)
-            figures += await bench.measure("turn", slices, seconds)
+            figures += await bench.measure("turn", slices, seconds, writes=True, counts_redis=True)
     return figures

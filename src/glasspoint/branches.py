@@ -5,7 +5,8 @@ above under another id (see `draining`), and the thread itself has another histo
 run are led to the branch. The checkpoint that a call starts from tells whose call it is.
 
 A run may also have begun in a lower tier with nothing, and put its first checkpoint when the tier above is in
-use. If that tier has a history of the thread, this first put makes the branch.
+use; or its checkpoints stand in a lower tier that was lost before it was drained. If the tier above has a
+history of the thread, the first put there makes the branch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from glasspoint.lineage import UNKNOWN_TIME, SetAside, mark_of, set_aside_at
+from glasspoint.saver import CachedPostgresSaver
 from glasspoint.telemetry.events import ThreadDrained
 from glasspoint.telemetry.logs import get_logger
 
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
     from glasspoint.memory_saver import MemorySaver
     from glasspoint.redis_saver import RedisSaver
-    from glasspoint.saver import CachedPostgresSaver
     from glasspoint.telemetry.events import Telemetry
 
     TierSaver: TypeAlias = CachedPostgresSaver | RedisSaver | MemorySaver
@@ -98,6 +99,8 @@ class Branches:
             known = await self._first(saver, config, thread_id, puts) if puts is not None else None
         else:
             known = await self._branch_with(saver, config, thread_id, start, is_put=puts is not None)
+            if known is None and puts is not None and not await _holds(saver, thread_id, start):
+                known = await self._first(saver, config, thread_id, puts)
         if known is None:
             if puts is not None:
                 for each in self._of.get(thread_id, ()):
@@ -128,7 +131,8 @@ class Branches:
         # If one of these fails, the same put is made again, and is a first one then, too.
         newest = await saver.aget_tuple(cast("Any", {"configurable": {"thread_id": thread_id}}))
         if newest is None:
-            self._anew.pop(thread_id, None)
+            if isinstance(saver, CachedPostgresSaver):  # from below, nobody can tell
+                self._anew.pop(thread_id, None)
             return None
         set_aside = set_aside_at(thread_id, puts)
         await saver.note_set_aside(set_aside)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Collection, Coroutine
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +25,7 @@ from glasspoint.l1.entry import Changes
 from glasspoint.telemetry.events import BurstEnded
 
 if TYPE_CHECKING:
-    from glasspoint.l1.cache import Cache, Intent
+    from glasspoint.l1.cache import Cache, Intent, Reading
     from glasspoint.l2.fences import Fences
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import BurstEnd, Telemetry
@@ -51,10 +52,14 @@ class Burst:
         writers: How many writes are under way.
         is_covered: A statement with the fence was committed, and the intent was there after that.
         is_contested: Another writer has been there: nothing may be installed.
-        is_lost: Redis or PostgreSQL left something in doubt, and the entry was forgotten already.
+        is_lost: Redis was not told, or something was left in doubt: nothing is installed.
+        must_drop: Its intent may stand in an entry that was not forgotten.
         is_closing: It takes no more writes.
         is_committing: COMMIT is under way, or was.
         closed: Done when COMMIT was answered.
+        then_read: The checkpoint id that the saver's own reader waits for, `""` for the newest.
+        reading: What it was answered.
+        context: Of its last write, so that COMMIT stands in the same trace.
     """
 
     scope: Scope
@@ -69,8 +74,12 @@ class Burst:
     is_covered: bool = False
     is_contested: bool = False
     is_lost: bool = False
+    must_drop: bool = False
     is_closing: bool = False
     is_committing: bool = False
+    then_read: str | None = None
+    reading: Reading | None = None
+    context: Context = field(default_factory=copy_context)
     closed: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     async def may_begin(self) -> None:
@@ -103,13 +112,13 @@ class Bursts:
         fences: Fences,
         telemetry: Telemetry,
         *,
-        in_background: Callable[[Coroutine[Any, Any, None]], object],
+        in_background: Callable[[Coroutine[Any, Any, None], Context], object],
     ) -> None:
         """Args:
         l1: Where they are announced and committed.
         fences: Where those go whose burst has ended.
         telemetry: Who is told of each end.
-        in_background: Runs what no caller waits for; closing the saver does.
+        in_background: Runs what no caller waits for, in a context; closing the saver waits.
         """
         self._l1 = l1
         self._fences = fences
@@ -132,16 +141,31 @@ class Bursts:
         """A write of a burst was answered, or has failed."""
         burst.writers -= 1
         burst.last_at = monotonic()
+        burst.context = copy_context()
         if not burst.writers:
             if burst.takes_writes:
                 self._look_later(burst)
             else:
                 self._close(burst)
 
-    def is_idle(self, scope: Scope) -> bool:
-        """Whether a burst of a scope is open, and no write of it is under way."""
+    async def read(self, scope: Scope, checkpoint_id: str | None) -> Reading | None:
+        """End the burst of a scope for a reader of this saver, and read in the same trip to Redis.
+
+        Returns:
+            What Redis has answered; `None`: it is to be asked, because there is no burst, writes of it are
+            under way, or it could not be committed.
+        """
         burst = self._open.get(scope)
-        return burst is not None and not burst.writers
+        if burst is None or burst.writers:
+            return None
+        if not burst.is_closing:
+            burst.then_read = checkpoint_id or ""
+            burst.context = copy_context()
+            self._close(burst)
+            await asyncio.shield(burst.closed)
+            return burst.reading
+        await asyncio.shield(burst.closed)
+        return None
 
     async def end(self, scopes: Collection[Scope]) -> None:
         """End the bursts of scopes now, once their writes are answered; return when Redis has answered."""
@@ -168,7 +192,7 @@ class Bursts:
                 await asyncio.shield(after.closed)
             return await self._l1.begin(scope)
 
-        burst = Burst(scope, secrets.token_hex(8), asyncio.create_task(begin()), monotonic(), after)
+        burst = Burst(scope, _new_id(), asyncio.create_task(begin()), monotonic(), after)
         self._open[scope] = burst
         return burst
 
@@ -185,7 +209,7 @@ class Bursts:
         burst.is_closing = True
         if not burst.writers and not burst.is_committing:
             burst.is_committing = True
-            self._in_background(self._commit(burst))
+            self._in_background(self._commit(burst), burst.context)
 
     async def _commit(self, burst: Burst) -> None:
         end: BurstEnd = "lost"
@@ -193,6 +217,8 @@ class Bursts:
             intent = await burst.begun
             if self._l1.is_heeded(intent) and not burst.is_lost:
                 end = await self._settle(burst, intent)
+            elif burst.must_drop:
+                await self._l1.drop(intent)
         finally:
             if self._open.get(burst.scope) is burst:
                 del self._open[burst.scope]
@@ -204,8 +230,12 @@ class Bursts:
     async def _settle(self, burst: Burst, intent: Intent) -> BurstEnd:
         if burst.is_contested:
             return "contested" if await self._l1.drop(intent) else "error"
-        result = await self._l1.commit(intent, burst.changes)
+        result, burst.reading = await self._l1.commit(intent, burst.changes, then_read=burst.then_read)
         if result == "error":
             # It may have been done, or not: until somebody drops the entry, the intent sends readers away.
             await self._l1.drop(intent)
         return result
+
+
+def _new_id() -> str:
+    return secrets.token_hex(8)

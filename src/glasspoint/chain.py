@@ -448,7 +448,7 @@ class Chain:
                     self._check_that_works(lower)
                     if lost or await self._drain_the_rest(spec, lower, saver):
                         has_lost_threads = not lost and await self._has_lost_threads(lower)
-                        await self._remember_branches(lower, saver)
+                        await self._remember_branches(saver)
                         if lost or self._drainers[spec.name].refused:  # before anybody takes it for whole
                             self._note_undrained(self._undrained | {spec.name})
                         await self._switch(above, saver)
@@ -516,13 +516,11 @@ class Chain:
             await saver.close()
             raise GlasspointError(f"The tier {better.name} is back: {above.name} is not drained into.")
 
-    async def _remember_branches(self, lower: TierSaver, upper: TierSaver) -> None:
+    async def _remember_branches(self, upper: TierSaver) -> None:
         """Find out which runs under way belong to branches that were set aside, by other processes too."""
         if isinstance(upper, CachedPostgresSaver):
             for set_aside in await upper.set_aside_since(UNDER_WAY):
                 self._branches.add(set_aside)
-        if not isinstance(lower, CachedPostgresSaver):
-            self._branches.begun_anew(lower.begun_anew)
 
     async def _drain_leftovers(self, *, is_start: bool = False) -> None:
         """Drain what stands in lower tiers that nobody works in, as far as they can be reached.
@@ -660,6 +658,8 @@ class Chain:
 
     async def _switch(self, spec: Spec, saver: TierSaver) -> None:
         of_before, before = self._current
+        if not isinstance(before, CachedPostgresSaver):  # runs under way may have begun there
+            self._branches.begun_anew(before.begun_anew)
         self._active = (spec, saver)
         self._note_undrained(self._undrained - {spec.name})
         saver.vitals.undrained_threads = dict(self._threads_below)

@@ -35,7 +35,7 @@ from glasspoint.errors import (
     ThreadMovedError,
 )
 from glasspoint.l2.faults import is_passing
-from glasspoint.lineage import SetAside, branch_of, mark_of, name_apart, noted_in
+from glasspoint.lineage import SetAside, branch_of, from_fork, mark_of, name_apart, noted_in
 from glasspoint.scope import Scope
 from glasspoint.telemetry.logs import get_logger
 
@@ -76,6 +76,9 @@ class UpperTier(Protocol):
 
     async def relate(self, thread_id: str, branch: Branch) -> Relation:
         """Tell how a branch stands to what is here of its thread and namespace."""
+
+    async def newest_held(self, thread_id: str, branch: Branch) -> str | None:
+        """Return the newest checkpoint of a branch that is here, too, `None` if none is."""
 
     async def import_checkpoints(self, items: Sequence[Item], *, branch: Branch | None = None) -> int:
         """Store checkpoints of one scope with their writes, or writes alone, as they are.
@@ -252,13 +255,18 @@ class Drainer:
     async def _move_sealed(self, lower: LowerTier, upper: UpperTier, thread_id: str, token: str) -> bool:
         branches, tips, earlier = await _branches(lower.export_thread(thread_id))
         relations = {await upper.relate(thread_id, branch) for branch in branches}
-        place = thread_id
+        place, forks = thread_id, dict[str, str]()
         # Writes alone belong to a checkpoint that is above.
         result: DrainResult = "continued" if "continued" in relations or not branches else "new"
         set_aside = earlier
         is_anew = thread_id in self.held_elsewhere and bool(branches)
         is_anew = is_anew and not any(branch.bases for branch in branches)
         if "apart" in relations or (is_anew and "continued" not in relations):
+            # A drain that was cut off has moved a part: the rest of that stays in the thread, too.
+            for branch in branches:
+                if fork := await upper.newest_held(thread_id, branch):
+                    forks[branch.namespace] = fork
+            branches = [from_fork(branch, forks.get(branch.namespace)) for branch in branches]
             set_aside = name_apart(thread_id, branches)
             place, result = set_aside.thread_id, "set_aside"
         if set_aside is not None:
@@ -267,11 +275,12 @@ class Drainer:
         unbegun = {branch.namespace: branch for branch in branches} if place == thread_id else {}
         try:
             done = await self._import_tips(upper, unbegun, tips)
-            async for items in _in_batches(lower.export_thread(thread_id), without=done):
-                if place != thread_id and set_aside is not None:
-                    items = [_moved(item, set_aside) for item in items]
-                branch = unbegun.pop(items[0].scope.checkpoint_ns, None)
-                self._report.imported(await upper.import_checkpoints(items, branch=branch))
+            exported = lower.export_thread(thread_id)
+            if place != thread_id and set_aside is not None:
+                exported = _moved_from(forks, exported, set_aside)
+            async for items in _in_batches(exported, without=done):
+                begun = unbegun.pop(items[0].scope.checkpoint_ns, None)
+                self._report.imported(await upper.import_checkpoints(items, branch=begun))
                 if monotonic() > renew_at:
                     if await lower.seal_thread(thread_id, lease_seconds=_LEASE_SECONDS, token=token) is None:
                         return False
@@ -348,6 +357,15 @@ async def _branches(
             tips[item.scope.checkpoint_ns] = item  # oldest first, so the last one stays
             earlier = earlier or noted_in(item.metadata, item.scope.thread_id)
     return [branch_of(namespace, ids) for namespace, ids in parents.items()], tips, earlier
+
+
+async def _moved_from(
+    forks: Mapping[str, str], items: AsyncIterator[Item], set_aside: SetAside
+) -> AsyncIterator[Item]:
+    """Name the thread of what is set aside: of each namespace what is not older than its fork."""
+    async for item in items:
+        is_older = item.checkpoint_id < forks.get(item.scope.checkpoint_ns, "")
+        yield item if is_older else _moved(item, set_aside)
 
 
 def _moved(item: Item, set_aside: SetAside) -> Item:

@@ -207,6 +207,7 @@ class ManagedSaver(SyncFace):
             every_seconds=sweep_interval_seconds,
             timeout_seconds=l1_timeout,
             purger=Purger(self._l1, self._l2.identities, self._identity),
+            expire_fences=self._l2.fences.expire,
         )
         self._sweeper.start()
 
@@ -483,9 +484,13 @@ class _Lifetime:
         """Run to its end what must not be left half done, even if the caller is cancelled meanwhile."""
         return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))
 
-    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run what no caller waits for; `close` does, so it must have a deadline. It belongs to no trace."""
-        self._to_the_end(asyncio.create_task(work, context=Context()))
+    def in_background(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> None:
+        """Run what no caller waits for; `close` does, so it must have a deadline.
+
+        Args:
+            context: Where it runs; by default in an empty one, so that it belongs to no trace.
+        """
+        self._to_the_end(asyncio.create_task(work, context=context or Context()))
 
     def _to_the_end(self, task: asyncio.Task[_Answer]) -> asyncio.Task[_Answer]:
         self._settling.add(task)

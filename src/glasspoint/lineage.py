@@ -22,6 +22,7 @@ __all__ = [
     "Relation",
     "SetAside",
     "branch_of",
+    "from_fork",
     "mark_of",
     "name_apart",
     "noted_in",
@@ -77,6 +78,19 @@ def branch_of(namespace: str, parents: Mapping[str, str | None]) -> Branch:
     """
     named = frozenset(parent for parent in parents.values() if parent is not None)
     return Branch(namespace, frozenset(parents), named - parents.keys(), max(parents))
+
+
+def from_fork(branch: Branch, fork: str | None) -> Branch:
+    """Return the part of a branch that begins with a checkpoint that is above, too.
+
+    Args:
+        fork: The checkpoint; `None`: there is none, and the part is the whole.
+    """
+    if fork is None:
+        return branch
+    return branch._replace(
+        ids=frozenset(each for each in branch.ids if each >= fork), bases=frozenset({fork})
+    )
 
 
 def relation_of(branch: Branch, newest: str | None, *, has_tip: bool) -> Relation:

@@ -96,9 +96,9 @@ class CachedPostgresSaver(MaintainedSaver):
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("get_tuple", scope) as operation:
-            if self._bursts.is_idle(scope):  # our own: it ends a moment earlier, and this is a hit
-                await self._bursts.end([scope])
-            reading = await self._l1.read(scope, checkpoint_id)
+            # Our own burst ends a moment earlier, and this is a hit.
+            reading = await self._bursts.read(scope, checkpoint_id)
+            reading = reading or await self._l1.read(scope, checkpoint_id)
             if reading.image is not None:
                 try:
                     answer = self._decode(operation, reading.image)
@@ -325,6 +325,16 @@ class CachedPostgresSaver(MaintainedSaver):
             newest, has_tip = await self._l2.newest_and_whether(scope, tip=branch.tip)
             return relation_of(branch, newest, has_tip=has_tip)
 
+    async def newest_held(self, thread_id: str, branch: Branch) -> str | None:
+        """Return the newest checkpoint of a branch that PostgreSQL has in its thread, `None` if it has none.
+
+        Raises:
+            L2UnavailableError: PostgreSQL cannot be reached.
+        """
+        scope = Scope(thread_id, branch.namespace)
+        with self._lifetime.call(), self._telemetry.operation("relate", scope):
+            return await self._l2.newest_of(scope, branch.ids)
+
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Write down that a branch of another tier becomes a thread of its own. Again changes nothing.
 
@@ -503,6 +513,7 @@ class _WriteThrough:
         burst = self._burst
         confirmed = await self._l1.confirm(intent)
         if confirmed is None:
+            burst.must_drop = True
             return "error"
         # Without the fence, the next write is a first one again.
         burst.is_covered = self._opens

@@ -329,8 +329,10 @@ class _Thread:
             if self._is_aside(state):
                 return "set aside"
             return "run beside its drain" if self._ran_beside(state, read) else ""
+        if self._misses_in_window(state, read):
+            return "in the window"
         if read.tier == "cached":
-            return "in the window" if self._misses_in_window(state, read) else ""
+            return ""
         # It may stand in a branch that had begun before: the state was written to the thread beside it.
         beside = any(
             each.tier != "cached" and each.start < end and not self._settles(each.start, read.at)
@@ -340,9 +342,10 @@ class _Thread:
 
     def _misses_in_window(self, state: Attempt, read: _Read) -> bool:
         """Tell whether it was read in the window that a write has which Redis did not hear of; or was said
-        after such a read: then there are two lines in the thread. `checker` judges the window itself."""
+        after such a read, in whichever tier it is found later: then there are two lines in the thread.
+        `checker` judges the window itself."""
         end = state.end or 0.0
-        if read.at <= end + WINDOW_SECONDS:
+        if read.tier == "cached" and read.at <= end + WINDOW_SECONDS:
             return True
         return any(
             each.found is not None

@@ -141,6 +141,15 @@ def test_a_write_that_redis_did_not_hear_of_may_be_missed_for_a_moment() -> None
     assert verdict.excused == {"in the window": 3}
 
 
+def test_what_was_said_after_such_a_miss_is_a_line_of_its_own_in_every_tier() -> None:
+    attempts = [did("1", 1.0, ONE), did("2", 2.0, TWO), did("3", 3.0, FORK, found=ONE)]
+    stored = [*stands(ONE, TWO), *stands(ONE, FORK)[1:]]
+    later = did("x", 9.0, tier="redis", found=FORK)
+    assert not found(judged([*attempts, later], stored, standings=OUTAGE))
+    without_a_miss = [*attempts[:2], did("3", 3.0, FORK, found=TWO), later]
+    assert "torn" in found(judged(without_a_miss, stored, standings=OUTAGE))
+
+
 def test_a_state_in_cached_never_vanishes() -> None:
     attempts = [did("1", 1.0, ONE), did("x", 6.0, found=[])]
     assert found(judged(attempts, stands(ONE))) == {"shorter"}

@@ -20,7 +20,6 @@ from tenacity import AsyncRetrying
 from glasspoint import lifecycle
 from glasspoint.demo.embedded import EmbeddedRedis
 from interleavings.world import (
-    PATIENCE,
     FrozenLoop,
     Move,
     NoSleep,
@@ -47,6 +46,7 @@ FAULTS = (
     "cut_off",
     "open",
     "forbid",
+    "lose_fences",
 )
 """Kinds of faults: `crash` a process ends; `evict` the entry is gone; `lapse` an intent expires although its
 writer lives; `restart`, `failover` another Redis reigns, with what the entry held some time ago, without or
@@ -54,7 +54,8 @@ with its scripts; `unsaid`, `unheard` a step gets no answer from Redis, and was 
 connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL answers with an
 error; `cancel` the caller gives up; `cut_off` a process does not reach Redis from now on, until it does
 again; `open` its breaker opens; `forbid` Redis refuses it the key of the scope from now on, until it does
-not any more. Also `reboot`: a restart that is one. What happens to PostgreSQL itself: `world.CHANGES`."""
+not any more; `lose_fences` the table of fences is empty. Also `reboot`: a restart that is one. What happens to
+PostgreSQL itself: `world.CHANGES`."""
 
 
 class Counterexample(AssertionError):
@@ -139,7 +140,9 @@ def _patched() -> Iterator[None]:
         # The globals that their functions see, which of a mutated module are not the module's own.
         cache = lifecycle.Cache.read.__globals__
         patch.setitem(cache, "_new_token", new_token)
-        patch.setitem(cache, "_PATIENCE", PATIENCE)
+        bursts = lifecycle.Bursts.join.__globals__
+        patch.setitem(bursts, "_new_id", new_token)
+        patch.setitem(bursts, "monotonic", lambda: 0.0)
         patch.setitem(cache, "asyncio", NoSleep())
         retrying = lifecycle.Retries.run.__globals__
         patch.setitem(retrying, "AsyncRetrying", partial(AsyncRetrying, sleep=no_pause))

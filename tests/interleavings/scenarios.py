@@ -70,6 +70,23 @@ SCENARIOS = {
             {"p": [put(2)], "w": [put_writes(2)], "r": [READ]},
             before=[put(1)],
         ),
+        Scenario("burst of two || reader", {"p": [put(2), put(3)], "r": [READ, READ]}, before=[put(1)]),
+        Scenario(
+            "burst of two || put || reader",
+            {"p": [put(2), put(4)], "q": [put(3)], "r": [READ]},
+            before=[put(1)],
+        ),
+        Scenario(
+            "burst with an own read || reader",
+            {"p": [put(2), READ, put_writes(2), READ], "r": [READ]},
+            before=[put(1)],
+        ),
+        Scenario(
+            "special writes of one process || reader",
+            {"v": [special(1, "one")], "w": [special(1, "two")], "r": [READ, READ]},
+            before=[put(1), special(1, "zero")],
+            shares={"w": "v"},
+        ),
         Scenario("two puts || reader", {"p": [put(2)], "q": [put(3)], "r": [READ]}, before=[put(1)]),
         Scenario(
             "two puts || reader, cold",

@@ -63,15 +63,25 @@ class Beginning:
         self._states = states
         self._unknown = unknown
         self._anew: OrderedDict[str, None] = OrderedDict()
+        self._met: OrderedDict[str, None] = OrderedDict()
         self._deleted: OrderedDict[str, None] = OrderedDict()
         self._resumed: OrderedDict[str, None] = OrderedDict()
         self._deciding: dict[str, asyncio.Event] = {}
 
     @property
     def anew(self) -> frozenset[str]:
-        """Threads of which nothing was found when they were first read. A run may have begun then, and may
-        not have written yet."""
+        """Threads that began here with nothing, in this process or in another one. A run may have begun then,
+        and may not have written yet."""
         return frozenset(self._anew)
+
+    async def meet(self, scope: Scope) -> None:
+        """Find out, once, how a thread has begun that stands here. If this place is lost, nobody can tell."""
+        if scope.thread_id in self._met or scope.checkpoint_ns:
+            return
+        oldest = await self._history.oldest(scope)
+        if oldest is not None and oldest.stored.parent_id is None:
+            remember(self._anew, scope.thread_id)
+        remember(self._met, scope.thread_id)
 
     async def read(self, scope: Scope) -> bool:
         """Bring the cached state of a scope here, of which nothing is here.

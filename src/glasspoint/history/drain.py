@@ -145,6 +145,20 @@ class DrainableSaver(OpenedSaver):
             has_tip = parent_id == branch.tip or await self._history.read(scope, branch.tip) is not None
             return relation_of(branch, newest, has_tip=has_tip)
 
+    async def newest_held(self, thread_id: str, branch: Branch) -> str | None:
+        """Return the newest checkpoint of another store's branch that is here, too, `None` if none is.
+
+        Raises:
+            ThreadMovedError: The thread is sealed or has moved.
+            RedisUnavailableError: Redis did not answer.
+        """
+        scope = Scope(thread_id, branch.namespace)
+        with self._call("relate", scope):
+            for checkpoint_id in sorted(branch.ids, reverse=True):
+                if await self._history.read(scope, checkpoint_id) is not None:
+                    return checkpoint_id
+        return None
+
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Do nothing: the checkpoints' metadata say it, and are drained with them."""
 

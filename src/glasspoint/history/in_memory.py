@@ -192,6 +192,11 @@ class MemoryHistory:
             if before is None or each < before
         ]
 
+    async def oldest(self, scope: Scope) -> Found | None:
+        """Return a scope's oldest checkpoint, `None` if it has none."""
+        namespace = self._of(scope.thread_id).namespaces.get(scope.checkpoint_ns, _Namespace())
+        return await self.read(scope, min(namespace.checkpoints)) if namespace.checkpoints else None
+
     async def metadata(self, positions: Sequence[Position]) -> list[dict[str, Any] | None]:
         """Return the metadata of some checkpoints of one thread, `None` for one that is gone."""
         thread = self._of(positions[0].scope.thread_id)

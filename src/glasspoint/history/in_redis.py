@@ -220,6 +220,15 @@ class RedisHistory:
         if empty:
             await self._must_be_empty(scope.thread_id)
 
+    async def oldest(self, scope: Scope) -> Found | None:
+        """Return a scope's oldest checkpoint, `None` if it has none."""
+        bounds = (f"[{scope.checkpoint_ns}\0", f"({scope.checkpoint_ns}\1")
+        names = await self._run("page", scope, _flag(False), "up", *bounds, 1)
+        for namespace, checkpoint_id in map(records.split_member, names):
+            async for found in self.load([Position(Scope(scope.thread_id, namespace), checkpoint_id)]):
+                return found
+        return None
+
     async def metadata(self, positions: Sequence[Position]) -> list[dict[str, Any] | None]:
         """Return the metadata of some checkpoints of one thread, `None` for one that is gone."""
         names = [records.member(each.scope.checkpoint_ns, each.checkpoint_id) for each in positions]

@@ -187,6 +187,9 @@ class History(Protocol):
     def positions(self, scope: Scope, *, before: str | None) -> AsyncGenerator[list[Position], None]:
         """Return where a scope's checkpoints stand, newest first, in pages."""
 
+    async def oldest(self, scope: Scope) -> Found | None:
+        """Return a scope's oldest checkpoint, `None` if it has none."""
+
     async def metadata(self, positions: Sequence[Position]) -> list[dict[str, Any] | None]:
         """Return the metadata of some checkpoints of one thread, `None` for one that is gone."""
 

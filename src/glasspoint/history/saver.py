@@ -62,6 +62,8 @@ class HistorySaver(DrainableSaver):
             found = await self._history.read(scope, checkpoint_id)
             if found is None and await self._begins(scope, checkpoint_id):
                 found = await self._history.read(scope, checkpoint_id)
+            if found is not None and self._beginning is not None:
+                await self._beginning.meet(scope)
             return self._decode(operation, found) if found is not None else None
 
     async def alist(

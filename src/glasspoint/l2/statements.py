@@ -13,13 +13,17 @@ __all__ = [
     "IMPORT_CHECKPOINT",
     "IMPORT_WRITES",
     "NEWEST_AND_WHETHER",
+    "NEWEST_OF",
     "NOTE_SET_ASIDE",
     "OWN",
     "PUT",
+    "PUT_FEW",
+    "PUT_FEW_WRITES",
     "PUT_WRITES",
     "SELECT_BY_ID",
     "SELECT_NEWEST",
     "SET_ASIDE_SINCE",
+    "UPSERT_FEW_WRITES",
     "UPSERT_WRITES",
 ]
 
@@ -109,6 +113,11 @@ locked; then each of them goes by itself, and waits for its own rows alone."""
 
 _BOUNDED = f"(SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true)) IS NOT NULL"
 
+FEW = 4
+"""A statement of few takes so many values at most, each as parameters of its own: an array of one costs the
+client several times as much. Fewer are filled up, so that there is one statement to prepare; `count` tells
+how many there are."""
+
 _SET_FENCE = """
     INSERT INTO glasspoint_fences (thread_id, checkpoint_ns, holder, burst, until)
     SELECT DISTINCT thread_id, checkpoint_ns, %(holder)s, burst, now() + make_interval(secs => %(stands)s)
@@ -140,9 +149,7 @@ WITH put AS MATERIALIZED (
 {fence}), new_blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
     SELECT p.thread_id, p.checkpoint_ns, b.channel, b.version, b.type, b.blob
-    FROM put AS p
-    JOIN unnest({blobs_of}%(channels)b::text[], %(versions)b::text[], %(types)b::text[], %(blobs)b::bytea[])
-      AS b ({of}channel, version, type, blob) ON {blob_of}
+    FROM put AS p JOIN {blobs}
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
     RETURNING thread_id, checkpoint_ns
 ), new_checkpoints AS (
@@ -163,8 +170,7 @@ SELECT
         WHERE b.thread_id = p.thread_id AND b.checkpoint_ns = p.checkpoint_ns
     ) AS stored,
     EXISTS (
-        SELECT FROM unnest({bare_of}%(bare_channels)b::text[], %(bare_versions)b::text[])
-          AS bare ({of}channel, version)
+        SELECT FROM {bare}
         CROSS JOIN LATERAL (
             SELECT FROM checkpoint_blobs AS b
             WHERE b.thread_id = p.thread_id AND b.checkpoint_ns = p.checkpoint_ns
@@ -182,21 +188,13 @@ SELECT
 FROM put AS p ORDER BY p.n
 """
 
-_PUT_ALONE = partial(_PUT.format, own=OWN, blobs_of="", blob_of="true", bare_of="", is_bare_of="true", of="")
-_PUT_TOGETHER = partial(
-    _PUT.format,
-    own=OWN,
-    blobs_of="%(blobs_of)b::int[], ",
-    blob_of="b.n = p.n",
-    bare_of="%(bare_of)b::int[], ",
-    is_bare_of="bare.n = p.n",
-    of="n, ",
-)
 _ONE_PUT = """
     SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
            %(checkpoint_id)s::text AS checkpoint_id, %(parent_id)s::text AS parent_id,
            %(checkpoint)s::text AS checkpoint, %(metadata)s::text AS metadata, 1 AS n
 """
+_BARE_OF_ONE = "jsonb_each_text(%(bare)s::jsonb) AS bare (channel, version)"
+
 _ONE_FENCED_PUT = f"{_ONE_PUT}, %(burst)s::text AS burst, %(opens)s::boolean AS opens"
 _PUTS = f"""
     SELECT * FROM unnest(
@@ -213,14 +211,54 @@ _FENCED_PUTS = f"""
       AS p (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata, burst, opens, n)
     WHERE {_BOUNDED}
 """
+
+_put_one = partial(
+    _PUT.format,
+    own=OWN,
+    blobs="""
+      unnest(%(channels)b::text[], %(versions)b::text[], %(types)b::text[], %(blobs)b::bytea[])
+      AS b (channel, version, type, blob) ON true
+""",
+    bare=_BARE_OF_ONE,
+    is_bare_of="true",
+)
+_put_few = partial(
+    _PUT.format,
+    own=OWN,
+    blobs="""(VALUES
+        (1, %(channel_1)s::text, %(version_1)s::text, %(type_1)s::text, %(blob_1)b::bytea),
+        (2, %(channel_2)s::text, %(version_2)s::text, %(type_2)s::text, %(blob_2)b::bytea),
+        (3, %(channel_3)s::text, %(version_3)s::text, %(type_3)s::text, %(blob_3)b::bytea),
+        (4, %(channel_4)s::text, %(version_4)s::text, %(type_4)s::text, %(blob_4)b::bytea)
+    ) AS b (number, channel, version, type, blob) ON b.number <= %(count)s::int
+""",
+    bare=_BARE_OF_ONE,
+    is_bare_of="true",
+)
+_put_together = partial(
+    _PUT.format,
+    own=OWN,
+    blobs="""
+      unnest(%(blobs_of)b::int[], %(channels)b::text[], %(versions)b::text[], %(types)b::text[],
+             %(blobs)b::bytea[])
+      AS b (n, channel, version, type, blob) ON b.n = p.n
+""",
+    bare="""
+          unnest(%(bare_of)b::int[], %(bare_channels)b::text[], %(bare_versions)b::text[])
+          AS bare (n, channel, version)
+""",
+    is_bare_of="bare.n = p.n",
+)
 _PUT_FENCE = f"), fenced AS ({_SET_FENCE.format(writes='put')}"
 _PUT_SEEN = f", {_SEE_FENCES.format(write='p')}"
 
-PUT = _PUT_ALONE(puts=_ONE_PUT, fence="", seen="")
-PUT_FENCED = _PUT_ALONE(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, seen=_PUT_SEEN)
-PUT_TOGETHER = _PUT_TOGETHER(puts=_PUTS, fence="", seen="")
-PUT_TOGETHER_FENCED = _PUT_TOGETHER(puts=_FENCED_PUTS, fence=_PUT_FENCE, seen=_PUT_SEEN)
-"""Store a checkpoint and its new values; or several, each of another scope.
+PUT = _put_one(puts=_ONE_PUT, fence="", seen="")
+PUT_FENCED = _put_one(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, seen=_PUT_SEEN)
+PUT_FEW = _put_few(puts=_ONE_PUT, fence="", seen="")
+PUT_FEW_FENCED = _put_few(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, seen=_PUT_SEEN)
+PUT_TOGETHER = _put_together(puts=_PUTS, fence="", seen="")
+PUT_TOGETHER_FENCED = _put_together(puts=_FENCED_PUTS, fence=_PUT_FENCE, seen=_PUT_SEEN)
+"""Store a checkpoint and its new values; or one with few; or several, each of another scope.
 
 Returns for each `newest`: no checkpoint this new, nor this one, was there before; `stored`: how many values
 were new (an older value at the same version stays, as upstream has it); `shadowed`: a channel sent without a
@@ -240,6 +278,18 @@ _OF_ONE_TASK = """
 SELECT %(thread_id)s::text, %(checkpoint_ns)s::text, %(checkpoint_id)s::text, %(task_id)s::text,
        %(task_path)s::text, w.*
 FROM unnest(%(idxs)b::int[], %(channels)b::text[], %(types)b::text[], %(blobs)b::bytea[]) AS w
+"""
+
+_FEW_OF_ONE_TASK = """
+SELECT %(thread_id)s::text, %(checkpoint_ns)s::text, %(checkpoint_id)s::text, %(task_id)s::text,
+       %(task_path)s::text, w.idx, w.channel, w.type, w.blob
+FROM (VALUES
+    (1, %(idx_1)s::int, %(channel_1)s::text, %(type_1)s::text, %(blob_1)b::bytea),
+    (2, %(idx_2)s::int, %(channel_2)s::text, %(type_2)s::text, %(blob_2)b::bytea),
+    (3, %(idx_3)s::int, %(channel_3)s::text, %(type_3)s::text, %(blob_3)b::bytea),
+    (4, %(idx_4)s::int, %(channel_4)s::text, %(type_4)s::text, %(blob_4)b::bytea)
+) AS w (number, idx, channel, type, blob)
+WHERE w.number <= %(count)s::int
 """
 
 _OF_SEVERAL = f"""
@@ -288,15 +338,19 @@ def _insert_fenced(rows: str, action: str, bursts: str) -> str:
 
 
 PUT_WRITES = _insert(_OF_ONE_TASK, _KEEP)
+PUT_FEW_WRITES = _insert(_FEW_OF_ONE_TASK, _KEEP)
 PUT_WRITES_TOGETHER = _insert(_OF_SEVERAL, _KEEP)
 PUT_WRITES_FENCED = _insert_fenced(_OF_ONE_TASK, _KEEP, _ONE_BURST)
+PUT_FEW_WRITES_FENCED = _insert_fenced(_FEW_OF_ONE_TASK, _KEEP, _ONE_BURST)
 PUT_WRITES_TOGETHER_FENCED = _insert_fenced(_OF_SEVERAL, _KEEP, _BURSTS)
 """Store what tasks wrote; what is there already stays. Returns a row for each write that was stored; if they
 belong to bursts, also a row for each task: its number, and what it has seen of fences."""
 
 UPSERT_WRITES = _insert(_OF_ONE_TASK, _REPLACE)
+UPSERT_FEW_WRITES = _insert(_FEW_OF_ONE_TASK, _REPLACE)
 UPSERT_WRITES_TOGETHER = _insert(_OF_SEVERAL, _REPLACE)
 UPSERT_WRITES_FENCED = _insert_fenced(_OF_ONE_TASK, _REPLACE, _ONE_BURST)
+UPSERT_FEW_WRITES_FENCED = _insert_fenced(_FEW_OF_ONE_TASK, _REPLACE, _ONE_BURST)
 UPSERT_WRITES_TOGETHER_FENCED = _insert_fenced(_OF_SEVERAL, _REPLACE, _BURSTS)
 """Store tasks' special writes, replacing what is there, but for the task path. Returns a row for each, and
 whether it replaced: a row version that an upsert inserted has no `xmax`, one that it updated carries the lock
@@ -365,6 +419,12 @@ WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
 ORDER BY c.checkpoint_id DESC LIMIT 1
 """
 """The newest checkpoint of a scope, and whether any of them is the tip of a branch, or goes on from it."""
+
+NEWEST_OF = """
+SELECT max(checkpoint_id) FROM checkpoints
+WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s AND checkpoint_id = ANY(%(ids)s::text[])
+"""
+"""The newest of some checkpoints that a scope has."""
 
 LOCK_TO_IMPORT = """
 SELECT pg_advisory_xact_lock(hashtextextended('glasspoint import ' || %(thread_id)s, 0))

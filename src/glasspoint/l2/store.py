@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
@@ -30,7 +31,7 @@ from glasspoint.errors import (
     SchemaError,
     ThreadInUseError,
 )
-from glasspoint.l2 import journal, schema, statements
+from glasspoint.l2 import eager, journal, schema, statements
 from glasspoint.l2.batching import Batcher, Call
 from glasspoint.l2.identity import Identities
 from glasspoint.l2.liveness import Liveness
@@ -264,7 +265,8 @@ class Store:
         batcher: Batcher[PendingWrites, WritesAnswer] = self._upserts if upsert else self._writes
         task = PendingWrites(scope, checkpoint_id, writes)
         size = sum(len(w.value.data) for w in writes)
-        return await batcher.run(Call(scope, task, writes[0].task_id, size, ready))
+        company = (scope, checkpoint_id)
+        return await batcher.run(Call(scope, task, writes[0].task_id, size, ready, company))
 
     async def _put_all(self, conn: Connection, calls: Sequence[_Put]) -> Sequence[PutAnswer]:
         puts = [(call.scope, call.item) for call in calls]
@@ -319,8 +321,7 @@ class Store:
                     await self.journal.record(conn, untold, [scope])
                     for item in items:
                         sql, params = _import_statement(item)
-                        cursor = conn.cursor(binary=True, row_factory=tuple_row)
-                        cursors.append(await cursor.execute(cast("Any", sql), params))
+                        cursors.append(await _execute(conn, sql, params))
                 return sum([new for cursor in cursors for (new,) in await cursor.fetchall()])
 
     async def _check_that_fits(self, conn: Connection, scope: Scope, branch: Branch) -> None:
@@ -339,6 +340,14 @@ class Store:
             with self._telemetry.step("l2.relate", scope):
                 rows = await _fetch_all(conn, statements.NEWEST_AND_WHETHER, params)
         return rows[0] if rows else (None, False)
+
+    async def newest_of(self, scope: Scope, ids: Collection[str]) -> str | None:
+        """Return the newest of these checkpoints that a scope has, `None` if it has none."""
+        async with self._connection(scope) as conn:
+            with self._telemetry.step("l2.relate", scope):
+                params = {**scope._asdict(), "ids": list(ids)}
+                rows = await _fetch_all(conn, statements.NEWEST_OF, params)
+        return rows[0][0] if rows else None
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Write down that a thread is made of what another one was written in an outage."""
@@ -423,7 +432,7 @@ class Store:
         return Batcher(
             step_name,
             execute,
-            connection=self._own_connection,
+            connection=self._checked_out,
             start=self._to_the_end,
             telemetry=self._telemetry,
         )
@@ -432,29 +441,16 @@ class Store:
     async def _connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
         """Check a connection out; measure the wait; name what goes wrong."""
         started = perf_counter()
-        with self._naming_faults():
-            async with self._checkout() as conn:
-                self._telemetry.note(PoolWaited(perf_counter() - started, scope))
-                yield conn
+        async with self._checked_out() as conn:
+            self._telemetry.note(PoolWaited(perf_counter() - started, scope))
+            yield conn
 
     @asynccontextmanager
-    async def _own_connection(self) -> AsyncIterator[Connection]:
-        """As `_connection`, for a task that is cancelled at most in the block."""
+    async def _checked_out(self) -> AsyncIterator[Connection]:
+        """Check a connection out; name what goes wrong."""
         with self._naming_faults():
-            pool = self.pool
-            if pool is None:
-                async with self._checkout() as conn:
-                    yield conn
-                return
-            conn = await self._liveness.getconn(pool)
-            try:
-                async with _finished(conn):
-                    yield conn
-            except psycopg.Error as exc:
-                await self._liveness.after(exc, pool, conn)
-                raise
-            finally:
-                await self._liveness.putconn(pool, conn)
+            async with self._checkout() as conn:
+                yield conn
 
     @contextmanager
     def _naming_faults(self) -> Iterator[None]:
@@ -515,13 +511,16 @@ class Store:
                 yield conn
             return
         # Not `pool.connection()`: a caller who is cancelled just as a connection is handed over, or while it
-        # waits for the pool's lock to give it back, would lose it for good. So both run to their end.
-        getting = self._to_the_end(self._liveness.getconn(conn))
-        try:
-            checked_out = await asyncio.shield(getting)
-        except asyncio.CancelledError:
-            getting.add_done_callback(lambda got: self._give_back(conn, got))
-            raise
+        # waits for the pool's lock to give it back, would lose it for good. So what has to wait runs to its
+        # end in a task; mostly nothing has to.
+        checked_out = await self._liveness.get_idle(conn)
+        if checked_out is None or not self._liveness.hand_out(checked_out):
+            getting = self._to_the_end(self._liveness.getconn(conn, checked_out))
+            try:
+                checked_out = await asyncio.shield(getting)
+            except asyncio.CancelledError:
+                getting.add_done_callback(lambda got: self._give_back(conn, got))
+                raise
         try:
             async with _finished(checked_out):
                 yield checked_out
@@ -529,7 +528,14 @@ class Store:
             await asyncio.shield(self._to_the_end(self._liveness.after(exc, conn, checked_out)))
             raise
         finally:
-            await asyncio.shield(self._to_the_end(self._liveness.putconn(conn, checked_out)))
+            await self._return(conn, checked_out)
+
+    async def _return(self, pool: Pool, conn: Connection) -> None:
+        returning = self._liveness.putconn(pool, conn)
+        if conn.info.transaction_status is not TransactionStatus.IDLE:
+            await asyncio.shield(self._to_the_end(returning))
+        elif (rest := eager.start(returning)) is not None:
+            await asyncio.shield(self._to_the_end(rest))
 
     def _to_the_end(
         self, work: Coroutine[Any, Any, _Answer], context: Context | None = None
@@ -550,15 +556,18 @@ def _finished(conn: Connection) -> AbstractAsyncContextManager[object]:
 
 
 async def _fetch_one(conn: Connection, sql: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", sql), params)
-        return await cursor.fetchone()
+    return await (await _execute(conn, sql, params)).fetchone()
 
 
 async def _fetch_all(conn: Connection, sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", sql), params)
-        return await cursor.fetchall()
+    return await (await _execute(conn, sql, params)).fetchall()
+
+
+async def _execute(
+    conn: Connection, sql: str, params: Mapping[str, Any]
+) -> psycopg.AsyncCursor[tuple[Any, ...]]:
+    # Nothing has to be closed: all rows are here.
+    return await conn.cursor(binary=True, row_factory=tuple_row).execute(cast("Any", sql), params)
 
 
 def _as_callers_see(found: CheckpointTuple) -> CheckpointTuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint.l2 import statements
@@ -30,10 +31,17 @@ Statement = tuple[str, dict[str, Any]]
 
 _PUT = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_id", "checkpoint", "metadata")
 _PUTS = ("thread_ids", "namespaces", "checkpoint_ids", "parent_ids", "checkpoints", "metadata")
-_BLOBS = ("blobs_of", "channels", "versions", "types", "blobs")
+_BLOBS = ("channels", "versions", "types", "blobs")
 _BARE = ("bare_of", "bare_channels", "bare_versions")
 _WRITES = ("idxs", "channels", "types", "blobs")
 _TASKS = ("thread_ids", "namespaces", "checkpoint_ids", "task_ids", "task_paths")
+
+# The parameters of a statement of few, and what fills it up.
+_NUMBERS = range(1, statements.FEW + 1)
+_FEW_BLOBS = tuple(f"{name}_{n}" for n in _NUMBERS for name in ("channel", "version", "type", "blob"))
+_FEW_WRITES = tuple(f"{name}_{n}" for n in _NUMBERS for name in ("idx", "channel", "type", "blob"))
+_NO_BLOB = ("", "", "", b"")
+_NO_WRITE = (0, "", "", b"")
 
 
 class Announced(NamedTuple):
@@ -87,40 +95,6 @@ class WritesAnswer(NamedTuple):
     fence: FenceAnswer = FenceAnswer()
 
 
-def put_statement(puts: Sequence[tuple[Scope, EncodedPut]], fences: FenceParams | None = None) -> Statement:
-    """Return what stores checkpoints, each of another scope.
-
-    Args:
-        fences: How they stand to bursts, in the same order; `None`: none belongs to one.
-    """
-    blobs, bare = [], []
-    for number, (_, put) in enumerate(puts, 1):
-        # In one order, so that two puts never wait for each other in a circle.
-        values = sorted(put.blobs.items())
-        blobs += [(number, channel, version, *value) for channel, (version, value) in values]
-        bare += [(number, *each) for each in (*put.inline.items(), *put.voids.items())]
-    arrays = columns(_BLOBS, blobs) | columns(_BARE, bare)
-    rows = [
-        (*scope, put.checkpoint_id, put.parent_id, put.document_json, put.metadata_json)
-        for scope, put in puts
-    ]
-    if len(rows) == 1:
-        alone = {**dict(zip(_PUT, rows[0], strict=True)), **arrays}
-        return (statements.PUT, alone) if fences is None else (statements.PUT_FENCED, alone | fences.alone())
-    together = {**columns(_PUTS, rows), **arrays}
-    if fences is None:
-        return statements.PUT_TOGETHER, together
-    return statements.PUT_TOGETHER_FENCED, together | fences.together()
-
-
-def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutAnswer]:
-    """Return what PostgreSQL has answered to each."""
-    return [
-        PutAnswer(newest and not shadowed and stored == len(put.blobs), known_writes, FenceAnswer(*fence))
-        for (_, put), (newest, stored, shadowed, known_writes, *fence) in zip(puts, rows, strict=True)
-    ]
-
-
 class FenceParams(NamedTuple):
     """How writes stand to bursts, for their statement.
 
@@ -149,6 +123,56 @@ class FenceParams(NamedTuple):
         return {"holder": self.holder, "stands": self.stands, "margin": self.margin}
 
 
+def put_statement(puts: Sequence[tuple[Scope, EncodedPut]], fences: FenceParams | None = None) -> Statement:
+    """Return what stores checkpoints, each of another scope.
+
+    Args:
+        fences: How they stand to bursts, in the same order; `None`: none belongs to one.
+    """
+    if len(puts) == 1:
+        return _one_put(*puts[0], fences)
+    blobs: list[Row] = []
+    bare: list[Row] = []
+    for number, (_, put) in enumerate(puts, 1):
+        blobs += [(number, *blob) for blob in _blobs(put)]
+        bare += [(number, *each) for each in (*put.inline.items(), *put.voids.items())]
+    arrays = columns(("blobs_of", *_BLOBS), blobs) | columns(_BARE, bare)
+    params = columns(_PUTS, [_put(*each) for each in puts]) | arrays
+    if fences is None:
+        return statements.PUT_TOGETHER, params
+    return statements.PUT_TOGETHER_FENCED, params | fences.together()
+
+
+def _one_put(scope: Scope, put: EncodedPut, fences: FenceParams | None) -> Statement:
+    params = dict(zip(_PUT, _put(scope, put), strict=True))
+    params["bare"] = json.dumps({**put.inline, **put.voids})
+    blobs = _blobs(put)
+    if fences is not None:
+        params |= fences.alone()
+    if len(blobs) <= statements.FEW:
+        few = statements.PUT_FEW if fences is None else statements.PUT_FEW_FENCED
+        return few, params | _few(_FEW_BLOBS, blobs, _NO_BLOB)
+    one = statements.PUT if fences is None else statements.PUT_FENCED
+    return one, params | columns(_BLOBS, blobs)
+
+
+def _put(scope: Scope, put: EncodedPut) -> Row:
+    return (*scope, put.checkpoint_id, put.parent_id, put.document_json, put.metadata_json)
+
+
+def _blobs(put: EncodedPut) -> list[Row]:
+    """In one order, so that two puts never wait for each other in a circle."""
+    return [(channel, version, *value) for channel, (version, value) in sorted(put.blobs.items())]
+
+
+def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutAnswer]:
+    """Return what PostgreSQL has answered to each."""
+    return [
+        PutAnswer(newest and not shadowed and stored == len(put.blobs), known_writes, FenceAnswer(*fence))
+        for (_, put), (newest, stored, shadowed, known_writes, *fence) in zip(puts, rows, strict=True)
+    ]
+
+
 def writes_statement(
     tasks: Sequence[PendingWrites], *, upsert: bool, fences: FenceParams | None = None
 ) -> Statement:
@@ -157,31 +181,52 @@ def writes_statement(
     Args:
         fences: As for `put_statement`.
     """
+    plain, fenced = _WRITES_STATEMENTS[upsert]
+    few, one, together = plain if fences is None else fenced
     if len(tasks) == 1:
         scope, checkpoint_id, writes = tasks[0]
-        task = {
+        params = scope._asdict() | {
             "checkpoint_id": checkpoint_id,
             "task_id": writes[0].task_id,
             "task_path": writes[0].task_path,
         }
-        values = columns(_WRITES, [(w.idx, w.channel, *w.value) for w in writes])
-        alone = scope._asdict() | task | values
-        if fences is None:
-            return statements.UPSERT_WRITES if upsert else statements.PUT_WRITES, alone
-        fenced = statements.UPSERT_WRITES_FENCED if upsert else statements.PUT_WRITES_FENCED
-        return fenced, alone | fences.alone()
+        if fences is not None:
+            params |= fences.alone()
+        values: list[Row] = [(w.idx, w.channel, *w.value) for w in writes]
+        if len(values) <= statements.FEW:
+            return few, params | _few(_FEW_WRITES, values, _NO_WRITE)
+        return one, params | columns(_WRITES, values)
     rows = [
         (*task.scope, task.checkpoint_id, w.task_id, w.task_path, w.idx, w.channel, *w.value)
         for task in tasks
         for w in task.writes
     ]
-    together = columns((*_TASKS, *_WRITES), rows)
-    if fences is None:
-        plain = statements.UPSERT_WRITES_TOGETHER if upsert else statements.PUT_WRITES_TOGETHER
-        return plain, together
-    scopes = columns(("burst_threads", "burst_namespaces"), [task.scope for task in tasks])
-    fenced = statements.UPSERT_WRITES_TOGETHER_FENCED if upsert else statements.PUT_WRITES_TOGETHER_FENCED
-    return fenced, together | scopes | fences.together()
+    params = columns((*_TASKS, *_WRITES), rows)
+    if fences is not None:
+        params |= columns(("burst_threads", "burst_namespaces"), [task.scope for task in tasks])
+        params |= fences.together()
+    return together, params
+
+
+# Upsert or not -> plain and of bursts: of few writes, of one task, of several.
+_WRITES_STATEMENTS = {
+    False: (
+        (statements.PUT_FEW_WRITES, statements.PUT_WRITES, statements.PUT_WRITES_TOGETHER),
+        (
+            statements.PUT_FEW_WRITES_FENCED,
+            statements.PUT_WRITES_FENCED,
+            statements.PUT_WRITES_TOGETHER_FENCED,
+        ),
+    ),
+    True: (
+        (statements.UPSERT_FEW_WRITES, statements.UPSERT_WRITES, statements.UPSERT_WRITES_TOGETHER),
+        (
+            statements.UPSERT_FEW_WRITES_FENCED,
+            statements.UPSERT_WRITES_FENCED,
+            statements.UPSERT_WRITES_TOGETHER_FENCED,
+        ),
+    ),
+}
 
 
 def writes_answers(tasks: Sequence[PendingWrites], rows: Sequence[Row]) -> list[WritesAnswer]:
@@ -210,6 +255,13 @@ def _writes_answer(
             stored.append(write._replace(task_path=row[0]))
             overwrote = overwrote or row[1]
     return WritesAnswer(stored, overwrote, ignored)
+
+
+def _few(names: Sequence[str], rows: Sequence[Row], no_row: Row) -> dict[str, Any]:
+    """Return rows as a statement of few takes them: a parameter a value, all of them always there."""
+    values = [value for row in rows for value in row]
+    values += no_row * (statements.FEW - len(rows))
+    return {"count": len(rows), **dict(zip(names, values, strict=True))}
 
 
 def columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:

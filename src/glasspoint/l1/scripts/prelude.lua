@@ -76,7 +76,7 @@ end
 
 -- Discard: nothing of the entry is believed any more. Live intents stay, so that they go on blocking
 -- readers, but disarmed: who is under way may have looked at L2 before the change that made us discard.
--- Everything else goes, channel values and early writes too: a crashed writer's L2 may differ from them.
+-- Everything else goes, channel values and pending writes too: a crashed writer's L2 may differ from them.
 --
 -- The entry is never gone while intents are to stay: they would be lost if the next command failed. What is to
 -- go goes first, one field at least, because a Redis that is full refuses an HSET only before the first write.
@@ -105,4 +105,34 @@ local function discard()
   set_fields(disarmed, 1, #disarmed)
   redis.call('PEXPIRE', KEY, string.format('%.0f', last - now))
   return true
+end
+
+-- What READ does: see there. It is also what a burst's own reader asks for, together with COMMIT.
+local function read_entry(token, wanted, ttl, lease_ttl)
+  local fields = redis.call('HGETALL', KEY)
+  local id, now, expired = nil, nil, false
+  for i = 1, #fields, 2 do
+    local field = fields[i]
+    if field == 'id' then
+      id = fields[i + 1]
+    elseif is_intent(field) then
+      now = now or now_ms()
+      if parse_intent(fields[i + 1]) > now then return {2} end
+      expired = true
+    end
+  end
+  if expired then
+    discard()
+    id = nil
+  end
+  if id then
+    if wanted ~= '' and wanted ~= id then return {3} end
+    redis.call('PEXPIRE', KEY, ttl)
+    return {1, fields}
+  end
+  if wanted ~= '' then return {0} end
+  local lease = unique(token)
+  redis.call('HSET', KEY, 'lease', lease)
+  redis.call('PEXPIRE', KEY, lease_ttl)
+  return {0, lease}
 end
