@@ -288,11 +288,15 @@ async def test_a_burst_ends_before_a_copy_takes_the_place_of_its_thread(
 async def test_pruning_by_age_leaves_nothing_of_a_burst_behind(
     database: str, ours: Watched, theirs: Watched
 ) -> None:
-    """The checkpoints of `Thread` are of the year 1600 or so."""
-    thread = Thread("a")
-    for _ in range(3):
-        await thread.put(ours.saver)
-    await ours.saver.aprune_older_than(timedelta(days=1))
+    """And is not put off by one that this saver has open itself. All checkpoints of `Thread` are old."""
+    thread, whole = Thread("a"), Thread("b")
+    for each in (thread, thread, whole):
+        await each.put(ours.saver)
+    report = await ours.saver.aprune_older_than(timedelta(days=1))
+    assert (report.checkpoints, report.skipped_threads) == (1, 0)
+    report = await ours.saver.aprune_older_than(timedelta(days=1), keep_latest=False)
+    assert (report.checkpoints, report.skipped_threads) == (2, 0)
+    await thread.put(ours.saver)
     await settled(ours.saver)
     assert await same_as_upstream(ours.saver, database, thread)
     assert await same_as_upstream(theirs.saver, database, thread)
