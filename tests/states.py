@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from glasspoint import CachedPostgresSaver, create_telemetry
 
 
-async def settled(saver: CachedPostgresSaver) -> None:
+async def warmed_up(saver: CachedPostgresSaver) -> None:
     """Wait for the warm-ups of the reads that were answered."""
     await saver._lifetime.followed_up()
 
@@ -31,7 +31,7 @@ class SettledSaver(CachedPostgresSaver):
         try:
             return await super().aget_tuple(config)
         finally:
-            await settled(self)
+            await warmed_up(self)
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ from glasspoint import CachedPostgresSaver
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.draining import Drainer
 from glasspoint.lineage import Branch, SetAside
-from glasspoint.scope import Scope
+from glasspoint.scope import scope_of
 from glasspoint.telemetry.http import telemetry_app
 from states import config_of, numbered_id
 
@@ -87,19 +87,18 @@ async def put_all(saver: BaseCheckpointSaver[str], threads: Iterable[Thread]) ->
     await asyncio.gather(*(thread.put(saver) for thread in threads))
 
 
-async def settled(saver: CachedPostgresSaver, *scopes: Scope | Thread | str) -> None:
-    """End the saver's bursts of scopes, or of the root namespace of threads; of none given: all.
+async def settled(saver: CachedPostgresSaver, *scopes: Thread, keeps_fences: bool = False) -> None:
+    """End the saver's bursts of some scopes; of none given: all.
 
-    Redis has what they wrote then, or has discarded it.
+    Redis has what they wrote then, or has discarded it, and whoever reads it from PostgreSQL may warm up.
+
+    Args:
+        keeps_fences: The fences stand for a moment yet, as they do when nobody hurries.
     """
-    if not scopes:
-        await saver._bursts.end(list(saver._bursts._open))
-    for scope in scopes:
-        if isinstance(scope, Thread):
-            scope = Scope(scope.thread_id, scope.config["configurable"]["checkpoint_ns"])
-        elif isinstance(scope, str):
-            scope = Scope(scope, "")
-        await saver._bursts.end([scope])
+    bursts = saver._bursts
+    await bursts.end([scope_of(thread.config) for thread in scopes] or list(bursts._open))
+    if not keeps_fences:
+        await bursts._fences.remove()
 
 
 async def rows_of(postgres_url: str) -> dict[str, int | None]:

@@ -288,11 +288,15 @@ async def test_a_burst_ends_before_a_copy_takes_the_place_of_its_thread(
 async def test_pruning_by_age_leaves_nothing_of_a_burst_behind(
     database: str, ours: Watched, theirs: Watched
 ) -> None:
-    """The checkpoints of `Thread` are of the year 1600 or so."""
-    thread = Thread("a")
-    for _ in range(3):
-        await thread.put(ours.saver)
-    await ours.saver.aprune_older_than(timedelta(days=1))
+    """And is not put off by one that this saver has open itself. All checkpoints of `Thread` are old."""
+    thread, whole = Thread("a"), Thread("b")
+    for each in (thread, thread, whole):
+        await each.put(ours.saver)
+    report = await ours.saver.aprune_older_than(timedelta(days=1))
+    assert (report.checkpoints, report.skipped_threads) == (1, 0)
+    report = await ours.saver.aprune_older_than(timedelta(days=1), keep_latest=False)
+    assert (report.checkpoints, report.skipped_threads) == (2, 0)
+    await thread.put(ours.saver)
     await settled(ours.saver)
     assert await same_as_upstream(ours.saver, database, thread)
     assert await same_as_upstream(theirs.saver, database, thread)
@@ -324,7 +328,7 @@ async def test_the_fences_of_ended_bursts_are_removed_together(ours: Watched, sq
     )
     for thread in [Thread(str(number)) for number in range(20)]:
         await thread.put(ours.saver)
-    await settled(ours.saver)
+    await settled(ours.saver, keeps_fences=True)
     await until(lambda: are_gone(sql))
     assert await sql("SELECT count(*) FROM removals") in ([(1,)], [(2,)])
 
@@ -334,7 +338,7 @@ async def test_a_fence_of_a_burst_that_goes_on_is_not_removed_with_that_of_the_o
 ) -> None:
     thread = Thread("a")
     await thread.put(ours.saver)
-    await settled(ours.saver, thread)
+    await settled(ours.saver, thread, keeps_fences=True)
     await thread.put(ours.saver)
     await ours.saver._l2.fences.remove()  # type: ignore[union-attr]
     assert len(await sql("SELECT 1 FROM glasspoint_fences")) == 1
@@ -360,7 +364,6 @@ async def test_who_reads_from_postgres_during_a_burst_does_not_warm_up(
     assert theirs.warm_ups == {}
     await settled(ours.saver, thread)
     assert ours.ends == {"discarded": 1}, "its intent was gone"
-    await ours.saver._l2.fences.remove()  # type: ignore[union-attr]
     assert await are_gone(sql)
     assert await thread.turn(theirs.saver) == 2
     assert theirs.warm_ups == {"stored": 1}
@@ -376,7 +379,6 @@ async def test_of_readers_together_only_those_of_a_fenced_scope_do_not_warm_up(
     for thread in quiet:
         await thread.put(ours.saver)
     await settled(ours.saver)
-    await ours.saver._l2.fences.remove()  # type: ignore[union-attr]
     for thread in busy:
         await thread.put(ours.saver)
     await evict(redis)
@@ -453,7 +455,6 @@ async def test_an_intent_that_was_evicted_before_the_first_acknowledgement_is_no
     thread = Thread("a")
     await thread.put(ours.saver)
     await settled(ours.saver, thread)
-    await ours.saver._l2.fences.remove()  # type: ignore[union-attr]
     async with locked(database, "checkpoints") as waiter:
         write = asyncio.create_task(thread.put(ours.saver))
         await waiter()
@@ -495,7 +496,7 @@ async def test_another_savers_fence_contests_when_the_intents_were_evicted(
     await thread.put(ours.saver)
     assert ours.writes == {"announced": 1, "contested": 1}
     for each in (ours, theirs):
-        await settled(each.saver)
+        await settled(each.saver, keeps_fences=True)
         assert not await has_image(redis)
         assert each.ends == {"contested": 1}
     assert await thread.turn(ours.saver) == 3
@@ -510,7 +511,7 @@ async def test_a_further_write_that_meets_another_savers_fence_does_not_install_
     await thread.put(ours.saver)
     await evict(redis)
     await thread.put(theirs.saver)
-    await settled(theirs.saver)
+    await settled(theirs.saver, keeps_fences=True)
     await thread.put(ours.saver)
     await settled(ours.saver)
     assert ours.ends == {"contested": 1}
@@ -523,7 +524,6 @@ async def test_after_a_contest_the_cache_is_used_again(ours: Watched, theirs: Wa
     await thread.put(theirs.saver)
     for each in (ours, theirs):
         await settled(each.saver)
-        await each.saver._l2.fences.remove()  # type: ignore[union-attr]
     assert await are_gone(sql)
     await thread.put(ours.saver, other=["x"])
     assert await thread.turn(ours.saver) == 3
@@ -626,7 +626,6 @@ async def test_fences_that_cannot_be_removed_are_left_to_expire(ours: Watched, s
     await thread.put(ours.saver)
     await sql("ALTER TABLE glasspoint_fences RENAME TO fences_elsewhere")
     await settled(ours.saver)
-    await ours.saver._l2.fences.remove()  # type: ignore[union-attr]
     await sql("ALTER TABLE fences_elsewhere RENAME TO glasspoint_fences")
     await thread.put(ours.saver)
     assert await thread.turn(ours.saver) == 2

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry
 from glasspoint.scope import Scope
 from states import config_of
-from steps import Thread, drain, until
+from steps import Thread, drain, settled, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -69,6 +69,7 @@ async def families(database: str, own_redis: EmbeddedRedis) -> list[Metric]:
         first = thread.newest
         await saver.aput_writes(first, [("messages", "x")], "task")
         await thread.put(saver)
+        await settled(saver)
         await saver.aget_tuple(thread.config)
         await saver.aget_tuple(first)
         intent = await saver._l1.begin(Scope("a", ""))
@@ -117,6 +118,7 @@ async def _read_what_is_wrong(
         await psycopg.AsyncConnection.connect(database, autocommit=True) as conn,
     ):
         await thread.put(saver)
+        await settled(saver)
         (key,) = [key async for key in redis.scan_iter("*{d}*")]
         await conn.execute("UPDATE checkpoints SET metadata = '{}' WHERE thread_id = 'd'")
         await saver.aget_tuple(thread.config)

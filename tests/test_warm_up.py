@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from glasspoint import CachedPostgresSaver, lifecycle
-from states import counts, exact, open_saver, open_upstream, settled
+from states import counts, exact, open_saver, open_upstream, warmed_up
 from steps import Thread, put_all, until
 from test_tracing import Recorder
 
@@ -87,7 +87,7 @@ async def test_a_read_is_answered_before_its_warm_up(cold: Cold) -> None:
     await until(lambda: cold.redis.held)
     assert await thread.turn(cold.saver) == 1, "a miss as well"
     cold.redis.let_go.set()
-    await settled(cold.saver)
+    await warmed_up(cold.saver)
     assert await thread.turn(cold.saver) == 1
     assert cold.reads == {"miss": 2, "hit": 1}
     assert cold.warm_ups == {"stored": 1, "refused": 1}, "the second read took the first one's lease"
@@ -99,7 +99,7 @@ async def test_a_write_that_comes_before_the_warm_up_wins(cold: Cold) -> None:
     await until(lambda: cold.redis.held)
     await thread.put(cold.saver)
     cold.redis.let_go.set()
-    await settled(cold.saver)
+    await warmed_up(cold.saver)
     assert cold.warm_ups == {"refused": 1}
     assert await thread.turn(cold.saver) == 2
 
@@ -139,7 +139,7 @@ async def test_what_a_caller_does_to_the_checkpoint_does_not_reach_the_image(col
     found.checkpoint["channel_values"].clear()
     found.metadata.clear()
     cold.redis.let_go.set()
-    await settled(cold.saver)
+    await warmed_up(cold.saver)
     found = await cold.saver.aget_tuple(thread.config)
     async with open_upstream(cold.database) as upstream:
         expected = await upstream.aget_tuple(thread.config)
@@ -153,7 +153,7 @@ async def test_a_warm_up_that_fails_concerns_nobody(cold: Cold, caplog: pytest.L
     [thread, *_] = cold.threads
     cold.redis.error = RedisConnectionError("gone")
     assert await thread.turn(cold.saver) == 1
-    await settled(cold.saver)
+    await warmed_up(cold.saver)
     assert cold.warm_ups == {"error": 1}
     assert "never retrieved" not in caplog.text
     assert await thread.turn(cold.saver) == 1
@@ -165,7 +165,7 @@ async def test_the_span_of_a_warm_up_stands_under_its_read(cold: Cold) -> None:
     [read] = cold.recorder.named("checkpoint.get_tuple")
     await until(lambda: cold.redis.held)
     cold.redis.let_go.set()
-    await settled(cold.saver)
+    await warmed_up(cold.saver)
     [warm_up], [step] = (
         cold.recorder.named("checkpoint.warm_up"),
         cold.recorder.named("checkpoint.l1.warm_up"),

@@ -175,9 +175,10 @@ class Bursts:
         for burst in ending:
             await asyncio.shield(burst.closed)
 
-    async def end_thread(self, thread_id: str) -> None:
-        """As `end`, for all scopes of a thread."""
-        await self.end([scope for scope in self._open if scope.thread_id == thread_id])
+    async def end_threads(self, thread_ids: Collection[str]) -> None:
+        """As `end`, for all scopes of threads."""
+        threads = frozenset(thread_ids)
+        await self.end([scope for scope in self._open if scope.thread_id in threads])
 
     async def close(self) -> None:
         """End all of them, and remove their fences: nothing is written any more."""

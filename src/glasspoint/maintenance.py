@@ -122,7 +122,7 @@ class MaintainedSaver(ManagedSaver):
             await self._l2.delete_thread(thread_id, block_readers)
 
         with self._lifetime.call(), self._telemetry.operation("delete_thread", Scope(thread_id, "")):
-            await self._bursts.end_thread(thread_id)
+            await self._bursts.end_threads([thread_id])
             await self._change("delete_thread", "delete", delete)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -176,7 +176,7 @@ class MaintainedSaver(ManagedSaver):
                 f"A thread cannot be copied to itself ({source!r}): name another target."
             )
         with self._lifetime.call(), self._telemetry.operation("copy_thread", Scope(target, "")):
-            await self._bursts.end_thread(target)
+            await self._bursts.end_threads([target])
             await self._change(
                 "copy_thread", "copy", lambda barrier: self._pruner.copy_thread(source, target, barrier)
             )
@@ -214,8 +214,7 @@ class MaintainedSaver(ManagedSaver):
             raise ConfigurationError(f"Unknown strategy {strategy!r}: there are {names}.")
         threads = [validate_thread_id(each) for each in _listed("thread_ids", thread_ids)]
         with self._lifetime.call(), self._telemetry.operation("prune", None):
-            for thread_id in threads:
-                await self._bursts.end_thread(thread_id)
+            await self._bursts.end_threads(threads)
             if threads and strategy == "delete":
                 await self._change(
                     "prune", "delete", lambda barrier: self._pruner.delete_threads(threads, barrier)
@@ -341,6 +340,7 @@ class MaintainedSaver(ManagedSaver):
     async def _remove(self, run: _Run, threads: Sequence[str], rest: Plan | None) -> Removed:
         if run.report.dry_run:
             return await self._pruner.count_older(threads, run.cutoff, keep_latest=run.keep_latest)
+        await self._bursts.end_threads(threads)
         return await self._change(
             "prune_older_than",
             "prune",

@@ -225,6 +225,11 @@ class Tracing(Observer):
         return attributes
 
 
+def _is_recorded(around: trace.Span) -> bool:
+    """Whether the call around a step is, or was: a burst's COMMIT comes after its last write has ended."""
+    return around.is_recording() or around.get_span_context().trace_flags.sampled
+
+
 def _is_left_out(around: trace.Span) -> bool:
     """Whether a call in this span need not ask for one of its own: what stands around it in this process (a
     turn, a request) was not sampled, so neither is the call, and the SDK would take long to say the same."""
@@ -235,11 +240,6 @@ def _is_left_out(around: trace.Span) -> bool:
         and not context_.is_remote
         and not around.is_recording()
     )
-
-
-def _is_recorded(around: trace.Span) -> bool:
-    """Whether a span is recorded; also one that has ended, if it is sampled."""
-    return around.is_recording() or around.get_span_context().trace_flags.sampled
 
 
 def _address(host: str | None, port: int | None) -> dict[str, Any]:
