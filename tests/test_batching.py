@@ -22,7 +22,7 @@ from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.l2 import batching, statements, writing
 from glasspoint.scope import Scope
 from states import config_of, exact, make_pool, numbered_id, open_saver, open_upstream
-from steps import Thread, keys_of, locked, put_all, until
+from steps import Thread, keys_of, locked, put_all, settled, until
 
 MANY = 40
 SERDE = JsonPlusSerializer()
@@ -87,7 +87,7 @@ async def test_the_puts_of_concurrent_callers_are_few_transactions(
     # And each was told of by itself.
     for metric in ("operation_duration_seconds_count", "write_through_total"):
         labels = {"saver": "default", "operation": "put"}
-        labels |= {"outcome": "ok"} if "duration" in metric else {"l1": "applied"}
+        labels |= {"outcome": "ok"} if "duration" in metric else {"l1": "announced"}
         assert registry.get_sample_value(f"glasspoint_{metric}", labels) == MANY
     assert registry.get_sample_value("glasspoint_l1_reads_total", {"saver": "default", "result": "hit"}) == (
         2 * MANY
@@ -148,6 +148,7 @@ async def test_each_put_is_judged_by_what_stands_there_for_it(
                 case 3:
                     await conn.execute(newer, [numbered_id(9), thread.thread_id])
         await put_all(saver, threads)
+        await settled(saver)
         images = [(await keys_of_thread(redis_url, thread)).get(b"id") for thread in threads]
         followed = [numbered_id(thread.number).encode() for thread in threads]
         assert images == [None if i % 4 else followed[i] for i in range(MANY)]
@@ -375,6 +376,7 @@ async def test_what_redis_cannot_be_told_of_stands_in_the_journal_each(
 ) -> None:
     async with open_saver(database, own_redis.url) as saver:
         await put_all(saver, threads)
+        await settled(saver)
         own_redis.stop()
         await put_all(saver, threads)
         async with await psycopg.AsyncConnection.connect(database) as conn:

@@ -26,14 +26,14 @@ from redis.asyncio import Redis
 
 from clusters import Cluster
 from conversations import NEVER, SOON, Conversation, Process, execute, missing_values, process
-from glasspoint import CachedPostgresSaver, create_telemetry
+from glasspoint import CachedPostgresSaver, bursts, create_telemetry
 from glasspoint.coherence import identity as keeping
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, L2UnavailableError
 from glasspoint.l2.identity import Look
 from pgbouncer import PROGRAM, pgbouncer
-from states import exact, make_pool, open_saver, open_upstream
-from steps import TABLES, Connect, Proxy, Thread, keys_of, until
+from states import exact, make_pool, open_saver, open_upstream, warmed_up
+from steps import TABLES, Connect, Proxy, Thread, keys_of, settled, until
 
 NO_REDIS = "redis://127.0.0.1:1/0"
 NAMED = {"saver": "default"}
@@ -322,6 +322,7 @@ async def test_a_restart_costs_the_cache_once_and_nothing_else(
                 await until(lambda each=each: each.identity_changes == {"restart": 1})  # type: ignore[misc]
                 assert await thread.read(each.saver) == ["one"]
             assert await thread.turn(one.saver, "two") == ["one", "two"]
+            await settled(one.saver)
             assert await thread.read(another.saver) == ["one", "two"]
             assert another.hits
             assert one.identity_changes == another.identity_changes == {"restart": 1}
@@ -587,9 +588,11 @@ async def test_of_two_processes_on_two_redis_servers_one_leaves_its_own_alone_an
     thread = Conversation()
     async with process(database, redis_url, sweep_interval_seconds=NEVER) as earlier:
         assert await thread.turn(earlier.saver, "one") == ["one"]
+        await settled(earlier.saver)
         async with process(database, own_redis.url, sweep_interval_seconds=NEVER) as later:
             assert await thread.read(later.saver) == ["one"], "and its Redis has it now"
             assert await thread.turn(earlier.saver, "two") == ["one", "two"], "before it has noticed"
+            await settled(earlier.saver)
             await earlier.round()
             await later.round()
             assert await thread.read(later.saver) == ["one", "two"]
@@ -704,6 +707,7 @@ async def test_what_a_server_does_not_tell_is_not_compared_and_that_is_said_once
             caplog.clear()
             async with process(first, redis_url) as one, process(second, redis_url) as another:
                 expected = await thread.turn(one.saver, "by one")
+                await settled(one.saver)
                 assert await thread.read(another.saver) == expected
                 assert another.hits == 1
                 for _ in range(2):
@@ -833,7 +837,9 @@ async def test_with_the_tables_of_langgraph_alone_there_is_no_cache_until_setup(
         await lives_on_postgresql_alone(one, redis_url)
         assert warnings_of(caplog) == [], "perhaps setup is under way"
         await saver.setup()
-        assert await thread.read(saver) == await thread.read(saver) == ["1", "2", "3"]
+        assert await thread.read(saver) == ["1", "2", "3"]
+        await warmed_up(saver)
+        assert await thread.read(saver) == ["1", "2", "3"]
         assert one.hits == 1
         await nothing_is_lacking(database, redis_url, one, thread)
 
@@ -847,6 +853,7 @@ async def test_on_a_standby_reads_are_answered_without_redis_and_that_is_said_on
             await thread.turn(one.saver, "one")
             with Cluster(standby_of=cluster) as standby:
                 assert await thread.turn(one.saver, "two") == ["one", "two"]
+                await settled(one.saver)
                 before = await keys_of(redis_url)
                 caplog.clear()
                 async with process(
@@ -888,6 +895,7 @@ async def behind_and_ahead(
         process(database, redis_url, sweep_interval_seconds=NEVER) as ahead,
     ):
         await prepare(thread, behind.saver)
+        await settled(behind.saver)
         await behind.round()
         await renew_the_key(database)
         await ahead.round()
@@ -931,7 +939,31 @@ async def test_what_is_written_before_a_change_is_noticed_is_read_by_those_who_h
             assert await reads_the_same(one, database, thread)
 
 
-@pytest.mark.parametrize("moment", ["while the change is adopted", "while its commit step is under way"])
+async def test_what_is_written_within_a_burst_that_goes_on_through_a_change_is_read_by_those_who_noticed(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its fence tells those who have noticed, too, not to warm up."""
+    monkeypatch.setattr(bursts, "QUIET_SECONDS", 3600.0)
+    thread = Thread("a")
+    async with (
+        process(database, redis_url, sweep_interval_seconds=NEVER) as behind,
+        process(database, redis_url, sweep_interval_seconds=NEVER) as ahead,
+    ):
+        await thread.put(behind.saver)
+        await renew_the_key(database)
+        await ahead.round()
+        for number in (1, 2):
+            assert await thread.turn(ahead.saver) == await thread.turn(ahead.saver) == number
+            await thread.put(behind.saver)
+        await behind.round()
+        assert await thread.turn(ahead.saver) == 3
+        await thread.put(behind.saver)
+        await settled(behind.saver)
+        for one in (ahead, behind, ahead):
+            assert await thread.turn(one.saver) == 4
+
+
+@pytest.mark.parametrize("moment", ["while the change is adopted", "while its CONFIRM is under way"])
 async def test_what_is_written_just_as_a_change_is_noticed_is_read_by_those_who_had_noticed(
     moment: str, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -956,7 +988,7 @@ async def test_what_is_written_just_as_a_change_is_noticed_is_read_by_those_who_
             async def late(sha: str, *args: Any) -> Any:
                 answer = await step(sha, *args)
                 epoch = behind.saver._l1.epoch
-                if epoch is not None and sha == epoch.shas["commit_put"]:
+                if epoch is not None and sha == epoch.shas["confirm"]:
                     answered.set()
                     await noticed.wait()
                 return answer

@@ -19,10 +19,11 @@ from psycopg.rows import tuple_row
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, codec, create_telemetry
-from glasspoint.l2 import eager
-from glasspoint.l2.store import Store
+from glasspoint.errors import L2UnavailableError
+from glasspoint.l2 import eager, liveness
+from glasspoint.l2.store import Store, WritesAnswer
 from glasspoint.scope import Scope
-from glasspoint.telemetry.events import Telemetry
+from glasspoint.telemetry.events import Note, Observer, PoolTimedOut, Telemetry
 from states import exact, make_pool, numbered_id, open_saver, open_upstream
 from steps import Thread, locked, until
 
@@ -305,6 +306,74 @@ async def test_the_same_task_twice_is_stored_once(database: str, redis_url: str)
         found = await saver.aget_tuple(thread.config)
         assert found is not None
         assert found.pending_writes == [(task_id, "messages", task_id) for task_id in TASKS]
+        await agree(saver, database, thread)
+
+
+class Timeouts(Observer):
+    """Counts how often nobody got a connection in time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def noted(self, note: Note) -> None:
+        self.count += isinstance(note, PoolTimedOut)
+
+
+@pytest.mark.parametrize("when", ["before the first is ready", "from the beginning"])
+async def test_tasks_that_get_no_connection_together_are_told_so_together(
+    when: str, database: str, redis_url: str
+) -> None:
+    """None of them waits for the pool's timeout once more by itself."""
+    async with open_saver(database, redis_url):
+        pass  # the tables
+    pool, timeouts = make_pool(database, size=1), Timeouts()
+    pool.timeout = 0.3
+    async with pool:
+        store = Store(AsyncPostgresSaver(pool), Telemetry("default", [timeouts]))
+        scope = Scope("thread", "")
+        await store.select(scope, None)
+        begun, is_kept, is_over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def ready_later(_connection: object) -> bool:
+            begun.set()
+            await is_kept.wait()
+            return False
+
+        async def keep() -> None:
+            async with store._checked_out():
+                begun.set()
+                await is_over.wait()
+
+        def write(task_id: str) -> asyncio.Task[WritesAnswer]:
+            writes = encoded_writes(1, task_id)
+            return asyncio.create_task(
+                store.put_writes(scope, numbered_id(1), writes, ready_later, upsert=False)
+            )
+
+        keeping = [asyncio.create_task(keep())] if when == "from the beginning" else []
+        writing = [write(task_id) for task_id in TASKS]
+        await begun.wait()
+        if not keeping:
+            keeping = [asyncio.create_task(keep())]
+            await until(lambda: pool.get_stats().get("requests_waiting") == 1)
+        is_kept.set()
+        outcomes = await asyncio.gather(*writing, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {L2UnavailableError}
+        assert timeouts.count == 1
+        is_over.set()
+        await asyncio.gather(*keeping)
+
+
+async def test_tasks_go_together_also_when_their_connection_was_idle_for_long(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model thinks for a minute: then the connection is asked for a sign of life first."""
+    async with open_saver(database, redis_url) as saver:
+        thread = Thread("thread")
+        await thread.put(saver)
+        monkeypatch.setattr(liveness, "_IDLE_SECONDS", 0.0)
+        await asyncio.gather(*(put_writes(saver, thread, task_id) for task_id in TASKS))
+        assert await statements_that_wrote(database, "checkpoint_writes") == 1
         await agree(saver, database, thread)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Collection, Coroutine
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -24,14 +25,14 @@ from glasspoint.l1.entry import Changes
 from glasspoint.telemetry.events import BurstEnded
 
 if TYPE_CHECKING:
-    from glasspoint.l1.cache import Cache, Intent
+    from glasspoint.l1.cache import Cache, Intent, Reading
     from glasspoint.l2.fences import Fences
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import BurstEnd, Telemetry
 
 __all__ = ["BURST_SECONDS", "Burst", "Bursts"]
 
-QUIET_SECONDS: Final = 0.05
+QUIET_SECONDS: Final = 0.1
 """A burst ends when no write has come for so long."""
 
 BURST_SECONDS: Final = 5.0
@@ -47,6 +48,7 @@ class Burst:
     Attributes:
         id: What its fence is called.
         begun: BEGIN, under way or answered.
+        after: The burst before it, if that was not closed yet.
         writers: How many writes are under way.
         is_covered: A statement with the fence was committed, and the intent was there after that.
         is_contested: Another writer has been there: nothing may be installed.
@@ -55,12 +57,16 @@ class Burst:
         is_closing: It takes no more writes.
         is_committing: COMMIT is under way, or was.
         closed: Done when COMMIT was answered.
+        then_read: The checkpoint id that the saver's own reader waits for, `""` for the newest.
+        reading: What it was answered.
+        context: Of its last write, so that COMMIT stands in the same trace.
     """
 
     scope: Scope
     id: str
     begun: asyncio.Task[Intent]
     started_at: float
+    after: Burst | None = None
     changes: Changes = field(default_factory=Changes)
     last_at: float = 0.0
     writers: int = 0
@@ -71,7 +77,20 @@ class Burst:
     must_drop: bool = False
     is_closing: bool = False
     is_committing: bool = False
+    then_read: str | None = None
+    reading: Reading | None = None
+    context: Context = field(default_factory=copy_context)
     closed: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    async def may_begin(self) -> None:
+        """Return when the burst before it is closed.
+
+        To be awaited before a write asks for a connection. A write of the burst before may need that
+        connection, or go in the same statement, and BEGIN is not sent before that write was answered.
+        """
+        if self.after is not None:
+            await asyncio.shield(self.after.closed)
+            self.after = None
 
     @property
     def takes_writes(self) -> bool:
@@ -93,13 +112,13 @@ class Bursts:
         fences: Fences,
         telemetry: Telemetry,
         *,
-        in_background: Callable[[Coroutine[Any, Any, None]], object],
+        in_background: Callable[[Coroutine[Any, Any, None], Context], object],
     ) -> None:
         """Args:
         l1: Where they are announced and committed.
         fences: Where those go whose burst has ended.
         telemetry: Who is told of each end.
-        in_background: Runs what no caller waits for; closing the saver does.
+        in_background: Runs what no caller waits for, in a context; closing the saver waits.
         """
         self._l1 = l1
         self._fences = fences
@@ -122,16 +141,31 @@ class Bursts:
         """A write of a burst was answered, or has failed."""
         burst.writers -= 1
         burst.last_at = monotonic()
+        burst.context = copy_context()
         if not burst.writers:
             if burst.takes_writes:
                 self._look_later(burst)
             else:
                 self._close(burst)
 
-    def is_idle(self, scope: Scope) -> bool:
-        """Whether a burst of a scope is open, and no write of it is under way."""
+    async def read(self, scope: Scope, checkpoint_id: str | None) -> Reading | None:
+        """End the burst of a scope for a reader of this saver, and read in the same trip to Redis.
+
+        Returns:
+            What Redis has answered; `None`: it is to be asked, because there is no burst, writes of it are
+            under way, or it could not be committed.
+        """
         burst = self._open.get(scope)
-        return burst is not None and not burst.writers
+        if burst is None or burst.writers:
+            return None
+        if not burst.is_closing:
+            burst.then_read = checkpoint_id or ""
+            burst.context = copy_context()
+            self._close(burst)
+            await asyncio.shield(burst.closed)
+            return burst.reading
+        await asyncio.shield(burst.closed)
+        return None
 
     async def end(self, scopes: Collection[Scope]) -> None:
         """End the bursts of scopes now, once their writes are answered; return when Redis has answered."""
@@ -141,9 +175,10 @@ class Bursts:
         for burst in ending:
             await asyncio.shield(burst.closed)
 
-    async def end_thread(self, thread_id: str) -> None:
-        """As `end`, for all scopes of a thread."""
-        await self.end([scope for scope in self._open if scope.thread_id == thread_id])
+    async def end_threads(self, thread_ids: Collection[str]) -> None:
+        """As `end`, for all scopes of threads."""
+        threads = frozenset(thread_ids)
+        await self.end([scope for scope in self._open if scope.thread_id in threads])
 
     async def close(self) -> None:
         """End all of them, and remove their fences: nothing is written any more."""
@@ -158,7 +193,7 @@ class Bursts:
                 await asyncio.shield(after.closed)
             return await self._l1.begin(scope)
 
-        burst = Burst(scope, _new_id(), asyncio.create_task(begin()), monotonic())
+        burst = Burst(scope, _new_id(), asyncio.create_task(begin()), monotonic(), after)
         self._open[scope] = burst
         return burst
 
@@ -175,7 +210,7 @@ class Bursts:
         burst.is_closing = True
         if not burst.writers and not burst.is_committing:
             burst.is_committing = True
-            self._in_background(self._commit(burst))
+            self._in_background(self._commit(burst), burst.context)
 
     async def _commit(self, burst: Burst) -> None:
         end: BurstEnd = "lost"
@@ -196,7 +231,7 @@ class Bursts:
     async def _settle(self, burst: Burst, intent: Intent) -> BurstEnd:
         if burst.is_contested:
             return "contested" if await self._l1.drop(intent) else "error"
-        result = await self._l1.commit(intent, burst.changes)
+        result, burst.reading = await self._l1.commit(intent, burst.changes, then_read=burst.then_read)
         if result == "error":
             # It may have been done, or not: until somebody drops the entry, the intent sends readers away.
             await self._l1.drop(intent)

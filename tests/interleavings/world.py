@@ -11,6 +11,9 @@ first action and is acknowledged with its last one: earlier or later would only 
 within a process is it another one's business, because its tasks share a memory: there, a scenario can have
 the answer come later (`slow`).
 
+A warm-up is not waited for: its step may be done long after its read was answered, and in the next call. It
+belongs to no call, so no call begins with it.
+
 What Redis holds is true to one PostgreSQL, as it is now, and that may change (`_do_set_back` and its like).
 Each process learns of it when it looks, or when its connection breaks; until then it is *late*, and so may be
 what it reads. After that, never.
@@ -175,6 +178,8 @@ class _Gate:
     perform: Callable[[], Any]
     opened: asyncio.Future[Any]
     statement: tuple[Any, ...] = ()
+    left_behind: int | None = None
+    """Of a step that no call waits for: hash of what it does."""
 
 
 @dataclass
@@ -623,7 +628,9 @@ class World:
                         tuple(number - first for number in actor.effects if number >= first),
                         None if actor.began is None or self._lossy else frozenset(self._views[actor.began :]),
                         actor.possible,
-                        frozenset(gate.label for gate in self._gates if gate.actor is actor),
+                        frozenset(
+                            (gate.label, gate.left_behind) for gate in self._gates if gate.actor is actor
+                        ),
                     )
                     for actor in self._actors
                 ),
@@ -760,7 +767,9 @@ class World:
     def _do_step(self, name: str, label: str) -> None:
         [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
         actor = gate.actor
-        self._start(actor)
+        self._start(gate)
+        if actor is actor.process.background:
+            self._start_readers(actor.process)
         self._gates.remove(gate)
         answer: Any = None
         hear: Callable[[], Any]
@@ -777,11 +786,23 @@ class World:
         self._has_met(actor, label, _canonical_answer(answer))
         self.trace.append(f"{name}: {label} -> {_short(answer)}")
         if name in self.scenario.slow:
-            self._gates.append(_Gate(actor, "answer", f"hear {label}", hear, gate.opened))
+            later = _Gate(actor, "answer", f"hear {label}", hear, gate.opened, left_behind=gate.left_behind)
+            self._gates.append(later)
         else:
             hear()
 
-    def _start(self, actor: _Actor) -> None:
+    def _start_readers(self, process: _Process) -> None:
+        """A reader that waits for the end of its own burst is answered together with that."""
+        waiting = {gate.actor.name for gate in self._gates}
+        for actor in process.actors:
+            if not actor.done and actor.name not in waiting and actor.calls[actor.position].reads:
+                self._begin(actor)
+
+    def _start(self, gate: _Gate) -> None:
+        if gate.left_behind is None:
+            self._begin(gate.actor)
+
+    def _begin(self, actor: _Actor) -> None:
         if actor.began is None:
             actor.began, actor.possible = len(self._views) - 1, self._possible(actor.process)
 
@@ -1059,7 +1080,7 @@ class World:
     ) -> _Gate:
         [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
         self._gates.remove(gate)
-        self._start(gate.actor)
+        self._start(gate)
         self._fault(f"{kind}: {name}, {label}", lossy=lossy)
         error.__cause__ = cause
         gate.opened.set_exception(error)
@@ -1098,8 +1119,9 @@ class World:
                     self._require(number, actor.process)
             actor.position += 1
             actor.tokens = 0
-            if not (actor.process.is_shared or any(gate.actor is actor for gate in self._gates)):
-                actor.past = 0  # nothing of it goes on, as a cancelled call may
+            goes_on = any(gate.actor is actor and gate.left_behind is None for gate in self._gates)
+            if not (actor.process.is_shared or goes_on):  # as a call may that was cancelled
+                actor.past = 0
             actor.began, actor.possible, actor.effects = None, frozenset(), []
 
     def _judge(self, actor: _Actor, found: str) -> None:
@@ -1179,7 +1201,12 @@ class World:
         label = self._script_names()[sha.decode()]
         if not key.endswith(self._suffix) and b"{" in key:
             label += f" {{{key.decode().partition(':{')[2]}"  # of another scope
-        return await self._pass("l1", label, perform)
+        left_behind = None
+        if label == "warm_up":
+            while any(gate.actor is _ACTOR.get() and gate.label == label for gate in self._gates):
+                label += " of a later read"
+            left_behind = hash(tuple(_UNIQUE.sub(b"", a) if isinstance(a, bytes) else a for a in args))
+        return await self._pass("l1", label, perform, left_behind=left_behind)
 
     async def _pass_postgres(self, statement: tuple[Any, ...]) -> Any:
         actor = _ACTOR.get()
@@ -1205,7 +1232,13 @@ class World:
             await actor.process.saver._identity.greet(None)
 
     async def _pass(
-        self, tier: str, label: str, perform: Callable[[], Any], statement: tuple[Any, ...] = ()
+        self,
+        tier: str,
+        label: str,
+        perform: Callable[[], Any],
+        statement: tuple[Any, ...] = (),
+        *,
+        left_behind: int | None = None,
     ) -> Any:
         if self._dead:
             raise asyncio.CancelledError
@@ -1214,7 +1247,8 @@ class World:
         actor = _ACTOR.get()
         if any(gate.actor is actor and gate.label == label for gate in self._gates):
             label += " again"  # of a call that was cancelled, and goes on in its own task
-        gate = _Gate(actor, tier, label, perform, self._loop.create_future(), statement)
+        opened = self._loop.create_future()
+        gate = _Gate(actor, tier, label, perform, opened, statement, left_behind)
         if gate.actor.crashed:
             await gate.opened
         self._gates.append(gate)
@@ -1323,7 +1357,7 @@ class World:
     def _has_met(self, actor: _Actor, label: str, answer: Any) -> None:
         """Something has happened to an actor, on which depends what it will do."""
         if actor is actor.process.background and not actor.process.bursts:
-            actor.past = 0  # what it has done is over, but for fences that are removed, and its gates tell that
+            actor.past = 0  # what it has done is over; its gates tell which fences are yet to be removed
             return
         if actor.process.is_shared:
             actor.process.past = hash((actor.process.past, actor.name, label, answer))
@@ -1448,7 +1482,7 @@ class World:
 
     # ------------------------------------------------------------------ before and after
 
-    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, Any], _context: object = None) -> None:
         actor = _ACTOR.get()
         context = copy_context()
         context.run(_ACTOR.set, actor.process.background or actor)
@@ -1680,7 +1714,7 @@ def _canonical_answer(answer: Any) -> Any:
     if isinstance(answer, bytes):
         return _UNIQUE.sub(b"", answer)
     if isinstance(answer, list):
-        if len(answer) == 2 and isinstance(answer[1], list):
+        if len(answer) == 2 and isinstance(answer[1], list) and isinstance(answer[1][0], bytes):
             return answer[0], _canonical(dict(zip(answer[1][::2], answer[1][1::2], strict=True)))
         return tuple(_canonical_answer(each) for each in answer)
     return answer

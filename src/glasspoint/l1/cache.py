@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from glasspoint.l1.signature import Signer
     from glasspoint.telemetry.events import Telemetry
 
-__all__ = ["Cache", "Intent", "Reading", "Written"]
+__all__ = ["Cache", "Committed", "Intent", "Reading", "Written"]
 
 _log = get_logger("glasspoint.l1")
 
@@ -104,6 +104,13 @@ class Intent:
     scope: Scope
     name: bytes
     keys: str = ""
+
+
+class Committed(NamedTuple):
+    """What became of a burst in L1; and what its own reader was answered, if one was waiting."""
+
+    result: CommitResult
+    reading: Reading | None = None
 
 
 class Written(NamedTuple):
@@ -335,6 +342,8 @@ class Cache:
         Args:
             checkpoint_id: The one that is wanted, `None` for the newest.
         """
+        if not scope.is_cached:
+            return Reading("bypassed")
         wanted = checkpoint_id or ""
         for _ in range(_READS):
             if scope in self._quarantine:
@@ -351,10 +360,14 @@ class Cache:
             if doubts != self._doubts or scope in self._quarantine:
                 # Another call has met an error meanwhile, or this one another epoch: the journal comes first.
                 continue
-            if answer[0] == _HIT:
-                return await self._decode(scope, answer[1])
-            return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
+            return await self._reading(scope, answer)
         return Reading("unavailable")
+
+    async def _reading(self, scope: Scope, answer: list[Any]) -> Reading:
+        """Return what READ has answered."""
+        if answer[0] == _HIT:
+            return await self._decode(scope, answer[1])
+        return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
 
     def decode(self, scope: Scope, fields: list[bytes]) -> StoredCheckpoint:
         """Read an image out of an entry's fields.
@@ -428,33 +441,40 @@ class Cache:
         except L1Error:
             return None
 
-    async def commit(self, intent: Intent, changes: entry.Changes) -> CommitResult:
+    async def commit(
+        self, intent: Intent, changes: entry.Changes, *, then_read: str | None = None
+    ) -> Committed:
         """COMMIT: a burst is over, and L2 has all of it.
 
         Args:
             changes: What its writes change in the entry.
+            then_read: A READ follows in the same trip, for this checkpoint id; `""`: the newest; `None`: no.
         """
         if not changes.can_follow:
-            return "discarded" if await self.drop(intent) else "error"
+            return Committed("discarded" if await self.drop(intent) else "error")
         if self.epoch is None:
-            return "error"
+            return Committed("error")
         signer = self.epoch.signer
         try:
             fields = changes.fields(intent.scope, signer, self._packer)
             writes = changes.write_fields(intent.scope, signer, self._packer)
         except Exception as exc:
             self._cannot_encode(intent.scope, exc)
-            return "discarded" if await self.drop(intent) else "error"
+            return Committed("discarded" if await self.drop(intent) else "error")
+        reads, doubts = then_read is not None and self.trusted, self._doubts
+        read = (_new_token() if reads else "", then_read or "", self._intent_ms)
         needed = changes.needed_names()
         newest = changes.newest.checkpoint_id if changes.newest is not None else ""
-        numbers = (int(changes.is_whole), self._ttl_ms, len(needed), len(fields) // 2)
+        flags = (newest, int(changes.is_whole), self._ttl_ms, *read, len(needed), len(fields) // 2)
         try:
-            answer: int = await self._run(
-                "commit", intent.scope, intent.name, newest, *numbers, *needed, *fields, *writes
+            done, *answers = await self._run(
+                "commit", intent.scope, intent.name, *flags, *needed, *fields, *writes
             )
         except L1Error:
-            return "error"
-        return _COMMIT_RESULTS[answer]
+            return Committed("error")
+        if not answers or doubts != self._doubts:
+            return Committed(_COMMIT_RESULTS[done])
+        return Committed(_COMMIT_RESULTS[done], await self._reading(intent.scope, answers[0]))
 
     async def abort(self, intent: Intent) -> bool:
         """ABORT: L2 certainly did not change, or not in a way that concerns the image.
@@ -476,7 +496,7 @@ class Cache:
         return await self._confirmed("drop", intent.scope, intent.name, int(still_running), self._intent_ms)
 
     async def forget(self, scopes: Collection[Scope]) -> set[Scope]:
-        """DROP, for the journal; of scopes in quarantine, too.
+        """DROP, for the journal; of scopes in quarantine, too. A scope that is not cached has no entry.
 
         Returns:
             The scopes whose key Redis refuses: they are in quarantine now.
@@ -484,7 +504,7 @@ class Cache:
         Raises:
             L1Error: Redis did not answer each of them.
         """
-        listed = list(scopes)
+        listed = [scope for scope in scopes if scope.is_cached]
         refused = set[Scope]()
         for start in range(0, len(listed), _SCOPES_AT_ONCE):
             chunk = listed[start : start + _SCOPES_AT_ONCE]
@@ -763,19 +783,25 @@ def _is_wrong_epoch(exc: ResponseError) -> bool:
     return isinstance(exc, NoScriptError) or str(exc).startswith(WRONG_EPOCH)
 
 
+def _is_read(answer: Any) -> bool:
+    return answer in ([_BUSY], [_HISTORICAL], [_MISS]) or (
+        isinstance(answer, list)
+        and len(answer) == 2
+        and (answer[0], type(answer[1])) in ((_HIT, list), (_MISS, bytes))
+    )
+
+
 def _is_answer(step: str, answer: Any) -> bool:
     """Whether a script answers like this: what stands between it and us may not be what it seems."""
     match step:
         case "read":
-            return answer in ([_BUSY], [_HISTORICAL], [_MISS]) or (
-                isinstance(answer, list)
-                and len(answer) == 2
-                and (answer[0], type(answer[1])) in ((_HIT, list), (_MISS, bytes))
-            )
+            return _is_read(answer)
         case "begin" | "refuse":
             return isinstance(answer, bytes)
         case "commit":
-            return isinstance(answer, int) and 0 <= answer < len(_COMMIT_RESULTS)
+            if not isinstance(answer, list) or len(answer) not in (1, 2):
+                return False
+            return answer[0] in range(len(_COMMIT_RESULTS)) and all(map(_is_read, answer[1:]))
         case "warm_up" | "clear" | "confirm":
             return answer in (0, 1)
         case _:

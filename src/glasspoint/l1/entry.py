@@ -131,10 +131,14 @@ class Changes:
         self.size += put.size
         if not (put.cacheable and is_as_sent):
             self.can_follow = False
+        if self.newest is not None and self.newest.checkpoint_id == put.checkpoint_id:
+            self.can_follow = False  # L2 has one of the two, and it is not known which
         for channel in (*put.blobs, *put.voids):
             before = self._channels.get(channel)
             if before is None or before[0] < put.checkpoint_id:
                 self._channels[channel] = put.checkpoint_id, put
+            if before is not None and _is_shadowed(channel, before[1], put):
+                self.can_follow = False
         if self.newest is None or self.newest.checkpoint_id < put.checkpoint_id:
             self.newest = put
         for name in known_writes:
@@ -154,7 +158,9 @@ class Changes:
             return
         for write in stored:
             self.size += len(write.value.data)
-            self.writes[checkpoint_id, write.task_id, write.idx] = write
+            key = checkpoint_id, write.task_id, write.idx
+            self.writes[key] = write
+            self.needed.discard(key)
         for write in ignored:
             self._need((checkpoint_id, write.task_id, write.idx))
 
@@ -199,6 +205,13 @@ class Changes:
     def needed_names(self) -> list[str]:
         """Return the names of the fields that must stand in the entry."""
         return [f"w:{checkpoint_id}:{task_id}:{idx}" for checkpoint_id, task_id, idx in sorted(self.needed)]
+
+
+def _is_shadowed(channel: str, one: EncodedPut, other: EncodedPut) -> bool:
+    """Whether of two puts one brings no value of a channel at the very version at which the other does. L2
+    shows the value in both then; of puts that it runs side by side it does not say so."""
+    versions = [put.blobs[channel][0] if channel in put.blobs else put.voids[channel] for put in (one, other)]
+    return versions[0] == versions[1] and (channel in one.blobs) != (channel in other.blobs)
 
 
 def decode_image(scope: Scope, fields: Sequence[bytes], signer: Signer) -> StoredCheckpoint:

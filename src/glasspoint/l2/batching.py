@@ -5,9 +5,9 @@ calls go one by one, in their callers' own tasks; those of a crowd with all othe
 is there. The calls of one company (a superstep's tasks) go together, if they come before the first is sent.
 
     run -+-> alone: a connection -> ready -> statement -> an answer
-         |                           |
-         |                           if company has come meanwhile
-         |                           v
+         |                            |
+         |                            if company has come meanwhile
+         |                            v
          +-> in a crowd: all who wait --> a connection -> ready, each -> one statement -> an answer for each
                                                                          |
                                               if it failed, and PostgreSQL is as it was before:
@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -50,6 +51,9 @@ ALONE = 4
 # So many batches of a crowd are under way at once, the next one with all who come meanwhile: one is on its
 # way while PostgreSQL works on the other.
 _BATCHES = 2
+
+# A company's call that comes later than so long after the first one of it does not follow that one.
+_COMPANY_SECONDS = 0.05
 
 _CALLS_AT_ONCE = 32
 
@@ -198,13 +202,16 @@ class Batcher(Generic[_Item, _Answer]):
         self._telemetry = telemetry
         self._crowd = Crowd(beyond=ALONE)
         self._waiting: list[_Waiter[_Item, _Answer]] = []
-        # Company -> who follows its first call, as long as that has a connection and is not sent.
-        self._gathering: dict[Hashable, list[_Waiter[_Item, _Answer]]] = {}
+        # Company -> when its first call came, and who follows that; as long as it is not sent.
+        self._gathering: dict[Hashable, tuple[float, list[_Waiter[_Item, _Answer]]]] = {}
         self._under_way = 0
         self._is_acquiring = False
 
     async def run(self, call: Call[_Item, _Answer]) -> _Answer:
         """Ask PostgreSQL, and return what it answers to this call.
+
+        Three cases: it goes with a crowd; it follows the first call of its company; it is such a first call,
+        or alone.
 
         Raises:
             As the statement does.
@@ -213,38 +220,43 @@ class Batcher(Generic[_Item, _Answer]):
             waiter = _Waiter(call)
             self._waiting.append(waiter)
             self._look()
-        elif call.company in self._gathering:
+            return await self._answer_to(waiter)
+        first_at, followers = self._gathering.get(call.company, (-inf, []))
+        if call.asked_at - first_at <= _COMPANY_SECONDS:
             waiter = _Waiter(call)
-            self._gathering[call.company].append(waiter)
-        else:
-            company: list[_Waiter[_Item, _Answer]] = []
-            self._under_way += 1
-            try:
-                async with self._connection() as connection:
-                    await self._be_ready(call, connection, company)
-                    if not company:
-                        return await self._alone(call, connection)
-                waiter = _Waiter(call)
-                company.insert(0, waiter)
-            finally:
-                self._under_way -= 1
-                self._send_together(company)
-                self._look()
-        return await self._answer_to(waiter)
+            followers.append(waiter)
+            return await self._answer_to(waiter)
+        return await self._first(call)
 
-    async def _be_ready(
-        self, call: Call[_Item, _Answer], connection: Connection, company: list[_Waiter[_Item, _Answer]]
-    ) -> None:
-        """Wait until a call is ready; its company may come meanwhile. That costs the call nothing: what it
-        waits for is Redis, to which the others have sent at the same time."""
-        if call.ready is None:
-            return
+    async def _first(self, call: Call[_Item, _Answer]) -> _Answer:
+        """Send a call by itself; or with its company, if that comes before the call has a connection and is
+        ready. It does not wait for them."""
+        followers: list[_Waiter[_Item, _Answer]] = []
         if call.company is not None:
-            self._gathering[call.company] = company
+            self._gathering[call.company] = (call.asked_at, followers)
+        has_connection = False
+        self._under_way += 1
         try:
-            call.announced = await call.ready(connection)
+            async with self._connection() as connection:
+                has_connection = True
+                if call.ready is not None:
+                    call.announced = await call.ready(connection)
+                self._gathering.pop(call.company, None)
+                if not followers:
+                    return await self._alone(call, connection)
+            first = _Waiter(call)
+            followers.insert(0, first)
+        except Exception as exc:
+            if not has_connection:  # they have waited for one as long
+                while followers:
+                    followers.pop().fail(exc)
+            raise
         finally:
             self._gathering.pop(call.company, None)
+            self._under_way -= 1
+            self._send_together(followers)
+            self._look()
+        return await self._answer_to(first)
 
     async def _alone(self, call: Call[_Item, _Answer], connection: Connection) -> _Answer:
         """One call, in its caller's own task: if that is cancelled, psycopg ends the statement."""
@@ -327,7 +339,7 @@ class Batcher(Generic[_Item, _Answer]):
             self._is_acquiring = False
             batch.waiters = [waiter for waiter in self._waiting if waiter.call.asked_at <= started]
             self._waiting = [waiter for waiter in self._waiting if waiter.call.asked_at > started]
-        elif len(batch.waiters) > 1 and certainly_unchanged(error):
+        elif batch.has_connection and len(batch.waiters) > 1 and certainly_unchanged(error):
             for waiter in batch.waiters:
                 waiter.call.asked_at = perf_counter()
                 self._send(waiter, [waiter])
