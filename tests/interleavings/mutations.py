@@ -155,7 +155,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the fence of another saver contests",
-        ((_SAVER, "self._burst.is_contested or fence.is_contested", "self._burst.is_contested"),),
+        ((_SAVER, "burst.is_contested or fence.is_contested", "burst.is_contested"),),
         _BURST_PUT_AND_READER,
         ("evict",),
         start=_EVICTED_BETWEEN_TWO_WRITES,
@@ -171,9 +171,8 @@ MUTATIONS = (
             ),
             (
                 _SAVER,
-                "        burst, intent = self._burst, self._burst.begun.result()\n        if not has_order",
-                "        burst, intent = self._burst, await asyncio.shield(self._burst.begun)\n"
-                "        if not has_order",
+                "        intent = burst.begun.result()\n        if fence.identity",
+                "        intent = await asyncio.shield(burst.begun)\n        if fence.identity",
             ),
         ),
         _BURST,
@@ -188,13 +187,16 @@ MUTATIONS = (
         _COLD,
     ),
     Mutation(
-        # Either is enough: who is disarmed discards, and that disarms the other.
-        "BEGIN disarms the intents that it meets, or is born disarmed beside them",
-        (
-            ("begin.lua", "#others == 0 and 1 or 0", "1"),
-            ("begin.lua", "for _, field in ipairs(others) do disarm(field) end\n", ""),
-        ),
-        _SPECIAL,
+        "BEGIN disarms the intents that it meets",
+        (("begin.lua", "for _, field in ipairs(others) do disarm(field) end\n", ""),),
+        _TWO_PUTS,
+        finds="expires",
+    ),
+    Mutation(
+        "BEGIN is born disarmed beside another intent",
+        (("begin.lua", "#others == 0 and 1 or 0", "1"),),
+        _BURST,
+        ("unheard",),
         finds="expires",
     ),
     Mutation(
@@ -202,8 +204,8 @@ MUTATIONS = (
         (
             (
                 _SAVER,
-                "await self._lifetime.settle(self._tell(fence, change))",
-                "asyncio.get_running_loop().create_task(self._tell(fence, change))",
+                "await self._lifetime.settle(self._tell(burst, fence, change))",
+                "asyncio.get_running_loop().create_task(self._tell(burst, fence, change))",
             ),
         ),
         _BURST,
@@ -237,7 +239,7 @@ MUTATIONS = (
     ),
     Mutation(
         "COMMIT discards if it may not follow",
-        (("commit.lua", "  discard()\n  return 0\n", "  return 0\n"),),
+        (("commit.lua", "  discard()\n  return answer(0)\n", "  return answer(0)\n"),),
         _BURST_AND_PUT,
     ),
     Mutation(
@@ -247,13 +249,13 @@ MUTATIONS = (
     ),
     Mutation(
         "COMMIT looks for the writes that PostgreSQL had before",
-        (("commit.lua", "for i = 7, 6 + needed do", "for i = 1, 0 do"),),
+        (("commit.lua", "for i = 10, 9 + needed do", "for i = 1, 0 do"),),
         _PUT_AND_WRITES,
         ("evict",),
     ),
     Mutation(
         "upserts of one process that are under way together are not followed",
-        ((_SAVER, "if not has_order and burst.writers > 1:", "if False:"),),
+        ((_SAVER, "if answer.overwrote and write.is_among_others:", "if False:"),),
         _SPECIAL_OF_ONE,
     ),
     Mutation(
@@ -292,15 +294,15 @@ MUTATIONS = (
     Mutation(
         "READ gives no image away while a write is under way",
         (
-            ("read.lua", "> now then return {2} end", "<= now then expired = true end"),
-            ("read.lua", "\n    expired = true\n", "\n"),
+            ("prelude.lua", "> now then return {2} end", "<= now then expired = true end"),
+            ("prelude.lua", "\n      expired = true\n", "\n"),
         ),
         _BURST,
         finds="expires",
     ),
     Mutation(
         "READ discards when an intent has expired",
-        (("read.lua", "expired = true\n", "expired = false\n"),),
+        (("prelude.lua", "expired = true\n", "expired = false\n"),),
         _BURST,
         ("crash",),
     ),

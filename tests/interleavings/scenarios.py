@@ -87,6 +87,7 @@ SCENARIOS = {
             {"v": [special(1, "one")], "w": [special(1, "two")], "r": [READ, READ]},
             before=[put(1), special(1, "zero")],
             shares={"w": "v"},
+            slow="vw",
         ),
         Scenario("two puts || reader", {"p": [put(2)], "q": [put(3)], "r": [READ]}, before=[put(1)]),
         Scenario("burst of two || put", {"p": [put(2), put(4)], "q": [put(3)]}, before=[put(1)]),
