@@ -5,12 +5,12 @@ from __future__ import annotations
 from interleavings.mutations import Mutation, steps
 from interleavings.world import Move
 
-_OPENS = "put_writes, its sweeper || reader that opens"
-_SLOW = "put_writes, its slow sweeper || reader that opens"
-_OWN = "put_writes, its sweeper and reader || reader that opens"
-_OTHER = "put_writes, its sweeper || reader that opens || sweeper"
+_OPENS = "put, its sweeper || reader that opens"
+_SLOW = "put, its slow sweeper || reader that opens"
+_OWN = "put, its sweeper and reader || reader that opens"
+_OTHER = "put, its sweeper || reader that opens || sweeper"
 _PUT = "put || reader, its sweeper"
-_SWEEPERS = "put, put_writes, its sweeper || reader, its sweeper"
+_SWEEPERS = "two puts, their sweeper || reader, its sweeper"
 _DELETE = "delete_thread, its sweeper || reader that opens"
 _FOREIGN = "foreign put || reader, its sweeper || new reader"
 _MOVED_WRITE = "put_writes, its sweeper || reader on another Redis"
@@ -29,8 +29,10 @@ _A_PUT: tuple[Move, ...] = (
     *steps("p.end", "commit", "unfence"),
 )
 _ADOPTED_AND_WARMED_UP = steps("r", "look", "look", "read", "select", "warm_up")
-_A_WRITE: tuple[Move, ...] = (
-    *steps("w", "begin", "put_writes", "confirm"),
+# The statement has told the identity, and has not taken effect; until it has, others may see what was before.
+_AMID_A_PUT = steps("w", "begin", "put snapshot")
+_REST_OF_THE_PUT: tuple[Move, ...] = (
+    *steps("w", "put", "confirm"),
     ("end", "w", ""),
     *steps("w.end", "commit", "unfence"),
 )
@@ -96,6 +98,8 @@ RULES_OF_IDENTITY = (
             *steps("s", "look"),
             *steps("t", "look"),
             *steps("s", "renew", "look", "look"),
+            *steps("p", "begin", "put snapshot", "put"),  # under keys of the past: a row is made
+            *steps("p", "begin", "put snapshot"),
             *steps("t", "renew", "look", "look"),
         ),
     ),
@@ -110,7 +114,7 @@ RULES_OF_IDENTITY = (
         ),
         _OPENS,
         ("renew",),
-        start=(("renew",), *_ADOPTED_AND_WARMED_UP, *_A_WRITE),
+        start=(*_AMID_A_PUT, ("renew",), *_ADOPTED_AND_WARMED_UP, *_REST_OF_THE_PUT),
     ),
     Mutation(
         "an adoption is followed by a sweep",
@@ -124,7 +128,12 @@ RULES_OF_IDENTITY = (
         ),
         _OWN,
         ("renew",),
-        start=(("renew",), *steps("r", "look", "read", "select", "warm_up"), *_A_WRITE),
+        start=(
+            *_AMID_A_PUT,
+            ("renew",),
+            *steps("r", "look", "read", "select", "warm_up"),
+            *_REST_OF_THE_PUT,
+        ),
     ),
     Mutation(
         "a confirmation forgets only what was written before the look",
@@ -137,7 +146,7 @@ RULES_OF_IDENTITY = (
         ),
         _SLOW,
         ("renew",),
-        start=(*steps("s", "look"), ("renew",), *_ADOPTED_AND_WARMED_UP),
+        start=(*_AMID_A_PUT, *steps("s", "look"), ("renew",), *_ADOPTED_AND_WARMED_UP),
     ),
     Mutation(
         "a step that ends under keys of the past is in vain",
@@ -150,12 +159,12 @@ RULES_OF_IDENTITY = (
         ),
         _OPENS,
         ("renew",),
-        start=(("renew",), *_ADOPTED_AND_WARMED_UP, *steps("w", "begin", "put_writes")),
+        start=(*_AMID_A_PUT, ("renew",), *_ADOPTED_AND_WARMED_UP, *steps("w", "put")),
     ),
     Mutation(
         "an intent under keys of the past is not heeded",
         ((_CACHE, "return bool(intent.name) and intent.keys == self._keys", "return bool(intent.name)"),),
-        "put_writes || reader that opens",
+        "put || reader that opens",
         ("set_back", "cancel"),
         start=(
             *steps("w", "begin"),
@@ -203,10 +212,11 @@ RULES_OF_IDENTITY = (
         _OTHER,
         ("renew",),
         start=(
+            *_AMID_A_PUT,
             *steps("t", "greet"),
             ("renew",),
             *steps("r", "greet", "look", "greet", "look", "read", "select", "warm_up"),
-            *_A_WRITE,
+            *_REST_OF_THE_PUT,
         ),
     ),
     Mutation(

@@ -793,7 +793,7 @@ class World:
 
     def _start_readers(self, process: _Process) -> None:
         """A reader that waits for the end of its own burst is answered together with that."""
-        waiting = {gate.actor.name for gate in self._gates}
+        waiting = {gate.actor.name for gate in self._gates if gate.left_behind is None}
         for actor in process.actors:
             if not actor.done and actor.name not in waiting and actor.calls[actor.position].reads:
                 self._begin(actor)
