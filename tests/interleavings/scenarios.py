@@ -131,11 +131,6 @@ LARGE = {
             before=[put(1)],
         ),
         Scenario(
-            "fork put || its put_writes || reader",
-            {"p": [put(3, parent=0, fork=1)], "w": [put_writes(3)], "r": [READ]},
-            before=[put(1), put(2)],
-        ),
-        Scenario(
             "the same put_writes twice || reader",
             {"v": [put_writes(1, value="first")], "w": [put_writes(1, value="second")], "r": [READ]},
             before=[put(1)],
