@@ -446,23 +446,95 @@ async def test_a_tier_between_that_refuses_a_thread_is_passed_by(
 # ------------------------------------------------------------------ the cached state as a beginning
 
 
-async def test_a_subgraph_goes_on_with_its_interrupt(
-    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+def outer(saver: Any, inner: CompiledStateGraph[Any]) -> CompiledStateGraph[Any]:
+    """A graph of one node, which is a subgraph."""
+    builder = StateGraph(MessagesState)
+    builder.add_node("order", inner)
+    return builder.add_edge(START, "order").add_edge("order", END).compile(checkpointer=saver)
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+async def test_a_run_that_stands_in_a_subgraph_waits_for_postgresql(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, durability: Any
 ) -> None:
-    """The interrupt is one of a subgraph, whose state stands in a namespace of its own."""
+    """Only PostgreSQL has the subgraph's state, so its finished tasks would run again. Every process of the
+    tier refuses the resume, also one that did not bring the thread there."""
     url, charged = own_postgres.create_database("test"), list[str]()
 
-    def outer(saver: Any) -> CompiledStateGraph[Any]:
-        builder = StateGraph(MessagesState)
-        builder.add_node("order", order(charged).compile())
-        return builder.add_edge(START, "order").add_edge("order", END).compile(checkpointer=saver)
+    async def resume(saver: Any) -> Any:
+        graph = outer(saver, order(charged).compile())
+        return await graph.ainvoke(Command(resume="yes"), config_of("42"), durability=durability)
 
     async with pod(url, own_redis.url) as saver:
-        await outer(saver).ainvoke({"messages": [("user", "one")]}, config_of("42"))
+        graph = outer(saver, order(charged).compile())
+        await graph.ainvoke({"messages": [("user", "one")]}, config_of("42"), durability=durability)
     own_postgres.stop()
     async with pod(url, own_redis.url) as saver:
         assert saver.tier == "redis"
-        state = await outer(saver).ainvoke(Command(resume="yes"), config_of("42"))
+        assert await said(saver, "42") == ["one"], "the thread itself is cached"
+    async with Redis.from_url(own_redis.url) as redis:
+        for key in await redis.keys("*:2:*"):  # the cache, evicted
+            await redis.delete(key)
+    async with pod(url, own_redis.url) as saver:
+        graph = outer(saver, order(charged).compile())
+        for _ in range(2):
+            with pytest.raises(ThreadUnknownError, match="stands in a subgraph"):
+                await resume(saver)
+        state = await graph.aget_state(config_of("42"))
+        assert "glasspoint_from_cache" not in (state.metadata or {})
+        with pytest.raises(ThreadUnknownError, match="stands in a subgraph"):
+            await graph.aget_state(config_of("42"), subgraphs=True)
+        assert charged == ["charged"]
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        found = await resume(saver)
+        assert [each.content for each in found["messages"]] == ["one", "charged", "yes"]
+    assert charged == ["charged"]
+    assert await threads_in(url) == ["42"]
+    async with open_upstream(url) as upstream:
+        assert not [each async for each in upstream.alist(None) if "glasspoint_from_cache" in each.metadata]
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+async def test_a_turn_that_begins_in_the_tier_redis_runs_its_subgraphs_there(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, durability: Any
+) -> None:
+    """Also of a cached conversation, and with an interrupt: the subgraph's state is in Redis then."""
+    url, charged = own_postgres.create_database("test"), list[str]()
+
+    async def turn(saver: Any, given: Any, thread_id: str) -> Any:
+        graph = outer(saver, order(charged).compile())
+        return await graph.ainvoke(given, config_of(thread_id), durability=durability)
+
+    async with pod(url, own_redis.url) as saver:
+        await turn(saver, {"messages": [("user", "one")]}, "42")
+        await turn(saver, Command(resume="yes"), "42")
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        for thread_id in ("42", "43"):
+            found = await turn(saver, {"messages": [("user", "two")]}, thread_id)
+            assert found["__interrupt__"]
+            graph = outer(saver, order(charged).compile())
+            state = await graph.aget_state(config_of(thread_id), subgraphs=True)
+            assert state.tasks[0].state.next == ("confirm",)
+            found = await turn(saver, Command(resume="yes"), thread_id)
+            assert [each.content for each in found["messages"]][-3:] == ["two", "charged", "yes"]
+    assert charged == ["charged"] * 3
+
+
+async def test_a_subgraph_with_a_memory_goes_on_with_its_interrupt(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """Its state stands in a namespace of its own, without a task id: it is cached."""
+    url, charged = own_postgres.create_database("test"), list[str]()
+    async with pod(url, own_redis.url) as saver:
+        graph = outer(saver, order(charged).compile(checkpointer=True))
+        await graph.ainvoke({"messages": [("user", "one")]}, config_of("42"))
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        assert saver.tier == "redis"
+        graph = outer(saver, order(charged).compile(checkpointer=True))
+        state = await graph.ainvoke(Command(resume="yes"), config_of("42"))
         assert [each.content for each in state["messages"]] == ["one", "charged", "yes"]
         own_postgres.start()
         await until(lambda: saver.tier == "cached")

@@ -294,7 +294,7 @@ async def test_what_changes_whole_threads_is_a_tree_too(
 async def test_what_stands_on_the_spans(
     database: str, redis_url: str, recorder: Recorder, no_burst_ends_by_itself: None
 ) -> None:
-    thread = Thread("conversation", "child:1")
+    thread = Thread("conversation", "child")
     async with (
         open_saver(database, redis_url, telemetry=recorder.telemetry) as saver,
         Redis.from_url(redis_url) as redis,
@@ -310,7 +310,7 @@ async def test_what_stands_on_the_spans(
     [put], [writes] = recorder.named("checkpoint.put"), recorder.named("checkpoint.put_writes")
     base = {
         "gen_ai.conversation.id": "conversation",
-        "langgraph.checkpoint.ns": "child:1",
+        "langgraph.checkpoint.ns": "child",
         "langgraph.checkpoint.id": thread.newest["configurable"]["checkpoint_id"],
         "glasspoint.tier": "cached",
     }

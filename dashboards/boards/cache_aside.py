@@ -14,9 +14,18 @@ if TYPE_CHECKING:
 
 __all__ = ["build"]
 
-_READ_RESULTS = ("hit", "miss", "busy", "historical", "incomplete", "unavailable")
+_READ_RESULTS = ("hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable")
 _WARM_UPS = ("stored", "refused", "error")
-_WRITE_RESULTS = ("announced", "covered", "contested", "discarded", "journalled", "skipped", "error")
+_WRITE_RESULTS = (
+    "announced",
+    "covered",
+    "contested",
+    "discarded",
+    "journalled",
+    "skipped",
+    "bypassed",
+    "error",
+)
 _BURST_ENDS = ("applied", "kept", "discarded", "contested", "lost", "error")
 _VERDICTS = ("consistent", "raced", "stale")
 _BREAKER = {0: ("closed", GOOD), 1: ("open", BAD)}

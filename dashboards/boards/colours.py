@@ -24,8 +24,8 @@ _WORDS = {
     FROM_L2: "miss l2 discarded",
     # A write is under way; nobody has to do anything.
     IN_PASSING: "busy announced refused raced half_open",
-    # Something else was asked for than the newest state.
-    BY_DESIGN: "historical skipped kept",
+    # Something else was asked for than the newest state, or a scope that is not cached.
+    BY_DESIGN: "historical skipped kept bypassed",
     # Degraded, but right.
     WARNING: "incomplete journalled contested redis rolled_back evicted waiting down",
     # Somebody has to look.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BURST_SECONDS", "Burst", "Bursts"]
 
-QUIET_SECONDS: Final = 0.05
+QUIET_SECONDS: Final = 0.1
 """A burst ends when no write has come for so long."""
 
 BURST_SECONDS: Final = 5.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -111,6 +111,13 @@ class StoredCheckpoint:
         """Bytes of the checkpoint, its values and its writes."""
         values = sum(len(value.data) for _, value in self.values.values())
         return self.document_bytes + values + sum(len(write.value.data) for write in self.writes)
+
+    def detached(self) -> StoredCheckpoint:
+        """Return a copy of which an image can still be made after `decode_tuple`.
+
+        The checkpoint that `decode_tuple` returns shares its channel versions, and LangGraph changes those.
+        """
+        return replace(self, document={**self.document, "channel_versions": dict(versions_of(self.document))})
 
     @property
     def needs_parent(self) -> bool:

@@ -61,6 +61,11 @@ _WRITE_DEADLINE_SECONDS = 10.0
 _DEADLINES_AN_INTENT_LASTS = 2
 _INTENT_MARGIN_SECONDS = 5.0
 
+# How many warm-ups may be under way that no call waits for. Each holds one state in memory until Redis has
+# it, or for the timeout of a step. A warm-up takes about 1 ms, so a Redis that answers is never behind by so
+# many: that would be 30,000 misses a second.
+_FOLLOW_UPS_AT_ONCE = 32
+
 # How long a server may take to answer when somebody asks whether it does.
 _SIGN_OF_LIFE_SECONDS = 0.5
 
@@ -449,6 +454,7 @@ class _Lifetime:
         self._store = store
         self._calls = 0
         self._settling: set[asyncio.Task[Any]] = set()
+        self._following: set[asyncio.Task[Any]] = set()  # of these, what no call waits for
         self._closed = False
         self._idle = asyncio.Event()  # set once closed, and nothing is under way
         telemetry.opened(self.vitals)
@@ -483,6 +489,26 @@ class _Lifetime:
     async def settle(self, work: Coroutine[Any, Any, _Answer]) -> _Answer:
         """Run to its end what must not be left half done, even if the caller is cancelled meanwhile."""
         return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))
+
+    async def follow_up(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run what a call leaves behind, in the call's trace, without waiting for it; `close` waits.
+
+        Beyond `_FOLLOW_UPS_AT_ONCE` the call waits for its own: a slow Redis must not fill the memory.
+
+        Args:
+            work: It raises nothing, and has a deadline.
+        """
+        if len(self._following) >= _FOLLOW_UPS_AT_ONCE:
+            await work
+            return
+        task = self._to_the_end(asyncio.create_task(work))
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+
+    async def followed_up(self) -> None:
+        """Wait for what calls have left behind so far."""
+        if self._following:
+            await asyncio.wait(set(self._following))
 
     def in_background(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> None:
         """Run what no caller waits for; `close` does, so it must have a deadline.

@@ -1,7 +1,7 @@
 """Deleting, copying and pruning threads.
 
     L2: begin; delete, copy         rows are locked, readers do not notice
-    L1 BEGIN, every scope touched   readers are sent to L2 from here on
+    L1 BEGIN, every cached scope    readers are sent to L2 from here on
     L2: commit
     L1 DROP, each
 
@@ -194,8 +194,9 @@ class MaintainedSaver(ManagedSaver):
 
         `"delete"` deletes everything of the threads. If a write to one of them is on its way at that moment,
         through any saver of this kind on the same Redis, nothing is done, and this fails. A run that is
-        between two writes cannot be seen, nor one when Redis does not answer; what it stores afterwards is
-        stored, without what was deleted. So end a thread's runs before you delete it.
+        between two writes cannot be seen, nor one that writes in a subgraph without a memory of its own, nor
+        one when Redis does not answer; what it stores afterwards is stored, without what was deleted. So end
+        a thread's runs before you delete it.
 
         Args:
             thread_ids: The threads. Those that are not there are ignored.
@@ -416,7 +417,8 @@ class _Intents:
     async def block(self, scopes: Collection[Scope], *, alone: Collection[str] = ()) -> None:
         self._beginning.clear()
         # To its end: an intent that nobody knows would send readers away until its deadline.
-        busy = await self._lifetime.settle(self._begin(sorted(scopes), frozenset(alone)))
+        cached = sorted(scope for scope in scopes if scope.is_cached)
+        busy = await self._lifetime.settle(self._begin(cached, frozenset(alone)))
         if busy:
             raise in_use(busy)
         if self._must_tell_l1 and not all(map(self._is_settled, self._intents)):

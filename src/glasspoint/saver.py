@@ -8,10 +8,12 @@
        |                                 answer                               a moment after the last one
     L2 SELECT                                                                 ---------------------------
        |                                                                      L1 COMMIT    the image follows
+    answer
+       |
       after a miss, without a fence:
       L1 WARM_UP
-       |
-    answer
+
+A run's subgraph is not cached (`Scope.is_cached`): there is L2 alone, for reads and for writes.
 
 Why a read never returns an older state than one that was acknowledged: see `docs/protocol.md`, and
 `l1/scripts`, a rule a step. What a burst is: see `bursts`. How a saver is opened and closed: see `lifecycle`.
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
         DeltaChannelHistory,
     )
 
+    from glasspoint.bursts import Burst
     from glasspoint.codec import PendingWrites, StoredCheckpoint
     from glasspoint.l1.cache import Intent
     from glasspoint.lineage import Branch, Relation, SetAside
@@ -122,12 +125,10 @@ class CachedPostgresSaver(MaintainedSaver):
                 return await self._ask_l2(lambda: self._l2.get_tuple(scope, self.serde, config))
             if reading.lease is None or not warms_up or stored.is_fenced or not stored.cacheable:
                 return self._decode(operation, stored)
-            warming_up = asyncio.create_task(self._l1.warm_up(scope, reading.lease, stored))
-            try:
-                await asyncio.sleep(0)  # the event loop sends it, and meanwhile …
-                return self._decode(operation, stored)
-            finally:
-                await warming_up
+            image = stored.detached()
+            answer = self._decode(operation, stored)
+            await self._lifetime.follow_up(self._l1.warm_up(scope, reading.lease, image))
+            return answer
 
     async def alist(
         self,
@@ -230,8 +231,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 put.source,
             )
             operation.bytes_written = put.size
-            await self._ready_l1()
-            write = _WriteThrough(self, operation, scope)
+            write = await self._begin_write(operation, scope)
             answer = await write.to_l2(lambda: self._l2.put(scope, put, write.ready))
             await write.to_l1(
                 answer.fence,
@@ -267,8 +267,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")
             if not encoded:
                 return
-            await self._ready_l1()
-            write = _WriteThrough(self, operation, scope)
+            write = await self._begin_write(operation, scope)
             answer = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
             )
@@ -298,8 +297,7 @@ class CachedPostgresSaver(MaintainedSaver):
         """
         scope = items[0].scope
         with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
-            await self._ready_l1()
-            write = _WriteThrough(self, operation, scope, opens=True)
+            write = await self._begin_write(operation, scope, opens=True)
             new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready, branch=branch))
             await write.to_l1(FenceAnswer(), Changes.give_up)
         return new
@@ -359,6 +357,11 @@ class CachedPostgresSaver(MaintainedSaver):
 
     # ---------------------------------------------------------------- helpers
 
+    async def _begin_write(self, operation: Operation, scope: Scope, *, opens: bool = False) -> _WriteThrough:
+        if scope.is_cached:
+            await self._ready_l1()
+        return _WriteThrough(self, operation, scope, opens=opens)
+
     async def _ask_l2(self, query: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Read one checkpoint from L2; again, if that may help."""
         seconds = self._read_deadline
@@ -384,6 +387,8 @@ class _WriteThrough:
 
     L2 may take several attempts. As soon as one of them is in doubt, what L2 answers to the next does not say
     where this write stands among others, so L1 does not follow: the entry is forgotten.
+
+    A scope that is not cached has no entry: Redis is told nothing, nor the journal.
     """
 
     def __init__(
@@ -397,8 +402,9 @@ class _WriteThrough:
         self._must_tell_l1 = saver._must_tell_l1
         self._scope = scope
         self._operation = operation
+        self._identity = saver._identity
         self._bursts = saver._bursts
-        self._burst = saver._bursts.join(scope)
+        self._burst = saver._bursts.join(scope) if scope.is_cached else None
         self._always_opens = opens
         self._opens = opens
         self._sent_on: object = None
@@ -411,7 +417,7 @@ class _WriteThrough:
     @property
     def is_among_others(self) -> bool:
         """Whether another write of the burst is under way."""
-        return self._burst.writers > 1
+        return self._burst is not None and self._burst.writers > 1
 
     async def ready(self, connection: object) -> Announced:
         """Return when readers have been sent to L2; from now on PostgreSQL may change.
@@ -424,6 +430,9 @@ class _WriteThrough:
             L1UnavailableError: Redis did not confirm it, and the saver was told to raise then.
         """
         burst = self._burst
+        if burst is None:
+            self._sending(connection)
+            return Announced()
         intent = burst.begun.result() if burst.begun.done() else await asyncio.shield(burst.begun)
         is_heeded = self._l1.is_heeded(intent)
         if self._must_tell_l1 and not is_heeded:
@@ -431,8 +440,7 @@ class _WriteThrough:
                 'Redis does not do its part, and on_l1_outage is "raise": nothing was written. Repeat the '
                 "call when Redis is back."
             )
-        self._sent_on = connection
-        self._sent_at = self._sent_at or perf_counter()
+        self._sending(connection)
         self._is_journalled = False
         if is_heeded:
             self._opens = self._always_opens or not burst.is_covered
@@ -449,11 +457,13 @@ class _WriteThrough:
         """Run the statement, within the deadline; again, if that may help."""
         try:
             async with within(self._deadline):
-                await self._burst.may_begin()
+                if self._burst is not None:
+                    await self._burst.may_begin()
                 answer = await self._retries.run(self._operation.name, statement, failed=self._attempt_failed)
         except BaseException as exc:
             self._failed(exc)
-            await self._lifetime.settle(self._abandon())
+            if self._burst is not None:
+                await self._lifetime.settle(self._abandon(self._burst))
             if isinstance(exc, TimeoutError) and not isinstance(exc, L2DeadlineError):
                 outcome = "whether it has it is not known" if self._in_doubt else "it does not have it"
                 before = f" (before, {self._last_fault})" if self._last_fault else ""
@@ -478,26 +488,32 @@ class _WriteThrough:
             L1UnavailableError: L1 was not told, and the saver was told to raise then.
             L2UnavailableError, L2DeadlineError: Neither Redis nor the journal could be told.
         """
-        burst, intent = self._burst, self._burst.begun.result()
+        burst = self._burst
+        if burst is None:
+            self._operation.l1_write = "bypassed"
+            return
+        intent = burst.begun.result()
+        if fence.identity is not None and self._l1.is_heeded(intent):
+            self._identity.is_of(fence.identity)  # if not, nobody heeds the intent any more
         if self._opens or self._in_doubt or not (fence.stands and self._l1.is_heeded(intent)):
-            await self._lifetime.settle(self._tell(fence, change))
+            await self._lifetime.settle(self._tell(burst, fence, change))
             return
         self._l1.wrote(intent)
-        self._add(fence, change)
+        _add(burst, fence, change)
         self._operation.l1_write = "contested" if burst.is_contested else "covered"
         self._bursts.leave(burst)
 
-    async def _tell(self, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
-        burst, intent, started = self._burst, self._burst.begun.result(), perf_counter()
+    async def _tell(self, burst: Burst, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
+        intent, started = burst.begun.result(), perf_counter()
         try:
             if self._in_doubt:
-                result = await self._forget(intent)
+                result = await self._forget(burst, intent)
             elif self._is_journalled:
                 result = "error"
             elif burst.is_lost and not intent.name:
                 result = "skipped"
             else:
-                result = await self._confirm(intent, fence, change)
+                result = await self._confirm(burst, intent, fence, change)
             self._operation.l1_seconds = perf_counter() - started
             self._operation.l1_write = "skipped" if result == "error" and self._l1.is_absent else result
             if self._operation.l1_write == "error":
@@ -507,10 +523,9 @@ class _WriteThrough:
             self._bursts.leave(burst)
 
     async def _confirm(
-        self, intent: Intent, fence: FenceAnswer, change: Callable[[Changes], None]
+        self, burst: Burst, intent: Intent, fence: FenceAnswer, change: Callable[[Changes], None]
     ) -> WriteResult:
         """See that no reader can install what was there before this write."""
-        burst = self._burst
         confirmed = await self._l1.confirm(intent)
         if confirmed is None:
             burst.must_drop = True
@@ -518,12 +533,8 @@ class _WriteThrough:
         # Without the fence, the next write is a first one again.
         burst.is_covered = self._opens
         burst.is_contested = burst.is_contested or not confirmed
-        self._add(fence, change)
+        _add(burst, fence, change)
         return "contested" if burst.is_contested else "announced"
-
-    def _add(self, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
-        self._burst.is_contested = self._burst.is_contested or fence.is_contested
-        change(self._burst.changes)
 
     async def _fall_behind(self) -> None:
         """L2 has the write, and L1 may not know: whoever reads must be told before the caller is."""
@@ -553,15 +564,24 @@ class _WriteThrough:
             self._still_running = self._still_running or may_still_run(self._sent_on)
         self._sent_on = None
 
-    async def _abandon(self) -> None:
-        try:
-            intent = await self._burst.begun
-            if self._in_doubt:
-                await self._forget(intent)
-        finally:
-            self._bursts.leave(self._burst)
+    def _sending(self, connection: object) -> None:
+        self._sent_on = connection
+        self._sent_at = self._sent_at or perf_counter()
 
-    async def _forget(self, intent: Intent) -> WriteResult:
+    async def _abandon(self, burst: Burst) -> None:
+        try:
+            intent = await burst.begun
+            if self._in_doubt:
+                await self._forget(burst, intent)
+        finally:
+            self._bursts.leave(burst)
+
+    async def _forget(self, burst: Burst, intent: Intent) -> WriteResult:
         """Let L1 forget the entry, because it cannot follow."""
-        self._burst.is_lost = True
+        burst.is_lost = True
         return "discarded" if await self._l1.drop(intent, still_running=self._still_running) else "error"
+
+
+def _add(burst: Burst, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
+    burst.is_contested = burst.is_contested or fence.is_contested
+    change(burst.changes)

@@ -333,7 +333,7 @@ class Sweeper:
     async def _forgotten(self, scopes: set[Scope], rows: list[JournalRow], generation: str) -> None:
         """Delete the rows of scopes whose DROP was confirmed."""
         if swept := [entry for entry in rows if entry.scope in scopes]:
-            for _ in {entry.scope for entry in swept}:
+            for _ in {entry.scope for entry in swept if entry.scope.is_cached}:
                 self._telemetry.note(Invalidated("journal"))
             for table, rows_of_others in Counter(await self._journal.delete(swept, generation)).items():
                 self._telemetry.note(ForeignWrites(table, rows_of_others))

@@ -95,7 +95,7 @@ RULES_OF_OUTAGES = (
         ),
         _OWN,
         ("evict", "cut_off"),
-        start=_EVICTED,
+        start=(*_EVICTED, *_WARMED_UP_BEFORE_THE_WRITE),
     ),
     Mutation(
         "rows are deleted after DROP",

@@ -151,13 +151,16 @@ Fence = tuple[str, str, bool] | None
 """Who holds it, which burst it is of, and whether the statement sets it."""
 
 
-def _seen(tables: Tables, scope: Scope, fence: Fence) -> tuple[bool, bool]:
-    """Whether the own fence stands, and whether another one does."""
+def _seen(tables: Tables, scope: Scope, fence: Fence) -> tuple[bool, bool, str | None]:
+    """Whether the own fence stands, and whether another one does; and the identity, for a first write."""
     if fence is None:
-        return False, False
-    holder, burst, _ = fence
+        return False, False, None
+    holder, burst, opens = fence
     there = {key[2]: its for key, its in tables.fences if key[:2] == scope}
-    return there.get(holder) == burst, bool(there.keys() - {holder})
+    stands, row = there.get(holder) == burst, tables.cache
+    is_marked = row is not None and row.generation in tables.marks
+    identity = f"{row.generation}:{dict(tables.facts)['content']}" if row and is_marked else ""
+    return stands, bool(there.keys() - {holder}), identity if opens or not stands else None
 
 
 def _fenced(tables: Tables, scope: Scope, fence: Fence) -> Tables:

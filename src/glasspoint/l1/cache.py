@@ -342,6 +342,8 @@ class Cache:
         Args:
             checkpoint_id: The one that is wanted, `None` for the newest.
         """
+        if not scope.is_cached:
+            return Reading("bypassed")
         wanted = checkpoint_id or ""
         for _ in range(_READS):
             if scope in self._quarantine:
@@ -494,7 +496,7 @@ class Cache:
         return await self._confirmed("drop", intent.scope, intent.name, int(still_running), self._intent_ms)
 
     async def forget(self, scopes: Collection[Scope]) -> set[Scope]:
-        """DROP, for the journal; of scopes in quarantine, too.
+        """DROP, for the journal; of scopes in quarantine, too. A scope that is not cached has no entry.
 
         Returns:
             The scopes whose key Redis refuses: they are in quarantine now.
@@ -502,7 +504,7 @@ class Cache:
         Raises:
             L1Error: Redis did not answer each of them.
         """
-        listed = list(scopes)
+        listed = [scope for scope in scopes if scope.is_cached]
         refused = set[Scope]()
         for start in range(0, len(listed), _SCOPES_AT_ONCE):
             chunk = listed[start : start + _SCOPES_AT_ONCE]

@@ -75,7 +75,9 @@ class Fences:
 
     def params(self, announced: Sequence[Announced]) -> FenceParams:
         """Return what the statement of some writes needs."""
-        return FenceParams(announced, self.holder, self.stand_seconds, self.margin_seconds)
+        return FenceParams(
+            announced, self.holder, self._store.journal.cache, self.stand_seconds, self.margin_seconds
+        )
 
     def ended(self, scope: Scope, burst: str) -> None:
         """The burst of a scope has ended: its fence may go."""

@@ -272,6 +272,12 @@ class Look:
     position: int | None = None
 
     @property
+    def mark(self) -> str:
+        """What the statement of a write answers, as long as PostgreSQL is this one."""
+        row = self.attachment
+        return f"{row.generation}:{self.facts['content']}" if row is not None and row.is_marked else ""
+
+    @property
     def changed(self) -> dict[str, tuple[str, str]]:
         """The facts that are not as the row has them: name -> (then, now)."""
         then = self.attachment.facts if self.attachment else {}

@@ -127,21 +127,33 @@ _SET_FENCE = """
 """
 """Set the fences of bursts that begin. `until` is by PostgreSQL's clock, like all that compares it."""
 
-_SEE_FENCES = """
-    EXISTS (
+_OWN_FENCE = """LATERAL (
+    SELECT EXISTS (
         SELECT FROM glasspoint_fences AS f
         WHERE f.thread_id = {write}.thread_id AND f.checkpoint_ns = {write}.checkpoint_ns
           AND f.holder = %(holder)s AND f.burst = {write}.burst
           AND f.until > now() + make_interval(secs => %(margin)s)
-    ) AS stands,
+    ) AS stands
+) AS own"""
+"""Whether the fence of the own burst stands for longer than a statement can run."""
+
+_SEE_FENCES = """
+    own.stands,
     EXISTS (
         SELECT FROM glasspoint_fences AS f
         WHERE f.thread_id = {write}.thread_id AND f.checkpoint_ns = {write}.checkpoint_ns
           AND f.holder <> %(holder)s AND f.until > now()
-    ) AS is_contested
+    ) AS is_contested,
+    CASE WHEN {write}.opens OR NOT own.stands THEN coalesce((
+        SELECT c.generation || ':' || i.content_id
+        FROM glasspoint_caches AS c CROSS JOIN glasspoint_identity AS i
+        WHERE c.cache = %(cache)s
+          AND EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation)
+    ), '') END AS identity
 """
-"""Whether the fence of the own burst stands for longer than a statement can run, and whether one of another
-saver stands: both as it was before this statement."""
+"""What a write of a burst sees of fences, as it was before its statement: `stands`: see `_OWN_FENCE`;
+`is_contested`: one of another saver stands; `identity`: of this PostgreSQL (see `Look.mark`), if the write is
+to be confirmed."""
 
 _PUT = """{own}
 WITH put AS MATERIALIZED (
@@ -185,7 +197,7 @@ SELECT
           AND w.checkpoint_id = p.checkpoint_id
         ORDER BY w.task_id, w.idx
     ) AS known_writes{seen}
-FROM put AS p ORDER BY p.n
+FROM put AS p {own_fence} ORDER BY p.n
 """
 
 _ONE_PUT = """
@@ -250,20 +262,21 @@ _put_together = partial(
     is_bare_of="bare.n = p.n",
 )
 _PUT_FENCE = f"), fenced AS ({_SET_FENCE.format(writes='put')}"
+_PUT_OWN = f"CROSS JOIN {_OWN_FENCE.format(write='p')}"
 _PUT_SEEN = f", {_SEE_FENCES.format(write='p')}"
 
-PUT = _put_one(puts=_ONE_PUT, fence="", seen="")
-PUT_FENCED = _put_one(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, seen=_PUT_SEEN)
-PUT_FEW = _put_few(puts=_ONE_PUT, fence="", seen="")
-PUT_FEW_FENCED = _put_few(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, seen=_PUT_SEEN)
-PUT_TOGETHER = _put_together(puts=_PUTS, fence="", seen="")
-PUT_TOGETHER_FENCED = _put_together(puts=_FENCED_PUTS, fence=_PUT_FENCE, seen=_PUT_SEEN)
+PUT = _put_one(puts=_ONE_PUT, fence="", own_fence="", seen="")
+PUT_FENCED = _put_one(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, own_fence=_PUT_OWN, seen=_PUT_SEEN)
+PUT_FEW = _put_few(puts=_ONE_PUT, fence="", own_fence="", seen="")
+PUT_FEW_FENCED = _put_few(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, own_fence=_PUT_OWN, seen=_PUT_SEEN)
+PUT_TOGETHER = _put_together(puts=_PUTS, fence="", own_fence="", seen="")
+PUT_TOGETHER_FENCED = _put_together(puts=_FENCED_PUTS, fence=_PUT_FENCE, own_fence=_PUT_OWN, seen=_PUT_SEEN)
 """Store a checkpoint and its new values; or one with few; or several, each of another scope.
 
 Returns for each `newest`: no checkpoint this new, nor this one, was there before; `stored`: how many values
 were new (an older value at the same version stays, as upstream has it); `shadowed`: a channel sent without a
 value of its own has one at this version, which upstream would show instead; `known_writes`: which pending
-writes of this checkpoint are there already. Of bursts also `stands` and `is_contested`: see `_SEE_FENCES`.
+writes of this checkpoint are there already. Of bursts also what `_SEE_FENCES` says.
 """
 
 _INSERT_WRITES = """
@@ -304,9 +317,9 @@ _FENCED_WRITES = """{own}
 WITH bursts AS MATERIALIZED (
     {bursts}
 ), fenced AS ({fence}), stored AS ({insert})
-SELECT NULL, b.n::int, NULL, NULL, {seen} FROM bursts AS b
+SELECT NULL, b.n::int, NULL, NULL, {seen} FROM bursts AS b CROSS JOIN {own_fence}
 UNION ALL
-SELECT task_id, idx, task_path, overwrote, NULL, NULL FROM stored
+SELECT task_id, idx, task_path, overwrote, NULL, NULL, NULL FROM stored
 """
 
 _ONE_BURST = """
@@ -333,6 +346,7 @@ def _insert_fenced(rows: str, action: str, bursts: str) -> str:
         bursts=bursts,
         fence=_SET_FENCE.format(writes="bursts"),
         insert=_INSERT_WRITES.format(rows=rows, action=action),
+        own_fence=_OWN_FENCE.format(write="b"),
         seen=_SEE_FENCES.format(write="b"),
     )
 

@@ -64,10 +64,12 @@ class FenceAnswer(NamedTuple):
     Attributes:
         stands: The fence of its own burst stands, for longer than the statement can run.
         is_contested: The fence of another saver stands.
+        identity: Of this PostgreSQL, as `Look.mark` has it; `None`: the fence stands, so it is the same.
     """
 
     stands: bool = False
     is_contested: bool = False
+    identity: str | None = None
 
 
 class PutAnswer(NamedTuple):
@@ -101,11 +103,13 @@ class FenceParams(NamedTuple):
     Attributes:
         announced: Of each write.
         holder: Who holds the fences.
+        cache: The name of the cache: the key prefix.
         stands, margin: For how many seconds a fence is set, and must stand yet.
     """
 
     announced: Sequence[Announced]
     holder: str
+    cache: str
     stands: float
     margin: float
 
@@ -120,7 +124,12 @@ class FenceParams(NamedTuple):
         return {**self._shared(), **columns(("bursts", "opens"), of_each)}
 
     def _shared(self) -> dict[str, Any]:
-        return {"holder": self.holder, "stands": self.stands, "margin": self.margin}
+        return {
+            "holder": self.holder,
+            "cache": self.cache,
+            "stands": self.stands,
+            "margin": self.margin,
+        }
 
 
 def put_statement(puts: Sequence[tuple[Scope, EncodedPut]], fences: FenceParams | None = None) -> Statement:

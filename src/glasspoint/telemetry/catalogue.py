@@ -727,6 +727,7 @@ SPANS: tuple[Spans, ...] = (
             "strays",
             "retire",
             "threads",
+            "holds",
             "scan",
         ),
         "client",
@@ -751,7 +752,7 @@ SPANS: tuple[Spans, ...] = (
         "checkpoint.",
         ("warm_up",),
         "internal",
-        "after a miss",
+        "after a miss; it may end later than its read, which does not wait for it",
         ("glasspoint.result",),
         (
             Query(

@@ -73,9 +73,11 @@ _FAILURES_LOG_SECONDS = 60.0
 Tier = Literal["l1", "l2"]
 Server = Literal["l1", "l2", "redis"]
 Served = Literal["l1", "l2", "redis", "memory"]
-L1Result = Literal["hit", "miss", "busy", "historical", "incomplete", "unavailable"]
+L1Result = Literal["hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable"]
 WarmUpResult = Literal["stored", "refused", "error"]
-WriteResult = Literal["announced", "covered", "contested", "discarded", "journalled", "skipped", "error"]
+WriteResult = Literal[
+    "announced", "covered", "contested", "discarded", "journalled", "skipped", "bypassed", "error"
+]
 CommitResult = Literal["applied", "kept", "discarded", "error"]
 BurstEnd = Literal["applied", "kept", "discarded", "contested", "lost", "error"]
 Outcome = Literal["ok", "error", "cancelled"]

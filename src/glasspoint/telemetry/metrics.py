@@ -28,6 +28,7 @@ from glasspoint.telemetry.events import (
     IdentityChanged,
     IdentityReason,
     Invalidated,
+    L1Result,
     L2Retried,
     Note,
     Observer,
@@ -309,7 +310,7 @@ class Metrics(Observer):
         self._pool_timeouts = families.pool_timeouts.labels(saver_name)
         for children, known in (
             (self._operations, _ERRORS),
-            (self._reads, ("hit", "miss", "busy", "historical", "incomplete", "unavailable")),
+            (self._reads, get_args(L1Result)),
             (self._warm_ups, ("stored", "refused", "error")),
             (self._writes, _WRITES),
             (self._identity_changes, get_args(IdentityReason)),
