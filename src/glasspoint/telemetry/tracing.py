@@ -117,7 +117,7 @@ class Tracing(Observer):
             context.detach(token)
 
     def step_started(self, step: Step) -> None:
-        """Start a round trip's span, if the call around it is recorded. That call may have ended: a warm-up and
+        """Start a span of a round trip, if the call around it is recorded. It may have ended: a warm-up and
         a burst's COMMIT come after it."""
         if not self._has_sdk or not _is_recorded(trace.get_current_span()):
             return
