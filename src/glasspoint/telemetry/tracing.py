@@ -117,8 +117,7 @@ class Tracing(Observer):
             context.detach(token)
 
     def step_started(self, step: Step) -> None:
-        """Start a span of a round trip, if the call around it is recorded. It may have ended: a warm-up and
-        a burst's COMMIT come after it."""
+        """Start a round trip's span, if the call around it is recorded; a warm-up may begin after its end."""
         if not self._has_sdk or not _is_recorded(trace.get_current_span()):
             return
         name, kind, attributes = self._steps.get(step.name) or self._meet(step.name)
@@ -226,6 +225,11 @@ class Tracing(Observer):
         return attributes
 
 
+def _is_recorded(around: trace.Span) -> bool:
+    """Whether the call around a step is, or was: a burst's COMMIT comes after its last write has ended."""
+    return around.is_recording() or around.get_span_context().trace_flags.sampled
+
+
 def _is_left_out(around: trace.Span) -> bool:
     """Whether a call in this span need not ask for one of its own: what stands around it in this process (a
     turn, a request) was not sampled, so neither is the call, and the SDK would take long to say the same."""
@@ -236,11 +240,6 @@ def _is_left_out(around: trace.Span) -> bool:
         and not context_.is_remote
         and not around.is_recording()
     )
-
-
-def _is_recorded(around: trace.Span) -> bool:
-    """Whether a span is recorded; also one that has ended, if it is sampled."""
-    return around.is_recording() or around.get_span_context().trace_flags.sampled
 
 
 def _address(host: str | None, port: int | None) -> dict[str, Any]:
