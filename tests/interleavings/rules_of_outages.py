@@ -50,9 +50,12 @@ RULES_OF_OUTAGES = (
         (
             (
                 _MODEL,
-                'self.ask(("put_writes", scope, checkpoint_id, rows, upsert, journalled))\n',
-                'self.ask(("put_writes", scope, checkpoint_id, rows, upsert, False))\n'
-                "        if journalled:\n            await self.journal.record_now([scope])\n",
+                '("put_writes", scope, checkpoint_id, rows, upsert, announced.is_journalled, fence)\n'
+                "        )\n",
+                '("put_writes", scope, checkpoint_id, rows, upsert, False, fence)\n'
+                "        )\n"
+                "        if announced.is_journalled:\n"
+                "            await self.journal.record_now([scope])\n",
             ),
         ),
         _PLAIN,
@@ -61,7 +64,7 @@ RULES_OF_OUTAGES = (
     ),
     Mutation(
         "a write that Redis was not told of makes a row",
-        ((_SAVER, "        return self._is_journalled\n", "        return False\n"),),
+        ((_SAVER, "return Announced(is_journalled=True)", "return Announced()"),),
         _NEW,
         ("cut_off",),
     ),
@@ -78,7 +81,7 @@ RULES_OF_OUTAGES = (
         ("cut_off",),
     ),
     Mutation(
-        "a write whose commit step was not heard makes a row",
+        "a write whose CONFIRM was not heard makes a row",
         ((_SAVER, '            if self._operation.l1_write == "error":\n', "            if False:\n"),),
         _PLAIN,
         ("evict", "cut_off"),

@@ -144,7 +144,7 @@ def test_without_a_rule_of_identity_a_counterexample_is_found(
         )
 
 
-LATE_WRITER = CHANGING["put_writes || reader that opens"]
+LATE_WRITER = CHANGING["put || reader that opens"]
 
 
 @pytest.mark.parametrize("change", ["renew", "attach"])

@@ -718,7 +718,7 @@ class World:
                 if entry and not self._reigns.is_of_the_past(place[1])
             ]
         if kind == "lose_fences":
-            return [(kind,)] if self._tables.fences else []
+            return [(kind,)] if self._tables.fences and not self._is_amid_a_put() else []
         if kind == "lapse":
             return [("lapse", intent) for intent in intents]
         if kind in CHANGES:
@@ -758,6 +758,12 @@ class World:
             if gate.tier == "l2" and gate.label not in ("select", "rollback", "look", "greet", "count")
         ]
 
+    def _is_amid_a_put(self) -> bool:
+        """Whether one is between its snapshot and its effect. Until that, the fence that it has seen stands: a
+        crash of PostgreSQL ends the statement, and the fence does not expire before the statement does."""
+        under_way = [gate.statement for gate in self._gates] + [ghost.statement for ghost in self._ghosts]
+        return any(statement[:1] == ("put",) for statement in under_way)
+
     def _do_step(self, name: str, label: str) -> None:
         [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
         actor = gate.actor
@@ -787,7 +793,7 @@ class World:
 
     def _start_readers(self, process: _Process) -> None:
         """A reader that waits for the end of its own burst is answered together with that."""
-        waiting = {gate.actor.name for gate in self._gates}
+        waiting = {gate.actor.name for gate in self._gates if gate.left_behind is None}
         for actor in process.actors:
             if not actor.done and actor.name not in waiting and actor.calls[actor.position].reads:
                 self._begin(actor)
@@ -837,7 +843,7 @@ class World:
         self.trace.append(f"the fence of {holder} expires")
 
     def _do_lose_fences(self) -> None:
-        """PostgreSQL has emptied its unlogged tables; or a process stood still until its fence expired."""
+        """Processes stood still until their fences had expired."""
         self._fault("lose_fences")
         self._tables = store.unfenced(self._tables)
 
@@ -1113,7 +1119,8 @@ class World:
                     self._require(number, actor.process)
             actor.position += 1
             actor.tokens = 0
-            if not actor.process.is_shared:
+            goes_on = any(gate.actor is actor and gate.left_behind is None for gate in self._gates)
+            if not (actor.process.is_shared or goes_on):  # as a call may that was cancelled
                 actor.past = 0
             actor.began, actor.possible, actor.effects = None, frozenset(), []
 
@@ -1237,8 +1244,11 @@ class World:
             raise asyncio.CancelledError
         if self._is_alone:
             return perform()
+        actor = _ACTOR.get()
+        if any(gate.actor is actor and gate.label == label for gate in self._gates):
+            label += " again"  # of a call that was cancelled, and goes on in its own task
         opened = self._loop.create_future()
-        gate = _Gate(_ACTOR.get(), tier, label, perform, opened, statement, left_behind)
+        gate = _Gate(actor, tier, label, perform, opened, statement, left_behind)
         if gate.actor.crashed:
             await gate.opened
         self._gates.append(gate)
@@ -1347,9 +1357,7 @@ class World:
     def _has_met(self, actor: _Actor, label: str, answer: Any) -> None:
         """Something has happened to an actor, on which depends what it will do."""
         if actor is actor.process.background and not actor.process.bursts:
-            actor.past = (
-                0  # what it has done is over, but for fences that are removed, and its gates tell that
-            )
+            actor.past = 0  # what it has done is over; its gates tell which fences are yet to be removed
             return
         if actor.process.is_shared:
             actor.process.past = hash((actor.process.past, actor.name, label, answer))
