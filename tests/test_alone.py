@@ -42,11 +42,12 @@ from glasspoint.errors import ConfigurationError
 from glasspoint.identity import Identity
 from glasspoint.l1 import entry, faults, permissions
 from glasspoint.l1.cache import Cache, Intent
+from glasspoint.l1.entry import Changes
 from glasspoint.l1.quarantine import Quarantine
 from glasspoint.l2 import liveness
 from glasspoint.scope import Scope, scope_of
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
-from steps import Proxy, Thread, keys_of, nowhere, tcp, until
+from steps import Proxy, Thread, keys_of, nowhere, settled, tcp, until
 
 SRC = Path(glasspoint.__file__).parent
 
@@ -159,15 +160,21 @@ def make_put(number: int) -> codec.EncodedPut:
     return codec.encode_put(SERDE, config_of("t"), None, checkpoint, {"step": number}, versions)
 
 
+def of_put(number: int) -> Changes:
+    """What a burst of one put changes."""
+    changes = Changes()
+    changes.put(make_put(number), is_as_sent=True, known_writes=())
+    return changes
+
+
 Discard = Callable[[Cache, Intent], Awaitable[Any]]
 
 DISCARDS: dict[str, Discard] = {
     "DROP": lambda cache, own: cache.drop(own),
     "DROP, in doubt": lambda cache, own: cache.drop(own, still_running=True),
-    "COMMIT_PUT": lambda cache, own: cache.commit_put(own, make_put(2), newest=False, known_writes=[]),
-    "COMMIT_WRITES": lambda cache, own: cache.commit_writes(
-        Intent(SCOPE, b"gone"), numbered_id(1), [], overwrote=False
-    ),
+    "COMMIT": lambda cache, own: cache.commit(own, of_put(1)),  # which is there already
+    "COMMIT without an intent": lambda cache, own: cache.commit(Intent(SCOPE, b"gone"), of_put(2)),
+    "CONFIRM without an intent": lambda cache, own: cache.confirm(Intent(SCOPE, b"gone")),
     "REFUSE": lambda cache, own: cache.refuse(SCOPE, numbered_id(1)),
 }
 
@@ -178,7 +185,7 @@ async def test_a_discard_loses_no_intent_however_many_there_are(
 ) -> None:
     """Readers stay away as long as one of these writes may change PostgreSQL; none may install an image."""
     first = await cache.begin(SCOPE)
-    assert await cache.commit_put(first, make_put(1), newest=True, known_writes=[]) == "applied"
+    assert (await cache.commit(first, of_put(1))).result == "applied"
     own = await cache.begin(SCOPE)
     (key,) = await redis.keys()
     (deadline,) = [v for k, v in (await redis.hgetall(key)).items() if k == b"i:" + own.name]
@@ -212,16 +219,13 @@ async def test_an_entry_of_a_hundred_thousand_fields_is_read_and_discarded(
     cache: Cache, redis: Redis
 ) -> None:
     intent = await cache.begin(SCOPE)
-    await cache.commit_put(intent, make_put(1), newest=True, known_writes=[])
+    await cache.commit(intent, of_put(1))
     (key,) = await redis.keys()
     for start in range(0, 100_000, 10_000):
         await redis.hset(key, mapping={f"x:{number}": "x" for number in range(start, start + 10_000)})
     reading = await cache.read(SCOPE, None)
     assert (reading.result, len(reading.fields)) == ("hit", 2 * (100_000 + 3))
-    assert (
-        await cache.commit_put(await cache.begin(SCOPE), make_put(2), newest=True, known_writes=[])
-        == "applied"
-    )
+    assert (await cache.commit(await cache.begin(SCOPE), of_put(2))).result == "applied"
     assert await cache.drop(Intent(SCOPE, b""))
     assert await redis.keys() == []
 
@@ -230,8 +234,8 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "read": ("token", "", 60_000, 60_000),
     "refuse": ("token", numbered_id(1), 60_000),
     "begin": ("token", 60_000),
-    "commit_put": ("own", numbered_id(2), 0, 1, 60_000, 0, 0, 1, "head", "x"),
-    "commit_writes": ("gone", numbered_id(1), 60_000, 0, 0, f"w:{numbered_id(1)}:task:0", "x"),
+    "confirm": ("gone",),
+    "commit": ("own", numbered_id(2), 1, 60_000, "", "", 60_000, 0, 1, "head", "x"),
     "abort": ("own",),
     "warm_up": ("lease", 60_000, "id", numbered_id(1)),
     "drop": ("own", 1, 60_000),
@@ -355,7 +359,7 @@ async def test_a_key_of_another_type_is_taken_away_and_nobody_else_notices(
     assert not any("does not answer" in each for each in caplog.messages)
 
 
-@pytest.mark.parametrize("before", ["commit_put", "commit_writes", "warm_up", "drop"])
+@pytest.mark.parametrize("before", ["confirm", "commit", "warm_up", "drop"])
 async def test_an_entry_that_is_written_over_between_two_steps_is_lost_like_an_evicted_one(
     before: str, database: str, redis: Redis
 ) -> None:
@@ -366,6 +370,7 @@ async def test_an_entry_that_is_written_over_between_two_steps_is_lost_like_an_e
         open_upstream(database) as upstream,
     ):
         await thread.put(one.saver)
+        await settled(one.saver)
         key = key_of(one.saver, thread)
         step = one.saver._l1._step
 
@@ -376,10 +381,12 @@ async def test_an_entry_that_is_written_over_between_two_steps_is_lost_like_an_e
             return await step(evalsha, name, *args)
 
         one.saver._l1._step = after_somebody  # type: ignore[method-assign]
-        if before == "commit_put":
+        if before == "confirm":
             await thread.put(one.saver)
-        elif before == "commit_writes":
+        elif before == "commit":
+            await thread.put(one.saver)
             await thread.put_writes(one.saver, "x")
+            await settled(one.saver)
         elif before == "drop":
             await one.saver.adelete_thread("bad")
         else:
@@ -528,20 +535,23 @@ async def test_where_all_keys_are_refused_the_breaker_opens_and_its_probe_closes
         assert one.quarantined == 0
 
 
-async def test_a_commit_that_is_refused_concerns_its_scope_alone(database: str, refusing: Refusing) -> None:
-    """BEGIN was heard, COMMIT is refused: a row is made, the writer reads its write, all others hit on."""
+async def test_a_confirmation_that_is_refused_concerns_its_scope_alone(
+    database: str, refusing: Refusing
+) -> None:
+    """BEGIN was heard, CONFIRM is refused: a row is made, the writer reads its write, all others hit on."""
     bad, good = Thread("bad"), Thread("good")
     async with watched(database, refusing, sweep_interval_seconds=NEVER) as one:
         for thread in (bad, good):
             await thread.put(one.saver)
             assert await one.hits(thread)
-        commit = one.saver._l1.commit_put
+        await settled(one.saver)
+        confirm = one.saver._l1.confirm
 
         async def refused(*args: Any, **options: Any) -> Any:
             refusing.refused = frozenset({"bad"})
-            return await commit(*args, **options)
+            return await confirm(*args, **options)
 
-        one.saver._l1.commit_put = refused  # type: ignore[method-assign]
+        one.saver._l1.confirm = refused  # type: ignore[method-assign]
         await bad.put(one.saver)
         assert await journal(database) == ["bad"]
         assert one.saver._l1.trusted, "nothing is to be doubted of the others"

@@ -395,13 +395,15 @@ async def test_a_server_that_is_replaced_behind_a_pooler_is_noticed_though_no_co
     """Of PgBouncer in transaction mode, only the connections to the server break: the saver's stay."""
     thread = Conversation()
     with made(cluster, "pooled") as url, pgbouncer(cluster, "pooled", size=5) as pooled:
-        # A sweep while the server is away would break the connection.
+        # A sweep, or the removal of a fence, while the server is away would break the connection.
         options = {"prepare_threshold": None, "pool_max_size": 1, "sweep_interval_seconds": NEVER}
         async with process(pooled, redis_url, **options) as one:
             await thread.turn(one.saver, "one")
+            await settled(one.saver)
             await asyncio.to_thread(cluster.keep_copy)
             await thread.turn(one.saver, "two", note="lost")
             assert await thread.read(one.saver) == ["one", "two", "lost"]
+            await settled(one.saver)
             await asyncio.to_thread(cluster.put_copy_back)
             await one.round()
             assert await thread.read(one.saver) == ["one"]

@@ -22,6 +22,7 @@ from glasspoint import CachedPostgresSaver, codec, create_telemetry
 from glasspoint.errors import L2UnavailableError
 from glasspoint.l2 import eager, liveness
 from glasspoint.l2.store import Store, WritesAnswer
+from glasspoint.l2.writing import Announced
 from glasspoint.scope import Scope
 from glasspoint.telemetry.events import Note, Observer, PoolTimedOut, Telemetry
 from states import exact, make_pool, numbered_id, open_saver, open_upstream
@@ -30,8 +31,8 @@ from steps import Thread, locked, until
 SERDE = JsonPlusSerializer()
 
 
-async def ready(_connection: object) -> bool:
-    return False
+async def ready(_connection: object) -> Announced:
+    return Announced()
 
 
 def encoded_put(thread: Thread, **more_values: Any) -> codec.EncodedPut:
@@ -334,10 +335,10 @@ async def test_tasks_that_get_no_connection_together_are_told_so_together(
         await store.select(scope, None)
         begun, is_kept, is_over = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-        async def ready_later(_connection: object) -> bool:
+        async def ready_later(_connection: object) -> Announced:
             begun.set()
             await is_kept.wait()
-            return False
+            return Announced()
 
         async def keep() -> None:
             async with store._checked_out():

@@ -94,9 +94,14 @@ def of_writes(number: int, *values: Any, ignored: Iterable[EncodedWrite] = ()) -
     return changes
 
 
+async def committed(cache: Cache, intent: Intent, changes: Changes) -> str:
+    """What became of a burst."""
+    return (await cache.commit(intent, changes)).result
+
+
 async def put(cache: Cache, number: int) -> str:
     """A burst of one put."""
-    return await cache.commit(await cache.begin(SCOPE), of_put(number))
+    return await committed(cache, await cache.begin(SCOPE), of_put(number))
 
 
 async def begun_long_ago(redis: Redis) -> Intent:
@@ -168,7 +173,7 @@ async def test_a_burst_that_begins_takes_the_lease_away(cache: Cache, redis: Red
     await redis.flushdb()
     lease = await lease_of(cache)
     intent = await cache.begin(SCOPE)
-    assert await cache.commit(intent, of_put(2)) == "applied"
+    assert await committed(cache, intent, of_put(2)) == "applied"
     assert await cache.warm_up(SCOPE, lease, before) == "refused"
     assert await seen(cache) == ("hit", 2)
 
@@ -199,7 +204,7 @@ async def test_of_two_bursts_at_once_neither_installs(ends_first: str, cache: Ca
     first, second = await cache.begin(SCOPE), await cache.begin(SCOPE)
     commits = [(first, of_put(2)), (second, of_put(3))]
     for intent, changes in commits if ends_first == "first" else reversed(commits):
-        assert await cache.commit(intent, changes) == "discarded"
+        assert await committed(cache, intent, changes) == "discarded"
     assert await seen(cache) == ("miss", None)
 
 
@@ -207,17 +212,17 @@ async def test_a_burst_whose_rival_gave_up_does_not_install(cache: Cache) -> Non
     """The rival may have been in PostgreSQL, and not be heard of any more."""
     first, second = await cache.begin(SCOPE), await cache.begin(SCOPE)
     await cache.abort(second)
-    assert await cache.commit(first, of_put(1)) == "discarded"
+    assert await committed(cache, first, of_put(1)) == "discarded"
     first, second = await cache.begin(SCOPE), await cache.begin(SCOPE)
     await cache.abort(first)
-    assert await cache.commit(second, of_put(1)) == "discarded"
+    assert await committed(cache, second, of_put(1)) == "discarded"
 
 
 async def test_readers_stay_away_until_the_last_of_several_bursts_ends(cache: Cache) -> None:
     first, second = await cache.begin(SCOPE), await cache.begin(SCOPE)
-    await cache.commit(first, of_put(1))
+    await committed(cache, first, of_put(1))
     assert (await seen(cache))[0] == "busy"
-    await cache.commit(second, of_put(2))
+    await committed(cache, second, of_put(2))
     assert await seen(cache) == ("miss", None)
     assert await put(cache, 3) == "applied", "the next burst is alone again"
 
@@ -235,7 +240,7 @@ async def test_begin_alone_changes_nothing_while_a_burst_is_under_way(cache: Cac
     before = await redis.hgetall(key)
     assert await cache.begin_alone(SCOPE) is None
     assert await redis.hgetall(key) == before
-    assert await cache.commit(writing, of_put(2)) == "applied"
+    assert await committed(cache, writing, of_put(2)) == "applied"
     alone = await cache.begin_alone(SCOPE)
     assert alone is not None
     assert (await seen(cache))[0] == "busy"
@@ -257,7 +262,7 @@ async def test_while_its_intent_is_there_a_burst_is_confirmed(cache: Cache) -> N
     intent = await cache.begin(SCOPE)
     assert await cache.confirm(intent)
     assert await cache.confirm(intent), "as often as it likes"
-    assert await cache.commit(intent, of_put(2)) == "applied"
+    assert await committed(cache, intent, of_put(2)) == "applied"
 
 
 async def test_a_burst_that_another_one_disarmed_is_confirmed(cache: Cache) -> None:
@@ -266,7 +271,7 @@ async def test_a_burst_that_another_one_disarmed_is_confirmed(cache: Cache) -> N
     assert await cache.confirm(first)
     assert await cache.confirm(second)
     assert (await seen(cache))[0] == "busy"
-    assert await cache.commit(first, of_put(1)) == "discarded", "confirmed, and as disarmed as before"
+    assert await committed(cache, first, of_put(1)) == "discarded", "confirmed, and as disarmed as before"
 
 
 async def test_whose_intent_was_evicted_is_not_confirmed_and_no_older_state_is_left(
@@ -300,7 +305,7 @@ async def test_whose_intent_was_evicted_disarms_who_began_meanwhile(cache: Cache
     second = await cache.begin(SCOPE)
     assert await cache.confirm(first) is False
     assert (await seen(cache))[0] == "busy"
-    assert await cache.commit(second, of_put(1)) == "discarded"
+    assert await committed(cache, second, of_put(1)) == "discarded"
 
 
 @pytest.mark.parametrize("met", [True, False])
@@ -326,7 +331,7 @@ async def test_what_was_dropped_meanwhile_is_confirmed_and_not_installed(cache: 
     writing, deleting = await cache.begin(SCOPE), await cache.begin(SCOPE)
     await cache.drop(deleting)
     assert await cache.confirm(writing), "readers are still away"
-    assert await cache.commit(writing, of_put(1)) == "discarded"
+    assert await committed(cache, writing, of_put(1)) == "discarded"
 
 
 # ---------------------------------------------------------------- COMMIT
@@ -338,7 +343,7 @@ async def test_what_a_burst_has_changed_is_read_together(cache: Cache) -> None:
     changes.put_writes(numbered_id(1), make_writes("of 1"), ())
     changes.put(make_put(2, other="1.5"), is_as_sent=True, known_writes=())
     changes.put_writes(numbered_id(2), make_writes("of 2"), ())
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "applied"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "applied"
     assert await seen(cache) == ("hit", 2)
     assert await writes_seen(cache) == {"task": "of 2"}
     image = (await cache.read(SCOPE, None)).image
@@ -354,7 +359,7 @@ async def test_a_burst_whose_intent_was_evicted_does_not_follow_a_warm_up(cache:
         intent = await cache.begin(SCOPE)
         await redis.flushdb()
         assert await cache.warm_up(SCOPE, await lease_of(cache), before) == "stored"
-        assert await cache.commit(intent, changes) == "discarded"
+        assert await committed(cache, intent, changes) == "discarded"
         assert await seen(cache) == ("miss", None)
 
 
@@ -363,7 +368,7 @@ async def test_a_late_commit_takes_the_lease_of_who_looked_before_it(cache: Cach
     before = await stored(redis)
     intent = await begun_long_ago(redis)
     reading = await until_nobody_is_busy(cache)  # looks at PostgreSQL now: still 1
-    assert await cache.commit(intent, of_put(2)) == "discarded"
+    assert await committed(cache, intent, of_put(2)) == "discarded"
     assert await cache.warm_up(SCOPE, reading.lease, before) == "refused"
 
 
@@ -379,16 +384,16 @@ async def test_a_late_commit_that_nobody_has_met_discards(cache: Cache, redis: R
         return int(deadline) < seconds * 1000 + micros // 1000
 
     await until(is_late)
-    assert await cache.commit(intent, of_put(2)) == "discarded"
+    assert await committed(cache, intent, of_put(2)) == "discarded"
     assert await seen(cache) == ("miss", None)
 
 
 async def test_a_burst_is_over_only_once(cache: Cache) -> None:
     """COMMIT that is repeated, because its answer was lost, does not install again over what came after."""
     intent = await cache.begin(SCOPE)
-    assert await cache.commit(intent, of_put(1)) == "applied"
+    assert await committed(cache, intent, of_put(1)) == "applied"
     assert await put(cache, 2) == "applied"
-    assert await cache.commit(intent, of_put(1)) == "discarded"
+    assert await committed(cache, intent, of_put(1)) == "discarded"
     assert await seen(cache) == ("miss", None)
 
 
@@ -403,7 +408,7 @@ async def test_a_put_that_postgres_did_not_take_as_sent_is_not_shown(cache: Cach
     """It is not the newest, or another value stands at a version that it sent."""
     await put(cache, 1)
     intent = await cache.begin(SCOPE)
-    assert await cache.commit(intent, of_put(2, is_as_sent=False)) == "discarded"
+    assert await committed(cache, intent, of_put(2, is_as_sent=False)) == "discarded"
     assert await seen(cache) == ("miss", None)
 
 
@@ -412,21 +417,21 @@ async def test_a_burst_that_l1_cannot_follow_is_not_shown_whatever_comes_after(c
     changes = of_put(2)
     changes.give_up()
     changes.put(make_put(3), is_as_sent=True, known_writes=())
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "discarded"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "discarded"
     assert await seen(cache) == ("miss", None)
 
 
 async def test_a_put_without_an_image_to_take_the_other_channels_from_is_a_miss(cache: Cache) -> None:
     intent = await cache.begin(SCOPE)
-    assert await cache.commit(intent, of_put(2, other="1.5")) == "discarded"
+    assert await committed(cache, intent, of_put(2, other="1.5")) == "discarded"
     assert await seen(cache) == ("miss", None)
 
 
 async def test_a_put_that_continues_an_image_takes_its_other_channels(cache: Cache) -> None:
     intent = await cache.begin(SCOPE)
-    assert await cache.commit(intent, of_put(1, {"messages": [1], "other": [1]})) == "applied"
+    assert await committed(cache, intent, of_put(1, {"messages": [1], "other": [1]})) == "applied"
     intent = await cache.begin(SCOPE)
-    assert await cache.commit(intent, of_put(2, other="1.5")) == "applied"
+    assert await committed(cache, intent, of_put(2, other="1.5")) == "applied"
     assert await seen(cache) == ("hit", 2)
 
 
@@ -434,7 +439,7 @@ async def test_a_burst_that_brings_every_channel_needs_no_image(cache: Cache) ->
     """Its last put does not, but together they do."""
     changes = of_put(1, {"messages": [1], "other": [1]})
     changes.put(make_put(2, other="1.5"), is_as_sent=True, known_writes=())
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "applied"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "applied"
     assert await seen(cache) == ("hit", 2)
 
 
@@ -444,7 +449,7 @@ async def test_a_channel_that_lost_its_value_hides_the_older_one(cache: Cache) -
     void.voids["messages"] = "2.5"
     changes = Changes()
     changes.put(void, is_as_sent=True, known_writes=())
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "applied"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "applied"
     reading = await cache.read(SCOPE, None)
     assert reading.image is not None
     assert list(reading.image.values) == ["other"]
@@ -454,7 +459,7 @@ async def test_of_two_puts_of_one_checkpoint_none_is_shown(cache: Cache) -> None
     """Side by side: each was the newest when PostgreSQL was asked, and only one of the two stands there."""
     changes = of_put(1, {"messages": [1]})
     changes.put(make_put(1, {"messages": [2]}), is_as_sent=True, known_writes=())
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "discarded"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "discarded"
     assert await seen(cache) == ("miss", None)
 
 
@@ -468,7 +473,7 @@ async def test_a_channel_without_a_value_does_not_hide_one_that_was_stored_meanw
     puts, changes = [make_put(1), void], Changes()
     for each in puts if first == 1 else puts[::-1]:
         changes.put(each, is_as_sent=True, known_writes=())
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "discarded"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "discarded"
     assert await seen(cache) == ("miss", None)
 
 
@@ -478,7 +483,7 @@ async def test_a_value_that_cannot_be_encoded_is_not_shown(cache: Cache) -> None
     changes = of_put(2)
     assert changes.newest is not None
     changes.newest.blobs["messages"] = ("2.5", None)  # type: ignore[assignment]
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "discarded"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "discarded"
     assert await seen(cache) == ("miss", None)
 
 
@@ -487,27 +492,27 @@ async def test_a_value_that_cannot_be_encoded_is_not_shown(cache: Cache) -> None
 
 async def test_writes_alone_are_read_with_the_image(cache: Cache) -> None:
     await put(cache, 1)
-    assert await cache.commit(await cache.begin(SCOPE), of_writes(1, "x", "y")) == "applied"
+    assert await committed(cache, await cache.begin(SCOPE), of_writes(1, "x", "y")) == "applied"
     assert await seen(cache) == ("hit", 1)
     assert await writes_seen(cache) == {"task 1": "x", "task 2": "y"}
-    assert await cache.commit(await cache.begin(SCOPE), of_writes(1, "z")) == "applied"
+    assert await committed(cache, await cache.begin(SCOPE), of_writes(1, "z")) == "applied"
     assert await writes_seen(cache) == {"task 1": "z", "task 2": "y"}
 
 
 async def test_writes_that_come_a_burst_before_their_checkpoint_are_read_with_it(cache: Cache) -> None:
     """LangGraph may start a checkpoint's tasks before it puts the checkpoint."""
-    assert await cache.commit(await cache.begin(SCOPE), of_writes(1, "x")) == "applied"
+    assert await committed(cache, await cache.begin(SCOPE), of_writes(1, "x")) == "applied"
     assert await seen(cache) == ("miss", None)
-    await cache.commit(await cache.begin(SCOPE), of_writes(1, "x"))  # the read's lease is of no use now
+    await committed(cache, await cache.begin(SCOPE), of_writes(1, "x"))  # the read's lease is of no use now
     intent = await cache.begin(SCOPE)
-    assert await cache.commit(intent, of_put(1, known_writes=["task 1:0"])) == "applied"
+    assert await committed(cache, intent, of_put(1, known_writes=["task 1:0"])) == "applied"
     assert await writes_seen(cache) == {"task 1": "x"}
 
 
 async def test_writes_that_come_early_within_a_burst_are_read_with_their_checkpoint(cache: Cache) -> None:
     changes = of_writes(1, "x")
     changes.put(make_put(1), is_as_sent=True, known_writes=["task 1:0"])
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "applied"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "applied"
     assert await writes_seen(cache) == {"task 1": "x"}
 
 
@@ -517,7 +522,7 @@ async def test_a_write_that_postgres_knew_before_it_was_told_of_in_a_burst_is_no
     """A put and a write side by side: which of the two answers comes first is up to chance."""
     changes = of_put(1, known_writes=["task 1:0"])
     changes.put_writes(numbered_id(1), make_writes("x", "task 1"), ())
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "applied"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "applied"
     assert await writes_seen(cache) == {"task 1": "x"}
 
 
@@ -527,18 +532,18 @@ async def test_a_put_whose_known_writes_are_not_here_is_not_shown(
 ) -> None:
     """By name: one that is missing and one that PostgreSQL stored later would make the number right."""
     if is_another_there:
-        assert await cache.commit(await cache.begin(SCOPE), of_writes(1, "x")) == "applied"
+        assert await committed(cache, await cache.begin(SCOPE), of_writes(1, "x")) == "applied"
     intent = await cache.begin(SCOPE)
-    assert await cache.commit(intent, of_put(1, known_writes=["another task:0"])) == "discarded"
+    assert await committed(cache, intent, of_put(1, known_writes=["another task:0"])) == "discarded"
     assert await seen(cache) == ("miss", None)
 
 
 async def test_early_writes_of_who_was_not_alone_are_not_believed(cache: Cache) -> None:
     first, second = await cache.begin(SCOPE), await cache.begin(SCOPE)
-    assert await cache.commit(first, of_writes(1, "x")) == "discarded"
+    assert await committed(cache, first, of_writes(1, "x")) == "discarded"
     await cache.abort(second)
     intent = await cache.begin(SCOPE)
-    assert await cache.commit(intent, of_put(1, known_writes=["task 1:0"])) == "discarded"
+    assert await committed(cache, intent, of_put(1, known_writes=["task 1:0"])) == "discarded"
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -546,17 +551,17 @@ async def test_a_write_that_postgres_had_already_must_stand_in_the_image(here: b
     """Its first writer may have died before L1 heard of it."""
     await put(cache, 1)
     if here:
-        await cache.commit(await cache.begin(SCOPE), of_writes(1, "x"))
+        await committed(cache, await cache.begin(SCOPE), of_writes(1, "x"))
     again = of_writes(1, ignored=make_writes("x", "task 1"))
     intent = await cache.begin(SCOPE)
-    assert await cache.commit(intent, again) == ("kept" if here else "discarded")
+    assert await committed(cache, intent, again) == ("kept" if here else "discarded")
     assert await seen(cache) == (("hit", 1) if here else ("miss", None))
 
 
 async def test_a_write_that_postgres_had_already_of_an_older_checkpoint_is_not_needed(cache: Cache) -> None:
     await put(cache, 2)
     again = of_writes(1, ignored=make_writes("x", "task 1"))
-    assert await cache.commit(await cache.begin(SCOPE), again) == "kept"
+    assert await committed(cache, await cache.begin(SCOPE), again) == "kept"
     assert await seen(cache) == ("hit", 2)
 
 
@@ -564,19 +569,19 @@ async def test_the_first_of_two_writes_stays_unless_the_second_replaced_it_in_po
     await put(cache, 1)
     changes = of_writes(1, "first")
     changes.put_writes(numbered_id(1), (), make_writes("second", "task 1"))  # PostgreSQL kept the first
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "applied"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "applied"
     assert await writes_seen(cache) == {"task 1": "first"}
     changes = of_writes(1, "third")
     changes.put_writes(numbered_id(1), make_writes("fourth", "task 1"), ())  # … and here replaced it
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "applied"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "applied"
     assert await writes_seen(cache) == {"task 1": "fourth"}
 
 
 async def test_writes_of_an_older_checkpoint_are_skipped_and_go_with_it(cache: Cache, redis: Redis) -> None:
     await put(cache, 1)
-    await cache.commit(await cache.begin(SCOPE), of_writes(1, "x"))
+    await committed(cache, await cache.begin(SCOPE), of_writes(1, "x"))
     await put(cache, 2)
-    assert await cache.commit(await cache.begin(SCOPE), of_writes(1, "y")) == "kept"
+    assert await committed(cache, await cache.begin(SCOPE), of_writes(1, "y")) == "kept"
     assert await seen(cache) == ("hit", 2)
     (key,) = await redis.keys()
     assert not [name for name in await redis.hkeys(key) if name.startswith(b"w:")]
@@ -587,7 +592,7 @@ async def test_writes_of_an_id_that_no_image_has_are_kept_out(cache: Cache, redi
     await put(cache, 1)
     changes = Changes()
     changes.put_writes("any id", make_writes("x"), ())
-    assert await cache.commit(await cache.begin(SCOPE), changes) == "kept"
+    assert await committed(cache, await cache.begin(SCOPE), changes) == "kept"
     (key,) = await redis.keys()
     assert not [name for name in await redis.hkeys(key) if name.startswith(b"w:")]
 
@@ -600,7 +605,7 @@ async def test_a_burst_that_a_deletion_overtook_leaves_no_phantom(cache: Cache) 
         writing, deleting = await cache.begin(SCOPE), await cache.begin(SCOPE)
         await cache.drop(deleting)
         assert await seen(cache) == ("busy", None)
-        assert await cache.commit(writing, changes) == "discarded"
+        assert await committed(cache, writing, changes) == "discarded"
         assert await seen(cache) == ("miss", None)
 
 
@@ -609,12 +614,12 @@ async def test_the_journal_disarms_who_is_under_way(cache: Cache) -> None:
     writing = await cache.begin(SCOPE)
     await cache.forget([SCOPE])
     assert await seen(cache) == ("busy", None)
-    assert await cache.commit(writing, of_put(1)) == "discarded"
+    assert await committed(cache, writing, of_put(1)) == "discarded"
 
 
 async def test_a_burst_that_begins_after_a_deletion_was_begun_leaves_no_phantom(cache: Cache) -> None:
     deleting, writing = await cache.begin(SCOPE), await cache.begin(SCOPE)
-    assert await cache.commit(writing, of_put(1)) == "discarded"
+    assert await committed(cache, writing, of_put(1)) == "discarded"
     await cache.drop(deleting)
     assert await seen(cache) == ("miss", None)
 
@@ -661,4 +666,4 @@ async def test_who_refuses_an_image_disarms_who_would_build_on_it(cache: Cache) 
     await put(cache, 1)
     writing = await cache.begin(SCOPE)
     assert (await cache.refuse(SCOPE, numbered_id(1))).lease is None, "a burst is under way"
-    assert await cache.commit(writing, of_put(2)) == "discarded"
+    assert await committed(cache, writing, of_put(2)) == "discarded"

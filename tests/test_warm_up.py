@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from glasspoint import CachedPostgresSaver, lifecycle
 from states import counts, exact, open_saver, open_upstream, warmed_up
-from steps import Thread, put_all, until
+from steps import Thread, put_all, settled, until
 from test_tracing import Recorder
 
 
@@ -73,6 +73,7 @@ async def cold(database: str, redis_url: str) -> AsyncIterator[Cold]:
         async with opened as saver:
             redis.saver = saver
             await put_all(saver, threads)
+            await settled(saver)
             await redis.flushall()
             recorder.clear()
             try:

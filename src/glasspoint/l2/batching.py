@@ -241,6 +241,8 @@ class Batcher(Generic[_Item, _Answer]):
                 has_connection = True
                 if call.ready is not None:
                     call.announced = await call.ready(connection)
+                if call.company is not None and not followers:
+                    await asyncio.sleep(0)  # whoever was started in the same tick comes now
                 self._gathering.pop(call.company, None)
                 if not followers:
                     return await self._alone(call, connection)

@@ -15,6 +15,7 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from glasspoint.l2.deadline import within
 from glasspoint.l2.statements import OWN
 from glasspoint.l2.writing import FenceParams
 from glasspoint.telemetry.logs import get_logger
@@ -32,6 +33,9 @@ _log = get_logger("glasspoint.l2")
 
 REMOVE_SECONDS: Final = 0.5
 """So long the fences of ended bursts are gathered."""
+
+_PATIENCE_SECONDS: Final = 2.0
+"""How long that may take. It is no one's call, and must not keep a connection from calls for longer."""
 
 _AT_ONCE: Final = 5_000
 
@@ -101,7 +105,7 @@ class Fences:
                     "bursts": [burst for _, burst in some],
                     "holder": self.holder,
                 }
-                async with self._store._checkout() as conn:
+                async with within(_PATIENCE_SECONDS), self._store._checkout() as conn:
                     await conn.execute(cast("Any", _REMOVE), params)
         except Exception as exc:
             _log.debug("the fences of ended bursts were not removed (%s)", type(exc).__name__)

@@ -38,6 +38,7 @@ from glasspoint.l2.liveness import Liveness
 from glasspoint.l2.pool import bounds_statements, connect_beside
 from glasspoint.l2.writing import (
     Announced,
+    FenceAnswer,
     FenceParams,
     PutAnswer,
     WritesAnswer,
@@ -77,6 +78,16 @@ __all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer"]
 
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
+
+# A standby, where no unlogged table can be read; tables that were removed; a right that was taken away.
+_WITHOUT_FENCES = (
+    psycopg.errors.FeatureNotSupported,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InsufficientPrivilege,
+)
+
+_NO_FENCES = FenceAnswer(identity="")
+"""This is another PostgreSQL than the one that the burst began with, or it can have no cache any more."""
 
 Ready = Callable[[Any], Awaitable[Announced]]
 """Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later.
@@ -225,14 +236,20 @@ class Store:
         return None if row is None else _stored_checkpoint(scope, row)
 
     async def _select_all(self, conn: Connection, calls: Sequence[_Select]) -> list[StoredCheckpoint | None]:
-        scopes, warms_up = [call.scope for call in calls], any(call.item for call in calls)
+        scopes = [call.scope for call in calls]
         if len(scopes) == 1:
-            sql = statements.SELECT_NEWEST_FENCED if warms_up else statements.SELECT_NEWEST
-            rows = await _fetch_all(conn, sql, scopes[0]._asdict()) or [(None,)]
+            params: dict[str, Any] = scopes[0]._asdict()
+            plain, fenced = statements.SELECT_NEWEST, statements.SELECT_NEWEST_FENCED
         else:
             params = columns(("thread_ids", "namespaces"), scopes)
-            sql = statements.SELECT_NEWEST_TOGETHER_FENCED if warms_up else statements.SELECT_NEWEST_TOGETHER
-            rows = await _fetch_all(conn, sql, params)
+            plain, fenced = statements.SELECT_NEWEST_TOGETHER, statements.SELECT_NEWEST_TOGETHER_FENCED
+        rows = None
+        if any(call.item for call in calls):
+            rows = await _fetch_fenced(conn, fenced, params)
+        if rows is None:
+            rows = await _fetch_all(conn, plain, params)
+        if len(scopes) == 1:
+            rows = rows or [(None,)]
         return [
             None if row[0] is None else _stored_checkpoint(scope, row)
             for scope, row in zip(scopes, rows, strict=True)
@@ -270,15 +287,28 @@ class Store:
 
     async def _put_all(self, conn: Connection, calls: Sequence[_Put]) -> Sequence[PutAnswer]:
         puts = [(call.scope, call.item) for call in calls]
-        sql, params = put_statement(puts, self._fence_params(calls))
-        return put_answers(puts, await _fetch_all(conn, *self._recorded(sql, params, calls)))
+        fences = self._fence_params(calls)
+        if fences is not None:
+            rows = await _fetch_fenced(conn, *self._recorded(*put_statement(puts, fences), calls))
+            if rows is not None:
+                return put_answers(puts, rows)
+        rows = await _fetch_all(conn, *self._recorded(*put_statement(puts), calls))
+        answers = put_answers(puts, rows)
+        return answers if fences is None else [each._replace(fence=_NO_FENCES) for each in answers]
 
     async def _put_all_writes(
         self, conn: Connection, calls: Sequence[_PutWrites], *, upsert: bool
     ) -> Sequence[WritesAnswer]:
         tasks = [call.item for call in calls]
-        sql, params = writes_statement(tasks, upsert=upsert, fences=self._fence_params(calls))
-        return writes_answers(tasks, await _fetch_all(conn, *self._recorded(sql, params, calls)))
+        fences = self._fence_params(calls)
+        if fences is not None:
+            statement = writes_statement(tasks, upsert=upsert, fences=fences)
+            rows = await _fetch_fenced(conn, *self._recorded(*statement, calls))
+            if rows is not None:
+                return writes_answers(tasks, rows)
+        rows = await _fetch_all(conn, *self._recorded(*writes_statement(tasks, upsert=upsert), calls))
+        answers = writes_answers(tasks, rows)
+        return answers if fences is None else [each._replace(fence=_NO_FENCES) for each in answers]
 
     def _fence_params(self, calls: Sequence[Call[Any, Any]]) -> FenceParams | None:
         """Return what the statement of some writes needs, if any of them belongs to a burst."""
@@ -561,6 +591,19 @@ async def _fetch_one(conn: Connection, sql: str, params: Mapping[str, Any]) -> t
 
 async def _fetch_all(conn: Connection, sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return await (await _execute(conn, sql, params)).fetchall()
+
+
+async def _fetch_fenced(
+    conn: Connection, sql: str, params: Mapping[str, Any]
+) -> list[tuple[Any, ...]] | None:
+    """As `_fetch_all`, for a statement that uses the fences; `None`: there are none here (any more), and
+    nothing was done."""
+    try:
+        return await _fetch_all(conn, sql, params)
+    except _WITHOUT_FENCES:
+        if not conn.autocommit:  # the transaction has failed, and is not ours to end
+            raise
+        return None
 
 
 async def _execute(
