@@ -221,15 +221,20 @@ class _Search:
 
     def _sample(self, at_most: int) -> None:
         """From a move that was seen and not made, taken at random, always on to the end."""
-        # Kinds apart, because there are many more steps after a fault than faults, and than steps before it.
+        # Kinds apart, because there are many more steps after a fault than faults, and than steps before it;
+        # and of some kinds of faults there are many more than of others.
         before: list[_End] = [((), ())]
-        faults: list[_End] = []
+        faults: dict[str, list[_End]] = {kind: [] for kind in self._faults}
         after: list[_End] = []
-        while kinds := [kind for kind in (faults, faults, before, after) if kind]:
+        while True:
+            faults_left = [ends for ends in faults.values() if ends]
+            kinds = [kind for kind in (faults_left, faults_left, [before], [after]) if any(kind)]
+            if not kinds:
+                return
             if self._report.runs == at_most:
                 self._report.exhaustive = False
                 return
-            ends = self._rng.choice(kinds)
+            ends = self._rng.choice(self._rng.choice(kinds))
             chosen = self._rng.randrange(len(ends))
             ends[chosen], ends[-1] = ends[-1], ends[chosen]
             path, outcomes = ends.pop()
@@ -248,7 +253,7 @@ class _Search:
                 outcomes = tuple(self._world.outcomes)
                 steps = after if self._world.faults else before
                 for move in moves[1:]:
-                    (faults if move[0] in self._faults else steps).append(((*path, move), outcomes))
+                    faults.get(move[0], steps).append(((*path, move), outcomes))
                 path = (*path, moves[0])
                 self._do(moves[0])
 

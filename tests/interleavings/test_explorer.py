@@ -78,7 +78,9 @@ def test_a_sample_of_a_large_scenario_keeps_the_promises(
         pytest.param("burst of two || reader", ("lapse", "lose_fences"), id="a reader, all has expired"),
         pytest.param("burst of two || put", ("lapse", "lose_fences"), id="another writer, all has expired"),
         pytest.param("burst of two || put", ("evict",), id="both intents are evicted"),
-        pytest.param("burst of two || reader", ("cut", "evict"), id="a retry in doubt, and the intent is evicted"),
+        pytest.param(
+            "burst of two || reader", ("cut", "evict"), id="a retry in doubt, and the intent is evicted"
+        ),
     ],
 )
 def test_a_burst_that_has_lost_all_that_it_had_announced_breaks_no_promise(
@@ -87,9 +89,7 @@ def test_a_burst_that_has_lost_all_that_it_had_announced_breaks_no_promise(
     """Two faults in a schedule. A process that stands still long enough goes on after its intent and its
     fence have expired."""
     at_most = None if EXHAUSTIVE else SAMPLE_OF_BURSTS
-    report = explore(
-        SCENARIOS[scenario], explored_redis, faults=faults, budget=2, at_most=at_most, seed=SEED
-    )
+    report = explore(SCENARIOS[scenario], explored_redis, faults=faults, budget=2, at_most=at_most, seed=SEED)
     reports.append(report)
     assert set(report.faults) == set(faults)
 
@@ -246,8 +246,8 @@ def test_after_a_mutation_everything_is_as_before(explored_redis: EmbeddedRedis)
 
 
 def test_a_scenario_is_explored_whole(explored_redis: EmbeddedRedis) -> None:
-    """Two puts take seven steps each: BEGIN, the snapshot, the effect, CONFIRM, the end of the burst, COMMIT or
-    DROP, and the fence is removed. That is 14! / (7! 7!)."""
+    """Two puts take seven steps each: BEGIN, the snapshot, the effect, CONFIRM, the end of the burst, COMMIT
+    (or DROP), the removal of the fence. That is 14! / (7! 7!)."""
     both = SCENARIOS["two puts || reader"]
     actors = {name: calls for name, calls in both.actors.items() if name != "r"}
     assert explore(Scenario("two puts", actors, both.before), explored_redis).schedules == 3432

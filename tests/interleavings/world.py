@@ -759,8 +759,8 @@ class World:
         ]
 
     def _is_amid_a_put(self) -> bool:
-        """Whether one is between its snapshot and its effect. Until that, the fence that it has seen stands: a
-        crash of PostgreSQL ends the statement, and the fence does not expire before the statement does."""
+        """Whether one is between its snapshot and its effect. Until that, the fence that it has seen stands:
+        a crash of PostgreSQL ends the statement, and the fence does not expire before it has to end."""
         under_way = [gate.statement for gate in self._gates] + [ghost.statement for ghost in self._ghosts]
         return any(statement[:1] == ("put",) for statement in under_way)
 
