@@ -134,6 +134,7 @@ MUTATIONS = (
         _BURST,
         ("evict", "lose_fences"),
         budget=2,
+        start=steps("p", "begin", "put snapshot", "put", "confirm"),
     ),
     Mutation(
         "SELECT tells of the fence",
@@ -210,6 +211,7 @@ MUTATIONS = (
         ),
         _BURST,
         ("evict",),
+        start=(*steps("p", "begin"), ("evict",)),
     ),
     Mutation(
         "CONFIRM discards if the intent is gone",
@@ -277,6 +279,7 @@ MUTATIONS = (
         ),
         _BURST_AND_PUT,
         ("evict",),
+        start=(*steps("p", "begin"), ("evict",), *steps("q", "begin")),
     ),
     Mutation(
         "a discard keeps live intents",
@@ -328,6 +331,7 @@ MUTATIONS = (
         (("drop.lua", "if ARGV[2] == '1' then", "if false then"),),
         _BURST,
         ("cancel",),
+        start=steps("p", "begin", "put snapshot"),
     ),
     Mutation(
         "DROP when nobody knows what PostgreSQL did",
@@ -352,6 +356,7 @@ MUTATIONS = (
         ),
         _SPECIAL,
         ("cut",),
+        start=steps("v", "begin"),
     ),
     Mutation(
         "a deletion tells L1",

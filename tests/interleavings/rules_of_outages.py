@@ -61,6 +61,7 @@ RULES_OF_OUTAGES = (
         _PLAIN,
         ("cut_off", "crash"),
         finds="in the end",
+        start=(("cut_off", "w"), ("step", "w", "begin")),
     ),
     Mutation(
         "a write that Redis was not told of makes a row",
@@ -123,6 +124,7 @@ RULES_OF_OUTAGES = (
         ),
         _ADDED,
         ("cut_off",),
+        start=_DROPPED_AND_WARMED_UP,
     ),
     Mutation(
         "a row is seen that another sweeper has in hand",
@@ -160,6 +162,7 @@ RULES_OF_OUTAGES = (
         ),
         _COMPACT,
         ("cut_off",),
+        start=_DROPPED_AND_WARMED_UP,
     ),
     Mutation(
         "a read waits until the journal is swept",
@@ -214,7 +217,7 @@ RULES_OF_OUTAGES = (
         ((_CACHE, "self._believed_at = doubts\n", "self._believed_at = self._doubts\n"),),
         _OWN_SWEEPER,
         ("cut_off",),
-        start=_DROPPED_AND_WARMED_UP,
+        start=(*_DROPPED_AND_WARMED_UP, ("cut_off", "w")),
     ),
     Mutation(
         "who has made a row trusts Redis no more",
@@ -227,7 +230,7 @@ RULES_OF_OUTAGES = (
         ),
         _OWN,
         ("evict", "cut_off"),
-        start=(*_EVICTED, *_WARMED_UP_BEFORE_THE_WRITE),
+        start=(*_EVICTED, *_WARMED_UP_BEFORE_THE_WRITE, ("cut_off", "w")),
     ),
     Mutation(
         "what is in quarantine is not read",
@@ -238,6 +241,7 @@ RULES_OF_OUTAGES = (
         ),
         _OWN,
         ("forbid",),
+        start=(("step", "v", "read"), ("step", "v", "read"), ("forbid", "w")),
     ),
     Mutation(
         "a scope leaves quarantine when its DROP was confirmed, and not before",
