@@ -722,6 +722,7 @@ async def test_pruning_goes_on_past_a_scope_in_quarantine(database: str, refusin
         for thread in (bad, good):
             for _ in range(2):
                 await thread.put(one.saver)
+        await settled(one.saver)
         refusing.refused = frozenset({"bad"})
         assert not await one.hits(bad)
         report = await one.saver.aprune_older_than(timedelta(days=1))
@@ -828,6 +829,7 @@ async def test_an_unusual_checkpoint_is_stored_and_read_as_upstream_does_it(
 
         for number, more in ((1, changes), (2, {})):
             assert await put(by, "t", number, **more) == await put(upstream, "twin", number, **more)
+            await settled(one.saver)
             truth = await outcome_of(upstream.aget_tuple(config_of("t")))
             for _ in range(2):
                 if stored_by == "upstream":
