@@ -343,7 +343,13 @@ MUTATIONS = (
     ),
     Mutation(
         "the entry is forgotten when an earlier attempt is in doubt",
-        ((_SAVER, "            if self._in_doubt:\n                result", "            if False:\n                result"),),
+        (
+            (
+                _SAVER,
+                "            if self._in_doubt:\n                result",
+                "            if False:\n                result",
+            ),
+        ),
         _SPECIAL,
         ("cut",),
     ),

@@ -118,7 +118,9 @@ LARGE = {
     for scenario in (
         Scenario("put || prune || reader", {"p": [put(2)], "d": [PRUNE], "r": [READ]}, before=[put(1)]),
         Scenario(
-            "burst of two || put || reader", {"p": [put(2), put(4)], "q": [put(3)], "r": [READ]}, before=[put(1)]
+            "burst of two || put || reader",
+            {"p": [put(2), put(4)], "q": [put(3)], "r": [READ]},
+            before=[put(1)],
         ),
         Scenario(
             "burst of two || burst of two || reader",
