@@ -116,6 +116,24 @@ _EVICTED_BETWEEN_TWO_WRITES: tuple[Move, ...] = (
     *steps("p", "put snapshot", "put"),
 )
 
+# Some rules have no counterexample, because another rule covers them. They save work, or a wait.
+#
+# - The fence stands until COMMIT was answered: when a burst ends, its writes were answered. A reader that looks
+#   at PostgreSQL from then on finds them, and one that has looked before has seen the fence.
+# - COMMIT asks whether the image is newer: PostgreSQL has said whether the put was the newest one, and a put
+#   that came later has contested the burst.
+# - COMMIT asks whether the image is whole: a reader refuses an image that lacks a channel.
+# - CONFIRM asks whether the intent is in time: READ takes away an intent that has expired, before it gives a
+#   lease.
+# - A burst is contested when CONFIRM has not found its intent: COMMIT does not find it, either.
+# - BEGIN is sent after the last COMMIT was answered: otherwise it disarms the burst before, and both discard.
+# - A COMMIT that was not answered is followed by DROP: it was done, or its intent sends readers away until its
+#   deadline, and is a crashed writer's then.
+# - A burst whose CONFIRM was not answered is dropped: a row was made before the caller was answered.
+# - WARM_UP asks for intents: BEGIN has taken the lease away.
+# - A further write is recorded as written (`Cache.wrote`): until COMMIT, which is recorded, the fence keeps
+#   others from warming up, under whatever keys.
+
 MUTATIONS = (
     # ---------------------------------------------------------------- fences
     Mutation(

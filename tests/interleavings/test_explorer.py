@@ -10,7 +10,7 @@ import dice
 from glasspoint.demo.embedded import EmbeddedRedis
 from interleavings.explorer import FAULTS, Counterexample, Report, explore, table
 from interleavings.identities import CHANGING
-from interleavings.mutations import MUTATIONS, Mutation, mutated
+from interleavings.mutations import MUTATIONS, Mutation, mutated, steps
 from interleavings.outages import OUTAGES, QUARANTINED, REFUSED_ONCE
 from interleavings.rules_of_identity import RULES_OF_IDENTITY
 from interleavings.rules_of_outages import RULES_OF_OUTAGES
@@ -196,7 +196,8 @@ def test_a_process_that_ends_before_it_has_noticed_is_one_fault_too_many(
 ) -> None:
     """The limit that docs/protocol.md names. If this fails, the limit is gone: say so there."""
     with pytest.raises(Counterexample, match="in the end a read of observer returned"):
-        explore(LATE_WRITER, explored_redis, faults=[change, "crash"], budget=2)
+        start = steps("w", "begin", "put snapshot")
+        explore(LATE_WRITER, explored_redis, faults=[change, "crash"], budget=2, start=start)
 
 
 def test_what_a_process_writes_before_it_has_noticed_is_missing_elsewhere_until_it_has(
