@@ -118,8 +118,8 @@ _EVICTED_BETWEEN_TWO_WRITES: tuple[Move, ...] = (
 
 # Some rules have no counterexample, because another rule covers them. They save work, or a wait.
 #
-# - The fence stands until COMMIT was answered: when a burst ends, its writes were answered. A reader that looks
-#   at PostgreSQL from then on finds them, and one that has looked before has seen the fence.
+# - The fence stands until COMMIT was answered: when a burst ends, its writes were answered. A reader that
+#   looks at PostgreSQL from then on finds them, and one that has looked before has seen the fence.
 # - COMMIT asks whether the image is newer: PostgreSQL has said whether the put was the newest one, and a put
 #   that came later has contested the burst.
 # - COMMIT asks whether the image is whole: a reader refuses an image that lacks a channel.
@@ -127,8 +127,8 @@ _EVICTED_BETWEEN_TWO_WRITES: tuple[Move, ...] = (
 #   lease.
 # - A burst is contested when CONFIRM has not found its intent: COMMIT does not find it, either.
 # - BEGIN is sent after the last COMMIT was answered: otherwise it disarms the burst before, and both discard.
-# - A COMMIT that was not answered is followed by DROP: it was done, or its intent sends readers away until its
-#   deadline, and is a crashed writer's then.
+# - A COMMIT that was not answered is followed by DROP: it was done, or its intent sends readers away until
+#   its deadline, and is a crashed writer's then.
 # - A burst whose CONFIRM was not answered is dropped: a row was made before the caller was answered.
 # - WARM_UP asks for intents: BEGIN has taken the lease away.
 # - A further write is recorded as written (`Cache.wrote`): until COMMIT, which is recorded, the fence keeps
@@ -349,7 +349,7 @@ MUTATIONS = (
         (("drop.lua", "if ARGV[2] == '1' then", "if false then"),),
         _BURST,
         ("cancel",),
-        start=steps("p", "begin", "put snapshot"),
+        start=(*steps("p", "begin", "put snapshot"), ("cancel", "p")),
     ),
     Mutation(
         "DROP when nobody knows what PostgreSQL did",
@@ -374,7 +374,7 @@ MUTATIONS = (
         ),
         _SPECIAL,
         ("cut",),
-        start=steps("v", "begin"),
+        start=(*steps("v", "begin"), ("cut", "v", "put_writes")),
     ),
     Mutation(
         "a deletion tells L1",

@@ -187,7 +187,7 @@ RULES_OF_OUTAGES = (
         ),
         _PLAIN,
         ("cut_off", "unheard"),
-        start=(("cut_off", "w"),),
+        start=(("cut_off", "w"), ("step", "s", "look"), ("step", "w", "begin"), ("step", "w", "put_writes")),
     ),
     Mutation(
         # Either is enough: a sweep that begins later sees the row, and a doubt outlives a sweep.

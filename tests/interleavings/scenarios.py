@@ -104,9 +104,7 @@ SCENARIOS = {
             before=[put(1), special(1, "zero")],
         ),
         Scenario(
-            "burst of two || delete_thread || reader",
-            {"p": [put(2), put_writes(2)], "d": [DELETE], "r": [READ]},
-            before=[put(1)],
+            "burst of two || delete_thread", {"p": [put(2), put_writes(2)], "d": [DELETE]}, before=[put(1)]
         ),
         Scenario("put || prune", {"p": [put(2)], "d": [PRUNE]}, before=[put(1)]),
     )
@@ -116,6 +114,11 @@ SCENARIOS = {
 LARGE = {
     scenario.name: scenario
     for scenario in (
+        Scenario(
+            "burst of two || delete_thread || reader",
+            {"p": [put(2), put_writes(2)], "d": [DELETE], "r": [READ]},
+            before=[put(1)],
+        ),
         Scenario("put || prune || reader", {"p": [put(2)], "d": [PRUNE], "r": [READ]}, before=[put(1)]),
         Scenario(
             "burst of two || put || reader",
