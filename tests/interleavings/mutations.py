@@ -131,6 +131,9 @@ _EVICTED_BETWEEN_TWO_WRITES: tuple[Move, ...] = (
 #   its deadline, and is a crashed writer's then.
 # - A burst whose CONFIRM was not answered is dropped: a row was made before the caller was answered.
 # - WARM_UP asks for intents: BEGIN has taken the lease away.
+# - A burst is covered only once its fence was set: a write that finds no fence confirms.
+# - The fence of a lost burst is left to expire: no single fault needs it. It is for what is in doubt when the
+#   intent that DROP leaves is evicted, too.
 # - A further write is recorded as written (`Cache.wrote`): until COMMIT, which is recorded, the fence keeps
 #   others from warming up, under whatever keys.
 
@@ -349,7 +352,12 @@ MUTATIONS = (
         (("drop.lua", "if ARGV[2] == '1' then", "if false then"),),
         _BURST,
         ("cancel",),
-        start=(*steps("p", "begin", "put snapshot"), ("cancel", "p")),
+        start=(
+            *steps("p", "begin", "put snapshot"),
+            ("cancel", "p"),
+            *steps("p", "drop"),
+            *steps("r", "read", "select"),
+        ),
     ),
     Mutation(
         "DROP when nobody knows what PostgreSQL did",
