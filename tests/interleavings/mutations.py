@@ -132,8 +132,8 @@ _EVICTED_BETWEEN_TWO_WRITES: tuple[Move, ...] = (
 # - A burst whose CONFIRM was not answered is dropped: a row was made before the caller was answered.
 # - WARM_UP asks for intents: BEGIN has taken the lease away.
 # - A burst is covered only once its fence was set: a write that finds no fence confirms.
-# - The fence of a lost burst is left to expire: no single fault needs it. It is for what is in doubt when the
-#   intent that DROP leaves is evicted, too.
+# - The fence of a lost burst is left to expire: of what is in doubt, DROP leaves an intent; of what Redis was
+#   not told, there is a row.
 # - A further write is recorded as written (`Cache.wrote`): until COMMIT, which is recorded, the fence keeps
 #   others from warming up, under whatever keys.
 
