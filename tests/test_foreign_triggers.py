@@ -445,9 +445,9 @@ async def test_nothing_of_our_own_is_noted(
                     )
                 )
         for batch in (
-            statements.PUT_TOGETHER,
-            statements.PUT_WRITES_TOGETHER,
-            statements.UPSERT_WRITES_TOGETHER,
+            statements.PUT_TOGETHER_FENCED,
+            statements.PUT_WRITES_TOGETHER_FENCED,
+            statements.UPSERT_WRITES_TOGETHER_FENCED,
         ):
             assert batch in sent, "batches have formed"
         assert await seen() == [], "batches"

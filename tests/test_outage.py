@@ -862,7 +862,7 @@ async def test_looking_for_a_beginning_changes_nothing_in_the_cache(
     """Neither a lease nor a lifetime: another process may need the entry when PostgreSQL is back."""
     url = await five_turns_and_an_outage(own_postgres, own_redis)
     async with Redis.from_url(own_redis.url) as redis:
-        [key] = [key async for key in redis.scan_iter("glasspoint:2:*{42}*")]
+        [key] = [key async for key in redis.scan_iter("glasspoint:3:*{42}*")]
         assert await redis.pexpire(key, 10**9)
         before, expires_at = await redis.hgetall(key), await pexpiretime(redis, key)
         async with pod(url, own_redis.url) as saver:

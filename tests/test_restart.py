@@ -24,7 +24,7 @@ from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, L2UnavailableError
 from states import counts, exact, numbered_id, open_saver, open_upstream
-from steps import Proxy, Thread, keys_of, locked, seeded_dice, tcp, until
+from steps import Proxy, Thread, keys_of, locked, seeded_dice, settled, tcp, until
 
 NEW_EPOCH = "nothing that stands in it from before is believed"
 
@@ -106,6 +106,7 @@ async def test_the_first_call_after_a_restart_believes_nothing_old(
     thread = Thread("a")
     async with open_saver(database, own_redis.url) as early:
         await thread.put(early)
+        await settled(early)
         own_redis.save_snapshot()
         await thread.put(early)
         await thread.put_writes(early, "x")

@@ -80,7 +80,7 @@ async def test_a_subgraph_with_a_memory_is_cached(
     await thread.put(saver)
     assert await thread.turn(saver) == 1
     assert await entries(redis_url) == ["child"]
-    assert results(registry) == ({"hit": 1}, {"applied": 1})
+    assert results(registry) == ({"hit": 1}, {"announced": 1})
 
 
 @pytest.mark.parametrize("on_l1_outage", ["degrade", "raise"])
