@@ -331,6 +331,9 @@ async def test_the_environment_turns_it_on(
     thread = Thread("t")
     async with get_checkpointer(telemetry=telemetry) as chain, Redis.from_url(redis_url) as redis:
         await thread.put(chain, longer=["x" * 3000], shorter=["x" * 2900])
+        saver = chain._chain.saver
+        assert isinstance(saver, CachedPostgresSaver)
+        await settled(saver)
         (key,) = await redis.keys("*{t}*")
         assert await redis.hstrlen(key, "c:longer") < 200
         assert await redis.hstrlen(key, "c:shorter") > 2900

@@ -42,7 +42,7 @@ from glasspoint.history.interface import HEARD_SECONDS
 from glasspoint.lineage import SET_ASIDE
 from glasspoint.scope import Scope
 from states import config_of, open_upstream
-from steps import Thread, drain, readyz, until
+from steps import Thread, drain, readyz, settled, until
 from test_delta import make_graph as delta_graph
 
 KEY = "a key that Redis does not know"
@@ -569,6 +569,8 @@ async def test_a_branch_from_a_state_that_postgresql_has_left_is_set_aside(
     async with pod(url, own_redis.url, sweep_interval=1000) as saver:
         await say(saver, "42", "first")
         cached = saver._chain.saver
+        assert isinstance(cached, CachedPostgresSaver)
+        await settled(cached)
         cached._breaker.trip("test")
         cached._breaker.begin_probe = lambda: False  # type: ignore[method-assign]  # Redis stays away for this process
         await say(saver, "42", "second")
@@ -870,7 +872,7 @@ async def test_looking_for_a_beginning_changes_nothing_in_the_cache(
             assert await said(saver, "43") == []
         assert await redis.hgetall(key) == before
         assert abs(await pexpiretime(redis, key) - expires_at) < 1000
-        assert [key] == [key async for key in redis.scan_iter("glasspoint:2:*{4*}*")]
+        assert [key] == [key async for key in redis.scan_iter("glasspoint:3:*{4*}*")]
 
 
 async def pexpiretime(redis: Redis, key: bytes) -> int:
@@ -929,6 +931,9 @@ async def test_a_process_above_knows_what_another_one_acknowledged_below(
     async with one_above_and_one_below(own_postgres, own_redis) as (above, below):
         own_postgres.start()
         await until_it_answers(above)
+        cached = above._chain.saver
+        assert isinstance(cached, CachedPostgresSaver)
+        await settled(cached)
         assert await said(above, thread_id) == before  # it has just heard that nothing stands below
         await say(below, thread_id, "during")
         assert await said(above, thread_id) == [*before, "during"]

@@ -136,8 +136,10 @@ async def test_a_restart_that_many_callers_meet_at_once_is_one_change(
     threads = [Thread(f"thread {i}") for i in range(16)]
     async with open_saver(database, own_redis.url, telemetry=create_telemetry(registry=registry)) as saver:
         await asyncio.gather(*(thread.put(saver) for thread in threads))
+        await settled(saver)
         own_redis.save_snapshot()
         await asyncio.gather(*(thread.put(saver) for thread in threads))
+        await settled(saver)
         own_redis.kill()
         own_redis.start()
         assert await asyncio.gather(*(thread.turn(saver) for thread in threads)) == [2] * 16

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from glasspoint.l2.deadline import within
@@ -36,6 +37,8 @@ REMOVE_SECONDS: Final = 0.5
 
 _PATIENCE_SECONDS: Final = 2.0
 """How long that may take. It is no one's call, and must not keep a connection from calls for longer."""
+
+_AGAIN_SECONDS: Final = 1.0
 
 _AT_ONCE: Final = 5_000
 
@@ -76,6 +79,8 @@ class Fences:
         self.margin_seconds = margin_seconds
         self._ended: dict[Scope, str] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._failed_at = 0.0
+        self._is_closed = False
 
     def params(self, announced: Sequence[Announced]) -> FenceParams:
         """Return what the statement of some writes needs."""
@@ -86,16 +91,20 @@ class Fences:
     def ended(self, scope: Scope, burst: str) -> None:
         """The burst of a scope has ended: its fence may go."""
         self._ended[scope] = burst
+        self._remove_later(REMOVE_SECONDS)
+
+    def _remove_later(self, seconds: float) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(REMOVE_SECONDS, self._remove_soon)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._remove_soon)
 
     def _remove_soon(self) -> None:
         self._timer = None
         self._in_background(self.remove())
 
     async def remove(self) -> None:
-        """Remove the fences of ended bursts. What cannot be removed now expires."""
-        ended, self._ended = list(self._ended.items()), {}
+        """Remove the fences of ended bursts; in an outage, later again, until they have expired anyway."""
+        now, ended = monotonic(), list(self._ended.items())
+        self._ended = {}
         try:
             for start in range(0, len(ended), _AT_ONCE):
                 some = ended[start : start + _AT_ONCE]
@@ -109,9 +118,16 @@ class Fences:
                     await conn.execute(cast("Any", _REMOVE), params)
         except Exception as exc:
             _log.debug("the fences of ended bursts were not removed (%s)", type(exc).__name__)
+            self._failed_at = self._failed_at or now
+            if not self._is_closed and now - self._failed_at < self.stand_seconds:
+                self._ended = {**dict(ended), **self._ended}  # a scope may have a newer burst by now
+                self._remove_later(_AGAIN_SECONDS)
+        else:
+            self._failed_at = 0.0
 
     async def close(self) -> None:
         """Remove what is left."""
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
