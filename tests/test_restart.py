@@ -165,6 +165,7 @@ async def test_a_restart_from_an_old_append_only_file_is_noticed_by_the_scripts_
         assert await thread.turn(saver) == 1
         saved = log.read_bytes()
         await thread.put(saver)
+        await settled(saver)
         scripts = await _scripts_of(saver)
         own_redis.kill()
         log.write_bytes(saved)
@@ -234,6 +235,7 @@ async def test_a_promoted_replica_that_lags_behind_is_not_believed(
         await promote(replica)  # from here on it misses what is written
         await thread.put(saver)
         assert await thread.turn(saver) == 2
+        await settled(saver)
         assert await images(replica.url) == {numbered_id(1)}
         await proxy.switch(tcp(replica))
 
@@ -262,6 +264,7 @@ async def test_failing_back_to_the_first_server_brings_nothing_old_back(
         await follow(own_redis, replica)
         await proxy.switch(tcp(replica))
         await thread.put(saver)
+        await settled(saver)
         assert await thread.turn(saver) == 2
         await has_image(own_redis, 2)
         await promote(own_redis)
