@@ -399,7 +399,8 @@ async def test_the_key_from_the_environment_signs_and_shows_nowhere(
     ):
         await thread.put(chain)
         assert (await same._l1.read(Scope("t", ""), None)).result == "hit"
-        await redis.hset((await redis.keys())[0], HEAD, b"x")
+        (key,) = await redis.keys("*{t}*")
+        await redis.hset(key, HEAD, b"x")
         assert await chain.aget_tuple(thread.config)
         texts = [repr(same), repr(same._l1._signer), str(vars(same)), str(vars(same._l1)), caplog.text]
     assert KEY.decode() not in "".join([*texts, str(settings), repr(settings), settings.model_dump_json()])
