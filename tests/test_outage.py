@@ -994,17 +994,26 @@ async def list_of_threads(server: EmbeddedRedis) -> list[bytes]:
         return named
 
 
-async def test_a_drain_that_was_cut_off_after_the_newest_checkpoint_goes_on_in_its_thread(
-    database: str, redis_url: str, registry: CollectorRegistry
-) -> None:
-    """Its thread has gone on meanwhile, by more than one checkpoint."""
+@asynccontextmanager
+async def cut_off(
+    database: str, redis_url: str, *, checkpoints: int
+) -> AsyncIterator[tuple[MemorySaver, CachedPostgresSaver, Thread]]:
+    """Yield a lower tier, an upper tier, and a thread of which only the newest checkpoint was moved."""
     lower, thread = MemorySaver(), Thread("42")
-    for _ in range(4):
+    for _ in range(checkpoints):
         await thread.put(lower)
     items = [each async for each in lower.export_thread("42")]
     async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as upper:
         await upper.setup()
         await upper.import_checkpoints([items[-1]])
+        yield lower, upper, thread
+
+
+async def test_a_drain_that_was_cut_off_after_the_newest_checkpoint_goes_on_in_its_thread(
+    database: str, redis_url: str
+) -> None:
+    """Its thread has gone on meanwhile, by more than one checkpoint."""
+    async with cut_off(database, redis_url, checkpoints=4) as (lower, upper, thread):
         for _ in range(3):
             await thread.put(upper)
         await drain(lower, upper)
@@ -1017,13 +1026,7 @@ async def test_of_a_drain_that_was_cut_off_only_what_came_after_it_is_set_aside(
     database: str, redis_url: str
 ) -> None:
     """Both the thread and the branch have gone on from what was moved: nothing stands twice."""
-    lower, thread = MemorySaver(), Thread("42")
-    for _ in range(3):
-        await thread.put(lower)
-    items = [each async for each in lower.export_thread("42")]
-    async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as upper:
-        await upper.setup()
-        await upper.import_checkpoints([items[-1]])
+    async with cut_off(database, redis_url, checkpoints=3) as (lower, upper, thread):
         fork = thread.newest
         await thread.put(upper)
         thread.newest = fork

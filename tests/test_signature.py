@@ -409,7 +409,7 @@ async def test_the_key_from_the_environment_signs_and_shows_nowhere(
     ):
         await thread.put(chain)
         await until(lambda: _is_hit(same))
-        [key] = await redis.keys("*{t}*")
+        (key,) = await redis.keys("*{t}*")
         await redis.hset(key, HEAD, b"x")
         assert await chain.aget_tuple(thread.config)
         texts = [repr(same), repr(same._l1._signer), str(vars(same)), str(vars(same._l1)), caplog.text]

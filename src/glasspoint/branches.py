@@ -140,8 +140,8 @@ class Branches:
         self.add(set_aside)
         self._telemetry.note(ThreadDrained("set_aside"))
         _log.warning(
-            "A run in thread %r began in a lower tier, which did not know the thread. It writes to the "
-            "thread %r.",
+            "A run in thread %r began in a lower tier, and this tier has another history of the thread. "
+            "The run writes to the thread %r.",
             thread_id,
             set_aside.thread_id,
         )

@@ -1,9 +1,10 @@
-"""A process that works above looks whether others have fallen: what they write stands in a lower tier.
+"""A process in the upper tier asks Redis whether other processes write to a lower tier.
 
-Such a thread must come up before a call above is answered, or the call would see a shorter conversation. So a
-call asks Redis whether the tier names threads at all, at most twice a second for all calls together. Whoever
-makes the tier name its first thread waits for longer than that before it acknowledges anything
-(`history.interface.HEARD_SECONDS`). So whatever was acknowledged below is heard of above.
+A thread that others have written to below must come up before a call above is answered, or the call would see
+a shorter conversation. So a call asks whether the tier names threads at all: at most twice a second, for all
+calls together. A process that makes the tier name its first thread waits for longer than that before it
+acknowledges anything (`history.interface.HEARD_SECONDS`). So the upper tier hears of all that
+was acknowledged below.
 
 If Redis does not answer, nothing is known, and calls go on without.
 """
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["Lookout"]
 
 _CLEAR_SECONDS = HEARD_SECONDS - 0.1
-"""For so long it is believed that no thread stands there."""
+"""How long the answer "no thread stands there" is believed."""
 
 _PAUSE_SECONDS = 5.0
-"""So long nobody asks again after a Redis that did not answer; each time a call waits for its timeout."""
+"""How long calls do not ask again after Redis did not answer, for a call that asks waits for the timeout."""
 
 _NOTHING = Holding(any=False, this=False, unused_seconds=0.0)
 
