@@ -219,3 +219,14 @@ def test_what_the_triggers_cost_is_measured_beside_none(tmp_path: Path) -> None:
         assert each["call_us"]["median"] > 0
         if each["triggers"] == "without":
             assert each["call_us"]["over"] == 0
+
+
+def test_what_open_bursts_and_fences_take_is_measured(tmp_path: Path) -> None:
+    document, said = run("bursts.py", tmp_path / "figures.json", "--smoke")
+    memory, fences = document["memory"], document["fences"]
+    assert memory["open"] == 20
+    assert memory["bytes_a_burst"] > memory["state_bytes"]
+    assert fences["puts"] == fences["bursts"] == 40
+    assert fences["without"]["most_rows"] == 0 < fences["with"]["most_rows"]
+    assert fences["left"]["rows"] == 0
+    assert "20 open bursts" in said

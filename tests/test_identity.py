@@ -606,7 +606,7 @@ async def test_of_two_processes_on_two_redis_servers_one_leaves_its_own_alone_an
             assert await thread.turn(earlier.saver, "three") == ["one", "two", "three"]
             assert await keys_of(redis_url) == before
             await later.round()
-            # The first process could not say what became of its burst: its fence would stand for half a minute.
+            # The first process could not say what became of its burst: its fence would stand for 30 s.
             await execute(database, "DELETE FROM glasspoint_fences")
             assert await thread.turn(later.saver, "four") == ["one", "two", "three", "four"]
             for one in (earlier, later):
