@@ -204,18 +204,19 @@ def show(document: dict[str, Any]) -> None:
     """Print it."""
     memory, fences = document["memory"], document["fences"]
     rss = memory["rss_mb"]
+    print(f"{memory['open']:,} open bursts, each with {memory['state_bytes']:,} bytes of messages")
     print(
-        f"{memory['open']:,} open bursts, {memory['state_bytes']:,} bytes of messages each: "
-        f"{memory['bytes_a_burst']:,.0f} bytes a burst; {memory['left_bytes_a_burst']:,.0f} are left of one\n"
-        f"RSS {rss['before']:.0f} MB before, {rss['open']:.0f} open, {rss['ended']:.0f} ended (traced)"
+        f"bytes a burst: {memory['bytes_a_burst']:,.0f}; left of an ended one: {memory['left_bytes_a_burst']:,.0f}"
     )
-    print(f"\n{fences['puts']:,} puts{'':21}{'puts/s':>8}{'WAL/put':>10}{'fences':>12}{'rows':>8}{'dead':>9}")
-    for name in ("without", "with"):
+    print(
+        f"RSS: {rss['before']:.0f} MB before, {rss['open']:.0f} MB open, {rss['ended']:.0f} MB ended, all at once"
+    )
+    print(f"\n{fences['puts']:,} puts{'':18}{'puts/s':>8}{'WAL/put':>10}{'fences':>12}{'rows':>8}{'dead':>9}")
+    for name, what in (("without", "without bursts"), ("with", "bursts of one put")):
         half = fences[name]
         print(
-            f"{name + ' bursts of their own':<32}{half['puts_per_second']:>8,.0f}"
-            f"{half['wal_bytes_a_put']:>8,.0f} B{half['most_bytes'] / 1e6:>9.2f} MB{half['most_rows']:>8,}"
-            f"{half['most_dead']:>9,}"
+            f"{what:<29}{half['puts_per_second']:>8,.0f}{half['wal_bytes_a_put']:>8,.0f} B"
+            f"{half['most_bytes'] / 1e6:>9.2f} MB{half['most_rows']:>8,}{half['most_dead']:>9,}"
         )
     left, after = fences["left"], fences["after_vacuum"]
     print(
