@@ -204,12 +204,11 @@ def show(document: dict[str, Any]) -> None:
     """Print it."""
     memory, fences = document["memory"], document["fences"]
     rss = memory["rss_mb"]
+    held, left = memory["bytes_a_burst"], memory["left_bytes_a_burst"]
     print(f"{memory['open']:,} open bursts, each with {memory['state_bytes']:,} bytes of messages")
+    print(f"bytes a burst: {held:,.0f}; left of an ended one: {left:,.0f}")
     print(
-        f"bytes a burst: {memory['bytes_a_burst']:,.0f}; left of an ended one: {memory['left_bytes_a_burst']:,.0f}"
-    )
-    print(
-        f"RSS: {rss['before']:.0f} MB before, {rss['open']:.0f} MB open, {rss['ended']:.0f} MB ended, all at once"
+        f"RSS MB: {rss['before']:.0f} before, {rss['open']:.0f} open, {rss['ended']:.0f} ended, all at once"
     )
     print(f"\n{fences['puts']:,} puts{'':18}{'puts/s':>8}{'WAL/put':>10}{'fences':>12}{'rows':>8}{'dead':>9}")
     for name, what in (("without", "without bursts"), ("with", "bursts of one put")):
