@@ -421,3 +421,14 @@ async def test_a_write_returns_when_it_is_committed_also_where_statements_do_not
             assert await asyncio.gather(*map(put_and_look, threads)) == [True] * callers
         finally:
             await saver.close()
+
+
+async def test_calls_one_after_the_other_stay_with_one_connection(database: str, redis_url: str) -> None:
+    async with open_saver(database, redis_url, pool_min_size=4, pool_max_size=4) as saver:
+        servers = set()
+        for _ in range(8):
+            async with saver._l2._checkout() as connection:
+                servers.add(connection.info.backend_pid)
+        async with saver._l2._checkout() as first, saver._l2._checkout() as second:
+            assert first.info.backend_pid != second.info.backend_pid
+    assert len(servers) == 1
