@@ -101,6 +101,21 @@ async def settled(saver: CachedPostgresSaver, *scopes: Thread, keeps_fences: boo
         await bursts._fences.remove()
 
 
+async def hits_at_last(database: str, hits: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until Redis answers again, after trouble in which bursts were lost.
+
+    The fences of lost bursts keep their scopes out of Redis for half a minute. Nobody waits for that here:
+    they are removed, as when they have expired.
+    """
+
+    async def found() -> bool:
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+            await conn.execute("DELETE FROM glasspoint_fences")
+        return await hits()
+
+    await until(found)
+
+
 async def rows_of(postgres_url: str) -> dict[str, int | None]:
     """How many rows each of LangGraph's tables has; `None` where there is no table."""
     counted: dict[str, int | None] = {}
