@@ -11,7 +11,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version
 	--constraint constraints.txt --editable
 
 .PHONY: help demo test lint types docs dashboards observe pictures explore chaos chaos-chain bench bench-page bench-prune \
-	bench-outage bench-memory bench-regression bench-scaling bench-scrape bench-telemetry bench-triggers clean
+	bench-outage bench-memory bench-regression bench-scaling bench-scrape bench-telemetry bench-triggers \
+	bench-bursts clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -27,12 +28,13 @@ help:
 	@echo 'make pictures       what the dashboards look like, docs/pictures/*.png: about four minutes'
 	@echo 'make bench          Glasspoint beside its peers and the limit: seven minutes, or ARGS=--quick'
 	@echo 'make bench-page     that twice, and docs/performance.md and docs/scaling.md made of it'
+	@echo 'make bench-bursts   memory of 10,000 open bursts, and what 100,000 fences cost PostgreSQL'
 	@echo 'make bench-memory   memory of a process, bytes in Redis, queries and commands a turn'
 	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
 	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
 	@echo 'make bench-telemetry  what metrics and traces cost a hit and a put'
 	@echo 'make bench-triggers  what the triggers that note foreign writes cost our own writes'
-	@echo 'make bench-regression  is a hit or a write slower than it was, told by ratios: status 1 if so'
+	@echo 'make bench-regression  is a hit, a write or a turn slower than it was, told by ratios: status 1 if so'
 	@echo 'make bench-scaling  what a pod, a Redis and a PostgreSQL carry: from measured figures, simulated'
 	@echo 'make bench-scrape   what a scrape takes while PostgreSQL is up, frozen and down'
 	@echo 'make clean          remove .venv, caches and build products'
@@ -42,9 +44,9 @@ help:
 demo: $(VENV)/.installed-demo
 	@exec $(BIN)/glasspoint demo $(ARGS)
 
-# Two at a time, a file each: most tests wait for a server. ARGS="-n0 --pdb" for one at a time.
+# Two at a time, a file each, the long ones (tests/chaos) first: most tests wait for a server. ARGS="-n0 --pdb" for one at a time.
 test: $(VENV)/.installed-dev
-	@exec $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	@exec $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(VENV)/.installed-dev
 	@cd tests && exec ../$(BIN)/python -m chaos.run --minutes $(MINUTES) $(ARGS)
@@ -99,6 +101,9 @@ bench-prune: $(VENV)/.installed-demo
 
 bench-telemetry: $(VENV)/.installed-dev
 	@exec $(BIN)/python benchmarks/telemetry.py $(ARGS)
+
+bench-bursts: $(VENV)/.installed-dev
+	@exec $(BIN)/python benchmarks/bursts.py $(ARGS)
 
 bench-triggers: $(VENV)/.installed-dev
 	@exec $(BIN)/python benchmarks/triggers.py $(ARGS)

@@ -39,11 +39,12 @@ class Chat:
     thread_id: str
     version: int = 0
     parent: str | None = None
+    namespace: str = ""
 
     @property
     def config(self) -> RunnableConfig:
         """Names the thread, for reading."""
-        return {"configurable": {"thread_id": self.thread_id, "checkpoint_ns": ""}}
+        return {"configurable": {"thread_id": self.thread_id, "checkpoint_ns": self.namespace}}
 
     @property
     def newest(self) -> RunnableConfig:

@@ -20,9 +20,11 @@ from psycopg import sql
 from redis.asyncio import Redis
 
 import dice
+from glasspoint import CachedPostgresSaver
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.draining import Drainer
 from glasspoint.lineage import Branch, SetAside
+from glasspoint.scope import scope_of
 from glasspoint.telemetry.http import telemetry_app
 from states import config_of, numbered_id
 
@@ -83,6 +85,35 @@ class Thread:
 async def put_all(saver: BaseCheckpointSaver[str], threads: Iterable[Thread]) -> None:
     """Store the next checkpoint of each, all at once."""
     await asyncio.gather(*(thread.put(saver) for thread in threads))
+
+
+async def settled(saver: CachedPostgresSaver, *scopes: Thread, keeps_fences: bool = False) -> None:
+    """End the saver's bursts of some scopes; of none given: all.
+
+    Redis has what they wrote then, or has discarded it, and whoever reads it from PostgreSQL may warm up.
+
+    Args:
+        keeps_fences: The fences stand for a moment yet, as they do when nobody hurries.
+    """
+    bursts = saver._bursts
+    await bursts.end([scope_of(thread.config) for thread in scopes] or list(bursts._open))
+    if not keeps_fences:
+        await bursts._fences.remove()
+
+
+async def hits_at_last(database: str, hits: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until Redis answers again, after trouble in which bursts were lost.
+
+    The fences of lost bursts keep their scopes out of Redis for half a minute. Nobody waits for that here:
+    they are removed, as when they have expired.
+    """
+
+    async def found() -> bool:
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+            await conn.execute("DELETE FROM glasspoint_fences")
+        return await hits()
+
+    await until(found)
 
 
 async def rows_of(postgres_url: str) -> dict[str, int | None]:

@@ -42,10 +42,12 @@ from glasspoint.errors import ConfigurationError
 from glasspoint.identity import Identity
 from glasspoint.l1 import entry, faults, permissions
 from glasspoint.l1.cache import Cache, Intent
+from glasspoint.l1.entry import Changes
 from glasspoint.l1.quarantine import Quarantine
+from glasspoint.l2 import liveness
 from glasspoint.scope import Scope, scope_of
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
-from steps import Proxy, Thread, keys_of, nowhere, tcp, until
+from steps import Proxy, Thread, hits_at_last, keys_of, nowhere, settled, tcp, until
 
 SRC = Path(glasspoint.__file__).parent
 
@@ -158,15 +160,21 @@ def make_put(number: int) -> codec.EncodedPut:
     return codec.encode_put(SERDE, config_of("t"), None, checkpoint, {"step": number}, versions)
 
 
+def of_put(number: int) -> Changes:
+    """What a burst of one put changes."""
+    changes = Changes()
+    changes.put(make_put(number), is_as_sent=True, known_writes=())
+    return changes
+
+
 Discard = Callable[[Cache, Intent], Awaitable[Any]]
 
 DISCARDS: dict[str, Discard] = {
     "DROP": lambda cache, own: cache.drop(own),
     "DROP, in doubt": lambda cache, own: cache.drop(own, still_running=True),
-    "COMMIT_PUT": lambda cache, own: cache.commit_put(own, make_put(2), newest=False, known_writes=[]),
-    "COMMIT_WRITES": lambda cache, own: cache.commit_writes(
-        Intent(SCOPE, b"gone"), numbered_id(1), [], overwrote=False
-    ),
+    "COMMIT": lambda cache, own: cache.commit(own, of_put(1)),  # which is there already
+    "COMMIT without an intent": lambda cache, own: cache.commit(Intent(SCOPE, b"gone"), of_put(2)),
+    "CONFIRM without an intent": lambda cache, own: cache.confirm(Intent(SCOPE, b"gone")),
     "REFUSE": lambda cache, own: cache.refuse(SCOPE, numbered_id(1)),
 }
 
@@ -177,7 +185,7 @@ async def test_a_discard_loses_no_intent_however_many_there_are(
 ) -> None:
     """Readers stay away as long as one of these writes may change PostgreSQL; none may install an image."""
     first = await cache.begin(SCOPE)
-    assert await cache.commit_put(first, make_put(1), newest=True, known_writes=[]) == "applied"
+    assert (await cache.commit(first, of_put(1))).result == "applied"
     own = await cache.begin(SCOPE)
     (key,) = await redis.keys()
     (deadline,) = [v for k, v in (await redis.hgetall(key)).items() if k == b"i:" + own.name]
@@ -211,16 +219,13 @@ async def test_an_entry_of_a_hundred_thousand_fields_is_read_and_discarded(
     cache: Cache, redis: Redis
 ) -> None:
     intent = await cache.begin(SCOPE)
-    await cache.commit_put(intent, make_put(1), newest=True, known_writes=[])
+    await cache.commit(intent, of_put(1))
     (key,) = await redis.keys()
     for start in range(0, 100_000, 10_000):
         await redis.hset(key, mapping={f"x:{number}": "x" for number in range(start, start + 10_000)})
     reading = await cache.read(SCOPE, None)
     assert (reading.result, len(reading.fields)) == ("hit", 2 * (100_000 + 3))
-    assert (
-        await cache.commit_put(await cache.begin(SCOPE), make_put(2), newest=True, known_writes=[])
-        == "applied"
-    )
+    assert (await cache.commit(await cache.begin(SCOPE), of_put(2))).result == "applied"
     assert await cache.drop(Intent(SCOPE, b""))
     assert await redis.keys() == []
 
@@ -229,8 +234,8 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "read": ("token", "", 60_000, 60_000),
     "refuse": ("token", numbered_id(1), 60_000),
     "begin": ("token", 60_000),
-    "commit_put": ("own", numbered_id(2), 0, 1, 60_000, 0, 0, 1, "head", "x"),
-    "commit_writes": ("gone", numbered_id(1), 60_000, 0, 0, f"w:{numbered_id(1)}:task:0", "x"),
+    "confirm": ("gone",),
+    "commit": ("own", numbered_id(2), 1, 60_000, "", "", 60_000, 0, 1, "head", "x"),
     "abort": ("own",),
     "warm_up": ("lease", 60_000, "id", numbered_id(1)),
     "drop": ("own", 1, 60_000),
@@ -241,7 +246,6 @@ STEPS: dict[str, tuple[Any, ...]] = {
 
 COMMANDS_OF_SCRIPTS = (
     "hset",
-    "hsetnx",
     "hdel",
     "hget",
     "hkeys",
@@ -327,6 +331,7 @@ async def test_a_key_of_another_type_is_taken_away_and_nobody_else_notices(
         for thread in (bad, good):
             await thread.put(one.saver)
             assert await one.hits(thread)
+        await settled(one.saver)
         key = key_of(one.saver, bad)
         await redis.delete(key)
         await other(redis, key)
@@ -338,6 +343,7 @@ async def test_a_key_of_another_type_is_taken_away_and_nobody_else_notices(
             await bad.put_writes(one.saver, "x")
         else:
             await one.saver.adelete_thread("bad")
+        await settled(one.saver)
         for _ in range(3):
             assert await one.hits(good)
         truth = await upstream.aget_tuple(bad.config)
@@ -354,7 +360,7 @@ async def test_a_key_of_another_type_is_taken_away_and_nobody_else_notices(
     assert not any("does not answer" in each for each in caplog.messages)
 
 
-@pytest.mark.parametrize("before", ["commit_put", "commit_writes", "warm_up", "drop"])
+@pytest.mark.parametrize("before", ["confirm", "commit", "warm_up", "drop"])
 async def test_an_entry_that_is_written_over_between_two_steps_is_lost_like_an_evicted_one(
     before: str, database: str, redis: Redis
 ) -> None:
@@ -365,6 +371,7 @@ async def test_an_entry_that_is_written_over_between_two_steps_is_lost_like_an_e
         open_upstream(database) as upstream,
     ):
         await thread.put(one.saver)
+        await settled(one.saver)
         key = key_of(one.saver, thread)
         step = one.saver._l1._step
 
@@ -375,10 +382,12 @@ async def test_an_entry_that_is_written_over_between_two_steps_is_lost_like_an_e
             return await step(evalsha, name, *args)
 
         one.saver._l1._step = after_somebody  # type: ignore[method-assign]
-        if before == "commit_put":
+        if before == "confirm":
             await thread.put(one.saver)
-        elif before == "commit_writes":
+        elif before == "commit":
+            await thread.put(one.saver)
             await thread.put_writes(one.saver, "x")
+            await settled(one.saver)
         elif before == "drop":
             await one.saver.adelete_thread("bad")
         else:
@@ -523,24 +532,27 @@ async def test_where_all_keys_are_refused_the_breaker_opens_and_its_probe_closes
             assert not await one.hits(thread)
         refusing.refused = frozenset()
         for thread in threads:
-            await until(lambda thread=thread: one.hits(thread))
+            await hits_at_last(database, lambda thread=thread: one.hits(thread))
         assert one.quarantined == 0
 
 
-async def test_a_commit_that_is_refused_concerns_its_scope_alone(database: str, refusing: Refusing) -> None:
-    """BEGIN was heard, COMMIT is refused: a row is made, the writer reads its write, all others hit on."""
+async def test_a_confirmation_that_is_refused_concerns_its_scope_alone(
+    database: str, refusing: Refusing
+) -> None:
+    """BEGIN was heard, CONFIRM is refused: a row is made, the writer reads its write, all others hit on."""
     bad, good = Thread("bad"), Thread("good")
     async with watched(database, refusing, sweep_interval_seconds=NEVER) as one:
         for thread in (bad, good):
             await thread.put(one.saver)
             assert await one.hits(thread)
-        commit = one.saver._l1.commit_put
+        await settled(one.saver)
+        confirm = one.saver._l1.confirm
 
         async def refused(*args: Any, **options: Any) -> Any:
             refusing.refused = frozenset({"bad"})
-            return await commit(*args, **options)
+            return await confirm(*args, **options)
 
-        one.saver._l1.commit_put = refused  # type: ignore[method-assign]
+        one.saver._l1.confirm = refused  # type: ignore[method-assign]
         await bad.put(one.saver)
         assert await journal(database) == ["bad"]
         assert one.saver._l1.trusted, "nothing is to be doubted of the others"
@@ -710,6 +722,7 @@ async def test_pruning_goes_on_past_a_scope_in_quarantine(database: str, refusin
         for thread in (bad, good):
             for _ in range(2):
                 await thread.put(one.saver)
+        await settled(one.saver)
         refusing.refused = frozenset({"bad"})
         assert not await one.hits(bad)
         report = await one.saver.aprune_older_than(timedelta(days=1))
@@ -816,6 +829,7 @@ async def test_an_unusual_checkpoint_is_stored_and_read_as_upstream_does_it(
 
         for number, more in ((1, changes), (2, {})):
             assert await put(by, "t", number, **more) == await put(upstream, "twin", number, **more)
+            await settled(one.saver)
             truth = await outcome_of(upstream.aget_tuple(config_of("t")))
             for _ in range(2):
                 if stored_by == "upstream":
@@ -829,8 +843,13 @@ async def test_an_unusual_checkpoint_is_stored_and_read_as_upstream_does_it(
         assert "incomplete" not in one.reads
 
 
-@pytest.mark.parametrize("step", ["image_fields", "put_fields", "write_fields"])
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [(entry, "image_fields"), (entry.Changes, "fields"), (entry.Changes, "write_fields")],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
 async def test_what_cannot_be_made_into_an_entry_fails_no_call(
+    owner: Any,
     step: str,
     database: str,
     redis: Redis,
@@ -845,18 +864,19 @@ async def test_what_cannot_be_made_into_an_entry_fails_no_call(
     ):
         for thread in (bad, good):
             await thread.put(one.saver)
-        made = getattr(entry, step)
+        made = getattr(owner, step)
 
         def fail(first: Any, *args: Any, **options: Any) -> Any:
-            if getattr(first, "scope", first) == Scope("bad", ""):
+            if Scope("bad", "") in (getattr(first, "scope", None), *args):
                 raise KeyError("a piece of state")
             return made(first, *args, **options)
 
-        monkeypatch.setattr(entry, step, fail)
+        monkeypatch.setattr(owner, step, fail)
         for _ in range(3):
             await bad.put(one.saver)
             await bad.put_writes(one.saver, "x")
             if step == "image_fields":
+                await settled(one.saver)
                 await redis.flushdb()
             assert await bad.turn(one.saver) == bad.number
             await good.put(one.saver)
@@ -954,6 +974,7 @@ async def test_a_client_of_any_encoding_is_sent_utf_8(encoding: str, database: s
             truth = exact(await upstream.aget_tuple(thread.config))
             for each in (one, other):
                 assert exact(await each.saver.aget_tuple(thread.config)) == truth
+        await settled(one.saver)
         await redis.flushdb()
         for thread in threads:
             truth = exact(await upstream.aget_tuple(thread.config))
@@ -1014,7 +1035,7 @@ async def test_a_client_that_raises_or_answers_anything_reaches_no_caller(
             assert (await one.saver._check())["l1"] == "unavailable"
         client.how = None  # type: ignore[attr-defined]
         for thread in threads:
-            await until(lambda thread=thread: one.hits(thread))
+            await hits_at_last(database, lambda thread=thread: one.hits(thread))
         await until(lambda: is_empty(database))
         assert one.failed_tasks == {}
 
@@ -1117,10 +1138,9 @@ async def test_a_bug_in_the_reconnector_does_not_end_it(
     """While somebody waits for a connection, and PostgreSQL takes none."""
     thread = Thread("a")
     async with watched(database, redis, pool_min_size=0, pool_max_size=1, pool_timeout_seconds=30) as one:
-        pool: Any = one.saver._l2.pool
         await thread.put(one.saver)
         await redis.flushdb()
-        async with failing(pool, "get_stats") as is_over:
+        async with failing(liveness, "_is_waited_for") as is_over:
             await sql(postgres.url, "ALTER DATABASE test ALLOW_CONNECTIONS false")
             try:
                 await sql(
@@ -1183,8 +1203,10 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
         if "create_task(" in line and "``" not in line
     }
     awaited = {
-        ("saver.py", "warming_up = asyncio.create_task(self._l1.warm_up(scope, reading.lease, stored))"),
-        ("saver.py", "self._begun = asyncio.create_task(self._begin(scope))"),
+        (
+            "bursts.py",
+            "burst = Burst(scope, _new_id(), asyncio.create_task(begin()), monotonic(), after)",
+        ),
         ("draining.py", 'moving.create_task(move(thread_id), name="glasspoint-drain-thread")'),
         ("l2/store.py", "task = asyncio.create_task(work, context=context)"),
         (
@@ -1195,10 +1217,14 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
     }
     answer_their_callers_whatever_happens = {
         ("l1/pipelining.py", "task = asyncio.create_task(self._run(steps))"),
+        ("lifecycle.py", "task = self._to_the_end(asyncio.create_task(work))"),  # warm-ups
     }
     supervised = {
         ("sweeping.py", "self._task = asyncio.create_task("),
-        ("lifecycle.py", "self._to_the_end(asyncio.create_task(work, context=Context()))"),  # audits
+        (  # audits, ends of bursts
+            "lifecycle.py",
+            "self._to_the_end(asyncio.create_task(work, context=context or Context()))",
+        ),
         ("l2/sizes.py", "self._task = self._loop.create_task("),
         (
             "l2/liveness.py",
@@ -1316,6 +1342,7 @@ async def test_a_user_with_just_what_the_documentation_lists_is_enough(
         assert await one.hits(thread)
         assert (await one.saver._check())["l1"] == "ok"
         async with Redis.from_url(any_redis.url) as admin:
+            await settled(one.saver)
             await admin.flushall()
             assert not await one.hits(thread)
             assert await one.hits(thread)
@@ -1326,7 +1353,7 @@ async def test_a_user_with_just_what_the_documentation_lists_is_enough(
         await record(database, "copy")
         await until(lambda: is_empty(database))
         assert one.reads.get("unavailable", 0) == 0
-        assert counts(one.registry, "glasspoint_write_through_total", "l1").keys() == {"applied"}
+        assert counts(one.registry, "glasspoint_write_through_total", "l1").keys() == {"announced", "covered"}
 
 
 async def set_string_at(redis: Redis, key: bytes) -> None:
@@ -1411,13 +1438,13 @@ async def test_a_user_who_loses_a_right_later_is_a_redis_that_is_away(
     async with watched(database, url_of_user(any_redis)) as one:
         await thread.put(one.saver)
         for lost in ("hset", "pexpire", "evalsha", "info"):
-            await until(lambda: one.hits(thread))
+            await hits_at_last(database, lambda: one.hits(thread))
             await allow(any_redis, "~glasspoint:*", *(rule for rule in NEEDED if rule != f"+{lost}"))
             for _ in range(3):
                 await thread.put(one.saver)
                 assert await thread.turn(one.saver) == thread.number
             await allow(any_redis, "~glasspoint:*", *NEEDED)
-        await until(lambda: one.hits(thread))
+        await hits_at_last(database, lambda: one.hits(thread))
         await until(lambda: is_empty(database))
 
 
@@ -1468,7 +1495,7 @@ def commands_in(scripts: Path) -> set[str]:
 def test_the_list_is_what_the_scripts_and_the_client_use() -> None:
     """A command that is added to a script is added to the list, to the check at opening, and to the docs."""
     scripts = commands_in(SRC / "l1" / "scripts")
-    assert scripts >= {"hset", "hsetnx", "hgetall", "pexpire", "del"}
+    assert scripts >= {"hset", "hexists", "hgetall", "pexpire", "del"}
     by_the_client = {"ping", "info", "script|load", "evalsha"}
     assert set(permissions.COMMANDS) == scripts | by_the_client
     [rule] = re.findall(r"^ACL SETUSER glasspoint (.*)$", what_a_user_needs(), re.MULTILINE)

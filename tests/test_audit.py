@@ -24,7 +24,7 @@ from glasspoint.errors import ConfigurationError
 from glasspoint.l2.store import Store
 from glasspoint.scope import Scope
 from states import counts, exact, numbered_id, open_saver, open_upstream
-from steps import Thread, locked, seeded_dice, until
+from steps import Thread, locked, seeded_dice, settled, until
 
 MANY = 10_000
 
@@ -73,6 +73,7 @@ async def make_thread(saver: CachedPostgresSaver) -> Thread:
     await thread.put(saver)
     await thread.put(saver)
     await thread.put_writes(saver, "pending")
+    await settled(saver)
     return thread
 
 
@@ -160,10 +161,12 @@ async def test_a_stale_entry_in_redis_is_found_and_the_next_read_is_right(
 ) -> None:
     thread = Thread("t")
     await thread.put(audited.saver)
+    await settled(audited.saver)
     async with Redis.from_url(redis_url) as redis:
         (key,) = await redis.keys()
         before = await redis.hgetall(key)
         await thread.put(audited.saver)
+        await settled(audited.saver)
         await redis.delete(key)
         await redis.hset(key, mapping=before)
     assert await thread_number(audited.saver, thread) == 1
@@ -182,6 +185,7 @@ async def test_writes_of_upstreams_own_saver_behind_the_caches_back_are_found(
 ) -> None:
     thread = Thread("t")
     await thread.put(audited.saver)
+    await settled(audited.saver)
     async with open_upstream(database) as upstream:
         await thread.put(upstream)
         await audited.saver.aget_tuple(thread.config)
@@ -262,13 +266,13 @@ async def test_a_write_under_way_is_a_race(
 ) -> None:
     """PostgreSQL has it, and Redis is about to."""
     thread = await make_thread(audited.saver)
-    commit, may_commit = audited.saver._l1.commit_put, asyncio.Event()
+    confirm, may_confirm = audited.saver._l1.confirm, asyncio.Event()
 
     async def held(*args: Any, **options: Any) -> Any:
-        await may_commit.wait()
-        return await commit(*args, **options)
+        await may_confirm.wait()
+        return await confirm(*args, **options)
 
-    monkeypatch.setattr(audited.saver._l1, "commit_put", held)
+    monkeypatch.setattr(audited.saver._l1, "confirm", held)
     writing: list[asyncio.Task[None]] = []
 
     async def write() -> None:
@@ -285,7 +289,7 @@ async def test_a_write_under_way_is_a_race(
     await audited.saver.aget_tuple(thread.config)
     await audited.settled()
     assert audited.verdicts == {"raced": 1}
-    may_commit.set()
+    may_confirm.set()
     await writing[0]
 
 
@@ -325,6 +329,8 @@ async def test_under_concurrent_writes_nothing_is_called_stale(database: str, re
                     )
                     if dice.random() < 0.05:
                         await audited.saver.adelete_thread(thread.thread_id)
+                    if dice.random() < 0.5:
+                        await settled(audited.saver)
 
         for thread in threads:
             lock = asyncio.Lock()

@@ -24,7 +24,7 @@ from glasspoint.l1.entry import TamperedImageError, UnusableImageError, decode_i
 from glasspoint.l1.signature import SIZE
 from glasspoint.scope import scope_of
 from states import counts, exact, open_saver, open_upstream
-from steps import Thread, seeded_dice
+from steps import Thread, seeded_dice, settled
 from test_entry import FIELDS, SCOPE, SERDE, SIGNER, stored
 
 Fields = dict[bytes, bytes]
@@ -210,6 +210,7 @@ async def test_whatever_stands_in_an_entry_the_answer_is_postgress(database: str
             await thread.put(saver)
             await thread.put_writes(saver, "pending")
             await thread.put_writes(saver, ["more"], "task2")
+        await settled(saver)
         names = [_key(saver, thread) for thread in threads]
         right, foreign = [await redis.hgetall(name) for name in names]
         assert {b"id", b"head", b"c:messages"} <= right.keys()

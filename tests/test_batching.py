@@ -22,7 +22,7 @@ from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.l2 import batching, statements, writing
 from glasspoint.scope import Scope
 from states import config_of, exact, make_pool, numbered_id, open_saver, open_upstream
-from steps import Thread, keys_of, locked, put_all, until
+from steps import Thread, keys_of, locked, put_all, settled, until
 
 MANY = 40
 SERDE = JsonPlusSerializer()
@@ -87,7 +87,7 @@ async def test_the_puts_of_concurrent_callers_are_few_transactions(
     # And each was told of by itself.
     for metric in ("operation_duration_seconds_count", "write_through_total"):
         labels = {"saver": "default", "operation": "put"}
-        labels |= {"outcome": "ok"} if "duration" in metric else {"l1": "applied"}
+        labels |= {"outcome": "ok"} if "duration" in metric else {"l1": "announced"}
         assert registry.get_sample_value(f"glasspoint_{metric}", labels) == MANY
     assert registry.get_sample_value("glasspoint_l1_reads_total", {"saver": "default", "result": "hit"}) == (
         2 * MANY
@@ -148,6 +148,7 @@ async def test_each_put_is_judged_by_what_stands_there_for_it(
                 case 3:
                     await conn.execute(newer, [numbered_id(9), thread.thread_id])
         await put_all(saver, threads)
+        await settled(saver)
         images = [(await keys_of_thread(redis_url, thread)).get(b"id") for thread in threads]
         followed = [numbered_id(thread.number).encode() for thread in threads]
         assert images == [None if i % 4 else followed[i] for i in range(MANY)]
@@ -375,6 +376,7 @@ async def test_what_redis_cannot_be_told_of_stands_in_the_journal_each(
 ) -> None:
     async with open_saver(database, own_redis.url) as saver:
         await put_all(saver, threads)
+        await settled(saver)
         own_redis.stop()
         await put_all(saver, threads)
         async with await psycopg.AsyncConnection.connect(database) as conn:
@@ -445,7 +447,7 @@ async def test_no_statement_does_more_the_longer_the_history(
             scopes = [Scope(thread.thread_id, "") for thread in (deep, *others)]
             for name, (statement, params) in _statements(deep, scopes).items():
                 seen.setdefault(name, []).append(await pages(conn, statement, params))
-        assert len(seen) == 9
+        assert len(seen) == 12
         # A deeper tree has a page or two more on the way down, a few times over.
         assert {name: counts for name, counts in seen.items() if max(counts) > 3 * counts[0]} == {}
 
@@ -453,9 +455,12 @@ async def test_no_statement_does_more_the_longer_the_history(
 def _statements(deep: Thread, scopes: list[Scope]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Everything that the hot path asks, of the deep thread alone and together with others."""
     newest = numbered_id(deep.number)
-    _, checkpoint, metadata, versions = deep.next_put(None)  # type: ignore[arg-type]
-    deep.number -= 1
-    put = codec.encode_put(SERDE, deep.config, newest, checkpoint, metadata, versions)  # type: ignore[arg-type]
+
+    def put_of(**more_values: Any) -> codec.EncodedPut:
+        _, checkpoint, metadata, versions = deep.next_put(None, **more_values)  # type: ignore[arg-type]
+        deep.number -= 1
+        return codec.encode_put(SERDE, deep.config, newest, checkpoint, metadata, versions)  # type: ignore[arg-type]
+
     made: dict[str, tuple[str, dict[str, Any]]] = {
         "SELECT_NEWEST": (statements.SELECT_NEWEST, scopes[0]._asdict()),
         "SELECT_NEWEST_TOGETHER": (
@@ -463,18 +468,22 @@ def _statements(deep: Thread, scopes: list[Scope]) -> dict[str, tuple[str, dict[
             writing.columns(("thread_ids", "namespaces"), scopes),
         ),
         "SELECT_BY_ID": (statements.SELECT_BY_ID, {**scopes[0]._asdict(), "checkpoint_id": newest}),
-        "PUT": writing.put_statement([(scopes[0], put)]),
-        "PUT_TOGETHER": writing.put_statement([(scope, put) for scope in scopes]),
+        "PUT": writing.put_statement([(scopes[0], put_of(a=[1], b=[2], c=[3], d=[4]))]),
+        "PUT_FEW": writing.put_statement([(scopes[0], put_of())]),
+        "PUT_TOGETHER": writing.put_statement([(scope, put_of()) for scope in scopes]),
     }
     for upsert in (False, True):
-        for together in (False, True):
-            tasks = [
+        for tasks, writes in ((1, 1), (1, 5), (4, 1)):
+            pending = [
                 codec.PendingWrites(
-                    scope, newest, codec.encode_writes(SERDE, [("messages", 1)], task, "", last_wins=upsert)
+                    scope,
+                    newest,
+                    codec.encode_writes(SERDE, [("messages", 1)] * writes, task, "", last_wins=False),
                 )
-                for task, scope in zip("abcd", scopes if together else scopes[:1], strict=False)
+                for task, scope in zip("abcd"[:tasks], scopes, strict=False)
             ]
-            made[f"upsert={upsert}, together={together}"] = writing.writes_statement(tasks, upsert=upsert)
+            made[f"{upsert=} {tasks=} {writes=}"] = writing.writes_statement(pending, upsert=upsert)
+    assert len({statement for statement, _ in made.values()}) == len(made)
     return made
 
 

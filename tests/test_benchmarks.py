@@ -166,9 +166,9 @@ def test_memory_bytes_and_statements_are_counted(tmp_path: Path) -> None:
         assert each["redis_bytes"]["zstd"] < each["redis_bytes"]["off"]
         assert each["levels"]["level_1"]["ratio"] > 2
     ours, upstream = document["turn"]
-    # Two scopes are read, one statement a write, and each write has its two steps in Redis.
+    # Two scopes are read, one statement a write; a burst has three steps in Redis.
     assert 10 < ours["statements"] < upstream["statements"]
-    assert ours["redis_sent"] >= 2 + 2 * ours["statements"] - 1
+    assert 2 + 3 <= ours["redis_sent"] < ours["statements"]
     assert upstream["redis_sent"] == 0
 
 
@@ -186,7 +186,7 @@ def test_the_regression_guard_says_what_is_out_of_bounds(tmp_path: Path) -> None
     """That nothing is, `.ci/run` shows."""
     rows, said = run("regression.py", tmp_path / "rows.json", "--smoke", "--bounds", "0.001", status=1)
     judged = list(dict.fromkeys((row["name"], row["what"]) for row in rows))
-    assert len(judged) == 5 * 2
+    assert len(judged) == 8 * 2
     assert len(rows) == 2 * len(judged), "what is out of bounds is measured anew, once"
     lines = [line for line in said.splitlines() if line.startswith("Out of bounds: ")]
     assert all(f"{name}, {what}:" in line for (name, what), line in zip(judged, lines, strict=True))
@@ -219,3 +219,13 @@ def test_what_the_triggers_cost_is_measured_beside_none(tmp_path: Path) -> None:
         assert each["call_us"]["median"] > 0
         if each["triggers"] == "without":
             assert each["call_us"]["over"] == 0
+
+
+def test_what_open_bursts_and_fences_take_is_measured(tmp_path: Path) -> None:
+    document, _ = run("bursts.py", tmp_path / "figures.json", "--smoke")
+    memory, fences = document["memory"], document["fences"]
+    assert memory["open"] == 20
+    assert memory["bytes_a_burst"] > memory["state_bytes"]
+    assert fences["puts"] == fences["bursts"] == 40
+    assert fences["without"]["most_rows"] == 0 < fences["with"]["most_rows"]
+    assert fences["left"]["rows"] == 0

@@ -23,7 +23,7 @@ from glasspoint.blocking import SyncFace
 from glasspoint.errors import BlockingCallError, L2UnavailableError, SaverClosedError, WrongLoopError
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, locked, until
-from test_tracing import HIT, PUT, PUT_WRITES, Recorder, spans_keep_the_contract  # noqa: F401 - a fixture
+from test_tracing import FIRST_PUT, PUT_WRITES, Recorder, spans_keep_the_contract  # noqa: F401 - a fixture
 
 SYNC_METHODS = sorted(
     name for name, member in vars(SyncFace).items() if inspect.isfunction(member) and name[0] != "_"
@@ -176,7 +176,9 @@ def test_spans_stand_under_the_caller_s_and_metrics_count(database: str, redis_u
             thread.newest = saver.put(*thread.next_put(saver))
             saver.put_writes(thread.newest, [("messages", "x")], "task")
             saver.get_tuple(thread.config)
-    assert recorder.forest() == [("turn", [PUT, PUT_WRITES, HIT])]
+    assert recorder.forest() == [
+        ("turn", [FIRST_PUT, PUT_WRITES, ("checkpoint.get_tuple", [("checkpoint.l1.commit", [])])])
+    ]
     assert counts(recorder.registry, "glasspoint_operation_duration_seconds_count", "operation") == {
         "put": 1,
         "put_writes": 1,

@@ -26,7 +26,7 @@ from glasspoint.l1.entry import TamperedImageError, UnusableImageError, decode_i
 from glasspoint.l1.signature import SIZE, Signer
 from glasspoint.scope import Scope
 from states import counts, exact, numbered_id, open_saver, open_upstream
-from steps import Thread, seeded_dice
+from steps import Thread, seeded_dice, settled
 
 SCOPE = Scope("t", "ns")
 SIGNER = Signer(b"sixteen bytes..!")
@@ -248,9 +248,13 @@ async def test_processes_that_differ_in_it_hit_each_others_entries_and_answer_as
         thread = Thread("t")
         for _ in range(30):
             more = {"other": PROSE[: dice.randrange(3000)].split(" ")} if dice.random() < 0.7 else {}
-            await thread.put(dice.choice(savers), **more)
+            writer = dice.choice(savers)
+            await thread.put(writer, **more)
+            await settled(writer)
             for task in range(dice.randrange(3)):
-                await thread.put_writes(dice.choice(savers), PROSE[: dice.randrange(3000)], f"task {task}")
+                writer = dice.choice(savers)
+                await thread.put_writes(writer, PROSE[: dice.randrange(3000)], f"task {task}")
+                await settled(writer)
             if dice.random() < 0.3:
                 await redis.flushall()
             expected = exact(await upstream.aget_tuple(thread.config))
@@ -269,6 +273,7 @@ async def test_redis_holds_less_and_postgres_the_same(database: str, redis_url: 
             async with open_saver(database, redis_url, l1_compression=compression_) as saver:
                 await thread.put(saver, other=[PROSE])
                 await thread.put_writes(saver, PROSE)
+                await settled(saver)
                 (key,) = await redis.keys()
                 taken[compression_] = await redis.memory_usage(key, samples=0)
                 await redis.delete(key)
@@ -296,7 +301,7 @@ async def test_conforms_with_everything_compressed(capability: str, database: st
     )
     reads = counts(registry, "glasspoint_l1_reads_total", "result")
     assert reads["hit"]
-    assert reads.keys() <= {"hit", "miss", "historical"}
+    assert reads.keys() <= {"hit", "miss", "historical", "bypassed"}
 
 
 @pytest.mark.parametrize(
@@ -326,6 +331,9 @@ async def test_the_environment_turns_it_on(
     thread = Thread("t")
     async with get_checkpointer(telemetry=telemetry) as chain, Redis.from_url(redis_url) as redis:
         await thread.put(chain, longer=["x" * 3000], shorter=["x" * 2900])
+        saver = chain._chain.saver
+        assert isinstance(saver, CachedPostgresSaver)
+        await settled(saver)
         (key,) = await redis.keys("*{t}*")
         assert await redis.hstrlen(key, "c:longer") < 200
         assert await redis.hstrlen(key, "c:shorter") > 2900

@@ -3,7 +3,8 @@
 The installed suite has no tests of the delta history: `test_delta.py` holds it against upstream and against
 the walk that `BaseCheckpointSaver` defines. Its checkpoints are of format 1, and of those the cache keeps
 only the ones without a parent (upstream completes the others with their parent's writes), so every mode also
-runs with checkpoints of format 4, which LangGraph writes today.
+runs with checkpoints of format 4, which LangGraph writes today. Some of its tests work in the namespaces
+"child:1" and "child:abc", as a run's subgraph has it: those calls are `bypassed`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from conformance_suite import check_conformance
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from states import counts, open_saver
+from steps import settled
 
 pytestmark = pytest.mark.usefixtures("checkpoint_format")
 
@@ -46,7 +48,7 @@ async def test_conforms_with_the_cache_in_use(
     capability: str, database: str, redis_url: str, checkpoint_format: int
 ) -> None:
     registry = await run_suite(capability, database, redis_url, CachedPostgresSaver)
-    assert l1_reads(registry).keys() <= {"hit", "miss", "historical"}
+    assert l1_reads(registry).keys() <= {"hit", "miss", "historical", "bypassed"}
     if capability in ("put", "put_writes", "get_tuple"):
         assert l1_reads(registry)["hit"]
     if capability == "get_tuple" and checkpoint_format >= 4:
@@ -54,11 +56,12 @@ async def test_conforms_with_the_cache_in_use(
 
 
 class FlushedSaver(CachedPostgresSaver):
-    """Whose Redis loses everything just before each read."""
+    """Whose Redis loses everything just before each read. No burst is under way then, and no fence stands."""
 
     flusher: Redis
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        await settled(self)
         await self.flusher.flushall()
         return await super().aget_tuple(config)
 
@@ -69,7 +72,7 @@ async def test_conforms_with_the_cache_flushed_before_every_read(
 ) -> None:
     async with Redis.from_url(redis_url) as FlushedSaver.flusher:
         registry = await run_suite(capability, database, redis_url, FlushedSaver)
-    assert l1_reads(registry).keys() <= {"miss"}
+    assert l1_reads(registry).keys() <= {"miss", "bypassed"}
     if capability != "list":  # which does not read single checkpoints
         assert l1_reads(registry)["miss"]
     if capability in ("put", "get_tuple") and checkpoint_format >= 4:  # the others read by id
@@ -80,7 +83,9 @@ async def test_conforms_with_the_cache_flushed_before_every_read(
 async def test_conforms_with_redis_dead(capability: str, database: str, own_redis: EmbeddedRedis) -> None:
     own_redis.kill()
     registry = await run_suite(capability, database, own_redis.url, CachedPostgresSaver)
-    assert l1_reads(registry).keys() <= {"unavailable"}
+    assert l1_reads(registry).keys() <= {"unavailable", "bypassed"}
     if capability != "list":
         assert l1_reads(registry)["unavailable"]
-    assert counts(registry, "glasspoint_write_through_total", "l1").keys() == {"journalled"}
+    written = counts(registry, "glasspoint_write_through_total", "l1")
+    assert written["journalled"]
+    assert written.keys() <= {"journalled", "bypassed"}

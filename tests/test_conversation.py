@@ -32,7 +32,7 @@ from glasspoint import (
 )
 from glasspoint.errors import ConfigurationError, SerializationError
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
-from steps import Thread, drain, until
+from steps import Thread, drain, settled, until
 from test_tracing import Recorder, attributes, spans_keep_the_contract  # noqa: F401 - a fixture
 
 TIERS = ("cached", "redis", "memory")
@@ -222,7 +222,9 @@ async def test_the_link_is_found_in_postgresql_as_in_redis_and_by_another_saver(
         Redis.from_url(redis_url) as redis,
     ):
         first = await talk(saver, recorder)
+        await settled(saver)
         second = await talk(another, recorder)
+        await settled(another)
         await redis.flushall()
         third = await talk(saver, recorder)
     assert (linked(second), linked(third)) == ([ids(first)], [ids(second)])
@@ -517,6 +519,7 @@ async def test_a_traceparent_that_cannot_be_used_is_ignored_and_counted(
 ) -> None:
     async with opened("cached", database, redis_url, recorder) as saver:
         await Thread("42").put(saver)
+        await settled(saver)
         await overwrite(database, value)
         async with Redis.from_url(redis_url) as redis:
             await redis.flushall()

@@ -29,6 +29,7 @@ import dice
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
+from steps import settled
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 Scope = tuple[str, str]
@@ -225,7 +226,9 @@ async def listed(saver: BaseCheckpointSaver[Any], scope: Scope, **options: Any) 
 
 class Agreement(RuleBasedStateMachine):
     """Operations one after the other. Half of the examples compare after every one of them, which keeps the
-    cache warm; the other half only at the end and when a rule says so, and the cache meets writes unread."""
+    cache warm; the other half only at the end and when a rule says so, and the cache meets writes unread. In
+    half of either, bursts end before a comparison; in the other half they are under way, unless the reader
+    is their saver."""
 
     scene: ClassVar[Scene]
     run: ClassVar[Callable[[Coroutine[Any, Any, Any]], Any]]
@@ -233,16 +236,19 @@ class Agreement(RuleBasedStateMachine):
 
     @initialize(
         eager=st.booleans(),
+        settles=st.booleans(),
         version=st.sampled_from(VERSIONS),
         scope=st.sampled_from(SCOPES),
         writer=st.sampled_from([0, 1]),
     )
-    def start(self, eager: bool, version: Callable[[int], Any], scope: Scope, writer: int) -> None:
+    def start(
+        self, eager: bool, settles: bool, version: Callable[[int], Any], scope: Scope, writer: int
+    ) -> None:
         """Begin with a conversation that Redis has lost, and read it.
 
         So every example has a miss, a hit and a read of an older checkpoint, whatever is drawn afterwards.
         """
-        self.eager = eager
+        self.eager, self.settles = eager, True
         self.version = version
         self.clock = 10  # versions and ids from here on were never seen before
         self.ids: dict[Scope, set[str]] = defaultdict(set)
@@ -260,8 +266,10 @@ class Agreement(RuleBasedStateMachine):
                 loses=False,
                 metadata={"source": "loop", "step": step},
             )
+        self.settle()
         self.redis_loses("everything", 0)
         self.compare(scope, *sorted(self.ids[scope]))
+        self.settles = settles
         type(self).begun += 1
 
     def fresh(self) -> int:
@@ -286,12 +294,24 @@ class Agreement(RuleBasedStateMachine):
     def compare(self, scope: Scope, *checkpoint_ids: str) -> None:
         """Read the newest checkpoint, with each of ours twice, so that it hits; and these others."""
 
+        if self.settles:
+            self.settle()
+
         async def ask_all() -> None:
             await self.scene.agree(lambda saver: newest(saver, scope), times=2)
             for config in (config_of(*scope, each) for each in checkpoint_ids):
                 await self.scene.agree(lambda saver, config=config: saver.aget_tuple(config))
 
         self.run(ask_all())
+
+    def settle(self) -> None:
+        """End the bursts of all of ours."""
+
+        async def end() -> None:
+            for saver in self.scene.ours:
+                await settled(saver)
+
+        self.run(end())
 
     def stepped(self, scope: Scope, *checkpoint_ids: str) -> None:
         self.ids[scope].update(checkpoint_ids)

@@ -18,7 +18,7 @@ from glasspoint.l1.entry import TamperedImageError, UnusableImageError, decode_i
 from glasspoint.l1.signature import SIZE, Signer
 from glasspoint.scope import Scope
 from states import counts, exact, numbered_id, open_saver
-from steps import Thread
+from steps import Thread, settled
 
 SCOPE = Scope("t", "ns")
 SERDE = JsonPlusSerializer()
@@ -209,5 +209,6 @@ async def test_a_value_that_the_serializer_refuses_is_answered_by_postgres_and_w
         open_saver(database, redis_url, serde=serde, telemetry=telemetry) as saver,
     ):
         await thread.put(writer)
+        await settled(writer)
         assert [await thread.turn(saver) for _ in range(2)] == [1, 1]
     assert counts(registry, "glasspoint_l1_reads_total", "result") == {"incomplete": 1, "hit": 1}

@@ -90,12 +90,12 @@ async def upstream_of(url: str, how: str) -> AsyncIterator[AsyncPostgresSaver]:
 
 @pytest.mark.parametrize("how", ["pool", "connection", "pipeline"])
 async def test_every_write_of_upstream_s_saver_is_noted(how: str, watched: str) -> None:
-    thread, inner = Thread("a"), Thread("a", "inner:1")
+    thread, inner = Thread("a"), Thread("a", "inner")
     async with upstream_of(watched, how) as upstream:
         await thread.put(upstream)
         assert await noted(watched) == [("a", "", CHECKPOINTS)]
         await inner.put(upstream)
-        assert await noted(watched) == [("a", "inner:1", CHECKPOINTS)]
+        assert await noted(watched) == [("a", "inner", CHECKPOINTS)]
         thread.number = 0  # the same checkpoint again
         await thread.put(upstream)
         assert await noted(watched) == [("a", "", CHECKPOINTS)]
@@ -109,7 +109,7 @@ async def test_every_write_of_upstream_s_saver_is_noted(how: str, watched: str) 
         assert await noted(watched) == [
             ("a", "", WRITES),
             ("a", "", CHECKPOINTS),
-            ("a", "inner:1", CHECKPOINTS),
+            ("a", "inner", CHECKPOINTS),
         ]
         await upstream.adelete_thread("a")
         assert await noted(watched) == [], "nothing was there"
@@ -446,9 +446,9 @@ async def test_nothing_of_our_own_is_noted(
                     )
                 )
         for batch in (
-            statements.PUT_TOGETHER,
-            statements.PUT_WRITES_TOGETHER,
-            statements.UPSERT_WRITES_TOGETHER,
+            statements.PUT_TOGETHER_FENCED,
+            statements.PUT_WRITES_TOGETHER_FENCED,
+            statements.UPSERT_WRITES_TOGETHER_FENCED,
         ):
             assert batch in sent, "batches have formed"
         assert await seen() == [], "batches"

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver
 from states import config_of, exact, numbered_id, open_saver, open_upstream
+from steps import settled
 
 CONFIG = config_of("thread")
 
@@ -89,7 +90,9 @@ async def put_writes(saver: BaseCheckpointSaver[Any], number: int, *channels: st
 async def test_a_read_by_id_that_is_overtaken_does_not_pass_for_the_newest(stage: Stage) -> None:
     await put(stage.one, 1)
     await put(stage.one, 2)
+    await settled(stage.one)
     await put(stage.one, 3, log=1)  # upon an image that has another version of it: now it is incomplete
+    await settled(stage.one)
 
     async def overtake() -> None:
         await stage.redis.flushall()
@@ -103,6 +106,7 @@ async def test_a_read_by_id_that_is_overtaken_does_not_pass_for_the_newest(stage
 
 async def test_a_reader_that_is_overtaken_by_a_deletion_does_not_bring_the_thread_back(stage: Stage) -> None:
     await put(stage.one, 1)
+    await settled(stage.one)
     await stage.redis.flushall()
 
     async def delete() -> None:
@@ -123,8 +127,10 @@ async def test_a_step_that_arrives_again_when_all_is_over_changes_no_answer(stag
     await put_writes(stage.one, 1, "__interrupt__")
     await put_writes(stage.one, 1, "__interrupt__", "__resume__")
     await put(stage.one, 2)
+    await settled(stage.one)
     await stage.redis.flushall()
     await stage.one.aget_tuple(CONFIG)  # a miss, and a warm-up
+    await settled(stage.one)
     await put(stage.one, 3, log=1)
     await stage.one.aget_tuple(CONFIG)  # incomplete: refused, and warmed up
     await put_writes(stage.one, 3, "done")
@@ -138,19 +144,21 @@ async def test_a_step_that_arrives_again_when_all_is_over_changes_no_answer(stag
         await stage.agree()
 
 
-async def test_a_write_that_is_slow_keeps_its_intent_while_another_saver_lets_entries_expire(
+async def test_a_burst_that_is_slow_keeps_its_intent_while_another_saver_lets_entries_expire(
     stage: Stage,
 ) -> None:
     """Otherwise a reader could warm up what stood there before the slow write, and if its process died then,
     nobody would notice."""
     await put(stage.one, 1)
+    await settled(stage.one)
 
     async def overtake() -> None:
         await put(stage.other, 2)
+        await settled(stage.other)
         [key] = await stage.redis.keys()
         assert await stage.redis.pttl(key) > 5000, "the intent expires with the entry"
 
-    stage.steps.before[len(stage.steps.sent) + 2] = overtake  # BEGIN, then COMMIT_PUT
+    stage.steps.before[len(stage.steps.sent) + 2] = overtake  # BEGIN, then CONFIRM
     await put(stage.one, 3)
     assert not stage.steps.before
     await stage.agree()

@@ -32,7 +32,7 @@ from glasspoint.errors import (
 )
 from glasspoint.scope import Scope
 from states import counts, exact, open_saver, open_upstream
-from steps import Proxy, Thread, keys_of, locked, nowhere, tcp, until
+from steps import Proxy, Thread, keys_of, locked, nowhere, settled, tcp, until
 
 NEVER = 3600.0
 """An interval: nobody sweeps by himself while a test runs."""
@@ -72,8 +72,8 @@ async def put_behind_the_back_of_redis(database: str, thread: Thread) -> None:
 
 
 async def unheard(*args: Any, **options: Any) -> str:
-    """What a commit step answers when Redis did not."""
-    return "error"
+    """What CONFIRM answers when Redis did not."""
+    return None
 
 
 class Reader:
@@ -117,6 +117,7 @@ async def test_what_a_writer_cut_off_from_redis_has_written_is_read_by_all_soon(
         reader_of(database, proxy.url) as writer,
     ):
         await thread.put(writer.saver)
+        await settled(writer.saver)
         assert await reader.hit(thread) == 1
         await proxy.switch(nowhere)
         await thread.put(writer.saver)
@@ -125,7 +126,7 @@ async def test_what_a_writer_cut_off_from_redis_has_written_is_read_by_all_soon(
         await until(lambda: _is_empty(database))
         assert await thread.turn(reader.saver) == 2
         assert reader.counted("l1_invalidations", "source")["journal"] >= 1
-        assert writer.counted("write_through", "l1") == {"applied": 1, "journalled": 1}
+        assert writer.counted("write_through", "l1") == {"announced": 1, "journalled": 1}
 
 
 async def _reads(reader: Reader, thread: Thread, number: int) -> bool:
@@ -156,6 +157,7 @@ async def prepare(write: str, thread: Thread, saver: CachedPostgresSaver) -> Non
     for _ in range(2):
         config, checkpoint, metadata, versions = thread.next_put(saver)
         thread.newest = await saver.aput(config, checkpoint, {**metadata, "run_id": "run"}, versions)
+    await settled(saver)
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -267,7 +269,8 @@ async def test_a_write_of_which_neither_redis_nor_the_journal_can_be_told_is_not
         async def unavailable(scopes: Any) -> None:
             raise L2UnavailableError("gone")
 
-        monkeypatch.setattr(saver._l1, "commit_put", unheard)
+        await settled(saver)
+        monkeypatch.setattr(saver._l1, "confirm", unheard)
         monkeypatch.setattr(saver._l2.journal, "record_now", unavailable)
         with pytest.raises(L2UnavailableError, match="gone"):
             await thread.put(saver)
@@ -280,7 +283,8 @@ async def test_a_journal_that_does_not_answer_is_not_waited_for_without_end(
     async with open_saver(database, redis_url, write_deadline_seconds=1.5) as saver:
         await thread.put(saver)
 
-        monkeypatch.setattr(saver._l1, "commit_put", unheard)
+        await settled(saver)
+        monkeypatch.setattr(saver._l1, "confirm", unheard)
         async with locked(database, "glasspoint_l1_journal", mode="ACCESS EXCLUSIVE"):
             with pytest.raises(L2DeadlineError):
                 await thread.put(saver)
@@ -587,7 +591,25 @@ async def test_told_to_raise_a_write_fails_before_postgres_is_touched(
             assert found is not None, "reads lose no guarantee"
 
 
-async def test_told_to_raise_a_write_whose_commit_was_not_heard_is_not_acknowledged(
+async def test_told_to_raise_a_write_within_a_burst_needs_no_redis(
+    database: str, own_redis: EmbeddedRedis
+) -> None:
+    """Readers were sent to PostgreSQL, and are still; the burst after it is refused."""
+    thread = Thread("a")
+    async with (
+        open_saver(database, own_redis.url, on_l1_outage="raise") as saver,
+        open_upstream(database) as upstream,
+    ):
+        await thread.put(saver)
+        own_redis.freeze()
+        await thread.put(saver)
+        assert await thread.turn(upstream) == 2
+        own_redis.thaw()
+        await settled(saver)
+        assert await thread.turn(saver) == 2
+
+
+async def test_told_to_raise_a_write_whose_confirmation_was_not_heard_is_not_acknowledged(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thread = Thread("a")
@@ -595,7 +617,8 @@ async def test_told_to_raise_a_write_whose_commit_was_not_heard_is_not_acknowled
         await thread.put(saver)
 
         with monkeypatch.context() as patch:
-            patch.setattr(saver._l1, "commit_put", unheard)
+            await settled(saver)
+            patch.setattr(saver._l1, "confirm", unheard)
             with pytest.raises(L1UnavailableError, match="PostgreSQL has the write"):
                 await thread.put(saver)
         assert await thread.turn(saver) == 2

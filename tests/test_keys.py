@@ -93,7 +93,7 @@ async def test_the_key_names_the_reign_of_the_server_and_the_identity_of_the_dat
         epoch = await keeper.current()
         server, replication = await redis.info("server"), await redis.info("replication")
     assert reign == f"{server['run_id']}.{replication['master_replid']}"
-    assert epoch.key(Scope("t", "ns")) == f"p:2:{reign}:database.generation:{{t}}:ns".encode()
+    assert epoch.key(Scope("t", "ns")) == f"p:3:{reign}:database.generation:{{t}}:ns".encode()
 
 
 async def test_without_an_identity_for_this_server_there_is_no_key(redis_url: str) -> None:

@@ -28,7 +28,7 @@ from glasspoint.l2 import pruning
 from glasspoint.scope import Scope
 from histories import Rows, TwoChannels, ids, make_graph, rows_of_thread, write_random_history
 from states import config_of, exact, numbered_id, open_saver, open_upstream
-from steps import Thread, keys_of, locked, rows_of, seeded_dice, until
+from steps import Thread, keys_of, locked, rows_of, seeded_dice, settled, until
 
 NOTHING: Rows = {"checkpoints": set(), "checkpoint_blobs": set(), "checkpoint_writes": set()}
 
@@ -553,6 +553,7 @@ async def test_a_refused_change_leaves_the_cache_warm(
     for _ in range(3):
         await thread.put(saver)
     await execute(database, "CREATE RULE refuse AS ON DELETE TO checkpoint_blobs DO INSTEAD SELECT 1/0")
+    await settled(saver)
     before = await keys_of(redis_url)
     with pytest.raises(psycopg.Error):
         await saver.aprune(["a"])
@@ -585,6 +586,7 @@ async def test_a_cancelled_prune_is_undone_and_takes_its_intents_back(
     thread = Thread("a")
     for _ in range(3):
         await thread.put(saver)
+    await settled(saver)
     before = await keys_of(redis_url)
     async with locked(database, "checkpoints") as waiter:
         pruning_ = asyncio.create_task(saver.aprune(["a"]))

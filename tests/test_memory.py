@@ -8,7 +8,7 @@ import sys
 from itertools import pairwise
 
 from states import open_saver
-from steps import Thread
+from steps import Thread, settled
 
 PARTS, CONVERSATIONS = 3, 200
 
@@ -46,6 +46,7 @@ async def test_nothing_stays_behind_of_a_conversation(database: str, redis_url: 
         for part in range(PARTS):
             start = 80 + part * CONVERSATIONS
             await converse_among(4, start, start + CONVERSATIONS)
+            await settled(saver)  # until then, bursts and their fences are remembered
             await saver._sweeper.round()  # until then, what was written since the last one is remembered
             sizes.append(blocks())
         # A name that is kept is a block at least, in each part; anything else comes and goes.

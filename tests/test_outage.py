@@ -42,7 +42,7 @@ from glasspoint.history.interface import HEARD_SECONDS
 from glasspoint.lineage import SET_ASIDE
 from glasspoint.scope import Scope
 from states import config_of, open_upstream
-from steps import Thread, drain, readyz, until
+from steps import Thread, drain, readyz, settled, until
 from test_delta import make_graph as delta_graph
 
 KEY = "a key that Redis does not know"
@@ -446,23 +446,95 @@ async def test_a_tier_between_that_refuses_a_thread_is_passed_by(
 # ------------------------------------------------------------------ the cached state as a beginning
 
 
-async def test_a_subgraph_goes_on_with_its_interrupt(
-    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+def outer(saver: Any, inner: CompiledStateGraph[Any]) -> CompiledStateGraph[Any]:
+    """A graph of one node, which is a subgraph."""
+    builder = StateGraph(MessagesState)
+    builder.add_node("order", inner)
+    return builder.add_edge(START, "order").add_edge("order", END).compile(checkpointer=saver)
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+async def test_a_run_that_stands_in_a_subgraph_waits_for_postgresql(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, durability: Any
 ) -> None:
-    """The interrupt is one of a subgraph, whose state stands in a namespace of its own."""
+    """Only PostgreSQL has the subgraph's state, so its finished tasks would run again. Every process of the
+    tier refuses the resume, also one that did not bring the thread there."""
     url, charged = own_postgres.create_database("test"), list[str]()
 
-    def outer(saver: Any) -> CompiledStateGraph[Any]:
-        builder = StateGraph(MessagesState)
-        builder.add_node("order", order(charged).compile())
-        return builder.add_edge(START, "order").add_edge("order", END).compile(checkpointer=saver)
+    async def resume(saver: Any) -> Any:
+        graph = outer(saver, order(charged).compile())
+        return await graph.ainvoke(Command(resume="yes"), config_of("42"), durability=durability)
 
     async with pod(url, own_redis.url) as saver:
-        await outer(saver).ainvoke({"messages": [("user", "one")]}, config_of("42"))
+        graph = outer(saver, order(charged).compile())
+        await graph.ainvoke({"messages": [("user", "one")]}, config_of("42"), durability=durability)
     own_postgres.stop()
     async with pod(url, own_redis.url) as saver:
         assert saver.tier == "redis"
-        state = await outer(saver).ainvoke(Command(resume="yes"), config_of("42"))
+        assert await said(saver, "42") == ["one"], "the thread itself is cached"
+    async with Redis.from_url(own_redis.url) as redis:
+        for key in await redis.keys("*:2:*"):  # the cache, evicted
+            await redis.delete(key)
+    async with pod(url, own_redis.url) as saver:
+        graph = outer(saver, order(charged).compile())
+        for _ in range(2):
+            with pytest.raises(ThreadUnknownError, match="stands in a subgraph"):
+                await resume(saver)
+        state = await graph.aget_state(config_of("42"))
+        assert "glasspoint_from_cache" not in (state.metadata or {})
+        with pytest.raises(ThreadUnknownError, match="stands in a subgraph"):
+            await graph.aget_state(config_of("42"), subgraphs=True)
+        assert charged == ["charged"]
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        found = await resume(saver)
+        assert [each.content for each in found["messages"]] == ["one", "charged", "yes"]
+    assert charged == ["charged"]
+    assert await threads_in(url) == ["42"]
+    async with open_upstream(url) as upstream:
+        assert not [each async for each in upstream.alist(None) if "glasspoint_from_cache" in each.metadata]
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+async def test_a_turn_that_begins_in_the_tier_redis_runs_its_subgraphs_there(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, durability: Any
+) -> None:
+    """Also of a cached conversation, and with an interrupt: the subgraph's state is in Redis then."""
+    url, charged = own_postgres.create_database("test"), list[str]()
+
+    async def turn(saver: Any, given: Any, thread_id: str) -> Any:
+        graph = outer(saver, order(charged).compile())
+        return await graph.ainvoke(given, config_of(thread_id), durability=durability)
+
+    async with pod(url, own_redis.url) as saver:
+        await turn(saver, {"messages": [("user", "one")]}, "42")
+        await turn(saver, Command(resume="yes"), "42")
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        for thread_id in ("42", "43"):
+            found = await turn(saver, {"messages": [("user", "two")]}, thread_id)
+            assert found["__interrupt__"]
+            graph = outer(saver, order(charged).compile())
+            state = await graph.aget_state(config_of(thread_id), subgraphs=True)
+            assert state.tasks[0].state.next == ("confirm",)
+            found = await turn(saver, Command(resume="yes"), thread_id)
+            assert [each.content for each in found["messages"]][-3:] == ["two", "charged", "yes"]
+    assert charged == ["charged"] * 3
+
+
+async def test_a_subgraph_with_a_memory_goes_on_with_its_interrupt(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """Its state stands in a namespace of its own, without a task id: it is cached."""
+    url, charged = own_postgres.create_database("test"), list[str]()
+    async with pod(url, own_redis.url) as saver:
+        graph = outer(saver, order(charged).compile(checkpointer=True))
+        await graph.ainvoke({"messages": [("user", "one")]}, config_of("42"))
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        assert saver.tier == "redis"
+        graph = outer(saver, order(charged).compile(checkpointer=True))
+        state = await graph.ainvoke(Command(resume="yes"), config_of("42"))
         assert [each.content for each in state["messages"]] == ["one", "charged", "yes"]
         own_postgres.start()
         await until(lambda: saver.tier == "cached")
@@ -497,6 +569,8 @@ async def test_a_branch_from_a_state_that_postgresql_has_left_is_set_aside(
     async with pod(url, own_redis.url, sweep_interval=1000) as saver:
         await say(saver, "42", "first")
         cached = saver._chain.saver
+        assert isinstance(cached, CachedPostgresSaver)
+        await settled(cached)
         cached._breaker.trip("test")
         cached._breaker.begin_probe = lambda: False  # type: ignore[method-assign]  # Redis stays away for this process
         await say(saver, "42", "second")
@@ -790,7 +864,7 @@ async def test_looking_for_a_beginning_changes_nothing_in_the_cache(
     """Neither a lease nor a lifetime: another process may need the entry when PostgreSQL is back."""
     url = await five_turns_and_an_outage(own_postgres, own_redis)
     async with Redis.from_url(own_redis.url) as redis:
-        [key] = [key async for key in redis.scan_iter("glasspoint:2:*{42}*")]
+        [key] = [key async for key in redis.scan_iter("glasspoint:3:*{42}*")]
         assert await redis.pexpire(key, 10**9)
         before, expires_at = await redis.hgetall(key), await pexpiretime(redis, key)
         async with pod(url, own_redis.url) as saver:
@@ -798,7 +872,7 @@ async def test_looking_for_a_beginning_changes_nothing_in_the_cache(
             assert await said(saver, "43") == []
         assert await redis.hgetall(key) == before
         assert abs(await pexpiretime(redis, key) - expires_at) < 1000
-        assert [key] == [key async for key in redis.scan_iter("glasspoint:2:*{4*}*")]
+        assert [key] == [key async for key in redis.scan_iter("glasspoint:3:*{4*}*")]
 
 
 async def pexpiretime(redis: Redis, key: bytes) -> int:
@@ -857,6 +931,9 @@ async def test_a_process_above_knows_what_another_one_acknowledged_below(
     async with one_above_and_one_below(own_postgres, own_redis) as (above, below):
         own_postgres.start()
         await until_it_answers(above)
+        cached = above._chain.saver
+        assert isinstance(cached, CachedPostgresSaver)
+        await settled(cached)
         assert await said(above, thread_id) == before  # it has just heard that nothing stands below
         await say(below, thread_id, "during")
         assert await said(above, thread_id) == [*before, "during"]

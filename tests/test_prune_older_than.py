@@ -19,7 +19,7 @@ from glasspoint.maintenance import PruneReport
 from glasspoint.scope import Scope
 from histories import State, TwoChannels, id_at, ids, make_graph, rows_of_thread, write_random_history
 from states import config_of, exact, open_saver, open_upstream
-from steps import Thread, keys_of, locked, rows_of, seeded_dice, until
+from steps import Thread, keys_of, locked, rows_of, seeded_dice, settled, until
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -491,6 +491,7 @@ async def test_a_thread_that_comes_back_to_life_is_not_deleted(
     """A write is on its way to one of two threads that were to go whole."""
     for thread_id in ("a", "b"):
         await put_aged(saver, thread_id, 50, 40)
+    await settled(saver)
     writing = await other._l1.begin(Scope("a", ""))
     report = await saver.aprune_older_than(30 * DAY, keep_latest=False)
     assert (report.skipped_threads, report.threads, report.checkpoints) == (1, 1, 2)
@@ -534,6 +535,7 @@ async def test_cut_off_in_the_middle_of_a_batch_the_batch_is_undone(
     how: str, database: str, redis_url: str, saver: CachedPostgresSaver
 ) -> None:
     await make_many(saver, 10)
+    await settled(saver)
     before, entries = await rows_of(database), await keys_of(redis_url)
     async with locked(database, "checkpoint_blobs") as waiter:
         run = asyncio.create_task(saver.aprune_older_than(30 * DAY))

@@ -47,3 +47,17 @@ def test_a_code_block_of_the_readme_runs(block: str, says: str, database: str, r
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
     assert done.stderr == ""
+
+
+def test_the_readme_quotes_the_figures_of_the_run_that_the_docs_show() -> None:
+    page = (README.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    quoted = {
+        "64 reads of cached conversations at once": "hit, 10 messages, 64 callers, calls/s",
+        'turns of 16 conversations at once, `durability="async"`': "turn, 16 conversations, async",
+        'turns of one conversation, `durability="sync"`': "turn, 1 conversation, sync",
+        'turns of one conversation, `durability="exit"`': "turn, 1 conversation, exit",
+    }
+    for says, target in quoted.items():
+        measured = re.search(rf"^\| {re.escape(target)} \| pool \| [^|]*\| ([\d.]+) ", page, re.MULTILINE)
+        assert measured, target
+        assert f"| {says} | {measured[1]} |" in README.read_text(encoding="utf-8")

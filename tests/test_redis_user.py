@@ -92,7 +92,7 @@ async def test_the_chain_s_rule_is_enough_in_the_tier_cached(
         for _ in range(3):
             assert await thread.turn(saver) == 2
         assert counts(registry, "glasspoint_l1_reads_total", "result")["hit"] >= 2
-        assert counts(registry, "glasspoint_write_through_total", "l1").keys() == {"applied"}
+        assert counts(registry, "glasspoint_write_through_total", "l1").keys() == {"announced", "covered"}
 
 
 async def test_the_chain_s_rule_is_enough_in_the_tier_redis_and_to_drain_it(

@@ -24,7 +24,7 @@ from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, L2UnavailableError
 from states import counts, exact, numbered_id, open_saver, open_upstream
-from steps import Proxy, Thread, keys_of, locked, seeded_dice, tcp, until
+from steps import Proxy, Thread, keys_of, locked, seeded_dice, settled, tcp, until
 
 NEW_EPOCH = "nothing that stands in it from before is believed"
 
@@ -106,6 +106,7 @@ async def test_the_first_call_after_a_restart_believes_nothing_old(
     thread = Thread("a")
     async with open_saver(database, own_redis.url) as early:
         await thread.put(early)
+        await settled(early)
         own_redis.save_snapshot()
         await thread.put(early)
         await thread.put_writes(early, "x")
@@ -135,8 +136,10 @@ async def test_a_restart_that_many_callers_meet_at_once_is_one_change(
     threads = [Thread(f"thread {i}") for i in range(16)]
     async with open_saver(database, own_redis.url, telemetry=create_telemetry(registry=registry)) as saver:
         await asyncio.gather(*(thread.put(saver) for thread in threads))
+        await settled(saver)
         own_redis.save_snapshot()
         await asyncio.gather(*(thread.put(saver) for thread in threads))
+        await settled(saver)
         own_redis.kill()
         own_redis.start()
         assert await asyncio.gather(*(thread.turn(saver) for thread in threads)) == [2] * 16
@@ -162,6 +165,7 @@ async def test_a_restart_from_an_old_append_only_file_is_noticed_by_the_scripts_
         assert await thread.turn(saver) == 1
         saved = log.read_bytes()
         await thread.put(saver)
+        await settled(saver)
         scripts = await _scripts_of(saver)
         own_redis.kill()
         log.write_bytes(saved)
@@ -231,6 +235,7 @@ async def test_a_promoted_replica_that_lags_behind_is_not_believed(
         await promote(replica)  # from here on it misses what is written
         await thread.put(saver)
         assert await thread.turn(saver) == 2
+        await settled(saver)
         assert await images(replica.url) == {numbered_id(1)}
         await proxy.switch(tcp(replica))
 
@@ -259,6 +264,7 @@ async def test_failing_back_to_the_first_server_brings_nothing_old_back(
         await follow(own_redis, replica)
         await proxy.switch(tcp(replica))
         await thread.put(saver)
+        await settled(saver)
         assert await thread.turn(saver) == 2
         await has_image(own_redis, 2)
         await promote(own_redis)

@@ -32,7 +32,7 @@ from glasspoint.errors import L2DeadlineError, L2UnavailableError
 from glasspoint.l2 import liveness, retrying
 from glasspoint.l2.faults import FAULTS, RetryReason, certainly_unchanged, classify
 from states import counts, exact, open_saver, open_upstream
-from steps import Thread, locked, rows_of, until
+from steps import Thread, locked, rows_of, settled, until
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -273,7 +273,7 @@ async def test_connections_that_died_idle_are_replaced_and_nobody_notices(
             assert await asyncio.gather(*(thread.turn(saver) for _ in range(8))) == [thread.number] * 8
         assert await same_as_upstream(saver, database, thread)
     assert watched.retries == {}, "they were found dead before anything was sent, so nothing is in doubt"
-    assert watched.l1_writes.keys() <= {"applied", "early"}
+    assert watched.l1_writes.keys() <= {"announced", "covered"}
 
 
 async def test_a_young_connection_costs_no_round_trip_and_an_old_one_is_asked(
@@ -341,6 +341,7 @@ async def test_a_write_whose_connection_is_reset_in_mid_statement_is_done_on_ano
         open_saver(line.url, redis_url, telemetry=watched.telemetry) as saver,
     ):
         await thread.put(saver)
+        await settled(saver)
         assert await thread.turn(reader) == 1
         async with locked(database, "checkpoints"):
             putting = asyncio.ensure_future(thread.put(saver))
@@ -354,7 +355,7 @@ async def test_a_write_whose_connection_is_reset_in_mid_statement_is_done_on_ano
         assert await thread.turn(reader) == await thread.turn(saver) == 2
         assert await same_as_upstream(reader, database, thread)
     assert watched.retries == {"connection_lost": 3}
-    assert watched.l1_writes == {"applied": 1, "discarded": 1}
+    assert watched.l1_writes == {"announced": 1, "discarded": 1}
     said = [r for r in caplog.records if r.name == "glasspoint.l2" and r.levelno == logging.WARNING]
     assert len(said) == 1, "not one a retry"
     assert "on a fresh connection" in said[0].getMessage()
@@ -492,12 +493,13 @@ async def test_what_passes_is_tried_again_and_l1_follows(
     thread = Thread("a")
     async with open_saver(database, redis_url, telemetry=watched.telemetry) as saver:
         await thread.put(saver)
+        await settled(saver)
         await failing(database, table, sqlstate, times=2)
         await (thread.put(saver) if table == "checkpoints" else thread.put_writes(saver, "x"))
         assert await thread.turn(saver) == thread.number
         assert await same_as_upstream(saver, database, thread)
     assert watched.retries == {reason: 2}
-    assert watched.l1_writes == {"applied": 2}
+    assert watched.l1_writes == {"announced": 2}
     assert watched.l1_reads == {"hit": 2}
 
 
@@ -560,7 +562,7 @@ async def test_a_demoted_primary_is_asked_again_on_fresh_connections(
         await read_only("off")
         await writing
         assert [await thread.turn(saver) for thread in threads] == [1] * 3
-    assert watched.l1_writes == {"applied": 3}
+    assert watched.l1_writes == {"announced": 3}
 
 
 async def test_a_server_that_stays_read_only_is_a_clear_error_at_the_deadline(

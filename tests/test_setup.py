@@ -35,6 +35,7 @@ OWN = {
     "glasspoint_identity",
     "glasspoint_caches",
     "glasspoint_crash_marks",
+    "glasspoint_fences",
     "glasspoint_set_aside",
 }
 

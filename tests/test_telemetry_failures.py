@@ -240,7 +240,7 @@ async def test_a_span_that_cannot_be_ended_is_the_parent_of_no_other(database: s
     named = {span.name: span for span in exporter.get_finished_spans()}
     put, get = named["checkpoint.put"], named["checkpoint.get_tuple"]
     assert (put.parent, get.parent) == (None, None)
-    for step in ("l1.begin", "l2.put", "l1.commit_put"):
+    for step in ("l1.begin", "l2.put", "l1.confirm"):
         assert named[f"checkpoint.{step}"].parent == put.context
     assert failures.count >= 6  # a wait for a connection may be one more
 

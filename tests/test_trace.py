@@ -127,7 +127,7 @@ async def test_a_conversation_is_shown_with_its_fork_its_nodes_and_where_reads_c
     assert re.search(r"^── turn 3 .* concierge\n   a fork: goes on from turn 1, ", printed, re.MULTILINE)
     assert re.search(r"^── turn 2 .* concierge\n   goes on from turn 1, ", printed, re.MULTILINE)
     assert re.search(r"[├└]─ get_tuple  hit  from L1 ", printed)
-    assert re.search(r"[├└]─ put  applied  (wait [\d.]+ · )?L1 [\d.]+ · L2 [\d.]+ ms +\+", printed)
+    assert re.search(r"[├└]─ put  announced  (wait [\d.]+ · )?L1 [\d.]+ · L2 [\d.]+ ms +\+", printed)
     assert re.search(r"^turns +3, 1 trace outside of them; ", printed, re.MULTILINE)
     assert "checkpoint.l1.read" not in printed
     assert "checkpoint.l1.read" in shown(made, all_spans=True)

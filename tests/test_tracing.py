@@ -8,7 +8,6 @@ import logging
 import traceback
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from itertools import groupby
 from typing import Any
 
 import pytest
@@ -37,12 +36,12 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver, Telemetry, create_telemetry
+from glasspoint import CachedPostgresSaver, Telemetry, bursts, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, SerializationError
 from span_contract import SpanContract
 from states import config_of, open_saver
-from steps import Thread, locked, seeded_dice, until
+from steps import Thread, locked, seeded_dice, settled, until
 
 Tree = dict[str, Any]
 CANARY = "canary-Gefluester-0451"
@@ -137,25 +136,31 @@ MISS = (
     ],
 )
 NOT_THERE = ("checkpoint.get_tuple", [("checkpoint.l1.read", []), ("checkpoint.l2.select", [])])
-PUT = (
+# The first write of a burst, further ones, and the reader for whom it ends.
+FIRST_PUT = (
     "checkpoint.put",
-    [("checkpoint.l1.begin", []), ("checkpoint.l2.put", []), ("checkpoint.l1.commit_put", [])],
+    [("checkpoint.l1.begin", []), ("checkpoint.l2.put", []), ("checkpoint.l1.confirm", [])],
 )
-PUT_WRITES = (
-    "checkpoint.put_writes",
-    [("checkpoint.l1.begin", []), ("checkpoint.l2.put_writes", []), ("checkpoint.l1.commit_writes", [])],
-)
+PUT = ("checkpoint.put", [("checkpoint.l2.put", [])])
+PUT_WRITES = ("checkpoint.put_writes", [("checkpoint.l2.put_writes", [])])
+HIT_AFTER_A_BURST = ("checkpoint.get_tuple", [("checkpoint.l1.commit", [])])
 DELETE = (
     "checkpoint.delete_thread",
     [("checkpoint.l2.delete_thread", [("checkpoint.l1.begin", [])]), ("checkpoint.l1.drop", [])],
 )
 
 
+@pytest.fixture
+def no_burst_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is between two writes."""
+    monkeypatch.setattr(bursts, "QUIET_SECONDS", 3600.0)
+
+
 # ------------------------------------------------------------------ trees
 
 
 async def test_every_call_is_a_tree_of_its_round_trips(
-    database: str, redis_url: str, recorder: Recorder
+    database: str, redis_url: str, recorder: Recorder, no_burst_ends_by_itself: None
 ) -> None:
     thread = Thread("a")
     async with (
@@ -165,9 +170,12 @@ async def test_every_call_is_a_tree_of_its_round_trips(
         assert recorder.forest() == [], "opening a saver and making tables is no call"
         for call, tree in (
             (lambda: thread.turn(saver), NOT_THERE),
-            (lambda: thread.put(saver), PUT),
+            (lambda: thread.put(saver), FIRST_PUT),
             (lambda: thread.put_writes(saver, "x"), PUT_WRITES),
+            (lambda: thread.put(saver), PUT),
+            (lambda: thread.turn(saver), HIT_AFTER_A_BURST),
             (lambda: thread.turn(saver), HIT),
+            (lambda: settled(saver), None),
             (redis.flushall, None),
             (lambda: thread.turn(saver), MISS),
             (lambda: thread.turn(saver), HIT),
@@ -191,15 +199,18 @@ async def test_a_hit_is_exactly_two_spans(database: str, redis_url: str, recorde
     thread = Thread("a")
     async with open_saver(database, redis_url, telemetry=recorder.telemetry) as saver:
         await thread.put(saver)
+        await settled(saver)
         recorder.clear()
         await thread.turn(saver)
     assert [span.name for span in recorder.spans] == ["checkpoint.l1.read", "checkpoint.get_tuple"]
 
 
-async def test_the_turns_of_a_real_graph_are_trees(database: str, redis_url: str, recorder: Recorder) -> None:
+async def test_the_turns_of_a_real_graph_are_trees(
+    database: str, redis_url: str, recorder: Recorder, no_burst_ends_by_itself: None
+) -> None:
     """A cold thread, then one that is remembered; what LangGraph does in tasks stands under the turn, too.
 
-    LangGraph sends a checkpoint's writes while its put is under way: its COMMIT may have to ask again.
+    LangGraph sends a checkpoint's writes while its put is under way: they may be confirmed like that one.
     """
     builder = StateGraph(MessagesState)
     builder.add_node("answer", lambda state: {"messages": [("ai", f"{len(state['messages'])} so far")]})
@@ -215,11 +226,15 @@ async def test_the_turns_of_a_real_graph_are_trees(database: str, redis_url: str
             [(name, calls)] = recorder.forest()
             assert name == "turn"
             assert calls[0] == read
-            once = [
-                (call, [name for name, _ in groupby(name for name, _ in steps)]) for call, steps in calls[1:]
-            ]
-            expected = [PUT] * 3 + [PUT_WRITES] * 2
-            assert sorted(once) == sorted((call, [name for name, _ in steps]) for call, steps in expected)
+            assert sorted(call for call, _ in calls[1:]) == (
+                ["checkpoint.put"] * 3 + ["checkpoint.put_writes"] * 2
+            )
+            assert sum(("checkpoint.l1.begin", []) in steps for _, steps in calls) == 1
+            for call, steps in calls[1:]:
+                to_l2 = (f"checkpoint.l2.{call.removeprefix('checkpoint.')}", [])
+                begin, confirm = ("checkpoint.l1.begin", []), ("checkpoint.l1.confirm", [])
+                assert steps in ([to_l2], [to_l2, confirm], [begin, to_l2, confirm])
+            await settled(saver)
             assert len({span.context.trace_id for span in recorder.spans if span.context}) == 1
             for span in recorder.spans:
                 if span.name != "turn":
@@ -244,6 +259,7 @@ async def test_what_changes_whole_threads_is_a_tree_too(
     async with open_saver(database, redis_url, telemetry=recorder.telemetry) as saver:
         for thread in (one, one, one, other, other):
             await thread.put(saver)
+        await settled(saver)
         for call, expected in (
             (lambda: saver.acopy_thread("a", "c"), [tree("copy_thread")]),
             (lambda: saver.aprune(["a", "b"]), [tree("prune", scopes=2)]),
@@ -275,8 +291,10 @@ async def test_what_changes_whole_threads_is_a_tree_too(
 # ------------------------------------------------------------------ attributes
 
 
-async def test_what_stands_on_the_spans(database: str, redis_url: str, recorder: Recorder) -> None:
-    thread = Thread("conversation", "child:1")
+async def test_what_stands_on_the_spans(
+    database: str, redis_url: str, recorder: Recorder, no_burst_ends_by_itself: None
+) -> None:
+    thread = Thread("conversation", "child")
     async with (
         open_saver(database, redis_url, telemetry=recorder.telemetry) as saver,
         Redis.from_url(redis_url) as redis,
@@ -284,6 +302,7 @@ async def test_what_stands_on_the_spans(database: str, redis_url: str, recorder:
         await thread.put(saver)
         await thread.put_writes(saver, "x")
         await thread.turn(saver)
+        await settled(saver)
         await redis.flushall()
         await thread.turn(saver)
         await saver.aget_tuple(thread.newest)
@@ -291,7 +310,7 @@ async def test_what_stands_on_the_spans(database: str, redis_url: str, recorder:
     [put], [writes] = recorder.named("checkpoint.put"), recorder.named("checkpoint.put_writes")
     base = {
         "gen_ai.conversation.id": "conversation",
-        "langgraph.checkpoint.ns": "child:1",
+        "langgraph.checkpoint.ns": "child",
         "langgraph.checkpoint.id": thread.newest["configurable"]["checkpoint_id"],
         "glasspoint.tier": "cached",
     }
@@ -300,8 +319,8 @@ async def test_what_stands_on_the_spans(database: str, redis_url: str, recorder:
         (gets[0], base | loop | {"glasspoint.l1.result": "hit", "glasspoint.served_by": "l1"}),
         (gets[1], base | loop | {"glasspoint.l1.result": "miss", "glasspoint.served_by": "l2"}),
         (gets[2], base | loop | {"glasspoint.l1.result": "hit", "glasspoint.served_by": "l1"}),
-        (attributes(put), base | loop | {"glasspoint.l1.result": "applied"}),
-        (attributes(writes), base | {"glasspoint.l1.result": "applied"}),
+        (attributes(put), base | loop | {"glasspoint.l1.result": "announced"}),
+        (attributes(writes), base | {"glasspoint.l1.result": "covered"}),
     ):
         assert found.pop("glasspoint.bytes") > 0
         assert found == expected
@@ -414,11 +433,11 @@ async def test_a_write_that_redis_was_not_told_of_is_traced_to_the_journal(
 ) -> None:
     thread = Thread("a")
 
-    async def unheard(*args: Any, **options: Any) -> str:
-        return "error"
+    async def unheard(*args: Any, **options: Any) -> None:
+        """What CONFIRM answers when Redis did not."""
 
     async with open_saver(database, own_redis.url, telemetry=recorder.telemetry) as saver:
-        monkeypatch.setattr(saver._l1, "commit_put", unheard)
+        monkeypatch.setattr(saver._l1, "confirm", unheard)
         recorder.clear()
         await thread.put(saver)
         [put] = recorder.named("checkpoint.put")
@@ -495,6 +514,7 @@ async def test_below_a_span_that_is_not_sampled_the_sdk_is_asked_only_if_another
     around = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote, trace.TraceFlags(0)))
     async with open_saver(database, redis_url, telemetry=recorder.telemetry) as saver:
         await thread.put(saver)
+        await settled(saver)
         recorder.clear()
         with trace.use_span(around):
             await thread.turn(saver)
@@ -573,6 +593,7 @@ async def test_calls_that_run_at_once_keep_their_children_apart(
     threads = [Thread(f"thread {i}") for i in range(24)]
     async with open_saver(database, redis_url, telemetry=recorder.telemetry, pool_max_size=4) as saver:
         await asyncio.gather(*(thread.put(saver) for thread in threads))
+        await settled(saver)
         calls = [
             call
             for thread in threads
@@ -596,10 +617,11 @@ async def test_calls_that_run_at_once_keep_their_children_apart(
         assert parent.start_time <= span.start_time
     assert roots == 24 * 4
     for tree in recorder.forest():
-        assert sorted(name for name, _ in tree[1]) in (
-            ["checkpoint.l1.begin", "checkpoint.l1.commit_put", "checkpoint.l2.put"],
-            ["checkpoint.l1.begin", "checkpoint.l1.commit_writes", "checkpoint.l2.put_writes"],
+        assert sorted(name for name, _ in tree[1] if name != "checkpoint.l1.commit") in (
+            ["checkpoint.l1.begin", "checkpoint.l1.confirm", "checkpoint.l2.put"],
+            ["checkpoint.l1.begin", "checkpoint.l1.confirm", "checkpoint.l2.put_writes"],
             ["checkpoint.l1.read"],
+            [],  # a reader's, for whom a burst ended
             ["checkpoint.l1.read", "checkpoint.l2.select"],  # busy: the thread's put_writes was under way
             ["checkpoint.l1.read", "checkpoint.l2.select", "checkpoint.warm_up"],
         )
@@ -614,15 +636,21 @@ async def test_redis_instrumentation_nests_below_the_round_trips(
         RedisInstrumentor.instrument_client(redis, tracer_provider=recorder.provider)
         try:
             await thread.put(saver)
+            await settled(saver)
             await thread.turn(saver)
         finally:
             RedisInstrumentor.uninstrument_client(redis)
             await saver.close()
     by_id = {_id(span): span for span in recorder.spans}
     theirs = [span for span in recorder.spans if not span.name.startswith("checkpoint.")]
-    assert len(theirs) == 3
     parents = [by_id[span.parent.span_id].name for span in theirs if span.parent]
-    assert sorted(parents) == ["checkpoint.l1.begin", "checkpoint.l1.commit_put", "checkpoint.l1.read"]
+    assert sorted(parents) == [
+        "checkpoint.l1.begin",
+        "checkpoint.l1.commit",
+        "checkpoint.l1.confirm",
+        "checkpoint.l1.read",
+    ]
+    assert len(theirs) == len(parents)
 
 
 # ------------------------------------------------------------------ log lines
@@ -639,6 +667,7 @@ async def test_a_line_names_the_trace_that_it_belongs_to(
     recorder, thread = Recorder(sampler), Thread("a")
     async with open_saver(database, own_redis.url, telemetry=recorder.telemetry) as saver:
         await thread.put(saver)
+        await settled(saver)
         own_redis.kill()
         recorder.clear()
         await thread.turn(saver)

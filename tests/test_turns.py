@@ -192,7 +192,7 @@ async def test_many_large_states_at_once_are_no_outage(
         await asyncio.gather(*(thread.put(saver, file=[LARGE]) for thread in threads))
         assert await asyncio.gather(*(thread.turn(saver) for thread in threads)) == [1] * len(threads)
         assert counts(registry, "glasspoint_l1_reads_total", "result") == {"hit": len(threads)}
-        assert counts(registry, "glasspoint_write_through_total", "l1") == {"applied": len(threads)}
+        assert counts(registry, "glasspoint_write_through_total", "l1") == {"announced": len(threads)}
         assert saver.vitals.breaker == "closed"
 
 

@@ -29,7 +29,7 @@ from glasspoint.l1.entry import decode_image, image_fields
 from glasspoint.l1.signature import SIZE, Signer
 from glasspoint.scope import Scope, scope_of
 from states import counts, exact, open_saver, open_upstream
-from steps import Thread
+from steps import Thread, settled
 
 KEY = b"sixteen bytes..!"
 OPTIONS: dict[str, Any] = {}
@@ -198,6 +198,7 @@ async def test_bytes_that_run_code_are_refused_unread_wherever_they_stand(
     ):
         await thread.put(saver)
         await thread.put_writes(saver, "pending")
+        await settled(saver)
         expected = exact(await upstream.aget_tuple(thread.config))
         (key,) = await redis.keys()
         right = await redis.hgetall(key)

@@ -52,7 +52,7 @@ class Simulated:
                         ("16 at once", turn.many, parts.many),
                     )
                 ]
-                rows += [self._throughput(contender, durability, count) for count in (1, 16, 64)]
+                rows += [self._throughput(contender, durability, count) for count in (1, 16)]
         rows.append(self._cold_start())
         return table(["", "measured", "model", "model / measured", "pod's core: measured, model"], rows)
 

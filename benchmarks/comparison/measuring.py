@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, fields, replace
 from time import perf_counter, process_time
 from typing import Any, Final, Literal
 
+from glasspoint.bursts import QUIET_SECONDS
+
 Call = Callable[[], Awaitable[Any]]
 """One call, its arguments made already."""
 
@@ -22,11 +24,9 @@ Metric = Literal["p50_ms", "p99_ms", "per_second", "cpu_ms"]
 
 Count = Literal["redis_steps", "redis_kb"]
 
-SETTLE_SECONDS: Final = 0.1
-"""How long Glasspoint is left alone until its background work for earlier writes is done.
-
-A burst ends when about 50 ms have passed without a write. Glasspoint then tells Redis about it.
-"""
+SETTLE_SECONDS: Final = QUIET_SECONDS + 0.1
+"""How long Glasspoint is left alone until its background work for earlier writes is done: a burst ends after
+`QUIET_SECONDS` without a write. Glasspoint then tells Redis about it."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,19 @@ if TYPE_CHECKING:
 
 __all__ = ["build"]
 
-_READ_RESULTS = ("hit", "miss", "busy", "historical", "incomplete", "unavailable")
+_READ_RESULTS = ("hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable")
 _WARM_UPS = ("stored", "refused", "error")
-_WRITE_RESULTS = ("applied", "early", "skipped", "discarded", "journalled", "error")
+_WRITE_RESULTS = (
+    "announced",
+    "covered",
+    "contested",
+    "discarded",
+    "journalled",
+    "skipped",
+    "bypassed",
+    "error",
+)
+_BURST_ENDS = ("applied", "kept", "discarded", "contested", "lost", "error")
 _VERDICTS = ("consistent", "raced", "stale")
 _BREAKER = {0: ("closed", GOOD), 1: ("open", BAD)}
 
@@ -30,7 +40,7 @@ def build() -> Dashboard:
         {
             "": [_hits(), _refusals(), _followed(), _stale(), _breaker(), _memory_used()],
             "Reads": [_served_from(), _why_not(), _warm_ups(), _warm_up_cost()],
-            "Writes": [_write_through(), _l1_follows()],
+            "Writes": [_write_through(), _l1_told(), _l1_follows(), _burst_writes()],
             "Entries": [_sizes(), _serde(), _serde_cost()],
             "Is it true?": [_audits(), _invalidations(), _journal(), _breaker_changes()],
             "Redis itself": [_memory(), _removed(), _keyspace(), _clients(), _scripts(), _keys()],
@@ -87,16 +97,17 @@ def _refusals() -> Panel:
 
 def _followed() -> Panel:
     return figures(
-        "Writes that Redis followed",
+        "Bursts that Redis followed",
         About(
-            "Writes after which the entry in Redis holds what PostgreSQL holds, of all.",
+            "Bursts of writes after which the entry in Redis holds what PostgreSQL holds, of all.",
             "above 95 %; right after a new epoch fewer.",
-            "see Did L1 follow L2: discarded costs a miss, journalled means that Redis does not answer.",
+            "see Did L1 follow L2: discarded and contested cost a miss, lost mostly means that Redis does not"
+            " answer.",
         ),
         Query(
             share(
-                f"sum({rate(metric('write_through_total', l1='=~applied|early|skipped'))})",
-                f"sum({rate(metric('write_through_total'))})",
+                f"sum({rate(metric('bursts_total', end='=~applied|kept'))})",
+                f"sum({rate(metric('bursts_total'))})",
             ),
             "followed",
         ),
@@ -164,7 +175,7 @@ def _served_from() -> Panel:
         About(
             "Reads a second by what Redis answered. Only a hit was served by Redis; all others PostgreSQL"
             " has answered.",
-            "mostly green. Purple is time travel, by design; light blue is a read that met a write.",
+            "mostly green. Purple is time travel, by design; light blue is a read that met a burst.",
             "blue (miss): new, expired, evicted or flushed. Orange (incomplete): what was there cannot be"
             " used. Red (unavailable): Redis did not answer.",
         ),
@@ -199,7 +210,8 @@ def _warm_ups() -> Panel:
         About(
             "What became of the state that a miss had read: stored, refused because a write came between, or"
             " failed.",
-            "stored. Fewer than there are misses: a new conversation has nothing yet that could be stored.",
+            "stored. Fewer than there are misses: a new conversation has nothing yet that could be stored,"
+            " and nothing is stored while a burst of writes is under way.",
             "errors: Redis answered the read and then no longer. Many refused: several writers on one"
             " conversation.",
         ),
@@ -231,8 +243,10 @@ def _write_through() -> Panel:
     return graph(
         "Write-through, tier by tier",
         About(
-            "Where a write's time goes: both steps in Redis (green), the statement in PostgreSQL (blue)."
-            " Dashed: 95 %, dots: half of them. The points are single writes; each opens its trace.",
+            "Where a write's time goes: what Redis is told before the caller is answered (green), the"
+            " statement in PostgreSQL (blue). Dashed: 95 %, dots: half of them. The points are single writes;"
+            " each opens its trace. Green has the first writes of bursts only: the others say nothing to"
+            " Redis.",
             "green well below blue: Redis' share is the price of the cache.",
             "blue high: PostgreSQL's disk or locks, see Saturation and storage. Green high: Redis, or the"
             " way to it.",
@@ -250,19 +264,57 @@ def _write_through() -> Panel:
     )
 
 
-def _l1_follows() -> Panel:
+def _l1_told() -> Panel:
     return graph(
-        "Did L1 follow L2?",
+        "How L1 was told",
         About(
-            "Writes a second by what became of the entry in Redis, once PostgreSQL had the write.",
-            "applied. Early (writes of a checkpoint that is yet to come) and skipped (of an older one) are"
-            " right, too.",
-            "discarded: the entry was forgotten, and the next read is a miss. Journalled: Redis did not do"
-            " its part, and is told later. Error: neither did PostgreSQL, and the caller knows.",
+            "Writes a second by how Redis was told of them. Announced: the first write of a burst, which"
+            " sends readers to PostgreSQL. Covered: a further one, of which Redis is not told at once.",
+            "covered, with some announced: several writes share one announcement.",
+            "contested: another process writes to the same conversation; see whether that is meant."
+            " Discarded: PostgreSQL left a write in doubt, and the entry was forgotten. Journalled: Redis did"
+            " not do its part, and is told later. Skipped: there is no cache. Error: neither Redis nor the"
+            " journal was told, and the caller knows.",
         ),
         Query(f"sum by (l1) ({rate(metric('write_through_total'))})", "{{l1}}", names=_WRITE_RESULTS),
         unit="ops",
         stacked=True,
+    )
+
+
+def _l1_follows() -> Panel:
+    return graph(
+        "Did L1 follow L2?",
+        About(
+            "Bursts of writes a second by what became of the entry in Redis when they ended.",
+            "applied. Kept is right, too: no write of the burst belongs to the newest checkpoint.",
+            "discarded: Redis could not follow, and the next read is a miss. Contested: another process wrote"
+            " to the same conversation, and the next read is a miss. Lost: Redis was not told, or a write was"
+            " left in doubt. Error: Redis did not answer at the end; reads of these conversations are busy"
+            " for up to half a minute.",
+        ),
+        Query(f"sum by (end) ({rate(metric('bursts_total'))})", "{{end}}", names=_BURST_ENDS),
+        unit="ops",
+        stacked=True,
+    )
+
+
+def _burst_writes() -> Panel:
+    return graph(
+        "Writes a burst",
+        About(
+            "How many writes share one announcement, on the mean: the writes of a burst come within 50 ms of"
+            " each other.",
+            "several, while nodes are fast. Writes that wait for a model are bursts of their own.",
+            "near 1 with fast nodes: Redis is not told (see Did L1 follow L2), or `durability` is `exit`,"
+            " which writes once a turn.",
+            empty="while nothing is written.",
+        ),
+        Query(
+            share(f"sum({rate(metric('burst_writes_total'))})", f"sum({rate(metric('bursts_total'))})"),
+            "writes",
+        ),
+        unit="none",
     )
 
 

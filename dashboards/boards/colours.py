@@ -19,15 +19,15 @@ TIME = ("#D6CBEA", "#A58BCB", "#7B5EA7")
 
 _WORDS = {
     # Redis answered, and it is as it should be.
-    FROM_L1: "hit hits, l1 stored applied consistent ok cached closed committed up",
+    FROM_L1: "hit hits, l1 stored applied covered consistent ok cached closed committed up",
     # PostgreSQL answers, or will the next time.
     FROM_L2: "miss l2 discarded",
     # A write is under way; nobody has to do anything.
-    IN_PASSING: "busy early refused raced half_open",
-    # Something else was asked for than the newest state.
-    BY_DESIGN: "historical skipped",
+    IN_PASSING: "busy announced refused raced half_open",
+    # Something else was asked for than the newest state, or a scope that is not cached.
+    BY_DESIGN: "historical skipped kept bypassed",
     # Degraded, but right.
-    WARNING: "incomplete journalled redis rolled_back evicted waiting down",
+    WARNING: "incomplete journalled contested redis rolled_back evicted waiting down",
     # Somebody has to look.
     BAD: "unavailable error errors memory open stale tampered timeouts lost",
     NEUTRAL: "cancelled idle limit none expired",

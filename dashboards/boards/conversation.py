@@ -16,7 +16,7 @@ __all__ = ["build"]
 _THIS = 'span.gen_ai.conversation.id = "$conversation"'
 _TURN = 'name =~ "invoke_agent.*"'
 _CALL = 'name =~ "checkpoint[.][a-z_]+"'
-_READ_RESULTS = ("hit", "miss", "busy", "historical", "incomplete", "unavailable")
+_READ_RESULTS = ("hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable")
 
 
 def build() -> Dashboard:
@@ -121,7 +121,7 @@ def _not_from_l1() -> Panel:
         "Its reads that Redis did not answer",
         About(
             "Reads that went to PostgreSQL (or, in a lower tier, elsewhere), and what Redis had said: miss,"
-            " busy, historical, incomplete, unavailable.",
+            " busy, historical, bypassed, incomplete, unavailable.",
             "the first turn's read, and one after a long pause.",
             "one a turn: entries do not live until the next. See evicted and expired on Cache-aside.",
             empty="where Redis has answered all of them.",

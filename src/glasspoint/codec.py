@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -91,6 +91,7 @@ class StoredCheckpoint:
             names.
         document_json, metadata_json: What the two were parsed from, if a warm-up may need them.
         document_bytes: How long the JSON was.
+        is_fenced: Whether a burst of writes was under way in L2: L1 must not be warmed up with it.
     """
 
     scope: Scope
@@ -103,12 +104,20 @@ class StoredCheckpoint:
     document_json: str = ""
     metadata_json: str = ""
     document_bytes: int = 0
+    is_fenced: bool = False
 
     @property
     def size(self) -> int:
         """Bytes of the checkpoint, its values and its writes."""
         values = sum(len(value.data) for _, value in self.values.values())
         return self.document_bytes + values + sum(len(write.value.data) for write in self.writes)
+
+    def detached(self) -> StoredCheckpoint:
+        """Return a copy of which an image can still be made after `decode_tuple`.
+
+        The checkpoint that `decode_tuple` returns shares its channel versions, and LangGraph changes those.
+        """
+        return replace(self, document={**self.document, "channel_versions": dict(versions_of(self.document))})
 
     @property
     def needs_parent(self) -> bool:
@@ -148,7 +157,7 @@ class EncodedPut:
         inline: Channel -> version, of the channels whose value stands in `document_json`.
         snapshots: The channels among `blobs` that have a mark, `true`, in `document_json`: snapshots of delta
             channels.
-        whole: Whether every channel that the checkpoint names is among these.
+        channels: Every channel that the checkpoint names.
         cacheable: Whether L1 may hold an image of it. It may not when the id is not a UUID (only of UUIDs it
             is certain that L1 orders them as L2 does), in a format older than 4 with a parent (upstream then
             reads some of the parent's writes into it), or when its channel versions are no mapping.
@@ -161,7 +170,7 @@ class EncodedPut:
     blobs: dict[str, tuple[str, Encoded]]
     voids: dict[str, str]
     inline: dict[str, str]
-    whole: bool
+    channels: list[str]
     cacheable: bool
     step: int | None = None
     source: str | None = None
@@ -224,7 +233,7 @@ def encode_put(
         blobs=blobs,
         voids=voids,
         inline=inline,
-        whole=all(c in blobs or c in voids or c in inline for c in versions),
+        channels=list(versions),
         cacheable=is_ordered_id(checkpoint["id"])
         and not completes_from_parent(document, parent_id)
         and is_readable(document),

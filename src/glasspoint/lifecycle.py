@@ -11,6 +11,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from glasspoint.audit import Auditor
 from glasspoint.blocking import Opening, SyncFace
+from glasspoint.bursts import BURST_SECONDS, Bursts
 from glasspoint.coherence.identity import IdentityKeeper
 from glasspoint.coherence.purging import Purger
 from glasspoint.errors import (
@@ -26,6 +27,7 @@ from glasspoint.l1.compression import MIN_BYTES, packer_of
 from glasspoint.l1.faults import NeverTheCacheError
 from glasspoint.l1.signature import secret_of
 from glasspoint.l2 import pool as pools
+from glasspoint.l2.fences import Fences
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
 from glasspoint.l2.store import Store
@@ -53,10 +55,16 @@ _Answer = TypeVar("_Answer")
 _L1_TIMEOUT_SECONDS = 0.5
 _WRITE_DEADLINE_SECONDS = 10.0
 
-# How long readers heed an intent that nobody settles: a statement may be sent up to the write's deadline, and
-# PostgreSQL may work on it for as long again (`statement_timeout`). It must not land when the intent is gone.
+# How long readers heed an intent that nobody settles, and how long a fence stands: a burst takes writes for
+# some seconds, a statement may be sent up to the write's deadline, and PostgreSQL may work on it for as long
+# again (`statement_timeout`). It must not land when the intent or the fence is gone.
 _DEADLINES_AN_INTENT_LASTS = 2
 _INTENT_MARGIN_SECONDS = 5.0
+
+# How many warm-ups may be under way that no call waits for. Each holds one state in memory until Redis has
+# it, or for the timeout of a step. A warm-up takes about 1 ms, so a Redis that answers is never behind by so
+# many: that would be 30,000 misses a second.
+_FOLLOW_UPS_AT_ONCE = 32
 
 # How long a server may take to answer when somebody asks whether it does.
 _SIGN_OF_LIFE_SECONDS = 0.5
@@ -151,6 +159,7 @@ class ManagedSaver(SyncFace):
         self._retries = Retries(
             self._telemetry, seconds=write_deadline_seconds, can_reconnect=self._l2.pool is not None
         )
+        statement_seconds = _DEADLINES_AN_INTENT_LASTS * write_deadline_seconds
         # A Redis that hangs must not use up the deadline of every write.
         l1_timeout = min(l1_timeout_seconds, write_deadline_seconds / 4)
         self._breaker = Breaker(changed=self._breaker_changed)
@@ -159,12 +168,21 @@ class ManagedSaver(SyncFace):
             self._telemetry,
             key_prefix=key_prefix,
             ttl_seconds=cache_ttl,
-            intent_seconds=_DEADLINES_AN_INTENT_LASTS * write_deadline_seconds + _INTENT_MARGIN_SECONDS,
+            intent_seconds=BURST_SECONDS + statement_seconds + _INTENT_MARGIN_SECONDS,
             timeout_seconds=l1_timeout,
             breaker=self._breaker,
             packer=packer_of(l1_compression, l1_compression_min_bytes),
         )
         self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
+        self._l2.fences = Fences(
+            self._l2,
+            stand_seconds=BURST_SECONDS + statement_seconds + _INTENT_MARGIN_SECONDS,
+            margin_seconds=statement_seconds,
+            in_background=self._lifetime.in_background,
+        )
+        self._bursts = self._lifetime.bursts = Bursts(
+            self._l1, self._l2.fences, self._telemetry, in_background=self._lifetime.in_background
+        )
         self._auditor = Auditor(
             self._l1, self._l2, self._telemetry, ratio=audit_ratio, start=self._lifetime.in_background
         )
@@ -194,6 +212,7 @@ class ManagedSaver(SyncFace):
             every_seconds=sweep_interval_seconds,
             timeout_seconds=l1_timeout,
             purger=Purger(self._l1, self._l2.identities, self._identity),
+            expire_fences=self._l2.fences.expire,
         )
         self._sweeper.start()
 
@@ -429,11 +448,13 @@ class _Lifetime:
         self.owned = AsyncExitStack()
         self.sweeper: Sweeper | None = None
         self.sizes: Sizes | None = None
+        self.bursts: Bursts | None = None
         self._loop = asyncio.get_running_loop()
         self._telemetry = telemetry
         self._store = store
         self._calls = 0
         self._settling: set[asyncio.Task[Any]] = set()
+        self._following: set[asyncio.Task[Any]] = set()  # of these, what no call waits for
         self._closed = False
         self._idle = asyncio.Event()  # set once closed, and nothing is under way
         telemetry.opened(self.vitals)
@@ -469,9 +490,33 @@ class _Lifetime:
         """Run to its end what must not be left half done, even if the caller is cancelled meanwhile."""
         return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))
 
-    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run what no caller waits for; `close` does, so it must have a deadline. It belongs to no trace."""
-        self._to_the_end(asyncio.create_task(work, context=Context()))
+    async def follow_up(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run what a call leaves behind, in the call's trace, without waiting for it; `close` waits.
+
+        Beyond `_FOLLOW_UPS_AT_ONCE` the call waits for its own: a slow Redis must not fill the memory.
+
+        Args:
+            work: It raises nothing, and has a deadline.
+        """
+        if len(self._following) >= _FOLLOW_UPS_AT_ONCE:
+            await work
+            return
+        task = self._to_the_end(asyncio.create_task(work))
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+
+    async def followed_up(self) -> None:
+        """Wait for what calls have left behind so far."""
+        if self._following:
+            await asyncio.wait(set(self._following))
+
+    def in_background(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> None:
+        """Run what no caller waits for; `close` does, so it must have a deadline.
+
+        Args:
+            context: Where it runs; by default in an empty one, so that it belongs to no trace.
+        """
+        self._to_the_end(asyncio.create_task(work, context=context or Context()))
 
     def _to_the_end(self, task: asyncio.Task[_Answer]) -> asyncio.Task[_Answer]:
         self._settling.add(task)
@@ -498,6 +543,8 @@ class _Lifetime:
             if self.sizes is not None:
                 await self.sizes.stop()
             await self._idle.wait()
+            if self.bursts is not None:
+                await self.bursts.close()
             await self._store.drain()
         finally:
             self._telemetry.closed(self.vitals)

@@ -1,7 +1,7 @@
 """Deleting, copying and pruning threads.
 
     L2: begin; delete, copy         rows are locked, readers do not notice
-    L1 BEGIN, every scope touched   readers are sent to L2 from here on
+    L1 BEGIN, every cached scope    readers are sent to L2 from here on
     L2: commit
     L1 DROP, each
 
@@ -122,6 +122,7 @@ class MaintainedSaver(ManagedSaver):
             await self._l2.delete_thread(thread_id, block_readers)
 
         with self._lifetime.call(), self._telemetry.operation("delete_thread", Scope(thread_id, "")):
+            await self._bursts.end_threads([thread_id])
             await self._change("delete_thread", "delete", delete)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -175,6 +176,7 @@ class MaintainedSaver(ManagedSaver):
                 f"A thread cannot be copied to itself ({source!r}): name another target."
             )
         with self._lifetime.call(), self._telemetry.operation("copy_thread", Scope(target, "")):
+            await self._bursts.end_threads([target])
             await self._change(
                 "copy_thread", "copy", lambda barrier: self._pruner.copy_thread(source, target, barrier)
             )
@@ -192,8 +194,9 @@ class MaintainedSaver(ManagedSaver):
 
         `"delete"` deletes everything of the threads. If a write to one of them is on its way at that moment,
         through any saver of this kind on the same Redis, nothing is done, and this fails. A run that is
-        between two writes cannot be seen, nor one when Redis does not answer; what it stores afterwards is
-        stored, without what was deleted. So end a thread's runs before you delete it.
+        between two writes cannot be seen, nor one that writes in a subgraph without a memory of its own, nor
+        one when Redis does not answer; what it stores afterwards is stored, without what was deleted. So end
+        a thread's runs before you delete it.
 
         Args:
             thread_ids: The threads. Those that are not there are ignored.
@@ -211,6 +214,7 @@ class MaintainedSaver(ManagedSaver):
             raise ConfigurationError(f"Unknown strategy {strategy!r}: there are {names}.")
         threads = [validate_thread_id(each) for each in _listed("thread_ids", thread_ids)]
         with self._lifetime.call(), self._telemetry.operation("prune", None):
+            await self._bursts.end_threads(threads)
             if threads and strategy == "delete":
                 await self._change(
                     "prune", "delete", lambda barrier: self._pruner.delete_threads(threads, barrier)
@@ -336,6 +340,7 @@ class MaintainedSaver(ManagedSaver):
     async def _remove(self, run: _Run, threads: Sequence[str], rest: Plan | None) -> Removed:
         if run.report.dry_run:
             return await self._pruner.count_older(threads, run.cutoff, keep_latest=run.keep_latest)
+        await self._bursts.end_threads(threads)
         return await self._change(
             "prune_older_than",
             "prune",
@@ -412,7 +417,8 @@ class _Intents:
     async def block(self, scopes: Collection[Scope], *, alone: Collection[str] = ()) -> None:
         self._beginning.clear()
         # To its end: an intent that nobody knows would send readers away until its deadline.
-        busy = await self._lifetime.settle(self._begin(sorted(scopes), frozenset(alone)))
+        cached = sorted(scope for scope in scopes if scope.is_cached)
+        busy = await self._lifetime.settle(self._begin(cached, frozenset(alone)))
         if busy:
             raise in_use(busy)
         if self._must_tell_l1 and not all(map(self._is_settled, self._intents)):

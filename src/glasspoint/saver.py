@@ -1,19 +1,23 @@
 """CachedPostgresSaver: the read path and the write path of the cache, top to bottom.
 
-    read                                       write
-    ----                                       -----
-    L1 READ --- hit ----------> answer         L1 BEGIN     readers are sent to L2 from here on
-       |                                       L2           one statement, durable when it returns
-      miss, busy, historical, …                L1 COMMIT    the image follows, or is discarded
-       |                                       answer
-    L2 SELECT
-       |
-      after a miss: L1 WARM_UP
-       |
+    read                                 first write of a burst               further writes
+    ----                                 ----------------------               --------------
+    L1 READ --- hit ----------> answer   L1 BEGIN    readers go to L2 now     L2      the fence stands
+       |                                 L2          with the fence           answer
+      miss, busy, historical, …          L1 CONFIRM  no reader holds a lease
+       |                                 answer                               a moment after the last one
+    L2 SELECT                                                                 ---------------------------
+       |                                                                      L1 COMMIT    the image follows
     answer
+       |
+      after a miss, without a fence:
+      L1 WARM_UP
 
-Why a read never returns an older state than one that was acknowledged: see `l1/scripts`, a rule a step. How a
-saver is opened and closed: see `lifecycle`. How threads are deleted, pruned and copied: see `maintenance`.
+A run's subgraph is not cached (`Scope.is_cached`): there is L2 alone, for reads and for writes.
+
+Why a read never returns an older state than one that was acknowledged: see `docs/protocol.md`, and
+`l1/scripts`, a rule a step. What a burst is: see `bursts`. How a saver is opened and closed: see `lifecycle`.
+How threads are deleted, pruned and copied: see `maintenance`.
 """
 
 from __future__ import annotations
@@ -26,8 +30,10 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from glasspoint import codec, traceparent
 from glasspoint.errors import InvalidConfigError, L1UnavailableError, L2DeadlineError, L2UnavailableError
+from glasspoint.l1.entry import Changes
 from glasspoint.l2.deadline import answered_within, within
 from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
+from glasspoint.l2.writing import Announced, FenceAnswer
 from glasspoint.lineage import relation_of
 from glasspoint.maintenance import MaintainedSaver
 from glasspoint.scope import Scope, checkpoint_id_of, scope_of
@@ -46,6 +52,7 @@ if TYPE_CHECKING:
         DeltaChannelHistory,
     )
 
+    from glasspoint.bursts import Burst
     from glasspoint.codec import PendingWrites, StoredCheckpoint
     from glasspoint.l1.cache import Intent
     from glasspoint.lineage import Branch, Relation, SetAside
@@ -92,7 +99,9 @@ class CachedPostgresSaver(MaintainedSaver):
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("get_tuple", scope) as operation:
-            reading = await self._l1.read(scope, checkpoint_id)
+            # Our own burst ends a moment earlier, and this is a hit.
+            reading = await self._bursts.read(scope, checkpoint_id)
+            reading = reading or await self._l1.read(scope, checkpoint_id)
             if reading.image is not None:
                 try:
                     answer = self._decode(operation, reading.image)
@@ -106,21 +115,20 @@ class CachedPostgresSaver(MaintainedSaver):
                     self._auditor.sample(scope, reading.fields)
                     return answer
             operation.l1_result, operation.served_by = reading.result, "l2"
-            stored = await self._ask_l2(lambda: self._l2.select(scope, checkpoint_id))
+            warms_up = reading.lease is not None and checkpoint_id is None
+            stored = await self._ask_l2(lambda: self._l2.select(scope, checkpoint_id, warms_up=warms_up))
             if stored is None:
                 return None
             if stored.needs_parent:
                 operation.checkpoint_id = stored.checkpoint_id
                 operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
                 return await self._ask_l2(lambda: self._l2.get_tuple(scope, self.serde, config))
-            if reading.lease is None or checkpoint_id is not None or not stored.cacheable:
+            if reading.lease is None or not warms_up or stored.is_fenced or not stored.cacheable:
                 return self._decode(operation, stored)
-            warming_up = asyncio.create_task(self._l1.warm_up(scope, reading.lease, stored))
-            try:
-                await asyncio.sleep(0)  # the event loop sends it, and meanwhile …
-                return self._decode(operation, stored)
-            finally:
-                await warming_up
+            image = stored.detached()
+            answer = self._decode(operation, stored)
+            await self._lifetime.follow_up(self._l1.warm_up(scope, reading.lease, image))
+            return answer
 
     async def alist(
         self,
@@ -223,13 +231,13 @@ class CachedPostgresSaver(MaintainedSaver):
                 put.source,
             )
             operation.bytes_written = put.size
-            await self._ready_l1()
-            write = _WriteThrough(self, operation, scope)
+            write = await self._begin_write(operation, scope)
             answer = await write.to_l2(lambda: self._l2.put(scope, put, write.ready))
             await write.to_l1(
-                lambda intent: self._l1.commit_put(
-                    intent, put, newest=answer.followable, known_writes=answer.known_writes
-                )
+                answer.fence,
+                lambda changes: changes.put(
+                    put, is_as_sent=answer.followable, known_writes=answer.known_writes
+                ),
             )
         return {"configurable": {**scope._asdict(), "checkpoint_id": checkpoint["id"]}}
 
@@ -259,16 +267,17 @@ class CachedPostgresSaver(MaintainedSaver):
                 raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")
             if not encoded:
                 return
-            await self._ready_l1()
-            write = _WriteThrough(self, operation, scope)
+            write = await self._begin_write(operation, scope)
             answer = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
             )
-            await write.to_l1(
-                lambda intent: self._l1.commit_writes(
-                    intent, checkpoint_id, answer.stored, overwrote=answer.overwrote, ignored=answer.ignored
-                )
-            )
+
+            def follow(changes: Changes) -> None:
+                changes.put_writes(checkpoint_id, answer.stored, answer.ignored)
+                if answer.overwrote and write.is_among_others:
+                    changes.give_up()  # the one that it replaced may come here after it
+
+            await write.to_l1(answer.fence, follow)
 
     async def import_checkpoints(
         self, items: Sequence[StoredCheckpoint | PendingWrites], *, branch: Branch | None = None
@@ -288,10 +297,9 @@ class CachedPostgresSaver(MaintainedSaver):
         """
         scope = items[0].scope
         with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
-            await self._ready_l1()
-            write = _WriteThrough(self, operation, scope)
+            write = await self._begin_write(operation, scope, opens=True)
             new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready, branch=branch))
-            await write.to_l1(write.forget)
+            await write.to_l1(FenceAnswer(), Changes.give_up)
         return new
 
     async def check_takes_writes(self) -> None:
@@ -349,6 +357,11 @@ class CachedPostgresSaver(MaintainedSaver):
 
     # ---------------------------------------------------------------- helpers
 
+    async def _begin_write(self, operation: Operation, scope: Scope, *, opens: bool = False) -> _WriteThrough:
+        if scope.is_cached:
+            await self._ready_l1()
+        return _WriteThrough(self, operation, scope, opens=opens)
+
     async def _ask_l2(self, query: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Read one checkpoint from L2; again, if that may help."""
         seconds = self._read_deadline
@@ -367,16 +380,20 @@ class CachedPostgresSaver(MaintainedSaver):
 
 
 class _WriteThrough:
-    """One write on its way through both tiers.
+    """One write on its way through both tiers, as a part of a burst.
 
-    BEGIN goes out when this is made, and overlaps with waiting for a connection to PostgreSQL; it is awaited
-    before the first statement. Whatever happens after that, the intent is taken back or settled.
+    BEGIN of a new burst goes out when this is made, and overlaps with waiting for a connection to PostgreSQL;
+    it is awaited before the first statement.
 
     L2 may take several attempts. As soon as one of them is in doubt, what L2 answers to the next does not say
     where this write stands among others, so L1 does not follow: the entry is forgotten.
+
+    A scope that is not cached has no entry: Redis is told nothing, nor the journal.
     """
 
-    def __init__(self, saver: CachedPostgresSaver, operation: Operation, scope: Scope) -> None:
+    def __init__(
+        self, saver: CachedPostgresSaver, operation: Operation, scope: Scope, *, opens: bool = False
+    ) -> None:
         self._l1 = saver._l1
         self._lifetime = saver._lifetime
         self._journal = saver._l2.journal
@@ -385,7 +402,11 @@ class _WriteThrough:
         self._must_tell_l1 = saver._must_tell_l1
         self._scope = scope
         self._operation = operation
-        self._begun = asyncio.create_task(self._begin(scope))
+        self._identity = saver._identity
+        self._bursts = saver._bursts
+        self._burst = saver._bursts.join(scope) if scope.is_cached else None
+        self._always_opens = opens
+        self._opens = opens
         self._sent_on: object = None
         self._sent_at: float | None = None
         self._in_doubt = False
@@ -393,40 +414,56 @@ class _WriteThrough:
         self._last_fault: str | None = None
         self._is_journalled = False
 
-    async def ready(self, connection: object) -> bool:
+    @property
+    def is_among_others(self) -> bool:
+        """Whether another write of the burst is under way."""
+        return self._burst is not None and self._burst.writers > 1
+
+    async def ready(self, connection: object) -> Announced:
         """Return when readers have been sent to L2; from now on PostgreSQL may change.
 
         Returns:
-            Whether the scope is to be recorded in the journal, with the write, because Redis did not confirm
-            that it sends readers to L2.
+            What the statement is to do besides: record the scope in the journal, because Redis did not
+            confirm that it sends readers to L2; or set, or look for, the fence of the burst.
 
         Raises:
-            L1UnavailableError: The same, and the saver was told to raise then.
+            L1UnavailableError: Redis did not confirm it, and the saver was told to raise then.
         """
-        intent, _ = await asyncio.shield(self._begun)
+        burst = self._burst
+        if burst is None:
+            self._sending(connection)
+            return Announced()
+        intent = burst.begun.result() if burst.begun.done() else await asyncio.shield(burst.begun)
         is_heeded = self._l1.is_heeded(intent)
         if self._must_tell_l1 and not is_heeded:
             raise L1UnavailableError(
                 'Redis does not do its part, and on_l1_outage is "raise": nothing was written. Repeat the '
                 "call when Redis is back."
             )
-        self._sent_on = connection
-        self._sent_at = self._sent_at or perf_counter()
-        if not is_heeded and self._l1.is_absent:
+        self._sending(connection)
+        self._is_journalled = False
+        if is_heeded:
+            self._opens = self._always_opens or not burst.is_covered
+            return Announced(burst=burst.id, opens=self._opens)
+        burst.is_lost = True
+        if self._l1.is_absent:
             # The tables may appear while this write is under way: then it is recorded before they are used.
             self._l1.wrote_unannounced([self._scope])
-            return False
-        self._is_journalled = not is_heeded
-        return self._is_journalled
+            return Announced()
+        self._is_journalled = True
+        return Announced(is_journalled=True)
 
     async def to_l2(self, statement: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Run the statement, within the deadline; again, if that may help."""
         try:
             async with within(self._deadline):
+                if self._burst is not None:
+                    await self._burst.may_begin()
                 answer = await self._retries.run(self._operation.name, statement, failed=self._attempt_failed)
         except BaseException as exc:
             self._failed(exc)
-            await self._lifetime.settle(self._abandon())
+            if self._burst is not None:
+                await self._lifetime.settle(self._abandon(self._burst))
             if isinstance(exc, TimeoutError) and not isinstance(exc, L2DeadlineError):
                 outcome = "whether it has it is not known" if self._in_doubt else "it does not have it"
                 before = f" (before, {self._last_fault})" if self._last_fault else ""
@@ -439,25 +476,65 @@ class _WriteThrough:
         self._operation.l2_seconds = perf_counter() - self._sent_at
         return answer
 
-    async def to_l1(self, commit: Callable[[Intent], Awaitable[WriteResult]]) -> None:
-        """Let L1 follow, or the journal say that it did not. In a task of its own: a cancelled caller must
-        not leave half a step behind.
+    async def to_l1(self, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
+        """Let the burst know of the write. L1 is asked only for a first one, or when something is amiss. In a
+        task of its own: a cancelled caller must not leave half a step behind.
+
+        Args:
+            fence: What the statement has seen of fences.
+            change: Adds what L1 is to follow.
 
         Raises:
-            L1UnavailableError: L1 did not follow, and the saver was told to raise then.
+            L1UnavailableError: L1 was not told, and the saver was told to raise then.
             L2UnavailableError, L2DeadlineError: Neither Redis nor the journal could be told.
         """
+        burst = self._burst
+        if burst is None:
+            self._operation.l1_write = "bypassed"
+            return
+        intent = burst.begun.result()
+        if fence.identity is not None and self._l1.is_heeded(intent):
+            self._identity.is_of(fence.identity)  # if not, nobody heeds the intent any more
+        if self._opens or self._in_doubt or not (fence.stands and self._l1.is_heeded(intent)):
+            await self._lifetime.settle(self._tell(burst, fence, change))
+            return
+        self._l1.wrote(intent)
+        _add(burst, fence, change)
+        self._operation.l1_write = "contested" if burst.is_contested else "covered"
+        self._bursts.leave(burst)
 
-        async def follow() -> None:
-            intent, begin_seconds = await self._begun
-            started = perf_counter()
-            result = await (self.forget(intent) if self._in_doubt else commit(intent))
-            self._operation.l1_seconds = begin_seconds + perf_counter() - started
+    async def _tell(self, burst: Burst, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
+        intent, started = burst.begun.result(), perf_counter()
+        try:
+            if self._in_doubt:
+                result = await self._forget(burst, intent)
+            elif self._is_journalled:
+                result = "error"
+            elif burst.is_lost and not intent.name:
+                result = "skipped"
+            else:
+                result = await self._confirm(burst, intent, fence, change)
+            self._operation.l1_seconds = perf_counter() - started
             self._operation.l1_write = "skipped" if result == "error" and self._l1.is_absent else result
             if self._operation.l1_write == "error":
+                burst.is_lost = True
                 await self._fall_behind()
+        finally:
+            self._bursts.leave(burst)
 
-        await self._lifetime.settle(follow())
+    async def _confirm(
+        self, burst: Burst, intent: Intent, fence: FenceAnswer, change: Callable[[Changes], None]
+    ) -> WriteResult:
+        """See that no reader can install what was there before this write."""
+        confirmed = await self._l1.confirm(intent)
+        if confirmed is None:
+            burst.must_drop = True
+            return "error"
+        # Without the fence, the next write is a first one again.
+        burst.is_covered = self._opens
+        burst.is_contested = burst.is_contested or not confirmed
+        _add(burst, fence, change)
+        return "contested" if burst.is_contested else "announced"
 
     async def _fall_behind(self) -> None:
         """L2 has the write, and L1 may not know: whoever reads must be told before the caller is."""
@@ -476,11 +553,6 @@ class _WriteThrough:
                 "write may be repeated: it stores the same again."
             )
 
-    async def _begin(self, scope: Scope) -> tuple[Intent, float]:
-        started = perf_counter()
-        intent = await self._l1.begin(scope)
-        return intent, perf_counter() - started
-
     def _attempt_failed(self, error: Exception) -> None:
         self._last_fault = classify(error).says
         self._failed(error)
@@ -492,13 +564,24 @@ class _WriteThrough:
             self._still_running = self._still_running or may_still_run(self._sent_on)
         self._sent_on = None
 
-    async def _abandon(self) -> None:
-        intent, _ = await self._begun
-        if self._in_doubt:
-            await self.forget(intent)
-        elif intent.name:
-            await self._l1.abort(intent)
+    def _sending(self, connection: object) -> None:
+        self._sent_on = connection
+        self._sent_at = self._sent_at or perf_counter()
 
-    async def forget(self, intent: Intent) -> WriteResult:
+    async def _abandon(self, burst: Burst) -> None:
+        try:
+            intent = await burst.begun
+            if self._in_doubt:
+                await self._forget(burst, intent)
+        finally:
+            self._bursts.leave(burst)
+
+    async def _forget(self, burst: Burst, intent: Intent) -> WriteResult:
         """Let L1 forget the entry, because it cannot follow."""
+        burst.is_lost = True
         return "discarded" if await self._l1.drop(intent, still_running=self._still_running) else "error"
+
+
+def _add(burst: Burst, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
+    burst.is_contested = burst.is_contested or fence.is_contested
+    change(burst.changes)

@@ -41,6 +41,16 @@ class Scope(NamedTuple):
     thread_id: str
     checkpoint_ns: str
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether Redis holds an entry of it: not of a run's subgraph.
+
+        LangGraph names such a subgraph after its task, `node:task id`, so it is new in each run, and only a
+        resume reads it again. All processes agree on that, so nobody is told of writes to it. A subgraph that
+        keeps its state has no task id in its namespace. Names of nodes hold no `:`.
+        """
+        return ":" not in self.checkpoint_ns
+
 
 def scope_of(config: RunnableConfig) -> Scope:
     """Read the scope out of a call's config.

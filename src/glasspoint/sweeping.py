@@ -86,6 +86,7 @@ class Sweeper:
         every_seconds: float,
         timeout_seconds: float,
         purger: Purger | None = None,
+        expire_fences: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Args:
         cache: What is dropped from, and trusted or not.
@@ -97,6 +98,7 @@ class Sweeper:
         every_seconds: How often, in the background.
         timeout_seconds: How long a read waits for it.
         purger: Deletes what older epochs have left; `None`: it stays until it expires.
+        expire_fences: Deletes the fences of processes that have died.
         """
         self._cache = cache
         self._journal = journal
@@ -107,6 +109,7 @@ class Sweeper:
         self._every = every_seconds
         self._timeout = timeout_seconds
         self._purger = purger
+        self._expire = expire_fences
         self._lock = asyncio.Lock()
         self._attempts = 0
         self._not_before = 0.0
@@ -197,10 +200,15 @@ class Sweeper:
         if monotonic() >= self._retire_at:
             self._retire_at = monotonic() + _RETIRE_EVERY_SECONDS * random.uniform(0.8, 1.0)
             await self._try_to_tidy(self._journal.retire)
+            await self._try_to_tidy(self._expire_fences)
         if self._purger is not None and self._cache.trusted and self._breaker.is_closed:
             await self._try_to_tidy(self._purger.advance)
 
     # ---------------------------------------------------------------- helpers
+
+    async def _expire_fences(self) -> None:
+        if self._expire is not None:
+            await self._expire()
 
     async def _try_to_tidy(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -325,7 +333,7 @@ class Sweeper:
     async def _forgotten(self, scopes: set[Scope], rows: list[JournalRow], generation: str) -> None:
         """Delete the rows of scopes whose DROP was confirmed."""
         if swept := [entry for entry in rows if entry.scope in scopes]:
-            for _ in {entry.scope for entry in swept}:
+            for _ in {entry.scope for entry in swept if entry.scope.is_cached}:
                 self._telemetry.note(Invalidated("journal"))
             for table, rows_of_others in Counter(await self._journal.delete(swept, generation)).items():
                 self._telemetry.note(ForeignWrites(table, rows_of_others))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from glasspoint.coherence.identity import IdentityKeeper
 from glasspoint.l1 import epoch
 from glasspoint.l1.signature import Signer
 from glasspoint.l2.identity import Attachment, Look
@@ -30,12 +31,13 @@ def sabotage(name: str) -> None:
 
 
 def _no_commit() -> None:
-    """COMMIT only takes the intent away: the image stays as it was before the write."""
+    """COMMIT only takes the intent away: the image stays as it was before the burst."""
     texts = epoch._script_texts
 
     def broken(reign: Any, *, copied: bool) -> dict[str, str]:
         found = texts(reign, copied=copied)
-        return {**found, "commit_put": found["abort"], "commit_writes": found["abort"]}
+        assert found["abort"].endswith("return 1\n")
+        return {**found, "commit": found["abort"].removesuffix("return 1\n") + "return {2}\n"}
 
     epoch._script_texts = broken
 
@@ -106,6 +108,9 @@ def _no_look() -> None:
     looks.position = property(lambda self: None, lambda self, value: None)
     attachments: Any = Attachment
     attachments.is_marked = property(lambda self: True, lambda self, value: None)
+    assert callable(IdentityKeeper.is_of)
+    keepers: Any = IdentityKeeper
+    keepers.is_of = lambda self, mark: True
 
 
 SABOTAGES: dict[str, Callable[[], None]] = {

@@ -34,8 +34,8 @@ OPTIONS: dict[str, Any] = {
 
 _PAUSE_SECONDS = 0.02
 
-# Once Redis has answered the first one, readers are sent to PostgreSQL; the others settle the write.
-_STEPS_OF_A_WRITE = {"l1.begin", "l1.commit_put", "l1.commit_writes", "l1.abort", "l1.drop"}
+# Once Redis has answered the first one, readers are sent to PostgreSQL; the others settle the burst.
+_STEPS_OF_A_WRITE = {"l1.begin", "l1.confirm", "l1.commit", "l1.drop"}
 
 
 class Witness:
@@ -49,6 +49,8 @@ class Witness:
 
     def operation_ended(self, operation: events.Operation) -> None:
         current = current_operation.get()
+        if current is not None and not current.confirmed and operation.l1_write == "covered":
+            self._history.confirm(current)  # the burst was announced before
         if current is not None:
             current.hit = operation.served_by == "l1"
 

@@ -20,7 +20,6 @@ from tenacity import AsyncRetrying
 from glasspoint import lifecycle
 from glasspoint.demo.embedded import EmbeddedRedis
 from interleavings.world import (
-    PATIENCE,
     FrozenLoop,
     Move,
     NoSleep,
@@ -47,6 +46,7 @@ FAULTS = (
     "cut_off",
     "open",
     "forbid",
+    "lose_fences",
 )
 """Kinds of faults: `crash` a process ends; `evict` the entry is gone; `lapse` an intent expires although its
 writer lives; `restart`, `failover` another Redis reigns, with what the entry held some time ago, without or
@@ -54,7 +54,8 @@ with its scripts; `unsaid`, `unheard` a step gets no answer from Redis, and was 
 connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL answers with an
 error; `cancel` the caller gives up; `cut_off` a process does not reach Redis from now on, until it does
 again; `open` its breaker opens; `forbid` Redis refuses it the key of the scope from now on, until it does
-not any more. Also `reboot`: a restart that is one. What happens to PostgreSQL itself: `world.CHANGES`."""
+not any more; `lose_fences` all fences are gone. Also `reboot`: a restart that is one. What happens to
+PostgreSQL itself: `world.CHANGES`."""
 
 
 class Counterexample(AssertionError):
@@ -139,7 +140,9 @@ def _patched() -> Iterator[None]:
         # The globals that their functions see, which of a mutated module are not the module's own.
         cache = lifecycle.Cache.read.__globals__
         patch.setitem(cache, "_new_token", new_token)
-        patch.setitem(cache, "_PATIENCE", PATIENCE)
+        bursts = lifecycle.Bursts.join.__globals__
+        patch.setitem(bursts, "_new_id", new_token)
+        patch.setitem(bursts, "monotonic", lambda: 0.0)
         patch.setitem(cache, "asyncio", NoSleep())
         retrying = lifecycle.Retries.run.__globals__
         patch.setitem(retrying, "AsyncRetrying", partial(AsyncRetrying, sleep=no_pause))
@@ -218,15 +221,20 @@ class _Search:
 
     def _sample(self, at_most: int) -> None:
         """From a move that was seen and not made, taken at random, always on to the end."""
-        # Kinds apart, because there are many more steps after a fault than faults, and than steps before it.
+        # Kinds apart, because there are many more steps after a fault than faults, and than steps before it;
+        # and of some kinds of faults there are many more than of others.
         before: list[_End] = [((), ())]
-        faults: list[_End] = []
+        faults: dict[str, list[_End]] = {kind: [] for kind in self._faults}
         after: list[_End] = []
-        while kinds := [kind for kind in (faults, faults, before, after) if kind]:
+        while True:
+            faults_left = [ends for ends in faults.values() if ends]
+            kinds = [kind for kind in (faults_left, faults_left, [before], [after]) if any(kind)]
+            if not kinds:
+                return
             if self._report.runs == at_most:
                 self._report.exhaustive = False
                 return
-            ends = self._rng.choice(kinds)
+            ends = self._rng.choice(self._rng.choice(kinds))
             chosen = self._rng.randrange(len(ends))
             ends[chosen], ends[-1] = ends[-1], ends[chosen]
             path, outcomes = ends.pop()
@@ -245,7 +253,7 @@ class _Search:
                 outcomes = tuple(self._world.outcomes)
                 steps = after if self._world.faults else before
                 for move in moves[1:]:
-                    (faults if move[0] in self._faults else steps).append(((*path, move), outcomes))
+                    faults.get(move[0], steps).append(((*path, move), outcomes))
                 path = (*path, moves[0])
                 self._do(moves[0])
 

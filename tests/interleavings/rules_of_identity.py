@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from interleavings.mutations import Mutation
+from interleavings.mutations import Mutation, steps
 from interleavings.world import Move
 
-_OPENS = "put_writes, its sweeper || reader that opens"
-_SLOW = "put_writes, its slow sweeper || reader that opens"
-_OWN = "put_writes, its sweeper and reader || reader that opens"
-_OTHER = "put_writes, its sweeper || reader that opens || sweeper"
+_OPENS = "put, its sweeper || reader that opens"
+_SLOW = "put, its slow sweeper || reader that opens"
+_OWN = "put, its sweeper and reader || reader that opens"
+_OTHER = "put, its sweeper || reader that opens || sweeper"
 _PUT = "put || reader, its sweeper"
-_SWEEPERS = "put, put_writes, its sweeper || reader, its sweeper"
+_SWEEPERS = "two puts, their sweeper || reader, its sweeper"
 _DELETE = "delete_thread, its sweeper || reader that opens"
 _FOREIGN = "foreign put || reader, its sweeper || new reader"
 _MOVED_WRITE = "put_writes, its sweeper || reader on another Redis"
@@ -23,14 +23,20 @@ _L2 = "glasspoint.l2.identity"
 _MODEL = "interleavings.store"
 
 
-def _steps(name: str, *labels: str) -> tuple[Move, ...]:
-    return tuple(("step", name, label) for label in labels)
-
-
-_A_PUT = _steps("p", "begin", "put snapshot", "put", "commit_put")
-_ADOPTED_AND_WARMED_UP = _steps("r", "look", "look", "read", "select", "warm_up")
-_A_WRITE = _steps("w", "begin", "put_writes", "commit_writes")
-_ATTACHED = _steps("r", "look", "renew", "look", "look")
+_A_PUT: tuple[Move, ...] = (
+    *steps("p", "begin", "put snapshot", "put", "confirm"),
+    ("end", "p", ""),
+    *steps("p.end", "commit", "unfence"),
+)
+_ADOPTED_AND_WARMED_UP = steps("r", "look", "look", "read", "select", "warm_up")
+# The statement has told the identity, and has not taken effect; until it has, others may see what was before.
+_AMID_A_PUT = steps("w", "begin", "put snapshot")
+_REST_OF_THE_PUT: tuple[Move, ...] = (
+    *steps("w", "put", "confirm"),
+    ("end", "w", ""),
+    *steps("w.end", "commit", "unfence"),
+)
+_ATTACHED = steps("r", "look", "renew", "look", "look")
 
 RULES_OF_IDENTITY = (
     Mutation(
@@ -80,7 +86,7 @@ RULES_OF_IDENTITY = (
         ((_KEEPER, "        if identity is None:\n            return\n", "        return\n"),),
         _PUT,
         ("set_back",),
-        start=(*_steps("p", "begin"), *_steps("r", "read"), *_A_PUT[1:], ("set_back",)),
+        start=(*steps("p", "begin"), *steps("r", "read"), *_A_PUT[1:], ("set_back",)),
     ),
     Mutation(
         "of several that renew at once, one does",
@@ -89,10 +95,12 @@ RULES_OF_IDENTITY = (
         ("truncate",),
         start=(
             ("truncate",),
-            *_steps("s", "look"),
-            *_steps("t", "look"),
-            *_steps("s", "renew", "look", "look"),
-            *_steps("t", "renew", "look", "look"),
+            *steps("s", "look"),
+            *steps("t", "look"),
+            *steps("s", "renew", "look", "look"),
+            *steps("p", "begin", "put snapshot", "put"),  # under keys of the past: a row is made
+            *steps("p", "begin", "put snapshot"),
+            *steps("t", "renew", "look", "look"),
         ),
     ),
     Mutation(
@@ -106,7 +114,7 @@ RULES_OF_IDENTITY = (
         ),
         _OPENS,
         ("renew",),
-        start=(("renew",), *_ADOPTED_AND_WARMED_UP, *_A_WRITE),
+        start=(*_AMID_A_PUT, ("renew",), *_ADOPTED_AND_WARMED_UP, *_REST_OF_THE_PUT),
     ),
     Mutation(
         "an adoption is followed by a sweep",
@@ -120,7 +128,12 @@ RULES_OF_IDENTITY = (
         ),
         _OWN,
         ("renew",),
-        start=(("renew",), *_steps("r", "look", "read", "select", "warm_up"), *_A_WRITE),
+        start=(
+            *_AMID_A_PUT,
+            ("renew",),
+            *steps("r", "look", "read", "select", "warm_up"),
+            *_REST_OF_THE_PUT,
+        ),
     ),
     Mutation(
         "a confirmation forgets only what was written before the look",
@@ -133,7 +146,7 @@ RULES_OF_IDENTITY = (
         ),
         _SLOW,
         ("renew",),
-        start=(*_steps("s", "look"), ("renew",), *_ADOPTED_AND_WARMED_UP),
+        start=(*_AMID_A_PUT, *steps("s", "look"), ("renew",), *_ADOPTED_AND_WARMED_UP),
     ),
     Mutation(
         "a step that ends under keys of the past is in vain",
@@ -146,18 +159,18 @@ RULES_OF_IDENTITY = (
         ),
         _OPENS,
         ("renew",),
-        start=(("renew",), *_ADOPTED_AND_WARMED_UP, *_steps("w", "begin", "put_writes")),
+        start=(*_AMID_A_PUT, ("renew",), *_ADOPTED_AND_WARMED_UP, *steps("w", "put")),
     ),
     Mutation(
         "an intent under keys of the past is not heeded",
         ((_CACHE, "return bool(intent.name) and intent.keys == self._keys", "return bool(intent.name)"),),
-        "put_writes || reader that opens",
+        "put || reader that opens",
         ("set_back", "cancel"),
         start=(
-            *_steps("w", "begin"),
+            *steps("w", "begin"),
             ("set_back",),
-            *_steps("w", "greet"),
-            *_steps("r", "select", "look", "renew", "look", "look", "read", "select", "warm_up"),
+            *steps("w", "greet"),
+            *steps("r", "select", "look", "renew", "look", "look", "read", "select", "warm_up"),
         ),
     ),
     Mutation(
@@ -176,10 +189,10 @@ RULES_OF_IDENTITY = (
     ),
     Mutation(
         "what was dropped is recorded before another identity is adopted, too",
-        ((_CACHE, '("commit_put", "commit_writes", "drop")', '("commit_put", "commit_writes")'),),
+        ((_CACHE, '("confirm", "commit", "drop")', '("confirm", "commit")'),),
         _DELETE,
         ("renew",),
-        start=(("renew",), *_ADOPTED_AND_WARMED_UP, *_steps("d", "delete", "begin", "commit", "drop")),
+        start=(("renew",), *_ADOPTED_AND_WARMED_UP, *steps("d", "delete", "begin", "commit", "drop")),
     ),
     Mutation(
         # Each is enough: rows of later are not deleted, or the DROP for them is repeated under the keys that
@@ -187,7 +200,7 @@ RULES_OF_IDENTITY = (
         "a look is one statement, or rows are deleted under their generation, or a DROP is recorded",
         (
             (_MODEL, "if tables.cache is None or tables.cache.generation != generation:", "if False:"),
-            (_CACHE, '("commit_put", "commit_writes", "drop")', '("commit_put", "commit_writes")'),
+            (_CACHE, '("confirm", "commit", "drop")', '("confirm", "commit")'),
             (
                 _MODEL,
                 '        return self._seen(await self._ask(("look", limit, after)))\n',
@@ -199,10 +212,11 @@ RULES_OF_IDENTITY = (
         _OTHER,
         ("renew",),
         start=(
-            *_steps("t", "greet"),
+            *_AMID_A_PUT,
+            *steps("t", "greet"),
             ("renew",),
-            *_steps("r", "greet", "look", "greet", "look", "read", "select", "warm_up"),
-            *_A_WRITE,
+            *steps("r", "greet", "look", "greet", "look", "read", "select", "warm_up"),
+            *_REST_OF_THE_PUT,
         ),
     ),
     Mutation(
@@ -216,15 +230,15 @@ RULES_OF_IDENTITY = (
             (_KEEPER, "        self._leave(_DETACHED)\n", ""),
         ),
         _MOVED_READ,
-        start=(*_steps("p", "look", "renew", "look", "look"), *_A_PUT, *_steps("s", "look")),
+        start=(*steps("p", "look", "renew", "look", "look"), *_A_PUT, *steps("s", "look")),
     ),
     Mutation(
         "who is detached writes into the journal",
         (
             (
                 "glasspoint.saver",
-                "        if not is_heeded and self._l1.is_absent:\n",
-                "        if not is_heeded and not self._l1.is_identified:\n",
+                "        if self._l1.is_absent:\n",
+                "        if not self._l1.is_identified:\n",
             ),
             (
                 "glasspoint.saver",
@@ -233,7 +247,7 @@ RULES_OF_IDENTITY = (
             ),
         ),
         _MOVED_WRITE,
-        start=(*_ATTACHED, *_steps("s", "look"), *_steps("r", "read", "select", "warm_up")),
+        start=(*_ATTACHED, *steps("s", "look"), *steps("r", "read", "select", "warm_up")),
     ),
     Mutation(
         "a foreign write makes a row",
@@ -245,7 +259,7 @@ RULES_OF_IDENTITY = (
             ),
         ),
         _FOREIGN,
-        start=_steps("f", "foreign put"),
+        start=steps("f", "foreign put"),
     ),
     Mutation(
         "rows are deleted under the generation that they were seen under",
@@ -253,11 +267,11 @@ RULES_OF_IDENTITY = (
         "foreign put elsewhere, foreign put || sweeper || reader that opens",
         ("set_back",),
         start=(
-            *_steps("f", "foreign put"),
-            *_steps("s", "look"),
+            *steps("f", "foreign put"),
+            *steps("s", "look"),
             ("set_back",),
-            *_steps("s", "drop {other}:", "greet"),
-            *_steps("r", "select", "look", "renew", "look", "look"),
+            *steps("s", "drop {other}:", "greet"),
+            *steps("r", "select", "look", "renew", "look", "look"),
         ),
     ),
     Mutation(
@@ -274,6 +288,6 @@ RULES_OF_IDENTITY = (
             ),
         ),
         _FOREIGN,
-        start=_steps("f", "foreign put"),
+        start=steps("f", "foreign put"),
     ),
 )

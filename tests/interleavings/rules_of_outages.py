@@ -50,18 +50,22 @@ RULES_OF_OUTAGES = (
         (
             (
                 _MODEL,
-                'self.ask(("put_writes", scope, checkpoint_id, rows, upsert, journalled))\n',
-                'self.ask(("put_writes", scope, checkpoint_id, rows, upsert, False))\n'
-                "        if journalled:\n            await self.journal.record_now([scope])\n",
+                '("put_writes", scope, checkpoint_id, rows, upsert, announced.is_journalled, fence)\n'
+                "        )\n",
+                '("put_writes", scope, checkpoint_id, rows, upsert, False, fence)\n'
+                "        )\n"
+                "        if announced.is_journalled:\n"
+                "            await self.journal.record_now([scope])\n",
             ),
         ),
         _PLAIN,
         ("cut_off", "crash"),
         finds="in the end",
+        start=(("cut_off", "w"), ("step", "w", "begin")),
     ),
     Mutation(
         "a write that Redis was not told of makes a row",
-        ((_SAVER, "        return self._is_journalled\n", "        return False\n"),),
+        ((_SAVER, "return Announced(is_journalled=True)", "return Announced()"),),
         _NEW,
         ("cut_off",),
     ),
@@ -78,7 +82,7 @@ RULES_OF_OUTAGES = (
         ("cut_off",),
     ),
     Mutation(
-        "a write whose commit step was not heard makes a row",
+        "a write whose CONFIRM was not heard makes a row",
         ((_SAVER, '            if self._operation.l1_write == "error":\n', "            if False:\n"),),
         _PLAIN,
         ("evict", "cut_off"),
@@ -95,7 +99,7 @@ RULES_OF_OUTAGES = (
         ),
         _OWN,
         ("evict", "cut_off"),
-        start=_EVICTED,
+        start=(*_EVICTED, *_WARMED_UP_BEFORE_THE_WRITE),
     ),
     Mutation(
         "rows are deleted after DROP",
@@ -120,6 +124,7 @@ RULES_OF_OUTAGES = (
         ),
         _ADDED,
         ("cut_off",),
+        start=_DROPPED_AND_WARMED_UP,
     ),
     Mutation(
         "a row is seen that another sweeper has in hand",
@@ -157,6 +162,7 @@ RULES_OF_OUTAGES = (
         ),
         _COMPACT,
         ("cut_off",),
+        start=_DROPPED_AND_WARMED_UP,
     ),
     Mutation(
         "a read waits until the journal is swept",
@@ -181,7 +187,7 @@ RULES_OF_OUTAGES = (
         ),
         _PLAIN,
         ("cut_off", "unheard"),
-        start=(("cut_off", "w"),),
+        start=(("cut_off", "w"), ("step", "s", "look"), ("step", "w", "begin"), ("step", "w", "put_writes")),
     ),
     Mutation(
         # Either is enough: a sweep that begins later sees the row, and a doubt outlives a sweep.
@@ -211,7 +217,7 @@ RULES_OF_OUTAGES = (
         ((_CACHE, "self._believed_at = doubts\n", "self._believed_at = self._doubts\n"),),
         _OWN_SWEEPER,
         ("cut_off",),
-        start=_DROPPED_AND_WARMED_UP,
+        start=(*_DROPPED_AND_WARMED_UP, ("cut_off", "w")),
     ),
     Mutation(
         "who has made a row trusts Redis no more",
@@ -224,7 +230,7 @@ RULES_OF_OUTAGES = (
         ),
         _OWN,
         ("evict", "cut_off"),
-        start=(*_EVICTED, *_WARMED_UP_BEFORE_THE_WRITE),
+        start=(*_EVICTED, *_WARMED_UP_BEFORE_THE_WRITE, ("cut_off", "w")),
     ),
     Mutation(
         "what is in quarantine is not read",
@@ -235,6 +241,7 @@ RULES_OF_OUTAGES = (
         ),
         _OWN,
         ("forbid",),
+        start=(("step", "v", "read"), ("step", "v", "read"), ("forbid", "w")),
     ),
     Mutation(
         "a scope leaves quarantine when its DROP was confirmed, and not before",

@@ -65,56 +65,11 @@ PRUNE = Call("prune", lambda saver: saver.aprune([SCOPE.thread_id], strategy="de
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
+        Scenario("burst of two || reader", {"p": [put(2), put(3)], "r": [READ, READ]}, before=[put(1)]),
         Scenario(
-            "put || its put_writes || reader",
-            {"p": [put(2)], "w": [put_writes(2)], "r": [READ]},
+            "burst with an own read || reader",
+            {"p": [put(2), READ, put_writes(2), READ], "r": [READ]},
             before=[put(1)],
-        ),
-        Scenario("two puts || reader", {"p": [put(2)], "q": [put(3)], "r": [READ]}, before=[put(1)]),
-        Scenario(
-            "two puts || reader, cold",
-            {"p": [put(2)], "q": [put(3, bare=True)], "r": [READ]},
-            before=[put(1)],
-            cold=True,
-        ),
-        Scenario(
-            "put_writes || put_writes || reader",
-            {"v": [put_writes(1, "task1")], "w": [put_writes(1, "task2")], "r": [READ]},
-            before=[put(1)],
-        ),
-        Scenario(
-            "the same put_writes twice || reader",
-            {"v": [put_writes(1, value="first")], "w": [put_writes(1, value="second")], "r": [READ, READ]},
-            before=[put(1)],
-        ),
-        Scenario(
-            "put || delete_thread || reader", {"p": [put(2)], "d": [DELETE], "r": [READ]}, before=[put(1)]
-        ),
-        Scenario("put || prune || reader", {"p": [put(2)], "d": [PRUNE], "r": [READ]}, before=[put(1)]),
-        Scenario(
-            "put_writes || delete_thread || reader",
-            {"w": [put_writes(1)], "d": [DELETE], "r": [READ]},
-            before=[put(1)],
-        ),
-        Scenario(
-            "fork put || reader",
-            {"p": [put(3, parent=0, fork=1)], "r": [READ, READ]},
-            before=[put(1), put(2)],
-        ),
-        Scenario(
-            "fork put || its put_writes || reader",
-            {"p": [put(3, parent=0, fork=1)], "w": [put_writes(3)], "r": [READ]},
-            before=[put(1), put(2)],
-        ),
-        Scenario(
-            "special writes || special writes || reader",
-            {"v": [special(1, "one")], "w": [special(1, "two")], "r": [READ]},
-            before=[put(1)],
-        ),
-        Scenario(
-            "special writes upon another || special writes || reader",
-            {"v": [special(1, "one")], "w": [special(1, "two")], "r": [READ]},
-            before=[put(1), special(1, "zero")],
         ),
         Scenario(
             "put, its put_writes || reader || reader, cold",
@@ -122,5 +77,69 @@ SCENARIOS = {
             before=[put(1)],
             cold=True,
         ),
+        Scenario(
+            "fork put || reader",
+            {"p": [put(3, parent=0, fork=1)], "r": [READ, READ]},
+            before=[put(1), put(2)],
+        ),
+        Scenario(
+            "special writes of one process || reader",
+            {"v": [special(1, "one")], "w": [special(1, "two")], "r": [READ, READ]},
+            before=[put(1), special(1, "zero")],
+            shares={"w": "v"},
+            slow="vw",
+        ),
+        Scenario("two puts || reader", {"p": [put(2)], "q": [put(3)], "r": [READ]}, before=[put(1)]),
+        Scenario("burst of two || put", {"p": [put(2), put(4)], "q": [put(3)]}, before=[put(1)]),
+        Scenario("two puts, cold", {"p": [put(2)], "q": [put(3, bare=True)]}, before=[put(1)], cold=True),
+        Scenario("put || its put_writes", {"p": [put(2)], "w": [put_writes(2)]}, before=[put(1)]),
+        Scenario(
+            "the same put_writes twice",
+            {"v": [put_writes(1, value="first")], "w": [put_writes(1, value="second")]},
+            before=[put(1)],
+        ),
+        Scenario(
+            "special writes upon another || special writes",
+            {"v": [special(1, "one")], "w": [special(1, "two")]},
+            before=[put(1), special(1, "zero")],
+        ),
+        Scenario(
+            "burst of two || delete_thread", {"p": [put(2), put_writes(2)], "d": [DELETE]}, before=[put(1)]
+        ),
+        Scenario("put || prune", {"p": [put(2)], "d": [PRUNE]}, before=[put(1)]),
     )
 }
+"""Each is explored whole."""
+
+LARGE = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(
+            "burst of two || delete_thread || reader",
+            {"p": [put(2), put_writes(2)], "d": [DELETE], "r": [READ]},
+            before=[put(1)],
+        ),
+        Scenario("put || prune || reader", {"p": [put(2)], "d": [PRUNE], "r": [READ]}, before=[put(1)]),
+        Scenario(
+            "burst of two || put || reader",
+            {"p": [put(2), put(4)], "q": [put(3)], "r": [READ]},
+            before=[put(1)],
+        ),
+        Scenario(
+            "burst of two || burst of two || reader",
+            {"p": [put(2), put_writes(2)], "q": [put(3), put_writes(3)], "r": [READ]},
+            before=[put(1)],
+        ),
+        Scenario(
+            "put || its put_writes || reader",
+            {"p": [put(2)], "w": [put_writes(2)], "r": [READ]},
+            before=[put(1)],
+        ),
+        Scenario(
+            "the same put_writes twice || reader",
+            {"v": [put_writes(1, value="first")], "w": [put_writes(1, value="second")], "r": [READ]},
+            before=[put(1)],
+        ),
+    )
+}
+"""Each is explored whole by `make explore` only."""

@@ -31,6 +31,7 @@ from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint
 from glasspoint.l2.identity import Attachment, JournalRow, Look
 from glasspoint.l2.pruning import Barrier, in_use
 from glasspoint.l2.store import PutAnswer, Ready, WritesAnswer
+from glasspoint.l2.writing import Announced, FenceAnswer
 from glasspoint.scope import Scope, checkpoint_id_of, scope_of
 
 Ask = Callable[[tuple[Any, ...]], Awaitable[Any]]
@@ -61,6 +62,7 @@ class Tables(NamedTuple):
         changes: (transaction, table, key): locked now, deleted at its COMMIT.
         journal: (id, scope, table that other software has written to, if it has).
         next_id: The next row's.
+        fences: (thread, namespace, holder) -> burst. A fence that has expired, or will soon, is not there.
         facts: What a look tells of PostgreSQL: (name, value).
         cache: The row of the cache.
         marks: The generations since which nothing was lost.
@@ -73,6 +75,7 @@ class Tables(NamedTuple):
     changes: frozenset[tuple[str, str, Any]] = frozenset()
     journal: frozenset[tuple[int, Scope, str | None]] = frozenset()
     next_id: int = 1
+    fences: frozenset[tuple[Any, str]] = frozenset()
     facts: Facts = (("content", "1"), ("timeline", "1"))
     cache: CacheRow | None = None
     marks: frozenset[str] = frozenset()
@@ -132,7 +135,7 @@ def _select(tables: Tables, who: str, scope: Scope, checkpoint_id: str | None) -
     found = {key[2]: row for key, row in tables.checkpoints if key[:2] == scope}
     newest = max(found, default="") if checkpoint_id is None else checkpoint_id
     if newest not in found:
-        return tables, None
+        return tables, (None, False)
     parent_id, document, metadata = found[newest]
     blobs = dict(tables.blobs)
     values = []
@@ -140,11 +143,45 @@ def _select(tables: Tables, who: str, scope: Scope, checkpoint_id: str | None) -
         if (key := (*scope, channel, str(version))) in blobs:
             values.append((*key[2:], *blobs[key]))
     writes = [(*key[3:], *row) for key, row in tables.writes if key[:3] == (*scope, newest)]
-    return tables, (newest, parent_id, document, metadata, tuple(values), tuple(sorted(writes)))
+    row = (newest, parent_id, document, metadata, tuple(values), tuple(sorted(writes)))
+    return tables, (row, any(key[:2] == scope for key, _ in tables.fences))
+
+
+Fence = tuple[str, str, bool] | None
+"""Who holds it, which burst it is of, and whether the statement sets it."""
+
+
+def _seen(tables: Tables, scope: Scope, fence: Fence) -> tuple[bool, bool, str | None]:
+    """Whether the own fence stands, and whether another one does; and the identity, for a first write."""
+    if fence is None:
+        return False, False, None
+    holder, burst, opens = fence
+    there = {key[2]: its for key, its in tables.fences if key[:2] == scope}
+    stands, row = there.get(holder) == burst, tables.cache
+    is_marked = row is not None and row.generation in tables.marks
+    identity = f"{row.generation}:{dict(tables.facts)['content']}" if row and is_marked else ""
+    return stands, bool(there.keys() - {holder}), identity if opens or not stands else None
+
+
+def _fenced(tables: Tables, scope: Scope, fence: Fence) -> Tables:
+    if fence is None or not fence[2]:
+        return tables
+    fences = {**dict(tables.fences), (*scope, fence[0]): fence[1]}
+    return tables._replace(fences=frozenset(fences.items()))
+
+
+def _unfence(tables: Tables, who: str, scope: Scope, holder: str, burst: str) -> tuple[Tables, Any]:
+    return tables._replace(fences=tables.fences - {((*scope, holder), burst)}), None
+
+
+def unfenced(tables: Tables, holder: str | None = None) -> Tables:
+    """All fences are gone, or those of one process."""
+    left = {each for each in tables.fences if holder is not None and each[0][2] != holder}
+    return tables._replace(fences=frozenset(left))
 
 
 def _snapshot(
-    tables: Tables, who: str, scope: Scope, put: tuple[Any, ...], journalled: bool
+    tables: Tables, who: str, scope: Scope, put: tuple[Any, ...], journalled: bool, fence: Fence
 ) -> tuple[Tables, Any]:
     checkpoint_id, *_, bare = put
     blobs = {key for key, _ in tables.blobs}
@@ -152,11 +189,12 @@ def _snapshot(
         not any(key[:2] == scope and key[2] >= checkpoint_id for key, _ in tables.checkpoints),
         any((*scope, *channel_and_version) in blobs for channel_and_version in bare),
         tuple(sorted(f"{key[3]}:{key[4]}" for key, _ in tables.writes if key[:3] == (*scope, checkpoint_id))),
+        _seen(tables, scope, fence),
     )
 
 
 def _put(
-    tables: Tables, who: str, scope: Scope, put: tuple[Any, ...], journalled: bool
+    tables: Tables, who: str, scope: Scope, put: tuple[Any, ...], journalled: bool, fence: Fence = None
 ) -> tuple[Tables, Any]:
     checkpoint_id, parent_id, document, metadata, blobs, _ = put
     tables, stored = _insert_blobs(tables, who, scope, blobs)
@@ -166,7 +204,7 @@ def _put(
     if key in checkpoints:  # an upsert leaves the parent as it was
         parent_id = checkpoints[key][0]
     checkpoints[key] = (parent_id, document, metadata)
-    tables = tables._replace(checkpoints=frozenset(checkpoints.items()))
+    tables = _fenced(tables._replace(checkpoints=frozenset(checkpoints.items())), scope, fence)
     return _recorded(tables, [scope] if journalled else []), stored
 
 
@@ -185,8 +223,9 @@ def _put_writes(
     writes: Sequence[Any],
     upsert: bool,
     journalled: bool,
+    fence: Fence = None,
 ) -> tuple[Tables, Any]:
-    there = dict(tables.writes)
+    there, seen = dict(tables.writes), _seen(tables, scope, fence)
     answers = []
     for task_id, idx, channel, type_, data, path in writes:
         key = (*scope, checkpoint_id, task_id, idx)
@@ -197,8 +236,8 @@ def _put_writes(
         stays = old[0] if old else path  # an upsert leaves the path as it was
         there[key] = (stays, channel, type_, data)
         answers.append((idx, stays, old is not None))
-    tables = tables._replace(writes=frozenset(there.items()))
-    return _recorded(tables, [scope] if journalled else []), tuple(answers)
+    tables = _fenced(tables._replace(writes=frozenset(there.items())), scope, fence)
+    return _recorded(tables, [scope] if journalled else []), (tuple(answers), seen)
 
 
 def _delete(tables: Tables, who: str, thread_ids: Sequence[str]) -> tuple[Tables, Any]:
@@ -246,7 +285,7 @@ def _foreign_put(tables: Tables, who: str, scope: Scope, put: tuple[Any, ...]) -
 def _foreign_put_writes(
     tables: Tables, who: str, scope: Scope, checkpoint_id: str, writes: Sequence[Any], upsert: bool
 ) -> tuple[Tables, Any]:
-    tables, stored = _put_writes(tables, who, scope, checkpoint_id, writes, upsert, journalled=False)
+    tables, (stored, _) = _put_writes(tables, who, scope, checkpoint_id, writes, upsert, journalled=False)
     return _noted(tables, [scope] if stored else [], "checkpoint_writes"), None
 
 
@@ -339,6 +378,7 @@ _STATEMENTS: dict[str, Callable[..., tuple[Tables, Any]]] = {
     "renew": _renew,
     "say seen": _say_seen,
     "delete rows": _delete_rows,
+    "unfence": _unfence,
     "count": _count,
     "compact": _compact,
 }
@@ -349,7 +389,7 @@ EFFECTS = ("put", "put_writes", "commit", *FOREIGN)
 # What may yet take effect in the server when the client's connection is gone; a transaction that was not
 # committing is rolled back.
 GOES_ON = {"put snapshot": "put"} | {
-    label: label for label in (*EFFECTS, "record", "renew", "delete rows", "compact")
+    label: label for label in (*EFFECTS, "record", "renew", "delete rows", "compact", "unfence")
 }
 
 
@@ -380,6 +420,35 @@ class ModelJournal:
     async def compact(self) -> None:
         await self._check_out()
         await self._ask(("compact",))
+
+
+class ModelFences:
+    """`l2.fences.Fences`, likewise; fences are removed one after the other."""
+
+    def __init__(self, ask: Ask, check_out: CheckOut) -> None:
+        self._ask = ask
+        self._check_out = check_out
+        self.holder = ""
+        self.in_background: Callable[[Any], object] = lambda work: None
+        self.pending: dict[Scope, str] = {}
+        self.is_removing = False
+
+    def ended(self, scope: Scope, burst: str) -> None:
+        self.pending[scope] = burst
+        if not self.is_removing:
+            self.is_removing = True
+            self.in_background(self._remove())
+
+    async def _remove(self) -> None:
+        while self.pending:
+            scope, burst = self.pending.popitem()
+            with suppress(Exception):
+                await self._check_out()
+                await self._ask(("unfence", scope, self.holder, burst))
+        self.is_removing = False
+
+    def of(self, announced: Announced) -> Fence:
+        return (self.holder, announced.burst, announced.opens) if announced.burst else None
 
 
 class Reigns:
@@ -460,18 +529,21 @@ class ModelStore:
         self.check_out = check_out
         self.journal = ModelJournal(ask, check_out)
         self.identities = ModelIdentities(ask, check_out, reigns or Reigns())
+        self.fences = ModelFences(ask, check_out)
 
     async def select(self, scope: Scope, checkpoint_id: str | None, **_: Any) -> StoredCheckpoint | None:
         await self.check_out()
-        return stored_checkpoint(scope, await self.ask(("select", scope, checkpoint_id)))
+        row, is_fenced = await self.ask(("select", scope, checkpoint_id))
+        return stored_checkpoint(scope, row, is_fenced=is_fenced)
 
     async def put(self, scope: Scope, put: EncodedPut, ready: Ready, **_: Any) -> PutAnswer:
         await self.check_out()
-        journalled = await ready(CONNECTION)
-        params = put_params(put)
-        newest, shadowed, known_writes = await self.ask(("put snapshot", scope, params, journalled))
-        stored = await self.ask(("put", scope, params, journalled))
-        return PutAnswer(newest and not shadowed and stored == len(put.blobs), list(known_writes))
+        announced = await ready(CONNECTION)
+        statement = (scope, put_params(put), announced.is_journalled, self.fences.of(announced))
+        newest, shadowed, known_writes, seen = await self.ask(("put snapshot", *statement))
+        stored = await self.ask(("put", *statement))
+        is_as_sent = newest and not shadowed and stored == len(put.blobs)
+        return PutAnswer(is_as_sent, list(known_writes), FenceAnswer(*seen))
 
     async def put_writes(
         self,
@@ -484,13 +556,17 @@ class ModelStore:
         **_: Any,
     ) -> WritesAnswer:
         await self.check_out()
-        journalled = await ready(CONNECTION)
+        announced = await ready(CONNECTION)
         rows = tuple(_row(write) for write in writes)
-        answers = await self.ask(("put_writes", scope, checkpoint_id, rows, upsert, journalled))
+        fence = self.fences.of(announced)
+        answers, seen = await self.ask(
+            ("put_writes", scope, checkpoint_id, rows, upsert, announced.is_journalled, fence)
+        )
         paths = {idx: path for idx, path, _ in answers}
         stored = [w._replace(task_path=paths[w.idx]) for w in writes if w.idx in paths]
         ignored = [w for w in writes if w.idx not in paths]
-        return WritesAnswer(stored, any(overwrote for *_, overwrote in answers), ignored)
+        overwrote = any(overwrote for *_, overwrote in answers)
+        return WritesAnswer(stored, overwrote, ignored, FenceAnswer(*seen))
 
     async def delete_thread(
         self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[Collection[Scope]]], **_: Any
@@ -575,7 +651,7 @@ def put_params(put: EncodedPut) -> tuple[Any, ...]:
     )
 
 
-def stored_checkpoint(scope: Scope, row: Any) -> StoredCheckpoint | None:
+def stored_checkpoint(scope: Scope, row: Any, *, is_fenced: bool = False) -> StoredCheckpoint | None:
     """What `Store.select` returns for a row of `select`."""
     if row is None:
         return None
@@ -594,6 +670,7 @@ def stored_checkpoint(scope: Scope, row: Any) -> StoredCheckpoint | None:
         document_json=document,
         metadata_json=metadata,
         document_bytes=len(document) + len(metadata),
+        is_fenced=is_fenced,
     )
 
 

@@ -16,8 +16,10 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 import dice
 from glasspoint import codec
 from glasspoint.codec import StoredCheckpoint
+from glasspoint.l2.fences import Fences
 from glasspoint.l2.identity import JournalRow, Look
-from glasspoint.l2.store import Store
+from glasspoint.l2.store import Ready, Store
+from glasspoint.l2.writing import Announced, FenceAnswer
 from glasspoint.scope import Scope
 from glasspoint.telemetry.events import Telemetry
 from interleavings import store
@@ -27,6 +29,8 @@ from states import config_of, make_pool, numbered_id
 SERDE = JsonPlusSerializer()
 SCOPES = (Scope("thread", ""), Scope("thread", "sub"), Scope("other", ""))
 CHECKPOINTS = tuple(numbered_id(number) for number in (1, 2, 3))
+HOLDERS = "one saver", "another saver"
+BURSTS = "a burst", "the next one"
 
 
 @pytest.fixture
@@ -35,6 +39,7 @@ async def real(database: str) -> AsyncIterator[Store]:
         pool = await opened.enter_async_context(make_pool(database, size=2))
         real = Store(AsyncPostgresSaver(pool), Telemetry("model", ()))
         await real.setup()
+        real.fences = Fences(real, stand_seconds=100, margin_seconds=10, in_background=asyncio.create_task)
         yield real
 
 
@@ -56,15 +61,30 @@ class Model(ModelStore):
     def lose_marks(self) -> None:
         self.tables = self.tables._replace(marks=frozenset())
 
+    async def unfence(self, scope: Scope, burst: str) -> None:
+        await self._execute(("unfence", scope, self.fences.holder, burst))
 
-async def ready(_connection: object) -> bool:
+    def lose_fences(self, holder: str | None) -> None:
+        self.tables = store.unfenced(self.tables, holder)
+
+
+async def ready(_connection: object) -> Announced:
     """Nothing to wait for, nothing to record."""
-    return False
+    return Announced()
 
 
-async def ready_untold(_connection: object) -> bool:
+async def ready_untold(_connection: object) -> Announced:
     """To be recorded in the journal."""
-    return True
+    return Announced(is_journalled=True)
+
+
+def of_burst(burst: str, *, opens: bool) -> Ready:
+    """Redis was told that a burst has begun."""
+
+    async def ready(_connection: object) -> Announced:
+        return Announced(burst=burst, opens=opens)
+
+    return ready
 
 
 def a_put(rng: random.Random) -> codec.EncodedPut:
@@ -89,22 +109,35 @@ def a_put(rng: random.Random) -> codec.EncodedPut:
 async def do(stores: list[Any], rng: random.Random) -> list[Any]:
     """The same random operation on each; what they answer."""
     scope, checkpoint_id = rng.choice(SCOPES), rng.choice(CHECKPOINTS)
-    is_ready = rng.choice([ready, ready_untold])
-    match rng.choices(["put", "put_writes", "delete", "sweep", "compact", "record"], [5, 5, 1, 1, 1, 1])[0]:
+    holder, burst = rng.choice(HOLDERS), rng.choice(BURSTS)
+    for each in stores:
+        each.fences.holder = holder
+    announced = of_burst(burst, opens=rng.random() < 0.5)
+    is_ready = rng.choice([ready, ready_untold, announced, announced, announced])
+    kinds = ["put", "put_writes", "delete", "unfence", "sweep", "compact", "record"]
+    match rng.choices(kinds, [5, 5, 1, 1, 1, 1, 1])[0]:
         case "put":
             put = a_put(rng)
             answers = [await each.put(scope, put, is_ready) for each in stores]
-            return [(answer.followable, sorted(answer.known_writes)) for answer in answers]
+            fences = [await seen(*each) for each in zip(stores, answers, strict=True)]
+            return [
+                (answer.followable, sorted(answer.known_writes), fence)
+                for answer, fence in zip(answers, fences, strict=True)
+            ]
         case "put_writes":
             upsert = rng.random() < 0.4
             channels = ["__interrupt__", "__error__"] if upsert else ["a", "__interrupt__", "b"]
             sent = [(channel, rng.random()) for channel in rng.sample(channels, rng.randrange(1, 3))]
             task, path = rng.choice(["task1", "task2"]), rng.choice(["", "~path"])
             writes = codec.encode_writes(SERDE, sent, task, path, last_wins=upsert)
-            return [
+            answers = [
                 await each.put_writes(scope, checkpoint_id, writes, is_ready, upsert=upsert)
                 for each in stores
             ]
+            fences = [await seen(*each) for each in zip(stores, answers, strict=True)]
+            return [(answer[:3], fence) for answer, fence in zip(answers, fences, strict=True)]
+        case "unfence":
+            return [await unfence(each, scope, burst) for each in stores]
         case "sweep":
             stale = rng.random() < 0.2
             return [await delete(each, (await rows_of(each, 3))[1:], stale=stale) for each in stores]
@@ -128,6 +161,22 @@ async def do(stores: list[Any], rng: random.Random) -> list[Any]:
             for each in stores:
                 await each.delete_thread(scope.thread_id, before_commit)
             return found
+
+
+async def seen(each: Any, answer: Any) -> FenceAnswer:
+    """What a write has seen of fences; of the identity, whether it is that of the last look."""
+    fence: FenceAnswer = answer.fence
+    look: Look = await each.identities.look()
+    return fence._replace(identity=fence.identity and str(fence.identity == look.mark))
+
+
+async def unfence(each: Any, scope: Scope, burst: str) -> None:
+    """A burst has ended."""
+    if isinstance(each, Model):
+        await each.unfence(scope, burst)
+    else:
+        each.fences.ended(scope, burst)
+        await each.fences.close()
 
 
 async def rows_of(each: Any, limit: int = 99) -> list[JournalRow]:
@@ -159,23 +208,59 @@ def comparable(stored: StoredCheckpoint | None) -> Any:
 
 @pytest.mark.dice
 @pytest.mark.parametrize("number", range(dice.rounds(4)))
-async def test_the_model_answers_as_postgresql(real: Store, number: int) -> None:
+async def test_the_model_answers_as_postgresql(real: Store, database: str, number: int) -> None:
     rng = random.Random(f"{dice.SEED} {number}")
-    stores = [real, Model()]
+    model = Model()
+    stores: list[Any] = [real, model]
     for each in stores:
         assert await each.identities.renew(await each.identities.look(), "reign", "generation")
-    seen = set()
+    seen, fenced = set(), set()
     for _ in range(60):
         first, second = await do(stores, rng)
+        if rng.random() < 0.1:
+            holder = rng.choice(HOLDERS)
+            await expire(database, holder)
+            model.lose_fences(holder)
         assert first == second
         seen.add(repr(first)[:12])
         rows, modelled = [await rows_of(each) for each in stores]
         assert rows == modelled
         for scope in SCOPES:
             for checkpoint_id in (None, *CHECKPOINTS):
-                found = [comparable(await each.select(scope, checkpoint_id)) for each in stores]
-                assert found[0] == found[1]
+                found = [await each.select(scope, checkpoint_id, warms_up=True) for each in stores]
+                assert comparable(found[0]) == comparable(found[1])
+                if checkpoint_id is None and found[0] is not None:
+                    assert found[0].is_fenced == found[1].is_fenced
+                    fenced.add(found[0].is_fenced)
+    assert fenced == {False, True}
     assert len(seen) > 3, "nothing much happened"
+
+
+async def expire(database: str, holder: str, *, in_seconds: float = 0) -> None:
+    """The fences of a saver expire."""
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as other:
+        query = "UPDATE glasspoint_fences SET until = now() + make_interval(secs => %s) WHERE holder = %s"
+        await other.execute(query, (in_seconds, holder))
+
+
+async def test_a_fence_that_expires_before_the_statement_may_end_is_none_to_its_burst(
+    real: Store, database: str
+) -> None:
+    """In the explorer, a fence that will soon expire is not there. Others see it until it has."""
+    rng = random.Random(0)
+    assert real.fences is not None
+    real.fences.holder = HOLDERS[0]
+    put = a_put(rng)
+    await real.put(SCOPES[0], put, of_burst(BURSTS[0], opens=True))
+    stands = [(await real.put(SCOPES[0], put, of_burst(burst, opens=False))).fence.stands for burst in BURSTS]
+    assert stands == [True, False]
+    await expire(database, HOLDERS[0], in_seconds=real.fences.margin_seconds / 2)
+    answered = await real.put(SCOPES[0], put, of_burst(BURSTS[0], opens=False))
+    assert not answered.fence.stands
+    assert answered.fence.identity is not None
+    found = await real.select(SCOPES[0], None, warms_up=True)
+    assert found is not None
+    assert found.is_fenced
 
 
 def shown(look: Look, generations: list[str]) -> Any:
@@ -313,12 +398,12 @@ async def test_a_put_that_waits_for_a_deletion_answers_what_it_saw_before(real: 
     params = store.put_params(put)
     run("p", "put", scope, params, False)
     run("d", "delete", (scope.thread_id,))
-    newest, _, known_writes = run("p", "put snapshot", scope, params, False)
+    newest, _, known_writes, _ = run("p", "put snapshot", scope, params, False, None)
     with pytest.raises(store.MustWait):
         run("p", "put", scope, params, False)
     run("d", "commit")
     stored = run("p", "put", scope, params, False)
     assert (newest, stored, list(known_writes)) == (False, len(put.blobs), [])
     assert (answered.followable, answered.known_writes) == (False, [])
-    assert found == comparable(store.stored_checkpoint(scope, run("r", "select", scope, None)))
+    assert found == comparable(store.stored_checkpoint(scope, run("r", "select", scope, None)[0]))
     assert found is not None

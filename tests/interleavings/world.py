@@ -11,6 +11,9 @@ first action and is acknowledged with its last one: earlier or later would only 
 within a process is it another one's business, because its tasks share a memory: there, a scenario can have
 the answer come later (`slow`).
 
+A warm-up is not waited for: its step may be done long after its read was answered, and in the next call. It
+belongs to no call, so no call begins with it.
+
 What Redis holds is true to one PostgreSQL, as it is now, and that may change (`_do_set_back` and its like).
 Each process learns of it when it looks, or when its connection breaks; until then it is *late*, and so may be
 what it reads. After that, never.
@@ -25,7 +28,7 @@ import selectors
 import socket
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from copy import copy
@@ -42,6 +45,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from glasspoint import codec, saver
+from glasspoint.bursts import Burst
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import GlasspointError, L2DeadlineError, L2UnavailableError
 from glasspoint.l1.breaker import Breaker
@@ -55,10 +59,6 @@ CONFIG: Any = {"configurable": SCOPE._asdict()}
 # An intent lasts longer than an image here, and no run as long as either.
 WRITE_DEADLINE_SECONDS = 100_000.0
 TTL_SECONDS = 100.0
-
-# How often a put asks again for writes that are under way; each time is a step, and the fifth teaches no more
-# than the second.
-PATIENCE = 2
 
 _REIGNS = ("restart", "failover", "reboot")
 
@@ -129,6 +129,7 @@ class _Process:
 
     Attributes:
         past: Of several actors: hash of all that has happened in it.
+        background: Does what no caller waits for: it ends bursts, and removes their fences.
         is_cut_off: Whether its steps do not reach Redis.
         is_forbidden: Whether Redis refuses it the key of this scope.
         is_wary: Whether it has met a failure, is new, or knows that the identity is another one, and has not
@@ -144,6 +145,7 @@ class _Process:
     where: str = HERE
     is_foreign: bool = False
     actors: list[_Actor] = field(default_factory=list)
+    background: _Actor | None = None
     past: int = 0
     is_cut_off: bool = False
     is_forbidden: bool = False
@@ -155,11 +157,17 @@ class _Process:
 
     @property
     def is_shared(self) -> bool:
-        return len(self.actors) > 1
+        return sum(actor is not self.background for actor in self.actors) > 1
 
     @property
     def done(self) -> bool:
         return all(actor.done or actor.crashed for actor in self.actors)
+
+    @property
+    def bursts(self) -> list[Burst]:
+        """The bursts that are not over."""
+        is_gone = self.is_foreign or any(actor.crashed for actor in self.actors)
+        return [] if is_gone else list(self.saver._bursts._open.values())
 
 
 @dataclass
@@ -170,6 +178,8 @@ class _Gate:
     perform: Callable[[], Any]
     opened: asyncio.Future[Any]
     statement: tuple[Any, ...] = ()
+    left_behind: int | None = None
+    """Of a step that no call waits for: hash of what it does."""
 
 
 @dataclass
@@ -463,7 +473,7 @@ class World:
         try:
             names = ("observer", *(name for name in scenario.actors if name not in scenario.shares))
             self._savers = {
-                name: self._make_saver(THERE if name in scenario.there else HERE, servers)
+                name: self._make_saver(name, THERE if name in scenario.there else HERE, servers)
                 for name in names
                 if name not in scenario.foreign
             }
@@ -542,6 +552,13 @@ class World:
             owner = re.split("[_@]", intent[2:])[0]
             if not self._ghosts and (owner in crashed or owner == "doubt"):
                 steps.append(("expire", intent))
+        for process in self._processes.values():
+            for burst in process.bursts:
+                if not burst.writers and not burst.is_closing:
+                    steps.append(("end", process.name, burst.scope.checkpoint_ns))
+        for holder in {key[2] for key, _ in self._tables.fences}:
+            if not self._ghosts and holder in crashed:
+                steps.append(("unfence", holder))
         steps += [("heal", process.name) for process in self._processes.values() if process.is_cut_off]
         steps += [("wait", process.name) for process in self._processes.values() if self._may_wait(process)]
         steps += [("allow", process.name) for process in self._processes.values() if process.is_forbidden]
@@ -611,7 +628,9 @@ class World:
                         tuple(number - first for number in actor.effects if number >= first),
                         None if actor.began is None or self._lossy else frozenset(self._views[actor.began :]),
                         actor.possible,
-                        frozenset(gate.label for gate in self._gates if gate.actor is actor),
+                        frozenset(
+                            (gate.label, gate.left_behind) for gate in self._gates if gate.actor is actor
+                        ),
                     )
                     for actor in self._actors
                 ),
@@ -698,6 +717,8 @@ class World:
                 for place, entry in self._entries.items()
                 if entry and not self._reigns.is_of_the_past(place[1])
             ]
+        if kind == "lose_fences":
+            return [(kind,)] if self._tables.fences and not self._is_amid_a_put() else []
         if kind == "lapse":
             return [("lapse", intent) for intent in intents]
         if kind in CHANGES:
@@ -711,7 +732,9 @@ class World:
             return [(kind, str(i)) for i in sorted({older[0], older[-1]})] if older else [(kind, "empty")]
         begun = [a for a in self._actors if a.began is not None and not (a.done or a.crashed)]
         if kind == "crash":
-            return [("crash", name) for name in dict.fromkeys(actor.process.name for actor in begun)]
+            at_work = [actor.process.name for actor in begun]
+            at_work += [process.name for process in self._processes.values() if process.bursts]
+            return [("crash", name) for name in dict.fromkeys(at_work)]
         processes = [p for p in self._processes.values() if not p.done]
         if kind == "cut_off":
             asking = {gate.actor.process.name for gate in self._gates if gate.tier == "l1"}
@@ -735,10 +758,18 @@ class World:
             if gate.tier == "l2" and gate.label not in ("select", "rollback", "look", "greet", "count")
         ]
 
+    def _is_amid_a_put(self) -> bool:
+        """Whether one is between its snapshot and its effect. Until that, the fence that it has seen stands:
+        a crash of PostgreSQL ends the statement, and the fence does not expire before it has to end."""
+        under_way = [gate.statement for gate in self._gates] + [ghost.statement for ghost in self._ghosts]
+        return any(statement[:1] == ("put",) for statement in under_way)
+
     def _do_step(self, name: str, label: str) -> None:
         [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
         actor = gate.actor
-        self._start(actor)
+        self._start(gate)
+        if actor is actor.process.background:
+            self._start_readers(actor.process)
         self._gates.remove(gate)
         answer: Any = None
         hear: Callable[[], Any]
@@ -755,11 +786,23 @@ class World:
         self._has_met(actor, label, _canonical_answer(answer))
         self.trace.append(f"{name}: {label} -> {_short(answer)}")
         if name in self.scenario.slow:
-            self._gates.append(_Gate(actor, "answer", f"hear {label}", hear, gate.opened))
+            later = _Gate(actor, "answer", f"hear {label}", hear, gate.opened, left_behind=gate.left_behind)
+            self._gates.append(later)
         else:
             hear()
 
-    def _start(self, actor: _Actor) -> None:
+    def _start_readers(self, process: _Process) -> None:
+        """A reader that waits for the end of its own burst is answered together with that."""
+        waiting = {gate.actor.name for gate in self._gates if gate.left_behind is None}
+        for actor in process.actors:
+            if not actor.done and actor.name not in waiting and actor.calls[actor.position].reads:
+                self._begin(actor)
+
+    def _start(self, gate: _Gate) -> None:
+        if gate.left_behind is None:
+            self._begin(gate.actor)
+
+    def _begin(self, actor: _Actor) -> None:
         if actor.began is None:
             actor.began, actor.possible = len(self._views) - 1, self._possible(actor.process)
 
@@ -776,6 +819,33 @@ class World:
     def _do_expire(self, intent: str) -> None:
         self._expire(intent)
         self.trace.append(f"{intent} expires")
+
+    def _do_end(self, name: str, namespace: str) -> None:
+        """No write has come to a burst for a moment."""
+        process = self._processes[name]
+        [burst] = [each for each in process.bursts if each.scope.checkpoint_ns == namespace]
+        self.trace.append(f"a burst of {name} ends")
+        self._has_met(self._of_background(process), f"end {namespace}", None)
+        token = _ACTOR.set(self._of_background(process))
+        try:
+            process.saver._bursts._close(burst)
+        finally:
+            _ACTOR.reset(token)
+
+    @staticmethod
+    def _of_background(process: _Process) -> _Actor:
+        assert process.background is not None
+        return process.background
+
+    def _do_unfence(self, holder: str) -> None:
+        """The fences of a process expire that has died."""
+        self._tables = store.unfenced(self._tables, holder)
+        self.trace.append(f"the fence of {holder} expires")
+
+    def _do_lose_fences(self) -> None:
+        """Processes stood still until their fences had expired."""
+        self._fault("lose_fences")
+        self._tables = store.unfenced(self._tables)
 
     def _do_wait(self, name: str) -> None:
         """A minute passes for a process that is detached."""
@@ -1010,7 +1080,7 @@ class World:
     ) -> _Gate:
         [gate] = [g for g in self._gates if (g.actor.name, g.label) == (name, label)]
         self._gates.remove(gate)
-        self._start(gate.actor)
+        self._start(gate)
         self._fault(f"{kind}: {name}, {label}", lossy=lossy)
         error.__cause__ = cause
         gate.opened.set_exception(error)
@@ -1049,7 +1119,8 @@ class World:
                     self._require(number, actor.process)
             actor.position += 1
             actor.tokens = 0
-            if not actor.process.is_shared:
+            goes_on = any(gate.actor is actor and gate.left_behind is None for gate in self._gates)
+            if not (actor.process.is_shared or goes_on):  # as a call may that was cancelled
                 actor.past = 0
             actor.began, actor.possible, actor.effects = None, frozenset(), []
 
@@ -1130,7 +1201,12 @@ class World:
         label = self._script_names()[sha.decode()]
         if not key.endswith(self._suffix) and b"{" in key:
             label += f" {{{key.decode().partition(':{')[2]}"  # of another scope
-        return await self._pass("l1", label, perform)
+        left_behind = None
+        if label == "warm_up":
+            while any(gate.actor is _ACTOR.get() and gate.label == label for gate in self._gates):
+                label += " of a later read"
+            left_behind = hash(tuple(_UNIQUE.sub(b"", a) if isinstance(a, bytes) else a for a in args))
+        return await self._pass("l1", label, perform, left_behind=left_behind)
 
     async def _pass_postgres(self, statement: tuple[Any, ...]) -> Any:
         actor = _ACTOR.get()
@@ -1156,13 +1232,23 @@ class World:
             await actor.process.saver._identity.greet(None)
 
     async def _pass(
-        self, tier: str, label: str, perform: Callable[[], Any], statement: tuple[Any, ...] = ()
+        self,
+        tier: str,
+        label: str,
+        perform: Callable[[], Any],
+        statement: tuple[Any, ...] = (),
+        *,
+        left_behind: int | None = None,
     ) -> Any:
         if self._dead:
             raise asyncio.CancelledError
         if self._is_alone:
             return perform()
-        gate = _Gate(_ACTOR.get(), tier, label, perform, self._loop.create_future(), statement)
+        actor = _ACTOR.get()
+        if any(gate.actor is actor and gate.label == label for gate in self._gates):
+            label += " again"  # of a call that was cancelled, and goes on in its own task
+        opened = self._loop.create_future()
+        gate = _Gate(actor, tier, label, perform, opened, statement, left_behind)
         if gate.actor.crashed:
             await gate.opened
         self._gates.append(gate)
@@ -1270,6 +1356,9 @@ class World:
 
     def _has_met(self, actor: _Actor, label: str, answer: Any) -> None:
         """Something has happened to an actor, on which depends what it will do."""
+        if actor is actor.process.background and not actor.process.bursts:
+            actor.past = 0  # what it has done is over; its gates tell which fences are yet to be removed
+            return
         if actor.process.is_shared:
             actor.process.past = hash((actor.process.past, actor.name, label, answer))
         else:
@@ -1293,6 +1382,9 @@ class World:
             frozenset(keeper._written),
             frozenset(cache.written),
             SCOPE in cache.quarantine,
+            tuple(sorted((key, _burst_state(each)) for key, each in process.saver._bursts._open.items())),
+            tuple(sorted(process.saver._bursts._fences.pending.items())),
+            process.saver._bursts._fences.is_removing,
         )
 
     def _make_processes(self) -> None:
@@ -1304,6 +1396,11 @@ class World:
             process = self._processes[owner]
             process.actors.append(_Actor(name, calls, process))
             self._actors.append(process.actors[-1])
+        for process in self._processes.values():
+            if not process.is_foreign:
+                process.background = _Actor(f"{process.name}.end", [], process)
+                process.actors.append(process.background)
+                self._actors.append(process.background)
 
     def _make_process(self, name: str) -> _Process:
         scenario = self.scenario
@@ -1315,7 +1412,7 @@ class World:
         return _Process(name, self._savers[name], where, is_wary=is_wary)
 
     def _view(self, tables: store.Tables) -> str:
-        _, row = store.execute(tables, "", ("select", SCOPE, None))
+        _, (row, _) = store.execute(tables, "", ("select", SCOPE, None))
         if row not in self._view_of:
             stored = store.stored_checkpoint(SCOPE, row)
             serde = self._observer.serde
@@ -1385,7 +1482,13 @@ class World:
 
     # ------------------------------------------------------------------ before and after
 
-    def _make_saver(self, where: str, servers: Mapping[str, EmbeddedRedis]) -> Any:
+    def _in_background(self, work: Coroutine[Any, Any, Any], _context: object = None) -> None:
+        actor = _ACTOR.get()
+        context = copy_context()
+        context.run(_ACTOR.set, actor.process.background or actor)
+        self._loop.create_task(work, context=context)
+
+    def _make_saver(self, name: str, where: str, servers: Mapping[str, EmbeddedRedis]) -> Any:
         class ExploredSaver(saver.CachedPostgresSaver):
             _pruner = property(lambda self: store.ModelPruner(self._l2))  # type: ignore[assignment]
 
@@ -1403,6 +1506,10 @@ class World:
         )
         model = store.ModelStore(self._pass_postgres, check_out=self._check_out, reigns=self._reigns)
         made._l2 = model  # type: ignore[assignment]
+        model.fences.holder = name
+        made._bursts._fences = model.fences  # type: ignore[assignment]
+        made._bursts._in_background = model.fences.in_background = self._in_background
+        made._bursts._look_later = lambda _burst: None  # type: ignore[method-assign]
         made._sweeper._journal = made._identity._journal = model.journal  # type: ignore[assignment]
         made._identity._identities = model.identities  # type: ignore[assignment]
         assert made._sweeper._task is not None
@@ -1412,11 +1519,14 @@ class World:
     def _prepare(self) -> None:
         """Store what was there before, through the observer."""
         observer = _Process("observer", self._observer)
+        bursts = self._observer._bursts
         for call in self.scenario.before:
             self._complete(observer, call.make(self._observer))
+            self._complete(observer, bursts.end(list(bursts._open)))
         observer.is_cut_off = True
         for call in self.scenario.behind:
             self._complete(observer, call.make(self._observer))
+            self._complete(observer, bursts.end(list(bursts._open)))
         if self.scenario.leftover:
             self._tables, _ = store.execute(self._tables, "observer", ("record", (SCOPE,)))
         self._base_entry = {} if self.scenario.cold else self._entries.get(self._first_place, {})
@@ -1479,13 +1589,34 @@ class World:
             self._violation = Violation(f"unexpected: {context.get('message')} {context.get('exception')!r}")
 
 
+def _burst_state(burst: Burst) -> tuple[Any, ...]:
+    """What the rest of a burst depends on. What each put and each write brings is known by its name."""
+    changes = burst.changes
+    return (
+        burst.id,
+        burst.begun.done(),
+        burst.writers,
+        burst.is_covered,
+        burst.is_contested,
+        burst.is_lost,
+        burst.is_closing,
+        burst.is_committing,
+        changes.can_follow,
+        "" if changes.newest is None else changes.newest.checkpoint_id,
+        tuple(sorted((channel, id_) for channel, (id_, _) in changes._channels.items())),
+        tuple(sorted((*key, each.channel, each.value.data) for key, each in changes.writes.items())),
+        tuple(sorted(changes.needed)),
+    )
+
+
 _Memory = list[tuple[dict[str, Any], dict[str, Any]]]
 """Of each part the attributes that are never changed in place, and the others."""
 
 
 def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
-    return saver._l1, saver._l1._epochs, saver._l1._quarantine, saver._identity, saver._sweeper
+    parts = saver._l1, saver._l1._epochs, saver._l1._quarantine, saver._identity, saver._sweeper
+    return (*parts, saver._bursts, saver._bursts._fences)
 
 
 def _memory_of(saver: Any) -> _Memory:
@@ -1583,7 +1714,7 @@ def _canonical_answer(answer: Any) -> Any:
     if isinstance(answer, bytes):
         return _UNIQUE.sub(b"", answer)
     if isinstance(answer, list):
-        if len(answer) == 2 and isinstance(answer[1], list):
+        if len(answer) == 2 and isinstance(answer[1], list) and isinstance(answer[1][0], bytes):
             return answer[0], _canonical(dict(zip(answer[1][::2], answer[1][1::2], strict=True)))
         return tuple(_canonical_answer(each) for each in answer)
     return answer

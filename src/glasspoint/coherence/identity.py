@@ -132,6 +132,8 @@ class IdentityKeeper:
         self._known: Identity | None = None  # the last one in use
         self._renewed: str | None = None  # the generation that this process has made itself
         self._position: int | None = None  # of PostgreSQL's log, when the identity was seen to fit
+        self.mark = ""
+        """What the statement of a write answers while PostgreSQL is what the keys say: see `Look.mark`."""
         self._reign: str | None = None  # of the Redis that this process was attached to last
         self._detached_at: float | None = None
         self._written: set[Written] = set()  # before the look under way began
@@ -176,6 +178,20 @@ class IdentityKeeper:
         if status != "fits" or look.attachment is None:
             return Found(status)
         return Found(status, look.rows, look.attachment.generation)
+
+    def is_of(self, mark: str) -> bool:
+        """Tell whether a write's statement has met the PostgreSQL that the keys in use belong to. If not,
+        they are used no more, until a sweep has looked into it.
+
+        Args:
+            mark: What the statement has answered.
+        """
+        if mark == self.mark or self._identity is None:
+            return mark == self.mark
+        self._forget()
+        if self._cache.wake is not None:
+            self._cache.wake()
+        return False
 
     async def greet(self, connection: Any) -> None:
         """Look at L2 on a connection that is new: it may lead to another server than the others.
@@ -321,6 +337,7 @@ class IdentityKeeper:
             self._note_renewal_by_others(row)
         self._identity = self._known = self._identity_of(look, row)
         self._reign, self._position = row.reign, look.position
+        self.mark = look.mark
         self._detached_at = None
         self._vitals.identity = self._identity.name
         self._vitals.no_identity_because = ""

@@ -7,6 +7,8 @@ nothing. The signature of each field is verified, as always.
 
 from __future__ import annotations
 
+import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -32,7 +34,11 @@ __all__ = ["Images"]
 
 _log = get_logger("glasspoint")
 
-_MISS, _FOUND = 0, 1
+_MISS, _FOUND, _IN_DOUBT = range(3)
+
+# A burst of a process that lives ends a moment after its last write. So long at most that is waited for.
+_DOUBT_SECONDS = 0.5
+_DOUBT_STEP_SECONDS = 0.05
 
 # How often a scope is looked at: again if the record, or Redis, has changed meanwhile.
 _LOOKS = 3
@@ -72,8 +78,15 @@ class Images:
         Raises:
             RedisUnavailableError: Redis did not answer.
         """
-        with self._telemetry.step("l1.peek", scope):
-            fields, epoch = await self._peek(scope)
+        if not scope.is_cached:
+            return None  # what stands there is an older release's, and nobody keeps it true
+        give_up_at = monotonic() + _DOUBT_SECONDS
+        while True:
+            with self._telemetry.step("l1.peek", scope):
+                answer, fields, epoch = await self._peek(scope)
+            if answer != _IN_DOUBT or monotonic() > give_up_at:
+                break
+            await asyncio.sleep(_DOUBT_STEP_SECONDS)
         if fields is None or epoch is None:
             return None
         try:
@@ -100,11 +113,11 @@ class Images:
 
     # ---------------------------------------------------------------- helpers
 
-    async def _peek(self, scope: Scope) -> tuple[list[bytes] | None, Epoch | None]:
+    async def _peek(self, scope: Scope) -> tuple[int, list[bytes] | None, Epoch | None]:
         for _ in range(_LOOKS):
             epoch = self._epochs.trusted or await self._meet()
             if epoch is None:
-                return None, None
+                return _MISS, None, None
             record, answer = await self._asked(lambda e=epoch: self._look(e, scope))  # type: ignore[misc]
             if record != self._record:
                 self._epochs.identify(None)
@@ -112,10 +125,10 @@ class Images:
                 self._epochs.distrust()
             elif isinstance(answer, Exception):
                 self._warn(answer)
-                return None, None
+                return _MISS, None, None
             else:
-                return (answer[1] if answer[0] == _FOUND else None), epoch
-        return None, None
+                return answer[0], (answer[1] if answer[0] == _FOUND else None), epoch
+        return _MISS, None, None
 
     async def _look(self, epoch: Epoch, scope: Scope) -> Any:
         async with self._redis.pipeline(transaction=False) as pipe:

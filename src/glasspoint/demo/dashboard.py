@@ -118,7 +118,7 @@ class _Board:
         return f"{hits / reads:.0%}" if reads else "–"
 
     def _reads(self) -> str:
-        results = ("hit", "miss", "busy", "historical", "incomplete", "unavailable")
+        results = ("hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable")
         grown = {result: self._window.grown("glasspoint_l1_reads_total", result=result) for result in results}
         return ", ".join(f"{result} {count:.0f}" for result, count in grown.items() if count) or "no reads"
 

@@ -3,29 +3,41 @@
 PostgreSQL is away, so nobody can tell whether a thread has a history there. If the cache has the state of the
 thread, the thread goes on from that. If not, `CHECKPOINT_FALLBACK_UNKNOWN` decides: the thread begins anew
 (and is set aside later, if it has a history), or it is refused.
+
+A run's subgraph is not cached (`Scope.is_cached`). If its run began in PostgreSQL, its state is there alone,
+and it cannot go on here: as if it were new, it would run its finished tasks again. It may have begun there if
+its task belongs to a checkpoint that was brought here from the cache. Such checkpoints are marked, for all
+processes that work in this tier. A task of a checkpoint that was made here has begun here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from langgraph.checkpoint.serde.types import RESUME
 
 from glasspoint.errors import ThreadUnknownError
+from glasspoint.history.interface import Position
+from glasspoint.scope import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from glasspoint.codec import StoredCheckpoint
     from glasspoint.history.interface import History
-    from glasspoint.scope import Scope
 
-__all__ = ["Beginning", "CachedStates", "Unknown", "remember"]
+__all__ = ["Beginning", "CachedStates", "Unknown", "remember", "without_mark"]
 
 Unknown = Literal["begin", "refuse"]
+
+_FROM_CACHE = "glasspoint_from_cache"
+"""The key in the metadata of a checkpoint that was brought here from the cache. Neither callers nor the tier
+above see it."""
 
 # How many threads are remembered; 100 bytes or so each.
 _REMEMBERED = 100_000
@@ -37,6 +49,11 @@ _REFUSED = (
 _NOTHING_TO_RESUME = (
     "There is nothing to resume: PostgreSQL is away, and Redis does not hold this thread. Resume it when "
     "PostgreSQL is back; before that, all its tasks would run again."
+)
+
+_IN_A_SUBGRAPH = (
+    "PostgreSQL is away, and the run stands in a subgraph that is not cached: only PostgreSQL has its state. "
+    "Resume it when PostgreSQL is back; before that, its finished tasks would run again."
 )
 
 
@@ -83,16 +100,22 @@ class Beginning:
             remember(self._anew, scope.thread_id)
         remember(self._met, scope.thread_id)
 
-    async def read(self, scope: Scope) -> bool:
+    async def read(self, scope: Scope, above: Mapping[str, str]) -> bool:
         """Bring the cached state of a scope here, of which nothing is here.
+
+        Args:
+            above: Namespace -> checkpoint, of the graphs around this one, as a run names them.
 
         Returns:
             Whether there was one.
 
         Raises:
-            ThreadUnknownError: There was none, and nothing else of the thread is here; such are refused.
+            ThreadUnknownError: There was none, and nothing else of the thread is here; such are refused. Or
+                it is a run's subgraph whose state PostgreSQL may have.
         """
         self._resumed.pop(scope.thread_id, None)
+        if not scope.is_cached and await self._may_have_begun_above(scope, above):
+            raise ThreadUnknownError(_IN_A_SUBGRAPH)
         if await self.take(scope):
             return True
         if scope.checkpoint_ns and await self._history.namespaces(scope.thread_id):
@@ -105,13 +128,29 @@ class Beginning:
 
     async def take(self, scope: Scope) -> bool:
         """Bring the cached state of a scope here, if there is one, and tell whether there was."""
-        if self._states is None or scope.thread_id in self._deleted:
+        if self._states is None or scope.thread_id in self._deleted or not scope.is_cached:
             return False
         state = await self._states.find(scope)
         if state is None:
             return False
-        await self._history.add(state)
+        await self._history.add(
+            replace(state, metadata={**state.metadata, _FROM_CACHE: True}, metadata_json="")
+        )
         return True
+
+    async def _may_have_begun_above(self, scope: Scope, above: Mapping[str, str]) -> bool:
+        """Tell whether the task that a run's subgraph belongs to is one of a checkpoint from the cache."""
+        around = sorted(_namespaces_around(scope.checkpoint_ns), key=len, reverse=True)
+        named = [Scope(scope.thread_id, each) for each in around if each in above]
+        if named:  # the innermost is the graph whose task it is
+            position = Position(named[0], above[named[0].checkpoint_ns])
+            [metadata] = await self._history.metadata([position])
+            return metadata is not None and _FROM_CACHE in metadata
+        for each in around:  # somebody looks at its state
+            newest = await self._history.read(Scope(scope.thread_id, each), None)
+            if newest is not None and _FROM_CACHE in newest.stored.metadata:
+                return True
+        return False
 
     async def check_writes(self, scope: Scope, checkpoint_id: str, writes: Sequence[tuple[str, Any]]) -> None:
         """Refuse the answer to an interrupt of a thread that begins anew, and all that its run stores.
@@ -148,6 +187,20 @@ class Beginning:
         if self._states is not None:
             for scope in scopes:
                 await self._states.forget(scope)
+
+
+def without_mark(stored: StoredCheckpoint) -> StoredCheckpoint:
+    """Return a checkpoint as others see it, who need not know that it was brought here from the cache."""
+    if _FROM_CACHE not in stored.metadata:
+        return stored
+    metadata = {key: value for key, value in stored.metadata.items() if key != _FROM_CACHE}
+    return replace(stored, metadata=metadata, metadata_json=json.dumps(metadata))
+
+
+def _namespaces_around(namespace: str) -> list[str]:
+    """Return the root's namespace, and those that this one begins with."""
+    parts = namespace.split("|")
+    return ["|".join(parts[:count]) for count in range(len(parts))]
 
 
 def remember(threads: OrderedDict[str, None], thread_id: str) -> None:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from glasspoint.codec import StoredCheckpoint
 from glasspoint.errors import ConfigurationError, ThreadDamagedError, ThreadInUseError
+from glasspoint.history.beginning import without_mark
 from glasspoint.history.opened import OpenedSaver
 from glasspoint.lineage import relation_of
 from glasspoint.scope import Scope, validate_thread_id
@@ -21,7 +23,7 @@ from glasspoint.scope import Scope, validate_thread_id
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from glasspoint.codec import PendingWrites, StoredCheckpoint
+    from glasspoint.codec import PendingWrites
     from glasspoint.lineage import Branch, Relation, SetAside
 
 __all__ = ["DrainableSaver"]
@@ -83,7 +85,7 @@ class DrainableSaver(OpenedSaver):
         """
         validate_thread_id(thread_id)
         async for item in self._lifetime.each(self._history.export(thread_id, sealed_too=True)):
-            yield item
+            yield without_mark(item) if isinstance(item, StoredCheckpoint) else item
 
     async def retire_thread(
         self, thread_id: str, token: bytes | str, *, marker_seconds: float, moved_to: str | None = None

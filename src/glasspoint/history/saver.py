@@ -10,6 +10,7 @@ import json
 import random
 from contextlib import aclosing
 from time import perf_counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, writes_sort_key
@@ -19,7 +20,7 @@ from glasspoint import codec, traceparent
 from glasspoint.codec import Encoded
 from glasspoint.errors import ConfigurationError, InvalidConfigError, WrongTypeError
 from glasspoint.history import listing, pruning
-from glasspoint.history.beginning import Beginning, remember
+from glasspoint.history.beginning import Beginning, remember, without_mark
 from glasspoint.history.copying import copy_thread
 from glasspoint.history.drain import DrainableSaver
 from glasspoint.scope import Scope, checkpoint_id_of, scope_of, validate_thread_id
@@ -60,7 +61,7 @@ class HistorySaver(DrainableSaver):
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._call("get_tuple", scope) as operation:
             found = await self._history.read(scope, checkpoint_id)
-            if found is None and await self._begins(scope, checkpoint_id):
+            if found is None and await self._begins(scope, checkpoint_id, _above(config)):
                 found = await self._history.read(scope, checkpoint_id)
             if found is not None and self._beginning is not None:
                 await self._beginning.meet(scope)
@@ -290,16 +291,18 @@ class HistorySaver(DrainableSaver):
 
     # ---------------------------------------------------------------- helpers
 
-    async def _begins(self, scope: Scope, checkpoint_id: str | None) -> bool:
+    async def _begins(
+        self, scope: Scope, checkpoint_id: str | None, above: Mapping[str, str] = MappingProxyType({})
+    ) -> bool:
         """See whether a scope, of which nothing is here, has a beginning elsewhere."""
         if self._beginning is None:
             return False
         if checkpoint_id is not None and await self._history.read(scope, None) is not None:
             return False
-        return await self._beginning.read(scope)
+        return await self._beginning.read(scope, above)
 
     def _decode(self, operation: Operation, found: Found) -> CheckpointTuple:
-        stored = found.stored
+        stored = without_mark(found.stored)
         started = perf_counter()
         if found.sends:
             self._complete(found)
@@ -338,6 +341,11 @@ class HistorySaver(DrainableSaver):
                 break
         history["writes"] = [(w.task_id, channel, self.serde.loads_typed(w.value)) for w in reversed(writes)]
         return history
+
+
+def _above(config: RunnableConfig) -> Mapping[str, str]:
+    """Return the checkpoints of the graphs around a subgraph, by namespace: a run names them to its own."""
+    return config["configurable"].get("checkpoint_map") or {}
 
 
 def _ids(name: str, ids: Sequence[str]) -> list[str]:

@@ -25,40 +25,35 @@ from glasspoint.l1.permissions import check_permissions
 from glasspoint.l1.pipelining import AutoPipeline
 from glasspoint.l1.quarantine import OneKeyError, Quarantine
 from glasspoint.l1.turns import when_connected
-from glasspoint.scope import Scope, is_ordered_id
+from glasspoint.scope import Scope
 from glasspoint.telemetry.events import (
+    CommitResult,
     EpochChanged,
     Invalidated,
     L1Availability,
     L1Result,
     WarmUpResult,
-    WriteResult,
 )
 from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable
 
     from redis.asyncio import Redis
 
-    from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
+    from glasspoint.codec import StoredCheckpoint
     from glasspoint.identity import Identity
     from glasspoint.l1.compression import Packer
     from glasspoint.l1.signature import Signer
     from glasspoint.telemetry.events import Telemetry
 
-__all__ = ["Cache", "Intent", "Reading", "Written"]
+__all__ = ["Cache", "Committed", "Intent", "Reading", "Written"]
 
 _log = get_logger("glasspoint.l1")
 
 _MISS, _HIT, _BUSY, _HISTORICAL = range(4)
 _READ_RESULTS: dict[int, L1Result] = {_MISS: "miss", _HIT: "hit", _BUSY: "busy", _HISTORICAL: "historical"}
-_WRITE_RESULTS: tuple[WriteResult, ...] = ("discarded", "applied", "early", "skipped", "again")
-
-# How often, and after how long each time, a put asks again whose known writes are on their way to L1. They
-# are a round trip away; without this, the rest of a turn would go uncached.
-_PATIENCE = 5
-_PATIENCE_SECONDS = 0.002
+_COMMIT_RESULTS: tuple[CommitResult, ...] = ("discarded", "applied", "kept")
 
 # How many entries are dropped at a time for the journal.
 _SCOPES_AT_ONCE = 16
@@ -72,7 +67,7 @@ _READS = 3
 _MAX_TTL_MS = 10**14
 
 # What a write has told Redis, and what another Redis, or the entries of another identity, would not know.
-_CHANGING = frozenset(("commit_put", "commit_writes", "drop"))
+_CHANGING = frozenset(("confirm", "commit", "drop"))
 
 # What telemetry is told of probes: no caller's scope, because no thread id holds NUL.
 _PROBED = Scope("\0probe", "")
@@ -98,17 +93,24 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A write that has begun in L1.
+    """A burst of writes that has begun in L1.
 
     Attributes:
-        name: Its name in the entry; empty if Redis did not confirm it. The write goes on in L2 then, and its
-            commit will discard.
+        name: Its name in the entry; empty if Redis did not confirm it. Its writes go on in L2 then, and into
+            the journal.
         keys: What the keys begin with that it stands under.
     """
 
     scope: Scope
     name: bytes
     keys: str = ""
+
+
+class Committed(NamedTuple):
+    """What became of a burst in L1; and what its own reader was answered, if one was waiting."""
+
+    result: CommitResult
+    reading: Reading | None = None
 
 
 class Written(NamedTuple):
@@ -340,6 +342,8 @@ class Cache:
         Args:
             checkpoint_id: The one that is wanted, `None` for the newest.
         """
+        if not scope.is_cached:
+            return Reading("bypassed")
         wanted = checkpoint_id or ""
         for _ in range(_READS):
             if scope in self._quarantine:
@@ -356,10 +360,14 @@ class Cache:
             if doubts != self._doubts or scope in self._quarantine:
                 # Another call has met an error meanwhile, or this one another epoch: the journal comes first.
                 continue
-            if answer[0] == _HIT:
-                return await self._decode(scope, answer[1])
-            return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
+            return await self._reading(scope, answer)
         return Reading("unavailable")
+
+    async def _reading(self, scope: Scope, answer: list[Any]) -> Reading:
+        """Return what READ has answered."""
+        if answer[0] == _HIT:
+            return await self._decode(scope, answer[1])
+        return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
 
     def decode(self, scope: Scope, fields: list[bytes]) -> StoredCheckpoint:
         """Read an image out of an entry's fields.
@@ -417,66 +425,56 @@ class Cache:
         """Whether readers heed it: Redis has confirmed it, under the keys that are in use now."""
         return bool(intent.name) and intent.keys == self._keys
 
-    async def commit_put(
-        self, intent: Intent, put: EncodedPut, *, newest: bool, known_writes: list[str]
-    ) -> WriteResult:
-        """COMMIT_PUT: L2 has the checkpoint.
+    def wrote(self, intent: Intent) -> None:
+        """Say that a burst's scope was changed in L2, and that Redis was not told again."""
+        if self.epoch is not None:
+            self.written.add(Written(intent.scope, self.epoch.identity.generation))
+
+    async def confirm(self, intent: Intent) -> bool | None:
+        """CONFIRM: L2 has a write of a burst.
+
+        Returns:
+            Whether the intent is still there. If not, the entry was discarded. `None`: Redis did not say.
+        """
+        try:
+            return bool(await self._run("confirm", intent.scope, intent.name))
+        except L1Error:
+            return None
+
+    async def commit(
+        self, intent: Intent, changes: entry.Changes, *, then_read: str | None = None
+    ) -> Committed:
+        """COMMIT: a burst is over, and L2 has all of it.
 
         Args:
-            newest: L2 has no checkpoint as new as this one, and every value stands there as sent.
-            known_writes: `<task id>:<idx>` of each pending write that L2 has for it already.
+            changes: What its writes change in the entry.
+            then_read: A READ follows in the same trip, for this checkpoint id; `""`: the newest; `None`: no.
         """
-        if not put.cacheable:
-            return "discarded" if await self.drop(intent) else "error"
+        if not changes.can_follow:
+            return Committed("discarded" if await self.drop(intent) else "error")
         if self.epoch is None:
-            return "error"
-        signer = self.epoch.signer
-        known = [f"w:{put.checkpoint_id}:{name}" for name in known_writes]
-        try:
-            fields = entry.put_fields(intent.scope, put, signer, self._packer)
-            voids = entry.void_fields(intent.scope, put, signer)
-        except Exception as exc:
-            self._cannot_encode(intent.scope, exc)
-            return "discarded" if await self.drop(intent) else "error"
-        flags = (int(newest), int(put.whole), self._ttl_ms)
-        rest = (len(known), len(fields) // 2, *known, *fields, *voids)
-        for _ in range(_PATIENCE):
-            result = await self._commit("commit_put", intent, put.checkpoint_id, *flags, 1, *rest)
-            if result != "again":
-                return result
-            await asyncio.sleep(_PATIENCE_SECONDS)
-        return await self._commit("commit_put", intent, put.checkpoint_id, *flags, 0, *rest)
-
-    async def commit_writes(
-        self,
-        intent: Intent,
-        checkpoint_id: str,
-        writes: list[EncodedWrite],
-        *,
-        overwrote: bool,
-        ignored: Sequence[EncodedWrite] = (),
-    ) -> WriteResult:
-        """COMMIT_WRITES: L2 has these pending writes.
-
-        Args:
-            writes: Those that L2 stored.
-            ignored: Those that it did not, because it had them already.
-            overwrote: Whether some of them replaced older ones.
-        """
-        if not is_ordered_id(checkpoint_id):  # of no image, and `w:` fields are told apart by its length
-            return "skipped" if await self.abort(intent) else "error"
-        if self.epoch is None:
-            return "error"
+            return Committed("error")
         signer = self.epoch.signer
         try:
-            fields = entry.write_fields(intent.scope, checkpoint_id, writes, signer, self._packer)
-            names = entry.write_names(checkpoint_id, ignored)
+            fields = changes.fields(intent.scope, signer, self._packer)
+            writes = changes.write_fields(intent.scope, signer, self._packer)
         except Exception as exc:
             self._cannot_encode(intent.scope, exc)
-            return "discarded" if await self.drop(intent) else "error"
-        return await self._commit(
-            "commit_writes", intent, checkpoint_id, self._ttl_ms, int(overwrote), len(names), *names, *fields
-        )
+            return Committed("discarded" if await self.drop(intent) else "error")
+        reads, doubts = then_read is not None and self.trusted, self._doubts
+        read = (_new_token() if reads else "", then_read or "", self._intent_ms)
+        needed = changes.needed_names()
+        newest = changes.newest.checkpoint_id if changes.newest is not None else ""
+        flags = (newest, int(changes.is_whole), self._ttl_ms, *read, len(needed), len(fields) // 2)
+        try:
+            done, *answers = await self._run(
+                "commit", intent.scope, intent.name, *flags, *needed, *fields, *writes
+            )
+        except L1Error:
+            return Committed("error")
+        if not answers or doubts != self._doubts:
+            return Committed(_COMMIT_RESULTS[done])
+        return Committed(_COMMIT_RESULTS[done], await self._reading(intent.scope, answers[0]))
 
     async def abort(self, intent: Intent) -> bool:
         """ABORT: L2 certainly did not change, or not in a way that concerns the image.
@@ -498,7 +496,7 @@ class Cache:
         return await self._confirmed("drop", intent.scope, intent.name, int(still_running), self._intent_ms)
 
     async def forget(self, scopes: Collection[Scope]) -> set[Scope]:
-        """DROP, for the journal; of scopes in quarantine, too.
+        """DROP, for the journal; of scopes in quarantine, too. A scope that is not cached has no entry.
 
         Returns:
             The scopes whose key Redis refuses: they are in quarantine now.
@@ -506,7 +504,7 @@ class Cache:
         Raises:
             L1Error: Redis did not answer each of them.
         """
-        listed = list(scopes)
+        listed = [scope for scope in scopes if scope.is_cached]
         refused = set[Scope]()
         for start in range(0, len(listed), _SCOPES_AT_ONCE):
             chunk = listed[start : start + _SCOPES_AT_ONCE]
@@ -580,13 +578,6 @@ class Cache:
         except L1Error:
             return False
         return True
-
-    async def _commit(self, step: str, intent: Intent, *args: Any) -> WriteResult:
-        try:
-            answer: int = await self._run(step, intent.scope, intent.name, *args)
-        except L1Error:
-            return "error"
-        return _WRITE_RESULTS[answer]
 
     async def _run(
         self, step: str, scope: Scope, *args: Any, is_probe: bool = False, is_sweep: bool = False
@@ -792,20 +783,26 @@ def _is_wrong_epoch(exc: ResponseError) -> bool:
     return isinstance(exc, NoScriptError) or str(exc).startswith(WRONG_EPOCH)
 
 
+def _is_read(answer: Any) -> bool:
+    return answer in ([_BUSY], [_HISTORICAL], [_MISS]) or (
+        isinstance(answer, list)
+        and len(answer) == 2
+        and (answer[0], type(answer[1])) in ((_HIT, list), (_MISS, bytes))
+    )
+
+
 def _is_answer(step: str, answer: Any) -> bool:
     """Whether a script answers like this: what stands between it and us may not be what it seems."""
     match step:
         case "read":
-            return answer in ([_BUSY], [_HISTORICAL], [_MISS]) or (
-                isinstance(answer, list)
-                and len(answer) == 2
-                and (answer[0], type(answer[1])) in ((_HIT, list), (_MISS, bytes))
-            )
+            return _is_read(answer)
         case "begin" | "refuse":
             return isinstance(answer, bytes)
-        case "commit_put" | "commit_writes":
-            return isinstance(answer, int) and 0 <= answer < len(_WRITE_RESULTS)
-        case "warm_up" | "clear":
+        case "commit":
+            if not isinstance(answer, list) or len(answer) not in (1, 2):
+                return False
+            return answer[0] in range(len(_COMMIT_RESULTS)) and all(map(_is_read, answer[1:]))
+        case "warm_up" | "clear" | "confirm":
             return answer in (0, 1)
         case _:
             return bool(answer == 1)

@@ -33,6 +33,7 @@ beside this file know the fields `id`, `lease`, the prefixes `i:` and `w:`, and 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from glasspoint.codec import (
@@ -46,23 +47,24 @@ from glasspoint.codec import (
 )
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.compression import unpack
+from glasspoint.scope import is_ordered_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import TypeAlias
 
     from glasspoint.l1.compression import Packer
     from glasspoint.l1.signature import ScopeSigner, Signer
     from glasspoint.scope import Scope
 
+    _WriteKey: TypeAlias = tuple[str, str, int]  # checkpoint id, task id, idx
+
 __all__ = [
+    "Changes",
     "TamperedImageError",
     "UnusableImageError",
     "decode_image",
     "image_fields",
-    "put_fields",
-    "void_fields",
-    "write_fields",
-    "write_names",
 ]
 
 _FORMAT = 3
@@ -100,37 +102,116 @@ def image_fields(stored: StoredCheckpoint, signer: Signer, packer: Packer | None
     return fields + _writes(stored.checkpoint_id, stored.writes, scope_signer, packer)
 
 
-def put_fields(
-    scope: Scope, put: EncodedPut, signer: Signer, packer: Packer | None = None
-) -> list[bytes | str]:
-    """Return what a put changes, as field, value, …: the head and the channels with new values."""
-    scope_signer = signer.of(scope)
-    fields = _head(scope, put, put.snapshots, scope_signer, packer)
-    for channel, (version, value) in put.blobs.items():
-        fields += _channel(channel, version, value, scope_signer, packer)
-    return fields
+@dataclass(slots=True)
+class Changes:
+    """What the writes of a burst change in the entry of their scope, as it is at the end.
+
+    Attributes:
+        newest: The newest checkpoint that was put, if one was.
+        writes: (checkpoint id, task id, idx) -> pending write.
+        needed: The same keys, of writes that L2 had before the burst: the image must hold them.
+        can_follow: Whether the entry can be made what L2 has.
+        size: Bytes of the values, as they were sent.
+    """
+
+    newest: EncodedPut | None = None
+    writes: dict[_WriteKey, EncodedWrite] = field(default_factory=dict)
+    needed: set[_WriteKey] = field(default_factory=set)
+    can_follow: bool = True
+    size: int = 0
+    _channels: dict[str, tuple[str, EncodedPut]] = field(default_factory=dict)
+
+    def put(self, put: EncodedPut, *, is_as_sent: bool, known_writes: Iterable[str]) -> None:
+        """Add a put that L2 has.
+
+        Args:
+            is_as_sent: It was the newest checkpoint of its scope, and every value of it stands there as sent.
+            known_writes: `<task id>:<idx>` of each pending write that L2 had for it already.
+        """
+        self.size += put.size
+        if not (put.cacheable and is_as_sent):
+            self.can_follow = False
+        if self.newest is not None and self.newest.checkpoint_id == put.checkpoint_id:
+            self.can_follow = False  # L2 has one of the two, and it is not known which
+        for channel in (*put.blobs, *put.voids):
+            before = self._channels.get(channel)
+            if before is None or before[0] < put.checkpoint_id:
+                self._channels[channel] = put.checkpoint_id, put
+            if before is not None and _is_shadowed(channel, before[1], put):
+                self.can_follow = False
+        if self.newest is None or self.newest.checkpoint_id < put.checkpoint_id:
+            self.newest = put
+        for name in known_writes:
+            task_id, idx = name.rsplit(":", 1)
+            self._need((put.checkpoint_id, task_id, int(idx)))
+
+    def put_writes(
+        self, checkpoint_id: str, stored: Iterable[EncodedWrite], ignored: Iterable[EncodedWrite]
+    ) -> None:
+        """Add pending writes that L2 has.
+
+        Args:
+            stored: Those that it stored, or that have replaced older ones.
+            ignored: Those that it did not store, because it had them already.
+        """
+        if not is_ordered_id(checkpoint_id):  # of no image, and `w:` fields are told apart by its length
+            return
+        for write in stored:
+            self.size += len(write.value.data)
+            key = checkpoint_id, write.task_id, write.idx
+            self.writes[key] = write
+            self.needed.discard(key)
+        for write in ignored:
+            self._need((checkpoint_id, write.task_id, write.idx))
+
+    def give_up(self) -> None:
+        """The entry cannot be made what L2 has."""
+        self.can_follow = False
+
+    def _need(self, key: _WriteKey) -> None:
+        if key not in self.writes:
+            self.needed.add(key)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the burst brings every channel that its newest checkpoint names."""
+        put = self.newest
+        return put is not None and all(
+            channel in put.inline or channel in self._channels for channel in put.channels
+        )
+
+    def fields(self, scope: Scope, signer: Signer, packer: Packer | None = None) -> list[bytes | str]:
+        """Return the head and the channels that have changed, as field, value, …"""
+        put, scope_signer = self.newest, signer.of(scope)
+        if put is None:
+            return []
+        fields = _head(scope, put, put.snapshots, scope_signer, packer)
+        for channel, (_, by) in self._channels.items():
+            if channel in by.blobs:
+                fields += _channel(channel, *by.blobs[channel], scope_signer, packer)
+            else:
+                fields += _void(channel, by.voids[channel], scope_signer)
+        return fields
+
+    def write_fields(self, scope: Scope, signer: Signer, packer: Packer | None = None) -> list[bytes | str]:
+        """Return the pending writes of the newest checkpoint, and of later ones, as field, value, …"""
+        newest, scope_signer = self.newest.checkpoint_id if self.newest else "", signer.of(scope)
+        fields: list[bytes | str] = []
+        for (checkpoint_id, *_), write in self.writes.items():
+            if checkpoint_id >= newest:
+                fields += _writes(checkpoint_id, [write], scope_signer, packer)
+        return fields
+
+    def needed_names(self) -> list[str]:
+        """Return the names of the fields that must stand in the entry."""
+        return [f"w:{checkpoint_id}:{task_id}:{idx}" for checkpoint_id, task_id, idx in sorted(self.needed)]
 
 
-def void_fields(scope: Scope, put: EncodedPut, signer: Signer) -> list[bytes | str]:
-    """Return the channels that have no value at their new version, as field, value, …"""
-    scope_signer = signer.of(scope)
-    return [part for voided in put.voids.items() for part in _void(*voided, scope_signer)]
-
-
-def write_fields(
-    scope: Scope,
-    checkpoint_id: str,
-    writes: Iterable[EncodedWrite],
-    signer: Signer,
-    packer: Packer | None = None,
-) -> list[bytes | str]:
-    """Return pending writes as field, value, …"""
-    return _writes(checkpoint_id, writes, signer.of(scope), packer)
-
-
-def write_names(checkpoint_id: str, writes: Iterable[EncodedWrite]) -> list[str]:
-    """Return the names of the fields that pending writes stand in."""
-    return [_write_name(checkpoint_id, write) for write in writes]
+def _is_shadowed(channel: str, one: EncodedPut, other: EncodedPut) -> bool:
+    """Whether of two puts one brings no value of a channel at the very version at which the other does. L2
+    shows the value in both then; of puts that it runs side by side it does not say so."""
+    versions = [put.blobs[channel][0] if channel in put.blobs else put.voids[channel] for put in (one, other)]
+    return versions[0] == versions[1] and (channel in one.blobs) != (channel in other.blobs)
 
 
 def decode_image(scope: Scope, fields: Sequence[bytes], signer: Signer) -> StoredCheckpoint:

@@ -50,14 +50,14 @@ WRONG_EPOCH = "WRONGEPOCH"
 """The error code of a script that runs on another server process than it was made for."""
 
 # Changed whenever fields or scripts change meaning, so that two releases side by side never share an entry.
-_KEY_FORMAT = 2
+_KEY_FORMAT = 3
 _STEPS = (
     "read",
     "peek",
     "refuse",
     "begin",
-    "commit_put",
-    "commit_writes",
+    "confirm",
+    "commit",
     "abort",
     "warm_up",
     "drop",

@@ -42,7 +42,6 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "evalsha": (b"0" * 40, 1, KEY),
     "time": (),
     "hset": (KEY, b"field", b"1"),
-    "hsetnx": (KEY, b"field", b"1"),
     "hget": (KEY, b"field"),
     "hgetall": (KEY,),
     "hkeys": (KEY,),

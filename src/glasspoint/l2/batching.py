@@ -1,12 +1,17 @@
-"""Batches: what concurrent callers ask of PostgreSQL goes there as one statement (group commit, for writes).
+"""How calls go to PostgreSQL: a call that is alone as it comes, a crowd's in one statement (group commit).
 
 What a call costs is mostly the statement, the transaction and the way there and back, hardly its rows. Few
-calls go one by one, as they come; those of a crowd with all others who wait when a connection is there.
+calls go one by one, in their callers' own tasks; those of a crowd with all others who wait when a connection
+is there. The calls of one company (a superstep's tasks) go together, if they come before the first is sent.
 
-    run -+-> by itself -----------------+-> a connection -> ready, each -> one statement -> an answer for each
-         +-> in a crowd: all who wait --+                                       |
-                                                     if it failed, and PostgreSQL is as it was before:
-                                                     each by itself, in a statement of its own
+    run -+-> alone: a connection -> ready -> statement -> an answer
+         |                            |
+         |                            if company has come meanwhile
+         |                            v
+         +-> in a crowd: all who wait --> a connection -> ready, each -> one statement -> an answer for each
+                                                                         |
+                                              if it failed, and PostgreSQL is as it was before:
+                                              each by itself, in a statement of its own
 
 Callers share the way, not their fate. What is wrong with one call fails that one alone, and a batch does not
 wait for a row that others keep locked (`statements.LOCK_TIMEOUT`). A connection that breaks leaves all of
@@ -18,11 +23,13 @@ from __future__ import annotations
 import asyncio
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from glasspoint.crowd import Crowd
 from glasspoint.l2.faults import certainly_unchanged
+from glasspoint.l2.writing import Announced
 from glasspoint.telemetry.events import PoolWaited
 
 if TYPE_CHECKING:
@@ -45,14 +52,15 @@ ALONE = 4
 # way while PostgreSQL works on the other.
 _BATCHES = 2
 
+# A company's call that comes later than so long after the first one of it does not follow that one.
+_COMPANY_SECONDS = 0.05
+
 _CALLS_AT_ONCE = 32
 
 # Large values go with fewer others: nobody is to wait behind megabytes.
 _BYTES_AT_ONCE = 1024 * 1024
 
-
-def _future() -> asyncio.Future[Any]:
-    return asyncio.get_running_loop().create_future()
+_UNANNOUNCED = Announced()
 
 
 @dataclass(slots=True, eq=False)
@@ -64,10 +72,9 @@ class Call(Generic[_Item, _Answer]):
         key: No two calls of one key go in one statement; `None`: with any.
         size: Bytes of what is sent.
         ready: See `Ready`; `None`: it is.
-        is_journalled: What `ready` has answered.
-        answer: Of PostgreSQL.
+        company: Calls of one company come together, if they can; `None`: it has none.
+        announced: What `ready` has answered.
         asked_at: When it began to wait for a connection.
-        context: The caller's, for telemetry.
     """
 
     scope: Scope
@@ -75,53 +82,80 @@ class Call(Generic[_Item, _Answer]):
     key: Hashable
     size: int
     ready: Ready | None
-    is_journalled: bool = False
-    answer: asyncio.Future[_Answer] = field(default_factory=_future)
+    company: Hashable = None
+    announced: Announced = _UNANNOUNCED
     asked_at: float = field(default_factory=perf_counter)
-    context: Context = field(default_factory=copy_context)
-    batch: _Batch[_Item, _Answer] | None = None
+
+
+class _Waiter(Generic[_Item, _Answer]):
+    """A caller who goes with others.
+
+    Attributes:
+        call: What it asks.
+        answer: Of PostgreSQL.
+        context: The caller's, for telemetry.
+        batch: The one that has taken it along.
+    """
+
+    __slots__ = ("answer", "batch", "call", "context")
+
+    def __init__(self, call: Call[_Item, _Answer]) -> None:
+        self.call = call
+        self.answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self.context: Context = copy_context()
+        self.batch: _Batch[_Item, _Answer] | None = None
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 class _Batch(Generic[_Item, _Answer]):
-    """Calls that go together, in a task of their own, which runs in the context of one of them."""
+    """Callers who go together, in a task of their own, which runs in the context of one of them."""
 
-    def __init__(self, leader: Call[_Item, _Answer], step_name: str, telemetry: Telemetry) -> None:
-        self.calls: list[Call[_Item, _Answer]] = []
+    def __init__(self, leader: _Waiter[_Item, _Answer], step_name: str, telemetry: Telemetry) -> None:
+        self.waiters: list[_Waiter[_Item, _Answer]] = []
         self.has_connection = False
         self.is_executing = False
         self.task: asyncio.Task[None]
         self._leader = leader
         self._step_name = step_name
         self._telemetry = telemetry
-        self._steps: list[tuple[Call[_Item, _Answer], Step]] = []
+        self._steps: list[tuple[_Waiter[_Item, _Answer], Step]] = []
+
+    @property
+    def calls(self) -> list[Call[_Item, _Answer]]:
+        return [waiter.call for waiter in self.waiters]
 
     @property
     def is_abandoned(self) -> bool:
         """Whether nobody waits for it any more."""
-        return all(call.answer.done() for call in self.calls)
+        return all(waiter.answer.done() for waiter in self.waiters)
 
-    def add(self, call: Call[_Item, _Answer]) -> None:
-        self.calls.append(call)
-        call.batch = self
+    def add(self, waiter: _Waiter[_Item, _Answer]) -> None:
+        self.waiters.append(waiter)
+        waiter.batch = self
 
     async def ready(self, connection: Connection) -> None:
         """Wait until everyone is ready; those who cannot be, or have left, stay behind."""
-        for call in self.calls:
+        for waiter in self.waiters:
+            call = waiter.call
             try:
-                if call.ready is not None and not call.answer.done():
-                    call.is_journalled = await call.ready(connection)
+                if call.ready is not None and not waiter.answer.done():
+                    call.announced = await call.ready(connection)
             except Exception as exc:
-                _fail(call, exc)
-        self.calls = [call for call in self.calls if not call.answer.done()]
+                waiter.fail(exc)
+        self.waiters = [waiter for waiter in self.waiters if not waiter.answer.done()]
 
     def begin(self) -> None:
         """Tell telemetry that they are sent now."""
         self.is_executing = True
         now = perf_counter()
-        for call in self.calls:
-            step = self._telemetry.step(self._step_name, call.scope)
-            self._steps.append((call, step))
-            self._in_context(call, self._begin, step, PoolWaited(now - call.asked_at, call.scope))
+        for waiter in self.waiters:
+            scope = waiter.call.scope
+            step = self._telemetry.step(self._step_name, scope)
+            self._steps.append((waiter, step))
+            self._in_context(waiter, self._begin, step, PoolWaited(now - waiter.call.asked_at, scope))
 
     def _begin(self, step: Step, waited: PoolWaited) -> None:
         self._telemetry.note(waited)
@@ -130,14 +164,16 @@ class _Batch(Generic[_Item, _Answer]):
     def end(self, error: BaseException | None) -> None:
         """Tell telemetry that they were answered, or what went wrong."""
         self.is_executing = False
-        for call, step in self._steps:
-            self._in_context(call, step.__exit__, type(error) if error else None, error, None)
+        for waiter, step in self._steps:
+            self._in_context(waiter, step.__exit__, type(error) if error else None, error, None)
 
-    def _in_context(self, call: Call[_Item, _Answer], tell: Callable[..., object], *args: object) -> None:
-        if call is self._leader:  # so that what psycopg's own instrumentation says stands under it
+    def _in_context(
+        self, waiter: _Waiter[_Item, _Answer], tell: Callable[..., object], *args: object
+    ) -> None:
+        if waiter is self._leader:  # so that what psycopg's own instrumentation says stands under it
             tell(*args)
         else:
-            call.context.run(tell, *args)
+            waiter.context.run(tell, *args)
 
 
 class Batcher(Generic[_Item, _Answer]):
@@ -155,7 +191,7 @@ class Batcher(Generic[_Item, _Answer]):
         """Args:
         step_name: What telemetry calls such a statement.
         execute: Sends calls in one statement; an answer for each.
-        connection: Checks one out, for a task that nobody cancels on the way; names what goes wrong.
+        connection: Checks one out; names what goes wrong. Nobody who is cancelled loses it.
         start: Starts a task in a context; it is waited for when the saver is closed.
         telemetry: Who is told of each call.
         """
@@ -165,25 +201,77 @@ class Batcher(Generic[_Item, _Answer]):
         self._start = start
         self._telemetry = telemetry
         self._crowd = Crowd(beyond=ALONE)
-        self._waiting: list[Call[_Item, _Answer]] = []
+        self._waiting: list[_Waiter[_Item, _Answer]] = []
+        # Company -> when its first call came, and who follows that; as long as it is not sent.
+        self._gathering: dict[Hashable, tuple[float, list[_Waiter[_Item, _Answer]]]] = {}
         self._under_way = 0
         self._is_acquiring = False
 
     async def run(self, call: Call[_Item, _Answer]) -> _Answer:
         """Ask PostgreSQL, and return what it answers to this call.
 
+        Three cases: it goes with a crowd; it follows the first call of its company; it is such a first call,
+        or alone.
+
         Raises:
             As the statement does.
         """
         if self._crowd.is_there(self._under_way):
-            self._waiting.append(call)
+            waiter = _Waiter(call)
+            self._waiting.append(waiter)
             self._look()
-        else:
-            self._send(call, alone=True)
+            return await self._answer_to(waiter)
+        first_at, followers = self._gathering.get(call.company, (-inf, []))
+        if call.asked_at - first_at <= _COMPANY_SECONDS:
+            waiter = _Waiter(call)
+            followers.append(waiter)
+            return await self._answer_to(waiter)
+        return await self._first(call)
+
+    async def _first(self, call: Call[_Item, _Answer]) -> _Answer:
+        """Send a call by itself; or with its company, if that comes before the call has a connection and is
+        ready. It does not wait for them."""
+        followers: list[_Waiter[_Item, _Answer]] = []
+        if call.company is not None:
+            self._gathering[call.company] = (call.asked_at, followers)
+        has_connection = False
+        self._under_way += 1
         try:
-            return await call.answer
+            async with self._connection() as connection:
+                has_connection = True
+                if call.ready is not None:
+                    call.announced = await call.ready(connection)
+                if call.company is not None and not followers:
+                    await asyncio.sleep(0)  # whoever was started in the same tick comes now
+                self._gathering.pop(call.company, None)
+                if not followers:
+                    return await self._alone(call, connection)
+            first = _Waiter(call)
+            followers.insert(0, first)
+        except Exception as exc:
+            if not has_connection:  # they have waited for one as long
+                while followers:
+                    followers.pop().fail(exc)
+            raise
+        finally:
+            self._gathering.pop(call.company, None)
+            self._under_way -= 1
+            self._send_together(followers)
+            self._look()
+        return await self._answer_to(first)
+
+    async def _alone(self, call: Call[_Item, _Answer], connection: Connection) -> _Answer:
+        """One call, in its caller's own task: if that is cancelled, psycopg ends the statement."""
+        self._telemetry.note(PoolWaited(perf_counter() - call.asked_at, call.scope))
+        with self._telemetry.step(self._step_name, call.scope):
+            [answer] = await self._execute(connection, [call])
+        return answer
+
+    async def _answer_to(self, waiter: _Waiter[_Item, _Answer]) -> _Answer:
+        try:
+            return await waiter.answer
         except asyncio.CancelledError:
-            await self._leave(call)
+            await self._leave(waiter)
             raise
 
     def _look(self) -> None:
@@ -192,23 +280,37 @@ class Batcher(Generic[_Item, _Answer]):
             self._is_acquiring = True
             self._send(self._waiting[0])
 
-    def _send(self, leader: Call[_Item, _Answer], *, alone: bool = False) -> None:
-        batch = _Batch(leader, self._step_name, self._telemetry)
-        self._under_way += 1
-        batch.task = self._start(self._run(batch, alone=leader if alone else None), leader.context)
+    def _send_together(self, waiters: list[_Waiter[_Item, _Answer]]) -> None:
+        """Send callers in as few statements as they go in, whoever else is under way."""
+        while waiters:
+            taken, waiters = _fitting(waiters)
+            self._send(taken[0], taken)
 
-    async def _run(self, batch: _Batch[_Item, _Answer], *, alone: Call[_Item, _Answer] | None) -> None:
+    def _send(
+        self, leader: _Waiter[_Item, _Answer], waiters: Sequence[_Waiter[_Item, _Answer]] | None = None
+    ) -> None:
+        """Start a batch: of these; or of all who wait when it has a connection."""
+        batch = _Batch(leader, self._step_name, self._telemetry)
+        for waiter in waiters or ():
+            batch.add(waiter)
+        self._under_way += 1
+        batch.task = self._start(self._run(batch, takes=waiters is None), leader.context)
+
+    async def _run(self, batch: _Batch[_Item, _Answer], *, takes: bool) -> None:
         started = perf_counter()
-        if alone is not None:
-            batch.add(alone)
+        answers: Sequence[_Answer] = ()
         try:
             async with self._connection() as connection:
                 batch.has_connection = True
-                if alone is None:
+                if takes:
                     self._take(batch)
                 await batch.ready(connection)
-                if batch.calls:
-                    await self._answer(connection, batch)
+                if batch.waiters:
+                    answers = await self._answer(connection, batch)
+            # Only now: where statements do not commit by themselves, the connection does it at the end.
+            for waiter, answer in zip(batch.waiters, answers, strict=True):
+                if not waiter.answer.done():
+                    waiter.answer.set_result(answer)
         except Exception as exc:
             self._failed(batch, exc, started)
         finally:
@@ -216,22 +318,14 @@ class Batcher(Generic[_Item, _Answer]):
             self._look()
 
     def _take(self, batch: _Batch[_Item, _Answer]) -> None:
-        """Take along who waits, first come first served."""
-        keys, left, size = set[Any](), list[Call[_Item, _Answer]](), 0
-        for call in self._waiting:
-            is_full = len(batch.calls) == _CALLS_AT_ONCE or size + call.size > _BYTES_AT_ONCE
-            if (is_full and batch.calls) or call.key in keys:
-                left.append(call)
-            else:
-                batch.add(call)
-                size += call.size
-                if call.key is not None:
-                    keys.add(call.key)
-        self._waiting = left
+        """Take along who waits."""
+        taken, self._waiting = _fitting(self._waiting)
+        for waiter in taken:
+            batch.add(waiter)
         self._is_acquiring = False
         self._look()
 
-    async def _answer(self, connection: Connection, batch: _Batch[_Item, _Answer]) -> None:
+    async def _answer(self, connection: Connection, batch: _Batch[_Item, _Answer]) -> Sequence[_Answer]:
         batch.begin()
         try:
             answers = await self._execute(connection, batch.calls)
@@ -239,39 +333,51 @@ class Batcher(Generic[_Item, _Answer]):
             batch.end(exc)
             raise
         batch.end(None)
-        for call, answer in zip(batch.calls, answers, strict=True):
-            if not call.answer.done():
-                call.answer.set_result(answer)
+        return answers
 
     def _failed(self, batch: _Batch[_Item, _Answer], error: Exception, started: float) -> None:
-        if not batch.has_connection and not batch.calls:
+        if not batch.has_connection and not batch.waiters:
             # Who has waited for one as long as this batch did is told so.
             self._is_acquiring = False
-            batch.calls = [call for call in self._waiting if call.asked_at <= started]
-            self._waiting = [call for call in self._waiting if call.asked_at > started]
-        elif len(batch.calls) > 1 and certainly_unchanged(error):
-            for call in batch.calls:
-                call.asked_at = perf_counter()
-                self._send(call, alone=True)
+            batch.waiters = [waiter for waiter in self._waiting if waiter.call.asked_at <= started]
+            self._waiting = [waiter for waiter in self._waiting if waiter.call.asked_at > started]
+        elif batch.has_connection and len(batch.waiters) > 1 and certainly_unchanged(error):
+            for waiter in batch.waiters:
+                waiter.call.asked_at = perf_counter()
+                self._send(waiter, [waiter])
             return
-        for call in batch.calls:
-            _fail(call, error)
+        for waiter in batch.waiters:
+            waiter.fail(error)
 
-    async def _leave(self, call: Call[_Item, _Answer]) -> None:
+    async def _leave(self, waiter: _Waiter[_Item, _Answer]) -> None:
         """The caller gives up: at once, unless its statement was sent. Then it goes when that has ended, and
         that is seen to if nobody else waits for it; if somebody does, the caller goes when told again."""
-        if call in self._waiting:
-            self._waiting.remove(call)
-        while call.batch is not None and call.batch.is_executing:
-            if call.batch.is_abandoned:
-                call.batch.task.cancel()
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        while waiter.batch is not None and waiter.batch.is_executing:
+            if waiter.batch.is_abandoned:
+                waiter.batch.task.cancel()
             try:
-                await asyncio.wait({call.batch.task})
+                await asyncio.wait({waiter.batch.task})
             except asyncio.CancelledError:
-                if not call.batch.is_abandoned:
+                if not waiter.batch.is_abandoned:
                     return
 
 
-def _fail(call: Call[Any, Any], error: Exception) -> None:
-    if not call.answer.done():
-        call.answer.set_exception(error)
+def _fitting(
+    waiters: Sequence[_Waiter[_Item, _Answer]],
+) -> tuple[list[_Waiter[_Item, _Answer]], list[_Waiter[_Item, _Answer]]]:
+    """Return who goes in one statement, first come first served, and who does not."""
+    taken, left = list[_Waiter[_Item, _Answer]](), list[_Waiter[_Item, _Answer]]()
+    keys, size = set[Any](), 0
+    for waiter in waiters:
+        call = waiter.call
+        is_full = len(taken) == _CALLS_AT_ONCE or size + call.size > _BYTES_AT_ONCE
+        if (is_full and taken) or call.key in keys:
+            left.append(waiter)
+            continue
+        taken.append(waiter)
+        size += call.size
+        if call.key is not None:
+            keys.add(call.key)
+    return taken, left

@@ -90,6 +90,10 @@ SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text
            OR row_security_active('glasspoint_caches'),
            false
        ),
+       has_table_privilege('glasspoint_fences', 'SELECT')
+           AND has_table_privilege('glasspoint_fences', 'INSERT')
+           AND has_table_privilege('glasspoint_fences', 'UPDATE')
+           AND has_table_privilege('glasspoint_fences', 'DELETE'),
        c.reign, c.generation, c.facts::text, extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
        EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation), c.is_purged,
        j.ids, j.thread_ids, j.namespaces,
@@ -268,6 +272,12 @@ class Look:
     position: int | None = None
 
     @property
+    def mark(self) -> str:
+        """What the statement of a write answers, as long as PostgreSQL is this one."""
+        row = self.attachment
+        return f"{row.generation}:{self.facts['content']}" if row is not None and row.is_marked else ""
+
+    @property
     def changed(self) -> dict[str, tuple[str, str]]:
         """The facts that are not as the row has them: name -> (then, now)."""
         then = self.attachment.facts if self.attachment else {}
@@ -328,9 +338,11 @@ class Identities:
             raise
         if row is None:
             raise NoIdentityError("tables")
-        look, is_subject_to_row_security = _look(row)
+        look, is_subject_to_row_security, may_fence = _look(row)
         if is_subject_to_row_security:
             raise NoIdentityError("row_security")
+        if not may_fence:
+            raise NoIdentityError("privilege")
         return look
 
     def _report_withheld(self) -> None:
@@ -398,9 +410,9 @@ class Identities:
             return cursor.rowcount > 0
 
 
-def _look(row: tuple[Any, ...]) -> tuple[Look, bool]:
+def _look(row: tuple[Any, ...]) -> tuple[Look, bool, bool]:
     id_, content, signing_key, tables, database, system, timeline, started, position, *rest = row
-    commit, statement_timeout, is_subject_to_row_security, *rest = rest
+    commit, statement_timeout, is_subject_to_row_security, may_fence, *rest = rest
     reign, generation, facts, unseen_seconds, is_marked, is_purged, ids, thread_ids, namespaces, others = rest
     of_the_row = (reign, generation, unseen_seconds, is_marked, is_purged)
     all_facts = {
@@ -425,7 +437,7 @@ def _look(row: tuple[Any, ...]) -> tuple[Look, bool]:
         others=frozenset(others),
         position=position,
     )
-    return look, is_subject_to_row_security
+    return look, is_subject_to_row_security, may_fence
 
 
 def _attachment(

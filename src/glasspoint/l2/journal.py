@@ -173,9 +173,13 @@ class Journal:
         Args:
             untold, changed: As for `record`.
         """
-        if not untold and not self.others:
-            return None
-        return _params([(self.cache, untold), *((other, changed) for other in self.others)])
+        told = [(self.cache, _cached(untold)), *((other, _cached(changed)) for other in self.others)]
+        return _params(told) if any(scopes for _, scopes in told) else None
+
+
+def _cached(scopes: Collection[Scope]) -> list[Scope]:
+    """Leave out what no cache holds."""
+    return [scope for scope in scopes if scope.is_cached]
 
 
 def _params(told: Iterable[tuple[str, Collection[Scope]]]) -> dict[str, Any]:

@@ -60,15 +60,33 @@ class Liveness:
         self.greet: Greet | None = None
         """Awaited with a connection that is new, before it is handed out."""
 
-    async def getconn(self, pool: Pool) -> Connection:
+    async def get_idle(self, pool: Pool) -> Connection | None:
+        """Check a connection out that nobody uses now, without waiting; `None`: there is none."""
+        return await pool.getconn() if pool.get_stats().get("pool_available") else None
+
+    def hand_out(self, connection: Connection) -> bool:
+        """Hand a connection out that is checked out, if it may be used as it is.
+
+        Returns:
+            Whether it may: it was used just now, is open, and nothing has come. If not, `getconn` sees to it.
+        """
+        if not self._is_young(connection):
+            return False
+        self.in_use += 1
+        return True
+
+    async def getconn(self, pool: Pool, connection: Connection | None = None) -> Connection:
         """Check a connection out; the dead ones that come first are replaced.
+
+        Args:
+            connection: One that is checked out already, to be looked at first.
 
         Raises:
             PoolTimeout: None came free within the pool's timeout.
         """
         deadline = monotonic() + pool.timeout
         while True:
-            connection = await pool.getconn(timeout=deadline - monotonic())
+            connection = connection or await pool.getconn(timeout=deadline - monotonic())
             try:
                 if await self._answers(pool, connection):
                     await self._greet(connection)
@@ -79,6 +97,7 @@ class Liveness:
                 await pool.putconn(connection)
                 raise
             await pool.putconn(connection)
+            connection = None
 
     async def _greet(self, connection: Connection) -> None:
         if self.greet is not None and connection not in self._returned_at:
@@ -106,11 +125,16 @@ class Liveness:
             self._renewed_at = monotonic()
             await pool.drain()
 
+    def _is_young(self, connection: Connection) -> bool:
+        returned_at = self._returned_at.get(connection)
+        if returned_at is None or monotonic() - returned_at > _IDLE_SECONDS:
+            return False
+        return not connection.closed and not _has_news(connection)
+
     async def _answers(self, pool: Pool, connection: Connection) -> bool:
-        idle_seconds = monotonic() - self._returned_at.get(connection, 0.0)
         if connection.closed:
             return False
-        if idle_seconds < _IDLE_SECONDS and not _has_news(connection):
+        if self._is_young(connection):
             return True
         try:
             async with within(_ANSWER_SECONDS):
@@ -150,7 +174,7 @@ class Reviver:
         pause = _FIRST_PAUSE_SECONDS
         while not pool.closed:
             try:
-                if not pool.get_stats().get("requests_waiting"):
+                if not _is_waited_for(pool):
                     return
                 await asyncio.sleep(random.uniform(0.5, 1) * pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -162,6 +186,10 @@ class Reviver:
                 await asyncio.sleep(self._background.failed(exc))
             else:
                 self._background.worked()
+
+
+def _is_waited_for(pool: Pool) -> bool:
+    return bool(pool.get_stats().get("requests_waiting"))
 
 
 def _has_news(connection: Connection) -> bool:

@@ -42,6 +42,7 @@ OWN_TABLES = (
     "glasspoint_identity",
     "glasspoint_caches",
     "glasspoint_crash_marks",
+    "glasspoint_fences",
     "glasspoint_set_aside",
 )
 
@@ -85,6 +86,16 @@ CREATE TABLE IF NOT EXISTS glasspoint_caches (
 """,
     "CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_crash_marks (generation text PRIMARY KEY)",
     """
+CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_fences (
+    thread_id text NOT NULL,
+    checkpoint_ns text NOT NULL,
+    holder text NOT NULL,
+    burst text NOT NULL,
+    until timestamptz NOT NULL,
+    PRIMARY KEY (thread_id, checkpoint_ns, holder)
+)
+""",
+    """
 CREATE TABLE IF NOT EXISTS glasspoint_set_aside (
     thread_id text PRIMARY KEY,
     original_thread_id text NOT NULL,
@@ -104,6 +115,7 @@ CREATE TABLE IF NOT EXISTS glasspoint_set_aside (
   cache last. `is_purged`, `purging_at`: whether a process deletes what older generations have left.
 - `glasspoint_set_aside`: a row for each thread that was made of what another thread was written in an outage,
   because it does not go on from the other's history.
+- `glasspoint_fences`: a row for each scope that a saver writes to in a burst: see `fences`. Unlogged, too.
 - `glasspoint_crash_marks`: unlogged, so PostgreSQL empties it in crash recovery and on promotion.
 """
 
@@ -118,14 +130,15 @@ RENEW_SIGNING_KEY = f"UPDATE {{}} SET signing_key = {_RANDOM_KEY}, content_id = 
 # A cache that no saver has used for an hour is left out: it renews its generation when it comes back, under
 # the same lock, taken exclusively. So it waits for this transaction, or this statement sees that it is
 # back. A transaction with one snapshot for all its statements does not see that, so it counts a day instead
-# of an hour.
+# of an hour. A namespace with a task id is in no cache (`Scope.is_cached`).
 _NOTE = """
     PERFORM pg_advisory_xact_lock_shared(1735159667, 'glasspoint_caches'::regclass::oid::int);
     INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns, source)
     SELECT c.cache, s.thread_id, s.checkpoint_ns, TG_TABLE_NAME
     FROM glasspoint_caches AS c, ({scopes}) AS s (thread_id, checkpoint_ns)
     WHERE c.seen_at > now() - CASE current_setting('transaction_isolation')
-        WHEN 'read committed' THEN interval '1 hour' ELSE interval '1 day' END;
+        WHEN 'read committed' THEN interval '1 hour' ELSE interval '1 day' END
+      AND strpos(s.checkpoint_ns, ':') = 0;
 """
 _NOTE_ROW = _NOTE.format(scopes="SELECT NEW.thread_id, NEW.checkpoint_ns")
 _NOTE_CHANGED = _NOTE.format(scopes="SELECT DISTINCT thread_id, checkpoint_ns FROM changed")
@@ -152,7 +165,7 @@ DECLARE
     touched text := json_build_array(TG_RELID::text, NEW.thread_id, NEW.checkpoint_ns)::text || E'\\n';
     noted text := coalesce(current_setting('glasspoint.noted', true), '');
 BEGIN
-    IF strpos(noted, touched) > 0 THEN
+    IF strpos(NEW.checkpoint_ns, ':') > 0 OR strpos(noted, touched) > 0 THEN
         RETURN NULL;
     END IF;
     {_NO_CACHES}

@@ -6,6 +6,8 @@ Values travel as binary parameters (`%b`): as text, every byte of a blob would b
 
 from __future__ import annotations
 
+from functools import partial
+
 __all__ = [
     "DELETE_THREAD",
     "IMPORT_CHECKPOINT",
@@ -15,10 +17,13 @@ __all__ = [
     "NOTE_SET_ASIDE",
     "OWN",
     "PUT",
+    "PUT_FEW",
+    "PUT_FEW_WRITES",
     "PUT_WRITES",
     "SELECT_BY_ID",
     "SELECT_NEWEST",
     "SET_ASIDE_SINCE",
+    "UPSERT_FEW_WRITES",
     "UPSERT_WRITES",
 ]
 
@@ -29,7 +34,7 @@ take any other statement for one of other software, and note its scopes for the 
 _SELECT = """
 SELECT c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint::text, c.metadata::text,
        b.channels, b.versions, b.types, b.blobs,
-       w.task_ids, w.idxs, w.channels, w.types, w.blobs, w.task_paths
+       w.task_ids, w.idxs, w.channels, w.types, w.blobs, w.task_paths, {is_fenced} AS is_fenced
 FROM {checkpoints}
 LEFT JOIN LATERAL (
     SELECT array_agg(bl.channel) AS channels, array_agg(bl.version) AS versions,
@@ -62,19 +67,29 @@ _NEWEST = f"""(
     ORDER BY checkpoint_id DESC LIMIT 1
 ) AS c"""
 
-SELECT_NEWEST = _SELECT.format(
-    checkpoints=_NEWEST.format(thread_id="%(thread_id)s", checkpoint_ns="%(checkpoint_ns)s")
+_IS_FENCED = """EXISTS (
+           SELECT FROM glasspoint_fences AS f
+           WHERE f.thread_id = c.thread_id AND f.checkpoint_ns = c.checkpoint_ns AND f.until > now()
+       )"""
+
+_OF_ONE_SCOPE = _NEWEST.format(thread_id="%(thread_id)s", checkpoint_ns="%(checkpoint_ns)s")
+_OF_SEVERAL_SCOPES = (
+    "unnest(%(thread_ids)b::text[], %(namespaces)b::text[]) WITH ORDINALITY"
+    " AS asked (thread_id, checkpoint_ns, n) LEFT JOIN LATERAL "
+    + _NEWEST.format(thread_id="asked.thread_id", checkpoint_ns="asked.checkpoint_ns")
+    + " ON true"
 )
-SELECT_NEWEST_TOGETHER = f"""{
-    _SELECT.format(
-        checkpoints="unnest(%(thread_ids)b::text[], %(namespaces)b::text[]) WITH ORDINALITY"
-        " AS asked (thread_id, checkpoint_ns, n) LEFT JOIN LATERAL "
-        + _NEWEST.format(thread_id="asked.thread_id", checkpoint_ns="asked.checkpoint_ns")
-        + " ON true"
-    )
-} ORDER BY asked.n"""
+
+SELECT_NEWEST = _SELECT.format(checkpoints=_OF_ONE_SCOPE, is_fenced="true")
+SELECT_NEWEST_FENCED = _SELECT.format(checkpoints=_OF_ONE_SCOPE, is_fenced=_IS_FENCED)
+SELECT_NEWEST_TOGETHER = (
+    f"{_SELECT.format(checkpoints=_OF_SEVERAL_SCOPES, is_fenced='true')} ORDER BY asked.n"
+)
+SELECT_NEWEST_TOGETHER_FENCED = (
+    f"{_SELECT.format(checkpoints=_OF_SEVERAL_SCOPES, is_fenced=_IS_FENCED)} ORDER BY asked.n"
+)
 """The newest checkpoint of a scope, with its values and its pending writes; or of several, a row for each, of
-nulls if there is none.
+nulls if there is none. `is_fenced`: whether a fence stands there; true where that is not looked for.
 
 The orders that nobody needs, here and below, keep PostgreSQL to the primary keys, even while it knows nothing
 of the tables: an index of the thread alone would look as good then, and be ever worse as the thread's history
@@ -87,7 +102,8 @@ SELECT_BY_ID = _SELECT.format(
     WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
       AND checkpoint_id = %(checkpoint_id)s
     ORDER BY checkpoint_id LIMIT 1
-) AS c"""
+) AS c""",
+    is_fenced="true",
 )
 """One checkpoint of a scope, by its id."""
 
@@ -97,15 +113,55 @@ locked; then each of them goes by itself, and waits for its own rows alone."""
 
 _BOUNDED = f"(SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', true)) IS NOT NULL"
 
+FEW = 4
+"""A statement of few takes so many values at most, each as parameters of its own: an array of one costs the
+client several times as much. Fewer are filled up, so that there is one statement to prepare; `count` tells
+how many there are."""
+
+_SET_FENCE = """
+    INSERT INTO glasspoint_fences (thread_id, checkpoint_ns, holder, burst, until)
+    SELECT DISTINCT thread_id, checkpoint_ns, %(holder)s, burst, now() + make_interval(secs => %(stands)s)
+    FROM {writes} WHERE opens ORDER BY 1, 2
+    ON CONFLICT (thread_id, checkpoint_ns, holder)
+    DO UPDATE SET burst = EXCLUDED.burst, until = EXCLUDED.until
+"""
+"""Set the fences of bursts that begin. `until` is by PostgreSQL's clock, like all that compares it."""
+
+_OWN_FENCE = """LATERAL (
+    SELECT EXISTS (
+        SELECT FROM glasspoint_fences AS f
+        WHERE f.thread_id = {write}.thread_id AND f.checkpoint_ns = {write}.checkpoint_ns
+          AND f.holder = %(holder)s AND f.burst = {write}.burst
+          AND f.until > now() + make_interval(secs => %(margin)s)
+    ) AS stands
+) AS own"""
+"""Whether the fence of the own burst stands for longer than a statement can run."""
+
+_SEE_FENCES = """
+    own.stands,
+    EXISTS (
+        SELECT FROM glasspoint_fences AS f
+        WHERE f.thread_id = {write}.thread_id AND f.checkpoint_ns = {write}.checkpoint_ns
+          AND f.holder <> %(holder)s AND f.until > now()
+    ) AS is_contested,
+    CASE WHEN {write}.opens OR NOT own.stands THEN coalesce((
+        SELECT c.generation || ':' || i.content_id
+        FROM glasspoint_caches AS c CROSS JOIN glasspoint_identity AS i
+        WHERE c.cache = %(cache)s
+          AND EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation)
+    ), '') END AS identity
+"""
+"""What a write of a burst sees of fences, as it was before its statement: `stands`: see `_OWN_FENCE`;
+`is_contested`: one of another saver stands; `identity`: of this PostgreSQL (see `Look.mark`), if the write is
+to be confirmed."""
+
 _PUT = """{own}
 WITH put AS MATERIALIZED (
     {puts}
-), new_blobs AS (
+{fence}), new_blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
     SELECT p.thread_id, p.checkpoint_ns, b.channel, b.version, b.type, b.blob
-    FROM put AS p
-    JOIN unnest({blobs_of}%(channels)b::text[], %(versions)b::text[], %(types)b::text[], %(blobs)b::bytea[])
-      AS b ({of}channel, version, type, blob) ON {blob_of}
+    FROM put AS p JOIN {blobs}
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
     RETURNING thread_id, checkpoint_ns
 ), new_checkpoints AS (
@@ -126,8 +182,7 @@ SELECT
         WHERE b.thread_id = p.thread_id AND b.checkpoint_ns = p.checkpoint_ns
     ) AS stored,
     EXISTS (
-        SELECT FROM unnest({bare_of}%(bare_channels)b::text[], %(bare_versions)b::text[])
-          AS bare ({of}channel, version)
+        SELECT FROM {bare}
         CROSS JOIN LATERAL (
             SELECT FROM checkpoint_blobs AS b
             WHERE b.thread_id = p.thread_id AND b.checkpoint_ns = p.checkpoint_ns
@@ -141,47 +196,90 @@ SELECT
         WHERE w.thread_id = p.thread_id AND w.checkpoint_ns = p.checkpoint_ns
           AND w.checkpoint_id = p.checkpoint_id
         ORDER BY w.task_id, w.idx
-    ) AS known_writes
-FROM put AS p ORDER BY p.n
+    ) AS known_writes{seen}
+FROM put AS p {own_fence} ORDER BY p.n
 """
 
-PUT = _PUT.format(
-    own=OWN,
-    puts="""
+_ONE_PUT = """
     SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
            %(checkpoint_id)s::text AS checkpoint_id, %(parent_id)s::text AS parent_id,
            %(checkpoint)s::text AS checkpoint, %(metadata)s::text AS metadata, 1 AS n
-""",
-    blobs_of="",
-    blob_of="true",
-    bare_of="",
-    is_bare_of="true",
-    of="",
-)
-PUT_TOGETHER = _PUT.format(
-    own=OWN,
-    puts=f"""
+"""
+_BARE_OF_ONE = "jsonb_each_text(%(bare)s::jsonb) AS bare (channel, version)"
+
+_ONE_FENCED_PUT = f"{_ONE_PUT}, %(burst)s::text AS burst, %(opens)s::boolean AS opens"
+_PUTS = f"""
     SELECT * FROM unnest(
       %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(parent_ids)b::text[],
       %(checkpoints)b::text[], %(metadata)b::text[]
     ) WITH ORDINALITY AS p (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata, n)
     WHERE {_BOUNDED}
+"""
+_FENCED_PUTS = f"""
+    SELECT * FROM unnest(
+      %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(parent_ids)b::text[],
+      %(checkpoints)b::text[], %(metadata)b::text[], %(bursts)b::text[], %(opens)b::boolean[]
+    ) WITH ORDINALITY
+      AS p (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata, burst, opens, n)
+    WHERE {_BOUNDED}
+"""
+
+_put_one = partial(
+    _PUT.format,
+    own=OWN,
+    blobs="""
+      unnest(%(channels)b::text[], %(versions)b::text[], %(types)b::text[], %(blobs)b::bytea[])
+      AS b (channel, version, type, blob) ON true
 """,
-    blobs_of="%(blobs_of)b::int[], ",
-    blob_of="b.n = p.n",
-    bare_of="%(bare_of)b::int[], ",
-    is_bare_of="bare.n = p.n",
-    of="n, ",
+    bare=_BARE_OF_ONE,
+    is_bare_of="true",
 )
-"""Store a checkpoint and its new values; or several, each of another scope.
+_put_few = partial(
+    _PUT.format,
+    own=OWN,
+    blobs="""(VALUES
+        (1, %(channel_1)s::text, %(version_1)s::text, %(type_1)s::text, %(blob_1)b::bytea),
+        (2, %(channel_2)s::text, %(version_2)s::text, %(type_2)s::text, %(blob_2)b::bytea),
+        (3, %(channel_3)s::text, %(version_3)s::text, %(type_3)s::text, %(blob_3)b::bytea),
+        (4, %(channel_4)s::text, %(version_4)s::text, %(type_4)s::text, %(blob_4)b::bytea)
+    ) AS b (number, channel, version, type, blob) ON b.number <= %(count)s::int
+""",
+    bare=_BARE_OF_ONE,
+    is_bare_of="true",
+)
+_put_together = partial(
+    _PUT.format,
+    own=OWN,
+    blobs="""
+      unnest(%(blobs_of)b::int[], %(channels)b::text[], %(versions)b::text[], %(types)b::text[],
+             %(blobs)b::bytea[])
+      AS b (n, channel, version, type, blob) ON b.n = p.n
+""",
+    bare="""
+          unnest(%(bare_of)b::int[], %(bare_channels)b::text[], %(bare_versions)b::text[])
+          AS bare (n, channel, version)
+""",
+    is_bare_of="bare.n = p.n",
+)
+_PUT_FENCE = f"), fenced AS ({_SET_FENCE.format(writes='put')}"
+_PUT_OWN = f"CROSS JOIN {_OWN_FENCE.format(write='p')}"
+_PUT_SEEN = f", {_SEE_FENCES.format(write='p')}"
+
+PUT = _put_one(puts=_ONE_PUT, fence="", own_fence="", seen="")
+PUT_FENCED = _put_one(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, own_fence=_PUT_OWN, seen=_PUT_SEEN)
+PUT_FEW = _put_few(puts=_ONE_PUT, fence="", own_fence="", seen="")
+PUT_FEW_FENCED = _put_few(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, own_fence=_PUT_OWN, seen=_PUT_SEEN)
+PUT_TOGETHER = _put_together(puts=_PUTS, fence="", own_fence="", seen="")
+PUT_TOGETHER_FENCED = _put_together(puts=_FENCED_PUTS, fence=_PUT_FENCE, own_fence=_PUT_OWN, seen=_PUT_SEEN)
+"""Store a checkpoint and its new values; or one with few; or several, each of another scope.
 
 Returns for each `newest`: no checkpoint this new, nor this one, was there before; `stored`: how many values
 were new (an older value at the same version stays, as upstream has it); `shadowed`: a channel sent without a
 value of its own has one at this version, which upstream would show instead; `known_writes`: which pending
-writes of this checkpoint are there already.
+writes of this checkpoint are there already. Of bursts also what `_SEE_FENCES` says.
 """
 
-_INSERT_WRITES = """{own}
+_INSERT_WRITES = """
 INSERT INTO checkpoint_writes
   (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
 {rows}
@@ -195,6 +293,18 @@ SELECT %(thread_id)s::text, %(checkpoint_ns)s::text, %(checkpoint_id)s::text, %(
 FROM unnest(%(idxs)b::int[], %(channels)b::text[], %(types)b::text[], %(blobs)b::bytea[]) AS w
 """
 
+_FEW_OF_ONE_TASK = """
+SELECT %(thread_id)s::text, %(checkpoint_ns)s::text, %(checkpoint_id)s::text, %(task_id)s::text,
+       %(task_path)s::text, w.idx, w.channel, w.type, w.blob
+FROM (VALUES
+    (1, %(idx_1)s::int, %(channel_1)s::text, %(type_1)s::text, %(blob_1)b::bytea),
+    (2, %(idx_2)s::int, %(channel_2)s::text, %(type_2)s::text, %(blob_2)b::bytea),
+    (3, %(idx_3)s::int, %(channel_3)s::text, %(type_3)s::text, %(blob_3)b::bytea),
+    (4, %(idx_4)s::int, %(channel_4)s::text, %(type_4)s::text, %(blob_4)b::bytea)
+) AS w (number, idx, channel, type, blob)
+WHERE w.number <= %(count)s::int
+"""
+
 _OF_SEVERAL = f"""
 SELECT * FROM unnest(
   %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(task_ids)b::text[],
@@ -203,18 +313,70 @@ SELECT * FROM unnest(
 WHERE {_BOUNDED}
 """
 
+_FENCED_WRITES = """{own}
+WITH bursts AS MATERIALIZED (
+    {bursts}
+), fenced AS ({fence}), stored AS ({insert})
+SELECT NULL, b.n::int, NULL, NULL, {seen} FROM bursts AS b CROSS JOIN {own_fence}
+UNION ALL
+SELECT task_id, idx, task_path, overwrote, NULL, NULL, NULL FROM stored
+"""
+
+_ONE_BURST = """
+    SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
+           %(burst)s::text AS burst, %(opens)s::boolean AS opens, 1 AS n
+"""
+_BURSTS = """
+    SELECT * FROM unnest(
+      %(burst_threads)b::text[], %(burst_namespaces)b::text[], %(bursts)b::text[], %(opens)b::boolean[]
+    ) WITH ORDINALITY AS b (thread_id, checkpoint_ns, burst, opens, n)
+"""
+
 _KEEP = "DO NOTHING"
 _REPLACE = "DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
 
-PUT_WRITES = _INSERT_WRITES.format(own=OWN, rows=_OF_ONE_TASK, action=_KEEP)
-PUT_WRITES_TOGETHER = _INSERT_WRITES.format(own=OWN, rows=_OF_SEVERAL, action=_KEEP)
-"""Store what tasks wrote; what is there already stays. Returns a row for each write that was stored."""
 
-UPSERT_WRITES = _INSERT_WRITES.format(own=OWN, rows=_OF_ONE_TASK, action=_REPLACE)
-UPSERT_WRITES_TOGETHER = _INSERT_WRITES.format(own=OWN, rows=_OF_SEVERAL, action=_REPLACE)
+def _insert(rows: str, action: str) -> str:
+    return OWN + _INSERT_WRITES.format(rows=rows, action=action)
+
+
+def _insert_fenced(rows: str, action: str, bursts: str) -> str:
+    return _FENCED_WRITES.format(
+        own=OWN,
+        bursts=bursts,
+        fence=_SET_FENCE.format(writes="bursts"),
+        insert=_INSERT_WRITES.format(rows=rows, action=action),
+        own_fence=_OWN_FENCE.format(write="b"),
+        seen=_SEE_FENCES.format(write="b"),
+    )
+
+
+PUT_WRITES = _insert(_OF_ONE_TASK, _KEEP)
+PUT_FEW_WRITES = _insert(_FEW_OF_ONE_TASK, _KEEP)
+PUT_WRITES_TOGETHER = _insert(_OF_SEVERAL, _KEEP)
+PUT_WRITES_FENCED = _insert_fenced(_OF_ONE_TASK, _KEEP, _ONE_BURST)
+PUT_FEW_WRITES_FENCED = _insert_fenced(_FEW_OF_ONE_TASK, _KEEP, _ONE_BURST)
+PUT_WRITES_TOGETHER_FENCED = _insert_fenced(_OF_SEVERAL, _KEEP, _BURSTS)
+"""Store what tasks wrote; what is there already stays. Returns a row for each write that was stored; if they
+belong to bursts, also a row for each task: its number, and what it has seen of fences."""
+
+UPSERT_WRITES = _insert(_OF_ONE_TASK, _REPLACE)
+UPSERT_FEW_WRITES = _insert(_FEW_OF_ONE_TASK, _REPLACE)
+UPSERT_WRITES_TOGETHER = _insert(_OF_SEVERAL, _REPLACE)
+UPSERT_WRITES_FENCED = _insert_fenced(_OF_ONE_TASK, _REPLACE, _ONE_BURST)
+UPSERT_FEW_WRITES_FENCED = _insert_fenced(_FEW_OF_ONE_TASK, _REPLACE, _ONE_BURST)
+UPSERT_WRITES_TOGETHER_FENCED = _insert_fenced(_OF_SEVERAL, _REPLACE, _BURSTS)
 """Store tasks' special writes, replacing what is there, but for the task path. Returns a row for each, and
 whether it replaced: a row version that an upsert inserted has no `xmax`, one that it updated carries the lock
 that it took first."""
+
+SET_FENCE = OWN + _SET_FENCE.format(
+    writes="""(
+    SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
+           %(burst)s::text AS burst, true AS opens
+) AS burst"""
+)
+"""Set the fence of one burst, in a transaction that does the rest."""
 
 _IMPORT_WRITES = f"""{OWN}
 WITH given AS (

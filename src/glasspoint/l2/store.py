@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
@@ -30,12 +31,15 @@ from glasspoint.errors import (
     SchemaError,
     ThreadInUseError,
 )
-from glasspoint.l2 import journal, schema, statements
+from glasspoint.l2 import eager, journal, schema, statements
 from glasspoint.l2.batching import Batcher, Call
 from glasspoint.l2.identity import Identities
 from glasspoint.l2.liveness import Liveness
 from glasspoint.l2.pool import bounds_statements, connect_beside
 from glasspoint.l2.writing import (
+    Announced,
+    FenceAnswer,
+    FenceParams,
     PutAnswer,
     WritesAnswer,
     columns,
@@ -59,13 +63,14 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from psycopg.rows import DictRow
 
+    from glasspoint.l2.fences import Fences
     from glasspoint.l2.liveness import Greet
     from glasspoint.l2.pool import Pool
     from glasspoint.lineage import Branch
     from glasspoint.telemetry.events import Telemetry
 
     Connection = psycopg.AsyncConnection[DictRow]
-    _Select = Call[None, StoredCheckpoint | None]
+    _Select = Call[bool, StoredCheckpoint | None]
     _Put = Call[EncodedPut, PutAnswer]
     _PutWrites = Call[PendingWrites, WritesAnswer]
 
@@ -74,9 +79,19 @@ __all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer"]
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
 
-Ready = Callable[[Any], Awaitable[bool]]
+# A standby, where no unlogged table can be read; tables that were removed; a right that was taken away.
+_WITHOUT_FENCES = (
+    psycopg.errors.FeatureNotSupported,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InsufficientPrivilege,
+)
+
+_NO_FENCES = FenceAnswer(identity="")
+"""This is another PostgreSQL than the one that the burst began with, or it can have no cache any more."""
+
+Ready = Callable[[Any], Awaitable[Announced]]
 """Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later.
-Answers whether the write is to record its scope in the journal, because L1 does not know of it."""
+Answers what the statement is to do besides, because of how L1 was told."""
 
 
 class Store:
@@ -116,9 +131,11 @@ class Store:
         self._foreign_writes: schema.ForeignWrites = foreign_writes
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._liveness = Liveness()
+        self.fences: Fences | None = None
+        """Where the bursts of the saver stand; `None`: it has none."""
         self.journal = journal.Journal(self, telemetry, cache=cache)
         self.identities = Identities(self, cache=cache)
-        self._selects: Batcher[None, StoredCheckpoint | None] = self._batcher("l2.select", self._select_all)
+        self._selects: Batcher[bool, StoredCheckpoint | None] = self._batcher("l2.select", self._select_all)
         self._puts: Batcher[EncodedPut, PutAnswer] = self._batcher("l2.put", self._put_all)
         self._writes, self._upserts = (
             self._batcher("l2.put_writes", functools.partial(self._put_all_writes, upsert=upsert))
@@ -202,10 +219,16 @@ class Store:
         is_in_use = self._liveness.in_use > 0 if self.pool is not None else self._upstream.lock.locked()
         return await connect_beside(self._upstream.conn) or is_in_use
 
-    async def select(self, scope: Scope, checkpoint_id: str | None) -> StoredCheckpoint | None:
-        """Read the newest checkpoint of a scope, or one by its id, with its pending writes."""
+    async def select(
+        self, scope: Scope, checkpoint_id: str | None, *, warms_up: bool = False
+    ) -> StoredCheckpoint | None:
+        """Read the newest checkpoint of a scope, or one by its id, with its pending writes.
+
+        Args:
+            warms_up: L1 is to be warmed up with it, so the fences are looked for.
+        """
         if checkpoint_id is None:
-            return await self._selects.run(Call(scope, None, None, 0, None))
+            return await self._selects.run(Call(scope, warms_up, None, 0, None))
         params = {**scope._asdict(), "checkpoint_id": checkpoint_id}
         async with self._connection(scope) as conn:
             with self._telemetry.step("l2.select", scope):
@@ -215,10 +238,18 @@ class Store:
     async def _select_all(self, conn: Connection, calls: Sequence[_Select]) -> list[StoredCheckpoint | None]:
         scopes = [call.scope for call in calls]
         if len(scopes) == 1:
-            rows = await _fetch_all(conn, statements.SELECT_NEWEST, scopes[0]._asdict()) or [(None,)]
+            params: dict[str, Any] = scopes[0]._asdict()
+            plain, fenced = statements.SELECT_NEWEST, statements.SELECT_NEWEST_FENCED
         else:
             params = columns(("thread_ids", "namespaces"), scopes)
-            rows = await _fetch_all(conn, statements.SELECT_NEWEST_TOGETHER, params)
+            plain, fenced = statements.SELECT_NEWEST_TOGETHER, statements.SELECT_NEWEST_TOGETHER_FENCED
+        rows = None
+        if any(call.item for call in calls):
+            rows = await _fetch_fenced(conn, fenced, params)
+        if rows is None:
+            rows = await _fetch_all(conn, plain, params)
+        if len(scopes) == 1:
+            rows = rows or [(None,)]
         return [
             None if row[0] is None else _stored_checkpoint(scope, row)
             for scope, row in zip(scopes, rows, strict=True)
@@ -251,19 +282,39 @@ class Store:
         batcher: Batcher[PendingWrites, WritesAnswer] = self._upserts if upsert else self._writes
         task = PendingWrites(scope, checkpoint_id, writes)
         size = sum(len(w.value.data) for w in writes)
-        return await batcher.run(Call(scope, task, writes[0].task_id, size, ready))
+        company = (scope, checkpoint_id)
+        return await batcher.run(Call(scope, task, writes[0].task_id, size, ready, company))
 
     async def _put_all(self, conn: Connection, calls: Sequence[_Put]) -> Sequence[PutAnswer]:
         puts = [(call.scope, call.item) for call in calls]
-        sql, params = put_statement(puts)
-        return put_answers(puts, await _fetch_all(conn, *self._recorded(sql, params, calls)))
+        fences = self._fence_params(calls)
+        if fences is not None:
+            rows = await _fetch_fenced(conn, *self._recorded(*put_statement(puts, fences), calls))
+            if rows is not None:
+                return put_answers(puts, rows)
+        rows = await _fetch_all(conn, *self._recorded(*put_statement(puts), calls))
+        answers = put_answers(puts, rows)
+        return answers if fences is None else [each._replace(fence=_NO_FENCES) for each in answers]
 
     async def _put_all_writes(
         self, conn: Connection, calls: Sequence[_PutWrites], *, upsert: bool
     ) -> Sequence[WritesAnswer]:
         tasks = [call.item for call in calls]
-        sql, params = writes_statement(tasks, upsert=upsert)
-        return writes_answers(tasks, await _fetch_all(conn, *self._recorded(sql, params, calls)))
+        fences = self._fence_params(calls)
+        if fences is not None:
+            statement = writes_statement(tasks, upsert=upsert, fences=fences)
+            rows = await _fetch_fenced(conn, *self._recorded(*statement, calls))
+            if rows is not None:
+                return writes_answers(tasks, rows)
+        rows = await _fetch_all(conn, *self._recorded(*writes_statement(tasks, upsert=upsert), calls))
+        answers = writes_answers(tasks, rows)
+        return answers if fences is None else [each._replace(fence=_NO_FENCES) for each in answers]
+
+    def _fence_params(self, calls: Sequence[Call[Any, Any]]) -> FenceParams | None:
+        """Return what the statement of some writes needs, if any of them belongs to a burst."""
+        if self.fences is None or not any(call.announced.burst for call in calls):
+            return None
+        return self.fences.params([call.announced for call in calls])
 
     async def import_items(
         self,
@@ -288,16 +339,19 @@ class Store:
         """
         cursors = []
         async with self._connection(scope) as conn:
-            untold = [scope] if await ready(conn) else []
+            announced = await ready(conn)
+            untold = [scope] if announced.is_journalled else []
             with self._telemetry.step("l2.import", scope):
                 async with conn.transaction(), conn.pipeline():
+                    if self.fences is not None and announced.burst:
+                        of_burst = scope._asdict() | self.fences.params([announced]).alone()
+                        await conn.execute(cast("Any", statements.SET_FENCE), of_burst)
                     if branch is not None:
                         await self._check_that_fits(conn, scope, branch)
                     await self.journal.record(conn, untold, [scope])
                     for item in items:
                         sql, params = _import_statement(item)
-                        cursor = conn.cursor(binary=True, row_factory=tuple_row)
-                        cursors.append(await cursor.execute(cast("Any", sql), params))
+                        cursors.append(await _execute(conn, sql, params))
                 return sum([new for cursor in cursors for (new,) in await cursor.fetchall()])
 
     async def _check_that_fits(self, conn: Connection, scope: Scope, branch: Branch) -> None:
@@ -391,7 +445,7 @@ class Store:
         self, sql: str, params: dict[str, Any], calls: Sequence[Call[Any, Any]]
     ) -> tuple[str, dict[str, Any]]:
         """Let a statement record the scopes that L1 does not know of, in the transaction that it is."""
-        untold = [call.scope for call in calls if call.is_journalled]
+        untold = [call.scope for call in calls if call.announced.is_journalled]
         recorded = self.journal.params(untold, [call.scope for call in calls])
         return (sql, params) if recorded is None else (journal.journalled(sql), params | recorded)
 
@@ -408,7 +462,7 @@ class Store:
         return Batcher(
             step_name,
             execute,
-            connection=self._own_connection,
+            connection=self._checked_out,
             start=self._to_the_end,
             telemetry=self._telemetry,
         )
@@ -417,29 +471,16 @@ class Store:
     async def _connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
         """Check a connection out; measure the wait; name what goes wrong."""
         started = perf_counter()
-        with self._naming_faults():
-            async with self._checkout() as conn:
-                self._telemetry.note(PoolWaited(perf_counter() - started, scope))
-                yield conn
+        async with self._checked_out() as conn:
+            self._telemetry.note(PoolWaited(perf_counter() - started, scope))
+            yield conn
 
     @asynccontextmanager
-    async def _own_connection(self) -> AsyncIterator[Connection]:
-        """As `_connection`, for a task that is cancelled at most in the block."""
+    async def _checked_out(self) -> AsyncIterator[Connection]:
+        """Check a connection out; name what goes wrong."""
         with self._naming_faults():
-            pool = self.pool
-            if pool is None:
-                async with self._checkout() as conn:
-                    yield conn
-                return
-            conn = await self._liveness.getconn(pool)
-            try:
-                async with _finished(conn):
-                    yield conn
-            except psycopg.Error as exc:
-                await self._liveness.after(exc, pool, conn)
-                raise
-            finally:
-                await self._liveness.putconn(pool, conn)
+            async with self._checkout() as conn:
+                yield conn
 
     @contextmanager
     def _naming_faults(self) -> Iterator[None]:
@@ -500,13 +541,16 @@ class Store:
                 yield conn
             return
         # Not `pool.connection()`: a caller who is cancelled just as a connection is handed over, or while it
-        # waits for the pool's lock to give it back, would lose it for good. So both run to their end.
-        getting = self._to_the_end(self._liveness.getconn(conn))
-        try:
-            checked_out = await asyncio.shield(getting)
-        except asyncio.CancelledError:
-            getting.add_done_callback(lambda got: self._give_back(conn, got))
-            raise
+        # waits for the pool's lock to give it back, would lose it for good. So what has to wait runs to its
+        # end in a task; mostly nothing has to.
+        checked_out = await self._liveness.get_idle(conn)
+        if checked_out is None or not self._liveness.hand_out(checked_out):
+            getting = self._to_the_end(self._liveness.getconn(conn, checked_out))
+            try:
+                checked_out = await asyncio.shield(getting)
+            except asyncio.CancelledError:
+                getting.add_done_callback(lambda got: self._give_back(conn, got))
+                raise
         try:
             async with _finished(checked_out):
                 yield checked_out
@@ -514,7 +558,14 @@ class Store:
             await asyncio.shield(self._to_the_end(self._liveness.after(exc, conn, checked_out)))
             raise
         finally:
-            await asyncio.shield(self._to_the_end(self._liveness.putconn(conn, checked_out)))
+            await self._return(conn, checked_out)
+
+    async def _return(self, pool: Pool, conn: Connection) -> None:
+        returning = self._liveness.putconn(pool, conn)
+        if conn.info.transaction_status is not TransactionStatus.IDLE:
+            await asyncio.shield(self._to_the_end(returning))
+        elif (rest := eager.start(returning)) is not None:
+            await asyncio.shield(self._to_the_end(rest))
 
     def _to_the_end(
         self, work: Coroutine[Any, Any, _Answer], context: Context | None = None
@@ -535,15 +586,31 @@ def _finished(conn: Connection) -> AbstractAsyncContextManager[object]:
 
 
 async def _fetch_one(conn: Connection, sql: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", sql), params)
-        return await cursor.fetchone()
+    return await (await _execute(conn, sql, params)).fetchone()
 
 
 async def _fetch_all(conn: Connection, sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", sql), params)
-        return await cursor.fetchall()
+    return await (await _execute(conn, sql, params)).fetchall()
+
+
+async def _fetch_fenced(
+    conn: Connection, sql: str, params: Mapping[str, Any]
+) -> list[tuple[Any, ...]] | None:
+    """As `_fetch_all`, for a statement that uses the fences; `None`: there are none here (any more), and
+    nothing was done."""
+    try:
+        return await _fetch_all(conn, sql, params)
+    except _WITHOUT_FENCES:
+        if not conn.autocommit:  # the transaction has failed, and is not ours to end
+            raise
+        return None
+
+
+async def _execute(
+    conn: Connection, sql: str, params: Mapping[str, Any]
+) -> psycopg.AsyncCursor[tuple[Any, ...]]:
+    # Nothing has to be closed: all rows are here.
+    return await conn.cursor(binary=True, row_factory=tuple_row).execute(cast("Any", sql), params)
 
 
 def _as_callers_see(found: CheckpointTuple) -> CheckpointTuple:
@@ -598,4 +665,5 @@ def _stored_checkpoint(scope: Scope, row: tuple[Any, ...]) -> StoredCheckpoint:
         document_json=document_json,
         metadata_json=metadata_json,
         document_bytes=len(document_json) + len(metadata_json),
+        is_fenced=row[14],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint.l2 import statements
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from glasspoint.scope import Scope
 
 __all__ = [
+    "Announced",
+    "FenceAnswer",
+    "FenceParams",
     "PutAnswer",
     "WritesAnswer",
     "columns",
@@ -27,10 +31,45 @@ Statement = tuple[str, dict[str, Any]]
 
 _PUT = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_id", "checkpoint", "metadata")
 _PUTS = ("thread_ids", "namespaces", "checkpoint_ids", "parent_ids", "checkpoints", "metadata")
-_BLOBS = ("blobs_of", "channels", "versions", "types", "blobs")
+_BLOBS = ("channels", "versions", "types", "blobs")
 _BARE = ("bare_of", "bare_channels", "bare_versions")
 _WRITES = ("idxs", "channels", "types", "blobs")
 _TASKS = ("thread_ids", "namespaces", "checkpoint_ids", "task_ids", "task_paths")
+
+# The parameters of a statement of few, and what fills it up.
+_NUMBERS = range(1, statements.FEW + 1)
+_FEW_BLOBS = tuple(f"{name}_{n}" for n in _NUMBERS for name in ("channel", "version", "type", "blob"))
+_FEW_WRITES = tuple(f"{name}_{n}" for n in _NUMBERS for name in ("idx", "channel", "type", "blob"))
+_NO_BLOB = ("", "", "", b"")
+_NO_WRITE = (0, "", "", b"")
+
+
+class Announced(NamedTuple):
+    """What the statement of a write is to do besides, because of how L1 was told of the write.
+
+    Attributes:
+        is_journalled: Record the scope in the journal.
+        burst: Which burst it belongs to; empty: none, and then there is no fence.
+        opens: Set the fence of the burst. Otherwise it is only looked for.
+    """
+
+    is_journalled: bool = False
+    burst: str = ""
+    opens: bool = False
+
+
+class FenceAnswer(NamedTuple):
+    """What the statement of a write has seen of fences, before it set one.
+
+    Attributes:
+        stands: The fence of its own burst stands, for longer than the statement can run.
+        is_contested: The fence of another saver stands.
+        identity: Of this PostgreSQL, as `Look.mark` has it; `None`: the fence stands, so it is the same.
+    """
+
+    stands: bool = False
+    is_contested: bool = False
+    identity: str | None = None
 
 
 class PutAnswer(NamedTuple):
@@ -40,70 +79,177 @@ class PutAnswer(NamedTuple):
         followable: It is the newest checkpoint of its scope, was not there before, and every value of it
             stands there as sent.
         known_writes: `<task id>:<idx>` of the pending writes that were there before it.
+        fence: What it has seen of fences.
     """
 
     followable: bool
     known_writes: list[str]
+    fence: FenceAnswer = FenceAnswer()
 
 
 class WritesAnswer(NamedTuple):
-    """Which writes were stored, whether any of them replaced an older one, and which were there already."""
+    """Which writes were stored, whether any of them replaced an older one, and which were there already; and
+    what the statement has seen of fences."""
 
     stored: list[EncodedWrite]
     overwrote: bool
     ignored: list[EncodedWrite]
+    fence: FenceAnswer = FenceAnswer()
 
 
-def put_statement(puts: Sequence[tuple[Scope, EncodedPut]]) -> Statement:
-    """Return what stores checkpoints, each of another scope."""
-    blobs, bare = [], []
+class FenceParams(NamedTuple):
+    """How writes stand to bursts, for their statement.
+
+    Attributes:
+        announced: Of each write.
+        holder: Who holds the fences.
+        cache: The name of the cache: the key prefix.
+        stands, margin: For how many seconds a fence is set, and must stand yet.
+    """
+
+    announced: Sequence[Announced]
+    holder: str
+    cache: str
+    stands: float
+    margin: float
+
+    def alone(self) -> dict[str, Any]:
+        """The parameters of a statement of one write."""
+        (announced,) = self.announced
+        return {**self._shared(), "burst": announced.burst, "opens": announced.opens}
+
+    def together(self) -> dict[str, Any]:
+        """The parameters of a statement of several."""
+        of_each = [(announced.burst, announced.opens) for announced in self.announced]
+        return {**self._shared(), **columns(("bursts", "opens"), of_each)}
+
+    def _shared(self) -> dict[str, Any]:
+        return {
+            "holder": self.holder,
+            "cache": self.cache,
+            "stands": self.stands,
+            "margin": self.margin,
+        }
+
+
+def put_statement(puts: Sequence[tuple[Scope, EncodedPut]], fences: FenceParams | None = None) -> Statement:
+    """Return what stores checkpoints, each of another scope.
+
+    Args:
+        fences: How they stand to bursts, in the same order; `None`: none belongs to one.
+    """
+    if len(puts) == 1:
+        return _one_put(*puts[0], fences)
+    blobs: list[Row] = []
+    bare: list[Row] = []
     for number, (_, put) in enumerate(puts, 1):
-        # In one order, so that two puts never wait for each other in a circle.
-        values = sorted(put.blobs.items())
-        blobs += [(number, channel, version, *value) for channel, (version, value) in values]
+        blobs += [(number, *blob) for blob in _blobs(put)]
         bare += [(number, *each) for each in (*put.inline.items(), *put.voids.items())]
-    arrays = columns(_BLOBS, blobs) | columns(_BARE, bare)
-    rows = [
-        (*scope, put.checkpoint_id, put.parent_id, put.document_json, put.metadata_json)
-        for scope, put in puts
-    ]
-    if len(rows) == 1:
-        return statements.PUT, {**dict(zip(_PUT, rows[0], strict=True)), **arrays}
-    return statements.PUT_TOGETHER, {**columns(_PUTS, rows), **arrays}
+    arrays = columns(("blobs_of", *_BLOBS), blobs) | columns(_BARE, bare)
+    params = columns(_PUTS, [_put(*each) for each in puts]) | arrays
+    if fences is None:
+        return statements.PUT_TOGETHER, params
+    return statements.PUT_TOGETHER_FENCED, params | fences.together()
+
+
+def _one_put(scope: Scope, put: EncodedPut, fences: FenceParams | None) -> Statement:
+    params = dict(zip(_PUT, _put(scope, put), strict=True))
+    params["bare"] = json.dumps({**put.inline, **put.voids})
+    blobs = _blobs(put)
+    if fences is not None:
+        params |= fences.alone()
+    if len(blobs) <= statements.FEW:
+        few = statements.PUT_FEW if fences is None else statements.PUT_FEW_FENCED
+        return few, params | _few(_FEW_BLOBS, blobs, _NO_BLOB)
+    one = statements.PUT if fences is None else statements.PUT_FENCED
+    return one, params | columns(_BLOBS, blobs)
+
+
+def _put(scope: Scope, put: EncodedPut) -> Row:
+    return (*scope, put.checkpoint_id, put.parent_id, put.document_json, put.metadata_json)
+
+
+def _blobs(put: EncodedPut) -> list[Row]:
+    """In one order, so that two puts never wait for each other in a circle."""
+    return [(channel, version, *value) for channel, (version, value) in sorted(put.blobs.items())]
 
 
 def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutAnswer]:
     """Return what PostgreSQL has answered to each."""
     return [
-        PutAnswer(newest and not shadowed and stored == len(put.blobs), known_writes)
-        for (_, put), (newest, stored, shadowed, known_writes) in zip(puts, rows, strict=True)
+        PutAnswer(newest and not shadowed and stored == len(put.blobs), known_writes, FenceAnswer(*fence))
+        for (_, put), (newest, stored, shadowed, known_writes, *fence) in zip(puts, rows, strict=True)
     ]
 
 
-def writes_statement(tasks: Sequence[PendingWrites], *, upsert: bool) -> Statement:
-    """Return what stores the writes of tasks, each of them once."""
+def writes_statement(
+    tasks: Sequence[PendingWrites], *, upsert: bool, fences: FenceParams | None = None
+) -> Statement:
+    """Return what stores the writes of tasks, each of them once.
+
+    Args:
+        fences: As for `put_statement`.
+    """
+    plain, fenced = _WRITES_STATEMENTS[upsert]
+    few, one, together = plain if fences is None else fenced
     if len(tasks) == 1:
         scope, checkpoint_id, writes = tasks[0]
-        task = {
+        params = scope._asdict() | {
             "checkpoint_id": checkpoint_id,
             "task_id": writes[0].task_id,
             "task_path": writes[0].task_path,
         }
-        values = columns(_WRITES, [(w.idx, w.channel, *w.value) for w in writes])
-        return statements.UPSERT_WRITES if upsert else statements.PUT_WRITES, scope._asdict() | task | values
+        if fences is not None:
+            params |= fences.alone()
+        values: list[Row] = [(w.idx, w.channel, *w.value) for w in writes]
+        if len(values) <= statements.FEW:
+            return few, params | _few(_FEW_WRITES, values, _NO_WRITE)
+        return one, params | columns(_WRITES, values)
     rows = [
         (*task.scope, task.checkpoint_id, w.task_id, w.task_path, w.idx, w.channel, *w.value)
         for task in tasks
         for w in task.writes
     ]
-    together = statements.UPSERT_WRITES_TOGETHER if upsert else statements.PUT_WRITES_TOGETHER
-    return together, columns((*_TASKS, *_WRITES), rows)
+    params = columns((*_TASKS, *_WRITES), rows)
+    if fences is not None:
+        params |= columns(("burst_threads", "burst_namespaces"), [task.scope for task in tasks])
+        params |= fences.together()
+    return together, params
+
+
+# Upsert or not -> plain and of bursts: of few writes, of one task, of several.
+_WRITES_STATEMENTS = {
+    False: (
+        (statements.PUT_FEW_WRITES, statements.PUT_WRITES, statements.PUT_WRITES_TOGETHER),
+        (
+            statements.PUT_FEW_WRITES_FENCED,
+            statements.PUT_WRITES_FENCED,
+            statements.PUT_WRITES_TOGETHER_FENCED,
+        ),
+    ),
+    True: (
+        (statements.UPSERT_FEW_WRITES, statements.UPSERT_WRITES, statements.UPSERT_WRITES_TOGETHER),
+        (
+            statements.UPSERT_FEW_WRITES_FENCED,
+            statements.UPSERT_WRITES_FENCED,
+            statements.UPSERT_WRITES_TOGETHER_FENCED,
+        ),
+    ),
+}
 
 
 def writes_answers(tasks: Sequence[PendingWrites], rows: Sequence[Row]) -> list[WritesAnswer]:
     """Return what PostgreSQL has answered to each."""
-    stored = {(task_id, idx): (task_path, overwrote) for task_id, idx, task_path, overwrote in rows}
-    return [_writes_answer(task.writes, stored) for task in tasks]
+    fences = {number: FenceAnswer(*fence) for task_id, number, _, _, *fence in rows if task_id is None}
+    stored = {
+        (task_id, idx): (task_path, overwrote)
+        for task_id, idx, task_path, overwrote, *_ in rows
+        if task_id is not None
+    }
+    return [
+        _writes_answer(task.writes, stored)._replace(fence=fences.get(number, FenceAnswer()))
+        for number, task in enumerate(tasks, 1)
+    ]
 
 
 def _writes_answer(
@@ -118,6 +264,13 @@ def _writes_answer(
             stored.append(write._replace(task_path=row[0]))
             overwrote = overwrote or row[1]
     return WritesAnswer(stored, overwrote, ignored)
+
+
+def _few(names: Sequence[str], rows: Sequence[Row], no_row: Row) -> dict[str, Any]:
+    """Return rows as a statement of few takes them: a parameter a value, all of them always there."""
+    values = [value for row in rows for value in row]
+    values += no_row * (statements.FEW - len(rows))
+    return {"count": len(rows), **dict(zip(names, values, strict=True))}
 
 
 def columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:

@@ -153,13 +153,38 @@ METRICS: dict[str, Metric] = {
             "write_through_total",
             "counter",
             ("operation", "l1"),
-            "Writes acknowledged by PostgreSQL, by whether L1 followed.",
-            "did L1 follow L2",
+            "Writes acknowledged by PostgreSQL, by how L1 was told.",
+            "`announced`: the first of a burst, readers go to PostgreSQL; `covered`: a further one, Redis is "
+            "not asked; `contested`: another writer was there, L1 will not follow; `discarded`: the entry "
+            "was forgotten; `journalled`: Redis was not told, the journal was; `skipped`: there is no cache",
             (
-                Query("Does L1 follow L2?", "sum by (l1) (rate(glasspoint_write_through_total[5m]))"),
+                Query("How is L1 told?", "sum by (l1) (rate(glasspoint_write_through_total[5m]))"),
                 Query(
                     "Was Redis not told of a write? (see the window in [reliability.md](reliability.md))",
                     'increase(glasspoint_write_through_total{l1="journalled"}[1h]) > 0',
+                ),
+            ),
+        ),
+        Metric(
+            "bursts_total",
+            "counter",
+            ("end",),
+            "Bursts of writes to one scope, by how they ended.",
+            "did L1 follow L2. `applied`: L1 has what L2 has; `kept`: none of the writes belongs to the "
+            "image; `discarded`: L1 could not follow; `contested`: another writer was there; `lost`: Redis "
+            "was not told, or something was left in doubt; `error`: Redis did not answer",
+            (Query("Does L1 follow L2?", "sum by (end) (rate(glasspoint_bursts_total[5m]))"),),
+        ),
+        Metric(
+            "burst_writes_total",
+            "counter",
+            (),
+            "Writes of bursts that have ended.",
+            "how many writes share a trip to Redis",
+            (
+                Query(
+                    "How many writes has a burst?",
+                    "sum(rate(glasspoint_burst_writes_total[5m])) / sum(rate(glasspoint_bursts_total[5m]))",
                 ),
             ),
         ),
@@ -625,8 +650,8 @@ SPANS: tuple[Spans, ...] = (
             "peek",
             "refuse",
             "begin",
-            "commit_put",
-            "commit_writes",
+            "confirm",
+            "commit",
             "abort",
             "drop",
             "clear",
@@ -727,7 +752,7 @@ SPANS: tuple[Spans, ...] = (
         "checkpoint.",
         ("warm_up",),
         "internal",
-        "after a miss",
+        "after a miss; it may end later than its read, which does not wait for it",
         ("glasspoint.result",),
         (
             Query(

@@ -29,6 +29,9 @@ __all__ = [
     "BackgroundTaskFailed",
     "BreakerChanged",
     "BreakerState",
+    "BurstEnd",
+    "BurstEnded",
+    "CommitResult",
     "DrainResult",
     "Drained",
     "EpochChanged",
@@ -70,9 +73,13 @@ _FAILURES_LOG_SECONDS = 60.0
 Tier = Literal["l1", "l2"]
 Server = Literal["l1", "l2", "redis"]
 Served = Literal["l1", "l2", "redis", "memory"]
-L1Result = Literal["hit", "miss", "busy", "historical", "incomplete", "unavailable"]
+L1Result = Literal["hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable"]
 WarmUpResult = Literal["stored", "refused", "error"]
-WriteResult = Literal["applied", "discarded", "early", "skipped", "again", "journalled", "error"]
+WriteResult = Literal[
+    "announced", "covered", "contested", "discarded", "journalled", "skipped", "bypassed", "error"
+]
+CommitResult = Literal["applied", "kept", "discarded", "error"]
+BurstEnd = Literal["applied", "kept", "discarded", "contested", "lost", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
 IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated", "generation"]
@@ -129,6 +136,21 @@ class Invalidated:
     """An entry was dropped for another reason than a write to its scope."""
 
     source: InvalidationSource
+
+
+@dataclass(frozen=True, slots=True)
+class BurstEnded:
+    """A burst of writes to one scope is over.
+
+    Attributes:
+        end: `applied`: the image in L1 is what L2 has; `kept`: none of the writes belongs to the image;
+            `discarded`: L1 cannot follow; `contested`: another writer was there; `lost`: Redis was not told,
+            or something was left in doubt; `error`: Redis did not answer COMMIT.
+        writes: How many writes it had.
+    """
+
+    end: BurstEnd
+    writes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +251,7 @@ class ThreadDrained:
 
 Note = (
     Audited
+    | BurstEnded
     | BackgroundTaskFailed
     | EpochChanged
     | ForeignWrites

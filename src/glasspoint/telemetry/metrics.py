@@ -19,6 +19,8 @@ from glasspoint.telemetry.events import (
     Audited,
     BackgroundTaskFailed,
     BreakerChanged,
+    BurstEnd,
+    BurstEnded,
     Drained,
     DrainResult,
     EpochChanged,
@@ -26,6 +28,7 @@ from glasspoint.telemetry.events import (
     IdentityChanged,
     IdentityReason,
     Invalidated,
+    L1Result,
     L2Retried,
     Note,
     Observer,
@@ -37,6 +40,7 @@ from glasspoint.telemetry.events import (
     ThreadDrained,
     TierChanged,
     Vitals,
+    WriteResult,
     failures,
 )
 
@@ -69,11 +73,7 @@ _TIER_CHANGES = (
 
 _HOT = ("get_tuple", "put", "put_writes")
 _ERRORS = tuple((operation, "error") for operation in _HOT)
-_WRITES = tuple(
-    (operation, l1)
-    for operation in ("put", "put_writes")
-    for l1 in ("applied", "discarded", "early", "skipped", "journalled", "error")
-)
+_WRITES = tuple((operation, l1) for operation in ("put", "put_writes") for l1 in get_args(WriteResult))
 _RETRIES = tuple(
     (operation, reason)
     for operation in _HOT
@@ -152,6 +152,8 @@ class Families:
         self.serde_duration = histogram("serde_duration_seconds")
         self.l1_epoch_changes = counter("l1_epoch_changes_total")
         self.l1_identity_changes = counter("l1_identity_changes_total")
+        self.bursts = counter("bursts_total")
+        self.burst_writes = counter("burst_writes_total")
         self.foreign_writes = counter("foreign_writes_total")
         self.l1_invalidations = counter("l1_invalidations_total")
         self.l1_breaker_transitions = counter("l1_breaker_transitions_total")
@@ -292,6 +294,8 @@ class Metrics(Observer):
         self._encode_seconds = families.serde_duration.labels(saver_name, "write")
         self._epoch_changes = families.l1_epoch_changes.labels(saver_name)
         self._identity_changes = _Children(families.l1_identity_changes, saver_name)
+        self._bursts = _Children(families.bursts, saver_name)
+        self._burst_writes = families.burst_writes.labels(saver_name)
         self._foreign_writes = _Children(families.foreign_writes, saver_name)
         self._invalidations = _Children(families.l1_invalidations, saver_name)
         self._breaker = _Children(families.l1_breaker_transitions, saver_name)
@@ -306,10 +310,11 @@ class Metrics(Observer):
         self._pool_timeouts = families.pool_timeouts.labels(saver_name)
         for children, known in (
             (self._operations, _ERRORS),
-            (self._reads, ("hit", "miss", "busy", "historical", "incomplete", "unavailable")),
+            (self._reads, get_args(L1Result)),
             (self._warm_ups, ("stored", "refused", "error")),
             (self._writes, _WRITES),
             (self._identity_changes, get_args(IdentityReason)),
+            (self._bursts, get_args(BurstEnd)),
             (self._foreign_writes, ("checkpoints", "checkpoint_writes")),
             (self._invalidations, ("delete", "prune", "copy", "journal", "audit", "tampered")),
             (self._breaker, ("open", "half_open", "closed")),
@@ -401,6 +406,9 @@ class Metrics(Observer):
                 self._breaker[note.state].inc()
             case L2Retried():
                 self._retries[note.operation, note.reason].inc()
+            case BurstEnded():
+                self._bursts[note.end].inc()
+                self._burst_writes.inc(note.writes)
             case Audited():
                 self._audits[note.verdict].inc()
             case TierChanged():

@@ -117,8 +117,8 @@ class Tracing(Observer):
             context.detach(token)
 
     def step_started(self, step: Step) -> None:
-        """Start a round trip's span, if the call around it is recorded."""
-        if not self._has_sdk or not trace.get_current_span().is_recording():
+        """Start a round trip's span, if the call around it is recorded; a warm-up may begin after its end."""
+        if not self._has_sdk or not _is_recorded(trace.get_current_span()):
             return
         name, kind, attributes = self._steps.get(step.name) or self._meet(step.name)
         span = self._tracer.start_span(
@@ -223,6 +223,11 @@ class Tracing(Observer):
         if thread_id is not None:
             attributes["gen_ai.conversation.id"] = thread_id
         return attributes
+
+
+def _is_recorded(around: trace.Span) -> bool:
+    """Whether the call around a step is, or was: a burst's COMMIT comes after its last write has ended."""
+    return around.is_recording() or around.get_span_context().trace_flags.sampled
 
 
 def _is_left_out(around: trace.Span) -> bool:

@@ -33,7 +33,7 @@ local function is_intent(field)
   return string.sub(field, 1, 2) == 'i:'
 end
 
--- Takes the caller's own intent away, and every reader's lease. Returns whether this write may still
+-- Takes the caller's own intent away, and every reader's lease. Returns whether this burst may still
 -- change the entry: its intent stood there, in time, and no discard has disarmed it since BEGIN.
 local function settle(intent)
   local own = redis.call('HGET', KEY, 'i:' .. intent)
@@ -43,16 +43,22 @@ local function settle(intent)
   return armed and deadline > now_ms()
 end
 
--- Whether any write is under way, other than the caller's own, if that is named.
-local function has_live_intent(own)
-  local now = nil
+-- The intents of the bursts that are under way.
+local function live_intents()
+  local found, now = {}, nil
   for _, field in ipairs(redis.call('HKEYS', KEY)) do
-    if is_intent(field) and field ~= own then
+    if is_intent(field) then
       now = now or now_ms()
-      if parse_intent(redis.call('HGET', KEY, field)) > now then return true end
+      if parse_intent(redis.call('HGET', KEY, field)) > now then found[#found + 1] = field end
     end
   end
-  return false
+  return found
+end
+
+-- A disarmed intent goes on sending readers to L2, and installs nothing.
+local function disarm(field)
+  local deadline = parse_intent(redis.call('HGET', KEY, field))
+  redis.call('HSET', KEY, field, string.format('%.0f:0', deadline))
 end
 
 -- Sets fields from values[first .. last], alternating name and value; `unpack` has a limit, hence the chunks.
@@ -70,7 +76,7 @@ end
 
 -- Discard: nothing of the entry is believed any more. Live intents stay, so that they go on blocking
 -- readers, but disarmed: who is under way may have looked at L2 before the change that made us discard.
--- Everything else goes, channel values and early writes too: a crashed writer's L2 may differ from them.
+-- Everything else goes, channel values and pending writes too: a crashed writer's L2 may differ from them.
 --
 -- The entry is never gone while intents are to stay: they would be lost if the next command failed. What is to
 -- go goes first, one field at least, because a Redis that is full refuses an HSET only before the first write.
@@ -99,4 +105,34 @@ local function discard()
   set_fields(disarmed, 1, #disarmed)
   redis.call('PEXPIRE', KEY, string.format('%.0f', last - now))
   return true
+end
+
+-- What READ does: see there. It is also what a burst's own reader asks for, together with COMMIT.
+local function read_entry(token, wanted, ttl, lease_ttl)
+  local fields = redis.call('HGETALL', KEY)
+  local id, now, expired = nil, nil, false
+  for i = 1, #fields, 2 do
+    local field = fields[i]
+    if field == 'id' then
+      id = fields[i + 1]
+    elseif is_intent(field) then
+      now = now or now_ms()
+      if parse_intent(fields[i + 1]) > now then return {2} end
+      expired = true
+    end
+  end
+  if expired then
+    discard()
+    id = nil
+  end
+  if id then
+    if wanted ~= '' and wanted ~= id then return {3} end
+    redis.call('PEXPIRE', KEY, ttl)
+    return {1, fields}
+  end
+  if wanted ~= '' then return {0} end
+  local lease = unique(token)
+  redis.call('HSET', KEY, 'lease', lease)
+  redis.call('PEXPIRE', KEY, lease_ttl)
+  return {0, lease}
 end

@@ -1,0 +1,140 @@
+"""Fences: who reads a scope from L2 while one stands must not warm L1 up.
+
+A fence is a row of an UNLOGGED table: the scope, who holds it, which burst of writes it belongs to, and until
+when it stands by PostgreSQL's clock. The statement of a burst's first write inserts it, in the same
+transaction; further writes check it; a read is told whether one stands. A crash of PostgreSQL empties the
+table, and a standby does not have it: a write that finds no fence of its own confirms its intent in Redis.
+
+A saver holds one fence a scope, of its latest burst. Those of ended bursts are removed together, a moment
+later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from glasspoint.l2.deadline import within
+from glasspoint.l2.statements import OWN
+from glasspoint.l2.writing import FenceParams
+from glasspoint.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from glasspoint.l2.store import Store
+    from glasspoint.l2.writing import Announced
+    from glasspoint.scope import Scope
+
+__all__ = ["Fences"]
+
+_log = get_logger("glasspoint.l2")
+
+REMOVE_SECONDS: Final = 0.5
+"""So long the fences of ended bursts are gathered."""
+
+_PATIENCE_SECONDS: Final = 2.0
+"""How long that may take. It is no one's call, and must not keep a connection from calls for longer."""
+
+_AGAIN_SECONDS: Final = 1.0
+
+_AT_ONCE: Final = 5_000
+
+_REMOVE = f"""{OWN}
+DELETE FROM glasspoint_fences AS f
+USING unnest(%(threads)s::text[], %(namespaces)s::text[], %(bursts)s::text[])
+  AS ended (thread_id, checkpoint_ns, burst)
+WHERE f.thread_id = ended.thread_id AND f.checkpoint_ns = ended.checkpoint_ns
+  AND f.holder = %(holder)s AND f.burst = ended.burst
+"""
+
+# Those of processes that have died.
+_EXPIRE = f"{OWN} DELETE FROM glasspoint_fences WHERE until < now()"
+
+
+class Fences:
+    """The fences of one saver."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        stand_seconds: float,
+        margin_seconds: float,
+        in_background: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        """Args:
+        store: Whose connections are used.
+        stand_seconds: How long a fence stands; longer than a burst and the statements of its last writes.
+        margin_seconds: How long a statement can run at most.
+        in_background: Runs what no caller waits for.
+        """
+        self._store = store
+        self._in_background = in_background
+        self.holder = secrets.token_hex(8)
+        """Who holds the fences: this saver."""
+        self.stand_seconds = stand_seconds
+        self.margin_seconds = margin_seconds
+        self._ended: dict[Scope, str] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._failed_at = 0.0
+        self._is_closed = False
+
+    def params(self, announced: Sequence[Announced]) -> FenceParams:
+        """Return what the statement of some writes needs."""
+        return FenceParams(
+            announced, self.holder, self._store.journal.cache, self.stand_seconds, self.margin_seconds
+        )
+
+    def ended(self, scope: Scope, burst: str) -> None:
+        """The burst of a scope has ended: its fence may go."""
+        self._ended[scope] = burst
+        self._remove_later(REMOVE_SECONDS)
+
+    def _remove_later(self, seconds: float) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._remove_soon)
+
+    def _remove_soon(self) -> None:
+        self._timer = None
+        self._in_background(self.remove())
+
+    async def remove(self) -> None:
+        """Remove the fences of ended bursts; in an outage, later again, until they have expired anyway."""
+        now, ended = monotonic(), list(self._ended.items())
+        self._ended = {}
+        try:
+            for start in range(0, len(ended), _AT_ONCE):
+                some = ended[start : start + _AT_ONCE]
+                params = {
+                    "threads": [scope.thread_id for scope, _ in some],
+                    "namespaces": [scope.checkpoint_ns for scope, _ in some],
+                    "bursts": [burst for _, burst in some],
+                    "holder": self.holder,
+                }
+                async with within(_PATIENCE_SECONDS), self._store._checkout() as conn:
+                    await conn.execute(cast("Any", _REMOVE), params)
+        except Exception as exc:
+            _log.debug("the fences of ended bursts were not removed (%s)", type(exc).__name__)
+            self._failed_at = self._failed_at or now
+            if not self._is_closed and now - self._failed_at < self.stand_seconds:
+                self._ended = {**dict(ended), **self._ended}  # a scope may have a newer burst by now
+                self._remove_later(_AGAIN_SECONDS)
+        else:
+            self._failed_at = 0.0
+
+    async def close(self) -> None:
+        """Remove what is left."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._ended:
+            await self.remove()
+
+    async def expire(self) -> None:
+        """Remove the fences that nobody holds any more, of any saver."""
+        async with self._store._checkout() as conn:
+            await conn.execute(cast("Any", _EXPIRE))
