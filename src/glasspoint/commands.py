@@ -160,6 +160,9 @@ def setup(
         bool,
         typer.Option("--remove", help="Instead: drop Glasspoint's triggers and tables, and not LangGraph's."),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the SQL, for psql, and run none of it.")
+    ] = False,
     postgres_url: Annotated[
         str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
     ] = "",
@@ -172,7 +175,7 @@ def setup(
     Better set the environment variable than the option: other users of a machine can read its command
     lines, passwords and all.
     """
-    from glasspoint.setup_command import run_setup
+    from glasspoint.setup_command import run_setup, setup_script
 
     if not postgres_url:
         raise typer.BadParameter(
@@ -182,6 +185,9 @@ def setup(
         raise typer.BadParameter("there is no key left then.", param_hint="--renew-signing-key")
     task: Task = "remove" if remove else "renew the signing key" if renew_signing_key else "set up"
     with _plain_endings(), kept_warnings(capacity=1):
+        if dry_run:
+            typer.echo(asyncio.run(setup_script(postgres_url, task, foreign_writes=foreign_writes.value)))
+            return
         for line in asyncio.run(run_setup(postgres_url, task, foreign_writes=foreign_writes.value)):
             typer.echo(line)
 

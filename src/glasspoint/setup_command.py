@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal, cast
 
 import psycopg
@@ -11,9 +12,11 @@ from glasspoint.l2 import schema
 from glasspoint.l2.pool import in_one_line, postgres_conninfo
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from glasspoint.l2.schema import Connection, ForeignWrites
 
-__all__ = ["Task", "run_setup"]
+__all__ = ["Task", "run_setup", "setup_script"]
 
 Task = Literal["set up", "renew the signing key", "remove"]
 
@@ -33,6 +36,53 @@ async def run_setup(postgres_url: str, task: Task, *, foreign_writes: ForeignWri
         GlasspointError: It could not be done, or triggers were wanted and do not stand; the message says why.
             It never holds a password.
     """
+    async with _connected(postgres_url) as conn:
+        return await _do(conn, task, foreign_writes)
+
+
+async def setup_script(postgres_url: str, task: Task, *, foreign_writes: ForeignWrites) -> str:
+    """Return the SQL of a task as a script for psql, and change nothing.
+
+    Args:
+        postgres_url: As for `run_setup`. A role that may read will do.
+        task: As for `run_setup`.
+        foreign_writes: As for `run_setup`.
+
+    Returns:
+        Comments that say where and by whom the script is to be run, then its statements; or one comment that
+        says that nothing is to be done.
+
+    Raises:
+        GlasspointError: PostgreSQL could not be reached, or refused to be read.
+    """
+    async with _connected(postgres_url) as conn:
+        database = conn.info.dbname.replace("\n", " ")
+        if task == "remove":
+            script = await schema.removal_script(conn)
+            about = "remove what is Glasspoint's from"
+        else:
+            parts = [await schema.set_up_script(conn, foreign_writes=foreign_writes)]
+            if task == "renew the signing key":
+                parts.append(await schema.renewal_script(conn))
+            script = "\n".join(filter(None, parts))
+            about = "set up"
+    if not script:
+        return f"-- Nothing to do: the database {database} is as it should be."
+    lines = [
+        f"-- What glasspoint setup would run to {about} the database {database}, as it is now.",
+        "-- To run it: psql --set ON_ERROR_STOP=1 --file FILE, as the owner of LangGraph's tables.",
+    ]
+    if task != "remove":
+        lines += [
+            "-- A role that only uses the tables needs, and nothing more:",
+            *(f"--   {grant} TO the_role;" for grant in schema.GRANTS.split(", and ")),
+        ]
+    return "\n".join([*lines, "", script])
+
+
+@asynccontextmanager
+async def _connected(postgres_url: str) -> AsyncIterator[Connection]:
+    """Open a connection; turn what PostgreSQL refuses into an error with a way out."""
     conninfo = postgres_conninfo(postgres_url)
     try:
         connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
@@ -42,9 +92,8 @@ async def run_setup(postgres_url: str, task: Task, *, foreign_writes: ForeignWri
             f"PostgreSQL cannot be reached: {reason}. Check POSTGRES_URL, and that the server is up."
         ) from None
     async with connection:
-        conn = cast("Connection", connection)
         try:
-            return await _do(conn, task, foreign_writes)
+            yield cast("Connection", connection)
         except psycopg.errors.InsufficientPrivilege as exc:
             raise SchemaError(
                 f"PostgreSQL refused: {exc.diag.message_primary}. Run this with the owner of the tables. "

@@ -4,6 +4,8 @@
     migrate   one transaction, one process at a time: everything but the next step
     build     CREATE INDEX CONCURRENTLY, where a table has rows: outside of transactions. Then `migrate` again
 
+The same as a script, for somebody to read or to run with psql: `set_up_script` and the others like it.
+
 Open this file when a setup waits, fails, or makes something in the wrong schema.
 
 Setup leaves nothing in a session, neither a setting nor a lock. Behind a pooler in transaction mode
@@ -19,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import textwrap
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -35,7 +38,7 @@ from glasspoint.l2.deadline import answered_within
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
     from psycopg.rows import DictRow
@@ -47,9 +50,12 @@ __all__ = [
     "GRANTS",
     "VERSION",
     "ForeignWrites",
+    "removal_script",
     "remove",
     "renew_signing_key",
+    "renewal_script",
     "set_up",
+    "set_up_script",
     "triggers_stand",
     "why_no_triggers",
 ]
@@ -195,6 +201,38 @@ async def renew_signing_key(conn: Connection) -> None:
         if "glasspoint_identity" not in state.tables:
             raise SchemaError("There is no signing key to renew: call `await saver.setup()` once.")
         await _execute(conn, sql.SQL(statements.RENEW_SIGNING_KEY).format(_identity_table(state.schema)))
+
+
+async def set_up_script(conn: Connection, *, foreign_writes: ForeignWrites) -> str:
+    """Return the SQL that `set_up` would run now, and run none of it.
+
+    Args:
+        conn: A connection in no transaction. Its role needs no right but to read.
+        foreign_writes: As for `set_up`.
+
+    Returns:
+        A script for psql, and for the owner of the tables. Empty if nothing is missing.
+    """
+    async with _reading(conn) as state:
+        return await _set_up_script(conn, state, watch=foreign_writes == "watch")
+
+
+async def renewal_script(conn: Connection) -> str:
+    """Return the SQL that `renew_signing_key` would run after `set_up`, and run none of it."""
+    async with _reading(conn) as state:
+        script = _Script(conn, state.schema)
+        script.add(sql.SQL(statements.RENEW_SIGNING_KEY).format(_identity_table(state.schema)))
+        return script.text()
+
+
+async def removal_script(conn: Connection) -> str:
+    """Return the SQL that `remove` would run now, and run none of it. Empty if nothing of ours is there."""
+    async with _reading(conn) as state:
+        script = _Script(conn, state.schema)
+        standing = await _standing_triggers(conn)
+        if standing or not state.tables.isdisjoint(statements.OWN_TABLES):
+            script.add(*_removal_statements(standing))
+        return script.text()
 
 
 # ------------------------------------------------------------------------------------------- look
@@ -397,23 +435,28 @@ async def _make_triggers(conn: Connection) -> bool:
         async with conn.transaction():
             if await _fetch_one(conn, statements.MAY_NOTE) != (True,):
                 return False
-            for name, body in statements.FUNCTIONS.items():
-                create, revoke = sql.SQL(statements.CREATE_FUNCTION), sql.SQL(statements.REVOKE_FUNCTION)
-                await _execute(conn, create.format(name=sql.Identifier(name), body=sql.Literal(body)))
-                await _execute(conn, revoke.format(name=sql.Identifier(name)))
-            await _drop_triggers(conn)
-            for trigger in statements.TRIGGERS:
-                await _execute(conn, trigger.create)
+            for statement in _trigger_statements(await _standing_triggers(conn)):
+                await _execute(conn, statement)
     except errors.InsufficientPrivilege:
         return False
     return True
 
 
-async def _drop_triggers(conn: Connection) -> None:
+def _trigger_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]:
+    """Make the functions and triggers anew, in place of those triggers that stand."""
+    for name, body in statements.FUNCTIONS.items():
+        create, revoke = sql.SQL(statements.CREATE_FUNCTION), sql.SQL(statements.REVOKE_FUNCTION)
+        yield create.format(name=sql.Identifier(name), body=sql.Literal(body))
+        yield revoke.format(name=sql.Identifier(name))
+    yield from _drop_statements(standing)
+    for trigger in statements.TRIGGERS:
+        yield trigger.create
+
+
+def _drop_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]:
     # Not IF EXISTS, which locks the table for a trigger that does not exist, too.
-    for table, name in await _standing_triggers(conn):
-        drop = sql.SQL("DROP TRIGGER {} ON {}")
-        await _execute(conn, drop.format(sql.Identifier(name), sql.Identifier(table)))
+    for table, name in standing:
+        yield sql.SQL("DROP TRIGGER {} ON {}").format(sql.Identifier(name), sql.Identifier(table))
 
 
 async def _standing_triggers(conn: Connection) -> list[tuple[Any, ...]]:
@@ -424,11 +467,16 @@ async def _standing_triggers(conn: Connection) -> list[tuple[Any, ...]]:
 
 async def _remove(conn: Connection, schema: str) -> None:
     await _enter(conn, schema)
-    await _drop_triggers(conn)
+    for statement in _removal_statements(await _standing_triggers(conn)):
+        await _execute(conn, statement)
+
+
+def _removal_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]:
+    yield from _drop_statements(standing)
     for name in statements.FUNCTIONS:
-        await _execute(conn, sql.SQL("DROP FUNCTION IF EXISTS {}()").format(sql.Identifier(name)))
+        yield sql.SQL("DROP FUNCTION IF EXISTS {}()").format(sql.Identifier(name))
     for table in statements.OWN_TABLES:
-        await _execute(conn, sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(table)))
+        yield sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(table))
 
 
 # ------------------------------------------------------------------------------------------- build
@@ -593,6 +641,99 @@ async def _timeout_lifted(conn: Connection, is_ours: bool) -> AsyncIterator[None
         if not conn.closed:
             put_back = "SELECT set_config('statement_timeout', %(value)s, false)"
             await conn.execute(put_back, {"value": row[1]}, prepare=False)
+
+
+# ------------------------------------------------------------------------------------------- as a script
+
+
+class _Script:
+    """Statements for psql, in transactions that do what `_take_lock` and `_enter` do."""
+
+    def __init__(self, conn: Connection, schema: str) -> None:
+        self._conn = conn
+        self._schema = schema
+        self._lines: list[str] = []
+        self._is_in_transaction = False
+
+    def add(self, *added: Statement) -> None:
+        """Add statements that belong into one transaction with those before them."""
+        for statement in added:
+            if not self._is_in_transaction:
+                self._is_in_transaction = True
+                self._add("BEGIN")
+                self._add(f"SELECT pg_advisory_xact_lock({_SETUP_LOCK})")
+                self._add(sql.SQL("SET LOCAL search_path = {}, pg_temp").format(sql.Identifier(self._schema)))
+            self._add(statement)
+
+    def add_alone(self, statement: Statement) -> None:
+        """Add a statement that no transaction may have, after all those before it."""
+        self._commit()
+        self._add(statement)
+
+    def text(self) -> str:
+        """Return the whole script."""
+        self._commit()
+        return "\n".join(self._lines)
+
+    def _commit(self) -> None:
+        if self._is_in_transaction:
+            self._is_in_transaction = False
+            self._add("COMMIT")
+
+    def _add(self, statement: Statement) -> None:
+        # Composed statements stay as they are: the body of a function is compared with ours, byte by byte.
+        text = textwrap.dedent(statement) if isinstance(statement, str) else statement.as_string(self._conn)
+        self._lines.append(text.strip().rstrip(";") + ";")
+
+
+@asynccontextmanager
+async def _reading(conn: Connection) -> AsyncIterator[_State]:
+    """Look, in a transaction that PostgreSQL lets change nothing."""
+    async with _autocommit(conn), conn.transaction():
+        await _execute(conn, "SET TRANSACTION READ ONLY")
+        state = await _look(conn)
+        await _enter(conn, state.schema)
+        yield state
+
+
+async def _set_up_script(conn: Connection, state: _State, *, watch: bool) -> str:
+    script = _Script(conn, state.schema)
+    for number in range(state.migration + 1, len(BasePostgresSaver.MIGRATIONS)):
+        migration = BasePostgresSaver.MIGRATIONS[number]
+        index = _index_of(migration)
+        if index is None:
+            script.add(_CONCURRENTLY.sub("", migration))
+        else:
+            await _add_index(script, conn, state, index)
+        script.add(f"INSERT INTO checkpoint_migrations (v) VALUES ({number}) ON CONFLICT DO NOTHING")
+    standing = await _standing_triggers(conn)
+    if not state.has_own_tables:
+        identity = statements.IDENTITY.replace("%(version)s", str(VERSION))
+        script.add(*statements.TABLES, identity)
+    if (watch and not state.has_triggers) or (standing and not state.has_own_tables):
+        script.add(*_trigger_statements(standing))
+    for index in _indexes():
+        if index.name in state.invalid_indexes and index.table in state.tables:
+            await _add_index(script, conn, state, index)
+    return script.text()
+
+
+async def _add_index(script: _Script, conn: Connection, state: _State, index: _Index) -> None:
+    """Add an index as `set_up` would make it: a table with rows stays open to readers and writers."""
+    status = _IndexStatus(None, ())
+    has_rows = False
+    if index.table in state.tables:
+        status = await _status_of(conn, state.schema, index)
+        query = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(index.table))
+        has_rows = await _fetch_one(conn, query) == (True,)
+    if status.is_valid:
+        return
+    name = sql.Identifier(state.schema, index.name)
+    if not has_rows:
+        script.add(sql.SQL("DROP INDEX IF EXISTS {}").format(name), _CONCURRENTLY.sub("", index.migration))
+        return
+    script.add_alone(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))
+    script.add_alone(index.create_in(state.schema))
 
 
 # ------------------------------------------------------------------------------------------- what is said
