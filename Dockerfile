@@ -5,6 +5,7 @@ WORKDIR /build
 RUN python -m venv /opt/glasspoint
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src ./src
+COPY dashboards ./dashboards
 # Not the extra `demo`: PostgreSQL and Redis have containers of their own.
 RUN /opt/glasspoint/bin/pip install --constraint constraints.txt '.[otlp,instrumentation]' typer rich
 

