@@ -6,8 +6,8 @@ RUN python -m venv /opt/glasspoint
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src ./src
 COPY dashboards ./dashboards
-# Not the extra `demo`: PostgreSQL and Redis have containers of their own.
-RUN /opt/glasspoint/bin/pip install --constraint constraints.txt '.[otlp,instrumentation]' typer rich
+# The extra `cli`, not `demo`: PostgreSQL and Redis have containers of their own.
+RUN /opt/glasspoint/bin/pip install --constraint constraints.txt '.[cli,otlp,instrumentation]'
 
 FROM python:3.12.14-slim-trixie
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin glasspoint

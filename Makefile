@@ -1,4 +1,4 @@
-# Everything works on a machine that has nothing but make and Python 3.11, 3.12 or 3.13: each target makes
+# Everything works on a machine that has nothing but make and Python 3.11 to 3.14: each target makes
 # .venv and installs what it needs, once. Arguments go through ARGS, e.g.  ARGS="--once" make demo
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version
 
 .PHONY: help demo test lint types docs dashboards observe pictures explore chaos chaos-chain bench bench-page bench-prune \
 	bench-outage bench-memory bench-regression bench-scaling bench-scrape bench-telemetry bench-triggers \
-	bench-bursts clean
+	bench-bursts wheel clean
 
 help:
 	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
@@ -37,6 +37,7 @@ help:
 	@echo 'make bench-regression  is a hit, a write or a turn slower than it was, told by ratios: status 1 if so'
 	@echo 'make bench-scaling  what a pod, a Redis and a PostgreSQL carry: from measured figures, simulated'
 	@echo 'make bench-scrape   what a scrape takes while PostgreSQL is up, frozen and down'
+	@echo 'make wheel          the wheel in clean environments, newest and lowest versions; ARGS="python3.12 python3.13"'
 	@echo 'make clean          remove .venv, caches and build products'
 	@echo 'Arguments go through ARGS, e.g.  ARGS="--once" make demo'
 
@@ -117,6 +118,10 @@ bench-scaling: $(VENV)/.installed-dev
 bench-scrape: $(VENV)/.installed-demo
 	@exec $(BIN)/python benchmarks/scrape.py $(ARGS)
 
+# Minutes, and downloads: environments of their own, nothing of .venv.
+wheel:
+	@exec .ci/wheel $(or $(ARGS),$(PYTHON))
+
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests dashboards benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
@@ -132,6 +137,6 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.installed-demo
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
-		echo 'Glasspoint needs Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' || { \
+		echo 'Glasspoint needs Python 3.11 to 3.14; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

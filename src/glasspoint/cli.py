@@ -6,19 +6,24 @@ import sys
 
 __all__ = ["main"]
 
-_OF_THE_EXTRA = {"typer", "rich"}
+_OF_THE_EXTRA = {"typer", "rich", "httpx"}
 
 
 def main() -> None:
-    """Run the command line. Without the extra `demo`, say how to get it and exit with status 1."""
+    """Run the command line. Without the extra `cli`, say how to get it and exit with status 1."""
     try:
         from glasspoint.commands import run
+
+        run()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _OF_THE_EXTRA:
             raise
-        print("The command glasspoint needs an extra: pip install 'glasspoint[demo]'", file=sys.stderr)
+        print(
+            "The command glasspoint needs an extra: pip install 'glasspoint[cli]' "
+            "(for glasspoint demo: 'glasspoint[demo]')",
+            file=sys.stderr,
+        )
         sys.exit(1)
-    run()
 
 
 if __name__ == "__main__":

