@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import threading
 import traceback
@@ -16,6 +17,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 import redis as sync_redis
+from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from prometheus_client import CollectorRegistry
@@ -37,7 +39,7 @@ from glasspoint.errors import (
     SerializationError,
 )
 from states import config_of, open_saver
-from steps import Thread, keys_of, rows_of, until
+from steps import Thread, keys_of, rows_of, settled, until
 
 # Two halves, so that a piece is found too; put together here, so that no source line in a traceback shows it.
 PASSWORD = "".join(("hunt", "ing", "lod", "ges"))
@@ -89,6 +91,7 @@ async def test_a_config_that_names_no_thread_is_refused_before_anything_is_touch
 ) -> None:
     async with open_saver(database, redis_url) as saver:
         await Thread("a").put(saver)
+        await settled(saver)
         before = await rows_of(database), await keys_of(redis_url)
         for what, (config, says) in CONFIGS.items():
             for name, call in CALLS.items():
@@ -120,27 +123,42 @@ async def test_writes_need_a_checkpoint_to_belong_to(database: str, redis_url: s
 # ------------------------------------------------------------------ values
 
 VALUES = {
-    "an object that no serializer knows": lambda: {"messages": threading.Lock()},
-    "text with NUL that stands in the checkpoint's JSON": lambda: {"turn": f"{PASSWORD}\0"},
-    "text that is no Unicode there": lambda: {"turn": f"{PASSWORD}\ud800"},
-    "a number that JSON does not know": lambda: {"turn": float("nan")},
-    "infinity": lambda: {"turn": float("-inf")},
-    "a channel's name with NUL": lambda: {"chan\0nel": [PASSWORD]},
+    "an object that no serializer knows": (
+        lambda: {"messages": threading.Lock()},
+        r"channel 'messages' \(lock\)",
+    ),
+    "an object deep inside": (
+        lambda: {"messages": [HumanMessage(PASSWORD, additional_kwargs={"tool": {1: threading.Lock()}})]},
+        r"channel 'messages'\[0\]\.additional_kwargs\['tool'\]\[…\] \(lock\)",
+    ),
+    "a value that holds itself": (lambda: {"messages": holds_itself()}, r"channel 'messages'"),
+    "a number that no serializer knows": (lambda: {"turn": 10**5000}, r"channel 'turn' \(int\)"),
+    "a channel's name with NUL": (lambda: {"chan\0nel": [PASSWORD]}, r"channel 'chan\\x00nel'"),
+    "a channel's name that is no Unicode": (lambda: {"a\ud800": [PASSWORD]}, r"channel 'a\\ud800'"),
 }
+
+
+def holds_itself() -> list[Any]:
+    found: list[Any] = [PASSWORD]
+    found.append(found)
+    return found
 
 
 @pytest.mark.parametrize("what", VALUES)
 async def test_what_cannot_be_serialised_fails_before_a_server_is_touched(
     what: str, database: str, redis_url: str
 ) -> None:
-    """And the text of the error holds nothing of the state."""
-    values = {"secret": [PASSWORD], **VALUES[what]()}
+    """The error names the channel and the path, and holds nothing else of the state."""
+    made, says = VALUES[what]
+    values = {"secret": [PASSWORD], **made()}
     async with open_saver(database, redis_url) as saver, Redis.from_url(redis_url) as redis:
         thread = Thread("a")
         await thread.put(saver)
+        await settled(saver)
         before = await rows_of(database), await keys_of(redis_url), await _scripts_run(redis)
         with pytest.raises(SerializationError, match="Nothing was stored") as caught:
             await saver.aput(*Thread("a").next_put(saver, **values))
+        assert re.search(says, str(caught.value)), caught.value
         assert isinstance(caught.value, ValueError)
         assert not any(half in shown(caught.value) for half in HALVES)
         assert (await rows_of(database), await keys_of(redis_url), await _scripts_run(redis)) == before
@@ -148,12 +166,20 @@ async def test_what_cannot_be_serialised_fails_before_a_server_is_touched(
 
 
 @pytest.mark.parametrize(
-    "metadata",
-    [{"user": "a\0b"}, {"user": float("nan")}, {"user": {"a": threading.Lock()}}, {"writes": {"a\0": 1}}],
-    ids=["NUL", "NaN", "an object", "NUL in a key"],
+    ("metadata", "place"),
+    [
+        ({"user": "a\0b"}, ""),
+        ({"user": ["x", "a\0b"]}, "['user'][1]"),
+        ({"user": float("nan")}, "['user']"),
+        ({"user": "\ud800"}, "['user']"),
+        ({"user": {"a": threading.Lock()}}, "['user']['a']"),
+        ({"user": {"a\0": 1}}, "['user'] (a key)"),
+        ({"writes": {"a\0": 1}}, ""),
+    ],
+    ids=["NUL", "NUL inside", "NaN", "no Unicode", "an object", "NUL in a key", "NUL in what is left out"],
 )
 async def test_metadata_that_cannot_be_stored_fails_before_a_server_is_touched(
-    metadata: dict[str, Any], database: str, redis_url: str
+    metadata: dict[str, Any], place: str, database: str, redis_url: str
 ) -> None:
     async with open_saver(database, redis_url) as saver, Redis.from_url(redis_url) as redis:
         config, checkpoint, plain, versions = Thread("a").next_put(saver)
@@ -162,8 +188,11 @@ async def test_metadata_that_cannot_be_stored_fails_before_a_server_is_touched(
             await saver.aput(config, checkpoint, {**plain, **metadata}, versions)
         except SerializationError as exc:
             assert "Nothing was stored" in str(exc)  # noqa: PT017 - the else is the other half
+            assert place
+            assert f"the metadata{place} as JSON" in str(exc)  # noqa: PT017
             assert (await rows_of(database), await _scripts_run(redis)) == before
         else:
+            assert not place
             # LangGraph itself takes NUL out of metadata; then it is stored, and read back the same from both.
             hit = await saver.aget_tuple(config)
             assert hit is not None
@@ -175,9 +204,11 @@ async def test_metadata_that_cannot_be_stored_fails_before_a_server_is_touched(
     [
         ([("messages", "fine"), ("messages", threading.Lock())], "task"),
         ([("messages", "fine"), ("a\0b", 1)], "task"),
+        ([("messages", "fine"), ("a\ud800", 1)], "task"),
         ([("messages", "fine")], "ta\0sk"),
+        ([("messages", "fine")], "ta\ud800sk"),
     ],
-    ids=["value", "channel", "task"],
+    ids=["value", "channel", "channel, no Unicode", "task", "task, no Unicode"],
 )
 async def test_of_a_task_s_writes_all_are_stored_or_none(
     writes: list[tuple[str, Any]], task_id: str, database: str, redis_url: str
@@ -185,6 +216,7 @@ async def test_of_a_task_s_writes_all_are_stored_or_none(
     async with open_saver(database, redis_url) as saver, Redis.from_url(redis_url) as redis:
         thread = Thread("a")
         await thread.put(saver)
+        await settled(saver)
         before = await rows_of(database), await keys_of(redis_url), await _scripts_run(redis)
         with pytest.raises(SerializationError, match="Nothing was stored"):
             await saver.aput_writes(thread.newest, writes, task_id)

@@ -27,6 +27,7 @@ from glasspoint.history.keys import Keyspace
 from glasspoint.l2.target import Target
 from states import config_of, exact, numbered_id, open_upstream
 from test_differential import (
+    BEYOND_JSONB,
     OTHER_IDS,
     SCOPES,
     TABLES,
@@ -38,6 +39,7 @@ from test_differential import (
     inline,
     make_checkpoint,
     metadata,
+    put_value,
     texts,
     writes,
 )
@@ -150,6 +152,7 @@ OPERATIONS: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
     "delete_thread": (1, {"thread_id": st.sampled_from([thread_id for thread_id, _ in SCOPES])}),
+    "tell_what_upstream_cannot_store": (1, {"value": st.sampled_from(BEYOND_JSONB)}),
     "tell_what_cannot_be_stored": (1, {"scope": scopes, "call": st.sampled_from(UNSTORABLE)}),
 }
 # One rule for all: hypothesis would leave out some of several at random, and these have to meet.
@@ -274,6 +277,19 @@ class Agreement(RuleBasedStateMachine):
             return [each.config for each in await listed(saver, None, filter=filter_)]
 
         self.run(self.scene.agree(places))
+
+    def tell_what_upstream_cannot_store(self, value: Any) -> None:
+        """In a thread of its own, because upstream cannot have it."""
+        scope, new_id = ("apart", ""), numbered_id(self.fresh())
+
+        async def tell() -> None:
+            await put_value(value)(self.scene.ours, scope, new_id)
+            found = await self.scene.ours.aget_tuple(config_of(*scope))
+            assert found is not None
+            assert exact(found.checkpoint["channel_values"]) == exact({"y": [1], "x": value})
+            await self.scene.ours.adelete_thread("apart")
+
+        self.run(tell())
 
     def tell_what_cannot_be_stored(
         self, scope: Scope, call: Callable[[BaseCheckpointSaver[Any], Scope, str], Awaitable[Any]]

@@ -3,13 +3,17 @@
 A checkpoint is taken apart here the way LangGraph's PostgreSQL schema wants it (small values inline in the
 checkpoint's JSON, the others as one blob per channel and version), into bytes that go to L2 and to L1 as
 they are; a warm-up moves the same bytes from L2 to L1. Putting a tuple together again is the other half.
+
+A small value that PostgreSQL's jsonb refuses (a text with NUL, a lone surrogate, NaN, infinity) is kept as a
+blob, too. `AsyncPostgresSaver` reads it back from there, though it cannot write it itself.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -22,14 +26,16 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
     writes_sort_key,
 )
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from pydantic import BaseModel
 
 from glasspoint import traceparent as traceparents
 from glasspoint.errors import SerializationError
 from glasspoint.scope import Scope, is_ordered_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -198,6 +204,8 @@ def encode_put(
     """Serialise a checkpoint, the way `AsyncPostgresSaver.aput` splits it.
 
     Args:
+        new_versions: The channels that changed. Of the others, a value that is kept as a blob is not sent
+            again: it stands at its version.
         traceparent: The span that writes it, to be stored with the metadata: see `glasspoint.traceparent`.
 
     Raises:
@@ -216,19 +224,27 @@ def encode_put(
         else:
             large[channel] = value
     document: dict[str, Any] = {**checkpoint, "channel_values": small}
+    document_json = _jsonb(document)
+    apart: set[str] = set()
+    if document_json is None:
+        apart = _not_inline(small, versions)
+        large |= {channel: small.pop(channel) for channel in apart}
+        document_json = _to_json(document, "the checkpoint")
     blobs: dict[str, tuple[str, Encoded]] = {}
     voids: dict[str, str] = {}
     for channel, version in new_versions.items():
         if channel in large:
             what = f"channel {channel!r}"
-            blobs[_text(what, channel)] = (_version(what, version), _encode(serde, large[channel], what))
+            encode = _encode_apart if channel in apart else _encode
+            at = versions[channel] if channel in apart else version
+            blobs[_text(what, channel)] = (_version(what, at), encode(serde, large[channel], what))
         elif channel not in small and channel in versions:
             voids[channel] = version_text(version)
     inline = {c: version_text(versions[c]) for c in small if c in versions and c not in blobs}
     return EncodedPut(
         checkpoint_id=checkpoint["id"],
         parent_id=parent_id,
-        document_json=_to_json(document, "the checkpoint"),
+        document_json=document_json,
         metadata_json=_to_json(_metadata(config, metadata, traceparent), "the metadata"),
         blobs=blobs,
         voids=voids,
@@ -260,15 +276,15 @@ def encode_writes(
     Raises:
         SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store.
     """
-    _text("the task id", task_id)
-    _text("the task path", task_path)
+    _text(f"writes of the task id {task_id!r}", task_id)
+    _text(f"writes with the task path {task_path!r}", task_path)
     encoded: dict[int, EncodedWrite] = {}
     for position, (channel, value) in enumerate(writes):
         idx = WRITES_IDX_MAP.get(channel, position)
         write = EncodedWrite(
             task_id,
             idx,
-            _text("the channel name", channel),
+            _text(f"a write to channel {channel!r}", channel),
             _encode(serde, value, f"the write to channel {channel!r}"),
             task_path,
         )
@@ -343,16 +359,69 @@ def _config(scope: Scope, checkpoint_id: str) -> RunnableConfig:
     }
 
 
+def _not_inline(small: Mapping[str, Any], versions: Mapping[str, Any]) -> set[str]:
+    """Return the channels with a small value that jsonb refuses: each is kept as a blob.
+
+    Raises:
+        SerializationError: A channel has no version, so that its blob would not be found again; or a channel
+            has a name that nobody can store.
+    """
+    for channel in (*small, *versions):
+        _text(f"channel {channel!r}", channel)
+    refused = {channel for channel, value in small.items() if _jsonb(value) is None}
+    for channel in refused - versions.keys():
+        _to_json(small[channel], f"channel {channel!r}")
+    return refused
+
+
 def _encode(serde: SerializerProtocol, value: Any, what: str) -> Encoded:
     try:
         type_, data = serde.dumps_typed(value)
     except Exception as exc:
+        place, part = _culprit(value, lambda part: not _can_encode(serde, part))
         # The serializer's own words name types, but some also quote the value: they stay in the chain only.
         raise SerializationError(
-            f"Cannot serialise {what} ({type(value).__name__}): {type(exc).__name__}. Nothing was stored. "
-            "Put only serialisable values into the state, or give the saver a serde that knows this type."
+            f"Cannot serialise {what}{place} ({type(part).__name__}): {type(exc).__name__}. Nothing was "
+            "stored. Put only serialisable values into the state, or give the saver a serde that knows this "
+            "type."
         ) from exc
     return Encoded(type_, data if type(data) is bytes else bytes(data))
+
+
+def _can_encode(serde: SerializerProtocol, value: Any) -> bool:
+    try:
+        serde.dumps_typed(value)
+    except Exception:
+        return False
+    return True
+
+
+def _encode_apart(serde: SerializerProtocol, value: Any, what: str) -> Encoded:
+    """Serialise a small value that jsonb refuses, so that it is read back as it is.
+
+    LangGraph's serializer makes "?" of a lone surrogate, without a word. It also reads JSON, which can hold
+    one. Other serializers are not bypassed: they may encrypt.
+    """
+    encoded = _encode(serde, value, what)
+    if _is_read_back(serde, encoded, value):
+        return encoded
+    if type(serde).dumps_typed is JsonPlusSerializer.dumps_typed:
+        encoded = Encoded("json", json.dumps(value).encode())
+        if _is_read_back(serde, encoded, value):
+            return encoded
+    raise SerializationError(
+        f"Cannot store {what}: {_why_not(value)}, and the serde does not give it back as it was. Nothing was "
+        "stored. Clean the value before you put it into the state."
+    )
+
+
+def _is_read_back(serde: SerializerProtocol, encoded: Encoded, value: Any) -> bool:
+    try:
+        found = serde.loads_typed(encoded)
+    except Exception:
+        return False
+    is_nan = value != value  # NaN alone is not equal to itself
+    return bool(found != found if is_nan else found == value)
 
 
 def _version(what: str, version: str | int | float) -> str:
@@ -362,6 +431,13 @@ def _version(what: str, version: str | int | float) -> str:
 def _text(what: str, value: str) -> str:
     if "\0" in value:
         raise SerializationError(f"Cannot store {what}: it holds a NUL character. Nothing was stored.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise SerializationError(
+                f"Cannot store {what}: it is not valid Unicode. Nothing was stored."
+            ) from None
     return value
 
 
@@ -373,24 +449,81 @@ _JSON_SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\ud[89a-f][0-9a-f]{2}")
 
 
 def _to_json(value: Any, what: str) -> str:
+    text = _jsonb(value)
+    if text is not None:
+        return text
+    place, part = _culprit(value, lambda part: _jsonb(part) is None)
+    raise SerializationError(
+        f"Cannot store {what}{place} as JSON: {_why_not(part)}. Nothing was stored. PostgreSQL takes texts "
+        "without NUL that are valid Unicode, and finite numbers. Only the value of a channel that has a "
+        "version may be another text or number."
+    )
+
+
+def _jsonb(value: Any) -> str | None:
+    """Return JSON that PostgreSQL's jsonb takes, `None` if it would refuse the value."""
     try:
         text = _json_dumps(value)
-    except Exception as exc:
-        raise SerializationError(
-            f"Cannot serialise {what} as JSON: {type(exc).__name__}. Nothing was stored. "
-            "Small values (str, int, float, bool, None), versions and metadata must be plain JSON."
-        ) from exc
+    except Exception:
+        return None
     if "\\u0000" in text and _JSON_NUL.search(text):
-        raise SerializationError(
-            f"Cannot store {what}: a text in it holds a NUL character. Nothing was stored."
-        )
+        return None
     if "\\ud" in text and _JSON_SURROGATE.search(_JSON_SURROGATES.sub("", text)):
-        raise SerializationError(
-            f"Cannot store {what}: a text in it is not valid Unicode. Nothing was stored."
-        )
+        return None
     if "e+" in text or "-0.0" in text:
         text = _json_dumps(json.loads(text, parse_float=_as_jsonb))
     return text
+
+
+def _why_not(part: Any) -> str:
+    """Say what is wrong with a value that jsonb refuses, and nothing of what it holds."""
+    if isinstance(part, str):
+        return "a text holds a NUL character" if "\0" in part else "a text is not valid Unicode"
+    if isinstance(part, float):
+        return "a number is NaN or infinite"
+    if isinstance(part, int):
+        return "a number has too many digits"
+    return f"{type(part).__name__} is no JSON"
+
+
+# A value that holds itself has no innermost part.
+_DEEPEST = 30
+
+# What may stand in an error as it is: the name of a field, and nothing that somebody has said.
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
+
+
+def _culprit(value: Any, is_bad: Callable[[Any], bool]) -> tuple[str, Any]:
+    """Find the innermost part of a value that is to blame, the first if several are.
+
+    Returns:
+        Where it stands, such as `['messages'][3].additional_kwargs`, and the part.
+    """
+    place = ""
+    for _ in range(_DEEPEST):
+        found = next(((step, part) for step, part in _parts(value) if is_bad(part)), None)
+        if found is None:
+            break
+        place, value = place + found[0], found[1]
+    return place, value
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Return what a value is made of, each part with the step that leads to it."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield " (a key)", key
+            is_field = isinstance(key, str) and _FIELD.fullmatch(key)
+            yield f"[{key!r}]" if is_field else "[…]", part
+    elif isinstance(value, list | tuple | set | frozenset):
+        for number, part in enumerate(value):
+            yield f"[{number}]", part
+    elif isinstance(value, BaseModel):
+        for name, part in value:
+            yield f".{name}", part
+    elif is_dataclass(value) and not isinstance(value, type):
+        for each in fields(value):
+            yield f".{each.name}", getattr(value, each.name, None)
 
 
 # Made once: `json.dumps` would make one for each call that wants it so.
