@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from operator import add
 from typing import Annotated, Any, TypedDict
 
@@ -31,6 +33,7 @@ from glasspoint import (
     traceparent,
 )
 from glasspoint.errors import ConfigurationError, SerializationError
+from glasspoint.telemetry.conversation import _TurnContext
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, drain, settled, until
 from test_tracing import Recorder, attributes, spans_keep_the_contract  # noqa: F401 - a fixture
@@ -553,6 +556,79 @@ async def test_nothing_that_was_said_is_told_in_any_tier(
     said += [generate_latest(recorder.registry).decode(), *(record.getMessage() for record in caplog.records)]
     assert len(said) > 20
     assert not [text for text in said if canary in text]
+
+
+# ------------------------------------------------------------------ a turn that nobody ends
+
+
+async def stream(recorder: Recorder, thread_id: str = "42") -> AsyncIterator[int]:
+    """What a web handler hands to its client, piece by piece, inside a turn."""
+    with conversation_turn(thread_id, telemetry=recorder.telemetry):
+        for number in range(3):
+            yield number
+
+
+@pytest.mark.parametrize("closed_by", ["the event loop", "another task", "a copy of the context"])
+async def test_a_stream_that_nobody_reads_to_its_end_ends_its_turn(
+    closed_by: str, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracer = recorder.provider.get_tracer("test")
+    with tracer.start_as_current_span("request") as request:
+        abandoned = stream(recorder)
+        assert await anext(abandoned) == 0
+        with tracer.start_as_current_span("in the turn"):
+            pass
+        if closed_by == "the event loop":
+            del abandoned
+            gc.collect()
+        elif closed_by == "another task":
+            await asyncio.create_task(abandoned.aclose())  # type: ignore[attr-defined]
+        else:
+            await asyncio.get_running_loop().create_task(
+                abandoned.aclose(),  # type: ignore[attr-defined]
+                context=copy_context(),
+            )
+        await until(lambda: recorder.named("invoke_agent"))
+        assert trace.get_current_span() is request, "the turn is over here, too"
+        with tracer.start_as_current_span("after it"):
+            pass
+        with conversation_turn("43", telemetry=recorder.telemetry):
+            pass
+        assert trace.get_current_span() is request
+    turn, after = recorder.named("invoke_agent")
+    [inside], [behind] = recorder.named("in the turn"), recorder.named("after it")
+    assert inside.parent == turn.context
+    assert behind.parent == after.parent == turn.parent == request.get_span_context()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_streams_that_nobody_reads_to_their_end_leave_nothing(recorder: Recorder) -> None:
+    """A worker that lives for long begins many, each inside of what the one before has left."""
+    for number in range(1, 31):
+        abandoned = stream(recorder)
+        await anext(abandoned)
+        del abandoned
+        await until(lambda number=number: len(recorder.named("invoke_agent")) == number)  # type: ignore[misc]
+    assert all(span.parent is None for span in recorder.named("invoke_agent"))
+    gc.collect()
+    assert sum(isinstance(each, _TurnContext) for each in gc.get_objects()) < 10
+
+
+async def test_a_turn_inside_a_stream_that_is_closed_late_stays_current(recorder: Recorder) -> None:
+    """Two streams in one task, of which the first is closed while the second is read."""
+    first, second = stream(recorder, "1"), stream(recorder, "2")
+    await anext(first)
+    await anext(second)
+    await first.aclose()  # type: ignore[attr-defined]
+    assert attributes_of_current()["gen_ai.conversation.id"] == "2"
+    await second.aclose()  # type: ignore[attr-defined]
+    assert not trace.get_current_span().get_span_context().is_valid
+
+
+def attributes_of_current() -> Any:
+    current = trace.get_current_span()
+    assert isinstance(current, ReadableSpan)
+    return current.attributes
 
 
 # ------------------------------------------------------------------ thread ids

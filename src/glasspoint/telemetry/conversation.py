@@ -10,9 +10,11 @@ Only the OpenTelemetry API is used here: without an SDK, a turn costs one span t
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context, trace
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 
 from glasspoint import traceparent
@@ -22,6 +24,7 @@ from glasspoint.telemetry import thread_ids
 from glasspoint.telemetry.events import failures
 
 if TYPE_CHECKING:
+    from contextvars import Token
     from types import TracebackType
 
     from opentelemetry.trace import Span, TracerProvider
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["ConversationTurn", "end_span", "link_to_writer", "to_store"]
 
 _TURN = context.create_key("glasspoint-turn")
+
+# Tells where a turn was entered: its token is refused anywhere else.
+_entered: ContextVar[ConversationTurn | None] = ContextVar("glasspoint-turn-entered", default=None)
 
 _Link = tuple[SpanContext, dict[str, str]]
 """Where a link leads, and what it says."""
@@ -58,19 +64,24 @@ class ConversationTurn:
         self._turn_number = turn_number
         self._tracer_provider = tracer_provider
         self._thread_ids = thread_ids_shown
+        self._context: _TurnContext | None = None
         self._token: Any = None
+        self._entered: Token[ConversationTurn | None] | None = None
         self._own_span_ids: frozenset[int] = frozenset()
         self.has_read = False
 
     def __enter__(self) -> Span:
-        if self._token is not None:
+        if self._context is not None:
             raise RuntimeError("This turn was entered before: call conversation_turn again for another one.")
         self.span = self._start()
         around = _current_turn()
         self._own_span_ids = frozenset({self.span.get_span_context().span_id}) | (
             around._own_span_ids if around is not None else frozenset()
         )
-        self._token = context.attach(context.set_value(_TURN, self, trace.set_span_in_context(self.span)))
+        inside = context.set_value(_TURN, self, trace.set_span_in_context(self.span))
+        self._context = _TurnContext(inside, around=context.get_current())
+        self._token = context.attach(self._context)
+        self._entered = _entered.set(self)
         return self.span
 
     def __exit__(
@@ -80,8 +91,14 @@ class ConversationTurn:
             end_span(self.span, error)
         except Exception as exc:
             failures.report("conversation_turn", exc)
-        if _current_turn() is self:  # not so when a stream that nobody read to its end is closed elsewhere
+        # A stream that nobody read to its end is closed elsewhere: the event loop does it, in a copy of the
+        # context. What is current where the turn was entered cannot be changed from here. So the turn's own
+        # context becomes what was current before.
+        if _current_turn() is self and self._is_here():
             context.detach(self._token)
+        elif self._context is not None:
+            self._context.is_over = True
+        self._token = self._entered = None  # they hold what was current before
 
     async def __aenter__(self) -> Span:
         return self.__enter__()
@@ -90,6 +107,15 @@ class ConversationTurn:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, traceback)
+
+    def _is_here(self) -> bool:
+        """Whether this is where the turn was entered, and not a copy of it. May be asked once."""
+        try:
+            assert self._entered is not None
+            _entered.reset(self._entered)
+        except ValueError:
+            return False
+        return True
 
     def owns(self, writer: traceparent.Writer) -> bool:
         """Whether this turn, or one around it, is what wrote."""
@@ -134,6 +160,24 @@ class ConversationTurn:
             "glasspoint.turn": self._turn_number,
         }
         return {key: value for key, value in known.items() if value is not None}
+
+
+class _TurnContext(Context):
+    """What is current in a turn. After the turn it may become what was current around the turn."""
+
+    def __init__(self, values: Context, *, around: Context) -> None:
+        super().__init__(values)
+        self.is_over = False
+        # Abandoned turns, one after the other, are no chain.
+        if isinstance(around, _TurnContext) and around.is_over:
+            around = around._around
+        self._around: Context = around
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._around.get(key, default) if self.is_over else super().get(key, default)
+
+    def copy(self) -> dict[str, object]:
+        return self._around.copy() if self.is_over else super().copy()
 
 
 def to_store(span: Span, operation: Operation) -> str | None:
