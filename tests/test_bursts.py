@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, bursts, create_telemetry
+from glasspoint.errors import L2RefusedError
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, locked, settled, until
 
@@ -597,7 +598,7 @@ async def test_a_write_that_fails_leaves_the_burst_of_the_others_alone(
     await thread.put(ours.saver)
     config, checkpoint, metadata, versions = thread.next_put(ours.saver)
     await sql("ALTER TABLE checkpoints ADD CHECK (checkpoint ->> 'ts' <> 'refused')")
-    with pytest.raises(psycopg.errors.CheckViolation):
+    with pytest.raises(L2RefusedError, match="CheckViolation"):
         await ours.saver.aput(config, {**checkpoint, "ts": "refused"}, metadata, versions)  # type: ignore[arg-type]
     thread.number -= 1
     await thread.put(ours.saver)

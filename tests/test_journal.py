@@ -28,6 +28,7 @@ from glasspoint.errors import (
     L1Error,
     L1UnavailableError,
     L2DeadlineError,
+    L2RefusedError,
     L2UnavailableError,
 )
 from glasspoint.scope import Scope
@@ -202,7 +203,7 @@ async def test_a_write_that_fails_leaves_no_row(write: str, database: str, own_r
             f"CREATE CONSTRAINT TRIGGER fail AFTER INSERT OR DELETE ON {table} INITIALLY DEFERRED "
             "FOR EACH ROW EXECUTE FUNCTION fail()",
         )
-        with pytest.raises(psycopg.errors.RaiseException):
+        with pytest.raises(L2RefusedError, match="RaiseException"):
             await WRITES[write](thread, saver)
         assert await _is_empty(database)
 

@@ -19,7 +19,7 @@ from psycopg.rows import tuple_row
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, codec, create_telemetry
-from glasspoint.errors import L2UnavailableError
+from glasspoint.errors import L2RefusedError, L2UnavailableError
 from glasspoint.l2 import eager, liveness
 from glasspoint.l2.store import Store, WritesAnswer
 from glasspoint.l2.writing import Announced
@@ -294,7 +294,7 @@ async def test_what_postgres_refuses_of_one_task_is_refused_to_that_one(
             )
         writing = (put_writes(saver, thread, task_id) for task_id in TASKS)
         outcomes = await asyncio.gather(*writing, return_exceptions=True)
-        assert isinstance(outcomes.pop(3), psycopg.errors.CheckViolation)
+        assert isinstance(outcomes.pop(3), L2RefusedError)
         assert outcomes == [None] * (len(TASKS) - 1)
         await agree(saver, database, thread)
 

@@ -21,6 +21,7 @@ from glasspoint.errors import (
     GlasspointError,
     InvalidConfigError,
     L2DeadlineError,
+    L2RefusedError,
     ThreadExistsError,
     ThreadInUseError,
 )
@@ -106,7 +107,7 @@ async def test_one_call_is_one_transaction(database: str, saver: CachedPostgresS
     )
     before = await rows_of(database)
     for strategy in ("keep_latest", "delete"):
-        with pytest.raises(psycopg.errors.RaiseException):
+        with pytest.raises(L2RefusedError, match="RaiseException"):
             await saver.aprune(["a", "b"], strategy=strategy)
     assert await rows_of(database) == before
 
@@ -555,7 +556,7 @@ async def test_a_refused_change_leaves_the_cache_warm(
     await execute(database, "CREATE RULE refuse AS ON DELETE TO checkpoint_blobs DO INSTEAD SELECT 1/0")
     await settled(saver)
     before = await keys_of(redis_url)
-    with pytest.raises(psycopg.Error):
+    with pytest.raises(L2RefusedError, match="DivisionByZero"):
         await saver.aprune(["a"])
     assert await keys_of(redis_url) == before
 

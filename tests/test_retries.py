@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import signal
 import socket
@@ -28,9 +29,9 @@ from tenacity import wait_fixed
 
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres
-from glasspoint.errors import L2DeadlineError, L2UnavailableError
+from glasspoint.errors import L2DeadlineError, L2RefusedError, L2UnavailableError, SchemaError
 from glasspoint.l2 import liveness, retrying
-from glasspoint.l2.faults import FAULTS, RetryReason, certainly_unchanged, classify
+from glasspoint.l2.faults import FAULTS, REFUSALS, RetryReason, certainly_unchanged, classify
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, locked, rows_of, settled, until
 
@@ -46,8 +47,8 @@ def test_the_table_in_the_documentation_is_the_one_in_the_code() -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in section.splitlines()
-        if line.startswith("| ") and not line.startswith("| what happened")
-    ]
+        if line.startswith("| ") and not line.startswith("| what")
+    ][: len(FAULTS)]
     documented = [
         (says, tuple(re.findall(r"`(\w+)`", codes.partition("none:")[0])), reason.strip("`"))
         for says, codes, reason, *_ in rows
@@ -58,6 +59,19 @@ def test_the_table_in_the_documentation_is_the_one_in_the_code() -> None:
             assert done.startswith("on a fresh connection" if fault.fresh else "again"), fault
         else:
             assert done.startswith(("nothing", "the statement is cancelled")), fault
+
+
+def test_the_refusals_in_the_documentation_are_those_in_the_code() -> None:
+    section = (DOCS / "reliability.md").read_text("utf-8").partition("| what PostgreSQL says |")[2]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.partition("\n\n")[0].splitlines()[2:]
+    ]
+    documented = [
+        (says, tuple(re.findall(r"`(\w+)`", codes)), do, error == "`SchemaError`")
+        for says, codes, error, do in rows
+    ]
+    assert documented == [(each.says, each.sqlstates, each.do, each.of_tables) for each in REFUSALS]
 
 
 def test_every_reason_is_a_documented_label() -> None:
@@ -503,19 +517,58 @@ async def test_what_passes_is_tried_again_and_l1_follows(
     assert watched.l1_reads == {"hit": 2}
 
 
-@pytest.mark.parametrize("sqlstate", ["53100", "57014", "XX000", "23505"])
-async def test_what_does_not_pass_is_an_error_at_once(sqlstate: str, database: str, redis_url: str) -> None:
+@pytest.mark.parametrize(
+    ("sqlstate", "kind", "says"),
+    [
+        ("53100", L2RefusedError, r"disk of the server is full \(DiskFull, 53100\)\. Make room"),
+        ("53200", L2RefusedError, "no memory left"),
+        ("54000", L2RefusedError, "too large for PostgreSQL"),
+        ("58030", L2RefusedError, "cannot read or write its files"),
+        ("XX000", L2RefusedError, "Look at the log"),
+        ("23505", L2RefusedError, "a constraint refuses"),
+        ("P0001", L2RefusedError, "a trigger or a function refuses"),
+        ("22P05", L2RefusedError, "cannot represent a value"),
+        ("21000", L2RefusedError, "does not know why"),
+        ("42703", SchemaError, r"await saver\.setup"),
+        ("57014", L2DeadlineError, "gave a statement up"),
+    ],
+)
+async def test_what_does_not_pass_is_an_error_at_once(
+    sqlstate: str, kind: type[Exception], says: str, database: str, redis_url: str
+) -> None:
     watched = Watched()
     thread = Thread("a")
     async with open_saver(database, redis_url, telemetry=watched.telemetry) as saver:
         await thread.put(saver)
         await failing(database, "checkpoints", sqlstate, times=1)
-        with pytest.raises((psycopg.Error, L2DeadlineError)):
+        with pytest.raises(kind, match=says) as caught:
             await thread.put(saver)
+        cause = caught.value.__cause__
+        assert isinstance(cause, psycopg.Error)
+        assert cause.sqlstate == sqlstate
+        if isinstance(caught.value, L2RefusedError):
+            assert caught.value.sqlstate == sqlstate
+            assert caught.value.is_passing is sqlstate.startswith(("53", "58"))
         thread.number -= 1
         assert await thread.turn(saver) == 1
     assert watched.retries == {}
     assert watched.l1_reads == {"hit": 1}, "the image stays: PostgreSQL did not change"
+
+
+async def test_what_postgresql_itself_refuses_says_what_to_do(database: str, redis_url: str) -> None:
+    too_long = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=6000))
+    async with open_saver(database, redis_url) as saver:
+        with pytest.raises(
+            L2RefusedError, match=r"54000, table \w+, constraint \w+\)\. Use a shorter thr"
+        ) as caught:
+            await Thread(too_long).put(saver)
+        assert isinstance(caught.value.__cause__, psycopg.errors.ProgramLimitExceeded)
+        assert too_long not in str(caught.value)
+        with pytest.raises(L2RefusedError, match=r"22P05\)\. Use .* filters without NUL"):
+            await anext(saver.alist(None, filter={"user": "a\0b"}))
+        await sql(database, "ALTER TABLE checkpoints RENAME COLUMN metadata TO meta")
+        with pytest.raises(SchemaError, match=r"UndefinedColumn, 42703\)\. Call `await saver\.setup"):
+            await Thread("a").put(saver)
 
 
 async def test_a_lock_that_is_held_too_long_is_a_clear_error_and_nothing_was_done(

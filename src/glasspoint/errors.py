@@ -19,6 +19,7 @@ __all__ = [
     "L1Error",
     "L1UnavailableError",
     "L2DeadlineError",
+    "L2RefusedError",
     "L2UnavailableError",
     "RedisRefusedError",
     "RedisUnavailableError",
@@ -63,8 +64,24 @@ class L2DeadlineError(GlasspointError, TimeoutError):
     """PostgreSQL did not finish in time; the message says whether anything of it may have been done."""
 
 
+class L2RefusedError(GlasspointError, RuntimeError):
+    """PostgreSQL answered with an error: its disk is full, something is too large for it, a constraint or a
+    trigger refuses. Nothing was done. The error of psycopg is the cause.
+
+    Attributes:
+        sqlstate: What PostgreSQL calls it, five characters.
+        is_passing: Whether the same call may succeed later, once the server is repaired.
+    """
+
+    def __init__(self, message: str, *, sqlstate: str, is_passing: bool = False) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.is_passing = is_passing
+
+
 class SchemaError(GlasspointError, PermissionError):
-    """The checkpoint tables are missing and this database role may not create them."""
+    """The checkpoint tables are missing, are not as this version needs them, or this database role may not
+    use or create them."""
 
 
 class L1Error(GlasspointError):

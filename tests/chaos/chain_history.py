@@ -16,6 +16,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from glasspoint.errors import L2RefusedError
+
 __all__ = ["Attempt", "ChainHistory", "Ran", "Stored", "read_chain_histories"]
 
 
@@ -138,7 +140,8 @@ class ChainHistory:
             yield attempt
             attempt.outcome = "ok"
         except BaseException as exc:
-            attempt.outcome, attempt.error = type(exc).__name__, repr(exc)[:300]
+            why = exc.__cause__ if isinstance(exc, L2RefusedError) else exc
+            attempt.outcome, attempt.error = type(why).__name__, repr(exc)[:300]
             raise
         finally:
             attempt.end = monotonic()

@@ -6,23 +6,30 @@ business. `docs/reliability.md` says the same in words; a test holds it against 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from glasspoint.errors import GlasspointError
+from glasspoint.errors import GlasspointError, L2RefusedError, SchemaError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "FAULTS",
     "FORESEEN",
+    "REFUSALS",
     "Fault",
+    "Refusal",
     "RetryReason",
     "certainly_unchanged",
     "classify",
     "is_passing",
     "may_still_run",
+    "naming_refusals",
 ]
 
 FORESEEN = (GlasspointError, psycopg.Error, OSError, TimeoutError)
@@ -99,6 +106,112 @@ FAULTS = (
     _OTHER,
     _UNKNOWN,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A reason for which PostgreSQL refuses a call that nobody repeats.
+
+    Attributes:
+        says: What happened.
+        sqlstates: What PostgreSQL calls it; these, or what begins so. None: any other.
+        do: What to do about it.
+        of_tables: Whether the tables are to blame: a `SchemaError`. Otherwise an `L2RefusedError`.
+    """
+
+    says: str
+    sqlstates: tuple[str, ...]
+    do: str
+    of_tables: bool = False
+
+
+# The first that fits.
+REFUSALS = (
+    Refusal(
+        "the disk of the server is full",
+        ("53100",),
+        "Make room on the disk, for example with glasspoint prune and VACUUM. Then repeat the call.",
+    ),
+    Refusal(
+        "the server has no memory left",
+        ("53200",),
+        "Look at the memory and the log of the server. Then repeat the call.",
+    ),
+    Refusal(
+        "the server has reached a limit", ("53",), "Look at the log of the server. Then repeat the call."
+    ),
+    Refusal(
+        "something is too large for PostgreSQL",
+        ("54",),
+        "Use a shorter thread id, namespace, task id or channel name: together they must fit into an index "
+        "(2,700 bytes). Keep texts of more than 250 MB outside of the state.",
+    ),
+    Refusal(
+        "the server cannot read or write its files",
+        ("58",),
+        "Look at the disk and the log of the server. Then repeat the call.",
+    ),
+    Refusal(
+        "PostgreSQL cannot represent a value",
+        ("22",),
+        "Use a database whose encoding is UTF8, and filters without NUL, NaN and infinity.",
+    ),
+    Refusal("a constraint refuses the row", ("23",), "Look at constraints that were added to the tables."),
+    Refusal(
+        "a trigger or a function refuses",
+        ("P0", "38", "39"),
+        "Look at triggers that were added to the tables.",
+    ),
+    Refusal(
+        "a pooler in transaction mode is in between",
+        ("26000", "42P05"),
+        "Set prepare_threshold to None (CHECKPOINT_PREPARE_THRESHOLD=none).",
+    ),
+    Refusal(
+        "the tables are not as this version needs them",
+        ("42", "3F000"),
+        "Call `await saver.setup()` once, as after every upgrade. Look at what was changed or restored.",
+        of_tables=True,
+    ),
+    Refusal(
+        "the server reports damaged data or a mistake of its own",
+        ("XX",),
+        "Look at the log of the server, and make sure that there is a backup.",
+    ),
+    Refusal("the server refuses, and the table does not know why", (), "Look at the log of the server."),
+)
+
+# Named elsewhere, with more than is known here: lost connections, cancelled statements, missing tables and
+# missing rights.
+_NAMED_ELSEWHERE = ("08", "57", "42P01", "42501")
+
+
+@contextmanager
+def naming_refusals() -> Iterator[None]:
+    """Name what PostgreSQL refuses in a block. What is retried stays as it is, and so does what never reached
+    PostgreSQL.
+
+    Raises:
+        SchemaError, L2RefusedError: PostgreSQL refused. Of the row, only names of the schema are told.
+    """
+    try:
+        yield
+    except psycopg.Error as exc:
+        state = exc.sqlstate
+        if state is None or state.startswith(_NAMED_ELSEWHERE) or classify(exc).reason is not None:
+            raise
+        refusal = next(each for each in REFUSALS if state.startswith(each.sqlstates or ("",)))
+        names = [type(exc).__name__, state]
+        if exc.diag.table_name:
+            names.append(f"table {exc.diag.table_name}")
+        if exc.diag.constraint_name:
+            names.append(f"constraint {exc.diag.constraint_name}")
+        message = (
+            f"PostgreSQL refused, and nothing was done: {refusal.says} ({', '.join(names)}). {refusal.do}"
+        )
+        if refusal.of_tables:
+            raise SchemaError(message) from exc
+        raise L2RefusedError(message, sqlstate=state, is_passing=is_passing(exc)) from exc
 
 
 def classify(error: BaseException) -> Fault:

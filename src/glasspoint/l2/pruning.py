@@ -217,16 +217,16 @@ class Pruner:
             ThreadExistsError: The target is.
             ThreadInUseError: Something is being written to the target.
         """
-        try:
-            async with self._transaction("l2.copy_thread", Scope(target, ""), barrier) as conn:
-                # Two copies of different threads to one target would not meet in any primary key.
-                await _fetch(conn, f"SELECT pg_advisory_xact_lock({_LOCK_KEY})", {"thread_id": target})
-                if await _fetch(conn, statements.THREAD_EXISTS, {"thread_id": target}) == [(True,)]:
-                    raise _exists(target)
+        async with self._transaction("l2.copy_thread", Scope(target, ""), barrier) as conn:
+            # Two copies of different threads to one target would not meet in any primary key.
+            await _fetch(conn, f"SELECT pg_advisory_xact_lock({_LOCK_KEY})", {"thread_id": target})
+            if await _fetch(conn, statements.THREAD_EXISTS, {"thread_id": target}) == [(True,)]:
+                raise _exists(target)
+            try:
                 rows = await _fetch(conn, statements.COPY_THREAD, {"source": source, "target": target})
-                await barrier.block([Scope(target, namespace) for (namespace,) in rows], alone=[target])
-        except psycopg.errors.UniqueViolation as exc:  # somebody put into it meanwhile
-            raise _exists(target) from exc
+            except psycopg.errors.UniqueViolation as exc:  # somebody put into it meanwhile
+                raise _exists(target) from exc
+            await barrier.block([Scope(target, namespace) for (namespace,) in rows], alone=[target])
 
     async def find_threads(
         self, cutoff: Cutoff, after: str | None, limit: int, *, keep_latest: bool

@@ -33,6 +33,7 @@ from glasspoint.errors import (
 )
 from glasspoint.l2 import eager, journal, schema, statements
 from glasspoint.l2.batching import Batcher, Call
+from glasspoint.l2.faults import naming_refusals
 from glasspoint.l2.identity import Identities
 from glasspoint.l2.liveness import Liveness
 from glasspoint.l2.pool import bounds_statements, connect_beside
@@ -486,7 +487,8 @@ class Store:
     def _naming_faults(self) -> Iterator[None]:
         started = perf_counter()
         try:
-            yield
+            with naming_refusals():
+                yield
         except PoolTimeout as exc:
             self._telemetry.note(PoolTimedOut())
             raise L2UnavailableError(
@@ -520,7 +522,7 @@ class Store:
                 "it. Nothing of it was done; the call may be repeated."
             ) from exc
         except psycopg.OperationalError as exc:
-            if exc.sqlstate is not None and not exc.sqlstate.startswith(("08", "57P")):
+            if exc.sqlstate is not None and not exc.sqlstate.startswith(("08", "57P", "53300")):
                 raise
             remedy = (
                 "Calls may be repeated: they store the same again."
