@@ -38,6 +38,7 @@ from glasspoint.errors import (
     SchemaError,
     SerializationError,
 )
+from roles import role_with_password
 from states import config_of, open_saver
 from steps import Thread, keys_of, rows_of, settled, until
 
@@ -74,14 +75,24 @@ CONFIGS = {
     "config is None": (None, r'no "configurable".*pass config='),
     "thread_id missing": ({"configurable": {"checkpoint_ns": ""}}, "names no thread: pass config="),
     "thread_id empty": (config_of(""), "thread_id is empty: pass a string"),
-    "thread_id a number": (config_of(7), "thread_id must be a string, not int: convert it"),
-    "thread_id None": (config_of(None), "thread_id must be a string, not NoneType: convert it"),
-    "thread_id bytes": (config_of(b"7"), "thread_id must be a string, not bytes: convert it"),
+    "thread_id a number": (config_of(7), r"thread_id must be a string, not int: pass str\(…\)"),
+    "thread_id a UUID": (config_of(uuid4()), r"thread_id must be a string, not UUID: pass str\(…\)"),
+    "thread_id None": (config_of(None), r"thread_id is None: .* \(Do not convert it"),
+    "thread_id bytes": (config_of(b"7"), r"thread_id must be a string, not bytes\.$"),
+    "thread_id an object": (config_of(object()), r"thread_id must be a string, not object\.$"),
+    "thread_id too long": (config_of("é" * 1251), "thread_id has 2502 bytes, and may have 2500"),
+    "too long together": (
+        config_of("a" * 1250, "b" * 1251),
+        "checkpoint_ns have 2501 bytes, and may have 2500",
+    ),
     "thread_id with NUL": (config_of("a\0b"), "thread_id holds a NUL character"),
     "thread_id with half a character": (config_of("a\ud800"), "thread_id holds a lone surrogate"),
-    "checkpoint_ns a number": (config_of("a", 7), "checkpoint_ns must be a string, not int: convert it"),
+    "checkpoint_ns a number": (config_of("a", 7), r"checkpoint_ns must be a string, not int: pass str\(…\)"),
     "checkpoint_ns with NUL": (config_of("a", "\0"), "checkpoint_ns holds a NUL character"),
-    "checkpoint_id a number": (config_of("a", "", 7), "checkpoint_id must be a string, not int: convert it"),
+    "checkpoint_id a number": (
+        config_of("a", "", 7),
+        r"checkpoint_id must be a string, not int: pass str\(…\)",
+    ),
     "checkpoint_id with NUL": (config_of("a", "", "\0"), "checkpoint_id holds a NUL character"),
 }
 
@@ -95,7 +106,7 @@ async def test_a_config_that_names_no_thread_is_refused_before_anything_is_touch
         before = await rows_of(database), await keys_of(redis_url)
         for what, (config, says) in CONFIGS.items():
             for name, call in CALLS.items():
-                if config is None and name == "alist":
+                if not config and name == "alist":
                     continue  # lists all threads
                 with pytest.raises(InvalidConfigError, match=says) as caught:
                     await call(saver, config)
@@ -424,27 +435,8 @@ async def test_a_database_that_is_not_there_is_named(database: str, redis_url: s
 @pytest.fixture
 def role(postgres: EmbeddedPostgres, database: str) -> Iterator[str]:
     """The URL of the test's database for a role that has a password and owns nothing."""
-    name = f"plain_{uuid4().hex}"
-    data = postgres.directory / "data"
-    with psycopg.connect(postgres.url, autocommit=True) as conn:
-        statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
-        conn.execute(statement.format(sql.Identifier(name), sql.Literal(PASSWORD)))
-        # The embedded server trusts everybody but this role. (Written by the server, who owns the file.)
-        lines = f"local all {name} scram-sha-256\\nlocal all all trust\\n"
-        _rewrite_hba(conn, data, lines)
-        try:
-            yield database.replace("postgres@", f"{name}:{PASSWORD}@")
-        finally:
-            _rewrite_hba(conn, data, "local all all trust\\n")
-            with psycopg.connect(database, autocommit=True) as there:
-                there.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
-            conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
-
-
-def _rewrite_hba(conn: psycopg.Connection[Any], data: Any, lines: str) -> None:
-    copy = sql.SQL("COPY (SELECT regexp_split_to_table({}, '\\\\n')) TO {}")
-    conn.execute(copy.format(sql.Literal(lines), sql.Literal(str(data / "pg_hba.conf"))))
-    conn.execute("SELECT pg_reload_conf()")
+    with role_with_password(postgres, database, PASSWORD) as name:
+        yield database.replace("postgres@", f"{name}:{PASSWORD}@")
 
 
 async def test_a_wrong_postgres_password_is_refused_and_never_shown(

@@ -585,7 +585,7 @@ async def test_a_config_that_names_no_thread_is_refused_before_anything_is_touch
     before = await dump(redis)
     for what, (config, says) in CONFIGS.items():
         for name, call in CALLS.items():
-            if config is None and name == "alist":
+            if not config and name == "alist":
                 continue  # lists all threads
             with pytest.raises(InvalidConfigError, match=says) as caught:
                 await call(saver, config)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from anyio.from_thread import start_blocking_portal
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -21,6 +21,7 @@ from glasspoint.errors import BlockingCallError, SaverClosedError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
     from types import TracebackType
+    from uuid import UUID
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import (
@@ -106,9 +107,9 @@ class SyncFace(BaseCheckpointSaver[str]):
         """Delete a thread: see `adelete_thread`."""
         self._wait_for("adelete_thread", lambda: self.adelete_thread(thread_id))
 
-    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+    def delete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
         """Delete what these runs stored: see `adelete_for_runs`."""
-        self._wait_for("adelete_for_runs", lambda: self.adelete_for_runs(run_ids))
+        self._wait_for("adelete_for_runs", lambda: self.adelete_for_runs(cast("Sequence[str]", run_ids)))
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread: see `acopy_thread`."""

@@ -18,6 +18,7 @@ from glasspoint.saver import CachedPostgresSaver
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from datetime import timedelta
+    from uuid import UUID
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import (
@@ -99,7 +100,7 @@ class FallbackSaver(SyncFace):
         async def collect(saver: TierSaver, placed: RunnableConfig | None) -> list[CheckpointTuple]:
             return [each async for each in saver.alist(placed, filter=filter, before=before, limit=limit)]
 
-        if config is None:
+        if not config:
             found = await self._run_on_several(lambda saver: collect(saver, None))
         else:
             found = await self._run(config, collect)
@@ -156,7 +157,7 @@ class FallbackSaver(SyncFace):
         """Delete a thread, in the tier that works now: see `CachedPostgresSaver.adelete_thread`."""
         await self._chain.delete_thread(thread_id, lambda saver: saver.adelete_thread(thread_id))
 
-    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+    async def adelete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
         """Delete what these runs stored: see `CachedPostgresSaver.adelete_for_runs`."""
         await self._run_on_several(lambda saver: saver.adelete_for_runs(run_ids))
 

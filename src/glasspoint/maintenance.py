@@ -39,11 +39,12 @@ from glasspoint.l1.cache import Intent
 from glasspoint.l2.faults import certainly_unchanged
 from glasspoint.l2.pruning import Cutoff, Pruner, Removed, in_use
 from glasspoint.lifecycle import ManagedSaver
-from glasspoint.scope import FIRST_TIME, Scope, first_id_of, validate_run_id, validate_thread_id
+from glasspoint.scope import FIRST_TIME, Scope, first_id_of, run_ids_of, validate_thread_id
 from glasspoint.telemetry.events import Invalidated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator
+    from uuid import UUID
 
     from glasspoint.l2.pruning import Barrier, Plan
     from glasspoint.telemetry.events import InvalidationSource
@@ -125,7 +126,7 @@ class MaintainedSaver(ManagedSaver):
             await self._bursts.end_threads([thread_id])
             await self._change("delete_thread", "delete", delete)
 
-    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+    async def adelete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
         """Delete all checkpoints of some runs, with their writes, and the values that nobody else refers to.
 
         Checkpoints that stay keep the ids of their parents. All or nothing is deleted.
@@ -135,7 +136,8 @@ class MaintainedSaver(ManagedSaver):
         ((metadata ->> 'run_id')) WHERE (metadata ->> 'run_id') IS NOT NULL`.
 
         Args:
-            run_ids: The runs, as in the checkpoints' metadata under `run_id`. Unknown ones are ignored.
+            run_ids: The runs, as in the checkpoints' metadata under `run_id`, as texts or UUIDs. Unknown ones
+                are ignored.
 
         Raises:
             DeltaChainError: A `DeltaChannel` of a checkpoint that stays is rebuilt from one of these.
@@ -144,7 +146,7 @@ class MaintainedSaver(ManagedSaver):
             L2DeadlineError: Others kept the rows locked. Nothing was deleted.
             L2UnavailableError: PostgreSQL did not answer; whether it deleted is not known.
         """
-        runs = [validate_run_id(each) for each in _listed("run_ids", run_ids)]
+        runs = run_ids_of(_listed("run_ids", run_ids))
         with self._lifetime.call(), self._telemetry.operation("delete_for_runs", None):
             if runs:
                 await self._change(

@@ -30,13 +30,15 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from glasspoint import codec, traceparent
 from glasspoint.errors import InvalidConfigError, L1UnavailableError, L2DeadlineError, L2UnavailableError
+from glasspoint.index_rows import check_put, check_writes
 from glasspoint.l1.entry import Changes
 from glasspoint.l2.deadline import answered_within, within
 from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
 from glasspoint.l2.writing import Announced, FenceAnswer
 from glasspoint.lineage import relation_of
+from glasspoint.listing_options import check_limit, plain_filter
 from glasspoint.maintenance import MaintainedSaver
-from glasspoint.scope import Scope, checkpoint_id_of, scope_of
+from glasspoint.scope import Scope, checkpoint_id_of, listed_scope_of, scope_of
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -141,19 +143,24 @@ class CachedPostgresSaver(MaintainedSaver):
         """List checkpoints, newest first, from PostgreSQL.
 
         Args:
-            config: Names the thread and, if given, the namespace and the checkpoint; `None` for all threads.
+            config: Names the thread and, if given, the namespace and the checkpoint; `None` or `{}` for all
+                threads.
             filter: Only checkpoints whose metadata hold this.
             before: Only checkpoints older than the one that this names.
             limit: At most so many.
 
         Raises:
             InvalidConfigError: The config names no thread that could be stored.
+            ConfigurationError: The filter is no JSON that PostgreSQL can hold, or the limit is negative.
             L2UnavailableError: PostgreSQL did not answer.
         """
-        scope = scope_of(config) if config is not None else None
-        for named in (config, before):
+        # All is checked here, before PostgreSQL stumbles over it.
+        scope = listed_scope_of(config)
+        for named in (config or None, before):
             if named is not None:
-                checkpoint_id_of(named)  # checked here, before PostgreSQL stumbles over it
+                checkpoint_id_of(named)
+        check_limit(limit)
+        filter = plain_filter(filter)
         with self._lifetime.call(), self._telemetry.operation("list", scope) as operation:
             operation.served_by = "l2"
             if traceparent.is_asked_for(filter):
@@ -231,6 +238,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 put.source,
             )
             operation.bytes_written = put.size
+            check_put(scope, put)
             write = await self._begin_write(operation, scope)
             answer = await write.to_l2(lambda: self._l2.put(scope, put, write.ready))
             await write.to_l1(
@@ -267,6 +275,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")
             if not encoded:
                 return
+            check_writes(scope, checkpoint_id, task_id)
             write = await self._begin_write(operation, scope)
             answer = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)

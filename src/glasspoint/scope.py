@@ -10,17 +10,21 @@ from uuid import UUID
 from glasspoint.errors import InvalidConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from langchain_core.runnables import RunnableConfig
 
 __all__ = [
     "FIRST_TIME",
     "Scope",
+    "check_lengths",
     "checkpoint_id_of",
     "first_id_of",
     "is_ordered_id",
+    "listed_scope_of",
+    "run_ids_of",
     "scope_of",
     "time_of_id",
-    "validate_run_id",
     "validate_thread_id",
 ]
 
@@ -33,6 +37,9 @@ FIRST_TIME = datetime(1582, 10, 15, tzinfo=UTC)
 """When the clock of UUIDs of version 6 began (RFC 9562, 5.6); it ticks every 100 ns."""
 
 _TICKS_A_MICROSECOND = 10
+
+# An index of PostgreSQL takes 2704 bytes for a row (see `index_rows`). This leaves room for LangGraph's ids.
+_LONGEST_BYTES = 2500
 
 
 class Scope(NamedTuple):
@@ -61,17 +68,58 @@ def scope_of(config: RunnableConfig) -> Scope:
 
     Raises:
         InvalidConfigError: There is no `configurable`, the `thread_id` is missing, empty, not a string or
-            cannot be stored (NUL, lone surrogates), or the `checkpoint_ns` cannot.
+            cannot be stored (NUL, lone surrogates), or the `checkpoint_ns` cannot; or the two are too long.
     """
+    return _scope_of(_configurable(config))
+
+
+def listed_scope_of(config: RunnableConfig | None) -> Scope | None:
+    """Read the scope out of the config of a listing, where less need be named.
+
+    Args:
+        config: As for `scope_of`; or `None` or `{}`, for all threads. A `checkpoint_ns` of `None` means all
+            namespaces, and so does a missing one: the scope names the root then.
+
+    Raises:
+        InvalidConfigError: As `scope_of`.
+    """
+    if config is None or config == {}:
+        return None
     configurable = _configurable(config)
+    if "checkpoint_ns" in configurable and configurable["checkpoint_ns"] is None:
+        configurable = {**configurable, "checkpoint_ns": ""}
+    return _scope_of(configurable)
+
+
+def _scope_of(configurable: dict[str, Any]) -> Scope:
     if "thread_id" not in configurable:
         raise InvalidConfigError(
             'The config names no thread: pass config={"configurable": {"thread_id": "…"}}, '
             "a string that stays the same for all turns of one conversation."
         )
     thread_id = validate_thread_id(configurable["thread_id"])
-    checkpoint_ns = _storable("checkpoint_ns", configurable.get("checkpoint_ns", ""))
-    return Scope(thread_id, checkpoint_ns)
+    scope = Scope(thread_id, _storable("checkpoint_ns", configurable.get("checkpoint_ns", "")))
+    if scope.checkpoint_ns:
+        check_lengths(scope)
+    return scope
+
+
+def check_lengths(scope: Scope) -> None:
+    """Make sure that the index of PostgreSQL's tables can hold a scope.
+
+    Raises:
+        InvalidConfigError: It cannot.
+    """
+    # A character takes at most 4 bytes.
+    if 4 * (len(scope.thread_id) + len(scope.checkpoint_ns)) <= _LONGEST_BYTES:
+        return
+    size = len(scope.thread_id.encode()) + len(scope.checkpoint_ns.encode())
+    if size > _LONGEST_BYTES:
+        what = "thread_id and the checkpoint_ns have" if scope.checkpoint_ns else "thread_id has"
+        raise InvalidConfigError(
+            f"The {what} {size} bytes, and may have {_LONGEST_BYTES}: an index of PostgreSQL takes no longer "
+            "rows. Use a shorter id, or a hash of it."
+        )
 
 
 def checkpoint_id_of(config: RunnableConfig) -> str | None:
@@ -88,20 +136,25 @@ def validate_thread_id(thread_id: object) -> str:
     """Return `thread_id` if it can name a thread.
 
     Raises:
-        InvalidConfigError: It is empty, not a string, or cannot be stored.
+        InvalidConfigError: It is empty, not a string, too long, or cannot be stored.
     """
     if thread_id == "":
         raise InvalidConfigError("The thread_id is empty: pass a string that names one conversation.")
-    return _storable("thread_id", thread_id)
+    named = _storable("thread_id", thread_id)
+    check_lengths(Scope(named, ""))
+    return named
 
 
-def validate_run_id(run_id: object) -> str:
-    """Return `run_id` if it can be one.
+def run_ids_of(run_ids: Iterable[object]) -> list[str]:
+    """Return the ids of runs as the metadata of checkpoints have them.
+
+    Args:
+        run_ids: Texts, or UUIDs, as LangChain has them.
 
     Raises:
-        InvalidConfigError: It is not a string, or cannot be stored.
+        InvalidConfigError: One is neither, or cannot be stored.
     """
-    return _storable("run_id", run_id)
+    return [str(each) if isinstance(each, UUID) else _storable("run_id", each) for each in run_ids]
 
 
 def is_ordered_id(checkpoint_id: str) -> bool:
@@ -137,9 +190,7 @@ def _configurable(config: RunnableConfig) -> dict[str, Any]:
 
 def _storable(name: str, value: object) -> str:
     if not isinstance(value, str):
-        raise InvalidConfigError(
-            f"The {name} must be a string, not {type(value).__name__}: convert it, for example with str(…)."
-        )
+        raise InvalidConfigError(_wrong_type(name, value))
     if "\0" in value:
         raise InvalidConfigError(f"The {name} holds a NUL character, which PostgreSQL cannot store.")
     try:
@@ -149,3 +200,16 @@ def _storable(name: str, value: object) -> str:
             f"The {name} holds a lone surrogate, which is not valid Unicode text and cannot be stored."
         ) from None
     return value
+
+
+def _wrong_type(name: str, value: object) -> str:
+    """Say what to do about an id that is no string. Not all that has a `str(…)` is an id: of `None` it would
+    be the same text for everybody, of an object its address."""
+    if value is None:
+        return (
+            f"The {name} is None: what should have set it did not. Find out why, and pass a string of its "
+            'own. (Do not convert it: the text "None" would be the same for everybody.)'
+        )
+    if isinstance(value, UUID | int) and not isinstance(value, bool):
+        return f"The {name} must be a string, not {type(value).__name__}: pass str(…) of it."
+    return f"The {name} must be a string, not {type(value).__name__}."

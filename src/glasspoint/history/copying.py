@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from glasspoint.codec import PendingWrites, StoredCheckpoint
 from glasspoint.errors import GlasspointError, ThreadExistsError
-from glasspoint.scope import Scope
+from glasspoint.scope import Scope, check_lengths
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -51,6 +51,7 @@ async def copy_thread(history: History, source_id: str, target_id: str) -> None:
 def _of_thread(item: Item, thread_id: str) -> Item:
     """The same of another thread, whose id LangGraph Server also writes into the metadata."""
     scope = Scope(thread_id, item.scope.checkpoint_ns)
+    check_lengths(scope)
     if isinstance(item, PendingWrites):
         return item._replace(scope=scope)
     if item.metadata.get("thread_id") != item.scope.thread_id:

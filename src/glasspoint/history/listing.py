@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import aclosing
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint import traceparent
-from glasspoint.errors import ConfigurationError
 from glasspoint.history.containment import contains
 from glasspoint.history.interface import Position, for_each
-from glasspoint.scope import Scope, checkpoint_id_of, scope_of
+from glasspoint.listing_options import check_limit, plain_filter
+from glasspoint.scope import Scope, checkpoint_id_of, listed_scope_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -57,26 +56,25 @@ def choose(
         InvalidConfigError: A config names no thread or checkpoint that could be stored.
         ConfigurationError: The filter is not plain JSON, or the limit is negative.
     """
-    scope = scope_of(config) if config is not None else None
-    checkpoint_id = checkpoint_id_of(config) if config is not None else None
+    scope = listed_scope_of(config)
+    checkpoint_id = checkpoint_id_of(config) if config else None
     older_than = checkpoint_id_of(before) if before is not None else None
-    if limit is not None and limit < 0:
-        raise ConfigurationError(f"limit is {limit}: it must not be negative.")
-    try:
-        # As it comes out of PostgreSQL's parser: lists for tuples, text for keys.
-        parsed = json.loads(json.dumps(filter or {}, allow_nan=False))
-    except (TypeError, ValueError):
-        raise ConfigurationError("The filter cannot be written as JSON: pass plain values.") from None
+    check_limit(limit)
+    parsed = plain_filter(filter)
     return Choice(
         scope=scope,
-        any_namespace=config is not None and config["configurable"].get("checkpoint_ns") is None,
+        any_namespace=config is not None and scope is not None and _names_no_namespace(config),
         checkpoint_id=checkpoint_id,
         before=older_than,
         filter=parsed,
         limit=limit,
         # In SQL, nothing is less than NULL.
-        nothing=limit == 0 or (before is not None and older_than is None) or traceparent.is_asked_for(filter),
+        nothing=limit == 0 or (before is not None and older_than is None) or traceparent.is_asked_for(parsed),
     )
+
+
+def _names_no_namespace(config: RunnableConfig) -> bool:
+    return config["configurable"].get("checkpoint_ns") is None
 
 
 async def find(history: History, choice: Choice) -> AsyncGenerator[Found, None]:

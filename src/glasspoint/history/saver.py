@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import abc
 from contextlib import aclosing
 from time import perf_counter
 from types import MappingProxyType
@@ -23,10 +24,12 @@ from glasspoint.history import listing, pruning
 from glasspoint.history.beginning import Beginning, remember, without_mark
 from glasspoint.history.copying import copy_thread
 from glasspoint.history.drain import DrainableSaver
-from glasspoint.scope import Scope, checkpoint_id_of, scope_of, validate_thread_id
+from glasspoint.index_rows import check_put, check_writes
+from glasspoint.scope import Scope, checkpoint_id_of, run_ids_of, scope_of, validate_thread_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from uuid import UUID
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import (
@@ -78,10 +81,14 @@ class HistorySaver(DrainableSaver):
         """List checkpoints, newest first.
 
         Args:
-            config: Names the thread and, if given, the namespace and the checkpoint; `None` for all threads.
+            config: Names the thread and, if given, the namespace and the checkpoint; `None` or `{}` for all
+                threads.
             filter: Only checkpoints whose metadata hold this, as PostgreSQL's `@>` has it.
             before: Only checkpoints older than the one that this names.
             limit: At most so many.
+
+        Raises:
+            ConfigurationError: The filter is no JSON that PostgreSQL can hold, or the limit is negative.
         """
         chosen = listing.choose(config, filter=filter, before=before, limit=limit)
         with self._call("list", chosen.scope) as operation:
@@ -152,6 +159,7 @@ class HistorySaver(DrainableSaver):
             operation.checkpoint_id = put.checkpoint_id
             operation.step, operation.source = put.step, put.source
             operation.bytes_written = put.size
+            check_put(scope, put)
             if self._beginning is not None:
                 await self._beginning.check_put(scope)
             remember(self._written, scope.thread_id)
@@ -183,6 +191,7 @@ class HistorySaver(DrainableSaver):
             if checkpoint_id is None:
                 raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")
             if encoded:
+                check_writes(scope, checkpoint_id, task_id)
                 if self._beginning is not None:
                     await self._beginning.check_writes(scope, checkpoint_id, writes)
                 await self._history.put_writes(scope, checkpoint_id, encoded, replaces=replaces)
@@ -200,19 +209,21 @@ class HistorySaver(DrainableSaver):
                 await self._beginning.forget(thread_id, [Scope(thread_id, each) for each in namespaces])
             await self._history.delete_thread(thread_id)
 
-    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+    async def adelete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
         """Delete all checkpoints whose metadata name one of these runs as `run_id`, with their writes.
 
         All threads are looked at, so it takes a round trip a thread.
 
         Args:
-            run_ids: The runs.
+            run_ids: The runs, as texts or UUIDs.
 
         Raises:
+            InvalidConfigError: No run can have such an id.
+            ConfigurationError: This is a single id (a TypeError, too).
             DeltaChainError: A delta channel of a checkpoint that would stay is rebuilt from one that would
                 go. Nothing was deleted.
         """
-        wanted = _ids("run_ids", run_ids)
+        wanted = run_ids_of(_ids("run_ids", run_ids))
         with self._call("delete_for_runs", None):
             await pruning.delete_for_runs(self._history, wanted)
 
@@ -348,7 +359,7 @@ def _above(config: RunnableConfig) -> Mapping[str, str]:
     return config["configurable"].get("checkpoint_map") or {}
 
 
-def _ids(name: str, ids: Sequence[str]) -> list[str]:
-    if isinstance(ids, str | bytes):
-        raise WrongTypeError(f"{name} must be a sequence of ids, not one of them: pass [{name[:-1]}].")
+def _ids(name: str, ids: Iterable[object]) -> list[Any]:
+    if isinstance(ids, str | bytes) or not isinstance(ids, abc.Iterable):
+        raise WrongTypeError(f"{name} is a single {type(ids).__name__}: pass [{name[:-1]}], a list of ids.")
     return list(ids)

@@ -25,6 +25,7 @@ from glasspoint import traceparent
 from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, PendingWrites, StoredCheckpoint
 from glasspoint.errors import (
     ConfigurationError,
+    InvalidConfigError,
     L2DeadlineError,
     L2UnavailableError,
     SaverClosedError,
@@ -520,6 +521,13 @@ class Store:
             raise L2DeadlineError(
                 "PostgreSQL gave a statement up, after its statement_timeout or because somebody cancelled "
                 "it. Nothing of it was done; the call may be repeated."
+            ) from exc
+        except psycopg.errors.ProgramLimitExceeded as exc:
+            if exc.diag.constraint_name is None:
+                raise
+            raise InvalidConfigError(
+                "An id is too long for an index of PostgreSQL, which takes 2704 bytes for a row: shorten the "
+                "thread_id, the checkpoint_ns, or the names of channels. Nothing was stored."
             ) from exc
         except psycopg.OperationalError as exc:
             if exc.sqlstate is not None and not exc.sqlstate.startswith(("08", "57P", "53300")):

@@ -1,0 +1,53 @@
+"""What a caller of `alist` may ask for, checked before a server is asked, so that all tiers refuse alike."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from glasspoint.errors import ConfigurationError
+
+__all__ = ["check_limit", "plain_filter"]
+
+
+def plain_filter(given: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a filter as it comes out of PostgreSQL's parser of JSON: lists for tuples, text for keys.
+
+    Args:
+        given: What the metadata must contain; `None` or `{}`: anything.
+
+    Raises:
+        ConfigurationError: It cannot be written as JSON, or PostgreSQL cannot hold it.
+    """
+    if not given:
+        return {}
+    if not isinstance(given, dict):
+        raise ConfigurationError(f"The filter is of the type {type(given).__name__}: pass a dict.")
+    try:
+        text = json.dumps(given, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            "The filter holds a lone surrogate, which is not valid Unicode text: no metadata hold it."
+        ) from None
+    except (TypeError, ValueError, RecursionError):
+        raise ConfigurationError(
+            "The filter cannot be written as JSON: pass texts, numbers, booleans, lists and dicts, and of "
+            "other values what the metadata hold, str(…) of a UUID for example."
+        ) from None
+    if "\\u0000" in text.replace("\\\\", ""):
+        raise ConfigurationError(
+            "The filter holds a NUL character, which PostgreSQL cannot store: no metadata do."
+        )
+    parsed: dict[str, Any] = json.loads(text)
+    return parsed
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a number of checkpoints that none can be.
+
+    Raises:
+        ConfigurationError: It is negative.
+    """
+    if limit is not None and limit < 0:
+        raise ConfigurationError(f"limit is {limit}: it must not be negative.")
