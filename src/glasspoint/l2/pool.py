@@ -75,7 +75,8 @@ def postgres_conninfo(conn_string: object) -> str:
 
     Args:
         conn_string: `postgresql://`, `postgres://`, `postgresql+asyncpg://`, `postgresql+psycopg://`, with
-            asyncpg's `ssl=…` read as `sslmode=…`; or libpq's `key=value` form.
+            asyncpg's `ssl=…` read as `sslmode=…`, and with several hosts (`//h1:5432,h2:5432/db`, or
+            SQLAlchemy's `?host=h1:5432&host=h2:5432`); or libpq's `key=value` form.
 
     Raises:
         ConfigurationError: It cannot be understood. Its text is not repeated: it may hold a password.
@@ -212,11 +213,15 @@ def bounds_statements(pool: Pool | None) -> bool:
 
 
 def address_of(pool: Pool | None) -> tuple[str | None, int | None]:
-    """Return the host (or the socket's folder) and the port that a pool connects to, as far as it says."""
+    """Return the host (or the socket's folder) and the port that a pool connects to, as far as it says.
+
+    Of several hosts all are named, separated by commas, and the port if they share one.
+    """
     if pool is None or not isinstance(pool.conninfo, str):
         return None, None
     given = conninfo_to_dict(pool.conninfo)
-    host, port = given.get("host"), str(given.get("port") or "")
+    host, ports = given.get("host"), set(str(given.get("port") or "").split(","))
+    port = ports.pop() if len(ports) == 1 else ""  # several hosts may listen on one port, or on several
     return (str(host) if host else None), (int(port) if port.isdigit() else None)
 
 
@@ -277,11 +282,33 @@ def in_one_line(said: object, conninfo: str) -> str:
 
 
 def _from_url(url: str) -> str:
-    parts = split_url(url, "PostgreSQL", _SCHEMES, _EXAMPLE)
+    parts = split_url(url, "PostgreSQL", _SCHEMES, _EXAMPLE, many_hosts=True)
     query = [_libpq_parameter(k, v) for k, v in parse_qsl(parts.query, keep_blank_values=True)]
+    query = _with_hosts_together(query)
     encoded = "&".join(f"{quote(k, safe='')}={quote(v, safe='/')}" for k, v in query)
     # Put together by hand: an empty host (a unix socket in the query) needs its two slashes.
     return f"postgresql://{parts.netloc}{parts.path}{'?' if encoded else ''}{encoded}"
+
+
+def _with_hosts_together(query: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Write several `host=name:port` as libpq wants them: it takes only the last of a repeated parameter."""
+    hosts = [value for name, value in query if name == "host"]
+    if len(hosts) < 2:
+        return query
+    pairs = [_host_and_port(each) for each in hosts]
+    together = [(name, value) for name, value in query if name != "host"]
+    together.append(("host", ",".join(host for host, _ in pairs)))
+    if any(port for _, port in pairs):
+        together.append(("port", ",".join(port for _, port in pairs)))
+    return together
+
+
+def _host_and_port(text: str) -> tuple[str, str]:
+    if text.startswith("["):  # IPv6
+        host, _, port = text[1:].partition("]")
+        return host, port.removeprefix(":")
+    host, _, port = text.rpartition(":")
+    return (host, port) if host and port.isdigit() else (text, "")
 
 
 def _libpq_parameter(name: str, value: str) -> tuple[str, str]:
