@@ -4,6 +4,7 @@ LangGraph's own savers: with the cache in use, with nothing cached, and without 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -16,11 +17,13 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Overwrite
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver
+from glasspoint import CachedPostgresSaver, MemorySaver, RedisSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
-from states import config_of, exact, open_saver, open_upstream
+from glasspoint.errors import DeltaChainError
+from states import config_of, exact, numbered_id, open_saver, open_upstream
 
 CONFIG = config_of("대화")
 CHANNELS = ["log", "slow", "plain", "no such channel"]
@@ -134,3 +137,50 @@ async def test_a_snapshot_is_read_from_the_cache_as_from_upstream(
         assert newest is not None
         snapshots += isinstance(newest.checkpoint["channel_values"].get("log"), _DeltaSnapshot)
     assert snapshots
+
+
+# ------------------------------------------------------------------ a checkpoint that is its own ancestor
+
+
+@asynccontextmanager
+async def tier(kind: str, database: str, redis_url: str) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    telemetry = create_telemetry(registry=CollectorRegistry())
+    async with (
+        MemorySaver(telemetry=telemetry)
+        if kind == "memory"
+        else RedisSaver.from_conn_string(redis_url, telemetry=telemetry)
+        if kind == "redis"
+        else open_saver(database, redis_url) as opened
+    ):
+        yield opened
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["cached", "redis", "memory"])
+async def test_a_checkpoint_that_is_its_own_ancestor_is_an_error(
+    kind: str, length: int, database: str, redis_url: str
+) -> None:
+    """Upstream's walk goes round for ever, and blocks the event loop."""
+    config = config_of("circle")
+    async with tier(kind, database, redis_url) as saver:
+        for number in range(1, length + 3):
+            # The oldest names the newest of the circle as its parent; the two after the circle lead there.
+            parent = number - 1 or length
+            checkpoint: Any = {
+                "v": 4,
+                "id": numbered_id(number),
+                "ts": "2026-01-01T00:00:00+00:00",
+                "channel_values": {"plain": "x"},
+                "channel_versions": {"log": number, "plain": number},
+                "versions_seen": {},
+            }
+            versions = checkpoint["channel_versions"]
+            await saver.aput(config_of("circle", "", numbered_id(parent)), checkpoint, {}, versions)
+        for named in (None, length, length + 1):
+            asked = config if named is None else config_of("circle", "", numbered_id(named))
+            with pytest.raises(DeltaChainError, match="is its own ancestor"):
+                await saver.aget_delta_channel_history(config=asked, channels=["plain", "log"])
+            # A channel with a value on the way never comes so far.
+            found = await saver.aget_delta_channel_history(config=asked, channels=["plain"])
+            assert found == {"plain": {"writes": [], "seed": "x"}}

@@ -133,7 +133,17 @@ class ThreadTamperedError(ThreadDamagedError):
 
 
 class DeltaChainError(GlasspointError, ValueError):
-    """Checkpoints cannot be removed, because a delta channel of one that stays is rebuilt from them."""
+    """Checkpoints cannot be removed, because a delta channel of one that stays is rebuilt from them. Or a
+    delta channel cannot be rebuilt, because a checkpoint is its own ancestor."""
+
+    @classmethod
+    def of_circle(cls, checkpoint_id: str) -> DeltaChainError:
+        """Name a checkpoint that the walk to its ancestors has met twice."""
+        return cls(
+            f"A delta channel cannot be rebuilt: the checkpoint {checkpoint_id} is its own ancestor, so the "
+            "channel has no beginning. Correct parent_checkpoint_id, or go on from another checkpoint (an "
+            "older checkpoint_id in the config), or delete the thread."
+        )
 
 
 class BlockingCallError(GlasspointError, asyncio.InvalidStateError):

@@ -183,6 +183,9 @@ class CachedPostgresSaver(MaintainedSaver):
 
         Returns:
             For every channel its writes, oldest first, and the value that they start from, if there is one.
+
+        Raises:
+            DeltaChainError: A checkpoint is its own ancestor, and a channel has no value on the way.
         """
         scope = scope_of(config)
         checkpoint_id_of(config)

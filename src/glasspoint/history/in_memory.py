@@ -22,7 +22,7 @@ from glasspoint.codec import (
     version_text,
     versions_of,
 )
-from glasspoint.errors import ThreadMovedError
+from glasspoint.errors import DeltaChainError, ThreadMovedError
 from glasspoint.history.interface import Ancestor, Channel, Found, Outline, Position, Removal
 from glasspoint.history.records import inline_mark
 from glasspoint.scope import Scope
@@ -218,9 +218,11 @@ class MemoryHistory:
         """Walk up from a checkpoint (the newest if no id is given) until each channel has a value."""
         namespace = self._of(scope.thread_id).namespaces.get(scope.checkpoint_ns, _Namespace())
         start = namespace.checkpoints.get(checkpoint_id or max(namespace.checkpoints, default=""))
-        current, wanted, seen = start.parent_id if start else None, set(channels), {checkpoint_id}
+        current, wanted, seen = start.parent_id if start else None, set(channels), set[str]()
         steps = []
-        while wanted and current is not None and current not in seen and current in namespace.checkpoints:
+        while wanted and current is not None and current in namespace.checkpoints:
+            if current in seen:
+                raise DeltaChainError.of_circle(current)
             record, writes = namespace.checkpoints[current], namespace.writes.get(current, {}).values()
             values = {c: v for c, v in _values_at(namespace, record) if c in wanted}
             steps.append(Ancestor(current, [w for w in writes if w.channel in wanted], values))

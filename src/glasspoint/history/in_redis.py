@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from glasspoint.codec import PendingWrites, StoredCheckpoint
-from glasspoint.errors import ThreadDamagedError, ThreadTamperedError
+from glasspoint.errors import DeltaChainError, ThreadDamagedError, ThreadTamperedError
 from glasspoint.history import records
 from glasspoint.history.interface import HEARD_SECONDS, Found, Holding, Position
 from glasspoint.history.signing import Fields, SignedFields, tampered
@@ -258,7 +258,7 @@ class RedisHistory:
         self, scope: Scope, checkpoint_id: str | None, channels: Sequence[str]
     ) -> AsyncGenerator[Ancestor, None]:
         """Walk up from a checkpoint (the newest if no id is given) until each channel has a value."""
-        wanted, start, itself, seen = set(channels), checkpoint_id or "", "", {checkpoint_id}
+        wanted, start, itself, seen = set(channels), checkpoint_id or "", "", set[str]()
         while wanted:
             raw, origin, *found = await self._run(
                 "ancestors", scope, scope.checkpoint_ns, start, itself, _ANCESTORS_AT_ONCE, *sorted(wanted)
@@ -270,14 +270,14 @@ class RedisHistory:
             for step in found:
                 with self._verifying(scope.thread_id) as fields:
                     each = records.to_ancestor(fields, scope.checkpoint_ns, step)
-                if each.checkpoint_id in seen:  # its own ancestor: nothing new from here on
-                    return
+                if each.checkpoint_id in seen:
+                    raise DeltaChainError.of_circle(each.checkpoint_id)
                 yield each
                 seen.add(each.checkpoint_id)
                 wanted -= each.values.keys()
             if not start:
                 break
-        if seen == {checkpoint_id}:
+        if not seen:
             await self._must_be_empty(scope.thread_id)
 
     async def outline(self, thread_id: str) -> tuple[str, list[Outline]]:

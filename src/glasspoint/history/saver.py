@@ -114,6 +114,9 @@ class HistorySaver(DrainableSaver):
 
         Returns:
             For every channel its writes, oldest first, and the value that they start from, if there is one.
+
+        Raises:
+            DeltaChainError: A checkpoint is its own ancestor, and a channel has no value on the way.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._call("delta_history", scope):

@@ -25,6 +25,7 @@ from glasspoint import traceparent
 from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, PendingWrites, StoredCheckpoint
 from glasspoint.errors import (
     ConfigurationError,
+    DeltaChainError,
     InvalidConfigError,
     L2DeadlineError,
     L2UnavailableError,
@@ -440,7 +441,7 @@ class Store:
         """Walk a checkpoint's ancestors by upstream's own code."""
         async with self._connection(scope) as conn:
             with self._telemetry.step("l2.delta_history", scope):
-                upstream = AsyncPostgresSaver(conn, serde=serde)
+                upstream = _Walker(conn, serde=serde)
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
 
     def _recorded(
@@ -588,6 +589,51 @@ class Store:
     def _give_back(self, pool: Pool, got: asyncio.Task[Connection]) -> None:
         if not got.cancelled() and got.exception() is None:
             self._to_the_end(self._liveness.putconn(pool, got.result()))
+
+
+class _Walker(AsyncPostgresSaver):
+    """Upstream's walk to a checkpoint's ancestors. A checkpoint that is its own ancestor is an error here.
+
+    Upstream's walk would go round for ever, and keep the event loop meanwhile.
+    """
+
+    @staticmethod
+    def _try_advance_walks(
+        target_id: str,
+        channels: Sequence[str],
+        parent_of: Mapping[str, str | None],
+        ver_by_i_by_cid: Sequence[Mapping[str, str | None]],
+        hb_by_i_by_cid: Sequence[Mapping[str, bool]],
+        inline_by_i_by_cid: Sequence[Mapping[str, Any]],
+        chain_by_ch: dict[str, list[str]],
+        seed_ver_by_ch: dict[str, str | None],
+        seed_inline_by_ch: dict[str, Any],
+        walk_cursor_by_ch: dict[str, str | None],
+        seeded: set[str],
+    ) -> None:
+        passed: dict[str, None] = {}
+        at = parent_of.get(target_id)
+        while at is not None and at in parent_of and at not in passed:
+            passed[at] = None
+            at = parent_of[at]
+        if at is not None and at in passed:
+            for has_blob, inline, channel in zip(hb_by_i_by_cid, inline_by_i_by_cid, channels, strict=True):
+                has_value = (has_blob.get(each) or inline.get(each) is not None for each in passed)
+                if channel not in seeded and not any(has_value):
+                    raise DeltaChainError.of_circle(at)
+        AsyncPostgresSaver._try_advance_walks(
+            target_id,
+            channels,
+            parent_of,
+            ver_by_i_by_cid,
+            hb_by_i_by_cid,
+            inline_by_i_by_cid,
+            chain_by_ch,
+            seed_ver_by_ch,
+            seed_inline_by_ch,
+            walk_cursor_by_ch,
+            seeded,
+        )
 
 
 def _finished(conn: Connection) -> AbstractAsyncContextManager[object]:
