@@ -220,6 +220,7 @@ class CachedPostgresSaver(MaintainedSaver):
             SerializationError: A value cannot be serialised. Nothing was stored.
             L2UnavailableError: PostgreSQL did not answer; whether it has the checkpoint is not known.
             L2DeadlineError: It did not answer before the write's deadline; the same holds.
+            L2RefusedError: It refused: a full disk, something that is too large. Nothing was stored.
             L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`.
         """
         scope, parent_id = scope_of(config), checkpoint_id_of(config)
