@@ -118,6 +118,7 @@ DOORS = {
         "telemetry/metrics.py",
         "telemetry/collectors.py",
         "telemetry/http.py",
+        "telemetry/dead_processes.py",
         "telemetry/multiprocess.py",
         "telemetry/readiness.py",
         "telemetry/__init__.py",

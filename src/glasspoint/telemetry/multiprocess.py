@@ -5,6 +5,8 @@ whoever is scraped adds the files of all up. Counters and histograms need no mor
 at scrape time stands in the memory of its process: so each process writes its figures down as gauges, when a
 saver is opened or closed, every few seconds, and when it is scraped itself.
 
+The files of processes that are no more are merged when somebody is scraped: see `dead_processes`.
+
 A gauge cannot be taken out of such a file. Where there is no figure (any more) a number stands that says so,
 and that `AllProcesses` leaves out.
 
@@ -28,6 +30,7 @@ from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from glasspoint.errors import ConfigurationError
+from glasspoint.telemetry import dead_processes
 from glasspoint.telemetry.catalogue import METRICS
 from glasspoint.telemetry.collectors import SaverCollector
 from glasspoint.telemetry.events import failures
@@ -198,10 +201,12 @@ class AllProcesses:
         """Add the files of all processes up, after this process has written its own."""
         path = directory()
         (path / _SCRAPED).touch()
-        _bury_the_dead(path)
         for own in _this_process:
             own.publish()
-        found = {metric.name: metric for metric in _read(path)}
+        with dead_processes.alone(path):
+            _bury_the_dead(path)
+            dead_processes.merge(path, _lives)
+            found = {metric.name: metric for metric in _read(path)}
         for described in METRICS.values():
             name = f"glasspoint_{described.name}"
             if described.kind == "info":
