@@ -13,7 +13,12 @@ from redis.asyncio import RedisCluster
 from conformance_suite import ALL, check_conformance
 from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
-from glasspoint.errors import ConfigurationError, EmbeddedServerUnavailable, RedisUnavailableError
+from glasspoint.errors import (
+    ConfigurationError,
+    EmbeddedServerUnavailable,
+    RedisRefusedError,
+    RedisUnavailableError,
+)
 from states import config_of, counts, exact
 from steps import Thread, until
 
@@ -162,3 +167,25 @@ async def test_a_cluster_that_is_gone_is_unavailable(own_redis: EmbeddedRedis) -
     with pytest.raises(RedisUnavailableError, match="Redis did not answer"):
         await create_redis_checkpointer(gone)
     await gone.aclose()
+
+
+async def test_a_value_that_is_larger_than_redis_takes_spoils_no_connection(
+    cluster: RedisCluster, nodes: list[EmbeddedRedis]
+) -> None:
+    """The client of a cluster hands a connection out again without a look at it."""
+    for each in nodes:
+        with sync_redis.Redis(host="127.0.0.1", port=each.port) as client:
+            client.config_set("proto-max-bulk-len", 2**20)
+    try:
+        async with opened(cluster) as saver:
+            thread = Thread("a")
+            await thread.put(saver)
+            for size in (2**20, 2**20 + 2**16, 3 * 2**19):
+                with pytest.raises(RedisRefusedError, match="proto-max-bulk-len"):
+                    await thread.put(saver, large=["x" * size])
+                thread.number -= 1
+                assert await thread.turn(saver) == 1
+    finally:
+        for each in nodes:
+            with sync_redis.Redis(host="127.0.0.1", port=each.port) as client:
+                client.config_set("proto-max-bulk-len", 2**29)

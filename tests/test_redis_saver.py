@@ -461,6 +461,23 @@ async def test_a_full_redis_refuses_writes_stores_nothing_and_can_be_read_pruned
         assert await saver.retire_thread(root.thread_id, token, marker_seconds=60)
 
 
+async def test_a_value_that_is_larger_than_redis_takes_spoils_no_connection(
+    own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glasspoint.history.steps._BULK_BYTES", 2**20)
+    async with Redis.from_url(own_redis.url) as redis, opened(own_redis.url) as saver:
+        await redis.config_set("proto-max-bulk-len", 2**20)
+        thread = Thread("a")
+        await thread.put(saver)
+        for size in (2**20, 2**20 + 2**16, 3 * 2**19, 20 * 2**20):
+            with pytest.raises(RedisRefusedError, match="a value is larger than the proto-max-bulk-len"):
+                await thread.put(saver, large=["x" * size])
+            thread.number -= 1
+            pool = saver._steps._redis.connection_pool
+            assert not [each for each in pool._available_connections if each.is_connected]
+            assert await thread.turn(saver) == 1
+
+
 async def test_a_read_only_redis_refuses_writes_and_is_read(own_redis: EmbeddedRedis) -> None:
     async with Redis.from_url(own_redis.url) as redis, opened(own_redis.url) as saver:
         root, _ = await two_namespaces(saver)

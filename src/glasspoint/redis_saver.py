@@ -60,11 +60,12 @@ class RedisSaver(HistorySaver):
     Redis: a tier to fall back on, or a store for what may be lost. Redis must not evict; if it did, the
     thread raises `ThreadDamagedError` rather than to show a state with holes.
 
-    Every method may raise `RedisUnavailableError` (Redis did not answer, and whether a write was done is not
-    known; it may be repeated), `RedisRefusedError` (it is full or read-only, and nothing was stored; or this
-    user has lost a right), `ThreadMovedError` (the thread is being drained into another store, or has been),
-    `ThreadDamagedError` (Redis has lost a part of it), `InvalidConfigError` (the config names no thread that
-    could be stored) and `SaverClosedError`.
+    Every method may raise `RedisUnavailableError` (Redis did not answer, and whether a write was done is
+    not known; it may be repeated), `RedisRefusedError` (it is full or read-only, or a value is larger
+    than its `proto-max-bulk-len`, and nothing was stored; or this user has lost a right),
+    `ThreadMovedError` (the thread is being drained into another store, or has been), `ThreadDamagedError`
+    (Redis has lost a part of it), `InvalidConfigError` (the config names no thread that could be stored)
+    and `SaverClosedError`.
 
     Example:
         ```python

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import suppress
 from functools import cache, partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,7 @@ from redis.exceptions import (
     AuthorizationError,
     ClusterDownError,
     ClusterError,
+    ConnectionError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -76,6 +78,14 @@ _REASONS = {
     "NOAUTH": "it asks for a password",
 }
 
+_TOO_LARGE = (
+    "a value is larger than the proto-max-bulk-len of the server, 512 MB by default: keep it outside of the "
+    "state, or raise that setting"
+)
+
+# What Redis takes of one value, unless it is told otherwise.
+_BULK_BYTES = 512 * 2**20
+
 # How Redis 7 names a command that a user may not run.
 _COMMAND = re.compile(r"to run the '([\w|]+)' command")
 
@@ -118,7 +128,16 @@ class Steps:
             RedisRefusedError, RedisUnavailableError: See there.
         """
         with self._telemetry.step(f"redis.{step}", scope):
-            status, *answer = await self._in_turn(self._evalsha, step, keys, args)
+            try:
+                status, *answer = await self._in_turn(self._evalsha, step, keys, args)
+            except RedisUnavailableError as exc:
+                # Of a value that is much too large, Redis's words are lost with the connection.
+                largest = max((len(each) for each in args if isinstance(each, bytes)), default=0)
+                if largest > _BULK_BYTES and type(exc.__cause__) is ConnectionError:
+                    raise RedisRefusedError(
+                        f"Redis broke the connection off: {_TOO_LARGE}."
+                    ) from exc.__cause__
+                raise
             if status == _SEALED:
                 raise ThreadMovedError(
                     "This thread is being drained into another store: ask again in a moment.", moved=False
@@ -227,7 +246,23 @@ class Steps:
         try:
             return await self._turns.run(ask, *args)
         except _FAILURES as exc:
+            if _is_too_large(exc):
+                await self._drop_idle_connections()
             raise self._failure(exc) from exc
+
+    async def _drop_idle_connections(self) -> None:
+        """Drop the connections that nobody uses.
+
+        On one of them Redis has refused an argument by its length, and may take what is sent next for the
+        rest of that argument. The client does not tell which one.
+        """
+        if isinstance(self._redis, RedisCluster):
+            idle = [each for node in self._redis.get_nodes() for each in getattr(node, "_free", ())]
+        else:
+            idle = list(getattr(self._redis.connection_pool, "_available_connections", ()))
+        for connection in idle:
+            with suppress(*_FAILURES):
+                await connection.disconnect(nowait=True)  # does not wait, so nobody gets it meanwhile
 
     def _failure(self, exc: BaseException) -> Exception:
         # What Redis says may hold a key, so only its first word is repeated.
@@ -242,6 +277,8 @@ class Steps:
                 "done what it did before. Give the user the rights that docs/reliability.md lists, under "
                 '"What a Redis user needs".'
             )
+        if _is_too_large(exc):
+            return RedisRefusedError(f"Redis refused, and nothing was stored: {_TOO_LARGE}.")
         if isinstance(exc, ResponseError) and not passing:
             if code is None:
                 return RedisRefusedError(
@@ -254,6 +291,10 @@ class Steps:
             f"Redis did not answer{waited} ({code or type(exc).__name__}). If this was a write, it is not "
             "known whether it was done; it may be repeated: it stores the same again."
         )
+
+
+def _is_too_large(exc: BaseException) -> bool:
+    return isinstance(exc, ResponseError) and "Protocol error" in str(exc)
 
 
 def _missing_right(exc: BaseException) -> str | None:
