@@ -37,7 +37,7 @@ from glasspoint.l1.client import eviction_of, open_redis
 from glasspoint.l1.epoch import root_of
 from glasspoint.l1.faults import remedy
 from glasspoint.l1.permissions import check_permissions, refuse_cluster
-from glasspoint.l2.pool import postgres_conninfo
+from glasspoint.l2.pool import connect, postgres_conninfo
 from glasspoint.l2.schema import GRANTS, triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.target import Target
@@ -345,7 +345,7 @@ class _Checks:
         """Nothing of an outage waits in Redis, and nothing was set aside."""
         if not self._has_redis or not self._postgres_url:
             raise _Skipped("Redis was not reached" if self._postgres_url else self._obstacle)
-        target = Target.of(self._postgres_url)
+        target = Target.of(self._postgres_url, schema=self._saver_options.get("schema"))
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
             open_redis(self._redis_url, timeout_seconds=2.0) as redis,
@@ -410,8 +410,11 @@ class _Checks:
         )
 
     async def _connect(self) -> psycopg.AsyncConnection:
-        return await psycopg.AsyncConnection.connect(
-            postgres_conninfo(self._postgres_url), autocommit=True, prepare_threshold=None
+        return await connect(
+            self._postgres_url,
+            schema=self._saver_options.get("schema"),
+            password=self._saver_options.get("password"),
+            connect_timeout_seconds=self._saver_options.get("connect_timeout_seconds", 5.0),
         )
 
 

@@ -178,11 +178,13 @@ def setup(
     """Make the tables and triggers, or bring them up to date.
 
     With a role that may make tables and owns LangGraph's; the service's role then needs no such right. May be
-    run again, by any number of processes at once, and through PgBouncer.
+    run again, by any number of processes at once, and through PgBouncer. CHECKPOINT_POSTGRES_SCHEMA and
+    CHECKPOINT_POSTGRES_PASSWORD_COMMAND count as for the service.
 
     Better set the environment variable than the option: other users of a machine can read its command
     lines, passwords and all.
     """
+    from glasspoint.settings import Settings
     from glasspoint.setup_command import run_setup, setup_script
 
     if not postgres_url:
@@ -193,10 +195,17 @@ def setup(
         raise typer.BadParameter("there is no key left then.", param_hint="--renew-signing-key")
     task: Task = "remove" if remove else "renew the signing key" if renew_signing_key else "set up"
     with _plain_endings(), kept_warnings(capacity=1):
-        if dry_run:
-            typer.echo(asyncio.run(setup_script(postgres_url, task, foreign_writes=foreign_writes.value)))
-            return
-        for line in asyncio.run(run_setup(postgres_url, task, foreign_writes=foreign_writes.value)):
+        settings = Settings.from_environment()
+        do = setup_script if dry_run else run_setup
+        work = do(
+            postgres_url,
+            task,
+            foreign_writes=foreign_writes.value,
+            schema_name=settings.postgres_schema,
+            password=settings.postgres_password,
+        )
+        done = asyncio.run(work)
+        for line in [done] if isinstance(done, str) else done:
             typer.echo(line)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
@@ -22,6 +22,7 @@ from glasspoint.fallback import FallbackSaver
 from glasspoint.l1.signature import secret_of
 from glasspoint.l2.target import Target, fallback_secret
 from glasspoint.memory_saver import MemorySaver
+from glasspoint.options import OpenCachedOptions, RedisOptions, Seconds, check_names, names_of
 from glasspoint.redis_saver import RedisSaver
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.settings import Settings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from redis.asyncio import Redis, RedisCluster
 
+    from glasspoint.l2.password import Password
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["create_cached_postgres_checkpointer", "create_redis_checkpointer", "get_checkpointer"]
@@ -56,7 +58,7 @@ _unsigned: set[Target] = set()
 
 
 async def create_cached_postgres_checkpointer(
-    conn_string: str, redis: Redis | str, **options: Any
+    conn_string: str, redis: Redis | str, **options: Unpack[OpenCachedOptions]
 ) -> CachedPostgresSaver:
     """Open a `CachedPostgresSaver` on a pool of its own, and make the tables if they are not there.
 
@@ -71,11 +73,12 @@ async def create_cached_postgres_checkpointer(
     Raises:
         As `CachedPostgresSaver.create`.
     """
+    check_names("create_cached_postgres_checkpointer", options, names_of(OpenCachedOptions))
     return await CachedPostgresSaver.create(conn_string, redis, **options)
 
 
 async def create_redis_checkpointer(
-    redis_url: str | Redis | RedisCluster, ttl: float | None = 86400, **options: Any
+    redis_url: str | Redis | RedisCluster, ttl: Seconds | None = 86400, **options: Unpack[RedisOptions]
 ) -> RedisSaver:
     """Open a `RedisSaver`: the whole history in Redis alone, on plain data types.
 
@@ -84,12 +87,14 @@ async def create_redis_checkpointer(
     Args:
         redis_url: `redis://…`, `rediss://…` or `unix://…`; or a client, `redis.asyncio.Redis` or
             `redis.asyncio.RedisCluster`.
-        ttl: Seconds (> 0) that a thread stays after its last use, reading included; `None` for ever.
+        ttl: Seconds (> 0) that a thread stays after its last use, reading included, or a `timedelta`; `None`
+            for ever.
         options: As for `RedisSaver.create`: `key_prefix` ("glasspoint"), `timeout_seconds` (2.0), …
 
     Raises:
         As `RedisSaver.create`.
     """
+    check_names("create_redis_checkpointer", options, names_of(RedisOptions) | {"ttl"})
     return await RedisSaver.create(redis_url, ttl=ttl, **options)
 
 
@@ -98,6 +103,7 @@ def get_checkpointer(
     *,
     serde: SerializerProtocol | None = None,
     telemetry: Telemetry | None = None,
+    postgres_password: Password | None = None,
 ) -> Opening[FallbackSaver]:
     """Open a saver with everything from the environment, and with the fallback chain.
 
@@ -109,6 +115,9 @@ def get_checkpointer(
         settings: By default what the environment says: see `docs/settings.md`.
         serde: How values are serialised, in all tiers; by default as LangGraph does it.
         telemetry: Who is told of everything; by default the process's own registry and provider.
+        postgres_password: A function, synchronous (it runs in a thread) or asynchronous, that returns
+            PostgreSQL's password, in place of the one in `POSTGRES_URL`. It is asked before each new
+            connection. Wins over `CHECKPOINT_POSTGRES_PASSWORD_COMMAND`.
 
     Returns:
         What is to be entered: `async with get_checkpointer() as saver:`, or `with` for synchronous graphs.
@@ -117,24 +126,40 @@ def get_checkpointer(
         ConfigurationError: A setting is missing or wrong; the message names its variable. (When entered.)
         GlasspointError: No tier can be had. (When entered.)
     """
-    return Opening(lambda: _open_chain(settings or Settings.from_environment(), serde, telemetry))
+    return Opening(
+        lambda: _open_chain(settings or Settings.from_environment(), serde, telemetry, postgres_password)
+    )
 
 
 async def _open_chain(
-    settings: Settings, serde: SerializerProtocol | None, telemetry: Telemetry | None
+    settings: Settings,
+    serde: SerializerProtocol | None,
+    telemetry: Telemetry | None,
+    postgres_password: Password | None,
 ) -> FallbackSaver:
     postgres_url = _required(settings.postgres_url, "POSTGRES_URL")
     redis_url = _required(settings.redis_url, "REDIS_URL")
     telemetry = telemetry or create_telemetry(thread_ids=settings.telemetry_thread_ids)
     shared: dict[str, Any] = {"serde": serde or JsonPlusSerializer(), "telemetry": telemetry.for_standby()}
-    l1_signing_key = settings.saver_options["l1_signing_key"]
-    target = Target.of(postgres_url)
+    saver_options = settings.saver_options
+    if postgres_password is not None:
+        saver_options["password"] = postgres_password
+    l1_signing_key, schema = saver_options["l1_signing_key"], settings.postgres_schema
+    target = Target.of(postgres_url, schema=schema)
     opened_before: list[RedisSaver] = []  # the last saver of the tier redis
     secrets: list[bytes | None] = []  # of the tier redis, once it was opened: making it takes a moment
 
     async def secret() -> bytes | None:
         if not secrets:
-            secrets.append(await asyncio.to_thread(fallback_secret, postgres_url, l1_signing_key))
+            secrets.append(
+                await asyncio.to_thread(
+                    fallback_secret,
+                    postgres_url,
+                    l1_signing_key,
+                    schema=schema,
+                    password_rotates=saver_options["password"] is not None,
+                )
+            )
         return secrets[0]
 
     async def last_used() -> LastUsed | None:
@@ -163,7 +188,7 @@ async def _open_chain(
             l1_compression_min_bytes=settings.l1_compression_min_bytes,
             pool_min_size=settings.pool_min_size,
             pool_max_size=settings.pool_max_size,
-            **settings.saver_options,
+            **saver_options,
             **shared,
         )
 
@@ -171,7 +196,7 @@ async def _open_chain(
         if await secret() is None and target not in _unsigned:
             _unsigned.add(target)
             _log.warning(
-                "The tier redis of %s is not signed: POSTGRES_URL has no password, and "
+                "The tier redis of %s is not signed: POSTGRES_URL has no password that stays the same, and "
                 "CHECKPOINT_L1_SIGNING_KEY is not set. Somebody who can write to Redis can change what a "
                 "conversation remembers during an outage, and run code in this process. And no conversation "
                 "goes on from its cached state. Set the key.",

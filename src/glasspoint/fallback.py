@@ -169,7 +169,15 @@ class FallbackSaver(SyncFace):
         """Prune threads: see `CachedPostgresSaver.aprune`."""
         await self._run_on_several(lambda saver: saver.aprune(thread_ids, strategy=strategy))
 
-    async def aprune_older_than(self, age: timedelta, **options: Any) -> PruneReport:
+    async def aprune_older_than(
+        self,
+        age: timedelta,
+        *,
+        keep_latest: bool = True,
+        batch_size: int = 1000,
+        dry_run: bool = False,
+        on_batch: Callable[[PruneReport], object] | None = None,
+    ) -> PruneReport:
         """Remove old checkpoints from PostgreSQL: see `CachedPostgresSaver.aprune_older_than`.
 
         Raises:
@@ -180,11 +188,26 @@ class FallbackSaver(SyncFace):
             raise L2UnavailableError(
                 f"The saver works in the tier {self.tier!r}, without PostgreSQL: prune when it is promoted."
             )
-        return await saver.aprune_older_than(age, **options)
+        return await saver.aprune_older_than(
+            age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run, on_batch=on_batch
+        )
 
-    def prune_older_than(self, age: timedelta, **options: Any) -> PruneReport:
+    def prune_older_than(
+        self,
+        age: timedelta,
+        *,
+        keep_latest: bool = True,
+        batch_size: int = 1000,
+        dry_run: bool = False,
+        on_batch: Callable[[PruneReport], object] | None = None,
+    ) -> PruneReport:
         """Remove old checkpoints from PostgreSQL: see `aprune_older_than`."""
-        return self._wait_for("aprune_older_than", lambda: self.aprune_older_than(age, **options))
+        return self._wait_for(
+            "aprune_older_than",
+            lambda: self.aprune_older_than(
+                age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run, on_batch=on_batch
+            ),
+        )
 
     # ---------------------------------------------------------------- helpers
 

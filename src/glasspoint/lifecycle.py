@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, contextmanager
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
@@ -31,6 +31,7 @@ from glasspoint.l2.fences import Fences
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
 from glasspoint.l2.store import Store
+from glasspoint.options import OpenCachedOptions, Seconds, check_names, checks_names, names_of, seconds_of
 from glasspoint.sweeping import Sweeper
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import BreakerChanged, Vitals
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.coherence.last_used import LastUsed
+    from glasspoint.l2.password import Password
     from glasspoint.l2.pool import Pool
     from glasspoint.telemetry.events import BreakerState, Telemetry
 
@@ -54,6 +56,8 @@ _Answer = TypeVar("_Answer")
 
 _L1_TIMEOUT_SECONDS = 0.5
 _WRITE_DEADLINE_SECONDS = 10.0
+
+_LENGTHS_OF_TIME = {"cache_ttl", "l1_timeout_seconds", "write_deadline_seconds", "sweep_interval_seconds"}
 
 # How long readers heed an intent that nobody settles, and how long a fence stands: a burst takes writes for
 # some seconds, a statement may be sent up to the write's deadline, and PostgreSQL may work on it for as long
@@ -73,6 +77,7 @@ _SIGN_OF_LIFE_SECONDS = 0.5
 class ManagedSaver(SyncFace):
     """The two tiers, opened and closed together; `CachedPostgresSaver` reads and writes through them."""
 
+    @checks_names
     def __init__(
         self,
         postgres_saver: AsyncPostgresSaver,
@@ -80,12 +85,12 @@ class ManagedSaver(SyncFace):
         pool: Pool | None = None,
         *,
         serde: SerializerProtocol | None = None,
-        cache_ttl: float = 86400,
+        cache_ttl: Seconds = 86400,
         key_prefix: str = "glasspoint",
-        l1_timeout_seconds: float = _L1_TIMEOUT_SECONDS,
-        write_deadline_seconds: float = _WRITE_DEADLINE_SECONDS,
+        l1_timeout_seconds: Seconds = _L1_TIMEOUT_SECONDS,
+        write_deadline_seconds: Seconds = _WRITE_DEADLINE_SECONDS,
         on_l1_outage: Literal["degrade", "raise"] = "degrade",
-        sweep_interval_seconds: float = 1.0,
+        sweep_interval_seconds: Seconds = 1.0,
         audit_ratio: float = 0.001,
         l1_signing_key: bytes | str | None = None,
         l1_compression: Literal["off", "zstd"] = "off",
@@ -95,6 +100,8 @@ class ManagedSaver(SyncFace):
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
+
+        Lengths of time are numbers of seconds, or `timedelta`s.
 
         Args:
             postgres_saver: L2. Best over a pool of autocommit connections; over one connection calls queue.
@@ -130,17 +137,14 @@ class ManagedSaver(SyncFace):
                 registry and OpenTelemetry provider.
 
         Raises:
-            ConfigurationError: A part cannot be used as it is.
+            ConfigurationError: A part cannot be used as it is, or an option does not exist (a TypeError,
+                too).
         """
         super().__init__(serde=serde or postgres_saver.serde)
-        for name, value in (
-            ("cache_ttl", cache_ttl),
-            ("l1_timeout_seconds", l1_timeout_seconds),
-            ("write_deadline_seconds", write_deadline_seconds),
-            ("sweep_interval_seconds", sweep_interval_seconds),
-        ):
-            if not value > 0:
-                raise ConfigurationError(f"{name} is {value!r}: it must be greater than 0 seconds.")
+        cache_ttl = seconds_of("cache_ttl", cache_ttl)
+        l1_timeout_seconds = seconds_of("l1_timeout_seconds", l1_timeout_seconds)
+        write_deadline_seconds = seconds_of("write_deadline_seconds", write_deadline_seconds)
+        sweep_interval_seconds = seconds_of("sweep_interval_seconds", sweep_interval_seconds)
         if on_l1_outage not in ("degrade", "raise"):
             raise ConfigurationError(f'on_l1_outage is {on_l1_outage!r}: it must be "degrade" or "raise".')
         signing_key = None if l1_signing_key is None else secret_of(l1_signing_key)
@@ -217,7 +221,9 @@ class ManagedSaver(SyncFace):
         self._sweeper.start()
 
     @classmethod
-    def from_conn_string(cls, conn_string: str, *, redis_url: str, **options: Any) -> Opening[Self]:
+    def from_conn_string(
+        cls, conn_string: str, *, redis_url: str, **options: Unpack[OpenCachedOptions]
+    ) -> Opening[Self]:
         """Open a saver for the length of a block: `async with`, or `with` for synchronous callers.
 
         Tables are not made: call `setup` once.
@@ -232,10 +238,11 @@ class ManagedSaver(SyncFace):
             ConfigurationError: A URL or a setting cannot be used, or PostgreSQL refuses.
             L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
         """
+        check_names(f"{cls.__name__}.from_conn_string", options, names_of(OpenCachedOptions))
         return Opening(lambda: cls._open(conn_string, redis_url, **options))
 
     @classmethod
-    async def create(cls, conn_string: str, redis: Redis | str, **options: Any) -> Self:
+    async def create(cls, conn_string: str, redis: Redis | str, **options: Unpack[OpenCachedOptions]) -> Self:
         """Open a saver and make the tables, if they are not there. Close it with `close`.
 
         Args:
@@ -244,13 +251,18 @@ class ManagedSaver(SyncFace):
             options: Keyword arguments of the constructor, and of the pool: `pool_min_size` (1) and
                 `pool_max_size` (10) connections; `pool_timeout_seconds` (10): how long a call waits for one;
                 `connect_timeout_seconds` (5): how long the first may take; `prepare_threshold` (0): after how
-                many uses a statement is prepared, `None` for never (PgBouncer in transaction mode).
+                many uses a statement is prepared, `None` for never (PgBouncer in transaction mode); `schema`:
+                where the tables are, by default what the role's `search_path` says (behind a pooler it must
+                say this schema: `ALTER ROLE … SET search_path`); `password`: a function, synchronous (it runs
+                in a thread) or asynchronous, that returns the password, in place of the connection string's.
+                It is asked before each new connection, so a password may be a token that expires.
 
         Raises:
             ConfigurationError: A URL or a setting cannot be used, or PostgreSQL refuses.
             L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
             SchemaError: The tables are not there, and this role may not make them.
         """
+        check_names(f"{cls.__name__}.create", options, names_of(OpenCachedOptions))
         saver = await cls._open(conn_string, redis, **options)
         try:
             await saver.setup()
@@ -267,9 +279,11 @@ class ManagedSaver(SyncFace):
         *,
         pool_min_size: int = 1,
         pool_max_size: int = 10,
-        pool_timeout_seconds: float = 10.0,
-        connect_timeout_seconds: float = 5.0,
+        pool_timeout_seconds: Seconds = 10.0,
+        connect_timeout_seconds: Seconds = 5.0,
         prepare_threshold: int | None = 0,
+        schema: str | None = None,
+        password: Password | None = None,
         **options: Any,
     ) -> Self:
         if not 0 <= pool_min_size <= pool_max_size or pool_max_size < 1:
@@ -277,6 +291,10 @@ class ManagedSaver(SyncFace):
                 f"pool_min_size is {pool_min_size} and pool_max_size {pool_max_size}: they must be "
                 "0 <= pool_min_size <= pool_max_size, and pool_max_size at least 1."
             )
+        pool_timeout_seconds = seconds_of("pool_timeout_seconds", pool_timeout_seconds)
+        connect_timeout_seconds = seconds_of("connect_timeout_seconds", connect_timeout_seconds)
+        for name in options.keys() & _LENGTHS_OF_TIME:  # a mistake shows before a server is asked
+            options[name] = seconds_of(name, options[name])
         telemetry = options["telemetry"] = options.get("telemetry") or create_telemetry()
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
@@ -293,6 +311,8 @@ class ManagedSaver(SyncFace):
                     connect_timeout_seconds=connect_timeout_seconds,
                     prepare_threshold=prepare_threshold,
                     statement_timeout_seconds=options.get("write_deadline_seconds", _WRITE_DEADLINE_SECONDS),
+                    schema=schema,
+                    password=password,
                     telemetry=telemetry,
                 )
                 opened.push_async_callback(pool.close)

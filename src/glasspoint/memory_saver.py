@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from glasspoint.history.in_memory import MemoryHistory
 from glasspoint.history.saver import HistorySaver
+from glasspoint.options import checks_names
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Vitals
 
@@ -34,6 +35,7 @@ class MemorySaver(HistorySaver):
         ```
     """
 
+    @checks_names
     def __init__(
         self, *, serde: SerializerProtocol | None = None, telemetry: Telemetry | None = None
     ) -> None:

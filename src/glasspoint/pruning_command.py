@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import ConfigurationError, L1Error, L1UnavailableError
 from glasspoint.l1.client import open_redis
-from glasspoint.l2.pool import postgres_conninfo
+from glasspoint.l2.pool import connect
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.telemetry import create_telemetry
 
@@ -127,8 +127,11 @@ class PruneRun:
                     "nothing was. Check REDIS_URL, and that the server is up."
                 ) from None
             with suppress(psycopg.Error, RedisError, L1Error):  # the saver says what that means
-                async with await psycopg.AsyncConnection.connect(
-                    postgres_conninfo(self._postgres_url), autocommit=True, prepare_threshold=None
+                async with await connect(
+                    self._postgres_url,
+                    schema=self._saver_options.get("schema"),
+                    password=self._saver_options.get("password"),
+                    connect_timeout_seconds=self._saver_options.get("connect_timeout_seconds", 5.0),
                 ) as conn:
                     obstacle = await why_not_to_attach(conn, redis, key_prefix=self._key_prefix)
                 if obstacle:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from redis.asyncio import RedisCluster
 
@@ -26,6 +26,7 @@ from glasspoint.l1.client import (
     open_redis,
 )
 from glasspoint.l1.signature import Signer
+from glasspoint.options import OpenRedisOptions, Seconds, check_names, checks_names, names_of, seconds_of
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Vitals
 from glasspoint.telemetry.logs import get_logger
@@ -75,19 +76,22 @@ class RedisSaver(HistorySaver):
         ```
     """
 
+    @checks_names
     def __init__(
         self,
         redis: Redis | RedisCluster,
         *,
         serde: SerializerProtocol | None = None,
-        ttl: float | None = 86400,
+        ttl: Seconds | None = 86400,
         key_prefix: str = "glasspoint",
-        timeout_seconds: float = _TIMEOUT_SECONDS,
+        timeout_seconds: Seconds = _TIMEOUT_SECONDS,
         telemetry: Telemetry | None = None,
         target: Target | None = None,
         signing_key: bytes | None = None,
     ) -> None:
         """Put the parts together. What is passed in here, the caller closes.
+
+        Lengths of time are numbers of seconds, or `timedelta`s.
 
         Args:
             redis: A `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`, made without `decode_responses`.
@@ -107,14 +111,12 @@ class RedisSaver(HistorySaver):
                 nothing is signed.
 
         Raises:
-            ConfigurationError: A part cannot be used as it is.
+            ConfigurationError: A part cannot be used as it is, or an option does not exist (a TypeError,
+                too).
         """
-        if ttl is not None and not ttl > 0:
-            raise ConfigurationError(f"ttl is {ttl!r}: it must be greater than 0 seconds, or None for ever.")
-        if not timeout_seconds > 0:
-            raise ConfigurationError(
-                f"timeout_seconds is {timeout_seconds!r}: it must be greater than 0 seconds."
-            )
+        if ttl is not None:
+            ttl = seconds_of("ttl", ttl)
+        timeout_seconds = seconds_of("timeout_seconds", timeout_seconds)
         check_redis_or_cluster(redis)
         if target is not None and isinstance(redis, RedisCluster):
             raise ConfigurationError(
@@ -140,7 +142,7 @@ class RedisSaver(HistorySaver):
         super().__init__(self._redis_history, vitals, telemetry, serde)
 
     @classmethod
-    async def create(cls, redis: Redis | RedisCluster | str, **options: Any) -> Self:
+    async def create(cls, redis: Redis | RedisCluster | str, **options: Unpack[OpenRedisOptions]) -> Self:
         """Open a saver on a Redis that answers. Close it with `close`.
 
         Args:
@@ -153,9 +155,10 @@ class RedisSaver(HistorySaver):
             RedisRefusedError: Redis refuses this user or password, or the user lacks a right; the message
                 names the commands and the rule to add. (A cluster is not asked for rights.)
         """
+        check_names(f"{cls.__name__}.create", options, names_of(OpenRedisOptions))
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
-                timeout = options.get("timeout_seconds", _TIMEOUT_SECONDS)
+                timeout = seconds_of("timeout_seconds", options.get("timeout_seconds", _TIMEOUT_SECONDS))
                 redis = open_redis(redis, timeout_seconds=TIMEOUTS_TO_CONNECT * timeout)
                 opened.push_async_callback(redis.aclose)
             saver = cls(redis, **options)
@@ -173,7 +176,7 @@ class RedisSaver(HistorySaver):
         return saver
 
     @classmethod
-    def from_conn_string(cls, redis_url: str, **options: Any) -> Opening[Self]:
+    def from_conn_string(cls, redis_url: str, **options: Unpack[OpenRedisOptions]) -> Opening[Self]:
         """Open a saver for the length of a block: `async with`, or `with` for synchronous callers.
 
         Args:
@@ -183,6 +186,7 @@ class RedisSaver(HistorySaver):
         Raises:
             As `create`.
         """
+        check_names(f"{cls.__name__}.from_conn_string", options, names_of(OpenRedisOptions))
         return Opening(lambda: cls.create(redis_url, **options))
 
     async def ping(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from glasspoint.errors import ConfigurationError
+from glasspoint.l2.password import PasswordCommand
 
 __all__ = ["Settings"]
 
@@ -31,6 +33,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(populate_by_name=True, extra="ignore")
 
     postgres_url: SecretStr | None = _variable("POSTGRES_URL", None)
+    postgres_schema: str | None = _variable("CHECKPOINT_POSTGRES_SCHEMA", None)
+    postgres_password_command: SecretStr | None = _variable("CHECKPOINT_POSTGRES_PASSWORD_COMMAND", None)
     redis_url: SecretStr | None = _variable("REDIS_URL", None)
     cache_ttl: float = _variable("CHECKPOINT_CACHE_TTL", 86400.0, gt=0)
     fallbacks: Annotated[tuple[Fallback, ...], NoDecode] = _variable(
@@ -72,6 +76,11 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        return value.total_seconds() if isinstance(value, timedelta) else value
+
     @field_validator("prepare_threshold", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
@@ -101,7 +110,21 @@ class Settings(BaseSettings):
             "write_deadline_seconds": self.write_deadline,
             "l1_signing_key": self.l1_signing_key and self.l1_signing_key.get_secret_value(),
             "foreign_writes": self.foreign_writes,
+            "schema": self.postgres_schema,
+            "password": self.postgres_password,
         }
+
+    @property
+    def postgres_password(self) -> PasswordCommand | None:
+        """What is asked for PostgreSQL's password before each new connection; `None`: it stands in the URL.
+
+        Raises:
+            ConfigurationError: The command cannot be understood.
+        """
+        if self.postgres_password_command is None:
+            return None
+        command = self.postgres_password_command.get_secret_value()
+        return PasswordCommand(command, timeout_seconds=self.connect_timeout)
 
     @classmethod
     def from_environment(cls) -> Self:

@@ -9,11 +9,12 @@ import psycopg
 
 from glasspoint.errors import GlasspointError, L2UnavailableError, SchemaError
 from glasspoint.l2 import schema
-from glasspoint.l2.pool import in_one_line, postgres_conninfo
+from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from glasspoint.l2.password import Password
     from glasspoint.l2.schema import Connection, ForeignWrites
 
 __all__ = ["Task", "run_setup", "setup_script"]
@@ -21,13 +22,22 @@ __all__ = ["Task", "run_setup", "setup_script"]
 Task = Literal["set up", "renew the signing key", "remove"]
 
 
-async def run_setup(postgres_url: str, task: Task, *, foreign_writes: ForeignWrites) -> list[str]:
+async def run_setup(
+    postgres_url: str,
+    task: Task,
+    *,
+    foreign_writes: ForeignWrites,
+    schema_name: str | None = None,
+    password: Password | None = None,
+) -> list[str]:
     """Do one task, and say what stands afterwards.
 
     Args:
         postgres_url: PostgreSQL, in any form that the saver takes.
         task: `remove` drops everything of Glasspoint's own, and nothing of LangGraph's.
         foreign_writes: Whether triggers are made that note what other software writes.
+        schema_name: Where the tables are, or are to be made; `None`: where the `search_path` leads.
+        password: Asked for PostgreSQL's password, in place of the URL's.
 
     Returns:
         What was done, a sentence a line.
@@ -36,17 +46,23 @@ async def run_setup(postgres_url: str, task: Task, *, foreign_writes: ForeignWri
         GlasspointError: It could not be done, or triggers were wanted and do not stand; the message says why.
             It never holds a password.
     """
-    async with _connected(postgres_url) as conn:
+    async with _connected(postgres_url, schema_name, password) as conn:
         return await _do(conn, task, foreign_writes)
 
 
-async def setup_script(postgres_url: str, task: Task, *, foreign_writes: ForeignWrites) -> str:
+async def setup_script(
+    postgres_url: str,
+    task: Task,
+    *,
+    foreign_writes: ForeignWrites,
+    schema_name: str | None = None,
+    password: Password | None = None,
+) -> str:
     """Return the SQL of a task as a script for psql, and change nothing.
 
     Args:
         postgres_url: As for `run_setup`. A role that may read will do.
-        task: As for `run_setup`.
-        foreign_writes: As for `run_setup`.
+        task, foreign_writes, schema_name, password: As for `run_setup`.
 
     Returns:
         Comments that say where and by whom the script is to be run, then its statements; or one comment that
@@ -55,7 +71,7 @@ async def setup_script(postgres_url: str, task: Task, *, foreign_writes: Foreign
     Raises:
         GlasspointError: PostgreSQL could not be reached, or refused to be read.
     """
-    async with _connected(postgres_url) as conn:
+    async with _connected(postgres_url, schema_name, password) as conn:
         database = conn.info.dbname.replace("\n", " ")
         if task == "remove":
             script = await schema.removal_script(conn)
@@ -77,17 +93,24 @@ async def setup_script(postgres_url: str, task: Task, *, foreign_writes: Foreign
             "-- A role that only uses the tables needs, and nothing more:",
             *(f"--   {grant} TO the_role;" for grant in schema.GRANTS.split(", and ")),
         ]
+    if schema_name is not None:
+        lines += ["", f"SET search_path TO {_quoted(schema_name)};"]
     return "\n".join([*lines, "", script])
 
 
+def _quoted(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
+
+
 @asynccontextmanager
-async def _connected(postgres_url: str) -> AsyncIterator[Connection]:
+async def _connected(
+    postgres_url: str, schema_name: str | None, password: Password | None
+) -> AsyncIterator[Connection]:
     """Open a connection; turn what PostgreSQL refuses into an error with a way out."""
-    conninfo = postgres_conninfo(postgres_url)
     try:
-        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+        connection = await connect(postgres_url, schema=schema_name, password=password)
     except psycopg.OperationalError as exc:
-        reason = in_one_line(exc, conninfo)
+        reason = in_one_line(exc, postgres_conninfo(postgres_url))
         raise L2UnavailableError(
             f"PostgreSQL cannot be reached: {reason}. Check POSTGRES_URL, and that the server is up."
         ) from None

@@ -104,7 +104,11 @@ async def _keep_talking(console: Console, servers: Servers, observed: Observed, 
             f"\nNow a light traffic of conversations. Metrics: {server.url}/metrics\nCtrl-C ends it."
         )
         async with CachedPostgresSaver.from_conn_string(
-            servers.postgres_url, redis_url=servers.redis_url, telemetry=observed.telemetry
+            servers.postgres_url,
+            redis_url=servers.redis_url,
+            schema=servers.schema,
+            password=servers.password,
+            telemetry=observed.telemetry,
         ) as saver:
             traffic = Traffic(saver, observed)
             with suppress(asyncio.CancelledError):

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
@@ -14,6 +15,9 @@ from glasspoint.l1.client import open_redis
 from glasspoint.l1.epoch import keys_of
 from glasspoint.scope import Scope
 from glasspoint.settings import Settings
+
+if TYPE_CHECKING:
+    from glasspoint.l2.password import Password
 
 __all__ = ["Servers", "run_servers"]
 
@@ -38,6 +42,10 @@ class Servers:
     own_redis: EmbeddedRedis | None
     signing_key: SecretStr | None = None
     """Signs what stands in Redis, where PostgreSQL asks for no password: the demo's own."""
+    schema: str | None = None
+    """As `CHECKPOINT_POSTGRES_SCHEMA` has it, for somebody's PostgreSQL."""
+    password: Password | None = None
+    """As `CHECKPOINT_POSTGRES_PASSWORD_COMMAND` has it, for somebody's PostgreSQL."""
 
     @property
     def own(self) -> set[str]:
@@ -78,15 +86,17 @@ def run_servers(settings: Settings) -> Iterator[Servers]:
         EmbeddedRedis.require()
     with ExitStack() as stack:
         own_postgres, own_redis, signing_key = None, None, settings.l1_signing_key
+        schema, password = None, None
         if settings.postgres_url is None:
             own_postgres = stack.enter_context(EmbeddedPostgres())
             postgres_url = own_postgres.url
             signing_key = signing_key or SecretStr(secrets.token_hex(16))
         else:
             postgres_url = settings.postgres_url.get_secret_value()
+            schema, password = settings.postgres_schema, settings.postgres_password
         if settings.redis_url is None:
             own_redis = stack.enter_context(EmbeddedRedis())
             redis_url = own_redis.url
         else:
             redis_url = settings.redis_url.get_secret_value()
-        yield Servers(postgres_url, redis_url, own_postgres, own_redis, signing_key)
+        yield Servers(postgres_url, redis_url, own_postgres, own_redis, signing_key, schema, password)

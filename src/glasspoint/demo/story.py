@@ -136,10 +136,14 @@ class _Stage:
         """Open a saver as a pod does that starts now."""
         settings = Settings(
             postgres_url=SecretStr(self._servers.postgres_url),
+            postgres_schema=self._servers.schema,
+            postgres_password_command=None,
             redis_url=SecretStr(self._servers.redis_url),
             # Threads of an outage, and the record that leads to cached states, stay in Redis for a while.
             fallbacks=("redis",) if self._servers.all_own else (),
             l1_signing_key=self._servers.signing_key,
         )
-        async with get_checkpointer(settings, telemetry=self._observed.telemetry) as saver:
+        async with get_checkpointer(
+            settings, telemetry=self._observed.telemetry, postgres_password=self._servers.password
+        ) as saver:
             yield saver

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import parse_qsl, quote
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from glasspoint.errors import ConfigurationError, L2UnavailableError
+from glasspoint.errors import ConfigurationError, GlasspointError, L2UnavailableError
 from glasspoint.l2 import connecting
 from glasspoint.l2.liveness import Reviver
+from glasspoint.l2.password import ask_password
+from glasspoint.l2.search_path import check_schema, enter_schema
 from glasspoint.telemetry.logs import get_logger
 from glasspoint.urls import split_url
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from glasspoint.l2.password import Password
     from glasspoint.telemetry.events import Telemetry
 
     Pool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
@@ -29,10 +34,12 @@ if TYPE_CHECKING:
 __all__ = [
     "address_of",
     "bounds_statements",
+    "connect",
     "connect_beside",
     "in_one_line",
     "open_pool",
     "postgres_conninfo",
+    "why_not_connected",
 ]
 
 _log = get_logger("glasspoint.l2")
@@ -65,6 +72,9 @@ SELECT set_config('statement_timeout', %s, false),
 
 # The pools on whose connections a statement timeout was set here.
 _bounded: WeakSet[Pool] = WeakSet()
+
+# Of the pools that were opened here: why the last attempt to connect failed.
+_failures: WeakKeyDictionary[Pool, _Failures] = WeakKeyDictionary()
 
 # For so long the pool itself tries again to make a connection that failed; then see `Reviver`.
 _RECONNECT_SECONDS = 0.2
@@ -101,6 +111,37 @@ def postgres_conninfo(conn_string: object) -> str:
     return make_conninfo(conninfo, **{k: v for k, v in _KEEPALIVE.items() if k not in given})
 
 
+async def connect(
+    conn_string: str,
+    *,
+    schema: str | None = None,
+    password: Password | None = None,
+    connect_timeout_seconds: float = 5.0,
+) -> psycopg.AsyncConnection:
+    """Open one connection in autocommit, which prepares nothing: for a command, direct or through a pooler.
+
+    Args:
+        conn_string, schema, password, connect_timeout_seconds: See `open_pool`.
+
+    Raises:
+        ConfigurationError: The connection string, the password or the schema cannot be used.
+        L2UnavailableError: The password cannot be had.
+        psycopg.Error: The server cannot be reached, or refuses.
+    """
+    conninfo = postgres_conninfo(conn_string)
+    if password is not None:
+        own = await ask_password(password, timeout_seconds=connect_timeout_seconds)
+        conninfo = make_conninfo(conninfo, password=own)
+    connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+    if schema is not None:
+        try:
+            await enter_schema(connection, check_schema(schema))
+        except BaseException:
+            await connection.close()
+            raise
+    return connection
+
+
 async def open_pool(
     conn_string: str,
     *,
@@ -110,6 +151,8 @@ async def open_pool(
     connect_timeout_seconds: float,
     prepare_threshold: int | None,
     statement_timeout_seconds: float,
+    schema: str | None = None,
+    password: Password | None = None,
     telemetry: Telemetry | None = None,
 ) -> Pool:
     """Open a pool of autocommit connections.
@@ -118,36 +161,62 @@ async def open_pool(
         conn_string: See `postgres_conninfo`.
         min_size, max_size: Connections kept open, and at most.
         timeout_seconds: How long a caller waits for a connection.
-        connect_timeout_seconds: How long the first connection may take.
+        connect_timeout_seconds: How long the first connection may take, and each time the password.
         prepare_threshold: After how many uses a statement is prepared; 0 at once, `None` never (PgBouncer in
             transaction mode).
         statement_timeout_seconds: After so long PostgreSQL gives a statement up. Not set where statements are
             never prepared: behind PgBouncer it would stick to connections that others use too; give the role
             one.
+        schema: Where the tables are; `None`: where the `search_path` leads. See `search_path`.
+        password: Asked before each new connection, in place of the connection string's.
         telemetry: Receives an event for each failure of the reconnector that nobody foresaw.
 
     Raises:
         ConfigurationError: The connection string cannot be used, or the server refuses: see `connecting`.
-        L2UnavailableError: The server cannot be reached.
+        L2UnavailableError: The server cannot be reached, or the password cannot be had.
     """
     conninfo = postgres_conninfo(conn_string)
-    await _probe(conninfo, connect_timeout_seconds)
+    own_schema = None if schema is None else check_schema(schema)
+    own_timeout = prepare_threshold is not None
+    failures = _Failures(conninfo)
 
-    refused: list[psycopg.Error] = []
+    async def ask() -> dict[str, str]:
+        """Return what is asked for each connection."""
+        if password is None:
+            return {}
+        try:
+            own = await ask_password(password, timeout_seconds=connect_timeout_seconds)
+        except GlasspointError as exc:
+            failures.note(exc)
+            raise
+        failures.hide(own)
+        return {"password": own}
+
+    async def enter(connection: psycopg.AsyncConnection[Any]) -> None:
+        if own_schema is not None:
+            await enter_schema(connection, own_schema, has_session=own_timeout)
 
     async def configure(connection: psycopg.AsyncConnection[DictRow]) -> None:
         milliseconds = str(int(statement_timeout_seconds * 1000))
         try:
-            await connection.execute(_CONFIGURE, (milliseconds,))
-        except psycopg.Error as exc:  # the pool tries again, and does not say why
-            refused.append(exc)
+            if own_timeout:
+                await connection.execute(_CONFIGURE, (milliseconds,))
+            await enter(connection)
+        except (psycopg.Error, GlasspointError) as exc:  # the pool tries again, and does not say why
+            failures.note(exc, is_connected=True)
             raise
 
-    own_timeout = prepare_threshold is not None
+    # Autocommit: a call is one statement, and upstream's migrations cannot run in a transaction.
+    kwargs = {"autocommit": True, "prepare_threshold": prepare_threshold, "row_factory": dict_row}
+
+    async def kwargs_with_password() -> dict[str, Any]:
+        return kwargs | await ask()
+
+    await _probe(make_conninfo(conninfo, **await ask()), connect_timeout_seconds, enter)
     pool: Pool = AsyncConnectionPool(
         conninfo,
-        # Autocommit: a call is one statement, and upstream's migrations cannot run in a transaction.
-        kwargs={"autocommit": True, "prepare_threshold": prepare_threshold, "row_factory": dict_row},
+        connection_class=_remembering(failures),
+        kwargs=kwargs if password is None else kwargs_with_password,
         min_size=min_size,
         max_size=max_size,
         timeout=timeout_seconds,
@@ -156,10 +225,11 @@ async def open_pool(
         # Given up soon, and taken up again by whoever asks.
         reconnect_timeout=_RECONNECT_SECONDS,
         reconnect_failed=Reviver(telemetry).reconnect_failed,
-        configure=configure if own_timeout else None,
+        configure=configure if own_timeout or own_schema is not None else None,
         name="glasspoint",
         open=False,
     )
+    _failures[pool] = failures
     _hand_out_the_last_used_first(pool)
     try:
         await pool.open(wait=True, timeout=connect_timeout_seconds)
@@ -167,15 +237,82 @@ async def open_pool(
         await pool.close()
         if not isinstance(exc, PoolTimeout):
             raise
-        if refused:
-            raise L2UnavailableError(_why_unconfigured(refused[-1])) from exc
         raise L2UnavailableError(
-            f"PostgreSQL gave fewer than {min_size} connections within {connect_timeout_seconds} s: check "
+            why_not_connected(pool)
+            or f"PostgreSQL gave fewer than {min_size} connections within {connect_timeout_seconds} s: check "
             "its max_connections, or ask for fewer with pool_min_size."
         ) from exc
     if own_timeout:
         _bounded.add(pool)
     return pool
+
+
+class _Failures:
+    """Why a pool could not connect, the last time it tried."""
+
+    def __init__(self, conninfo: str) -> None:
+        """Args:
+        conninfo: Where the pool connects to.
+        """
+        self.says: str | None = None
+        """What happened, and what to do about it, in sentences; `None` since a connection was made."""
+        self._conninfo = conninfo
+        self._password = ""
+
+    def hide(self, password: str) -> None:
+        """Keep a password that was asked for out of what is said."""
+        self._password = password
+
+    def forget(self) -> None:
+        """An attempt worked."""
+        self.says = None
+
+    def note(self, error: psycopg.Error | GlasspointError, *, is_connected: bool = False) -> None:
+        """An attempt failed. Only its text is kept: the error refers to the pool.
+
+        Args:
+            error: What was raised.
+            is_connected: The server let us in, and the connection was of no use.
+        """
+        if isinstance(error, GlasspointError):
+            self.says = str(error)
+        elif is_connected:
+            self.says = _why_unconfigured(error)
+        else:
+            found = connecting.diagnose(error)
+            said = in_one_line(found.line, self._conninfo)
+            said = said.replace(self._password, "***") if self._password else said
+            self.says = (
+                f"PostgreSQL gives no new connection ({found.trouble.says}): {said}"
+                f"{'' if said.endswith('?') else '.'} {found.trouble.do}"
+            )
+
+
+def _remembering(failures: _Failures) -> type[psycopg.AsyncConnection[DictRow]]:
+    """Return a class of connections that remembers why one was not made. A pool only logs that."""
+
+    class Connection(psycopg.AsyncConnection[DictRow]):
+        @classmethod
+        async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+            try:
+                connection = await super().connect(conninfo, **kwargs)
+            except psycopg.Error as exc:
+                failures.note(exc)
+                raise
+            failures.forget()
+            return connection
+
+    return Connection
+
+
+def why_not_connected(pool: Pool | None) -> str | None:
+    """Return why a pool's last attempt to connect failed, and what to do about it, in sentences.
+
+    Returns:
+        `None`, if the last attempt worked, or the pool was not opened here. Never holds a password.
+    """
+    failures = None if pool is None else _failures.get(pool)
+    return None if failures is None else failures.says
 
 
 class _LastUsedFirst(deque[Any]):
@@ -239,6 +376,7 @@ async def connect_beside(given: Pool | psycopg.AsyncConnection[DictRow]) -> bool
         kwargs: object = {}
     else:
         conninfo, kwargs = given.conninfo, given.kwargs
+    conninfo, kwargs = await _resolved(conninfo), await _resolved(kwargs)
     if not isinstance(conninfo, str) or not isinstance(kwargs or {}, dict):
         return True
     try:
@@ -251,11 +389,21 @@ async def connect_beside(given: Pool | psycopg.AsyncConnection[DictRow]) -> bool
     return True
 
 
-async def _probe(conninfo: str, timeout_seconds: float) -> None:
+async def _resolved(given: object) -> object:
+    """Return what a pool was given, or what it was told to ask for."""
+    answer = cast("Callable[[], object]", given)() if callable(given) else given
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+async def _probe(
+    conninfo: str, timeout_seconds: float, look_at: Callable[[psycopg.AsyncConnection[Any]], Any]
+) -> None:
     """Connect once: a pool would retry in the background and only say that it timed out, not why."""
     seconds = max(2, int(timeout_seconds))
     try:
-        connection = await psycopg.AsyncConnection.connect(conninfo, connect_timeout=seconds)
+        connection = await psycopg.AsyncConnection.connect(
+            conninfo, connect_timeout=seconds, autocommit=True, prepare_threshold=None
+        )
     except psycopg.Error as exc:
         found = connecting.diagnose(exc)
         if found.is_unknown:
@@ -271,7 +419,12 @@ async def _probe(conninfo: str, timeout_seconds: float) -> None:
             f"PostgreSQL cannot be used with this connection string ({found.trouble.says}): {said} "
             f"{found.trouble.do}"
         ) from None
-    await connection.close()
+    try:
+        await look_at(connection)
+    except psycopg.Error as exc:
+        raise L2UnavailableError(f"PostgreSQL gave a connection that broke ({type(exc).__name__}).") from exc
+    finally:
+        await connection.close()
 
 
 def in_one_line(said: object, conninfo: str) -> str:

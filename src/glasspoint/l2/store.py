@@ -38,7 +38,7 @@ from glasspoint.l2.batching import Batcher, Call
 from glasspoint.l2.faults import naming_refusals
 from glasspoint.l2.identity import Identities
 from glasspoint.l2.liveness import Liveness
-from glasspoint.l2.pool import bounds_statements, connect_beside
+from glasspoint.l2.pool import bounds_statements, connect_beside, why_not_connected
 from glasspoint.l2.writing import (
     Announced,
     FenceAnswer,
@@ -493,11 +493,7 @@ class Store:
                 yield
         except PoolTimeout as exc:
             self._telemetry.note(PoolTimedOut())
-            raise L2UnavailableError(
-                f"No PostgreSQL connection came free within {perf_counter() - started:.1f} s: the pool is "
-                "too small for the load (pool_max_size), or the server does not answer, or it refuses new "
-                "connections: then the logger psycopg.pool says why."
-            ) from exc
+            raise L2UnavailableError(self._why_none_came_free(perf_counter() - started)) from exc
         except PoolClosed as exc:
             raise SaverClosedError("The connection pool is not open: open it, or open a new saver.") from exc
         except psycopg.errors.UndefinedTable as exc:
@@ -543,6 +539,21 @@ class Store:
                 f"The connection to PostgreSQL broke ({type(exc).__name__}): the call was not answered. "
                 f"{remedy}"
             ) from exc
+
+    def _why_none_came_free(self, seconds: float) -> str:
+        """Tell a server that gives no connection from a pool that is too small."""
+        waited = f"No PostgreSQL connection came free within {seconds:.1f} s"
+        if why := why_not_connected(self.pool):
+            return f"{why} ({waited}.)"
+        if self.pool is not None and self._liveness.in_use >= self.pool.max_size:
+            return (
+                f"{waited}: all {self.pool.max_size} of the pool are in use. It is too small for the load "
+                "(pool_max_size), or statements take long."
+            )
+        return (
+            f"{waited}: the server does not answer, or refuses new connections (the logger psycopg.pool says "
+            "why), or the pool is too small for the load (pool_max_size)."
+        )
 
     @asynccontextmanager
     async def _checkout(self) -> AsyncIterator[Connection]:

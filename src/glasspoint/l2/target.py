@@ -47,7 +47,8 @@ class Target:
             default socket directory.
         port: One port, or one for each host, separated by commas.
         database: The name of the database.
-        schema: The `search_path` that the connection string sets, `""` if it sets none.
+        schema: The schema that is configured, or the `search_path` that the connection string sets; `""` if
+            neither is.
 
     Example:
         >>> Target.of("postgresql://me:secret@db.example:5433/app").name
@@ -60,11 +61,12 @@ class Target:
     schema: str = ""
 
     @classmethod
-    def of(cls, conn_string: str) -> Self:
+    def of(cls, conn_string: str, *, schema: str | None = None) -> Self:
         """Resolve a connection string as libpq does, with the environment and a service file.
 
         Args:
             conn_string: As for `postgres_conninfo`.
+            schema: As for `open_pool`.
 
         Raises:
             ConfigurationError: It cannot be understood.
@@ -76,7 +78,7 @@ class Target:
             host=",".join(hosts),
             port=",".join(dict.fromkeys(ports) if len(set(ports)) == 1 else ports),
             database=given.get("dbname") or given.get("user") or "",
-            schema=_search_path(given.get("options") or ""),
+            schema=schema or _search_path(given.get("options") or ""),
         )
 
     @property
@@ -92,7 +94,13 @@ class Target:
         return f"{self.host or 'local socket'}:{self.port}/{self.database}{schema}"
 
 
-def fallback_secret(conn_string: str, signing_key: bytes | str | None) -> bytes | None:
+def fallback_secret(
+    conn_string: str,
+    signing_key: bytes | str | None,
+    *,
+    schema: str | None = None,
+    password_rotates: bool = False,
+) -> bytes | None:
     """Return what signs the fallback chain's threads in Redis: the same in every process with this target.
 
     PostgreSQL, which keeps the signing key of the cache, is away when this one is needed. So it comes from
@@ -104,9 +112,12 @@ def fallback_secret(conn_string: str, signing_key: bytes | str | None) -> bytes 
     Args:
         conn_string: As for `Target.of`.
         signing_key: The setting, if it is set.
+        schema: As for `Target.of`.
+        password_rotates: The password is asked for before each connection: it is not the same in every
+            process, and so makes no key.
 
     Returns:
-        32 bytes, or `None` if there is neither a key nor a password.
+        32 bytes, or `None` if there is neither a key nor a password that stays.
 
     Raises:
         ConfigurationError: The connection string cannot be understood.
@@ -114,13 +125,13 @@ def fallback_secret(conn_string: str, signing_key: bytes | str | None) -> bytes 
     if signing_key:
         key = signing_key.encode() if isinstance(signing_key, str) else signing_key
         return hmac.digest(key, _LABEL, "sha256")  # another key than that of the cache's entries
-    password = _resolved(conn_string).get("password")
+    password = None if password_rotates else _resolved(conn_string).get("password")
     if not password:
         return None
     # People choose passwords, so they can be guessed. A signature in Redis tells whether a guess is right, to
     # anybody who can read Redis. scrypt makes each guess cost 16 MB and 50 ms. The target is the salt, so one
     # list of guesses does not serve for two databases.
-    salt = _LABEL + Target.of(conn_string).id.encode()
+    salt = _LABEL + Target.of(conn_string, schema=schema).id.encode()
     try:
         return hashlib.scrypt(password.encode(), salt=salt, dklen=32, **_SCRYPT)
     except (AttributeError, ValueError):  # FIPS: it is not there, or is refused

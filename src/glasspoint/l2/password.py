@@ -1,0 +1,119 @@
+"""A password that is asked for before each new connection: a token that expires (IAM, Entra), for example."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import shlex
+import subprocess
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from glasspoint.errors import ConfigurationError, GlasspointError, L2UnavailableError, WrongTypeError
+
+__all__ = ["Password", "PasswordCommand", "ask_password"]
+
+Password: TypeAlias = Callable[[], str | Awaitable[str]]
+"""Returns the password of PostgreSQL. A synchronous one runs in a thread, several at once."""
+
+
+class PasswordCommand:
+    """A command that writes the password to its standard output.
+
+    Not run by a shell, so `$`, `|` and `~` mean nothing in it. Its standard error is this process's.
+    """
+
+    def __init__(self, command: str, *, timeout_seconds: float) -> None:
+        """Args:
+        command: The program and its arguments, quoted as for a POSIX shell.
+        timeout_seconds: After so long the program is killed.
+
+        Raises:
+            ConfigurationError: The quotes do not match, or there is no program.
+        """
+        try:
+            self._arguments = shlex.split(command)
+        except ValueError:
+            self._arguments = []
+        if not self._arguments:
+            raise ConfigurationError(
+                "CHECKPOINT_POSTGRES_PASSWORD_COMMAND is no command: it must be a program with its "
+                "arguments, quoted as for a shell."
+            )
+        self._timeout_seconds = timeout_seconds
+
+    def __call__(self) -> str:
+        """Run the command. Blocks.
+
+        Returns:
+            What it wrote, without the line's end.
+
+        Raises:
+            ConfigurationError: The program cannot be started.
+            L2UnavailableError: It failed, or took too long.
+        """
+        program = self._arguments[0]
+        try:
+            done = subprocess.run(
+                self._arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                timeout=self._timeout_seconds,
+                check=False,
+            )
+        except OSError as exc:
+            raise ConfigurationError(
+                f"CHECKPOINT_POSTGRES_PASSWORD_COMMAND cannot be run ({exc.strerror}): is {program!r} "
+                "installed, and executable?"
+            ) from None
+        except subprocess.TimeoutExpired:
+            raise L2UnavailableError(
+                f"The command that returns PostgreSQL's password ({program!r}) took longer than "
+                f"{self._timeout_seconds:g} s (CHECKPOINT_CONNECT_TIMEOUT)."
+            ) from None
+        if done.returncode:
+            raise L2UnavailableError(
+                f"The command that returns PostgreSQL's password ({program!r}) failed, with exit status "
+                f"{done.returncode}. What it says stands in the standard error of this process."
+            )
+        return done.stdout.decode(errors="replace").rstrip("\r\n")
+
+
+async def ask_password(password: Password, *, timeout_seconds: float) -> str:
+    """Ask for the password.
+
+    Args:
+        password: Whom to ask.
+        timeout_seconds: How long that may take.
+
+    Raises:
+        ConfigurationError: What it returned is no password.
+        L2UnavailableError: It raised an error, or took too long.
+    """
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            answer: object
+            if inspect.iscoroutinefunction(password):
+                answer = await password()
+            else:
+                answer = await asyncio.to_thread(password)
+            if inspect.isawaitable(answer):
+                answer = await answer
+    except GlasspointError:
+        raise
+    except TimeoutError as exc:
+        raise L2UnavailableError(
+            f"The function that returns PostgreSQL's password did not return within {timeout_seconds:g} s."
+        ) from exc
+    except Exception as exc:
+        raise L2UnavailableError(
+            f"The function that returns PostgreSQL's password raised {type(exc).__name__}: see the error "
+            "that this one was caused by."
+        ) from exc
+    if not isinstance(answer, str):
+        raise WrongTypeError(
+            f"The password for PostgreSQL is of the type {type(answer).__name__}: it must be a string."
+        )
+    if not answer or "\0" in answer:
+        raise ConfigurationError("The password for PostgreSQL is empty, or holds a NUL character.")
+    return answer

@@ -1,0 +1,93 @@
+"""Where the tables are: a schema that the caller names.
+
+LangGraph's statements name no schema, and ours do as they do, so the `search_path` of a connection decides.
+Three cases, for each new connection:
+
+    no pooler             the `search_path` is set, for the length of the session
+    a pooler              nothing is set: the setting would reach other clients, or be lost between two
+                          transactions. The role's own `search_path` must lead to the schema
+    neither leads there   the connection is refused, with what to do
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from glasspoint.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["check_schema", "enter_schema"]
+
+_NAME_BYTES = 63
+
+# A pooler makes process ids up: it tells the client another one than the server itself.
+_ENTER = """
+SELECT CASE WHEN %s AND pg_backend_pid() = %s
+            THEN set_config('search_path', quote_ident(%s), false) END IS NOT NULL
+"""
+
+_WHERE = """
+SELECT current_schema(), to_regnamespace(quote_ident(%s)) IS NOT NULL, current_user, current_database()
+"""
+
+
+def check_schema(schema: object) -> str:
+    """Return the name of a schema if it can be one.
+
+    Raises:
+        ConfigurationError: It is empty, too long, or no text.
+    """
+    if not isinstance(schema, str) or not schema or "\0" in schema or len(schema.encode()) > _NAME_BYTES:
+        raise ConfigurationError(
+            f"schema must be the name of one schema, as PostgreSQL stores it: 1 to {_NAME_BYTES} bytes."
+        )
+    return schema
+
+
+async def enter_schema(
+    connection: psycopg.AsyncConnection[Any], schema: str, *, has_session: bool = True
+) -> None:
+    """Make sure that a connection finds its tables in a schema, and nowhere else first.
+
+    Args:
+        connection: In autocommit.
+        schema: Its name, not quoted.
+        has_session: `False`: a pooler in transaction mode is known to be in between.
+
+    Raises:
+        ConfigurationError: There is no such schema; or a pooler is in between, and the role's `search_path`
+            leads elsewhere.
+    """
+    async with connection.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(_ENTER, (has_session, connection.info.backend_pid, schema), prepare=False)
+        row = await cursor.fetchone()
+        is_set = row is not None and bool(row[0])
+        await cursor.execute(_WHERE, (schema,), prepare=False)
+        row = await cursor.fetchone()
+    assert row is not None
+    current, exists, role, database = row
+    if current == schema:
+        return
+    names = [_quoted(connection, each) for each in (schema, role, database)]
+    if is_set or not exists:
+        what = "may not use the schema" if exists else "finds no schema"
+        raise ConfigurationError(
+            f"The role {role!r} {what} {schema!r} in the database {database!r}: CREATE SCHEMA IF NOT EXISTS "
+            f"{names[0]} AUTHORIZATION {names[1]}, or GRANT USAGE ON SCHEMA {names[0]} TO {names[1]}."
+        )
+    raise ConfigurationError(
+        f"The connection leads to the schema {current!r}, not to {schema!r}. A pooler is in between (or "
+        "prepare_threshold is None, which says so), where a setting of the session would reach other "
+        f"clients. Give it to the role: ALTER ROLE {names[1]} IN DATABASE {names[2]} SET search_path = "
+        f"{names[0]}; or to a database of PgBouncer: connect_query='SET search_path TO {names[0]}'. Then let "
+        "the pooler connect anew (PgBouncer: RECONNECT)."
+    )
+
+
+def _quoted(connection: psycopg.AsyncConnection[Any], name: str) -> str:
+    return sql.Identifier(name).as_string(connection)
