@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 import dice  # also loads Hypothesis' profile, which has to be there before any test is imported
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from steps import another_process
 
 EXPLORING_SECONDS = 3600
 
@@ -95,6 +96,12 @@ def own_postgres() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL for this test alone, to stop, freeze and start."""
     with EmbeddedPostgres() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _no_memories() -> None:
+    """What the tier `memory` holds outlives a chain in its process, and the tests are one process."""
+    another_process()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from psycopg import sql
 from redis.asyncio import Redis
 
 import dice
-from glasspoint import CachedPostgresSaver
+from glasspoint import CachedPostgresSaver, factory
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.draining import Drainer
 from glasspoint.lineage import Branch, SetAside
@@ -80,6 +80,12 @@ class Thread:
         assert values["messages"] == [f"message {number}"]
         assert found.checkpoint["id"] == numbered_id(number)
         return number
+
+
+def another_process() -> None:
+    """Let chains that are opened from now on share no tier `memory` with those before: a test has several
+    processes in one."""
+    factory._memories.clear()
 
 
 async def put_all(saver: BaseCheckpointSaver[str], threads: Iterable[Thread]) -> None:

@@ -43,7 +43,7 @@ from glasspoint.errors import (
 )
 from glasspoint.l1.permissions import COMMANDS
 from states import config_of, exact, open_upstream
-from steps import Thread, drain, readyz, seeded_dice, until
+from steps import Thread, another_process, drain, readyz, seeded_dice, until
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
@@ -81,6 +81,7 @@ async def chain(
 ) -> AsyncIterator[FallbackSaver]:
     telemetry = create_telemetry(registry=registry or CollectorRegistry())
     settings = settings_of(postgres_url, redis_url, **more)
+    another_process()
     async with get_checkpointer(settings, serde=serde, telemetry=telemetry) as saver:
         yield saver
 

@@ -42,7 +42,7 @@ from glasspoint.history.interface import HEARD_SECONDS
 from glasspoint.lineage import SET_ASIDE
 from glasspoint.scope import Scope
 from states import config_of, open_upstream
-from steps import Thread, drain, readyz, settled, until
+from steps import Thread, another_process, drain, readyz, settled, until
 from test_delta import make_graph as delta_graph
 
 KEY = "a key that Redis does not know"
@@ -56,6 +56,7 @@ async def pod(
     more = {"probe_interval": 0.1, "redis_timeout": 5.0, "l1_timeout": 5.0, "l1_signing_key": KEY, **more}
     settings = Settings(postgres_url=postgres_url, redis_url=redis_url, **more)
     telemetry = create_telemetry(registry=registry or CollectorRegistry())
+    another_process()
     async with get_checkpointer(settings, telemetry=telemetry) as saver:
         yield saver
 

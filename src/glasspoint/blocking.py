@@ -1,22 +1,21 @@
 """The same saver for synchronous callers: `graph.invoke`, scripts, threads.
 
 There is one implementation, the asynchronous one. A synchronous method runs its counterpart on the event
-loop that the saver was opened on, and waits: in a `with` block that is a loop in a thread of its own (anyio's
-blocking portal), in a thread of an asynchronous application the application's loop. Context variables go
-along, so that the spans of a call stand under the caller's.
+loop that the saver was opened on, and waits: after `with` or `open` that is a loop in a thread of its own, in
+a thread of an asynchronous application the application's loop. Context variables go along, so that the spans
+of a call stand under the caller's. What a fork and the end of a process mean: see `home`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+import copy
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
-from anyio.from_thread import start_blocking_portal
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from glasspoint.errors import BlockingCallError, SaverClosedError
+from glasspoint.home import OwnLoop, running_loop, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
@@ -32,32 +31,32 @@ if TYPE_CHECKING:
         DeltaChannelHistory,
     )
 
+    from glasspoint.home import Home, Housed
+
 __all__ = ["Done", "Opening", "SyncFace"]
 
 _Answer = TypeVar("_Answer")
-
-
-class _Closable(Protocol):
-    def close(self) -> Awaitable[None]: ...
-
-
-_Saver = TypeVar("_Saver", bound=_Closable)
+_Saver = TypeVar("_Saver", bound="Housed")
 
 
 class SyncFace(BaseCheckpointSaver[str]):
     """The synchronous methods of a saver. Any number of threads may call them at once.
 
     Each does what its asynchronous counterpart (`get_tuple`: `aget_tuple`) says, and raises what that raises;
-    and `BlockingCallError` on the thread of the saver's own event loop, which would wait for itself.
+    `BlockingCallError` on the thread of the saver's own event loop, which would wait for itself; and
+    `ForkedError` in a child after a `fork()`, unless the saver opens itself again there: see `home`.
+
+    Attributes:
+        home: The process and the event loop that the saver was opened on.
     """
 
-    _loop: asyncio.AbstractEventLoop
+    home: Home
 
     # ---------------------------------------------------------------- reading
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint with its pending writes: see `aget_tuple`."""
-        return self._wait_for("aget_tuple", lambda: self.aget_tuple(config))
+        return self._wait_for("aget_tuple", lambda saver: saver.aget_tuple(config))
 
     def list(
         self,
@@ -69,8 +68,8 @@ class SyncFace(BaseCheckpointSaver[str]):
     ) -> Iterator[CheckpointTuple]:
         """List checkpoints, newest first, read when this is called: see `alist`."""
 
-        async def collect() -> Sequence[CheckpointTuple]:
-            return [each async for each in self.alist(config, filter=filter, before=before, limit=limit)]
+        async def collect(saver: Self) -> Sequence[CheckpointTuple]:
+            return [each async for each in saver.alist(config, filter=filter, before=before, limit=limit)]
 
         return iter(self._wait_for("alist", collect))
 
@@ -80,7 +79,7 @@ class SyncFace(BaseCheckpointSaver[str]):
         """Walk a checkpoint's ancestors for their writes: see `aget_delta_channel_history`."""
         return self._wait_for(
             "aget_delta_channel_history",
-            lambda: self.aget_delta_channel_history(config=config, channels=channels),
+            lambda saver: saver.aget_delta_channel_history(config=config, channels=channels),
         )
 
     # ---------------------------------------------------------------- writing
@@ -93,76 +92,102 @@ class SyncFace(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint: see `aput`."""
-        return self._wait_for("aput", lambda: self.aput(config, checkpoint, metadata, new_versions))
+        return self._wait_for("aput", lambda saver: saver.aput(config, checkpoint, metadata, new_versions))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task wrote: see `aput_writes`."""
-        self._wait_for("aput_writes", lambda: self.aput_writes(config, writes, task_id, task_path))
+        self._wait_for("aput_writes", lambda saver: saver.aput_writes(config, writes, task_id, task_path))
 
     # ---------------------------------------------------------------- deleting, copying
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete a thread: see `adelete_thread`."""
-        self._wait_for("adelete_thread", lambda: self.adelete_thread(thread_id))
+        self._wait_for("adelete_thread", lambda saver: saver.adelete_thread(thread_id))
 
     def delete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
         """Delete what these runs stored: see `adelete_for_runs`."""
-        self._wait_for("adelete_for_runs", lambda: self.adelete_for_runs(cast("Sequence[str]", run_ids)))
+        self._wait_for(
+            "adelete_for_runs", lambda saver: saver.adelete_for_runs(cast("Sequence[str]", run_ids))
+        )
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread: see `acopy_thread`."""
-        self._wait_for("acopy_thread", lambda: self.acopy_thread(source_thread_id, target_thread_id))
+        self._wait_for("acopy_thread", lambda saver: saver.acopy_thread(source_thread_id, target_thread_id))
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Prune threads: see `aprune`."""
-        self._wait_for("aprune", lambda: self.aprune(thread_ids, strategy=strategy))
+        self._wait_for("aprune", lambda saver: saver.aprune(thread_ids, strategy=strategy))
 
     # ---------------------------------------------------------------- helpers
 
-    def _wait_for(self, name: str, call: Callable[[], Coroutine[Any, Any, _Answer]]) -> _Answer:
+    def _wait_for(self, name: str, call: Callable[[Self], Coroutine[Any, Any, _Answer]]) -> _Answer:
         """Run a call on the saver's loop, and wait for what it answers.
 
         Args:
             name: The asynchronous method, to be named if this is the wrong thread.
+            call: Makes the call, on the saver of this process.
         """
-        if _running_loop() is self._loop:
+        saver = self._of_this_process()
+        loop = saver.home.loop
+        if running_loop() is loop:
             raise BlockingCallError(
                 f"This thread runs the event loop that the saver works on, and must not wait for it: use "
                 f"`await saver.{name}(…)`, and a graph's asynchronous methods (`await graph.ainvoke(…)`), or "
                 "call from another thread."
             )
-        if not self._loop.is_running():
+        if not loop.is_running() and saver.home.own is not None:
+            raise SaverClosedError("This saver was closed: open a new one, or close it later.")
+        if not loop.is_running():
             raise SaverClosedError(
                 "The event loop that the saver was opened on does not run (any more): open the saver with "
                 "`with …from_conn_string(…) as saver:`, which brings a loop of its own, or call while its "
                 "loop runs."
             )
-        work = call()
-        try:
-            waiting = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:  # closed a moment ago
-            work.close()
-            raise SaverClosedError("The event loop that the saver was opened on has ended.") from None
-        try:
-            return waiting.result()
-        except BaseException:
-            waiting.cancel()  # if it was the waiting that was interrupted (Ctrl-C): the call ends, too
-            raise
+        return wait_for(call(saver), loop)
 
-    def _on_either_face(
-        self, name: str, call: Callable[[], Coroutine[Any, Any, None]], *, done: bool = False
+    def _of_this_process(self) -> Self:
+        """Return this saver; in a child after a fork, one that works there.
+
+        Raises:
+            ForkedError: The saver cannot be opened again.
+        """
+        if self.home.is_in_this_process:
+            return self
+        if self.home.own is None:
+            raise self.home.forked()
+        saver: Self = copy.copy(self.home.own.saver())
+        saver.serde = self.serde  # that of a clone of `with_allowlist` is another one
+        return saver
+
+    def _close_on_either_face(
+        self, call: Callable[[], Coroutine[Any, Any, None]], *, done: bool
     ) -> Awaitable[None]:
-        """On an event loop, return what is to be awaited; elsewhere do it, and return when it is done.
+        """Close the saver as `_on_either_face` does it, and end the loop with it if that is its own.
 
         Args:
-            done: It was done before: elsewhere there is nothing to do.
+            call: Closes the saver, on its loop.
+            done: It was closed before.
         """
-        if _running_loop() is not None:
+        own = self.home.own
+        if running_loop() is self.home.loop and self.home.is_in_this_process:
             return call()
-        if done:
-            return Done()
+        if own is not None:
+            own.close()
+        elif not done and self.home.is_in_this_process:  # in a child there is nothing to close
+            self._wait_for("close", lambda _: call())
+        return Done()
+
+    def _on_either_face(
+        self, name: str, call: Callable[[Self], Coroutine[Any, Any, None]]
+    ) -> Awaitable[None]:
+        """On the saver's event loop, return what is to be awaited; elsewhere return when it is done.
+
+        Elsewhere is also a thread that runs another loop, as a notebook does.
+        """
+        if running_loop() is self.home.loop and self.home.is_in_this_process:
+            return call(self)
         self._wait_for(name, call)
         return Done()
 
@@ -174,20 +199,30 @@ class Done:
         return
         yield
 
+    def __repr__(self) -> str:
+        return "done"
+
 
 class Opening(AbstractAsyncContextManager[_Saver], AbstractContextManager[_Saver], Generic[_Saver]):
-    """A saver to be opened for the length of one block: `async with`, or `with`.
+    """A saver to be opened, in one of four ways:
 
-    In a `with` block the saver works on an event loop in a thread of its own, which ends with the block.
+    async with opening as saver:    for the length of a block, on the event loop that runs
+    saver = await opening           the same, until `await saver.close()`
+    with opening as saver:          for synchronous callers, on an event loop in a thread of its own
+    saver = opening.open()          the same, until `saver.close()` or the end of the process
     """
 
-    def __init__(self, open_: Callable[[], Coroutine[Any, Any, _Saver]]) -> None:
+    def __init__(self, open_: Callable[[], Coroutine[Any, Any, _Saver]], *, reopens: bool = False) -> None:
         """Args:
         open_: Opens the saver, on the loop that it is awaited on.
+        reopens: Whether `open_` may be called again in a child after a fork. Not, if it takes connections.
         """
         self._open = open_
         self._saver: _Saver | None = None
-        self._portal = ExitStack()
+        self._own = OwnLoop(open_, reopens=reopens)
+
+    def __await__(self) -> Generator[Any, None, _Saver]:
+        return self.__aenter__().__await__()
 
     async def __aenter__(self) -> _Saver:
         self._check_unused()
@@ -200,37 +235,31 @@ class Opening(AbstractAsyncContextManager[_Saver], AbstractContextManager[_Saver
         if self._saver is not None:
             await self._saver.close()
 
+    def open(self) -> _Saver:
+        """Open the saver for synchronous callers, on an event loop in a thread of its own.
+
+        Any thread may use it, also one that runs an event loop, as in a notebook. After a `fork()` the saver
+        opens itself again in the child, with the first call, if it was made from URLs alone.
+
+        Returns:
+            The saver. `saver.close()` closes it; else the end of the process does.
+
+        Raises:
+            RuntimeError: It was opened before.
+            GlasspointError: As the function says that this comes from.
+        """
+        return self.__enter__()
+
     def __enter__(self) -> _Saver:
         self._check_unused()
-        with ExitStack() as portal:
-            blocking = portal.enter_context(start_blocking_portal())
-            blocking.call(_name_this_thread, "glasspoint-saver")
-            saver: _Saver = blocking.call(self._open)
-            self._saver = saver
-            portal.callback(lambda: blocking.call(_close, saver))
-            self._portal = portal.pop_all()
-        return saver
+        self._saver = self._own.saver()
+        return self._saver
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._portal.close()
+        self._own.close()
 
     def _check_unused(self) -> None:
         if self._saver is not None:
             raise RuntimeError("This was entered before: call from_conn_string again for another saver.")
-
-
-async def _close(saver: _Closable) -> None:
-    await saver.close()
-
-
-def _name_this_thread(name: str) -> None:
-    threading.current_thread().name = name
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -101,7 +102,8 @@ class Spec:
         lost: The errors that say that its server cannot be had, now.
         reason: The same as one word, for metrics.
         means: What it means to users to be in this tier, for the log.
-        is_shared: Whether other processes' threads stand there, too.
+        is_shared: Whether threads of other processes, or of other chains of this process, stand there, too.
+        is_empty: Tells whether no thread stands there, at no cost. `None`: its server has to be asked.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Spec:
     reason: str
     means: str
     is_shared: bool = False
+    is_empty: Callable[[], bool] | None = None
 
 
 class Chain:
@@ -134,7 +137,11 @@ class Chain:
         self._drainers = {
             spec.name: Drainer(spec.name, _Report(spec.name, telemetry, self._branches)) for spec in specs[1:]
         }
-        self._lookouts = {spec.name: Lookout(cast("Any", spec.open)) for spec in specs[1:] if spec.is_shared}
+        self._lookouts = {
+            spec.name: Lookout(cast("Any", spec.open), is_empty=spec.is_empty)
+            for spec in specs[1:]
+            if spec.is_shared
+        }
         self._kept: tuple[Spec, TierSaver] | None = None  # holds what can be drained nowhere
         self._threads_below: dict[str, int] = {}
         self._progress = Throttle(_SAY_SECONDS)
@@ -183,7 +190,13 @@ class Chain:
                 self._active = (spec, saver)
                 saver.vitals.set_active(True)
                 break
-        self._note_undrained(frozenset(each.name for each in self._below(self._current[0])) - {"memory"})
+        self._note_undrained(
+            frozenset(
+                each.name
+                for each in self._below(self._current[0])
+                if each.is_empty is None or not each.is_empty()
+            )
+        )
         try:
             await self._drain_leftovers(is_start=True)
         except (ConfigurationError, RedisRefusedError) as exc:
@@ -352,8 +365,11 @@ class Chain:
     # ---------------------------------------------------------------- up
 
     async def _keep_watch(self) -> None:
+        process_id = os.getpid()
         while True:
             await asyncio.sleep(max(self._probe_seconds * random.uniform(0.8, 1.2), self._probing.pause))
+            if os.getpid() != process_id:  # somebody runs the parent's loop in a child
+                return
             await self._guarded(self._rise)
 
     async def _rise(self) -> None:

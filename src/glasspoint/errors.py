@@ -14,6 +14,7 @@ __all__ = [
     "ConfigurationError",
     "DeltaChainError",
     "EmbeddedServerUnavailable",
+    "ForkedError",
     "GlasspointError",
     "InvalidConfigError",
     "L1Error",
@@ -168,6 +169,10 @@ class ThreadInUseError(GlasspointError, RuntimeError):
 
 class SaverClosedError(GlasspointError, RuntimeError):
     """The saver was closed and then used."""
+
+
+class ForkedError(GlasspointError, RuntimeError):
+    """The saver was opened before a `fork()`, and used in the child. Nothing was done."""
 
 
 class WrongLoopError(GlasspointError, RuntimeError):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from typing import TYPE_CHECKING, Any, Unpack
+from weakref import WeakSet
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
@@ -19,6 +22,7 @@ from glasspoint.errors import (
     RedisUnavailableError,
 )
 from glasspoint.fallback import FallbackSaver
+from glasspoint.history.in_memory import MemoryHistory
 from glasspoint.l1.signature import secret_of
 from glasspoint.l2.target import Target, fallback_secret
 from glasspoint.memory_saver import MemorySaver
@@ -52,6 +56,32 @@ _MEANS_MEMORY = (
     "hold of them is not seen meanwhile. What is written now will be drained upwards when a server is back."
 )
 
+
+class _Memory:
+    """The tier `memory` of one target: one in a process, however many chains and event loops it has.
+
+    LangGraph Server opens a chain for each of its loops (`BG_JOB_ISOLATED_LOOPS`), and the next turn of a
+    conversation may run on another one.
+    """
+
+    def __init__(self) -> None:
+        self.history = MemoryHistory()
+        self._savers: WeakSet[MemorySaver] = WeakSet()
+        self._lock = threading.Lock()
+
+    def open(self, **options: Any) -> MemorySaver:
+        """Open a saver on it."""
+        saver = MemorySaver(history=self.history, **options)
+        with self._lock:
+            if not any(each.vitals.active for each in self._savers):
+                self.history.forget_moved()  # while a chain works here, it has to follow what has moved
+            self._savers.add(saver)
+        return saver
+
+
+# Process, target and key prefix -> the tier `memory`. What a process has copied from its parent at a fork()
+# is the parent's.
+_memories: dict[tuple[int, Target, str], _Memory] = {}
 
 # The targets of which the log says already that their threads in Redis are not signed.
 _unsigned: set[Target] = set()
@@ -120,14 +150,16 @@ def get_checkpointer(
             connection. Wins over `CHECKPOINT_POSTGRES_PASSWORD_COMMAND`.
 
     Returns:
-        What is to be entered: `async with get_checkpointer() as saver:`, or `with` for synchronous graphs.
+        What is to be entered: `async with get_checkpointer() as saver:`, or `with` for synchronous graphs;
+        or opened without a block: `saver = await get_checkpointer()`, or `get_checkpointer().open()`.
 
     Raises:
         ConfigurationError: A setting is missing or wrong; the message names its variable. (When entered.)
         GlasspointError: No tier can be had. (When entered.)
     """
     return Opening(
-        lambda: _open_chain(settings or Settings.from_environment(), serde, telemetry, postgres_password)
+        lambda: _open_chain(settings or Settings.from_environment(), serde, telemetry, postgres_password),
+        reopens=True,
     )
 
 
@@ -233,8 +265,10 @@ async def _open_chain(
         opened_before.append(saver)
         return saver
 
+    memory = _memories.setdefault((os.getpid(), target, settings.key_prefix), _Memory())
+
     async def open_memory() -> MemorySaver:
-        saver = MemorySaver(**shared)
+        saver = memory.open(**shared)
         saver.begin_from(None, unknown=settings.fallback_unknown)
         return saver
 
@@ -245,7 +279,15 @@ async def _open_chain(
         "redis": Spec(
             "redis", open_redis, (RedisUnavailableError,), "redis_unavailable", _MEANS_REDIS, is_shared=True
         ),
-        "memory": Spec("memory", open_memory, (), "", _MEANS_MEMORY),
+        "memory": Spec(
+            "memory",
+            open_memory,
+            (),
+            "",
+            _MEANS_MEMORY,
+            is_shared=True,
+            is_empty=lambda: memory.history.is_empty,
+        ),
     }
     chain = Chain(
         [specs[name] for name in ("cached", *settings.fallbacks)],

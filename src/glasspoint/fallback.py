@@ -6,13 +6,13 @@ into PostgreSQL: see `chain` and `draining`; what each tier promises: `docs/fall
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from glasspoint.blocking import SyncFace
+from glasspoint.blocking import Done, SyncFace
 from glasspoint.codec import versions_of
 from glasspoint.errors import L2UnavailableError
+from glasspoint.home import EndOfLoop, Home
 from glasspoint.saver import CachedPostgresSaver
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ class FallbackSaver(SyncFace):
         chain: The tiers, opened.
         """
         super().__init__(serde=chain.saver.serde)
-        self._loop = asyncio.get_running_loop()
+        self.home = Home(self)
         self._chain = chain
+        self._end_of_loop = EndOfLoop(type(self).__name__, self)
 
     @classmethod
     async def open(cls, chain: Chain) -> Self:
@@ -62,24 +63,29 @@ class FallbackSaver(SyncFace):
     @property
     def tier(self) -> str:
         """Where it works now: `cached`, `redis` or `memory`."""
-        return self._chain.tier
+        return self._of_this_process()._chain.tier
 
     def close(self) -> Awaitable[None]:
         """Let the calls under way end, and close every server's connections. May be called twice.
 
-        On an event loop it is to be awaited; from a thread without one it is done when this returns.
+        On the saver's event loop it is to be awaited; elsewhere it is done when this returns.
         """
-        return self._on_either_face("close", self._chain.close, done=not self._chain.is_open)
+        return self._close_on_either_face(self._close, done=not self._chain.is_open)
+
+    async def _close(self) -> None:
+        self._end_of_loop.dismiss()
+        await self._chain.close()
 
     def setup(self) -> Awaitable[None]:
         """Do nothing: the tables were made when PostgreSQL was reached. Code for other savers calls it.
 
-        On an event loop it is to be awaited; from a thread without one there is nothing to wait for.
+        It may be awaited, and need not be.
+
+        Raises:
+            SaverClosedError: The saver was closed.
         """
-
-        async def was_done() -> None: ...
-
-        return self._on_either_face("setup", was_done)
+        _ = self._of_this_process()._chain.saver  # not after `close`
+        return Done()
 
     # ---------------------------------------------------------------- reading
 
@@ -155,6 +161,7 @@ class FallbackSaver(SyncFace):
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete a thread, in the tier that works now: see `CachedPostgresSaver.adelete_thread`."""
+        self.home.check()
         await self._chain.delete_thread(thread_id, lambda saver: saver.adelete_thread(thread_id))
 
     async def adelete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
@@ -183,6 +190,7 @@ class FallbackSaver(SyncFace):
         Raises:
             L2UnavailableError: PostgreSQL is not in use, just now.
         """
+        self.home.check()
         saver = self._chain.saver  # not `_run`: it may take hours, and nothing waits for it
         if not isinstance(saver, CachedPostgresSaver):
             raise L2UnavailableError(
@@ -204,7 +212,7 @@ class FallbackSaver(SyncFace):
         """Remove old checkpoints from PostgreSQL: see `aprune_older_than`."""
         return self._wait_for(
             "aprune_older_than",
-            lambda: self.aprune_older_than(
+            lambda saver: saver.aprune_older_than(
                 age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run, on_batch=on_batch
             ),
         )
@@ -219,6 +227,7 @@ class FallbackSaver(SyncFace):
         puts: str | None = None,
     ) -> _Answer:
         """Make a call that concerns one thread, in the tier that the thread is in."""
+        self.home.check()
 
         async def placed_call(saver: TierSaver) -> _Answer:
             placed = await self._chain.placed(saver, config, puts=puts)
@@ -228,6 +237,7 @@ class FallbackSaver(SyncFace):
         return await self._chain.run(placed_call, thread_id="" if thread_id is None else thread_id)
 
     async def _run_on_several(self, call: Callable[[TierSaver], Awaitable[_Answer]]) -> _Answer:
+        self.home.check()
         return await self._chain.run(lambda saver: call(self._with_own_serde(saver)))
 
     def _with_own_serde(self, saver: TierSaver) -> TierSaver:

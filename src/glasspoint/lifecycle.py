@@ -18,8 +18,8 @@ from glasspoint.errors import (
     ConfigurationError,
     L1Error,
     SaverClosedError,
-    WrongLoopError,
 )
+from glasspoint.home import EndOfLoop, Home
 from glasspoint.l1 import client
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache
@@ -152,7 +152,7 @@ class ManagedSaver(SyncFace):
             raise ConfigurationError(
                 "pool is not the pool that postgres_saver works on: pass that one, or none."
             )
-        self._loop = asyncio.get_running_loop()
+        self.home = Home(self)
         self._telemetry = telemetry or create_telemetry()
         self._write_deadline = write_deadline_seconds
         self._upstream = postgres_saver
@@ -177,7 +177,7 @@ class ManagedSaver(SyncFace):
             breaker=self._breaker,
             packer=packer_of(l1_compression, l1_compression_min_bytes),
         )
-        self._lifetime = _Lifetime(self._telemetry, redis, self._l2)
+        self._lifetime = _Lifetime(self.home, self._telemetry, redis, self._l2)
         self._l2.fences = Fences(
             self._l2,
             stand_seconds=BURST_SECONDS + statement_seconds + _INTENT_MARGIN_SECONDS,
@@ -193,7 +193,8 @@ class ManagedSaver(SyncFace):
         vitals = self._lifetime.vitals
         self._sizes = self._lifetime.sizes = Sizes(self._l2)
         vitals.storage = self._sizes.known
-        vitals.check, vitals.loop, vitals.breaker = self._check, self._loop, self._breaker.state
+        vitals.check, vitals.loop, vitals.breaker = self._check, self.home.loop, self._breaker.state
+        vitals.reopen = self.home.reopen
         vitals.quarantined = self._l1.quarantine.__len__
         self._identity = IdentityKeeper(
             self._l1,
@@ -219,6 +220,7 @@ class ManagedSaver(SyncFace):
             expire_fences=self._l2.fences.expire,
         )
         self._sweeper.start()
+        self._lifetime.end_of_loop = EndOfLoop(type(self).__name__, self._lifetime)
 
     @classmethod
     def from_conn_string(
@@ -239,7 +241,9 @@ class ManagedSaver(SyncFace):
             L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
         """
         check_names(f"{cls.__name__}.from_conn_string", options, names_of(OpenCachedOptions))
-        return Opening(lambda: cls._open(conn_string, redis_url, **options))
+        return Opening(
+            lambda: cls._open(conn_string, redis_url, **options), reopens=isinstance(redis_url, str)
+        )
 
     @classmethod
     async def create(cls, conn_string: str, redis: Redis | str, **options: Unpack[OpenCachedOptions]) -> Self:
@@ -411,21 +415,21 @@ class ManagedSaver(SyncFace):
     def close(self) -> Awaitable[None]:
         """Finish what is under way in Redis, and close what this saver opened itself. May be called twice.
 
-        On an event loop it is to be awaited; from a thread without one it is done when this returns.
+        On the saver's event loop it is to be awaited; elsewhere it is done when this returns.
         """
-        return self._on_either_face("close", self._lifetime.close, done=not self._lifetime.is_open)
+        return self._close_on_either_face(self._lifetime.close, done=not self._lifetime.is_open)
 
     def setup(self) -> Awaitable[None]:
         """Make the checkpoint tables, or bring them up to date. Many processes may call it at once.
 
-        On an event loop it is to be awaited; from a thread without one it is done when this returns.
+        On the saver's event loop it is to be awaited; elsewhere it is done when this returns.
 
         Raises:
             SchemaError: They are not there, and this role may not make them.
             L2DeadlineError: Others kept the tables locked for too long.
             L2UnavailableError: PostgreSQL cannot be reached.
         """
-        return self._on_either_face("setup", self._setup)
+        return self._on_either_face("setup", lambda saver: saver._setup())
 
     async def _setup(self) -> None:
         with self._lifetime.call():
@@ -462,14 +466,15 @@ def _heeding_cancellation() -> Iterator[None]:
 class _Lifetime:
     """What a saver holds, from opening to closing; the clones of `with_allowlist` share it."""
 
-    def __init__(self, telemetry: Telemetry, redis: Redis, store: Store) -> None:
+    def __init__(self, home: Home, telemetry: Telemetry, redis: Redis, store: Store) -> None:
         addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.pool)}
         self.vitals = Vitals(store.pool, redis, addresses)  # type: ignore[arg-type]
         self.owned = AsyncExitStack()
         self.sweeper: Sweeper | None = None
         self.sizes: Sizes | None = None
         self.bursts: Bursts | None = None
-        self._loop = asyncio.get_running_loop()
+        self.end_of_loop: EndOfLoop | None = None
+        self._home = home
         self._telemetry = telemetry
         self._store = store
         self._calls = 0
@@ -485,14 +490,10 @@ class _Lifetime:
         return not self._closed
 
     def check_open(self) -> None:
-        """Raise `SaverClosedError` after `close`."""
+        """Raise `SaverClosedError` after `close`; another error in a wrong process, or on a wrong loop."""
         if self._closed:
             raise SaverClosedError("This saver was closed: open a new one, or close it later.")
-        if asyncio.get_running_loop() is not self._loop:
-            raise WrongLoopError(
-                "The saver was opened on another event loop, and its connections belong there: open it on "
-                "the loop that uses it, or call its synchronous methods from here."
-            )
+        self._home.check()
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -536,6 +537,9 @@ class _Lifetime:
         Args:
             context: Where it runs; by default in an empty one, so that it belongs to no trace.
         """
+        if not self._home.is_in_this_process:  # somebody runs the parent's loop in a child
+            work.close()
+            return
         self._to_the_end(asyncio.create_task(work, context=context or Context()))
 
     def _to_the_end(self, task: asyncio.Task[_Answer]) -> asyncio.Task[_Answer]:
@@ -556,6 +560,8 @@ class _Lifetime:
         if self._closed:
             return
         self._closed = True
+        if self.end_of_loop is not None:
+            self.end_of_loop.dismiss()
         self._look()
         try:
             if self.sweeper is not None:

@@ -7,6 +7,9 @@ acknowledges anything (`history.interface.HEARD_SECONDS`). So the upper tier hea
 was acknowledged below.
 
 If Redis does not answer, nothing is known, and calls go on without.
+
+The tier `memory` is looked into in the same way, for another chain of this process may work there, on another
+event loop. It costs nothing to ask whether it is empty, so that is asked each time.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from glasspoint.history.interface import HEARD_SECONDS, Holding
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from glasspoint.memory_saver import MemorySaver
     from glasspoint.redis_saver import RedisSaver
 
 __all__ = ["Lookout"]
@@ -37,12 +41,19 @@ _NOTHING = Holding(any=False, this=False, unused_seconds=0.0)
 class Lookout:
     """Looks into one lower tier."""
 
-    def __init__(self, open_saver: Callable[[], Awaitable[RedisSaver]]) -> None:
+    def __init__(
+        self,
+        open_saver: Callable[[], Awaitable[RedisSaver | MemorySaver]],
+        *,
+        is_empty: Callable[[], bool] | None = None,
+    ) -> None:
         """Args:
         open_saver: Opens the tier; it stays open until `close`.
+        is_empty: Tells whether no thread stands there. `None`: that has to be asked for.
         """
         self._open = open_saver
-        self._saver: RedisSaver | None = None
+        self._is_empty = is_empty
+        self._saver: RedisSaver | MemorySaver | None = None
         self._opening = asyncio.Lock()
         self._clear_until = 0.0
         self.misconfigured: Exception | None = None
@@ -51,10 +62,10 @@ class Lookout:
     @property
     def is_clear(self) -> bool:
         """Whether it was seen just now that no thread stands there, or nothing can be seen."""
-        return monotonic() < self._clear_until
+        return self._is_empty() if self._is_empty is not None else monotonic() < self._clear_until
 
     @property
-    def saver(self) -> RedisSaver:
+    def saver(self) -> RedisSaver | MemorySaver:
         """The tier, once something was seen there."""
         assert self._saver is not None
         return self._saver
@@ -65,6 +76,8 @@ class Lookout:
         Args:
             thread_id: The thread to look for.
         """
+        if self._is_empty is not None and self._is_empty():
+            return _NOTHING
         asked_at = monotonic()
         try:
             holding = await (await self._opened()).holds(thread_id)
@@ -77,7 +90,7 @@ class Lookout:
             self._clear_until = asked_at + _CLEAR_SECONDS
         return holding
 
-    async def _opened(self) -> RedisSaver:
+    async def _opened(self) -> RedisSaver | MemorySaver:
         async with self._opening:
             if self._saver is None:
                 self._saver = await self._open()

@@ -303,7 +303,7 @@ class MaintainedSaver(ManagedSaver):
         """Remove old checkpoints: see `aprune_older_than`. `on_batch` is called on the saver's event loop."""
         return self._wait_for(
             "aprune_older_than",
-            lambda: self.aprune_older_than(
+            lambda saver: saver.aprune_older_than(
                 age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run, on_batch=on_batch
             ),
         )

@@ -17,6 +17,7 @@ from glasspoint.telemetry.events import Vitals
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
+    from glasspoint.history.interface import Holding
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["MemorySaver"]
@@ -37,7 +38,11 @@ class MemorySaver(HistorySaver):
 
     @checks_names
     def __init__(
-        self, *, serde: SerializerProtocol | None = None, telemetry: Telemetry | None = None
+        self,
+        *,
+        serde: SerializerProtocol | None = None,
+        telemetry: Telemetry | None = None,
+        history: MemoryHistory | None = None,
     ) -> None:
         """Begin with nothing. On an event loop; there is nothing to wait for.
 
@@ -45,10 +50,22 @@ class MemorySaver(HistorySaver):
             serde: How values are serialised; by default as LangGraph's savers do it.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
                 registry and OpenTelemetry provider.
+            history: What to go on with, for a fallback chain: the chains of a process share one, on whatever
+                event loop each of them works. By default the saver has one of its own.
         """
         vitals = Vitals(pool=None, redis=None, tier="memory")
-        super().__init__(MemoryHistory(), vitals, telemetry or create_telemetry(), serde)
+        self._memory = MemoryHistory() if history is None else history
+        super().__init__(self._memory, vitals, telemetry or create_telemetry(), serde)
 
     async def ping(self) -> None:
         """Check that it works: it always does, until it is closed."""
         self._lifetime.check_open()
+
+    async def holds(self, thread_id: str) -> Holding:
+        """Return what a chain that works in the tier above must know.
+
+        Args:
+            thread_id: The thread to look for.
+        """
+        with self._lifetime.call():
+            return await self._memory.holds(thread_id)

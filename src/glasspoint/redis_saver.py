@@ -18,6 +18,7 @@ from glasspoint.history.in_redis import RedisHistory
 from glasspoint.history.keys import Keyspace
 from glasspoint.history.saver import HistorySaver
 from glasspoint.history.steps import Steps
+from glasspoint.home import EndOfLoop
 from glasspoint.l1.client import (
     TIMEOUTS_TO_CONNECT,
     address_of,
@@ -172,6 +173,7 @@ class RedisSaver(HistorySaver):
                 await saver.close()
                 raise
             saver._lifetime.owned = opened.pop_all()
+            saver._lifetime.end_of_loop = EndOfLoop(cls.__name__, saver._lifetime)
         saver.vitals.announce(lambda: _log.info("RedisSaver initialized (full history in Redis)"))
         return saver
 
@@ -187,7 +189,7 @@ class RedisSaver(HistorySaver):
             As `create`.
         """
         check_names(f"{cls.__name__}.from_conn_string", options, names_of(OpenRedisOptions))
-        return Opening(lambda: cls.create(redis_url, **options))
+        return Opening(lambda: cls.create(redis_url, **options), reopens=isinstance(redis_url, str))
 
     async def ping(self) -> None:
         """Check that Redis answers.

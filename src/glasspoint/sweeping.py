@@ -18,6 +18,7 @@ through: committed in L2 after the sweep has looked, and its COMMIT held back by
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import weakref
 from collections import Counter
@@ -354,14 +355,14 @@ class Sweeper:
 
 async def _keep_sweeping(sweeper_ref: weakref.ref[Sweeper], soon: asyncio.Event) -> None:
     """Do a round now and then, holding the sweeper only meanwhile."""
-    pause = 0.0
+    pause, process_id = 0.0, os.getpid()
     while True:
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await soon.wait()
         soon.clear()
         sweeper = sweeper_ref()
-        if sweeper is None:
+        if sweeper is None or os.getpid() != process_id:  # in a child, the connections are the parent's
             return
         try:
             pause = await sweeper.round()

@@ -1,14 +1,18 @@
 """A history in this process's own dictionaries.
 
-Nothing here waits, so every method is done as a whole or not at all, as a script in Redis is.
+Nothing here waits, and each method holds a lock, so it is done as a whole or not at all, as a script in Redis
+is: also if savers on several event loops, in several threads, share one history.
 """
 
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import wraps
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from langgraph.checkpoint.serde.types import TASKS
@@ -23,12 +27,12 @@ from glasspoint.codec import (
     versions_of,
 )
 from glasspoint.errors import DeltaChainError, ThreadMovedError
-from glasspoint.history.interface import Ancestor, Channel, Found, Outline, Position, Removal
+from glasspoint.history.interface import Ancestor, Channel, Found, Holding, Outline, Position, Removal
 from glasspoint.history.records import inline_mark
 from glasspoint.scope import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
     from typing import Any
 
     from glasspoint.codec import EncodedPut
@@ -85,10 +89,50 @@ class _Thread:
         return self.namespaces.setdefault(name, _Namespace())
 
 
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+def _as_a_whole(
+    method: Callable[Concatenate[MemoryHistory, _Given], Awaitable[_Result]],
+) -> Callable[Concatenate[MemoryHistory, _Given], Coroutine[Any, Any, _Result]]:
+    """Let a method that waits for nothing hold the history's lock."""
+
+    @wraps(method)
+    async def locked(self: MemoryHistory, /, *args: _Given.args, **options: _Given.kwargs) -> _Result:
+        with self._lock:
+            return await method(self, *args, **options)
+
+    return locked
+
+
+def _step_by_step(
+    method: Callable[Concatenate[MemoryHistory, _Given], AsyncGenerator[_Result, None]],
+) -> Callable[Concatenate[MemoryHistory, _Given], AsyncGenerator[_Result, None]]:
+    """Let a generator that waits for nothing hold the history's lock between one item and the next."""
+
+    @wraps(method)
+    async def locked(
+        self: MemoryHistory, /, *args: _Given.args, **options: _Given.kwargs
+    ) -> AsyncGenerator[_Result, None]:
+        async with aclosing(method(self, *args, **options)) as items:
+            while True:
+                with self._lock:
+                    try:
+                        item = await anext(items)
+                    except StopAsyncIteration:
+                        return
+                yield item
+
+    return locked
+
+
 class MemoryHistory:
-    """All threads of one saver."""
+    """All threads of one saver, or of the savers that share it."""
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._stored_at = monotonic()
         self._threads: dict[str, _Thread] = {}
         self.list_is_lost = False
         """Never: what is here is gone with the process alone."""
@@ -97,6 +141,7 @@ class MemoryHistory:
 
     # ---------------------------------------------------------------- writing
 
+    @_as_a_whole
     async def put(self, scope: Scope, put: EncodedPut) -> None:
         """Store a checkpoint and its new values."""
         namespace = self._to_write(scope)
@@ -107,12 +152,14 @@ class MemoryHistory:
         record = _Record(parent_id, put.document_json, put.metadata_json)
         namespace.checkpoints[put.checkpoint_id] = record
 
+    @_as_a_whole
     async def put_writes(
         self, scope: Scope, checkpoint_id: str, writes: Sequence[EncodedWrite], *, replaces: bool
     ) -> None:
         """Store pending writes, instead of those that are there or only where there are none."""
         self._to_write(scope).add_writes(checkpoint_id, writes, replaces=replaces)
 
+    @_as_a_whole
     async def add(self, item: StoredCheckpoint | PendingWrites) -> bool:
         """Store what another store exported; return whether it was a checkpoint that was not here."""
         namespace, new = self._to_write(item.scope), False
@@ -126,11 +173,13 @@ class MemoryHistory:
             namespace.add_writes(item.checkpoint_id, [write], replaces=write.idx < 0)
         return new
 
+    @_as_a_whole
     async def delete_thread(self, thread_id: str) -> None:
         """Forget a thread."""
         self._of(thread_id)
         self._threads.pop(thread_id, None)
 
+    @_as_a_whole
     async def remove(self, thread_id: str, removals: Sequence[Removal], revision: str) -> bool:
         """Take checkpoints out, if the thread is still of a revision (`""`: of any)."""
         thread = self._of(thread_id)
@@ -158,6 +207,7 @@ class MemoryHistory:
         """Return where a thread's copy is built, unseen; what nobody adopts is forgotten."""
         return self._copies.setdefault(token, MemoryHistory())
 
+    @_as_a_whole
     async def adopt(self, thread_id: str, token: str, checkpoints: int, writes: int) -> Adopted:
         """Make what was built beside a thread this thread."""
         if self._of(thread_id).namespaces:
@@ -167,6 +217,7 @@ class MemoryHistory:
 
     # ---------------------------------------------------------------- reading
 
+    @_as_a_whole
     async def read(self, scope: Scope, checkpoint_id: str | None) -> Found | None:
         """Return a checkpoint, the newest if no id is given."""
         thread = self._of(scope.thread_id)
@@ -174,15 +225,18 @@ class MemoryHistory:
         wanted = checkpoint_id or max(namespace.checkpoints, default="")
         return _found(thread, Position(scope, wanted))
 
+    @_as_a_whole
     async def removals(self, thread_id: str) -> bytes:
         """Return what is another value each time that checkpoints were removed from a thread."""
         return b"%d" % self._of(thread_id).removals
 
+    @_as_a_whole
     async def namespaces(self, thread_id: str, *, sealed_too: bool = False) -> list[str]:
         """Return the namespaces in which a thread has checkpoints."""
         thread = self._of(thread_id, sealed_too=sealed_too)
         return sorted(name for name, each in thread.namespaces.items() if each.checkpoints)
 
+    @_step_by_step
     async def positions(self, scope: Scope, *, before: str | None) -> AsyncGenerator[list[Position], None]:
         """Return where a scope's checkpoints stand, newest first."""
         namespace = self._of(scope.thread_id).namespaces.get(scope.checkpoint_ns, _Namespace())
@@ -192,17 +246,20 @@ class MemoryHistory:
             if before is None or each < before
         ]
 
+    @_as_a_whole
     async def oldest(self, scope: Scope) -> Found | None:
         """Return a scope's oldest checkpoint, `None` if it has none."""
         namespace = self._of(scope.thread_id).namespaces.get(scope.checkpoint_ns, _Namespace())
         return await self.read(scope, min(namespace.checkpoints)) if namespace.checkpoints else None
 
+    @_as_a_whole
     async def metadata(self, positions: Sequence[Position]) -> list[dict[str, Any] | None]:
         """Return the metadata of some checkpoints of one thread, `None` for one that is gone."""
         thread = self._of(positions[0].scope.thread_id)
         records = [_record(thread, each) for each in positions]
         return [json.loads(record.metadata_json) if record else None for record in records]
 
+    @_step_by_step
     async def load(
         self, positions: Sequence[Position], *, sealed_too: bool = False
     ) -> AsyncGenerator[Found, None]:
@@ -212,6 +269,7 @@ class MemoryHistory:
             if found is not None:
                 yield found
 
+    @_step_by_step
     async def ancestors(
         self, scope: Scope, checkpoint_id: str | None, channels: Sequence[str]
     ) -> AsyncGenerator[Ancestor, None]:
@@ -232,6 +290,7 @@ class MemoryHistory:
         for step in steps:
             yield step
 
+    @_as_a_whole
     async def outline(self, thread_id: str) -> tuple[str, list[Outline]]:
         """Return what has to be known of all checkpoints to prune, and the revision that it is of."""
         thread = self._of(thread_id)
@@ -242,11 +301,13 @@ class MemoryHistory:
         ]
         return str(thread.revision), outlines
 
+    @_as_a_whole
     async def may_hold(self, thread_id: str, run_ids: Sequence[str]) -> bool:
         """Tell whether a thread may have checkpoints of one of these runs."""
         self._of(thread_id)
         return True
 
+    @_step_by_step
     async def thread_ids(self) -> AsyncGenerator[str, None]:
         """Return every thread that has data here."""
         for thread_id in [each for each, thread in self._threads.items() if thread.namespaces]:
@@ -254,6 +315,25 @@ class MemoryHistory:
 
     # ---------------------------------------------------------------- draining
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no thread has data here."""
+        with self._lock:
+            return not any(thread.namespaces for thread in self._threads.values())
+
+    @_as_a_whole
+    async def holds(self, thread_id: str) -> Holding:
+        """Return what a process that works in the tier above must know."""
+        thread = self._threads.get(thread_id)
+        here = thread is not None and bool(thread.namespaces)
+        return Holding(not self.is_empty, here, monotonic() - self._stored_at)
+
+    def forget_moved(self) -> None:
+        """Send nobody after a thread that has moved: nobody is left who worked here before it did."""
+        with self._lock:
+            self._moved.clear()
+
+    @_as_a_whole
     async def seal(self, thread_id: str, lease_ms: int, token: str, *, renew: bool) -> bool:
         """Keep everybody else from a thread, or go on doing so."""
         thread = self._threads.get(thread_id)
@@ -265,6 +345,7 @@ class MemoryHistory:
         thread.seal, thread.sealed_until = token, monotonic() + lease_ms / 1000
         return True
 
+    @_step_by_step
     async def export(
         self, thread_id: str, *, sealed_too: bool
     ) -> AsyncGenerator[StoredCheckpoint | PendingWrites, None]:
@@ -280,6 +361,7 @@ class MemoryHistory:
                 if checkpoint_id not in namespace.checkpoints and writes:
                     yield PendingWrites(scope, checkpoint_id, list(writes.values()))
 
+    @_as_a_whole
     async def retire(self, thread_id: str, token: str, marker_ms: int, moved_to: str | None) -> bool:
         """Forget a sealed thread, and say for a while that it has moved, and which id it has now."""
         thread = self._threads.get(thread_id)
@@ -311,6 +393,7 @@ class MemoryHistory:
 
     def _to_write(self, scope: Scope) -> _Namespace:
         thread = self._of(scope.thread_id)
+        self._stored_at = monotonic()
         return self._threads.setdefault(scope.thread_id, thread).namespace(scope.checkpoint_ns)
 
 

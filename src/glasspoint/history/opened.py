@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from glasspoint.blocking import SyncFace
 from glasspoint.errors import SaverClosedError
 from glasspoint.history.interface import History
+from glasspoint.home import Home
 from glasspoint.telemetry.events import Vitals
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
     from glasspoint.history.beginning import Beginning
+    from glasspoint.home import EndOfLoop
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Operation, Served, Telemetry
 
@@ -40,14 +42,14 @@ class OpenedSaver(SyncFace):
         serde: How values are serialised; by default as LangGraph's savers do it.
         """
         super().__init__(serde=serde)
-        self._loop = asyncio.get_running_loop()
-        vitals.loop, vitals.check = self._loop, self._check
+        self.home = Home(self)
+        vitals.loop, vitals.check, vitals.reopen = self.home.loop, self._check, self.home.reopen
         self._telemetry = telemetry
         self._served_by: Served = "memory" if vitals.tier == "memory" else "redis"
         self._history = history
         self._beginning: Beginning | None = None
         self._written: OrderedDict[str, None] = OrderedDict()
-        self._lifetime = Lifetime(telemetry, vitals)
+        self._lifetime = Lifetime(self.home, telemetry, vitals)
 
     async def __aenter__(self) -> Self:
         self._lifetime.check_open()
@@ -69,9 +71,9 @@ class OpenedSaver(SyncFace):
     def close(self) -> Awaitable[None]:
         """Wait for what is under way, and close what this saver opened itself. May be called twice.
 
-        On an event loop it is to be awaited; from a thread without one it is done when this returns.
+        On the saver's event loop it is to be awaited; elsewhere it is done when this returns.
         """
-        return self._on_either_face("close", self._lifetime.close, done=not self._lifetime.is_open)
+        return self._close_on_either_face(self._lifetime.close, done=not self._lifetime.is_open)
 
     async def ping(self) -> None:
         """Check that it works."""
@@ -92,7 +94,9 @@ class OpenedSaver(SyncFace):
 class Lifetime:
     """What a saver holds, from opening to closing; the clones of `with_allowlist` share it."""
 
-    def __init__(self, telemetry: Telemetry, vitals: Vitals) -> None:
+    def __init__(self, home: Home, telemetry: Telemetry, vitals: Vitals) -> None:
+        self.end_of_loop: EndOfLoop | None = None
+        self._home = home
         self.owned = AsyncExitStack()
         self.vitals = vitals
         self._telemetry = telemetry
@@ -107,9 +111,10 @@ class Lifetime:
         return not self._closed
 
     def check_open(self) -> None:
-        """Raise `SaverClosedError` after `close`."""
+        """Raise `SaverClosedError` after `close`; another error in a wrong process, or on a wrong loop."""
         if self._closed:
             raise SaverClosedError("This saver was closed: open a new one, or close it later.")
+        self._home.check()
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -149,6 +154,8 @@ class Lifetime:
         if self._closed:
             return
         self._closed = True
+        if self.end_of_loop is not None:
+            self.end_of_loop.dismiss()
         self._look()
         try:
             await self._idle.wait()

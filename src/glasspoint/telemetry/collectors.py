@@ -6,8 +6,10 @@ event loops.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
@@ -20,7 +22,7 @@ from glasspoint.telemetry.catalogue import METRICS
 from glasspoint.telemetry.events import DURABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from prometheus_client.core import Metric
 
@@ -61,10 +63,25 @@ class Figure(NamedTuple):
     value: float
 
 
+# All of the process: a child after a fork must not show, nor ask, the savers of its parent.
+_collectors: WeakSet[SaverCollector] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for each in list(_collectors):
+        each.forget_the_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class SaverCollector(Collector):
     """The figures of all open savers that report to one registry; savers of one name are added up."""
 
     def __init__(self) -> None:
+        _collectors.add(self)
+        self.to_reopen: list[Callable[[], object]] = []
         self._lock = threading.Lock()
         self._open: dict[str, WeakSet[Vitals]] = {}
         self._lost = Counter[str]()  # connections, by the saver's name; what a pool has lost stays counted
@@ -81,6 +98,24 @@ class SaverCollector(Collector):
             self._open.get(saver_name, WeakSet()).discard(vitals)
             if vitals.pool is not None:
                 self._count_lost(saver_name, vitals.pool, vitals.pool.get_stats())
+
+    def forget_the_parent(self) -> None:
+        """In a child after a fork: no saver is open here. Some can be opened again."""
+        self._lock = threading.Lock()  # a thread of the parent may have held it
+        vitals = [each for open_ in self._open.values() for each in open_]
+        self.to_reopen += [each.reopen for each in vitals if each.reopen is not None and each.active]
+        self._open = {}
+
+    def reopen(self) -> None:
+        """Open the savers again that were open before a fork, and open themselves with their next call.
+
+        Raises:
+            Exception: One cannot be opened now. The next call tries again.
+        """
+        for reopen in list(self.to_reopen):
+            reopen()
+            with suppress(ValueError):  # another thread was here, too
+                self.to_reopen.remove(reopen)
 
     @property
     def watched(self) -> int:
@@ -139,10 +174,9 @@ class SaverCollector(Collector):
                 yield Figure("active_tier", (name, tier), float(tier in tiers))
             found = [v.undrained_threads for v in open_ if v.active]
             for tier in TIERS[1:]:
-                # Redis is one for all savers of a name, a memory is each one's own.
-                counts = [each.get(tier, 0) for each in found]
-                total = sum(counts) if tier == "memory" else max(counts, default=0)
-                yield Figure("undrained_threads", (name, tier), float(total))
+                # Redis is one for all savers of a name, and so is the memory of the process.
+                most = max((each.get(tier, 0) for each in found), default=0)
+                yield Figure("undrained_threads", (name, tier), float(most))
             if storage:
                 yield from _of_storage(name, open_)
             if open_:

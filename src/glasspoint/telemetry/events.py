@@ -303,6 +303,8 @@ class Vitals:
         synchronous_commit: PostgreSQL's setting, on the saver's connections; `None` if it is not known.
         has_unbounded_statements: Whether PostgreSQL lets a statement run for longer than readers heed its
             writer's intent (`statement_timeout`); `None` if that is not known.
+        reopen: Opens the saver in a child after a fork, where it is of no use as it is, and waits until it is
+            open. `None` if it cannot be opened again.
         storage: Returns what is known of the tables' sizes, and sees that it is renewed. From any thread;
             waits for nobody. `None` where there is no PostgreSQL.
     """
@@ -326,6 +328,7 @@ class Vitals:
     synchronous_commit: str | None = None
     has_unbounded_statements: bool | None = None
     quarantined: Callable[[], int] | None = None
+    reopen: Callable[[], object] | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
     _announcement: Callable[[], object] | None = field(default=None, init=False)
 

@@ -181,8 +181,6 @@ class SharedSaverCollector(SaverCollector):
 
     def _forked(self) -> None:
         """The savers are the parent's, and so was the thread; what was written is to be said of none here."""
-        self._lock = threading.Lock()
-        self._open = {}
         self._soon = threading.Event()
         self._thread = None
         self._publishing.release()

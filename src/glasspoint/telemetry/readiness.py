@@ -12,6 +12,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from glasspoint.telemetry.logs import get_logger
 from glasspoint.telemetry.metrics import Families
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.events import Vitals
 
 __all__ = ["READY_TIERS", "readiness"]
+
+_log = get_logger("glasspoint.telemetry")
 
 READY_TIERS = ("cached", "redis", "memory")
 """In which tiers a process that can serve writes is ready, unless told otherwise."""
@@ -46,6 +49,8 @@ async def readiness(registry: CollectorRegistry, ready_tiers: Collection[str]) -
         hold what is not here yet, if there are any.
     """
     families = Families.find(registry)
+    if families is not None and families.savers.to_reopen:
+        await _reopen(families)
     savers = families.savers.active() if families is not None else []
     found = await asyncio.gather(*(_look_at(name, vitals) for name, vitals in savers))
     for each in found:
@@ -57,6 +62,15 @@ async def readiness(registry: CollectorRegistry, ready_tiers: Collection[str]) -
         "degraded": any(each["degraded"] for each in found),
         "savers": found,
     }
+
+
+async def _reopen(families: Families) -> None:
+    """In a child after a fork: open what its first call would open. No call may come before it is ready."""
+    opening = asyncio.to_thread(families.savers.reopen)
+    try:
+        await asyncio.wait_for(opening, _CHECK_SECONDS)  # the thread goes on
+    except Exception as exc:
+        _log.debug("a saver was not opened again after a fork, as yet (%s)", type(exc).__name__)
 
 
 def _serves_writes(about: dict[str, Any]) -> bool:
