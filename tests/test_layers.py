@@ -37,11 +37,13 @@ MAY_IMPORT = {
     "sweeping": {"errors", "scope", "background", "coherence", "l1", "l2", *VOICE},
     "audit": {"errors", "scope", "codec", "background", "l1", "l2", *VOICE},
     "options": {"errors", "coherence", "l2", *VOICE},
+    "forks": {"errors", "codec", "scope", *VOICE},
     "lifecycle": {
         "errors",
         "audit",
         "blocking",
         "coherence",
+        "forks",
         "home",
         "options",
         "sweeping",
@@ -53,6 +55,7 @@ MAY_IMPORT = {
     "maintenance": {"errors", "scope", "l1", "l2", "lifecycle", *VOICE},
     "saver": {
         "errors",
+        "forks",
         "scope",
         "codec",
         "index_rows",

@@ -27,6 +27,7 @@ TIERS = {
 
 _READ = {"operation": "get_tuple"}
 _WRITE = {"operation": "=~put|put_writes"}
+_FORKS = ("shadows", "shadowed", "older_than_parent", "none")
 _CALLS = "operation_duration_seconds"
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
@@ -46,7 +47,9 @@ def build() -> Dashboard:
             ],
             "How long callers wait": [_reads(), _writes()],
             "What they ask for, and what goes wrong": [_calls(), _failures(), _budgets()],
-            "What changed": [_changes(), _tiers(), _undrained(), _hit_ratio_over_time(), _runs_here()],
+            "What changed": [
+                *(_changes(), _tiers(), _undrained(), _forks(), _hit_ratio_over_time(), _runs_here())
+            ],
         },
     )
 
@@ -422,6 +425,28 @@ def _undrained() -> Panel:
         ),
         Query(f"max by (saver, tier) ({metric('undrained_threads')})", "{{saver}} {{tier}}"),
         unit="short",
+    )
+
+
+def _forks() -> Panel:
+    return graph(
+        "Answers that are not seen any more",
+        About(
+            "Runs that wrote to a thread that another run had written to meanwhile, an hour, by whose"
+            " answer is lost.",
+            "none.",
+            "the log names thread and checkpoints. Let one run of a thread begin after the other has ended;"
+            " set the clock of a machine that is behind.",
+        ),
+        Query(
+            or_zero(f"3600 * sum by (kind) ({rate(metric('forks_total', outcome='stored'))})", "kind"),
+            "{{kind}}",
+            names=_FORKS,
+        ),
+        Query(or_zero(f"3600 * sum({rate(metric('forks_total', outcome='refused'))})"), "refused"),
+        unit="short",
+        width=24,
+        stacked=True,
     )
 
 

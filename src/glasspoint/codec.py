@@ -167,6 +167,7 @@ class EncodedPut:
         cacheable: Whether L1 may hold an image of it. It may not when the id is not a UUID (only of UUIDs it
             is certain that L1 orders them as L2 does), in a format older than 4 with a parent (upstream then
             reads some of the parent's writes into it), or when its channel versions are no mapping.
+        follows_newest: The parent was read as the newest of its scope, or nothing was there to be the parent.
     """
 
     checkpoint_id: str
@@ -181,6 +182,7 @@ class EncodedPut:
     step: int | None = None
     source: str | None = None
     snapshots: list[str] = field(default_factory=list)
+    follows_newest: bool = False
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -200,6 +202,7 @@ def encode_put(
     new_versions: ChannelVersions,
     *,
     traceparent: str | None = None,
+    follows_newest: bool = False,
 ) -> EncodedPut:
     """Serialise a checkpoint, the way `AsyncPostgresSaver.aput` splits it.
 
@@ -207,6 +210,7 @@ def encode_put(
         new_versions: The channels that changed. Of the others, a value that is kept as a blob is not sent
             again: it stands at its version.
         traceparent: The span that writes it, to be stored with the metadata: see `glasspoint.traceparent`.
+        follows_newest: See `EncodedPut`.
 
     Raises:
         SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store.
@@ -256,6 +260,7 @@ def encode_put(
         step=metadata.get("step"),
         source=metadata.get("source"),
         snapshots=[channel for channel in blobs if channel in small],
+        follows_newest=follows_newest,
     )
 
 

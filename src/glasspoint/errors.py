@@ -29,6 +29,7 @@ __all__ = [
     "SerializationError",
     "ThreadDamagedError",
     "ThreadExistsError",
+    "ThreadForkedError",
     "ThreadInUseError",
     "ThreadMovedError",
     "ThreadTamperedError",
@@ -123,6 +124,21 @@ class ThreadUnknownError(GlasspointError, LookupError):
 
 class ThreadExistsError(GlasspointError, ValueError):
     """A thread cannot be copied onto one that has data already."""
+
+
+class ThreadForkedError(GlasspointError, RuntimeError):
+    """A checkpoint would have forked its thread, so that an answer is not seen any more. It was not stored.
+
+    Only with `on_fork="raise"`. Repeat the turn: it then goes on from what the other run wrote.
+
+    Attributes:
+        kind: `shadows`: another run's answer would have been lost; `shadowed`: this one's;
+            `older_than_parent`: this one's, because a clock is behind.
+    """
+
+    def __init__(self, message: str, kind: str = "shadows") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ThreadDamagedError(GlasspointError, RuntimeError):

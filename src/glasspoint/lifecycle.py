@@ -19,6 +19,7 @@ from glasspoint.errors import (
     L1Error,
     SaverClosedError,
 )
+from glasspoint.forks import Forks
 from glasspoint.home import EndOfLoop, Home
 from glasspoint.l1 import client
 from glasspoint.l1.breaker import Breaker
@@ -96,6 +97,7 @@ class ManagedSaver(SyncFace):
         l1_compression: Literal["off", "zstd"] = "off",
         l1_compression_min_bytes: int = MIN_BYTES,
         foreign_writes: Literal["watch", "ignore"] = "watch",
+        on_fork: Literal["count", "raise"] = "count",
         last_used: LastUsed | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
@@ -131,6 +133,10 @@ class ManagedSaver(SyncFace):
             foreign_writes: Whether `setup` makes triggers that note what other software writes to the tables,
                 so that the cache follows within the sweep interval. `"ignore"` makes none: for tables to
                 which no other software writes.
+            on_fork: What becomes of a put that forks its thread: another run has written to it since this one
+                has read it, or the checkpoint is older than its parent. `"count"`: it is stored, counted and
+                logged. `"raise"`: it is not stored, and fails with `ThreadForkedError`. See
+                `docs/reliability.md`.
             last_used: What is left in Redis for processes that start while PostgreSQL is away; the fallback
                 chain sets it.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
@@ -157,7 +163,14 @@ class ManagedSaver(SyncFace):
         self._write_deadline = write_deadline_seconds
         self._upstream = postgres_saver
         self._must_tell_l1 = on_l1_outage == "raise"
-        self._l2 = Store(postgres_saver, self._telemetry, cache=key_prefix, foreign_writes=foreign_writes)
+        self._forks = Forks(self._telemetry, on_fork=on_fork)
+        self._l2 = Store(
+            postgres_saver,
+            self._telemetry,
+            cache=key_prefix,
+            foreign_writes=foreign_writes,
+            refuses_forks=self._forks.refuses,
+        )
         pool_timeout = self._l2.pool.timeout if self._l2.pool is not None else 0.0
         self._read_deadline = pool_timeout + write_deadline_seconds
         self._retries = Retries(

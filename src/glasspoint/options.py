@@ -57,6 +57,7 @@ class CachedOptions(TypedDict, total=False):
     l1_compression: Literal["off", "zstd"]
     l1_compression_min_bytes: int
     foreign_writes: Literal["watch", "ignore"]
+    on_fork: Literal["count", "raise"]
     last_used: LastUsed | None
     telemetry: Telemetry | None
 

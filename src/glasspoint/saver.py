@@ -23,6 +23,7 @@ How threads are deleted, pruned and copied: see `maintenance`.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,7 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from glasspoint import codec, traceparent
 from glasspoint.errors import InvalidConfigError, L1UnavailableError, L2DeadlineError, L2UnavailableError
+from glasspoint.forks import kind_of
 from glasspoint.index_rows import check_put, check_writes
 from glasspoint.l1.entry import Changes
 from glasspoint.l2.deadline import answered_within, within
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     )
 
     from glasspoint.bursts import Burst
-    from glasspoint.codec import PendingWrites, StoredCheckpoint
+    from glasspoint.codec import EncodedPut, PendingWrites, StoredCheckpoint
     from glasspoint.l1.cache import Intent
     from glasspoint.lineage import Branch, Relation, SetAside
     from glasspoint.telemetry.events import Operation, WriteResult
@@ -101,36 +103,10 @@ class CachedPostgresSaver(MaintainedSaver):
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("get_tuple", scope) as operation:
-            # Our own burst ends a moment earlier, and this is a hit.
-            reading = await self._bursts.read(scope, checkpoint_id)
-            reading = reading or await self._l1.read(scope, checkpoint_id)
-            if reading.image is not None:
-                try:
-                    answer = self._decode(operation, reading.image)
-                except Exception as exc:
-                    # Bytes that the serializer cannot read: L2 has the right ones, or the right error. Its
-                    # own words may quote the value, which must not be logged.
-                    _log.debug("an image was refused: its values cannot be read (%s)", type(exc).__name__)
-                    reading = await self._l1.refuse(scope, reading.image.checkpoint_id)
-                else:
-                    operation.l1_result, operation.served_by = reading.result, "l1"
-                    self._auditor.sample(scope, reading.fields)
-                    return answer
-            operation.l1_result, operation.served_by = reading.result, "l2"
-            warms_up = reading.lease is not None and checkpoint_id is None
-            stored = await self._ask_l2(lambda: self._l2.select(scope, checkpoint_id, warms_up=warms_up))
-            if stored is None:
-                return None
-            if stored.needs_parent:
-                operation.checkpoint_id = stored.checkpoint_id
-                operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
-                return await self._ask_l2(lambda: self._l2.get_tuple(scope, self.serde, config))
-            if reading.lease is None or not warms_up or stored.is_fenced or not stored.cacheable:
-                return self._decode(operation, stored)
-            image = stored.detached()
-            answer = self._decode(operation, stored)
-            await self._lifetime.follow_up(self._l1.warm_up(scope, reading.lease, image))
-            return answer
+            found = await self._get_tuple(operation, scope, checkpoint_id, config)
+            if checkpoint_id is None:
+                self._forks.read_newest(scope, found)
+            return found
 
     async def alist(
         self,
@@ -222,6 +198,7 @@ class CachedPostgresSaver(MaintainedSaver):
             L2DeadlineError: It did not answer before the write's deadline; the same holds.
             L2RefusedError: It refused: a full disk, something that is too large. Nothing was stored.
             L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`.
+            ThreadForkedError: It forks its thread, and `on_fork` is `"raise"`. Nothing was stored.
         """
         scope, parent_id = scope_of(config), checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("put", scope) as operation:
@@ -234,6 +211,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 metadata,
                 new_versions,
                 traceparent=operation.traceparent,
+                follows_newest=self._forks.is_judged(scope, config, checkpoint["id"], metadata),
             )
             operation.encode_seconds = perf_counter() - started
             operation.checkpoint_id, operation.step, operation.source = (
@@ -243,14 +221,24 @@ class CachedPostgresSaver(MaintainedSaver):
             )
             operation.bytes_written = put.size
             check_put(scope, put)
+            fork = self._forks.check(scope, put)
             write = await self._begin_write(operation, scope)
-            answer = await write.to_l2(lambda: self._l2.put(scope, put, write.ready))
-            await write.to_l1(
-                answer.fence,
-                lambda changes: changes.put(
-                    put, is_as_sent=answer.followable, known_writes=answer.known_writes
-                ),
-            )
+            answer = await write.to_l2(lambda: self._l2.put(scope, write.judged(put), write.ready))
+            if fork is None and answer.forked_by is not None:
+                fork = kind_of(put, answer.forked_by)
+            if fork is not None:
+                self._forks.tell(fork, scope, put, answer.forked_by)
+            is_refused = answer.forked_by is not None and self._forks.refuses
+
+            def follow(changes: Changes) -> None:
+                if is_refused:
+                    changes.give_up()
+                else:
+                    changes.put(put, is_as_sent=answer.followable, known_writes=answer.known_writes)
+
+            await write.to_l1(answer.fence, follow)
+            if fork is not None and is_refused:
+                raise self._forks.error(fork, scope, put)
         return {"configurable": {**scope._asdict(), "checkpoint_id": checkpoint["id"]}}
 
     async def aput_writes(
@@ -370,6 +358,40 @@ class CachedPostgresSaver(MaintainedSaver):
 
     # ---------------------------------------------------------------- helpers
 
+    async def _get_tuple(
+        self, operation: Operation, scope: Scope, checkpoint_id: str | None, config: RunnableConfig
+    ) -> CheckpointTuple | None:
+        # Our own burst ends a moment earlier, and this is a hit.
+        reading = await self._bursts.read(scope, checkpoint_id)
+        reading = reading or await self._l1.read(scope, checkpoint_id)
+        if reading.image is not None:
+            try:
+                answer = self._decode(operation, reading.image)
+            except Exception as exc:
+                # Bytes that the serializer cannot read: L2 has the right ones, or the right error. Its
+                # own words may quote the value, which must not be logged.
+                _log.debug("an image was refused: its values cannot be read (%s)", type(exc).__name__)
+                reading = await self._l1.refuse(scope, reading.image.checkpoint_id)
+            else:
+                operation.l1_result, operation.served_by = reading.result, "l1"
+                self._auditor.sample(scope, reading.fields)
+                return answer
+        operation.l1_result, operation.served_by = reading.result, "l2"
+        warms_up = reading.lease is not None and checkpoint_id is None
+        stored = await self._ask_l2(lambda: self._l2.select(scope, checkpoint_id, warms_up=warms_up))
+        if stored is None:
+            return None
+        if stored.needs_parent:
+            operation.checkpoint_id = stored.checkpoint_id
+            operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
+            return await self._ask_l2(lambda: self._l2.get_tuple(scope, self.serde, config))
+        if reading.lease is None or not warms_up or stored.is_fenced or not stored.cacheable:
+            return self._decode(operation, stored)
+        image = stored.detached()
+        answer = self._decode(operation, stored)
+        await self._lifetime.follow_up(self._l1.warm_up(scope, reading.lease, image))
+        return answer
+
     async def _begin_write(self, operation: Operation, scope: Scope, *, opens: bool = False) -> _WriteThrough:
         if scope.is_cached:
             await self._ready_l1()
@@ -431,6 +453,11 @@ class _WriteThrough:
     def is_among_others(self) -> bool:
         """Whether another write of the burst is under way."""
         return self._burst is not None and self._burst.writers > 1
+
+    def judged(self, put: EncodedPut) -> EncodedPut:
+        """Return a put as it is to be sent now. Once an attempt is in doubt, what is there may be its own,
+        and forks cannot be told."""
+        return replace(put, follows_newest=False) if self._in_doubt else put
 
     async def ready(self, connection: object) -> Announced:
         """Return when readers have been sent to L2; from now on PostgreSQL may change.

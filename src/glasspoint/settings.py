@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     l1_timeout: float = _variable("CHECKPOINT_L1_TIMEOUT", 0.5, gt=0)
     on_l1_outage: Literal["degrade", "raise"] = _variable("CHECKPOINT_ON_L1_OUTAGE", "degrade")
     foreign_writes: Literal["watch", "ignore"] = _variable("CHECKPOINT_FOREIGN_WRITES", "watch")
+    on_fork: Literal["count", "raise"] = _variable("CHECKPOINT_ON_FORK", "count")
     sweep_interval: float = _variable("CHECKPOINT_SWEEP_INTERVAL", 1.0, gt=0)
     redis_timeout: float = _variable("CHECKPOINT_REDIS_TIMEOUT", 2.0, gt=0)
     write_deadline: float = _variable("CHECKPOINT_WRITE_DEADLINE", 10.0, gt=0)

@@ -47,7 +47,7 @@ DELETE FROM glasspoint_fences AS f
 USING unnest(%(threads)s::text[], %(namespaces)s::text[], %(bursts)s::text[])
   AS ended (thread_id, checkpoint_ns, burst)
 WHERE f.thread_id = ended.thread_id AND f.checkpoint_ns = ended.checkpoint_ns
-  AND f.holder = %(holder)s AND f.burst = ended.burst
+  AND (f.holder = %(holder)s AND f.burst = ended.burst OR f.holder = 'newest')
 """
 
 # Those of processes that have died.

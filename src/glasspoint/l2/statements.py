@@ -19,6 +19,7 @@ __all__ = [
     "PUT",
     "PUT_FEW",
     "PUT_FEW_WRITES",
+    "PUT_JUDGED",
     "PUT_WRITES",
     "SELECT_BY_ID",
     "SELECT_NEWEST",
@@ -158,16 +159,17 @@ to be confirmed."""
 _PUT = """{own}
 WITH put AS MATERIALIZED (
     {puts}
-{fence}), new_blobs AS (
+{fence}){judged}, new_blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
     SELECT p.thread_id, p.checkpoint_ns, b.channel, b.version, b.type, b.blob
-    FROM put AS p JOIN {blobs}
+    FROM {accepted} AS p JOIN {blobs}
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
     RETURNING thread_id, checkpoint_ns
 ), new_checkpoints AS (
     INSERT INTO checkpoints
       (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-    SELECT thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint::jsonb, metadata::jsonb FROM put
+    SELECT thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint::jsonb, metadata::jsonb
+    FROM {accepted} AS p
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
     DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata
 )
@@ -196,33 +198,83 @@ SELECT
         WHERE w.thread_id = p.thread_id AND w.checkpoint_ns = p.checkpoint_ns
           AND w.checkpoint_id = p.checkpoint_id
         ORDER BY w.task_id, w.idx
-    ) AS known_writes{seen}
-FROM put AS p {own_fence} ORDER BY p.n
+    ) AS known_writes{fork}{seen}
+FROM {looked_at} AS p {own_fence} ORDER BY p.n
 """
+
+_MARK = """, marks AS (
+    INSERT INTO glasspoint_fences AS f (thread_id, checkpoint_ns, holder, burst, until)
+    SELECT thread_id, checkpoint_ns, 'newest',
+           concat_ws(' ', coalesce(parent_id, '-'), checkpoint_id, pg_current_xact_id()), '-infinity'
+    FROM put WHERE on_fork > 0 ORDER BY 1, 2
+    ON CONFLICT (thread_id, checkpoint_ns, holder)
+    DO UPDATE SET burst = EXCLUDED.burst || ' ' || (regexp_match(f.burst, '^[^ ]+ [^ ]+ [^ ]+'))[1]
+    RETURNING thread_id, checkpoint_ns, split_part(burst, ' ', 4) AS parent_id,
+              split_part(burst, ' ', 5) AS checkpoint_id, split_part(burst, ' ', 6) AS written_by
+)"""
+"""Leave a mark of a put that goes on from what was read as the newest: its parent, its id, its transaction.
+
+A snapshot does not show what another transaction is about to commit. But an upsert waits for that
+transaction, and then finds the mark that it has left. So of two puts that run at once, one learns of the
+other. The mark is no fence: it has expired when it is made, and goes with the fences of the scope.
+"""
+
+_MARKED = """
+        WHEN m.parent_id = coalesce(p.parent_id, '-') AND m.checkpoint_id <> p.checkpoint_id
+             AND NOT pg_visible_in_snapshot(nullif(m.written_by, '')::xid8, pg_current_snapshot())
+        THEN m.checkpoint_id"""
+
+_JUDGE = """{mark}, judged AS MATERIALIZED (
+    SELECT p.*, CASE
+        WHEN p.on_fork = 0 THEN NULL{marked}
+        WHEN coalesce(there.newest > p.parent_id, there.newest IS NOT NULL) AND NOT EXISTS (
+            SELECT FROM checkpoints AS own
+            WHERE own.thread_id = p.thread_id AND own.checkpoint_ns = p.checkpoint_ns
+              AND own.checkpoint_id = p.checkpoint_id
+        ) THEN there.newest
+    END AS forked_by
+    FROM put AS p {marks}
+    CROSS JOIN LATERAL (
+        SELECT (
+            SELECT c.checkpoint_id FROM checkpoints AS c
+            WHERE c.thread_id = p.thread_id AND c.checkpoint_ns = p.checkpoint_ns
+            ORDER BY c.checkpoint_id DESC LIMIT 1
+        ) AS newest OFFSET 0
+    ) AS there
+)"""
+"""Tell whether the parent, which was read as the newest, is the newest no more: `forked_by` is the checkpoint
+that is newer. `on_fork`: 0: the put is not judged, 1: it is stored all the same, 2: it is not stored."""
+
+_JUDGED = {
+    "accepted": "(SELECT * FROM judged WHERE on_fork < 2 OR forked_by IS NULL)",
+    "looked_at": "judged",
+    "fork": ", p.forked_by",
+}
+_NOT_JUDGED = {"judged": "", "accepted": "put", "looked_at": "put", "fork": ""}
 
 _ONE_PUT = """
     SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
            %(checkpoint_id)s::text AS checkpoint_id, %(parent_id)s::text AS parent_id,
-           %(checkpoint)s::text AS checkpoint, %(metadata)s::text AS metadata, 1 AS n
-"""
+           %(checkpoint)s::text AS checkpoint, %(metadata)s::text AS metadata, 1 AS n"""
 _BARE_OF_ONE = "jsonb_each_text(%(bare)s::jsonb) AS bare (channel, version)"
 
-_ONE_FENCED_PUT = f"{_ONE_PUT}, %(burst)s::text AS burst, %(opens)s::boolean AS opens"
-_PUTS = f"""
+_BURST_OF_ONE = ", %(burst)s::text AS burst, %(opens)s::boolean AS opens"
+_JUDGED_ONE = ", %(on_fork)s::int AS on_fork"
+
+
+def _puts(more_arrays: str = "", more_columns: str = "") -> str:
+    return f"""
     SELECT * FROM unnest(
       %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(parent_ids)b::text[],
-      %(checkpoints)b::text[], %(metadata)b::text[]
-    ) WITH ORDINALITY AS p (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata, n)
-    WHERE {_BOUNDED}
-"""
-_FENCED_PUTS = f"""
-    SELECT * FROM unnest(
-      %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(parent_ids)b::text[],
-      %(checkpoints)b::text[], %(metadata)b::text[], %(bursts)b::text[], %(opens)b::boolean[]
+      %(checkpoints)b::text[], %(metadata)b::text[]{more_arrays}
     ) WITH ORDINALITY
-      AS p (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata, burst, opens, n)
+      AS p (thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata{more_columns}, n)
     WHERE {_BOUNDED}
 """
+
+
+_BURST_ARRAYS, _BURST_COLUMNS = ", %(bursts)b::text[], %(opens)b::boolean[]", ", burst, opens"
+_JUDGED_ARRAY, _JUDGED_COLUMN = ", %(on_forks)b::int[]", ", on_fork"
 
 _put_one = partial(
     _PUT.format,
@@ -265,12 +317,30 @@ _PUT_FENCE = f"), fenced AS ({_SET_FENCE.format(writes='put')}"
 _PUT_OWN = f"CROSS JOIN {_OWN_FENCE.format(write='p')}"
 _PUT_SEEN = f", {_SEE_FENCES.format(write='p')}"
 
-PUT = _put_one(puts=_ONE_PUT, fence="", own_fence="", seen="")
-PUT_FENCED = _put_one(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, own_fence=_PUT_OWN, seen=_PUT_SEEN)
-PUT_FEW = _put_few(puts=_ONE_PUT, fence="", own_fence="", seen="")
-PUT_FEW_FENCED = _put_few(puts=_ONE_FENCED_PUT, fence=_PUT_FENCE, own_fence=_PUT_OWN, seen=_PUT_SEEN)
-PUT_TOGETHER = _put_together(puts=_PUTS, fence="", own_fence="", seen="")
-PUT_TOGETHER_FENCED = _put_together(puts=_FENCED_PUTS, fence=_PUT_FENCE, own_fence=_PUT_OWN, seen=_PUT_SEEN)
+_UNFENCED = {"fence": "", "own_fence": "", "seen": ""}
+_FENCED = {"fence": _PUT_FENCE, "own_fence": _PUT_OWN, "seen": _PUT_SEEN}
+_PLAINLY_JUDGED = {**_JUDGED, "judged": _JUDGE.format(mark="", marked="", marks="")}
+_FULLY_JUDGED = {
+    **_JUDGED,
+    "judged": _JUDGE.format(
+        mark=_MARK, marked=_MARKED, marks="LEFT JOIN marks AS m USING (thread_id, checkpoint_ns)"
+    ),
+}
+
+PUT = _put_one(puts=_ONE_PUT, **_UNFENCED, **_NOT_JUDGED)
+PUT_FENCED = _put_one(puts=_ONE_PUT + _BURST_OF_ONE, **_FENCED, **_NOT_JUDGED)
+PUT_JUDGED = _put_one(puts=_ONE_PUT + _JUDGED_ONE, **_UNFENCED, **_PLAINLY_JUDGED)
+PUT_FENCED_JUDGED = _put_one(puts=_ONE_PUT + _BURST_OF_ONE + _JUDGED_ONE, **_FENCED, **_FULLY_JUDGED)
+PUT_FEW = _put_few(puts=_ONE_PUT, **_UNFENCED, **_NOT_JUDGED)
+PUT_FEW_FENCED = _put_few(puts=_ONE_PUT + _BURST_OF_ONE, **_FENCED, **_NOT_JUDGED)
+PUT_FEW_JUDGED = _put_few(puts=_ONE_PUT + _JUDGED_ONE, **_UNFENCED, **_PLAINLY_JUDGED)
+PUT_FEW_FENCED_JUDGED = _put_few(puts=_ONE_PUT + _BURST_OF_ONE + _JUDGED_ONE, **_FENCED, **_FULLY_JUDGED)
+PUT_TOGETHER = _put_together(puts=_puts(), **_UNFENCED, **_NOT_JUDGED)
+PUT_TOGETHER_FENCED = _put_together(puts=_puts(_BURST_ARRAYS, _BURST_COLUMNS), **_FENCED, **_NOT_JUDGED)
+PUT_TOGETHER_JUDGED = _put_together(puts=_puts(_JUDGED_ARRAY, _JUDGED_COLUMN), **_UNFENCED, **_PLAINLY_JUDGED)
+PUT_TOGETHER_FENCED_JUDGED = _put_together(
+    puts=_puts(_BURST_ARRAYS + _JUDGED_ARRAY, _BURST_COLUMNS + _JUDGED_COLUMN), **_FENCED, **_FULLY_JUDGED
+)
 """Store a checkpoint and its new values; or one with few; or several, each of another scope.
 
 Returns for each `newest`: no checkpoint this new, nor this one, was there before; `stored`: how many values

@@ -107,12 +107,14 @@ class Store:
         *,
         cache: str = "glasspoint",
         foreign_writes: schema.ForeignWrites = "watch",
+        refuses_forks: bool = False,
     ) -> None:
         """Args:
         upstream: The saver whose connection or pool is used; with one connection, calls queue on its lock.
         telemetry: Who is told of every statement and every wait.
         cache: What L1 is called in the journal: see `Journal`.
         foreign_writes: See `schema.set_up`.
+        refuses_forks: A put that would fork its thread is not stored: see `PutAnswer.forked_by`.
 
         Raises:
             ConfigurationError: With it a call would return before PostgreSQL has its write for good.
@@ -132,6 +134,7 @@ class Store:
         self._upstream = upstream
         self._telemetry = telemetry
         self._foreign_writes: schema.ForeignWrites = foreign_writes
+        self._refuses_forks = refuses_forks
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._liveness = Liveness()
         self.fences: Fences | None = None
@@ -292,10 +295,12 @@ class Store:
         puts = [(call.scope, call.item) for call in calls]
         fences = self._fence_params(calls)
         if fences is not None:
-            rows = await _fetch_fenced(conn, *self._recorded(*put_statement(puts, fences), calls))
+            statement = put_statement(puts, fences, refuses_forks=self._refuses_forks)
+            rows = await _fetch_fenced(conn, *self._recorded(*statement, calls))
             if rows is not None:
                 return put_answers(puts, rows)
-        rows = await _fetch_all(conn, *self._recorded(*put_statement(puts), calls))
+        statement = put_statement(puts, refuses_forks=self._refuses_forks)
+        rows = await _fetch_all(conn, *self._recorded(*statement, calls))
         answers = put_answers(puts, rows)
         return answers if fences is None else [each._replace(fence=_NO_FENCES) for each in answers]
 

@@ -73,18 +73,21 @@ class FenceAnswer(NamedTuple):
 
 
 class PutAnswer(NamedTuple):
-    """What L1 must know of a put: see `statements.PUT`.
+    """What L1 must know of a put, and what is known of forks: see `statements.PUT`.
 
     Attributes:
         followable: It is the newest checkpoint of its scope, was not there before, and every value of it
             stands there as sent.
         known_writes: `<task id>:<idx>` of the pending writes that were there before it.
         fence: What it has seen of fences.
+        forked_by: The checkpoint that is newer than the parent, which was read as the newest; `None` if there
+            is none, or the put was not judged.
     """
 
     followable: bool
     known_writes: list[str]
     fence: FenceAnswer = FenceAnswer()
+    forked_by: str | None = None
 
 
 class WritesAnswer(NamedTuple):
@@ -132,14 +135,33 @@ class FenceParams(NamedTuple):
         }
 
 
-def put_statement(puts: Sequence[tuple[Scope, EncodedPut]], fences: FenceParams | None = None) -> Statement:
+def put_statement(
+    puts: Sequence[tuple[Scope, EncodedPut]],
+    fences: FenceParams | None = None,
+    *,
+    refuses_forks: bool = False,
+) -> Statement:
     """Return what stores checkpoints, each of another scope.
 
     Args:
         fences: How they stand to bursts, in the same order; `None`: none belongs to one.
+        refuses_forks: A put that would fork its thread is not stored.
     """
+    variant = fences is not None, is_judged(puts)
+    few, one, together = _PUT_STATEMENTS[variant]
+    on_fork = 2 if refuses_forks else 1
     if len(puts) == 1:
-        return _one_put(*puts[0], fences)
+        [(scope, put)] = puts
+        params = dict(zip(_PUT, _put(scope, put), strict=True))
+        params["bare"] = json.dumps({**put.inline, **put.voids})
+        if put.follows_newest:
+            params["on_fork"] = on_fork
+        if fences is not None:
+            params |= fences.alone()
+        values = _blobs(put)
+        if len(values) <= statements.FEW:
+            return few, params | _few(_FEW_BLOBS, values, _NO_BLOB)
+        return one, params | columns(_BLOBS, values)
     blobs: list[Row] = []
     bare: list[Row] = []
     for number, (_, put) in enumerate(puts, 1):
@@ -147,22 +169,29 @@ def put_statement(puts: Sequence[tuple[Scope, EncodedPut]], fences: FenceParams 
         bare += [(number, *each) for each in (*put.inline.items(), *put.voids.items())]
     arrays = columns(("blobs_of", *_BLOBS), blobs) | columns(_BARE, bare)
     params = columns(_PUTS, [_put(*each) for each in puts]) | arrays
-    if fences is None:
-        return statements.PUT_TOGETHER, params
-    return statements.PUT_TOGETHER_FENCED, params | fences.together()
-
-
-def _one_put(scope: Scope, put: EncodedPut, fences: FenceParams | None) -> Statement:
-    params = dict(zip(_PUT, _put(scope, put), strict=True))
-    params["bare"] = json.dumps({**put.inline, **put.voids})
-    blobs = _blobs(put)
     if fences is not None:
-        params |= fences.alone()
-    if len(blobs) <= statements.FEW:
-        few = statements.PUT_FEW if fences is None else statements.PUT_FEW_FENCED
-        return few, params | _few(_FEW_BLOBS, blobs, _NO_BLOB)
-    one = statements.PUT if fences is None else statements.PUT_FENCED
-    return one, params | columns(_BLOBS, blobs)
+        params |= fences.together()
+    if is_judged(puts):
+        params["on_forks"] = [on_fork if put.follows_newest else 0 for _, put in puts]
+    return together, params
+
+
+def is_judged(puts: Sequence[tuple[Scope, EncodedPut]]) -> bool:
+    """Tell whether any of them goes on from what was read as the newest, so that it may fork its thread."""
+    return any(put.follows_newest for _, put in puts)
+
+
+# Of bursts or not, judged or not -> of one with few values, of one, of several.
+_PUT_STATEMENTS = {
+    (False, False): (statements.PUT_FEW, statements.PUT, statements.PUT_TOGETHER),
+    (True, False): (statements.PUT_FEW_FENCED, statements.PUT_FENCED, statements.PUT_TOGETHER_FENCED),
+    (False, True): (statements.PUT_FEW_JUDGED, statements.PUT_JUDGED, statements.PUT_TOGETHER_JUDGED),
+    (True, True): (
+        statements.PUT_FEW_FENCED_JUDGED,
+        statements.PUT_FENCED_JUDGED,
+        statements.PUT_TOGETHER_FENCED_JUDGED,
+    ),
+}
 
 
 def _put(scope: Scope, put: EncodedPut) -> Row:
@@ -176,10 +205,13 @@ def _blobs(put: EncodedPut) -> list[Row]:
 
 def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutAnswer]:
     """Return what PostgreSQL has answered to each."""
-    return [
-        PutAnswer(newest and not shadowed and stored == len(put.blobs), known_writes, FenceAnswer(*fence))
-        for (_, put), (newest, stored, shadowed, known_writes, *fence) in zip(puts, rows, strict=True)
-    ]
+    width = 1 if is_judged(puts) else 0
+    answers = []
+    for (_, put), (newest, stored, shadowed, known_writes, *more) in zip(puts, rows, strict=True):
+        forked_by = more[0] if width else None
+        followable = newest and not shadowed and stored == len(put.blobs)
+        answers.append(PutAnswer(followable, known_writes, FenceAnswer(*more[width:]), forked_by))
+    return answers
 
 
 def writes_statement(

@@ -33,8 +33,9 @@ def create_telemetry(
         registry: The Prometheus registry, by default the process's own. Savers may share one.
         tracer_provider: Where spans go, by default to the process's own provider. None is configured here:
             without an OpenTelemetry SDK in the process, spans cost next to nothing and go nowhere.
-        thread_ids: How thread ids stand on spans: `"plain"`; `"hashed"`, the first 16 digits of their
-            SHA-256; `"none"`, not at all. By default what `CHECKPOINT_TELEMETRY_THREAD_IDS` says, else plain.
+        thread_ids: How thread ids stand on spans, and in log lines about forks: `"plain"`; `"hashed"`, the
+            first 16 digits of their SHA-256; `"none"`, not at all. By default what
+            `CHECKPOINT_TELEMETRY_THREAD_IDS` says, else plain.
 
     Raises:
         ConfigurationError: Thread ids cannot be shown in such a way; the name cannot be a label; or the
@@ -45,8 +46,9 @@ def create_telemetry(
         >>> create_telemetry(saver_name="docs", registry=CollectorRegistry()).saver_name
         'docs'
     """
-    tracing = Tracing(tracer_provider, thread_ids=_thread_ids.choose(thread_ids))
-    return Telemetry(saver_name, (tracing, Metrics(saver_name, registry)))
+    way = _thread_ids.choose(thread_ids)
+    observers = (Tracing(tracer_provider, thread_ids=way), Metrics(saver_name, registry))
+    return Telemetry(saver_name, observers, show_thread=_thread_ids.shown_as(way))
 
 
 def conversation_turn(

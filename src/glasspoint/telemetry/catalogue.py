@@ -255,6 +255,21 @@ METRICS: dict[str, Metric] = {
             ),
         ),
         Metric(
+            "forks_total",
+            "counter",
+            ("kind", "outcome"),
+            "Puts that forked their thread, so that an answer is not seen any more.",
+            "answers that are lost because two runs wrote to one thread at once (`shadows`: the other run's "
+            "answer is not seen; `shadowed`: this one's is not), or because a clock is behind "
+            "(`older_than_parent`); `refused`: the checkpoint was not stored (`on_fork`)",
+            (
+                Query(
+                    "Are answers lost? (the log names thread and checkpoints)",
+                    'sum by (kind) (increase(glasspoint_forks_total{outcome="stored"}[1h])) > 0',
+                ),
+            ),
+        ),
+        Metric(
             "l2_asynchronous_commit",
             "gauge",
             (),
@@ -636,6 +651,10 @@ SPANS: tuple[Spans, ...] = (
             Query(
                 "Reads that came while a write was under way",
                 '{ name = "checkpoint.get_tuple" && span.glasspoint.l1.result = "busy" }',
+            ),
+            Query(
+                "Puts that forked their thread",
+                '{ event:name = "glasspoint.fork" }',
             ),
             Query(
                 "Calls that met a retry, a change of the breaker or of the tier",

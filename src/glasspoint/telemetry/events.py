@@ -37,6 +37,8 @@ __all__ = [
     "EpochChanged",
     "Failures",
     "ForeignWrites",
+    "ForkKind",
+    "Forked",
     "IdentityChanged",
     "IdentityReason",
     "Invalidated",
@@ -83,6 +85,7 @@ BurstEnd = Literal["applied", "kept", "discarded", "contested", "lost", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
 IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated", "generation"]
+ForkKind = Literal["shadows", "shadowed", "older_than_parent"]
 Verdict = Literal["consistent", "stale", "raced"]
 DrainResult = Literal["continued", "new", "set_aside", "refused"]
 TaskName = Literal["sweeper", "auditor", "table_sizes", "reconnector", "tier_probe"]
@@ -129,6 +132,26 @@ class ForeignWrites:
 
     table: str
     scopes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A put went on from what is not the newest checkpoint any more, or is older than its parent.
+
+    Attributes:
+        kind: `shadows`: the other run's answer is not seen any more; `shadowed`: this one's is not;
+            `older_than_parent`: this one's is not, because a clock is behind.
+        is_stored: Whether the checkpoint was stored all the same.
+        checkpoint_id, parent_id: Of the put; no parent: two runs began the thread.
+        other_id: The checkpoint that is newer than the parent; `None` if there is none.
+    """
+
+    scope: Scope
+    kind: ForkKind
+    is_stored: bool
+    checkpoint_id: str
+    parent_id: str | None
+    other_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +278,7 @@ Note = (
     | BackgroundTaskFailed
     | EpochChanged
     | ForeignWrites
+    | Forked
     | IdentityChanged
     | Invalidated
     | PoolTimedOut
@@ -507,10 +531,19 @@ class Telemetry:
         'ok'
     """
 
-    def __init__(self, saver_name: str, observers: Sequence[Observer], *, standby: bool = False) -> None:
+    def __init__(
+        self,
+        saver_name: str,
+        observers: Sequence[Observer],
+        *,
+        standby: bool = False,
+        show_thread: Callable[[str], str | None] = str,
+    ) -> None:
         """Args:
         standby: The savers that report here serve no calls until somebody says so (`Vitals.set_active`).
+        show_thread: Returns how a thread id stands in spans and logs, `None` if it must not be shown.
         """
+        self.show_thread = show_thread
         self.saver_name = saver_name
         self._observers = tuple(observers)
         self._listeners = _Listeners.of(self._observers)
@@ -523,7 +556,7 @@ class Telemetry:
 
     def for_standby(self) -> Telemetry:
         """Return the same for savers that serve no calls yet: the tiers of a fallback chain."""
-        return Telemetry(self.saver_name, self._observers, standby=True)
+        return Telemetry(self.saver_name, self._observers, standby=True, show_thread=self.show_thread)
 
     def operation(self, name: str, scope: Scope | None) -> Operation:
         """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`."""

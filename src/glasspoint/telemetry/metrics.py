@@ -25,6 +25,8 @@ from glasspoint.telemetry.events import (
     DrainResult,
     EpochChanged,
     ForeignWrites,
+    Forked,
+    ForkKind,
     IdentityChanged,
     IdentityReason,
     Invalidated,
@@ -74,6 +76,7 @@ _TIER_CHANGES = (
 _HOT = ("get_tuple", "put", "put_writes")
 _ERRORS = tuple((operation, "error") for operation in _HOT)
 _WRITES = tuple((operation, l1) for operation in ("put", "put_writes") for l1 in get_args(WriteResult))
+_FORKS = tuple((kind, outcome) for kind in get_args(ForkKind) for outcome in ("stored", "refused"))
 _RETRIES = tuple(
     (operation, reason)
     for operation in _HOT
@@ -155,6 +158,7 @@ class Families:
         self.bursts = counter("bursts_total")
         self.burst_writes = counter("burst_writes_total")
         self.foreign_writes = counter("foreign_writes_total")
+        self.forks = counter("forks_total")
         self.l1_invalidations = counter("l1_invalidations_total")
         self.l1_breaker_transitions = counter("l1_breaker_transitions_total")
         self.l1_audits = counter("l1_audits_total")
@@ -297,6 +301,7 @@ class Metrics(Observer):
         self._bursts = _Children(families.bursts, saver_name)
         self._burst_writes = families.burst_writes.labels(saver_name)
         self._foreign_writes = _Children(families.foreign_writes, saver_name)
+        self._forks = _Children(families.forks, saver_name)
         self._invalidations = _Children(families.l1_invalidations, saver_name)
         self._breaker = _Children(families.l1_breaker_transitions, saver_name)
         self._audits = _Children(families.l1_audits, saver_name)
@@ -316,6 +321,7 @@ class Metrics(Observer):
             (self._identity_changes, get_args(IdentityReason)),
             (self._bursts, get_args(BurstEnd)),
             (self._foreign_writes, ("checkpoints", "checkpoint_writes")),
+            (self._forks, _FORKS),
             (self._invalidations, ("delete", "prune", "copy", "journal", "audit", "tampered")),
             (self._breaker, ("open", "half_open", "closed")),
             (self._audits, ("consistent", "stale", "raced")),
@@ -400,6 +406,8 @@ class Metrics(Observer):
                 self._identity_changes[note.reason].inc()
             case ForeignWrites():
                 self._foreign_writes[note.table].inc(note.scopes)
+            case Forked():
+                self._forks[note.kind, "stored" if note.is_stored else "refused"].inc()
             case Invalidated():
                 self._invalidations[note.source].inc()
             case BreakerChanged():

@@ -17,6 +17,7 @@ from glasspoint.telemetry.conversation import end_span, link_to_writer, to_store
 from glasspoint.telemetry.events import (
     BreakerChanged,
     EpochChanged,
+    Forked,
     IdentityChanged,
     L1Availability,
     L2Retried,
@@ -162,6 +163,8 @@ class Tracing(Observer):
             )
         elif isinstance(note, Quarantined):
             current.add_event("glasspoint.l1.quarantine", {"reason": note.reason})
+        elif isinstance(note, Forked):
+            current.add_event("glasspoint.fork", _of_fork(note))
         elif isinstance(note, L2Retried):
             current.add_event("glasspoint.l2.retry", {"reason": note.reason})
         elif isinstance(note, TierChanged):
@@ -223,6 +226,16 @@ class Tracing(Observer):
         if thread_id is not None:
             attributes["gen_ai.conversation.id"] = thread_id
         return attributes
+
+
+def _of_fork(fork: Forked) -> dict[str, Any]:
+    known = {
+        "glasspoint.kind": fork.kind,
+        "glasspoint.outcome": "stored" if fork.is_stored else "refused",
+        "glasspoint.parent_checkpoint_id": fork.parent_id,
+        "glasspoint.newer_checkpoint_id": fork.other_id,
+    }
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def _is_recorded(around: trace.Span) -> bool:
