@@ -200,6 +200,8 @@ def naming_refusals() -> Iterator[None]:
         state = exc.sqlstate
         if state is None or state.startswith(_NAMED_ELSEWHERE) or classify(exc).reason is not None:
             raise
+        if isinstance(exc, psycopg.errors.ProgramLimitExceeded) and exc.diag.constraint_name:
+            raise  # an id is too long for an index: an `InvalidConfigError`, as in the other tiers
         refusal = next(each for each in REFUSALS if state.startswith(each.sqlstates or ("",)))
         names = [type(exc).__name__, state]
         if exc.diag.table_name:
