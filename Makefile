@@ -45,9 +45,9 @@ help:
 demo: $(VENV)/.installed-demo
 	@exec $(BIN)/glasspoint demo $(ARGS)
 
-# Two at a time, a file each, the long ones (tests/chaos) first: most tests wait for a server. ARGS="-n0 --pdb" for one at a time.
+# Three at a time, a file each, the long ones (tests/chaos) first: most tests wait for a server. ARGS="-n0 --pdb" for one at a time.
 test: $(VENV)/.installed-dev
-	@exec $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@exec $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(VENV)/.installed-dev
 	@cd tests && exec ../$(BIN)/python -m chaos.run --minutes $(MINUTES) $(ARGS)

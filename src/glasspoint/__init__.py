@@ -16,6 +16,7 @@ from glasspoint.saver import CachedPostgresSaver
 from glasspoint.settings import Settings
 from glasspoint.telemetry import Telemetry, conversation_turn, create_telemetry
 from glasspoint.telemetry.configure import configure_telemetry
+from glasspoint.threads import ThreadSummary
 
 __all__ = [
     "CachedPostgresSaver",
@@ -24,6 +25,7 @@ __all__ = [
     "RedisSaver",
     "Settings",
     "Telemetry",
+    "ThreadSummary",
     "__version__",
     "configure_telemetry",
     "conversation_turn",

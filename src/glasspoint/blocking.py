@@ -18,7 +18,16 @@ from glasspoint.errors import BlockingCallError, SaverClosedError
 from glasspoint.home import OwnLoop, running_loop, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Generator,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from types import TracebackType
     from uuid import UUID
 
@@ -32,6 +41,7 @@ if TYPE_CHECKING:
     )
 
     from glasspoint.home import Home, Housed
+    from glasspoint.threads import ThreadSummary
 
 __all__ = ["Done", "Opening", "SyncFace"]
 
@@ -72,6 +82,30 @@ class SyncFace(BaseCheckpointSaver[str]):
             return [each async for each in saver.alist(config, filter=filter, before=before, limit=limit)]
 
         return iter(self._wait_for("alist", collect))
+
+    def alist_threads(
+        self,
+        *,
+        filter: dict[str, Any] | None = None,
+        limit: int | None = None,
+        before: RunnableConfig | None = None,
+    ) -> AsyncIterator[ThreadSummary]:
+        """List threads: every saver has its own way."""
+        raise NotImplementedError
+
+    def list_threads(
+        self,
+        *,
+        filter: dict[str, Any] | None = None,
+        limit: int | None = None,
+        before: RunnableConfig | None = None,
+    ) -> Iterator[ThreadSummary]:
+        """List threads, the one written last first, read when this is called: see `alist_threads`."""
+
+        async def collect(saver: SyncFace) -> Sequence[ThreadSummary]:
+            return [each async for each in saver.alist_threads(filter=filter, limit=limit, before=before)]
+
+        return iter(self._wait_for("alist_threads", collect))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from glasspoint.branches import TierSaver
     from glasspoint.chain import Chain
     from glasspoint.maintenance import PruneReport
+    from glasspoint.threads import ThreadSummary
 
 __all__ = ["FallbackSaver"]
 
@@ -111,6 +112,24 @@ class FallbackSaver(SyncFace):
         else:
             found = await self._run(config, collect)
         for each in found:
+            yield each
+
+    async def alist_threads(
+        self,
+        *,
+        filter: dict[str, Any] | None = None,
+        limit: int | None = None,
+        before: RunnableConfig | None = None,
+    ) -> AsyncIterator[ThreadSummary]:
+        """List threads, the one written last first: see `CachedPostgresSaver.alist_threads`.
+
+        In a lower tier only the threads that were written in that tier are there.
+        """
+
+        async def collect(saver: TierSaver) -> list[ThreadSummary]:
+            return [each async for each in saver.alist_threads(filter=filter, limit=limit, before=before)]
+
+        for each in await self._run_on_several(collect):
             yield each
 
     async def aget_delta_channel_history(

@@ -42,6 +42,7 @@ from glasspoint.listing_options import check_limit, plain_filter
 from glasspoint.maintenance import MaintainedSaver
 from glasspoint.scope import Scope, checkpoint_id_of, listed_scope_of, scope_of
 from glasspoint.telemetry.logs import get_logger
+from glasspoint.threads import choose_threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from glasspoint.l1.cache import Intent
     from glasspoint.lineage import Branch, Relation, SetAside
     from glasspoint.telemetry.events import Operation, WriteResult
+    from glasspoint.threads import ThreadSummary
 
 __all__ = ["CachedPostgresSaver"]
 
@@ -146,6 +148,42 @@ class CachedPostgresSaver(MaintainedSaver):
                 lambda: self._l2.list(scope, self.serde, config, filter=filter, before=before, limit=limit),
             )
         for each in tuples:
+            yield each
+
+    async def alist_threads(
+        self,
+        *,
+        filter: dict[str, Any] | None = None,
+        limit: int | None = None,
+        before: RunnableConfig | None = None,
+    ) -> AsyncIterator[ThreadSummary]:
+        """List the threads, the one whose newest checkpoint is the newest first, from PostgreSQL.
+
+        It takes two steps in the primary key a thread, and reads no checkpoint but those that it returns: the
+        time grows with the threads, not with their checkpoints. With a filter it reads the newest checkpoint
+        of every thread.
+
+        Args:
+            filter: Only threads whose newest checkpoint's metadata hold this, as PostgreSQL's `@>` has it.
+            limit: At most so many.
+            before: Only threads whose newest checkpoint is older than the one that this names: `config` of
+                the last one of the page before.
+
+        Yields:
+            Each thread, as the newest checkpoint of its root graph has it; all are read before the first.
+
+        Raises:
+            ConfigurationError: The filter is not plain JSON, or the limit is negative.
+            InvalidConfigError: `before` names no checkpoint that could be stored.
+            L2UnavailableError: PostgreSQL did not answer.
+        """
+        choice = choose_threads(filter=filter, limit=limit, before=before)
+        with self._lifetime.call(), self._telemetry.operation("list_threads", None) as operation:
+            operation.served_by = "l2"
+            if choice.nothing:
+                return
+            found = await self._retries.run("list_threads", lambda: self._l2.list_threads(choice))
+        for each in found:
             yield each
 
     async def aget_delta_channel_history(

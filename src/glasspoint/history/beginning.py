@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from glasspoint.codec import StoredCheckpoint
     from glasspoint.history.interface import History
 
-__all__ = ["Beginning", "CachedStates", "Unknown", "remember", "without_mark"]
+__all__ = ["Beginning", "CachedStates", "Unknown", "remember", "unmarked", "without_mark"]
 
 Unknown = Literal["begin", "refuse"]
 
@@ -191,10 +191,17 @@ class Beginning:
 
 def without_mark(stored: StoredCheckpoint) -> StoredCheckpoint:
     """Return a checkpoint as others see it, who need not know that it was brought here from the cache."""
-    if _FROM_CACHE not in stored.metadata:
+    metadata = unmarked(stored.metadata)
+    if metadata is stored.metadata:
         return stored
-    metadata = {key: value for key, value in stored.metadata.items() if key != _FROM_CACHE}
     return replace(stored, metadata=metadata, metadata_json=json.dumps(metadata))
+
+
+def unmarked(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata without that mark; the very same object, if it is not there."""
+    if _FROM_CACHE not in metadata:
+        return metadata
+    return {key: value for key, value in metadata.items() if key != _FROM_CACHE}
 
 
 def _namespaces_around(namespace: str) -> list[str]:

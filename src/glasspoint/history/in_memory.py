@@ -247,6 +247,12 @@ class MemoryHistory:
         ]
 
     @_as_a_whole
+    async def newest(self, scope: Scope) -> str | None:
+        """Return the id of a scope's newest checkpoint, `None` if it has none."""
+        namespace = self._of(scope.thread_id).namespaces.get(scope.checkpoint_ns, _Namespace())
+        return max(namespace.checkpoints, default=None)
+
+    @_as_a_whole
     async def oldest(self, scope: Scope) -> Found | None:
         """Return a scope's oldest checkpoint, `None` if it has none."""
         namespace = self._of(scope.thread_id).namespaces.get(scope.checkpoint_ns, _Namespace())

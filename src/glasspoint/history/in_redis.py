@@ -220,6 +220,14 @@ class RedisHistory:
         if empty:
             await self._must_be_empty(scope.thread_id)
 
+    async def newest(self, scope: Scope) -> str | None:
+        """Return the id of a scope's newest checkpoint, `None` if it has none."""
+        bounds = (f"[{scope.checkpoint_ns}\0", f"({scope.checkpoint_ns}\1")
+        names = await self._run("page", scope, _flag(False), "down", *bounds, 1)
+        if not names:
+            await self._must_be_empty(scope.thread_id)
+        return records.split_member(names[0])[1] if names else None
+
     async def oldest(self, scope: Scope) -> Found | None:
         """Return a scope's oldest checkpoint, `None` if it has none."""
         bounds = (f"[{scope.checkpoint_ns}\0", f"({scope.checkpoint_ns}\1")

@@ -187,6 +187,9 @@ class History(Protocol):
     def positions(self, scope: Scope, *, before: str | None) -> AsyncGenerator[list[Position], None]:
         """Return where a scope's checkpoints stand, newest first, in pages."""
 
+    async def newest(self, scope: Scope) -> str | None:
+        """Return the id of a scope's newest checkpoint, `None` if it has none."""
+
     async def oldest(self, scope: Scope) -> Found | None:
         """Return a scope's oldest checkpoint, `None` if it has none."""
 

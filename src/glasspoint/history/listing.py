@@ -7,10 +7,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint import traceparent
+from glasspoint.history.beginning import unmarked
 from glasspoint.history.containment import contains
 from glasspoint.history.interface import Position, for_each
 from glasspoint.listing_options import check_limit, plain_filter
 from glasspoint.scope import Scope, checkpoint_id_of, listed_scope_of
+from glasspoint.threads import summary_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from glasspoint.history.interface import Found, History
+    from glasspoint.threads import ThreadChoice, ThreadSummary
 
-__all__ = ["Choice", "choose", "find"]
+__all__ = ["Choice", "choose", "find", "find_threads"]
 
 _AT_ONCE = 100
 
@@ -93,6 +96,37 @@ async def find(history: History, choice: Choice) -> AsyncGenerator[Found, None]:
                     left = None if left is None else left - 1
                 if left == 0:
                     return
+
+
+async def find_threads(history: History, choice: ThreadChoice) -> list[ThreadSummary]:
+    """Return the threads that are asked for, the one whose newest checkpoint is the newest first."""
+    if choice.nothing:
+        return []
+    threads = [each async for each in history.thread_ids()]
+
+    async def newest(thread_id: str) -> Position | None:
+        found = await history.newest(Scope(thread_id, ""))
+        if found is None or (choice.before is not None and not found < choice.before):
+            return None
+        return Position(Scope(thread_id, ""), found)
+
+    positions = [each for each in await for_each(threads, newest) if each is not None]
+    positions.sort(key=lambda each: each.scope.thread_id)
+    positions.sort(key=lambda each: each.checkpoint_id, reverse=True)
+
+    async def summary(position: Position) -> ThreadSummary | None:
+        [metadata] = await history.metadata([position])
+        if metadata is None or not contains(metadata, choice.filter):  # gone meanwhile, or not meant
+            return None
+        return summary_of(position.scope.thread_id, position.checkpoint_id, unmarked(metadata))
+
+    chosen: list[ThreadSummary] = []
+    for start in range(0, len(positions), _AT_ONCE):
+        some = await for_each(positions[start : start + _AT_ONCE], summary)
+        chosen += [each for each in some if each is not None]
+        if choice.limit is not None and len(chosen) >= choice.limit:
+            return chosen[: choice.limit]
+    return chosen
 
 
 async def _positions(history: History, choice: Choice) -> AsyncGenerator[list[Position], None]:

@@ -26,6 +26,7 @@ from glasspoint.history.copying import copy_thread
 from glasspoint.history.drain import DrainableSaver
 from glasspoint.index_rows import check_put, check_writes
 from glasspoint.scope import Scope, checkpoint_id_of, run_ids_of, scope_of, validate_thread_id
+from glasspoint.threads import choose_threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from glasspoint.history.beginning import CachedStates, Unknown
     from glasspoint.history.interface import Ancestor, Found
     from glasspoint.telemetry.events import Operation
+    from glasspoint.threads import ThreadSummary
 
 __all__ = ["HistorySaver"]
 
@@ -101,6 +103,36 @@ class HistorySaver(DrainableSaver):
                 async for found in items:
                     tuples.append(self._decode(operation, found))
         for each in tuples:
+            yield each
+
+    async def alist_threads(
+        self,
+        *,
+        filter: dict[str, Any] | None = None,
+        limit: int | None = None,
+        before: RunnableConfig | None = None,
+    ) -> AsyncIterator[ThreadSummary]:
+        """List the threads, the one whose newest checkpoint is the newest first.
+
+        In Redis this takes a look at all keys, and two round trips a thread.
+
+        Args:
+            filter: Only threads whose newest checkpoint's metadata hold this, as PostgreSQL's `@>` has it.
+            limit: At most so many.
+            before: Only threads whose newest checkpoint is older than the one that this names: `config` of
+                the last one of the page before.
+
+        Yields:
+            Each thread, as the newest checkpoint of its root graph has it; all are read before the first.
+
+        Raises:
+            ConfigurationError: The filter is not plain JSON, or the limit is negative.
+            InvalidConfigError: `before` names no checkpoint that could be stored.
+        """
+        choice = choose_threads(filter=filter, limit=limit, before=before)
+        with self._call("list_threads", None):
+            found = await listing.find_threads(self._history, choice)
+        for each in found:
             yield each
 
     async def aget_delta_channel_history(

@@ -12,6 +12,8 @@ __all__ = [
     "DELETE_THREAD",
     "IMPORT_CHECKPOINT",
     "IMPORT_WRITES",
+    "LIST_MATCHING_THREADS",
+    "LIST_THREADS",
     "NEWEST_AND_WHETHER",
     "NEWEST_OF",
     "NOTE_SET_ASIDE",
@@ -107,6 +109,46 @@ SELECT_BY_ID = _SELECT.format(
     is_fenced="true",
 )
 """One checkpoint of a scope, by its id."""
+
+# The orders that nobody needs keep PostgreSQL to the primary key here, too.
+_THREADS = """
+WITH RECURSIVE threads AS (
+    (SELECT thread_id FROM checkpoints ORDER BY thread_id, checkpoint_ns, checkpoint_id LIMIT 1)
+    UNION ALL
+    SELECT (
+        SELECT c.thread_id FROM checkpoints AS c WHERE c.thread_id > t.thread_id
+        ORDER BY c.thread_id, c.checkpoint_ns, c.checkpoint_id LIMIT 1
+    )
+    FROM threads AS t WHERE t.thread_id IS NOT NULL
+)
+SELECT found.thread_id, found.checkpoint_id, c.metadata::text
+FROM (
+    SELECT t.thread_id, newest.checkpoint_id
+    FROM threads AS t CROSS JOIN LATERAL (
+        SELECT own.checkpoint_id{metadata} FROM checkpoints AS own
+        WHERE own.thread_id = t.thread_id AND own.checkpoint_ns = ''
+        ORDER BY own.checkpoint_id DESC LIMIT 1
+    ) AS newest
+    WHERE (%(before)s::text IS NULL OR newest.checkpoint_id < %(before)s::text){filter}
+    ORDER BY newest.checkpoint_id DESC, t.thread_id LIMIT %(limit)s::bigint
+) AS found CROSS JOIN LATERAL (
+    SELECT own.metadata FROM checkpoints AS own
+    WHERE own.thread_id = found.thread_id AND own.checkpoint_ns = ''
+      AND own.checkpoint_id = found.checkpoint_id
+    ORDER BY own.checkpoint_id LIMIT 1
+) AS c
+ORDER BY found.checkpoint_id DESC, found.thread_id
+"""
+
+LIST_THREADS = _THREADS.format(metadata="", filter="")
+LIST_MATCHING_THREADS = _THREADS.format(
+    metadata=", own.metadata", filter=" AND newest.metadata @> %(filter)s::jsonb"
+)
+"""The threads, each with the newest checkpoint of its root graph, the newest first.
+
+Each step of the recursion skips to the next thread in the primary key, however many checkpoints the one
+before has. An order by age has no index, so all threads are looked at, but in the index alone.
+"""
 
 LOCK_TIMEOUT = "100ms"
 """So long at most the writes of several callers that go together wait for a row that somebody else keeps

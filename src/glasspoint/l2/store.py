@@ -54,6 +54,7 @@ from glasspoint.l2.writing import (
 from glasspoint.lineage import SetAside, relation_of
 from glasspoint.scope import Scope
 from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
+from glasspoint.threads import summary_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from glasspoint.l2.pool import Pool
     from glasspoint.lineage import Branch
     from glasspoint.telemetry.events import Telemetry
+    from glasspoint.threads import ThreadChoice, ThreadSummary
 
     Connection = psycopg.AsyncConnection[DictRow]
     _Select = Call[bool, StoredCheckpoint | None]
@@ -439,6 +441,17 @@ class Store:
                     await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
                     upstream = AsyncPostgresSaver(conn, serde=serde)
                     return [_as_callers_see(each) async for each in upstream.alist(config, **options)]
+
+    async def list_threads(self, choice: ThreadChoice) -> Sequence[ThreadSummary]:
+        """List threads, the one whose newest checkpoint is the newest first."""
+        statement = statements.LIST_MATCHING_THREADS if choice.filter else statements.LIST_THREADS
+        params = {"filter": json.dumps(choice.filter), "limit": choice.limit, "before": choice.before}
+        async with self._connection(None) as conn:
+            with self._telemetry.step("l2.list_threads", None):
+                async with conn.transaction():
+                    await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
+                    rows = await _fetch_all(conn, statement, params)
+        return [summary_of(thread_id, newest, json.loads(metadata)) for thread_id, newest, metadata in rows]
 
     async def delta_history(
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig, channels: Sequence[str]

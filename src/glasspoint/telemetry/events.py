@@ -402,8 +402,9 @@ class Operation(_Timed):
     """One call of the saver, from its start to its answer.
 
     Attributes:
-        name: `get_tuple`, `put`, `put_writes`, `list`, `delta_history`, `delete_thread`, `delete_for_runs`,
-            `copy_thread`, `prune`, `prune_older_than`, `import_checkpoints`, `seal_thread`, `retire_thread`.
+        name: `get_tuple`, `put`, `put_writes`, `list`, `list_threads`, `delta_history`, `delete_thread`,
+            `delete_for_runs`, `copy_thread`, `prune`, `prune_older_than`, `import_checkpoints`,
+            `seal_thread`, `retire_thread`.
         tier: Where the saver works: `cached`, `redis`, `memory`.
         checkpoint_id, step, source: Of the checkpoint read or written, where there is one.
         l1_result: What L1 answered to a read.

@@ -58,6 +58,7 @@ _STATEMENTS = {
     "prune_count": ("SELECT", "checkpoints"),
     "prune_older_than": ("DELETE", "checkpoints"),
     "list": ("SELECT", "checkpoints"),
+    "list_threads": ("SELECT", "checkpoints"),
     "get_tuple": ("SELECT", "checkpoints"),
     "delta_history": ("SELECT", "checkpoint_writes"),
     "journal": ("INSERT", "glasspoint_l1_journal"),
