@@ -152,6 +152,11 @@ REFUSALS = (
         "Look at the disk and the log of the server. Then repeat the call.",
     ),
     Refusal(
+        "a stored checkpoint cannot be taken apart",
+        ("22023",),
+        "Its channel_versions must be a JSON object: correct them, or delete the checkpoint.",
+    ),
+    Refusal(
         "PostgreSQL cannot represent a value",
         ("22",),
         "Use a database whose encoding is UTF8, and filters without NUL, NaN and infinity.",
