@@ -1514,6 +1514,8 @@ class World:
         made._identity._identities = model.identities  # type: ignore[assignment]
         assert made._sweeper._task is not None
         made._sweeper._task.cancel()  # a sweep is explored as an actor's call
+        assert made._lifetime.end_of_loop is not None
+        made._lifetime.end_of_loop.dismiss()  # what is left over after each run is cancelled: see `_bury`
         return made
 
     def _prepare(self) -> None:
