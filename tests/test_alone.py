@@ -1215,6 +1215,7 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
             'await asyncio.create_task(self.greet(connection), name="glasspoint-greet", context=Context())',
         ),
         ("lifecycle.py", "return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))"),
+        ("home.py", "self._task = loop.create_task("),  # waits for the loop to end, and warns
     }
     answer_their_callers_whatever_happens = {
         ("l1/pipelining.py", "task = asyncio.create_task(self._run(steps))"),
