@@ -155,8 +155,9 @@ METRICS: dict[str, Metric] = {
             ("operation", "l1"),
             "Writes acknowledged by PostgreSQL, by how L1 was told.",
             "`announced`: the first of a burst, readers go to PostgreSQL; `covered`: a further one, Redis is "
-            "not asked; `contested`: another writer was there, L1 will not follow; `discarded`: the entry "
-            "was forgotten; `journalled`: Redis was not told, the journal was; `skipped`: there is no cache",
+            "not asked; `contested`: another writer was there, or the intent was lost, L1 will not follow; "
+            "`discarded`: the entry was forgotten; `journalled`: Redis was not told, the journal was; "
+            "`skipped`: there is no cache; `bypassed`: a run's subgraph, which is not cached",
             (
                 Query("How is L1 told?", "sum by (l1) (rate(glasspoint_write_through_total[5m]))"),
                 Query(
@@ -171,8 +172,9 @@ METRICS: dict[str, Metric] = {
             ("end",),
             "Bursts of writes to one scope, by how they ended.",
             "did L1 follow L2. `applied`: L1 has what L2 has; `kept`: none of the writes belongs to the "
-            "image; `discarded`: L1 could not follow; `contested`: another writer was there; `lost`: Redis "
-            "was not told, or something was left in doubt; `error`: Redis did not answer",
+            "image; `discarded`: L1 could not follow; `contested`: another writer was there, or the intent "
+            "was lost; `lost`: Redis was not told, or something was left in doubt; `error`: Redis did not "
+            "answer",
             (Query("Does L1 follow L2?", "sum by (end) (rate(glasspoint_bursts_total[5m]))"),),
         ),
         Metric(
@@ -180,7 +182,7 @@ METRICS: dict[str, Metric] = {
             "counter",
             (),
             "Writes of bursts that have ended.",
-            "how many writes share a trip to Redis",
+            "how many writes share an announcement in Redis",
             (
                 Query(
                     "How many writes has a burst?",
