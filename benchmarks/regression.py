@@ -69,14 +69,14 @@ class Bound:
 BOUNDS: Final = {
     "hit, 10 messages": Bound(FLOOR, cpu=1.9, wait=4.0, seen="cpu 1.35-1.58, wait 1.48-2.78", rounds=50),
     "hit, 100 messages": Bound(FLOOR, cpu=1.45, wait=2.5, seen="cpu 1.07-1.21, wait 1.11-1.77", rounds=40),
-    "put, 1 caller": Bound(POOL, cpu=4.2, wait=5.0, seen="cpu 2.81-3.18, wait 2.15-2.73", rounds=20),
+    "put, 1 caller": Bound(POOL, cpu=4.2, wait=5.0, seen="cpu 2.81-3.18, wait 2.15-2.73", rounds=12),
     "put in a burst, 1 caller": Bound(
-        POOL, cpu=2.2, wait=2.8, seen="cpu 1.41-1.53, wait 1.15-1.52", rounds=20
+        POOL, cpu=2.2, wait=2.8, seen="cpu 1.41-1.53, wait 1.15-1.52", rounds=12
     ),
-    "put, 16 callers": Bound(POOL, cpu=2.0, wait=2.0, seen="cpu 1.29-1.32, wait 0.87-0.88", rounds=15),
-    "put_writes, 16 callers": Bound(POOL, cpu=2.1, wait=2.2, seen="cpu 1.37-1.38, wait 1.00-1.08", rounds=15),
-    "turn, 1 conversation": Bound(POOL, cpu=1.8, wait=1.9, seen="cpu 1.12-1.30, wait 1.07-1.17", rounds=12),
-    "turn, 16 conversations": Bound(POOL, cpu=1.1, wait=1.1, seen="cpu 0.71-0.75, wait 0.66-0.70", rounds=8),
+    "put, 16 callers": Bound(POOL, cpu=2.0, wait=2.0, seen="cpu 1.29-1.32, wait 0.87-0.88", rounds=10),
+    "put_writes, 16 callers": Bound(POOL, cpu=2.1, wait=2.2, seen="cpu 1.37-1.38, wait 1.00-1.08", rounds=10),
+    "turn, 1 conversation": Bound(POOL, cpu=1.8, wait=1.9, seen="cpu 1.12-1.30, wait 1.07-1.17", rounds=8),
+    "turn, 16 conversations": Bound(POOL, cpu=1.1, wait=1.1, seen="cpu 0.71-0.75, wait 0.66-0.70", rounds=6),
 }
 
 
