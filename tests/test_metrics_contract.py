@@ -79,6 +79,7 @@ async def families(database: str, own_redis: EmbeddedRedis) -> list[Metric]:
         await redis.flushall()
         await saver.aget_tuple(thread.config)
         assert [each async for each in saver.alist(thread.config)]
+        assert [each async for each in saver.alist_threads()]
         await saver.aget_delta_channel_history(config=thread.config, channels=["messages"])
         for run in (
             saver.acopy_thread("a", "b"),

@@ -19,6 +19,7 @@ SAYS = (
     "You have said 1 things so far.",
     "cached None",
     "[]",
+    "[]",
     "'glasspoint_l1_reads_total",
 )
 
@@ -30,7 +31,7 @@ def test_every_block_has_its_expectation() -> None:
 @pytest.mark.parametrize(
     ("block", "says"),
     list(zip(BLOCKS, SAYS, strict=False)),
-    ids=("use", "factory", "sync", "chain", "redis", "watch"),
+    ids=("use", "factory", "sync", "chain", "redis", "threads", "watch"),
 )
 def test_a_code_block_of_the_readme_runs(block: str, says: str, database: str, redis_url: str) -> None:
     # The second block of a newcomer is run on a database that the first has set up, or sets it up itself.
