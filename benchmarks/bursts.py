@@ -24,23 +24,22 @@ import json
 import random
 import sys
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
+from unittest.mock import patch
 
 import psutil
 import psycopg
 from prometheus_client import CollectorRegistry
 
-from glasspoint import CachedPostgresSaver, bursts, create_telemetry
+from glasspoint import CachedPostgresSaver, bursts
 from glasspoint.bursts import Bursts
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from load import CALLERS, among_callers, opened
 from realistic import Chat, messages
 
 SEED: Final = 20
-CALLERS: Final = 16
 AMOUNTS: Final = {"full": (10_000, 100_000), "quick": (500, 5_000), "smoke": (20, 40)}
 """Open bursts of the first half, bursts of the second."""
 
@@ -51,67 +50,34 @@ FROM pg_stat_user_tables WHERE relname = 'glasspoint_fences'
 """
 
 
-@asynccontextmanager
-async def _opened(
-    postgres_url: str, redis_url: str, registry: CollectorRegistry
-) -> AsyncIterator[CachedPostgresSaver]:
-    saver = await CachedPostgresSaver.create(
-        postgres_url,
-        redis_url,
-        pool_min_size=10,
-        pool_max_size=10,
-        audit_ratio=0.0,
-        telemetry=create_telemetry(registry=registry),
-    )
-    try:
-        yield saver
-    finally:
-        await saver.close()
-
-
-async def _among_callers(call: Callable[[int], Awaitable[None]], count: int) -> float:
-    """Call with each number below `count`; return how many seconds that took."""
-
-    async def caller(own: range) -> None:
-        for number in own:
-            await call(number)
-
-    started = perf_counter()
-    await asyncio.gather(*(caller(range(first, count, CALLERS)) for first in range(CALLERS)))
-    return perf_counter() - started
-
-
 # ------------------------------------------------------------------ memory
 
 
 async def _memory(postgres: EmbeddedPostgres, redis: EmbeddedRedis, count: int) -> dict[str, Any]:
     """Measure what open bursts hold."""
-    look_later, Bursts._look_later = Bursts._look_later, lambda self, burst: None  # type: ignore[method-assign]
-    try:
-        async with _opened(postgres.create_database("memory"), redis.url, CollectorRegistry()) as saver:
-            said = messages(10, random.Random(SEED))
+    said = messages(10, random.Random(SEED))
+    async with opened(postgres.create_database("memory"), redis.url, audit_ratio=0.0) as saver:
 
-            async def one(number: int) -> None:
-                await saver.aput(*Chat(f"{number}").next_put(said))
+        async def one(number: int) -> None:
+            await saver.aput(*Chat(f"{number}").next_put(said))
 
-            await _among_callers(one, count // 10)  # what the first calls of a process leave for good
-            await saver._bursts.end(list(saver._bursts._open))
+        with patch.object(Bursts, "_look_later", lambda _self, _burst: None):
+            await among_callers(one, range(count // 10))  # what the first calls of a process leave for good
+            await saver._bursts.end_all()
             tracemalloc.start()
             before = _held()
-            await _among_callers(one, count)
-            opened, are_open = _held(), len(saver._bursts._open)
-            await saver._bursts.end(list(saver._bursts._open))
+            await among_callers(one, range(count))
+            full, are_open = _held(), len(saver._bursts._open)
+            await saver._bursts.end_all()
             ended = _held()
             tracemalloc.stop()
-            size = len(saver.serde.dumps_typed(said)[1])
-    finally:
-        Bursts._look_later = look_later  # type: ignore[method-assign]
+        size = len(saver.serde.dumps_typed(said)[1])
     return {
         "open": are_open,
         "state_bytes": size,
-        "bytes_a_burst": (opened["traced"] - ended["traced"]) / count,
+        "bytes_a_burst": (full["traced"] - ended["traced"]) / count,
         "left_bytes_a_burst": (ended["traced"] - before["traced"]) / count,
-        "rss_mb": {"before": before["rss_mb"], "open": opened["rss_mb"], "ended": ended["rss_mb"]},
+        "rss_mb": {"before": before["rss_mb"], "open": full["rss_mb"], "ended": ended["rss_mb"]},
     }
 
 
@@ -126,18 +92,16 @@ def _held() -> dict[str, float]:
 async def _fences(postgres: EmbeddedPostgres, redis: EmbeddedRedis, count: int) -> dict[str, Any]:
     """Measure what PostgreSQL pays for fences: puts in bursts of their own, and puts without a burst."""
     registry = CollectorRegistry()
-    quiet, bursts.QUIET_SECONDS = bursts.QUIET_SECONDS, 0.0  # type: ignore[misc]
     url = postgres.create_database("fences")
-    try:
+    connecting = psycopg.AsyncConnection.connect(url, autocommit=True, row_factory=psycopg.rows.dict_row)
+    with patch.object(bursts, "QUIET_SECONDS", 0.0):
         async with (
-            _opened(url, redis.url, registry) as saver,
-            await psycopg.AsyncConnection.connect(
-                url, autocommit=True, row_factory=psycopg.rows.dict_row
-            ) as conn,
+            opened(url, redis.url, registry=registry, audit_ratio=0.0) as saver,
+            await connecting as conn,
         ):
             without = await _half(saver, conn, count, "node:run")
             with_fences = await _half(saver, conn, count, "")
-            await saver._bursts.end(list(saver._bursts._open))
+            await saver._bursts.end_all()
             await saver._bursts._fences.remove()
             ended = registry.get_sample_value(
                 "glasspoint_bursts_total", {"saver": "default", "end": "applied"}
@@ -147,8 +111,6 @@ async def _fences(postgres: EmbeddedPostgres, redis: EmbeddedRedis, count: int) 
             await conn.execute("VACUUM glasspoint_fences")
             vacuum = perf_counter() - started
             after = await _one(conn, _FENCES)
-    finally:
-        bursts.QUIET_SECONDS = quiet  # type: ignore[misc]
     return {
         "puts": count,
         "bursts": ended,
@@ -173,8 +135,7 @@ async def _half(
     start = await _lsn(conn)
     seconds, sizes = 0.0, []
     for part in range(10):
-        some = range(part * count // 10, (part + 1) * count // 10)
-        seconds += await _among_callers(lambda number, some=some: one(some[number]), len(some))
+        seconds += await among_callers(one, range(part * count // 10, (part + 1) * count // 10))
         sizes.append(await _one(conn, _FENCES))
     return {
         "puts_per_second": count / seconds,
@@ -204,9 +165,11 @@ def show(document: dict[str, Any]) -> None:
     """Print it."""
     memory, fences = document["memory"], document["fences"]
     rss = memory["rss_mb"]
-    held, left = memory["bytes_a_burst"], memory["left_bytes_a_burst"]
     print(f"{memory['open']:,} open bursts, each with {memory['state_bytes']:,} bytes of messages")
-    print(f"bytes a burst: {held:,.0f}; left of an ended one: {left:,.0f}")
+    print(
+        f"bytes a burst: {memory['bytes_a_burst']:,.0f}; "
+        f"left of an ended one: {memory['left_bytes_a_burst']:,.0f}"
+    )
     print(
         f"RSS MB: {rss['before']:.0f} before, {rss['open']:.0f} open, {rss['ended']:.0f} ended, all at once"
     )

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from operator import add
 from pathlib import Path
@@ -54,10 +54,10 @@ from redis.asyncio import Redis
 import compression
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from load import among_callers, opened
 from realistic import Chat, messages
 
 SEED: Final = 20
-CALLERS: Final = 16
 CONVERSATIONS: Final = 10_000
 CALLS: Final = 36_000
 SIZES: Final = (10, 100, 1000)
@@ -108,7 +108,7 @@ def _in_a_process(part: str, postgres: EmbeddedPostgres, redis: EmbeddedRedis, c
 
 async def _conversations(postgres_url: str, redis_url: str, count: int) -> None:
     samples = [_sample("imported", 0)]
-    async with _opened(postgres_url, redis_url) as saver:
+    async with opened(postgres_url, redis_url) as saver:
         samples.append(_sample("opened", 0))
 
         async def one(number: int) -> None:
@@ -119,18 +119,18 @@ async def _conversations(postgres_url: str, redis_url: str, count: int) -> None:
             assert await saver.aget_tuple(chat.config)
 
         warm_up, step = count // 10, count // 10
-        await _among_callers(one, range(warm_up))
+        await among_callers(one, range(warm_up))
         samples.append(_sample("warmed up", 0))
         for part in range(10):
             start = warm_up + part * step
-            await _among_callers(one, range(start, start + step))
+            await among_callers(one, range(start, start + step))
             samples.append(_sample("", (part + 1) * step))
     sys.stdout.write(json.dumps(samples))
 
 
 async def _traffic(postgres_url: str, redis_url: str, count: int) -> None:
     samples = [_sample("imported", 0)]
-    async with _opened(postgres_url, redis_url) as saver:
+    async with opened(postgres_url, redis_url) as saver:
         samples.append(_sample("opened", 0))
         chats = [Chat(f"{number}") for number in range(TRAFFIC_CHATS)]
         said = messages(10, random.Random(SEED))
@@ -144,39 +144,13 @@ async def _traffic(postgres_url: str, redis_url: str, count: int) -> None:
         step = count // 3 // 10
         for part in range(10):
             started = time.perf_counter()
-            await _among_callers(one, range(part * step, (part + 1) * step))
+            await among_callers(one, range(part * step, (part + 1) * step))
             rate = 3 * step / (time.perf_counter() - started)
             samples.append(_sample("", 3 * (part + 1) * step) | {"calls_per_second": round(rate)})
     sys.stdout.write(json.dumps(samples))
 
 
 _CHILDREN: Final = {"conversations": _conversations, "traffic": _traffic}
-
-
-@asynccontextmanager
-async def _opened(postgres_url: str, redis_url: str, **options: Any) -> AsyncIterator[CachedPostgresSaver]:
-    saver = await CachedPostgresSaver.create(
-        postgres_url,
-        redis_url,
-        pool_min_size=10,
-        pool_max_size=10,
-        telemetry=create_telemetry(registry=CollectorRegistry()),
-        **options,
-    )
-    try:
-        yield saver
-    finally:
-        await saver.close()
-
-
-async def _among_callers(call: Callable[[int], Awaitable[None]], numbers: range) -> None:
-    """No two callers have one conversation: their numbers differ, modulo what the callers number."""
-
-    async def caller(own: range) -> None:
-        for number in own:
-            await call(number)
-
-    await asyncio.gather(*(caller(numbers[i::CALLERS]) for i in range(CALLERS)))
 
 
 def _sample(what: str, done: int) -> dict[str, Any]:
@@ -201,8 +175,8 @@ async def _entries(
     serde = JsonPlusSerializer()
     database = postgres.create_database("entries")
     async with (
-        _opened(database, redis.url) as off,
-        _opened(database, redis.url, l1_compression="zstd") as zstd,
+        opened(database, redis.url) as off,
+        opened(database, redis.url, l1_compression="zstd") as zstd,
         Redis.from_url(redis.url) as client,
     ):
         for size in sizes:
@@ -220,10 +194,10 @@ async def _entries(
 
 async def _turns(postgres: EmbeddedPostgres, redis: EmbeddedRedis) -> list[dict[str, Any]]:
     rows = []
-    for name, opened in (("Glasspoint", _glasspoint), ("AsyncPostgresSaver, pool", _upstream)):
+    for name, contender in (("Glasspoint", _glasspoint), ("AsyncPostgresSaver, pool", _upstream)):
         url = postgres.create_database(name)
         _let_log_statements(postgres.url, name)
-        async with opened(url, redis.url) as saver, Redis.from_url(redis.url) as client:
+        async with contender(url, redis.url) as saver, Redis.from_url(redis.url) as client:
             graph = build_graph(saver)
 
             async def turn(number: int, graph: Any = graph) -> None:

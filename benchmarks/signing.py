@@ -145,7 +145,7 @@ async def hit_and_put(
 
     async def put() -> None:
         await saver.aput(*chat.next_put(said))
-        await saver._bursts.end(list(saver._bursts._open))  # what it says to Redis is signed then
+        await saver._bursts.end_all()  # what it says to Redis is signed then
 
     async def hit() -> None:
         assert await saver.aget_tuple(chat.config)

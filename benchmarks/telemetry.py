@@ -168,7 +168,7 @@ class Configuration:
 
     async def _put_and_commit(self, *put: Any) -> None:
         await self.saver.aput(*put)
-        await self.saver._bursts.end(list(self.saver._bursts._open))
+        await self.saver._bursts.end_all()
 
 
 class Bench:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -20,6 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -31,6 +33,7 @@ from glasspoint.errors import (
     L2RefusedError,
     L2UnavailableError,
 )
+from glasspoint.l1.pipelining import AutoPipeline
 from glasspoint.scope import Scope
 from states import counts, exact, open_saver, open_upstream
 from steps import Proxy, Thread, keys_of, locked, nowhere, settled, tcp, until
@@ -128,6 +131,34 @@ async def test_what_a_writer_cut_off_from_redis_has_written_is_read_by_all_soon(
         assert await thread.turn(reader.saver) == 2
         assert reader.counted("l1_invalidations", "source")["journal"] >= 1
         assert writer.counted("write_through", "l1") == {"announced": 1, "journalled": 1}
+
+
+@pytest.mark.parametrize("write", ["put", "put_writes"])
+async def test_a_write_that_could_not_be_announced_once_is_read_by_all_at_once(
+    write: str, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BEGIN was lost, and Redis answers again: the entry is forgotten before the write is acknowledged."""
+    thread = Thread("a")
+    async with (
+        reader_of(database, redis_url, sweep_interval_seconds=NEVER) as reader,
+        reader_of(database, redis_url, sweep_interval_seconds=NEVER) as writer,
+        open_upstream(database) as upstream,
+    ):
+        await prepare(write, thread, writer.saver)
+        await reader.saver.aget_tuple(thread.config)
+        assert await reader.hit(thread) == 2
+        pipeline, sent = writer.saver._l1._pipeline, AutoPipeline.evalsha
+
+        async def loses_a_step(*args: Any) -> Any:
+            monkeypatch.setattr(pipeline, "evalsha", partial(sent, pipeline))
+            raise RedisConnectionError("made to fail")
+
+        monkeypatch.setattr(pipeline, "evalsha", loses_a_step)
+        await WRITES[write](thread, writer.saver)
+        truth = await upstream.aget_tuple(thread.config)
+        assert exact(await reader.saver.aget_tuple(thread.config)) == exact(truth)
+        assert writer.counted("write_through", "l1")["discarded"] == 1
+        assert await journal(database) == [("a", "")]
 
 
 async def _reads(reader: Reader, thread: Thread, number: int) -> bool:

@@ -55,6 +55,7 @@ def test_the_readme_quotes_the_figures_of_the_run_that_the_docs_show() -> None:
     quoted = {
         "64 reads of cached conversations at once": "hit, 10 messages, 64 callers, calls/s",
         'turns of 16 conversations at once, `durability="async"`': "turn, 16 conversations, async",
+        'turns of 16 conversations, `durability="sync"`, 5 ms away': "turn, 16 conversations, sync, 5 ms",
         'turns of one conversation, `durability="sync"`': "turn, 1 conversation, sync",
         'turns of one conversation, `durability="exit"`': "turn, 1 conversation, exit",
     }

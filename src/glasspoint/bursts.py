@@ -180,9 +180,13 @@ class Bursts:
         threads = frozenset(thread_ids)
         await self.end([scope for scope in self._open if scope.thread_id in threads])
 
+    async def end_all(self) -> None:
+        """As `end`, for all scopes."""
+        await self.end(list(self._open))
+
     async def close(self) -> None:
         """End all of them, and remove their fences: nothing is written any more."""
-        await self.end(list(self._open))
+        await self.end_all()
         await self._fences.close()
 
     # ---------------------------------------------------------------- helpers

@@ -584,10 +584,9 @@ class _WriteThrough:
     async def _tell(self, burst: Burst, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
         intent, started = burst.begun.result(), perf_counter()
         try:
-            if self._in_doubt:
+            if self._in_doubt or self._is_journalled:
+                # If Redis answers again, no reader has to wait for the sweep that finds the row.
                 result = await self._forget(burst, intent)
-            elif self._is_journalled:
-                result = "error"
             elif burst.is_lost and not intent.name:
                 result = "skipped"
             else:

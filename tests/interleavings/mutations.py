@@ -376,8 +376,8 @@ MUTATIONS = (
         (
             (
                 _SAVER,
-                "            if self._in_doubt:\n                result",
-                "            if False:\n                result",
+                "if self._in_doubt or self._is_journalled:",
+                "if self._is_journalled:",
             ),
         ),
         _SPECIAL,

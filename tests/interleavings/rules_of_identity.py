@@ -98,7 +98,7 @@ RULES_OF_IDENTITY = (
             *steps("s", "look"),
             *steps("t", "look"),
             *steps("s", "renew", "look", "look"),
-            *steps("p", "begin", "put snapshot", "put"),  # under keys of the past: a row is made
+            *steps("p", "begin", "put snapshot", "put", "drop"),  # under keys of the past: a row is made
             *steps("p", "begin", "put snapshot"),
             *steps("t", "renew", "look", "look"),
         ),

@@ -82,6 +82,19 @@ RULES_OF_OUTAGES = (
         ("cut_off",),
     ),
     Mutation(
+        "a write that was not announced forgets the entry",
+        (
+            (
+                _SAVER,
+                "                result = await self._forget(burst, intent)\n            elif burst",
+                "                result = await self._forget(burst, intent) if self._in_doubt else 'error'\n"
+                "            elif burst",
+            ),
+        ),
+        _PLAIN,
+        ("unsaid",),
+    ),
+    Mutation(
         "a write whose CONFIRM was not heard makes a row",
         ((_SAVER, '            if self._operation.l1_write == "error":\n', "            if False:\n"),),
         _PLAIN,

@@ -362,6 +362,7 @@ class _Effect:
         required: It is acknowledged, or one that is acknowledged found its row there: every read that begins
             from now on must show it.
         has_row: Whether the journal says that Redis was not told of it.
+        is_untold: Whether its process has met a failure since.
         excused: Names of processes that may read the state before it nevertheless, because they trusted Redis
             when the row was made, and have met no failure since; until a sweep ends that began after it.
         late: Likewise, because they were late when it was acknowledged; until they look.
@@ -373,6 +374,7 @@ class _Effect:
     rows: tuple[tuple[str, Any, Any], ...]
     required: bool = False
     has_row: bool = False
+    is_untold: bool = False
     excused: set[str] = field(default_factory=set)
     late: set[str] = field(default_factory=set)
     astray: str | None = None
@@ -387,6 +389,14 @@ class _Effect:
         """Whether a read that begins now must show it."""
         is_excused = process.name in self.excused or process.name in self.late
         return self.required and not is_excused and self.astray in (None, process.name)
+
+
+def _can_tell(process: _Process) -> bool:
+    """Whether a step that it sends now gets to Redis."""
+    if process.is_foreign or process.is_cut_off or process.is_forbidden:
+        return False
+    l1 = process.saver._l1
+    return bool(process.saver._breaker.is_closed and l1.is_identified and not l1.quarantine)
 
 
 class _Reigns(store.Reigns):
@@ -598,6 +608,7 @@ class World:
                         effect.rows,
                         effect.required,
                         effect.has_row,
+                        effect.is_untold,
                         frozenset(effect.excused),
                         frozenset(effect.late),
                         effect.astray,
@@ -1116,6 +1127,8 @@ class World:
                 if call.reads:
                     self._judge(actor, _text(answer))
                 for number in actor.effects:
+                    if not self._effects[number].is_untold and _can_tell(actor.process):
+                        self._effects[number].excused.clear()
                     self._require(number, actor.process)
             actor.position += 1
             actor.tokens = 0
@@ -1194,6 +1207,8 @@ class World:
                 commands = *self._unsent.pop(where, ()), ("EVALSHA", sha, numkeys, key, *args), *look
                 outcome = Outcome(*self.wires[where].send(*commands)[-3:])
             self.outcomes.append(outcome)
+            if label == "drop":
+                self._has_dropped(process)
             if key.endswith(self._suffix):  # not of a probe
                 self._saw((where, key), outcome.entry, outcome.ttl_ms)
             return _raise_error(outcome.answer)
@@ -1309,6 +1324,8 @@ class World:
     def _is_wary(self, process: _Process) -> None:
         """A process has met a failure, or knows that what it trusted is of the past."""
         process.is_wary = True
+        for number in self._effects_of(process):
+            self._effects[number].is_untold = True
         for effect in self._effects:
             effect.excused.discard(process.name)
             effect.late.discard(process.name)
@@ -1331,12 +1348,24 @@ class World:
             process.is_wary = False
             process.sweeps = frozenset(n for n, effect in enumerate(self._effects) if effect.has_row)
         if label == "delete rows" or (label == "look" and not answer[-1]):
-            # The entries were dropped under these keys, for all who use them.
-            keys = process.saver._identity.identity
-            users = {p.name for p in self._processes.values() if p is process or self._identity(p) == keys}
+            # The entries were dropped.
             for number in process.sweeps:
-                self._effects[number].excused -= users
+                self._effects[number].excused -= self._users_of_keys(process)
             process.sweeps = frozenset()
+
+    def _has_dropped(self, process: _Process) -> None:
+        """The entry is gone: whoever reads it under these keys sees what was written until now."""
+        for number in self._effects_of(process):
+            self._effects[number].excused -= self._users_of_keys(process)
+
+    def _effects_of(self, process: _Process) -> set[int]:
+        """What its calls that are under way have changed."""
+        return {number for actor in self._actors if actor.process is process for number in actor.effects}
+
+    def _users_of_keys(self, process: _Process) -> set[str]:
+        """The names of all processes that use the same keys."""
+        keys = process.saver._identity.identity
+        return {p.name for p in self._processes.values() if p is process or self._identity(p) == keys}
 
     def _fits(self, process: _Process, answer: Any) -> bool:
         """Whether PostgreSQL is what the keys of a process say."""
