@@ -91,8 +91,7 @@ class Cluster(EmbeddedPostgres):
     @contextmanager
     def losing_commits(self) -> Iterator[None]:
         """Within the block nothing is written that no commit waits for: `crash` loses such commits."""
-        children = psutil.Process(self.pid).children()
-        writers = [p for p in children if any(writer in " ".join(p.cmdline()) for writer in _WRITERS)]
+        writers = [p for p in psutil.Process(self.pid).children() if _is_writer(p)]
         for process in writers:
             process.suspend()
         try:
@@ -168,6 +167,14 @@ class Cluster(EmbeddedPostgres):
         if os.geteuid() == 0:
             for path in (directory, *directory.rglob("*")):
                 os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def _is_writer(process: psutil.Process) -> bool:
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # that of a connection, or of an autovacuum
+        return False
+    return any(writer in line for writer in _WRITERS)
 
 
 def _has_ended(process: psutil.Process) -> bool:

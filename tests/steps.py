@@ -107,16 +107,22 @@ async def settled(saver: CachedPostgresSaver, *scopes: Thread, keeps_fences: boo
         await bursts._fences.remove()
 
 
-async def hits_at_last(database: str, hits: Callable[[], Awaitable[bool]]) -> None:
+async def hits_at_last(redis_url: str, hits: Callable[[], Awaitable[bool]]) -> None:
     """Wait until Redis answers again, after trouble in which bursts were lost.
 
-    The fences of lost bursts keep their scopes out of Redis for half a minute. Nobody waits for that here:
-    they are removed, as when they have expired.
+    Intents of lost bursts keep their entries from readers for half a minute. Nobody waits for that here: such
+    an entry is evicted.
     """
 
     async def found() -> bool:
-        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
-            await conn.execute("DELETE FROM glasspoint_fences")
+        blocked = [
+            key
+            for key, fields in (await keys_of(redis_url)).items()
+            if any(name.startswith(b"i:") for name in fields)
+        ]
+        if blocked:
+            async with Redis.from_url(redis_url) as redis:
+                await redis.delete(*blocked)
         return await hits()
 
     await until(found)

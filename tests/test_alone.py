@@ -517,7 +517,7 @@ async def test_parallel_writes_to_a_refused_scope_do_not_open_the_breaker(
 
 
 async def test_where_all_keys_are_refused_the_breaker_opens_and_its_probe_closes_it(
-    database: str, refusing: Refusing
+    database: str, redis_url: str, refusing: Refusing
 ) -> None:
     threads = [Thread(f"t{number}") for number in range(8)]
     async with watched(database, refusing) as one:
@@ -532,7 +532,7 @@ async def test_where_all_keys_are_refused_the_breaker_opens_and_its_probe_closes
             assert not await one.hits(thread)
         refusing.refused = frozenset()
         for thread in threads:
-            await hits_at_last(database, lambda thread=thread: one.hits(thread))
+            await hits_at_last(redis_url, lambda thread=thread: one.hits(thread))
         assert one.quarantined == 0
 
 
@@ -1036,7 +1036,7 @@ async def test_a_client_that_raises_or_answers_anything_reaches_no_caller(
             assert (await one.saver._check())["l1"] == "unavailable"
         client.how = None  # type: ignore[attr-defined]
         for thread in threads:
-            await hits_at_last(database, lambda thread=thread: one.hits(thread))
+            await hits_at_last(redis_url, lambda thread=thread: one.hits(thread))
         await until(lambda: is_empty(database))
         assert one.failed_tasks == {}
 
@@ -1440,13 +1440,13 @@ async def test_a_user_who_loses_a_right_later_is_a_redis_that_is_away(
     async with watched(database, url_of_user(any_redis)) as one:
         await thread.put(one.saver)
         for lost in ("hset", "pexpire", "evalsha", "info"):
-            await hits_at_last(database, lambda: one.hits(thread))
+            await hits_at_last(any_redis.url, lambda: one.hits(thread))
             await allow(any_redis, "~glasspoint:*", *(rule for rule in NEEDED if rule != f"+{lost}"))
             for _ in range(3):
                 await thread.put(one.saver)
                 assert await thread.turn(one.saver) == thread.number
             await allow(any_redis, "~glasspoint:*", *NEEDED)
-        await hits_at_last(database, lambda: one.hits(thread))
+        await hits_at_last(any_redis.url, lambda: one.hits(thread))
         await until(lambda: is_empty(database))
 
 

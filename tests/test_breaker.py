@@ -185,7 +185,7 @@ async def test_an_outage_is_seen_in_the_metrics_from_its_start_to_its_end(
         await proxy.switch(tcp(own_redis))
         await until(lambda: is_open() == 0.0)
         assert transitions()["closed"] == 1
-        await hits_at_last(database, lambda: _hits(thread, saver, registry))
+        await hits_at_last(own_redis.url, lambda: _hits(thread, saver, registry))
 
 
 async def _hits(thread: Thread, saver: Any, registry: CollectorRegistry) -> bool:
@@ -203,7 +203,7 @@ async def test_a_redis_that_is_not_there_at_the_start_is_used_once_it_is(
         assert saver._breaker.state == "open", "one failure is evidence enough, at the start"
         await thread.put(saver)
         own_redis.start()
-        await hits_at_last(database, lambda: _hits(thread, saver, registry))
+        await hits_at_last(own_redis.url, lambda: _hits(thread, saver, registry))
 
 
 async def test_a_full_redis_is_left_alone_and_its_probes_fail(
@@ -227,4 +227,4 @@ async def test_a_full_redis_is_left_alone_and_its_probes_fail(
         )
         assert counts(registry, "glasspoint_l1_breaker_transitions_total", "to")["closed"] == 0
         await redis.config_set("maxmemory", 0)
-        await hits_at_last(database, lambda: _hits(thread, saver, registry))
+        await hits_at_last(own_redis.url, lambda: _hits(thread, saver, registry))

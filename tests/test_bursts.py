@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, bursts, create_telemetry
-from glasspoint.errors import L2RefusedError
+from glasspoint.errors import L1UnavailableError, L2RefusedError
+from glasspoint.l1.cache import Cache
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, locked, settled, until
 
@@ -588,6 +589,29 @@ async def test_a_write_that_is_left_in_doubt_ends_its_burst_and_nothing_is_insta
     assert await thread.turn(theirs.saver) == 4
     assert await thread.turn(ours.saver) == 4
     assert await same_as_upstream(theirs.saver, database, thread)
+
+
+@pytest.mark.parametrize("step", ["confirm", "commit"])
+async def test_a_burst_that_is_lost_removes_its_fence(
+    step: str, ours: Watched, theirs: Watched, redis: Redis, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its writes are in PostgreSQL. Readers may store what they find there, at once."""
+    thread = Thread("a")
+    run = Cache._run
+
+    async def unheard(self: Cache, name: str, *args: Any, **options: Any) -> Any:
+        if self is ours.saver._l1 and name in (step, "drop"):
+            raise L1UnavailableError("made to fail")
+        return await run(self, name, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Cache, "_run", unheard)
+        await thread.put(ours.saver)
+        await ours.saver._bursts.end_all()
+    await until(lambda: are_gone(sql))
+    await evict(redis)  # the intent
+    assert await thread.turn(theirs.saver) == 1
+    await until(lambda: has_image(redis))
 
 
 async def test_a_write_that_fails_leaves_the_burst_of_the_others_alone(

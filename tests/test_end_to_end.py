@@ -107,7 +107,8 @@ async def test_three_turns_in_three_processes_are_three_linked_traces(database: 
         for name, steps in writes:
             to_l2 = (f"checkpoint.l2.{name.removeprefix('checkpoint.')}", (("WITH", ()),))
             told = [step for step in steps if step != COMMIT]
-            assert told in ([BEGIN, to_l2, CONFIRM], [to_l2, CONFIRM], [to_l2])
+            # Another write of the burst may have overtaken the one that has announced it, and covers it.
+            assert told in ([BEGIN, to_l2, CONFIRM], [BEGIN, to_l2], [to_l2, CONFIRM], [to_l2])
         told = [step for _, steps in writes for step in steps]
         # A burst of the graph, and one of its subgraph, unless the machine was slow.
         assert told.count(BEGIN) >= 2

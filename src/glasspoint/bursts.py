@@ -51,8 +51,10 @@ class Burst:
         after: The burst before it, if that was not closed yet.
         writers: How many writes are under way.
         is_covered: A statement with the fence was committed, and the intent was there after that.
+        is_fenced: A statement with the fence was sent.
         is_contested: Another writer has been there: nothing may be installed.
         is_lost: Redis was not told, or something was left in doubt: nothing is installed.
+        is_in_doubt: Nobody knows what became of one of its statements, which may set the fence yet.
         must_drop: Its intent may stand in an entry that was not forgotten.
         is_closing: It takes no more writes.
         is_committing: COMMIT is under way, or was.
@@ -72,8 +74,10 @@ class Burst:
     writers: int = 0
     writes: int = 0
     is_covered: bool = False
+    is_fenced: bool = False
     is_contested: bool = False
     is_lost: bool = False
+    is_in_doubt: bool = False
     must_drop: bool = False
     is_closing: bool = False
     is_committing: bool = False
@@ -227,7 +231,7 @@ class Bursts:
         finally:
             if self._open.get(burst.scope) is burst:
                 del self._open[burst.scope]
-            if end in ("applied", "kept", "discarded", "contested"):
+            if burst.is_fenced and not burst.is_in_doubt:
                 self._fences.ended(burst.scope, burst.id)
             burst.closed.set_result(None)
             self._telemetry.note(BurstEnded(end, burst.writes))

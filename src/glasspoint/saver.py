@@ -522,6 +522,7 @@ class _WriteThrough:
         self._is_journalled = False
         if is_heeded:
             self._opens = self._always_opens or not burst.is_covered
+            burst.is_fenced = burst.is_fenced or self._opens
             return Announced(burst=burst.id, opens=self._opens)
         burst.is_lost = True
         if self._l1.is_absent:
@@ -656,6 +657,7 @@ class _WriteThrough:
     async def _forget(self, burst: Burst, intent: Intent) -> WriteResult:
         """Let L1 forget the entry, because it cannot follow."""
         burst.is_lost = True
+        burst.is_in_doubt = burst.is_in_doubt or self._in_doubt
         return "discarded" if await self._l1.drop(intent, still_running=self._still_running) else "error"
 
 

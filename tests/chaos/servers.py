@@ -263,7 +263,8 @@ class Servers:
         for name in names:
             async with await psycopg.AsyncConnection.connect(self.url(name), autocommit=True) as connection:
                 started = monotonic()
-                await connection.execute(f"TRUNCATE {', '.join(_TABLES)}")
+                while not await _has_truncated(connection):
+                    pass
                 cuts += self._cuts("the tables were truncated", ALWAYS, (started, monotonic()), [name])
         return cuts
 
@@ -324,3 +325,12 @@ async def run_servers(*, is_watched: bool = True) -> AsyncIterator[Servers]:
     finally:
         await asyncio.to_thread(redis.close)
         await asyncio.to_thread(postgres.close)
+
+
+async def _has_truncated(connection: psycopg.AsyncConnection) -> bool:
+    """Whether this was not the one that PostgreSQL ended, of two that wait for each other's locks."""
+    try:
+        await connection.execute(f"TRUNCATE {', '.join(_TABLES)}")
+    except psycopg.errors.DeadlockDetected:
+        return False
+    return True

@@ -39,10 +39,10 @@ def report(outcome: Outcome) -> str:
 
 
 @pytest.mark.timeout(300)
-async def test_a_minute_of_chaos_loses_nothing_and_shows_nothing_old(
+async def test_three_quarters_of_a_minute_of_chaos_lose_nothing_and_show_nothing_old(
     seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = await run(Settings(seed, seconds=70.0))
+    outcome = await run(Settings(seed, seconds=45.0))
     said = report(outcome)
     with capsys.disabled():
         sys.stdout.write(said)
@@ -61,11 +61,18 @@ async def test_a_minute_of_chaos_loses_nothing_and_shows_nothing_old(
 @pytest.mark.parametrize(
     ("sabotage", "fault", "found"),
     [
-        ("no commit", "redis flushed", {"stale", "differs"}),
         ("no epoch", "redis killed, old snapshot", {"stale"}),
         ("no l2", "redis flushed", {"lost", "phantom"}),
-        ("no answer", "postgres backends terminated", {"lost"}),
         ("no identity", "redis flushed", {"crossed"}),
+        # Only where time does not matter (`make explore`): the checker's own tests know these, too.
+        *(
+            [
+                ("no commit", "redis flushed", {"stale", "differs"}),
+                ("no answer", "postgres backends terminated", {"lost"}),
+            ]
+            if dice.EXPLORING
+            else []
+        ),
     ],
 )
 async def test_what_is_broken_on_purpose_is_found(sabotage: str, fault: str, found: set[str]) -> None:
@@ -78,7 +85,7 @@ async def test_what_is_broken_on_purpose_is_found(sabotage: str, fault: str, fou
     ("sabotage", "fault", "found"),
     [
         ("no triggers", "redis line: refuse", {"stale"}),
-        ("no look", "postgres restored to an earlier moment", {"phantom"}),
+        *([("no look", "postgres restored to an earlier moment", {"phantom"})] if dice.EXPLORING else []),
     ],
 )
 async def test_what_only_shows_after_the_window_is_found_too(

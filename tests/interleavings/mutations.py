@@ -119,7 +119,8 @@ _EVICTED_BETWEEN_TWO_WRITES: tuple[Move, ...] = (
 # Some rules have no counterexample, because another rule covers them. They save work, or a wait.
 #
 # - The fence stands until COMMIT was answered: when a burst ends, its writes were answered. A reader that
-#   looks at PostgreSQL from then on finds them, and one that has looked before has seen the fence.
+#   looks at PostgreSQL from then on finds them, and one that has looked before has seen the fence. So it goes
+#   when a burst is lost, too.
 # - COMMIT asks whether the image is newer: PostgreSQL has said whether the put was the newest one, and a put
 #   that came later has contested the burst.
 # - COMMIT asks whether the image is whole: a reader refuses an image that lacks a channel.
@@ -132,8 +133,7 @@ _EVICTED_BETWEEN_TWO_WRITES: tuple[Move, ...] = (
 # - A burst whose CONFIRM was not answered is dropped: a row was made before the caller was answered.
 # - WARM_UP asks for intents: BEGIN has taken the lease away.
 # - A burst is covered only once its fence was set: a write that finds no fence confirms.
-# - The fence of a lost burst is left to expire: of what is in doubt, DROP leaves an intent; of what Redis was
-#   not told, there is a row.
+# - The fence of a burst with a write in doubt is left to expire: DROP leaves an intent.
 # - A further write is recorded as written (`Cache.wrote`): until COMMIT, which is recorded, the fence keeps
 #   others from warming up, under whatever keys.
 
