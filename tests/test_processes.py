@@ -13,12 +13,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import httpx
+import nbformat
 import pytest
+from celery import Celery
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
+from nbclient import NotebookClient
 from prometheus_client import CollectorRegistry
 
 from glasspoint import (
@@ -688,3 +692,94 @@ def application(environ, start_response):
         assert server.returncode == 0
         assert "SIGKILL" not in rest
         assert "Traceback" not in rest, rest
+
+
+# ------------------------------------------------------------------ Celery
+
+
+def test_celery_with_prefork_works_and_stops(
+    tables: str, own_redis: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two children, forked from a worker whose module has opened a saver, and closes it nowhere."""
+    (tmp_path / "celery_tasks.py").write_text(
+        BEGINNING.format(tests=TESTS)
+        + """
+from celery import Celery
+
+app = Celery("tasks", broker=REDIS, backend=REDIS)
+saver = DOORS["cached"]().open()
+saver.setup()
+
+
+@app.task
+def turn(thread_id):
+    thread = Thread(thread_id)
+    thread.newest = saver.put(*thread.next_put(saver))
+    return saver.get_tuple(thread.config).checkpoint["channel_values"]["turn"], os.getpid()
+""",
+        "utf-8",
+    )
+    monkeypatch.setenv("POSTGRES_URL", tables)
+    monkeypatch.setenv("REDIS_URL", own_redis.url)
+    options = ("--pool", "prefork", "--concurrency", "2", "--loglevel", "warning", "--without-mingle")
+    with subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "celery_tasks", "worker", *options],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as worker:
+        try:
+            with Celery(broker=own_redis.url, backend=own_redis.url) as app:
+                children = set()
+                for number in range(500):
+                    sent = app.send_task("celery_tasks.turn", [f"thread {number}"])
+                    turn, child = sent.get(timeout=60)
+                    assert turn == 1
+                    children.add(child)
+                    if len(children) == 2 and number >= 20:
+                        break
+            assert len(children) == 2
+            assert worker.pid not in children
+        finally:
+            worker.terminate()
+            said, _ = worker.communicate(timeout=30)
+        assert worker.returncode == 0, said
+        assert "Traceback" not in said, said
+
+
+# ------------------------------------------------------------------ notebooks
+
+NOTEBOOKS = (Path(__file__).parent.parent / "docs" / "processes.md").read_text("utf-8")
+NOTEBOOKS = NOTEBOOKS.partition("\n## Notebooks\n")[2].partition("\n## ")[0]
+
+
+def test_the_cells_that_the_docs_show_run_in_a_kernel(
+    tables: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real one, of Jupyter; and it ends although a saver was left open."""
+    monkeypatch.setenv("POSTGRES_URL", tables)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    begin = """
+import os
+from langgraph.graph import START, MessagesState, StateGraph
+from glasspoint import CachedPostgresSaver, get_checkpointer
+
+POSTGRES_URL, REDIS_URL = os.environ["POSTGRES_URL"], os.environ["REDIS_URL"]
+builder = StateGraph(MessagesState)
+builder.add_node("answer", lambda state: {"messages": [("ai", f"{len(state['messages'])} so far")]})
+builder.add_edge(START, "answer")
+inputs = {"messages": [("user", "hello")]}
+config = {"configurable": {"thread_id": "notebook"}}
+"""
+    look = """
+saver = CachedPostgresSaver.from_conn_string(POSTGRES_URL, redis_url=REDIS_URL).open()
+builder.compile(checkpointer=saver).get_state(config).values["messages"][-1].content
+"""
+    shown = re.findall(r"```python\n(.*?)```", NOTEBOOKS, re.DOTALL)
+    assert len(shown) == 2
+    made: Any = nbformat.v4  # which has no types
+    book = made.new_notebook(cells=[made.new_code_cell(text) for text in (begin, *shown, look)])
+    NotebookClient(book, timeout=60, kernel_name="python3").execute()
+    [answer] = book.cells[-1].outputs
+    assert answer.data["text/plain"] == "'3 so far'"
