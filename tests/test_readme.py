@@ -1,4 +1,4 @@
-"""The README and the pages of docs/: programs run, quoted figures were measured.
+"""The README and the pages of docs/: programs run, links lead somewhere, quoted figures were measured.
 
 A program is named by its page and its heading. To add one, name it in `PRINTS` with what it prints; or in
 `EXCERPTS`, if it is a part of a program, with the code that it needs before it.
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 USAGE = (ROOT / "docs" / "usage.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED_FROM = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 
 CHAT = "README.md#your-own-application-in-ten-minutes"
 SERVERS = "usage.md#servers-to-try-it-on"
@@ -88,6 +89,14 @@ class Program(NamedTuple):
 
 def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def prose_of(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def headings_of(page: Path) -> set[str]:
+    return {slug(heading) for heading in re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)}
 
 
 def programs() -> Iterator[Program]:
@@ -298,6 +307,18 @@ async def test_a_pipeline_is_refused_as_the_page_says() -> None:
         CachedPostgresSaver.from_conn_string(
             "postgresql://127.0.0.1:1", redis_url="redis://127.0.0.1:1", pipeline=True
         )  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("page", LINKED_FROM, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
+        if "://" in target:
+            continue
+        path, _, section = target.partition("#")
+        file = page if not path else page.parent / path
+        assert file.exists(), target
+        if section:
+            assert section in headings_of(file), target
 
 
 @pytest.mark.parametrize(
