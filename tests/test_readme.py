@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer
 
 from glasspoint import CachedPostgresSaver, Settings
+from glasspoint.commands import app
 from glasspoint.errors import ConfigurationError
 from glasspoint.options import OpenCachedOptions, names_of
 
@@ -307,6 +309,26 @@ async def test_a_pipeline_is_refused_as_the_page_says() -> None:
         CachedPostgresSaver.from_conn_string(
             "postgresql://127.0.0.1:1", redis_url="redis://127.0.0.1:1", pipeline=True
         )  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_pages_are_there_with_their_options(page: Path) -> None:
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for command, rest in re.findall(
+        r"(?:`|^\$ (?:\w+=\S+ )*)glasspoint ([a-z]+)([^`\n]*)", page.read_text("utf-8"), re.MULTILINE
+    ):
+        assert command in known
+        options = {option for each in known[command].params for option in each.opts}
+        assert set(re.findall(r" (--[\w-]+)", rest.partition(" #")[0])) <= options, command
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_targets_of_make_are_there(page: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = re.findall(
+        r"(?:`|^\$ )(?:[A-Z]+=\S+ )*make ([a-z][a-z -]*)", page.read_text("utf-8"), re.MULTILINE
+    )
+    assert {target for each in named for target in each.split()} <= targets
 
 
 @pytest.mark.parametrize("page", LINKED_FROM, ids=lambda page: page.name)
