@@ -1,1 +1,1 @@
-"""What an operator opens: Grafana's boards, built from code. README.md says what each of them answers."""
+"""What an operator opens: Grafana's boards, built from code. docs/observability.md shows them."""
