@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
-__all__ = ["Docstrings", "on_files", "on_page_markdown"]
+__all__ = ["Docstrings", "on_files", "on_page_markdown", "on_post_build"]
 
 _log = logging.getLogger("mkdocs.hooks")
 
@@ -45,6 +45,9 @@ _PARTS = re.compile(r"(^```.*?^```|`[^`\n]+`(?!\]))|\[([^\]\n]*)\]\(([^)\s]+)\)"
 
 # What is a good text of a link in a repository, and a bad one on a site.
 _NAME_OF_A_PAGE = re.compile(r"(docs/)?[\w-]+\.md")
+
+
+_LOADED_FROM_ELSEWHERE = re.compile(r"<(?:script|link|img)\b[^>]*\b(?:src|href)=\"?((?:https?:)?//[^\s\">]+)")
 
 
 def on_files(files: Files, *, config: MkDocsConfig, **_: Any) -> Files:
@@ -80,6 +83,13 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"[{shown}]({relative}{'#' if anchor else ''}{anchor})"
 
     return _PARTS.sub(replaced, markdown)
+
+
+def on_post_build(*, config: MkDocsConfig, **_: Any) -> None:
+    """Warn if a page loads anything from another server: the site works without a network."""
+    for page in Path(config.site_dir).rglob("*.html"):
+        for loaded in _LOADED_FROM_ELSEWHERE.findall(page.read_text("utf-8")):
+            _log.warning("%s loads %s", page.name, loaded)
 
 
 def _title(page: Path) -> str:
