@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types docs dashboards observe pictures explore chaos chaos-chain bench bench-page bench-prune \
+.PHONY: help demo test lint types docs site dashboards observe pictures explore chaos chaos-chain bench bench-page bench-prune \
 	bench-outage bench-memory bench-regression bench-scaling bench-scrape bench-telemetry bench-triggers \
 	bench-bursts wheel clean
 
@@ -23,6 +23,7 @@ help:
 	@echo 'make lint           ruff, rules and format'
 	@echo 'make types          mypy --strict on src and what builds the dashboards'
 	@echo 'make docs           the generated tables of docs/telemetry.md'
+	@echo 'make site           docs/ and the API reference as a site in site/, any warning is an error'
 	@echo 'make dashboards     dashboards/grafana/*.json, from dashboards/boards'
 	@echo 'make observe        what stands behind the dashboards, without Docker, until Ctrl-C'
 	@echo 'make pictures       what the dashboards look like, docs/pictures/*.png: about four minutes'
@@ -69,6 +70,11 @@ types: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
+
+# Not --quiet: warnings would be no errors then. The variable: Material for MkDocs advertises its successor otherwise.
+site: $(VENV)/.installed-site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo 'The site is in site/: $(BIN)/python -m http.server --directory site'
 
 dashboards: $(VENV)/.installed-dev
 	$(BIN)/python -m dashboards.build
@@ -123,7 +129,7 @@ wheel:
 	@exec .ci/wheel $(or $(ARGS),$(PYTHON))
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site
 	find src tests dashboards benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
@@ -135,6 +141,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing Glasspoint with all that development needs into $(VENV): once, about a minute ...'
 	@$(INSTALL) '.[demo,otlp,otlp-grpc,otlp-file,instrumentation,test]'
 	@touch $@ $(VENV)/.installed-demo
+
+$(VENV)/.installed-site: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing what builds the site into $(VENV): once, half a minute ...'
+	@$(INSTALL) '.[site]'
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' || { \

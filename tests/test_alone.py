@@ -1480,8 +1480,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def what_a_user_needs() -> str:
-    page = (DOCS / "reliability.md").read_text("utf-8")
-    return page.partition("## What a Redis user needs")[2].partition("\n## ")[0]
+    page = (DOCS / "rights.md").read_text("utf-8")
+    return page.partition("## Which rights does the Redis user need?")[2].partition("\n## ")[0]
 
 
 def commands_in(scripts: Path) -> set[str]:

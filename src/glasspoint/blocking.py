@@ -238,12 +238,12 @@ class Done:
 
 
 class Opening(AbstractAsyncContextManager[_Saver], AbstractContextManager[_Saver], Generic[_Saver]):
-    """A saver to be opened, in one of four ways:
+    """A saver to be opened, in one of four ways.
 
-    async with opening as saver:    for the length of a block, on the event loop that runs
-    saver = await opening           the same, until `await saver.close()`
-    with opening as saver:          for synchronous callers, on an event loop in a thread of its own
-    saver = opening.open()          the same, until `saver.close()` or the end of the process
+    - `async with opening as saver:` opens it for the length of a block, on the event loop that runs.
+    - `saver = await opening` opens it there until `await saver.close()`.
+    - `with opening as saver:` opens it for synchronous callers, on an event loop in a thread of its own.
+    - `saver = opening.open()` opens it so until `saver.close()` or the end of the process.
     """
 
     def __init__(self, open_: Callable[[], Coroutine[Any, Any, _Saver]], *, reopens: bool = False) -> None:

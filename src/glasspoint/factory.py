@@ -101,7 +101,7 @@ async def create_cached_postgres_checkpointer(
         options: As for `CachedPostgresSaver.create`: `cache_ttl` (86400) seconds, `pool_max_size` (10), …
 
     Raises:
-        As `CachedPostgresSaver.create`.
+        GlasspointError: The same errors as from `CachedPostgresSaver.create`.
     """
     check_names("create_cached_postgres_checkpointer", options, names_of(OpenCachedOptions))
     return await CachedPostgresSaver.create(conn_string, redis, **options)
@@ -122,7 +122,7 @@ async def create_redis_checkpointer(
         options: As for `RedisSaver.create`: `key_prefix` ("glasspoint"), `timeout_seconds` (2.0), …
 
     Raises:
-        As `RedisSaver.create`.
+        GlasspointError: The same errors as from `RedisSaver.create`.
     """
     check_names("create_redis_checkpointer", options, names_of(RedisOptions) | {"ttl"})
     return await RedisSaver.create(redis_url, ttl=ttl, **options)

@@ -186,7 +186,7 @@ class RedisSaver(HistorySaver):
             options: As for `create`.
 
         Raises:
-            As `create`.
+            GlasspointError: The same errors as from `create`.
         """
         check_names(f"{cls.__name__}.from_conn_string", options, names_of(OpenRedisOptions))
         return Opening(lambda: cls.create(redis_url, **options), reopens=isinstance(redis_url, str))

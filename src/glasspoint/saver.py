@@ -291,7 +291,7 @@ class CachedPostgresSaver(MaintainedSaver):
             task_path: Where the task stands in its superstep; writes are applied in this order.
 
         Raises:
-            As `aput`.
+            GlasspointError: The same errors as from `aput`.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("put_writes", scope) as operation:
@@ -331,7 +331,8 @@ class CachedPostgresSaver(MaintainedSaver):
             How many checkpoints were not there before.
 
         Raises:
-            As `aput`; nothing was stored then, or all, if that is not known.
+            GlasspointError: The same errors as from `aput`. Nothing was stored then, or all, if that is not
+                known.
             ThreadInUseError: The branch is apart. Nothing was stored.
         """
         scope = items[0].scope

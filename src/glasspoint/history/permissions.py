@@ -1,7 +1,7 @@
 """The rights that a Redis user needs for the tier `redis`, and for a `RedisSaver` by itself.
 
 The table lists the commands of `scripts/*.lua` and of `steps.py`. A test compares the three of them, and the
-rules that `docs/reliability.md` prints.
+rules that `docs/rights.md` prints.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ OPTIONAL = ("info",)
 
 
 def _refused(message: str) -> RedisRefusedError:
-    return RedisRefusedError(f'{message} docs/reliability.md, "What a Redis user needs", has whole rules.')
+    return RedisRefusedError(f"{message} docs/rights.md has whole rules.")
 
 
 NEEDS = Needs("a RedisSaver", COMMANDS, OPTIONAL, _refused)

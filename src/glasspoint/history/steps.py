@@ -274,8 +274,7 @@ class Steps:
         if (lacks := _missing_right(exc)) is not None:
             return RedisRefusedError(
                 f"Redis refused: this user may not {lacks}. A script that Redis stops in the middle leaves "
-                "done what it did before. Give the user the rights that docs/reliability.md lists, under "
-                '"What a Redis user needs".'
+                "done what it did before. Give the user the rights that docs/rights.md lists."
             )
         if _is_too_large(exc):
             return RedisRefusedError(f"Redis refused, and nothing was stored: {_TOO_LARGE}.")

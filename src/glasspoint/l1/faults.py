@@ -108,7 +108,7 @@ FAULTS = (
         classes=(NoPermissionError,),
         words=re.compile(f"{_COMMANDS_REFUSED.pattern}|\\b(NOPERM|NOAUTH)\\b", re.IGNORECASE),
         is_final=True,
-        do="Give the user of REDIS_URL the rights that docs/reliability.md lists, or add user and password.",
+        do="Give the user of REDIS_URL the rights that docs/rights.md lists, or add user and password.",
     ),
     # It does some steps and not others, so that its failures are never in a row.
     Fault(

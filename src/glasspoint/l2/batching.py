@@ -214,7 +214,7 @@ class Batcher(Generic[_Item, _Answer]):
         or alone.
 
         Raises:
-            As the statement does.
+            Exception: What the statement raises.
         """
         if self._crowd.is_there(self._under_way):
             waiter = _Waiter(call)
