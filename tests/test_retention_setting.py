@@ -583,11 +583,14 @@ saver = loop.run_until_complete(open_one())
 loop.run_until_complete(until(lambda: looks))
 # Nothing else is on its way on a connection that the child shares.
 loop.run_until_complete(saver._lifetime.sweeper.stop())
-loop.run_until_complete(saver._lifetime.sizes.stop())
+loop.run_until_complete(until(saver._sizes.known))
+sizes = saver._sizes._task
+saver._sizes.look_soon()  # when the loop has time: in both processes
 task = saver._lifetime.retention._task
 if not (pid := os.fork()):  # the parent's loop goes on in the child
     loop.run_until_complete(asyncio.wait([task], timeout=30))
-    os._exit(0 if task.done() and os.getpid() not in looks else 1)
+    is_idle = os.getpid() not in looks and saver._sizes._task is sizes
+    os._exit(0 if task.done() and is_idle else 1)
 assert os.waitpid(pid, 0)[1] == 0
 retention.Retention.round = real
 loop.run_until_complete(until(lambda: saver.vitals.retention_succeeded_at))
