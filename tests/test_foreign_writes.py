@@ -286,6 +286,7 @@ OWN_TABLES = (
     "glasspoint_caches",
     "glasspoint_crash_marks",
     "glasspoint_set_aside",
+    "glasspoint_retention",
 )
 MOVES = {
     "the schema is renamed": ["ALTER SCHEMA public RENAME TO moved"],

@@ -36,6 +36,7 @@ OWN = {
     "glasspoint_caches",
     "glasspoint_crash_marks",
     "glasspoint_fences",
+    "glasspoint_retention",
     "glasspoint_set_aside",
 }
 

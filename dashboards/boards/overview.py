@@ -48,7 +48,16 @@ def build() -> Dashboard:
             "How long callers wait": [_reads(), _writes()],
             "What they ask for, and what goes wrong": [_calls(), _failures(), _budgets()],
             "What changed": [
-                *(_changes(), _tiers(), _undrained(), _forks(), _hit_ratio_over_time(), _runs_here())
+                *(
+                    _changes(),
+                    _tiers(),
+                    _undrained(),
+                    _forks(),
+                    _retention(),
+                    _retention_rows(),
+                    _hit_ratio_over_time(),
+                    _runs_here(),
+                )
             ],
         },
     )
@@ -445,8 +454,42 @@ def _forks() -> Panel:
         ),
         Query(or_zero(f"3600 * sum({rate(metric('forks_total', outcome='refused'))})"), "refused"),
         unit="short",
-        width=24,
         stacked=True,
+    )
+
+
+def _retention() -> Panel:
+    return graph(
+        "Since the retention last succeeded",
+        About(
+            "How long ago a run that removes old checkpoints succeeded, in any process; nothing where"
+            " CHECKPOINT_RETENTION is not set, or no run has succeeded yet.",
+            "below an hour, but for the time that a run takes.",
+            "it grows: runs fail, or no process lives for long enough. The log says why a run failed.",
+        ),
+        Query(
+            f"time() - max by (saver) ({metric('retention_last_success_timestamp_seconds')} > 0)", "{{saver}}"
+        ),
+        unit="s",
+    )
+
+
+def _retention_rows() -> Panel:
+    return graph(
+        "What the retention removes, an hour",
+        About(
+            "Rows that runs of the retention have removed, by table, and runs that did not succeed.",
+            "as much as is written, in the long run; no run fails.",
+            "runs fail: the log says why. Nothing is removed, and nothing fails: see how long ago a run"
+            " succeeded.",
+        ),
+        Query(f"3600 * sum by (table) ({rate(metric('retention_pruned_total'))})", "{{table}}"),
+        Query(
+            f"3600 * sum by (result) ({rate(metric('retention_runs_total', result='!=succeeded'))})",
+            "runs that {{result}}",
+        ),
+        unit="short",
+        width=24,
     )
 
 

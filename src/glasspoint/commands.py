@@ -13,7 +13,6 @@ import asyncio
 import io
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glasspoint._version import __version__
+from glasspoint.ages import HOW_TO_WRITE_AN_AGE, parse_age
 from glasspoint.demo.logs import kept_warnings
 from glasspoint.errors import GlasspointError
 from glasspoint.terminal import Block
@@ -454,21 +454,12 @@ def dashboards(
             typer.echo(path)
 
 
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
 def age_of(text: str, option: str = "--older-than") -> timedelta:
     """Read `30d`. Raise `BadParameter`, for exit status 2, if it is nothing like that."""
-    found = re.fullmatch(r"(\d{1,9})([mhdw])", text.strip(), re.ASCII)
-    if found is None or int(found[1]) == 0:
-        raise typer.BadParameter(
-            f"{text!r} is no age: write a number greater than 0 and a unit: 90m, 12h, 30d, 2w.",
-            param_hint=option,
-        )
-    try:
-        return timedelta(**{_UNITS[found[2]]: int(found[1])})
-    except OverflowError:
-        return timedelta.max
+    age = parse_age(text)
+    if age is None:
+        raise typer.BadParameter(f"{text!r} is no age: {HOW_TO_WRITE_AN_AGE}.", param_hint=option)
+    return age
 
 
 def _report_json(report: PruneReport | None, failure: str) -> dict[str, object]:

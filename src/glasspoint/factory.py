@@ -214,6 +214,7 @@ async def _open_chain(
             key_prefix=settings.key_prefix,
             on_l1_outage=settings.on_l1_outage,
             on_fork=settings.on_fork,
+            retention=settings.retention,
             sweep_interval_seconds=settings.sweep_interval,
             last_used=await last_used(),
             audit_ratio=settings.audit_ratio,

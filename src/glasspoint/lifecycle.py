@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from contextlib import AsyncExitStack, contextmanager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
@@ -32,7 +33,17 @@ from glasspoint.l2.fences import Fences
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
 from glasspoint.l2.store import Store
-from glasspoint.options import OpenCachedOptions, Seconds, check_names, checks_names, names_of, seconds_of
+from glasspoint.options import (
+    Age,
+    OpenCachedOptions,
+    Seconds,
+    age_of,
+    check_names,
+    checks_names,
+    names_of,
+    seconds_of,
+)
+from glasspoint.retention import Retention
 from glasspoint.sweeping import Sweeper
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import BreakerChanged, Vitals
@@ -40,6 +51,7 @@ from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from datetime import timedelta
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from redis.asyncio import Redis
@@ -47,6 +59,7 @@ if TYPE_CHECKING:
     from glasspoint.coherence.last_used import LastUsed
     from glasspoint.l2.password import Password
     from glasspoint.l2.pool import Pool
+    from glasspoint.retention import Sums
     from glasspoint.telemetry.events import BreakerState, Telemetry
 
 __all__ = ["ManagedSaver"]
@@ -98,6 +111,7 @@ class ManagedSaver(SyncFace):
         l1_compression_min_bytes: int = MIN_BYTES,
         foreign_writes: Literal["watch", "ignore"] = "watch",
         on_fork: Literal["count", "raise"] = "count",
+        retention: Age | None = None,
         last_used: LastUsed | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
@@ -137,6 +151,9 @@ class ManagedSaver(SyncFace):
                 has read it, or the checkpoint is older than its parent. `"count"`: it is stored, counted and
                 logged. `"raise"`: it is not stored, and fails with `ThreadForkedError`. See
                 `docs/reliability.md`.
+            retention: Checkpoints that are older than this, a `timedelta` or `"30d"`, and that nothing needs,
+                are removed in the background, as `aprune_older_than` does it, by one process at a time.
+                `None`: none are. All services on a database should say the same.
             last_used: What is left in Redis for processes that start while PostgreSQL is away; the fallback
                 chain sets it.
             telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
@@ -151,6 +168,7 @@ class ManagedSaver(SyncFace):
         l1_timeout_seconds = seconds_of("l1_timeout_seconds", l1_timeout_seconds)
         write_deadline_seconds = seconds_of("write_deadline_seconds", write_deadline_seconds)
         sweep_interval_seconds = seconds_of("sweep_interval_seconds", sweep_interval_seconds)
+        retention = None if retention is None else age_of("retention", retention)
         if on_l1_outage not in ("degrade", "raise"):
             raise ConfigurationError(f'on_l1_outage is {on_l1_outage!r}: it must be "degrade" or "raise".')
         signing_key = None if l1_signing_key is None else secret_of(l1_signing_key)
@@ -233,7 +251,19 @@ class ManagedSaver(SyncFace):
             expire_fences=self._l2.fences.expire,
         )
         self._sweeper.start()
+        if retention is not None:
+            self._lifetime.retention = Retention(
+                self._l2,
+                self._telemetry,
+                vitals,
+                age=retention,
+                prune=weakref.WeakMethod(self._prune_for_retention),
+            )
+            self._lifetime.retention.start()
         self._lifetime.end_of_loop = EndOfLoop(type(self).__name__, self._lifetime)
+
+    async def _prune_for_retention(self, age: timedelta, on_batch: Callable[[Sums], object]) -> Sums:
+        raise NotImplementedError
 
     @classmethod
     def from_conn_string(
@@ -312,6 +342,8 @@ class ManagedSaver(SyncFace):
         connect_timeout_seconds = seconds_of("connect_timeout_seconds", connect_timeout_seconds)
         for name in options.keys() & _LENGTHS_OF_TIME:  # a mistake shows before a server is asked
             options[name] = seconds_of(name, options[name])
+        if options.get("retention") is not None:
+            options["retention"] = age_of("retention", options["retention"])
         telemetry = options["telemetry"] = options.get("telemetry") or create_telemetry()
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
@@ -336,6 +368,8 @@ class ManagedSaver(SyncFace):
                 saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
                 # If the opening fails, it must not connect again to what is closed.
                 opened.push_async_callback(saver._sweeper.stop)
+                if saver._lifetime.retention is not None:
+                    opened.push_async_callback(saver._lifetime.retention.stop)
                 await saver._connect_l1()
             saver._lifetime.owned = opened.pop_all()
         saver._sizes.look_soon()
@@ -486,6 +520,7 @@ class _Lifetime:
         self.sweeper: Sweeper | None = None
         self.sizes: Sizes | None = None
         self.bursts: Bursts | None = None
+        self.retention: Retention | None = None
         self.end_of_loop: EndOfLoop | None = None
         self._home = home
         self._telemetry = telemetry
@@ -577,6 +612,8 @@ class _Lifetime:
             self.end_of_loop.dismiss()
         self._look()
         try:
+            if self.retention is not None:
+                await self.retention.stop()
             if self.sweeper is not None:
                 await self.sweeper.stop()
             if self.sizes is not None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from glasspoint.l2.pruning import Barrier, Plan
+    from glasspoint.retention import Sums
     from glasspoint.telemetry.events import InvalidationSource
 
 __all__ = ["MaintainedSaver", "PruneReport"]
@@ -309,6 +310,9 @@ class MaintainedSaver(ManagedSaver):
         )
 
     # ---------------------------------------------------------------- helpers
+
+    async def _prune_for_retention(self, age: timedelta, on_batch: Callable[[Sums], object]) -> Sums:
+        return await self.aprune_older_than(age, on_batch=on_batch)
 
     @property
     def _pruner(self) -> Pruner:

@@ -12,6 +12,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeAlias, TypedDict
 
+from glasspoint.ages import HOW_TO_WRITE_AN_AGE, parse_age
 from glasspoint.errors import ConfigurationError, WrongTypeError
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = [
+    "Age",
     "CachedOptions",
     "OpenCachedOptions",
     "OpenRedisOptions",
     "RedisOptions",
     "Seconds",
+    "age_of",
     "check_names",
     "checks_names",
     "names_of",
@@ -36,6 +39,9 @@ __all__ = [
 
 Seconds: TypeAlias = float | timedelta
 """A length of time: a number of seconds, or a `timedelta`."""
+
+Age: TypeAlias = timedelta | str
+"""How old something is: a `timedelta`, or a text such as `"30d"`. No number: of days, or of seconds?"""
 
 _P = ParamSpec("_P")
 
@@ -58,6 +64,7 @@ class CachedOptions(TypedDict, total=False):
     l1_compression_min_bytes: int
     foreign_writes: Literal["watch", "ignore"]
     on_fork: Literal["count", "raise"]
+    retention: Age | None
     last_used: LastUsed | None
     telemetry: Telemetry | None
 
@@ -156,6 +163,31 @@ def seconds_of(name: str, value: object) -> float:
     if not seconds > 0:
         raise ConfigurationError(f"{name} is {value!r}: it must be greater than 0 seconds.")
     return seconds
+
+
+def age_of(name: str, value: object) -> timedelta:
+    """Return how old something is.
+
+    Args:
+        name: The option, for the message.
+        value: A `timedelta`, or a text such as `"30d"`.
+
+    Raises:
+        ConfigurationError: It is not greater than 0, or the text is no age.
+        WrongTypeError: It is neither.
+    """
+    if isinstance(value, str):
+        age = parse_age(value)
+        if age is None:
+            raise ConfigurationError(f"{name} is {value!r}: {HOW_TO_WRITE_AN_AGE}.")
+        return age
+    if not isinstance(value, timedelta):
+        raise WrongTypeError(
+            f"{name} is of the type {type(value).__name__}: it must be a timedelta, or a text such as '30d'."
+        )
+    if value <= timedelta():
+        raise ConfigurationError(f"{name} is {value!r}: it must be greater than 0.")
+    return value
 
 
 def _suggestion(name: str, known: Collection[str]) -> str:

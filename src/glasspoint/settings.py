@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from glasspoint.ages import HOW_TO_WRITE_AN_AGE, parse_age
 from glasspoint.errors import ConfigurationError
 from glasspoint.l2.password import PasswordCommand
 
@@ -50,6 +51,7 @@ class Settings(BaseSettings):
     l1_timeout: float = _variable("CHECKPOINT_L1_TIMEOUT", 0.5, gt=0)
     on_l1_outage: Literal["degrade", "raise"] = _variable("CHECKPOINT_ON_L1_OUTAGE", "degrade")
     foreign_writes: Literal["watch", "ignore"] = _variable("CHECKPOINT_FOREIGN_WRITES", "watch")
+    retention: timedelta | None = _variable("CHECKPOINT_RETENTION", None, gt=timedelta())
     on_fork: Literal["count", "raise"] = _variable("CHECKPOINT_ON_FORK", "count")
     sweep_interval: float = _variable("CHECKPOINT_SWEEP_INTERVAL", 1.0, gt=0)
     redis_timeout: float = _variable("CHECKPOINT_REDIS_TIMEOUT", 2.0, gt=0)
@@ -86,6 +88,16 @@ class Settings(BaseSettings):
     @classmethod
     def _none(cls, value: Any) -> Any:
         return None if isinstance(value, str) and value.strip().lower() == "none" else value
+
+    @field_validator("retention", mode="before")
+    @classmethod
+    def _age(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        age = parse_age(value)
+        if age is None:
+            raise ValueError(HOW_TO_WRITE_AN_AGE)
+        return age
 
     @field_validator("fallbacks")
     @classmethod

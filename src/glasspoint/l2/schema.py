@@ -67,13 +67,14 @@ _Result = TypeVar("_Result")
 ForeignWrites = Literal["watch", "ignore"]
 """Whether triggers note what other software writes to LangGraph's tables."""
 
-VERSION = 3
+VERSION = 4
 """The version of Glasspoint's own tables, functions and triggers: one more with each change of them."""
 
 GRANTS = (
     "GRANT SELECT, INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes, "
     "glasspoint_l1_journal, glasspoint_caches, glasspoint_crash_marks, glasspoint_fences, "
-    "glasspoint_set_aside, and GRANT SELECT ON checkpoint_migrations, glasspoint_identity"
+    "glasspoint_set_aside, glasspoint_retention, and GRANT SELECT ON checkpoint_migrations, "
+    "glasspoint_identity"
 )
 """What a role needs that uses the tables, but does not make them."""
 

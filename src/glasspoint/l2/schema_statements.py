@@ -44,6 +44,7 @@ OWN_TABLES = (
     "glasspoint_crash_marks",
     "glasspoint_fences",
     "glasspoint_set_aside",
+    "glasspoint_retention",
 )
 
 # `gen_random_uuid` has 122 random bits of the server's strong source.
@@ -103,6 +104,14 @@ CREATE TABLE IF NOT EXISTS glasspoint_set_aside (
     set_aside_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )
 """,
+    """
+CREATE TABLE IF NOT EXISTS glasspoint_retention (
+    "only" boolean PRIMARY KEY DEFAULT true CHECK ("only"),
+    holder text NOT NULL,
+    until timestamptz NOT NULL,
+    succeeded_at timestamptz
+)
+""",
 )
 """Glasspoint's own tables. Each statement may run again.
 
@@ -115,6 +124,8 @@ CREATE TABLE IF NOT EXISTS glasspoint_set_aside (
   cache last. `is_purged`, `purging_at`: whether a process deletes what older generations have left.
 - `glasspoint_set_aside`: a row for each thread that was made of what another thread was written in an outage,
   because it does not go on from the other's history.
+- `glasspoint_retention`, one row at most: which process removes old checkpoints, until when others leave that
+  to it, and when a run succeeded last: see `retention`.
 - `glasspoint_fences`: a row for each scope that a saver writes to in a burst: see `fences`. Unlogged, too.
 - `glasspoint_crash_marks`: unlogged, so PostgreSQL empties it in crash recovery and on promotion.
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
@@ -73,6 +74,7 @@ class Sizes:
         """
         self._store = store
         self._loop = asyncio.get_running_loop()
+        self._process_id = os.getpid()
         self._found: Mapping[str, TableSize] = {}
         self._found_at = float("-inf")
         self._ask_from = float("-inf")
@@ -116,6 +118,8 @@ class Sizes:
 
     def _begin(self) -> None:
         if self._stopped or (self._task is not None and not self._task.done()):
+            return
+        if os.getpid() != self._process_id:  # somebody runs the parent's loop in a child
             return
         self._task = self._loop.create_task(
             self._look(),

@@ -429,6 +429,46 @@ METRICS: dict[str, Metric] = {
             ),
         ),
         Metric(
+            "retention_last_success_timestamp_seconds",
+            "gauge",
+            (),
+            "When a run of the retention succeeded last, in any process, in seconds since 1970; 0: never.",
+            "is old history still removed (`CHECKPOINT_RETENTION`); a run is due an hour after the last one",
+            (
+                Query(
+                    "For how long has no run of the retention succeeded? (seconds)",
+                    "time() - max(glasspoint_retention_last_success_timestamp_seconds)",
+                ),
+            ),
+        ),
+        Metric(
+            "retention_pruned_total",
+            "counter",
+            ("table",),
+            "Rows that the retention has removed.",
+            "what the retention removes; what somebody removes by `glasspoint prune` is not in it",
+            (
+                Query(
+                    "How much does the retention remove a day?",
+                    "sum by (table) (increase(glasspoint_retention_pruned_total[1d]))",
+                ),
+            ),
+        ),
+        Metric(
+            "retention_runs_total",
+            "counter",
+            ("result",),
+            "Runs of the retention, by how they ended.",
+            "`succeeded`; `failed`: PostgreSQL or Redis did not do its part (the log says which); `lost`: "
+            "the process could not renew its lease in time, and another one goes on",
+            (
+                Query(
+                    "Do runs of the retention fail?",
+                    'sum by (result) (increase(glasspoint_retention_runs_total{result!="succeeded"}[1d]))',
+                ),
+            ),
+        ),
+        Metric(
             "l2_retries_total",
             "counter",
             ("operation", "reason"),

@@ -46,6 +46,7 @@ READ_AT_SCRAPE = (
     "l2_unbounded_statements",
     "active_tier",
     "undrained_threads",
+    "retention_last_success_timestamp_seconds",
     "storage_bytes",
     "storage_rows",
     "info",
@@ -169,6 +170,9 @@ class SaverCollector(Collector):
             unbounded = {v.has_unbounded_statements for v in cached} - {None}
             if unbounded:
                 yield Figure("l2_unbounded_statements", (name,), float(True in unbounded))
+            succeeded = [v.retention_succeeded_at for v in open_ if v.retention_succeeded_at is not None]
+            if succeeded:
+                yield Figure("retention_last_success_timestamp_seconds", (name,), max(succeeded))
             tiers = {v.tier for v in open_ if v.active}
             for tier in TIERS:
                 yield Figure("active_tier", (name, tier), float(tier in tiers))

@@ -52,6 +52,9 @@ __all__ = [
     "PoolTimedOut",
     "PoolWaited",
     "Quarantined",
+    "RetentionPruned",
+    "RetentionRan",
+    "RetentionResult",
     "Served",
     "Server",
     "Step",
@@ -88,7 +91,8 @@ IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated"
 ForkKind = Literal["shadows", "shadowed", "older_than_parent"]
 Verdict = Literal["consistent", "stale", "raced"]
 DrainResult = Literal["continued", "new", "set_aside", "refused"]
-TaskName = Literal["sweeper", "auditor", "table_sizes", "reconnector", "tier_probe"]
+TaskName = Literal["sweeper", "auditor", "table_sizes", "reconnector", "tier_probe", "retention"]
+RetentionResult = Literal["succeeded", "failed", "lost"]
 BreakerState = Literal["closed", "open", "half_open"]
 
 DURABLE = frozenset(("on", "remote_apply"))
@@ -152,6 +156,30 @@ class Forked:
     checkpoint_id: str
     parent_id: str | None
     other_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPruned:
+    """The retention has removed a batch.
+
+    Attributes:
+        checkpoints, writes, blobs: Rows of the three tables.
+    """
+
+    checkpoints: int
+    writes: int
+    blobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionRan:
+    """A run of the retention is over.
+
+    Attributes:
+        result: `lost`: its lease was not renewed in time, and another process goes on.
+    """
+
+    result: RetentionResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +313,8 @@ Note = (
     | PoolWaited
     | L1Availability
     | Quarantined
+    | RetentionPruned
+    | RetentionRan
     | BreakerChanged
     | L2Retried
     | TierChanged
@@ -329,6 +359,8 @@ class Vitals:
             writer's intent (`statement_timeout`); `None` if that is not known.
         reopen: Opens the saver in a child after a fork, where it is of no use as it is, and waits until it is
             open. `None` if it cannot be opened again.
+        retention_succeeded_at: When a run of the retention succeeded last, in any process, in seconds since
+            1970; 0 if none has, `None` if this saver has no retention.
         storage: Returns what is known of the tables' sizes, and sees that it is renewed. From any thread;
             waits for nobody. `None` where there is no PostgreSQL.
     """
@@ -353,6 +385,7 @@ class Vitals:
     has_unbounded_statements: bool | None = None
     quarantined: Callable[[], int] | None = None
     reopen: Callable[[], object] | None = None
+    retention_succeeded_at: float | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
     _announcement: Callable[[], object] | None = field(default=None, init=False)
 

@@ -37,6 +37,9 @@ from glasspoint.telemetry.events import (
     Operation,
     PoolTimedOut,
     PoolWaited,
+    RetentionPruned,
+    RetentionRan,
+    RetentionResult,
     Step,
     TaskName,
     ThreadDrained,
@@ -165,6 +168,8 @@ class Families:
         self.fallback_events = counter("fallback_events_total")
         self.drained_checkpoints = counter("drained_checkpoints_total")
         self.drained_threads = counter("drained_threads_total")
+        self.retention_pruned = counter("retention_pruned_total")
+        self.retention_runs = counter("retention_runs_total")
         self.l2_retries = counter("l2_retries_total")
         self.pool_wait = histogram("pool_wait_seconds")
         self.pool_timeouts = counter("pool_timeouts_total")
@@ -308,6 +313,8 @@ class Metrics(Observer):
         self._fallbacks = _Children(families.fallback_events, saver_name)
         self._drained = _Children(families.drained_checkpoints, saver_name)
         self._drained_threads = _Children(families.drained_threads, saver_name)
+        self._retention_pruned = _Children(families.retention_pruned, saver_name)
+        self._retention_runs = _Children(families.retention_runs, saver_name)
         self._retries = _Children(families.l2_retries, saver_name)
         self._background = _Children(families.background_task_failures, saver_name)
         self._traceparents = _Children(families.traceparents_ignored, saver_name)
@@ -328,6 +335,8 @@ class Metrics(Observer):
             (self._fallbacks, _TIER_CHANGES),
             (self._drained, ("redis", "memory")),
             (self._drained_threads, get_args(DrainResult)),
+            (self._retention_pruned, ("checkpoints", "checkpoint_writes", "checkpoint_blobs")),
+            (self._retention_runs, get_args(RetentionResult)),
             (self._retries, _RETRIES),
             (self._background, get_args(TaskName)),
             (self._traceparents, ("malformed", "too_long")),
@@ -408,6 +417,12 @@ class Metrics(Observer):
                 self._foreign_writes[note.table].inc(note.scopes)
             case Forked():
                 self._forks[note.kind, "stored" if note.is_stored else "refused"].inc()
+            case RetentionPruned():
+                self._retention_pruned["checkpoints"].inc(note.checkpoints)
+                self._retention_pruned["checkpoint_writes"].inc(note.writes)
+                self._retention_pruned["checkpoint_blobs"].inc(note.blobs)
+            case RetentionRan():
+                self._retention_runs[note.result].inc()
             case Invalidated():
                 self._invalidations[note.source].inc()
             case BreakerChanged():

@@ -57,6 +57,7 @@ _MODES: dict[str, Literal["livesum", "livemax"]] = {
     "l2_unbounded_statements": "livemax",
     "active_tier": "livemax",
     "undrained_threads": "livemax",
+    "retention_last_success_timestamp_seconds": "livemax",
     "storage_bytes": "livemax",
     "storage_rows": "livemax",
     "info": "livemax",

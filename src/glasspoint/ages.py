@@ -1,0 +1,28 @@
+"""How old something is, as people write it: `30d`."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+__all__ = ["HOW_TO_WRITE_AN_AGE", "parse_age"]
+
+HOW_TO_WRITE_AN_AGE = "write a number greater than 0 and a unit: 90m, 12h, 30d, 2w"
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_age(text: str) -> timedelta | None:
+    """Return how long an age is, `None` if the text is none.
+
+    Example:
+        >>> parse_age("30d")
+        datetime.timedelta(days=30)
+    """
+    found = re.fullmatch(r"(\d{1,9})([mhdw])", text.strip(), re.ASCII)
+    if found is None or int(found[1]) == 0:
+        return None
+    try:
+        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    except OverflowError:
+        return timedelta.max
