@@ -52,7 +52,7 @@ def test_every_setting_and_metric_that_a_page_names_is_one(page: str) -> None:
     assert set(re.findall(r"\bCHECKPOINT_[A-Z0-9_]+\b", PAGES[page])) <= SETTINGS
     known = {f"glasspoint_{name}{suffix}" for name in METRICS for suffix in SUFFIXES}
     tables = {"glasspoint_identity", "glasspoint_caches", "glasspoint_crash_marks", "glasspoint_fences"}
-    tables |= {"glasspoint_l1_journal", "glasspoint_set_aside"}
+    tables |= {"glasspoint_l1_journal", "glasspoint_set_aside", "glasspoint_retention"}
     users = {"glasspoint_chain", "glasspoint_tier"}
     assert set(re.findall(r"\bglasspoint_[a-z0-9_]+\b", PAGES[page])) <= known | tables | users
 
