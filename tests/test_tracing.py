@@ -744,7 +744,10 @@ async def test_no_content_and_no_password_in_any_telemetry_log_or_error(
         finally:
             own_redis.thaw()
         await failing(thread.put(saver, **state, broken=_Broken()))
-        await failing(thread.put(saver, **state, inline_nul=f"{CANARY}\0"))
+        # A value without a version cannot be kept apart from the checkpoint's JSON, which takes no NUL.
+        config, checkpoint, metadata, versions = Thread("loose").next_put(saver)
+        checkpoint["channel_values"]["loose"] = f"{CANARY}\0"
+        await failing(saver.aput(config, checkpoint, metadata, versions))
         await failing(
             saver.aput_writes(thread.newest, [("messages", CANARY), ("messages", _Broken())], "task")
         )
