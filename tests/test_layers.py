@@ -202,6 +202,9 @@ DOORS = {
     "httpx": {"trace/tempo.py"},
 }
 COMMANDS = {
+    "browse_commands",
+    "browsing",
+    "browsing_view",
     "command_parts",
     "commands",
     "dashboards_command",

@@ -1,5 +1,5 @@
-"""The commands of `glasspoint`: `demo`, `traffic`, `setup`, `check`, `prune`, `trace`, `dashboards`; that of
-`migrate_command` is put in.
+"""The commands of `glasspoint`: `demo`, `traffic`, `setup`, `check`, `prune`, `trace`, `dashboards`; those of
+`browse_commands` and `migrate_command` are put in.
 
 They need the extra `cli`. `demo` needs the extra `demo`, too, unless it is given servers.
 
@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glasspoint._version import __version__
+from glasspoint.browse_commands import app as browse_app
 from glasspoint.command_parts import KeyPrefix, plain_endings, registering, saver_options
 from glasspoint.demo.logs import kept_warnings
 from glasspoint.errors import GlasspointError
@@ -440,6 +441,7 @@ def dashboards(
             typer.echo(path)
 
 
+app.add_typer(browse_app)
 app.add_typer(migrate_app)
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
