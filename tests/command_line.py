@@ -16,7 +16,9 @@ from rich.cells import cell_len
 END_SECONDS = 60.0
 
 # What must not leak in from the environment of whoever runs the tests.
-_FOREIGN = re.compile(r"(POSTGRES|REDIS)_URL|COLUMNS|(NO|FORCE)_COLOR|(OTEL_|GLASSPOINT_|LANGSMITH_|PG).*")
+_FOREIGN = re.compile(
+    r"(POSTGRES|REDIS)_URL|MIGRATE_FROM|COLUMNS|(NO|FORCE)_COLOR|(OTEL_|GLASSPOINT_|LANGSMITH_|PG).*"
+)
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -130,6 +130,7 @@ MAY_IMPORT = {
         "maintenance",
         "threads",
     },
+    "migration": {"errors", "codec", "scope", "draining", "history", "l2", "saver"},
     "settings": {"ages", "errors", "l2.password"},
     "terminal": set(),
     "trace": {"_version", "errors", "terminal", "telemetry.thread_ids"},
@@ -187,6 +188,7 @@ DOORS = {
     "psycopg": {
         "l2/identity.py",
         "l2/connecting.py",
+        "l2/contents.py",
         "l2/pool.py",
         "l2/store.py",
         "l2/pruning.py",
@@ -203,7 +205,17 @@ DOORS = {
     "zstandard": {"l1/compression.py"},
     "httpx": {"trace/tempo.py"},
 }
-COMMANDS = {"commands", "pruning_command", "setup_command", "dashboards_command"}
+COMMANDS = {
+    "browse_commands",
+    "browsing",
+    "browsing_view",
+    "command_parts",
+    "commands",
+    "dashboards_command",
+    "migrate_command",
+    "pruning_command",
+    "setup_command",
+}
 CORE = sorted(
     p
     for p in SRC.rglob("*.py")

@@ -11,6 +11,7 @@ from glasspoint.factory import (
 )
 from glasspoint.fallback import FallbackSaver
 from glasspoint.memory_saver import MemorySaver
+from glasspoint.migration.copying import MigrationReport, migrate
 from glasspoint.redis_saver import RedisSaver
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.settings import Settings
@@ -22,6 +23,7 @@ __all__ = [
     "CachedPostgresSaver",
     "FallbackSaver",
     "MemorySaver",
+    "MigrationReport",
     "RedisSaver",
     "Settings",
     "Telemetry",
@@ -33,4 +35,5 @@ __all__ = [
     "create_redis_checkpointer",
     "create_telemetry",
     "get_checkpointer",
+    "migrate",
 ]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry, Verdict
 
-__all__ = ["Auditor"]
+__all__ = ["Auditor", "differences"]
 
 _log = get_logger("glasspoint.audit")
 
@@ -107,7 +107,7 @@ class Auditor:
         last look is for what changes there and back again.
         """
         served = self._l1.decode(scope, fields)
-        if not _differences(served, await self._l2.select(scope, None)):
+        if not differences(served, await self._l2.select(scope, None)):
             return "consistent"
         # By its id: so that no lease is left behind if it is gone.
         reading = await self._l1.read(scope, served.checkpoint_id)
@@ -115,7 +115,7 @@ class Auditor:
             return None
         if _by_name(reading.fields) != _by_name(fields):  # there are none but of a hit
             return "raced"
-        different = _differences(served, await self._l2.select(scope, None))
+        different = differences(served, await self._l2.select(scope, None))
         if not different:
             return "raced"
         await self._forget(served, different)
@@ -140,8 +140,8 @@ class Auditor:
         )
 
 
-def _differences(served: StoredCheckpoint, stored: StoredCheckpoint | None) -> list[str]:
-    """Name what is not the same in both; only names, no values."""
+def differences(served: StoredCheckpoint, stored: StoredCheckpoint | None) -> list[str]:
+    """Name what is not the same in a checkpoint of the cache and in PostgreSQL's; only names, no values."""
     if stored is None:
         return ["id (PostgreSQL has no checkpoint here)"]
     if served.checkpoint_id != stored.checkpoint_id:

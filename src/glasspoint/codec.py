@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import PendingWrite
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "PendingWrites",
     "StoredCheckpoint",
     "decode_tuple",
+    "encode_found",
     "encode_put",
     "encode_writes",
     "is_old_format",
@@ -296,6 +298,58 @@ def encode_writes(
         if last_wins or idx not in encoded:
             encoded[idx] = write
     return list(encoded.values())
+
+
+def encode_found(serde: SerializerProtocol, found: CheckpointTuple) -> StoredCheckpoint:
+    """Serialise what another saver shows of a checkpoint, to be stored as it is.
+
+    What a tuple does not tell is made up: a write's number is its position among its task's writes, and if
+    the tasks are in another order than that of their ids, a task's path is its position.
+
+    Raises:
+        SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store; or a channel
+            has no version, so that its value would not be found again.
+    """
+    configurable = found.config["configurable"]
+    scope = Scope(configurable["thread_id"], configurable.get("checkpoint_ns") or "")
+    parent = found.parent_config["configurable"]["checkpoint_id"] if found.parent_config else None
+    if not isinstance(found.checkpoint.get("id"), str):
+        raise SerializationError("Cannot store a checkpoint without an id.")
+    values = found.checkpoint.get("channel_values") or {}
+    checkpoint = cast("Checkpoint", {**found.checkpoint, "channel_values": values})
+    versions = versions_of(checkpoint)
+    put = encode_put(serde, {"configurable": {}}, parent, checkpoint, {}, cast("ChannelVersions", versions))
+    document = json.loads(put.document_json)
+    for channel in values:
+        if channel not in put.blobs and channel not in document["channel_values"]:
+            raise SerializationError(
+                f"Cannot store channel {channel!r}: the checkpoint has no version of it."
+            )
+    metadata_json = _to_json(found.metadata or {}, "the metadata")
+    return StoredCheckpoint(
+        scope=scope,
+        checkpoint_id=put.checkpoint_id,
+        parent_id=parent,
+        document=document,
+        metadata=json.loads(metadata_json),
+        values=dict(put.blobs),
+        writes=_numbered(serde, found.pending_writes or ()),
+        document_json=put.document_json,
+        metadata_json=metadata_json,
+        document_bytes=len(put.document_json) + len(metadata_json),
+    )
+
+
+def _numbered(serde: SerializerProtocol, pending: Sequence[PendingWrite]) -> list[EncodedWrite]:
+    by_task: dict[str, list[tuple[str, Any]]] = {}
+    for task_id, channel, value in pending:
+        by_task.setdefault(task_id, []).append((channel, value))
+    is_in_order = list(by_task) == sorted(by_task)
+    encoded: list[EncodedWrite] = []
+    for position, (task_id, writes) in enumerate(by_task.items()):
+        path = "" if is_in_order else f"{position:010}"
+        encoded += encode_writes(serde, writes, task_id, path, last_wins=True)
+    return encoded
 
 
 def decode_tuple(serde: SerializerProtocol, stored: StoredCheckpoint) -> CheckpointTuple:

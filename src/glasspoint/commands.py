@@ -1,4 +1,5 @@
-"""The commands of `glasspoint`: `demo`, `traffic`, `setup`, `check`, `prune`, `trace`, `dashboards`.
+"""The commands of `glasspoint`: `demo`, `traffic`, `setup`, `check`, `prune`, `trace`, `dashboards`; those of
+`browse_commands` and `migrate_command` are put in.
 
 They need the extra `cli`. `demo` needs the extra `demo`, too, unless it is given servers.
 
@@ -15,12 +16,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, RenderableType
@@ -29,8 +28,11 @@ from rich.text import Text
 
 from glasspoint._version import __version__
 from glasspoint.ages import HOW_TO_WRITE_AN_AGE, parse_age
+from glasspoint.browse_commands import app as browse_app
+from glasspoint.command_parts import KeyPrefix, plain_endings, registering, saver_options
 from glasspoint.demo.logs import kept_warnings
 from glasspoint.errors import GlasspointError
+from glasspoint.migrate_command import app as migrate_app
 from glasspoint.terminal import Block
 
 if TYPE_CHECKING:
@@ -39,15 +41,6 @@ if TYPE_CHECKING:
     from glasspoint.setup_command import Task
 
 __all__ = ["age_of", "app", "run"]
-
-KeyPrefix = Annotated[
-    str,
-    typer.Option(
-        envvar="CHECKPOINT_KEY_PREFIX",
-        show_envvar=True,
-        help="What the service's keys in Redis begin with.",
-    ),
-]
 
 
 class ForeignWrites(StrEnum):
@@ -71,13 +64,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command. In the list of commands it has the first line of its docstring, whole: Click would
-    cut it at the width of the terminal."""
-    first_line = (function.__doc__ or "").partition("\n")[0]
-    return app.command(short_help=first_line)(function)
+_command = registering(app)
 
 
 def run() -> None:
@@ -127,7 +114,7 @@ def demo(
     """
     from glasspoint.demo.play import play_demo
 
-    with _plain_endings():
+    with plain_endings():
         as_expected = play_demo(Console(highlight=False), once=once, port=port, spans_file=spans)
     raise typer.Exit(0 if as_expected else 1)
 
@@ -146,7 +133,7 @@ def traffic(
     from glasspoint.demo.serving import serve_traffic
     from glasspoint.settings import Settings
 
-    with _plain_endings():
+    with plain_endings():
         serve_traffic(Settings.from_environment(), host=host, port=port, people=people)
 
 
@@ -194,7 +181,7 @@ def setup(
     if remove and renew_signing_key:
         raise typer.BadParameter("there is no key left then.", param_hint="--renew-signing-key")
     task: Task = "remove" if remove else "renew the signing key" if renew_signing_key else "set up"
-    with _plain_endings(), kept_warnings(capacity=1):
+    with plain_endings(), kept_warnings(capacity=1):
         settings = Settings.from_environment()
         do = setup_script if dry_run else run_setup
         work = do(
@@ -240,7 +227,7 @@ def check(
             postgres_url,
             redis_url,
             key_prefix=key_prefix,
-            saver_options=_saver_options(),
+            saver_options=saver_options(),
             timeout_seconds=timeout,
         ):
             found.append(finding)
@@ -249,7 +236,7 @@ def check(
         return found
 
     # What the saver logs meanwhile, a finding says as well.
-    with _plain_endings(), kept_warnings(capacity=1):
+    with plain_endings(), kept_warnings(capacity=1):
         findings = asyncio.run(find())
     passed = all(finding.status in ("ok", "warning") for finding in findings)
     if as_json:
@@ -315,14 +302,14 @@ def prune(
         if not url:
             option = f"--{name.lower().replace('_', '-')}"
             raise typer.BadParameter(f"not configured: set {name}, or pass {option}.", param_hint=option)
-    with _plain_endings():
-        saver_options = _saver_options()
+    with plain_endings():
+        options = saver_options()
     run = PruneRun(
         postgres_url,
         redis_url,
         Console(stderr=True, highlight=False),
         key_prefix=key_prefix,
-        saver_options=saver_options,
+        saver_options=options,
         show_progress=not as_json,
     )
     with kept_warnings(capacity=1):
@@ -413,7 +400,7 @@ def trace(
         raise typer.BadParameter(
             "say where to look: --file FILE, or --tempo URL (TEMPO_URL).", param_hint="--file"
         )
-    with _plain_endings():
+    with plain_endings():
         if file:
             conversation = from_files(thread_id, file)
         else:
@@ -449,9 +436,13 @@ def dashboards(
     """
     from glasspoint.dashboards_command import write_dashboards
 
-    with _plain_endings():
+    with plain_endings():
         for path in write_dashboards(output, replace=force):
             typer.echo(path)
+
+
+app.add_typer(browse_app)
+app.add_typer(migrate_app)
 
 
 def age_of(text: str, option: str = "--older-than") -> timedelta:
@@ -513,23 +504,3 @@ def _finding_line(finding: Finding) -> RenderableType:
     grid.add_column(overflow="fold")
     grid.add_row(Text(*_MARKS[finding.status]), finding.name, Text(took, "dim"), Text(finding.detail))
     return Block(grid, indent=0, lines_after=0)
-
-
-def _saver_options() -> dict[str, Any]:
-    """Return how the environment wants a saver to be opened, as the service opens its own."""
-    from glasspoint.settings import Settings
-
-    return Settings.from_environment().saver_options
-
-
-@contextmanager
-def _plain_endings() -> Iterator[None]:
-    """Let a command end with a line and a status where it would end with a traceback."""
-    try:
-        yield
-    except GlasspointError as error:
-        Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), str(error)))
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; everything that was started is gone.", err=True)
-        raise typer.Exit(130) from None

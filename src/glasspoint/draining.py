@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     Item: TypeAlias = StoredCheckpoint | PendingWrites
     StoredId: TypeAlias = tuple[str, str]  # namespace, checkpoint id
 
-__all__ = ["Drainer", "LowerTier", "Report", "Round", "UpperTier"]
+__all__ = ["Drainer", "LowerTier", "Report", "Round", "UpperTier", "in_batches"]
 
 _log = get_logger("glasspoint")
 
@@ -278,7 +278,7 @@ class Drainer:
             exported = lower.export_thread(thread_id)
             if place != thread_id and set_aside is not None:
                 exported = _moved_from(forks, exported, set_aside)
-            async for items in _in_batches(exported, without=done):
+            async for items in in_batches(exported, without=done):
                 begun = unbegun.pop(items[0].scope.checkpoint_ns, None)
                 self._report.imported(await upper.import_checkpoints(items, branch=begun))
                 if monotonic() > renew_at:
@@ -389,7 +389,7 @@ def _with(metadata_json: str, noted: dict[str, Any]) -> str:
     return f"{start}{'' if start.strip() == '{' else ', '}{more}"
 
 
-async def _in_batches(
+async def in_batches(
     items: AsyncIterator[Item], *, without: Collection[StoredId] = ()
 ) -> AsyncIterator[list[Item]]:
     """Put items of one scope together, as long as they are small.

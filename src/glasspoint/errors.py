@@ -22,6 +22,7 @@ __all__ = [
     "L2DeadlineError",
     "L2RefusedError",
     "L2UnavailableError",
+    "NotFoundError",
     "RedisRefusedError",
     "RedisUnavailableError",
     "SaverClosedError",
@@ -120,6 +121,10 @@ class ThreadMovedError(GlasspointError, ConnectionError):
 
 class ThreadUnknownError(GlasspointError, LookupError):
     """PostgreSQL is away, and Redis holds nothing of the thread: whether it has a history is not known."""
+
+
+class NotFoundError(GlasspointError, LookupError):
+    """A command was asked to show a thread, a namespace or a checkpoint that is not there."""
 
 
 class ThreadExistsError(GlasspointError, ValueError):

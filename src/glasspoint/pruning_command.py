@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 from prometheus_client import CollectorRegistry
-from redis.exceptions import RedisError
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from glasspoint.coherence.attached import why_not_to_attach
-from glasspoint.errors import ConfigurationError, L1Error, L1UnavailableError
-from glasspoint.l1.client import open_redis
-from glasspoint.l2.pool import connect
+from glasspoint.command_parts import UnattachedSaver, check_cache
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.telemetry import create_telemetry
 
@@ -31,19 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PruneRun", "human_bytes"]
 
-_REDIS_SECONDS = 2.0
 _LINE_EVERY_SECONDS = 10.0
 
 
 class _Interrupted(Exception):
     """Raised between two batches."""
-
-
-class _CountingSaver(CachedPostgresSaver):
-    """A saver for a dry run: it makes no identity, so that it takes no cache from a service."""
-
-    async def _connect_l1(self) -> None:
-        self._identity.attaches = False
 
 
 class PruneRun:
@@ -84,8 +71,14 @@ class PruneRun:
             GlasspointError: It failed; `report` says what was done before.
         """
         if not dry_run:
-            await self._check_redis()
-        saver_class = _CountingSaver if dry_run else CachedPostgresSaver
+            await check_cache(
+                self._postgres_url,
+                self._redis_url,
+                self._saver_options,
+                key_prefix=self._key_prefix,
+                undone="removed",
+            )
+        saver_class = UnattachedSaver if dry_run else CachedPostgresSaver
         bar: AbstractContextManager[object] = self._progress or nullcontext()
         async with saver_class.from_conn_string(
             self._postgres_url,
@@ -115,27 +108,6 @@ class PruneRun:
                 self.undone = True
             finally:
                 loop.remove_signal_handler(signal.SIGINT)
-
-    async def _check_redis(self) -> None:
-        """Refuse before anything is removed of which Redis could not be told, or not the service's Redis."""
-        async with open_redis(self._redis_url, timeout_seconds=_REDIS_SECONDS) as redis:
-            try:
-                await redis.ping()
-            except Exception as exc:
-                raise L1UnavailableError(
-                    f"Redis does not answer ({type(exc).__name__}), and must be told of what is removed: "
-                    "nothing was. Check REDIS_URL, and that the server is up."
-                ) from None
-            with suppress(psycopg.Error, RedisError, L1Error):  # the saver says what that means
-                async with await connect(
-                    self._postgres_url,
-                    schema=self._saver_options.get("schema"),
-                    password=self._saver_options.get("password"),
-                    connect_timeout_seconds=self._saver_options.get("connect_timeout_seconds", 5.0),
-                ) as conn:
-                    obstacle = await why_not_to_attach(conn, redis, key_prefix=self._key_prefix)
-                if obstacle:
-                    raise ConfigurationError(f"Nothing was removed: {obstacle}")
 
     def _interrupt(self, task: asyncio.Task[Any] | None) -> None:
         if not self.interrupted:

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from glasspoint.bursts import Burst
     from glasspoint.codec import EncodedPut, PendingWrites, StoredCheckpoint
     from glasspoint.l1.cache import Intent
+    from glasspoint.l2.contents import Holding
     from glasspoint.lineage import Branch, Relation, SetAside
     from glasspoint.telemetry.events import Operation, WriteResult
     from glasspoint.threads import ThreadSummary
@@ -341,6 +342,15 @@ class CachedPostgresSaver(MaintainedSaver):
             new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready, branch=branch))
             await write.to_l1(FenceAnswer(), Changes.give_up)
         return new
+
+    async def holding_of(self, thread_id: str) -> Holding:
+        """Return what PostgreSQL has of a thread: the names of its checkpoints, writes and values.
+
+        Raises:
+            L2UnavailableError: PostgreSQL cannot be reached.
+        """
+        with self._lifetime.call():
+            return await self._l2.holding_of(thread_id)
 
     async def check_takes_writes(self) -> None:
         """Make sure that PostgreSQL takes writes now.

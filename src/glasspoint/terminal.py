@@ -62,13 +62,16 @@ class Block:
     (Rich fills lines up with spaces, which then stand in every file that the output is piped into.)
     """
 
-    def __init__(self, content: RenderableType, *, indent: int = 3, lines_after: int = 1) -> None:
+    def __init__(
+        self, content: RenderableType, *, indent: int = 3, lines_after: int = 1, widest: int = WIDTH
+    ) -> None:
         self._content = content
+        self._widest = widest
         self._lines_after = lines_after
         self._indent = indent
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(options.max_width, WIDTH) - self._indent
+        width = min(options.max_width, self._widest) - self._indent
         for line in console.render_lines(self._content, options.update_width(width), pad=False):
             while line and not line[-1].text.strip():
                 line.pop()

@@ -70,8 +70,14 @@ class DrainableSaver(OpenedSaver):
             done = await self._history.seal(thread_id, lease_ms, mine, renew=renewed is not None)
         return mine if done else None
 
-    async def export_thread(self, thread_id: str) -> AsyncIterator[StoredCheckpoint | PendingWrites]:
+    async def export_thread(
+        self, thread_id: str, *, keeps_ttl: bool = False
+    ) -> AsyncIterator[StoredCheckpoint | PendingWrites]:
         """Give out all of a thread as it is stored; nothing is decoded. Only under a seal is it one state.
+
+        Args:
+            thread_id: The thread.
+            keeps_ttl: The thread lives as long as it would have, unread.
 
         Yields:
             Its checkpoints with their values and writes, oldest first in each namespace; then the pending
@@ -84,7 +90,8 @@ class DrainableSaver(OpenedSaver):
             RedisUnavailableError: Redis did not answer.
         """
         validate_thread_id(thread_id)
-        async for item in self._lifetime.each(self._history.export(thread_id, sealed_too=True)):
+        history = self._history.untouched() if keeps_ttl else self._history
+        async for item in self._lifetime.each(history.export(thread_id, sealed_too=True)):
             yield without_mark(item) if isinstance(item, StoredCheckpoint) else item
 
     async def retire_thread(

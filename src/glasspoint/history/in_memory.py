@@ -203,6 +203,10 @@ class MemoryHistory:
                 del thread.namespaces[removal.namespace]
         return True
 
+    def untouched(self) -> MemoryHistory:
+        """Return this: nothing expires here."""
+        return self
+
     def beside(self, token: str) -> MemoryHistory:
         """Return where a thread's copy is built, unseen; what nobody adopts is forgotten."""
         return self._copies.setdefault(token, MemoryHistory())

@@ -7,6 +7,7 @@ and must have something, is damaged: see `threads` in `scripts/prelude.lua`.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,7 +77,7 @@ class RedisHistory:
         self._steps = steps
         self._keyspace = keyspace
         self._telemetry = telemetry
-        self._ttl = 0 if ttl_seconds is None else max(1, int(ttl_seconds * 1000))
+        self._ttl: int | str = 0 if ttl_seconds is None else max(1, int(ttl_seconds * 1000))
         self._signer = signer
         self._tampered_lines = Throttle()
         self.registry_made = b""
@@ -200,6 +201,12 @@ class RedisHistory:
         """Return what is another value each time that checkpoints were removed from a thread."""
         removals: bytes = (await self._run("namespaces", Scope(thread_id, ""), ""))[0]
         return removals
+
+    def untouched(self) -> RedisHistory:
+        """Return the same history, for reading: threads live no longer, and no shorter, for being read."""
+        reader = copy.copy(self)
+        reader._ttl = ""
+        return reader
 
     async def namespaces(self, thread_id: str, *, sealed_too: bool = False) -> list[str]:
         """Return the namespaces in which a thread has checkpoints."""

@@ -169,6 +169,9 @@ class History(Protocol):
             Whether it was done; if not, the thread is of another revision.
         """
 
+    def untouched(self) -> History:
+        """Return the same history, for reading: threads live no longer, and no shorter, for being read."""
+
     def beside(self, token: str) -> History:
         """Return where a thread's copy is built, unseen."""
 

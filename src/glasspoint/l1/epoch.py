@@ -41,6 +41,7 @@ __all__ = [
     "EpochKeeper",
     "Server",
     "UnidentifiedError",
+    "key_of",
     "keys_of",
     "reign_of",
     "root_of",
@@ -121,6 +122,11 @@ class _Reign(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.run_id}.{self.master_replid}"
+
+
+def key_of(scope: Scope, identity: Identity, *, key_prefix: str) -> bytes:
+    """Return a scope's key in one epoch."""
+    return f"{_prefix_of(root_of(key_prefix), identity)}{_key(scope)}".encode()
 
 
 def keys_of(scope: Scope, *, key_prefix: str) -> str:
@@ -237,7 +243,7 @@ class EpochKeeper:
         if server is None or identity is None or identity.reign != server.reign:
             self._epoch = None
         else:
-            prefix = f"{self.root}{server.reign}:{identity.name}:"
+            prefix = _prefix_of(self.root, identity)
             self._epoch = Epoch(server, identity, prefix, Signer(identity.secret, identity.generation))
 
     async def _load(self, reign: _Reign, version: str) -> Server:
@@ -319,6 +325,10 @@ def _copies_scripts(version: str) -> bool:
 def root_of(key_prefix: str) -> str:
     """Return what the keys of all epochs begin with."""
     return f"{_quote(key_prefix)}:{_KEY_FORMAT}:"
+
+
+def _prefix_of(root: str, identity: Identity) -> str:
+    return f"{root}{identity.reign}:{identity.name}:"
 
 
 def _key(scope: Scope) -> str:

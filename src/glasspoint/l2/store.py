@@ -33,7 +33,7 @@ from glasspoint.errors import (
     SchemaError,
     ThreadInUseError,
 )
-from glasspoint.l2 import eager, journal, schema, statements
+from glasspoint.l2 import contents, eager, journal, schema, statements
 from glasspoint.l2.batching import Batcher, Call
 from glasspoint.l2.faults import naming_refusals
 from glasspoint.l2.identity import Identities
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from psycopg.rows import DictRow
 
+    from glasspoint.l2.contents import Holding, Namespace, Outline
     from glasspoint.l2.fences import Fences
     from glasspoint.l2.liveness import Greet
     from glasspoint.l2.pool import Pool
@@ -388,6 +389,27 @@ class Store:
                 params = {**scope._asdict(), "ids": list(ids)}
                 rows = await _fetch_all(conn, statements.NEWEST_OF, params)
         return rows[0][0] if rows else None
+
+    async def namespaces_of(self, thread_id: str) -> list[Namespace]:
+        """Return a thread's namespaces, those without checkpoints not."""
+        async with self._connection(Scope(thread_id, "")) as conn:
+            return await contents.namespaces_of(conn, thread_id)
+
+    async def outlines_of(self, scope: Scope, *, limit: int) -> list[Outline]:
+        """Return the newest checkpoints of a scope without their values, newest first."""
+        async with self._connection(scope) as conn:
+            return await contents.outlines_of(conn, scope, limit=limit)
+
+    async def parents_of(self, scope: Scope) -> dict[str, str | None]:
+        """Return the parent of each checkpoint of a scope."""
+        async with self._connection(scope) as conn:
+            return await contents.parents_of(conn, scope)
+
+    async def holding_of(self, thread_id: str) -> Holding:
+        """Return what stands here of a thread, by name."""
+        async with self._connection(Scope(thread_id, "")) as conn, conn.transaction():
+            await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
+            return await contents.holding_of(conn, thread_id)
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Write down that a thread is made of what another one was written in an outage."""

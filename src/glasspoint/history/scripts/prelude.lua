@@ -71,11 +71,13 @@ local function barred(sealed_too)
   if not blobs and evicted() then return {3} end
 end
 
--- Lets the whole thread live for so many milliseconds from now on; '0' for ever. One absolute time for all
+-- Lets the whole thread live for so many milliseconds from now on; '0' for ever, '' for as long as before. One
+-- absolute time for all
 -- keys: relative ones could fall on two sides of a millisecond, and a thread would expire in part. `pcall`,
 -- because a server that refuses to write (a full disk) may still answer a read. While the thread is sealed,
 -- never less than its seal has to live: what expired in the middle of an export would be lost for good.
 local function touch(ttl)
+  if ttl == '' then return end
   if ttl ~= '0' then ttl = math.max(ttl, redis.call('PTTL', SEAL)) end
   local at = string.format('%.0f', now() + ttl)
   for i = 1, 6 do

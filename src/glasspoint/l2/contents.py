@@ -1,0 +1,320 @@
+"""What LangGraph's tables hold of one thread: names and sizes without values, and whole rows to copy.
+
+`glasspoint history` and the migration read with it, each on a connection of its own: these statements may
+take long, and must not wait for the hot path's pool, or keep it waiting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from psycopg.rows import tuple_row
+
+from glasspoint.codec import Encoded, EncodedWrite, PendingWrites, StoredCheckpoint, version_text, versions_of
+from glasspoint.scope import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+    from typing import TypeAlias
+
+    import psycopg
+
+    Connection: TypeAlias = psycopg.AsyncConnection[Any]
+
+__all__ = [
+    "Holding",
+    "Namespace",
+    "Outline",
+    "digest_of",
+    "holding_of",
+    "namespaces_of",
+    "outlines_of",
+    "parents_of",
+    "read_missing",
+    "thread_ids_of",
+]
+
+_CHECKPOINTS_AT_ONCE = 50
+_WRITES_AT_ONCE = 500
+
+_THREADS = "SELECT thread_id FROM checkpoints UNION SELECT thread_id FROM checkpoint_writes ORDER BY 1"
+
+_HELD_CHECKPOINTS = "SELECT checkpoint_ns, checkpoint_id FROM checkpoints WHERE thread_id = %(thread_id)s"
+_HELD_WRITES = """
+SELECT checkpoint_ns, checkpoint_id, task_id, idx, CASE WHEN idx < 0 THEN sha256(blob) END
+FROM checkpoint_writes WHERE thread_id = %(thread_id)s
+"""
+_HELD_VALUES = """
+SELECT checkpoint_ns, channel, version FROM checkpoint_blobs
+WHERE thread_id = %(thread_id)s AND type <> 'empty'
+"""
+
+_NAMESPACES = """
+SELECT checkpoint_ns, count(*), max(checkpoint_id) FROM checkpoints
+WHERE thread_id = %(thread_id)s GROUP BY checkpoint_ns ORDER BY checkpoint_ns
+"""
+
+_PARENTS = """
+SELECT checkpoint_id, parent_checkpoint_id FROM checkpoints
+WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
+"""
+
+_OUTLINES = """
+SELECT c.checkpoint_id, c.parent_checkpoint_id, c.metadata::text, octet_length(c.checkpoint::text)
+           + octet_length(c.metadata::text), c.checkpoint ->> 'ts',
+       coalesce(b.bytes, 0)::bigint, coalesce(w.writes, 0)::int, coalesce(w.bytes, 0)::bigint,
+       coalesce(w.interrupts, 0)::int, coalesce(w.errors, 0)::int
+FROM (
+    SELECT checkpoint_id, parent_checkpoint_id, checkpoint, metadata, thread_id, checkpoint_ns
+    FROM checkpoints WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
+    ORDER BY checkpoint_id DESC LIMIT %(limit)s::bigint
+) AS c
+LEFT JOIN LATERAL (
+    SELECT sum(octet_length(own.blob)) AS bytes
+    FROM jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
+    JOIN checkpoint_blobs AS own
+      ON own.thread_id = c.thread_id AND own.checkpoint_ns = c.checkpoint_ns
+     AND own.channel = v.key AND own.version = v.value
+) AS b ON true
+LEFT JOIN LATERAL (
+    SELECT count(*) AS writes, sum(octet_length(own.blob)) AS bytes,
+           count(*) FILTER (WHERE own.channel = '__interrupt__') AS interrupts,
+           count(*) FILTER (WHERE own.channel = '__error__') AS errors
+    FROM checkpoint_writes AS own
+    WHERE own.thread_id = c.thread_id AND own.checkpoint_ns = c.checkpoint_ns
+      AND own.checkpoint_id = c.checkpoint_id
+) AS w ON true
+ORDER BY c.checkpoint_id DESC
+"""
+
+_SOME_CHECKPOINTS = """
+SELECT c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint::text, c.metadata::text
+FROM unnest(%(namespaces)s::text[], %(ids)s::text[]) WITH ORDINALITY
+  AS asked (checkpoint_ns, checkpoint_id, n)
+JOIN checkpoints AS c ON c.thread_id = %(thread_id)s AND c.checkpoint_ns = asked.checkpoint_ns
+ AND c.checkpoint_id = asked.checkpoint_id
+ORDER BY asked.n
+"""
+
+_SOME_VALUES = """
+SELECT b.checkpoint_ns, b.channel, b.version, b.type, b.blob
+FROM unnest(%(namespaces)s::text[], %(channels)s::text[], %(versions)s::text[])
+  AS asked (checkpoint_ns, channel, version)
+JOIN checkpoint_blobs AS b ON b.thread_id = %(thread_id)s AND b.checkpoint_ns = asked.checkpoint_ns
+ AND b.channel = asked.channel AND b.version = asked.version
+WHERE b.type <> 'empty'
+"""
+
+_SOME_WRITES = """
+SELECT w.checkpoint_ns, w.checkpoint_id, w.task_id, w.idx, w.channel, w.type, w.blob, {task_path}
+FROM unnest(%(namespaces)s::text[], %(ids)s::text[], %(tasks)s::text[], %(idxs)s::int[])
+  AS asked (checkpoint_ns, checkpoint_id, task_id, idx)
+JOIN checkpoint_writes AS w ON w.thread_id = %(thread_id)s AND w.checkpoint_ns = asked.checkpoint_ns
+ AND w.checkpoint_id = asked.checkpoint_id AND w.task_id = asked.task_id AND w.idx = asked.idx
+ORDER BY 1, 2, 3, 4
+"""
+
+# Databases that no recent langgraph-checkpoint-postgres has migrated lack it.
+_HAS_TASK_PATH = """
+SELECT EXISTS (
+    SELECT FROM pg_attribute WHERE attrelid = 'checkpoint_writes'::regclass AND attname = 'task_path'
+)
+"""
+
+
+@dataclass(slots=True)
+class Holding:
+    """What a store holds of a thread, by name.
+
+    Attributes:
+        checkpoints: Namespace, checkpoint id.
+        writes: Namespace, checkpoint id, task id, number -> `digest_of` the value, if another write of the
+            same name may replace it; else `None`.
+        values: Namespace, channel, version; without those that are empty.
+    """
+
+    checkpoints: set[tuple[str, str]]
+    writes: dict[tuple[str, str, str, int], bytes | None]
+    values: set[tuple[str, str, str]]
+
+
+class Namespace(NamedTuple):
+    """A namespace of a thread, with the number of its checkpoints, and the newest of them."""
+
+    name: str
+    checkpoints: int
+    newest: str
+
+
+class Outline(NamedTuple):
+    """A checkpoint, without its values.
+
+    Attributes:
+        metadata: Parsed from its JSON.
+        document_bytes: Of its JSON, metadata included.
+        ts: When it was made, as it says itself.
+        value_bytes: Of the values that are kept by channel and version; several checkpoints may share one.
+        writes: How many pending writes it has.
+        write_bytes: Of their values.
+        interrupts: How many of these are interrupts.
+        errors: How many of these are errors.
+    """
+
+    checkpoint_id: str
+    parent_id: str | None
+    metadata: dict[str, Any]
+    document_bytes: int
+    ts: str | None
+    value_bytes: int
+    writes: int
+    write_bytes: int
+    interrupts: int
+    errors: int
+
+
+def digest_of(write: EncodedWrite) -> bytes | None:
+    """Return what tells whether a pending write was replaced: those with a negative number can be."""
+    return hashlib.sha256(write.value.data).digest() if write.idx < 0 else None
+
+
+async def thread_ids_of(conn: Connection) -> list[str]:
+    """Return every thread that has a checkpoint or a pending write."""
+    return [thread_id for (thread_id,) in await _rows(conn, _THREADS, {})]
+
+
+async def namespaces_of(conn: Connection, thread_id: str) -> list[Namespace]:
+    """Return a thread's namespaces, the root's first."""
+    return [Namespace(*row) for row in await _rows(conn, _NAMESPACES, {"thread_id": thread_id})]
+
+
+async def parents_of(conn: Connection, scope: Scope) -> dict[str, str | None]:
+    """Return the parent of each checkpoint of a scope."""
+    return dict(cast("list[tuple[str, str | None]]", await _rows(conn, _PARENTS, scope._asdict())))
+
+
+async def outlines_of(conn: Connection, scope: Scope, *, limit: int) -> list[Outline]:
+    """Return the checkpoints of a scope, newest first.
+
+    Args:
+        limit: At most so many.
+    """
+    rows = await _rows(conn, _OUTLINES, {**scope._asdict(), "limit": limit})
+    return [Outline(id_, parent, json.loads(metadata), *rest) for id_, parent, metadata, *rest in rows]
+
+
+async def holding_of(conn: Connection, thread_id: str) -> Holding:
+    """Return what stands here of a thread, by name."""
+    named = {"thread_id": thread_id}
+    return Holding(
+        cast("set[tuple[str, str]]", set(await _rows(conn, _HELD_CHECKPOINTS, named))),
+        {
+            (ns, id_, task, idx): digest
+            for ns, id_, task, idx, digest in await _rows(conn, _HELD_WRITES, named)
+        },
+        cast("set[tuple[str, str, str]]", set(await _rows(conn, _HELD_VALUES, named))),
+    )
+
+
+async def read_missing(
+    conn: Connection,
+    thread_id: str,
+    *,
+    checkpoints: Sequence[tuple[str, str]],
+    writes: Collection[tuple[str, str, str, int]],
+    held_values: Collection[tuple[str, str, str]],
+) -> AsyncIterator[StoredCheckpoint | PendingWrites]:
+    """Read some checkpoints of a thread, and some pending writes.
+
+    Args:
+        checkpoints: Namespace and id of those to read, in this order.
+        writes: The pending writes to read. Those of the checkpoints come with them, the others by themselves.
+        held_values: Values that are not read again.
+    """
+    rows = await _rows(conn, _HAS_TASK_PATH, {})
+    some_writes = _SOME_WRITES.format(task_path="w.task_path" if rows[0][0] else "''")
+    done, of_checkpoint = set(held_values), dict[tuple[str, str], list[tuple[str, str, str, int]]]()
+    for each in sorted(writes):
+        of_checkpoint.setdefault(each[:2], []).append(each)
+    for start in range(0, len(checkpoints), _CHECKPOINTS_AT_ONCE):
+        some = checkpoints[start : start + _CHECKPOINTS_AT_ONCE]
+        namespaces, ids = [ns for ns, _ in some], [id_ for _, id_ in some]
+        found = await _rows(
+            conn, _SOME_CHECKPOINTS, {"thread_id": thread_id, "namespaces": namespaces, "ids": ids}
+        )
+        documents = [json.loads(row[3]) for row in found]
+        values = await _values(
+            conn,
+            thread_id,
+            {
+                name
+                for row, document in zip(found, documents, strict=True)
+                for name in _names(row[0], document)
+                if name not in done
+            },
+        )
+        names = [name for each in some for name in of_checkpoint.pop(each, ())]
+        encoded = await _writes(conn, thread_id, some_writes, names)
+        for (ns, id_, parent_id, text, metadata), document in zip(found, documents, strict=True):
+            own = [name for name in _names(ns, document) if name in values and name not in done]
+            done.update(own)
+            yield StoredCheckpoint(
+                scope=Scope(thread_id, ns),
+                checkpoint_id=id_,
+                parent_id=parent_id,
+                document=document,
+                metadata=json.loads(metadata),
+                values={channel: (version, values[ns, channel, version]) for ns, channel, version in own},
+                writes=encoded.get((ns, id_), []),
+                document_json=text,
+                metadata_json=metadata,
+                document_bytes=len(text) + len(metadata),
+            )
+    rest = [name for names in of_checkpoint.values() for name in names]
+    for start in range(0, len(rest), _WRITES_AT_ONCE):
+        found_writes = await _writes(conn, thread_id, some_writes, rest[start : start + _WRITES_AT_ONCE])
+        for (ns, id_), own_writes in found_writes.items():
+            yield PendingWrites(Scope(thread_id, ns), id_, own_writes)
+
+
+def _names(ns: str, document: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [(ns, channel, version_text(version)) for channel, version in versions_of(document).items()]
+
+
+async def _values(
+    conn: Connection, thread_id: str, names: Iterable[tuple[str, str, str]]
+) -> dict[tuple[str, str, str], Encoded]:
+    wanted = list(names)
+    params = {
+        "thread_id": thread_id,
+        "namespaces": [ns for ns, _, _ in wanted],
+        "channels": [channel for _, channel, _ in wanted],
+        "versions": [version for _, _, version in wanted],
+    }
+    rows = await _rows(conn, _SOME_VALUES, params)
+    return {(ns, channel, version): Encoded(type_, blob) for ns, channel, version, type_, blob in rows}
+
+
+async def _writes(
+    conn: Connection, thread_id: str, statement: str, names: Sequence[tuple[str, str, str, int]]
+) -> dict[tuple[str, str], list[EncodedWrite]]:
+    params = {
+        "thread_id": thread_id,
+        "namespaces": [ns for ns, _, _, _ in names],
+        "ids": [id_ for _, id_, _, _ in names],
+        "tasks": [task_id for _, _, task_id, _ in names],
+        "idxs": [idx for _, _, _, idx in names],
+    }
+    found: dict[tuple[str, str], list[EncodedWrite]] = {}
+    for ns, id_, task_id, idx, channel, type_, blob, path in await _rows(conn, statement, params):
+        write = EncodedWrite(task_id, idx, channel, Encoded(type_ or "", blob), path)
+        found.setdefault((ns, id_), []).append(write)
+    return found
+
+
+async def _rows(conn: Connection, sql: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
+    async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
+        await cursor.execute(cast("Any", sql), params)
+        return await cursor.fetchall()
