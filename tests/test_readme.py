@@ -74,6 +74,8 @@ sys.modules["boto3"] = types.SimpleNamespace(client=lambda name: client)
 EXCERPTS = {
     "processes.md#notebooks": BUILDER,
     "processes.md#notebooks (2)": BUILDER,
+    "side-by-side.md#moving-in-from-another-database-from-sqlite-from-redis-or-from-memory": BUILDER
+    + "from langgraph.checkpoint.memory import InMemorySaver\n",
     "side-by-side.md#what-if-the-password-changes": BOTO3,
     "telemetry.md#turns": BUILDER,
     "telemetry.md#for-applications-configure_telemetry": BUILDER,
