@@ -19,7 +19,7 @@ from psycopg import sql
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.check import run_checks
 from glasspoint.demo.embedded import EmbeddedPostgres
-from glasspoint.errors import ConfigurationError, L2UnavailableError
+from glasspoint.errors import ConfigurationError, L2UnavailableError, WrongTypeError
 from glasspoint.l2.password import PasswordCommand
 from glasspoint.l2.target import Target, fallback_secret
 from glasspoint.setup_command import run_setup
@@ -151,6 +151,7 @@ async def takes_long() -> str:
         (lambda: "", ConfigurationError, "is empty"),
         (lambda: "wrong", ConfigurationError, "the password is wrong"),
         (PasswordCommand("/no/such/program", timeout_seconds=5), ConfigurationError, "cannot be run"),
+        ("word", WrongTypeError, "of the type str: pass a function"),
         (PasswordCommand("false", timeout_seconds=5), L2UnavailableError, "exit status 1"),
     ],
 )

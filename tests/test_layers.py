@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "listing_options": {"errors"},
     "traceparent": set(),
     "codec": {"errors", "scope", "traceparent"},
-    "threads": {"errors", "scope", "traceparent"},
+    "threads": {"errors", "listing_options", "scope", "traceparent"},
     "identity": set(),
     "lineage": {"scope"},
     "l1": {"errors", "identity", "scope", "urls", "codec", *VOICE},

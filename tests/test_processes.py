@@ -638,6 +638,16 @@ async def test_what_both_loops_kept_in_memory_is_one_conversation_when_postgresq
             assert len(history) == 3 * turns, "one line"
 
 
+def test_a_saver_that_was_not_opened_says_how_to_open_it() -> None:
+    for door in (
+        get_checkpointer(),
+        CachedPostgresSaver.from_conn_string("postgresql:///x", redis_url="redis://x"),
+    ):
+        with pytest.raises(AttributeError, match=r"opened before 'setup' is used.*\.open\(\).*saver = await"):
+            door.setup()
+        assert not hasattr(door, "get_tuple")
+
+
 # ------------------------------------------------------------------ gunicorn
 
 

@@ -89,6 +89,18 @@ def test_a_wrong_value_is_an_error_that_names_the_variable(
         Settings.from_environment()
 
 
+def test_a_variable_that_is_nearly_a_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And none that may belong to other software."""
+    for name in ("CHECKPOINT_CASHE_TTL", "CHECKPOINT_DIR", "CHECKPOINT_INTERVAL"):
+        monkeypatch.setenv(name, "5")
+    assert Settings.from_environment().cache_ttl == 86400.0
+    assert caplog.messages == [
+        "The variable CHECKPOINT_CASHE_TTL is no setting, and is not read: did you mean CHECKPOINT_CACHE_TTL?"
+    ]
+
+
 def test_no_setting_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTGRES_URL", "postgresql://me:hush-hush@host/db")
     monkeypatch.setenv("REDIS_URL", "redis://:hush-hush@host/0")

@@ -22,7 +22,7 @@ from glasspoint import (
     get_checkpointer,
 )
 from glasspoint.blocking import SyncFace
-from glasspoint.errors import ConfigurationError
+from glasspoint.errors import ConfigurationError, InvalidConfigError
 from glasspoint.l2 import statements
 from glasspoint.scope import first_id_of, time_of_id
 from glasspoint.threads import summary_of
@@ -123,7 +123,6 @@ async def test_filter_limit_and_before_choose_among_the_newest(saver: SyncFace) 
     assert await ids(saver, filter={"is_last": False}) == []  # no thread's newest one
     assert await ids(saver, filter={"tags": ["x"]}, limit=2) == ["a", "c"]
     assert await ids(saver, before=config_of("any", checkpoint_id=numbered_id(6))) == ["b"]
-    assert await ids(saver, before=config_of("any")) == []  # names no checkpoint, as in `alist`
     pages, last = [], None
     while page := await listed(saver, limit=1, before=last):
         pages += page
@@ -143,9 +142,11 @@ async def test_a_thread_that_is_written_to_comes_first_and_a_deleted_one_goes(sa
 
 
 async def test_arguments_that_cannot_be_meant_are_refused(saver: SyncFace) -> None:
-    for wrong in ({"limit": -1}, {"filter": {"a": {1, 2}}}):
+    for wrong in ({"limit": -1}, {"filter": {"a": {1, 2}}}, {"filter": "x"}, {"filter": {"a": "\0"}}):
         with pytest.raises(ConfigurationError):
             await listed(saver, **wrong)
+    with pytest.raises(InvalidConfigError, match="names no checkpoint_id"):
+        await listed(saver, before=config_of("any"))
 
 
 async def test_ids_that_are_not_of_langgraph_tell_no_time(saver: SyncFace) -> None:

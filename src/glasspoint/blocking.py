@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
@@ -294,6 +294,16 @@ class Opening(AbstractAsyncContextManager[_Saver], AbstractContextManager[_Saver
     ) -> None:
         self._own.close()
 
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"A saver has to be opened before {name!r} is used: `with … as saver:` or `saver = ….open()` for "
+            "synchronous callers, `async with … as saver:` or `saver = await …` on an event loop.",
+            name=name,
+            obj=self,
+        )
+
     def _check_unused(self) -> None:
         if self._saver is not None:
-            raise RuntimeError("This was entered before: call from_conn_string again for another saver.")
+            raise RuntimeError(
+                "This was opened before: call from_conn_string, or get_checkpointer, again for another saver."
+            )

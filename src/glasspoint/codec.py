@@ -170,6 +170,7 @@ class EncodedPut:
             is certain that L1 orders them as L2 does), in a format older than 4 with a parent (upstream then
             reads some of the parent's writes into it), or when its channel versions are no mapping.
         follows_newest: The parent was read as the newest of its scope, or nothing was there to be the parent.
+        follows_own: The parent is the last checkpoint that the same run has put.
     """
 
     checkpoint_id: str
@@ -185,6 +186,7 @@ class EncodedPut:
     source: str | None = None
     snapshots: list[str] = field(default_factory=list)
     follows_newest: bool = False
+    follows_own: bool = False
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -205,6 +207,7 @@ def encode_put(
     *,
     traceparent: str | None = None,
     follows_newest: bool = False,
+    follows_own: bool = False,
 ) -> EncodedPut:
     """Serialise a checkpoint, the way `AsyncPostgresSaver.aput` splits it.
 
@@ -212,7 +215,7 @@ def encode_put(
         new_versions: The channels that changed. Of the others, a value that is kept as a blob is not sent
             again: it stands at its version.
         traceparent: The span that writes it, to be stored with the metadata: see `glasspoint.traceparent`.
-        follows_newest: See `EncodedPut`.
+        follows_newest, follows_own: See `EncodedPut`.
 
     Raises:
         SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store.
@@ -263,6 +266,7 @@ def encode_put(
         source=metadata.get("source"),
         snapshots=[channel for channel in blobs if channel in small],
         follows_newest=follows_newest,
+        follows_own=follows_own,
     )
 
 

@@ -7,13 +7,15 @@ turn goes on from it.
 Time travel writes on an old checkpoint, too, and is meant. What tells the two apart: a run of time travel
 names its checkpoint. Any other run reads the newest, and LangGraph passes the id that it was answered on to
 the run's first put, as the same object. So the objects that reads of the newest have returned are remembered,
-and a put whose parent is one of them is *judged*: its statement tells whether the parent is the newest still.
-A run has one such put.
+and a put whose parent is one of them is *judged*: its statement tells whether the parent is the newest
+still. A run's further puts go on from what it has put itself, and that id is the same object, too: they are
+judged likewise, because another run may have begun in the middle of this one. A fork is told once a process:
+what its two runs put after it is known to be forked.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypedDict, TypeVar
 
 from glasspoint.errors import ConfigurationError, ThreadForkedError
 from glasspoint.scope import is_ordered_id
@@ -35,12 +37,21 @@ _log = get_logger("glasspoint")
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
+
+class Judgement(TypedDict):
+    """How a put is judged: see `EncodedPut`."""
+
+    follows_newest: bool
+    follows_own: bool
+
+
 OnFork = Literal["count", "raise"]
 """What becomes of a put that forks its thread: it is counted and stored, or it is refused."""
 
 _AT_MOST: Final = 10_000
-"""So many reads of the newest are remembered until their run's first put comes, and as many that found no
-checkpoint: about 2 MB. A put whose read is forgotten is not judged."""
+"""So many reads of the newest are remembered until their run's first put comes, as many that found no
+checkpoint, as many puts until their run's next one comes, and as many that are known to be forked: about
+4 MB. A put whose parent is forgotten is not judged."""
 
 _SAYS: Final[dict[ForkKind, str]] = {
     "shadows": "another run has written meanwhile, and this checkpoint is newer: the other run's answer is "
@@ -67,6 +78,8 @@ class Forks:
         self._telemetry = telemetry
         self._newest: dict[int, str] = {}  # object id -> the object, which keeps that its own
         self._empty: dict[Scope, int] = {}
+        self._written: dict[int, str] = {}  # likewise
+        self._known: dict[str, None] = {}
         self.refuses = on_fork == "raise"
         """Whether a put that forks its thread is not stored."""
 
@@ -80,20 +93,52 @@ class Forks:
         elif not scope.checkpoint_ns:  # time travel may begin a subgraph anew, but never the root graph
             _remember(self._empty, scope, self._empty.pop(scope, 0) + 1)
 
-    def is_judged(
+    def judgement(
         self, scope: Scope, config: RunnableConfig, checkpoint_id: str, metadata: CheckpointMetadata
-    ) -> bool:
-        """Tell whether a put goes on from what a read has found as the newest.
+    ) -> Judgement:
+        """Tell whether a put goes on from what a read has found as the newest, or from what its run has put.
+
+        The second is told from what each put's statement answers, at no cost; unless forks are refused, which
+        the statement itself has to do.
+        """
+        follows = self._follows(scope, config, checkpoint_id, metadata)
+        is_judged_there = follows == "read" or (follows == "own" and self.refuses)
+        return {
+            "follows_newest": is_judged_there,
+            "follows_own": follows == "own" and not is_judged_there,
+        }
+
+    def _follows(
+        self, scope: Scope, config: RunnableConfig, checkpoint_id: str, metadata: CheckpointMetadata
+    ) -> Literal["read", "own"] | None:
+        """Tell what a put goes on from.
 
         A run's subgraph (`Scope.is_cached`) is not judged: its run is. Nor is an id that is no UUID: only
         PostgreSQL can tell which of two is newer.
         """
         if not scope.is_cached or not is_ordered_id(checkpoint_id):
-            return False
+            return None
         if parent_id := config["configurable"].get("checkpoint_id"):
-            return self._newest.pop(id(parent_id), None) is not None
+            if self._newest.pop(id(parent_id), None) is not None:
+                return "read"
+            if self._written.pop(id(parent_id), None) is None:
+                return None
+            if parent_id in self._known:
+                _remember(self._known, checkpoint_id, None)
+                return None
+            return "own"
         # A copy of a thread's first checkpoint has no parent either.
-        return metadata.get("source") != "fork" and self._take_empty(scope)
+        return "read" if metadata.get("source") != "fork" and self._take_empty(scope) else None
+
+    def wrote(self, scope: Scope, checkpoint_id: str) -> str:
+        """Take note that a put was stored, of which the run has this id.
+
+        Returns:
+            The id, as another object: whoever goes on from a put's answer names a checkpoint.
+        """
+        if scope.is_cached and is_ordered_id(checkpoint_id):
+            _remember(self._written, id(checkpoint_id), checkpoint_id)
+        return _copy_of(checkpoint_id)
 
     def check(self, scope: Scope, put: EncodedPut) -> ForkKind | None:
         """Tell what is wrong with a put before it is sent.
@@ -118,6 +163,9 @@ class Forks:
             other_id: The checkpoint that is newer than the parent, if there is one.
         """
         stored = not self.refuses
+        if stored:
+            for known in filter(None, (put.checkpoint_id, other_id)):
+                _remember(self._known, known, None)
         self._telemetry.note(Forked(scope, kind, stored, put.checkpoint_id, put.parent_id, other_id))
         _log.warning(
             "Thread %s%s %s: checkpoint %s was %s after its parent %s. The newest before it: %s. (%s)",

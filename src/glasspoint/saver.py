@@ -250,7 +250,7 @@ class CachedPostgresSaver(MaintainedSaver):
                 metadata,
                 new_versions,
                 traceparent=operation.traceparent,
-                follows_newest=self._forks.is_judged(scope, config, checkpoint["id"], metadata),
+                **self._forks.judgement(scope, config, checkpoint["id"], metadata),
             )
             operation.encode_seconds = perf_counter() - started
             operation.checkpoint_id, operation.step, operation.source = (
@@ -278,7 +278,8 @@ class CachedPostgresSaver(MaintainedSaver):
             await write.to_l1(answer.fence, follow)
             if fork is not None and is_refused:
                 raise self._forks.error(fork, scope, put)
-        return {"configurable": {**scope._asdict(), "checkpoint_id": checkpoint["id"]}}
+            own_id = self._forks.wrote(scope, checkpoint["id"])
+        return {"configurable": {**scope._asdict(), "checkpoint_id": own_id}}
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -506,7 +507,7 @@ class _WriteThrough:
     def judged(self, put: EncodedPut) -> EncodedPut:
         """Return a put as it is to be sent now. Once an attempt is in doubt, what is there may be its own,
         and forks cannot be told."""
-        return replace(put, follows_newest=False) if self._in_doubt else put
+        return replace(put, follows_newest=False, follows_own=False) if self._in_doubt else put
 
     async def ready(self, connection: object) -> Announced:
         """Return when readers have been sent to L2; from now on PostgreSQL may change.

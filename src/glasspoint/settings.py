@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -13,6 +16,10 @@ from glasspoint.errors import ConfigurationError
 from glasspoint.l2.password import PasswordCommand
 
 __all__ = ["Settings"]
+
+_log = logging.getLogger("glasspoint")
+
+_PREFIX = "CHECKPOINT_"
 
 Fallback = Literal["redis", "memory"]
 Tier = Literal["cached", "redis", "memory"]
@@ -146,6 +153,7 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: A variable holds what cannot be used; the message names it, not its value.
         """
+        _warn_of_misspelt_variables(cls)
         try:
             return cls()
         except ValidationError as exc:
@@ -156,3 +164,18 @@ class Settings(BaseSettings):
             raise ConfigurationError(
                 f"The environment holds a setting that cannot be used: {wrong}."
             ) from None
+
+
+def _warn_of_misspelt_variables(settings: type[Settings]) -> None:
+    """Say which variables of the environment are nearly settings: nobody reads them.
+
+    Others that begin likewise may belong to other software.
+    """
+    known = [str(field.validation_alias) for field in settings.model_fields.values()]
+    for name in sorted(os.environ):
+        if (
+            name.startswith(_PREFIX)
+            and name not in known
+            and (alike := get_close_matches(name, known, 1, 0.9))
+        ):
+            _log.warning("The variable %s is no setting, and is not read: did you mean %s?", name, alike[0])

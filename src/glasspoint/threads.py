@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint import traceparent
-from glasspoint.errors import ConfigurationError
+from glasspoint.errors import InvalidConfigError
+from glasspoint.listing_options import check_limit, plain_filter
 from glasspoint.scope import checkpoint_id_of, is_ordered_id, time_of_id
 
 if TYPE_CHECKING:
@@ -72,20 +72,17 @@ def choose_threads(
     """Read the arguments of `alist_threads`.
 
     Raises:
-        InvalidConfigError: `before` names no checkpoint that could be stored.
-        ConfigurationError: The filter is not plain JSON, or the limit is negative.
+        InvalidConfigError: `before` names no checkpoint, or none that could be stored.
+        ConfigurationError: PostgreSQL cannot hold the filter, or the limit is negative.
     """
     older_than = checkpoint_id_of(before) if before is not None else None
-    if limit is not None and limit < 0:
-        raise ConfigurationError(f"limit is {limit}: it must not be negative.")
-    try:
-        # As it comes out of PostgreSQL's parser: lists for tuples, text for keys.
-        parsed = json.loads(json.dumps(filter or {}, allow_nan=False))
-    except (TypeError, ValueError):
-        raise ConfigurationError("The filter cannot be written as JSON: pass plain values.") from None
-    # As `alist` has it: in SQL, nothing is less than NULL.
-    nothing = limit == 0 or (before is not None and older_than is None) or traceparent.is_asked_for(filter)
-    return ThreadChoice(parsed, limit, older_than, nothing)
+    if before is not None and older_than is None:
+        raise InvalidConfigError(
+            "before names no checkpoint_id, so no thread would be listed: pass the config of a row."
+        )
+    check_limit(limit)
+    parsed = plain_filter(filter)
+    return ThreadChoice(parsed, limit, older_than, limit == 0 or traceparent.is_asked_for(filter))
 
 
 def summary_of(thread_id: str, checkpoint_id: str, metadata: dict[str, Any]) -> ThreadSummary:

@@ -87,9 +87,14 @@ async def ask_password(password: Password, *, timeout_seconds: float) -> str:
         timeout_seconds: How long that may take.
 
     Raises:
-        ConfigurationError: What it returned is no password.
+        ConfigurationError: It is no function, or what it returned is no password.
         L2UnavailableError: It raised an error, or took too long.
     """
+    if not callable(password):
+        raise WrongTypeError(
+            f"What should return PostgreSQL's password is of the type {type(password).__name__}: pass a "
+            "function. A password that never changes belongs into the connection string."
+        )
     try:
         async with asyncio.timeout(timeout_seconds):
             answer: object

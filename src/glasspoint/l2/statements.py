@@ -216,11 +216,7 @@ WITH put AS MATERIALIZED (
     DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata
 )
 SELECT
-    coalesce((
-        SELECT c.checkpoint_id FROM checkpoints AS c
-        WHERE c.thread_id = p.thread_id AND c.checkpoint_ns = p.checkpoint_ns
-        ORDER BY c.checkpoint_id DESC LIMIT 1
-    ) < p.checkpoint_id, true) AS newest,
+    coalesce(before.latest < p.checkpoint_id, true) AS newest,
     (
         SELECT count(*) FROM new_blobs AS b
         WHERE b.thread_id = p.thread_id AND b.checkpoint_ns = p.checkpoint_ns
@@ -240,8 +236,16 @@ SELECT
         WHERE w.thread_id = p.thread_id AND w.checkpoint_ns = p.checkpoint_ns
           AND w.checkpoint_id = p.checkpoint_id
         ORDER BY w.task_id, w.idx
-    ) AS known_writes{fork}{seen}
-FROM {looked_at} AS p {own_fence} ORDER BY p.n
+    ) AS known_writes, before.latest{fork}{seen}
+FROM {looked_at} AS p {own_fence}
+CROSS JOIN LATERAL (
+    SELECT (
+        SELECT c.checkpoint_id FROM checkpoints AS c
+        WHERE c.thread_id = p.thread_id AND c.checkpoint_ns = p.checkpoint_ns
+        ORDER BY c.checkpoint_id DESC LIMIT 1
+    ) AS latest OFFSET 0
+) AS before
+ORDER BY p.n
 """
 
 _MARK = """, marks AS (
@@ -388,7 +392,8 @@ PUT_TOGETHER_FENCED_JUDGED = _put_together(
 Returns for each `newest`: no checkpoint this new, nor this one, was there before; `stored`: how many values
 were new (an older value at the same version stays, as upstream has it); `shadowed`: a channel sent without a
 value of its own has one at this version, which upstream would show instead; `known_writes`: which pending
-writes of this checkpoint are there already. Of bursts also what `_SEE_FENCES` says.
+writes of this checkpoint are there already; `latest`: the newest checkpoint that was there before. Of bursts
+also what `_SEE_FENCES` says.
 """
 
 _INSERT_WRITES = """

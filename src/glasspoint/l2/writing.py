@@ -80,8 +80,8 @@ class PutAnswer(NamedTuple):
             stands there as sent.
         known_writes: `<task id>:<idx>` of the pending writes that were there before it.
         fence: What it has seen of fences.
-        forked_by: The checkpoint that is newer than the parent, which was read as the newest; `None` if there
-            is none, or the put was not judged.
+        forked_by: The checkpoint that is newer than the parent, which was read as the newest, or was put by
+            the same run; `None` if there is none, or the put was not judged.
     """
 
     followable: bool
@@ -207,8 +207,10 @@ def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -
     """Return what PostgreSQL has answered to each."""
     width = 1 if is_judged(puts) else 0
     answers = []
-    for (_, put), (newest, stored, shadowed, known_writes, *more) in zip(puts, rows, strict=True):
+    for (_, put), (newest, stored, shadowed, known_writes, latest, *more) in zip(puts, rows, strict=True):
         forked_by = more[0] if width else None
+        if put.follows_own and latest not in (None, put.checkpoint_id) and latest > put.parent_id:
+            forked_by = latest
         followable = newest and not shadowed and stored == len(put.blobs)
         answers.append(PutAnswer(followable, known_writes, FenceAnswer(*more[width:]), forked_by))
     return answers
