@@ -1216,6 +1216,10 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
         ),
         ("lifecycle.py", "return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))"),
         ("home.py", "self._task = loop.create_task("),  # waits for the loop to end, and warns
+        (  # without it the lease runs out, and the run ends
+            "retention.py",
+            'renewing = asyncio.create_task(self._keep_renewing(), name="glasspoint-retention-lease")',
+        ),
     }
     answer_their_callers_whatever_happens = {
         ("l1/pipelining.py", "task = asyncio.create_task(self._run(steps))"),
@@ -1223,6 +1227,7 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
     }
     supervised = {
         ("sweeping.py", "self._task = asyncio.create_task("),
+        ("retention.py", "self._task = asyncio.create_task("),
         (  # audits, ends of bursts
             "lifecycle.py",
             "self._to_the_end(asyncio.create_task(work, context=context or Context()))",

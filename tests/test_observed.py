@@ -60,7 +60,8 @@ def observed() -> Iterator[Prometheus]:
 
 def _wait_for_normal_traffic(prometheus: Prometheus) -> None:
     prometheus.wait_for('increase(glasspoint_l1_reads_total{result="hit"}[10s]) > 5')
-    prometheus.wait_for("glasspoint_storage_bytes")
+    for exported in ("glasspoint_storage_bytes", "pg_up", "pg_database_size_bytes", "redis_up"):
+        prometheus.wait_for(exported)
     for name in dict.fromkeys(name for name, promql in RULES if _has_data(name, promql)):
         prometheus.wait_for(name)
 

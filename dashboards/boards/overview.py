@@ -462,10 +462,10 @@ def _retention() -> Panel:
     return graph(
         "Since the retention last succeeded",
         About(
-            "How long ago a run that removes old checkpoints succeeded, in any process; nothing where"
-            " CHECKPOINT_RETENTION is not set, or no run has succeeded yet.",
+            "How long ago a run that removes old checkpoints succeeded, in any process.",
             "below an hour, but for the time that a run takes.",
             "it grows: runs fail, or no process lives for long enough. The log says why a run failed.",
+            empty="where CHECKPOINT_RETENTION is not set, or no run has succeeded yet.",
         ),
         Query(
             f"time() - max by (saver) ({metric('retention_last_success_timestamp_seconds')} > 0)", "{{saver}}"

@@ -400,8 +400,8 @@ MUTATIONS = (
         (
             (
                 "glasspoint.l1.epoch",
-                'prefix = f"{self.root}{server.reign}:{identity.name}:"',
-                'prefix = f"{self.root}{identity.database}:"',
+                'return f"{root}{identity.reign}:{identity.name}:"',
+                'return f"{root}{identity.database}:"',
             ),
             # Otherwise the signature of an older generation is wrong, and the image is refused for that.
             (

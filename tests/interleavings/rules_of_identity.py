@@ -44,8 +44,8 @@ RULES_OF_IDENTITY = (
         (
             (
                 _EPOCH,
-                'prefix = f"{self.root}{server.reign}:{identity.name}:"',
-                'prefix = f"{self.root}{server.reign}:"',
+                'return f"{root}{identity.reign}:{identity.name}:"',
+                'return f"{root}{identity.reign}:"',
             ),
             (_EPOCH, "Signer(identity.secret, identity.generation)", "Signer(identity.secret)"),
         ),
