@@ -6,6 +6,7 @@ EXPLORE and TEST_SEED change the dice: see `dice.py`.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import psycopg
@@ -41,7 +42,8 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests that explore the time for it."""
+    """Give tests that explore the time for it; and keep the garbage collector from what stays to the end."""
+    gc.freeze()
     if dice.EXPLORING:
         for item in items:
             if item.get_closest_marker("dice") or item.get_closest_marker("hypothesis"):
