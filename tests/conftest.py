@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
+from psycopg import sql
 
 import dice  # also loads Hypothesis' profile, which has to be there before any test is imported
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
@@ -19,6 +20,12 @@ from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from steps import another_process
 
 EXPLORING_SECONDS = 3600
+
+# What a test that ended in the middle has left.
+OTHER_SCHEMAS = (
+    "SELECT nspname FROM pg_namespace "
+    "WHERE nspname NOT LIKE 'pg\\_%' AND nspname NOT IN ('public', 'information_schema')"
+)
 
 # The schema as a new database has it.
 EMPTY = (
@@ -81,6 +88,8 @@ def database(postgres: EmbeddedPostgres, _database: str) -> str:
         )
         connection.execute("ALTER DATABASE test RESET ALL")
     with psycopg.connect(_database, autocommit=True) as connection:
+        for (schema,) in connection.execute(OTHER_SCHEMAS).fetchall():
+            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
         for statement in EMPTY:
             connection.execute(statement)
     return _database

@@ -46,6 +46,7 @@ from glasspoint.l1.entry import Changes
 from glasspoint.l1.quarantine import Quarantine
 from glasspoint.l2 import liveness
 from glasspoint.scope import Scope, scope_of
+from redis_nodes import start_node
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Proxy, Thread, hits_at_last, keys_of, nowhere, settled, tcp, until
 
@@ -1266,12 +1267,9 @@ def any_redis(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def cluster_node() -> Iterator[EmbeddedRedis]:
-    server = EmbeddedRedis()
-    try:
-        server.start("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
-        yield server
-    finally:
-        server.close()
+    server = start_node()
+    yield server
+    server.close()
 
 
 async def test_a_node_of_a_cluster_is_refused_at_opening(database: str, cluster_node: EmbeddedRedis) -> None:

@@ -15,16 +15,15 @@ from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import (
     ConfigurationError,
-    EmbeddedServerUnavailable,
     RedisRefusedError,
     RedisUnavailableError,
 )
+from redis_nodes import start_node
 from states import config_of, counts, exact
 from steps import Thread, until
 
 SLOTS = 16384
 NODES = 3
-START_ATTEMPTS = 3
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +39,6 @@ def nodes() -> Iterator[list[EmbeddedRedis]]:
             client.execute_command("CLUSTER ADDSLOTS", *mine)
             client.execute_command("CLUSTER MEET", "127.0.0.1", servers[0].port)
         yield servers
-
-
-def start_node() -> EmbeddedRedis:
-    """One node, not in a cluster yet. Its second port is 10000 above the first and may be taken: then
-    another pair is tried."""
-    for attempt in range(1, START_ATTEMPTS + 1):
-        server = EmbeddedRedis()
-        try:
-            server.start("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
-        except EmbeddedServerUnavailable:
-            server.close()
-            if attempt == START_ATTEMPTS:
-                raise
-        else:
-            return server
-    raise AssertionError
 
 
 @pytest.fixture

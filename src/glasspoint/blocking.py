@@ -305,5 +305,5 @@ class Opening(AbstractAsyncContextManager[_Saver], AbstractContextManager[_Saver
     def _check_unused(self) -> None:
         if self._saver is not None:
             raise RuntimeError(
-                "This was opened before: call from_conn_string, or get_checkpointer, again for another saver."
+                "This was opened before: call from_conn_string again for another saver, or get_checkpointer."
             )

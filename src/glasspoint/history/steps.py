@@ -86,6 +86,9 @@ _TOO_LARGE = (
 # What Redis takes of one value, unless it is told otherwise.
 _BULK_BYTES = 512 * 2**20
 
+# What it can be told to take at least.
+_LEAST_BULK_BYTES = 2**20
+
 # How Redis 7 names a command that a user may not run.
 _COMMAND = re.compile(r"to run the '([\w|]+)' command")
 
@@ -131,9 +134,10 @@ class Steps:
             try:
                 status, *answer = await self._in_turn(self._evalsha, step, keys, args)
             except RedisUnavailableError as exc:
-                # Of a value that is much too large, Redis's words are lost with the connection.
+                # Of a value that is too large, Redis's words may be lost with the connection.
                 largest = max((len(each) for each in args if isinstance(each, bytes)), default=0)
-                if largest > _BULK_BYTES and type(exc.__cause__) is ConnectionError:
+                is_broken = type(exc.__cause__) in (ConnectionError, ConnectionResetError, BrokenPipeError)
+                if is_broken and largest >= _LEAST_BULK_BYTES and largest > await self._bulk_bytes():
                     raise RedisRefusedError(
                         f"Redis broke the connection off: {_TOO_LARGE}."
                     ) from exc.__cause__
@@ -241,6 +245,14 @@ class Steps:
             # Sent whole, not loaded first: in a cluster it must be on the very node that runs it.
             answer = await self._redis.eval(text, len(keys), *keys, *args)
         return list(answer)
+
+    async def _bulk_bytes(self) -> int:
+        """Return what Redis takes of one value, or what it takes by default, if it does not say."""
+        try:
+            found = await self._in_turn(self._redis.config_get, "proto-max-bulk-len")
+            return int(next(iter(found.values())))
+        except (RedisRefusedError, RedisUnavailableError, StopIteration, ValueError):
+            return _BULK_BYTES
 
     async def _in_turn(self, ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
         try:
