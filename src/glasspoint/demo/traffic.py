@@ -92,9 +92,13 @@ class Traffic:
                 people.create_task(self._person(), name=f"demo person {number}")
 
     async def remove_conversations(self) -> None:
-        """Delete what is left of the conversations, from L1 and L2."""
+        """Delete what is left of the conversations, from L1 and L2.
+
+        Twice: a statement of a turn that was cut off may take effect after the first time.
+        """
+        left = tuple(self._known)
         async with asyncio.timeout(_REMOVAL_SECONDS):
-            for thread_id in tuple(self._known):
+            for thread_id in (*left, *left):
                 await self._remove(thread_id)
 
     async def _person(self) -> None:
