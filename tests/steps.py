@@ -115,12 +115,7 @@ async def hits_at_last(redis_url: str, hits: Callable[[], Awaitable[bool]]) -> N
     """
 
     async def found() -> bool:
-        blocked = [
-            key
-            for key, fields in (await keys_of(redis_url)).items()
-            if any(name.startswith(b"i:") for name in fields)
-        ]
-        if blocked:
+        if blocked := await keys_with_intents(redis_url):
             async with Redis.from_url(redis_url) as redis:
                 await redis.delete(*blocked)
         return await hits()
@@ -146,6 +141,12 @@ async def keys_of(redis_url: str) -> dict[bytes, dict[bytes, bytes]]:
     """Everything that stands in Redis."""
     async with Redis.from_url(redis_url) as redis:
         return {key: await redis.hgetall(key) async for key in redis.scan_iter()}
+
+
+async def keys_with_intents(redis_url: str) -> list[bytes]:
+    """The keys of all entries in which the intent of a burst stands."""
+    entries = await keys_of(redis_url)
+    return [key for key, fields in entries.items() if any(name.startswith(b"i:") for name in fields)]
 
 
 @asynccontextmanager

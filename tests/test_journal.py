@@ -9,7 +9,6 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import psycopg
@@ -33,10 +32,9 @@ from glasspoint.errors import (
     L2RefusedError,
     L2UnavailableError,
 )
-from glasspoint.l1.pipelining import AutoPipeline
 from glasspoint.scope import Scope
 from states import counts, exact, open_saver, open_upstream
-from steps import Proxy, Thread, keys_of, locked, nowhere, settled, tcp, until
+from steps import Proxy, Thread, keys_of, keys_with_intents, locked, nowhere, settled, tcp, until
 
 NEVER = 3600.0
 """An interval: nobody sweeps by himself while a test runs."""
@@ -147,10 +145,11 @@ async def test_a_write_that_could_not_be_announced_once_is_read_by_all_at_once(
         await prepare(write, thread, writer.saver)
         await reader.saver.aget_tuple(thread.config)
         assert await reader.hit(thread) == 2
-        pipeline, sent = writer.saver._l1._pipeline, AutoPipeline.evalsha
+        pipeline = writer.saver._l1._pipeline
+        evalsha = pipeline.evalsha
 
         async def loses_a_step(*args: Any) -> Any:
-            monkeypatch.setattr(pipeline, "evalsha", partial(sent, pipeline))
+            monkeypatch.setattr(pipeline, "evalsha", evalsha)  # it loses one
             raise RedisConnectionError("made to fail")
 
         monkeypatch.setattr(pipeline, "evalsha", loses_a_step)
@@ -288,7 +287,7 @@ async def test_a_commit_that_redis_does_not_hear_is_recorded_before_the_answer(
 
 
 async def _has_intent(redis_url: str) -> bool:
-    return any(name.startswith(b"i:") for fields in (await keys_of(redis_url)).values() for name in fields)
+    return bool(await keys_with_intents(redis_url))
 
 
 async def test_a_write_of_which_neither_redis_nor_the_journal_can_be_told_is_not_acknowledged(

@@ -1,4 +1,4 @@
-"""Background tasks that no bug ends.
+"""Work that goes on in the background: no bug ends it, and what must not be left half done ends.
 
 An exception that nobody foresaw, in a task that nobody waits for, would end the task without a word: the
 journal would not be swept any more, or the tiers above not be tried, until somebody restarts the process. So
@@ -10,17 +10,23 @@ A server that does not answer is not meant: each task expects that, and deals wi
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from glasspoint.telemetry.events import BackgroundTaskFailed
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
     from glasspoint.telemetry.events import TaskName, Telemetry
 
-__all__ = ["BackgroundTask"]
+__all__ = ["BackgroundTask", "run_to_the_end"]
+
+_Answer = TypeVar("_Answer")
 
 _log = get_logger("glasspoint")
 
@@ -75,6 +81,23 @@ class BackgroundTask:
     def worked(self) -> None:
         """Say that an attempt succeeded: the next failure is followed by a short pause again."""
         self.pause = 0.0
+
+
+async def run_to_the_end(work: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """Run what must not be left half done, as the closing of connections.
+
+    Args:
+        work: It ends by itself: what it waits for has a timeout.
+
+    Raises:
+        CancelledError: The caller was cancelled meanwhile; the work is done.
+    """
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _places(error: Exception) -> str:

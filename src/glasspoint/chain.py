@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from glasspoint.background import BackgroundTask
+from glasspoint.background import BackgroundTask, run_to_the_end
 from glasspoint.branches import UNDER_WAY, Branches
 from glasspoint.draining import Drainer, Round
 from glasspoint.errors import (
@@ -207,9 +207,12 @@ class Chain:
         self._background(self._keep_watch(), "glasspoint-tier-probe")
 
     async def close(self) -> None:
-        """Let the calls under way end, and close every saver that is open. May be called twice."""
-        if self._active is None:
-            return
+        """Let the calls under way end, and close every saver that is open; also if the caller is cancelled
+        meanwhile. May be called twice."""
+        if self._active is not None:
+            await run_to_the_end(self._close())
+
+    async def _close(self) -> None:
         while self._tasks:
             for task in self._tasks:
                 task.cancel()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from glasspoint.audit import Auditor
+from glasspoint.background import run_to_the_end
 from glasspoint.blocking import Opening, SyncFace
 from glasspoint.bursts import BURST_SECONDS, Bursts
 from glasspoint.coherence.identity import IdentityKeeper
@@ -604,13 +605,17 @@ class _Lifetime:
             self._idle.set()
 
     async def close(self) -> None:
-        """Wait for what is under way (its deadlines bound that), then close what was opened here."""
+        """Wait for what is under way (its deadlines bound that), then close what was opened here; also if the
+        caller is cancelled meanwhile: no connection stays open."""
         if self._closed:
             return
         self._closed = True
         if self.end_of_loop is not None:
             self.end_of_loop.dismiss()
         self._look()
+        await run_to_the_end(self._close())
+
+    async def _close(self) -> None:
         try:
             if self.retention is not None:
                 await self.retention.stop()

@@ -263,7 +263,7 @@ class _Run:
                 if answer["ok"]:
                     break
             else:
-                self._failed.append(f"{thread} is not answered, although both servers are there")
+                self._failed.append(f"{thread} is not answered, although both servers are there: {answer}")
 
 
 def main() -> int:

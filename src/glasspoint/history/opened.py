@@ -7,6 +7,7 @@ from collections import OrderedDict
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from glasspoint.background import run_to_the_end
 from glasspoint.blocking import SyncFace
 from glasspoint.errors import SaverClosedError
 from glasspoint.history.interface import History
@@ -150,13 +151,17 @@ class Lifetime:
             self._idle.set()
 
     async def close(self) -> None:
-        """Wait for what is under way (its timeouts bound that), then close what was opened here."""
+        """Wait for what is under way (its timeouts bound that), then close what was opened here; also if the
+        caller is cancelled meanwhile: no connection stays open."""
         if self._closed:
             return
         self._closed = True
         if self.end_of_loop is not None:
             self.end_of_loop.dismiss()
         self._look()
+        await run_to_the_end(self._close())
+
+    async def _close(self) -> None:
         try:
             await self._idle.wait()
         finally:
