@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "lifecycle": {
         "errors",
         "audit",
+        "background",
         "blocking",
         "coherence",
         "forks",
@@ -74,6 +75,7 @@ MAY_IMPORT = {
     },
     "history": {
         "errors",
+        "background",
         "scope",
         "urls",
         "codec",
