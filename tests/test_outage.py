@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from glasspoint.errors import (
 from glasspoint.history.interface import HEARD_SECONDS
 from glasspoint.lineage import SET_ASIDE
 from glasspoint.scope import Scope
-from states import config_of, open_upstream
+from states import config_of, numbered_id, open_upstream
 from steps import Thread, another_process, drain, readyz, settled, until
 from test_delta import make_graph as delta_graph
 
@@ -1039,6 +1039,44 @@ async def test_of_a_drain_that_was_cut_off_only_what_came_after_it_is_set_aside(
         assert [each.metadata["step"] async for each in upper.alist(thread.config)] == [4, 3, 2, 1]
         [aside] = set(await threads_in(database)) - {"42"}
         assert [each.metadata["step"] async for each in upper.alist(config_of(aside))] == [5, 3]
+
+
+async def test_a_branch_has_one_name_also_if_it_grows_between_two_drains(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run has fallen to the lower tier: its first checkpoint there names a parent that is not there."""
+    lower, above, fallen = MemorySaver(), Thread("42"), Thread("42")
+    fallen.number, fallen.newest = 10, config_of("42", checkpoint_id=numbered_id(10))
+    async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as upper:
+        await upper.setup()
+        await above.put(upper)
+        await fallen.put(lower)
+        with monkeypatch.context() as patched:
+            patched.setattr(upper, "import_checkpoints", but_the_answer_is_lost(upper.import_checkpoints))
+            with pytest.raises(L2UnavailableError):
+                await drain(lower, upper)
+        await until(lambda: is_unsealed(lower, "42"))
+        for _ in range(2):
+            await fallen.put(lower)
+        await drain(lower, upper)
+        [aside] = set(await threads_in(database)) - {"42"}
+        assert [each.metadata["step"] async for each in upper.alist(config_of(aside))] == [13, 12, 11]
+
+
+def but_the_answer_is_lost(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def done(*args: Any, **kwargs: Any) -> None:
+        await call(*args, **kwargs)
+        raise L2UnavailableError("The connection is lost.")
+
+    return done
+
+
+async def is_unsealed(saver: MemorySaver, thread_id: str) -> bool:
+    try:
+        await saver.aget_tuple(config_of(thread_id))
+    except ThreadMovedError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("of", ["this process", "another process"])

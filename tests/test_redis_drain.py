@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -412,3 +413,16 @@ async def test_postgresql_shows_a_drained_thread_as_it_was_here(saver: RedisSave
         completed = await saver.aget_tuple(old.config)
         assert completed is not None
         assert completed.checkpoint["channel_values"]["__pregel_tasks"] == ["first", 2, "b", "elsewhere"]
+
+
+async def test_it_is_known_in_the_next_lower_tier_that_a_checkpoint_was_brought_from_the_cache(
+    saver: RedisSaver, other: RedisSaver
+) -> None:
+    thread = Thread("a")
+    await thread.put(saver)
+    [item] = await exported(saver, "a")
+    assert isinstance(item, StoredCheckpoint)
+    assert not item.is_brought
+    await other.import_checkpoints([replace(item, is_brought=True)])
+    assert [getattr(each, "is_brought", None) for each in await exported(other, "a")] == [True]
+    assert await all_of(other, "a") == await all_of(saver, "a")

@@ -100,6 +100,7 @@ class StoredCheckpoint:
         document_json, metadata_json: What the two were parsed from, if a warm-up may need them.
         document_bytes: How long the JSON was.
         is_fenced: Whether a burst of writes was under way in L2: L1 must not be warmed up with it.
+        is_brought: Whether it stands in a lower tier that has not made it: its thread goes on from there.
     """
 
     scope: Scope
@@ -113,6 +114,7 @@ class StoredCheckpoint:
     metadata_json: str = ""
     document_bytes: int = 0
     is_fenced: bool = False
+    is_brought: bool = False
 
     @property
     def size(self) -> int:

@@ -350,13 +350,17 @@ async def _branches(
     thread was set aside, if it was, by the tier below this one."""
     parents: dict[str, dict[str, str | None]] = defaultdict(dict)
     tips: dict[str, StoredCheckpoint] = {}
+    brought: dict[str, set[str]] = defaultdict(set)
     earlier = None
     async for item in items:
         if not isinstance(item, PendingWrites):
             parents[item.scope.checkpoint_ns][item.checkpoint_id] = item.parent_id
+            if item.is_brought:
+                brought[item.scope.checkpoint_ns].add(item.checkpoint_id)
             tips[item.scope.checkpoint_ns] = item  # oldest first, so the last one stays
             earlier = earlier or noted_in(item.metadata, item.scope.thread_id)
-    return [branch_of(namespace, ids) for namespace, ids in parents.items()], tips, earlier
+    branches = [branch_of(namespace, ids, brought[namespace]) for namespace, ids in parents.items()]
+    return branches, tips, earlier
 
 
 async def _moved_from(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from glasspoint.scope import time_of_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "SET_ASIDE",
@@ -48,12 +48,14 @@ class Branch(NamedTuple):
         ids: Its checkpoints.
         bases: Checkpoints that they name as their parents, and that are not among them.
         tip: The newest.
+        brought: Those of its checkpoints that the lower tier has not made: it goes on from them.
     """
 
     namespace: str
     ids: frozenset[str]
     bases: frozenset[str]
     tip: str
+    brought: frozenset[str] = frozenset()
 
 
 class SetAside(NamedTuple):
@@ -70,14 +72,16 @@ class SetAside(NamedTuple):
     began_at: datetime
 
 
-def branch_of(namespace: str, parents: Mapping[str, str | None]) -> Branch:
+def branch_of(namespace: str, parents: Mapping[str, str | None], brought: Iterable[str] = ()) -> Branch:
     """Return the branch of a namespace.
 
     Args:
         parents: Checkpoint id -> id of its parent; at least one.
+        brought: Which of them the lower tier has not made.
     """
     named = frozenset(parent for parent in parents.values() if parent is not None)
-    return Branch(namespace, frozenset(parents), named - parents.keys(), max(parents))
+    ids = frozenset(parents)
+    return Branch(namespace, ids, named - ids, max(ids), ids & frozenset(brought))
 
 
 def from_fork(branch: Branch, fork: str | None) -> Branch:
@@ -89,7 +93,9 @@ def from_fork(branch: Branch, fork: str | None) -> Branch:
     if fork is None:
         return branch
     return branch._replace(
-        ids=frozenset(each for each in branch.ids if each >= fork), bases=frozenset({fork})
+        ids=frozenset(each for each in branch.ids if each >= fork),
+        bases=frozenset({fork}),
+        brought=frozenset({fork}),
     )
 
 
@@ -109,10 +115,13 @@ def relation_of(branch: Branch, newest: str | None, *, has_tip: bool) -> Relatio
 
 
 def name_apart(thread_id: str, branches: Sequence[Branch]) -> SetAside:
-    """Name a branch after its thread and its first own checkpoint: the same name each time."""
+    """Name a branch after its thread and its first own checkpoint.
+
+    The name is the same each time, also if the branch has grown since a drain of it was cut off.
+    """
     # Not after the one that it goes on from: two branches may go on from one checkpoint.
-    first = min(sorted(branch.ids)[: 2 if branch.bases else 1][-1] for branch in branches)
-    return set_aside_at(thread_id, first)
+    own = [each for branch in branches for each in branch.ids - branch.brought]
+    return set_aside_at(thread_id, min(own or [each for branch in branches for each in branch.ids]))
 
 
 def set_aside_at(thread_id: str, first_id: str) -> SetAside:

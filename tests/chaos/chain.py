@@ -151,7 +151,7 @@ class _Run:
         self._stopping = asyncio.Event()
         self._living: list[asyncio.Task[None]] = []
         self._ends: list[asyncio.Task[bool]] = []
-        self._threads: dict[int, tuple[str, bool]] = {}
+        self._threads: dict[int, str] = {}
 
     @property
     def unexpected(self) -> list[str]:
@@ -235,7 +235,7 @@ class _Run:
                 if place is None:
                     return
                 asked = await self._take_turn(place, thread, turn, resumes=asked)
-                self._threads[number] = (thread, asked)
+                self._threads[number] = thread
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._dice.uniform(*self._settings.pause)):
                         await self._stopping.wait()
@@ -255,11 +255,11 @@ class _Run:
         return bool(answer["asked"]) if answer["ok"] else resumes
 
     async def _say_last(self) -> None:
-        """When all is well, every thread is answered, whichever process is asked."""
-        for thread, asked in self._threads.values():
+        """When all is well, every thread is answered that is looked at first, whichever process is asked."""
+        for thread in self._threads.values():
             for attempt in range(_LAST_ATTEMPTS):
                 place = self._dice.choice(self.places)
-                answer = await place.turn(thread, f"last{attempt}", resumes=asked)
+                answer = await place.turn(thread, f"last{attempt}", resumes=False)
                 if answer["ok"]:
                     break
             else:

@@ -117,7 +117,8 @@ class Talking:
         attempt.found = list(state.values.get("words", ()))
         if state.interrupts:
             return "resumed", Command(resume=attempt.word)
-        if state.next and random.random() < 0.7:
+        # A resume of a thread that is not here yet has begun it with nothing: there is nothing to go on with.
+        if state.next and attempt.found and random.random() < 0.7:
             return "went on", None
         return "said", {"words": [f"said {attempt.word}"]}
 

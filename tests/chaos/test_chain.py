@@ -27,13 +27,6 @@ def report(outcome: ChainOutcome) -> str:
     return text.getvalue()
 
 
-def is_what_is_not_understood(outcome: ChainOutcome) -> bool:
-    """Whether that alone was found which one run in three finds, and which is not mended yet."""
-    return {each.what for each in outcome.verdict.violations} <= {"doubled"} and all(
-        "is not answered, although both servers are there" in each for each in outcome.unexpected
-    )
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("fallbacks", "tiers"), [("redis", {"redis"}), ("redis,memory", {"redis", "memory"})]
@@ -46,8 +39,6 @@ async def test_half_a_minute_of_outages_forgets_nothing(
     said = report(outcome)
     with capsys.disabled():
         sys.stdout.write(f"\n{said}")
-    if "memory" in tiers and not outcome.good and is_what_is_not_understood(outcome):
-        pytest.xfail("a branch was set aside twice, or a thread was left unanswered")
     assert outcome.good, said
     # Nothing found in nothing done says nothing.
     acknowledged = [each for each in outcome.attempts if each.is_acknowledged]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from glasspoint.codec import StoredCheckpoint
     from glasspoint.history.interface import History
 
-__all__ = ["Beginning", "CachedStates", "Unknown", "remember", "unmarked", "without_mark"]
+__all__ = ["Beginning", "CachedStates", "Unknown", "remember", "unmarked", "with_mark", "without_mark"]
 
 Unknown = Literal["begin", "refuse"]
 
@@ -133,9 +133,7 @@ class Beginning:
         state = await self._states.find(scope)
         if state is None:
             return False
-        await self._history.add(
-            replace(state, metadata={**state.metadata, _FROM_CACHE: True}, metadata_json="")
-        )
+        await self._history.add(with_mark(state))
         return True
 
     async def _may_have_begun_above(self, scope: Scope, above: Mapping[str, str]) -> bool:
@@ -194,7 +192,12 @@ def without_mark(stored: StoredCheckpoint) -> StoredCheckpoint:
     metadata = unmarked(stored.metadata)
     if metadata is stored.metadata:
         return stored
-    return replace(stored, metadata=metadata, metadata_json=json.dumps(metadata))
+    return replace(stored, metadata=metadata, metadata_json=json.dumps(metadata), is_brought=True)
+
+
+def with_mark(stored: StoredCheckpoint) -> StoredCheckpoint:
+    """Return a checkpoint that says for all processes that this tier has not made it."""
+    return replace(stored, metadata={**stored.metadata, _FROM_CACHE: True}, metadata_json="")
 
 
 def unmarked(metadata: dict[str, Any]) -> dict[str, Any]:

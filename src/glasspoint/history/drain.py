@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from glasspoint.codec import StoredCheckpoint
 from glasspoint.errors import ConfigurationError, ThreadDamagedError, ThreadInUseError
-from glasspoint.history.beginning import without_mark
+from glasspoint.history.beginning import with_mark, without_mark
 from glasspoint.history.opened import OpenedSaver
 from glasspoint.lineage import relation_of
 from glasspoint.scope import Scope, validate_thread_id
@@ -193,13 +193,18 @@ class DrainableSaver(OpenedSaver):
         if branch is not None and await self.relate(items[0].scope.thread_id, branch) == "apart":
             raise ThreadInUseError("Something else was stored in this thread meanwhile.")
         with self._call("import_checkpoints", items[0].scope):
-            return sum([await self._history.add(item) for item in items])
+            return sum([await self._history.add(_marked(item)) for item in items])
 
 
 def _milliseconds(name: str, seconds: float) -> int:
     if not seconds > 0:
         raise ConfigurationError(f"{name} is {seconds!r}: it must be greater than 0 seconds.")
     return max(1, int(seconds * 1000))
+
+
+def _marked(item: StoredCheckpoint | PendingWrites) -> StoredCheckpoint | PendingWrites:
+    """Keep it in mind that another lower tier has not made a checkpoint, either."""
+    return with_mark(item) if isinstance(item, StoredCheckpoint) and item.is_brought else item
 
 
 def _text(token: bytes | str) -> str:
