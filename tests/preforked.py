@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +38,7 @@ _READ_EARLY = re.compile(
 
 _TESTS = Path(__file__).parent
 _LARGEST = 1 << 20
+_starting = Lock()
 
 
 def run(
@@ -75,7 +77,9 @@ def run(
     ):
         with theirs:
             files = [nothing.fileno(), output.fileno(), errors.fileno(), theirs.fileno()]
-            socket.send_fds(_server(), [order], files)
+            with _starting:
+                server = _server()
+            socket.send_fds(server, [order], files)
         with ours.makefile() as said:
             pid = int(said.readline())
             if not select.select([ours], [], [], timeout)[0]:
