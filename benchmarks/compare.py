@@ -94,7 +94,7 @@ def main() -> None:
 
         new_loop = uvloop.new_event_loop
     with (
-        servers() as (postgres_url, redis_url),
+        servers(durable=arguments.amount != "smoke") as (postgres_url, redis_url),
         receiving() as receiver_url,
         asyncio.Runner(loop_factory=new_loop) as runner,
     ):

@@ -80,10 +80,14 @@ BOUNDS: Final = {
 }
 
 
-async def _slices(bench: Bench) -> dict[str, Mapping[Key, Slice]]:
-    """What is measured: of each bound both sides."""
+async def _slices(bench: Bench, share: int) -> dict[str, Mapping[Key, Slice]]:
+    """What is measured: of each bound both sides.
+
+    Args:
+        share: The calls of a slice, and the conversations, are divided by this.
+    """
     slices: dict[str, Mapping[Key, Slice]] = {}
-    for messages, calls in ((10, 16), (100, 8)):
+    for messages, calls in ((10, 16 // share), (100, 8 // share)):
         ours = await Hot.made(bench.peers[OURS], f"hit-{messages}", messages, calls)
         floor = await floor_of(bench, bench.redis, ours, f"{messages}")
         named = variant(messages=messages, callers=1)
@@ -91,7 +95,7 @@ async def _slices(bench: Bench) -> dict[str, Mapping[Key, Slice]]:
             (OURS, named): only_hits(bench.peers, "hit", calls, partial(ours.hits, calls, 1)),
             (FLOOR, named): partial(floor.sample, calls, 1),
         }
-    hot = {name: await Hot.made(bench.peers[name], f"write-{name}", 10, 64) for name in (OURS, POOL)}
+    hot = {name: await Hot.made(bench.peers[name], f"write-{name}", 10, 64 // share) for name in (OURS, POOL)}
     for operation, method, calls, callers in (
         ("put, 1 caller", Hot.puts, 12, 1),
         ("put in a burst, 1 caller", Hot.puts_in_bursts, 16, 1),
@@ -100,12 +104,12 @@ async def _slices(bench: Bench) -> dict[str, Mapping[Key, Slice]]:
     ):
         named = variant(messages=10, callers=callers)
         slices[operation] = _settling(
-            {(name, named): partial(method, each, calls, callers) for name, each in hot.items()}
+            {(name, named): partial(method, each, calls // share, callers) for name, each in hot.items()}
         )
     turns = {name: each for name, each in turns_of(bench.peers, "turn").items() if name in (OURS, POOL)}
     for conversations, count in ((1, 4), (16, 32)):
         operation = f"turn, {conversations} conversation{'s' if conversations > 1 else ''}"
-        slices[operation] = _settling(slices_of(turns, count, conversations, "sync"))
+        slices[operation] = _settling(slices_of(turns, count // share, conversations, "sync"))
     return slices
 
 
@@ -115,9 +119,9 @@ def _settling(slices: Mapping[Key, Slice]) -> dict[Key, Slice]:
 
 
 async def _times_as_long(
-    bench: Bench, name: str, slices: Mapping[Key, Slice], rounds: int
+    bench: Bench, name: str, slices: Mapping[Key, Slice], rounds: int, is_smoke: bool
 ) -> dict[str, Spread]:
-    taken = await interleaved(slices, bench.dice, seconds=0.0, at_least=rounds)
+    taken = await interleaved(slices, bench.dice, seconds=0.0, at_least=rounds, warm_up=not is_smoke)
     figures = {
         contender: Figure(name, dict(named), contender, 0, samples)
         for (contender, named), samples in taken.items()
@@ -136,10 +140,10 @@ async def run(options: argparse.Namespace, *urls: str) -> list[dict[str, Any]]:
     started, load = time.monotonic(), os.getloadavg()[0]
     print(f"{'how many times as long':<25}{'as':<16}{'':<6}{'median':>8}{'quartiles':>14}{'at most':>9}")
     async with opened("quick", options.seed, *urls) as bench:
-        slices = await _slices(bench)
+        slices = await _slices(bench, 4 if options.smoke else 1)
         for name, bound in BOUNDS.items():
             for rounds in (1, 2) if options.smoke else (bound.rounds, 2 * bound.rounds):
-                found = await _times_as_long(bench, name, slices[name], rounds)
+                found = await _times_as_long(bench, name, slices[name], rounds, options.smoke)
                 made = [_row(name, what, found[what], options.bounds) for what in ("cpu", "wait")]
                 rows += made
                 if all(row["is_within"] for row in made):
@@ -181,7 +185,7 @@ def main() -> None:
     parser.add_argument(
         "--bounds", type=float, default=1.0, metavar="FACTOR", help="all bounds times this, to see it fail"
     )
-    parser.add_argument("--smoke", action="store_true", help="only whether it runs: one round each")
+    parser.add_argument("--smoke", action="store_true", help="only whether it runs: a few calls each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE as well")
     arguments = parser.parse_args()
     with EmbeddedPostgres() as postgres, EmbeddedRedis() as redis, receiving() as receiver_url:

@@ -167,8 +167,9 @@ async def _measure_one(
         contender(COPYING, postgres, redis) as copying,
     ):
         contenders = [without, with_triggers, copying]
-        for number in range(WARM_UP + calls):
-            if number == WARM_UP:
+        warm_up = min(WARM_UP, calls)
+        for number in range(warm_up + calls):
+            if number == warm_up:
                 for each in contenders:
                     each.call_us.clear()
                     each.server_us.clear()
@@ -214,7 +215,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
-    figures = asyncio.run(measure(20 if arguments.quick else 400, random.Random(seed)))
+    figures = asyncio.run(measure(4 if arguments.quick else 400, random.Random(seed)))
     show(figures)
     if arguments.json is not None:
         document = {"seed": seed, "budget_per_cent": BUDGET_PER_CENT, "figures": figures}

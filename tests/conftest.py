@@ -27,6 +27,9 @@ OTHER_SCHEMAS = (
     "WHERE nspname NOT LIKE 'pg\\_%' AND nspname NOT IN ('public', 'information_schema')"
 )
 
+OTHER_DATABASES = "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'"
+OTHER_ROLES = "SELECT rolname FROM pg_roles WHERE rolname NOT LIKE 'pg\\_%' AND rolname <> 'postgres'"
+
 # The schema as a new database has it.
 EMPTY = (
     "SET client_min_messages = error",
@@ -102,11 +105,30 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
     return redis_server.url
 
 
-@pytest.fixture
-def own_postgres() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL for this test alone, to stop, freeze and start."""
+@pytest.fixture(scope="session")
+def _second_postgres() -> Iterator[EmbeddedPostgres]:
     with EmbeddedPostgres() as server:
+        server.stop()
         yield server
+
+
+@pytest.fixture
+def own_postgres(_second_postgres: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL for this test alone, to stop, freeze and start.
+
+    It is one and the same, started and emptied: making another takes a second of processor time.
+    """
+    server = _second_postgres
+    server.start()
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        for (name,) in connection.execute(OTHER_DATABASES).fetchall():
+            server.drop_database(name)
+        for statement in EMPTY:
+            connection.execute(statement)
+        for (name,) in connection.execute(OTHER_ROLES).fetchall():
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -393,28 +393,27 @@ async def test_a_conversation_that_is_interrupted_is_taken_away(
     assert rows(deployed) == 0
 
 
-def test_what_an_outage_has_left_is_named(own_redis: EmbeddedRedis) -> None:
-    with EmbeddedPostgres() as postgres:
-        url = postgres.create_database("test")
-        assert leave_in_tier(url, own_redis.url, "first", "42") == "cached"
-        postgres.stop()
-        with redis.Redis(port=own_redis.port) as client:
-            client.flushall()
-        assert leave_in_tier(url, own_redis.url, "during", "42", "43") == "redis"
-        checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
-        assert ("warning", "Outage") in marks(checked.stdout), "PostgreSQL is not needed for that"
-        assert "2 thread(s) wait in Redis" in " ".join(checked.stdout.split())
-        postgres.start()
-        checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
-        assert checked.returncode == 0, checked.stdout + checked.stderr
-        said = " ".join(checked.stdout.split())
-        assert "2 thread(s) wait in Redis, and are not in PostgreSQL: '42', '43'." in said
-        assert leave_in_tier(url, own_redis.url, "after", "44") == "cached"
-        checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
-        said = " ".join(checked.stdout.split())
-        assert ("warning", "Outage") in marks(checked.stdout)
-        assert "wait in Redis" not in said
-        assert re.search(r"1 thread\(s\) were set aside beside their conversations: '42 \(set aside 2", said)
+def test_what_an_outage_has_left_is_named(own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis) -> None:
+    url = own_postgres.create_database("test")
+    assert leave_in_tier(url, own_redis.url, "first", "42") == "cached"
+    own_postgres.stop()
+    with redis.Redis(port=own_redis.port) as client:
+        client.flushall()
+    assert leave_in_tier(url, own_redis.url, "during", "42", "43") == "redis"
+    checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
+    assert ("warning", "Outage") in marks(checked.stdout), "PostgreSQL is not needed for that"
+    assert "2 thread(s) wait in Redis" in " ".join(checked.stdout.split())
+    own_postgres.start()
+    checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    said = " ".join(checked.stdout.split())
+    assert "2 thread(s) wait in Redis, and are not in PostgreSQL: '42', '43'." in said
+    assert leave_in_tier(url, own_redis.url, "after", "44") == "cached"
+    checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
+    said = " ".join(checked.stdout.split())
+    assert ("warning", "Outage") in marks(checked.stdout)
+    assert "wait in Redis" not in said
+    assert re.search(r"1 thread\(s\) were set aside beside their conversations: '42 \(set aside 2", said)
 
 
 def leave_in_tier(postgres_url: str, redis_url: str, text: str, *thread_ids: str) -> str:

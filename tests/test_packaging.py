@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -64,11 +65,14 @@ SHARED = {
 }
 
 
+_distributions = functools.cache(packages_distributions)  # it reads every package that is installed
+
+
 def _distribution_of(module: str) -> str:
     for shared, distribution in SHARED.items():
         if f"{module}.".startswith(f"{shared}."):
             return distribution
-    return _normal(packages_distributions().get(top := module.partition(".")[0], [top])[0])
+    return _normal(_distributions().get(top := module.partition(".")[0], [top])[0])
 
 
 def test_every_package_that_is_imported_is_declared_with_a_bound_of_its_own() -> None:

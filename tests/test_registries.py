@@ -265,16 +265,18 @@ async def test_savers_open_and_close_while_they_are_scraped(database: str, redis
 
 
 @pytest.mark.parametrize("outage", ["down", "frozen"])
-async def test_a_scrape_waits_neither_for_a_server_nor_for_the_loop(outage: str, redis_url: str) -> None:
+async def test_a_scrape_waits_neither_for_a_server_nor_for_the_loop(
+    outage: str, own_postgres: EmbeddedPostgres, redis_url: str
+) -> None:
     """This thread is the loop's, and it waits here for the answer: nothing on the loop can have helped."""
     registry = CollectorRegistry()
-    with EmbeddedPostgres() as postgres, serve_telemetry(0, registry=registry) as server:
+    with serve_telemetry(0, registry=registry) as server:
         async with open_saver(
-            postgres.create_database("scraped"), redis_url, telemetry=create_telemetry(registry=registry)
+            own_postgres.create_database("scraped"), redis_url, telemetry=create_telemetry(registry=registry)
         ) as saver:
             await until(saver.vitals.storage)
             saver._sizes._ask_from = 0.0  # it is time for another look
-            with away(postgres, outage):
+            with away(own_postgres, outage):
                 page = httpx.get(f"{server.url}/metrics").text  # noqa: ASYNC210
                 assert saver._sizes._looking
     for name in ("storage_bytes", "storage_rows", "pool_connections", "info"):

@@ -279,21 +279,20 @@ def test_a_saver_whose_loop_has_ended_only_tells_what_was_known(database: str, r
 
 @pytest.mark.parametrize("outage", ["down", "frozen"])
 async def test_while_postgres_is_away_the_looks_end_and_the_figures_go_and_come_back(
-    outage: str, redis_url: str, clock: Clock
+    outage: str, own_postgres: EmbeddedPostgres, redis_url: str, clock: Clock
 ) -> None:
-    with EmbeddedPostgres() as server:
-        async with open_saver(server.create_database("sizes"), redis_url, pool_timeout_seconds=1) as saver:
-            await figures(saver)
-            clock.seconds += 61
-            with away(server, outage):
-                assert saver._sizes.known(), "a minute old"
-                await until(lambda: not saver._sizes._looking)
-                assert saver._sizes._found_at < clock.seconds, "in vain"
-                clock.seconds += 301
-                assert saver._sizes.known() == {}
-                await until(lambda: not saver._sizes._looking)
-            clock.seconds += 61
-            assert await figures(saver)
+    async with open_saver(own_postgres.create_database("sizes"), redis_url, pool_timeout_seconds=1) as saver:
+        await figures(saver)
+        clock.seconds += 61
+        with away(own_postgres, outage):
+            assert saver._sizes.known(), "a minute old"
+            await until(lambda: not saver._sizes._looking)
+            assert saver._sizes._found_at < clock.seconds, "in vain"
+            clock.seconds += 301
+            assert saver._sizes.known() == {}
+            await until(lambda: not saver._sizes._looking)
+        clock.seconds += 61
+        assert await figures(saver)
 
 
 async def test_one_connection_alone_is_left_to_calls(database: str, redis_url: str, clock: Clock) -> None:

@@ -47,24 +47,25 @@ def test_it_talks_until_sigterm_and_leaves_no_conversation(database: str, own_re
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
 
 
-def test_it_falls_to_redis_at_the_start_and_comes_back(own_redis: EmbeddedRedis) -> None:
-    with EmbeddedPostgres() as postgres:
-        postgres.stop()
-        options = {
-            "POSTGRES_URL": postgres.url,
-            "REDIS_URL": own_redis.url,
-            "CHECKPOINT_PROBE_INTERVAL": "0.2",
-            "CHECKPOINT_CONNECT_TIMEOUT": "1",
-        }
-        with running_glasspoint("traffic", "--port", "0", "--people", "2", **options) as traffic:
-            url = url_of(traffic)
-            wait_until(lambda: sample(url, "glasspoint_operation_duration_seconds_count") > 10)
-            assert sample(url, 'glasspoint_active_tier{saver="default",tier="redis"}') == 1
-            assert httpx.get(f"{url}/readyz").json()["degraded"]
-            postgres.start()
-            wait_until(lambda: not httpx.get(f"{url}/readyz").json()["degraded"])
-            wait_until(lambda: sample(url, "glasspoint_drained_checkpoints_total") > 0)
-            traffic.end(signal.SIGTERM)
+def test_it_falls_to_redis_at_the_start_and_comes_back(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    own_postgres.stop()
+    options = {
+        "POSTGRES_URL": own_postgres.url,
+        "REDIS_URL": own_redis.url,
+        "CHECKPOINT_PROBE_INTERVAL": "0.2",
+        "CHECKPOINT_CONNECT_TIMEOUT": "1",
+    }
+    with running_glasspoint("traffic", "--port", "0", "--people", "2", **options) as traffic:
+        url = url_of(traffic)
+        wait_until(lambda: sample(url, "glasspoint_operation_duration_seconds_count") > 10)
+        assert sample(url, 'glasspoint_active_tier{saver="default",tier="redis"}') == 1
+        assert httpx.get(f"{url}/readyz").json()["degraded"]
+        own_postgres.start()
+        wait_until(lambda: not httpx.get(f"{url}/readyz").json()["degraded"])
+        wait_until(lambda: sample(url, "glasspoint_drained_checkpoints_total") > 0)
+        traffic.end(signal.SIGTERM)
 
 
 def test_without_urls_it_says_which_variable_is_missing() -> None:

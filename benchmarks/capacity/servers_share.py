@@ -38,7 +38,11 @@ PREFIX: Final = "scaling"
 
 
 async def measured(
-    calls: int = CALLS, turns: int = TURNS, warm_up_turns: int = THREADS * KEPT // 4
+    calls: int = CALLS,
+    turns: int = TURNS,
+    warm_up_turns: int = THREADS * KEPT // 4,
+    *,
+    durable: bool = True,
 ) -> dict[str, Any]:
     """Measure, and return everything as a JSON document.
 
@@ -47,8 +51,9 @@ async def measured(
         turns: How many for each durability mode.
         warm_up_turns: How many before them: by default so many that all conversations have the messages
             that they will keep, since a turn brings four.
+        durable: Whether PostgreSQL waits for the disk, as a production server does.
     """
-    with EmbeddedPostgres(durable=True) as postgres, EmbeddedRedis() as redis:
+    with EmbeddedPostgres(durable=durable) as postgres, EmbeddedRedis() as redis:
         async with (
             own_databases(postgres.url, PREFIX) as databases,
             peers(databases, redis.url, key_prefix=PREFIX, provider=None, names=QUICK) as found,

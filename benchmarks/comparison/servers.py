@@ -22,13 +22,17 @@ from glasspoint.l2.pool import postgres_conninfo
 
 
 @contextmanager
-def servers() -> Iterator[tuple[str, str]]:
-    """Two URLs: those of POSTGRES_URL and REDIS_URL, else of embedded servers, PostgreSQL with fsync on."""
+def servers(*, durable: bool = True) -> Iterator[tuple[str, str]]:
+    """Two URLs: those of POSTGRES_URL and REDIS_URL, else of embedded servers.
+
+    Args:
+        durable: Whether the embedded PostgreSQL has fsync on.
+    """
     with ExitStack() as started:
         postgres_url = os.environ.get("POSTGRES_URL")
         redis_url = os.environ.get("REDIS_URL")
         if not postgres_url:
-            postgres_url = started.enter_context(EmbeddedPostgres(durable=True)).url
+            postgres_url = started.enter_context(EmbeddedPostgres(durable=durable)).url
         if not redis_url:
             redis_url = started.enter_context(EmbeddedRedis()).url
         yield postgres_url, redis_url

@@ -144,7 +144,7 @@ async def turn(bench: Bench) -> list[Figure]:
     """Whole turns, in each durability mode, and what they take of this process's processor and of Redis."""
     figures = []
     sizes: Sequence[tuple[int, int, float]] = bench.choose(
-        ((1, 8, 9.0), (16, 48, 20.0)), ((1, 4, 9.0), (16, 32, 9.0)), ((1, 2, 0.0), (16, 16, 0.0))
+        ((1, 8, 9.0), (16, 48, 20.0)), ((1, 4, 9.0), (16, 32, 9.0)), ((1, 1, 0.0), (4, 4, 0.0))
     )
     durabilities = bench.choose(DURABILITIES, DURABILITIES, ("sync", "exit"))
     of_each = {each: turns_of(bench.peers, f"turn-{each}") for each in durabilities}

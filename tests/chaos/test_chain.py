@@ -35,7 +35,7 @@ async def test_half_a_minute_of_outages_forgets_nothing(
     fallbacks: str, tiers: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = int(os.environ.get("CHAOS_SEED") or dice.SEED)
-    outcome = await run_chain(ChainSettings(seed, seconds=25.0, fallbacks=fallbacks))
+    outcome = await run_chain(ChainSettings(seed, seconds=16.0, fallbacks=fallbacks))
     said = report(outcome)
     with capsys.disabled():
         sys.stdout.write(f"\n{said}")

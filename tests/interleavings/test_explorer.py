@@ -19,12 +19,12 @@ from interleavings.world import CHANGES, Outcome, Scenario, World
 
 # `make explore` goes through all schedules with a fault, too; here it is a sample.
 EXHAUSTIVE = dice.EXPLORING
-SAMPLE = 220
-SAMPLE_OF_LARGE = 100
-SAMPLE_OF_BURSTS = 400
+SAMPLE = 160
+SAMPLE_OF_LARGE = 50
+SAMPLE_OF_BURSTS = 200
 SAMPLE_OF_OUTAGES = 40
-MOST_OF_OUTAGES = 600
-SAMPLE_OF_CHANGES = 60
+MOST_OF_OUTAGES = 250
+SAMPLE_OF_CHANGES = 40
 AT_MOST = 10_000
 SEED = 20261123
 
