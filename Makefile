@@ -22,11 +22,12 @@ GENERATED = $(call one_of,text pictures)
 BENCH_EXTRAS := '.[demo,otlp,bench]'
 PICTURES_EXTRAS := '.[demo,dashboards]'
 
-.PHONY: help demo test check chaos explore bench generate observe site wheel clean
+.PHONY: help demo test test-fast check chaos explore bench generate observe site wheel clean
 
 help:
 	@echo 'make demo       one conversation on servers of its own, with metrics and traces'
 	@echo 'make test       all tests, on real servers: a quarter of an hour'
+	@echo 'make test-fast  the tests without the marker "slow": a minute and a half'
 	@echo 'make check      ruff (rules, format) and mypy --strict'
 	@echo 'make chaos      10 minutes, or MINUTES=n: processes and servers are killed'
 	@echo '                WHAT=chain: the same for the fallback chain'
@@ -52,6 +53,9 @@ demo: $(VENV)/.installed-demo
 # Three at a time, a file each, the long ones (tests/chaos) first: most tests wait for a server. ARGS="-n0 --pdb" for one at a time.
 test: $(VENV)/.installed-dev
 	@exec $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-fast: $(VENV)/.installed-dev
+	@exec $(BIN)/pytest -m 'not slow' -n 3 --dist loadfile --durations 5 $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -121,6 +121,7 @@ def test_the_labels_to_keep_are_all_that_metrics_have() -> None:
     assert set(re.findall(r"`(\w+)`", paragraph)) == labels | {"le"}
 
 
+@pytest.mark.slow
 def test_the_shell_of_the_page_makes_rules_for_the_operator_and_links_the_runbooks(tmp_path: Path) -> None:
     assert "$ glasspoint dashboards --output monitoring\n" in blocks("own-grafana.md", "console")[0]
     written = command("dashboards", "--output", str(tmp_path / "monitoring"))

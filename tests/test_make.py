@@ -1,4 +1,4 @@
-"""Each target of make is explained and takes the words that it says; no file names one that is not there."""
+"""What a contributor calls: the targets of make, the hooks, the workflow, the fast tests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.specifiers import SpecifierSet
+
+from fast import FAST
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -74,10 +79,9 @@ CALL_IN_A_SCRIPT = re.compile(
 def mentions() -> Iterator[tuple[str, str, str]]:
     """File, target and WHAT of each call of make that a file names."""
     for path in pages():
-        if path.exists():  # a source distribution has no .ci
-            call = CALL if path.suffix else CALL_IN_A_SCRIPT
-            for target, what in call.findall(path.read_text("utf-8")):
-                yield path.relative_to(ROOT).as_posix(), target, what
+        call = CALL if path.suffix else CALL_IN_A_SCRIPT
+        for target, what in call.findall(path.read_text("utf-8")):
+            yield path.relative_to(ROOT).as_posix(), target, what
 
 
 def test_every_target_is_explained_in_80_columns() -> None:
@@ -137,3 +141,33 @@ def test_another_word_is_an_error_that_names_all(target: str) -> None:
     refused = make("--dry-run", "--assume-old=.venv/.installed-dev", target, "WHAT=nothing")
     assert refused.returncode != 0
     assert f"WHAT is one of: {' '.join(words(variable))}." in refused.stderr
+
+
+# ------------------------------------------------------------------ hooks and workflow
+
+
+@needs_make
+def test_the_hooks_run_what_make_check_runs_from_the_projects_environment() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    hooks = [hook for repository in config["repos"] for hook in repository["hooks"]]
+    assert all(hook["language"] == "system" for hook in hooks)
+    ran = [hook["entry"].removesuffix(" --force-exclude") for hook in hooks]
+    assert ran == [check.removesuffix(" --check") for check in would_run("check").splitlines()]
+
+
+def test_the_workflow_runs_everything_on_one_python_and_the_fast_tests_on_the_others() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8"))
+    jobs = workflow["jobs"]["python"]["strategy"]["matrix"]["include"]
+    ran = {job["python"]: job["run"] for job in jobs}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    allowed = SpecifierSet(project["requires-python"])
+    assert list(ran) == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in allowed]
+    assert list(ran.values()) == [".ci/run", *["make test-fast"] * (len(ran) - 1)]
+
+
+# ------------------------------------------------------------------ the fast tests
+
+
+def test_every_file_of_the_fast_tests_is_there() -> None:
+    assert [name for name in sorted(FAST) if not (ROOT / "tests" / name).is_file()] == []
