@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+WHAT ?=
 MINUTES ?= 10
 
 VENV := .venv
@@ -10,37 +11,40 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: help demo test lint types docs site dashboards observe pictures explore chaos chaos-chain bench bench-page bench-prune \
-	bench-outage bench-memory bench-regression bench-scaling bench-scrape bench-telemetry bench-triggers \
-	bench-bursts wheel clean
+# WHAT, or the first of the words, if WHAT is empty. An error, if WHAT is another word.
+one_of = $(or $(filter $(or $(WHAT),$(firstword $(1))),$(1)),$(error WHAT is one of: $(1)))
+
+BENCH = $(call one_of,compare page regression memory outage prune telemetry triggers bursts scaling scrape signing)
+CHAOS = $(call one_of,run chain)
+GENERATED = $(call one_of,text pictures)
+
+# What only these need.
+BENCH_EXTRAS := '.[demo,otlp,bench]'
+PICTURES_EXTRAS := '.[demo,dashboards]'
+
+.PHONY: help demo test test-fast check chaos explore bench generate observe site wheel clean
 
 help:
-	@echo 'make demo           the story, /metrics and a live table, on servers of its own'
-	@echo 'make test           all tests, on real servers'
-	@echo 'make chaos          10 minutes of it, or MINUTES=n: processes and servers are killed, nothing may be lost'
-	@echo 'make chaos-chain    that for the fallback chain: processes start, work and die in every tier'
-	@echo 'make explore        every schedule of the cache protocol, and fresh dice in all tests that draw: minutes to an hour'
-	@echo 'make lint           ruff, rules and format'
-	@echo 'make types          mypy --strict on src and what builds the dashboards'
-	@echo 'make docs           the generated tables of docs/telemetry.md'
-	@echo 'make site           docs/ and the API reference as a site in site/, any warning is an error'
-	@echo 'make dashboards     dashboards/grafana/*.json, from dashboards/boards'
-	@echo 'make observe        what stands behind the dashboards, without Docker, until Ctrl-C'
-	@echo 'make pictures       what the dashboards look like, docs/pictures/*.png: about four minutes'
-	@echo 'make bench          Glasspoint beside its peers and the limit: seven minutes, or ARGS=--quick'
-	@echo 'make bench-page     that twice, and docs/performance.md and docs/scaling.md made of it'
-	@echo 'make bench-bursts   memory of 10,000 open bursts, and what 100,000 fences cost PostgreSQL'
-	@echo 'make bench-memory   memory of a process, bytes in Redis, queries and commands a turn'
-	@echo 'make bench-outage   what an outage of Redis costs a process, 200,000 calls long'
-	@echo 'make bench-prune    what pruning 200,000 checkpoints costs, and what live puts notice'
-	@echo 'make bench-telemetry  what metrics and traces cost a hit and a put'
-	@echo 'make bench-triggers  what the triggers that note foreign writes cost our own writes'
-	@echo 'make bench-regression  is a hit, a write or a turn slower than it was, told by ratios: status 1 if so'
-	@echo 'make bench-scaling  what a pod, a Redis and a PostgreSQL carry: from measured figures, simulated'
-	@echo 'make bench-scrape   what a scrape takes while PostgreSQL is up, frozen and down'
-	@echo 'make wheel          the wheel in clean environments, newest and lowest versions; ARGS="python3.12 python3.13"'
-	@echo 'make clean          remove .venv, caches and build products'
-	@echo 'Arguments go through ARGS, e.g.  ARGS="--once" make demo'
+	@echo 'make demo       one conversation on servers of its own, with metrics and traces'
+	@echo 'make test       all tests, on real servers: a quarter of an hour'
+	@echo 'make test-fast  the tests without the marker "slow": a minute and a half'
+	@echo 'make check      ruff (rules, format) and mypy --strict'
+	@echo 'make chaos      10 minutes, or MINUTES=n: processes and servers are killed'
+	@echo '                WHAT=chain: the same for the fallback chain'
+	@echo 'make explore    every schedule of the cache protocol, and other random tests'
+	@echo 'make bench      Glasspoint beside other checkpointers: seven minutes'
+	@echo '                WHAT=page: measures all, and renews the figures in docs/'
+	@echo '                WHAT=regression: status 1 if Glasspoint has become slower'
+	@echo '                WHAT=memory|outage|prune|telemetry|triggers|bursts|'
+	@echo '                     scaling|scrape|signing: one benchmark of benchmarks/'
+	@echo 'make generate   the tables of docs/telemetry.md and dashboards/grafana/*.json'
+	@echo '                WHAT=pictures: docs/pictures/*.png, in four minutes'
+	@echo 'make observe    the observability stack without Docker, until Ctrl-C'
+	@echo 'make site       docs/ and the API reference, in site/; a warning is an error'
+	@echo 'make wheel      the wheel in clean environments, lowest and newest versions'
+	@echo '                ARGS="python3.12 python3.13": with these Pythons'
+	@echo 'make clean      removes .venv, caches and build products'
+	@echo 'ARGS is passed on to the program:  ARGS="--once" make demo'
 
 # With exec: Ctrl-C then meets the demo alone, which stops its servers before it ends.
 demo: $(VENV)/.installed-demo
@@ -50,79 +54,42 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-dev
 	@exec $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-chaos: $(VENV)/.installed-dev
-	@cd tests && exec ../$(BIN)/python -m chaos.run --minutes $(MINUTES) $(ARGS)
+test-fast: $(VENV)/.installed-dev
+	@exec $(BIN)/pytest -m 'not slow' -n 3 --dist loadfile --durations 5 $(ARGS)
 
-# ARGS="--fallbacks redis,memory": no process is killed, and both servers may be away.
-chaos-chain: $(VENV)/.installed-dev
-	@cd tests && exec ../$(BIN)/python -m chaos.chain --minutes $(MINUTES) $(ARGS)
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# ARGS="--fallbacks redis,memory" for WHAT=chain: no process is killed, and both servers may be away.
+chaos: $(VENV)/.installed-dev
+	@cd tests && exec ../$(BIN)/python -m chaos.$(CHAOS) --minutes $(MINUTES) $(ARGS)
 
 # It prints its TEST_SEED; with that in the environment it draws the same again.
 explore: $(VENV)/.installed-dev
 	@EXPLORE=1 exec $(BIN)/pytest -m 'dice or hypothesis' $(ARGS)
 
-lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+bench: $(VENV)/.installed-dev
+	@$(if $(filter compare page,$(BENCH)),$(INSTALL) $(BENCH_EXTRAS))
+	@$(if $(filter page,$(BENCH)),set -x; \
+		$(BIN)/python benchmarks/compare.py --json docs/performance.json && \
+		$(BIN)/python benchmarks/compare.py --uvloop --json docs/performance-uvloop.json && \
+		$(BIN)/python benchmarks/scaling.py --measure)
+	@exec $(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
-types: $(VENV)/.installed-dev
-	$(BIN)/mypy
+generate: $(VENV)/.installed-dev
+	@$(if $(filter pictures,$(GENERATED)), \
+		$(INSTALL) $(PICTURES_EXTRAS) && exec $(BIN)/python -m dashboards.pictures $(ARGS), \
+		$(BIN)/python docs/generate.py && $(BIN)/python -m dashboards.build)
 
-docs: $(VENV)/.installed-dev
-	$(BIN)/python docs/generate.py
+observe: $(VENV)/.installed-dev
+	@exec $(BIN)/python -m dashboards.observe $(ARGS)
 
 # Not --quiet: warnings would be no errors then. The variable: Material for MkDocs advertises its successor otherwise.
 site: $(VENV)/.installed-site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 	@echo 'The site is in site/: $(BIN)/python -m http.server --directory site'
-
-dashboards: $(VENV)/.installed-dev
-	$(BIN)/python -m dashboards.build
-
-observe: $(VENV)/.installed-dev
-	@exec $(BIN)/python -m dashboards.observe $(ARGS)
-
-pictures: $(VENV)/.installed-dev
-	@$(INSTALL) '.[demo,dashboards]'
-	@exec $(BIN)/python -m dashboards.pictures $(ARGS)
-
-bench: $(VENV)/.installed-demo
-	@$(INSTALL) '.[demo,otlp,bench]'
-	@exec $(BIN)/python benchmarks/compare.py $(ARGS)
-
-bench-page: $(VENV)/.installed-demo
-	@$(INSTALL) '.[demo,otlp,bench]'
-	$(BIN)/python benchmarks/compare.py --json docs/performance.json
-	$(BIN)/python benchmarks/compare.py --uvloop --json docs/performance-uvloop.json
-	$(BIN)/python benchmarks/scaling.py --measure
-	$(BIN)/python benchmarks/page.py
-
-bench-memory: $(VENV)/.installed-dev
-	@exec $(BIN)/python benchmarks/memory.py $(ARGS)
-
-bench-outage: $(VENV)/.installed-demo
-	@exec $(BIN)/python benchmarks/outage.py $(ARGS)
-
-bench-prune: $(VENV)/.installed-demo
-	@exec $(BIN)/python benchmarks/prune.py $(ARGS)
-
-bench-telemetry: $(VENV)/.installed-dev
-	@exec $(BIN)/python benchmarks/telemetry.py $(ARGS)
-
-bench-bursts: $(VENV)/.installed-dev
-	@exec $(BIN)/python benchmarks/bursts.py $(ARGS)
-
-bench-triggers: $(VENV)/.installed-dev
-	@exec $(BIN)/python benchmarks/triggers.py $(ARGS)
-
-bench-regression: $(VENV)/.installed-dev
-	@exec $(BIN)/python benchmarks/regression.py $(ARGS)
-
-bench-scaling: $(VENV)/.installed-dev
-	@exec $(BIN)/python benchmarks/scaling.py $(ARGS)
-
-bench-scrape: $(VENV)/.installed-demo
-	@exec $(BIN)/python benchmarks/scrape.py $(ARGS)
 
 # Minutes, and downloads: environments of their own, nothing of .venv.
 wheel:

@@ -1,4 +1,4 @@
-"""Renews docs/performance.md, its picture, and docs/scaling.md: `make bench-page` measures, too.
+"""Renews docs/performance.md, its picture, and docs/scaling.md: `make bench WHAT=page` measures, too.
 
 python benchmarks/page.py
 """

@@ -2,9 +2,10 @@
 
     python benchmarks/scaling.py [--seed N] [--turns N] [--only TABLE] [--measure [--json FILE]]
 
-What a pod, a Redis and a PostgreSQL carry, from measured figures: docs/performance.json (`make bench-page`),
-docs/cost.md, and docs/scaling.json, which --measure renews in a minute, on embedded servers: what calls
-and turns take of the servers. The rest is arithmetic and a queueing simulation: `capacity/simulation.py`.
+What a pod, a Redis and a PostgreSQL carry, from measured figures: docs/performance.json (`make bench
+WHAT=page`), docs/cost.md, and docs/scaling.json, which --measure renews in a minute, on embedded servers:
+what calls and turns take of the servers. The rest is arithmetic and a queueing simulation:
+`capacity/simulation.py`.
 """
 
 from __future__ import annotations

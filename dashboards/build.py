@@ -1,4 +1,4 @@
-"""Writes grafana/*.json: `make dashboards`. A test holds that they are what is written here."""
+"""Writes grafana/*.json: `make generate`. A test holds that they are what is written here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service level objectives, for the boards and the alerts: change them here, then `make dashboards`.
+"""The service level objectives, for the boards and the alerts: change them here, then `make generate`.
 
 A burn rate is how many times faster than planned the errors that an objective allows are used up: 1 uses up
 30 days' allowance in 30 days, 14.4 in two days. 1, 6 and 14.4 are usual thresholds of multi-window alerts.

@@ -1,4 +1,4 @@
-"""`make pictures`: what the boards look like, drawn from a real Prometheus's answers.
+"""`make generate WHAT=pictures`: what the boards look like, drawn from a real Prometheus's answers.
 
 Not Grafana: a small renderer of the panels' own queries, thresholds, units and places, for the docs and for
 whoever changes a board and has no Grafana at hand. Panels that ask Tempo show their query.

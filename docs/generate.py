@@ -1,4 +1,4 @@
-"""Writes the tables of docs/telemetry.md from the code: `make docs`. A test holds that they are as generated.
+"""Writes the tables of docs/telemetry.md from the code: `make generate`. A test holds that they are so.
 
 What is generated stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,6 +17,7 @@ from psycopg import sql
 
 import dice  # also loads Hypothesis' profile, which has to be there before any test is imported
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
+from fast import is_slow, is_slow_file
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from steps import another_process
 
@@ -51,9 +53,17 @@ def pytest_report_header() -> str:
     return f"dice: TEST_SEED={dice.SEED}" + (" EXPLORE=1" if dice.EXPLORING else ", the same in every run")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import test files of which `make test-fast` runs nothing."""
+    return True if config.option.markexpr == "not slow" and is_slow_file(collection_path) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests that explore the time for it; and keep the garbage collector from what stays to the end."""
+    """Mark slow tests, give tests that explore more time, and freeze what stays for the garbage collector."""
     gc.freeze()
+    for item in items:
+        if is_slow(item):
+            item.add_marker(pytest.mark.slow)
     if dice.EXPLORING:
         for item in items:
             if item.get_closest_marker("dice") or item.get_closest_marker("hypothesis"):

@@ -22,7 +22,7 @@ def test_the_tables_in_the_docs_are_as_generated() -> None:
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     page = (ROOT / "docs" / "telemetry.md").read_text("utf-8")
     assert page.count("<!-- generated: ") == 4
-    assert page == generate["renewed"](page), "make docs"
+    assert page == generate["renewed"](page), "make generate"
 
 
 @pytest.mark.parametrize("name", METRICS)

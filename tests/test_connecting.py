@@ -399,6 +399,7 @@ def refusal(severity: str, sqlstate: str, message: str) -> bytes:
     return b"E" + (len(body) + 4).to_bytes(4, "big") + body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "reply"),
     [
@@ -451,6 +452,7 @@ async def test_without_libpq_s_trace_another_language_is_a_mistake(
 # ------------------------------------------------------------------ PgBouncer
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bouncers.PROGRAM is None, reason="there is no pgbouncer")
 async def test_pgbouncer_without_its_server_or_without_room(
     server: TcpPostgres, monkeypatch: pytest.MonkeyPatch

@@ -69,7 +69,7 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 def test_they_are_as_the_code_writes_them() -> None:
     found = {path.name: path.read_text("utf-8") for path in FOLDER.iterdir()}
-    assert found == build.as_written(), "make dashboards"
+    assert found == build.as_written(), "make generate"
 
 
 def test_there_are_four_of_them() -> None:

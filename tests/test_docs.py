@@ -83,6 +83,35 @@ def test_the_versions_are_those_of_the_project() -> None:
     ]
 
 
+# ------------------------------------------------------------------ adr/
+
+DECISIONS = sorted(page for page in PAGES if page.startswith("adr/"))
+
+
+@pytest.mark.parametrize("page", DECISIONS)
+def test_a_decision_is_short_and_says_what_was_rejected_and_how_it_is_proved(page: str) -> None:
+    number = int(page.removeprefix("adr/")[:2])
+    assert PAGES[page].startswith(f"# {number}. ")
+    headings = re.findall(r"^## (.+)$", PAGES[page], re.MULTILINE)
+    assert headings == ["Context", "Decision", "Rejected", "Consequences", "How it is proved"]
+    assert len(PAGES[page].splitlines()) <= 60
+
+
+@pytest.mark.parametrize("page", DECISIONS)
+def test_a_decision_names_tests_that_there_are(page: str) -> None:
+    proof = PAGES[page].partition("## How it is proved")[2]
+    named = re.findall(r"`((?:\w+/)?test_\w+\.py)`", proof)
+    assert named
+    assert [name for name in named if not list((ROOT / "tests").rglob(name))] == []
+
+
+def test_decisions_are_numbered_without_a_gap_and_in_the_order_of_the_first_page() -> None:
+    assert [int(page.removeprefix("adr/")[:2]) for page in DECISIONS] == list(range(1, len(DECISIONS) + 1))
+    titles = {page: PAGES[page].partition(". ")[2].partition("\n")[0] for page in DECISIONS}
+    linked = re.findall(r"\[([^\]]+)\]\((adr/[\w-]+\.md)\)", PAGES["index.md"])
+    assert linked == [(titles[page], page) for page in DECISIONS]
+
+
 # ------------------------------------------------------------------ own-grafana.md
 
 
@@ -92,6 +121,7 @@ def test_the_labels_to_keep_are_all_that_metrics_have() -> None:
     assert set(re.findall(r"`(\w+)`", paragraph)) == labels | {"le"}
 
 
+@pytest.mark.slow
 def test_the_shell_of_the_page_makes_rules_for_the_operator_and_links_the_runbooks(tmp_path: Path) -> None:
     assert "$ glasspoint dashboards --output monitoring\n" in blocks("own-grafana.md", "console")[0]
     written = command("dashboards", "--output", str(tmp_path / "monitoring"))

@@ -227,6 +227,7 @@ def test_an_address_that_cannot_be_had_says_what_to_do(clash: str | int, registr
             make()
 
 
+@pytest.mark.slow
 def test_a_running_server_does_not_keep_the_process_alive() -> None:
     code = "from glasspoint.telemetry.http import serve_telemetry; serve_telemetry(0)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0

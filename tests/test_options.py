@@ -109,6 +109,7 @@ async def open_all(url: str, redis: str) -> None:
 FIRST_WRONG_LINE = 9
 
 
+@pytest.mark.slow
 def test_a_type_checker_sees_a_mistyped_option(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     code = tmp_path / "service.py"

@@ -324,15 +324,6 @@ def test_commands_of_the_pages_are_there_with_their_options(page: Path) -> None:
         assert set(re.findall(r" (--[\w-]+)", rest.partition(" #")[0])) <= options, command
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
-def test_targets_of_make_are_there(page: Path) -> None:
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    named = re.findall(
-        r"(?:`|^\$ )(?:[A-Z]+=\S+ )*make ([a-z][a-z -]*)", page.read_text("utf-8"), re.MULTILINE
-    )
-    assert {target for each in named for target in each.split()} <= targets
-
-
 @pytest.mark.parametrize("page", LINKED_FROM, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):

@@ -238,6 +238,7 @@ def scraped_all_the_time(registry: CollectorRegistry) -> Iterator[list[bytes]]:
             each.result()
 
 
+@pytest.mark.slow
 async def test_savers_open_and_close_while_they_are_scraped(database: str, redis_url: str) -> None:
     registry = CollectorRegistry()
     names = [f"saver {number}" for number in range(4)]

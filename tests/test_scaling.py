@@ -36,7 +36,7 @@ def test_the_page_is_made_of_what_was_measured(capacity: Any) -> None:
     """What is simulated is not done again: the fingerprint tells of other figures, and of edited tables."""
     shown = capacity.page.shown(PAGE)
     assert set(shown) == {*capacity.page.ON_PAPER, *capacity.page.SIMULATED, "fingerprint"}
-    again = "make bench-page, or: python benchmarks/page.py"
+    again = "make bench WHAT=page, or: python benchmarks/page.py"
     assert shown["fingerprint"] == capacity.page.fingerprint(PAGE, DOCS), again
     made = capacity.page.tables(capacity.figures.Figures.read(DOCS))
     for name in capacity.page.ON_PAPER:

@@ -165,6 +165,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[CompletedProcess[s
     return glasspoint("demo", "--once", "--spans", str(path)), path
 
 
+@pytest.mark.slow
 def test_the_demo_says_how_to_look_at_its_conversation_and_that_works(
     played: tuple[CompletedProcess[str], Path], tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """Chaos on the fallback chain: processes start, work and die in every tier, and nothing is forgotten.
 
-make chaos-chain MINUTES=2     or: python -m chaos.chain --minutes 2 --seed 42, in tests/
+make chaos WHAT=chain MINUTES=2     or: python -m chaos.chain --minutes 2 --seed 42, in tests/
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A public contract: dashboards, alerts and users' own queries hang on these names. The registry is built from
 `METRICS`, the tests hold every span against `SPANS`, and the tables of `docs/telemetry.md` are generated from
-both (`make docs`). Pure: no Prometheus, no OpenTelemetry.
+both (`make generate`). Pure: no Prometheus, no OpenTelemetry.
 """
 
 from __future__ import annotations
