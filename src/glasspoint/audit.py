@@ -13,7 +13,6 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from glasspoint.background import BackgroundTask
-from glasspoint.errors import ConfigurationError
 from glasspoint.l1.cache import Intent
 from glasspoint.l2.faults import FORESEEN
 from glasspoint.telemetry.events import Audited, Invalidated
@@ -52,14 +51,7 @@ class Auditor:
         """Args:
         ratio: The share of hits that is audited, 0 for none to 1 for all.
         start: Runs an audit in the background, and sees to its end before the saver is closed.
-
-        Raises:
-            ConfigurationError: The ratio is not between 0 and 1.
         """
-        if not 0 <= ratio <= 1:
-            raise ConfigurationError(
-                f"audit_ratio is {ratio!r}: it must be between 0 (never) and 1 (every hit)."
-            )
         self._l1 = l1
         self._l2 = l2
         self._telemetry = telemetry

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from weakref import WeakSet
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from pydantic import InstanceOf
 
 from glasspoint.blocking import Opening
 from glasspoint.chain import Chain, Spec
@@ -26,11 +27,13 @@ from glasspoint.history.in_memory import MemoryHistory
 from glasspoint.l1.signature import secret_of
 from glasspoint.l2.target import Target, fallback_secret
 from glasspoint.memory_saver import MemorySaver
-from glasspoint.options import OpenCachedOptions, RedisOptions, Seconds, check_names, names_of
+from glasspoint.option_types import PasswordSource, Seconds, Serde, check_values
+from glasspoint.options import OpenCachedOptions, OpenRedisOptions, RedisOptions, check_options
 from glasspoint.redis_saver import RedisSaver
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.settings import Settings
 from glasspoint.telemetry import create_telemetry
+from glasspoint.telemetry.events import Telemetry
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -39,9 +42,13 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
 
     from glasspoint.l2.password import Password
-    from glasspoint.telemetry.events import Telemetry
 
-__all__ = ["create_cached_postgres_checkpointer", "create_redis_checkpointer", "get_checkpointer"]
+__all__ = [
+    "ChainOptions",
+    "create_cached_postgres_checkpointer",
+    "create_redis_checkpointer",
+    "get_checkpointer",
+]
 
 _log = get_logger("glasspoint")
 
@@ -55,6 +62,15 @@ _MEANS_MEMORY = (
     "Conversations are kept in this process alone, and end with it. They begin anew: what the other tiers "
     "hold of them is not seen meanwhile. What is written now will be drained upwards when a server is back."
 )
+
+
+class ChainOptions(TypedDict, total=False):
+    """Keyword arguments of `get_checkpointer`, which says what each means."""
+
+    settings: InstanceOf[Settings] | None
+    serde: Serde | None
+    telemetry: Telemetry | None
+    postgres_password: PasswordSource | None
 
 
 class _Memory:
@@ -103,7 +119,7 @@ async def create_cached_postgres_checkpointer(
     Raises:
         GlasspointError: The same errors as from `CachedPostgresSaver.create`.
     """
-    check_names("create_cached_postgres_checkpointer", options, names_of(OpenCachedOptions))
+    check_options("create_cached_postgres_checkpointer", options, OpenCachedOptions)
     return await CachedPostgresSaver.create(conn_string, redis, **options)
 
 
@@ -124,7 +140,7 @@ async def create_redis_checkpointer(
     Raises:
         GlasspointError: The same errors as from `RedisSaver.create`.
     """
-    check_names("create_redis_checkpointer", options, names_of(RedisOptions) | {"ttl"})
+    check_options("create_redis_checkpointer", {"ttl": ttl, **options}, OpenRedisOptions)
     return await RedisSaver.create(redis_url, ttl=ttl, **options)
 
 
@@ -154,9 +170,17 @@ def get_checkpointer(
         or opened without a block: `saver = await get_checkpointer()`, or `get_checkpointer().open()`.
 
     Raises:
-        ConfigurationError: A setting is missing or wrong; the message names its variable. (When entered.)
+        ConfigurationError: An argument is of another type. Or a setting is missing or wrong, and the message
+            names its variable (when entered).
         GlasspointError: No tier can be had. (When entered.)
     """
+    given = {
+        "settings": settings,
+        "serde": serde,
+        "telemetry": telemetry,
+        "postgres_password": postgres_password,
+    }
+    check_values(given, ChainOptions)
     return Opening(
         lambda: _open_chain(settings or Settings.from_environment(), serde, telemetry, postgres_password),
         reopens=True,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, TypedDict, TypeVar
 
-from glasspoint.errors import ConfigurationError, ThreadForkedError
+from glasspoint.errors import ThreadForkedError
 from glasspoint.scope import is_ordered_id
 from glasspoint.telemetry.events import Forked
 from glasspoint.telemetry.logs import get_logger
@@ -69,12 +69,7 @@ class Forks:
         """Args:
         telemetry: Receives each fork.
         on_fork: What becomes of a put that forks its thread.
-
-        Raises:
-            ConfigurationError: There is no such way.
         """
-        if on_fork not in ("count", "raise"):
-            raise ConfigurationError(f'on_fork is {on_fork!r}: it must be "count" or "raise".')
         self._telemetry = telemetry
         self._newest: dict[int, str] = {}  # object id -> the object, which keeps that its own
         self._empty: dict[Scope, int] = {}

@@ -20,6 +20,7 @@ from glasspoint.errors import (
     ConfigurationError,
     L1Error,
     SaverClosedError,
+    WrongTypeError,
 )
 from glasspoint.forks import Forks
 from glasspoint.home import EndOfLoop, Home
@@ -34,16 +35,8 @@ from glasspoint.l2.fences import Fences
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
 from glasspoint.l2.store import Store
-from glasspoint.options import (
-    Age,
-    OpenCachedOptions,
-    Seconds,
-    age_of,
-    check_names,
-    checks_names,
-    names_of,
-    seconds_of,
-)
+from glasspoint.option_types import Age, Seconds, age_of, seconds_of
+from glasspoint.options import CachedOptions, OpenCachedOptions, check_options, checks_options
 from glasspoint.retention import Retention
 from glasspoint.sweeping import Sweeper
 from glasspoint.telemetry import create_telemetry
@@ -72,8 +65,6 @@ _Answer = TypeVar("_Answer")
 _L1_TIMEOUT_SECONDS = 0.5
 _WRITE_DEADLINE_SECONDS = 10.0
 
-_LENGTHS_OF_TIME = {"cache_ttl", "l1_timeout_seconds", "write_deadline_seconds", "sweep_interval_seconds"}
-
 # How long readers heed an intent that nobody settles, and how long a fence stands: a burst takes writes for
 # some seconds, a statement may be sent up to the write's deadline, and PostgreSQL may work on it for as long
 # again (`statement_timeout`). It must not land when the intent or the fence is gone.
@@ -92,7 +83,7 @@ _SIGN_OF_LIFE_SECONDS = 0.5
 class ManagedSaver(SyncFace):
     """The two tiers, opened and closed together; `CachedPostgresSaver` reads and writes through them."""
 
-    @checks_names
+    @checks_options(CachedOptions)
     def __init__(
         self,
         postgres_saver: AsyncPostgresSaver,
@@ -164,14 +155,17 @@ class ManagedSaver(SyncFace):
             ConfigurationError: A part cannot be used as it is, or an option does not exist (a TypeError,
                 too).
         """
+        if not isinstance(postgres_saver, AsyncPostgresSaver):
+            raise WrongTypeError(
+                f"postgres_saver is of the type {type(postgres_saver).__name__}: it must be an "
+                "AsyncPostgresSaver (langgraph.checkpoint.postgres.aio)."
+            )
         super().__init__(serde=serde or postgres_saver.serde)
-        cache_ttl = seconds_of("cache_ttl", cache_ttl)
-        l1_timeout_seconds = seconds_of("l1_timeout_seconds", l1_timeout_seconds)
-        write_deadline_seconds = seconds_of("write_deadline_seconds", write_deadline_seconds)
-        sweep_interval_seconds = seconds_of("sweep_interval_seconds", sweep_interval_seconds)
-        retention = None if retention is None else age_of("retention", retention)
-        if on_l1_outage not in ("degrade", "raise"):
-            raise ConfigurationError(f'on_l1_outage is {on_l1_outage!r}: it must be "degrade" or "raise".')
+        cache_ttl = seconds_of(cache_ttl)
+        l1_timeout_seconds = seconds_of(l1_timeout_seconds)
+        write_deadline_seconds = seconds_of(write_deadline_seconds)
+        sweep_interval_seconds = seconds_of(sweep_interval_seconds)
+        retention = None if retention is None else age_of(retention)
         signing_key = None if l1_signing_key is None else secret_of(l1_signing_key)
         if pool is not None and pool is not postgres_saver.conn:
             raise ConfigurationError(
@@ -284,7 +278,7 @@ class ManagedSaver(SyncFace):
             ConfigurationError: A URL or a setting cannot be used, or PostgreSQL refuses.
             L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
         """
-        check_names(f"{cls.__name__}.from_conn_string", options, names_of(OpenCachedOptions))
+        check_options(f"{cls.__name__}.from_conn_string", options, OpenCachedOptions)
         return Opening(
             lambda: cls._open(conn_string, redis_url, **options), reopens=isinstance(redis_url, str)
         )
@@ -310,7 +304,7 @@ class ManagedSaver(SyncFace):
             L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
             SchemaError: The tables are not there, and this role may not make them.
         """
-        check_names(f"{cls.__name__}.create", options, names_of(OpenCachedOptions))
+        check_options(f"{cls.__name__}.create", options, OpenCachedOptions)
         saver = await cls._open(conn_string, redis, **options)
         try:
             await saver.setup()
@@ -334,21 +328,17 @@ class ManagedSaver(SyncFace):
         password: Password | None = None,
         **options: Any,
     ) -> Self:
-        if not 0 <= pool_min_size <= pool_max_size or pool_max_size < 1:
+        if pool_min_size > pool_max_size:
             raise ConfigurationError(
-                f"pool_min_size is {pool_min_size} and pool_max_size {pool_max_size}: they must be "
-                "0 <= pool_min_size <= pool_max_size, and pool_max_size at least 1."
+                f"pool_min_size is {pool_min_size} and pool_max_size {pool_max_size}: pool_min_size must not "
+                "be greater than pool_max_size."
             )
-        pool_timeout_seconds = seconds_of("pool_timeout_seconds", pool_timeout_seconds)
-        connect_timeout_seconds = seconds_of("connect_timeout_seconds", connect_timeout_seconds)
-        for name in options.keys() & _LENGTHS_OF_TIME:  # a mistake shows before a server is asked
-            options[name] = seconds_of(name, options[name])
-        if options.get("retention") is not None:
-            options["retention"] = age_of("retention", options["retention"])
+        pool_timeout_seconds = seconds_of(pool_timeout_seconds)
+        connect_timeout_seconds = seconds_of(connect_timeout_seconds)
         telemetry = options["telemetry"] = options.get("telemetry") or create_telemetry()
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
-                timeout = options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS)
+                timeout = seconds_of(options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS))
                 redis = client.open_redis(redis, timeout_seconds=client.TIMEOUTS_TO_CONNECT * timeout)
                 opened.push_async_callback(redis.aclose)
             client.check_redis(redis)
@@ -360,7 +350,9 @@ class ManagedSaver(SyncFace):
                     timeout_seconds=pool_timeout_seconds,
                     connect_timeout_seconds=connect_timeout_seconds,
                     prepare_threshold=prepare_threshold,
-                    statement_timeout_seconds=options.get("write_deadline_seconds", _WRITE_DEADLINE_SECONDS),
+                    statement_timeout_seconds=seconds_of(
+                        options.get("write_deadline_seconds", _WRITE_DEADLINE_SECONDS)
+                    ),
                     schema=schema,
                     password=password,
                     telemetry=telemetry,

@@ -6,21 +6,29 @@ drained into them, and reads and lists as `AsyncPostgresSaver` does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from glasspoint.history.in_memory import MemoryHistory
 from glasspoint.history.saver import HistorySaver
-from glasspoint.options import checks_names
+from glasspoint.option_types import Serde
+from glasspoint.options import checks_options
 from glasspoint.telemetry import create_telemetry
-from glasspoint.telemetry.events import Vitals
+from glasspoint.telemetry.events import Telemetry, Vitals
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
     from glasspoint.history.interface import Holding
-    from glasspoint.telemetry.events import Telemetry
 
-__all__ = ["MemorySaver"]
+__all__ = ["MemoryOptions", "MemorySaver"]
+
+
+class MemoryOptions(TypedDict, total=False):
+    """Keyword arguments of `MemorySaver`: its constructor says what each means."""
+
+    serde: Serde | None
+    telemetry: Telemetry | None
+    history: MemoryHistory | None
 
 
 class MemorySaver(HistorySaver):
@@ -36,7 +44,7 @@ class MemorySaver(HistorySaver):
         ```
     """
 
-    @checks_names
+    @checks_options(MemoryOptions)
     def __init__(
         self,
         *,

@@ -1,47 +1,49 @@
-"""Keyword options of the public constructors and factories: their types, and what a mistyped one is answered.
+"""Keyword options of the public constructors and factories: their names, their types, and their check.
 
-Open this file when an option is added: a type checker and the error about an unknown name both read it.
+Open this file when an option is added. A type checker, the error about an unknown name and the error about a
+value all read the `TypedDict`s: an option needs no other check. Its type stands in `option_types`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable
-from datetime import timedelta
+from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeAlias, TypedDict
+from typing import Any, Concatenate, Literal, ParamSpec, TypedDict
 
-from glasspoint.ages import HOW_TO_WRITE_AN_AGE, parse_age
-from glasspoint.errors import ConfigurationError, WrongTypeError
-
-if TYPE_CHECKING:
-    from langgraph.checkpoint.serde.base import SerializerProtocol
-
-    from glasspoint.coherence.last_used import LastUsed
-    from glasspoint.l2.password import Password
-    from glasspoint.l2.target import Target
-    from glasspoint.telemetry.events import Telemetry
+from glasspoint.coherence.last_used import LastUsed
+from glasspoint.errors import WrongTypeError
+from glasspoint.l2.target import Target
+from glasspoint.option_types import (
+    Age,
+    Bytes,
+    FewConnections,
+    KeyPrefix,
+    ManyConnections,
+    PasswordSource,
+    Schema,
+    Seconds,
+    Serde,
+    Share,
+    SigningKey,
+    SigningKeyBytes,
+    Timeout,
+    Uses,
+    check_values,
+)
+from glasspoint.telemetry.events import Telemetry
 
 __all__ = [
-    "Age",
     "CachedOptions",
     "OpenCachedOptions",
     "OpenRedisOptions",
     "RedisOptions",
-    "Seconds",
-    "age_of",
     "check_names",
-    "checks_names",
+    "check_options",
+    "checks_options",
     "names_of",
-    "seconds_of",
 ]
-
-Seconds: TypeAlias = float | timedelta
-"""A length of time: a number of seconds, or a `timedelta`."""
-
-Age: TypeAlias = timedelta | str
-"""How old something is: a `timedelta`, or a text such as `"30d"`. No number: of days, or of seconds?"""
 
 _P = ParamSpec("_P")
 
@@ -51,17 +53,17 @@ _SUGGESTED_AT_MOST = 3
 class CachedOptions(TypedDict, total=False):
     """Keyword arguments of `CachedPostgresSaver`: its constructor says what each means."""
 
-    serde: SerializerProtocol | None
+    serde: Serde | None
     cache_ttl: Seconds
-    key_prefix: str
-    l1_timeout_seconds: Seconds
-    write_deadline_seconds: Seconds
+    key_prefix: KeyPrefix
+    l1_timeout_seconds: Timeout
+    write_deadline_seconds: Timeout
     on_l1_outage: Literal["degrade", "raise"]
-    sweep_interval_seconds: Seconds
-    audit_ratio: float
-    l1_signing_key: bytes | str | None
+    sweep_interval_seconds: Timeout
+    audit_ratio: Share
+    l1_signing_key: SigningKey | None
     l1_compression: Literal["off", "zstd"]
-    l1_compression_min_bytes: int
+    l1_compression_min_bytes: Bytes
     foreign_writes: Literal["watch", "ignore"]
     on_fork: Literal["count", "raise"]
     retention: Age | None
@@ -73,25 +75,25 @@ class OpenCachedOptions(CachedOptions, total=False):
     """Keyword arguments of `CachedPostgresSaver.create` and `from_conn_string`: `create` says what each
     means."""
 
-    pool_min_size: int
-    pool_max_size: int
-    pool_timeout_seconds: Seconds
-    connect_timeout_seconds: Seconds
-    prepare_threshold: int | None
-    schema: str | None
-    password: Password | None
+    pool_min_size: FewConnections
+    pool_max_size: ManyConnections
+    pool_timeout_seconds: Timeout
+    connect_timeout_seconds: Timeout
+    prepare_threshold: Uses | None
+    schema: Schema | None
+    password: PasswordSource | None
 
 
 class RedisOptions(TypedDict, total=False):
     """Keyword arguments of `create_redis_checkpointer`: the constructor of `RedisSaver` says what each
     means."""
 
-    serde: SerializerProtocol | None
-    key_prefix: str
-    timeout_seconds: Seconds
+    serde: Serde | None
+    key_prefix: KeyPrefix
+    timeout_seconds: Timeout
     telemetry: Telemetry | None
     target: Target | None
-    signing_key: bytes | None
+    signing_key: SigningKeyBytes | None
 
 
 class OpenRedisOptions(RedisOptions, total=False):
@@ -122,76 +124,50 @@ def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> Non
             raise WrongTypeError(f"{owner} has no option {name!r}: {_suggestion(name, sorted(known))}")
 
 
-def checks_names(
-    init: Callable[Concatenate[Any, _P], None],
-) -> Callable[Concatenate[Any, _P], None]:
-    """Let a constructor refuse unknown options with a suggestion, as `check_names` does.
+def check_options(owner: str, given: Mapping[str, object], declared: type) -> None:
+    """Refuse options that do not exist, and values that they cannot have.
 
-    Python's own message names a base class, and suggests nothing before version 3.13.
+    Args:
+        owner: What was called, for the message.
+        given: What the caller gave, by name.
+        declared: A `TypedDict` of the options.
+
+    Raises:
+        WrongTypeError: A name is unknown, or a value is of another type.
+        ConfigurationError: A value is out of its range.
     """
-    known = {
-        name
-        for name, parameter in inspect.signature(init).parameters.items()
-        if parameter.kind is not inspect.Parameter.POSITIONAL_ONLY and name != "self"
-    }
+    check_names(owner, given, names_of(declared))
+    check_values(given, declared)
 
-    @functools.wraps(init)
-    def checked(self: Any, /, *args: _P.args, **options: _P.kwargs) -> None:
-        if not options.keys() <= known:
+
+def checks_options(
+    declared: type,
+) -> Callable[[Callable[Concatenate[Any, _P], None]], Callable[Concatenate[Any, _P], None]]:
+    """Let a constructor check its keyword options, as `check_options` does, before anything else.
+
+    Python's own message about a name mentions a base class, and suggests nothing before version 3.13.
+
+    Args:
+        declared: A `TypedDict` of the options. Other parameters of the constructor are not checked.
+    """
+
+    def checking(init: Callable[Concatenate[Any, _P], None]) -> Callable[Concatenate[Any, _P], None]:
+        parameters = inspect.signature(init).parameters
+        known = names_of(declared) | (parameters.keys() - {"self"})
+
+        @functools.wraps(init)
+        def checked(self: Any, /, *args: _P.args, **options: _P.kwargs) -> None:
             check_names(type(self).__name__, options, known)
-        init(self, *args, **options)
+            check_values(options, declared)
+            init(self, *args, **options)
 
-    return checked
+        return checked
 
-
-def seconds_of(name: str, value: object) -> float:
-    """Return a length of time in seconds.
-
-    Args:
-        name: The option, for the message.
-        value: A number of seconds, or a `timedelta`.
-
-    Raises:
-        ConfigurationError: It is not greater than 0.
-        WrongTypeError: It is neither.
-    """
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise WrongTypeError(
-            f"{name} is of the type {type(value).__name__}: it must be a number of seconds, or a timedelta."
-        )
-    if not seconds > 0:
-        raise ConfigurationError(f"{name} is {value!r}: it must be greater than 0 seconds.")
-    return seconds
-
-
-def age_of(name: str, value: object) -> timedelta:
-    """Return how old something is.
-
-    Args:
-        name: The option, for the message.
-        value: A `timedelta`, or a text such as `"30d"`.
-
-    Raises:
-        ConfigurationError: It is not greater than 0, or the text is no age.
-        WrongTypeError: It is neither.
-    """
-    if isinstance(value, str):
-        age = parse_age(value)
-        if age is None:
-            raise ConfigurationError(f"{name} is {value!r}: {HOW_TO_WRITE_AN_AGE}.")
-        return age
-    if not isinstance(value, timedelta):
-        raise WrongTypeError(
-            f"{name} is of the type {type(value).__name__}: it must be a timedelta, or a text such as '30d'."
-        )
-    if value <= timedelta():
-        raise ConfigurationError(f"{name} is {value!r}: it must be greater than 0.")
-    return value
+    return checking
 
 
 def _suggestion(name: str, known: Collection[str]) -> str:
-    alike = get_close_matches(name, known, n=1)
+    alike = get_close_matches(name.lower(), known, n=1)
     alike = alike or [each for each in known if name and name in each][:_SUGGESTED_AT_MOST]
     if alike:
         return f"did you mean {' or '.join(map(repr, alike))}?"

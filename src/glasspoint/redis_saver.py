@@ -27,7 +27,8 @@ from glasspoint.l1.client import (
     open_redis,
 )
 from glasspoint.l1.signature import Signer
-from glasspoint.options import OpenRedisOptions, Seconds, check_names, checks_names, names_of, seconds_of
+from glasspoint.option_types import Seconds, seconds_of
+from glasspoint.options import OpenRedisOptions, check_options, checks_options
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Vitals
 from glasspoint.telemetry.logs import get_logger
@@ -48,8 +49,6 @@ _TIMEOUT_SECONDS = 2.0
 
 # How long Redis may take to answer when somebody asks whether it does.
 _SIGN_OF_LIFE_SECONDS = 0.5
-
-_KEY_BYTES_MIN = 16
 
 # Each Redis of which the log says already how it may evict: a fallback chain opens savers again and again.
 _named: set[tuple[object, str]] = set()
@@ -77,7 +76,7 @@ class RedisSaver(HistorySaver):
         ```
     """
 
-    @checks_names
+    @checks_options(OpenRedisOptions)
     def __init__(
         self,
         redis: Redis | RedisCluster,
@@ -115,28 +114,20 @@ class RedisSaver(HistorySaver):
             ConfigurationError: A part cannot be used as it is, or an option does not exist (a TypeError,
                 too).
         """
-        if ttl is not None:
-            ttl = seconds_of("ttl", ttl)
-        timeout_seconds = seconds_of("timeout_seconds", timeout_seconds)
         check_redis_or_cluster(redis)
         if target is not None and isinstance(redis, RedisCluster):
             raise ConfigurationError(
                 "The threads of a target stand in one Redis, not in a cluster: leave target out."
             )
-        if signing_key is not None and len(signing_key) < _KEY_BYTES_MIN:
-            raise ConfigurationError(
-                f"signing_key must be at least {_KEY_BYTES_MIN} bytes that nobody can guess, for example "
-                "secrets.token_bytes(32)."
-            )
         telemetry = telemetry or create_telemetry()
         target_id = target.id if target is not None else ""
         self._key_prefix = key_prefix
-        self._steps = Steps(redis, telemetry, timeout_seconds=timeout_seconds)
+        self._steps = Steps(redis, telemetry, timeout_seconds=seconds_of(timeout_seconds))
         self._redis_history = RedisHistory(
             self._steps,
             Keyspace(key_prefix, target=target_id),
             telemetry,
-            ttl_seconds=ttl,
+            ttl_seconds=None if ttl is None else seconds_of(ttl),
             signer=Signer(signing_key, f"fallback:{target_id}") if signing_key is not None else None,
         )
         vitals = Vitals(pool=None, redis=redis, tier="redis", addresses={"redis": address_of(redis)})
@@ -156,10 +147,10 @@ class RedisSaver(HistorySaver):
             RedisRefusedError: Redis refuses this user or password, or the user lacks a right; the message
                 names the commands and the rule to add. (A cluster is not asked for rights.)
         """
-        check_names(f"{cls.__name__}.create", options, names_of(OpenRedisOptions))
+        check_options(f"{cls.__name__}.create", options, OpenRedisOptions)
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
-                timeout = seconds_of("timeout_seconds", options.get("timeout_seconds", _TIMEOUT_SECONDS))
+                timeout = seconds_of(options.get("timeout_seconds", _TIMEOUT_SECONDS))
                 redis = open_redis(redis, timeout_seconds=TIMEOUTS_TO_CONNECT * timeout)
                 opened.push_async_callback(redis.aclose)
             saver = cls(redis, **options)
@@ -188,7 +179,7 @@ class RedisSaver(HistorySaver):
         Raises:
             GlasspointError: The same errors as from `create`.
         """
-        check_names(f"{cls.__name__}.from_conn_string", options, names_of(OpenRedisOptions))
+        check_options(f"{cls.__name__}.from_conn_string", options, OpenRedisOptions)
         return Opening(lambda: cls.create(redis_url, **options), reopens=isinstance(redis_url, str))
 
     async def ping(self) -> None:

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from glasspoint.ages import HOW_TO_WRITE_AN_AGE, parse_age
-from glasspoint.errors import ConfigurationError
+from glasspoint.errors import ConfigurationError, WrongTypeError
 from glasspoint.l2.password import PasswordCommand
+from glasspoint.option_types import (
+    LONGEST_TIMEOUT_SECONDS,
+    Bytes,
+    FewConnections,
+    KeyPrefix,
+    ManyConnections,
+    Schema,
+    Share,
+    Uses,
+    allowed_by,
+    describe,
+    is_of_wrong_type,
+)
+from glasspoint.options import check_names
 
 __all__ = ["Settings"]
 
@@ -21,14 +38,42 @@ _log = logging.getLogger("glasspoint")
 
 _PREFIX = "CHECKPOINT_"
 
+# What a text is, by what pydantic calls the error. The text itself is not repeated: it may be a secret that
+# stands in the wrong variable.
+_FOUND = {
+    **dict.fromkeys(
+        ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"),
+        "is out of range",
+    ),
+    "too_short": "is too short",
+    "literal_error": "is none of the allowed words",
+}
+
 Fallback = Literal["redis", "memory"]
 Tier = Literal["cached", "redis", "memory"]
 
 
-def _variable(name: str, default: Any, **limits: Any) -> Any:
-    if isinstance(default, float):
-        limits["allow_inf_nan"] = False
+def _variable(name: str, default: Any, allowed: str | None = None, **limits: Any) -> Any:
+    """Declare a setting.
+
+    Args:
+        name: The variable.
+        default: What it is if the variable is not set.
+        allowed: What it must be, in words; by default what its type says.
+        limits: Of pydantic's `Field`.
+    """
+    if allowed is not None:  # else the one of the type would be lost
+        limits["description"] = allowed
     return Field(default=default, validation_alias=name, **limits)
+
+
+_TTL = "a number of seconds greater than 0"
+_TIMEOUT = f"{_TTL}, at most {LONGEST_TIMEOUT_SECONDS} (24 days)"
+
+_Ttl = Annotated[float, Field(gt=0, allow_inf_nan=False, description=_TTL)]
+_Timeout = Annotated[
+    float, Field(gt=0, le=LONGEST_TIMEOUT_SECONDS, allow_inf_nan=False, description=_TIMEOUT)
+]
 
 
 class Settings(BaseSettings):
@@ -40,41 +85,83 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(populate_by_name=True, extra="ignore")
 
-    postgres_url: SecretStr | None = _variable("POSTGRES_URL", None)
-    postgres_schema: str | None = _variable("CHECKPOINT_POSTGRES_SCHEMA", None)
-    postgres_password_command: SecretStr | None = _variable("CHECKPOINT_POSTGRES_PASSWORD_COMMAND", None)
-    redis_url: SecretStr | None = _variable("REDIS_URL", None)
-    cache_ttl: float = _variable("CHECKPOINT_CACHE_TTL", 86400.0, gt=0)
+    postgres_url: SecretStr | None = _variable("POSTGRES_URL", None, "a URL: postgresql://…")
+    postgres_schema: Schema | None = _variable("CHECKPOINT_POSTGRES_SCHEMA", None)
+    postgres_password_command: SecretStr | None = _variable(
+        "CHECKPOINT_POSTGRES_PASSWORD_COMMAND", None, "a program and its arguments, quoted as for a shell"
+    )
+    redis_url: SecretStr | None = _variable("REDIS_URL", None, "a URL: redis://…, rediss://… or unix://…")
+    cache_ttl: _Ttl = _variable("CHECKPOINT_CACHE_TTL", 86400.0)
     fallbacks: Annotated[tuple[Fallback, ...], NoDecode] = _variable(
-        "CHECKPOINT_FALLBACKS", ("redis", "memory")
+        "CHECKPOINT_FALLBACKS",
+        ("redis", "memory"),
+        "redis, memory, both as in redis,memory (each tier once, and redis before memory), or empty",
     )
     fallback_unknown: Literal["begin", "refuse"] = _variable("CHECKPOINT_FALLBACK_UNKNOWN", "begin")
-    redis_ttl: float = _variable("CHECKPOINT_REDIS_TTL", 604800.0, gt=0)
-    key_prefix: str = _variable("CHECKPOINT_KEY_PREFIX", "glasspoint", min_length=1)
-    pool_min_size: int = _variable("CHECKPOINT_POOL_MIN_SIZE", 1, ge=0)
-    pool_max_size: int = _variable("CHECKPOINT_POOL_MAX_SIZE", 10, ge=1)
-    pool_timeout: float = _variable("CHECKPOINT_POOL_TIMEOUT", 10.0, gt=0)
-    connect_timeout: float = _variable("CHECKPOINT_CONNECT_TIMEOUT", 5.0, gt=0)
-    l1_timeout: float = _variable("CHECKPOINT_L1_TIMEOUT", 0.5, gt=0)
+    redis_ttl: _Ttl = _variable("CHECKPOINT_REDIS_TTL", 604800.0)
+    key_prefix: KeyPrefix = _variable("CHECKPOINT_KEY_PREFIX", "glasspoint")
+    pool_min_size: FewConnections = _variable("CHECKPOINT_POOL_MIN_SIZE", 1)
+    pool_max_size: ManyConnections = _variable("CHECKPOINT_POOL_MAX_SIZE", 10)
+    pool_timeout: _Timeout = _variable("CHECKPOINT_POOL_TIMEOUT", 10.0)
+    connect_timeout: _Timeout = _variable("CHECKPOINT_CONNECT_TIMEOUT", 5.0)
+    l1_timeout: _Timeout = _variable("CHECKPOINT_L1_TIMEOUT", 0.5)
     on_l1_outage: Literal["degrade", "raise"] = _variable("CHECKPOINT_ON_L1_OUTAGE", "degrade")
     foreign_writes: Literal["watch", "ignore"] = _variable("CHECKPOINT_FOREIGN_WRITES", "watch")
-    retention: timedelta | None = _variable("CHECKPOINT_RETENTION", None, gt=timedelta())
+    retention: timedelta | None = _variable(
+        "CHECKPOINT_RETENTION", None, "an age greater than 0, as in 90m, 12h, 30d, 2w", gt=timedelta()
+    )
     on_fork: Literal["count", "raise"] = _variable("CHECKPOINT_ON_FORK", "count")
-    sweep_interval: float = _variable("CHECKPOINT_SWEEP_INTERVAL", 1.0, gt=0)
-    redis_timeout: float = _variable("CHECKPOINT_REDIS_TIMEOUT", 2.0, gt=0)
-    write_deadline: float = _variable("CHECKPOINT_WRITE_DEADLINE", 10.0, gt=0)
-    audit_ratio: float = _variable("CHECKPOINT_AUDIT_RATIO", 0.001, ge=0, le=1)
-    l1_signing_key: SecretStr | None = _variable("CHECKPOINT_L1_SIGNING_KEY", None, min_length=16)
+    sweep_interval: _Timeout = _variable("CHECKPOINT_SWEEP_INTERVAL", 1.0)
+    redis_timeout: _Timeout = _variable("CHECKPOINT_REDIS_TIMEOUT", 2.0)
+    write_deadline: _Timeout = _variable("CHECKPOINT_WRITE_DEADLINE", 10.0)
+    audit_ratio: Share = _variable("CHECKPOINT_AUDIT_RATIO", 0.001)
+    l1_signing_key: SecretStr | None = _variable(
+        "CHECKPOINT_L1_SIGNING_KEY",
+        None,
+        "a text of at least 16 characters that nobody can guess, for example what `openssl rand -hex 32` "
+        "prints",
+        min_length=16,
+    )
     l1_compression: Literal["off", "zstd"] = _variable("CHECKPOINT_L1_COMPRESSION", "off")
-    l1_compression_min_bytes: int = _variable("CHECKPOINT_L1_COMPRESSION_MIN_BYTES", 1024, ge=0)
-    prepare_threshold: int | None = _variable("CHECKPOINT_PREPARE_THRESHOLD", 0, ge=0)
+    l1_compression_min_bytes: Bytes = _variable("CHECKPOINT_L1_COMPRESSION_MIN_BYTES", 1024)
+    prepare_threshold: Uses | None = _variable(
+        "CHECKPOINT_PREPARE_THRESHOLD", 0, "a whole number of uses, 0 or more, or none"
+    )
     telemetry_thread_ids: Literal["plain", "hashed", "none"] = _variable(
         "CHECKPOINT_TELEMETRY_THREAD_IDS", "plain"
     )
-    probe_interval: float = _variable("CHECKPOINT_PROBE_INTERVAL", 5.0, gt=0)
+    probe_interval: _Timeout = _variable("CHECKPOINT_PROBE_INTERVAL", 5.0)
     ready_tiers: Annotated[tuple[Tier, ...], NoDecode] = _variable(
-        "CHECKPOINT_READY_TIERS", ("cached", "redis", "memory")
+        "CHECKPOINT_READY_TIERS",
+        ("cached", "redis", "memory"),
+        "one or more of cached, redis and memory, separated by commas",
+        min_length=1,
     )
+
+    if not TYPE_CHECKING:  # a type checker reads the fields, and sees a mistyped one
+
+        def __init__(self, **values: Any) -> None:
+            """Read the environment, and take what is given here instead of a variable.
+
+            Args:
+                values: By the name of the field, or of the variable: of the field's type, or a text as in
+                    the environment. Lengths of time may be `timedelta`s.
+
+            Raises:
+                ConfigurationError: A setting cannot be used, or does not exist (a TypeError, too).
+            """
+            fields = type(self).model_fields
+            variables = {str(field.validation_alias) for field in fields.values()}
+            # What begins with an underscore is for pydantic-settings.
+            names = [name for name in values if name not in variables and not name.startswith("_")]
+            check_names(type(self).__name__, names, fields)
+            try:
+                super().__init__(**values)
+            except ValidationError as exc:
+                errors = exc.errors(include_url=False)
+            else:
+                return
+            raise _error_of(fields, errors, values)  # outside of the block: its context would hold the values
 
     @model_validator(mode="before")
     @classmethod
@@ -88,8 +175,14 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _seconds(cls, value: Any) -> Any:
-        return value.total_seconds() if isinstance(value, timedelta) else value
+    def _is_as_written_or_of_the_type(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic is lax, because a variable is a text: it would take True for 1.
+        hint = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool | bytes | bytearray):
+            raise PydanticCustomError("other_type", "of another type")
+        if isinstance(value, timedelta) and hint is float:
+            return value.total_seconds()
+        return value
 
     @field_validator("prepare_threshold", mode="before")
     @classmethod
@@ -99,8 +192,10 @@ class Settings(BaseSettings):
     @field_validator("retention", mode="before")
     @classmethod
     def _age(cls, value: Any) -> Any:
-        if not isinstance(value, str):
+        if value is None or isinstance(value, timedelta):
             return value
+        if not isinstance(value, str):  # a number: of days, or of seconds?
+            raise PydanticCustomError("age_type", "of another type")
         age = parse_age(value)
         if age is None:
             raise ValueError(HOW_TO_WRITE_AN_AGE)
@@ -116,7 +211,10 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _pool_sizes_fit(self) -> Self:
         if self.pool_min_size > self.pool_max_size:
-            raise ValueError("CHECKPOINT_POOL_MIN_SIZE is greater than CHECKPOINT_POOL_MAX_SIZE")
+            raise ValueError(
+                "CHECKPOINT_POOL_MIN_SIZE must not be greater than CHECKPOINT_POOL_MAX_SIZE (10, if that is "
+                "not set)"
+            )
         return self
 
     @property
@@ -154,16 +252,38 @@ class Settings(BaseSettings):
             ConfigurationError: A variable holds what cannot be used; the message names it, not its value.
         """
         _warn_of_misspelt_variables(cls)
-        try:
-            return cls()
-        except ValidationError as exc:
-            wrong = "; ".join(
-                ": ".join([*(str(part) for part in each["loc"][:1]), each["msg"]])
-                for each in exc.errors(include_input=False)
-            )
-            raise ConfigurationError(
-                f"The environment holds a setting that cannot be used: {wrong}."
-            ) from None
+        return cls()
+
+
+def _error_of(
+    fields: Mapping[str, FieldInfo], errors: Sequence[ErrorDetails], given: Mapping[str, object]
+) -> ConfigurationError:
+    """Put into words what is wrong with settings: the name, what was found, and what is allowed."""
+    by_variable = {str(field.validation_alias): name for name, field in fields.items()}
+    kinds: dict[str, list[str]] = {}  # field -> what pydantic calls its errors
+    said = []
+    for error in errors:
+        if error["loc"]:
+            at = str(error["loc"][0])
+            kinds.setdefault(by_variable.get(at, at), []).append(error["type"])
+        else:
+            said.append(str(error["ctx"]["error"]))
+    is_wrong_type = not said
+    for name, found in kinds.items():
+        field = fields[name]
+        allowed = field.description or allowed_by(field.annotation, none_too=name in given)
+        own = next((each for each in (name, str(field.validation_alias)) if each in given), None)
+        value = "" if own is None else given[own]
+        if own is not None and not isinstance(value, str | list | tuple):
+            said.append(describe(own, value, found, allowed, is_word=False))
+            is_wrong_type &= is_of_wrong_type(value, found)
+            continue
+        is_wrong_type = False
+        what = next((_FOUND[kind] for kind in found if kind in _FOUND), "cannot be understood")
+        said.append(f"{own or field.validation_alias} {what}: it must be {allowed}")
+    where = "A setting" if given else "The environment holds a setting that"
+    error_class = WrongTypeError if is_wrong_type else ConfigurationError
+    return error_class(f"{where} cannot be used: {'; '.join(said)}.")
 
 
 def _warn_of_misspelt_variables(settings: type[Settings]) -> None:
@@ -173,9 +293,19 @@ def _warn_of_misspelt_variables(settings: type[Settings]) -> None:
     """
     known = [str(field.validation_alias) for field in settings.model_fields.values()]
     for name in sorted(os.environ):
-        if (
-            name.startswith(_PREFIX)
-            and name not in known
-            and (alike := get_close_matches(name, known, 1, 0.9))
-        ):
-            _log.warning("The variable %s is no setting, and is not read: did you mean %s?", name, alike[0])
+        if name.upper() not in known and (meant := _meant_by(name.upper(), known)) is not None:
+            _log.warning("The variable %s is no setting, and is not read: did you mean %s?", name, meant)
+
+
+def _meant_by(name: str, known: Collection[str]) -> str | None:
+    """Return the variable that is meant by one that is none, `None` if that is not plain."""
+    prefix, _, rest = name.partition("_")
+    if prefix == "GLASSPOINT":
+        name = f"{_PREFIX}{rest}"
+    elif not name.startswith(_PREFIX):
+        return None
+    for candidate in (name, rest, name.removesuffix("_SECONDS")):
+        if candidate in known:
+            return candidate
+    alike = get_close_matches(name, known, 1, 0.9)
+    return alike[0] if alike else None

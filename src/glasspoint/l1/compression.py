@@ -11,10 +11,9 @@ Every process reads both, whatever it writes, so a fleet can be switched process
 from __future__ import annotations
 
 import threading
+from typing import Literal
 
 import zstandard
-
-from glasspoint.errors import ConfigurationError
 
 __all__ = ["LARGEST", "MIN_BYTES", "Packer", "packer_of", "unpack"]
 
@@ -50,16 +49,8 @@ class Packer:
         return frame if len(frame) <= (1 - _SAVES_AT_LEAST) * len(data) else None
 
 
-def packer_of(compression: str, min_bytes: int) -> Packer | None:
-    """Return what the settings ask for: `None`, nothing is compressed.
-
-    Raises:
-        ConfigurationError: They ask for something else than can be had.
-    """
-    if compression not in ("off", "zstd"):
-        raise ConfigurationError(f'l1_compression is {compression!r}: it must be "off" or "zstd".')
-    if not min_bytes >= 0:
-        raise ConfigurationError(f"l1_compression_min_bytes is {min_bytes!r}: it must be at least 0 bytes.")
+def packer_of(compression: Literal["off", "zstd"], min_bytes: int) -> Packer | None:
+    """Return what the settings ask for: `None`, nothing is compressed."""
     return Packer(min_bytes=min_bytes) if compression == "zstd" else None
 
 

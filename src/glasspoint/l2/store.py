@@ -122,8 +122,6 @@ class Store:
         Raises:
             ConfigurationError: With it a call would return before PostgreSQL has its write for good.
         """
-        if foreign_writes not in ("watch", "ignore"):
-            raise ConfigurationError(f'foreign_writes is {foreign_writes!r}: it must be "watch" or "ignore".')
         if upstream.pipe is not None:
             raise ConfigurationError(
                 "The AsyncPostgresSaver is in pipeline mode, where a write returns before it is durable: "
