@@ -1210,6 +1210,7 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
             "burst = Burst(scope, _new_id(), asyncio.create_task(begin()), monotonic(), after)",
         ),
         ("draining.py", 'moving.create_task(move(thread_id), name="glasspoint-drain-thread")'),
+        ("background.py", "task = asyncio.create_task(work)"),
         ("l2/store.py", "task = asyncio.create_task(work, context=context)"),
         (
             "l2/liveness.py",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -84,7 +85,8 @@ class BackgroundTask:
 
 
 async def run_to_the_end(work: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """Run what must not be left half done, as the closing of connections.
+    """Run what must not be left half done, as the closing of connections. The caller may be cancelled, and
+    again.
 
     Args:
         work: It ends by itself: what it waits for has a timeout.
@@ -96,7 +98,9 @@ async def run_to_the_end(work: Coroutine[Any, Any, _Answer]) -> _Answer:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait({task})
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
         raise
 
 

@@ -357,7 +357,7 @@ class ManagedSaver(SyncFace):
                     password=password,
                     telemetry=telemetry,
                 )
-                opened.push_async_callback(pool.close)
+                opened.push_async_callback(pools.close_pool, pool)
                 saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
                 # If the opening fails, it must not connect again to what is closed.
                 opened.push_async_callback(saver._sweeper.stop)

@@ -115,10 +115,11 @@ class _Batch(Generic[_Item, _Answer]):
 
     def __init__(self, leader: _Waiter[_Item, _Answer], step_name: str, telemetry: Telemetry) -> None:
         self.waiters: list[_Waiter[_Item, _Answer]] = []
+        self.is_acquiring = False
         self.has_connection = False
         self.is_executing = False
         self.task: asyncio.Task[None]
-        self._leader = leader
+        self.leader = leader
         self._step_name = step_name
         self._telemetry = telemetry
         self._steps: list[tuple[_Waiter[_Item, _Answer], Step]] = []
@@ -170,7 +171,7 @@ class _Batch(Generic[_Item, _Answer]):
     def _in_context(
         self, waiter: _Waiter[_Item, _Answer], tell: Callable[..., object], *args: object
     ) -> None:
-        if waiter is self._leader:  # so that what psycopg's own instrumentation says stands under it
+        if waiter is self.leader:  # so that what psycopg's own instrumentation says stands under it
             tell(*args)
         else:
             waiter.context.run(tell, *args)
@@ -205,7 +206,8 @@ class Batcher(Generic[_Item, _Answer]):
         # Company -> when its first call came, and who follows that; as long as it is not sent.
         self._gathering: dict[Hashable, tuple[float, list[_Waiter[_Item, _Answer]]]] = {}
         self._under_way = 0
-        self._is_acquiring = False
+        # What fetches a connection for those who wait.
+        self._acquiring: _Batch[_Item, _Answer] | None = None
 
     async def run(self, call: Call[_Item, _Answer]) -> _Answer:
         """Ask PostgreSQL, and return what it answers to this call.
@@ -276,33 +278,41 @@ class Batcher(Generic[_Item, _Answer]):
 
     def _look(self) -> None:
         """See to it that somebody fetches a connection for those who wait."""
-        if self._waiting and not self._is_acquiring and self._under_way < _BATCHES:
-            self._is_acquiring = True
-            self._send(self._waiting[0])
+        if self._waiting and self._acquiring is None and self._under_way < _BATCHES:
+            self._acquiring = _Batch(self._waiting[0], self._step_name, self._telemetry)
+            self._send(self._acquiring)
 
     def _send_together(self, waiters: list[_Waiter[_Item, _Answer]]) -> None:
-        """Send callers in as few statements as they go in, whoever else is under way."""
+        """Send callers in as few statements as they go in, whoever else is under way. Those who have left
+        stay behind."""
+        waiters = [waiter for waiter in waiters if not waiter.answer.done()]
         while waiters:
             taken, waiters = _fitting(waiters)
-            self._send(taken[0], taken)
+            batch = _Batch(taken[0], self._step_name, self._telemetry)
+            for waiter in taken:
+                batch.add(waiter)
+            self._send(batch)
 
-    def _send(
-        self, leader: _Waiter[_Item, _Answer], waiters: Sequence[_Waiter[_Item, _Answer]] | None = None
-    ) -> None:
-        """Start a batch: of these; or of all who wait when it has a connection."""
-        batch = _Batch(leader, self._step_name, self._telemetry)
-        for waiter in waiters or ():
-            batch.add(waiter)
+    def _send(self, batch: _Batch[_Item, _Answer]) -> None:
+        """Start a batch: of its waiters; `_acquiring`: of all who wait when it has a connection."""
         self._under_way += 1
-        batch.task = self._start(self._run(batch, takes=waiters is None), leader.context)
+        batch.task = self._start(self._run(batch), batch.leader.context)
 
-    async def _run(self, batch: _Batch[_Item, _Answer], *, takes: bool) -> None:
+    def _is_wanted(self, batch: _Batch[_Item, _Answer]) -> bool:
+        """Whether somebody waits for it."""
+        return not batch.is_abandoned or (batch is self._acquiring and len(self._waiting) > 0)
+
+    async def _run(self, batch: _Batch[_Item, _Answer]) -> None:
         started = perf_counter()
         answers: Sequence[_Answer] = ()
         try:
+            if not self._is_wanted(batch):  # they have left before this began
+                return
+            batch.is_acquiring = True
             async with self._connection() as connection:
+                batch.is_acquiring = False
                 batch.has_connection = True
-                if takes:
+                if batch is self._acquiring:
                     self._take(batch)
                 await batch.ready(connection)
                 if batch.waiters:
@@ -314,6 +324,9 @@ class Batcher(Generic[_Item, _Answer]):
         except Exception as exc:
             self._failed(batch, exc, started)
         finally:
+            batch.is_acquiring = False
+            if batch is self._acquiring:
+                self._acquiring = None
             self._under_way -= 1
             self._look()
 
@@ -322,7 +335,7 @@ class Batcher(Generic[_Item, _Answer]):
         taken, self._waiting = _fitting(self._waiting)
         for waiter in taken:
             batch.add(waiter)
-        self._is_acquiring = False
+        self._acquiring = None
         self._look()
 
     async def _answer(self, connection: Connection, batch: _Batch[_Item, _Answer]) -> Sequence[_Answer]:
@@ -338,13 +351,13 @@ class Batcher(Generic[_Item, _Answer]):
     def _failed(self, batch: _Batch[_Item, _Answer], error: Exception, started: float) -> None:
         if not batch.has_connection and not batch.waiters:
             # Who has waited for one as long as this batch did is told so.
-            self._is_acquiring = False
+            self._acquiring = None
             batch.waiters = [waiter for waiter in self._waiting if waiter.call.asked_at <= started]
             self._waiting = [waiter for waiter in self._waiting if waiter.call.asked_at > started]
         elif batch.has_connection and len(batch.waiters) > 1 and certainly_unchanged(error):
             for waiter in batch.waiters:
                 waiter.call.asked_at = perf_counter()
-                self._send(waiter, [waiter])
+                self._send_together([waiter])
             return
         for waiter in batch.waiters:
             waiter.fail(error)
@@ -354,6 +367,9 @@ class Batcher(Generic[_Item, _Answer]):
         that is seen to if nobody else waits for it; if somebody does, the caller goes when told again."""
         if waiter in self._waiting:
             self._waiting.remove(waiter)
+        batch = self._acquiring if waiter.batch is None else waiter.batch
+        if batch is not None and batch.is_acquiring and not self._is_wanted(batch):
+            batch.task.cancel()  # it would wait for a connection that nobody needs
         while waiter.batch is not None and waiter.batch.is_executing:
             if waiter.batch.is_abandoned:
                 waiter.batch.task.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glasspoint.errors import L2DeadlineError
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
 
-__all__ = ["answered_within", "within"]
+__all__ = ["answered_within", "give_up", "within"]
 
 _GRACE_SECONDS = 0.5
 
@@ -58,6 +58,16 @@ class within:
         self._task.cancel()
         if self._cancels == 1:
             self._timer = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._cancel)
+
+
+def give_up(task: asyncio.Task[Any]) -> None:
+    """Cancel a task that nobody waits for any more; and once more every half second, until it has ended.
+
+    Why once is not enough: see `within`.
+    """
+    if not task.done():
+        task.cancel()
+        asyncio.get_running_loop().call_later(_GRACE_SECONDS, give_up, task)
 
 
 @asynccontextmanager

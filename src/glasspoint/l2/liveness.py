@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from glasspoint.background import BackgroundTask
+from glasspoint.background import BackgroundTask, run_to_the_end
 from glasspoint.l2.deadline import within
 from glasspoint.l2.faults import classify
 
@@ -78,6 +79,10 @@ class Liveness:
     async def getconn(self, pool: Pool, connection: Connection | None = None) -> Connection:
         """Check a connection out; the dead ones that come first are replaced.
 
+        May be cancelled at any time, and again: a connection that is not handed out goes back to the pool.
+        (`AsyncConnectionPool.getconn` loses none either: one that is handed over to a caller who is cancelled
+        at that moment is returned to the pool, or, before psycopg_pool 3.3.1, to the caller all the same.)
+
         Args:
             connection: One that is checked out already, to be looked at first.
 
@@ -92,12 +97,17 @@ class Liveness:
                     await self._greet(connection)
                     self.in_use += 1
                     return connection
-                await connection.close()
-            except BaseException:  # not lost for the pool
-                await pool.putconn(connection)
+                _close(connection)
+            except BaseException:
+                await self._put_back(pool, connection)
                 raise
-            await pool.putconn(connection)
+            await self._put_back(pool, connection)
             connection = None
+
+    async def _put_back(self, pool: Pool, connection: Connection) -> None:
+        """Return a connection that was not handed out."""
+        _close_unless_idle(connection)
+        await run_to_the_end(pool.putconn(connection))
 
     async def _greet(self, connection: Connection) -> None:
         if self.greet is not None and connection not in self._returned_at:
@@ -107,6 +117,7 @@ class Liveness:
 
     async def putconn(self, pool: Pool, connection: Connection) -> None:
         """Give a connection back."""
+        _close_unless_idle(connection)
         self.in_use -= 1
         self._returned_at[connection] = monotonic()
         await pool.putconn(connection)
@@ -115,7 +126,7 @@ class Liveness:
         """Part with a connection on which this went wrong, if it would only go wrong again."""
         if not classify(error).fresh or connection.closed:
             return
-        await connection.close()
+        _close(connection)
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
             await self._renew(pool)
 
@@ -190,6 +201,19 @@ class Reviver:
 
 def _is_waited_for(pool: Pool) -> bool:
     return bool(pool.get_stats().get("requests_waiting"))
+
+
+def _close(connection: Connection) -> None:
+    """Close a connection of a pool, which stays checked out. `AsyncConnection.close` would return it alive,
+    if the pool was made with `close_returns=True`."""
+    connection.pgconn.finish()
+
+
+def _close_unless_idle(connection: Connection) -> None:
+    """Close a connection on which the end of a transaction was interrupted. The pool would roll it back, and
+    wait for as long as the server does not answer."""
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        _close(connection)
 
 
 def _has_news(connection: Connection) -> bool:

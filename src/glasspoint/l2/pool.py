@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "address_of",
     "bounds_statements",
+    "close_pool",
     "connect",
     "connect_beside",
     "in_one_line",
@@ -78,6 +79,9 @@ _failures: WeakKeyDictionary[Pool, _Failures] = WeakKeyDictionary()
 
 # For so long the pool itself tries again to make a connection that failed; then see `Reviver`.
 _RECONNECT_SECONDS = 0.2
+
+# How long the closing of a pool waits for connections that are being made.
+_CLOSE_SECONDS = 1.0
 
 
 def postgres_conninfo(conn_string: object) -> str:
@@ -140,6 +144,15 @@ async def connect(
             await connection.close()
             raise
     return connection
+
+
+async def close_pool(pool: Pool) -> None:
+    """Close a pool of `open_pool`, also if its server does not answer.
+
+    Its workers may be connecting just now. They are not waited for as long as that takes: a connection that
+    comes later is closed at once.
+    """
+    await pool.close(timeout=_CLOSE_SECONDS)
 
 
 async def open_pool(
@@ -234,7 +247,7 @@ async def open_pool(
     try:
         await pool.open(wait=True, timeout=connect_timeout_seconds)
     except BaseException as exc:  # a cancellation too: the pool's workers would go on for ever
-        await pool.close()
+        await close_pool(pool)
         if not isinstance(exc, PoolTimeout):
             raise
         raise L2UnavailableError(

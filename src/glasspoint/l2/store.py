@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
@@ -35,6 +34,7 @@ from glasspoint.errors import (
 )
 from glasspoint.l2 import contents, eager, journal, schema, statements
 from glasspoint.l2.batching import Batcher, Call
+from glasspoint.l2.deadline import give_up
 from glasspoint.l2.faults import naming_refusals
 from glasspoint.l2.identity import Identities
 from glasspoint.l2.liveness import Liveness
@@ -610,6 +610,7 @@ class Store:
                 checked_out = await asyncio.shield(getting)
             except asyncio.CancelledError:
                 getting.add_done_callback(lambda got: self._give_back(conn, got))
+                give_up(getting)  # nobody else waits for it, and `drain` would
                 raise
         try:
             async with _finished(checked_out):
@@ -621,10 +622,7 @@ class Store:
             await self._return(conn, checked_out)
 
     async def _return(self, pool: Pool, conn: Connection) -> None:
-        returning = self._liveness.putconn(pool, conn)
-        if conn.info.transaction_status is not TransactionStatus.IDLE:
-            await asyncio.shield(self._to_the_end(returning))
-        elif (rest := eager.start(returning)) is not None:
+        if (rest := eager.start(self._liveness.putconn(pool, conn))) is not None:
             await asyncio.shield(self._to_the_end(rest))
 
     def _to_the_end(
