@@ -5,6 +5,7 @@ server is away. Every connection of a pool that was passed in is back in it then
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from conversations import execute
-from glasspoint import CachedPostgresSaver, RedisSaver, Settings, create_telemetry, get_checkpointer
+from glasspoint import CachedPostgresSaver, RedisSaver, Settings, create_telemetry, get_checkpointer, home
+from glasspoint.background import run_to_the_end
 from glasspoint.l2 import liveness
 from glasspoint.l2.store import Store
 from glasspoint.scope import Scope
@@ -288,3 +290,45 @@ END_OTHERS = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
+
+
+# ------------------------------------------------------------------ the end of a process
+
+
+@pytest.mark.parametrize("where", ["asyncio.run", "its own loop"])
+def test_the_end_of_a_process_waits_for_no_close_that_does_not_end(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the documentation says; here it says less."""
+    monkeypatch.setattr(home, "_END_SECONDS", 0.2)
+
+    class Saver:
+        def __init__(self) -> None:
+            self.home = home.Home(self)
+
+        async def close(self) -> None:
+            await run_to_the_end(asyncio.Event().wait())
+
+    async def opened() -> Saver:
+        return Saver()
+
+    async def not_closed() -> None:
+        saver = await opened()
+        home.EndOfLoop("Saver", saver)
+        unclosed.append(saver)
+
+    def end() -> None:
+        if where == "asyncio.run":
+            with pytest.warns(ResourceWarning, match="was not closed"):
+                asyncio.run(not_closed())
+        else:
+            own = home.OwnLoop(opened, reopens=False)
+            own.saver()
+            with pytest.raises(TimeoutError):
+                own.close(within_seconds=home._END_SECONDS)
+
+    unclosed: list[Saver] = []
+    ending = threading.Thread(target=end, daemon=True)
+    ending.start()
+    ending.join(SOON_SECONDS)
+    assert not ending.is_alive()

@@ -134,6 +134,29 @@ async def test_a_cancellation_after_the_time_is_up_stays_one() -> None:
         await task
 
 
+async def test_a_cancellation_that_the_client_forgets_stays_one() -> None:
+    """`asyncio.wait_for` of Python 3.11 returns what it has waited for, if that came at the same moment."""
+    entered = asyncio.Event()
+
+    async def answer() -> str:
+        entered.set()
+        try:
+            await silence()
+        except asyncio.CancelledError:
+            return "an answer"
+        raise AssertionError
+
+    async def ask() -> str:
+        with answered_within(30.0):
+            return await answer()
+
+    asking = asyncio.create_task(ask())
+    await entered.wait()
+    asking.cancel()
+    await asyncio.wait({asking})
+    assert asking.cancelled()
+
+
 async def test_an_inner_time_is_not_taken_for_an_outer_one() -> None:
     with answered_within(100):
         with pytest.raises(TimeoutError), answered_within(SECONDS / 10):

@@ -167,8 +167,8 @@ class EndOfLoop:
 
     def dismiss(self) -> None:
         """Wait no longer: the saver is being closed."""
-        self._is_dismissed = True
-        if self._task is not running_task():
+        if not self._is_dismissed:
+            self._is_dismissed = True
             self._task.cancel()
 
     async def _wait(self, forever: asyncio.Future[None]) -> None:
@@ -177,13 +177,13 @@ class EndOfLoop:
         finally:
             saver = self._saver()
             if saver is not None and not self._is_dismissed and self._process_id == os.getpid():
+                self._is_dismissed = True  # closing must not end the wait for it
                 await self._close_late(saver)
 
     async def _close_late(self, saver: _Closable) -> None:
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_END_SECONDS):
-                    await saver.close()
+                await _close(saver, _END_SECONDS)
         except asyncio.CancelledError:
             pass  # of the pool's tasks, which end at the same time
         finally:
@@ -363,19 +363,22 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def running_task() -> asyncio.Task[Any] | None:
-    """Return the task that runs on this thread, if one does."""
-    return asyncio.current_task() if running_loop() is not None else None
-
-
 def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
     with suppress(RuntimeError):  # the loop has ended
         loop.call_soon_threadsafe(task.cancel)
 
 
-async def _close(saver: Housed, within_seconds: float | None) -> None:
-    async with asyncio.timeout(within_seconds):
-        await saver.close()
+async def _close(saver: _Closable, within_seconds: float | None) -> None:
+    """Close a saver, and wait no longer than this for it.
+
+    Raises:
+        TimeoutError: It takes longer. It goes on: a close that is cancelled goes on to its end, too.
+    """
+    closing = asyncio.ensure_future(saver.close())
+    done, _ = await asyncio.wait({closing}, timeout=within_seconds)
+    if not done:
+        raise TimeoutError
+    closing.result()
 
 
 # ---------------------------------------------------------------- the process

@@ -58,8 +58,14 @@ class answered_within:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._timer.cancel()
+        if not self._is_up:
+            # redis-py sends with `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes
+            # as the wait is over.
+            if kind is None and self._task.cancelling() > self._cancelling:
+                raise asyncio.CancelledError
+            return
         # What is left after ours was somebody else's cancellation.
-        if self._is_up and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
     def _tick(self) -> None:
