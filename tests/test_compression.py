@@ -309,7 +309,7 @@ async def test_conforms_with_everything_compressed(capability: str, database: st
     [
         ({"l1_compression": "gzip"}, '"off" or "zstd"'),
         ({"l1_compression": True}, '"off" or "zstd"'),
-        ({"l1_compression_min_bytes": -1}, "at least 0 bytes"),
+        ({"l1_compression_min_bytes": -1}, "whole number of bytes, 0 or more"),
     ],
 )
 async def test_what_cannot_be_had_is_an_error_that_says_what_can(

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "option_types": {"ages", "errors", "l2.search_path"},
     "options": {"errors", "option_types", "coherence", "l2", *VOICE},
     "ages": set(),
-    "retention": {"errors", "background", "l2", *VOICE},
+    "retention": {"ages", "errors", "background", "l2", *VOICE},
     "forks": {"errors", "codec", "scope", *VOICE},
     "lifecycle": {
         "errors",

@@ -13,7 +13,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver
+from glasspoint import CachedPostgresSaver, MemorySaver, create_redis_checkpointer
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import (
     ConfigurationError,
@@ -423,6 +423,15 @@ async def test_a_copy_is_read_where_there_was_nothing_before(
     assert await target.turn(other) is None
     await saver.acopy_thread("source", "target")
     assert await target.turn(other) == 1
+
+
+async def test_a_copy_of_a_thread_that_does_not_exist_is_nothing(saver: CachedPostgresSaver) -> None:
+    in_redis = await create_redis_checkpointer(saver.vitals.redis)
+    for tier in (saver, in_redis, MemorySaver()):
+        await tier.acopy_thread("nobody", "target")
+        assert await Thread("target").turn(tier) is None
+        await Thread("target").put(tier)  # the name is free
+    await in_redis.close()
 
 
 async def test_a_copy_takes_the_place_of_what_redis_had_of_its_target(

@@ -27,6 +27,7 @@ from psycopg.conninfo import make_conninfo
 from clusters import Cluster
 from conversations import execute
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer, retention
+from glasspoint.ages import age_as_text, parse_age
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, L1UnavailableError, WrongTypeError
 from glasspoint.l2.schema import GRANTS
@@ -102,8 +103,9 @@ def runs(registry: CollectorRegistry) -> dict[str, int]:
 
 
 async def test_a_service_removes_what_is_old_and_says_when(
-    database: str, redis_url: str, registry: CollectorRegistry
+    database: str, redis_url: str, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "glasspoint")
     telemetry = create_telemetry(registry=registry)
 
     def succeeded_at() -> float:
@@ -120,6 +122,18 @@ async def test_a_service_removes_what_is_old_and_says_when(
         assert counts(registry, "glasspoint_retention_pruned_total", "table")["checkpoints"] == 2
         assert counts(registry, "glasspoint_retention_runs_total", "result") == {"succeeded": 1}
         assert not counts(registry, "glasspoint_background_task_failures_total", "task")
+    (line,) = [each.getMessage() for each in caplog.records if "were removed" in each.getMessage()]
+    assert line.startswith("Retention: 2 checkpoints, 2 writes and ")
+    assert line.endswith(f"values that are older than {age_as_text(MONTH)}, and not needed, were removed.")
+
+
+def test_an_age_is_written_as_in_the_settings() -> None:
+    for text in ("1m", "90m", "1h", "12h", "30d", "400d"):
+        age = parse_age(text)
+        assert age is not None
+        assert age_as_text(age) == text
+    assert age_as_text(timedelta(weeks=2)) == "14d"
+    assert age_as_text(timedelta(seconds=90.5)) == "90.5s"
 
 
 async def test_without_the_setting_nothing_is_removed_and_no_figure_is_shown(

@@ -303,10 +303,10 @@ async def test_conforms_with_signatures(capability: str, database: str, redis_ur
 # ------------------------------------------------------------------ the key
 
 BAD_KEYS = {
-    "": "at least 16",
-    "fifteen bytes..": "at least 16",
-    b"short": "at least 16",
-    16: "bytes or a string",
+    "": "at least 16 bytes",
+    "fifteen bytes..": "at least 16 bytes",
+    b"hush": "at least 16 bytes",
+    16: "of the type int: it must be at least 16 bytes",
 }
 
 
@@ -318,7 +318,7 @@ async def test_a_key_that_is_none_is_refused_and_not_repeated(
         async with open_saver(database, redis_url, l1_signing_key=key):
             pass
     assert "fifteen" not in str(caught.value)
-    assert "short" not in str(caught.value)
+    assert "hush" not in str(caught.value)
 
 
 SCOPE = Scope("t", "")
@@ -419,7 +419,7 @@ async def test_the_key_from_the_environment_signs_and_shows_nowhere(
 def test_a_key_in_the_environment_that_is_too_short_is_an_error_that_names_the_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("CHECKPOINT_L1_SIGNING_KEY", "too short")
+    monkeypatch.setenv("CHECKPOINT_L1_SIGNING_KEY", "hush-hush")
     with pytest.raises(ConfigurationError, match="CHECKPOINT_L1_SIGNING_KEY") as caught:
         Settings.from_environment()
-    assert "too short" not in str(caught.value)
+    assert "hush" not in str(caught.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
-__all__ = ["HOW_TO_WRITE_AN_AGE", "parse_age"]
+__all__ = ["HOW_TO_WRITE_AN_AGE", "age_as_text", "parse_age"]
 
 HOW_TO_WRITE_AN_AGE = "write a number greater than 0 and a unit: 90m, 12h, 30d, 2w"
 
@@ -26,3 +26,19 @@ def parse_age(text: str) -> timedelta | None:
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
     except OverflowError:
         return timedelta.max
+
+
+def age_as_text(age: timedelta) -> str:
+    """Return an age as it is written in the settings, in the largest unit of which it is a multiple.
+
+    Not in weeks, because most people write `30d`. What is no multiple of a minute is in seconds.
+
+    Example:
+        >>> age_as_text(timedelta(hours=1)), age_as_text(timedelta(days=30))
+        ('1h', '30d')
+    """
+    for unit in ("d", "h", "m"):
+        count, rest = divmod(age, timedelta(**{_UNITS[unit]: 1}))
+        if count and not rest:
+            return f"{count}{unit}"
+    return f"{age.total_seconds():.15g}s"

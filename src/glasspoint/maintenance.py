@@ -159,8 +159,9 @@ class MaintainedSaver(ManagedSaver):
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread: all its checkpoints, writes and values, in all its namespaces, as they are now.
 
-        A thread without data is copied as such. Where the metadata name the thread, as LangGraph Server has
-        it, the copy's name the copy.
+        A source that does not exist is no error: nothing is copied, and the target does not exist afterwards.
+        (LangGraph's interface says nothing of that.) Where the metadata name the thread, as LangGraph Server
+        has it, the copy's name the copy.
 
         Args:
             source_thread_id: The thread to copy; it is not changed.

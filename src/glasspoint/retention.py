@@ -29,6 +29,7 @@ from datetime import timedelta
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from glasspoint.ages import age_as_text
 from glasspoint.background import BackgroundTask
 from glasspoint.errors import ForkedError, GlasspointError, SaverClosedError, SchemaError
 from glasspoint.l2.faults import FORESEEN
@@ -222,7 +223,7 @@ class Retention:
             report.checkpoints,
             report.writes,
             report.blobs,
-            self._age,
+            age_as_text(self._age),
         )
         with suppress(*FORESEEN):  # then the lease runs out, and a run that finds little is due
             succeeded_at = await self._lease.finish()

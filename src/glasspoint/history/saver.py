@@ -263,7 +263,9 @@ class HistorySaver(DrainableSaver):
             await pruning.delete_for_runs(self._history, wanted)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy a thread's whole history, in all its namespaces. A thread without data is copied as such.
+        """Copy a thread's whole history, in all its namespaces.
+
+        A source that does not exist is no error: nothing is copied, and the target does not exist afterwards.
 
         Readers of the target see nothing of the copy, or all of it.
 

@@ -37,7 +37,7 @@ from glasspoint.errors import (
     ThreadMovedError,
 )
 from glasspoint.history.permissions import NEEDS
-from glasspoint.l1.faults import is_a_refused_command, is_a_refused_key
+from glasspoint.l1.faults import is_a_refused_command, is_a_refused_database, is_a_refused_key
 from glasspoint.l1.patience import answered_within
 from glasspoint.l1.permissions import ask_for_rights
 from glasspoint.l1.turns import Turns, connections_of, when_connected
@@ -283,6 +283,13 @@ class Steps:
         passing = code in _PASSING or isinstance(exc, ClusterDownError | ClusterError)
         if isinstance(exc, AuthenticationError | AuthorizationError):
             return RedisRefusedError("Redis refuses this user or password.")
+        if is_a_refused_database(exc):
+            pool = getattr(self._redis, "connection_pool", None)
+            number = getattr(pool, "connection_kwargs", {}).get("db") or 0
+            return RedisRefusedError(
+                f"Redis refused, and nothing was stored: it has no database {number}. Name another one in "
+                "the Redis URL (0 is always there), or raise `databases` in the server's configuration."
+            )
         if (lacks := _missing_right(exc)) is not None:
             return RedisRefusedError(
                 f"Redis refused: this user may not {lacks}. A script that Redis stops in the middle leaves "

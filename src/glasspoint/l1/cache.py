@@ -19,6 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1 import entry, faults
 from glasspoint.l1.breaker import Breaker
+from glasspoint.l1.client import database_of
 from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper, Server, UnidentifiedError
 from glasspoint.l1.patience import answered_within
 from glasspoint.l1.permissions import check_permissions
@@ -62,6 +63,9 @@ _KEYS_A_SCAN = 1000
 
 # How often a read is sent again because something went wrong with Redis while it was under way.
 _READS = 3
+
+# A step with more than that may take its time because of what it carries.
+_LARGE_BYTES = 1_000_000
 
 # The longest lifetime that PEXPIRE takes: about 3,000 years. It refuses a longer one, when all else is done.
 _MAX_TTL_MS = 10**14
@@ -164,6 +168,7 @@ class Cache:
         self._packer = packer
         self._tampered_lines = Throttle()
         self._unencodable_lines = Throttle()
+        self._too_large_lines = Throttle()
         self._breaker = breaker or Breaker()
         self._doubts = 0
         self._believed_at: int | None = None
@@ -267,6 +272,11 @@ class Cache:
         except faults.NeverTheCacheError:
             raise
         except Exception as exc:
+            if faults.is_a_refused_database(exc):
+                raise faults.NeverTheCacheError(
+                    f"it has no database {database_of(self._redis)}. Name another one in the Redis URL (0 is "
+                    "always there), or raise `databases` in the server's configuration."
+                ) from exc
             raise self._unavailable(exc, is_opening=True) from exc
         self._answered()
         return server
@@ -604,9 +614,24 @@ class Cache:
             fault = faults.classify(exc)
             if fault.of_one_key and not is_probe:
                 raise self._refused(scope, exc, fault, is_sweep=is_sweep) from exc
+            size = sum(len(arg) for arg in args if isinstance(arg, bytes))
+            if size > _LARGE_BYTES and isinstance(exc, TimeoutError | RedisTimeoutError):
+                # Redis may have done the step, or not.
+                self._epochs.distrust()
+                self._doubts += 1
+                if await self._answers_others():
+                    raise self._too_large(scope, size) from exc
             raise self._unavailable(exc) from exc
         self._answered()
         return answer
+
+    async def _answers_others(self) -> bool:
+        """Whether Redis answers what is small: then a large step was late because it is large."""
+        try:
+            await self._in_time(self._redis.ping)
+        except Exception:
+            return False
+        return True
 
     async def _step(self, evalsha: Callable[..., Awaitable[Any]], step: str, scope: Scope, *args: Any) -> Any:
         """Run one script; again, if a key of another type had to be taken away first.
@@ -745,6 +770,23 @@ class Cache:
                 since,
                 self._unencodable_lines.seconds,
             )
+
+    def _too_large(self, scope: Scope, size: int) -> L1Error:
+        """A step of one scope takes longer to send than it may. That says nothing of Redis: no failure is
+        counted."""
+        if since := self._too_large_lines.due():
+            _log.warning(
+                "Thread %r, namespace %r is not cached in L1 (Redis) as it is now: its %.1f MB were not sent "
+                "within %g s. PostgreSQL has them, and answers. Keep the state smaller, compress it "
+                '(l1_compression="zstd"), or raise l1_timeout_seconds (CHECKPOINT_L1_TIMEOUT; a quarter of '
+                "write_deadline_seconds at most). (%d since the last such line; at most one in %d s.)",
+                *scope,
+                size / 1e6,
+                self._timeout,
+                since,
+                self._too_large_lines.seconds,
+            )
+        return L1UnavailableError(f"{size / 1e6:.1f} MB were not sent to Redis within {self._timeout} s.")
 
     def _tampered(self, scope: Scope, what: str) -> None:
         self._telemetry.note(Invalidated("tampered"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis, RedisCluster
@@ -19,12 +20,16 @@ __all__ = [
     "address_of",
     "check_redis",
     "check_redis_or_cluster",
+    "database_of",
     "eviction_of",
     "open_redis",
 ]
 
 _SCHEMES = ("redis", "rediss", "unix")
 _EXAMPLE = "redis://user:password@host:6379/0"
+
+# The path of a URL: nothing (the database 0), or a number.
+_DATABASE = re.compile(r"/?|/[0-9]+/?")
 
 # More than a saver ever uses at once (see `Turns`): callers wait in the saver, where it is no error. Fewer
 # than redis-py's 100, because all processes share the server's `maxclients`, and none is closed when idle.
@@ -45,7 +50,13 @@ def open_redis(url: object, *, timeout_seconds: float) -> Redis:
     Raises:
         ConfigurationError: The URL cannot be understood. Its text is not repeated: it may hold a password.
     """
-    split_url(url, "Redis", _SCHEMES, _EXAMPLE)
+    parts = split_url(url, "Redis", _SCHEMES, _EXAMPLE)
+    if parts.scheme != "unix" and not _DATABASE.fullmatch(parts.path):
+        # redis-py takes the database 0, or puts the digits of several parts together.
+        raise ConfigurationError(
+            f"The Redis URL names the database {parts.path[1:]!r}: it must be a whole number, as in "
+            f"{_EXAMPLE}."
+        )
     try:
         redis: Redis = Redis.from_url(
             str(url),
@@ -106,6 +117,12 @@ def address_of(redis: Redis | RedisCluster) -> tuple[str | None, int | None]:
         return (node.host, int(node.port)) if node else (None, None)
     kwargs = redis.connection_pool.connection_kwargs
     return kwargs.get("host") or kwargs.get("path"), kwargs.get("port")
+
+
+def database_of(redis: Redis | RedisCluster) -> object:
+    """Return the number of the database that a client selects."""
+    pool = getattr(redis, "connection_pool", None)
+    return (getattr(pool, "connection_kwargs", {}).get("db") or 0) if pool is not None else 0
 
 
 def eviction_of(memory: Mapping[str, Any]) -> str | None:

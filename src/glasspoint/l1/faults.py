@@ -34,6 +34,7 @@ __all__ = [
     "ReplicaError",
     "classify",
     "is_a_refused_command",
+    "is_a_refused_database",
     "is_a_refused_key",
     "remedy",
 ]
@@ -88,6 +89,9 @@ def _says(pattern: str) -> re.Pattern[str]:
 
 _KEYS_REFUSED = _says(r"no permissions to access (a key|one of the keys)|can't access at least one of the")
 _COMMANDS_REFUSED = _says(r"no permissions to run the '|can't run this command|unknown (sub)?command")
+
+# What a server answers to SELECT, with which a connection begins; the second is what a cluster says.
+_DATABASES_REFUSED = _says(r"DB index is out of range|invalid DB index|SELECT is not allowed in cluster mode")
 
 # No answer, most often; what the client raised says what it is.
 _UNKNOWN = Fault("")
@@ -146,6 +150,11 @@ def remedy(error: Exception) -> str:
 def is_a_refused_command(error: object) -> bool:
     """Tell whether the server said that this user may not run a command, or that there is no such command."""
     return isinstance(error, ResponseError) and bool(_COMMANDS_REFUSED.search(str(error)))
+
+
+def is_a_refused_database(error: object) -> bool:
+    """Tell whether the server said that it has no database of the number that a connection selects."""
+    return isinstance(error, ResponseError) and bool(_DATABASES_REFUSED.search(str(error)))
 
 
 def is_a_refused_key(error: object) -> bool:
