@@ -6,22 +6,22 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import preforked
 from chaos.chain_checker import Standing
 from chaos.chain_sabotage import VARIABLE
 from chaos.chain_servers import ChainServers
+from chaos.place import RUN
 
 __all__ = ["ChainPlace"]
 
 _CLOSE_SECONDS = 40.0
 _ANSWER_SECONDS = 45.0
-_TESTS = Path(__file__).parents[1]
 
 _SETTINGS = {
     "CHECKPOINT_PROBE_INTERVAL": "0.2",
@@ -55,7 +55,7 @@ class ChainPlace:
         self.unexpected: list[str] = []
         self._servers = servers
         self._directory = directory
-        self._arguments = ("--seed", str(seed), "--parent", str(os.getpid()))
+        self._arguments = ("--seed", str(seed))
         self._environment = {
             **_SETTINGS,
             "POSTGRES_URL": servers.url,
@@ -65,7 +65,7 @@ class ChainPlace:
         }
         self._incarnation = 0
         self._may_end: set[int] = {0}
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: preforked.Process | None = None
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._keys = count()
         self._ending = False
@@ -87,7 +87,6 @@ class ChainPlace:
             self._incarnation += 1
             self._may_end, self._leaving = {0}, False
             process = self._process = await self._start()
-            assert process.stdout is not None
             async for line in process.stdout:
                 self._heard(json.loads(line))
             status = await process.wait()
@@ -149,7 +148,6 @@ class ChainPlace:
 
     async def _ask(self, seconds: float, **wanted: Any) -> dict[str, Any]:
         assert self._process is not None
-        assert self._process.stdin is not None
         key = next(self._keys)
         answer = self._answers[key] = asyncio.get_running_loop().create_future()
         try:
@@ -181,15 +179,12 @@ class ChainPlace:
         if self.standings[-1].tier:
             self.standings.append(Standing(self.number, monotonic(), "", whole=False))
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        paths = [str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    async def _start(self) -> preforked.Process:
         history = self._directory / f"{self.name}-{self._incarnation:03}.jsonl"
         with (self._directory / f"{self.name}.log").open("ab") as log:
-            return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "chaos.chain_worker", *self._arguments, "--history", str(history)),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
+            return await preforked.start(
+                RUN.format(module="chaos.chain_worker"),
+                *(*self._arguments, "--history", str(history)),
+                env={**os.environ, **self._environment},
                 stderr=log,
-                env={**os.environ, **self._environment, "PYTHONPATH": os.pathsep.join(paths)},
-                start_new_session=True,  # Ctrl-C meets the run alone, which ends them
             )

@@ -6,21 +6,27 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import preforked
 from chaos.proxy import Proxy
 from chaos.sabotage import VARIABLE
 from chaos.servers import FOREIGN_DATABASE, Servers
 
-__all__ = ["ForeignPlace", "Place"]
+__all__ = ["RUN", "ForeignPlace", "Place"]
 
 _END_SECONDS = 8.0
 _ANSWER_SECONDS = 25.0
-_TESTS = Path(__file__).parents[1]
+
+RUN = """
+import os, runpy, sys
+sys.argv += ["--parent", str(os.getppid())]
+runpy.run_module("{module}", run_name="__main__", alter_sys=True)
+"""
+"""What a process of the run does."""
 
 
 class Place:
@@ -50,7 +56,7 @@ class Place:
         self._sabotage = sabotage
         self._incarnation = 0
         self._killed = False
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: preforked.Process | None = None
         self._answers: dict[int, asyncio.Future[bool]] = {}
         self._keys = count()
 
@@ -65,7 +71,6 @@ class Place:
             self._incarnation += 1
             self._killed = False
             process = self._process = await self._start()
-            assert process.stdout is not None
             async for line in process.stdout:
                 self._heard(json.loads(line))
             self.ready.clear()
@@ -90,7 +95,6 @@ class Place:
     async def do(self, thread: str, **wanted: Any) -> bool:
         """Have the process that is here do something in a thread; whether it was done."""
         assert self._process is not None
-        assert self._process.stdin is not None
         key = next(self._keys)
         answer = self._answers[key] = asyncio.get_running_loop().create_future()
         try:
@@ -122,8 +126,7 @@ class Place:
         for line in self.lines.values():
             await line.close()
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdin is not None
+    async def _end(self, process: preforked.Process) -> None:
         process.stdin.close()
         try:
             await asyncio.wait_for(process.wait(), _END_SECONDS)
@@ -149,21 +152,17 @@ class Place:
             for name, database in self._servers.databases.items()
         }
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        paths = [str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    async def _start(self) -> preforked.Process:
         databases = [f"--database={name}={url}" for name, url in self._databases().items()]
         with (self._directory / f"{self.name}.log").open("ab") as log:
-            return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", self._module, "--seed", str(self._seed)),
-                *("--parent", str(os.getpid())),
+            return await preforked.start(
+                RUN.format(module=self._module),
+                *("--seed", str(self._seed)),
                 *("--history", str(self._directory / f"{self.name}-{self._incarnation:03}.jsonl")),
                 *databases,
                 *("--redis", f"redis://127.0.0.1:{self.lines['redis'].port}/0"),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
+                env={**os.environ, VARIABLE: self._sabotage},
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), VARIABLE: self._sabotage},
-                start_new_session=True,  # Ctrl-C meets the run alone, which ends them
             )
 
 
