@@ -59,8 +59,8 @@ class answered_within:
     ) -> None:
         self._timer.cancel()
         if not self._is_up:
-            # redis-py sends with `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes
-            # as the wait is over.
+            # redis-py sends with `asyncio.wait_for`. Before Python 3.12, that forgets a cancellation which
+            # comes as the wait is over.
             if kind is None and self._task.cancelling() > self._cancelling:
                 raise asyncio.CancelledError
             return
