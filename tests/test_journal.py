@@ -754,7 +754,7 @@ def test_a_statement_that_also_records_scopes_is_the_same_otherwise() -> None:
     for plain, journalled in JOURNALLED.items():
         rest = plain.removeprefix("/* glasspoint */\n").removeprefix("WITH\n")
         assert journalled.startswith(
-            "/* glasspoint */\nWITH journalled AS (\nINSERT INTO glasspoint_l1_journal"
+            "/* glasspoint */\nWITH journalled AS (\n    INSERT INTO glasspoint_l1_journal"
         )
         assert journalled.endswith(f"\n{rest}")
     assert Scope("a", "")._asdict() == {"thread_id": "a", "checkpoint_ns": ""}, "the names of its parameters"

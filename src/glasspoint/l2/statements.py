@@ -47,6 +47,7 @@ __all__ = [
     "SELECT_NEWEST_TOGETHER_FENCED",
     "SET_ASIDE_SINCE",
     "SET_FENCE",
+    "TAKES_WRITES",
     "UPSERT_FEW_WRITES",
     "UPSERT_FEW_WRITES_FENCED",
     "UPSERT_WRITES",
@@ -127,3 +128,5 @@ NEWEST_OF: Final = query("newest_of")
 NOTE_SET_ASIDE: Final = query("note_set_aside")
 SET_ASIDE_SINCE: Final = query("set_aside_since")
 DELETE_THREAD: Final = query("delete_thread")
+
+TAKES_WRITES: Final = query("takes_writes")

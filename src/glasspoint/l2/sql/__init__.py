@@ -14,7 +14,7 @@ Open the files when a statement does the wrong thing, and this module when a blo
 - A name is unique over all files.
 - A line that consists of a comment is not sent. The comment below the name says what the block does, which
   parameters it has itself, and what it returns.
-- A line `-- include: other_name` stands for the text of another block.
+- A line `-- include: other_name` stands for the text of another block, indented as the line is.
 - `%(name)s` is a parameter of psycopg, and `%(name)b` one that travels in the binary format: as text, every
   byte of a blob would be sent and parsed as two.
 - `{name}` is filled in by `psycopg.sql.SQL(…).format`: the name of a table in a certain schema, say, which
@@ -24,17 +24,30 @@ Open the files when a statement does the wrong thing, and this module when a blo
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, LiteralString
+from typing import TYPE_CHECKING, LiteralString, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["BLOCKS", "Block", "parse", "query"]
+__all__ = ["BLOCKS", "Block", "Include", "parse", "query"]
 
-_NAME = re.compile(r"-- name: ([a-z0-9_]+)")
-_INCLUDE = re.compile(r"\s*-- include: ([a-z0-9_]+)")
+_DIRECTIVE = re.compile(r"( *)-- (name|include): ([a-z0-9_]+)")
+_MISTYPED = re.compile(r" *--+ *(name|include)s?\b *:")
+
+
+class Include(NamedTuple):
+    """A line that stands for another block.
+
+    Attributes:
+        name: Of that block.
+        indent: What the line begins with: so many spaces.
+    """
+
+    name: str
+    indent: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +56,11 @@ class Block:
 
     Attributes:
         comment: The lines of the comment below its name.
-        lines: The lines of its SQL, and the `-- include:` lines between them.
+        lines: The lines of its SQL, without comments.
     """
 
     comment: list[str] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-
-    @property
-    def includes(self) -> list[str]:
-        """The names of the blocks that it includes."""
-        return [found[1] for line in self.lines if (found := _INCLUDE.fullmatch(line))]
+    lines: list[str | Include] = field(default_factory=list)
 
 
 def parse(texts: Iterable[str]) -> dict[str, Block]:
@@ -62,24 +70,35 @@ def parse(texts: Iterable[str]) -> dict[str, Block]:
         texts: The contents of the files.
 
     Raises:
-        ValueError: A name occurs twice, or a file has SQL before its first name.
+        ValueError: A name occurs twice, a line is nearly a name or an include, or SQL stands before the first
+            name of a file.
     """
     blocks: dict[str, Block] = {}
     for text in texts:
         block: Block | None = None
         for line in text.splitlines():
-            if name := _NAME.fullmatch(line):
-                if name[1] in blocks:
-                    raise ValueError(f"Two blocks have the name {name[1]!r}.")
-                block = blocks[name[1]] = Block()
-            elif line.lstrip().startswith("--") and not _INCLUDE.fullmatch(line):
-                if block is not None and not block.lines:
-                    block.comment.append(line)
-            elif block is not None:
+            if line.startswith("-- name: "):
+                name = _directive(line).name
+                if name in blocks:
+                    raise ValueError(f"Two blocks have the name {name!r}.")
+                block = blocks[name] = Block()
+            elif block is None:
+                if line and not line.startswith("--"):
+                    raise ValueError(f"The line {line!r} belongs to no block.")
+            elif not line.lstrip(" ").startswith("--"):
                 block.lines.append(line)
-            elif line.strip():
-                raise ValueError(f"The line {line!r} belongs to no block.")
+            elif _MISTYPED.match(line):
+                block.lines.append(_directive(line))
+            elif not block.lines:
+                block.comment.append(line)
     return blocks
+
+
+def _directive(line: str) -> Include:
+    found = _DIRECTIVE.fullmatch(line)
+    if found is None or (found[2] == "name" and found[1]):
+        raise ValueError(f"The line {line!r} is nearly a name or an include.")
+    return Include(name=found[3], indent=found[1])
 
 
 def query(*names: str, blocks: Mapping[str, Block] | None = None) -> LiteralString:
@@ -102,10 +121,13 @@ def _resolved(name: str, blocks: Mapping[str, Block], within: tuple[str, ...]) -
         path = "".join(f", included by {outer!r}" for outer in reversed(within))
         problem = "includes itself" if name in blocks else "is in no .sql file"
         raise LookupError(f"The block {name!r}{path} {problem}.")
-    lines = (
-        _resolved(found[1], blocks, (*within, name)) if (found := _INCLUDE.fullmatch(line)) else line
-        for line in blocks[name].lines
-    )
+    lines = []
+    for line in blocks[name].lines:
+        if isinstance(line, Include):
+            text = _resolved(line.name, blocks, (*within, name))
+            lines.append(textwrap.indent(text, line.indent) if line.indent else text)
+        else:
+            lines.append(line)
     return "\n".join(lines).strip("\n")
 
 
