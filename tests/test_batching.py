@@ -277,7 +277,7 @@ async def test_a_row_that_somebody_keeps_locked_holds_up_who_wants_it_alone(
         await writing[20]
         assert [await thread.turn(saver) for thread in threads] == [2] * MANY
         await agree_with_upstream(saver, database, threads)
-    assert statements.LOCK_TIMEOUT == "100ms"
+    assert "set_config('lock_timeout', '100ms', true)" in statements.PUT_TOGETHER
 
 
 _HOLD = """

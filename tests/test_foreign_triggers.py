@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 from glasspoint import CachedPostgresSaver
 from glasspoint.codec import Encoded, EncodedWrite, PendingWrites, StoredCheckpoint
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.l2 import journal, pruning_statements, schema, schema_statements, statements
+from glasspoint.l2 import pruning_statements, schema, schema_statements, statements
 from glasspoint.scope import Scope
 from states import make_pool, numbered_id, open_saver
 from steps import Thread, put_all, until
@@ -522,13 +522,18 @@ def test_every_statement_that_changes_the_tables_begins_with_the_comment(module:
     assert len(changing) >= 5
     for text in changing:
         assert text.startswith(statements.OWN)
-        assert journal.journalled(text).startswith(statements.OWN)
-        assert journal.journalled(text).count(statements.OWN.strip()) == 1
-        assert "glasspoint_l1_journal" in journal.journalled(text)
+
+
+def test_the_statements_that_also_record_scopes_begin_with_the_comment() -> None:
+    assert len(statements.JOURNALLED) == 24
+    for text in statements.JOURNALLED.values():
+        assert text.startswith(statements.OWN)
+        assert text.count(statements.OWN) == 1
+        assert "glasspoint_l1_journal" in text
 
 
 def test_the_comment_is_the_one_that_the_triggers_look_for() -> None:
-    assert statements.OWN == "/* glasspoint */ "
+    assert statements.OWN == "/* glasspoint */"
     for trigger in schema_statements.TRIGGERS:
         if "TRUNCATE" not in trigger.create:
             assert f"NOT LIKE '{statements.OWN[:13]}%'" in trigger.create

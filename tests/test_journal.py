@@ -748,9 +748,13 @@ async def test_a_batch_of_a_prune_is_swept_too(database: str, own_redis: Embedde
         assert await journal(database) == [("a", "")]
 
 
-def test_a_statement_that_is_recorded_keeps_its_own_words() -> None:
-    from glasspoint.l2.journal import journalled
+def test_a_statement_that_also_records_scopes_is_the_same_otherwise() -> None:
+    from glasspoint.l2.statements import JOURNALLED
 
-    assert journalled("WITH a AS (SELECT 1) SELECT 2").endswith(", a AS (SELECT 1) SELECT 2")
-    assert journalled("INSERT INTO x").endswith(") INSERT INTO x")
+    for plain, journalled in JOURNALLED.items():
+        rest = plain.removeprefix("/* glasspoint */\n").removeprefix("WITH\n")
+        assert journalled.startswith(
+            "/* glasspoint */\nWITH journalled AS (\n    INSERT INTO glasspoint_l1_journal"
+        )
+        assert journalled.endswith(f"\n{rest}")
     assert Scope("a", "")._asdict() == {"thread_id": "a", "checkpoint_ns": ""}, "the names of its parameters"

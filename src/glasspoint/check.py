@@ -40,6 +40,7 @@ from glasspoint.l1.permissions import check_permissions, refuse_cluster
 from glasspoint.l2.pool import connect, postgres_conninfo
 from glasspoint.l2.schema import GRANTS, triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
+from glasspoint.l2.sql import query
 from glasspoint.l2.target import Target
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import DURABLE
@@ -61,10 +62,12 @@ _COUNT_EXACTLY_BELOW_ROWS = 1_000_000
 _REMOVAL_SECONDS = 10.0
 _SCANS = 50
 _NAMED_AT_MOST = 10
-_SET_ASIDE = """
-SELECT thread_id FROM glasspoint_set_aside AS s
-WHERE EXISTS (SELECT FROM checkpoints AS c WHERE c.thread_id = s.thread_id)
-"""
+_SET_ASIDE = query("set_aside_and_there")
+_MISSING_TABLES = query("missing_tables")
+_WITHOUT_RIGHTS = query("tables_without_rights")
+_NEWEST_MIGRATION = query("newest_migration")
+_ESTIMATE = query("estimate_rows")
+_COUNT = query("count_rows")
 _NAME = "철수"
 
 
@@ -229,13 +232,11 @@ class _Checks:
             raise _Skipped(self._obstacle)
         async with await self._connect() as connection, connection.cursor(row_factory=tuple_row) as cursor:
             wanted = [*_TABLES, "checkpoint_migrations", *OWN_TABLES]
-            await cursor.execute(
-                "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NULL", (wanted,)
-            )
+            await cursor.execute(_MISSING_TABLES, {"tables": wanted})
             if missing := [row[0] for row in await cursor.fetchall()]:
                 raise _Failed(f"missing: {', '.join(missing)}. {_SET_UP}, to create them.")
             await self._check_rights(cursor, wanted)
-            await cursor.execute("SELECT coalesce(max(v), -1) FROM checkpoint_migrations")
+            await cursor.execute(_NEWEST_MIGRATION)
             row = await cursor.fetchone()
             newest = len(BasePostgresSaver.MIGRATIONS) - 1
             if row is None or row[0] < newest:
@@ -256,9 +257,8 @@ class _Checks:
             for right in (["SELECT"] if table in _READ_ONLY_TABLES else _RIGHTS.split(", "))
         ]
         await cursor.execute(
-            "SELECT DISTINCT name FROM unnest(%s::text[], %s::text[]) AS needed (name, privilege) "
-            "WHERE NOT has_table_privilege(name, privilege) ORDER BY name",
-            ([table for table, _ in needed], [right for _, right in needed]),
+            _WITHOUT_RIGHTS,
+            {"tables": [table for table, _ in needed], "rights": [right for _, right in needed]},
         )
         if refused := [str(row[0]) for row in await cursor.fetchall()]:
             raise _Failed(f"this role lacks rights on {', '.join(refused)}. It needs: {GRANTS}.")
@@ -420,12 +420,12 @@ class _Checks:
 
 async def _count(cursor: psycopg.AsyncCursor[tuple[object, ...]], table: str) -> str:
     """Count a table's rows; estimate those of a large one, which would take long to count."""
-    await cursor.execute("SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass(%s)", (table,))
+    await cursor.execute(_ESTIMATE, {"table": table})
     row = await cursor.fetchone()
     estimate = int(str(row[0])) if row else 0
     if estimate >= _COUNT_EXACTLY_BELOW_ROWS:
         return f"about {estimate:,}"
-    await cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
+    await cursor.execute(sql.SQL(_COUNT).format(table=sql.Identifier(table)))
     row = await cursor.fetchone()
     return f"{int(str(row[0])) if row else 0:,}"
 

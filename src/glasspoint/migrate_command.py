@@ -37,6 +37,8 @@ from glasspoint.command_parts import (
 from glasspoint.demo.logs import kept_warnings
 from glasspoint.errors import ConfigurationError, GlasspointError, SchemaError
 from glasspoint.l1.client import open_redis
+from glasspoint.l2.schema_statements import UPSTREAM_TABLES
+from glasspoint.l2.sql import query
 from glasspoint.migration.copying import MigrationReport, copy_threads
 from glasspoint.migration.sources import HistorySource, PostgresSource
 from glasspoint.migration.sqlite import SqliteSource
@@ -56,6 +58,7 @@ _command = registering(app)
 
 _LINE_EVERY_SECONDS = 10.0
 _NAMED_AT_MOST = 10
+_MISSING_TABLES = query("missing_tables")
 
 
 @_command
@@ -226,10 +229,7 @@ async def _opened(source: str, schema: str, key_prefix: str) -> AsyncIterator[So
 
 
 async def _check_tables(conn: psycopg.AsyncConnection[Any]) -> None:
-    cursor = await conn.execute(
-        "SELECT name FROM unnest(ARRAY['checkpoints', 'checkpoint_blobs', 'checkpoint_writes']) AS name "
-        "WHERE to_regclass(name) IS NULL"
-    )
+    cursor = await conn.execute(_MISSING_TABLES, {"tables": list(UPSTREAM_TABLES)})
     if missing := [row[0] for row in await cursor.fetchall()]:
         raise SchemaError(
             f"The source has no table {missing[0]}: it is not a database of LangGraph's PostgresSaver, or "

@@ -14,7 +14,7 @@ is there. The calls of one company (a superstep's tasks) go together, if they co
                                               each by itself, in a statement of its own
 
 Callers share the way, not their fate. What is wrong with one call fails that one alone, and a batch does not
-wait for a row that others keep locked (`statements.LOCK_TIMEOUT`). A connection that breaks leaves all of
+wait for a row that others keep locked (`waits_briefly` in `put.sql`). A connection that breaks leaves all of
 them in doubt, as it would have left each. No call joins a statement that was sent before it came.
 """
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from psycopg.rows import tuple_row
 
 from glasspoint.codec import Encoded, EncodedWrite, PendingWrites, StoredCheckpoint, version_text, versions_of
+from glasspoint.l2.sql import query
 from glasspoint.scope import Scope
 
 if TYPE_CHECKING:
@@ -40,89 +41,18 @@ __all__ = [
 _CHECKPOINTS_AT_ONCE = 50
 _WRITES_AT_ONCE = 500
 
-_THREADS = "SELECT thread_id FROM checkpoints UNION SELECT thread_id FROM checkpoint_writes ORDER BY 1"
-
-_HELD_CHECKPOINTS = "SELECT checkpoint_ns, checkpoint_id FROM checkpoints WHERE thread_id = %(thread_id)s"
-_HELD_WRITES = """
-SELECT checkpoint_ns, checkpoint_id, task_id, idx, CASE WHEN idx < 0 THEN sha256(blob) END
-FROM checkpoint_writes WHERE thread_id = %(thread_id)s
-"""
-_HELD_VALUES = """
-SELECT checkpoint_ns, channel, version FROM checkpoint_blobs
-WHERE thread_id = %(thread_id)s AND type <> 'empty'
-"""
-
-_NAMESPACES = """
-SELECT checkpoint_ns, count(*), max(checkpoint_id) FROM checkpoints
-WHERE thread_id = %(thread_id)s GROUP BY checkpoint_ns ORDER BY checkpoint_ns
-"""
-
-_PARENTS = """
-SELECT checkpoint_id, parent_checkpoint_id FROM checkpoints
-WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
-"""
-
-_OUTLINES = """
-SELECT c.checkpoint_id, c.parent_checkpoint_id, c.metadata::text, octet_length(c.checkpoint::text)
-           + octet_length(c.metadata::text), c.checkpoint ->> 'ts',
-       coalesce(b.bytes, 0)::bigint, coalesce(w.writes, 0)::int, coalesce(w.bytes, 0)::bigint,
-       coalesce(w.interrupts, 0)::int, coalesce(w.errors, 0)::int
-FROM (
-    SELECT checkpoint_id, parent_checkpoint_id, checkpoint, metadata, thread_id, checkpoint_ns
-    FROM checkpoints WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
-    ORDER BY checkpoint_id DESC LIMIT %(limit)s::bigint
-) AS c
-LEFT JOIN LATERAL (
-    SELECT sum(octet_length(own.blob)) AS bytes
-    FROM jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
-    JOIN checkpoint_blobs AS own
-      ON own.thread_id = c.thread_id AND own.checkpoint_ns = c.checkpoint_ns
-     AND own.channel = v.key AND own.version = v.value
-) AS b ON true
-LEFT JOIN LATERAL (
-    SELECT count(*) AS writes, sum(octet_length(own.blob)) AS bytes,
-           count(*) FILTER (WHERE own.channel = '__interrupt__') AS interrupts,
-           count(*) FILTER (WHERE own.channel = '__error__') AS errors
-    FROM checkpoint_writes AS own
-    WHERE own.thread_id = c.thread_id AND own.checkpoint_ns = c.checkpoint_ns
-      AND own.checkpoint_id = c.checkpoint_id
-) AS w ON true
-ORDER BY c.checkpoint_id DESC
-"""
-
-_SOME_CHECKPOINTS = """
-SELECT c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint::text, c.metadata::text
-FROM unnest(%(namespaces)s::text[], %(ids)s::text[]) WITH ORDINALITY
-  AS asked (checkpoint_ns, checkpoint_id, n)
-JOIN checkpoints AS c ON c.thread_id = %(thread_id)s AND c.checkpoint_ns = asked.checkpoint_ns
- AND c.checkpoint_id = asked.checkpoint_id
-ORDER BY asked.n
-"""
-
-_SOME_VALUES = """
-SELECT b.checkpoint_ns, b.channel, b.version, b.type, b.blob
-FROM unnest(%(namespaces)s::text[], %(channels)s::text[], %(versions)s::text[])
-  AS asked (checkpoint_ns, channel, version)
-JOIN checkpoint_blobs AS b ON b.thread_id = %(thread_id)s AND b.checkpoint_ns = asked.checkpoint_ns
- AND b.channel = asked.channel AND b.version = asked.version
-WHERE b.type <> 'empty'
-"""
-
-_SOME_WRITES = """
-SELECT w.checkpoint_ns, w.checkpoint_id, w.task_id, w.idx, w.channel, w.type, w.blob, {task_path}
-FROM unnest(%(namespaces)s::text[], %(ids)s::text[], %(tasks)s::text[], %(idxs)s::int[])
-  AS asked (checkpoint_ns, checkpoint_id, task_id, idx)
-JOIN checkpoint_writes AS w ON w.thread_id = %(thread_id)s AND w.checkpoint_ns = asked.checkpoint_ns
- AND w.checkpoint_id = asked.checkpoint_id AND w.task_id = asked.task_id AND w.idx = asked.idx
-ORDER BY 1, 2, 3, 4
-"""
-
-# Databases that no recent langgraph-checkpoint-postgres has migrated lack it.
-_HAS_TASK_PATH = """
-SELECT EXISTS (
-    SELECT FROM pg_attribute WHERE attrelid = 'checkpoint_writes'::regclass AND attname = 'task_path'
-)
-"""
+_THREADS: Final = query("thread_ids")
+_HELD_CHECKPOINTS: Final = query("held_checkpoints")
+_HELD_WRITES: Final = query("held_writes")
+_HELD_VALUES: Final = query("held_values")
+_NAMESPACES: Final = query("namespaces")
+_PARENTS: Final = query("parents")
+_OUTLINES: Final = query("outlines")
+_SOME_CHECKPOINTS: Final = query("some_checkpoints")
+_SOME_VALUES: Final = query("some_values")
+_SOME_WRITES: Final = query("some_writes")
+_SOME_WRITES_WITHOUT_PATH: Final = query("some_writes_without_path")
+_HAS_TASK_PATH: Final = query("has_task_path")
 
 
 @dataclass(slots=True)
@@ -234,7 +164,7 @@ async def read_missing(
         held_values: Values that are not read again.
     """
     rows = await _rows(conn, _HAS_TASK_PATH, {})
-    some_writes = _SOME_WRITES.format(task_path="w.task_path" if rows[0][0] else "''")
+    some_writes = _SOME_WRITES if rows[0][0] else _SOME_WRITES_WITHOUT_PATH
     done, of_checkpoint = set(held_values), dict[tuple[str, str], list[tuple[str, str, str, int]]]()
     for each in sorted(writes):
         of_checkpoint.setdefault(each[:2], []).append(each)
@@ -316,5 +246,5 @@ async def _writes(
 
 async def _rows(conn: Connection, sql: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
     async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-        await cursor.execute(cast("Any", sql), params)
+        await cursor.execute(sql, params)
         return await cursor.fetchall()

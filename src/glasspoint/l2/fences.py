@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from glasspoint.l2.deadline import within
-from glasspoint.l2.statements import OWN
+from glasspoint.l2.sql import query
 from glasspoint.l2.writing import FenceParams
 from glasspoint.telemetry.logs import get_logger
 
@@ -42,16 +42,8 @@ _AGAIN_SECONDS: Final = 1.0
 
 _AT_ONCE: Final = 5_000
 
-_REMOVE = f"""{OWN}
-DELETE FROM glasspoint_fences AS f
-USING unnest(%(threads)s::text[], %(namespaces)s::text[], %(bursts)s::text[])
-  AS ended (thread_id, checkpoint_ns, burst)
-WHERE f.thread_id = ended.thread_id AND f.checkpoint_ns = ended.checkpoint_ns
-  AND (f.holder = %(holder)s AND f.burst = ended.burst OR f.holder = 'newest')
-"""
-
-# Those of processes that have died.
-_EXPIRE = f"{OWN} DELETE FROM glasspoint_fences WHERE until < now()"
+_REMOVE = query("remove_fences")
+_EXPIRE = query("expire_fences")
 
 
 class Fences:
@@ -115,7 +107,7 @@ class Fences:
                     "holder": self.holder,
                 }
                 async with within(_PATIENCE_SECONDS), self._store._checkout() as conn:
-                    await conn.execute(cast("Any", _REMOVE), params)
+                    await conn.execute(_REMOVE, params)
         except Exception as exc:
             _log.debug("the fences of ended bursts were not removed (%s)", type(exc).__name__)
             self._failed_at = self._failed_at or now
@@ -137,4 +129,4 @@ class Fences:
     async def expire(self) -> None:
         """Remove the fences that nobody holds any more, of any saver."""
         async with self._store._checkout() as conn:
-            await conn.execute(cast("Any", _EXPIRE))
+            await conn.execute(_EXPIRE)

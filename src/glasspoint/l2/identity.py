@@ -35,12 +35,14 @@ import hashlib
 import json
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import tuple_row
 
 from glasspoint.errors import GlasspointError
+from glasspoint.l2.sql import query
 from glasspoint.scope import Scope
 from glasspoint.telemetry.logs import get_logger
 
@@ -55,7 +57,6 @@ if TYPE_CHECKING:
     Connection = psycopg.AsyncConnection[DictRow]
 
 __all__ = [
-    "BARRIER",
     "Attachment",
     "CacheRow",
     "Identities",
@@ -69,55 +70,23 @@ _log = get_logger("glasspoint.l2")
 
 NoIdentityReason = Literal["tables", "privilege", "standby", "row_security"]
 
-# What a server may refuse to say, and how it is asked.
-_WITHHOLDABLE = {
-    "system": "(SELECT system_identifier::text FROM pg_control_system())",
-    "timeline": "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
-    "started": "extract(epoch FROM pg_postmaster_start_time())::text",
-    "position": "(pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint",
+# What a server may refuse to say -> what it is asked alone; and what stands for it in the look, if it tells.
+_WITHHOLDABLE: Final = {
+    "system": (query("ask_system"), query("told_system")),
+    "timeline": (query("ask_timeline"), query("told_timeline")),
+    "started": (query("ask_started"), query("told_started")),
+    "position": (query("ask_position"), query("told_position")),
 }
-_ASK_PART = "/* glasspoint */ SELECT {expression}"
+_WITHHELD: Final = query("withheld")
 
-# One row; none if setup() has not made the tables. They must stand beside LangGraph's: a search path may lead
-# to those of another deployment.
-_LOOK = """/* glasspoint */
-SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text,
-       {system}, {timeline}, {started}, {position}, current_setting('synchronous_commit'),
-       extract(epoch FROM current_setting('statement_timeout')::interval)::float8,
-       coalesce(
-           row_security_active(here.tables) OR row_security_active('checkpoint_blobs')
-           OR row_security_active('checkpoint_writes') OR row_security_active('glasspoint_l1_journal')
-           OR row_security_active('glasspoint_caches'),
-           false
-       ),
-       has_table_privilege('glasspoint_fences', 'SELECT')
-           AND has_table_privilege('glasspoint_fences', 'INSERT')
-           AND has_table_privilege('glasspoint_fences', 'UPDATE')
-           AND has_table_privilege('glasspoint_fences', 'DELETE'),
-       c.reign, c.generation, c.facts::text, extract(epoch FROM clock_timestamp() - c.seen_at)::float8,
-       EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation), c.is_purged,
-       j.ids, j.thread_ids, j.namespaces,
-       ARRAY(
-           SELECT o.cache FROM glasspoint_caches AS o
-           WHERE o.cache <> %(cache)s AND o.seen_at > clock_timestamp() - interval '1 hour'
-       )
-FROM (
-    SELECT to_regclass('checkpoints')::oid AS tables,
-           (SELECT oid FROM pg_database WHERE datname = current_database()) AS database,
-           (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('checkpoints')) AS schema
-) AS here
-JOIN pg_class AS own ON own.oid = 'glasspoint_identity'::regclass AND own.relnamespace = here.schema
-CROSS JOIN glasspoint_identity AS i
-LEFT JOIN glasspoint_caches AS c ON c.cache = %(cache)s
-LEFT JOIN LATERAL (
-    SELECT array_agg(p.id ORDER BY p.id) AS ids, array_agg(p.thread_id ORDER BY p.id) AS thread_ids,
-           array_agg(p.checkpoint_ns ORDER BY p.id) AS namespaces
-    FROM (
-        SELECT id, thread_id, checkpoint_ns FROM glasspoint_l1_journal
-        WHERE cache = %(cache)s AND id > %(after)s ORDER BY id LIMIT %(limit)s
-    ) AS p
-) AS j ON true
-"""
+_LOOK: Final = query("look_at_identity")
+_SET_LOCK_TIMEOUT: Final = query("set_lock_timeout")
+_WAIT_FOR_FOREIGN_WRITES: Final = query("wait_for_foreign_writes")
+_RENEW: Final = query("renew_generation")
+_SEEN: Final = query("say_seen")
+_CACHES: Final = query("list_caches")
+_CLAIM_PURGE: Final = query("claim_purge")
+_SAY_PURGED: Final = query("say_purged")
 
 # A standby has no unlogged tables.
 _NO_IDENTITY: tuple[tuple[type[psycopg.Error], NoIdentityReason], ...] = (
@@ -127,45 +96,6 @@ _NO_IDENTITY: tuple[tuple[type[psycopg.Error], NoIdentityReason], ...] = (
     (psycopg.errors.FeatureNotSupported, "standby"),
     (psycopg.errors.ObjectNotInPrerequisiteState, "standby"),
 )
-
-# Only from what the caller has seen: of several processes that renew at once, one does.
-_RENEW = """/* glasspoint */
-WITH renewed AS (
-    INSERT INTO glasspoint_caches AS c (cache, reign, generation, facts, seen_at)
-    VALUES (%(cache)s, %(reign)s, %(generation)s, %(facts)s::jsonb, clock_timestamp())
-    ON CONFLICT (cache) DO UPDATE
-      SET reign = EXCLUDED.reign, generation = EXCLUDED.generation, facts = EXCLUDED.facts,
-          seen_at = EXCLUDED.seen_at, is_purged = false, purging_at = NULL
-      WHERE c.generation IS NOT DISTINCT FROM %(seen)s
-    RETURNING generation
-), unmarked AS (
-    DELETE FROM glasspoint_crash_marks WHERE generation = %(seen)s AND EXISTS (SELECT FROM renewed)
-)
-INSERT INTO glasspoint_crash_marks (generation) SELECT generation FROM renewed
-"""
-
-_SEEN = """/* glasspoint */
-UPDATE glasspoint_caches SET seen_at = clock_timestamp()
-WHERE cache = %(cache)s AND generation = %(generation)s
-"""
-
-_CACHES = """/* glasspoint */
-SELECT cache, reign, coalesce(extract(epoch FROM clock_timestamp() - seen_at)::float8, 'infinity')
-FROM glasspoint_caches
-"""
-
-BARRIER = "1735159667, 'glasspoint_caches'::regclass::oid::int"
-"""The advisory lock that a foreign write shares until its transaction ends: see `schema`."""
-
-_TAKE_TURN = """/* glasspoint */
-UPDATE glasspoint_caches SET purging_at = clock_timestamp()
-WHERE cache = %(cache)s AND generation = %(generation)s AND NOT is_purged
-  AND (%(continues)s OR purging_at IS NULL OR purging_at < clock_timestamp() - interval '1 minute')
-"""
-
-_SAY_PURGED = """/* glasspoint */
-UPDATE glasspoint_caches SET is_purged = true WHERE cache = %(cache)s AND generation = %(generation)s
-"""
 
 # Foreign transactions under way may have decided already that nobody uses this cache: they end first.
 _BARRIER_TIMEOUT = "200ms"
@@ -302,7 +232,7 @@ class Identities:
     @property
     def withheld(self) -> list[str]:
         """The facts that the server refuses to tell, as far as it was asked."""
-        return [name for name, part in (self._parts or {}).items() if part == "NULL"]
+        return [name for name, part in (self._parts or {}).items() if part == _WITHHELD]
 
     async def look(self, *, limit: int = 0, after: int = 0) -> Look:
         """Look at the identity and at the journal, in one statement.
@@ -326,7 +256,8 @@ class Identities:
                 self._parts = await _askable(conn)
                 self._report_withheld()
             async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-                await cursor.execute(cast("Any", _LOOK.format(**self._parts)), params)
+                parts = {name: sql.SQL(part) for name, part in self._parts.items()}
+                await cursor.execute(sql.SQL(_LOOK).format(**parts), params)
                 row = await cursor.fetchone()
         except psycopg.Error as exc:
             self._parts = None  # perhaps another server, which tells less
@@ -379,11 +310,9 @@ class Identities:
         }
         async with self._store._checkout() as conn, conn.transaction():
             if seen is None or seen.is_forgotten:
-                await conn.execute(
-                    "SELECT set_config('lock_timeout', %(timeout)s, true)", {"timeout": _BARRIER_TIMEOUT}
-                )
-                await conn.execute(cast("Any", f"SELECT pg_advisory_xact_lock({BARRIER})"))
-            cursor = await conn.execute(cast("Any", _RENEW), params)
+                await conn.execute(_SET_LOCK_TIMEOUT, {"timeout": _BARRIER_TIMEOUT})
+                await conn.execute(_WAIT_FOR_FOREIGN_WRITES)
+            cursor = await conn.execute(_RENEW, params)
             return cast("str", params["generation"]) if cursor.rowcount else None
 
     async def say_seen(self, generation: str) -> None:
@@ -396,7 +325,7 @@ class Identities:
         Args:
             continues: This process has it already.
         """
-        return await self._update(_TAKE_TURN, generation, continues=continues)
+        return await self._update(_CLAIM_PURGE, generation, continues=continues)
 
     async def say_purged(self, generation: str) -> None:
         """Say that nothing is left of older generations."""
@@ -404,9 +333,7 @@ class Identities:
 
     async def _update(self, statement: str, generation: str, **params: Any) -> bool:
         async with self._store._checkout() as conn:
-            cursor = await conn.execute(
-                cast("Any", statement), {"cache": self._cache, "generation": generation, **params}
-            )
+            cursor = await conn.execute(statement, {"cache": self._cache, "generation": generation, **params})
             return cursor.rowcount > 0
 
 
@@ -453,21 +380,21 @@ def _attachment(
 
 
 async def _askable(conn: Connection) -> dict[str, str]:
-    """Ask for each part by itself: name -> how to ask, `NULL` for what the server withholds.
+    """Ask for each part by itself: name -> how to ask, or what stands there if the server withholds it.
 
     A refusal inside a larger statement would fail all of it, and whether it comes is only known at run time.
     """
     parts = {}
-    for name, expression in _WITHHOLDABLE.items():
+    for name, (alone, part) in _WITHHOLDABLE.items():
         try:
-            await conn.execute(cast("Any", _ASK_PART.format(expression=expression)))
+            await conn.execute(alone)
         except psycopg.errors.ObjectNotInPrerequisiteState:
             raise  # a standby: it may be a primary a moment later, and tell everything
         except psycopg.Error as exc:
             if exc.sqlstate is None or exc.sqlstate.startswith(("08", "57")):
                 raise
             await conn.rollback()
-            parts[name] = "NULL"
+            parts[name] = _WITHHELD
         else:
-            parts[name] = expression
+            parts[name] = part
     return parts

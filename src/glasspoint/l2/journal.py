@@ -16,13 +16,13 @@ stays away, `compact` makes one row of all rows of a scope.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from glasspoint.l2.statements import OWN
+from glasspoint.l2.sql import query
+from glasspoint.l2.statements import JOURNALLED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -39,58 +39,11 @@ if TYPE_CHECKING:
 __all__ = ["Journal", "journalled"]
 
 
-_RECORD = """
-INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
-SELECT * FROM unnest(
-    %(untold_caches)s::text[], %(untold_threads)s::text[], %(untold_namespaces)s::text[]
-)
-"""
-
-# What another process is deleting just now is skipped: it has dropped the entry, too. Waiting for it, in
-# another order than it takes the rows, would be a deadlock. After a recovery to an earlier moment, ids come
-# again, and these may be other rows: hence the generation.
-_DELETE = """
-DELETE FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id IN (
-    SELECT id FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id = ANY(%(ids)s::bigint[])
-      AND EXISTS (SELECT FROM glasspoint_caches WHERE cache = %(cache)s AND generation = %(generation)s)
-    FOR UPDATE SKIP LOCKED
-)
-RETURNING source
-"""
-
-_COUNT = "SELECT count(*) FROM glasspoint_l1_journal WHERE cache = %(cache)s"
-
-# The new rows have ids that nobody has seen, so nobody who dropped an entry before can delete them. To leave
-# one of the old rows in place would be wrong: ids do not say in which order rows were committed, and somebody
-# may have dropped the entry for that one before the write of another one was there.
-_COMPACT = """
-WITH gone AS (
-    DELETE FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id IN (
-        SELECT id FROM glasspoint_l1_journal WHERE cache = %(cache)s ORDER BY id LIMIT 20000
-        FOR UPDATE SKIP LOCKED
-    )
-    RETURNING thread_id, checkpoint_ns, source
-)
-INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns, source)
-SELECT DISTINCT %(cache)s, thread_id, checkpoint_ns, source FROM gone
-"""
-
-# A cache that no process has used for an hour renews its generation when it comes back, and believes nothing
-# of before. So neither its row nor its rows in the journal are needed after a day. A cache without a row is
-# one whose processes never reached their Redis.
-_RETIRE = """/* glasspoint */
-WITH unused AS (
-    DELETE FROM glasspoint_caches WHERE seen_at < clock_timestamp() - interval '1 day' RETURNING generation
-), unmarked AS (
-    DELETE FROM glasspoint_crash_marks WHERE generation IN (SELECT generation FROM unused)
-)
-DELETE FROM glasspoint_l1_journal WHERE (cache, id) IN (
-    SELECT j.cache, j.id FROM glasspoint_l1_journal AS j LEFT JOIN glasspoint_caches AS c USING (cache)
-    WHERE j.created_at < clock_timestamp() - interval '1 day'
-      AND (c.seen_at IS NULL OR c.seen_at < clock_timestamp() - interval '1 day')
-    LIMIT 20000 FOR UPDATE OF j SKIP LOCKED
-)
-"""
+_RECORD = query("record_scopes")
+_DELETE = query("delete_journal_rows")
+_COUNT = query("count_journal_rows")
+_COMPACT = query("compact_journal")
+_RETIRE = query("retire_caches")
 
 
 class Journal:
@@ -117,7 +70,7 @@ class Journal:
             changed: All that the transaction changes, for the other caches.
         """
         if params := self.params(untold, changed):
-            await conn.execute(cast("Any", _RECORD), params)
+            await conn.execute(_RECORD, params)
 
     async def record_now(self, scopes: Collection[Scope], *, caches: Collection[str] | None = None) -> None:
         """Add scopes whose writes are committed already.
@@ -132,7 +85,7 @@ class Journal:
         async with self._store._connection(None) as conn:
             told = [self.cache] if caches is None else caches
             with self._telemetry.step("l2.journal", None):
-                await conn.execute(cast("Any", _RECORD), _params((cache, scopes) for cache in told))
+                await conn.execute(_RECORD, _params((cache, scopes) for cache in told))
 
     async def delete(self, rows: Collection[JournalRow], generation: str) -> list[str]:
         """Take rows away, whose scopes Redis was told of after they were seen.
@@ -147,7 +100,7 @@ class Journal:
         async with self._store._checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             ids = [row.id for row in rows]
             params = {"cache": self.cache, "ids": ids, "generation": generation}
-            await cursor.execute(cast("Any", _DELETE), params)
+            await cursor.execute(_DELETE, params)
             return [source for (source,) in await cursor.fetchall() if source is not None]
 
     async def count(self) -> int:
@@ -160,7 +113,7 @@ class Journal:
     async def compact(self) -> None:
         """Make one row of all rows of a scope, as far as one statement gets."""
         async with self._store._checkout() as conn:
-            await conn.execute(cast("Any", _COMPACT), {"cache": self.cache})
+            await conn.execute(_COMPACT, {"cache": self.cache})
 
     async def retire(self) -> None:
         """Delete what is left of caches, of any name, that no process has used for a day."""
@@ -188,9 +141,10 @@ def _params(told: Iterable[tuple[str, Collection[Scope]]]) -> dict[str, Any]:
     return {name: [row[column] for row in rows] for column, name in enumerate(names)}
 
 
-@functools.cache
 def journalled(statement: str) -> str:
-    """Return a statement that also records scopes (`Journal.params`), in one and the same transaction."""
-    text = statement.removeprefix(OWN).strip()
-    rest = f", {text.removeprefix('WITH ')}" if text.startswith("WITH ") else f" {text}"
-    return f"{OWN}WITH journalled AS ({_RECORD}){rest}"
+    """Return the statement that does the same, and records scopes (`Journal.params`) in the same transaction.
+
+    Args:
+        statement: One that stores what callers write: a key of `statements.JOURNALLED`.
+    """
+    return JOURNALLED[statement]

@@ -6,13 +6,14 @@ One row of `glasspoint_retention`, by PostgreSQL's clock. Open this file when tw
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from psycopg import errors
 from psycopg.rows import tuple_row
 
 from glasspoint.errors import SchemaError
 from glasspoint.l2.deadline import within
+from glasspoint.l2.sql import query
 
 if TYPE_CHECKING:
     from glasspoint.l2.store import Store
@@ -28,43 +29,12 @@ _PATIENCE_ON_ONLY_CONNECTION_SECONDS: Final = 10.0
 _PATIENCE_AT_THE_END_SECONDS: Final = 2.0
 """How long giving the lease back may take. The caller closes its saver, and the lease runs out anyway."""
 
-# Reads only: once a minute nothing is written, and a standby knows when a run succeeded.
-_LOOK = """/* glasspoint */
-SELECT current_setting('transaction_read_only') = 'off'
-       AND coalesce(bool_and(until < clock_timestamp() AND coalesce(
-           succeeded_at < clock_timestamp() - make_interval(secs => %(every)s), true)), true),
-       extract(epoch FROM max(succeeded_at))::float8,
-       extract(epoch FROM clock_timestamp())::float8
-FROM glasspoint_retention
-"""
-
-_CLAIM = """/* glasspoint */
-INSERT INTO glasspoint_retention AS r ("only", holder, until)
-VALUES (true, %(holder)s, clock_timestamp() + make_interval(secs => %(lease)s))
-ON CONFLICT ("only") DO UPDATE SET holder = EXCLUDED.holder, until = EXCLUDED.until
-WHERE r.until < clock_timestamp()
-  AND coalesce(r.succeeded_at < clock_timestamp() - make_interval(secs => %(every)s), true)
-RETURNING true
-"""
-
-_RENEW = """/* glasspoint */
-UPDATE glasspoint_retention SET until = clock_timestamp() + make_interval(secs => %(lease)s)
-WHERE holder = %(holder)s AND until > clock_timestamp() RETURNING true
-"""
-
-_GIVE_BACK = """/* glasspoint */
-UPDATE glasspoint_retention SET until = 'epoch' WHERE holder = %(holder)s RETURNING true
-"""
-
-_POSTPONE = """/* glasspoint */
-UPDATE glasspoint_retention SET holder = '', until = clock_timestamp() + make_interval(secs => %(pause)s)
-WHERE holder = %(holder)s RETURNING true
-"""
-
-_FINISH = """/* glasspoint */
-UPDATE glasspoint_retention SET until = 'epoch', succeeded_at = clock_timestamp()
-WHERE holder = %(holder)s RETURNING extract(epoch FROM succeeded_at)::float8
-"""
+_LOOK: Final = query("look_at_lease")
+_CLAIM: Final = query("claim_lease")
+_RENEW: Final = query("renew_lease")
+_GIVE_BACK: Final = query("give_lease_back")
+_POSTPONE: Final = query("postpone_lease")
+_FINISH: Final = query("finish_lease")
 
 
 class Claim(NamedTuple):
@@ -146,7 +116,7 @@ class Lease:
                 self._store._checkout() as conn,
                 conn.cursor(row_factory=tuple_row) as cursor,
             ):
-                await cursor.execute(cast("Any", statement), {"holder": self._holder, **params})
+                await cursor.execute(statement, {"holder": self._holder, **params})
                 return await cursor.fetchone()
         except (errors.UndefinedTable, errors.InsufficientPrivilege) as exc:
             raise SchemaError(

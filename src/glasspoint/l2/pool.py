@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 from urllib.parse import parse_qsl, quote
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -20,6 +20,7 @@ from glasspoint.l2 import connecting
 from glasspoint.l2.liveness import Reviver
 from glasspoint.l2.password import ask_password
 from glasspoint.l2.search_path import check_schema, enter_schema
+from glasspoint.l2.sql import query
 from glasspoint.telemetry.logs import get_logger
 from glasspoint.urls import split_url
 
@@ -64,12 +65,7 @@ _KEEPALIVE = {
     "connect_timeout": 5,
 }
 
-# A write that was acknowledged must be there after a crash. Only remote_apply is stricter than on.
-_CONFIGURE = """
-SELECT set_config('statement_timeout', %s, false),
-       CASE WHEN current_setting('synchronous_commit') <> 'remote_apply'
-            THEN set_config('synchronous_commit', 'on', false) END
-"""
+_CONFIGURE: Final = query("configure_session")
 
 # The pools on whose connections a statement timeout was set here.
 _bounded: WeakSet[Pool] = WeakSet()
@@ -213,7 +209,7 @@ async def open_pool(
         milliseconds = str(int(statement_timeout_seconds * 1000))
         try:
             if own_timeout:
-                await connection.execute(_CONFIGURE, (milliseconds,))
+                await connection.execute(_CONFIGURE, {"milliseconds": milliseconds})
             await enter(connection)
         except (psycopg.Error, GlasspointError) as exc:  # the pool tries again, and does not say why
             failures.note(exc, is_connected=True)

@@ -218,8 +218,7 @@ class Pruner:
             ThreadInUseError: Something is being written to the target.
         """
         async with self._transaction("l2.copy_thread", Scope(target, ""), barrier) as conn:
-            # Two copies of different threads to one target would not meet in any primary key.
-            await _fetch(conn, f"SELECT pg_advisory_xact_lock({_LOCK_KEY})", {"thread_id": target})
+            await _fetch(conn, statements.LOCK_TO_COPY, {"thread_id": target})
             if await _fetch(conn, statements.THREAD_EXISTS, {"thread_id": target}) == [(True,)]:
                 raise _exists(target)
             try:
@@ -383,9 +382,6 @@ def in_use(thread_ids: Iterable[str]) -> ThreadInUseError:
         "cancel it, and repeat.",
         threads,
     )
-
-
-_LOCK_KEY = "hashtextextended('glasspoint copy ' || %(thread_id)s, 0)"
 
 
 async def _settings(conn: Connection) -> None:

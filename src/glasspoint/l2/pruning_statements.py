@@ -1,17 +1,10 @@
-"""The statements of `pruning`: what may go, and its removal.
-
-What may go is worked out by one statement (`PLAN`), so on one snapshot: every checkpoint of some threads is
-either doomed or kept. The removal then names rows by their primary keys.
-
-No two sets of rows are joined here. A join is planned from estimates that are worst for the few huge threads
-that are worth pruning, and as a nested loop it is quadratic. Sets are compared by `EXCEPT` and by window
-aggregates over a `UNION ALL`, which sort or hash whatever the estimates say; single rows are looked up by
-primary key, in `LATERAL (… LIMIT 1)` or a scalar subquery, which the planner cannot turn into a join.
-"""
+"""The statements of `pruning`, by name. Their texts are in `sql/pruning.sql` and `sql/threads.sql`."""
 
 from __future__ import annotations
 
-from glasspoint.l2.statements import OWN
+from typing import Final
+
+from glasspoint.l2.sql import query
 
 __all__ = [
     "BLOB_SIZES",
@@ -26,6 +19,7 @@ __all__ = [
     "FIND_THREADS",
     "GARBAGE_BLOBS",
     "LOCK_THREADS",
+    "LOCK_TO_COPY",
     "ORPHANED_WRITES",
     "PARENTS_SINCE",
     "PLAN_KEEP_LATEST",
@@ -38,426 +32,29 @@ __all__ = [
     "WRITE_SIZES",
 ]
 
-SETTINGS = """
-SELECT set_config('statement_timeout', %(statement_timeout_ms)s, true),
-       set_config('lock_timeout', %(lock_timeout_ms)s, true),
-       set_config('jit', 'off', true),
-       set_config('max_parallel_workers_per_gather', '0', true),
-       set_config('enable_hashjoin', 'off', true),
-       set_config('enable_mergejoin', 'off', true)
-"""
-"""For one transaction. Its statements may take longer than those of the hot path, but must not wait for
-others' locks for long: whoever waits behind them waits too. Compiling them would cost more than they do, and
-parallel workers would take their processors from live traffic. Whatever is joined here is a list of keys with
-the table that they are looked up in: anything but a lookup for each would read all of the table, and for a
-few hundred keys in a table of 100,000 rows the planner did choose that."""
+SETTINGS: Final = query("set_for_pruning")
 
-_UUID6 = "'^[0-9a-f]{8}-[0-9a-f]{4}-6[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$'"
-_UTC = r"'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)$'"
+PLAN_KEEP_LATEST: Final = query("plan_keep_latest")
+PLAN_OLDER: Final = query("plan_older")
+PLAN_RUNS: Final = query("plan_runs")
+THREADS_OF_RUNS: Final = query("threads_of_runs")
+FIND_THREADS: Final = query("find_threads")
+LOCK_THREADS: Final = query("lock_threads")
+PARENTS_SINCE: Final = query("parents_since")
+GARBAGE_BLOBS: Final = query("garbage_blobs")
+ORPHANED_WRITES: Final = query("orphaned_writes")
 
-# The time in a version 6 UUID stands at its front, the greatest part first: texts compare as times do.
-_OLD = f"""
-CASE WHEN checkpoint_id ~ {_UUID6} THEN checkpoint_id COLLATE "C" < %(cutoff_id)s
-     ELSE coalesce(checkpoint ->> 'ts' ~ {_UTC}
-                   AND left(checkpoint ->> 'ts', 19) COLLATE "C" < %(cutoff_ts)s, false) END
-"""
+DELETE_CHECKPOINTS: Final = query("delete_checkpoints")
+DELETE_WRITES: Final = query("delete_writes")
+DELETE_BLOBS: Final = query("delete_blobs")
+DELETE_WRITES_OF_SCOPES: Final = query("delete_writes_of_scopes")
+DROP_PARENTS: Final = query("drop_parents")
+CHECKPOINT_SIZES: Final = query("checkpoint_sizes")
+WRITE_SIZES: Final = query("write_sizes")
+BLOB_SIZES: Final = query("blob_sizes")
 
-# A DeltaChannel leaves counters in the metadata, or a snapshot: `true` in the checkpoint with a value behind
-# it, which a plain `True` never has. LangGraph.js marks its threads, and names no channels.
-_PLAN = """
-WITH RECURSIVE page AS MATERIALIZED (
-    SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id AS parent_id, old,
-           metadata -> 'parents' ->> '' AS root_id,
-           strpos(checkpoint_ns, ':') > 0 AS is_call,
-           checkpoint_id = max(checkpoint_id) OVER scope AS newest,
-           bool_or(NOT old) OVER scope AS scope_alive,
-           bool_or(NOT old) OVER thread AS thread_alive,
-           bool_or(metadata ? 'delta_writes_versioned') OVER thread AS versioned
-    FROM (SELECT *, {old} AS old FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s::text[])) AS c
-    WINDOW scope AS (PARTITION BY thread_id, checkpoint_ns), thread AS (PARTITION BY thread_id)
-), wanted AS (
-    -- What stays for its own sake; and a call of a subgraph that is still young needs the root it began at.
-    SELECT thread_id, checkpoint_ns, checkpoint_id, versioned FROM page WHERE {wanted}
-    UNION
-    SELECT thread_id, '', root_id, versioned FROM page WHERE is_call AND NOT old AND root_id IS NOT NULL
-), base AS MATERIALIZED (
-    SELECT w.*, c.parent_id, c.format, c.channels
-    FROM wanted AS w CROSS JOIN LATERAL (
-        SELECT parent_checkpoint_id AS parent_id, coalesce((checkpoint ->> 'v')::int, 0) AS format,
-               ARRAY(
-                   SELECT jsonb_object_keys(checkpoint -> 'channel_versions')
-                   WHERE jsonb_typeof(checkpoint -> 'channel_versions') = 'object'
-               ) AS channels
-        FROM checkpoints AS c
-        WHERE c.thread_id = w.thread_id AND c.checkpoint_ns = w.checkpoint_ns
-          AND c.checkpoint_id = w.checkpoint_id
-        LIMIT 1
-    ) AS c
-), sends AS (
-    -- Before format 4, a checkpoint's pending sends are read from its parent's writes.
-    SELECT thread_id, checkpoint_ns, parent_id AS checkpoint_id FROM base AS b
-    WHERE format < 4 AND (
-        SELECT true FROM checkpoint_writes AS w
-        WHERE w.thread_id = b.thread_id AND w.checkpoint_ns = b.checkpoint_ns
-          AND w.checkpoint_id = b.parent_id AND w.channel = '__pregel_tasks'
-        LIMIT 1
-    )
-), delta AS (
-    SELECT DISTINCT c.thread_id, c.checkpoint_ns, d.channel
-    FROM checkpoints AS c CROSS JOIN LATERAL (
-        SELECT jsonb_object_keys(CASE jsonb_typeof(c.metadata -> 'counters_since_delta_snapshot')
-            WHEN 'object' THEN c.metadata -> 'counters_since_delta_snapshot' ELSE '{{}}' END) AS channel
-        UNION ALL
-        SELECT v.key FROM jsonb_each(CASE jsonb_typeof(c.checkpoint -> 'channel_values')
-            WHEN 'object' THEN c.checkpoint -> 'channel_values' ELSE '{{}}' END) AS v
-        WHERE v.value = 'true' AND (
-            SELECT true FROM checkpoint_blobs AS b
-            WHERE b.thread_id = c.thread_id AND b.checkpoint_ns = c.checkpoint_ns AND b.channel = v.key
-              AND b.version = c.checkpoint -> 'channel_versions' ->> v.key
-            LIMIT 1
-        )
-    ) AS d
-    WHERE c.thread_id = ANY(%(thread_ids)s::text[])
-), without_value AS (
-    -- The delta channels of what stays that have no value there: they are rebuilt from its ancestors.
-    SELECT e.thread_id, e.checkpoint_ns, e.checkpoint_id, e.parent_id, e.channel
-    FROM (
-        SELECT d.*, c.checkpoint FROM (
-            SELECT *, bool_or(checkpoint_id IS NULL) OVER (PARTITION BY thread_id, checkpoint_ns, channel)
-                      AS is_delta
-            FROM (
-                SELECT thread_id, checkpoint_ns, channel, NULL AS checkpoint_id, NULL AS parent_id FROM delta
-                UNION ALL
-                SELECT thread_id, checkpoint_ns, unnest(channels), checkpoint_id, parent_id FROM base
-            ) AS of_channels
-        ) AS d CROSS JOIN LATERAL (
-            SELECT checkpoint FROM checkpoints AS c
-            WHERE c.thread_id = d.thread_id AND c.checkpoint_ns = d.checkpoint_ns
-              AND c.checkpoint_id = d.checkpoint_id
-            LIMIT 1
-        ) AS c
-        WHERE d.is_delta AND d.checkpoint_id IS NOT NULL
-    ) AS e
-    WHERE NOT {has_value_e}
-), chain (thread_id, checkpoint_ns, checkpoint_id, parent_id, channel, done) AS (
-    (
-        SELECT thread_id, checkpoint_ns, checkpoint_id, parent_id, channel, false FROM without_value
-        UNION ALL
-        SELECT thread_id, checkpoint_ns, checkpoint_id, parent_id, NULL, false FROM base WHERE versioned
-    )
-    UNION  -- not ALL: where two walks meet, only one goes on
-    SELECT p.thread_id, p.checkpoint_ns, p.checkpoint_id, p.parent_checkpoint_id, n.channel,
-           n.channel IS NOT NULL AND {has_value_p}
-    FROM chain AS n CROSS JOIN LATERAL (
-        SELECT p.thread_id, p.checkpoint_ns, p.checkpoint_id, p.parent_checkpoint_id, p.checkpoint,
-               n.channel
-        FROM checkpoints AS p
-        WHERE p.thread_id = n.thread_id AND p.checkpoint_ns = n.checkpoint_ns
-          AND p.checkpoint_id = n.parent_id
-        LIMIT 1
-    ) AS p
-    WHERE NOT n.done
-), kept AS (
-    SELECT thread_id, checkpoint_ns, checkpoint_id FROM wanted
-    UNION SELECT thread_id, checkpoint_ns, checkpoint_id FROM sends
-    UNION SELECT thread_id, checkpoint_ns, checkpoint_id FROM chain
-)
-"""
-
-# A JSON null counts for none, which keeps too much at worst. A blob of type `empty` means that there is none.
-_HAS_VALUE = """coalesce(
-    {c}.checkpoint -> 'channel_values' -> {c}.channel <> 'null' OR (
-        SELECT true FROM checkpoint_blobs AS b
-        WHERE b.thread_id = {c}.thread_id AND b.checkpoint_ns = {c}.checkpoint_ns
-          AND b.channel = {c}.channel
-          AND b.version = {c}.checkpoint -> 'channel_versions' ->> {c}.channel AND b.type <> 'empty'
-        LIMIT 1
-    ), false)"""
-
-# A subgraph's namespace has the id of the task that called it after a ":", unlike that of a subgraph with a
-# memory of its own (`checkpointer=True`). A call goes with the root checkpoint that it started from, but only
-# when that one is saved: runs save in the background, so a call can be saved first.
-_VERDICT = """
-, over_calls AS (
-    SELECT DISTINCT thread_id, checkpoint_ns FROM (
-        SELECT thread_id, checkpoint_ns, root_id,
-               bool_or(checkpoint_ns IS NULL) OVER (PARTITION BY thread_id, root_id) AS root_kept
-        FROM (
-            SELECT thread_id, checkpoint_ns, root_id FROM page
-            WHERE newest AND is_call AND NOT scope_alive AND root_id IS NOT NULL
-            UNION ALL
-            SELECT thread_id, NULL, checkpoint_id FROM kept WHERE checkpoint_ns = ''
-        ) AS calls_and_roots
-    ) AS call
-    WHERE checkpoint_ns IS NOT NULL AND NOT root_kept AND (
-        SELECT true FROM checkpoints AS r
-        WHERE r.thread_id = call.thread_id AND r.checkpoint_ns = '' AND r.checkpoint_id = call.root_id
-        LIMIT 1
-    )
-), verdict AS MATERIALIZED (
-    SELECT thread_id, checkpoint_ns, checkpoint_id, parent_id, newest, of_page,
-           scope_over, scope_over OR NOT row_kept AS doomed
-    FROM (
-        SELECT *, bool_or(NOT of_page AND checkpoint_id IS NOT NULL) OVER one AS row_kept,
-                  bool_or(NOT of_page AND checkpoint_id IS NULL) OVER scope AS scope_over
-        FROM (
-            SELECT thread_id, checkpoint_ns, checkpoint_id, parent_id, newest, true AS of_page FROM page
-            UNION ALL
-            SELECT thread_id, checkpoint_ns, checkpoint_id, NULL, false, false FROM kept
-            UNION ALL
-            SELECT thread_id, checkpoint_ns, NULL, NULL, false, false FROM over_calls
-        ) AS all_rows
-        WINDOW one AS (PARTITION BY thread_id, checkpoint_ns, checkpoint_id),
-               scope AS (PARTITION BY thread_id, checkpoint_ns)
-    ) AS judged
-), severed AS (
-    -- What stays, and whose parent does not.
-    SELECT thread_id, checkpoint_ns, child_id, checkpoint_id FROM (
-        SELECT *, bool_or(child_id IS NULL) OVER (PARTITION BY thread_id, checkpoint_ns, checkpoint_id)
-                  AS stays
-        FROM (
-            SELECT thread_id, checkpoint_ns, checkpoint_id, NULL AS child_id FROM verdict WHERE NOT doomed
-            UNION ALL
-            SELECT thread_id, checkpoint_ns, parent_id, checkpoint_id FROM verdict
-            WHERE of_page AND NOT doomed AND parent_id IS NOT NULL
-        ) AS links
-    ) AS linked
-    WHERE child_id IS NOT NULL AND NOT stays
-)
-SELECT CASE WHEN scope_over THEN 'over' ELSE 'doomed' END, thread_id, checkpoint_ns, checkpoint_id, NULL
-FROM verdict WHERE of_page AND doomed
-UNION ALL
-SELECT 'newest', thread_id, checkpoint_ns, checkpoint_id, NULL FROM verdict WHERE of_page AND newest
-UNION ALL
-SELECT 'severed', thread_id, checkpoint_ns, child_id, checkpoint_id FROM severed
-"""
-
-
-def _plan(old: str, wanted: str) -> str:
-    return _PLAN.format(
-        old=old,
-        wanted=wanted,
-        has_value_e=_HAS_VALUE.format(c="e"),
-        has_value_p=_HAS_VALUE.format(c="p"),
-    )
-
-
-PLAN_KEEP_LATEST = _plan("true", "newest") + _VERDICT
-"""Of each namespace the newest stays, with what it needs. Returns rows (kind, thread, namespace, id, parent):
-`doomed` checkpoints, `over` (doomed too, and all else of their namespace goes), the `newest` of each
-namespace, and `severed`: checkpoints that stay without this parent."""
-
-PLAN_OLDER = _plan(_OLD, "NOT old OR (newest AND (%(keep_latest)s OR thread_alive))") + _VERDICT
-"""All that is not old stays, and the newest of each namespace (if `keep_latest`, or if anything of its thread
-is not old), with what they need. Returns rows as `PLAN_KEEP_LATEST`."""
-
-PLAN_RUNS = (
-    _plan("coalesce(metadata ->> 'run_id' = ANY(%(run_ids)s::text[]), false)", "NOT old")
-    + """
-SELECT DISTINCT p.thread_id, p.checkpoint_ns, p.checkpoint_id, p.needed FROM (
-    SELECT *, bool_or(old IS NULL) OVER (PARTITION BY thread_id, checkpoint_ns, checkpoint_id) AS needed
-    FROM (
-        SELECT thread_id, checkpoint_ns, checkpoint_id, old FROM page
-        UNION ALL
-        SELECT thread_id, checkpoint_ns, checkpoint_id, NULL FROM chain
-    ) AS all_rows
-) AS p WHERE p.old
-"""
-)
-"""The checkpoints of some runs, and whether the delta chain of one that stays needs them."""
-
-THREADS_OF_RUNS = """
-SELECT DISTINCT thread_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY(%(run_ids)s::text[])
-"""
-
-# As far as the id tells: the time of any other id stands in the document, which `PLAN_OLDER` reads.
-_MAYBE_OLD = f"""(checkpoint_id COLLATE "C" < %(cutoff_id)s OR checkpoint_id !~ {_UUID6})"""
-
-FIND_THREADS = f"""
-SELECT thread_id, sum(old)::int AS old FROM (
-    (
-        SELECT thread_id, count(*) FILTER (WHERE {_MAYBE_OLD}) AS old FROM checkpoints
-        WHERE %(after)s::text IS NULL OR thread_id > %(after)s
-        GROUP BY thread_id
-        HAVING bool_or({_MAYBE_OLD}) AND (count(*) > 1 OR NOT %(keep_latest)s)
-        ORDER BY thread_id LIMIT %(limit)s
-    )
-    UNION ALL
-    (
-        SELECT thread_id, 0 FROM checkpoint_writes
-        WHERE (%(after)s::text IS NULL OR thread_id > %(after)s) AND {_MAYBE_OLD}
-        GROUP BY thread_id
-        ORDER BY thread_id LIMIT %(limit)s
-    )
-) AS found
-GROUP BY thread_id ORDER BY thread_id LIMIT %(limit)s
-"""
-"""The next threads in which something may be doomed, and at most how many checkpoints. One pass over the two
-tables in all, however many pages: each page begins where the last one ended."""
-
-LOCK_THREADS = """
-SELECT thread_id FROM unnest(%(thread_ids)s::text[]) AS t (thread_id)
-WHERE pg_try_advisory_xact_lock(hashtextextended('glasspoint prune ' || thread_id, 0))
-"""
-"""Take the threads that no other run has in hand; returns those."""
-
-PARENTS_SINCE = """
-SELECT c.thread_id, c.checkpoint_ns, c.parent_checkpoint_id
-FROM unnest(%(threads)s::text[], %(namespaces)s::text[], %(ids)s::text[]) AS h (t, ns, id)
-CROSS JOIN LATERAL (
-    SELECT * FROM checkpoints AS c
-    WHERE c.thread_id = h.t AND c.checkpoint_ns = h.ns AND c.checkpoint_id > h.id
-      AND c.parent_checkpoint_id <= h.id
-    OFFSET 0
-) AS c
-"""
-"""From which of the older checkpoints anybody has gone on since these were the newest of their namespaces."""
-
-_ROWS = "unnest(%(threads)s::text[], %(namespaces)s::text[], %(ids)s::text[])"
-_BLOBS = "unnest(%(threads)s::text[], %(namespaces)s::text[], %(channels)s::text[], %(versions)s::text[])"
-_SUMS = "count(*), coalesce(sum(size), 0)::bigint"
-
-DELETE_CHECKPOINTS = f"""{OWN}
-WITH gone AS (
-    DELETE FROM checkpoints AS c USING {_ROWS} AS d (t, ns, id)
-    WHERE c.thread_id = d.t AND c.checkpoint_ns = d.ns AND c.checkpoint_id = d.id
-    RETURNING pg_column_size(c.checkpoint) + pg_column_size(c.metadata) AS size
-) SELECT {_SUMS} FROM gone
-"""
-
-DELETE_WRITES = f"""{OWN}
-WITH gone AS (
-    DELETE FROM checkpoint_writes AS w USING {_ROWS} AS d (t, ns, id)
-    WHERE w.thread_id = d.t AND w.checkpoint_ns = d.ns AND w.checkpoint_id = d.id
-    RETURNING pg_column_size(w.blob) AS size
-) SELECT {_SUMS} FROM gone
-"""
-"""A run saves a superstep's writes in the background, where they can be saved before their checkpoint. So
-writes go by the checkpoints that go, never because they have none."""
-
-DELETE_BLOBS = f"""{OWN}
-WITH gone AS (
-    DELETE FROM checkpoint_blobs AS b USING {_BLOBS} AS d (t, ns, channel, version)
-    WHERE b.thread_id = d.t AND b.checkpoint_ns = d.ns AND b.channel = d.channel AND b.version = d.version
-    RETURNING coalesce(pg_column_size(b.blob), 0) AS size
-) SELECT {_SUMS} FROM gone
-"""
-
-CHECKPOINT_SIZES = f"""
-SELECT count(*), coalesce(sum(pg_column_size(c.checkpoint) + pg_column_size(c.metadata)), 0)::bigint
-FROM {_ROWS} AS d (t, ns, id) JOIN checkpoints AS c
-  ON c.thread_id = d.t AND c.checkpoint_ns = d.ns AND c.checkpoint_id = d.id
-"""
-
-WRITE_SIZES = f"""
-SELECT count(*), coalesce(sum(pg_column_size(w.blob)), 0)::bigint
-FROM {_ROWS} AS d (t, ns, id) JOIN checkpoint_writes AS w
-  ON w.thread_id = d.t AND w.checkpoint_ns = d.ns AND w.checkpoint_id = d.id
-"""
-
-BLOB_SIZES = f"""
-SELECT count(*), coalesce(sum(pg_column_size(b.blob)), 0)::bigint
-FROM {_BLOBS} AS d (t, ns, channel, version) JOIN checkpoint_blobs AS b
-  ON b.thread_id = d.t AND b.checkpoint_ns = d.ns AND b.channel = d.channel AND b.version = d.version
-"""
-
-DELETE_WRITES_OF_SCOPES = f"""{OWN}
-DELETE FROM checkpoint_writes AS w USING unnest(%(threads)s::text[], %(namespaces)s::text[]) AS s (t, ns)
-WHERE w.thread_id = s.t AND w.checkpoint_ns = s.ns
-"""
-
-DROP_PARENTS = f"""{OWN}
-UPDATE checkpoints AS c SET parent_checkpoint_id = NULL
-FROM unnest(%(threads)s::text[], %(namespaces)s::text[], %(ids)s::text[], %(parents)s::text[])
-  AS s (t, ns, id, parent)
-WHERE c.thread_id = s.t AND c.checkpoint_ns = s.ns AND c.checkpoint_id = s.id
-  AND c.parent_checkpoint_id = s.parent
-"""
-
-GARBAGE_BLOBS = """
-SELECT thread_id, checkpoint_ns, channel, version FROM checkpoint_blobs
-WHERE thread_id = ANY(%(thread_ids)s::text[])
-EXCEPT
-SELECT c.thread_id, c.checkpoint_ns, v.key, v.value
-FROM (
-    SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints
-    WHERE thread_id = ANY(%(thread_ids)s::text[])
-    EXCEPT
-    SELECT * FROM unnest(%(threads)s::text[], %(namespaces)s::text[], %(ids)s::text[])
-) AS r
-CROSS JOIN LATERAL (
-    SELECT c.thread_id, c.checkpoint_ns, CASE jsonb_typeof(c.checkpoint -> 'channel_versions')
-        WHEN 'object' THEN c.checkpoint -> 'channel_versions' ELSE '{}' END AS versions
-    FROM checkpoints AS c
-    WHERE c.thread_id = r.thread_id AND c.checkpoint_ns = r.checkpoint_ns
-      AND c.checkpoint_id = r.checkpoint_id
-    LIMIT 1
-) AS c
-CROSS JOIN LATERAL jsonb_each_text(c.versions) AS v
-"""
-"""The values that no checkpoint of these threads refers to, but for those named. Grows with the number of
-values and of remaining checkpoints of the threads, each read once."""
-
-ORPHANED_WRITES = f"""
-SELECT thread_id, checkpoint_ns, checkpoint_id FROM (
-    SELECT DISTINCT thread_id, checkpoint_ns, checkpoint_id FROM checkpoint_writes
-    WHERE thread_id = ANY(%(thread_ids)s::text[]) AND checkpoint_id ~ {_UUID6}
-      AND checkpoint_id COLLATE "C" < %(orphans_cutoff_id)s
-) AS w
-WHERE (
-    SELECT true FROM checkpoints AS c
-    WHERE c.thread_id = w.thread_id AND c.checkpoint_ns = w.checkpoint_ns
-      AND c.checkpoint_id = w.checkpoint_id
-    LIMIT 1
-) IS NULL
-"""
-
-STILL_THERE = """
-SELECT DISTINCT thread_id FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s::text[])
-"""
-
-DELETE_THREADS = f"""{OWN}
-WITH c AS (DELETE FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s::text[])
-           RETURNING thread_id, checkpoint_ns),
-     b AS (DELETE FROM checkpoint_blobs WHERE thread_id = ANY(%(thread_ids)s::text[])
-           RETURNING thread_id, checkpoint_ns),
-     w AS (DELETE FROM checkpoint_writes WHERE thread_id = ANY(%(thread_ids)s::text[])
-           RETURNING thread_id, checkpoint_ns)
-SELECT * FROM c UNION SELECT * FROM b UNION SELECT * FROM w
-UNION SELECT thread_id, checkpoint_ns FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s::text[])
-UNION SELECT thread_id, checkpoint_ns FROM checkpoint_blobs WHERE thread_id = ANY(%(thread_ids)s::text[])
-UNION SELECT thread_id, checkpoint_ns FROM checkpoint_writes WHERE thread_id = ANY(%(thread_ids)s::text[])
-UNION SELECT thread_id, '' FROM unnest(%(thread_ids)s::text[]) AS t (thread_id)
-"""
-"""Delete threads. Returns the scopes that they had, and the roots' in any case: see `DELETE_THREAD`."""
-
-THREAD_EXISTS = """
-SELECT EXISTS (SELECT FROM checkpoints WHERE thread_id = %(thread_id)s)
-    OR EXISTS (SELECT FROM checkpoint_blobs WHERE thread_id = %(thread_id)s)
-    OR EXISTS (SELECT FROM checkpoint_writes WHERE thread_id = %(thread_id)s)
-"""
-
-COPY_THREAD = f"""{OWN}
-WITH c AS (
-    INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type,
-                             checkpoint, metadata)
-    SELECT %(target)s, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint,
-           CASE WHEN metadata ->> 'thread_id' = %(source)s
-                THEN metadata || jsonb_build_object('thread_id', %(target)s::text) ELSE metadata END
-    FROM checkpoints WHERE thread_id = %(source)s
-    RETURNING checkpoint_ns
-), b AS (
-    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT %(target)s, checkpoint_ns, channel, version, type, blob
-    FROM checkpoint_blobs WHERE thread_id = %(source)s
-    RETURNING checkpoint_ns
-), w AS (
-    INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx,
-                                   channel, type, blob)
-    SELECT %(target)s, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob
-    FROM checkpoint_writes WHERE thread_id = %(source)s
-    RETURNING checkpoint_ns
-)
-SELECT checkpoint_ns FROM c UNION SELECT checkpoint_ns FROM b UNION SELECT checkpoint_ns FROM w
-"""
-"""Copy a thread: one statement, so one snapshot of the source. Returns the namespaces that it has."""
+DELETE_THREADS: Final = query("delete_threads")
+STILL_THERE: Final = query("still_there")
+THREAD_EXISTS: Final = query("thread_exists")
+LOCK_TO_COPY: Final = query("lock_to_copy")
+COPY_THREAD: Final = query("copy_thread")

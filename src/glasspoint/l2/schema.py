@@ -25,7 +25,7 @@ import textwrap
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, LiteralString, TypeVar, cast
 
 import psycopg
 from langgraph.checkpoint.postgres.base import BasePostgresSaver
@@ -201,7 +201,7 @@ async def renew_signing_key(conn: Connection) -> None:
         state = await _look(conn)
         if "glasspoint_identity" not in state.tables:
             raise SchemaError("There is no signing key to renew: call `await saver.setup()` once.")
-        await _execute(conn, sql.SQL(statements.RENEW_SIGNING_KEY).format(_identity_table(state.schema)))
+        await _execute(conn, _with_identity(statements.RENEW_SIGNING_KEY, state.schema))
 
 
 async def set_up_script(conn: Connection, *, foreign_writes: ForeignWrites) -> str:
@@ -222,7 +222,7 @@ async def renewal_script(conn: Connection) -> str:
     """Return the SQL that `renew_signing_key` would run after `set_up`, and run none of it."""
     async with _reading(conn) as state:
         script = _Script(conn, state.schema)
-        script.add(sql.SQL(statements.RENEW_SIGNING_KEY).format(_identity_table(state.schema)))
+        script.add(_with_identity(statements.RENEW_SIGNING_KEY, state.schema))
         return script.text()
 
 
@@ -297,16 +297,18 @@ async def _look(conn: Connection) -> _State:
         )
     schema, tables, invalid_indexes, triggers, may_make_triggers, other_schema, may_read_version = row
     # A table that is missing must not stand in the statement.
-    migration = "(SELECT max(v) FROM {})" if "checkpoint_migrations" in tables else "NULL"
-    version = "(SELECT schema_version FROM {})" if {*statements.OWN_TABLES} <= {*tables} else "NULL"
+    migration: sql.Composable = sql.SQL(statements.UNKNOWN)
+    version: sql.Composable = sql.SQL(statements.UNKNOWN)
+    if "checkpoint_migrations" in tables:
+        migrations = sql.Identifier(schema, "checkpoint_migrations")
+        migration = sql.SQL(statements.LAST_MIGRATION).format(migrations=migrations)
     if not may_read_version:
         # A role without rights on our tables works without the cache, and the sweeper says so. It could not
         # migrate them in any case.
-        version = str(VERSION)
-    versions = sql.SQL("SELECT {}, {}").format(
-        sql.SQL(migration).format(sql.Identifier(schema, "checkpoint_migrations")),
-        sql.SQL(version).format(_identity_table(schema)),
-    )
+        version = sql.Literal(VERSION)
+    elif {*statements.OWN_TABLES} <= {*tables}:
+        version = _with_identity(statements.TABLES_VERSION, schema)
+    versions = sql.SQL(statements.VERSIONS).format(migration=migration, version=version)
     found = await _fetch_one(conn, versions) or (None, None)
     return _State(
         schema=schema,
@@ -320,8 +322,9 @@ async def _look(conn: Connection) -> _State:
     )
 
 
-def _identity_table(schema: str) -> sql.Identifier:
-    return sql.Identifier(schema, "glasspoint_identity")
+def _with_identity(statement: LiteralString, schema: str) -> sql.Composed:
+    """Return a statement on the table `glasspoint_identity` of a schema."""
+    return sql.SQL(statement).format(identity=sql.Identifier(schema, "glasspoint_identity"))
 
 
 # ------------------------------------------------------------------------------------------- migrate
@@ -374,8 +377,7 @@ async def _take_lock(conn: Connection, timeout_seconds: float) -> bool:
 
 async def _enter(conn: Connection, schema: str) -> None:
     """Let every name in this transaction mean one in this schema."""
-    path = "SELECT set_config('search_path', quote_ident(%(schema)s) || ', pg_temp', true)"
-    await _fetch_one(conn, path, {"schema": schema})
+    await _fetch_one(conn, statements.ENTER, {"schema": schema})
 
 
 async def _migrate(conn: Connection, *, watch: bool) -> _Index | None:
@@ -391,7 +393,7 @@ async def _migrate(conn: Connection, *, watch: bool) -> _Index | None:
     if is_older:
         for statement in statements.TABLES:
             await _execute(conn, statement)
-        await conn.execute(statements.IDENTITY, {"version": VERSION}, prepare=False)
+        await _execute(conn, _init_identity())
     if index is not None:
         return index  # whose build, perhaps by another process, keeps the table from getting triggers
     # Triggers of an older version are replaced in any case: they may not fit the new tables.
@@ -410,10 +412,16 @@ async def _migrate_upstream(conn: Connection, state: _State) -> _Index | None:
             await _execute(conn, _CONCURRENTLY.sub("", migration))
         elif not await _make_index_if_empty(conn, index):
             return index
-        # LangGraph's own setup may have recorded it meanwhile.
-        record = "INSERT INTO checkpoint_migrations (v) VALUES (%(number)s) ON CONFLICT DO NOTHING"
-        await conn.execute(record, {"number": number}, prepare=False)
+        await _execute(conn, _record_migration(number))
     return None
+
+
+def _init_identity() -> sql.Composed:
+    return sql.SQL(statements.IDENTITY).format(version=sql.Literal(VERSION))
+
+
+def _record_migration(number: int) -> sql.Composed:
+    return sql.SQL(statements.RECORD_MIGRATION).format(number=sql.Literal(number))
 
 
 async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
@@ -422,10 +430,10 @@ async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
     status = await _status_of(conn, None, index)
     if status.is_valid or status.workers:
         return bool(status.is_valid)
-    has_rows = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(index.table))
+    has_rows = sql.SQL(statements.HAS_ROWS).format(table=sql.Identifier(index.table))
     if await _fetch_one(conn, has_rows) == (True,):
         return False
-    await _execute(conn, sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(index.name)))
+    await _execute(conn, sql.SQL(statements.DROP_INDEX).format(index=sql.Identifier(index.name)))
     await _execute(conn, _CONCURRENTLY.sub("", index.migration))
     return True
 
@@ -445,19 +453,16 @@ async def _make_triggers(conn: Connection) -> bool:
 
 def _trigger_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]:
     """Make the functions and triggers anew, in place of those triggers that stand."""
-    for name, body in statements.FUNCTIONS.items():
-        create, revoke = sql.SQL(statements.CREATE_FUNCTION), sql.SQL(statements.REVOKE_FUNCTION)
-        yield create.format(name=sql.Identifier(name), body=sql.Literal(body))
-        yield revoke.format(name=sql.Identifier(name))
+    yield from statements.MAKE_FUNCTIONS
     yield from _drop_statements(standing)
     for trigger in statements.TRIGGERS:
         yield trigger.create
 
 
 def _drop_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]:
-    # Not IF EXISTS, which locks the table for a trigger that does not exist, too.
+    drop = sql.SQL(statements.DROP_TRIGGER)
     for table, name in standing:
-        yield sql.SQL("DROP TRIGGER {} ON {}").format(sql.Identifier(name), sql.Identifier(table))
+        yield drop.format(trigger=sql.Identifier(name), table=sql.Identifier(table))
 
 
 async def _standing_triggers(conn: Connection) -> list[tuple[Any, ...]]:
@@ -475,9 +480,9 @@ async def _remove(conn: Connection, schema: str) -> None:
 def _removal_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]:
     yield from _drop_statements(standing)
     for name in statements.FUNCTIONS:
-        yield sql.SQL("DROP FUNCTION IF EXISTS {}()").format(sql.Identifier(name))
+        yield sql.SQL(statements.DROP_FUNCTION).format(function=sql.Identifier(name))
     for table in statements.OWN_TABLES:
-        yield sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(table))
+        yield sql.SQL(statements.DROP_TABLE).format(table=sql.Identifier(table))
 
 
 # ------------------------------------------------------------------------------------------- build
@@ -595,8 +600,7 @@ async def _try_build(
     snapshot, the other waits for the lock with a snapshot. So a process claims the index before it looks
     whether another one holds the lock, and until it holds the lock itself.
     """
-    identity = _identity_table(schema)
-    if await _fetch_one(conn, sql.SQL(statements.CLAIM_INDEX).format(identity)) is None:
+    if await _fetch_one(conn, _with_identity(statements.CLAIM_INDEX, schema)) is None:
         return False
     try:
         if (await _status_of(conn, schema, index)) != status:
@@ -608,9 +612,9 @@ async def _try_build(
         )
         async with _timeout_lifted(conn, lifts_timeout):
             if status.is_valid is False:
-                drop = sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}")
-                await _execute(conn, drop.format(sql.Identifier(schema, index.name)))
-                await _execute(conn, sql.SQL(statements.EXTEND_CLAIM).format(identity))
+                drop = sql.SQL(statements.DROP_INDEX_CONCURRENTLY)
+                await _execute(conn, drop.format(index=sql.Identifier(schema, index.name)))
+                await _execute(conn, _with_identity(statements.EXTEND_CLAIM, schema))
             await _execute(conn, index.create_in(schema))
     except _IN_THE_WAY as exc:
         _log.debug("the index %s will be tried again (%s)", index.name, type(exc).__name__)
@@ -623,7 +627,7 @@ async def _try_build(
         ) from exc
     finally:
         if conn.info.transaction_status is psycopg.pq.TransactionStatus.IDLE:
-            await _execute(conn, sql.SQL(statements.END_CLAIM).format(identity))
+            await _execute(conn, _with_identity(statements.END_CLAIM, schema))
     return True
 
 
@@ -631,7 +635,7 @@ async def _try_build(
 async def _timeout_lifted(conn: Connection, is_ours: bool) -> AsyncIterator[None]:
     """Without the statement timeout that our own pool has set, unless a pooler is in between, through which
     the setting would reach others."""
-    row = await _fetch_one(conn, "SELECT pg_backend_pid(), current_setting('statement_timeout')")
+    row = await _fetch_one(conn, statements.SERVER_PROCESS)
     if row is None or not is_ours or row[0] != conn.info.backend_pid:
         yield
         return
@@ -640,7 +644,7 @@ async def _timeout_lifted(conn: Connection, is_ours: bool) -> AsyncIterator[None
         yield
     finally:
         if not conn.closed:
-            put_back = "SELECT set_config('statement_timeout', %(value)s, false)"
+            put_back = statements.PUT_STATEMENT_TIMEOUT_BACK
             await conn.execute(put_back, {"value": row[1]}, prepare=False)
 
 
@@ -662,7 +666,7 @@ class _Script:
             if not self._is_in_transaction:
                 self._is_in_transaction = True
                 self._add("BEGIN")
-                self._add(f"SELECT pg_advisory_xact_lock({_SETUP_LOCK})")
+                self._add(sql.SQL(statements.WAIT_FOR_SETUP).format(key=sql.Literal(_SETUP_LOCK)))
                 self._add(sql.SQL("SET LOCAL search_path = {}, pg_temp").format(sql.Identifier(self._schema)))
             self._add(statement)
 
@@ -682,8 +686,8 @@ class _Script:
             self._add("COMMIT")
 
     def _add(self, statement: Statement) -> None:
-        # Composed statements stay as they are: the body of a function is compared with ours, byte by byte.
-        text = textwrap.dedent(statement) if isinstance(statement, str) else statement.as_string(self._conn)
+        # No other change: the body of a function is compared with ours, byte by byte.
+        text = statement if isinstance(statement, str) else statement.as_string(self._conn)
         self._lines.append(text.strip().rstrip(";") + ";")
 
 
@@ -703,14 +707,13 @@ async def _set_up_script(conn: Connection, state: _State, *, watch: bool) -> str
         migration = BasePostgresSaver.MIGRATIONS[number]
         index = _index_of(migration)
         if index is None:
-            script.add(_CONCURRENTLY.sub("", migration))
+            script.add(_in_transaction(migration))
         else:
             await _add_index(script, conn, state, index)
-        script.add(f"INSERT INTO checkpoint_migrations (v) VALUES ({number}) ON CONFLICT DO NOTHING")
+        script.add(_record_migration(number))
     standing = await _standing_triggers(conn)
     if not state.has_own_tables:
-        identity = statements.IDENTITY.replace("%(version)s", str(VERSION))
-        script.add(*statements.TABLES, identity)
+        script.add(*statements.TABLES, _init_identity())
     if (watch and not state.has_triggers) or (standing and not state.has_own_tables):
         script.add(*_trigger_statements(standing))
     for index in _indexes():
@@ -725,16 +728,21 @@ async def _add_index(script: _Script, conn: Connection, state: _State, index: _I
     has_rows = False
     if index.table in state.tables:
         status = await _status_of(conn, state.schema, index)
-        query = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(index.table))
+        query = sql.SQL(statements.HAS_ROWS).format(table=sql.Identifier(index.table))
         has_rows = await _fetch_one(conn, query) == (True,)
     if status.is_valid:
         return
     name = sql.Identifier(state.schema, index.name)
     if not has_rows:
-        script.add(sql.SQL("DROP INDEX IF EXISTS {}").format(name), _CONCURRENTLY.sub("", index.migration))
+        script.add(sql.SQL(statements.DROP_INDEX).format(index=name), _in_transaction(index.migration))
         return
-    script.add_alone(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))
+    script.add_alone(sql.SQL(statements.DROP_INDEX_CONCURRENTLY).format(index=name))
     script.add_alone(index.create_in(state.schema))
+
+
+def _in_transaction(migration: str) -> str:
+    """Return a migration of upstream's as it can run in a transaction, without its indentation."""
+    return textwrap.dedent(_CONCURRENTLY.sub("", migration))
 
 
 # ------------------------------------------------------------------------------------------- what is said

@@ -11,12 +11,13 @@ Three cases, for each new connection:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import sql
 from psycopg.rows import tuple_row
 
 from glasspoint.errors import ConfigurationError
+from glasspoint.l2.sql import query
 
 if TYPE_CHECKING:
     import psycopg
@@ -25,15 +26,8 @@ __all__ = ["check_schema", "enter_schema"]
 
 _NAME_BYTES = 63
 
-# A pooler makes process ids up: it tells the client another one than the server itself.
-_ENTER = """
-SELECT CASE WHEN %s AND pg_backend_pid() = %s
-            THEN set_config('search_path', quote_ident(%s), false) END IS NOT NULL
-"""
-
-_WHERE = """
-SELECT current_schema(), to_regnamespace(quote_ident(%s)) IS NOT NULL, current_user, current_database()
-"""
+_ENTER: Final = query("enter_schema_directly")
+_WHERE: Final = query("where_am_i")
 
 
 def check_schema(schema: object) -> str:
@@ -64,10 +58,11 @@ async def enter_schema(
             leads elsewhere.
     """
     async with connection.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(_ENTER, (has_session, connection.info.backend_pid, schema), prepare=False)
+        params = {"has_session": has_session, "pid": connection.info.backend_pid, "schema": schema}
+        await cursor.execute(_ENTER, params, prepare=False)
         row = await cursor.fetchone()
         is_set = row is not None and bool(row[0])
-        await cursor.execute(_WHERE, (schema,), prepare=False)
+        await cursor.execute(_WHERE, params, prepare=False)
         row = await cursor.fetchone()
     assert row is not None
     current, exists, role, database = row

@@ -16,7 +16,7 @@ import logging
 import os
 from contextvars import Context
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -24,6 +24,7 @@ from psycopg.rows import tuple_row
 from glasspoint.background import BackgroundTask
 from glasspoint.l2.deadline import within
 from glasspoint.l2.faults import FORESEEN
+from glasspoint.l2.sql import query
 from glasspoint.telemetry.events import TableSize
 
 if TYPE_CHECKING:
@@ -37,19 +38,8 @@ _log = logging.getLogger("glasspoint.l2")
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "glasspoint_l1_journal")
 
-# As the search path of this connection finds them, with their indexes and TOAST; a partitioned one is summed.
-_SIZES = """
-SELECT name, sum(pg_total_relation_size(c.oid))::bigint, sum(CASE
-    WHEN coalesce(pg_stat_get_last_autovacuum_time(c.oid), pg_stat_get_last_vacuum_time(c.oid),
-        pg_stat_get_last_autoanalyze_time(c.oid), pg_stat_get_last_analyze_time(c.oid)) IS NULL
-        AND reltuples > 0 AND relpages > 0
-    THEN reltuples / relpages * (pg_relation_size(c.oid) / current_setting('block_size')::int)
-    ELSE pg_stat_get_live_tuples(c.oid) END)::bigint
-FROM unnest(%(tables)s::text[]) AS t (name)
-LEFT JOIN LATERAL pg_partition_tree(to_regclass(name)) AS p ON true  -- empty for a table without partitions
-JOIN pg_class c ON c.oid = coalesce(p.relid, to_regclass(name)) AND c.relkind IN ('r', 'm')
-GROUP BY name
-"""
+_SET_STATEMENT_TIMEOUT: Final = query("set_statement_timeout")
+_SIZES: Final = query("table_sizes")
 
 _FRESH_SECONDS = 60.0
 _UNTIL_SETUP_SECONDS = 5.0
@@ -153,10 +143,8 @@ class Sizes:
             conn.transaction(),
             conn.cursor(row_factory=tuple_row) as cursor,
         ):
-            await cursor.execute(
-                "SELECT set_config('statement_timeout', %(timeout)s, true)", {"timeout": _STATEMENT_TIMEOUT}
-            )
-            await cursor.execute(cast("Any", _SIZES), {"tables": list(TABLES)})
+            await cursor.execute(_SET_STATEMENT_TIMEOUT, {"timeout": _STATEMENT_TIMEOUT})
+            await cursor.execute(_SIZES, {"tables": list(TABLES)})
             return {name: TableSize(size, max(0, rows)) for name, size, rows in await cursor.fetchall()}
 
     def _failed(self, exc: BaseException) -> None:

@@ -211,7 +211,7 @@ class Store:
             Whether PostgreSQL takes writes.
         """
         async with self._connection(None) as conn:
-            row = await _fetch_one(conn, "SELECT current_setting('transaction_read_only') = 'off'", {})
+            row = await _fetch_one(conn, statements.TAKES_WRITES, {})
             return row == (True,)
 
     async def is_busy(self) -> bool:

@@ -73,7 +73,7 @@ class FenceAnswer(NamedTuple):
 
 
 class PutAnswer(NamedTuple):
-    """What L1 must know of a put, and what is known of forks: see `statements.PUT`.
+    """What L1 must know of a put, and what is known of forks: see `sql/put.sql`.
 
     Attributes:
         followable: It is the newest checkpoint of its scope, was not there before, and every value of it

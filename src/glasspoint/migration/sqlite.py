@@ -48,7 +48,11 @@ SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, met
 WHERE thread_id = ? ORDER BY checkpoint_ns, checkpoint_id
 """
 _WRITES = """
-SELECT checkpoint_ns, checkpoint_id, task_id, idx, channel, type, value, {task_path} FROM writes
+SELECT checkpoint_ns, checkpoint_id, task_id, idx, channel, type, value, task_path FROM writes
+WHERE thread_id = ? ORDER BY checkpoint_ns, checkpoint_id, task_id, idx
+"""
+_WRITES_WITHOUT_PATH = """
+SELECT checkpoint_ns, checkpoint_id, task_id, idx, channel, type, value, '' FROM writes
 WHERE thread_id = ? ORDER BY checkpoint_ns, checkpoint_id, task_id, idx
 """
 
@@ -84,7 +88,7 @@ class SqliteSource:
         except ConfigurationError:
             self._file.close()
             raise
-        self._writes_sql = _WRITES.format(task_path="task_path" if "task_path" in columns else "''")
+        self._writes_sql = _WRITES if "task_path" in columns else _WRITES_WITHOUT_PATH
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,77 @@
+-- The fences of bursts: see `fences.py`. `until` is by PostgreSQL's clock, like all that it is compared with.
+--
+-- Where a part of a statement speaks of `given`, aliased `g`, it means what is written, a row a burst:
+-- thread_id, checkpoint_ns, burst, opens.
+
+-- name: set_fence
+-- Sets the fence of one burst, in a transaction that does the rest.
+--
+-- params   thread_id, checkpoint_ns, burst; and see set_fences
+/* glasspoint */
+WITH given AS (
+    SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_ns,
+           %(burst)s::text AS burst, true AS opens
+)
+-- include: set_fences
+
+-- name: set_fences
+-- Sets the fences of bursts that begin.
+--
+-- params   holder: the saver; stands: for how many seconds
+INSERT INTO glasspoint_fences (thread_id, checkpoint_ns, holder, burst, until)
+SELECT DISTINCT thread_id, checkpoint_ns, %(holder)s, burst, now() + make_interval(secs => %(stands)s)
+FROM given WHERE opens ORDER BY 1, 2
+ON CONFLICT (thread_id, checkpoint_ns, holder)
+DO UPDATE SET burst = EXCLUDED.burst, until = EXCLUDED.until
+
+-- name: own_fence
+-- Whether the fence of the own burst stands for longer than a statement can run.
+--
+-- params   holder: the saver; margin: how many seconds a statement can run
+CROSS JOIN LATERAL (
+    SELECT EXISTS (
+        SELECT FROM glasspoint_fences AS f
+        WHERE f.thread_id = g.thread_id AND f.checkpoint_ns = g.checkpoint_ns
+          AND f.holder = %(holder)s AND f.burst = g.burst
+          AND f.until > now() + make_interval(secs => %(margin)s)
+    ) AS stands
+) AS own
+
+-- name: seen_of_fences
+-- Columns behind others: what a write of a burst sees of fences, as it was before its statement. Needs
+-- own_fence.
+--
+-- params   holder: the saver; cache: its cache
+-- returns  stands: see own_fence
+--          is_contested: a fence of another saver stands
+--          identity: of this PostgreSQL (see `Look.mark`), if the write is to be confirmed; empty if it is
+--          another
+, own.stands,
+EXISTS (
+    SELECT FROM glasspoint_fences AS f
+    WHERE f.thread_id = g.thread_id AND f.checkpoint_ns = g.checkpoint_ns
+      AND f.holder <> %(holder)s AND f.until > now()
+) AS is_contested,
+CASE WHEN g.opens OR NOT own.stands THEN coalesce((
+    SELECT c.generation || ':' || i.content_id
+    FROM glasspoint_caches AS c CROSS JOIN glasspoint_identity AS i
+    WHERE c.cache = %(cache)s
+      AND EXISTS (SELECT FROM glasspoint_crash_marks AS m WHERE m.generation = c.generation)
+), '') END AS identity
+
+-- name: remove_fences
+-- Removes the fences of bursts that have ended, and the marks of puts in their scopes (see put.sql).
+--
+-- params   threads, namespaces, bursts: a value a burst
+--          holder: the saver
+/* glasspoint */
+DELETE FROM glasspoint_fences AS f
+USING unnest(%(threads)s::text[], %(namespaces)s::text[], %(bursts)s::text[])
+  AS ended (thread_id, checkpoint_ns, burst)
+WHERE f.thread_id = ended.thread_id AND f.checkpoint_ns = ended.checkpoint_ns
+  AND (f.holder = %(holder)s AND f.burst = ended.burst OR f.holder = 'newest')
+
+-- name: expire_fences
+-- Removes the fences that nobody holds any more: those of processes that have died.
+/* glasspoint */
+DELETE FROM glasspoint_fences WHERE until < now()
