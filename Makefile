@@ -18,6 +18,11 @@ BENCH = $(call one_of,compare page regression memory outage prune telemetry trig
 CHAOS = $(call one_of,run chain)
 GENERATED = $(call one_of,text pictures)
 
+# At once, before anything is installed.
+CHECKED := $(if $(filter bench,$(MAKECMDGOALS)),$(BENCH))
+CHECKED += $(if $(filter chaos,$(MAKECMDGOALS)),$(CHAOS))
+CHECKED += $(if $(filter generate,$(MAKECMDGOALS)),$(GENERATED))
+
 # What only these need.
 BENCH_EXTRAS := '.[demo,otlp,bench]'
 PICTURES_EXTRAS := '.[demo,dashboards]'
