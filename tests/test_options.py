@@ -30,7 +30,8 @@ from glasspoint import (
 from glasspoint.errors import ConfigurationError
 from glasspoint.factory import ChainOptions
 from glasspoint.memory_saver import MemoryOptions
-from glasspoint.options import CachedOptions, OpenCachedOptions, OpenRedisOptions, names_of
+from glasspoint.option_types import names_of
+from glasspoint.options import CachedOptions, OpenCachedOptions, OpenRedisOptions
 from states import make_pool, open_saver
 from steps import Thread
 

@@ -23,7 +23,8 @@ import typer
 from glasspoint import CachedPostgresSaver, Settings
 from glasspoint.commands import app
 from glasspoint.errors import ConfigurationError
-from glasspoint.options import OpenCachedOptions, names_of
+from glasspoint.option_types import names_of
+from glasspoint.options import OpenCachedOptions
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

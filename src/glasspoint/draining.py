@@ -17,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from glasspoint.batches import in_batches
 from glasspoint.codec import PendingWrites
 from glasspoint.errors import (
     GlasspointError,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     Item: TypeAlias = StoredCheckpoint | PendingWrites
     StoredId: TypeAlias = tuple[str, str]  # namespace, checkpoint id
 
-__all__ = ["Drainer", "LowerTier", "Report", "Round", "UpperTier", "in_batches"]
+__all__ = ["Drainer", "LowerTier", "Report", "Round", "UpperTier"]
 
 _log = get_logger("glasspoint")
 
@@ -63,9 +64,6 @@ _NO_LEASE_SECONDS = 0.001
 
 # Few, so that each thread's callers wait for little more than their own.
 _THREADS_AT_ONCE = 2
-
-_BYTES_AT_ONCE = 2**20
-_ITEMS_AT_ONCE = 100
 
 
 class UpperTier(Protocol):
@@ -391,26 +389,3 @@ def _with(metadata_json: str, noted: dict[str, Any]) -> str:
         return ""
     start, more = metadata_json.rstrip()[:-1], json.dumps(noted)[1:]
     return f"{start}{'' if start.strip() == '{' else ', '}{more}"
-
-
-async def in_batches(
-    items: AsyncIterator[Item], *, without: Collection[StoredId] = ()
-) -> AsyncIterator[list[Item]]:
-    """Put items of one scope together, as long as they are small.
-
-    Args:
-        without: Checkpoints to leave out.
-    """
-    batch: list[Item] = []
-    size = 0
-    async for item in items:
-        if not isinstance(item, PendingWrites) and (item.scope.checkpoint_ns, item.checkpoint_id) in without:
-            continue
-        if batch and (item.scope != batch[0].scope or size > _BYTES_AT_ONCE or len(batch) == _ITEMS_AT_ONCE):
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += sum(len(write.value.data) for write in item.writes)
-        size += sum(len(value.data) for _, value in getattr(item, "values", {}).values())
-    if batch:
-        yield batch

@@ -27,8 +27,8 @@ from glasspoint.history.in_memory import MemoryHistory
 from glasspoint.l1.signature import secret_of
 from glasspoint.l2.target import Target, fallback_secret
 from glasspoint.memory_saver import MemorySaver
-from glasspoint.option_types import PasswordSource, Seconds, Serde, check_values
-from glasspoint.options import OpenCachedOptions, OpenRedisOptions, RedisOptions, check_options
+from glasspoint.option_types import PasswordSource, Seconds, Serde, check_options, check_values
+from glasspoint.options import OpenCachedOptions, OpenRedisOptions, RedisOptions
 from glasspoint.redis_saver import RedisSaver
 from glasspoint.saver import CachedPostgresSaver
 from glasspoint.settings import Settings

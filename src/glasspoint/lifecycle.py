@@ -35,8 +35,8 @@ from glasspoint.l2.fences import Fences
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
 from glasspoint.l2.store import Store
-from glasspoint.option_types import Age, Seconds, age_of, seconds_of
-from glasspoint.options import CachedOptions, OpenCachedOptions, check_options, checks_options
+from glasspoint.option_types import Age, Seconds, age_of, check_options, checks_options, seconds_of
+from glasspoint.options import CachedOptions, OpenCachedOptions
 from glasspoint.retention import Retention
 from glasspoint.sweeping import Sweeper
 from glasspoint.telemetry import create_telemetry

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from glasspoint.history.in_memory import MemoryHistory
 from glasspoint.history.saver import HistorySaver
-from glasspoint.option_types import Serde
-from glasspoint.options import checks_options
+from glasspoint.option_types import Serde, checks_options
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Telemetry, Vitals
 

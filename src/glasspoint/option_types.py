@@ -9,11 +9,26 @@ words are allowed. Of everything else the error has the type.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
@@ -22,7 +37,6 @@ from pydantic_core import PydanticCustomError
 
 from glasspoint.ages import HOW_TO_WRITE_AN_AGE, parse_age
 from glasspoint.errors import ConfigurationError, WrongTypeError
-from glasspoint.l2.search_path import check_schema
 
 __all__ = [
     "HOW_TO_NAME_KEYS",
@@ -43,10 +57,15 @@ __all__ = [
     "Uses",
     "age_of",
     "allowed_by",
+    "check_names",
+    "check_options",
+    "check_schema",
     "check_values",
+    "checks_options",
     "describe",
     "is_key_prefix",
     "is_of_wrong_type",
+    "names_of",
     "seconds_of",
 ]
 
@@ -62,7 +81,26 @@ _NO_SUCH_WORD = "literal_error"
 
 _CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
+# What PostgreSQL stores of a name.
+_NAME_BYTES = 63
+
+_SUGGESTED_AT_MOST = 3
+
 _Key = TypeVar("_Key", bytes, str)
+_P = ParamSpec("_P")
+
+
+def check_schema(schema: object) -> str:
+    """Return the name of a schema if it can be one.
+
+    Raises:
+        ConfigurationError: It is empty, too long, or no text.
+    """
+    if not isinstance(schema, str) or not schema or "\0" in schema or len(schema.encode()) > _NAME_BYTES:
+        raise ConfigurationError(
+            f"schema must be the name of one schema, as PostgreSQL stores it: 1 to {_NAME_BYTES} bytes."
+        )
+    return schema
 
 
 def is_key_prefix(text: str) -> str:
@@ -289,3 +327,75 @@ def _is_of_words(hint: Any) -> bool:
 @cache
 def _declarations(declared: type) -> dict[str, _Declaration]:
     return {name: _Declaration(hint) for name, hint in get_type_hints(declared, include_extras=True).items()}
+
+
+def names_of(options: type) -> frozenset[str]:
+    """Return the names of a `TypedDict` of options."""
+    keys: frozenset[str] = options.__optional_keys__  # type: ignore[attr-defined]
+    return keys
+
+
+def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse options that do not exist.
+
+    Args:
+        owner: What was called, for the message.
+        given: The names that the caller used.
+        known: The names that exist.
+
+    Raises:
+        WrongTypeError: A name is unknown. The message suggests those that it resembles.
+    """
+    for name in given:
+        if name not in known:
+            raise WrongTypeError(f"{owner} has no option {name!r}: {_suggestion(name, sorted(known))}")
+
+
+def check_options(owner: str, given: Mapping[str, object], declared: type) -> None:
+    """Refuse options that do not exist, and values that they cannot have.
+
+    Args:
+        owner: What was called, for the message.
+        given: What the caller gave, by name.
+        declared: A `TypedDict` of the options.
+
+    Raises:
+        WrongTypeError: A name is unknown, or a value is of another type.
+        ConfigurationError: A value is out of its range.
+    """
+    check_names(owner, given, names_of(declared))
+    check_values(given, declared)
+
+
+def checks_options(
+    declared: type,
+) -> Callable[[Callable[Concatenate[Any, _P], None]], Callable[Concatenate[Any, _P], None]]:
+    """Let a constructor check its keyword options, as `check_options` does, before anything else.
+
+    Python's own message about a name mentions a base class, and suggests nothing before version 3.13.
+
+    Args:
+        declared: A `TypedDict` of the options. Other parameters of the constructor are not checked.
+    """
+
+    def checking(init: Callable[Concatenate[Any, _P], None]) -> Callable[Concatenate[Any, _P], None]:
+        parameters = inspect.signature(init).parameters
+        known = names_of(declared) | (parameters.keys() - {"self"})
+
+        @functools.wraps(init)
+        def checked(self: Any, /, *args: _P.args, **options: _P.kwargs) -> None:
+            check_names(type(self).__name__, options, known)
+            check_values(options, declared)
+            init(self, *args, **options)
+
+        return checked
+
+    return checking
+
+
+def _suggestion(name: str, known: Collection[str]) -> str:
+    alike = get_close_matches(name.lower(), known, n=1)
+    alike = alike or [each for each in known if name and name in each][:_SUGGESTED_AT_MOST]
+    if alike:
+        return f"did you mean {' or '.join(map(repr, alike))}?"
+    return f"its options are {', '.join(known)}."

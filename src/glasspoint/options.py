@@ -6,14 +6,9 @@ value all read the `TypedDict`s: an option needs no other check. Its type stands
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
-from difflib import get_close_matches
-from typing import Any, Concatenate, Literal, ParamSpec, TypedDict
+from typing import Literal, TypedDict
 
 from glasspoint.coherence.last_used import LastUsed
-from glasspoint.errors import WrongTypeError
 from glasspoint.l2.target import Target
 from glasspoint.option_types import (
     Age,
@@ -30,7 +25,6 @@ from glasspoint.option_types import (
     SigningKeyBytes,
     Timeout,
     Uses,
-    check_values,
 )
 from glasspoint.telemetry.events import Telemetry
 
@@ -39,15 +33,7 @@ __all__ = [
     "OpenCachedOptions",
     "OpenRedisOptions",
     "RedisOptions",
-    "check_names",
-    "check_options",
-    "checks_options",
-    "names_of",
 ]
-
-_P = ParamSpec("_P")
-
-_SUGGESTED_AT_MOST = 3
 
 
 class CachedOptions(TypedDict, total=False):
@@ -100,75 +86,3 @@ class OpenRedisOptions(RedisOptions, total=False):
     """Keyword arguments of `RedisSaver.create` and `from_conn_string`."""
 
     ttl: Seconds | None
-
-
-def names_of(options: type) -> frozenset[str]:
-    """Return the names of a `TypedDict` of options."""
-    keys: frozenset[str] = options.__optional_keys__  # type: ignore[attr-defined]
-    return keys
-
-
-def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Refuse options that do not exist.
-
-    Args:
-        owner: What was called, for the message.
-        given: The names that the caller used.
-        known: The names that exist.
-
-    Raises:
-        WrongTypeError: A name is unknown. The message suggests those that it resembles.
-    """
-    for name in given:
-        if name not in known:
-            raise WrongTypeError(f"{owner} has no option {name!r}: {_suggestion(name, sorted(known))}")
-
-
-def check_options(owner: str, given: Mapping[str, object], declared: type) -> None:
-    """Refuse options that do not exist, and values that they cannot have.
-
-    Args:
-        owner: What was called, for the message.
-        given: What the caller gave, by name.
-        declared: A `TypedDict` of the options.
-
-    Raises:
-        WrongTypeError: A name is unknown, or a value is of another type.
-        ConfigurationError: A value is out of its range.
-    """
-    check_names(owner, given, names_of(declared))
-    check_values(given, declared)
-
-
-def checks_options(
-    declared: type,
-) -> Callable[[Callable[Concatenate[Any, _P], None]], Callable[Concatenate[Any, _P], None]]:
-    """Let a constructor check its keyword options, as `check_options` does, before anything else.
-
-    Python's own message about a name mentions a base class, and suggests nothing before version 3.13.
-
-    Args:
-        declared: A `TypedDict` of the options. Other parameters of the constructor are not checked.
-    """
-
-    def checking(init: Callable[Concatenate[Any, _P], None]) -> Callable[Concatenate[Any, _P], None]:
-        parameters = inspect.signature(init).parameters
-        known = names_of(declared) | (parameters.keys() - {"self"})
-
-        @functools.wraps(init)
-        def checked(self: Any, /, *args: _P.args, **options: _P.kwargs) -> None:
-            check_names(type(self).__name__, options, known)
-            check_values(options, declared)
-            init(self, *args, **options)
-
-        return checked
-
-    return checking
-
-
-def _suggestion(name: str, known: Collection[str]) -> str:
-    alike = get_close_matches(name.lower(), known, n=1)
-    alike = alike or [each for each in known if name and name in each][:_SUGGESTED_AT_MOST]
-    if alike:
-        return f"did you mean {' or '.join(map(repr, alike))}?"
-    return f"its options are {', '.join(known)}."

@@ -27,8 +27,8 @@ from glasspoint.l1.client import (
     open_redis,
 )
 from glasspoint.l1.signature import Signer
-from glasspoint.option_types import Seconds, seconds_of
-from glasspoint.options import OpenRedisOptions, check_options, checks_options
+from glasspoint.option_types import Seconds, check_options, checks_options, seconds_of
+from glasspoint.options import OpenRedisOptions
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import Vitals
 from glasspoint.telemetry.logs import get_logger

@@ -27,10 +27,10 @@ from glasspoint.option_types import (
     Share,
     Uses,
     allowed_by,
+    check_names,
     describe,
     is_of_wrong_type,
 )
-from glasspoint.options import check_names
 
 __all__ = ["Settings"]
 

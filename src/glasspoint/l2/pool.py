@@ -19,8 +19,9 @@ from glasspoint.errors import ConfigurationError, GlasspointError, L2Unavailable
 from glasspoint.l2 import connecting
 from glasspoint.l2.liveness import Reviver
 from glasspoint.l2.password import ask_password
-from glasspoint.l2.search_path import check_schema, enter_schema
+from glasspoint.l2.search_path import enter_schema
 from glasspoint.l2.sql import query
+from glasspoint.option_types import check_schema
 from glasspoint.telemetry.logs import get_logger
 from glasspoint.urls import split_url
 

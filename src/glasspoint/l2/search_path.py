@@ -22,25 +22,10 @@ from glasspoint.l2.sql import query
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["check_schema", "enter_schema"]
-
-_NAME_BYTES = 63
+__all__ = ["enter_schema"]
 
 _ENTER: Final = query("enter_schema_directly")
 _WHERE: Final = query("where_am_i")
-
-
-def check_schema(schema: object) -> str:
-    """Return the name of a schema if it can be one.
-
-    Raises:
-        ConfigurationError: It is empty, too long, or no text.
-    """
-    if not isinstance(schema, str) or not schema or "\0" in schema or len(schema.encode()) > _NAME_BYTES:
-        raise ConfigurationError(
-            f"schema must be the name of one schema, as PostgreSQL stores it: 1 to {_NAME_BYTES} bytes."
-        )
-    return schema
 
 
 async def enter_schema(

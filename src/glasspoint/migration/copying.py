@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from glasspoint.batches import in_batches
 from glasspoint.codec import Encoded, EncodedWrite, PendingWrites, StoredCheckpoint
-from glasspoint.draining import in_batches
 from glasspoint.errors import (
     ConfigurationError,
     InvalidConfigError,
