@@ -203,7 +203,6 @@ DOORS = {
         "l2/sizes.py",
         "l2/target.py",
     },
-    "tenacity": {"l2/retrying.py"},
     "zstandard": {"l1/compression.py"},
     "httpx": {"trace/tempo.py"},
 }
