@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
@@ -35,6 +36,7 @@ from glasspoint.telemetry.events import (
     Note,
     Observer,
     Operation,
+    Outcome,
     PoolTimedOut,
     PoolWaited,
     RetentionPruned,
@@ -202,15 +204,19 @@ class Families:
             ) from exc
 
 
-class _Ended(NamedTuple):
-    """What is counted of a call. Not the call itself: it may hold an error, and so what was at hand then."""
+@dataclass(slots=True)
+class _EndedCall:
+    """What is counted of a call: the attributes of `Operation`, under the same names.
+
+    Not the operation itself: it may refer to an error, and so to everything that was at hand then.
+    """
 
     name: str
-    outcome: str
+    outcome: Outcome
     seconds: float
     trace_id: str | None
-    l1_result: str | None
-    l1_write: str | None
+    l1_result: L1Result | None
+    l1_write: WriteResult | None
     l1_seconds: float | None
     l2_seconds: float | None
     bytes_read: int | None
@@ -218,6 +224,25 @@ class _Ended(NamedTuple):
     decode_seconds: float | None
     encode_seconds: float | None
     stored_traceparent: object
+
+    @classmethod
+    def of(cls, operation: Operation) -> _EndedCall:
+        """Return what is counted of an operation that has ended."""
+        return cls(
+            name=operation.name,
+            outcome=operation.outcome,
+            seconds=operation.seconds,
+            trace_id=operation.trace_id,
+            l1_result=operation.l1_result,
+            l1_write=operation.l1_write,
+            l1_seconds=operation.l1_seconds,
+            l2_seconds=operation.l2_seconds,
+            bytes_read=operation.bytes_read,
+            bytes_written=operation.bytes_written,
+            decode_seconds=operation.decode_seconds,
+            encode_seconds=operation.encode_seconds,
+            stored_traceparent=operation.stored_traceparent,
+        )
 
 
 class _EndedCalls(Collector):
@@ -227,17 +252,17 @@ class _EndedCalls(Collector):
     """
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[Metrics, tuple[Any, ...]]] = deque()
-        """The fields of `_Ended`, and who is to count them."""
+        self.waiting: deque[tuple[Metrics, _EndedCall]] = deque()
+        """The calls that are not counted yet, each with the metrics that will count it."""
 
     def count(self) -> None:
         """Count them all."""
         while True:
             try:
-                metrics, fields = self.waiting.popleft()
+                metrics, call = self.waiting.popleft()
             except IndexError:
                 return
-            metrics.count(_Ended(*fields))
+            metrics.count(call)
 
     def describe(self) -> tuple[()]:
         """There are no metrics of its own."""
@@ -347,52 +372,33 @@ class Metrics(Observer):
 
     def operation_ended(self, operation: Operation) -> None:
         """Take note of a call; see `count`."""
-        self._ended.waiting.append(
-            (
-                self,
-                (
-                    operation.name,
-                    operation.outcome,
-                    operation.seconds,
-                    operation.trace_id,
-                    operation.l1_result,
-                    operation.l1_write,
-                    operation.l1_seconds,
-                    operation.l2_seconds,
-                    operation.bytes_read,
-                    operation.bytes_written,
-                    operation.decode_seconds,
-                    operation.encode_seconds,
-                    operation.stored_traceparent,
-                ),
-            )
-        )
+        self._ended.waiting.append((self, _EndedCall.of(operation)))
         if len(self._ended.waiting) >= self._at_a_time:
             self._ended.count()
 
-    def count(self, operation: _Ended) -> None:
+    def count(self, call: _EndedCall) -> None:
         """Count and time a call."""
-        exemplar = {"trace_id": operation.trace_id} if operation.trace_id else None
-        name = operation.name
-        self._operations[name, operation.outcome].observe(operation.seconds, exemplar)
-        if operation.l1_result is not None:
-            self._reads[operation.l1_result].inc()
-        if operation.l1_write is not None:
-            self._writes[name, operation.l1_write].inc()
-        if operation.l1_seconds is not None:
-            self._tier_seconds[name, "l1"].observe(operation.l1_seconds, exemplar)
-        if operation.l2_seconds is not None:
-            self._tier_seconds[name, "l2"].observe(operation.l2_seconds, exemplar)
-        if operation.bytes_read is not None:
-            self._bytes_read.observe(operation.bytes_read)
-        if operation.bytes_written is not None:
-            self._bytes_written.observe(operation.bytes_written)
-        if operation.decode_seconds is not None:
-            self._decode_seconds.observe(operation.decode_seconds)
-        if operation.encode_seconds is not None:
-            self._encode_seconds.observe(operation.encode_seconds)
-        if operation.stored_traceparent is not None:
-            problem = traceparent.problem_of(operation.stored_traceparent)
+        exemplar = {"trace_id": call.trace_id} if call.trace_id else None
+        name = call.name
+        self._operations[name, call.outcome].observe(call.seconds, exemplar)
+        if call.l1_result is not None:
+            self._reads[call.l1_result].inc()
+        if call.l1_write is not None:
+            self._writes[name, call.l1_write].inc()
+        if call.l1_seconds is not None:
+            self._tier_seconds[name, "l1"].observe(call.l1_seconds, exemplar)
+        if call.l2_seconds is not None:
+            self._tier_seconds[name, "l2"].observe(call.l2_seconds, exemplar)
+        if call.bytes_read is not None:
+            self._bytes_read.observe(call.bytes_read)
+        if call.bytes_written is not None:
+            self._bytes_written.observe(call.bytes_written)
+        if call.decode_seconds is not None:
+            self._decode_seconds.observe(call.decode_seconds)
+        if call.encode_seconds is not None:
+            self._encode_seconds.observe(call.encode_seconds)
+        if call.stored_traceparent is not None:
+            problem = traceparent.problem_of(call.stored_traceparent)
             if problem is not None:
                 self._traceparents[problem].inc()
 
