@@ -326,24 +326,21 @@ class MaintainedSaver(ManagedSaver):
 
     async def _prune_batch(self, run: _Run, threads: Sequence[str]) -> None:
         """Remove, or count, what is old of these threads; of a single one perhaps in several transactions."""
-        rest: Plan | None = None
-        again = False
+        plan: Plan | None = None
         while threads:
             try:
                 with self._lifetime.call(), self._telemetry.operation("prune_older_than", None):
-                    removed = await self._remove(run, threads, rest)
+                    removed = await self._remove(run, threads, plan)
             except ThreadInUseError as exc:
                 run.skip(exc.thread_ids)
                 threads = [each for each in threads if each not in exc.thread_ids]
                 continue
             run.add(removed)
-            rest, again = removed.rest, again or removed.again
-            if rest is None:
-                if not again or removed.skipped:  # another run has taken it up
-                    return
-                again = False
+            if removed.rest is None:
+                return
+            plan = removed.rest.plan
 
-    async def _remove(self, run: _Run, threads: Sequence[str], rest: Plan | None) -> Removed:
+    async def _remove(self, run: _Run, threads: Sequence[str], plan: Plan | None) -> Removed:
         if run.report.dry_run:
             return await self._pruner.count_older(threads, run.cutoff, keep_latest=run.keep_latest)
         await self._bursts.end_threads(threads)
@@ -356,7 +353,7 @@ class MaintainedSaver(ManagedSaver):
                 barrier,
                 keep_latest=run.keep_latest,
                 at_most=run.batch_size,
-                rest=rest,
+                plan=plan,
             ),
             must_tell_l1=True,
         )
