@@ -29,7 +29,8 @@ from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres
 from glasspoint.errors import L2DeadlineError, L2RefusedError, L2UnavailableError, SchemaError
 from glasspoint.l2 import liveness, retrying
-from glasspoint.l2.faults import FAULTS, REFUSALS, RetryReason, certainly_unchanged, classify
+from glasspoint.l2.faults import FAULTS, REFUSALS, certainly_unchanged, classify
+from glasspoint.telemetry.events import RetryReason
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, locked, rows_of, settled, until
 

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Found", "IdentityKeeper"]
 
+Status = Literal["fits", "changed", "unusable"]
+
 _log = get_logger("glasspoint.l1")
 
 # How often a process says that the cache is in use: see `Attachment.is_forgotten`.
@@ -88,7 +90,7 @@ class Found(NamedTuple):
         generation: Under which they were seen.
     """
 
-    status: Literal["fits", "changed", "unusable"]
+    status: Status
     rows: list[JournalRow] = []  # noqa: RUF012 - never changed
     generation: str = ""
 
@@ -244,7 +246,7 @@ class IdentityKeeper:
                 return
         self._leave(_NO_IDENTITY[error.reason])
 
-    async def _settle(self, look: Look) -> Literal["fits", "changed", "unusable"]:
+    async def _settle(self, look: Look) -> Status:
         row, server = look.attachment, self._cache.server
         if server is None:
             return "unusable"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
@@ -18,13 +18,14 @@ from glasspoint.errors import GlasspointError, L2RefusedError, SchemaError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from glasspoint.telemetry.events import RetryReason
+
 __all__ = [
     "FAULTS",
     "FORESEEN",
     "REFUSALS",
     "Fault",
     "Refusal",
-    "RetryReason",
     "certainly_unchanged",
     "classify",
     "is_passing",
@@ -34,16 +35,6 @@ __all__ = [
 
 FORESEEN = (GlasspointError, psycopg.Error, OSError, TimeoutError)
 """What a background task expects of its servers. Anything else is a mistake of ours, or of a client's."""
-
-RetryReason = Literal[
-    "connection_lost",
-    "server_restart",
-    "read_only",
-    "too_many_connections",
-    "deadlock",
-    "serialization",
-    "lock_timeout",
-]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,12 @@ from glasspoint import traceparent
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import multiprocess
 from glasspoint.telemetry.catalogue import METRICS
-from glasspoint.telemetry.collectors import SaverCollector
+from glasspoint.telemetry.collectors import TIERS, SaverCollector
 from glasspoint.telemetry.events import (
     Audited,
     BackgroundTaskFailed,
     BreakerChanged,
+    BreakerState,
     BurstEnd,
     BurstEnded,
     Drained,
@@ -31,6 +32,7 @@ from glasspoint.telemetry.events import (
     IdentityChanged,
     IdentityReason,
     Invalidated,
+    InvalidationSource,
     L1Result,
     L2Retried,
     Note,
@@ -42,11 +44,14 @@ from glasspoint.telemetry.events import (
     RetentionPruned,
     RetentionRan,
     RetentionResult,
+    RetryReason,
     Step,
     TaskName,
     ThreadDrained,
     TierChanged,
+    Verdict,
     Vitals,
+    WarmUpResult,
     WriteResult,
     failures,
 )
@@ -82,19 +87,7 @@ _HOT = ("get_tuple", "put", "put_writes")
 _ERRORS = tuple((operation, "error") for operation in _HOT)
 _WRITES = tuple((operation, l1) for operation in ("put", "put_writes") for l1 in get_args(WriteResult))
 _FORKS = tuple((kind, outcome) for kind in get_args(ForkKind) for outcome in ("stored", "refused"))
-_RETRIES = tuple(
-    (operation, reason)
-    for operation in _HOT
-    for reason in (
-        "connection_lost",
-        "server_restart",
-        "read_only",
-        "too_many_connections",
-        "deadlock",
-        "serialization",
-        "lock_timeout",
-    )
-)
+_RETRIES = tuple((operation, reason) for operation in _HOT for reason in get_args(RetryReason))
 
 _Metric = TypeVar("_Metric", bound="MetricWrapperBase")
 
@@ -348,23 +341,23 @@ class Metrics(Observer):
         for children, known in (
             (self._operations, _ERRORS),
             (self._reads, get_args(L1Result)),
-            (self._warm_ups, ("stored", "refused", "error")),
+            (self._warm_ups, get_args(WarmUpResult)),
             (self._writes, _WRITES),
             (self._identity_changes, get_args(IdentityReason)),
             (self._bursts, get_args(BurstEnd)),
             (self._foreign_writes, ("checkpoints", "checkpoint_writes")),
             (self._forks, _FORKS),
-            (self._invalidations, ("delete", "prune", "copy", "journal", "audit", "tampered")),
-            (self._breaker, ("open", "half_open", "closed")),
-            (self._audits, ("consistent", "stale", "raced")),
+            (self._invalidations, get_args(InvalidationSource)),
+            (self._breaker, get_args(BreakerState)),
+            (self._audits, get_args(Verdict)),
             (self._fallbacks, _TIER_CHANGES),
-            (self._drained, ("redis", "memory")),
+            (self._drained, TIERS[1:]),
             (self._drained_threads, get_args(DrainResult)),
             (self._retention_pruned, ("checkpoints", "checkpoint_writes", "checkpoint_blobs")),
             (self._retention_runs, get_args(RetentionResult)),
             (self._retries, _RETRIES),
             (self._background, get_args(TaskName)),
-            (self._traceparents, ("malformed", "too_long")),
+            (self._traceparents, get_args(traceparent.Unusable)),
         ):
             for labels in known:
                 # There from the start: a ratio lacks no part, and the first one is seen as an increase.
