@@ -57,7 +57,7 @@ MAY_IMPORT = {
         "telemetry",
         *VOICE,
     },
-    "maintenance": {"errors", "scope", "l1", "l2", "lifecycle", "retention", *VOICE},
+    "maintenance": {"errors", "background", "scope", "l1", "l2", "lifecycle", "retention", *VOICE},
     "saver": {
         "errors",
         "forks",

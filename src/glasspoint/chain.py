@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from glasspoint.background import BackgroundTask, run_to_the_end
 from glasspoint.branches import UNDER_WAY, Branches
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from glasspoint.branches import TierSaver
+    from glasspoint.generics import ResultT
     from glasspoint.lineage import Branch
     from glasspoint.memory_saver import MemorySaver
     from glasspoint.telemetry.events import DrainResult, Telemetry
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
 __all__ = ["Chain", "Spec"]
 
 _log = get_logger("glasspoint")
-
-_Answer = TypeVar("_Answer")
 
 # How long a call goes after a thread that is on its way up, and how often it looks.
 _FOLLOW_SECONDS = 30.0
@@ -261,8 +260,8 @@ class Chain:
         return self._branches.mark(config, placed)
 
     async def run(
-        self, call: Callable[[TierSaver], Awaitable[_Answer]], *, thread_id: object = None
-    ) -> _Answer:
+        self, call: Callable[[TierSaver], Awaitable[ResultT]], *, thread_id: object = None
+    ) -> ResultT:
         """Make a call on the tier that works, and go with it when that changes.
 
         Args:

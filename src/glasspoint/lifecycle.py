@@ -6,7 +6,7 @@ import asyncio
 import weakref
 from contextlib import AsyncExitStack, contextmanager
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.coherence.last_used import LastUsed
+    from glasspoint.generics import ResultT
     from glasspoint.l2.password import Password
     from glasspoint.l2.pool import Pool
     from glasspoint.retention import Sums
@@ -66,8 +67,6 @@ if TYPE_CHECKING:
 __all__ = ["ManagedSaver"]
 
 _log = get_logger("glasspoint")
-
-_Answer = TypeVar("_Answer")
 
 _L1_TIMEOUT_SECONDS = 0.5
 _WRITE_DEADLINE_SECONDS = 10.0
@@ -556,7 +555,7 @@ class _Lifetime:
             self._calls -= 1
             self._look()
 
-    async def settle(self, work: Coroutine[Any, Any, _Answer]) -> _Answer:
+    async def settle(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         """Run to its end what must not be left half done, even if the caller is cancelled meanwhile."""
         return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))
 
@@ -591,7 +590,7 @@ class _Lifetime:
             return
         self._to_the_end(asyncio.create_task(work, context=context or Context()))
 
-    def _to_the_end(self, task: asyncio.Task[_Answer]) -> asyncio.Task[_Answer]:
+    def _to_the_end(self, task: asyncio.Task[ResultT]) -> asyncio.Task[ResultT]:
         self._settling.add(task)
         task.add_done_callback(self._settled)
         return task

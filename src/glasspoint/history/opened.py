@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from contextlib import AsyncExitStack, aclosing, contextmanager
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from glasspoint.background import run_to_the_end
 from glasspoint.blocking import SyncFace
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
+    from glasspoint.generics import ItemT
     from glasspoint.history.beginning import Beginning
     from glasspoint.home import EndOfLoop
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Operation, Served, Telemetry
 
 __all__ = ["Lifetime", "OpenedSaver"]
-
-_Item = TypeVar("_Item")
 
 
 class OpenedSaver(SyncFace):
@@ -134,7 +133,7 @@ class Lifetime:
             self._calls -= 1
             self._look()
 
-    async def each(self, items: AsyncGenerator[_Item, None]) -> AsyncIterator[_Item]:
+    async def each(self, items: AsyncGenerator[ItemT, None]) -> AsyncIterator[ItemT]:
         """Wrap what is fetched bit by bit: each fetch is a call, and what the caller does in between is none,
         so that `close` does not wait for a loop that nobody goes on with."""
         async with aclosing(items):

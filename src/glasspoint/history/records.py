@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "checkpoint_arguments",
+    "flag",
     "member",
     "split_member",
     "to_ancestor",
@@ -58,7 +59,7 @@ def checkpoint_arguments(
     document = json.loads(document_json)
     run = json.loads(metadata_json).get("run_id")
     run_id = run if isinstance(run, str) and "\0" not in run else ""
-    head = [_flag(is_old_format(document)), run_id, *_marks(document)]
+    head = [flag(is_old_format(document)), run_id, *_marks(document)]
     rest_of_head = "".join(f"{text}\0" for text in head).encode()
     place, metadata = (namespace, checkpoint_id, rest_of_head), metadata_json.encode()
     return [
@@ -252,5 +253,6 @@ def _value(raw: bytes) -> Encoded:
     return Encoded(type_.decode(), data)
 
 
-def _flag(flag: bool) -> str:
-    return "1" if flag else ""
+def flag(is_set: bool) -> str:
+    """Return how a script is told of a flag."""
+    return "1" if is_set else ""

@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from functools import cache, partial
 from importlib import resources
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import RedisCluster
 from redis.exceptions import (
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from glasspoint.generics import ResultT
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
@@ -93,8 +94,6 @@ _LEAST_BULK_BYTES = 2**20
 _COMMAND = re.compile(r"to run the '([\w|]+)' command")
 
 _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
-
-_Answer = TypeVar("_Answer")
 
 
 class Steps:
@@ -254,7 +253,7 @@ class Steps:
         except (RedisRefusedError, RedisUnavailableError, StopIteration, ValueError):
             return _BULK_BYTES
 
-    async def _in_turn(self, ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
+    async def _in_turn(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
         try:
             return await self._turns.run(ask, *args)
         except _FAILURES as exc:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import AskError, AuthenticationError, AuthorizationError, NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.codec import StoredCheckpoint
+    from glasspoint.generics import ResultT
     from glasspoint.identity import Identity
     from glasspoint.l1.compression import Packer
     from glasspoint.l1.signature import Signer
@@ -71,8 +72,6 @@ _CHANGING = frozenset(("confirm", "commit", "drop"))
 
 # What telemetry is told of probes: no caller's scope, because no thread id holds NUL.
 _PROBED = Scope("\0probe", "")
-
-_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -669,7 +668,7 @@ class Cache:
         server = await self._in_time(self._epochs.meet, server)
         return await self._pipeline.evalsha(server.shas[step], self._epochs.probe_key(server), *args)
 
-    async def _in_time(self, ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
+    async def _in_time(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
         """Ask something that takes no turn: all steps wait for it, or somebody asks whether Redis lives."""
         with answered_within(self._timeout):
             return await when_connected(ask, *args)

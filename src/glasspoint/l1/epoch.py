@@ -20,12 +20,12 @@ import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1.faults import ReplicaError
 from glasspoint.l1.permissions import refuse_cluster
 from glasspoint.l1.signature import Signer
+from glasspoint.scope import key_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -324,7 +324,7 @@ def _copies_scripts(version: str) -> bool:
 
 def root_of(key_prefix: str) -> str:
     """Return what the keys of all epochs begin with."""
-    return f"{_quote(key_prefix)}:{_KEY_FORMAT}:"
+    return f"{key_part(key_prefix)}:{_KEY_FORMAT}:"
 
 
 def _prefix_of(root: str, identity: Identity) -> str:
@@ -332,8 +332,4 @@ def _prefix_of(root: str, identity: Identity) -> str:
 
 
 def _key(scope: Scope) -> str:
-    return f"{{{_quote(scope.thread_id)}}}:{_quote(scope.checkpoint_ns)}"
-
-
-def _quote(text: str) -> str:
-    return quote(text, safe="")
+    return f"{{{key_part(scope.thread_id)}}}:{key_part(scope.checkpoint_ns)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import MaxConnectionsError, ResponseError
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis, RedisCluster
 
+    from glasspoint.generics import ResultT
+
 __all__ = ["Turns", "connections_of", "when_connected"]
 
 # How soon a client without a connection left is asked again, at first and at last: it says nothing by itself.
 _PAUSES_SECONDS = 0.001, 0.016
-
-_Answer = TypeVar("_Answer")
 
 
 class Turns:
@@ -43,7 +43,7 @@ class Turns:
         self._timeout = timeout_seconds
         self._answers = 0
 
-    async def run(self, ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
+    async def run(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
         """Await `ask(*args)`, when it is its turn.
 
         Raises:
@@ -89,7 +89,7 @@ class Turns:
         self._free += 1
 
 
-async def when_connected(ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
+async def when_connected(ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
     """Await `ask(*args)`, again and again while the client has no connection left.
 
     Others may use the client, too. Nothing was sent then, so it may be sent still.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from glasspoint.errors import GlasspointError, L2DeadlineError
 from glasspoint.l2.faults import certainly_unchanged, classify
@@ -16,13 +16,12 @@ from glasspoint.telemetry.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from glasspoint.generics import ResultT
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["Retries"]
 
 _log = get_logger("glasspoint.l2")
-
-_Answer = TypeVar("_Answer")
 
 # Full jitter: many callers who lost their connections at once must not come back at once.
 _BACK_OFF_SECONDS = 0.1
@@ -52,12 +51,12 @@ class Retries:
     async def run(
         self,
         operation: str,
-        call: Callable[[], Awaitable[_Answer]],
+        call: Callable[[], Awaitable[ResultT]],
         *,
         failed: Callable[[Exception], object] = lambda exc: None,
         may_repeat: Callable[[], bool] = lambda: True,
         attempts: int | None = None,
-    ) -> _Answer:
+    ) -> ResultT:
         """Await `call()`, and repeat it while that may help.
 
         Args:

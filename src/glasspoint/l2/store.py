@@ -13,7 +13,7 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from psycopg.rows import DictRow
 
+    from glasspoint.generics import ItemT, ResultT
     from glasspoint.l2.contents import Holding, Namespace, Outline
     from glasspoint.l2.fences import Fences
     from glasspoint.l2.liveness import Greet
@@ -82,8 +83,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer"]
 
-_Item = TypeVar("_Item")
-_Answer = TypeVar("_Answer")
 
 # A standby, where no unlogged table can be read; tables that were removed; a right that was taken away.
 _WITHOUT_FENCES = (
@@ -500,8 +499,8 @@ class Store:
     def _batcher(
         self,
         step_name: str,
-        execute: Callable[[Connection, Sequence[Call[_Item, _Answer]]], Awaitable[Sequence[_Answer]]],
-    ) -> Batcher[_Item, _Answer]:
+        execute: Callable[[Connection, Sequence[Call[ItemT, ResultT]]], Awaitable[Sequence[ResultT]]],
+    ) -> Batcher[ItemT, ResultT]:
         return Batcher(
             step_name,
             execute,
@@ -630,8 +629,8 @@ class Store:
             await asyncio.shield(self._to_the_end(rest))
 
     def _to_the_end(
-        self, work: Coroutine[Any, Any, _Answer], context: Context | None = None
-    ) -> asyncio.Task[_Answer]:
+        self, work: Coroutine[Any, Any, ResultT], context: Context | None = None
+    ) -> asyncio.Task[ResultT]:
         task = asyncio.create_task(work, context=context)
         self._unfinished.add(task)
         task.add_done_callback(self._unfinished.discard)
