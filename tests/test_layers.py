@@ -190,6 +190,7 @@ DOORS = {
     "psycopg": {
         "l2/identity.py",
         "l2/connecting.py",
+        "l2/connections.py",
         "l2/contents.py",
         "l2/pool.py",
         "l2/store.py",

@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 
     from glasspoint.coherence.last_used import LastUsed
     from glasspoint.generics import ResultT
+    from glasspoint.l2.connections import Pool
     from glasspoint.l2.password import Password
-    from glasspoint.l2.pool import Pool
     from glasspoint.retention import Sums
     from glasspoint.telemetry.events import BreakerState, Telemetry
 

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from glasspoint.l2.store import Connection, Ready
+    from glasspoint.l2.connections import Connection
+    from glasspoint.l2.store import Ready
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Step, Telemetry
 

@@ -47,12 +47,10 @@ from glasspoint.telemetry.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from psycopg.rows import DictRow
-
+    from glasspoint.l2.connections import Connection
     from glasspoint.l2.store import Store
     from glasspoint.telemetry.events import IdentityReason
 
-    Connection = psycopg.AsyncConnection[DictRow]
 
 __all__ = [
     "BARRIER",

@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, cast
 
-import psycopg
 from psycopg.rows import tuple_row
 
 from glasspoint.l2.statements import OWN
@@ -27,14 +26,12 @@ from glasspoint.l2.statements import OWN
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from psycopg.rows import DictRow
-
+    from glasspoint.l2.connections import Connection
     from glasspoint.l2.identity import JournalRow
     from glasspoint.l2.store import Store
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
-    Connection = psycopg.AsyncConnection[DictRow]
 
 __all__ = ["Journal", "journalled"]
 

@@ -28,12 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from psycopg.rows import DictRow
-
-    from glasspoint.l2.pool import Pool
+    from glasspoint.l2.connections import Connection, Pool
     from glasspoint.telemetry.events import Telemetry
 
-    Connection = psycopg.AsyncConnection[DictRow]
     Greet = Callable[[Connection], Coroutine[Any, Any, None]]
 
 __all__ = ["Liveness", "Reviver"]

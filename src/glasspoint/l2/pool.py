@@ -24,12 +24,9 @@ from glasspoint.telemetry.logs import get_logger
 from glasspoint.urls import split_url
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
+    from glasspoint.l2.connections import Pool
     from glasspoint.l2.password import Password
     from glasspoint.telemetry.events import Telemetry
-
-    Pool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 
 __all__ = [
     "address_of",

@@ -24,12 +24,10 @@ from glasspoint.scope import Scope
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 
-    from psycopg.rows import DictRow
-
+    from glasspoint.l2.connections import Connection
     from glasspoint.l2.store import Store
     from glasspoint.telemetry.events import Telemetry
 
-    Connection = psycopg.AsyncConnection[DictRow]
 
 __all__ = ["Barrier", "Cutoff", "Plan", "Pruner", "Removed", "Rest"]
 

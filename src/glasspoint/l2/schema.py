@@ -41,9 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
-    from psycopg.rows import DictRow
+    from glasspoint.l2.connections import Connection
 
-    Connection = psycopg.AsyncConnection[DictRow]
     Statement: TypeAlias = str | sql.Composable
 
 __all__ = [

@@ -65,18 +65,16 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
     from langgraph.checkpoint.serde.base import SerializerProtocol
-    from psycopg.rows import DictRow
 
     from glasspoint.generics import ItemT, ResultT
+    from glasspoint.l2.connections import Connection, Pool
     from glasspoint.l2.contents import Holding, Namespace, Outline
     from glasspoint.l2.fences import Fences
     from glasspoint.l2.liveness import Greet
-    from glasspoint.l2.pool import Pool
     from glasspoint.lineage import Branch
     from glasspoint.telemetry.events import Telemetry
     from glasspoint.threads import ThreadChoice, ThreadSummary
 
-    Connection = psycopg.AsyncConnection[DictRow]
     _Select = Call[bool, StoredCheckpoint | None]
     _Put = Call[EncodedPut, PutAnswer]
     _PutWrites = Call[PendingWrites, WritesAnswer]
