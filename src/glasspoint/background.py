@@ -44,10 +44,12 @@ class BackgroundTask:
     """
 
     def __init__(self, name: TaskName, telemetry: Telemetry | None, *, means: str) -> None:
-        """Args:
-        name: What the task is called in the log and in metrics.
-        telemetry: Receives an event for each failure; `None`: it is only logged.
-        means: What users lose while the task fails, as a sentence for the log.
+        """Name the task.
+
+        Args:
+            name: What the task is called in the log and in metrics.
+            telemetry: Receives an event for each failure; `None`: it is only logged.
+            means: What users lose while the task fails, as a sentence for the log.
         """
         self.pause = 0.0
         self._name = name

@@ -247,9 +247,12 @@ class Opening(AbstractAsyncContextManager[_Saver], AbstractContextManager[_Saver
     """
 
     def __init__(self, open_: Callable[[], Coroutine[Any, Any, _Saver]], *, reopens: bool = False) -> None:
-        """Args:
-        open_: Opens the saver, on the loop that it is awaited on.
-        reopens: Whether `open_` may be called again in a child after a fork. Not, if it takes connections.
+        """Take what opens the saver.
+
+        Args:
+            open_: Opens the saver, on the loop that it is awaited on.
+            reopens: Whether `open_` may be called again in a child after a fork. Not, if it takes
+                connections.
         """
         self._open = open_
         self._saver: _Saver | None = None

@@ -118,10 +118,12 @@ class Chain:
     """The tiers of one saver, best first."""
 
     def __init__(self, specs: list[Spec], telemetry: Telemetry, *, probe_seconds: float) -> None:
-        """Args:
-        specs: The tiers, best first.
-        telemetry: Who is told of every change.
-        probe_seconds: How often the tiers above are tried.
+        """Take the tiers; `open` opens one of them.
+
+        Args:
+            specs: The tiers, best first.
+            telemetry: Who is told of every change.
+            probe_seconds: How often the tiers above are tried.
         """
         self._specs = specs
         self._telemetry = telemetry
@@ -206,8 +208,10 @@ class Chain:
         self._background(self._keep_watch(), "glasspoint-tier-probe")
 
     async def close(self) -> None:
-        """Let the calls under way end, and close every saver that is open; also if the caller is cancelled
-        meanwhile. May be called twice."""
+        """Let the calls under way end, and close every saver that is open.
+
+        That is done to the end, also if the caller is cancelled meanwhile. May be called twice.
+        """
         if self._active is not None:
             await run_to_the_end(self._close())
 
@@ -225,8 +229,10 @@ class Chain:
                     await lookout.close()
 
     async def delete_thread(self, thread_id: str, delete: Callable[[TierSaver], Awaitable[None]]) -> None:
-        """Delete a thread in the tier that works, and what stands of it in lower tiers: else it would come
-        back when these are drained."""
+        """Delete a thread in the tier that works, and in the lower tiers.
+
+        A thread that stays in a lower tier would come back when that tier is drained.
+        """
         await self.run(delete, thread_id=thread_id)
         for below in self._below(self._current[0]):
             if below.name not in self._undrained:

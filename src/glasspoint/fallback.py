@@ -46,8 +46,10 @@ class FallbackSaver(SyncFace):
     """
 
     def __init__(self, chain: Chain) -> None:
-        """Args:
-        chain: The tiers, opened.
+        """Take the chain of tiers.
+
+        Args:
+            chain: The tiers, opened.
         """
         super().__init__(serde=chain.saver.serde)
         self.home = Home(self)

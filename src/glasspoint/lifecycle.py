@@ -421,8 +421,11 @@ class ManagedSaver(SyncFace):
         return "ok" if answers and self._breaker.is_closed else "unavailable"
 
     async def _look_at_l2(self) -> str:
-        """Tell a PostgreSQL that is away from a pool whose connections are all in use, which would make every
-        process of a busy service unready at once: then a connection beside the pool is tried."""
+        """Tell a PostgreSQL that is away from a pool whose connections are all in use.
+
+        The latter would make every process of a busy service unready at once: so a connection beside the pool
+        is tried.
+        """
         takes_writes = True
 
         async def ask() -> None:
@@ -604,8 +607,11 @@ class _Lifetime:
             self._idle.set()
 
     async def close(self) -> None:
-        """Wait for what is under way (its deadlines bound that), then close what was opened here; also if the
-        caller is cancelled meanwhile: no connection stays open."""
+        """Wait for what is under way, then close what was opened here.
+
+        Deadlines bound the wait. All of it is closed, also if the caller is cancelled meanwhile: no
+        connection stays open.
+        """
         if self._closed:
             return
         self._closed = True

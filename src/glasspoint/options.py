@@ -70,8 +70,10 @@ class CachedOptions(TypedDict, total=False):
 
 
 class OpenCachedOptions(CachedOptions, total=False):
-    """Keyword arguments of `CachedPostgresSaver.create` and `from_conn_string`: `create` says what each
-    means."""
+    """Keyword arguments of `CachedPostgresSaver.create` and `from_conn_string`.
+
+    `create` says what each means.
+    """
 
     pool_min_size: int
     pool_max_size: int
@@ -83,8 +85,10 @@ class OpenCachedOptions(CachedOptions, total=False):
 
 
 class RedisOptions(TypedDict, total=False):
-    """Keyword arguments of `create_redis_checkpointer`: the constructor of `RedisSaver` says what each
-    means."""
+    """Keyword arguments of `create_redis_checkpointer`.
+
+    The constructor of `RedisSaver` says what each means.
+    """
 
     serde: SerializerProtocol | None
     key_prefix: str

@@ -504,8 +504,10 @@ class _WriteThrough:
         return self._burst is not None and self._burst.writers > 1
 
     def judged(self, put: EncodedPut) -> EncodedPut:
-        """Return a put as it is to be sent now. Once an attempt is in doubt, what is there may be its own,
-        and forks cannot be told."""
+        """Return a put as it is to be sent now.
+
+        Once an attempt is in doubt, what is there may be its own, and forks cannot be told.
+        """
         return replace(put, follows_newest=False, follows_own=False) if self._in_doubt else put
 
     async def ready(self, connection: object) -> Announced:
@@ -567,8 +569,10 @@ class _WriteThrough:
         return answer
 
     async def to_l1(self, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
-        """Let the burst know of the write. L1 is asked only for a first one, or when something is amiss. In a
-        task of its own: a cancelled caller must not leave half a step behind.
+        """Let the burst know of the write.
+
+        L1 is asked only for a first one, or when something is amiss. In a task of its own: a cancelled caller
+        must not leave half a step behind.
 
         Args:
             fence: What the statement has seen of fences.

@@ -225,8 +225,11 @@ def _storable(name: str, value: object) -> str:
 
 
 def _wrong_type(name: str, value: object) -> str:
-    """Say what to do about an id that is no string. Not all that has a `str(…)` is an id: of `None` it would
-    be the same text for everybody, of an object its address."""
+    """Say what to do about an id that is no string.
+
+    Not all that has a `str(…)` is an id: of `None` it would be the same text for everybody, of an object its
+    address.
+    """
     if value is None:
         return (
             f"The {name} is None: what should have set it did not. Find out why, and pass a string of its "

@@ -67,12 +67,14 @@ class RedisHistory:
         ttl_seconds: float | None,
         signer: Signer | None = None,
     ) -> None:
-        """Args:
-        steps: Run the scripts.
-        keyspace: Names the keys.
-        telemetry: Receives an event for each field that was refused.
-        ttl_seconds: How long a thread lives after its last use; `None` for ever.
-        signer: Signs and verifies what is stored; `None`: it is stored as it is, and believed.
+        """Take the Redis and the keys.
+
+        Args:
+            steps: Run the scripts.
+            keyspace: Names the keys.
+            telemetry: Receives an event for each field that was refused.
+            ttl_seconds: How long a thread lives after its last use; `None` for ever.
+            signer: Signs and verifies what is stored; `None`: it is stored as it is, and believed.
         """
         self._steps = steps
         self._keyspace = keyspace

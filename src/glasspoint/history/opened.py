@@ -35,11 +35,13 @@ class OpenedSaver(SyncFace):
     def __init__(
         self, history: History, vitals: Vitals, telemetry: Telemetry, serde: SerializerProtocol | None
     ) -> None:
-        """Args:
-        history: What to read and write.
-        vitals: What there is to say of the saver.
-        telemetry: Who is told of everything.
-        serde: How values are serialised; by default as LangGraph's savers do it.
+        """Take the history, and what belongs to it.
+
+        Args:
+            history: What to read and write.
+            vitals: What there is to say of the saver.
+            telemetry: Who is told of everything.
+            serde: How values are serialised; by default as LangGraph's savers do it.
         """
         super().__init__(serde=serde)
         self.home = Home(self)
@@ -134,8 +136,11 @@ class Lifetime:
             self._look()
 
     async def each(self, items: AsyncGenerator[ItemT, None]) -> AsyncIterator[ItemT]:
-        """Wrap what is fetched bit by bit: each fetch is a call, and what the caller does in between is none,
-        so that `close` does not wait for a loop that nobody goes on with."""
+        """Wrap what is fetched bit by bit: each fetch is a call.
+
+        What the caller does in between is none, so that `close` does not wait for a loop that nobody goes on
+        with.
+        """
         async with aclosing(items):
             while True:
                 with self.call():
@@ -150,8 +155,11 @@ class Lifetime:
             self._idle.set()
 
     async def close(self) -> None:
-        """Wait for what is under way (its timeouts bound that), then close what was opened here; also if the
-        caller is cancelled meanwhile: no connection stays open."""
+        """Wait for what is under way, then close what was opened here.
+
+        Timeouts bound the wait. All of it is closed, also if the caller is cancelled meanwhile: no connection
+        stays open.
+        """
         if self._closed:
             return
         self._closed = True

@@ -76,7 +76,7 @@ def checkpoint_arguments(
 def value_arguments(
     fields: Fields, namespace: str, values: Mapping[str, tuple[str, Encoded]]
 ) -> list[Argument]:
-    """Return values as channel, version, packed value, …"""
+    """Return values as channel, version, packed value and so on."""
     arguments: list[Argument] = []
     for channel, (version, value) in values.items():
         place = channel.encode(), version.encode()
@@ -88,7 +88,7 @@ def value_arguments(
 def write_arguments(
     fields: Fields, namespace: str, checkpoint_id: str, writes: Iterable[EncodedWrite]
 ) -> list[Argument]:
-    """Return pending writes as task and index, channel, type, task path, bytes, …
+    """Return pending writes as task and index, channel, type, task path, bytes and so on.
 
     Raises:
         SerializationError: A name in them is not valid Unicode.
@@ -144,7 +144,7 @@ def to_stored(
 
 
 def to_writes(fields: Fields, flat: Sequence[bytes]) -> list[EncodedWrite]:
-    """Read pending writes out of name, value, name, value, …
+    """Read pending writes out of name, value, name, value and so on.
 
     Raises:
         ThreadTamperedError: One is not signed as `fields` sign.

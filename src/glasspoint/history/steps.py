@@ -100,10 +100,12 @@ class Steps:
     """Runs the scripts of `scripts/` on a Redis or a Redis Cluster."""
 
     def __init__(self, redis: Redis | RedisCluster, telemetry: Telemetry, *, timeout_seconds: float) -> None:
-        """Args:
-        redis: A client with `decode_responses=False`; not closed here.
-        telemetry: Who is told of every step.
-        timeout_seconds: How long one step may take from its turn on, see `Turns`.
+        """Take the Redis that runs the scripts.
+
+        Args:
+            redis: A client with `decode_responses=False`; not closed here.
+            telemetry: Who is told of every step.
+            timeout_seconds: How long one step may take from its turn on, see `Turns`.
         """
         self._redis: Any = redis
         self._telemetry = telemetry
@@ -160,8 +162,8 @@ class Steps:
         return [status] if status in (AGAIN, EXISTS) else answer
 
     async def ping(self) -> None:
-        """Raises:
-        RedisUnavailableError: Redis does not answer.
+        """Raises: RedisUnavailableError: Redis does not answer.
+
         RedisRefusedError: It refuses this user.
         """
         try:

@@ -138,15 +138,17 @@ class Cache:
         breaker: Breaker | None = None,
         packer: Packer | None = None,
     ) -> None:
-        """Args:
-        redis: A client with `decode_responses=False`; not closed here.
-        telemetry: Who is told of every step.
-        key_prefix: What every key begins with.
-        ttl_seconds: How long an entry lives after its last use.
-        intent_seconds: How long a write may take; longer than the deadline that L2 enforces.
-        timeout_seconds: How long one step may take.
-        breaker: Whether Redis is asked at all; by default one of its own.
-        packer: Compresses what is stored; what is read may be compressed or not, either way.
+        """Take the Redis that holds the entries.
+
+        Args:
+            redis: A client with `decode_responses=False`; not closed here.
+            telemetry: Who is told of every step.
+            key_prefix: What every key begins with.
+            ttl_seconds: How long an entry lives after its last use.
+            intent_seconds: How long a write may take; longer than the deadline that L2 enforces.
+            timeout_seconds: How long one step may take.
+            breaker: Whether Redis is asked at all; by default one of its own.
+            packer: Compresses what is stored; what is read may be compressed or not, either way.
         """
         self._redis = redis
         self._telemetry = telemetry

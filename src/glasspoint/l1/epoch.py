@@ -110,8 +110,11 @@ class Epoch:
         return self.server.shas
 
     def key(self, scope: Scope) -> bytes:
-        """Return the scope's key. Thread and namespace are percent-encoded, so no two scopes can share one;
-        the braces make the thread the cluster hash tag."""
+        """Return the scope's key.
+
+        Thread and namespace are percent-encoded, so no two scopes can share one; the braces make the thread
+        the cluster hash tag.
+        """
         return f"{self.prefix}{_key(scope)}".encode()
 
 
@@ -140,10 +143,12 @@ class EpochKeeper:
     def __init__(
         self, redis: Redis, *, key_prefix: str, changed: Callable[[Server, Server | None], None]
     ) -> None:
-        """Args:
-        redis: The client.
-        key_prefix: Put in front of every key, percent-encoded.
-        changed: Called with the new and the previous server (`None` the first time) after each change.
+        """Take the Redis whose epoch is known.
+
+        Args:
+            redis: The client.
+            key_prefix: Put in front of every key, percent-encoded.
+            changed: Called with the new and the previous server (`None` the first time) after each change.
         """
         self._redis = redis
         self.root = root_of(key_prefix)
@@ -175,8 +180,10 @@ class EpochKeeper:
         return f"{self.root}{server.reign}:probe".encode()
 
     def is_past(self, key: bytes, epoch: Epoch) -> bool:
-        """Tell whether no process believes what stands under a key: it is of another reign, or of another
-        generation of this epoch's database."""
+        """Tell whether no process believes what stands under a key.
+
+        That is so if it is of another reign, or of another generation of this epoch's database.
+        """
         reign, _, rest = key.decode(errors="replace").removeprefix(self.root).partition(":")
         name, is_entry, _ = rest.partition(":{")
         if not is_entry:

@@ -32,10 +32,12 @@ class Turns:
     """So many calls at once, the others in the order in which they came."""
 
     def __init__(self, at_once: int, *, timeout_seconds: float) -> None:
-        """Args:
-        at_once: How many.
-        timeout_seconds: How long each may take, from its turn on. Its turn it awaits as long, if Redis
-            answers nobody meanwhile, and otherwise twice as long.
+        """Take how many calls run at once.
+
+        Args:
+            at_once: How many.
+            timeout_seconds: How long each may take, from its turn on. Its turn it awaits as long, if Redis
+                answers nobody meanwhile, and otherwise twice as long.
         """
         self.at_once = at_once
         self._free = at_once
@@ -104,8 +106,10 @@ async def when_connected(ask: Callable[..., Awaitable[ResultT]], *args: Any) -> 
 
 
 def connections_of(redis: Redis | RedisCluster, *, most: int) -> int:
-    """Return how many of a client's connections (of a cluster: to one node) may be used at once: all but one,
-    which is left for whoever asks for a sign of life, and not more than `most`."""
+    """Return how many of a client's connections (of a cluster: to one node) may be used at once.
+
+    All but one, which is left for whoever asks for a sign of life, and not more than `most`.
+    """
     pool = getattr(redis, "connection_pool", None)
     limit = getattr(redis, "connection_kwargs", {}).get("max_connections") if pool is None else None
     limit = getattr(pool, "max_connections", limit)

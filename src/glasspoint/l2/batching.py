@@ -188,12 +188,14 @@ class Batcher(Generic[ItemT, ResultT]):
         start: Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]],
         telemetry: Telemetry,
     ) -> None:
-        """Args:
-        step_name: What telemetry calls such a statement.
-        execute: Sends calls in one statement; an answer for each.
-        connection: Checks one out; names what goes wrong. Nobody who is cancelled loses it.
-        start: Starts a task in a context; it is waited for when the saver is closed.
-        telemetry: Who is told of each call.
+        """Take what executes a statement, and for which kind of call.
+
+        Args:
+            step_name: What telemetry calls such a statement.
+            execute: Sends calls in one statement; an answer for each.
+            connection: Checks one out; names what goes wrong. Nobody who is cancelled loses it.
+            start: Starts a task in a context; it is waited for when the saver is closed.
+            telemetry: Who is told of each call.
         """
         self._step_name = step_name
         self._execute = execute
@@ -229,8 +231,11 @@ class Batcher(Generic[ItemT, ResultT]):
         return await self._first(call)
 
     async def _first(self, call: Call[ItemT, ResultT]) -> ResultT:
-        """Send a call by itself; or with its company, if that comes before the call has a connection and is
-        ready. It does not wait for them."""
+        """Send a call by itself, or with its company.
+
+        The company is what comes before the call has a connection and is ready: the call does not wait for
+        it.
+        """
         followers: list[_Waiter[ItemT, ResultT]] = []
         if call.company is not None:
             self._gathering[call.company] = (call.asked_at, followers)
@@ -350,8 +355,11 @@ class Batcher(Generic[ItemT, ResultT]):
             waiter.fail(error)
 
     async def _leave(self, waiter: _Waiter[ItemT, ResultT]) -> None:
-        """The caller gives up: at once, unless its statement was sent. Then it goes when that has ended, and
-        that is seen to if nobody else waits for it; if somebody does, the caller goes when told again."""
+        """The caller gives up: at once, unless its statement was sent.
+
+        Then it goes when that has ended, and that is seen to if nobody else waits for it; if somebody does,
+        the caller goes when told again.
+        """
         if waiter in self._waiting:
             self._waiting.remove(waiter)
         while waiter.batch is not None and waiter.batch.is_executing:

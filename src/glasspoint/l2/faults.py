@@ -184,8 +184,9 @@ _NAMED_ELSEWHERE = ("08", "57", "42P01", "42501")
 
 @contextmanager
 def naming_refusals() -> Iterator[None]:
-    """Name what PostgreSQL refuses in a block. What is retried stays as it is, and so does what never reached
-    PostgreSQL.
+    """Name what PostgreSQL refuses in a block.
+
+    What is retried stays as it is, and so does what never reached PostgreSQL.
 
     Raises:
         SchemaError, L2RefusedError: PostgreSQL refused. Of the row, only names of the schema are told.
@@ -237,8 +238,10 @@ def certainly_unchanged(error: BaseException) -> bool:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Tell whether the same call may be answered some time later: a full disk, a lock, a restart. What
-    PostgreSQL refuses for what it was sent, it refuses again."""
+    """Tell whether the same call may be answered some time later: a full disk, a lock, a restart.
+
+    What PostgreSQL refuses for what it was sent, it refuses again.
+    """
     return classify(error) not in (_OTHER, _UNKNOWN)
 
 

@@ -288,9 +288,11 @@ class Identities:
     """Reads and renews the identity of one cache."""
 
     def __init__(self, store: Store, *, cache: str) -> None:
-        """Args:
-        store: Whose connections are used.
-        cache: The name of the cache: the key prefix.
+        """Take the store whose connections are used.
+
+        Args:
+            store: Whose connections are used.
+            cache: The name of the cache: the key prefix.
         """
         self._store = store
         self._cache = cache
@@ -313,7 +315,7 @@ class Identities:
             NoIdentityError: PostgreSQL tells none.
             psycopg.Error: PostgreSQL does not answer, or refuses otherwise.
         """
-        async with self._store._checkout() as conn:
+        async with self._store.checkout() as conn:
             return await self.look_on(conn, limit=limit, after=after)
 
     async def look_on(self, conn: Connection, *, limit: int = 0, after: int = 0) -> Look:
@@ -375,7 +377,7 @@ class Identities:
             "facts": json.dumps({**look.facts, _REASON: reason}),
             "seen": seen and seen.generation,
         }
-        async with self._store._checkout() as conn, conn.transaction():
+        async with self._store.checkout() as conn, conn.transaction():
             if seen is None or seen.is_forgotten:
                 await conn.execute(
                     "SELECT set_config('lock_timeout', %(timeout)s, true)", {"timeout": _BARRIER_TIMEOUT}
@@ -401,7 +403,7 @@ class Identities:
         await self._update(_SAY_PURGED, generation)
 
     async def _update(self, statement: str, generation: str, **params: Any) -> bool:
-        async with self._store._checkout() as conn:
+        async with self._store.checkout() as conn:
             cursor = await conn.execute(
                 cast("Any", statement), {"cache": self._cache, "generation": generation, **params}
             )

@@ -154,8 +154,10 @@ class Reviver:
     """
 
     def __init__(self, telemetry: Telemetry | None = None) -> None:
-        """Args:
-        telemetry: Receives an event for each failure that nobody foresaw.
+        """Begin idle.
+
+        Args:
+            telemetry: Receives an event for each failure that nobody foresaw.
         """
         self._background = BackgroundTask(
             "reconnector", telemetry, means="Meanwhile callers wait longer for a PostgreSQL that is back."
@@ -190,8 +192,10 @@ def _is_waited_for(pool: Pool) -> bool:
 
 
 def _has_news(connection: Connection) -> bool:
-    """Whether something has come that nobody asked for: an end of file, a farewell, or only a notice. Costs
-    a system call, not a round trip."""
+    """Whether something has come that nobody asked for: an end of file, a farewell, or only a notice.
+
+    Costs a system call, not a round trip.
+    """
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))

@@ -248,8 +248,10 @@ class _Failures:
     """Why a pool could not connect, the last time it tried."""
 
     def __init__(self, conninfo: str) -> None:
-        """Args:
-        conninfo: Where the pool connects to.
+        """Begin without a failure.
+
+        Args:
+            conninfo: Where the pool connects to.
         """
         self.says: str | None = None
         """What happened, and what to do about it, in sentences; `None` since a connection was made."""

@@ -75,8 +75,10 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cutoff:
-    """What is old: ids below `uuid`, timestamps before `timestamp`; and `orphans`: the same as an id, for
-    writes that have no checkpoint."""
+    """What is old: ids below `uuid`, timestamps before `timestamp`.
+
+    `orphans` is the same as `uuid`, for writes that have no checkpoint.
+    """
 
     uuid: str
     timestamp: str
@@ -168,9 +170,11 @@ class Pruner:
     """Removes and copies, in a `Store`'s database."""
 
     def __init__(self, store: Store, telemetry: Telemetry) -> None:
-        """Args:
-        store: Whose connections are used.
-        telemetry: Who is told of every transaction.
+        """Take the store whose connections are used.
+
+        Args:
+            store: Whose connections are used.
+            telemetry: Who is told of every transaction.
         """
         self._store = store
         self._telemetry = telemetry
@@ -248,7 +252,7 @@ class Pruner:
     ) -> list[tuple[str, int]]:
         """Return the next threads in which something may be old, and at most how many checkpoints."""
         params = {**cutoff.params(), "after": after, "limit": limit, "keep_latest": keep_latest}
-        async with self._store._connection(None) as conn:
+        async with self._store.connection(None) as conn:
             with self._telemetry.step("l2.prune_find", None):
                 async with conn.transaction():
                     await _settings(conn)
@@ -334,7 +338,7 @@ class Pruner:
 
     async def count_older(self, thread_ids: Sequence[str], cutoff: Cutoff, *, keep_latest: bool) -> Removed:
         """Count what `remove_older` would remove. Takes no locks."""
-        async with self._store._connection(None) as conn:
+        async with self._store.connection(None) as conn:
             with self._telemetry.step("l2.prune_count", None):
                 async with conn.transaction():
                     await conn.execute("SET TRANSACTION READ ONLY")
@@ -364,7 +368,7 @@ class Pruner:
     async def _transaction(
         self, step: str, scope: Scope | None, barrier: Barrier
     ) -> AsyncIterator[Connection]:
-        async with self._store._connection(scope) as conn:
+        async with self._store.connection(scope) as conn:
             with self._telemetry.step(step, scope):
                 async with conn.transaction():
                     await _settings(conn)
@@ -386,8 +390,11 @@ class Pruner:
             await _execute(conn, statements.DROP_PARENTS, columns)
 
     async def _check_gone(self, conn: Connection, thread_ids: Sequence[str]) -> None:
-        """Raise if a put has slipped in: one that had begun before readers and writers were looked for, and
-        was over by then. What begins later is later than the deletion."""
+        """Raise if a put has slipped in.
+
+        Such a put had begun before readers and writers were looked for, and was over by then. What begins
+        later is later than the deletion.
+        """
         if not thread_ids:
             return
         there = await _fetch(conn, statements.STILL_THERE, {"thread_ids": list(thread_ids)})
@@ -457,8 +464,10 @@ def _plan_of(rows: list[tuple[Any, ...]]) -> Plan:
 
 
 def _scopes(plan: Plan, garbage: Iterable[Value]) -> set[Scope]:
-    """What changes; planned rather than done: another deletion, under way, may have taken the rows first,
-    and must not be relied on to tell L1."""
+    """Return the scopes that change, as planned rather than as done.
+
+    Another deletion, under way, may have taken the rows first, and must not be relied on to tell L1.
+    """
     rows = [*plan.doomed, *(row for children in plan.severed.values() for row in children)]
     return {Scope(*row[:2]) for row in rows} | {Scope(*value[:2]) for value in garbage} | plan.over
 

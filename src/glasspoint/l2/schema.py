@@ -416,8 +416,10 @@ async def _migrate_upstream(conn: Connection, state: _State) -> _Index | None:
 
 
 async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
-    """Make an index in this transaction, unless its table has rows, or another process builds it. Returns
-    whether a valid one is there."""
+    """Make an index in this transaction, unless its table has rows, or another process builds it.
+
+    Returns whether a valid one is there.
+    """
     status = await _status_of(conn, None, index)
     if status.is_valid or status.workers:
         return bool(status.is_valid)
@@ -628,8 +630,10 @@ async def _try_build(
 
 @asynccontextmanager
 async def _timeout_lifted(conn: Connection, is_ours: bool) -> AsyncIterator[None]:
-    """Without the statement timeout that our own pool has set, unless a pooler is in between, through which
-    the setting would reach others."""
+    """Run a block without the statement timeout that our own pool has set.
+
+    Behind a pooler the timeout stays: the setting would reach others there.
+    """
     row = await _fetch_one(conn, "SELECT pg_backend_pid(), current_setting('statement_timeout')")
     if row is None or not is_ours or row[0] != conn.info.backend_pid:
         yield
@@ -795,8 +799,10 @@ async def _warn_of_missing_triggers(conn: Connection, schema: str) -> None:
 
 @asynccontextmanager
 async def _autocommit(conn: Connection) -> AsyncIterator[None]:
-    """Let every statement be a transaction of its own, but in `conn.transaction()`. Only psycopg knows of
-    that, not the server."""
+    """Let every statement be a transaction of its own, but in `conn.transaction()`.
+
+    Only psycopg knows of that, not the server.
+    """
     autocommit = conn.autocommit
     await conn.rollback()
     await conn.set_autocommit(True)

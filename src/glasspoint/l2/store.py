@@ -109,12 +109,15 @@ class Store:
         foreign_writes: schema.ForeignWrites = "watch",
         refuses_forks: bool = False,
     ) -> None:
-        """Args:
-        upstream: The saver whose connection or pool is used; with one connection, calls queue on its lock.
-        telemetry: Who is told of every statement and every wait.
-        cache: What L1 is called in the journal: see `Journal`.
-        foreign_writes: See `schema.set_up`.
-        refuses_forks: A put that would fork its thread is not stored: see `PutAnswer.forked_by`.
+        """Take upstream's saver, whose connections and tables are used.
+
+        Args:
+            upstream: The saver whose connection or pool is used; with one connection, calls queue on its
+                lock.
+            telemetry: Who is told of every statement and every wait.
+            cache: What L1 is called in the journal: see `Journal`.
+            foreign_writes: See `schema.set_up`.
+            refuses_forks: A put that would fork its thread is not stored: see `PutAnswer.forked_by`.
 
         Raises:
             ConfigurationError: With it a call would return before PostgreSQL has its write for good.
@@ -179,8 +182,10 @@ class Store:
 
     @property
     def can_spare_a_connection(self) -> bool:
-        """Whether one is idle and nobody waits: to use it for a moment delays no call. Of a pool that may be
-        empty and is, too; any other that is empty would only try in vain to connect."""
+        """Whether one is idle and nobody waits: to use it for a moment delays no call.
+
+        Of a pool that may be empty and is, too; any other that is empty would only try in vain to connect.
+        """
         if self.pool is None:
             return not self._upstream.lock.locked()
         stats = self.pool.get_stats()
@@ -197,7 +202,7 @@ class Store:
             SchemaError: This role may not.
             L2DeadlineError: Others were in the way for too long.
         """
-        async with self._connection(None) as conn:
+        async with self.connection(None) as conn:
             await schema.set_up(
                 conn, foreign_writes=self._foreign_writes, lifts_timeout=bounds_statements(self.pool)
             )
@@ -209,7 +214,7 @@ class Store:
         Returns:
             Whether PostgreSQL takes writes.
         """
-        async with self._connection(None) as conn:
+        async with self.connection(None) as conn:
             row = await _fetch_one(conn, "SELECT current_setting('transaction_read_only') = 'off'", {})
             return row == (True,)
 
@@ -236,7 +241,7 @@ class Store:
         if checkpoint_id is None:
             return await self._selects.run(Call(scope, warms_up, None, 0, None))
         params = {**scope._asdict(), "checkpoint_id": checkpoint_id}
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.select", scope):
                 row = await _fetch_one(conn, statements.SELECT_BY_ID, params)
         return None if row is None else _stored_checkpoint(scope, row)
@@ -346,7 +351,7 @@ class Store:
             ThreadInUseError: The branch is apart. Nothing was stored.
         """
         cursors = []
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             announced = await ready(conn)
             untold = [scope] if announced.is_journalled else []
             with self._telemetry.step("l2.import", scope):
@@ -371,17 +376,20 @@ class Store:
             raise ThreadInUseError("Something else was stored in this thread meanwhile.")
 
     async def newest_and_whether(self, scope: Scope, *, tip: str) -> tuple[str | None, bool]:
-        """Return the newest checkpoint of a scope, `None` if there is none; and whether one of them is this
-        tip of a branch, or names it as its parent."""
+        """Return the newest checkpoint of a scope, and whether a branch goes on from it.
+
+        The former is `None` if there is none; the latter tells whether a checkpoint is this tip of a branch,
+        or names it as its parent.
+        """
         params = {**scope._asdict(), "tip": tip}
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.relate", scope):
                 rows = await _fetch_all(conn, statements.NEWEST_AND_WHETHER, params)
         return rows[0] if rows else (None, False)
 
     async def newest_of(self, scope: Scope, ids: Collection[str]) -> str | None:
         """Return the newest of these checkpoints that a scope has, `None` if it has none."""
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.relate", scope):
                 params = {**scope._asdict(), "ids": list(ids)}
                 rows = await _fetch_all(conn, statements.NEWEST_OF, params)
@@ -389,33 +397,33 @@ class Store:
 
     async def namespaces_of(self, thread_id: str) -> list[Namespace]:
         """Return a thread's namespaces, those without checkpoints not."""
-        async with self._connection(Scope(thread_id, "")) as conn:
+        async with self.connection(Scope(thread_id, "")) as conn:
             return await contents.namespaces_of(conn, thread_id)
 
     async def outlines_of(self, scope: Scope, *, limit: int) -> list[Outline]:
         """Return the newest checkpoints of a scope without their values, newest first."""
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             return await contents.outlines_of(conn, scope, limit=limit)
 
     async def parents_of(self, scope: Scope) -> dict[str, str | None]:
         """Return the parent of each checkpoint of a scope."""
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             return await contents.parents_of(conn, scope)
 
     async def holding_of(self, thread_id: str) -> Holding:
         """Return what stands here of a thread, by name."""
-        async with self._connection(Scope(thread_id, "")) as conn, conn.transaction():
+        async with self.connection(Scope(thread_id, "")) as conn, conn.transaction():
             await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
             return await contents.holding_of(conn, thread_id)
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Write down that a thread is made of what another one was written in an outage."""
-        async with self._connection(Scope(set_aside.original, "")) as conn:
+        async with self.connection(Scope(set_aside.original, "")) as conn:
             await conn.execute(statements.NOTE_SET_ASIDE, set_aside._asdict())
 
     async def set_aside_since(self, age: timedelta) -> list[SetAside]:
         """Return the threads that were made so, no longer ago than this."""
-        async with self._connection(None) as conn:
+        async with self.connection(None) as conn:
             return [
                 SetAside(*row) for row in await _fetch_all(conn, statements.SET_ASIDE_SINCE, {"age": age})
             ]
@@ -431,7 +439,7 @@ class Store:
                 of them L1 could not be told of.
         """
         root = Scope(thread_id, "")
-        async with self._connection(root) as conn:
+        async with self.connection(root) as conn:
             with self._telemetry.step("l2.delete_thread", root):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")
@@ -444,7 +452,7 @@ class Store:
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig
     ) -> CheckpointTuple | None:
         """Read a checkpoint by upstream's own code: for the old formats that take more than one query."""
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.get_tuple", scope):
                 found = await AsyncPostgresSaver(conn, serde=serde).aget_tuple(config)
         return None if found is None else _as_callers_see(found)
@@ -452,9 +460,12 @@ class Store:
     async def list(
         self, scope: Scope | None, serde: SerializerProtocol, config: RunnableConfig | None, **options: Any
     ) -> list[CheckpointTuple]:
-        """List checkpoints by upstream's own code, all of them before the connection goes back: a consumer
-        that asks the saver for more while it iterates must not wait for the connection that it holds."""
-        async with self._connection(scope) as conn:
+        """List checkpoints by upstream's own code, all of them before the connection goes back.
+
+        A consumer that asks the saver for more while it iterates must not wait for the connection that it
+        holds.
+        """
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.list", scope):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
@@ -465,7 +476,7 @@ class Store:
         """List threads, the one whose newest checkpoint is the newest first."""
         statement = statements.LIST_MATCHING_THREADS if choice.filter else statements.LIST_THREADS
         params = {"filter": json.dumps(choice.filter), "limit": choice.limit, "before": choice.before}
-        async with self._connection(None) as conn:
+        async with self.connection(None) as conn:
             with self._telemetry.step("l2.list_threads", None):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
@@ -476,7 +487,7 @@ class Store:
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Walk a checkpoint's ancestors by upstream's own code."""
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.delta_history", scope):
                 upstream = _Walker(conn, serde=serde)
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
@@ -508,7 +519,7 @@ class Store:
         )
 
     @asynccontextmanager
-    async def _connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
+    async def connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
         """Check a connection out; measure the wait; name what goes wrong."""
         started = perf_counter()
         async with self._checked_out() as conn:
@@ -519,7 +530,7 @@ class Store:
     async def _checked_out(self) -> AsyncIterator[Connection]:
         """Check a connection out; name what goes wrong."""
         with self._naming_faults():
-            async with self._checkout() as conn:
+            async with self.checkout() as conn:
                 yield conn
 
     @contextmanager
@@ -593,7 +604,8 @@ class Store:
         )
 
     @asynccontextmanager
-    async def _checkout(self) -> AsyncIterator[Connection]:
+    async def checkout(self) -> AsyncIterator[Connection]:
+        """Check a connection out as it is: nothing is measured, and errors keep their names."""
         conn = self._upstream.conn
         if not isinstance(conn, AsyncConnectionPool):
             async with self._upstream.lock:
@@ -700,8 +712,10 @@ async def _fetch_all(conn: Connection, sql: str, params: Mapping[str, Any]) -> l
 async def _fetch_fenced(
     conn: Connection, sql: str, params: Mapping[str, Any]
 ) -> list[tuple[Any, ...]] | None:
-    """As `_fetch_all`, for a statement that uses the fences; `None`: there are none here (any more), and
-    nothing was done."""
+    """Do as `_fetch_all` does, for a statement that uses the fences.
+
+    `None`: there are no fences here (any more), and nothing was done.
+    """
     try:
         return await _fetch_all(conn, sql, params)
     except _WITHOUT_FENCES:

@@ -585,9 +585,11 @@ class Telemetry:
         standby: bool = False,
         show_thread: Callable[[str], str | None] = str,
     ) -> None:
-        """Args:
-        standby: The savers that report here serve no calls until somebody says so (`Vitals.set_active`).
-        show_thread: Returns how a thread id stands in spans and logs, `None` if it must not be shown.
+        """Take the observers.
+
+        Args:
+            standby: The savers that report here serve no calls until somebody says so (`Vitals.set_active`).
+            show_thread: Returns how a thread id stands in spans and logs, `None` if it must not be shown.
         """
         self.show_thread = show_thread
         self.saver_name = saver_name

@@ -115,7 +115,7 @@ class Families:
             if families is None and multiprocess.is_on():
                 families = cls._of_the_process = cls._of_the_process or cls()
             families = families or cls()
-            families._register(registry)
+            families.register(registry)
             cls._of[registry] = families
             return families
 
@@ -177,7 +177,7 @@ class Families:
             self.savers = SaverCollector()
             self._collectors.append(self.savers)
 
-    def _register(self, registry: CollectorRegistry) -> None:
+    def register(self, registry: CollectorRegistry) -> None:
         """Register all of them, or none."""
         registered: list[Collector] = []
         there = getattr(registry, "_collector_to_names", {})
@@ -295,9 +295,11 @@ class Metrics(Observer):
     """Observes one saver for Prometheus. The children of every family are bound here, once."""
 
     def __init__(self, saver_name: str, registry: CollectorRegistry | None = None) -> None:
-        """Args:
-        saver_name: The `saver` label of everything.
-        registry: Where to report; the process's default registry if `None`.
+        """Bind the children of every family to a saver's name.
+
+        Args:
+            saver_name: The `saver` label of everything.
+            registry: Where to report; the process's default registry if `None`.
 
         Raises:
             ConfigurationError: The name cannot be a label, or the registry has our names from somebody else.
