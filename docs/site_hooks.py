@@ -11,7 +11,6 @@ import logging
 import posixpath
 import re
 from pathlib import Path
-from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from griffe import Attribute, Class, ExprName, Extension, Function, GriffeError
@@ -30,9 +29,6 @@ __all__ = ["Docstrings", "on_files", "on_page_markdown", "on_post_build"]
 _log = logging.getLogger("mkdocs.hooks")
 
 _DOCTESTS = re.compile(r"^(\s*)Example:(\n\s*>>>)", re.MULTILINE)
-
-# A docstring that begins with its arguments: they have lost the indentation that they share with its end.
-_ARGUMENTS_FIRST = re.compile(r"\AArgs:\n(?=\S)(.*?)(?=\n\n(?:Raises|Returns):\n|\Z)", re.DOTALL)
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -101,7 +97,6 @@ class Docstrings(Extension):
     """Changes what Griffe would show otherwise than it is meant.
 
     - Doctests under "Example:" are code. (Griffe makes them so under "Examples:".)
-    - A docstring that begins with "Args:" has its arguments.
     - A default is a value. (Griffe shows the name of the constant.)
     """
 
@@ -125,8 +120,7 @@ def _members(of: Object) -> Iterator[Object]:
 
 
 def _as_griffe_reads_it(docstring: str) -> str:
-    indented = _ARGUMENTS_FIRST.sub(lambda found: "Args:\n" + indent(found[1], "    "), docstring)
-    return _DOCTESTS.sub(r"\1Examples:\2", indented)
+    return _DOCTESTS.sub(r"\1Examples:\2", docstring)
 
 
 def _value(function: Function, default: Any) -> Any:

@@ -70,7 +70,7 @@ MAY_IMPORT = {
         "telemetry",
         *VOICE,
     },
-    "maintenance": {"errors", "scope", "l1", "l2", "lifecycle", "retention", *VOICE},
+    "maintenance": {"errors", "background", "scope", "l1", "l2", "lifecycle", "retention", *VOICE},
     "saver": {
         "errors",
         "forks",
@@ -205,6 +205,7 @@ DOORS = {
     "psycopg": {
         "l2/identity.py",
         "l2/connecting.py",
+        "l2/connections.py",
         "l2/contents.py",
         "l2/pool.py",
         "l2/store.py",
@@ -218,7 +219,6 @@ DOORS = {
         "l2/sizes.py",
         "l2/target.py",
     },
-    "tenacity": {"l2/retrying.py"},
     "zstandard": {"l1/compression.py"},
     "httpx": {"trace/tempo.py"},
 }

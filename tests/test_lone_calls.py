@@ -466,8 +466,8 @@ async def test_calls_one_after_the_other_stay_with_one_connection(database: str,
     async with open_saver(database, redis_url, pool_min_size=4, pool_max_size=4) as saver:
         servers = set()
         for _ in range(8):
-            async with saver._l2._checkout() as connection:
+            async with saver._l2.checkout() as connection:
                 servers.add(connection.info.backend_pid)
-        async with saver._l2._checkout() as first, saver._l2._checkout() as second:
+        async with saver._l2.checkout() as first, saver._l2.checkout() as second:
             assert first.info.backend_pid != second.info.backend_pid
     assert len(servers) == 1

@@ -141,7 +141,7 @@ async def test_a_pool_whose_connections_are_all_in_use_is_busy_and_ready(
 
         await until(is_ok)
         # A session of somebody else goes on while the server turns new ones away.
-        async with saver._l2._connection(None) as held:
+        async with saver._l2.connection(None) as held:
             await held.execute("SELECT 1")
             assert await l2_of(registry) == (200, "busy", False)
             async with await psycopg.AsyncConnection.connect(own_postgres.url, autocommit=True) as admin:

@@ -24,13 +24,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from redis.asyncio import Redis
-from tenacity import wait_fixed
 
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres
 from glasspoint.errors import L2DeadlineError, L2RefusedError, L2UnavailableError, SchemaError
 from glasspoint.l2 import liveness, retrying
-from glasspoint.l2.faults import FAULTS, REFUSALS, RetryReason, certainly_unchanged, classify
+from glasspoint.l2.faults import FAULTS, REFUSALS, certainly_unchanged, classify
+from glasspoint.telemetry.events import RetryReason
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, locked, rows_of, settled, until
 
@@ -749,6 +749,12 @@ async def test_no_attempt_begins_after_the_deadline(in_doubt: bool) -> None:
             await retries.run("put", call)
 
 
+def test_pauses_are_drawn_below_a_bound_that_doubles_up_to_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: (low, high))
+    pauses = [retrying._pause_after(attempt) for attempt in (1, 2, 3, 4, 5, 6, 5000)]
+    assert pauses == [(0, bound) for bound in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)]
+
+
 @pytest.mark.parametrize("call", ["put", "put_writes", "get_tuple"])
 async def test_a_server_that_swallows_everything_costs_a_call_its_deadline_and_no_more(
     call: str, database: str, redis_url: str
@@ -792,7 +798,7 @@ async def _idle(database: str) -> bool:
 async def test_a_write_that_is_cancelled_between_two_attempts_settles_its_intent(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrying, "wait_random_exponential", lambda **_: wait_fixed(5))
+    monkeypatch.setattr(retrying, "_pause_after", lambda attempt: 5.0)
     watched = Watched()
     thread = Thread("a")
     async with open_saver(database, redis_url, telemetry=watched.telemetry) as saver:
@@ -810,7 +816,7 @@ async def test_a_write_that_is_cancelled_between_two_attempts_settles_its_intent
 async def test_a_write_that_is_cancelled_after_an_attempt_in_doubt_leaves_readers_with_postgres(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrying, "wait_random_exponential", lambda **_: wait_fixed(5))
+    monkeypatch.setattr(retrying, "_pause_after", lambda attempt: 5.0)
     watched = Watched()
     thread = Thread("a")
     async with (

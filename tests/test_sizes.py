@@ -217,7 +217,7 @@ async def test_a_look_that_meets_a_lock_ends_soon_and_says_nothing(
         assert "not known (QueryCanceled)" in caplog.text
         assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
         assert saver._sizes.known() == before
-        async with saver._l2._checkout() as conn:
+        async with saver._l2.checkout() as conn:
             row = await (await conn.execute("SHOW statement_timeout")).fetchone()
         assert row == {"statement_timeout": "10s"}, "it was for that look alone"
 

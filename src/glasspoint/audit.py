@@ -48,9 +48,11 @@ class Auditor:
         ratio: float,
         start: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        """Args:
-        ratio: The share of hits that is audited, 0 for none to 1 for all.
-        start: Runs an audit in the background, and sees to its end before the saver is closed.
+        """Take what is compared, and how often.
+
+        Args:
+            ratio: The share of hits that is audited, 0 for none to 1 for all.
+            start: Runs an audit in the background, and sees to its end before the saver is closed.
         """
         self._l1 = l1
         self._l2 = l2

@@ -14,20 +14,20 @@ import asyncio
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from glasspoint.telemetry.events import BackgroundTaskFailed
 from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from typing import Any
 
+    from glasspoint.generics import ItemT, ResultT
     from glasspoint.telemetry.events import TaskName, Telemetry
 
-__all__ = ["BackgroundTask", "run_to_the_end"]
+__all__ = ["BackgroundTask", "for_each", "run_to_the_end"]
 
-_Answer = TypeVar("_Answer")
 
 _log = get_logger("glasspoint")
 
@@ -45,10 +45,12 @@ class BackgroundTask:
     """
 
     def __init__(self, name: TaskName, telemetry: Telemetry | None, *, means: str) -> None:
-        """Args:
-        name: What the task is called in the log and in metrics.
-        telemetry: Receives an event for each failure; `None`: it is only logged.
-        means: What users lose while the task fails, as a sentence for the log.
+        """Name the task.
+
+        Args:
+            name: What the task is called in the log and in metrics.
+            telemetry: Receives an event for each failure; `None`: it is only logged.
+            means: What users lose while the task fails, as a sentence for the log.
         """
         self.pause = 0.0
         self._name = name
@@ -84,9 +86,10 @@ class BackgroundTask:
         self.pause = 0.0
 
 
-async def run_to_the_end(work: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """Run what must not be left half done, as the closing of connections. The caller may be cancelled, and
-    again.
+async def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run what must not be left half done, as the closing of connections.
+
+    The caller may be cancelled meanwhile, and again.
 
     Args:
         work: It ends by itself: what it waits for has a timeout.
@@ -102,6 +105,29 @@ async def run_to_the_end(work: Coroutine[Any, Any, _Answer]) -> _Answer:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({task})
         raise
+
+
+async def for_each(
+    items: Sequence[ItemT], step: Callable[[ItemT], Awaitable[ResultT]], *, at_once: int = 16
+) -> list[ResultT]:
+    """Run a step for every item, a few at a time, and return the results in the order of the items.
+
+    Args:
+        items: The items.
+        step: Awaited with each item.
+        at_once: How many steps run at the same time.
+
+    Raises:
+        Exception: What a step raised. The steps that ran beside it have ended by then.
+    """
+    results: list[ResultT] = []
+    for start in range(0, len(items), at_once):
+        some = map(step, items[start : start + at_once])
+        for result in await asyncio.gather(*some, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+            results.append(result)
+    return results
 
 
 def _places(error: Exception) -> str:

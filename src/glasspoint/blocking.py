@@ -40,12 +40,12 @@ if TYPE_CHECKING:
         DeltaChannelHistory,
     )
 
+    from glasspoint.generics import ResultT
     from glasspoint.home import Home, Housed
     from glasspoint.threads import ThreadSummary
 
 __all__ = ["Done", "Opening", "SyncFace"]
 
-_Answer = TypeVar("_Answer")
 _Saver = TypeVar("_Saver", bound="Housed")
 
 
@@ -156,7 +156,7 @@ class SyncFace(BaseCheckpointSaver[str]):
 
     # ---------------------------------------------------------------- helpers
 
-    def _wait_for(self, name: str, call: Callable[[Self], Coroutine[Any, Any, _Answer]]) -> _Answer:
+    def _wait_for(self, name: str, call: Callable[[Self], Coroutine[Any, Any, ResultT]]) -> ResultT:
         """Run a call on the saver's loop, and wait for what it answers.
 
         Args:
@@ -247,9 +247,12 @@ class Opening(AbstractAsyncContextManager[_Saver], AbstractContextManager[_Saver
     """
 
     def __init__(self, open_: Callable[[], Coroutine[Any, Any, _Saver]], *, reopens: bool = False) -> None:
-        """Args:
-        open_: Opens the saver, on the loop that it is awaited on.
-        reopens: Whether `open_` may be called again in a child after a fork. Not, if it takes connections.
+        """Take what opens the saver.
+
+        Args:
+            open_: Opens the saver, on the loop that it is awaited on.
+            reopens: Whether `open_` may be called again in a child after a fork. Not, if it takes
+                connections.
         """
         self._open = open_
         self._saver: _Saver | None = None

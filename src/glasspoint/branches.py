@@ -61,8 +61,10 @@ class Branches:
     """The branches of one chain that were set aside lately."""
 
     def __init__(self, telemetry: Telemetry) -> None:
-        """Args:
-        telemetry: Is told of branches that are made here.
+        """Begin without any branch.
+
+        Args:
+            telemetry: Is told of branches that are made here.
         """
         self._telemetry = telemetry
         self._of: dict[str, list[_Known]] = defaultdict(list)

@@ -447,8 +447,11 @@ def _change(one: StoredCheckpoint, other: StoredCheckpoint, channel: str) -> str
 
 
 def _next_nodes(stored: StoredCheckpoint) -> list[str]:
-    """Return the nodes that a run would go on with, as far as the checkpoint tells without its graph: those
-    that an edge has triggered, and that have not seen it yet. Tasks that were sent are counted as one."""
+    """Return the nodes that a run would go on with, as far as the checkpoint tells without its graph.
+
+    These are the nodes that an edge has triggered, and that have not seen it yet. Tasks that were sent are
+    counted as one.
+    """
     versions, inline = versions_of(stored.document), stored.document.get("channel_values") or {}
     seen = stored.document.get("versions_seen") or {}
     found = []

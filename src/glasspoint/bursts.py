@@ -118,11 +118,13 @@ class Bursts:
         *,
         in_background: Callable[[Coroutine[Any, Any, None], Context], object],
     ) -> None:
-        """Args:
-        l1: Where they are announced and committed.
-        fences: Where those go whose burst has ended.
-        telemetry: Who is told of each end.
-        in_background: Runs what no caller waits for, in a context; closing the saver waits.
+        """Begin without any burst.
+
+        Args:
+            l1: Where they are announced and committed.
+            fences: Where those go whose burst has ended.
+            telemetry: Who is told of each end.
+            in_background: Runs what no caller waits for, in a context; closing the saver waits.
         """
         self._l1 = l1
         self._fences = fences

@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from glasspoint.background import BackgroundTask, run_to_the_end
 from glasspoint.branches import UNDER_WAY, Branches
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from glasspoint.branches import TierSaver
+    from glasspoint.generics import ResultT
     from glasspoint.lineage import Branch
     from glasspoint.memory_saver import MemorySaver
     from glasspoint.telemetry.events import DrainResult, Telemetry
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
 __all__ = ["Chain", "Spec"]
 
 _log = get_logger("glasspoint")
-
-_Answer = TypeVar("_Answer")
 
 # How long a call goes after a thread that is on its way up, and how often it looks.
 _FOLLOW_SECONDS = 30.0
@@ -119,10 +118,12 @@ class Chain:
     """The tiers of one saver, best first."""
 
     def __init__(self, specs: list[Spec], telemetry: Telemetry, *, probe_seconds: float) -> None:
-        """Args:
-        specs: The tiers, best first.
-        telemetry: Who is told of every change.
-        probe_seconds: How often the tiers above are tried.
+        """Take the tiers; `open` opens one of them.
+
+        Args:
+            specs: The tiers, best first.
+            telemetry: Who is told of every change.
+            probe_seconds: How often the tiers above are tried.
         """
         self._specs = specs
         self._telemetry = telemetry
@@ -207,8 +208,10 @@ class Chain:
         self._background(self._keep_watch(), "glasspoint-tier-probe")
 
     async def close(self) -> None:
-        """Let the calls under way end, and close every saver that is open; also if the caller is cancelled
-        meanwhile. May be called twice."""
+        """Let the calls under way end, and close every saver that is open.
+
+        That is done to the end, also if the caller is cancelled meanwhile. May be called twice.
+        """
         if self._active is not None:
             await run_to_the_end(self._close())
 
@@ -226,8 +229,10 @@ class Chain:
                     await lookout.close()
 
     async def delete_thread(self, thread_id: str, delete: Callable[[TierSaver], Awaitable[None]]) -> None:
-        """Delete a thread in the tier that works, and what stands of it in lower tiers: else it would come
-        back when these are drained."""
+        """Delete a thread in the tier that works, and in the lower tiers.
+
+        A thread that stays in a lower tier would come back when that tier is drained.
+        """
         await self.run(delete, thread_id=thread_id)
         for below in self._below(self._current[0]):
             if below.name not in self._undrained:
@@ -261,8 +266,8 @@ class Chain:
         return self._branches.mark(config, placed)
 
     async def run(
-        self, call: Callable[[TierSaver], Awaitable[_Answer]], *, thread_id: object = None
-    ) -> _Answer:
+        self, call: Callable[[TierSaver], Awaitable[ResultT]], *, thread_id: object = None
+    ) -> ResultT:
         """Make a call on the tier that works, and go with it when that changes.
 
         Args:
@@ -449,64 +454,95 @@ class Chain:
     async def _promote(self, above: Spec, saver: TierSaver) -> None:
         """Drain the tier that works into the one above, and work in that one.
 
+        Args:
+            above: The tier above.
+            saver: Its saver, which is open.
+
         Raises:
             GlasspointError: That was not to be done now. What was moved is above, and is found there.
         """
         spec, lower = self._current
         self._rising = saver
         self._settled.clear()
-        lost = has_lost_threads = False
         try:
-            for _ in range(_LAST_DRAINS):
-                try:
-                    await self._drain_while_calls_go_on(spec, above, lower, saver)
-                    lost = False
-                except spec.lost:
-                    lost = True
-                async with self._gate.shut():
-                    self._check_that_works(lower)
-                    if lost or await self._drain_the_rest(spec, lower, saver):
-                        has_lost_threads = not lost and await self._has_lost_threads(lower)
-                        await self._remember_branches(saver)
-                        if lost or self._drainers[spec.name].refused:  # before anybody takes it for whole
-                            self._note_undrained(self._undrained | {spec.name})
-                        await self._switch(above, saver)
-                        break
-                await asyncio.sleep(_FOLLOW_STEP_SECONDS)  # another process may be draining some of it
-            else:
-                raise GlasspointError("The tier below is not empty yet.")
+            outcome = await self._move_up(spec, above, lower, saver)
         finally:
             self._rising = None
             self._settled.set()
-        refused = self._drainers[spec.name].refused
         self._telemetry.note(TierChanged(spec.name, above.name, "recovered"))
-        rest = "everything that was written meanwhile is there"
-        if has_lost_threads:
-            rest = "but Redis has lost threads that were written there: see the error above"
-        elif lost:
-            rest = "the one below is lost, too; what it holds will be drained when it is back"
-        elif refused:
-            rest = f"but for {len(refused)} threads that cannot be drained, as said above; they stay below"
-        _log.warning("Promoted from tier %s to %s: %s.", spec.name, above.name, rest)
+        _log.warning("Promoted from tier %s to %s: %s.", spec.name, above.name, outcome)
+
+    async def _move_up(self, spec: Spec, above: Spec, lower: TierSaver, upper: TierSaver) -> str:
+        """Drain while calls go on, then drain the rest and switch while calls wait: until that is done once.
+
+        Returns:
+            What became of the threads in the tier below, in words for the log.
+
+        Raises:
+            GlasspointError: The tier below was not empty at any of the attempts.
+        """
+        for _ in range(_LAST_DRAINS):
+            is_lost = not await self._drain_while_calls_go_on(spec, above, lower, upper)
+            outcome = await self._switch_while_calls_wait(spec, above, lower, upper, is_lost=is_lost)
+            if outcome is not None:
+                return outcome
+            await asyncio.sleep(_FOLLOW_STEP_SECONDS)  # another process may be draining some of it
+        raise GlasspointError("The tier below is not empty yet.")
 
     async def _drain_while_calls_go_on(
         self, spec: Spec, above: Spec, lower: TierSaver, upper: TierSaver
-    ) -> None:
+    ) -> bool:
         """Drain until nothing is left that the tier above refuses for now.
+
+        Returns:
+            Whether that is done. `False`: the server of the tier below is lost.
 
         Raises:
             GlasspointError: It refuses something, and a better tier is back: go up to that one instead. It
                 may have these threads already, and then the tier between refuses them for a minute.
         """
         pause = _FOLLOW_STEP_SECONDS
-        while True:
-            done = await self._drain(spec, lower, upper)
-            if not done.put_off:
-                return
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        try:
+            while (await self._drain(spec, lower, upper)).put_off:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                self._check_that_works(lower)
+                await self._check_that_none_is_better(above)
+        except spec.lost:
+            return False
+        return True
+
+    async def _switch_while_calls_wait(
+        self, spec: Spec, above: Spec, lower: TierSaver, upper: TierSaver, *, is_lost: bool
+    ) -> str | None:
+        """Drain what has come since, and work in the tier above from then on.
+
+        Args:
+            spec, lower: The tier below, and its saver.
+            above, upper: The tier above, and its saver.
+            is_lost: Whether the server of the tier below is lost: what stands there is drained later.
+
+        Returns:
+            What became of the threads below, in words for the log. `None`: some are left, and the tier is
+            the same as before.
+        """
+        async with self._gate.shut():
             self._check_that_works(lower)
-            await self._check_that_none_is_better(above)
+            if not is_lost and not await self._drain_the_rest(spec, lower, upper):
+                return None
+            has_lost_threads = not is_lost and await self._has_lost_threads(lower)
+            await self._remember_branches(upper)
+            refused = self._drainers[spec.name].refused
+            if is_lost or refused:  # before any caller takes the chain for whole
+                self._note_undrained(self._undrained | {spec.name})
+            await self._switch(above, upper)
+        if has_lost_threads:
+            return "but Redis has lost threads that were written there: see the error above"
+        if is_lost:
+            return "the one below is lost, too; what it holds will be drained when it is back"
+        if refused:
+            return f"but for {len(refused)} threads that cannot be drained, as said above; they stay below"
+        return "everything that was written meanwhile is there"
 
     async def _drain_the_rest(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> bool:
         """Drain while calls wait, and tell whether the tier is empty."""

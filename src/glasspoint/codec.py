@@ -80,8 +80,10 @@ class EncodedWrite(NamedTuple):
 
 
 class PendingWrites(NamedTuple):
-    """Pending writes whose checkpoint is elsewhere: they can come before their put, and a run can go on in
-    another tier than it began in."""
+    """Pending writes whose checkpoint is elsewhere.
+
+    They can come before their put, and a run can go on in another tier than it began in.
+    """
 
     scope: Scope
     checkpoint_id: str
@@ -383,8 +385,10 @@ def versions_of(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_readable(document: Mapping[str, Any]) -> bool:
-    """Whether PostgreSQL can read the values that a checkpoint names. If its versions are no object, the
-    query fails, upstream's as ours, and L1 must not answer."""
+    """Whether PostgreSQL can read the values that a checkpoint names.
+
+    If its versions are no object, the query fails, upstream's as ours, and L1 must not answer.
+    """
     return isinstance(document.get("channel_versions", {}), dict)
 
 
@@ -596,6 +600,9 @@ _json_dumps = json.JSONEncoder(allow_nan=False).encode
 
 
 def _as_jsonb(number: str) -> float | int:
-    """PostgreSQL's jsonb stores numbers as decimals: it writes 1e+16 as 10000000000000000, which reads back
-    as an integer, and knows no negative zero. L1 must answer as L2 does."""
+    """Return a number as PostgreSQL's jsonb gives it back: L1 must return what L2 does.
+
+    jsonb stores numbers as decimals: it writes 1e+16 as 10000000000000000, which reads back as an integer,
+    and it knows no negative zero.
+    """
     return int(Decimal(number)) if "e+" in number else float(number) or 0.0

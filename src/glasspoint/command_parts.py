@@ -70,8 +70,11 @@ class UnattachedSaver(CachedPostgresSaver):
 
 
 def registering(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that registers a command. In the list of commands it has the first line of its
-    docstring, whole: Click would cut it at the width of the terminal."""
+    """Return a decorator that registers a command.
+
+    In the list of commands it has the first line of its docstring, whole: Click would cut it at the width of
+    the terminal.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         first_line = (function.__doc__ or "").partition("\n")[0]

@@ -1,5 +1,7 @@
-"""The commands of `glasspoint`: `demo`, `traffic`, `setup`, `check`, `prune`, `trace`, `dashboards`; those of
-`browse_commands` and `migrate_command` are put in.
+"""The commands of `glasspoint`.
+
+They are `demo`, `traffic`, `setup`, `check`, `prune`, `trace` and `dashboards`; those of `browse_commands`
+and `migrate_command` are put in.
 
 They need the extra `cli`. `demo` needs the extra `demo`, too, unless it is given servers.
 

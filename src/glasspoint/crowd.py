@@ -18,8 +18,10 @@ class Crowd:
     """Tells calm from crowd."""
 
     def __init__(self, *, beyond: int) -> None:
-        """Args:
-        beyond: So many calls at once are none yet.
+        """Begin calm.
+
+        Args:
+            beyond: So many calls at once are none yet.
         """
         self._beyond = beyond
         self._lasts_until = 0.0

@@ -156,9 +156,11 @@ class Drainer:
     """Moves the threads of one lower tier into an upper one, round by round."""
 
     def __init__(self, tier: str, report: Report) -> None:
-        """Args:
-        tier: The lower tier's name, for the log.
-        report: Who is told how it goes on.
+        """Name the tier that is drained.
+
+        Args:
+            tier: The lower tier's name, for the log.
+            report: Who is told how it goes on.
         """
         self._tier = tier
         self._report = report
@@ -168,8 +170,9 @@ class Drainer:
         """Threads that can never be moved, as far as this process knows -> why, in one word."""
 
     async def round(self, lower: LowerTier, upper: UpperTier) -> Round:
-        """Try to move every thread, once. Threads that come meanwhile, or that another process is draining,
-        are for the next round.
+        """Try to move every thread, once.
+
+        Threads that come meanwhile, or that another process is draining, are for the next round.
 
         Raises:
             ConnectionError, TimeoutError: One of the tiers cannot be reached.
@@ -306,8 +309,9 @@ class Drainer:
     async def _import_tips(
         self, upper: UpperTier, unbegun: dict[str, Branch], tips: Mapping[str, StoredCheckpoint]
     ) -> set[StoredId]:
-        """Import the newest checkpoint of each namespace before the others, the root's last. A reader above
-        has the whole state from then on, though not yet all that led to it.
+        """Import the newest checkpoint of each namespace before the others, the root's last.
+
+        A reader above has the whole state from then on, though not yet all that led to it.
 
         Args:
             unbegun: Namespace -> branch of which nothing is above; what is begun here is taken out.
@@ -344,8 +348,10 @@ def _word_for(exc: BaseException) -> str:
 async def _branches(
     items: AsyncIterator[Item],
 ) -> tuple[list[Branch], dict[str, StoredCheckpoint], SetAside | None]:
-    """Return what a thread holds: a branch for each namespace, and its newest checkpoint; and from where the
-    thread was set aside, if it was, by the tier below this one."""
+    """Return what a thread holds: a branch for each namespace, and its newest checkpoint.
+
+    Also from where the thread was set aside, if it was, by the tier below this one.
+    """
     parents: dict[str, dict[str, str | None]] = defaultdict(dict)
     tips: dict[str, StoredCheckpoint] = {}
     brought: dict[str, set[str]] = defaultdict(set)

@@ -51,8 +51,10 @@ class ConfigurationError(GlasspointError, ValueError):
 
 
 class InvalidConfigError(GlasspointError, ValueError):
-    """The `config` of a call names no conversation: no `configurable`, or an unusable `thread_id`,
-    `checkpoint_ns` or `checkpoint_id`."""
+    """The `config` of a call names no conversation.
+
+    It has no `configurable`, or an unusable `thread_id`, `checkpoint_ns` or `checkpoint_id`.
+    """
 
 
 class SerializationError(GlasspointError, ValueError):
@@ -68,8 +70,10 @@ class L2DeadlineError(GlasspointError, TimeoutError):
 
 
 class L2RefusedError(GlasspointError, RuntimeError):
-    """PostgreSQL answered with an error: its disk is full, something is too large for it, a constraint or a
-    trigger refuses. Nothing was done. The error of psycopg is the cause.
+    """PostgreSQL answered with an error, and nothing was done.
+
+    Its disk is full, something is too large for it, or a constraint or a trigger refuses. The error of
+    psycopg is the cause.
 
     Attributes:
         sqlstate: What PostgreSQL calls it, five characters.
@@ -83,8 +87,10 @@ class L2RefusedError(GlasspointError, RuntimeError):
 
 
 class SchemaError(GlasspointError, PermissionError):
-    """The checkpoint tables are missing, are not as this version needs them, or this database role may not
-    use or create them."""
+    """The checkpoint tables cannot be used.
+
+    They are missing, are not as this version needs them, or this database role may not use or create them.
+    """
 
 
 class L1Error(GlasspointError):
@@ -96,13 +102,18 @@ class L1UnavailableError(L1Error, ConnectionError):
 
 
 class RedisUnavailableError(GlasspointError, ConnectionError):
-    """Redis, used as a store, cannot be reached or did not answer in time. Whether it did a write that was
-    under way is not known; the write may be repeated."""
+    """Redis, used as a store, cannot be reached or did not answer in time.
+
+    Whether it did a write that was under way is not known; the write may be repeated.
+    """
 
 
 class RedisRefusedError(GlasspointError, RuntimeError):
-    """Redis, used as a store, refused a step: it is full, read-only, or this user may not. Nothing of the
-    step was done; only if the user has lost a right since the saver was opened, a part may have been done."""
+    """Redis, used as a store, refused a step: it is full, read-only, or this user may not.
+
+    Nothing of the step was done; only if the user has lost a right since the saver was opened, a part may
+    have been done.
+    """
 
 
 class ThreadMovedError(GlasspointError, ConnectionError):
@@ -155,8 +166,10 @@ class ThreadTamperedError(ThreadDamagedError):
 
 
 class DeltaChainError(GlasspointError, ValueError):
-    """Checkpoints cannot be removed, because a delta channel of one that stays is rebuilt from them. Or a
-    delta channel cannot be rebuilt, because a checkpoint is its own ancestor."""
+    """Checkpoints cannot be removed, because a delta channel of one that stays is rebuilt from them.
+
+    Or a delta channel cannot be rebuilt, because a checkpoint is its own ancestor.
+    """
 
     @classmethod
     def of_circle(cls, checkpoint_id: str) -> DeltaChainError:

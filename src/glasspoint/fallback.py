@@ -7,7 +7,7 @@ into PostgreSQL: see `chain` and `draining`; what each tier promises: `docs/fall
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from glasspoint.blocking import Done, SyncFace
 from glasspoint.codec import versions_of
@@ -31,12 +31,11 @@ if TYPE_CHECKING:
 
     from glasspoint.branches import TierSaver
     from glasspoint.chain import Chain
+    from glasspoint.generics import ResultT
     from glasspoint.maintenance import PruneReport
     from glasspoint.threads import ThreadSummary
 
 __all__ = ["FallbackSaver"]
-
-_Answer = TypeVar("_Answer")
 
 
 class FallbackSaver(SyncFace):
@@ -47,8 +46,10 @@ class FallbackSaver(SyncFace):
     """
 
     def __init__(self, chain: Chain) -> None:
-        """Args:
-        chain: The tiers, opened.
+        """Take the chain of tiers.
+
+        Args:
+            chain: The tiers, opened.
         """
         super().__init__(serde=chain.saver.serde)
         self.home = Home(self)
@@ -241,21 +242,21 @@ class FallbackSaver(SyncFace):
     async def _run(
         self,
         config: RunnableConfig,
-        call: Callable[[TierSaver, RunnableConfig], Awaitable[_Answer]],
+        call: Callable[[TierSaver, RunnableConfig], Awaitable[ResultT]],
         *,
         puts: str | None = None,
-    ) -> _Answer:
+    ) -> ResultT:
         """Make a call that concerns one thread, in the tier that the thread is in."""
         self.home.check()
 
-        async def placed_call(saver: TierSaver) -> _Answer:
+        async def placed_call(saver: TierSaver) -> ResultT:
             placed = await self._chain.placed(saver, config, puts=puts)
             return await call(self._with_own_serde(saver), placed)
 
         thread_id = config.get("configurable", {}).get("thread_id")
         return await self._chain.run(placed_call, thread_id="" if thread_id is None else thread_id)
 
-    async def _run_on_several(self, call: Callable[[TierSaver], Awaitable[_Answer]]) -> _Answer:
+    async def _run_on_several(self, call: Callable[[TierSaver], Awaitable[ResultT]]) -> ResultT:
         self.home.check()
         return await self._chain.run(lambda saver: call(self._with_own_serde(saver)))
 

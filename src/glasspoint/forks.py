@@ -66,9 +66,11 @@ class Forks:
     """What one saver knows of forks: which puts are to be judged, and what is said of those that fork."""
 
     def __init__(self, telemetry: Telemetry, *, on_fork: OnFork) -> None:
-        """Args:
-        telemetry: Receives each fork.
-        on_fork: What becomes of a put that forks its thread.
+        """Take what becomes of forks.
+
+        Args:
+            telemetry: Receives each fork.
+            on_fork: What becomes of a put that forks its thread.
         """
         self._telemetry = telemetry
         self._newest: dict[int, str] = {}  # object id -> the object, which keeps that its own

@@ -202,9 +202,12 @@ class OwnLoop(Generic[_Saver]):
     """
 
     def __init__(self, open_: Callable[[], Coroutine[Any, Any, _Saver]], *, reopens: bool) -> None:
-        """Args:
-        open_: Opens the saver, on the loop that it is awaited on.
-        reopens: Whether `open_` may be called again in a child. Not, if it takes connections from outside.
+        """Take what opens the saver.
+
+        Args:
+            open_: Opens the saver, on the loop that it is awaited on.
+            reopens: Whether `open_` may be called again in a child. Not, if it takes connections from
+                outside.
         """
         self.reopens = reopens
         self._open = open_

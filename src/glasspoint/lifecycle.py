@@ -6,7 +6,7 @@ import asyncio
 import weakref
 from contextlib import AsyncExitStack, contextmanager
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
@@ -51,16 +51,15 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.coherence.last_used import LastUsed
+    from glasspoint.generics import ResultT
+    from glasspoint.l2.connections import Pool
     from glasspoint.l2.password import Password
-    from glasspoint.l2.pool import Pool
     from glasspoint.retention import Sums
     from glasspoint.telemetry.events import BreakerState, Telemetry
 
 __all__ = ["ManagedSaver"]
 
 _log = get_logger("glasspoint")
-
-_Answer = TypeVar("_Answer")
 
 _L1_TIMEOUT_SECONDS = 0.5
 _WRITE_DEADLINE_SECONDS = 10.0
@@ -414,8 +413,11 @@ class ManagedSaver(SyncFace):
         return "ok" if answers and self._breaker.is_closed else "unavailable"
 
     async def _look_at_l2(self) -> str:
-        """Tell a PostgreSQL that is away from a pool whose connections are all in use, which would make every
-        process of a busy service unready at once: then a connection beside the pool is tried."""
+        """Tell a PostgreSQL that is away from a pool whose connections are all in use.
+
+        The latter would make every process of a busy service unready at once: so a connection beside the pool
+        is tried.
+        """
         takes_writes = True
 
         async def ask() -> None:
@@ -548,7 +550,7 @@ class _Lifetime:
             self._calls -= 1
             self._look()
 
-    async def settle(self, work: Coroutine[Any, Any, _Answer]) -> _Answer:
+    async def settle(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         """Run to its end what must not be left half done, even if the caller is cancelled meanwhile."""
         return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))
 
@@ -583,7 +585,7 @@ class _Lifetime:
             return
         self._to_the_end(asyncio.create_task(work, context=context or Context()))
 
-    def _to_the_end(self, task: asyncio.Task[_Answer]) -> asyncio.Task[_Answer]:
+    def _to_the_end(self, task: asyncio.Task[ResultT]) -> asyncio.Task[ResultT]:
         self._settling.add(task)
         task.add_done_callback(self._settled)
         return task
@@ -597,8 +599,11 @@ class _Lifetime:
             self._idle.set()
 
     async def close(self) -> None:
-        """Wait for what is under way (its deadlines bound that), then close what was opened here; also if the
-        caller is cancelled meanwhile: no connection stays open."""
+        """Wait for what is under way, then close what was opened here.
+
+        Deadlines bound the wait. All of it is closed, also if the caller is cancelled meanwhile: no
+        connection stays open.
+        """
         if self._closed:
             return
         self._closed = True

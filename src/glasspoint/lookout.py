@@ -47,9 +47,11 @@ class Lookout:
         *,
         is_empty: Callable[[], bool] | None = None,
     ) -> None:
-        """Args:
-        open_saver: Opens the tier; it stays open until `close`.
-        is_empty: Tells whether no thread stands there. `None`: that has to be asked for.
+        """Take the tier that is looked into.
+
+        Args:
+            open_saver: Opens the tier; it stays open until `close`.
+            is_empty: Tells whether no thread stands there. `None`: that has to be asked for.
         """
         self._open = open_saver
         self._is_empty = is_empty

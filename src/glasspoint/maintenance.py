@@ -22,38 +22,36 @@ that it could not be told of after it, in another one, before the caller is answ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from glasspoint.background import for_each
 from glasspoint.errors import (
     ConfigurationError,
     InvalidConfigError,
     L1UnavailableError,
     ThreadInUseError,
-    WrongTypeError,
 )
 from glasspoint.l1.cache import Intent
 from glasspoint.l2.faults import certainly_unchanged
 from glasspoint.l2.pruning import Cutoff, Pruner, Removed, in_use
 from glasspoint.lifecycle import ManagedSaver
-from glasspoint.scope import FIRST_TIME, Scope, first_id_of, run_ids_of, validate_thread_id
+from glasspoint.scope import FIRST_TIME, Scope, first_id_of, list_of_ids, run_ids_of, validate_thread_id
 from glasspoint.telemetry.events import Invalidated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator
     from uuid import UUID
 
+    from glasspoint.generics import ResultT
     from glasspoint.l2.pruning import Barrier, Plan
     from glasspoint.retention import Sums
     from glasspoint.telemetry.events import InvalidationSource
 
 __all__ = ["MaintainedSaver", "PruneReport"]
-
-_Answer = TypeVar("_Answer")
-_Item = TypeVar("_Item")
 
 _STRATEGIES = ("keep_latest", "delete")
 
@@ -147,7 +145,7 @@ class MaintainedSaver(ManagedSaver):
             L2DeadlineError: Others kept the rows locked. Nothing was deleted.
             L2UnavailableError: PostgreSQL did not answer; whether it deleted is not known.
         """
-        runs = run_ids_of(_listed("run_ids", run_ids))
+        runs = run_ids_of(list_of_ids("run_ids", run_ids))
         with self._lifetime.call(), self._telemetry.operation("delete_for_runs", None):
             if runs:
                 await self._change(
@@ -216,7 +214,7 @@ class MaintainedSaver(ManagedSaver):
         if strategy not in _STRATEGIES:
             names = " and ".join(f'"{name}"' for name in _STRATEGIES)
             raise ConfigurationError(f"Unknown strategy {strategy!r}: there are {names}.")
-        threads = [validate_thread_id(each) for each in _listed("thread_ids", thread_ids)]
+        threads = [validate_thread_id(each) for each in list_of_ids("thread_ids", thread_ids)]
         with self._lifetime.call(), self._telemetry.operation("prune", None):
             await self._bursts.end_threads(threads)
             if threads and strategy == "delete":
@@ -327,24 +325,21 @@ class MaintainedSaver(ManagedSaver):
 
     async def _prune_batch(self, run: _Run, threads: Sequence[str]) -> None:
         """Remove, or count, what is old of these threads; of a single one perhaps in several transactions."""
-        rest: Plan | None = None
-        again = False
+        plan: Plan | None = None
         while threads:
             try:
                 with self._lifetime.call(), self._telemetry.operation("prune_older_than", None):
-                    removed = await self._remove(run, threads, rest)
+                    removed = await self._remove(run, threads, plan)
             except ThreadInUseError as exc:
                 run.skip(exc.thread_ids)
                 threads = [each for each in threads if each not in exc.thread_ids]
                 continue
             run.add(removed)
-            rest, again = removed.rest, again or removed.again
-            if rest is None:
-                if not again or removed.skipped:  # another run has taken it up
-                    return
-                again = False
+            if removed.rest is None:
+                return
+            plan = removed.rest.plan
 
-    async def _remove(self, run: _Run, threads: Sequence[str], rest: Plan | None) -> Removed:
+    async def _remove(self, run: _Run, threads: Sequence[str], plan: Plan | None) -> Removed:
         if run.report.dry_run:
             return await self._pruner.count_older(threads, run.cutoff, keep_latest=run.keep_latest)
         await self._bursts.end_threads(threads)
@@ -357,7 +352,7 @@ class MaintainedSaver(ManagedSaver):
                 barrier,
                 keep_latest=run.keep_latest,
                 at_most=run.batch_size,
-                rest=rest,
+                plan=plan,
             ),
             must_tell_l1=True,
         )
@@ -366,15 +361,15 @@ class MaintainedSaver(ManagedSaver):
         self,
         operation: str,
         source: InvalidationSource,
-        transaction: Callable[[Barrier], Awaitable[_Answer]],
+        transaction: Callable[[Barrier], Awaitable[ResultT]],
         *,
         must_tell_l1: bool = False,
-    ) -> _Answer:
+    ) -> ResultT:
         """Run a transaction behind a barrier; again, if it was certainly rolled back and that may help."""
         barriers: list[_Intents] = []
         await self._ready_l1()
 
-        async def attempt() -> _Answer:
+        async def attempt() -> ResultT:
             async with self._barrier(operation, source, must_tell_l1=must_tell_l1) as barrier:
                 barriers.append(barrier)
                 return await transaction(barrier)
@@ -448,7 +443,7 @@ class _Intents:
 
     async def take_back(self) -> None:
         await self._beginning.wait()
-        await _for_each([i for i in self._intents if i.name], self._l1.abort)
+        await for_each([i for i in self._intents if i.name], self._l1.abort)
 
     async def drop(self, *, in_doubt: bool) -> None:
         await self._beginning.wait()
@@ -460,7 +455,7 @@ class _Intents:
             self._telemetry.note(Invalidated(self._source))
             return None
 
-        left = [intent for intent in await _for_each(self._intents, drop) if intent is not None]
+        left = [intent for intent in await for_each(self._intents, drop) if intent is not None]
         if left and not in_doubt and not self._l1.is_absent:
             if begun := [intent.scope for intent in left if intent.name]:  # the others are recorded already
                 await self._retries.run(self._operation, lambda: self._journal.record_now(begun))
@@ -546,17 +541,3 @@ def _batches(found: Sequence[tuple[str, int]], batch_size: int) -> Iterator[list
 def _check_age(age: object) -> None:
     if not isinstance(age, timedelta) or age <= timedelta():
         raise ConfigurationError(f"age is {age!r}: it must be a timedelta greater than 0.")
-
-
-def _listed(name: str, given: Iterable[object]) -> list[object]:
-    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-        raise WrongTypeError(f"{name} is a single {type(given).__name__}: pass a list of strings.")
-    return list(given)
-
-
-async def _for_each(items: Sequence[_Item], step: Callable[[_Item], Awaitable[_Answer]]) -> list[_Answer]:
-    """Run a step for every item, a few at a time."""
-    answers: list[_Answer] = []
-    for start in range(0, len(items), _SCOPES_AT_ONCE):
-        answers += await asyncio.gather(*map(step, items[start : start + _SCOPES_AT_ONCE]))
-    return answers

@@ -58,8 +58,10 @@ class CachedOptions(TypedDict, total=False):
 
 
 class OpenCachedOptions(CachedOptions, total=False):
-    """Keyword arguments of `CachedPostgresSaver.create` and `from_conn_string`: `create` says what each
-    means."""
+    """Keyword arguments of `CachedPostgresSaver.create` and `from_conn_string`.
+
+    `create` says what each means.
+    """
 
     pool_min_size: FewConnections
     pool_max_size: ManyConnections
@@ -71,8 +73,10 @@ class OpenCachedOptions(CachedOptions, total=False):
 
 
 class RedisOptions(TypedDict, total=False):
-    """Keyword arguments of `create_redis_checkpointer`: the constructor of `RedisSaver` says what each
-    means."""
+    """Keyword arguments of `create_redis_checkpointer`.
+
+    The constructor of `RedisSaver` says what each means.
+    """
 
     serde: Serde | None
     key_prefix: KeyPrefix

@@ -194,8 +194,10 @@ class RedisSaver(HistorySaver):
 
     @property
     def list_made(self) -> bytes:
-        """When the list of a target's threads was made that this saver has met; `b""` if it has put nothing,
-        so that nothing of it can be lost."""
+        """The time at which the list of a target's threads was made that this saver has met.
+
+        `b""` if it has put nothing, so that nothing of it can be lost.
+        """
         return self._redis_history.registry_made if self.threads_written else b""
 
     async def expect_list(self, made: bytes) -> None:

@@ -67,17 +67,23 @@ class Sums(Protocol):
     """What a run has removed so far, as far as it is counted here."""
 
     @property
-    def checkpoints(self) -> int: ...
+    def checkpoints(self) -> int:
+        """Rows of `checkpoints`."""
+
     @property
-    def writes(self) -> int: ...
+    def writes(self) -> int:
+        """Rows of `checkpoint_writes`."""
+
     @property
-    def blobs(self) -> int: ...
+    def blobs(self) -> int:
+        """Rows of `checkpoint_blobs`."""
 
 
 class Prune(Protocol):
     """Removes what is older than an age, and calls back after each batch with the sums so far."""
 
-    def __call__(self, age: timedelta, on_batch: Callable[[Sums], object]) -> Awaitable[Sums]: ...
+    def __call__(self, age: timedelta, on_batch: Callable[[Sums], object]) -> Awaitable[Sums]:
+        """Remove what is older than `age`."""
 
 
 class _LeaseLostError(Exception):
@@ -96,12 +102,14 @@ class Retention:
         age: timedelta,
         prune: weakref.WeakMethod[Prune],
     ) -> None:
-        """Args:
-        store: Where the lease is.
-        telemetry: Receives each batch, and how each run ended.
-        vitals: Where it is written down when a run succeeded last.
-        age: What is older is removed; greater than 0.
-        prune: Removes it. Weak: this task does not keep the saver alive.
+        """Take what the task removes, and how.
+
+        Args:
+            store: Where the lease is.
+            telemetry: Receives each batch, and how each run ended.
+            vitals: Where it is written down when a run succeeded last.
+            age: What is older is removed; greater than 0.
+            prune: Removes it. Weak: this task does not keep the saver alive.
         """
         self._telemetry = telemetry
         self._vitals = vitals

@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
     from glasspoint.bursts import Burst
     from glasspoint.codec import EncodedPut, PendingWrites, StoredCheckpoint
+    from glasspoint.generics import ResultT
     from glasspoint.l1.cache import Intent
     from glasspoint.l2.contents import Holding
     from glasspoint.lineage import Branch, Relation, SetAside
@@ -68,8 +69,6 @@ if TYPE_CHECKING:
 __all__ = ["CachedPostgresSaver"]
 
 _log = get_logger("glasspoint")
-
-_Answer = TypeVar("_Answer")
 
 
 class CachedPostgresSaver(MaintainedSaver):
@@ -447,7 +446,7 @@ class CachedPostgresSaver(MaintainedSaver):
             await self._ready_l1()
         return _WriteThrough(self, operation, scope, opens=opens)
 
-    async def _ask_l2(self, query: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    async def _ask_l2(self, query: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Read one checkpoint from L2; again, if that may help."""
         seconds = self._read_deadline
         async with answered_within(seconds, f"PostgreSQL did not answer a read within {seconds} s."):
@@ -505,8 +504,10 @@ class _WriteThrough:
         return self._burst is not None and self._burst.writers > 1
 
     def judged(self, put: EncodedPut) -> EncodedPut:
-        """Return a put as it is to be sent now. Once an attempt is in doubt, what is there may be its own,
-        and forks cannot be told."""
+        """Return a put as it is to be sent now.
+
+        Once an attempt is in doubt, what is there may be its own, and forks cannot be told.
+        """
         return replace(put, follows_newest=False, follows_own=False) if self._in_doubt else put
 
     async def ready(self, connection: object) -> Announced:
@@ -544,7 +545,7 @@ class _WriteThrough:
         self._is_journalled = True
         return Announced(is_journalled=True)
 
-    async def to_l2(self, statement: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    async def to_l2(self, statement: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Run the statement, within the deadline; again, if that may help."""
         try:
             async with within(self._deadline):
@@ -568,8 +569,10 @@ class _WriteThrough:
         return answer
 
     async def to_l1(self, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
-        """Let the burst know of the write. L1 is asked only for a first one, or when something is amiss. In a
-        task of its own: a cancelled caller must not leave half a step behind.
+        """Let the burst know of the write.
+
+        L1 is asked only for a first one, or when something is amiss. In a task of its own: a cancelled caller
+        must not leave half a step behind.
 
         Args:
             fence: What the statement has seen of fences.

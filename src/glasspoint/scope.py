@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 from uuid import UUID
 
-from glasspoint.errors import InvalidConfigError
+from glasspoint.errors import InvalidConfigError, WrongTypeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from langchain_core.runnables import RunnableConfig
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "checkpoint_id_of",
     "first_id_of",
     "is_ordered_id",
+    "key_part",
+    "list_of_ids",
     "listed_scope_of",
     "run_ids_of",
     "scope_of",
@@ -145,6 +147,21 @@ def validate_thread_id(thread_id: object) -> str:
     return named
 
 
+def list_of_ids(name: str, ids: Iterable[object]) -> list[Any]:
+    """Return ids as a list.
+
+    Args:
+        name: The name of the argument: the plural of what one id is.
+        ids: The ids. They are not checked.
+
+    Raises:
+        WrongTypeError: This is a single id, or nothing that has items.
+    """
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise WrongTypeError(f"{name} is a single {type(ids).__name__}: pass [{name[:-1]}], a list of ids.")
+    return list(ids)
+
+
 def run_ids_of(run_ids: Iterable[object]) -> list[str]:
     """Return the ids of runs as the metadata of checkpoints have them.
 
@@ -155,6 +172,11 @@ def run_ids_of(run_ids: Iterable[object]) -> list[str]:
         InvalidConfigError: One is neither, or cannot be stored.
     """
     return [str(each) if isinstance(each, UUID) else _storable("run_id", each) for each in run_ids]
+
+
+def key_part(text: str) -> str:
+    """Return a text as a part of a Redis key: percent-encoded, so that it holds no separator."""
+    return quote(text, safe="")
 
 
 def is_ordered_id(checkpoint_id: str) -> bool:
@@ -203,8 +225,11 @@ def _storable(name: str, value: object) -> str:
 
 
 def _wrong_type(name: str, value: object) -> str:
-    """Say what to do about an id that is no string. Not all that has a `str(…)` is an id: of `None` it would
-    be the same text for everybody, of an object its address."""
+    """Say what to do about an id that is no string.
+
+    Not all that has a `str(…)` is an id: of `None` it would be the same text for everybody, of an object its
+    address.
+    """
     if value is None:
         return (
             f"The {name} is None: what should have set it did not. Find out why, and pass a string of its "

@@ -14,8 +14,9 @@ from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from glasspoint.l2.connections import Connection
     from glasspoint.l2.password import Password
-    from glasspoint.l2.schema import Connection, ForeignWrites
+    from glasspoint.l2.schema import ForeignWrites
 
 __all__ = ["Task", "run_setup", "setup_script"]
 

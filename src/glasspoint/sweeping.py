@@ -89,17 +89,19 @@ class Sweeper:
         purger: Purger | None = None,
         expire_fences: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Args:
-        cache: What is dropped from, and trusted or not.
-        journal: What is swept.
-        identity: Tells which entries belong to L2, and what is pending.
-        breaker: Whether Redis is asked at all; it is probed here.
-        telemetry: Who is told of each entry that is dropped.
-        vitals: Where it is written down how many rows wait.
-        every_seconds: How often, in the background.
-        timeout_seconds: How long a read waits for it.
-        purger: Deletes what older epochs have left; `None`: it stays until it expires.
-        expire_fences: Deletes the fences of processes that have died.
+        """Take the cache and the journal.
+
+        Args:
+            cache: What is dropped from, and trusted or not.
+            journal: What is swept.
+            identity: Tells which entries belong to L2, and what is pending.
+            breaker: Whether Redis is asked at all; it is probed here.
+            telemetry: Who is told of each entry that is dropped.
+            vitals: Where it is written down how many rows wait.
+            every_seconds: How often, in the background.
+            timeout_seconds: How long a read waits for it.
+            purger: Deletes what older epochs have left; `None`: it stays until it expires.
+            expire_fences: Deletes the fences of processes that have died.
         """
         self._cache = cache
         self._journal = journal
@@ -130,8 +132,10 @@ class Sweeper:
         cache.wake = self.look_soon
 
     def start(self) -> None:
-        """Begin to sweep in the background; again is harmless. It ends with `stop`, or when nobody holds this
-        object any more: the task does not."""
+        """Begin to sweep in the background; again is harmless.
+
+        It ends with `stop`, or when nobody holds this object any more: the task does not.
+        """
         if self._task is None:
             self._task = asyncio.create_task(
                 _keep_sweeping(weakref.ref(self), self._soon),
@@ -196,8 +200,10 @@ class Sweeper:
         return self._background.failed(error)
 
     async def tidy(self) -> None:
-        """What is done after a round, when there is time: delete a part of what older epochs have left, and
-        what caches have left that no process uses any more."""
+        """Do what is done after a round, when there is time.
+
+        Delete a part of what older epochs have left, and what caches have left that no process uses any more.
+        """
         if monotonic() >= self._retire_at:
             self._retire_at = monotonic() + _RETIRE_EVERY_SECONDS * random.uniform(0.8, 1.0)
             await self._try_to_tidy(self._journal.retire)

@@ -41,8 +41,9 @@ def styled_result(result: str) -> Text:
 
 
 def plain(text: str) -> str:
-    r"""Return text that somebody else wrote, fit for a terminal: what would move the cursor, change colours
-    or turn the line round is shown as an escape sequence.
+    r"""Return text that somebody else wrote, fit for a terminal.
+
+    What would move the cursor, change colours or turn the line round is shown as an escape sequence.
 
     Example:
         >>> print(plain("a\x1b[2Jb"))

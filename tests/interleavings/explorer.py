@@ -12,10 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import pytest
-from tenacity import AsyncRetrying
 
 from glasspoint import lifecycle
 from glasspoint.demo.embedded import EmbeddedRedis
@@ -29,7 +27,6 @@ from interleavings.world import (
     World,
     clock,
     new_token,
-    no_pause,
 )
 
 FAULTS = (
@@ -144,8 +141,7 @@ def _patched() -> Iterator[None]:
         patch.setitem(bursts, "_new_id", new_token)
         patch.setitem(bursts, "monotonic", lambda: 0.0)
         patch.setitem(cache, "asyncio", NoSleep())
-        retrying = lifecycle.Retries.run.__globals__
-        patch.setitem(retrying, "AsyncRetrying", partial(AsyncRetrying, sleep=no_pause))
+        patch.setitem(lifecycle.Retries.run.__globals__, "asyncio", NoSleep())
         sweeping = lifecycle.Sweeper.round.__globals__
         patch.setitem(sweeping, "_PAUSE_SECONDS", 0.0)
         patch.setitem(sweeping, "monotonic", lambda: 0.0)

@@ -1691,18 +1691,13 @@ def new_token() -> str:
 
 
 class NoSleep:
-    """For `asyncio` in `cache`: a pause costs nothing, the next step is when the explorer says so."""
+    """For `asyncio` in `cache` and `retrying`: a pause costs nothing, the explorer says what is next."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(asyncio, name)
 
     async def sleep(self, _seconds: float) -> None:
         await asyncio.sleep(0)
-
-
-async def no_pause(_seconds: float) -> None:
-    """For the back-off of retries: likewise."""
-    await asyncio.sleep(0)
 
 
 _TABLES = ("checkpoints", "blobs", "writes")

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Found", "IdentityKeeper"]
 
+Status = Literal["fits", "changed", "unusable"]
+
 _log = get_logger("glasspoint.l1")
 
 # How often a process says that the cache is in use: see `Attachment.is_forgotten`.
@@ -88,7 +90,7 @@ class Found(NamedTuple):
         generation: Under which they were seen.
     """
 
-    status: Literal["fits", "changed", "unusable"]
+    status: Status
     rows: list[JournalRow] = []  # noqa: RUF012 - never changed
     generation: str = ""
 
@@ -108,16 +110,18 @@ class IdentityKeeper:
         last_used: LastUsed | None = None,
         statement_seconds: float | None = None,
     ) -> None:
-        """Args:
-        cache: Whose keys they are.
-        identities: Reads and renews the row of the cache.
-        journal: Where scopes are recorded that were written under keys of the past.
-        telemetry: Who is told of each change.
-        vitals: Where the identity is shown.
-        signing_key: Signs the entries in place of the key that PostgreSQL keeps.
-        last_used: What is left in Redis for processes that cannot ask PostgreSQL; `None`: nothing.
-        statement_seconds: How long a statement may run before the intent of its write is over; `None` if the
-            caller does not know.
+        """Take the cache and the database that it belongs to.
+
+        Args:
+            cache: Whose keys they are.
+            identities: Reads and renews the row of the cache.
+            journal: Where scopes are recorded that were written under keys of the past.
+            telemetry: Who is told of each change.
+            vitals: Where the identity is shown.
+            signing_key: Signs the entries in place of the key that PostgreSQL keeps.
+            last_used: What is left in Redis for processes that cannot ask PostgreSQL; `None`: nothing.
+            statement_seconds: How long a statement may run before the intent of its write is over; `None` if
+                the caller does not know.
         """
         self._cache = cache
         self._identities = identities
@@ -180,8 +184,9 @@ class IdentityKeeper:
         return Found(status, look.rows, look.attachment.generation)
 
     def is_of(self, mark: str) -> bool:
-        """Tell whether a write's statement has met the PostgreSQL that the keys in use belong to. If not,
-        they are used no more, until a sweep has looked into it.
+        """Tell whether a write's statement has met the PostgreSQL that the keys in use belong to.
+
+        If not, they are used no more, until a sweep has looked into it.
 
         Args:
             mark: What the statement has answered.
@@ -219,8 +224,10 @@ class IdentityKeeper:
     # ---------------------------------------------------------------- helpers
 
     async def _meet_others(self, look: Look) -> None:
-        """See that other caches on this database hear of our writes, those included that were under way, or
-        just done, when such a cache was first used."""
+        """See that other caches on this database hear of our writes.
+
+        These include the writes that were under way, or just done, when such a cache was first used.
+        """
         now = monotonic()
         self._met_others = {each: self._met_others.get(each, now) for each in look.others}
         new = [each for each, met_at in self._met_others.items() if now - met_at < _NEW_SECONDS]
@@ -244,7 +251,7 @@ class IdentityKeeper:
                 return
         self._leave(_NO_IDENTITY[error.reason])
 
-    async def _settle(self, look: Look) -> Literal["fits", "changed", "unusable"]:
+    async def _settle(self, look: Look) -> Status:
         row, server = look.attachment, self._cache.server
         if server is None:
             return "unusable"
@@ -300,8 +307,10 @@ class IdentityKeeper:
         return is_same and look.position is not None and look.position < (self._position or 0)
 
     def _may_attach(self, reign: str) -> bool:
-        """Whether this process may attach the cache, which another Redis has: at its opening, when its own
-        Redis is another one, and when the others had their minute."""
+        """Tell whether this process may attach the cache, which another Redis has.
+
+        It may at its opening, when its own Redis is another one, and when the others had their minute.
+        """
         if self._reign != reign:
             return True
         return self._detached_at is not None and monotonic() - self._detached_at > _DETACHED_SECONDS

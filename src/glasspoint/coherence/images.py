@@ -56,12 +56,14 @@ class Images:
         key_prefix: str,
         timeout_seconds: float,
     ) -> None:
-        """Args:
-        redis: The client; not closed here.
-        last_used: Tells under which keys the states stand.
-        telemetry: Who is told of every step.
-        key_prefix: What every key begins with.
-        timeout_seconds: How long one step may take.
+        """Name the target.
+
+        Args:
+            redis: The client; not closed here.
+            last_used: Tells under which keys the states stand.
+            telemetry: Who is told of every step.
+            key_prefix: What every key begins with.
+            timeout_seconds: How long one step may take.
         """
         self._redis: Any = redis
         self._last_used = last_used
@@ -72,8 +74,9 @@ class Images:
         self._has_warned = False
 
     async def find(self, scope: Scope) -> StoredCheckpoint | None:
-        """Return the cached state of a scope, with its pending writes; `None` if there is none that can be
-        believed, or none that is whole without its ancestors.
+        """Return the cached state of a scope, with its pending writes.
+
+        `None` if there is none that can be believed, or none that is whole without its ancestors.
 
         Raises:
             RedisUnavailableError: Redis did not answer.

@@ -42,11 +42,14 @@ class LastUsed:
     """Writes and reads the record of one target."""
 
     def __init__(self, target_id: str, secret: bytes, *, key_prefix: str, signing_key: bytes | None) -> None:
-        """Args:
-        target_id: 16 hexadecimal digits, see `l2.target`.
-        secret: At least 16 bytes that the target's processes share, and Redis does not know.
-        key_prefix: What every key begins with.
-        signing_key: What entries are signed with in place of the key that PostgreSQL keeps, if that is so.
+        """Name the target.
+
+        Args:
+            target_id: 16 hexadecimal digits, see `l2.target`.
+            secret: At least 16 bytes that the target's processes share, and Redis does not know.
+            key_prefix: What every key begins with.
+            signing_key: What entries are signed with in place of the key that PostgreSQL keeps, if that is
+                so.
         """
         self.key = f"{quote(key_prefix, safe='')}:last-used:{_FORMAT}:{target_id}".encode()
         """The key in Redis: a hash of the one field `record`."""

@@ -31,10 +31,12 @@ class Purger:
     """Looks through the keys of one cache."""
 
     def __init__(self, cache: Cache, identities: Identities, keeper: IdentityKeeper) -> None:
-        """Args:
-        cache: Whose keys they are.
-        identities: Say whose turn it is.
-        keeper: Knows the identity in use.
+        """Take the Redis that is looked through.
+
+        Args:
+            cache: Whose keys they are.
+            identities: Say whose turn it is.
+            keeper: Knows the identity in use.
         """
         self._cache = cache
         self._identities = identities

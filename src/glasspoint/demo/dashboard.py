@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glasspoint.demo.quantiles import SampleWindow
+from glasspoint.telemetry.events import L1Result
 from glasspoint.terminal import WIDTH, milliseconds
 
 if TYPE_CHECKING:
@@ -118,8 +119,10 @@ class _Board:
         return f"{hits / reads:.0%}" if reads else "–"
 
     def _reads(self) -> str:
-        results = ("hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable")
-        grown = {result: self._window.grown("glasspoint_l1_reads_total", result=result) for result in results}
+        grown = {
+            result: self._window.grown("glasspoint_l1_reads_total", result=result)
+            for result in get_args(L1Result)
+        }
         return ", ".join(f"{result} {count:.0f}" for result, count in grown.items() if count) or "no reads"
 
     def _pool(self) -> str:

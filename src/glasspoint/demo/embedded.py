@@ -210,6 +210,7 @@ class EmbeddedPostgres(_EmbeddedServer):
 
     @classmethod
     def require(cls) -> None:
+        """Raise if there are no programs of PostgreSQL."""
         _find_postgres()
 
     @property
@@ -241,8 +242,10 @@ class EmbeddedPostgres(_EmbeddedServer):
         self._end_process(signal.SIGINT)  # "fast shutdown"
 
     def crash(self) -> None:
-        """End the server at once: it writes nothing more, and recovers at its next start. Does nothing if it
-        is not running."""
+        """End the server at once: it writes nothing more, and recovers at its next start.
+
+        Does nothing if it is not running.
+        """
         self._end_process(signal.SIGQUIT)  # "immediate shutdown"
 
     def restart(self) -> None:
@@ -273,6 +276,7 @@ class EmbeddedPostgres(_EmbeddedServer):
         self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def close(self) -> None:
+        """Stop the server, and forget where its programs are."""
         super().close()
         self._programs = None  # may have been a copy in the directory that is gone now
 
@@ -337,6 +341,7 @@ class EmbeddedRedis(_EmbeddedServer):
 
     @classmethod
     def require(cls) -> None:
+        """Raise if there is no program of Redis."""
         _find_redis()
 
     @property
@@ -421,6 +426,7 @@ class EmbeddedRedis(_EmbeddedServer):
             client.flushall()
 
     def close(self) -> None:
+        """Stop the server, and forget its port and where its program is."""
         super().close()
         self._port = None
         self._program = None
@@ -435,7 +441,10 @@ class EmbeddedRedis(_EmbeddedServer):
         )
 
     def _is_ready(self, pid: int) -> bool:
-        """Does this very process answer? (Another server might hold the port, and ours be about to end.)"""
+        """Tell whether this very process answers.
+
+        Another server might hold the port, and ours be about to end.
+        """
         try:
             with self._client() as client:
                 client.ping()  # a ConnectionError as well while the snapshot is being loaded

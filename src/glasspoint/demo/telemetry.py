@@ -39,6 +39,7 @@ class SpanCollector(SpanProcessor):
         self._spans: deque[ReadableSpan] = deque(maxlen=capacity)
 
     def on_end(self, span: ReadableSpan) -> None:
+        """Keep a span of Glasspoint's."""
         scope = span.instrumentation_scope
         if scope is not None and scope.name == "glasspoint":
             self._spans.append(span)
@@ -60,8 +61,13 @@ class SpanFile(BatchSpanProcessor):
     """Writes spans to a file as OTLP JSON lines until it is shut down. What is there already stays."""
 
     def __init__(self, path: Path) -> None:
-        """Raises:
-        ConfigurationError: It cannot be written, or the exporter is not installed.
+        """Open the file.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ConfigurationError: It cannot be written, or the exporter is not installed.
         """
         try:
             from opentelemetry.exporter.otlp.json.file import FileSpanExporter

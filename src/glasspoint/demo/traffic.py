@@ -73,8 +73,10 @@ class Traffic:
     def __init__(
         self, saver: CachedPostgresSaver | FallbackSaver, observed: Observed, *, people: int = PEOPLE
     ) -> None:
-        """Args:
-        people: How many talk at the same time.
+        """Take how many people talk.
+
+        Args:
+            people: How many talk at the same time.
         """
         self.tally = Tally()
         self._people = people

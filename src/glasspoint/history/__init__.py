@@ -1,2 +1,5 @@
-"""Histories: all checkpoints of all threads in one place (`in_redis`, `in_memory`; what a place has to do:
-`interface`). `saver` reads and writes them, `listing`, `pruning`, `copying` and `drain` do the rest."""
+"""Histories: all checkpoints of all threads in one place.
+
+The places are `in_redis` and `in_memory`; `interface` says what a place has to do. `saver` reads and writes
+them, `listing`, `pruning`, `copying` and `drain` do the rest.
+"""

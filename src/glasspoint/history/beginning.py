@@ -71,10 +71,12 @@ class Beginning:
     """Decides for each thread that has nothing here yet."""
 
     def __init__(self, history: History, states: CachedStates | None, *, unknown: Unknown) -> None:
-        """Args:
-        history: Where threads go on.
-        states: Where their beginnings may be; `None`: nowhere.
-        unknown: Whether a thread of which nothing is found begins anew.
+        """Take where threads begin, and what becomes of unknown ones.
+
+        Args:
+            history: Where threads go on.
+            states: Where their beginnings may be; `None`: nowhere.
+            unknown: Whether a thread of which nothing is found begins anew.
         """
         self._history = history
         self._states = states
@@ -87,8 +89,10 @@ class Beginning:
 
     @property
     def anew(self) -> frozenset[str]:
-        """Threads that began here with nothing, in this process or in another one. A run may have begun then,
-        and may not have written yet."""
+        """Threads that began here with nothing, in this process or in another one.
+
+        A run may have begun then, and may not have written yet.
+        """
         return frozenset(self._anew)
 
     async def meet(self, scope: Scope) -> None:

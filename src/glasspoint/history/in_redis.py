@@ -67,12 +67,14 @@ class RedisHistory:
         ttl_seconds: float | None,
         signer: Signer | None = None,
     ) -> None:
-        """Args:
-        steps: Run the scripts.
-        keyspace: Names the keys.
-        telemetry: Receives an event for each field that was refused.
-        ttl_seconds: How long a thread lives after its last use; `None` for ever.
-        signer: Signs and verifies what is stored; `None`: it is stored as it is, and believed.
+        """Take the Redis and the keys.
+
+        Args:
+            steps: Run the scripts.
+            keyspace: Names the keys.
+            telemetry: Receives an event for each field that was refused.
+            ttl_seconds: How long a thread lives after its last use; `None` for ever.
+            signer: Signs and verifies what is stored; `None`: it is stored as it is, and believed.
         """
         self._steps = steps
         self._keyspace = keyspace
@@ -109,7 +111,7 @@ class RedisHistory:
         namespace = scope.checkpoint_ns
         some = records.write_arguments(self._fields(scope.thread_id), namespace, checkpoint_id, writes)
         name = records.member(namespace, checkpoint_id)
-        listed, *_ = await self._run("put_writes", scope, name, _flag(replaces), *some)
+        listed, *_ = await self._run("put_writes", scope, name, records.flag(replaces), *some)
         await self._heard(listed)
 
     async def add(self, item: StoredCheckpoint | PendingWrites) -> bool:
@@ -126,7 +128,7 @@ class RedisHistory:
                 of_kind = [write for write in item.writes if (write.idx < 0) == special]
                 some = records.write_arguments(fields, namespace, checkpoint_id, of_kind)
                 if some:
-                    listed, *_ = await self._run("put_writes", scope, name, _flag(special), *some)
+                    listed, *_ = await self._run("put_writes", scope, name, records.flag(special), *some)
                     await self._heard(listed)
             return False
         writes = records.write_arguments(fields, namespace, checkpoint_id, item.writes)
@@ -159,7 +161,7 @@ class RedisHistory:
         """
         arguments: list[str | int] = []
         for removal in removals:
-            arguments += [removal.namespace, _flag(removal.whole)]
+            arguments += [removal.namespace, records.flag(removal.whole)]
             arguments += [len(removal.checkpoint_ids), *removal.checkpoint_ids]
             arguments += [len(removal.orphans), *removal.orphans]
         return await self._run("remove", Scope(thread_id, ""), revision, *arguments) != [AGAIN]
@@ -210,7 +212,7 @@ class RedisHistory:
 
     async def namespaces(self, thread_id: str, *, sealed_too: bool = False) -> list[str]:
         """Return the namespaces in which a thread has checkpoints."""
-        _, *names = await self._run("namespaces", Scope(thread_id, ""), _flag(sealed_too))
+        _, *names = await self._run("namespaces", Scope(thread_id, ""), records.flag(sealed_too))
         if not names:
             await self._must_be_empty(thread_id)
         with self._verifying(thread_id):
@@ -230,7 +232,7 @@ class RedisHistory:
     async def newest(self, scope: Scope) -> str | None:
         """Return the id of a scope's newest checkpoint, `None` if it has none."""
         bounds = (f"[{scope.checkpoint_ns}\0", f"({scope.checkpoint_ns}\1")
-        names = await self._run("page", scope, _flag(False), "down", *bounds, 1)
+        names = await self._run("page", scope, records.flag(False), "down", *bounds, 1)
         if not names:
             await self._must_be_empty(scope.thread_id)
         return records.split_member(names[0])[1] if names else None
@@ -238,7 +240,7 @@ class RedisHistory:
     async def oldest(self, scope: Scope) -> Found | None:
         """Return a scope's oldest checkpoint, `None` if it has none."""
         bounds = (f"[{scope.checkpoint_ns}\0", f"({scope.checkpoint_ns}\1")
-        names = await self._run("page", scope, _flag(False), "up", *bounds, 1)
+        names = await self._run("page", scope, records.flag(False), "up", *bounds, 1)
         for namespace, checkpoint_id in map(records.split_member, names):
             async for found in self.load([Position(Scope(scope.thread_id, namespace), checkpoint_id)]):
                 return found
@@ -262,7 +264,7 @@ class RedisHistory:
         names = [records.member(each.scope.checkpoint_ns, each.checkpoint_id) for each in positions]
         while names:
             scope, some = positions[0].scope, names[:_LOADED_AT_ONCE]
-            done, *found = await self._run("load", scope, _flag(sealed_too), _BYTES_AT_ONCE, *some)
+            done, *found = await self._run("load", scope, records.flag(sealed_too), _BYTES_AT_ONCE, *some)
             for record in found:
                 with self._verifying(scope.thread_id) as fields:
                     loaded = Found(*records.to_stored(fields, scope.thread_id, record))
@@ -339,7 +341,7 @@ class RedisHistory:
 
     async def seal(self, thread_id: str, lease_ms: int, token: str, *, renew: bool) -> bool:
         """Keep everybody else from a thread, or go on doing so."""
-        answer = await self._run("seal", Scope(thread_id, ""), lease_ms, token, _flag(renew))
+        answer = await self._run("seal", Scope(thread_id, ""), lease_ms, token, records.flag(renew))
         return bool(answer[0])
 
     async def export(
@@ -355,7 +357,7 @@ class RedisHistory:
         start = b"-"
         while start:
             start, *found_writes = await self._run(
-                "strays", Scope(thread_id, ""), _flag(sealed_too), start, _STRAYS_AT_ONCE
+                "strays", Scope(thread_id, ""), records.flag(sealed_too), start, _STRAYS_AT_ONCE
             )
             for name, raw in found_writes:
                 with self._verifying(thread_id) as fields:
@@ -441,7 +443,9 @@ class RedisHistory:
         self, scope: Scope, order: str, lower: str, upper: str, *, sealed_too: bool
     ) -> AsyncGenerator[list[Position], None]:
         while True:
-            answer = await self._run("page", scope, _flag(sealed_too), order, lower, upper, _IDS_A_PAGE)
+            answer = await self._run(
+                "page", scope, records.flag(sealed_too), order, lower, upper, _IDS_A_PAGE
+            )
             names = [records.split_member(each) for each in answer]
             if names:
                 yield [Position(Scope(scope.thread_id, ns), checkpoint_id) for ns, checkpoint_id in names]
@@ -451,7 +455,3 @@ class RedisHistory:
                 lower = f"({answer[-1].decode()}"
             else:
                 upper = f"({answer[-1].decode()}"
-
-
-def _flag(flag: bool) -> str:
-    return "1" if flag else ""

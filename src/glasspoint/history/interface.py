@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from glasspoint.scope import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from glasspoint.codec import EncodedPut, EncodedWrite, PendingWrites, StoredCheckpoint
 
@@ -27,13 +26,7 @@ __all__ = [
     "Outline",
     "Position",
     "Removal",
-    "for_each",
 ]
-
-_Item = TypeVar("_Item")
-_Answer = TypeVar("_Answer")
-
-_THREADS_AT_ONCE = 16
 
 Adopted = Literal["adopted", "exists", "incomplete"]
 
@@ -226,16 +219,3 @@ class History(Protocol):
 
     async def retire(self, thread_id: str, token: str, marker_ms: int, moved_to: str | None) -> bool:
         """Forget a sealed thread, and say for a while that it has moved, and which id it has now."""
-
-
-async def for_each(items: Sequence[_Item], step: Callable[[_Item], Awaitable[_Answer]]) -> list[_Answer]:
-    """Run a step for every item, a few at a time."""
-    answers: list[_Answer] = []
-    for start in range(0, len(items), _THREADS_AT_ONCE):
-        some = map(step, items[start : start + _THREADS_AT_ONCE])
-        # All of them to their end, also when one fails: nothing goes on after the call is answered.
-        for answer in await asyncio.gather(*some, return_exceptions=True):
-            if isinstance(answer, BaseException):
-                raise answer
-            answers.append(answer)
-    return answers

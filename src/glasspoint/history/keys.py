@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
+
+from glasspoint.scope import key_part
 
 __all__ = ["Keyspace"]
 
@@ -48,7 +50,7 @@ class Keyspace:
     def parts_of_thread(self, thread_id: str) -> list[str]:
         """Return the keys that belong to the thread alone."""
         beside = f"copy:{self.copy}:" if self.copy else ""
-        return [f"{self._begin}{{{_quote(thread_id)}}}:{beside}{part}" for part in _PARTS]
+        return [f"{self._begin}{{{key_part(thread_id)}}}:{beside}{part}" for part in _PARTS]
 
     @property
     def registry(self) -> str:
@@ -68,13 +70,9 @@ class Keyspace:
     def thread_of_member(self, member: bytes) -> str | None:
         """Return the thread that a member of the registry stands for, `None` if it stands for none."""
         thread_id = unquote(member.decode(errors="replace"))
-        return thread_id if thread_id and _quote(thread_id).encode() == member else None
+        return thread_id if thread_id and key_part(thread_id).encode() == member else None
 
     @property
     def _begin(self) -> str:
         place = f"fallback:{_FORMAT}:{self.target}" if self.target else f"history:{_FORMAT}"
-        return f"{_quote(self.prefix)}:{place}:"
-
-
-def _quote(text: str) -> str:
-    return quote(text, safe="")
+        return f"{key_part(self.prefix)}:{place}:"

@@ -7,9 +7,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint import traceparent
+from glasspoint.background import for_each
 from glasspoint.history.beginning import unmarked
 from glasspoint.history.containment import contains
-from glasspoint.history.interface import Position, for_each
+from glasspoint.history.interface import Position
 from glasspoint.listing_options import check_limit, plain_filter
 from glasspoint.scope import Scope, checkpoint_id_of, listed_scope_of
 from glasspoint.threads import summary_of

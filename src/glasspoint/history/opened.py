@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from contextlib import AsyncExitStack, aclosing, contextmanager
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from glasspoint.background import run_to_the_end
 from glasspoint.blocking import SyncFace
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
+    from glasspoint.generics import ItemT
     from glasspoint.history.beginning import Beginning
     from glasspoint.home import EndOfLoop
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Operation, Served, Telemetry
 
 __all__ = ["Lifetime", "OpenedSaver"]
-
-_Item = TypeVar("_Item")
 
 
 class OpenedSaver(SyncFace):
@@ -36,11 +35,13 @@ class OpenedSaver(SyncFace):
     def __init__(
         self, history: History, vitals: Vitals, telemetry: Telemetry, serde: SerializerProtocol | None
     ) -> None:
-        """Args:
-        history: What to read and write.
-        vitals: What there is to say of the saver.
-        telemetry: Who is told of everything.
-        serde: How values are serialised; by default as LangGraph's savers do it.
+        """Take the history, and what belongs to it.
+
+        Args:
+            history: What to read and write.
+            vitals: What there is to say of the saver.
+            telemetry: Who is told of everything.
+            serde: How values are serialised; by default as LangGraph's savers do it.
         """
         super().__init__(serde=serde)
         self.home = Home(self)
@@ -134,9 +135,12 @@ class Lifetime:
             self._calls -= 1
             self._look()
 
-    async def each(self, items: AsyncGenerator[_Item, None]) -> AsyncIterator[_Item]:
-        """Wrap what is fetched bit by bit: each fetch is a call, and what the caller does in between is none,
-        so that `close` does not wait for a loop that nobody goes on with."""
+    async def each(self, items: AsyncGenerator[ItemT, None]) -> AsyncIterator[ItemT]:
+        """Wrap what is fetched bit by bit: each fetch is a call.
+
+        What the caller does in between is none, so that `close` does not wait for a loop that nobody goes on
+        with.
+        """
         async with aclosing(items):
             while True:
                 with self.call():
@@ -151,8 +155,11 @@ class Lifetime:
             self._idle.set()
 
     async def close(self) -> None:
-        """Wait for what is under way (its timeouts bound that), then close what was opened here; also if the
-        caller is cancelled meanwhile: no connection stays open."""
+        """Wait for what is under way, then close what was opened here.
+
+        Timeouts bound the wait. All of it is closed, also if the caller is cancelled meanwhile: no connection
+        stays open.
+        """
         if self._closed:
             return
         self._closed = True

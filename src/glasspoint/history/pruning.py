@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from glasspoint.background import for_each
 from glasspoint.errors import DeltaChainError
-from glasspoint.history.interface import Removal, for_each
+from glasspoint.history.interface import Removal
 from glasspoint.history.retention import (
     by_namespace,
     kept_by_keep_latest,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "checkpoint_arguments",
+    "flag",
     "member",
     "split_member",
     "to_ancestor",
@@ -58,7 +59,7 @@ def checkpoint_arguments(
     document = json.loads(document_json)
     run = json.loads(metadata_json).get("run_id")
     run_id = run if isinstance(run, str) and "\0" not in run else ""
-    head = [_flag(is_old_format(document)), run_id, *_marks(document)]
+    head = [flag(is_old_format(document)), run_id, *_marks(document)]
     rest_of_head = "".join(f"{text}\0" for text in head).encode()
     place, metadata = (namespace, checkpoint_id, rest_of_head), metadata_json.encode()
     return [
@@ -75,7 +76,7 @@ def checkpoint_arguments(
 def value_arguments(
     fields: Fields, namespace: str, values: Mapping[str, tuple[str, Encoded]]
 ) -> list[Argument]:
-    """Return values as channel, version, packed value, …"""
+    """Return values as channel, version, packed value and so on."""
     arguments: list[Argument] = []
     for channel, (version, value) in values.items():
         place = channel.encode(), version.encode()
@@ -87,7 +88,7 @@ def value_arguments(
 def write_arguments(
     fields: Fields, namespace: str, checkpoint_id: str, writes: Iterable[EncodedWrite]
 ) -> list[Argument]:
-    """Return pending writes as task and index, channel, type, task path, bytes, …
+    """Return pending writes as task and index, channel, type, task path, bytes and so on.
 
     Raises:
         SerializationError: A name in them is not valid Unicode.
@@ -143,7 +144,7 @@ def to_stored(
 
 
 def to_writes(fields: Fields, flat: Sequence[bytes]) -> list[EncodedWrite]:
-    """Read pending writes out of name, value, name, value, …
+    """Read pending writes out of name, value, name, value and so on.
 
     Raises:
         ThreadTamperedError: One is not signed as `fields` sign.
@@ -252,5 +253,6 @@ def _value(raw: bytes) -> Encoded:
     return Encoded(type_.decode(), data)
 
 
-def _flag(flag: bool) -> str:
-    return "1" if flag else ""
+def flag(is_set: bool) -> str:
+    """Return how a script is told of a flag."""
+    return "1" if is_set else ""

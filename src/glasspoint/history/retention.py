@@ -93,8 +93,10 @@ def _ancestors_needed(history: History, kept: Outline) -> set[str]:
 
 
 def _delta_channels(history: History) -> set[str]:
-    """Channels with a counter of updates since their last snapshot, or with a snapshot: a blob that an inline
-    `true` marks, which a plain `true` never has."""
+    """Return the channels with a counter of updates since their last snapshot, or with a snapshot.
+
+    A snapshot is a blob that an inline `true` marks, which a plain `true` never has.
+    """
     found: set[str] = set()
     for outline in history.values():
         counters = outline.metadata.get("counters_since_delta_snapshot")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections import abc
 from contextlib import aclosing
 from time import perf_counter
 from types import MappingProxyType
@@ -19,17 +18,17 @@ from langgraph.checkpoint.serde.types import TASKS
 
 from glasspoint import codec, traceparent
 from glasspoint.codec import Encoded
-from glasspoint.errors import ConfigurationError, InvalidConfigError, WrongTypeError
+from glasspoint.errors import ConfigurationError, InvalidConfigError
 from glasspoint.history import listing, pruning
 from glasspoint.history.beginning import Beginning, remember, without_mark
 from glasspoint.history.copying import copy_thread
 from glasspoint.history.drain import DrainableSaver
 from glasspoint.index_rows import check_put, check_writes
-from glasspoint.scope import Scope, checkpoint_id_of, run_ids_of, scope_of, validate_thread_id
+from glasspoint.scope import Scope, checkpoint_id_of, list_of_ids, run_ids_of, scope_of, validate_thread_id
 from glasspoint.threads import choose_threads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from uuid import UUID
 
     from langchain_core.runnables import RunnableConfig
@@ -258,7 +257,7 @@ class HistorySaver(DrainableSaver):
             DeltaChainError: A delta channel of a checkpoint that would stay is rebuilt from one that would
                 go. Nothing was deleted.
         """
-        wanted = run_ids_of(_ids("run_ids", run_ids))
+        wanted = run_ids_of(list_of_ids("run_ids", run_ids))
         with self._call("delete_for_runs", None):
             await pruning.delete_for_runs(self._history, wanted)
 
@@ -301,7 +300,7 @@ class HistorySaver(DrainableSaver):
             DeltaChainError: A thread with delta channels kept changing meanwhile; of this one nothing was
                 deleted.
         """
-        wanted = [validate_thread_id(each) for each in _ids("thread_ids", thread_ids)]
+        wanted = [validate_thread_id(each) for each in list_of_ids("thread_ids", thread_ids)]
         prune = pruning.STRATEGIES.get(strategy)
         if prune is None:
             names = ", ".join(map(repr, pruning.STRATEGIES))
@@ -394,9 +393,3 @@ class HistorySaver(DrainableSaver):
 def _above(config: RunnableConfig) -> Mapping[str, str]:
     """Return the checkpoints of the graphs around a subgraph, by namespace: a run names them to its own."""
     return config["configurable"].get("checkpoint_map") or {}
-
-
-def _ids(name: str, ids: Iterable[object]) -> list[Any]:
-    if isinstance(ids, str | bytes) or not isinstance(ids, abc.Iterable):
-        raise WrongTypeError(f"{name} is a single {type(ids).__name__}: pass [{name[:-1]}], a list of ids.")
-    return list(ids)

@@ -104,9 +104,11 @@ class SignedFields(Fields):
     """The fields of one thread, signed and verified."""
 
     def __init__(self, signer: Signer, thread_id: str) -> None:
-        """Args:
-        signer: Signs for the target.
-        thread_id: Whose fields these are.
+        """Take the key and the thread.
+
+        Args:
+            signer: Signs for the target.
+            thread_id: Whose fields these are.
         """
         self._signer = signer
         self._thread_id = thread_id

@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from functools import cache, partial
 from importlib import resources
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import RedisCluster
 from redis.exceptions import (
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from glasspoint.generics import ResultT
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
@@ -94,17 +95,17 @@ _COMMAND = re.compile(r"to run the '([\w|]+)' command")
 
 _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 
-_Answer = TypeVar("_Answer")
-
 
 class Steps:
     """Runs the scripts of `scripts/` on a Redis or a Redis Cluster."""
 
     def __init__(self, redis: Redis | RedisCluster, telemetry: Telemetry, *, timeout_seconds: float) -> None:
-        """Args:
-        redis: A client with `decode_responses=False`; not closed here.
-        telemetry: Who is told of every step.
-        timeout_seconds: How long one step may take from its turn on, see `Turns`.
+        """Take the Redis that runs the scripts.
+
+        Args:
+            redis: A client with `decode_responses=False`; not closed here.
+            telemetry: Who is told of every step.
+            timeout_seconds: How long one step may take from its turn on, see `Turns`.
         """
         self._redis: Any = redis
         self._telemetry = telemetry
@@ -161,8 +162,8 @@ class Steps:
         return [status] if status in (AGAIN, EXISTS) else answer
 
     async def ping(self) -> None:
-        """Raises:
-        RedisUnavailableError: Redis does not answer.
+        """Raises: RedisUnavailableError: Redis does not answer.
+
         RedisRefusedError: It refuses this user.
         """
         try:
@@ -254,7 +255,7 @@ class Steps:
         except (RedisRefusedError, RedisUnavailableError, StopIteration, ValueError):
             return _BULK_BYTES
 
-    async def _in_turn(self, ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
+    async def _in_turn(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
         try:
             return await self._turns.run(ask, *args)
         except _FAILURES as exc:

@@ -38,14 +38,17 @@ class Breaker:
         jitter: Callable[[], float] = lambda: random.uniform(0.5, 1.0),
         changed: Callable[[BreakerState, str], None] = lambda state, reason: None,
     ) -> None:
-        """Args:
-        failures: After so many in a row it opens.
-        delay_seconds: Before the first probe; times `jitter`, so that many processes do not probe at once.
-            Doubled after each probe that fails, and whenever it opens again before a step has succeeded.
-        max_delay_seconds: But never more than this.
-        clock: Seconds; only differences count.
-        jitter: A factor for each delay, between 0 and 1.
-        changed: Called with the new state, and why, after each transition.
+        """Begin closed.
+
+        Args:
+            failures: After so many in a row it opens.
+            delay_seconds: Before the first probe; times `jitter`, so that many processes do not probe at
+                once. Doubled after each probe that fails, and whenever it opens again before a step has
+                succeeded.
+            max_delay_seconds: But never more than this.
+            clock: Seconds; only differences count.
+            jitter: A factor for each delay, between 0 and 1.
+            changed: Called with the new state, and why, after each transition.
         """
         self._limit = failures
         self._first_delay = delay_seconds

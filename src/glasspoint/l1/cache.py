@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import AskError, AuthenticationError, AuthorizationError, NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.codec import StoredCheckpoint
+    from glasspoint.generics import ResultT
     from glasspoint.identity import Identity
     from glasspoint.l1.compression import Packer
     from glasspoint.l1.signature import Signer
@@ -75,8 +76,6 @@ _CHANGING = frozenset(("confirm", "commit", "drop"))
 
 # What telemetry is told of probes: no caller's scope, because no thread id holds NUL.
 _PROBED = Scope("\0probe", "")
-
-_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +142,17 @@ class Cache:
         breaker: Breaker | None = None,
         packer: Packer | None = None,
     ) -> None:
-        """Args:
-        redis: A client with `decode_responses=False`; not closed here.
-        telemetry: Who is told of every step.
-        key_prefix: What every key begins with.
-        ttl_seconds: How long an entry lives after its last use.
-        intent_seconds: How long a write may take; longer than the deadline that L2 enforces.
-        timeout_seconds: How long one step may take.
-        breaker: Whether Redis is asked at all; by default one of its own.
-        packer: Compresses what is stored; what is read may be compressed or not, either way.
+        """Take the Redis that holds the entries.
+
+        Args:
+            redis: A client with `decode_responses=False`; not closed here.
+            telemetry: Who is told of every step.
+            key_prefix: What every key begins with.
+            ttl_seconds: How long an entry lives after its last use.
+            intent_seconds: How long a write may take; longer than the deadline that L2 enforces.
+            timeout_seconds: How long one step may take.
+            breaker: Whether Redis is asked at all; by default one of its own.
+            packer: Compresses what is stored; what is read may be compressed or not, either way.
         """
         self._redis = redis
         self._telemetry = telemetry
@@ -694,7 +695,7 @@ class Cache:
         server = await self._in_time(self._epochs.meet, server)
         return await self._pipeline.evalsha(server.shas[step], self._epochs.probe_key(server), *args)
 
-    async def _in_time(self, ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
+    async def _in_time(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
         """Ask something that takes no turn: all steps wait for it, or somebody asks whether Redis lives."""
         with answered_within(self._timeout):
             return await when_connected(ask, *args)
@@ -772,8 +773,10 @@ class Cache:
             )
 
     def _too_large(self, scope: Scope, size: int) -> L1Error:
-        """A step of one scope takes longer to send than it may. That says nothing of Redis: no failure is
-        counted."""
+        """Return the error of a step that takes longer to send than it may.
+
+        That says nothing of Redis: no failure is counted.
+        """
         if since := self._too_large_lines.due():
             _log.warning(
                 "Thread %r, namespace %r is not cached in L1 (Redis) as it is now: its %.1f MB were not sent "

@@ -110,8 +110,10 @@ def check_redis_or_cluster(redis: object) -> Redis | RedisCluster:
 
 
 def address_of(redis: Redis | RedisCluster) -> tuple[str | None, int | None]:
-    """Return the host (or the socket's path) and the port that a client connects to; of a cluster the first
-    node that it was told of."""
+    """Return the host (or the socket's path) and the port that a client connects to.
+
+    Of a cluster, these are those of the first node that it was told of.
+    """
     if isinstance(redis, RedisCluster):
         node = next(iter(redis.nodes_manager.startup_nodes.values()), None)
         return (node.host, int(node.port)) if node else (None, None)

@@ -36,8 +36,10 @@ class Packer:
     __slots__ = ("_min_bytes",)
 
     def __init__(self, *, min_bytes: int = MIN_BYTES) -> None:
-        """Args:
-        min_bytes: What is shorter stays plain.
+        """Take what is worth compressing.
+
+        Args:
+            min_bytes: What is shorter stays plain.
         """
         self._min_bytes = min_bytes
 

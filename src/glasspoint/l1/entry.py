@@ -181,7 +181,7 @@ class Changes:
         )
 
     def fields(self, scope: Scope, signer: Signer, packer: Packer | None = None) -> list[bytes | str]:
-        """Return the head and the channels that have changed, as field, value, …"""
+        """Return the head and the channels that have changed, as field, value and so on."""
         put, scope_signer = self.newest, signer.of(scope)
         if put is None:
             return []
@@ -194,7 +194,7 @@ class Changes:
         return fields
 
     def write_fields(self, scope: Scope, signer: Signer, packer: Packer | None = None) -> list[bytes | str]:
-        """Return the pending writes of the newest checkpoint, and of later ones, as field, value, …"""
+        """Return the pending writes of the newest checkpoint and of later ones, as field, value and so on."""
         newest, scope_signer = self.newest.checkpoint_id if self.newest else "", signer.of(scope)
         fields: list[bytes | str] = []
         for (checkpoint_id, *_), write in self.writes.items():
@@ -208,14 +208,16 @@ class Changes:
 
 
 def _is_shadowed(channel: str, one: EncodedPut, other: EncodedPut) -> bool:
-    """Whether of two puts one brings no value of a channel at the very version at which the other does. L2
-    shows the value in both then; of puts that it runs side by side it does not say so."""
+    """Whether of two puts one brings no value of a channel at the very version at which the other does.
+
+    L2 shows the value in both then; of puts that it runs side by side it does not say so.
+    """
     versions = [put.blobs[channel][0] if channel in put.blobs else put.voids[channel] for put in (one, other)]
     return versions[0] == versions[1] and (channel in one.blobs) != (channel in other.blobs)
 
 
 def decode_image(scope: Scope, fields: Sequence[bytes], signer: Signer) -> StoredCheckpoint:
-    """Read an image out of a hash's fields, given as field, value, …
+    """Read an image out of a hash's fields, given as field, value and so on.
 
     Raises:
         TamperedImageError: The signature of a field is wrong.

@@ -20,12 +20,12 @@ import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1.faults import ReplicaError
 from glasspoint.l1.permissions import refuse_cluster
 from glasspoint.l1.signature import Signer
+from glasspoint.scope import key_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,8 +110,11 @@ class Epoch:
         return self.server.shas
 
     def key(self, scope: Scope) -> bytes:
-        """Return the scope's key. Thread and namespace are percent-encoded, so no two scopes can share one;
-        the braces make the thread the cluster hash tag."""
+        """Return the scope's key.
+
+        Thread and namespace are percent-encoded, so no two scopes can share one; the braces make the thread
+        the cluster hash tag.
+        """
         return f"{self.prefix}{_key(scope)}".encode()
 
 
@@ -140,10 +143,12 @@ class EpochKeeper:
     def __init__(
         self, redis: Redis, *, key_prefix: str, changed: Callable[[Server, Server | None], None]
     ) -> None:
-        """Args:
-        redis: The client.
-        key_prefix: Put in front of every key, percent-encoded.
-        changed: Called with the new and the previous server (`None` the first time) after each change.
+        """Take the Redis whose epoch is known.
+
+        Args:
+            redis: The client.
+            key_prefix: Put in front of every key, percent-encoded.
+            changed: Called with the new and the previous server (`None` the first time) after each change.
         """
         self._redis = redis
         self.root = root_of(key_prefix)
@@ -175,8 +180,10 @@ class EpochKeeper:
         return f"{self.root}{server.reign}:probe".encode()
 
     def is_past(self, key: bytes, epoch: Epoch) -> bool:
-        """Tell whether no process believes what stands under a key: it is of another reign, or of another
-        generation of this epoch's database."""
+        """Tell whether no process believes what stands under a key.
+
+        That is so if it is of another reign, or of another generation of this epoch's database.
+        """
         reign, _, rest = key.decode(errors="replace").removeprefix(self.root).partition(":")
         name, is_entry, _ = rest.partition(":{")
         if not is_entry:
@@ -324,7 +331,7 @@ def _copies_scripts(version: str) -> bool:
 
 def root_of(key_prefix: str) -> str:
     """Return what the keys of all epochs begin with."""
-    return f"{_quote(key_prefix)}:{_KEY_FORMAT}:"
+    return f"{key_part(key_prefix)}:{_KEY_FORMAT}:"
 
 
 def _prefix_of(root: str, identity: Identity) -> str:
@@ -332,8 +339,4 @@ def _prefix_of(root: str, identity: Identity) -> str:
 
 
 def _key(scope: Scope) -> str:
-    return f"{{{_quote(scope.thread_id)}}}:{_quote(scope.checkpoint_ns)}"
-
-
-def _quote(text: str) -> str:
-    return quote(text, safe="")
+    return f"{{{key_part(scope.thread_id)}}}:{key_part(scope.checkpoint_ns)}"

@@ -49,10 +49,12 @@ class AutoPipeline:
     """Sends scripts to one Redis, together where that is cheaper."""
 
     def __init__(self, redis: Redis, *, timeout_seconds: float) -> None:
-        """Args:
-        redis: The client. One of a class that has an `evalsha` of its own is asked for each step by itself:
-            whoever wrote that wants to see them.
-        timeout_seconds: How long a step, or a pipeline of them, may take from its turn on, see `Turns`.
+        """Take the Redis that scripts are sent to.
+
+        Args:
+            redis: The client. One of a class that has an `evalsha` of its own is asked for each step by
+                itself: whoever wrote that wants to see them.
+            timeout_seconds: How long a step, or a pipeline of them, may take from its turn on, see `Turns`.
         """
         self._redis = redis
         connections = connections_of(redis, most=_CONNECTIONS)

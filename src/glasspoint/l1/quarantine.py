@@ -52,9 +52,11 @@ class Quarantine:
     """The quarantined scopes of one process."""
 
     def __init__(self, telemetry: Telemetry, *, most: int = _MOST) -> None:
-        """Args:
-        telemetry: Receives an event for each scope that enters.
-        most: The number of scopes from which on none more is taken in.
+        """Begin without any scope.
+
+        Args:
+            telemetry: Receives an event for each scope that enters.
+            most: The number of scopes from which on none more is taken in.
         """
         self._telemetry = telemetry
         self._most = most

@@ -54,9 +54,11 @@ class Signer:
     __slots__ = ("_keyed",)
 
     def __init__(self, secret: bytes | str, context: str = "") -> None:
-        """Args:
-        secret: At least 16 bytes that nobody can guess, or a text of as many.
-        context: What the signatures are valid for: the generation of the cache.
+        """Take the key.
+
+        Args:
+            secret: At least 16 bytes that nobody can guess, or a text of as many.
+            context: What the signatures are valid for: the generation of the cache.
 
         Raises:
             ConfigurationError: The secret is too short, or neither bytes nor text.
@@ -76,8 +78,10 @@ class ScopeSigner:
     __slots__ = ("_start",)
 
     def __init__(self, keyed: _Keyed) -> None:
-        """Args:
-        keyed: What has taken the key and the scope in.
+        """Take a hash that has read the key and the scope.
+
+        Args:
+            keyed: What has taken the key and the scope in.
         """
         self._start = keyed.copy
 

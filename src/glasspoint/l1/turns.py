@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import MaxConnectionsError, ResponseError
 
@@ -20,22 +20,24 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis, RedisCluster
 
+    from glasspoint.generics import ResultT
+
 __all__ = ["Turns", "connections_of", "when_connected"]
 
 # How soon a client without a connection left is asked again, at first and at last: it says nothing by itself.
 _PAUSES_SECONDS = 0.001, 0.016
-
-_Answer = TypeVar("_Answer")
 
 
 class Turns:
     """So many calls at once, the others in the order in which they came."""
 
     def __init__(self, at_once: int, *, timeout_seconds: float) -> None:
-        """Args:
-        at_once: How many.
-        timeout_seconds: How long each may take, from its turn on. Its turn it awaits as long, if Redis
-            answers nobody meanwhile, and otherwise twice as long.
+        """Take how many calls run at once.
+
+        Args:
+            at_once: How many.
+            timeout_seconds: How long each may take, from its turn on. Its turn it awaits as long, if Redis
+                answers nobody meanwhile, and otherwise twice as long.
         """
         self.at_once = at_once
         self._free = at_once
@@ -43,7 +45,7 @@ class Turns:
         self._timeout = timeout_seconds
         self._answers = 0
 
-    async def run(self, ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
+    async def run(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
         """Await `ask(*args)`, when it is its turn.
 
         Raises:
@@ -89,7 +91,7 @@ class Turns:
         self._free += 1
 
 
-async def when_connected(ask: Callable[..., Awaitable[_Answer]], *args: Any) -> _Answer:
+async def when_connected(ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
     """Await `ask(*args)`, again and again while the client has no connection left.
 
     Others may use the client, too. Nothing was sent then, so it may be sent still.
@@ -104,8 +106,10 @@ async def when_connected(ask: Callable[..., Awaitable[_Answer]], *args: Any) -> 
 
 
 def connections_of(redis: Redis | RedisCluster, *, most: int) -> int:
-    """Return how many of a client's connections (of a cluster: to one node) may be used at once: all but one,
-    which is left for whoever asks for a sign of life, and not more than `most`."""
+    """Return how many of a client's connections (of a cluster: to one node) may be used at once.
+
+    All but one, which is left for whoever asks for a sign of life, and not more than `most`.
+    """
     pool = getattr(redis, "connection_pool", None)
     limit = getattr(redis, "connection_kwargs", {}).get("max_connections") if pool is None else None
     limit = getattr(pool, "max_connections", limit)

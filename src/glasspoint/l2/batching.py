@@ -25,9 +25,10 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from math import inf
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 from glasspoint.crowd import Crowd
+from glasspoint.generics import ItemT, ResultT
 from glasspoint.l2.faults import certainly_unchanged
 from glasspoint.l2.writing import Announced
 from glasspoint.telemetry.events import PoolWaited
@@ -36,14 +37,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from glasspoint.l2.store import Connection, Ready
+    from glasspoint.l2.connections import Connection
+    from glasspoint.l2.store import Ready
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Step, Telemetry
 
 __all__ = ["Batcher", "Call"]
 
-_Item = TypeVar("_Item")
-_Answer = TypeVar("_Answer")
 
 # So many calls at once go one by one; beyond that it is a crowd.
 ALONE = 4
@@ -64,7 +64,7 @@ _UNANNOUNCED = Announced()
 
 
 @dataclass(slots=True, eq=False)
-class Call(Generic[_Item, _Answer]):
+class Call(Generic[ItemT, ResultT]):
     """What one caller asks.
 
     Attributes:
@@ -78,7 +78,7 @@ class Call(Generic[_Item, _Answer]):
     """
 
     scope: Scope
-    item: _Item
+    item: ItemT
     key: Hashable
     size: int
     ready: Ready | None
@@ -87,7 +87,7 @@ class Call(Generic[_Item, _Answer]):
     asked_at: float = field(default_factory=perf_counter)
 
 
-class _Waiter(Generic[_Item, _Answer]):
+class _Waiter(Generic[ItemT, ResultT]):
     """A caller who goes with others.
 
     Attributes:
@@ -99,22 +99,22 @@ class _Waiter(Generic[_Item, _Answer]):
 
     __slots__ = ("answer", "batch", "call", "context")
 
-    def __init__(self, call: Call[_Item, _Answer]) -> None:
+    def __init__(self, call: Call[ItemT, ResultT]) -> None:
         self.call = call
-        self.answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
         self.context: Context = copy_context()
-        self.batch: _Batch[_Item, _Answer] | None = None
+        self.batch: _Batch[ItemT, ResultT] | None = None
 
     def fail(self, error: Exception) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
 
 
-class _Batch(Generic[_Item, _Answer]):
+class _Batch(Generic[ItemT, ResultT]):
     """Callers who go together, in a task of their own, which runs in the context of one of them."""
 
-    def __init__(self, leader: _Waiter[_Item, _Answer], step_name: str, telemetry: Telemetry) -> None:
-        self.waiters: list[_Waiter[_Item, _Answer]] = []
+    def __init__(self, leader: _Waiter[ItemT, ResultT], step_name: str, telemetry: Telemetry) -> None:
+        self.waiters: list[_Waiter[ItemT, ResultT]] = []
         self.is_acquiring = False
         self.has_connection = False
         self.is_executing = False
@@ -122,10 +122,10 @@ class _Batch(Generic[_Item, _Answer]):
         self.leader = leader
         self._step_name = step_name
         self._telemetry = telemetry
-        self._steps: list[tuple[_Waiter[_Item, _Answer], Step]] = []
+        self._steps: list[tuple[_Waiter[ItemT, ResultT], Step]] = []
 
     @property
-    def calls(self) -> list[Call[_Item, _Answer]]:
+    def calls(self) -> list[Call[ItemT, ResultT]]:
         return [waiter.call for waiter in self.waiters]
 
     @property
@@ -133,7 +133,7 @@ class _Batch(Generic[_Item, _Answer]):
         """Whether nobody waits for it any more."""
         return all(waiter.answer.done() for waiter in self.waiters)
 
-    def add(self, waiter: _Waiter[_Item, _Answer]) -> None:
+    def add(self, waiter: _Waiter[ItemT, ResultT]) -> None:
         self.waiters.append(waiter)
         waiter.batch = self
 
@@ -169,7 +169,7 @@ class _Batch(Generic[_Item, _Answer]):
             self._in_context(waiter, step.__exit__, type(error) if error else None, error, None)
 
     def _in_context(
-        self, waiter: _Waiter[_Item, _Answer], tell: Callable[..., object], *args: object
+        self, waiter: _Waiter[ItemT, ResultT], tell: Callable[..., object], *args: object
     ) -> None:
         if waiter is self.leader:  # so that what psycopg's own instrumentation says stands under it
             tell(*args)
@@ -177,24 +177,26 @@ class _Batch(Generic[_Item, _Answer]):
             waiter.context.run(tell, *args)
 
 
-class Batcher(Generic[_Item, _Answer]):
+class Batcher(Generic[ItemT, ResultT]):
     """Brings calls of one kind into statements."""
 
     def __init__(
         self,
         step_name: str,
-        execute: Callable[[Connection, Sequence[Call[_Item, _Answer]]], Awaitable[Sequence[_Answer]]],
+        execute: Callable[[Connection, Sequence[Call[ItemT, ResultT]]], Awaitable[Sequence[ResultT]]],
         *,
         connection: Callable[[], AbstractAsyncContextManager[Connection]],
         start: Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]],
         telemetry: Telemetry,
     ) -> None:
-        """Args:
-        step_name: What telemetry calls such a statement.
-        execute: Sends calls in one statement; an answer for each.
-        connection: Checks one out; names what goes wrong. Nobody who is cancelled loses it.
-        start: Starts a task in a context; it is waited for when the saver is closed.
-        telemetry: Who is told of each call.
+        """Take what executes a statement, and for which kind of call.
+
+        Args:
+            step_name: What telemetry calls such a statement.
+            execute: Sends calls in one statement; an answer for each.
+            connection: Checks one out; names what goes wrong. Nobody who is cancelled loses it.
+            start: Starts a task in a context; it is waited for when the saver is closed.
+            telemetry: Who is told of each call.
         """
         self._step_name = step_name
         self._execute = execute
@@ -202,14 +204,14 @@ class Batcher(Generic[_Item, _Answer]):
         self._start = start
         self._telemetry = telemetry
         self._crowd = Crowd(beyond=ALONE)
-        self._waiting: list[_Waiter[_Item, _Answer]] = []
+        self._waiting: list[_Waiter[ItemT, ResultT]] = []
         # Company -> when its first call came, and who follows that; as long as it is not sent.
-        self._gathering: dict[Hashable, tuple[float, list[_Waiter[_Item, _Answer]]]] = {}
+        self._gathering: dict[Hashable, tuple[float, list[_Waiter[ItemT, ResultT]]]] = {}
         self._under_way = 0
         # What fetches a connection for those who wait.
-        self._acquiring: _Batch[_Item, _Answer] | None = None
+        self._acquiring: _Batch[ItemT, ResultT] | None = None
 
-    async def run(self, call: Call[_Item, _Answer]) -> _Answer:
+    async def run(self, call: Call[ItemT, ResultT]) -> ResultT:
         """Ask PostgreSQL, and return what it answers to this call.
 
         Three cases: it goes with a crowd; it follows the first call of its company; it is such a first call,
@@ -230,10 +232,13 @@ class Batcher(Generic[_Item, _Answer]):
             return await self._answer_to(waiter)
         return await self._first(call)
 
-    async def _first(self, call: Call[_Item, _Answer]) -> _Answer:
-        """Send a call by itself; or with its company, if that comes before the call has a connection and is
-        ready. It does not wait for them."""
-        followers: list[_Waiter[_Item, _Answer]] = []
+    async def _first(self, call: Call[ItemT, ResultT]) -> ResultT:
+        """Send a call by itself, or with its company.
+
+        The company is what comes before the call has a connection and is ready: the call does not wait for
+        it.
+        """
+        followers: list[_Waiter[ItemT, ResultT]] = []
         if call.company is not None:
             self._gathering[call.company] = (call.asked_at, followers)
         has_connection = False
@@ -262,14 +267,14 @@ class Batcher(Generic[_Item, _Answer]):
             self._look()
         return await self._answer_to(first)
 
-    async def _alone(self, call: Call[_Item, _Answer], connection: Connection) -> _Answer:
+    async def _alone(self, call: Call[ItemT, ResultT], connection: Connection) -> ResultT:
         """One call, in its caller's own task: if that is cancelled, psycopg ends the statement."""
         self._telemetry.note(PoolWaited(perf_counter() - call.asked_at, call.scope))
         with self._telemetry.step(self._step_name, call.scope):
             [answer] = await self._execute(connection, [call])
         return answer
 
-    async def _answer_to(self, waiter: _Waiter[_Item, _Answer]) -> _Answer:
+    async def _answer_to(self, waiter: _Waiter[ItemT, ResultT]) -> ResultT:
         try:
             return await waiter.answer
         except asyncio.CancelledError:
@@ -282,9 +287,11 @@ class Batcher(Generic[_Item, _Answer]):
             self._acquiring = _Batch(self._waiting[0], self._step_name, self._telemetry)
             self._send(self._acquiring)
 
-    def _send_together(self, waiters: list[_Waiter[_Item, _Answer]]) -> None:
-        """Send callers in as few statements as they go in, whoever else is under way. Those who have left
-        stay behind."""
+    def _send_together(self, waiters: list[_Waiter[ItemT, ResultT]]) -> None:
+        """Send callers in as few statements as they go in, whoever else is under way.
+
+        Callers that have left stay behind.
+        """
         waiters = [waiter for waiter in waiters if not waiter.answer.done()]
         while waiters:
             taken, waiters = _fitting(waiters)
@@ -293,18 +300,18 @@ class Batcher(Generic[_Item, _Answer]):
                 batch.add(waiter)
             self._send(batch)
 
-    def _send(self, batch: _Batch[_Item, _Answer]) -> None:
+    def _send(self, batch: _Batch[ItemT, ResultT]) -> None:
         """Start a batch: of its waiters; `_acquiring`: of all who wait when it has a connection."""
         self._under_way += 1
         batch.task = self._start(self._run(batch), batch.leader.context)
 
-    def _is_wanted(self, batch: _Batch[_Item, _Answer]) -> bool:
+    def _is_wanted(self, batch: _Batch[ItemT, ResultT]) -> bool:
         """Whether somebody waits for it."""
         return not batch.is_abandoned or (batch is self._acquiring and len(self._waiting) > 0)
 
-    async def _run(self, batch: _Batch[_Item, _Answer]) -> None:
+    async def _run(self, batch: _Batch[ItemT, ResultT]) -> None:
         started = perf_counter()
-        answers: Sequence[_Answer] = ()
+        answers: Sequence[ResultT] = ()
         try:
             if not self._is_wanted(batch):  # they have left before this began
                 return
@@ -330,7 +337,7 @@ class Batcher(Generic[_Item, _Answer]):
             self._under_way -= 1
             self._look()
 
-    def _take(self, batch: _Batch[_Item, _Answer]) -> None:
+    def _take(self, batch: _Batch[ItemT, ResultT]) -> None:
         """Take along who waits."""
         taken, self._waiting = _fitting(self._waiting)
         for waiter in taken:
@@ -338,7 +345,7 @@ class Batcher(Generic[_Item, _Answer]):
         self._acquiring = None
         self._look()
 
-    async def _answer(self, connection: Connection, batch: _Batch[_Item, _Answer]) -> Sequence[_Answer]:
+    async def _answer(self, connection: Connection, batch: _Batch[ItemT, ResultT]) -> Sequence[ResultT]:
         batch.begin()
         try:
             answers = await self._execute(connection, batch.calls)
@@ -348,7 +355,7 @@ class Batcher(Generic[_Item, _Answer]):
         batch.end(None)
         return answers
 
-    def _failed(self, batch: _Batch[_Item, _Answer], error: Exception, started: float) -> None:
+    def _failed(self, batch: _Batch[ItemT, ResultT], error: Exception, started: float) -> None:
         if not batch.has_connection and not batch.waiters:
             # Who has waited for one as long as this batch did is told so.
             self._acquiring = None
@@ -362,9 +369,12 @@ class Batcher(Generic[_Item, _Answer]):
         for waiter in batch.waiters:
             waiter.fail(error)
 
-    async def _leave(self, waiter: _Waiter[_Item, _Answer]) -> None:
-        """The caller gives up: at once, unless its statement was sent. Then it goes when that has ended, and
-        that is seen to if nobody else waits for it; if somebody does, the caller goes when told again."""
+    async def _leave(self, waiter: _Waiter[ItemT, ResultT]) -> None:
+        """The caller gives up: at once, unless its statement was sent.
+
+        Then it goes when that has ended, and that is seen to if nobody else waits for it; if somebody does,
+        the caller goes when told again.
+        """
         if waiter in self._waiting:
             self._waiting.remove(waiter)
         batch = self._acquiring if waiter.batch is None else waiter.batch
@@ -381,10 +391,10 @@ class Batcher(Generic[_Item, _Answer]):
 
 
 def _fitting(
-    waiters: Sequence[_Waiter[_Item, _Answer]],
-) -> tuple[list[_Waiter[_Item, _Answer]], list[_Waiter[_Item, _Answer]]]:
+    waiters: Sequence[_Waiter[ItemT, ResultT]],
+) -> tuple[list[_Waiter[ItemT, ResultT]], list[_Waiter[ItemT, ResultT]]]:
     """Return who goes in one statement, first come first served, and who does not."""
-    taken, left = list[_Waiter[_Item, _Answer]](), list[_Waiter[_Item, _Answer]]()
+    taken, left = list[_Waiter[ItemT, ResultT]](), list[_Waiter[ItemT, ResultT]]()
     keys, size = set[Any](), 0
     for waiter in waiters:
         call = waiter.call

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
@@ -18,13 +18,14 @@ from glasspoint.errors import GlasspointError, L2RefusedError, SchemaError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from glasspoint.telemetry.events import RetryReason
+
 __all__ = [
     "FAULTS",
     "FORESEEN",
     "REFUSALS",
     "Fault",
     "Refusal",
-    "RetryReason",
     "certainly_unchanged",
     "classify",
     "is_passing",
@@ -34,16 +35,6 @@ __all__ = [
 
 FORESEEN = (GlasspointError, psycopg.Error, OSError, TimeoutError)
 """What a background task expects of its servers. Anything else is a mistake of ours, or of a client's."""
-
-RetryReason = Literal[
-    "connection_lost",
-    "server_restart",
-    "read_only",
-    "too_many_connections",
-    "deadlock",
-    "serialization",
-    "lock_timeout",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +184,9 @@ _NAMED_ELSEWHERE = ("08", "57", "42P01", "42501")
 
 @contextmanager
 def naming_refusals() -> Iterator[None]:
-    """Name what PostgreSQL refuses in a block. What is retried stays as it is, and so does what never reached
-    PostgreSQL.
+    """Name what PostgreSQL refuses in a block.
+
+    What is retried stays as it is, and so does what never reached PostgreSQL.
 
     Raises:
         SchemaError, L2RefusedError: PostgreSQL refused. Of the row, only names of the schema are told.
@@ -246,8 +238,10 @@ def certainly_unchanged(error: BaseException) -> bool:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Tell whether the same call may be answered some time later: a full disk, a lock, a restart. What
-    PostgreSQL refuses for what it was sent, it refuses again."""
+    """Tell whether the same call may be answered some time later: a full disk, a lock, a restart.
+
+    What PostgreSQL refuses for what it was sent, it refuses again.
+    """
     return classify(error) not in (_OTHER, _UNKNOWN)
 
 

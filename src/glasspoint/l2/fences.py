@@ -57,11 +57,13 @@ class Fences:
         margin_seconds: float,
         in_background: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
-        """Args:
-        store: Whose connections are used.
-        stand_seconds: How long a fence stands; longer than a burst and the statements of its last writes.
-        margin_seconds: How long a statement can run at most.
-        in_background: Runs what no caller waits for.
+        """Take the store whose connections are used.
+
+        Args:
+            store: Whose connections are used.
+            stand_seconds: How long a fence stands; longer than a burst and the statements of its last writes.
+            margin_seconds: How long a statement can run at most.
+            in_background: Runs what no caller waits for.
         """
         self._store = store
         self._in_background = in_background
@@ -106,7 +108,7 @@ class Fences:
                     "bursts": [burst for _, burst in some],
                     "holder": self.holder,
                 }
-                async with within(_PATIENCE_SECONDS), self._store._checkout() as conn:
+                async with within(_PATIENCE_SECONDS), self._store.checkout() as conn:
                     await conn.execute(_REMOVE, params)
         except Exception as exc:
             _log.debug("the fences of ended bursts were not removed (%s)", type(exc).__name__)
@@ -128,5 +130,5 @@ class Fences:
 
     async def expire(self) -> None:
         """Remove the fences that nobody holds any more, of any saver."""
-        async with self._store._checkout() as conn:
+        async with self._store.checkout() as conn:
             await conn.execute(_EXPIRE)

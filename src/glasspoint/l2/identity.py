@@ -49,12 +49,10 @@ from glasspoint.telemetry.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from psycopg.rows import DictRow
-
+    from glasspoint.l2.connections import Connection
     from glasspoint.l2.store import Store
     from glasspoint.telemetry.events import IdentityReason
 
-    Connection = psycopg.AsyncConnection[DictRow]
 
 __all__ = [
     "Attachment",
@@ -220,9 +218,11 @@ class Identities:
     """Reads and renews the identity of one cache."""
 
     def __init__(self, store: Store, *, cache: str) -> None:
-        """Args:
-        store: Whose connections are used.
-        cache: The name of the cache: the key prefix.
+        """Take the store whose connections are used.
+
+        Args:
+            store: Whose connections are used.
+            cache: The name of the cache: the key prefix.
         """
         self._store = store
         self._cache = cache
@@ -245,7 +245,7 @@ class Identities:
             NoIdentityError: PostgreSQL tells none.
             psycopg.Error: PostgreSQL does not answer, or refuses otherwise.
         """
-        async with self._store._checkout() as conn:
+        async with self._store.checkout() as conn:
             return await self.look_on(conn, limit=limit, after=after)
 
     async def look_on(self, conn: Connection, *, limit: int = 0, after: int = 0) -> Look:
@@ -308,7 +308,7 @@ class Identities:
             "facts": json.dumps({**look.facts, _REASON: reason}),
             "seen": seen and seen.generation,
         }
-        async with self._store._checkout() as conn, conn.transaction():
+        async with self._store.checkout() as conn, conn.transaction():
             if seen is None or seen.is_forgotten:
                 await conn.execute(_SET_LOCK_TIMEOUT, {"timeout": _BARRIER_TIMEOUT})
                 await conn.execute(_WAIT_FOR_FOREIGN_WRITES)
@@ -332,7 +332,7 @@ class Identities:
         await self._update(_SAY_PURGED, generation)
 
     async def _update(self, statement: str, generation: str, **params: Any) -> bool:
-        async with self._store._checkout() as conn:
+        async with self._store.checkout() as conn:
             cursor = await conn.execute(statement, {"cache": self._cache, "generation": generation, **params})
             return cursor.rowcount > 0
 

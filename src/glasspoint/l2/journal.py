@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import psycopg
 from psycopg.rows import tuple_row
 
 from glasspoint.l2.sql import query
@@ -27,14 +26,12 @@ from glasspoint.l2.statements import JOURNALLED
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from psycopg.rows import DictRow
-
+    from glasspoint.l2.connections import Connection
     from glasspoint.l2.identity import JournalRow
     from glasspoint.l2.store import Store
     from glasspoint.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
-    Connection = psycopg.AsyncConnection[DictRow]
 
 __all__ = ["Journal", "journalled"]
 
@@ -50,11 +47,13 @@ class Journal:
     """The rows of one cache."""
 
     def __init__(self, store: Store, telemetry: Telemetry, *, cache: str) -> None:
-        """Args:
-        store: Whose connections are used.
-        telemetry: Who is told of the statements of calls.
-        cache: The name of the cache that the rows are about: the key prefix. Deployments that share a
-            database, but not a Redis, have different ones, and none takes away what another must see.
+        """Take the store whose connections are used.
+
+        Args:
+            store: Whose connections are used.
+            telemetry: Who is told of the statements of calls.
+            cache: The name of the cache that the rows are about: the key prefix. Deployments that share a
+                database, but not a Redis, have different ones, and none takes away what another must see.
         """
         self._store = store
         self._telemetry = telemetry
@@ -82,7 +81,7 @@ class Journal:
             L2UnavailableError: PostgreSQL did not answer.
             SchemaError: There is no journal.
         """
-        async with self._store._connection(None) as conn:
+        async with self._store.connection(None) as conn:
             told = [self.cache] if caches is None else caches
             with self._telemetry.step("l2.journal", None):
                 await conn.execute(_RECORD, _params((cache, scopes) for cache in told))
@@ -97,7 +96,7 @@ class Journal:
         Returns:
             The tables that other software has written to, one for each row that it is to blame for.
         """
-        async with self._store._checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+        async with self._store.checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             ids = [row.id for row in rows]
             params = {"cache": self.cache, "ids": ids, "generation": generation}
             await cursor.execute(_DELETE, params)
@@ -105,19 +104,19 @@ class Journal:
 
     async def count(self) -> int:
         """Return how many rows there are."""
-        async with self._store._checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+        async with self._store.checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             await cursor.execute(_COUNT, {"cache": self.cache})
             row = await cursor.fetchone()
         return 0 if row is None else cast("int", row[0])
 
     async def compact(self) -> None:
         """Make one row of all rows of a scope, as far as one statement gets."""
-        async with self._store._checkout() as conn:
+        async with self._store.checkout() as conn:
             await conn.execute(_COMPACT, {"cache": self.cache})
 
     async def retire(self) -> None:
         """Delete what is left of caches, of any name, that no process has used for a day."""
-        async with self._store._checkout() as conn:
+        async with self._store.checkout() as conn:
             await conn.execute(_RETIRE)
 
     def params(self, untold: Collection[Scope], changed: Collection[Scope]) -> dict[str, Any] | None:

@@ -52,16 +52,20 @@ class Claim(NamedTuple):
 
 
 class Lease:
-    """The lease, as one saver sees it. Each method raises what PostgreSQL raises, or `TimeoutError`; and
-    `SchemaError` if the table is missing, or may not be used.
+    """The lease, as one saver sees it.
+
+    Each method raises what PostgreSQL raises, or `TimeoutError`; and `SchemaError` if the table is missing,
+    or may not be used.
 
     Attributes:
         may_be_held: Whether the row may name this saver; also if an answer was lost.
     """
 
     def __init__(self, store: Store) -> None:
-        """Args:
-        store: Whose connections are used.
+        """Take the store whose connections are used.
+
+        Args:
+            store: Whose connections are used.
         """
         self._store = store
         self._holder = secrets.token_hex(8)
@@ -113,7 +117,7 @@ class Lease:
         try:
             async with (
                 within(within_seconds or _PATIENCE_SECONDS),
-                self._store._checkout() as conn,
+                self._store.checkout() as conn,
                 conn.cursor(row_factory=tuple_row) as cursor,
             ):
                 await cursor.execute(statement, {"holder": self._holder, **params})

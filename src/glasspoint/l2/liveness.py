@@ -29,12 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from psycopg.rows import DictRow
-
-    from glasspoint.l2.pool import Pool
+    from glasspoint.l2.connections import Connection, Pool
     from glasspoint.telemetry.events import Telemetry
 
-    Connection = psycopg.AsyncConnection[DictRow]
     Greet = Callable[[Connection], Coroutine[Any, Any, None]]
 
 __all__ = ["Liveness", "Reviver"]
@@ -168,8 +165,10 @@ class Reviver:
     """
 
     def __init__(self, telemetry: Telemetry | None = None) -> None:
-        """Args:
-        telemetry: Receives an event for each failure that nobody foresaw.
+        """Begin idle.
+
+        Args:
+            telemetry: Receives an event for each failure that nobody foresaw.
         """
         self._background = BackgroundTask(
             "reconnector", telemetry, means="Meanwhile callers wait longer for a PostgreSQL that is back."
@@ -204,21 +203,27 @@ def _is_waited_for(pool: Pool) -> bool:
 
 
 def _close(connection: Connection) -> None:
-    """Close a connection of a pool, which stays checked out. `AsyncConnection.close` would return it alive,
-    if the pool was made with `close_returns=True`."""
+    """Close a connection of a pool; it stays checked out.
+
+    `AsyncConnection.close` would return it alive, if the pool was made with `close_returns=True`.
+    """
     connection.pgconn.finish()
 
 
 def _close_unless_idle(connection: Connection) -> None:
-    """Close a connection on which the end of a transaction was interrupted. The pool would roll it back, and
-    wait for as long as the server does not answer."""
+    """Close a connection on which the end of a transaction was interrupted.
+
+    The pool would roll it back, and wait for as long as the server does not answer.
+    """
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         _close(connection)
 
 
 def _has_news(connection: Connection) -> bool:
-    """Whether something has come that nobody asked for: an end of file, a farewell, or only a notice. Costs
-    a system call, not a round trip."""
+    """Whether something has come that nobody asked for: an end of file, a farewell, or only a notice.
+
+    Costs a system call, not a round trip.
+    """
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))

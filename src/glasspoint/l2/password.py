@@ -24,9 +24,11 @@ class PasswordCommand:
     """
 
     def __init__(self, command: str, *, timeout_seconds: float) -> None:
-        """Args:
-        command: The program and its arguments, quoted as for a POSIX shell.
-        timeout_seconds: After so long the program is killed.
+        """Take the command.
+
+        Args:
+            command: The program and its arguments, quoted as for a POSIX shell.
+            timeout_seconds: After so long the program is killed.
 
         Raises:
             ConfigurationError: The quotes do not match, or there is no program.

@@ -26,12 +26,9 @@ from glasspoint.telemetry.logs import get_logger
 from glasspoint.urls import split_url
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
+    from glasspoint.l2.connections import Pool
     from glasspoint.l2.password import Password
     from glasspoint.telemetry.events import Telemetry
-
-    Pool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 
 __all__ = [
     "address_of",
@@ -261,8 +258,10 @@ class _Failures:
     """Why a pool could not connect, the last time it tried."""
 
     def __init__(self, conninfo: str) -> None:
-        """Args:
-        conninfo: Where the pool connects to.
+        """Begin without a failure.
+
+        Args:
+            conninfo: Where the pool connects to.
         """
         self.says: str | None = None
         """What happened, and what to do about it, in sentences; `None` since a connection was made."""

@@ -24,14 +24,12 @@ from glasspoint.scope import Scope
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 
-    from psycopg.rows import DictRow
-
+    from glasspoint.l2.connections import Connection
     from glasspoint.l2.store import Store
     from glasspoint.telemetry.events import Telemetry
 
-    Connection = psycopg.AsyncConnection[DictRow]
 
-__all__ = ["Barrier", "Cutoff", "Plan", "Pruner", "Removed"]
+__all__ = ["Barrier", "Cutoff", "Plan", "Pruner", "Removed", "Rest"]
 
 _LOCK_TIMEOUT_SECONDS = 5.0
 _STATEMENT_TIMEOUT_SECONDS = 600.0
@@ -77,8 +75,10 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cutoff:
-    """What is old: ids below `uuid`, timestamps before `timestamp`; and `orphans`: the same as an id, for
-    writes that have no checkpoint."""
+    """What is old: ids below `uuid`, timestamps before `timestamp`.
+
+    `orphans` is the same as `uuid`, for writes that have no checkpoint.
+    """
 
     uuid: str
     timestamp: str
@@ -104,6 +104,7 @@ class Plan:
         newest: Scope -> its newest checkpoint.
         severed: What does not stay -> what stays and has it for its parent.
         whole: Threads of which no checkpoint stays.
+        is_partial: Whether more of the thread goes by another plan, once this one is done.
     """
 
     doomed: list[Row] = field(default_factory=list)
@@ -111,20 +112,38 @@ class Plan:
     newest: dict[Scope, str] = field(default_factory=dict)
     severed: dict[Row, list[Row]] = field(default_factory=dict)
     whole: list[str] = field(default_factory=list)
+    is_partial: bool = False
 
-    def last(self, at_most: int) -> Plan:
-        """Return a plan for the last so many of the doomed; all that is left, if there are not more."""
-        if len(self.doomed) <= at_most:
+    def batch(self, at_most: int | None) -> Plan:
+        """Return a plan for the next transaction: the last `at_most` of the doomed.
+
+        Returns:
+            The plan itself, if no more checkpoints are left, or if a thread goes whole: that takes one
+            transaction.
+        """
+        if at_most is None or self.whole or len(self.doomed) <= at_most:
             return self
         taken = self.doomed[-at_most:]
         severed = {row: self.severed[row] for row in taken if row in self.severed}
         return Plan(taken, self.over, self.newest, severed)
 
     def forget_last(self, count: int) -> None:
-        """So many have gone."""
+        """Take the last `count` checkpoints out of the plan: they are removed."""
         for row in self.doomed[-count:]:
             self.severed.pop(row, None)
         del self.doomed[-count:]
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What is left to do of a single thread after a transaction.
+
+    Attributes:
+        plan: The rest of the plan that the transaction worked on. `None`: that plan is done, and the next
+            transaction makes another one.
+    """
+
+    plan: Plan | None
 
 
 @dataclass(slots=True)
@@ -135,8 +154,7 @@ class Removed:
         threads: Those of which anything went.
         bytes: The stored size of checkpoints, metadata and values.
         skipped: Threads that another run has in hand.
-        rest: What is left to do of a single thread.
-        again: Or: what is left is to be planned by another call.
+        rest: What is left to do of a single thread. `None`: nothing.
     """
 
     threads: set[str] = field(default_factory=set)
@@ -145,17 +163,18 @@ class Removed:
     blobs: int = 0
     bytes: int = 0
     skipped: set[str] = field(default_factory=set)
-    rest: Plan | None = None
-    again: bool = False
+    rest: Rest | None = None
 
 
 class Pruner:
     """Removes and copies, in a `Store`'s database."""
 
     def __init__(self, store: Store, telemetry: Telemetry) -> None:
-        """Args:
-        store: Whose connections are used.
-        telemetry: Who is told of every transaction.
+        """Take the store whose connections are used.
+
+        Args:
+            store: Whose connections are used.
+            telemetry: Who is told of every transaction.
         """
         self._store = store
         self._telemetry = telemetry
@@ -232,7 +251,7 @@ class Pruner:
     ) -> list[tuple[str, int]]:
         """Return the next threads in which something may be old, and at most how many checkpoints."""
         params = {**cutoff.params(), "after": after, "limit": limit, "keep_latest": keep_latest}
-        async with self._store._connection(None) as conn:
+        async with self._store.connection(None) as conn:
             with self._telemetry.step("l2.prune_find", None):
                 async with conn.transaction():
                     await _settings(conn)
@@ -246,68 +265,79 @@ class Pruner:
         *,
         keep_latest: bool,
         at_most: int,
-        rest: Plan | None = None,
+        plan: Plan | None = None,
     ) -> Removed:
-        """Remove what is old of some threads, in one transaction.
+        """Remove what is old of some threads, in one transaction: lock, plan, take a batch, execute it.
 
         Args:
-            at_most: Of a single thread, how many checkpoints; the answer says what is left to do. Blobs go
-                with the last of them, so that a crash before leaves old checkpoints, by which the next run
-                finds this thread again; and so that they are looked through once, not once a batch.
-            rest: What an earlier call left to do. It is planned anew if somebody has gone on from there.
+            thread_ids: The threads. Those that another run has locked are skipped.
+            cutoff: What is old.
+            barrier: Keeps readers of L1 away from what changes.
+            keep_latest: Whether the newest checkpoint of each namespace stays.
+            at_most: The most checkpoints of a single thread; `Removed.rest` then says what is left to do.
+                Blobs go with the last batch: a crash before it leaves old checkpoints, by which the next run
+                finds this thread again, and the blobs are looked through once, not once a batch.
+            plan: What an earlier call left to do. Another plan is made if a run has gone on from there.
 
         Raises:
             ThreadInUseError: Something is being written to a thread of which nothing would stay.
         """
+        # Several threads are few checkpoints each: only a single one is done in batches.
+        batch_size = at_most if len(thread_ids) == 1 else None
         async with self._transaction("l2.prune_older_than", None, barrier) as conn:
             locked = [r[0] for r in await _fetch(conn, statements.LOCK_THREADS, {"thread_ids": thread_ids})]
-            removed = Removed(skipped={*thread_ids} - {*locked})
+            skipped = {*thread_ids} - {*locked}
             if not locked:
-                return removed
-            params: dict[str, Any] = {
-                **cutoff.params(),
-                "thread_ids": sorted(locked),
-                "keep_latest": keep_latest,
-            }
-            if rest is not None and await self._gone_on(conn, rest):
-                rest = None
-            if rest is None:
-                rest = _plan_of(await _fetch(conn, statements.PLAN_OLDER, params))
-                if not keep_latest and len(thread_ids) == 1 and len(rest.doomed) > at_most:
-                    # A thread that goes whole, but not at once: the newest checkpoint and what it needs go
-                    # together at the end, so that nobody meanwhile takes an older one for the newest.
-                    params["keep_latest"] = True
-                    first = _plan_of(await _fetch(conn, statements.PLAN_OLDER, params))
-                    if first.doomed:
-                        removed.again, rest = True, first
-            # Several threads are few checkpoints each; only one alone is done in parts.
-            plan = rest.last(at_most) if len(thread_ids) == 1 and not rest.whole else rest
-            is_last = plan is rest
-            writes = list(plan.doomed)
-            if is_last:
-                writes += map(Row._make, await _fetch(conn, statements.ORPHANED_WRITES, params))
-            [(removed.checkpoints, size)] = await _fetch(
-                conn, statements.DELETE_CHECKPOINTS, _columns(plan.doomed)
-            )
-            [(removed.writes, writes_size)] = await _fetch(conn, statements.DELETE_WRITES, _columns(writes))
-            await self._drop_parents(conn, plan)
-            garbage = await self._garbage(conn, locked) if is_last else []
-            [(removed.blobs, blobs_size)] = await _fetch(
-                conn, statements.DELETE_BLOBS, _value_columns(garbage)
-            )
-            removed.bytes = size + writes_size + blobs_size
-            scopes = _scopes(plan, garbage) | {Scope(*row[:2]) for row in writes}
-            removed.threads = {row.thread_id for row in writes} | {value.thread_id for value in garbage}
-            await barrier.block(scopes, alone=plan.whole)
-            await self._check_gone(conn, plan.whole)
-        if not is_last:
-            rest.forget_last(len(plan.doomed))
-            removed.rest = rest
+                return Removed(skipped=skipped)
+            params = {**cutoff.params(), "thread_ids": sorted(locked)}
+            if plan is None or await self._gone_on(conn, plan):
+                plan = await self._plan_older(conn, params, keep_latest=keep_latest, batch_size=batch_size)
+            batch = plan.batch(batch_size)
+            removed = await self._execute(conn, batch, params, barrier, is_last=batch is plan)
+        removed.skipped = skipped
+        if batch is not plan:
+            plan.forget_last(len(batch.doomed))
+            removed.rest = Rest(plan)
+        elif plan.is_partial:
+            removed.rest = Rest(None)
         return removed
+
+    async def _plan_older(
+        self, conn: Connection, params: Mapping[str, Any], *, keep_latest: bool, batch_size: int | None
+    ) -> Plan:
+        """Plan what goes.
+
+        A thread that goes whole, but not in one batch, gets two plans: the newest checkpoint and what it
+        needs go together at the end, so that no reader meanwhile takes an older one for the newest.
+        """
+        plan = _plan_of(await _fetch(conn, statements.PLAN_OLDER, {**params, "keep_latest": keep_latest}))
+        if keep_latest or batch_size is None or len(plan.doomed) <= batch_size:
+            return plan
+        first = _plan_of(await _fetch(conn, statements.PLAN_OLDER, {**params, "keep_latest": True}))
+        first.is_partial = True
+        return first if first.doomed else plan
+
+    async def _execute(
+        self, conn: Connection, batch: Plan, params: Mapping[str, Any], barrier: Barrier, *, is_last: bool
+    ) -> Removed:
+        """Remove a batch, and with the last one what no checkpoint refers to."""
+        writes = list(batch.doomed)
+        if is_last:
+            writes += map(Row._make, await _fetch(conn, statements.ORPHANED_WRITES, params))
+        [(checkpoints, size)] = await _fetch(conn, statements.DELETE_CHECKPOINTS, _columns(batch.doomed))
+        [(written, writes_size)] = await _fetch(conn, statements.DELETE_WRITES, _columns(writes))
+        await self._drop_parents(conn, batch)
+        garbage = await self._garbage(conn, params["thread_ids"]) if is_last else []
+        [(blobs, blobs_size)] = await _fetch(conn, statements.DELETE_BLOBS, _value_columns(garbage))
+        scopes = _scopes(batch, garbage) | {Scope(*row[:2]) for row in writes}
+        await barrier.block(scopes, alone=batch.whole)
+        await self._check_gone(conn, batch.whole)
+        threads = {row.thread_id for row in writes} | {value.thread_id for value in garbage}
+        return Removed(threads, checkpoints, written, blobs, size + writes_size + blobs_size)
 
     async def count_older(self, thread_ids: Sequence[str], cutoff: Cutoff, *, keep_latest: bool) -> Removed:
         """Count what `remove_older` would remove. Takes no locks."""
-        async with self._store._connection(None) as conn:
+        async with self._store.connection(None) as conn:
             with self._telemetry.step("l2.prune_count", None):
                 async with conn.transaction():
                     await conn.execute("SET TRANSACTION READ ONLY")
@@ -337,7 +367,7 @@ class Pruner:
     async def _transaction(
         self, step: str, scope: Scope | None, barrier: Barrier
     ) -> AsyncIterator[Connection]:
-        async with self._store._connection(scope) as conn:
+        async with self._store.connection(scope) as conn:
             with self._telemetry.step(step, scope):
                 async with conn.transaction():
                     await _settings(conn)
@@ -359,8 +389,11 @@ class Pruner:
             await _execute(conn, statements.DROP_PARENTS, columns)
 
     async def _check_gone(self, conn: Connection, thread_ids: Sequence[str]) -> None:
-        """Raise if a put has slipped in: one that had begun before readers and writers were looked for, and
-        was over by then. What begins later is later than the deletion."""
+        """Raise if a put has slipped in.
+
+        Such a put had begun before readers and writers were looked for, and was over by then. What begins
+        later is later than the deletion.
+        """
         if not thread_ids:
             return
         there = await _fetch(conn, statements.STILL_THERE, {"thread_ids": list(thread_ids)})
@@ -427,8 +460,10 @@ def _plan_of(rows: list[tuple[Any, ...]]) -> Plan:
 
 
 def _scopes(plan: Plan, garbage: Iterable[Value]) -> set[Scope]:
-    """What changes; planned rather than done: another deletion, under way, may have taken the rows first,
-    and must not be relied on to tell L1."""
+    """Return the scopes that change, as planned rather than as done.
+
+    Another deletion, under way, may have taken the rows first, and must not be relied on to tell L1.
+    """
     rows = [*plan.doomed, *(row for children in plan.severed.values() for row in children)]
     return {Scope(*row[:2]) for row in rows} | {Scope(*value[:2]) for value in garbage} | plan.over
 

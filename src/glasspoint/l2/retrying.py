@@ -1,19 +1,12 @@
-"""Calls that are tried again: when, how often, and who is told."""
+"""Repeats calls that failed for a passing reason: which ones, how often, and after which pauses."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
-
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_before_delay,
-    wait_random_exponential,
-)
+from typing import TYPE_CHECKING
 
 from glasspoint.errors import GlasspointError, L2DeadlineError
 from glasspoint.l2.faults import certainly_unchanged, classify
@@ -23,30 +16,32 @@ from glasspoint.telemetry.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from glasspoint.generics import ResultT
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["Retries"]
 
 _log = get_logger("glasspoint.l2")
 
-_Answer = TypeVar("_Answer")
-
 # Full jitter: many callers who lost their connections at once must not come back at once.
 _BACK_OFF_SECONDS = 0.1
 _LONGEST_BACK_OFF_SECONDS = 1.0
+_DOUBLINGS_AT_MOST = 10
 
-# After so long without a retry, the next one is news again, and logged.
+# A retry is logged as a warning if this long has passed without another one for the same reason.
 _BURST_SECONDS = 10.0
 
 
 class Retries:
-    """Tries calls again that PostgreSQL, or the way to it, has failed; see `faults` for which."""
+    """Repeats calls that failed because of PostgreSQL or the way to it; `faults` lists which ones."""
 
     def __init__(self, telemetry: Telemetry, *, seconds: float, can_reconnect: bool) -> None:
-        """Args:
-        telemetry: Who is told of every retry.
-        seconds: No attempt begins later than this after the first.
-        can_reconnect: Whether there is a pool, to give fresh connections.
+        """Keep what all calls have in common.
+
+        Args:
+            telemetry: Receives an event for each retry.
+            seconds: No attempt begins later than this after the first.
+            can_reconnect: Whether a pool exists that gives fresh connections.
         """
         self._telemetry = telemetry
         self._seconds = seconds
@@ -56,72 +51,53 @@ class Retries:
     async def run(
         self,
         operation: str,
-        call: Callable[[], Awaitable[_Answer]],
+        call: Callable[[], Awaitable[ResultT]],
         *,
         failed: Callable[[Exception], object] = lambda exc: None,
         may_repeat: Callable[[], bool] = lambda: True,
         attempts: int | None = None,
-    ) -> _Answer:
-        """Call, and again, if that may help.
+    ) -> ResultT:
+        """Await `call()`, and repeat it while that may help.
 
         Args:
-            operation: What is done, for the metrics.
-            failed: Told of each attempt that failed.
-            may_repeat: Whether the one that failed just now may be repeated at all.
-            attempts: So many at most, however long they take, instead of for so many seconds.
+            operation: The name of the operation, for the metrics.
+            call: The call; it must be safe to repeat.
+            failed: Called with the error of each failed attempt.
+            may_repeat: Whether the attempt that has just failed may be repeated at all.
+            attempts: The most attempts, however long they take. `None`: as many as fit into `seconds`.
+
+        Returns:
+            What the first attempt that succeeded returned.
 
         Raises:
-            L2DeadlineError: Others stood in the way until the time was up.
+            L2DeadlineError: Other transactions stood in the way until the time was up.
+            Exception: What the last attempt raised, if repeating it would not help.
         """
-        started = monotonic()
-        in_doubt = False
-        try:
-            return await call()
-        except Exception as exc:
-            failed(exc)
-            if not self._may_help(exc) or not may_repeat():
-                raise
-            in_doubt = not certainly_unchanged(exc)
-            first: Exception | None = exc
-
-        async def again() -> _Answer:
-            nonlocal first, in_doubt
-            if first is not None:
-                error, first = first, None
-                raise error
+        deadline = monotonic() + self._seconds
+        attempt, in_doubt = 1, False
+        while True:
             try:
                 return await call()
             except Exception as exc:
                 failed(exc)
                 in_doubt = in_doubt or not certainly_unchanged(exc)
-                raise
-
-        left = self._seconds - (monotonic() - started)
-        try:
-            return await AsyncRetrying(
-                retry=retry_if_exception(lambda exc: self._may_help(exc) and may_repeat()),
-                stop=stop_before_delay(left) if attempts is None else stop_after_attempt(attempts),
-                wait=wait_random_exponential(multiplier=_BACK_OFF_SECONDS, max=_LONGEST_BACK_OFF_SECONDS),
-                before_sleep=lambda state: self._tell(operation, state),
-                reraise=True,
-            )(again)
-        except Exception as exc:
-            if isinstance(exc, GlasspointError) or not self._may_help(exc):
-                raise
-            outcome = "Whether it was done is not known" if in_doubt else "Nothing was done"
-            raise L2DeadlineError(
-                f"{outcome}: others kept the rows locked, or stood in the way otherwise, at every attempt "
-                f"({type(exc).__name__}). The call may be repeated."
-            ) from exc
+                if not self._may_help(exc) or not may_repeat():
+                    raise
+                pause = _pause_after(attempt)
+                is_last = monotonic() + pause >= deadline if attempts is None else attempt >= attempts
+                if is_last:
+                    if isinstance(exc, GlasspointError):
+                        raise
+                    raise _gave_up(exc, in_doubt=in_doubt) from exc
+                self._tell(operation, exc)
+            await asyncio.sleep(pause)
+            attempt += 1
 
     def _may_help(self, error: BaseException) -> bool:
         fault = classify(error)
         return fault.reason is not None and (self._can_reconnect or not fault.fresh)
 
-    def _tell(self, operation: str, state: RetryCallState) -> None:
-        assert state.outcome is not None
-        error = state.outcome.exception()
-        assert error is not None
+    def _tell(self, operation: str, error: Exception) -> None:
         fault = classify(error)
         assert fault.reason is not None
         self._telemetry.note(L2Retried(operation, fault.reason))
@@ -137,3 +113,17 @@ class Retries:
             operation,
             ", on a fresh connection" if fault.fresh else "",
         )
+
+
+def _pause_after(attempt: int) -> float:
+    """Return how many seconds to wait after an attempt: drawn at random below a bound that doubles."""
+    bound = _BACK_OFF_SECONDS * 2 ** min(attempt - 1, _DOUBLINGS_AT_MOST)
+    return random.uniform(0, min(bound, _LONGEST_BACK_OFF_SECONDS))
+
+
+def _gave_up(error: Exception, *, in_doubt: bool) -> L2DeadlineError:
+    outcome = "Whether it was done is not known" if in_doubt else "Nothing was done"
+    return L2DeadlineError(
+        f"{outcome}: others kept the rows locked, or stood in the way otherwise, at every attempt "
+        f"({type(error).__name__}). The call may be repeated."
+    )

@@ -41,9 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
-    from psycopg.rows import DictRow
+    from glasspoint.l2.connections import Connection
 
-    Connection = psycopg.AsyncConnection[DictRow]
     Statement: TypeAlias = str | sql.Composable
 
 __all__ = [
@@ -425,8 +424,10 @@ def _record_migration(number: int) -> sql.Composed:
 
 
 async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
-    """Make an index in this transaction, unless its table has rows, or another process builds it. Returns
-    whether a valid one is there."""
+    """Make an index in this transaction, unless its table has rows, or another process builds it.
+
+    Returns whether a valid one is there.
+    """
     status = await _status_of(conn, None, index)
     if status.is_valid or status.workers:
         return bool(status.is_valid)
@@ -633,8 +634,10 @@ async def _try_build(
 
 @asynccontextmanager
 async def _timeout_lifted(conn: Connection, is_ours: bool) -> AsyncIterator[None]:
-    """Without the statement timeout that our own pool has set, unless a pooler is in between, through which
-    the setting would reach others."""
+    """Lift the statement timeout that our own pool has set.
+
+    Not if a pooler is in between: through it, the setting would reach others.
+    """
     row = await _fetch_one(conn, statements.SERVER_PROCESS)
     if row is None or not is_ours or row[0] != conn.info.backend_pid:
         yield
@@ -804,8 +807,10 @@ async def _warn_of_missing_triggers(conn: Connection, schema: str) -> None:
 
 @asynccontextmanager
 async def _autocommit(conn: Connection) -> AsyncIterator[None]:
-    """Let every statement be a transaction of its own, but in `conn.transaction()`. Only psycopg knows of
-    that, not the server."""
+    """Let every statement be a transaction of its own, but in `conn.transaction()`.
+
+    Only psycopg knows of that, not the server.
+    """
     autocommit = conn.autocommit
     await conn.rollback()
     await conn.set_autocommit(True)

@@ -59,8 +59,10 @@ class Sizes:
     """The sizes of one store's tables."""
 
     def __init__(self, store: Store) -> None:
-        """Args:
-        store: Whose tables and connections; the running event loop is the one that it works on.
+        """Take the store whose tables are measured.
+
+        Args:
+            store: Whose tables and connections; the running event loop is the one that it works on.
         """
         self._store = store
         self._loop = asyncio.get_running_loop()
@@ -139,7 +141,7 @@ class Sizes:
 
     async def _query(self) -> dict[str, TableSize]:
         async with (
-            self._store._checkout() as conn,
+            self._store.checkout() as conn,
             conn.transaction(),
             conn.cursor(row_factory=tuple_row) as cursor,
         ):

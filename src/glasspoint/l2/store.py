@@ -13,7 +13,7 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -65,25 +65,22 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
     from langgraph.checkpoint.serde.base import SerializerProtocol
-    from psycopg.rows import DictRow
 
+    from glasspoint.generics import ItemT, ResultT
+    from glasspoint.l2.connections import Connection, Pool
     from glasspoint.l2.contents import Holding, Namespace, Outline
     from glasspoint.l2.fences import Fences
     from glasspoint.l2.liveness import Greet
-    from glasspoint.l2.pool import Pool
     from glasspoint.lineage import Branch
     from glasspoint.telemetry.events import Telemetry
     from glasspoint.threads import ThreadChoice, ThreadSummary
 
-    Connection = psycopg.AsyncConnection[DictRow]
     _Select = Call[bool, StoredCheckpoint | None]
     _Put = Call[EncodedPut, PutAnswer]
     _PutWrites = Call[PendingWrites, WritesAnswer]
 
 __all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer"]
 
-_Item = TypeVar("_Item")
-_Answer = TypeVar("_Answer")
 
 # A standby, where no unlogged table can be read; tables that were removed; a right that was taken away.
 _WITHOUT_FENCES = (
@@ -112,12 +109,15 @@ class Store:
         foreign_writes: schema.ForeignWrites = "watch",
         refuses_forks: bool = False,
     ) -> None:
-        """Args:
-        upstream: The saver whose connection or pool is used; with one connection, calls queue on its lock.
-        telemetry: Who is told of every statement and every wait.
-        cache: What L1 is called in the journal: see `Journal`.
-        foreign_writes: See `schema.set_up`.
-        refuses_forks: A put that would fork its thread is not stored: see `PutAnswer.forked_by`.
+        """Take upstream's saver, whose connections and tables are used.
+
+        Args:
+            upstream: The saver whose connection or pool is used; with one connection, calls queue on its
+                lock.
+            telemetry: Who is told of every statement and every wait.
+            cache: What L1 is called in the journal: see `Journal`.
+            foreign_writes: See `schema.set_up`.
+            refuses_forks: A put that would fork its thread is not stored: see `PutAnswer.forked_by`.
 
         Raises:
             ConfigurationError: With it a call would return before PostgreSQL has its write for good.
@@ -180,8 +180,10 @@ class Store:
 
     @property
     def can_spare_a_connection(self) -> bool:
-        """Whether one is idle and nobody waits: to use it for a moment delays no call. Of a pool that may be
-        empty and is, too; any other that is empty would only try in vain to connect."""
+        """Whether one is idle and nobody waits: to use it for a moment delays no call.
+
+        Of a pool that may be empty and is, too; any other that is empty would only try in vain to connect.
+        """
         if self.pool is None:
             return not self._upstream.lock.locked()
         stats = self.pool.get_stats()
@@ -198,7 +200,7 @@ class Store:
             SchemaError: This role may not.
             L2DeadlineError: Others were in the way for too long.
         """
-        async with self._connection(None) as conn:
+        async with self.connection(None) as conn:
             await schema.set_up(
                 conn, foreign_writes=self._foreign_writes, lifts_timeout=bounds_statements(self.pool)
             )
@@ -210,7 +212,7 @@ class Store:
         Returns:
             Whether PostgreSQL takes writes.
         """
-        async with self._connection(None) as conn:
+        async with self.connection(None) as conn:
             row = await _fetch_one(conn, statements.TAKES_WRITES, {})
             return row == (True,)
 
@@ -237,7 +239,7 @@ class Store:
         if checkpoint_id is None:
             return await self._selects.run(Call(scope, warms_up, None, 0, None))
         params = {**scope._asdict(), "checkpoint_id": checkpoint_id}
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.select", scope):
                 row = await _fetch_one(conn, statements.SELECT_BY_ID, params)
         return None if row is None else _stored_checkpoint(scope, row)
@@ -347,7 +349,7 @@ class Store:
             ThreadInUseError: The branch is apart. Nothing was stored.
         """
         cursors = []
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             announced = await ready(conn)
             untold = [scope] if announced.is_journalled else []
             with self._telemetry.step("l2.import", scope):
@@ -372,17 +374,20 @@ class Store:
             raise ThreadInUseError("Something else was stored in this thread meanwhile.")
 
     async def newest_and_whether(self, scope: Scope, *, tip: str) -> tuple[str | None, bool]:
-        """Return the newest checkpoint of a scope, `None` if there is none; and whether one of them is this
-        tip of a branch, or names it as its parent."""
+        """Return the newest checkpoint of a scope, and whether a branch goes on from it.
+
+        The former is `None` if there is none; the latter tells whether a checkpoint is this tip of a branch,
+        or names it as its parent.
+        """
         params = {**scope._asdict(), "tip": tip}
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.relate", scope):
                 rows = await _fetch_all(conn, statements.NEWEST_AND_WHETHER, params)
         return rows[0] if rows else (None, False)
 
     async def newest_of(self, scope: Scope, ids: Collection[str]) -> str | None:
         """Return the newest of these checkpoints that a scope has, `None` if it has none."""
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.relate", scope):
                 params = {**scope._asdict(), "ids": list(ids)}
                 rows = await _fetch_all(conn, statements.NEWEST_OF, params)
@@ -390,33 +395,33 @@ class Store:
 
     async def namespaces_of(self, thread_id: str) -> list[Namespace]:
         """Return a thread's namespaces, those without checkpoints not."""
-        async with self._connection(Scope(thread_id, "")) as conn:
+        async with self.connection(Scope(thread_id, "")) as conn:
             return await contents.namespaces_of(conn, thread_id)
 
     async def outlines_of(self, scope: Scope, *, limit: int) -> list[Outline]:
         """Return the newest checkpoints of a scope without their values, newest first."""
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             return await contents.outlines_of(conn, scope, limit=limit)
 
     async def parents_of(self, scope: Scope) -> dict[str, str | None]:
         """Return the parent of each checkpoint of a scope."""
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             return await contents.parents_of(conn, scope)
 
     async def holding_of(self, thread_id: str) -> Holding:
         """Return what stands here of a thread, by name."""
-        async with self._connection(Scope(thread_id, "")) as conn, conn.transaction():
+        async with self.connection(Scope(thread_id, "")) as conn, conn.transaction():
             await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
             return await contents.holding_of(conn, thread_id)
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Write down that a thread is made of what another one was written in an outage."""
-        async with self._connection(Scope(set_aside.original, "")) as conn:
+        async with self.connection(Scope(set_aside.original, "")) as conn:
             await conn.execute(statements.NOTE_SET_ASIDE, set_aside._asdict())
 
     async def set_aside_since(self, age: timedelta) -> list[SetAside]:
         """Return the threads that were made so, no longer ago than this."""
-        async with self._connection(None) as conn:
+        async with self.connection(None) as conn:
             return [
                 SetAside(*row) for row in await _fetch_all(conn, statements.SET_ASIDE_SINCE, {"age": age})
             ]
@@ -432,7 +437,7 @@ class Store:
                 of them L1 could not be told of.
         """
         root = Scope(thread_id, "")
-        async with self._connection(root) as conn:
+        async with self.connection(root) as conn:
             with self._telemetry.step("l2.delete_thread", root):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")
@@ -445,7 +450,7 @@ class Store:
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig
     ) -> CheckpointTuple | None:
         """Read a checkpoint by upstream's own code: for the old formats that take more than one query."""
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.get_tuple", scope):
                 found = await AsyncPostgresSaver(conn, serde=serde).aget_tuple(config)
         return None if found is None else _as_callers_see(found)
@@ -453,9 +458,12 @@ class Store:
     async def list(
         self, scope: Scope | None, serde: SerializerProtocol, config: RunnableConfig | None, **options: Any
     ) -> list[CheckpointTuple]:
-        """List checkpoints by upstream's own code, all of them before the connection goes back: a consumer
-        that asks the saver for more while it iterates must not wait for the connection that it holds."""
-        async with self._connection(scope) as conn:
+        """List checkpoints by upstream's own code, all of them before the connection goes back.
+
+        A consumer that asks the saver for more while it iterates must not wait for the connection that it
+        holds.
+        """
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.list", scope):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
@@ -466,7 +474,7 @@ class Store:
         """List threads, the one whose newest checkpoint is the newest first."""
         statement = statements.LIST_MATCHING_THREADS if choice.filter else statements.LIST_THREADS
         params = {"filter": json.dumps(choice.filter), "limit": choice.limit, "before": choice.before}
-        async with self._connection(None) as conn:
+        async with self.connection(None) as conn:
             with self._telemetry.step("l2.list_threads", None):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
@@ -477,7 +485,7 @@ class Store:
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Walk a checkpoint's ancestors by upstream's own code."""
-        async with self._connection(scope) as conn:
+        async with self.connection(scope) as conn:
             with self._telemetry.step("l2.delta_history", scope):
                 upstream = _Walker(conn, serde=serde)
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
@@ -498,8 +506,8 @@ class Store:
     def _batcher(
         self,
         step_name: str,
-        execute: Callable[[Connection, Sequence[Call[_Item, _Answer]]], Awaitable[Sequence[_Answer]]],
-    ) -> Batcher[_Item, _Answer]:
+        execute: Callable[[Connection, Sequence[Call[ItemT, ResultT]]], Awaitable[Sequence[ResultT]]],
+    ) -> Batcher[ItemT, ResultT]:
         return Batcher(
             step_name,
             execute,
@@ -509,7 +517,7 @@ class Store:
         )
 
     @asynccontextmanager
-    async def _connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
+    async def connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
         """Check a connection out; measure the wait; name what goes wrong."""
         started = perf_counter()
         async with self._checked_out() as conn:
@@ -520,7 +528,7 @@ class Store:
     async def _checked_out(self) -> AsyncIterator[Connection]:
         """Check a connection out; name what goes wrong."""
         with self._naming_faults():
-            async with self._checkout() as conn:
+            async with self.checkout() as conn:
                 yield conn
 
     @contextmanager
@@ -594,7 +602,8 @@ class Store:
         )
 
     @asynccontextmanager
-    async def _checkout(self) -> AsyncIterator[Connection]:
+    async def checkout(self) -> AsyncIterator[Connection]:
+        """Check a connection out as it is: nothing is measured, and errors keep their names."""
         conn = self._upstream.conn
         if not isinstance(conn, AsyncConnectionPool):
             async with self._upstream.lock:
@@ -626,8 +635,8 @@ class Store:
             await asyncio.shield(self._to_the_end(rest))
 
     def _to_the_end(
-        self, work: Coroutine[Any, Any, _Answer], context: Context | None = None
-    ) -> asyncio.Task[_Answer]:
+        self, work: Coroutine[Any, Any, ResultT], context: Context | None = None
+    ) -> asyncio.Task[ResultT]:
         task = asyncio.create_task(work, context=context)
         self._unfinished.add(task)
         task.add_done_callback(self._unfinished.discard)
@@ -699,8 +708,10 @@ async def _fetch_all(conn: Connection, sql: str, params: Mapping[str, Any]) -> l
 async def _fetch_fenced(
     conn: Connection, sql: str, params: Mapping[str, Any]
 ) -> list[tuple[Any, ...]] | None:
-    """As `_fetch_all`, for a statement that uses the fences; `None`: there are none here (any more), and
-    nothing was done."""
+    """Do as `_fetch_all` does, for a statement that uses the fences.
+
+    `None`: there are no fences here (any more), and nothing was done.
+    """
     try:
         return await _fetch_all(conn, sql, params)
     except _WITHOUT_FENCES:

@@ -91,8 +91,10 @@ class PutAnswer(NamedTuple):
 
 
 class WritesAnswer(NamedTuple):
-    """Which writes were stored, whether any of them replaced an older one, and which were there already; and
-    what the statement has seen of fences."""
+    """What became of some writes, and what the statement has seen of fences.
+
+    Which of them were stored, whether any of them replaced an older one, and which were there already.
+    """
 
     stored: list[EncodedWrite]
     overwrote: bool

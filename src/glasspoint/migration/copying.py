@@ -255,8 +255,10 @@ class _Copy:
             yield replace(item, values=values, writes=writes)
 
     def _is_missing(self, place: tuple[str, str], write: EncodedWrite, held: Holding) -> bool:
-        """Whether the target lacks a pending write, or has what it has replaced in the source: a second
-        question of a task takes the place of the first."""
+        """Tell whether the target lacks a pending write, or has what it has replaced in the source.
+
+        A second question of a task takes the place of the first.
+        """
         name = (*place, write.task_id, write.idx)
         if name not in held.writes:
             return True

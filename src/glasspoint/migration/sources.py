@@ -98,8 +98,10 @@ class ListedThread:
     """A thread of which everything is at hand."""
 
     def __init__(self, items: Iterable[Item]) -> None:
-        """Args:
-        items: Oldest first.
+        """Take all of the thread.
+
+        Args:
+            items: Oldest first.
 
         Raises:
             SerializationError: PostgreSQL cannot hold it: two checkpoints have two values of one version.
@@ -145,9 +147,11 @@ class HistorySource:
     """A `RedisSaver` or a `MemorySaver`. Its threads are not kept alive by being copied."""
 
     def __init__(self, saver: HistorySaver, *, copies_bytes: bool = False) -> None:
-        """Args:
-        saver: Is read.
-        copies_bytes: See `PostgresSource`.
+        """Take the saver that is read.
+
+        Args:
+            saver: Is read.
+            copies_bytes: See `PostgresSource`.
         """
         self._saver = saver
         self.serde: SerializerProtocol | None = None if copies_bytes else saver.serde
@@ -260,9 +264,11 @@ class PostgresSource:
     """LangGraph's tables in a PostgreSQL: only the rows that the target lacks are read."""
 
     def __init__(self, saver: AsyncPostgresSaver, *, copies_bytes: bool = False) -> None:
-        """Args:
-        saver: Its connection or pool is used.
-        copies_bytes: Values are copied whatever they are: whoever reads them there has the right serde.
+        """Take a connection to the source.
+
+        Args:
+            saver: Its connection or pool is used.
+            copies_bytes: Values are copied whatever they are: whoever reads them there has the right serde.
         """
         self._saver = saver
         self.serde: SerializerProtocol | None = None if copies_bytes else saver.serde
@@ -337,8 +343,9 @@ def _newest(checkpoints: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _check_versions(checkpoints: Iterable[StoredCheckpoint]) -> None:
-    """Make sure that a channel has one value at one version, in all checkpoints of a namespace: PostgreSQL
-    has a row for a version, and would show the value of one checkpoint in the other.
+    """Make sure that a channel has one value at one version, in all checkpoints of a namespace.
+
+    PostgreSQL has a row for a version, and would show the value of one checkpoint in the other.
 
     A snapshot of a delta channel is the value of its version, so it may show in checkpoints that lack it.
     """

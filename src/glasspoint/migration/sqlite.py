@@ -64,8 +64,10 @@ class SqliteSource:
     """The values are copied, whatever they are."""
 
     def __init__(self, path: str | Path) -> None:
-        """Args:
-        path: The file.
+        """Take the file that is read.
+
+        Args:
+            path: The file.
 
         Raises:
             ConfigurationError: There is no such file, or it holds no checkpoints of LangGraph.
@@ -165,8 +167,10 @@ class _Apart:
     """A serializer that makes no objects: what it reads, it writes as it was."""
 
     def __init__(self, type_: str) -> None:
-        """Args:
-        type_: Of the checkpoint, `msgpack` or `json`: its values become of this type, too.
+        """Take the serializer for what is not taken apart.
+
+        Args:
+            type_: Of the checkpoint, `msgpack` or `json`: its values become of this type, too.
         """
         self._is_json = type_ == "json"
 

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from contextlib import suppress
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from weakref import WeakKeyDictionary, WeakSet
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from glasspoint._version import __version__
 from glasspoint.telemetry.catalogue import METRICS
-from glasspoint.telemetry.events import DURABLE
+from glasspoint.telemetry.events import DURABLE, TierName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["READ_AT_SCRAPE", "TIERS", "Figure", "SaverCollector"]
 
-TIERS = ("cached", "redis", "memory")
+TIERS: tuple[TierName, ...] = get_args(TierName)
 
 READ_AT_SCRAPE = (
     "pool_connections",

@@ -55,8 +55,10 @@ class ConversationTurn:
         tracer_provider: TracerProvider | None,
         thread_ids_shown: ThreadIds | None,
     ) -> None:
-        """Args:
-        thread_ids_shown: How the thread id stands on the span; as the environment says if `None`.
+        """Take what the span says of the turn.
+
+        Args:
+            thread_ids_shown: How the thread id stands on the span; as the environment says if `None`.
         """
         self.thread_id = thread_id
         self.span: Span = trace.INVALID_SPAN
@@ -122,8 +124,10 @@ class ConversationTurn:
         return writer.span_id in self._own_span_ids
 
     def goes_on_from(self, writer: _Link | None) -> None:
-        """Link this turn's span to the turn before, as the first checkpoint tells that it reads: LangGraph
-        begins with the one that it goes on from, and in time travel reads the newest one, too, but later.
+        """Link this turn's span to the turn before.
+
+        The first checkpoint that it reads tells: LangGraph begins with the one that it goes on from. In time
+        travel it reads the newest one, too, but later.
 
         Args:
             writer: `None` if nobody knows who wrote it.
@@ -239,8 +243,10 @@ def _current_turn() -> ConversationTurn | None:
 
 
 def _turn_of(operation: Operation) -> ConversationTurn | None:
-    """The turn under way, if it is one of the conversation that the call is about. What goes on in the
-    background after its turn has ended belongs to none."""
+    """The turn under way, if it is one of the conversation that the call is about.
+
+    What goes on in the background after its turn has ended belongs to none.
+    """
     turn = _current_turn()
     if turn is None or operation.scope is None or turn.thread_id != operation.scope.thread_id:
         return None

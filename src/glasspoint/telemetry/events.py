@@ -55,6 +55,7 @@ __all__ = [
     "RetentionPruned",
     "RetentionRan",
     "RetentionResult",
+    "RetryReason",
     "Served",
     "Server",
     "Step",
@@ -64,6 +65,7 @@ __all__ = [
     "ThreadDrained",
     "Tier",
     "TierChanged",
+    "TierName",
     "Verdict",
     "Vitals",
     "WarmUpResult",
@@ -94,6 +96,16 @@ DrainResult = Literal["continued", "new", "set_aside", "refused"]
 TaskName = Literal["sweeper", "auditor", "table_sizes", "reconnector", "tier_probe", "retention"]
 RetentionResult = Literal["succeeded", "failed", "lost"]
 BreakerState = Literal["closed", "open", "half_open"]
+RetryReason = Literal[
+    "connection_lost",
+    "server_restart",
+    "read_only",
+    "too_many_connections",
+    "deadlock",
+    "serialization",
+    "lock_timeout",
+]
+TierName = Literal["cached", "redis", "memory"]
 
 DURABLE = frozenset(("on", "remote_apply"))
 """The settings of `synchronous_commit` with which a crash loses nothing that was acknowledged."""
@@ -260,11 +272,11 @@ class L2Retried:
 
     Attributes:
         operation: What is done: `get_tuple`, `put`, ….
-        reason: What went wrong, in one of the words of `l2.faults`.
+        reason: What went wrong; `l2.faults` says when.
     """
 
     operation: str
-    reason: str
+    reason: RetryReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -573,9 +585,11 @@ class Telemetry:
         standby: bool = False,
         show_thread: Callable[[str], str | None] = str,
     ) -> None:
-        """Args:
-        standby: The savers that report here serve no calls until somebody says so (`Vitals.set_active`).
-        show_thread: Returns how a thread id stands in spans and logs, `None` if it must not be shown.
+        """Take the observers.
+
+        Args:
+            standby: The savers that report here serve no calls until somebody says so (`Vitals.set_active`).
+            show_thread: Returns how a thread id stands in spans and logs, `None` if it must not be shown.
         """
         self.show_thread = show_thread
         self.saver_name = saver_name

@@ -1,5 +1,6 @@
-"""`/metrics`, `/healthz` and `/readyz`, from a server thread (`serve_telemetry`) or as an ASGI app
-(`telemetry_app`).
+"""`/metrics`, `/healthz` and `/readyz`.
+
+A server thread (`serve_telemetry`) or an ASGI app (`telemetry_app`) serves them.
 
 The encoding of the metrics is the Prometheus client's: text, or OpenMetrics with exemplars when the `Accept`
 header asks for it. `/healthz` says that the process lives, nothing more; `/readyz` whether its savers can

@@ -51,8 +51,10 @@ class Throttle:
     """
 
     def __init__(self, seconds: float = _THROTTLE_SECONDS) -> None:
-        """Args:
-        seconds: The least time between two lines.
+        """Take how often a line may be logged.
+
+        Args:
+            seconds: The least time between two lines.
         """
         self.seconds = seconds
         self._logged_at = float("-inf")

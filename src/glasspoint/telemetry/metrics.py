@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
@@ -14,11 +15,12 @@ from glasspoint import traceparent
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import multiprocess
 from glasspoint.telemetry.catalogue import METRICS
-from glasspoint.telemetry.collectors import SaverCollector
+from glasspoint.telemetry.collectors import TIERS, SaverCollector
 from glasspoint.telemetry.events import (
     Audited,
     BackgroundTaskFailed,
     BreakerChanged,
+    BreakerState,
     BurstEnd,
     BurstEnded,
     Drained,
@@ -30,21 +32,26 @@ from glasspoint.telemetry.events import (
     IdentityChanged,
     IdentityReason,
     Invalidated,
+    InvalidationSource,
     L1Result,
     L2Retried,
     Note,
     Observer,
     Operation,
+    Outcome,
     PoolTimedOut,
     PoolWaited,
     RetentionPruned,
     RetentionRan,
     RetentionResult,
+    RetryReason,
     Step,
     TaskName,
     ThreadDrained,
     TierChanged,
+    Verdict,
     Vitals,
+    WarmUpResult,
     WriteResult,
     failures,
 )
@@ -80,19 +87,7 @@ _HOT = ("get_tuple", "put", "put_writes")
 _ERRORS = tuple((operation, "error") for operation in _HOT)
 _WRITES = tuple((operation, l1) for operation in ("put", "put_writes") for l1 in get_args(WriteResult))
 _FORKS = tuple((kind, outcome) for kind in get_args(ForkKind) for outcome in ("stored", "refused"))
-_RETRIES = tuple(
-    (operation, reason)
-    for operation in _HOT
-    for reason in (
-        "connection_lost",
-        "server_restart",
-        "read_only",
-        "too_many_connections",
-        "deadlock",
-        "serialization",
-        "lock_timeout",
-    )
-)
+_RETRIES = tuple((operation, reason) for operation in _HOT for reason in get_args(RetryReason))
 
 _Metric = TypeVar("_Metric", bound="MetricWrapperBase")
 
@@ -120,7 +115,7 @@ class Families:
             if families is None and multiprocess.is_on():
                 families = cls._of_the_process = cls._of_the_process or cls()
             families = families or cls()
-            families._register(registry)
+            families.register(registry)
             cls._of[registry] = families
             return families
 
@@ -182,7 +177,7 @@ class Families:
             self.savers = SaverCollector()
             self._collectors.append(self.savers)
 
-    def _register(self, registry: CollectorRegistry) -> None:
+    def register(self, registry: CollectorRegistry) -> None:
         """Register all of them, or none."""
         registered: list[Collector] = []
         there = getattr(registry, "_collector_to_names", {})
@@ -202,15 +197,19 @@ class Families:
             ) from exc
 
 
-class _Ended(NamedTuple):
-    """What is counted of a call. Not the call itself: it may hold an error, and so what was at hand then."""
+@dataclass(slots=True)
+class _EndedCall:
+    """What is counted of a call: the attributes of `Operation`, under the same names.
+
+    Not the operation itself: it may refer to an error, and so to everything that was at hand then.
+    """
 
     name: str
-    outcome: str
+    outcome: Outcome
     seconds: float
     trace_id: str | None
-    l1_result: str | None
-    l1_write: str | None
+    l1_result: L1Result | None
+    l1_write: WriteResult | None
     l1_seconds: float | None
     l2_seconds: float | None
     bytes_read: int | None
@@ -218,6 +217,25 @@ class _Ended(NamedTuple):
     decode_seconds: float | None
     encode_seconds: float | None
     stored_traceparent: object
+
+    @classmethod
+    def of(cls, operation: Operation) -> _EndedCall:
+        """Return what is counted of an operation that has ended."""
+        return cls(
+            name=operation.name,
+            outcome=operation.outcome,
+            seconds=operation.seconds,
+            trace_id=operation.trace_id,
+            l1_result=operation.l1_result,
+            l1_write=operation.l1_write,
+            l1_seconds=operation.l1_seconds,
+            l2_seconds=operation.l2_seconds,
+            bytes_read=operation.bytes_read,
+            bytes_written=operation.bytes_written,
+            decode_seconds=operation.decode_seconds,
+            encode_seconds=operation.encode_seconds,
+            stored_traceparent=operation.stored_traceparent,
+        )
 
 
 class _EndedCalls(Collector):
@@ -227,17 +245,17 @@ class _EndedCalls(Collector):
     """
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[Metrics, tuple[Any, ...]]] = deque()
-        """The fields of `_Ended`, and who is to count them."""
+        self.waiting: deque[tuple[Metrics, _EndedCall]] = deque()
+        """The calls that are not counted yet, each with the metrics that will count it."""
 
     def count(self) -> None:
         """Count them all."""
         while True:
             try:
-                metrics, fields = self.waiting.popleft()
+                metrics, call = self.waiting.popleft()
             except IndexError:
                 return
-            metrics.count(_Ended(*fields))
+            metrics.count(call)
 
     def describe(self) -> tuple[()]:
         """There are no metrics of its own."""
@@ -277,9 +295,11 @@ class Metrics(Observer):
     """Observes one saver for Prometheus. The children of every family are bound here, once."""
 
     def __init__(self, saver_name: str, registry: CollectorRegistry | None = None) -> None:
-        """Args:
-        saver_name: The `saver` label of everything.
-        registry: Where to report; the process's default registry if `None`.
+        """Bind the children of every family to a saver's name.
+
+        Args:
+            saver_name: The `saver` label of everything.
+            registry: Where to report; the process's default registry if `None`.
 
         Raises:
             ConfigurationError: The name cannot be a label, or the registry has our names from somebody else.
@@ -323,23 +343,23 @@ class Metrics(Observer):
         for children, known in (
             (self._operations, _ERRORS),
             (self._reads, get_args(L1Result)),
-            (self._warm_ups, ("stored", "refused", "error")),
+            (self._warm_ups, get_args(WarmUpResult)),
             (self._writes, _WRITES),
             (self._identity_changes, get_args(IdentityReason)),
             (self._bursts, get_args(BurstEnd)),
             (self._foreign_writes, ("checkpoints", "checkpoint_writes")),
             (self._forks, _FORKS),
-            (self._invalidations, ("delete", "prune", "copy", "journal", "audit", "tampered")),
-            (self._breaker, ("open", "half_open", "closed")),
-            (self._audits, ("consistent", "stale", "raced")),
+            (self._invalidations, get_args(InvalidationSource)),
+            (self._breaker, get_args(BreakerState)),
+            (self._audits, get_args(Verdict)),
             (self._fallbacks, _TIER_CHANGES),
-            (self._drained, ("redis", "memory")),
+            (self._drained, TIERS[1:]),
             (self._drained_threads, get_args(DrainResult)),
             (self._retention_pruned, ("checkpoints", "checkpoint_writes", "checkpoint_blobs")),
             (self._retention_runs, get_args(RetentionResult)),
             (self._retries, _RETRIES),
             (self._background, get_args(TaskName)),
-            (self._traceparents, ("malformed", "too_long")),
+            (self._traceparents, get_args(traceparent.Unusable)),
         ):
             for labels in known:
                 # There from the start: a ratio lacks no part, and the first one is seen as an increase.
@@ -347,52 +367,33 @@ class Metrics(Observer):
 
     def operation_ended(self, operation: Operation) -> None:
         """Take note of a call; see `count`."""
-        self._ended.waiting.append(
-            (
-                self,
-                (
-                    operation.name,
-                    operation.outcome,
-                    operation.seconds,
-                    operation.trace_id,
-                    operation.l1_result,
-                    operation.l1_write,
-                    operation.l1_seconds,
-                    operation.l2_seconds,
-                    operation.bytes_read,
-                    operation.bytes_written,
-                    operation.decode_seconds,
-                    operation.encode_seconds,
-                    operation.stored_traceparent,
-                ),
-            )
-        )
+        self._ended.waiting.append((self, _EndedCall.of(operation)))
         if len(self._ended.waiting) >= self._at_a_time:
             self._ended.count()
 
-    def count(self, operation: _Ended) -> None:
+    def count(self, call: _EndedCall) -> None:
         """Count and time a call."""
-        exemplar = {"trace_id": operation.trace_id} if operation.trace_id else None
-        name = operation.name
-        self._operations[name, operation.outcome].observe(operation.seconds, exemplar)
-        if operation.l1_result is not None:
-            self._reads[operation.l1_result].inc()
-        if operation.l1_write is not None:
-            self._writes[name, operation.l1_write].inc()
-        if operation.l1_seconds is not None:
-            self._tier_seconds[name, "l1"].observe(operation.l1_seconds, exemplar)
-        if operation.l2_seconds is not None:
-            self._tier_seconds[name, "l2"].observe(operation.l2_seconds, exemplar)
-        if operation.bytes_read is not None:
-            self._bytes_read.observe(operation.bytes_read)
-        if operation.bytes_written is not None:
-            self._bytes_written.observe(operation.bytes_written)
-        if operation.decode_seconds is not None:
-            self._decode_seconds.observe(operation.decode_seconds)
-        if operation.encode_seconds is not None:
-            self._encode_seconds.observe(operation.encode_seconds)
-        if operation.stored_traceparent is not None:
-            problem = traceparent.problem_of(operation.stored_traceparent)
+        exemplar = {"trace_id": call.trace_id} if call.trace_id else None
+        name = call.name
+        self._operations[name, call.outcome].observe(call.seconds, exemplar)
+        if call.l1_result is not None:
+            self._reads[call.l1_result].inc()
+        if call.l1_write is not None:
+            self._writes[name, call.l1_write].inc()
+        if call.l1_seconds is not None:
+            self._tier_seconds[name, "l1"].observe(call.l1_seconds, exemplar)
+        if call.l2_seconds is not None:
+            self._tier_seconds[name, "l2"].observe(call.l2_seconds, exemplar)
+        if call.bytes_read is not None:
+            self._bytes_read.observe(call.bytes_read)
+        if call.bytes_written is not None:
+            self._bytes_written.observe(call.bytes_written)
+        if call.decode_seconds is not None:
+            self._decode_seconds.observe(call.decode_seconds)
+        if call.encode_seconds is not None:
+            self._encode_seconds.observe(call.encode_seconds)
+        if call.stored_traceparent is not None:
+            problem = traceparent.problem_of(call.stored_traceparent)
             if problem is not None:
                 self._traceparents[problem].inc()
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from glasspoint.telemetry.events import TierName
 from glasspoint.telemetry.logs import get_logger
 from glasspoint.telemetry.metrics import Families
 
@@ -26,7 +27,7 @@ __all__ = ["READY_TIERS", "readiness"]
 
 _log = get_logger("glasspoint.telemetry")
 
-READY_TIERS = ("cached", "redis", "memory")
+READY_TIERS: tuple[TierName, ...] = get_args(TierName)
 """In which tiers a process that can serve writes is ready, unless told otherwise."""
 
 # Tier -> the server that has to take its writes, as it stands in what a saver says of itself.

@@ -48,11 +48,13 @@ class RedactingExporter(SpanExporter):
     """Hands spans to another exporter, and of instrumentations' only what is no content."""
 
     def __init__(self, exporter: SpanExporter, *, thread_ids: ThreadIds, capture_content: bool) -> None:
-        """Args:
-        exporter: Who sends them.
-        thread_ids: How thread ids are shown.
-        capture_content: Let the content through, too, but for the metadata, which name the thread, unless
-            thread ids are plain.
+        """Take the exporter that spans are handed to.
+
+        Args:
+            exporter: Who sends them.
+            thread_ids: How thread ids are shown.
+            capture_content: Let the content through, too, but for the metadata, which name the thread, unless
+                thread ids are plain.
         """
         self._exporter = exporter
         self._shown = shown_as(thread_ids)

@@ -71,9 +71,11 @@ class Tracing(Observer):
     def __init__(
         self, tracer_provider: TracerProvider | None = None, *, thread_ids: ThreadIds = "plain"
     ) -> None:
-        """Args:
-        tracer_provider: Where spans go; the process's own if `None`.
-        thread_ids: How thread ids stand on them.
+        """Take the tracer, and what spans show of thread ids.
+
+        Args:
+            tracer_provider: Where spans go; the process's own if `None`.
+            thread_ids: How thread ids stand on them.
         """
         self.tracer_provider = tracer_provider
         self.thread_ids = thread_ids
@@ -245,8 +247,11 @@ def _is_recorded(around: trace.Span) -> bool:
 
 
 def _is_left_out(around: trace.Span) -> bool:
-    """Whether a call in this span need not ask for one of its own: what stands around it in this process (a
-    turn, a request) was not sampled, so neither is the call, and the SDK would take long to say the same."""
+    """Tell whether a call in this span need not ask for one of its own.
+
+    What stands around it in this process (a turn, a request) was not sampled, so neither is the call, and the
+    SDK would take long to say the same.
+    """
     context_ = around.get_span_context()
     return (
         context_.is_valid

@@ -155,8 +155,10 @@ class Conversation:
         return [turn for turn in self.turns if turn.is_turn]
 
     def last(self, count: int) -> Sequence[Turn]:
-        """Return so many turns, the newest, and what is outside of turns since the first of them; where there
-        are no turns, so many traces."""
+        """Return so many turns, the newest, and what is outside of turns since the first of them.
+
+        Where there are no turns, so many traces.
+        """
         if not self.numbered:
             return self.turns[-count:]
         return self.turns[self.turns.index(self.numbered[-count:][0]) :]
@@ -199,8 +201,11 @@ def conversation_from(
 
 
 def forest(spans: Iterable[Span]) -> list[Node]:
-    """Return the spans of a trace as trees, by start. Those whose parent is missing, or that are each
-    other's parents, stand at the top. What was sent twice is there once."""
+    """Return the spans of a trace as trees, by start.
+
+    Those whose parent is missing, or that are each other's parents, stand at the top. What was sent twice is
+    there once.
+    """
     nodes = {span.span_id: Node([span]) for span in sorted(spans, key=by_start)}
     roots = []
     for node in nodes.values():
@@ -228,8 +233,10 @@ def walk(roots: Iterable[Node]) -> Iterator[tuple[Node, int]]:
 
 
 def tier_durations(call: Node) -> dict[str, int]:
-    """Return how long each tier (`l1`, `l2`, `redis`) was asked under a call, and how long it waited for a
-    connection (`wait`), in nanoseconds."""
+    """Return how long each tier was asked under a call, in nanoseconds.
+
+    The tiers are `l1`, `l2` and `redis`; `wait` is the time that the call waited for a connection.
+    """
     found: dict[str, int] = {}
     for node, _ in walk(call.children):
         tier = "wait" if work_of(node.span) == "wait" else step_tier(node.span)

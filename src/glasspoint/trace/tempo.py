@@ -195,11 +195,11 @@ class Tempo:
 
 
 def quoted(text: str) -> str:
-    """Return a TraceQL string: Go's rules, so that whatever stands in it ends neither it nor the query.
+    r"""Return a TraceQL string: Go's rules, so that whatever stands in it ends neither it nor the query.
 
     Example:
         >>> print(quoted('a"b'))
-        "a\\"b"
+        "a\"b"
     """
     inner = "".join(
         f"\\{each}" if each in '"\\' else each if _PRINTABLE.match(each) else f"\\u{ord(each):04x}"
@@ -222,8 +222,9 @@ def header(text: str) -> tuple[str, str]:
 
 
 def headers_from_variable(text: str) -> Iterator[tuple[str, str]]:
-    """Read `TEMPO_HEADERS`, which is written as `OTEL_EXPORTER_OTLP_HEADERS`: `name=value,name=value`, values
-    percent-encoded.
+    """Read `TEMPO_HEADERS`, which is written as `OTEL_EXPORTER_OTLP_HEADERS`.
+
+    That is `name=value,name=value`, values percent-encoded.
 
     Raises:
         ConfigurationError: It cannot be read. The message does not hold it.
