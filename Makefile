@@ -65,6 +65,7 @@ test-fast: $(VENV)/.installed-dev
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 # ARGS="--fallbacks redis,memory" for WHAT=chain: no process is killed, and both servers may be away.

@@ -33,9 +33,10 @@ import psutil
 import psycopg
 from prometheus_client import CollectorRegistry
 
-from glasspoint import CachedPostgresSaver, bursts
-from glasspoint.bursts import Bursts
+from glasspoint import CachedPostgresSaver
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.savers import bursts
+from glasspoint.savers.bursts import Bursts
 from load import CALLERS, among_callers, opened
 from realistic import Chat, messages
 

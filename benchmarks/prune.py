@@ -33,7 +33,7 @@ from psycopg.types.json import Jsonb
 
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.maintenance import PruneReport
+from glasspoint.savers.maintenance import PruneReport
 
 CHECKPOINTS_A_THREAD: Final = 100
 SPREAD: Final = timedelta(days=60)

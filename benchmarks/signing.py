@@ -4,9 +4,9 @@
 
 For the states of 10 and 100 messages (see `realistic.py`), with one pending write:
 
-- Algorithms: to verify all fields of the entry, the way of `l1/signature.py` against others, in turns, in a
-  shuffled order; the median of the rounds, in microseconds. A way begins from the key and the scope, once an
-  entry, where it can.
+- Algorithms: to verify all fields of the entry, the way of `redis/signature.py` against others, in turns, in
+  a shuffled order; the median of the rounds, in microseconds. A way begins from the key and the scope, once
+  an entry, where it can.
 - A hit and a put: how much of this process's processor time is signing. Servers: embedded ones; what they
   take is not in it.
 """
@@ -30,12 +30,13 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver, codec, create_telemetry
-from glasspoint.codec import EncodedPut
+from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.l1.entry import Changes
-from glasspoint.l1.signature import SIZE, Signer
-from glasspoint.scope import Scope
+from glasspoint.model import codec
+from glasspoint.model.codec import EncodedPut
+from glasspoint.model.scope import Scope
+from glasspoint.redis.signature import SIZE, Signer
 from realistic import Chat, messages
 
 SEED: Final = 20

@@ -101,7 +101,7 @@ async def contender(name: str, postgres: EmbeddedPostgres, redis: EmbeddedRedis)
             async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
                 for table in ("checkpoints", "checkpoint_writes"):
                     await conn.execute(_NOTE_BY_STATEMENT.format(table=table))
-        async with saver._l2.checkout() as checked_out:
+        async with saver._l2.connections.checkout() as checked_out:
             backend = checked_out.info.backend_pid
         yield Contender(name, url, saver, backend, Conversation(saver, "thread", MESSAGES, random.Random(7)))
     finally:

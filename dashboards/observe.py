@@ -99,7 +99,7 @@ class Backing:
         urls = {"POSTGRES_URL": self.postgres.url, "REDIS_URL": self.redis.url}
         options = ["--port", str(self.traffic_port), "--people", str(self.people)]
         self._traffic = self._start(
-            [sys.executable, "-m", "glasspoint.cli", "traffic", *options],
+            [sys.executable, "-m", "glasspoint.cli.main", "traffic", *options],
             {**urls, **self.traffic, **variables},
             "traffic",
         )

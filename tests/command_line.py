@@ -32,7 +32,10 @@ def environment(**variables: str) -> dict[str, str]:
 def glasspoint(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return preforked.run(
-        "from glasspoint.cli import main; main()", *args, env=environment(**variables), timeout=END_SECONDS
+        "from glasspoint.cli.main import main; main()",
+        *args,
+        env=environment(**variables),
+        timeout=END_SECONDS,
     )
 
 
@@ -69,7 +72,7 @@ class Running:
 def running_glasspoint(*args: str, **variables: str) -> Iterator[Running]:
     """Start the command; at the end it is killed if it still runs."""
     with subprocess.Popen(
-        [sys.executable, "-u", "-m", "glasspoint.cli", *args],
+        [sys.executable, "-u", "-m", "glasspoint.cli.main", *args],
         env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

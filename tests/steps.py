@@ -20,11 +20,12 @@ from psycopg import sql
 from redis.asyncio import Redis
 
 import dice
-from glasspoint import CachedPostgresSaver, factory
+from glasspoint import CachedPostgresSaver
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.draining import Drainer
-from glasspoint.lineage import Branch, SetAside
-from glasspoint.scope import scope_of
+from glasspoint.fallback import factory
+from glasspoint.fallback.draining import Drainer
+from glasspoint.model.lineage import Branch, SetAside
+from glasspoint.model.scope import scope_of
 from glasspoint.telemetry.http import telemetry_app
 from states import config_of, numbered_id
 

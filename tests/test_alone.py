@@ -39,13 +39,14 @@ from glasspoint import (
 )
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, L2RefusedError
-from glasspoint.identity import Identity
-from glasspoint.l1 import entry, faults, permissions
+from glasspoint.l1 import entry
 from glasspoint.l1.cache import Cache, Intent
 from glasspoint.l1.entry import Changes
 from glasspoint.l1.quarantine import Quarantine
 from glasspoint.l2 import liveness
-from glasspoint.scope import Scope, scope_of
+from glasspoint.model.identity import Identity
+from glasspoint.model.scope import Scope, scope_of
+from glasspoint.redis import faults, permissions
 from redis_nodes import start_node
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Proxy, Thread, hits_at_last, keys_of, nowhere, settled, tcp, until

@@ -22,7 +22,7 @@ from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import ConfigurationError
 from glasspoint.l2.store import Store
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 from states import counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, locked, seeded_dice, settled, until
 
@@ -136,7 +136,7 @@ async def test_a_change_behind_its_back_is_found_dropped_counted_and_logged(
     await audited.settled()
     assert audited.verdicts == {"stale": 1}
     assert audited.dropped == {"audit": 1}
-    (line,) = [each for each in caplog.records if each.name.startswith("glasspoint.audit")]
+    (line,) = [each for each in caplog.records if each.name.startswith("glasspoint.coherence.audit")]
     assert line.levelno == logging.ERROR
     text = line.getMessage()
     assert (
@@ -365,11 +365,11 @@ async def test_callers_do_not_queue_behind_audits_for_a_connection(database: str
         async with locked(database, "checkpoint_writes") as waiter:
             writing = asyncio.create_task(thread.put_writes(audited.saver, "x", "other"))
             await waiter()  # it holds the only connection
-            assert audited.saver._l2.is_saturated
+            assert audited.saver._l2.connections.is_saturated
             audited.saver._auditor.sample(Scope("other", ""), [])
             assert audited.saver._auditor._running == 0
         await writing
-        assert not audited.saver._l2.is_saturated
+        assert not audited.saver._l2.connections.is_saturated
 
 
 async def test_closing_waits_for_the_audits_and_leaves_nothing(database: str, redis_url: str) -> None:
@@ -389,7 +389,7 @@ async def test_closing_waits_for_the_audits_and_leaves_nothing(database: str, re
 async def test_an_audit_that_gets_no_answer_gives_up_in_silence(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("glasspoint.audit._DEADLINE_SECONDS", 0.05)
+    monkeypatch.setattr("glasspoint.coherence.audit._DEADLINE_SECONDS", 0.05)
     async with open_audited(database, redis_url) as audited:
         thread = await make_thread(audited.saver)
         async with locked(database, "checkpoints", mode="ACCESS EXCLUSIVE"):

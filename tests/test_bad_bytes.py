@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver, codec, create_telemetry
+from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.l1.entry import TamperedImageError, UnusableImageError, decode_image
-from glasspoint.l1.signature import SIZE
-from glasspoint.scope import scope_of
+from glasspoint.model import codec
+from glasspoint.model.scope import scope_of
+from glasspoint.redis.signature import SIZE
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, seeded_dice, settled
 from test_entry import FIELDS, SCOPE, SERDE, SIGNER, stored

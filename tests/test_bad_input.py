@@ -762,7 +762,7 @@ async def test_a_closed_saver_says_so(database: str, redis_url: str) -> None:
     async with open_saver(database, redis_url) as saver:
         thread = Thread("a")
         await thread.put(saver)
-        clone = saver.with_allowlist([("glasspoint.scope", "Scope")])
+        clone = saver.with_allowlist([("glasspoint.model.scope", "Scope")])
         await saver.close()
         await saver.close()  # again: harmless
         calls = [

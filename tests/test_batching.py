@@ -17,11 +17,12 @@ from prometheus_client import CollectorRegistry
 from psycopg import sql
 from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver, codec, create_telemetry
+from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import L2RefusedError
 from glasspoint.l2 import batching, statements, writing
-from glasspoint.scope import Scope
+from glasspoint.model import codec
+from glasspoint.model.scope import Scope
 from states import config_of, exact, make_pool, numbered_id, open_saver, open_upstream
 from steps import Thread, keys_of, locked, put_all, settled, until
 

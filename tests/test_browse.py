@@ -14,10 +14,10 @@ from redis.asyncio import Redis
 
 from command_line import assert_fits, glasspoint
 from glasspoint import CachedPostgresSaver
-from glasspoint.browsing import Browser
+from glasspoint.cli.browsing import Browser
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import NotFoundError
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 from states import config_of, numbered_id, open_saver, open_upstream
 from steps import Thread, keys_of, settled
 from test_migration import talkative

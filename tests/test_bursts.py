@@ -17,9 +17,10 @@ from langgraph.checkpoint.serde.types import ERROR
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver, bursts, create_telemetry
+from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.errors import L1UnavailableError, L2RefusedError
 from glasspoint.l1.cache import Cache
+from glasspoint.savers import bursts
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, locked, settled, until
 

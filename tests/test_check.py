@@ -17,11 +17,11 @@ from psycopg.conninfo import make_conninfo
 
 from command_line import assert_fits, glasspoint
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
-from glasspoint.check import Finding, run_checks
+from glasspoint.cli.check import Finding, run_checks
 from glasspoint.demo.conversation import Answer, ConversationGraph, say
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
-from glasspoint.l1.permissions import COMMANDS
+from glasspoint.redis.permissions import COMMANDS
 from pgbouncer import PROGRAM, pgbouncer
 from steps import Thread
 
@@ -366,7 +366,7 @@ async def test_a_conversation_that_fails_is_taken_away(
             raise L2UnavailableError("PostgreSQL went away.")
         return await say(graph, thread_id, text)
 
-    monkeypatch.setattr("glasspoint.check.say", fail_at_the_second_turn)
+    monkeypatch.setattr("glasspoint.cli.check.say", fail_at_the_second_turn)
     findings = await find(deployed, own_redis.url)
     assert [finding.status for finding in findings] == ["ok", "ok", "ok", "ok", "ok", "failed", "ok"]
     assert findings[-2].detail == "PostgreSQL went away."
@@ -384,7 +384,7 @@ async def test_a_conversation_that_is_interrupted_is_taken_away(
             await asyncio.Event().wait()
         return await say(graph, thread_id, text)
 
-    monkeypatch.setattr("glasspoint.check.say", hang_at_the_second_turn)
+    monkeypatch.setattr("glasspoint.cli.check.say", hang_at_the_second_turn)
     checking = asyncio.create_task(find(deployed, own_redis.url))
     await stuck.wait()
     checking.cancel()

@@ -17,11 +17,12 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from conversations import execute
-from glasspoint import CachedPostgresSaver, RedisSaver, Settings, create_telemetry, get_checkpointer, home
-from glasspoint.background import run_to_the_end
+from glasspoint import CachedPostgresSaver, RedisSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.l2 import liveness
 from glasspoint.l2.store import Store
-from glasspoint.scope import Scope
+from glasspoint.model import home
+from glasspoint.model.scope import Scope
+from glasspoint.telemetry.background import run_to_the_end
 from glasspoint.telemetry.events import Telemetry
 from states import config_of, make_pool, numbered_id, open_saver
 from steps import Thread, away, until
@@ -261,7 +262,7 @@ async def test_calls_that_give_up_leave_the_way_free_for_those_that_come_later(
             for each in leaving:
                 each.cancel()
             async with asyncio.timeout(SOON_SECONDS):
-                await store.drain()
+                await store.connections.drain()
         await until(lambda: is_whole(pool))
 
 

@@ -18,13 +18,13 @@ from redis.asyncio import Redis
 
 from conformance_suite import check_conformance
 from glasspoint import CachedPostgresSaver, create_telemetry, get_checkpointer
-from glasspoint.codec import Encoded, EncodedWrite, StoredCheckpoint
 from glasspoint.errors import ConfigurationError
 from glasspoint.l1 import compression, entry
 from glasspoint.l1.compression import LARGEST, Packer, unpack
 from glasspoint.l1.entry import TamperedImageError, UnusableImageError, decode_image, image_fields
-from glasspoint.l1.signature import SIZE, Signer
-from glasspoint.scope import Scope
+from glasspoint.model.codec import Encoded, EncodedWrite, StoredCheckpoint
+from glasspoint.model.scope import Scope
+from glasspoint.redis.signature import SIZE, Signer
 from states import counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, seeded_dice, settled
 

@@ -17,12 +17,12 @@ from prometheus_client import CollectorRegistry
 from psycopg import sql
 
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
-from glasspoint.check import run_checks
+from glasspoint.cli.check import run_checks
+from glasspoint.cli.setup import run_setup
 from glasspoint.demo.embedded import EmbeddedPostgres
 from glasspoint.errors import ConfigurationError, L2UnavailableError, WrongTypeError
-from glasspoint.l2.password import PasswordCommand
 from glasspoint.l2.target import Target, fallback_secret
-from glasspoint.setup_command import run_setup
+from glasspoint.model.password import PasswordCommand
 from pgbouncer import PROGRAM, pgbouncer
 from roles import role_with_password
 from states import make_pool, open_saver

@@ -12,11 +12,12 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from glasspoint import codec, create_telemetry
-from glasspoint.codec import StoredCheckpoint
+from glasspoint import create_telemetry
 from glasspoint.l1.entry import TamperedImageError, UnusableImageError, decode_image, image_fields
-from glasspoint.l1.signature import SIZE, Signer
-from glasspoint.scope import Scope
+from glasspoint.model import codec
+from glasspoint.model.codec import StoredCheckpoint
+from glasspoint.model.scope import Scope
+from glasspoint.redis.signature import SIZE, Signer
 from states import counts, exact, numbered_id, open_saver
 from steps import Thread, settled
 

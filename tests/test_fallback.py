@@ -35,14 +35,14 @@ from glasspoint import (
     get_checkpointer,
 )
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.draining import Drainer, Round
 from glasspoint.errors import (
     ConfigurationError,
     L2UnavailableError,
     RedisUnavailableError,
     SaverClosedError,
 )
-from glasspoint.l1.permissions import COMMANDS
+from glasspoint.fallback.draining import Drainer, Round
+from glasspoint.redis.permissions import COMMANDS
 from states import config_of, exact, open_upstream
 from steps import Thread, another_process, drain, readyz, seeded_dice, until
 
@@ -434,8 +434,9 @@ def test_ten_processes_start_at_once_on_an_empty_database(database: str, redis_u
 
 DRAINER = """
 import asyncio, os
-from glasspoint import draining, get_checkpointer
-from glasspoint.saver import CachedPostgresSaver
+from glasspoint import get_checkpointer
+from glasspoint.fallback import draining
+from glasspoint.savers.cached import CachedPostgresSaver
 
 draining._LEASE_SECONDS = 0.2
 whole = CachedPostgresSaver.import_checkpoints
@@ -487,8 +488,8 @@ async def test_a_drain_that_is_killed_is_taken_up_again(
 async def test_postgres_is_lost_again_in_the_middle_of_the_drain(
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glasspoint.draining._LEASE_SECONDS", 0.2)
-    monkeypatch.setattr("glasspoint.draining._MARKER_SECONDS", 0.2)
+    monkeypatch.setattr("glasspoint.fallback.draining._LEASE_SECONDS", 0.2)
+    monkeypatch.setattr("glasspoint.fallback.draining._MARKER_SECONDS", 0.2)
     url = own_postgres.create_database("test")
     own_postgres.stop()
     imported = asyncio.Event()

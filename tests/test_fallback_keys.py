@@ -168,7 +168,7 @@ async def test_the_password_is_another_key_and_the_setting_outlives_it(redis_url
 async def test_a_tier_without_a_key_says_so_once(
     redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glasspoint.factory._unsigned", set())
+    monkeypatch.setattr("glasspoint.fallback.factory._unsigned", set())
     caplog.set_level(logging.WARNING, "glasspoint")
     url = "postgresql://me@127.0.0.1:1/without_a_password"
     for _ in range(2):
@@ -396,7 +396,7 @@ async def test_a_redis_that_may_evict_is_named_when_a_saver_opens(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("glasspoint.redis_saver._named", set())
+    monkeypatch.setattr("glasspoint.savers.redis_saver._named", set())
     caplog.set_level(logging.WARNING, "glasspoint")
     async with Redis.from_url(own_redis.url) as redis:
         await redis.config_set("maxmemory-policy", policy)

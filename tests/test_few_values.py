@@ -9,7 +9,6 @@ import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from psycopg.rows import tuple_row
 
-from glasspoint import codec
 from glasspoint.l2 import statements
 from glasspoint.l2.writing import (
     PutAnswer,
@@ -19,7 +18,8 @@ from glasspoint.l2.writing import (
     writes_answers,
     writes_statement,
 )
-from glasspoint.scope import Scope
+from glasspoint.model import codec
+from glasspoint.model.scope import Scope
 from states import numbered_id, open_saver
 from steps import Thread
 

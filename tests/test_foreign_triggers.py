@@ -17,10 +17,10 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.conninfo import make_conninfo
 
 from glasspoint import CachedPostgresSaver
-from glasspoint.codec import Encoded, EncodedWrite, PendingWrites, StoredCheckpoint
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.l2 import pruning_statements, schema, schema_statements, statements
-from glasspoint.scope import Scope
+from glasspoint.model.codec import Encoded, EncodedWrite, PendingWrites, StoredCheckpoint
+from glasspoint.model.scope import Scope
 from states import make_pool, numbered_id, open_saver
 from steps import Thread, put_all, until
 

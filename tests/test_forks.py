@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from conversations import execute
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.errors import ConfigurationError, ThreadForkedError
-from glasspoint.forks import OnFork
+from glasspoint.savers.forks import OnFork
 from states import config_of, counts, numbered_id, open_saver
 from steps import Thread, locked, until
 

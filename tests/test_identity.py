@@ -26,11 +26,12 @@ from redis.asyncio import Redis
 
 from clusters import Cluster
 from conversations import NEVER, SOON, Conversation, Process, execute, missing_values, process
-from glasspoint import CachedPostgresSaver, bursts, create_telemetry
+from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.coherence import identity as keeping
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, L2UnavailableError
 from glasspoint.l2.identity import Look
+from glasspoint.savers import bursts
 from pgbouncer import PROGRAM, pgbouncer
 from states import exact, make_pool, open_saver, open_upstream, warmed_up
 from steps import TABLES, Connect, Proxy, Thread, keys_of, settled, until
@@ -414,7 +415,7 @@ async def test_a_server_that_is_replaced_behind_a_pooler_is_noticed_though_no_co
 
 
 def connections_made(one: Process) -> int:
-    pool = one.saver._l2.pool
+    pool = one.saver._l2.connections.pool
     assert pool is not None
     return pool.get_stats()["connections_num"]
 
@@ -461,7 +462,7 @@ async def test_the_own_pool_waits_for_its_commits_whatever_database_and_role_say
             f"ALTER ROLE postgres IN DATABASE own SET synchronous_commit = {strict or 'off'}",
         )
         async with process(url, redis_url, pool_max_size=4) as one:
-            assert await settings_of(one.saver._l2.pool) == [strict or "on"] * 4
+            assert await settings_of(one.saver._l2.connections.pool) == [strict or "on"] * 4
             assert one.registry.get_sample_value("glasspoint_l2_asynchronous_commit", NAMED) == 0
     assert "synchronous_commit" not in caplog.text
 

@@ -32,7 +32,7 @@ from glasspoint.errors import (
     L2RefusedError,
     L2UnavailableError,
 )
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 from states import counts, exact, open_saver, open_upstream
 from steps import Proxy, Thread, keys_of, keys_with_intents, locked, nowhere, settled, tcp, until
 
@@ -514,7 +514,7 @@ async def test_thousands_of_rows_are_swept_by_the_batch_and_reads_do_not_wait_fo
 async def test_while_redis_stays_away_rows_do_not_pile_up(
     database: str, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glasspoint.sweeping._COUNT_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("glasspoint.coherence.sweeper._COUNT_EVERY_SECONDS", 0.0)
     registry = CollectorRegistry()
     async with open_saver(
         database,

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
-from glasspoint.identity import Identity
 from glasspoint.l1.epoch import Epoch, EpochKeeper, Server, UnidentifiedError
-from glasspoint.l1.signature import Signer
-from glasspoint.scope import Scope
+from glasspoint.model.identity import Identity
+from glasspoint.model.scope import Scope
+from glasspoint.redis.signature import Signer
 from states import open_saver
 from steps import Thread
 

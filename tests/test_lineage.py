@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glasspoint.lineage import branch_of, from_fork, name_apart
+from glasspoint.model.lineage import branch_of, from_fork, name_apart
 from states import numbered_id
 
 # Namespace -> checkpoints that the tier has made, by number. What it has not made is older than all of those.

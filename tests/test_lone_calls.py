@@ -19,12 +19,13 @@ from psycopg.rows import tuple_row
 from redis.asyncio import Redis
 
 from conversations import execute
-from glasspoint import CachedPostgresSaver, codec, create_telemetry
+from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.errors import L2RefusedError, L2UnavailableError
 from glasspoint.l2 import eager, liveness
 from glasspoint.l2.store import Store, WritesAnswer
 from glasspoint.l2.writing import Announced
-from glasspoint.scope import Scope
+from glasspoint.model import codec
+from glasspoint.model.scope import Scope
 from glasspoint.telemetry.events import Note, Observer, PoolTimedOut, Telemetry
 from states import exact, make_pool, numbered_id, open_saver, open_upstream
 from steps import Thread, locked, until
@@ -64,10 +65,10 @@ async def statements_that_wrote(database: str, table: str) -> int:
 
 def is_whole(saver: CachedPostgresSaver) -> bool:
     """Whether every connection of the pool is back."""
-    pool = saver._l2.pool
+    pool = saver._l2.connections.pool
     assert pool is not None
     stats = pool.get_stats()
-    return stats["pool_size"] == stats["pool_available"] > 0 and not saver._l2._liveness.in_use
+    return stats["pool_size"] == stats["pool_available"] > 0 and not saver._l2.connections.in_use
 
 
 # ------------------------------------------------------------------ no task
@@ -201,13 +202,13 @@ async def test_who_is_cancelled_while_the_pool_is_locked_does_not_take_its_conne
     database: str, redis_url: str
 ) -> None:
     async with open_saver(database, redis_url) as saver:
-        pool, scope = saver._l2.pool, Scope("thread", "")
+        pool, scope = saver._l2.connections.pool, Scope("thread", "")
         assert pool is not None
         await saver._l2.select(scope, None)
         reached = asyncio.Event()
 
         async def use() -> None:
-            async with saver._l2._checked_out():
+            async with saver._l2.connections.checked_out():
                 await pool._lock.acquire()
                 reached.set()
 
@@ -380,7 +381,7 @@ async def test_tasks_that_get_no_connection_together_are_told_so_together(
             return Announced()
 
         async def keep() -> None:
-            async with store._checked_out():
+            async with store.connections.checked_out():
                 begun.set()
                 await is_over.wait()
 
@@ -466,8 +467,8 @@ async def test_calls_one_after_the_other_stay_with_one_connection(database: str,
     async with open_saver(database, redis_url, pool_min_size=4, pool_max_size=4) as saver:
         servers = set()
         for _ in range(8):
-            async with saver._l2.checkout() as connection:
+            async with saver._l2.connections.checkout() as connection:
                 servers.add(connection.info.backend_pid)
-        async with saver._l2.checkout() as first, saver._l2.checkout() as second:
+        async with saver._l2.connections.checkout() as first, saver._l2.connections.checkout() as second:
             assert first.info.backend_pid != second.info.backend_pid
     assert len(servers) == 1

@@ -26,7 +26,7 @@ from glasspoint.errors import (
     ThreadInUseError,
 )
 from glasspoint.l2 import pruning
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 from histories import Rows, TwoChannels, ids, make_graph, rows_of_thread, write_random_history
 from states import config_of, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, keys_of, locked, rows_of, seeded_dice, settled, until
@@ -582,7 +582,7 @@ async def test_one_that_loses_against_another_is_repeated_and_at_last_gives_up(
         with pytest.raises(L2DeadlineError, match="others kept the rows locked"):
             await saver.aprune(["a"])
     assert len(ids(await rows_of_thread(database, "a"))) == 3
-    monkeypatch.setattr("glasspoint.maintenance._ATTEMPTS", 10_000)
+    monkeypatch.setattr("glasspoint.savers.maintenance._ATTEMPTS", 10_000)
     async with locked(database, "checkpoints") as waiter:
         pruning_ = asyncio.create_task(saver.aprune(["a"]))
         await waiter()

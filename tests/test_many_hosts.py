@@ -8,7 +8,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from glasspoint import RedisSaver
-from glasspoint.check import run_checks
+from glasspoint.cli.check import run_checks
 from glasspoint.errors import ConfigurationError
 from glasspoint.l2.pool import address_of, postgres_conninfo
 from glasspoint.l2.target import Target

@@ -12,7 +12,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry
-from glasspoint.draining import Drainer
 from glasspoint.errors import (
     L2UnavailableError,
     SaverClosedError,
@@ -20,6 +19,7 @@ from glasspoint.errors import (
     ThreadExistsError,
     ThreadMovedError,
 )
+from glasspoint.fallback.draining import Drainer
 from states import config_of, exact, numbered_id, open_saver, open_upstream
 from steps import Moves, Thread, until
 from test_delta import make_graph, play

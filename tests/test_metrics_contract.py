@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 from states import config_of
 from steps import Thread, drain, settled, until
 

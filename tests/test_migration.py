@@ -33,11 +33,11 @@ from glasspoint import (
     create_telemetry,
     migrate,
 )
-from glasspoint.codec import encode_found
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError
 from glasspoint.migration.copying import copy_threads
 from glasspoint.migration.sqlite import SqliteSource
+from glasspoint.model.codec import encode_found
 from states import config_of, exact, open_saver, open_upstream
 from steps import Thread
 from test_delta import CONFIG, make_graph, play

@@ -28,10 +28,10 @@ from glasspoint import (
     get_checkpointer,
 )
 from glasspoint.errors import ConfigurationError
-from glasspoint.factory import ChainOptions
-from glasspoint.memory_saver import MemoryOptions
-from glasspoint.option_types import names_of
-from glasspoint.options import CachedOptions, OpenCachedOptions, OpenRedisOptions
+from glasspoint.fallback.factory import ChainOptions
+from glasspoint.model.option_types import names_of
+from glasspoint.savers.memory_saver import MemoryOptions
+from glasspoint.savers.options import CachedOptions, OpenCachedOptions, OpenRedisOptions
 from states import make_pool, open_saver
 from steps import Thread
 
@@ -122,7 +122,7 @@ def test_a_type_checker_sees_a_mistyped_option(tmp_path: Path) -> None:
     code = tmp_path / "service.py"
     code.write_text(TYPED)
     root = Path(__file__).parents[1]
-    # In the project's folder: what `make types` knows of the sources is not found out again.
+    # In the project's folder: what `make check` knows of the sources is not found out again.
     answer = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", str(code)],
         cwd=root,

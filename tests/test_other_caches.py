@@ -7,8 +7,9 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from glasspoint import CachedPostgresSaver, sweeping
-from glasspoint.scope import scope_of
+from glasspoint import CachedPostgresSaver
+from glasspoint.coherence import sweeper as sweeping
+from glasspoint.model.scope import scope_of
 from states import open_saver
 from steps import Thread, until
 

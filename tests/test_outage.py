@@ -27,7 +27,6 @@ from glasspoint import (
     create_telemetry,
     get_checkpointer,
 )
-from glasspoint.branches import Branches
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import (
     GlasspointError,
@@ -37,9 +36,10 @@ from glasspoint.errors import (
     ThreadTamperedError,
     ThreadUnknownError,
 )
+from glasspoint.fallback.branches import Branches
 from glasspoint.history.interface import HEARD_SECONDS
-from glasspoint.lineage import SET_ASIDE
-from glasspoint.scope import Scope
+from glasspoint.model.lineage import SET_ASIDE
+from glasspoint.model.scope import Scope
 from states import config_of, numbered_id, open_upstream
 from steps import Thread, another_process, drain, readyz, settled, until
 from test_delta import make_graph as delta_graph
@@ -731,7 +731,7 @@ async def test_a_start_waits_for_what_a_dead_process_has_sealed(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lease lasts some seconds. Until then nobody may work without the thread."""
-    monkeypatch.setattr("glasspoint.chain._LAST_DRAINS", 2)
+    monkeypatch.setattr("glasspoint.fallback.controller._LAST_DRAINS", 2)
     url = own_postgres.create_database("test")
     own_postgres.stop()
     async with pod(url, own_redis.url) as saver:
@@ -971,7 +971,7 @@ async def test_without_postgresql_a_process_above_does_not_answer_for_a_thread_t
 async def test_what_a_dead_process_has_left_is_drained_by_one_that_was_above_all_the_time(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glasspoint.chain._LEFT_SECONDS", 0.2)
+    monkeypatch.setattr("glasspoint.fallback.controller._LEFT_SECONDS", 0.2)
     async with one_above_and_one_below(own_postgres, own_redis) as (above, below):
         await say(below, "42", "during")
         await say(below, "43", "new")

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from glasspoint import RedisSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
-from glasspoint.l1.patience import answered_within
+from glasspoint.redis.timeouts import answered_within
 from states import counts, open_saver
 from steps import Thread
 

@@ -13,13 +13,14 @@ import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from redis.asyncio import Redis
 
-from glasspoint import Telemetry, codec
-from glasspoint.codec import EncodedPut, EncodedWrite, StoredCheckpoint
-from glasspoint.identity import Identity
+from glasspoint import Telemetry
 from glasspoint.l1.cache import Cache, Intent
 from glasspoint.l1.entry import Changes, decode_image
-from glasspoint.l1.signature import Signer
-from glasspoint.scope import Scope
+from glasspoint.model import codec
+from glasspoint.model.codec import EncodedPut, EncodedWrite, StoredCheckpoint
+from glasspoint.model.identity import Identity
+from glasspoint.model.scope import Scope
+from glasspoint.redis.signature import Signer
 from states import config_of, numbered_id
 from steps import until
 

@@ -15,8 +15,8 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from glasspoint import CachedPostgresSaver
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import ConfigurationError, L1UnavailableError, L2UnavailableError, SaverClosedError
-from glasspoint.maintenance import PruneReport
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
+from glasspoint.savers.maintenance import PruneReport
 from histories import State, TwoChannels, id_at, ids, make_graph, rows_of_thread, write_random_history
 from states import config_of, exact, open_saver, open_upstream
 from steps import Thread, keys_of, locked, rows_of, seeded_dice, settled, until

@@ -33,7 +33,7 @@ CHECK_SECONDS = readiness._CHECK_SECONDS
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine may need longer than a kubelet waits."""
     monkeypatch.setattr(readiness, "_CHECK_SECONDS", 30.0)
-    monkeypatch.setattr("glasspoint.lifecycle._SIGN_OF_LIFE_SECONDS", 2.0)
+    monkeypatch.setattr("glasspoint.savers.opening._SIGN_OF_LIFE_SECONDS", 2.0)
 
 
 @pytest.fixture(params=["thread", "app"])
@@ -141,7 +141,7 @@ async def test_a_pool_whose_connections_are_all_in_use_is_busy_and_ready(
 
         await until(is_ok)
         # A session of somebody else goes on while the server turns new ones away.
-        async with saver._l2.connection(None) as held:
+        async with saver._l2.connections.connection(None) as held:
             await held.execute("SELECT 1")
             assert await l2_of(registry) == (200, "busy", False)
             async with await psycopg.AsyncConnection.connect(own_postgres.url, autocommit=True) as admin:

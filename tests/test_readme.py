@@ -21,10 +21,10 @@ import pytest
 import typer
 
 from glasspoint import CachedPostgresSaver, Settings
-from glasspoint.commands import app
+from glasspoint.cli.commands import app
 from glasspoint.errors import ConfigurationError
-from glasspoint.option_types import names_of
-from glasspoint.options import OpenCachedOptions
+from glasspoint.model.option_types import names_of
+from glasspoint.savers.options import OpenCachedOptions
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -13,9 +13,9 @@ import pytest
 from redis.asyncio import Redis
 
 from glasspoint import RedisSaver
-from glasspoint.codec import PendingWrites, StoredCheckpoint
 from glasspoint.errors import GlasspointError, ThreadMovedError
 from glasspoint.l2.target import Target
+from glasspoint.model.codec import PendingWrites, StoredCheckpoint
 from states import config_of, exact, numbered_id, open_upstream
 from steps import Thread, until
 from test_delta import CHANNELS, CONFIG, play

@@ -22,7 +22,6 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
-from glasspoint.codec import StoredCheckpoint
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import (
     ConfigurationError,
@@ -36,6 +35,7 @@ from glasspoint.errors import (
     ThreadDamagedError,
     ThreadExistsError,
 )
+from glasspoint.model.codec import StoredCheckpoint
 from states import config_of, counts, exact, numbered_id
 from steps import Thread, until
 from test_bad_input import CALLS, CONFIGS, HALVES, PASSWORD, shown

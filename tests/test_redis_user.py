@@ -18,8 +18,8 @@ from glasspoint import RedisSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, RedisRefusedError
 from glasspoint.history import permissions as tier
-from glasspoint.l1 import permissions as cache
 from glasspoint.l2.target import Target
+from glasspoint.redis import permissions as cache
 from states import config_of, counts, open_upstream
 from steps import Thread, until
 from test_alone import (

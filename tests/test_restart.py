@@ -324,8 +324,8 @@ async def test_while_redis_is_frozen_postgres_answers_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # An intent lasts for a second, however long a write may take.
-    monkeypatch.setattr("glasspoint.lifecycle._DEADLINES_AN_INTENT_LASTS", 0)
-    monkeypatch.setattr("glasspoint.lifecycle._INTENT_MARGIN_SECONDS", 1.0)
+    monkeypatch.setattr("glasspoint.savers.opening._DEADLINES_AN_INTENT_LASTS", 0)
+    monkeypatch.setattr("glasspoint.savers.opening._INTENT_MARGIN_SECONDS", 1.0)
     registry = CollectorRegistry()
     thread = Thread("a")
     options = {"l1_timeout_seconds": 0.1}

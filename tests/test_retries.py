@@ -40,6 +40,12 @@ DOCS = Path(__file__).parents[1] / "docs"
 # ------------------------------------------------------------------ the table
 
 
+def stats_of(saver: CachedPostgresSaver) -> dict[str, int]:
+    pool = saver._l2.connections.pool
+    assert pool is not None
+    return pool.get_stats()
+
+
 def test_the_table_in_the_documentation_is_the_one_in_the_code() -> None:
     section = (DOCS / "reliability.md").read_text("utf-8").partition("## When PostgreSQL hiccups")[2]
     section = section.partition("\n## ")[0]
@@ -273,7 +279,7 @@ async def test_connections_that_died_idle_are_replaced_and_nobody_notices(
     ):
         await thread.put(saver)
         for _ in range(3):
-            await until(lambda: saver._l2.pool and saver._l2.pool.get_stats()["pool_available"] >= 4)
+            await until(lambda: stats_of(saver)["pool_available"] >= 4)
             assert await terminate(database) >= 4
             await thread.put(saver)
             await terminate(database)
@@ -650,7 +656,7 @@ async def test_a_server_that_gives_no_connection_is_asked_until_it_does(
         with pytest.raises(psycopg.OperationalError, match="too many connections"):
             await sql(as_few, "SELECT 1")
         putting = asyncio.ensure_future(thread.put(saver))
-        await until(lambda: saver._l2.pool and saver._l2.pool.get_stats().get("connections_errors", 0) >= 2)
+        await until(lambda: stats_of(saver).get("connections_errors", 0) >= 2)
         assert not putting.done()
         await sql(postgres.url, "ALTER ROLE few CONNECTION LIMIT -1")
         await putting

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 from states import config_of, counts, exact, open_saver, open_upstream
 from steps import Thread, keys_of, until
 

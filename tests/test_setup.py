@@ -442,7 +442,7 @@ async def test_our_own_statement_timeout_is_lifted_for_an_index_and_put_back(
             )
             await until(lambda: value(database, longer))
         await setting_up
-        async with saver._l2.checkout() as conn:
+        async with saver._l2.connections.checkout() as conn:
             cursor = await conn.execute("SELECT current_setting('statement_timeout') AS it")
             assert (await cursor.fetchone() or {})["it"] == "300ms"
     assert await everything_is_there(database)

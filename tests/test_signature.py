@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 from conformance_suite import check_conformance
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.errors import ConfigurationError
-from glasspoint.l1.signature import SIZE, Signer
-from glasspoint.scope import Scope, scope_of
+from glasspoint.model.scope import Scope, scope_of
+from glasspoint.redis.signature import SIZE, Signer
 from states import counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, settled, until
 

@@ -167,7 +167,7 @@ async def test_asking_never_waits_for_the_loop_or_a_server(
 @asynccontextmanager
 async def busy(saver: CachedPostgresSaver) -> AsyncIterator[None]:
     """All connections of its pool are out."""
-    pool = saver._l2.pool
+    pool = saver._l2.connections.pool
     assert pool is not None
     async with pool.connection():
         yield
@@ -181,7 +181,7 @@ async def test_no_look_while_every_connection_is_in_use(database: str, redis_url
             before = saver._sizes._task
             saver._sizes.known()
             await until(lambda: saver._sizes._task is not before and saver._sizes._task.done())
-            assert not saver._l2.pool.get_stats().get("requests_waiting")
+            assert not saver._l2.connections.pool.get_stats().get("requests_waiting")
             assert saver._sizes._found_at < clock.seconds
         saver._sizes.known()  # the next scrape: at once, not in a minute
         await until(lambda: saver._sizes._found_at == clock.seconds)
@@ -217,7 +217,7 @@ async def test_a_look_that_meets_a_lock_ends_soon_and_says_nothing(
         assert "not known (QueryCanceled)" in caplog.text
         assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
         assert saver._sizes.known() == before
-        async with saver._l2.checkout() as conn:
+        async with saver._l2.connections.checkout() as conn:
             row = await (await conn.execute("SHOW statement_timeout")).fetchone()
         assert row == {"statement_timeout": "10s"}, "it was for that look alone"
 

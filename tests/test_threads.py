@@ -21,11 +21,11 @@ from glasspoint import (
     create_telemetry,
     get_checkpointer,
 )
-from glasspoint.blocking import SyncFace
 from glasspoint.errors import ConfigurationError, InvalidConfigError
 from glasspoint.l2 import statements
-from glasspoint.scope import first_id_of, time_of_id
-from glasspoint.threads import summary_of
+from glasspoint.model.scope import first_id_of, time_of_id
+from glasspoint.model.sync_methods import SyncFace
+from glasspoint.model.threads import summary_of
 from states import config_of, numbered_id, open_saver
 from steps import Thread
 

@@ -25,14 +25,14 @@ import agent_turn
 import dice
 from command_line import assert_fits, glasspoint
 from glasspoint import CachedPostgresSaver, configure_telemetry, conversation_turn
-from glasspoint.commands import app
+from glasspoint.cli.commands import app
+from glasspoint.cli.trace import from_files, show
 from glasspoint.demo.telemetry import observe
 from glasspoint.errors import ConfigurationError, TraceNotFoundError
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.redacting import RedactingExporter
 from glasspoint.telemetry.thread_ids import ThreadIds
 from glasspoint.trace import files
-from glasspoint.trace.command import from_files, show
 from glasspoint.trace.conversation import Conversation, conversation_from, walk
 from glasspoint.trace.otlp import parse_json, spans_of
 from glasspoint.trace.page import page_of

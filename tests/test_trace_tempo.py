@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from glasspoint.commands import app
+from glasspoint.cli.commands import app
 from glasspoint.trace.tempo import header, headers_from_variable, quoted
 from recorded import START, THREAD, line, read, request, span, turn
 from tempo import Tempo, running_tempo

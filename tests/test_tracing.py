@@ -36,9 +36,10 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver, Telemetry, bursts, create_telemetry
+from glasspoint import CachedPostgresSaver, Telemetry, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, SerializationError
+from glasspoint.savers import bursts
 from span_contract import SpanContract
 from states import config_of, open_saver
 from steps import Thread, locked, seeded_dice, settled, until

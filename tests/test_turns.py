@@ -15,9 +15,9 @@ from redis.exceptions import MaxConnectionsError, ResponseError
 
 from glasspoint import RedisSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
-from glasspoint.l1.client import open_redis
-from glasspoint.l1.pipelining import AutoPipeline
-from glasspoint.l1.turns import Turns, connections_of, when_connected
+from glasspoint.redis.auto_pipeline import AutoPipeline
+from glasspoint.redis.client import open_redis
+from glasspoint.redis.limiter import Turns, connections_of, when_connected
 from states import counts, open_saver
 from steps import Thread
 

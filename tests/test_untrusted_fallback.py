@@ -20,10 +20,10 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from glasspoint import RedisSaver, create_telemetry
-from glasspoint.codec import Encoded
 from glasspoint.errors import ConfigurationError, ThreadDamagedError, ThreadTamperedError
-from glasspoint.l1.signature import SIZE
 from glasspoint.l2.target import Target
+from glasspoint.model.codec import Encoded
+from glasspoint.redis.signature import SIZE
 from states import config_of, counts, exact, numbered_id
 from steps import Thread
 from test_delta import CHANNELS, CONFIG, make_graph, play
@@ -353,7 +353,7 @@ async def test_a_saver_without_a_key_reads_no_signed_thread_as_it_is_not_meant(r
 
 
 async def test_a_key_that_is_too_short_is_refused(redis: Redis) -> None:
-    with pytest.raises(ConfigurationError, match="signing_key must be at least 16 bytes"):
+    with pytest.raises(ConfigurationError, match="signing_key is too short: it must be at least 16 bytes"):
         RedisSaver(redis, signing_key=b"short", telemetry=create_telemetry(registry=CollectorRegistry()))
 
 

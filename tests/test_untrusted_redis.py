@@ -23,11 +23,12 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from glasspoint import codec, create_telemetry
-from glasspoint.codec import Encoded, EncodedWrite, StoredCheckpoint
+from glasspoint import create_telemetry
 from glasspoint.l1.entry import decode_image, image_fields
-from glasspoint.l1.signature import SIZE, Signer
-from glasspoint.scope import Scope, scope_of
+from glasspoint.model import codec
+from glasspoint.model.codec import Encoded, EncodedWrite, StoredCheckpoint
+from glasspoint.model.scope import Scope, scope_of
+from glasspoint.redis.signature import SIZE, Signer
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, settled
 

@@ -11,7 +11,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from glasspoint import CachedPostgresSaver, lifecycle
+from glasspoint import CachedPostgresSaver
+from glasspoint.savers import opening as lifecycle
 from states import counts, exact, open_saver, open_upstream, warmed_up
 from steps import Thread, put_all, settled, until
 from test_tracing import Recorder

@@ -22,7 +22,7 @@ MANY: Final = 16
 """How many callers there were when "many" was measured."""
 
 ONE_BY_ONE: Final = 4
-"""So many calls of a process at once share nothing yet: see `glasspoint.crowd`."""
+"""So many calls of a process at once share nothing yet: see `glasspoint.model.load_detector`."""
 
 _CROWDED: Final = {"hit": 64, "miss": MANY, "put": MANY, "put_writes": MANY}
 _NINETY_NINTH: Final = 2.326

@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 
 from comparison.conversations import Put, Writes
 from comparison.measuring import Sample, clocked
-from glasspoint import codec
+from glasspoint.model import codec
 
 MGET: Final = 16
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from time import perf_counter, process_time
 from typing import Any, Final, Literal
 
-from glasspoint.bursts import QUIET_SECONDS
+from glasspoint.savers.bursts import QUIET_SECONDS
 
 Call = Callable[[], Awaitable[Any]]
 """One call, its arguments made already."""

@@ -4,20 +4,20 @@ PostgreSQL keeps every conversation, Redis makes reading it fast, and each step 
 """
 
 from glasspoint._version import __version__
-from glasspoint.factory import (
+from glasspoint.fallback.factory import (
     create_cached_postgres_checkpointer,
     create_redis_checkpointer,
     get_checkpointer,
 )
-from glasspoint.fallback import FallbackSaver
-from glasspoint.memory_saver import MemorySaver
+from glasspoint.fallback.saver import FallbackSaver
 from glasspoint.migration.copying import MigrationReport, migrate
-from glasspoint.redis_saver import RedisSaver
-from glasspoint.saver import CachedPostgresSaver
+from glasspoint.model.threads import ThreadSummary
+from glasspoint.savers.cached import CachedPostgresSaver
+from glasspoint.savers.memory_saver import MemorySaver
+from glasspoint.savers.redis_saver import RedisSaver
 from glasspoint.settings import Settings
 from glasspoint.telemetry import Telemetry, conversation_turn, create_telemetry
 from glasspoint.telemetry.configure import configure_telemetry
-from glasspoint.threads import ThreadSummary
 
 __all__ = [
     "CachedPostgresSaver",

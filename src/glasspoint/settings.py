@@ -14,10 +14,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from glasspoint.ages import HOW_TO_WRITE_AN_AGE, parse_age
 from glasspoint.errors import ConfigurationError, WrongTypeError
-from glasspoint.l2.password import PasswordCommand
-from glasspoint.option_types import (
+from glasspoint.model.ages import HOW_TO_WRITE_AN_AGE, parse_age
+from glasspoint.model.option_types import (
     LONGEST_TIMEOUT_SECONDS,
     Bytes,
     FewConnections,
@@ -31,6 +30,7 @@ from glasspoint.option_types import (
     describe,
     is_of_wrong_type,
 )
+from glasspoint.model.password import PasswordCommand
 
 __all__ = ["Settings"]
 

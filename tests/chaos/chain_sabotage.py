@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from glasspoint import draining
-from glasspoint import saver as cached
+from glasspoint.fallback import draining
 from glasspoint.history import drain
 from glasspoint.history.beginning import Beginning
 from glasspoint.l2 import store
+from glasspoint.savers import cached as cached
 
 __all__ = ["SABOTAGES", "VARIABLE", "sabotage"]
 

@@ -17,7 +17,7 @@ from chaos.chain_faults import ChainFault
 from chaos.chain_history import Stored
 from glasspoint import CachedPostgresSaver
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.lineage import SET_ASIDE
+from glasspoint.model.lineage import SET_ASIDE
 
 __all__ = ["ChainServers", "run_chain_servers"]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from glasspoint.coherence.identity import IdentityKeeper
 from glasspoint.l1 import epoch
-from glasspoint.l1.signature import Signer
 from glasspoint.l2.identity import Attachment, Look
 from glasspoint.l2.store import PutAnswer, Store, WritesAnswer
+from glasspoint.redis.signature import Signer
 
 __all__ = ["NO_TRIGGERS", "SABOTAGES", "VARIABLE", "sabotage"]
 

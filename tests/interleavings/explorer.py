@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from glasspoint import lifecycle
 from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.savers import opening as lifecycle
 from interleavings.world import (
     FrozenLoop,
     Move,

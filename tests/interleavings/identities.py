@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 from interleavings.outages import SWEEP
 from interleavings.scenarios import DELETE, READ, put, put_writes
 from interleavings.world import Scenario

@@ -99,8 +99,8 @@ _SPECIAL_OF_ONE = "special writes of one process || reader"
 _TWO_PUTS = "two puts || reader"
 _TWO_PUTS_COLD = "two puts, cold"
 
-_SAVER = "glasspoint.saver"
-_BURSTS = "glasspoint.bursts"
+_SAVER = "glasspoint.savers.cached"
+_BURSTS = "glasspoint.savers.bursts"
 _MODEL = "interleavings.store"
 
 
@@ -388,7 +388,7 @@ MUTATIONS = (
         "a deletion tells L1",
         (
             (
-                "glasspoint.maintenance",
+                "glasspoint.savers.maintenance",
                 "if not await self._l1.drop(intent, still_running=in_doubt):",
                 "if not await self._l1.abort(intent):",
             ),

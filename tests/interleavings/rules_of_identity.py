@@ -124,7 +124,11 @@ RULES_OF_IDENTITY = (
                 '            self._adopt(look, row)\n            return "changed"\n',
                 '            self._adopt(look, row)\n            return "fits"\n',
             ),
-            ("glasspoint.sweeping", "self._cache.believe(doubts)", "self._cache.believe(self._cache.doubts)"),
+            (
+                "glasspoint.coherence.sweeper",
+                "self._cache.believe(doubts)",
+                "self._cache.believe(self._cache.doubts)",
+            ),
         ),
         _OWN,
         ("renew",),
@@ -236,12 +240,12 @@ RULES_OF_IDENTITY = (
         "who is detached writes into the journal",
         (
             (
-                "glasspoint.saver",
+                "glasspoint.savers.cached",
                 "        if self._l1.is_absent:\n",
                 "        if not self._l1.is_identified:\n",
             ),
             (
-                "glasspoint.saver",
+                "glasspoint.savers.cached",
                 '"skipped" if result == "error" and self._l1.is_absent else result',
                 '"skipped" if result == "error" and not self._l1.is_identified else result',
             ),
@@ -278,7 +282,7 @@ RULES_OF_IDENTITY = (
         "the row of a foreign write is deleted after DROP",
         (
             (
-                "glasspoint.sweeping",
+                "glasspoint.coherence.sweeper",
                 "        refused |= await self._cache.forget(scopes)\n"
                 "        done = scopes - refused\n"
                 "        await self._forgotten(done, batch, generation)\n",

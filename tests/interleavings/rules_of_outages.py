@@ -16,8 +16,8 @@ _OWN_SWEEPER = "a row || put_writes, its new sweeper and reader || reader"
 _PLAIN = "put_writes || reader || sweeper"
 _QUARANTINED = QUARANTINED.name
 
-_SWEEPING = "glasspoint.sweeping"
-_SAVER = "glasspoint.saver"
+_SWEEPING = "glasspoint.coherence.sweeper"
+_SAVER = "glasspoint.savers.cached"
 _CACHE = "glasspoint.l1.cache"
 _QUARANTINE = "glasspoint.l1.quarantine"
 _MODEL = "interleavings.store"
@@ -73,7 +73,7 @@ RULES_OF_OUTAGES = (
         "a deletion that Redis was not told of makes a row",
         (
             (
-                "glasspoint.maintenance",
+                "glasspoint.savers.maintenance",
                 "return [intent.scope for intent in self._intents if not self._l1.is_heeded(intent)]",
                 "return []",
             ),

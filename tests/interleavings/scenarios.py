@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 from interleavings.world import CONFIG, SCOPE, Call, Scenario
 from states import config_of, numbered_id
 

@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from glasspoint import codec
-from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint
 from glasspoint.l2.identity import Attachment, JournalRow, Look
 from glasspoint.l2.pruning import Barrier, in_use
-from glasspoint.l2.store import PutAnswer, Ready, WritesAnswer
-from glasspoint.l2.writing import Announced, FenceAnswer
-from glasspoint.scope import Scope, checkpoint_id_of, scope_of
+from glasspoint.l2.store import PutAnswer, WritesAnswer
+from glasspoint.l2.writing import Announced, FenceAnswer, Ready
+from glasspoint.model import codec
+from glasspoint.model.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint
+from glasspoint.model.scope import Scope, checkpoint_id_of, scope_of
 
 Ask = Callable[[tuple[Any, ...]], Awaitable[Any]]
 CheckOut = Callable[[], Awaitable[None]]
@@ -527,6 +527,7 @@ class ModelStore:
         """
         self.ask = ask
         self.check_out = check_out
+        self.connections = self  # what the saver asks of these is here, too
         self.journal = ModelJournal(ask, check_out)
         self.identities = ModelIdentities(ask, check_out, reigns or Reigns())
         self.fences = ModelFences(ask, check_out)

@@ -14,13 +14,13 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 import dice
-from glasspoint import codec
-from glasspoint.codec import StoredCheckpoint
 from glasspoint.l2.fences import Fences
 from glasspoint.l2.identity import JournalRow, Look
-from glasspoint.l2.store import Ready, Store
-from glasspoint.l2.writing import Announced, FenceAnswer
-from glasspoint.scope import Scope
+from glasspoint.l2.store import Store
+from glasspoint.l2.writing import Announced, FenceAnswer, Ready
+from glasspoint.model import codec
+from glasspoint.model.codec import StoredCheckpoint
+from glasspoint.model.scope import Scope
 from glasspoint.telemetry.events import Telemetry
 from interleavings import store
 from interleavings.store import ModelStore
@@ -39,7 +39,13 @@ async def real(database: str) -> AsyncIterator[Store]:
         pool = await opened.enter_async_context(make_pool(database, size=2))
         real = Store(AsyncPostgresSaver(pool), Telemetry("model", ()))
         await real.setup()
-        real.fences = Fences(real, stand_seconds=100, margin_seconds=10, in_background=asyncio.create_task)
+        real.fences = Fences(
+            real.connections,
+            cache="glasspoint",
+            stand_seconds=100,
+            margin_seconds=10,
+            in_background=asyncio.create_task,
+        )
         yield real
 
 

@@ -44,12 +44,13 @@ from redis._parsers.helpers import parse_info
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
-from glasspoint import codec, saver
-from glasspoint.bursts import Burst
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import GlasspointError, L2DeadlineError, L2UnavailableError
 from glasspoint.l1.breaker import Breaker
-from glasspoint.scope import Scope
+from glasspoint.model import codec
+from glasspoint.model.scope import Scope
+from glasspoint.savers import cached as saver
+from glasspoint.savers.bursts import Burst
 from glasspoint.telemetry.events import Telemetry
 from interleavings import store
 

@@ -27,11 +27,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from glasspoint.errors import L1Error
-from glasspoint.identity import Identity
 from glasspoint.l2.identity import NoIdentityError
 from glasspoint.l2.schema import GRANTS
+from glasspoint.logs import Throttle, get_logger
+from glasspoint.model.identity import Identity
 from glasspoint.telemetry.events import DURABLE, IdentityChanged
-from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
     from typing import Any

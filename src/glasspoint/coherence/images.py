@@ -16,18 +16,18 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from glasspoint.errors import L1Error, RedisUnavailableError
 from glasspoint.l1 import entry
 from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper
-from glasspoint.l1.patience import answered_within
-from glasspoint.l1.turns import when_connected
-from glasspoint.telemetry.logs import get_logger
+from glasspoint.logs import get_logger
+from glasspoint.redis.limiter import when_connected
+from glasspoint.redis.timeouts import answered_within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from redis.asyncio import Redis
 
-    from glasspoint.codec import StoredCheckpoint
     from glasspoint.coherence.last_used import LastUsed
-    from glasspoint.scope import Scope
+    from glasspoint.model.codec import StoredCheckpoint
+    from glasspoint.model.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["Images"]

@@ -19,9 +19,9 @@ import secrets
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from glasspoint.identity import Identity
-from glasspoint.l1.signature import Signer
-from glasspoint.scope import Scope
+from glasspoint.model.identity import Identity
+from glasspoint.model.scope import Scope
+from glasspoint.redis.signature import Signer
 
 __all__ = ["LastUsed"]
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from glasspoint.identity import Identity
 from glasspoint.l1 import entry
 from glasspoint.l1.epoch import key_of, reign_of
-from glasspoint.l1.signature import Signer
+from glasspoint.model.identity import Identity
+from glasspoint.redis.signature import Signer
 
 if TYPE_CHECKING:
-    from glasspoint.codec import StoredCheckpoint
     from glasspoint.l2.identity import Look
-    from glasspoint.scope import Scope
+    from glasspoint.model.codec import StoredCheckpoint
+    from glasspoint.model.scope import Scope
 
 __all__ = ["Standing", "standing_of"]
 

@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from glasspoint.console import WIDTH, milliseconds
 from glasspoint.demo.quantiles import SampleWindow
 from glasspoint.telemetry.events import L1Result
-from glasspoint.terminal import WIDTH, milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glasspoint import CachedPostgresSaver, Settings, __version__
+from glasspoint.console import Block
 from glasspoint.demo.dashboard import watch_traffic
 from glasspoint.demo.logs import kept_warnings
 from glasspoint.demo.model import MODEL_VARIABLE, RecallingChatModel, choose_chat_model
@@ -22,7 +23,6 @@ from glasspoint.demo.telemetry import Observed, observe
 from glasspoint.demo.traffic import Traffic
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry.http import TelemetryServer, serve_telemetry
-from glasspoint.terminal import Block
 
 __all__ = ["play_demo"]
 

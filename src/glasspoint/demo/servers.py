@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.l1.client import open_redis
 from glasspoint.l1.epoch import keys_of
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
+from glasspoint.redis.client import open_redis
 from glasspoint.settings import Settings
 
 if TYPE_CHECKING:
-    from glasspoint.l2.password import Password
+    from glasspoint.model.password import Password
 
 __all__ = ["Servers", "run_servers"]
 

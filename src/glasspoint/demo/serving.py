@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from glasspoint.demo.telemetry import observe
 from glasspoint.demo.traffic import Traffic
-from glasspoint.factory import get_checkpointer
+from glasspoint.fallback.factory import get_checkpointer
 from glasspoint.telemetry.http import serve_telemetry
 
 if TYPE_CHECKING:

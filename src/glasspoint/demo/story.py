@@ -18,7 +18,7 @@ from glasspoint.demo.acts import ACTS, Prepared, Turn
 from glasspoint.demo.conversation import NAMESPACES, build_conversation, say
 from glasspoint.demo.logs import kept_warnings
 from glasspoint.demo.telemetry import CounterWatch
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

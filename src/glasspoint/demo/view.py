@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from glasspoint.terminal import Block, milliseconds, styled_result
+from glasspoint.console import Block, milliseconds, styled_result
 from glasspoint.trace.conversation import forest
 from glasspoint.trace.spans import Span
 from glasspoint.trace.tree import SpanTree, merged

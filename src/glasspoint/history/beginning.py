@@ -22,14 +22,14 @@ from langgraph.checkpoint.serde.types import RESUME
 
 from glasspoint.errors import ThreadUnknownError
 from glasspoint.history.interface import Position
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from glasspoint.codec import StoredCheckpoint
     from glasspoint.history.interface import History
+    from glasspoint.model.codec import StoredCheckpoint
 
 __all__ = ["Beginning", "CachedStates", "Unknown", "remember", "unmarked", "with_mark", "without_mark"]
 

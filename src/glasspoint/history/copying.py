@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from glasspoint.codec import PendingWrites, StoredCheckpoint
 from glasspoint.errors import GlasspointError, ThreadExistsError
-from glasspoint.scope import Scope, check_lengths
+from glasspoint.model.codec import PendingWrites, StoredCheckpoint
+from glasspoint.model.scope import Scope, check_lengths
 
 if TYPE_CHECKING:
     from typing import TypeAlias

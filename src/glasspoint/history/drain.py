@@ -13,18 +13,18 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from glasspoint.codec import StoredCheckpoint
 from glasspoint.errors import ConfigurationError, ThreadDamagedError, ThreadInUseError
 from glasspoint.history.beginning import with_mark, without_mark
 from glasspoint.history.opened import OpenedSaver
-from glasspoint.lineage import relation_of
-from glasspoint.scope import Scope, validate_thread_id
+from glasspoint.model.codec import StoredCheckpoint
+from glasspoint.model.lineage import relation_of
+from glasspoint.model.scope import Scope, validate_thread_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from glasspoint.codec import PendingWrites
-    from glasspoint.lineage import Branch, Relation, SetAside
+    from glasspoint.model.codec import PendingWrites
+    from glasspoint.model.lineage import Branch, Relation, SetAside
 
 __all__ = ["DrainableSaver"]
 

@@ -17,7 +17,10 @@ from weakref import WeakValueDictionary
 
 from langgraph.checkpoint.serde.types import TASKS
 
-from glasspoint.codec import (
+from glasspoint.errors import DeltaChainError, ThreadMovedError
+from glasspoint.history.interface import Ancestor, Channel, Found, Holding, Outline, Position, Removal
+from glasspoint.history.records import inline_mark
+from glasspoint.model.codec import (
     Encoded,
     EncodedWrite,
     PendingWrites,
@@ -26,17 +29,14 @@ from glasspoint.codec import (
     version_text,
     versions_of,
 )
-from glasspoint.errors import DeltaChainError, ThreadMovedError
-from glasspoint.history.interface import Ancestor, Channel, Found, Holding, Outline, Position, Removal
-from glasspoint.history.records import inline_mark
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
     from typing import Any
 
-    from glasspoint.codec import EncodedPut
     from glasspoint.history.interface import Adopted
+    from glasspoint.model.codec import EncodedPut
 
 __all__ = ["MemoryHistory"]
 

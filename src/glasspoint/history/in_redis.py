@@ -13,24 +13,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from glasspoint.codec import PendingWrites, StoredCheckpoint
 from glasspoint.errors import DeltaChainError, ThreadDamagedError, ThreadTamperedError
 from glasspoint.history import records
 from glasspoint.history.interface import HEARD_SECONDS, Found, Holding, Position
 from glasspoint.history.signing import Fields, SignedFields, tampered
 from glasspoint.history.steps import AGAIN, EXISTS
-from glasspoint.scope import Scope
+from glasspoint.logs import Throttle, get_logger
+from glasspoint.model.codec import PendingWrites, StoredCheckpoint
+from glasspoint.model.scope import Scope
 from glasspoint.telemetry.events import Invalidated
-from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
 
-    from glasspoint.codec import EncodedPut, EncodedWrite
     from glasspoint.history.interface import Adopted, Ancestor, Outline, Removal
     from glasspoint.history.keys import Keyspace
     from glasspoint.history.steps import Steps
-    from glasspoint.l1.signature import Signer
+    from glasspoint.model.codec import EncodedPut, EncodedWrite
+    from glasspoint.redis.signature import Signer
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["RedisHistory"]

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from glasspoint.codec import EncodedPut, EncodedWrite, PendingWrites, StoredCheckpoint
+    from glasspoint.model.codec import EncodedPut, EncodedWrite, PendingWrites, StoredCheckpoint
 
 __all__ = [
     "HEARD_SECONDS",

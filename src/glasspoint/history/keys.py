@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from glasspoint.scope import key_part
+from glasspoint.model.scope import key_part
 
 __all__ = ["Keyspace"]
 

@@ -6,14 +6,14 @@ from contextlib import aclosing
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from glasspoint import traceparent
-from glasspoint.background import for_each
 from glasspoint.history.beginning import unmarked
 from glasspoint.history.containment import contains
 from glasspoint.history.interface import Position
-from glasspoint.listing_options import check_limit, plain_filter
-from glasspoint.scope import Scope, checkpoint_id_of, listed_scope_of
-from glasspoint.threads import summary_of
+from glasspoint.model import traceparent
+from glasspoint.model.listing_options import check_limit, plain_filter
+from glasspoint.model.scope import Scope, checkpoint_id_of, listed_scope_of
+from glasspoint.model.threads import summary_of
+from glasspoint.telemetry.background import for_each
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from glasspoint.history.interface import Found, History
-    from glasspoint.threads import ThreadChoice, ThreadSummary
+    from glasspoint.model.threads import ThreadChoice, ThreadSummary
 
 __all__ = ["Choice", "choose", "find", "find_threads"]
 

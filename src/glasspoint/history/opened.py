@@ -7,11 +7,11 @@ from collections import OrderedDict
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Self
 
-from glasspoint.background import run_to_the_end
-from glasspoint.blocking import SyncFace
 from glasspoint.errors import SaverClosedError
 from glasspoint.history.interface import History
-from glasspoint.home import Home
+from glasspoint.model.home import Home
+from glasspoint.model.sync_methods import SyncFace
+from glasspoint.telemetry.background import run_to_the_end
 from glasspoint.telemetry.events import Vitals
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
-    from glasspoint.generics import ItemT
     from glasspoint.history.beginning import Beginning
-    from glasspoint.home import EndOfLoop
-    from glasspoint.scope import Scope
+    from glasspoint.model.generics import ItemT
+    from glasspoint.model.home import EndOfLoop
+    from glasspoint.model.scope import Scope
     from glasspoint.telemetry.events import Operation, Served, Telemetry
 
 __all__ = ["Lifetime", "OpenedSaver"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from glasspoint.errors import RedisRefusedError
-from glasspoint.l1.permissions import KEY, Needs
+from glasspoint.redis.permissions import KEY, Needs
 
 __all__ = ["COMMANDS", "NEEDS", "OPTIONAL"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glasspoint.background import for_each
 from glasspoint.errors import DeltaChainError
 from glasspoint.history.interface import Removal
 from glasspoint.history.retention import (
@@ -13,6 +12,7 @@ from glasspoint.history.retention import (
     severed_by,
     uses_delta_channels,
 )
+from glasspoint.telemetry.background import for_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence

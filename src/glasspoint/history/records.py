@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from glasspoint.codec import Encoded, EncodedWrite, StoredCheckpoint, is_old_format, version_text
 from glasspoint.errors import SerializationError
 from glasspoint.history.interface import Ancestor, Channel, Outline
-from glasspoint.scope import Scope
+from glasspoint.model.codec import Encoded, EncodedWrite, StoredCheckpoint, is_old_format, version_text
+from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

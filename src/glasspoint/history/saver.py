@@ -16,16 +16,23 @@ from typing import TYPE_CHECKING, Any
 from langgraph.checkpoint.base import WRITES_IDX_MAP, writes_sort_key
 from langgraph.checkpoint.serde.types import TASKS
 
-from glasspoint import codec, traceparent
-from glasspoint.codec import Encoded
 from glasspoint.errors import ConfigurationError, InvalidConfigError
 from glasspoint.history import listing, pruning
 from glasspoint.history.beginning import Beginning, remember, without_mark
 from glasspoint.history.copying import copy_thread
 from glasspoint.history.drain import DrainableSaver
-from glasspoint.index_rows import check_put, check_writes
-from glasspoint.scope import Scope, checkpoint_id_of, list_of_ids, run_ids_of, scope_of, validate_thread_id
-from glasspoint.threads import choose_threads
+from glasspoint.model import codec, traceparent
+from glasspoint.model.codec import Encoded
+from glasspoint.model.index_rows import check_put, check_writes
+from glasspoint.model.scope import (
+    Scope,
+    checkpoint_id_of,
+    list_of_ids,
+    run_ids_of,
+    scope_of,
+    validate_thread_id,
+)
+from glasspoint.model.threads import choose_threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -42,8 +49,8 @@ if TYPE_CHECKING:
 
     from glasspoint.history.beginning import CachedStates, Unknown
     from glasspoint.history.interface import Ancestor, Found
+    from glasspoint.model.threads import ThreadSummary
     from glasspoint.telemetry.events import Operation
-    from glasspoint.threads import ThreadSummary
 
 __all__ = ["HistorySaver"]
 

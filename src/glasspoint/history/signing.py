@@ -16,11 +16,11 @@ from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING
 
 from glasspoint.errors import ThreadTamperedError
-from glasspoint.l1.signature import SIZE
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
+from glasspoint.redis.signature import SIZE
 
 if TYPE_CHECKING:
-    from glasspoint.l1.signature import ScopeSigner, Signer
+    from glasspoint.redis.signature import ScopeSigner, Signer
 
 __all__ = ["Fields", "SignedFields", "tampered"]
 

@@ -37,18 +37,18 @@ from glasspoint.errors import (
     ThreadMovedError,
 )
 from glasspoint.history.permissions import NEEDS
-from glasspoint.l1.faults import is_a_refused_command, is_a_refused_database, is_a_refused_key
-from glasspoint.l1.patience import answered_within
-from glasspoint.l1.permissions import ask_for_rights
-from glasspoint.l1.turns import Turns, connections_of, when_connected
+from glasspoint.redis.faults import is_a_refused_command, is_a_refused_database, is_a_refused_key
+from glasspoint.redis.limiter import Turns, connections_of, when_connected
+from glasspoint.redis.permissions import ask_for_rights
+from glasspoint.redis.timeouts import answered_within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from redis.asyncio import Redis
 
-    from glasspoint.generics import ResultT
-    from glasspoint.scope import Scope
+    from glasspoint.model.generics import ResultT
+    from glasspoint.model.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["AGAIN", "EXISTS", "Steps"]

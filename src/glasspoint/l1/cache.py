@@ -2,7 +2,7 @@
 
 A step never raises into a caller's read or write for Redis's sake, whatever the client raises: it answers
 with what can be relied on when Redis does not (`unavailable`, `error`), and says so to telemetry. What each
-step promises stands in its Lua file; how they make a read and a write stands in `saver.py`.
+step promises stands in its Lua file; how they make a read and a write stands in `savers/cached.py`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from redis.exceptions import AskError, AuthenticationError, AuthorizationError, 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from glasspoint.errors import L1Error, L1UnavailableError
-from glasspoint.l1 import entry, faults
+from glasspoint.l1 import entry
 from glasspoint.l1.breaker import Breaker
-from glasspoint.l1.client import database_of
 from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper, Server, UnidentifiedError
-from glasspoint.l1.patience import answered_within
-from glasspoint.l1.permissions import check_permissions
-from glasspoint.l1.pipelining import AutoPipeline
 from glasspoint.l1.quarantine import OneKeyError, Quarantine
-from glasspoint.l1.turns import when_connected
-from glasspoint.scope import Scope
+from glasspoint.logs import Throttle, get_logger
+from glasspoint.model.scope import Scope
+from glasspoint.redis import faults
+from glasspoint.redis.auto_pipeline import AutoPipeline
+from glasspoint.redis.client import database_of
+from glasspoint.redis.limiter import when_connected
+from glasspoint.redis.permissions import check_permissions
+from glasspoint.redis.timeouts import answered_within
 from glasspoint.telemetry.events import (
     CommitResult,
     EpochChanged,
@@ -35,18 +37,17 @@ from glasspoint.telemetry.events import (
     L1Result,
     WarmUpResult,
 )
-from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
 
     from redis.asyncio import Redis
 
-    from glasspoint.codec import StoredCheckpoint
-    from glasspoint.generics import ResultT
-    from glasspoint.identity import Identity
     from glasspoint.l1.compression import Packer
-    from glasspoint.l1.signature import Signer
+    from glasspoint.model.codec import StoredCheckpoint
+    from glasspoint.model.generics import ResultT
+    from glasspoint.model.identity import Identity
+    from glasspoint.redis.signature import Signer
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["Cache", "Committed", "Intent", "Reading", "Written"]
@@ -737,7 +738,8 @@ class Cache:
             self._telemetry.note(L1Availability(available=False, reason=reason))
             _log.log(
                 logging.DEBUG if unusable or refusal else logging.WARNING,
-                "L1 (Redis) does not answer (%s): PostgreSQL answers alone, slower but complete.",
+                "L1 (Redis) %s (%s): PostgreSQL answers alone, slower but complete.",
+                "refuses what it is asked" if isinstance(exc, ResponseError) else "does not answer",
                 f"{reason}: {fault.says}" if fault.says else reason,
             )
         if fault.is_final:

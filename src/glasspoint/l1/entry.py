@@ -36,7 +36,9 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from glasspoint.codec import (
+from glasspoint.errors import GlasspointError
+from glasspoint.l1.compression import unpack
+from glasspoint.model.codec import (
     Encoded,
     EncodedPut,
     EncodedWrite,
@@ -45,17 +47,15 @@ from glasspoint.codec import (
     version_text,
     versions_of,
 )
-from glasspoint.errors import GlasspointError
-from glasspoint.l1.compression import unpack
-from glasspoint.scope import is_ordered_id
+from glasspoint.model.scope import is_ordered_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import TypeAlias
 
     from glasspoint.l1.compression import Packer
-    from glasspoint.l1.signature import ScopeSigner, Signer
-    from glasspoint.scope import Scope
+    from glasspoint.model.scope import Scope
+    from glasspoint.redis.signature import ScopeSigner, Signer
 
     _WriteKey: TypeAlias = tuple[str, str, int]  # checkpoint id, task id, idx
 

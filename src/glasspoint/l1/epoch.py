@@ -6,7 +6,7 @@ master before, and is again, is told from its former self) stand in every key an
 A script that meets another reign than its own answers with an error, or is not there at all (NOSCRIPT:
 scripts are not persisted); the client then asks who is reigning, and the old keys are never looked at again.
 
-The identity of L2 (`glasspoint.identity`) stands in every key, too: one Redis may serve several databases,
+The identity of L2 (`model.identity`) stands in every key, too: one Redis may serve several databases,
 and a database may be replaced, or set back. It is given to this module; Redis knows nothing of it.
 
 NOSCRIPT alone cannot be relied on. A server keeps its scripts while another one reigns. And before version 7,
@@ -22,18 +22,18 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint.errors import L1Error, L1UnavailableError
-from glasspoint.l1.faults import ReplicaError
-from glasspoint.l1.permissions import refuse_cluster
-from glasspoint.l1.signature import Signer
-from glasspoint.scope import key_part
+from glasspoint.model.scope import key_part
+from glasspoint.redis.faults import ReplicaError
+from glasspoint.redis.permissions import refuse_cluster
+from glasspoint.redis.signature import Signer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redis.asyncio import Redis
 
-    from glasspoint.identity import Identity
-    from glasspoint.scope import Scope
+    from glasspoint.model.identity import Identity
+    from glasspoint.model.scope import Scope
 
 __all__ = [
     "WRONG_EPOCH",

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glasspoint.errors import L1Error
+from glasspoint.logs import Throttle, get_logger
 from glasspoint.telemetry.events import Quarantined
-from glasspoint.telemetry.logs import Throttle, get_logger
 
 if TYPE_CHECKING:
-    from glasspoint.scope import Scope
+    from glasspoint.model.scope import Scope
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["OneKeyError", "Quarantine"]

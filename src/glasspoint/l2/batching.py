@@ -27,19 +27,19 @@ from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic
 
-from glasspoint.crowd import Crowd
-from glasspoint.generics import ItemT, ResultT
 from glasspoint.l2.faults import certainly_unchanged
 from glasspoint.l2.writing import Announced
+from glasspoint.model.generics import ItemT, ResultT
+from glasspoint.model.load_detector import Crowd
 from glasspoint.telemetry.events import PoolWaited
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from glasspoint.l2.connections import Connection
-    from glasspoint.l2.store import Ready
-    from glasspoint.scope import Scope
+    from glasspoint.l2.types import Connection
+    from glasspoint.l2.writing import Ready
+    from glasspoint.model.scope import Scope
     from glasspoint.telemetry.events import Step, Telemetry
 
 __all__ = ["Batcher", "Call"]

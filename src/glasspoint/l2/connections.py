@@ -1,17 +1,271 @@
-"""The types of the connections and pools that this package works on."""
+"""Connections of one saver: checked out, given back, replaced; and what their errors mean to callers.
+
+Open this file when a call waits for a connection, loses one, or gets an error of psycopg that it should not.
+"""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import asyncio
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.rows import DictRow
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-__all__ = ["Connection", "Pool"]
+from glasspoint.errors import (
+    GlasspointError,
+    InvalidConfigError,
+    L2DeadlineError,
+    L2UnavailableError,
+    SaverClosedError,
+    SchemaError,
+)
+from glasspoint.l2 import eager
+from glasspoint.l2.deadline import give_up
+from glasspoint.l2.faults import naming_refusals
+from glasspoint.l2.liveness import Liveness
+from glasspoint.l2.pool import connect_beside, why_not_connected
+from glasspoint.l2.schema import GRANTS
+from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
 
-Connection: TypeAlias = psycopg.AsyncConnection[DictRow]
-"""A connection whose rows are dictionaries, as LangGraph's saver wants them."""
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from contextlib import AbstractAsyncContextManager
+    from contextvars import Context
 
-Pool: TypeAlias = AsyncConnectionPool[Connection]
-"""A pool of such connections."""
+    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+
+    from glasspoint.l2.liveness import Greet
+    from glasspoint.l2.types import Connection, Pool
+    from glasspoint.model.generics import ResultT
+    from glasspoint.model.scope import Scope
+    from glasspoint.telemetry.events import Telemetry
+
+__all__ = ["Connections"]
+
+
+class Connections:
+    """The connection, or the pool of connections, of upstream's saver.
+
+    Attributes:
+        telemetry: Receives every wait for a connection.
+    """
+
+    def __init__(self, upstream: AsyncPostgresSaver, telemetry: Telemetry) -> None:
+        """Take the connections of upstream's saver.
+
+        Args:
+            upstream: The saver; with one connection, calls queue on its lock.
+            telemetry: Receives every wait for a connection.
+        """
+        self.telemetry = telemetry
+        self._upstream = upstream
+        self._unfinished: set[asyncio.Task[Any]] = set()
+        self._liveness = Liveness()
+
+    @property
+    def greet(self) -> Greet | None:
+        """Awaited with each connection of the pool that is new, before its first use."""
+        return self._liveness.greet
+
+    @greet.setter
+    def greet(self, greet: Greet) -> None:
+        self._liveness.greet = greet
+
+    @property
+    def pool(self) -> Pool | None:
+        """The pool, `None` with a single connection."""
+        conn = self._upstream.conn
+        return conn if isinstance(conn, AsyncConnectionPool) else None
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether a call would have to wait for a connection now."""
+        if self.pool is None:
+            return self._upstream.lock.locked()
+        stats = self.pool.get_stats()
+        full = stats.get("pool_size", 0) >= stats["pool_max"] and not stats.get("pool_available", 0)
+        return full or stats.get("requests_waiting", 0) > 0
+
+    @property
+    def can_spare_a_connection(self) -> bool:
+        """Whether one is idle and nobody waits: to use it for a moment delays no call.
+
+        Of a pool that may be empty and is, too; any other that is empty would only try in vain to connect.
+        """
+        if self.pool is None:
+            return not self._upstream.lock.locked()
+        stats = self.pool.get_stats()
+        is_asleep = not stats["pool_min"] and not stats.get("pool_size", 0)
+        return (is_asleep or stats.get("pool_available", 0) > 0) and not stats.get("requests_waiting", 0)
+
+    @property
+    def in_use(self) -> int:
+        """How many connections of the pool are handed out."""
+        return self._liveness.in_use
+
+    async def is_busy(self) -> bool:
+        """Tell whether it is worth waiting for a connection, by a connection beside the pool.
+
+        Returns:
+            Whether the server takes it; or refuses it, and calls have connections.
+
+        Raises:
+            psycopg.Error: The server is away.
+        """
+        is_in_use = self._liveness.in_use > 0 if self.pool is not None else self._upstream.lock.locked()
+        return await connect_beside(self._upstream.conn) or is_in_use
+
+    async def drain(self) -> None:
+        """Wait until every connection is back in the pool, those of cancelled calls too."""
+        while self._unfinished:
+            await asyncio.wait(self._unfinished)
+
+    @asynccontextmanager
+    async def connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
+        """Check a connection out; measure the wait; name what goes wrong."""
+        started = perf_counter()
+        async with self.checked_out() as conn:
+            self.telemetry.note(PoolWaited(perf_counter() - started, scope))
+            yield conn
+
+    @asynccontextmanager
+    async def checked_out(self) -> AsyncIterator[Connection]:
+        """Check a connection out; name what goes wrong."""
+        with self._naming_faults():
+            async with self.checkout() as conn:
+                yield conn
+
+    @contextmanager
+    def _naming_faults(self) -> Iterator[None]:
+        started = perf_counter()
+        try:
+            with naming_refusals():
+                yield
+        except PoolTimeout as exc:
+            self.telemetry.note(PoolTimedOut())
+            raise L2UnavailableError(self._why_none_came_free(perf_counter() - started)) from exc
+        except (psycopg.Error, PoolClosed) as exc:
+            named = _named(exc, has_pool=self.pool is not None)
+            if named is None:
+                raise
+            raise named from exc
+
+    def _why_none_came_free(self, seconds: float) -> str:
+        """Tell a server that gives no connection from a pool that is too small."""
+        waited = f"No PostgreSQL connection came free within {seconds:.1f} s"
+        if why := why_not_connected(self.pool):
+            return f"{why} ({waited}.)"
+        if self.pool is not None and self._liveness.in_use >= self.pool.max_size:
+            return (
+                f"{waited}: all {self.pool.max_size} of the pool are in use. It is too small for the load "
+                "(pool_max_size), or statements take long."
+            )
+        return (
+            f"{waited}: the server does not answer, or refuses new connections (the logger psycopg.pool says "
+            "why), or the pool is too small for the load (pool_max_size)."
+        )
+
+    @asynccontextmanager
+    async def checkout(self) -> AsyncIterator[Connection]:
+        """Check a connection out as it is: nothing is measured, and errors keep their names."""
+        conn = self._upstream.conn
+        if not isinstance(conn, AsyncConnectionPool):
+            async with self._upstream.lock:
+                yield conn
+            return
+        # Not `pool.connection()`: a caller who is cancelled just as a connection is handed over, or while it
+        # waits for the pool's lock to give it back, would lose it for good. So what has to wait runs to its
+        # end in a task; mostly nothing has to.
+        checked_out = await self._liveness.get_idle(conn)
+        if checked_out is None or not self._liveness.hand_out(checked_out):
+            getting = self.start(self._liveness.getconn(conn, checked_out))
+            try:
+                checked_out = await asyncio.shield(getting)
+            except asyncio.CancelledError:
+                getting.add_done_callback(lambda got: self._give_back(conn, got))
+                give_up(getting)  # nobody else waits for it, and `drain` would
+                raise
+        try:
+            async with _finished(checked_out):
+                yield checked_out
+        except psycopg.Error as exc:
+            await asyncio.shield(self.start(self._liveness.after(exc, conn, checked_out)))
+            raise
+        finally:
+            await self._return(conn, checked_out)
+
+    async def _return(self, pool: Pool, conn: Connection) -> None:
+        if (rest := eager.start(self._liveness.putconn(pool, conn))) is not None:
+            await asyncio.shield(self.start(rest))
+
+    def start(
+        self, work: Coroutine[Any, Any, ResultT], context: Context | None = None
+    ) -> asyncio.Task[ResultT]:
+        """Start what must end before the connections are closed: `drain` waits for it."""
+        task = asyncio.create_task(work, context=context)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return task
+
+    def _give_back(self, pool: Pool, got: asyncio.Task[Connection]) -> None:
+        if not got.cancelled() and got.exception() is None:
+            self.start(self._liveness.putconn(pool, got.result()))
+
+
+def _named(error: Exception, *, has_pool: bool) -> GlasspointError | None:
+    """Return the error that callers get for an error of psycopg; `None`: they get that one."""
+    match error:
+        case PoolClosed():
+            return SaverClosedError("The connection pool is not open: open it, or open a new saver.")
+        case psycopg.errors.UndefinedTable() if "glasspoint_l1_journal" in str(error):
+            return SchemaError(
+                "Redis does not answer, which must be recorded in the table glasspoint_l1_journal, and "
+                "that is not there: call `await saver.setup()` once, as after every upgrade."
+            )
+        case psycopg.errors.UndefinedTable():
+            return SchemaError(
+                "The checkpoint tables are not there: call `await saver.setup()` once, before the first use."
+            )
+        case psycopg.errors.InsufficientPrivilege():
+            return SchemaError(
+                f"The role that the saver connects with may not use the checkpoint tables: {GRANTS}."
+            )
+        case psycopg.errors.ReadOnlySqlTransaction():
+            return L2UnavailableError(
+                "PostgreSQL takes no writes here: a standby, or a primary that a failover has demoted. "
+                "Connect to the primary."
+            )
+        case psycopg.errors.QueryCanceled():
+            return L2DeadlineError(
+                "PostgreSQL gave a statement up, after its statement_timeout or because somebody cancelled "
+                "it. Nothing of it was done; the call may be repeated."
+            )
+        case psycopg.errors.ProgramLimitExceeded() if error.diag.constraint_name is not None:
+            return InvalidConfigError(
+                "An id is too long for an index of PostgreSQL, which takes 2704 bytes for a row: shorten the "
+                "thread_id, the checkpoint_ns, or the names of channels. Nothing was stored."
+            )
+        case psycopg.OperationalError() if _is_of_the_connection(error):
+            remedy = (
+                "Calls may be repeated: they store the same again."
+                if has_pool
+                else "The AsyncPostgresSaver works on this one connection, so that there is no other: open "
+                "a new saver, or give it a pool."
+            )
+            return L2UnavailableError(
+                f"The connection to PostgreSQL broke ({type(error).__name__}): the call was not answered. "
+                f"{remedy}"
+            )
+    return None
+
+
+def _is_of_the_connection(error: psycopg.Error) -> bool:
+    """Tell whether the connection has failed, or the server shuts down or takes no more connections."""
+    return error.sqlstate is None or error.sqlstate.startswith(("08", "57P", "53300"))
+
+
+def _finished(conn: Connection) -> AbstractAsyncContextManager[object]:
+    """Commit what was done in a block, or roll it back; where every statement does so by itself, nothing."""
+    return nullcontext() if conn.autocommit else conn

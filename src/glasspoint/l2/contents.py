@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from psycopg.rows import tuple_row
 
-from glasspoint.codec import Encoded, EncodedWrite, PendingWrites, StoredCheckpoint, version_text, versions_of
 from glasspoint.l2.sql import query
-from glasspoint.scope import Scope
+from glasspoint.model.codec import (
+    Encoded,
+    EncodedWrite,
+    PendingWrites,
+    StoredCheckpoint,
+    version_text,
+    versions_of,
+)
+from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Sequence

@@ -1,7 +1,7 @@
 """What can go wrong with PostgreSQL, and what is done about each: one table, and who looks things up in it.
 
-Every call that is repeated is one that stores the same again; whether that is safe for L1 is `saver`'s
-business. `docs/reliability.md` says the same in words; a test holds it against this.
+Every call that is repeated is one that stores the same again; whether that is safe for L1 is the business of
+`savers.cached`. `docs/reliability.md` says the same in words; a test holds it against this.
 """
 
 from __future__ import annotations

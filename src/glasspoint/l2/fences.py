@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 from glasspoint.l2.deadline import within
 from glasspoint.l2.sql import query
 from glasspoint.l2.writing import FenceParams
-from glasspoint.telemetry.logs import get_logger
+from glasspoint.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from glasspoint.l2.store import Store
+    from glasspoint.l2.connections import Connections
     from glasspoint.l2.writing import Announced
-    from glasspoint.scope import Scope
+    from glasspoint.model.scope import Scope
 
 __all__ = ["Fences"]
 
@@ -51,21 +51,24 @@ class Fences:
 
     def __init__(
         self,
-        store: Store,
+        connections: Connections,
         *,
+        cache: str,
         stand_seconds: float,
         margin_seconds: float,
         in_background: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
-        """Take the store whose connections are used.
+        """Take the connections that are used.
 
         Args:
-            store: Whose connections are used.
+            connections: All statements go through them.
+            cache: The name of the cache: the key prefix.
             stand_seconds: How long a fence stands; longer than a burst and the statements of its last writes.
             margin_seconds: How long a statement can run at most.
             in_background: Runs what no caller waits for.
         """
-        self._store = store
+        self._connections = connections
+        self._cache = cache
         self._in_background = in_background
         self.holder = secrets.token_hex(8)
         """Who holds the fences: this saver."""
@@ -78,9 +81,7 @@ class Fences:
 
     def params(self, announced: Sequence[Announced]) -> FenceParams:
         """Return what the statement of some writes needs."""
-        return FenceParams(
-            announced, self.holder, self._store.journal.cache, self.stand_seconds, self.margin_seconds
-        )
+        return FenceParams(announced, self.holder, self._cache, self.stand_seconds, self.margin_seconds)
 
     def ended(self, scope: Scope, burst: str) -> None:
         """The burst of a scope has ended: its fence may go."""
@@ -108,7 +109,7 @@ class Fences:
                     "bursts": [burst for _, burst in some],
                     "holder": self.holder,
                 }
-                async with within(_PATIENCE_SECONDS), self._store.checkout() as conn:
+                async with within(_PATIENCE_SECONDS), self._connections.checkout() as conn:
                     await conn.execute(_REMOVE, params)
         except Exception as exc:
             _log.debug("the fences of ended bursts were not removed (%s)", type(exc).__name__)
@@ -130,5 +131,5 @@ class Fences:
 
     async def expire(self) -> None:
         """Remove the fences that nobody holds any more, of any saver."""
-        async with self._store.checkout() as conn:
+        async with self._connections.checkout() as conn:
             await conn.execute(_EXPIRE)

@@ -43,14 +43,14 @@ from psycopg.rows import tuple_row
 
 from glasspoint.errors import GlasspointError
 from glasspoint.l2.sql import query
-from glasspoint.scope import Scope
-from glasspoint.telemetry.logs import get_logger
+from glasspoint.logs import get_logger
+from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from glasspoint.l2.connections import Connection
-    from glasspoint.l2.store import Store
+    from glasspoint.l2.connections import Connections
+    from glasspoint.l2.types import Connection
     from glasspoint.telemetry.events import IdentityReason
 
 
@@ -217,14 +217,14 @@ class Look:
 class Identities:
     """Reads and renews the identity of one cache."""
 
-    def __init__(self, store: Store, *, cache: str) -> None:
-        """Take the store whose connections are used.
+    def __init__(self, connections: Connections, *, cache: str) -> None:
+        """Take the connections that are used.
 
         Args:
-            store: Whose connections are used.
+            connections: All statements go through them.
             cache: The name of the cache: the key prefix.
         """
-        self._store = store
+        self._connections = connections
         self._cache = cache
         self._parts: dict[str, str] | None = None
         self._reported: list[str] = []
@@ -245,7 +245,7 @@ class Identities:
             NoIdentityError: PostgreSQL tells none.
             psycopg.Error: PostgreSQL does not answer, or refuses otherwise.
         """
-        async with self._store.checkout() as conn:
+        async with self._connections.checkout() as conn:
             return await self.look_on(conn, limit=limit, after=after)
 
     async def look_on(self, conn: Connection, *, limit: int = 0, after: int = 0) -> Look:
@@ -308,7 +308,7 @@ class Identities:
             "facts": json.dumps({**look.facts, _REASON: reason}),
             "seen": seen and seen.generation,
         }
-        async with self._store.checkout() as conn, conn.transaction():
+        async with self._connections.checkout() as conn, conn.transaction():
             if seen is None or seen.is_forgotten:
                 await conn.execute(_SET_LOCK_TIMEOUT, {"timeout": _BARRIER_TIMEOUT})
                 await conn.execute(_WAIT_FOR_FOREIGN_WRITES)
@@ -332,7 +332,7 @@ class Identities:
         await self._update(_SAY_PURGED, generation)
 
     async def _update(self, statement: str, generation: str, **params: Any) -> bool:
-        async with self._store.checkout() as conn:
+        async with self._connections.checkout() as conn:
             cursor = await conn.execute(statement, {"cache": self._cache, "generation": generation, **params})
             return cursor.rowcount > 0
 

@@ -1,8 +1,8 @@
 """The journal: which scopes Redis could not be told of, in the database that the writes themselves are in.
 
 A row is made in the same transaction as the write that it stands for, so there is never one without the
-other. It is taken away by `sweeping.py`, after the scope's entry was dropped in Redis, by a DROP that began
-after the row was seen.
+other. The sweeper (`coherence/sweeper.py`) takes it away after the scope's entry was dropped in Redis, by a
+DROP that began after the row was seen.
 
 No lock is held meanwhile, and none is needed. Rows are read as they are committed, those included that
 another process has in hand at the moment; so who finds none knows that every DROP has been done. Two that
@@ -26,11 +26,10 @@ from glasspoint.l2.statements import JOURNALLED
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from glasspoint.l2.connections import Connection
+    from glasspoint.l2.connections import Connections
     from glasspoint.l2.identity import JournalRow
-    from glasspoint.l2.store import Store
-    from glasspoint.scope import Scope
-    from glasspoint.telemetry.events import Telemetry
+    from glasspoint.l2.types import Connection
+    from glasspoint.model.scope import Scope
 
 
 __all__ = ["Journal", "journalled"]
@@ -46,17 +45,15 @@ _RETIRE = query("retire_caches")
 class Journal:
     """The rows of one cache."""
 
-    def __init__(self, store: Store, telemetry: Telemetry, *, cache: str) -> None:
-        """Take the store whose connections are used.
+    def __init__(self, connections: Connections, *, cache: str) -> None:
+        """Take the connections that are used.
 
         Args:
-            store: Whose connections are used.
-            telemetry: Who is told of the statements of calls.
+            connections: All statements go through them.
             cache: The name of the cache that the rows are about: the key prefix. Deployments that share a
                 database, but not a Redis, have different ones, and none takes away what another must see.
         """
-        self._store = store
-        self._telemetry = telemetry
+        self._connections = connections
         self.cache = cache
         self.others: Collection[str] = ()
         """Other caches in use on this database. To them each write of ours is one of other software."""
@@ -81,9 +78,9 @@ class Journal:
             L2UnavailableError: PostgreSQL did not answer.
             SchemaError: There is no journal.
         """
-        async with self._store.connection(None) as conn:
+        async with self._connections.connection(None) as conn:
             told = [self.cache] if caches is None else caches
-            with self._telemetry.step("l2.journal", None):
+            with self._connections.telemetry.step("l2.journal", None):
                 await conn.execute(_RECORD, _params((cache, scopes) for cache in told))
 
     async def delete(self, rows: Collection[JournalRow], generation: str) -> list[str]:
@@ -96,7 +93,7 @@ class Journal:
         Returns:
             The tables that other software has written to, one for each row that it is to blame for.
         """
-        async with self._store.checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+        async with self._connections.checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             ids = [row.id for row in rows]
             params = {"cache": self.cache, "ids": ids, "generation": generation}
             await cursor.execute(_DELETE, params)
@@ -104,19 +101,19 @@ class Journal:
 
     async def count(self) -> int:
         """Return how many rows there are."""
-        async with self._store.checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+        async with self._connections.checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             await cursor.execute(_COUNT, {"cache": self.cache})
             row = await cursor.fetchone()
         return 0 if row is None else cast("int", row[0])
 
     async def compact(self) -> None:
         """Make one row of all rows of a scope, as far as one statement gets."""
-        async with self._store.checkout() as conn:
+        async with self._connections.checkout() as conn:
             await conn.execute(_COMPACT, {"cache": self.cache})
 
     async def retire(self) -> None:
         """Delete what is left of caches, of any name, that no process has used for a day."""
-        async with self._store.checkout() as conn:
+        async with self._connections.checkout() as conn:
             await conn.execute(_RETIRE)
 
     def params(self, untold: Collection[Scope], changed: Collection[Scope]) -> dict[str, Any] | None:

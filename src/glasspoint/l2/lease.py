@@ -16,7 +16,7 @@ from glasspoint.l2.deadline import within
 from glasspoint.l2.sql import query
 
 if TYPE_CHECKING:
-    from glasspoint.l2.store import Store
+    from glasspoint.l2.connections import Connections
 
 __all__ = ["Claim", "Lease"]
 
@@ -61,13 +61,13 @@ class Lease:
         may_be_held: Whether the row may name this saver; also if an answer was lost.
     """
 
-    def __init__(self, store: Store) -> None:
-        """Take the store whose connections are used.
+    def __init__(self, connections: Connections) -> None:
+        """Take the connections that are used.
 
         Args:
-            store: Whose connections are used.
+            connections: All statements go through them.
         """
-        self._store = store
+        self._connections = connections
         self._holder = secrets.token_hex(8)
         self.may_be_held = False
 
@@ -112,12 +112,12 @@ class Lease:
     async def _ask(
         self, statement: str, *, within_seconds: float | None = None, **params: float
     ) -> tuple[Any, ...] | None:
-        if self._store.pool is None:
+        if self._connections.pool is None:
             within_seconds = _PATIENCE_ON_ONLY_CONNECTION_SECONDS
         try:
             async with (
                 within(within_seconds or _PATIENCE_SECONDS),
-                self._store.checkout() as conn,
+                self._connections.checkout() as conn,
                 conn.cursor(row_factory=tuple_row) as cursor,
             ):
                 await cursor.execute(statement, {"holder": self._holder, **params})

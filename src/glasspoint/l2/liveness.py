@@ -21,15 +21,15 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from glasspoint.background import BackgroundTask, run_to_the_end
 from glasspoint.l2.deadline import within
 from glasspoint.l2.faults import classify
+from glasspoint.telemetry.background import BackgroundTask, run_to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from glasspoint.l2.connections import Connection, Pool
+    from glasspoint.l2.types import Connection, Pool
     from glasspoint.telemetry.events import Telemetry
 
     Greet = Callable[[Connection], Coroutine[Any, Any, None]]

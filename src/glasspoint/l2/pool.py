@@ -18,16 +18,16 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from glasspoint.errors import ConfigurationError, GlasspointError, L2UnavailableError
 from glasspoint.l2 import connecting
 from glasspoint.l2.liveness import Reviver
-from glasspoint.l2.password import ask_password
 from glasspoint.l2.search_path import enter_schema
 from glasspoint.l2.sql import query
-from glasspoint.option_types import check_schema
-from glasspoint.telemetry.logs import get_logger
-from glasspoint.urls import split_url
+from glasspoint.logs import get_logger
+from glasspoint.model.option_types import check_schema
+from glasspoint.model.password import ask_password
+from glasspoint.model.urls import split_url
 
 if TYPE_CHECKING:
-    from glasspoint.l2.connections import Pool
-    from glasspoint.l2.password import Password
+    from glasspoint.l2.types import Pool
+    from glasspoint.model.password import Password
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = [

@@ -19,14 +19,14 @@ from psycopg.rows import tuple_row
 
 from glasspoint.errors import DeltaChainError, ThreadExistsError, ThreadInUseError
 from glasspoint.l2 import pruning_statements as statements
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 
-    from glasspoint.l2.connections import Connection
-    from glasspoint.l2.store import Store
-    from glasspoint.telemetry.events import Telemetry
+    from glasspoint.l2.connections import Connections
+    from glasspoint.l2.journal import Journal
+    from glasspoint.l2.types import Connection
 
 
 __all__ = ["Barrier", "Cutoff", "Plan", "Pruner", "Removed", "Rest"]
@@ -169,15 +169,16 @@ class Removed:
 class Pruner:
     """Removes and copies, in a `Store`'s database."""
 
-    def __init__(self, store: Store, telemetry: Telemetry) -> None:
-        """Take the store whose connections are used.
+    def __init__(self, connections: Connections, journal: Journal) -> None:
+        """Take the connections that are used.
 
         Args:
-            store: Whose connections are used.
-            telemetry: Who is told of every transaction.
+            connections: All statements go through them.
+            journal: Records what L1 is not told of.
         """
-        self._store = store
-        self._telemetry = telemetry
+        self._connections = connections
+        self._telemetry = connections.telemetry
+        self._journal = journal
 
     async def delete_threads(self, thread_ids: Sequence[str], barrier: Barrier) -> None:
         """Delete whole threads.
@@ -251,7 +252,7 @@ class Pruner:
     ) -> list[tuple[str, int]]:
         """Return the next threads in which something may be old, and at most how many checkpoints."""
         params = {**cutoff.params(), "after": after, "limit": limit, "keep_latest": keep_latest}
-        async with self._store.connection(None) as conn:
+        async with self._connections.connection(None) as conn:
             with self._telemetry.step("l2.prune_find", None):
                 async with conn.transaction():
                     await _settings(conn)
@@ -337,7 +338,7 @@ class Pruner:
 
     async def count_older(self, thread_ids: Sequence[str], cutoff: Cutoff, *, keep_latest: bool) -> Removed:
         """Count what `remove_older` would remove. Takes no locks."""
-        async with self._store.connection(None) as conn:
+        async with self._connections.connection(None) as conn:
             with self._telemetry.step("l2.prune_count", None):
                 async with conn.transaction():
                     await conn.execute("SET TRANSACTION READ ONLY")
@@ -367,12 +368,12 @@ class Pruner:
     async def _transaction(
         self, step: str, scope: Scope | None, barrier: Barrier
     ) -> AsyncIterator[Connection]:
-        async with self._store.connection(scope) as conn:
+        async with self._connections.connection(scope) as conn:
             with self._telemetry.step(step, scope):
                 async with conn.transaction():
                     await _settings(conn)
                     yield conn
-                    await self._store.journal.record(conn, barrier.untold(), barrier.changed())
+                    await self._journal.record(conn, barrier.untold(), barrier.changed())
                     barrier.committing()
 
     async def _garbage(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from glasspoint.errors import GlasspointError, L2DeadlineError
 from glasspoint.l2.faults import certainly_unchanged, classify
+from glasspoint.logs import get_logger
 from glasspoint.telemetry.events import L2Retried
-from glasspoint.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from glasspoint.generics import ResultT
+    from glasspoint.model.generics import ResultT
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["Retries"]

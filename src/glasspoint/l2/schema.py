@@ -35,13 +35,13 @@ from psycopg.rows import tuple_row
 from glasspoint.errors import L2DeadlineError, SchemaError
 from glasspoint.l2 import schema_statements as statements
 from glasspoint.l2.deadline import answered_within
-from glasspoint.telemetry.logs import get_logger
+from glasspoint.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
-    from glasspoint.l2.connections import Connection
+    from glasspoint.l2.types import Connection
 
     Statement: TypeAlias = str | sql.Composable
 

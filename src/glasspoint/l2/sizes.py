@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from psycopg.rows import tuple_row
 
-from glasspoint.background import BackgroundTask
 from glasspoint.l2.deadline import within
 from glasspoint.l2.faults import FORESEEN
 from glasspoint.l2.sql import query
+from glasspoint.telemetry.background import BackgroundTask
 from glasspoint.telemetry.events import TableSize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from glasspoint.l2.store import Store
+    from glasspoint.l2.connections import Connections
 
 __all__ = ["TABLES", "Sizes"]
 
@@ -58,13 +58,13 @@ _LOOK_ON_ONLY_CONNECTION_SECONDS = 10.0
 class Sizes:
     """The sizes of one store's tables."""
 
-    def __init__(self, store: Store) -> None:
-        """Take the store whose tables are measured.
+    def __init__(self, connections: Connections) -> None:
+        """Take the connections to the database whose tables are measured.
 
         Args:
-            store: Whose tables and connections; the running event loop is the one that it works on.
+            connections: The running event loop is the one that they work on.
         """
-        self._store = store
+        self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._process_id = os.getpid()
         self._found: Mapping[str, TableSize] = {}
@@ -76,7 +76,7 @@ class Sizes:
         self._warned = False
         self._task: asyncio.Task[None] | None = None
         self._background = BackgroundTask(
-            "table_sizes", store.telemetry, means="Meanwhile the sizes of the tables are not known."
+            "table_sizes", connections.telemetry, means="Meanwhile the sizes of the tables are not known."
         )
 
     def known(self) -> Mapping[str, TableSize]:
@@ -121,10 +121,10 @@ class Sizes:
 
     async def _look(self) -> None:
         try:
-            if not self._store.can_spare_a_connection:
+            if not self._connections.can_spare_a_connection:
                 return
             self._ask_from = monotonic() + _FRESH_SECONDS
-            pooled = self._store.pool is not None
+            pooled = self._connections.pool is not None
             async with within(_LOOK_SECONDS if pooled else _LOOK_ON_ONLY_CONNECTION_SECONDS):
                 found = await self._query()
         except FORESEEN as exc:
@@ -141,7 +141,7 @@ class Sizes:
 
     async def _query(self) -> dict[str, TableSize]:
         async with (
-            self._store.checkout() as conn,
+            self._connections.checkout() as conn,
             conn.transaction(),
             conn.cursor(row_factory=tuple_row) as cursor,
         ):

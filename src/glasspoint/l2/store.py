@@ -7,40 +7,26 @@ more than one connection in use. Here calls check out connections of their own, 
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, contextmanager, nullcontext
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import tuple_row
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from glasspoint import traceparent
-from glasspoint.codec import Encoded, EncodedPut, EncodedWrite, PendingWrites, StoredCheckpoint
 from glasspoint.errors import (
     ConfigurationError,
     DeltaChainError,
-    InvalidConfigError,
-    L2DeadlineError,
-    L2UnavailableError,
-    SaverClosedError,
-    SchemaError,
     ThreadInUseError,
 )
-from glasspoint.l2 import contents, eager, journal, schema, statements
+from glasspoint.l2 import contents, journal, schema, statements
 from glasspoint.l2.batching import Batcher, Call
-from glasspoint.l2.deadline import give_up
-from glasspoint.l2.faults import naming_refusals
+from glasspoint.l2.connections import Connections
 from glasspoint.l2.identity import Identities
-from glasspoint.l2.liveness import Liveness
-from glasspoint.l2.pool import bounds_statements, connect_beside, why_not_connected
+from glasspoint.l2.pool import bounds_statements
 from glasspoint.l2.writing import (
-    Announced,
     FenceAnswer,
     FenceParams,
     PutAnswer,
@@ -51,35 +37,34 @@ from glasspoint.l2.writing import (
     writes_answers,
     writes_statement,
 )
-from glasspoint.lineage import SetAside, relation_of
-from glasspoint.scope import Scope
-from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
-from glasspoint.threads import summary_of
+from glasspoint.model import traceparent
+from glasspoint.model.codec import Encoded, EncodedPut, EncodedWrite, PendingWrites, StoredCheckpoint
+from glasspoint.model.lineage import SetAside, relation_of
+from glasspoint.model.scope import Scope
+from glasspoint.model.threads import summary_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
-    from contextvars import Context
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import timedelta
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
-    from glasspoint.generics import ItemT, ResultT
-    from glasspoint.l2.connections import Connection, Pool
     from glasspoint.l2.contents import Holding, Namespace, Outline
     from glasspoint.l2.fences import Fences
-    from glasspoint.l2.liveness import Greet
-    from glasspoint.lineage import Branch
+    from glasspoint.l2.types import Connection
+    from glasspoint.l2.writing import Ready
+    from glasspoint.model.generics import ItemT, ResultT
+    from glasspoint.model.lineage import Branch
+    from glasspoint.model.threads import ThreadChoice, ThreadSummary
     from glasspoint.telemetry.events import Telemetry
-    from glasspoint.threads import ThreadChoice, ThreadSummary
 
     _Select = Call[bool, StoredCheckpoint | None]
     _Put = Call[EncodedPut, PutAnswer]
     _PutWrites = Call[PendingWrites, WritesAnswer]
 
-__all__ = ["PutAnswer", "Ready", "Store", "WritesAnswer"]
+__all__ = ["PutAnswer", "Store", "WritesAnswer"]
 
 
 # A standby, where no unlogged table can be read; tables that were removed; a right that was taken away.
@@ -91,10 +76,6 @@ _WITHOUT_FENCES = (
 
 _NO_FENCES = FenceAnswer(identity="")
 """This is another PostgreSQL than the one that the burst began with, or it can have no cache any more."""
-
-Ready = Callable[[Any], Awaitable[Announced]]
-"""Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later.
-Answers what the statement is to do besides, because of how L1 was told."""
 
 
 class Store:
@@ -132,16 +113,15 @@ class Store:
                 "The AsyncPostgresSaver works on a connection without autocommit, where a write returns "
                 "before it is durable: connect with autocommit=True, or give it a pool."
             )
-        self._upstream = upstream
         self._telemetry = telemetry
         self._foreign_writes: schema.ForeignWrites = foreign_writes
         self._refuses_forks = refuses_forks
-        self._unfinished: set[asyncio.Task[Any]] = set()
-        self._liveness = Liveness()
+        self.connections = Connections(upstream, telemetry)
+        """Where all of this package gets its connections."""
         self.fences: Fences | None = None
         """Where the bursts of the saver stand; `None`: it has none."""
-        self.journal = journal.Journal(self, telemetry, cache=cache)
-        self.identities = Identities(self, cache=cache)
+        self.journal = journal.Journal(self.connections, cache=cache)
+        self.identities = Identities(self.connections, cache=cache)
         self._selects: Batcher[bool, StoredCheckpoint | None] = self._batcher("l2.select", self._select_all)
         self._puts: Batcher[EncodedPut, PutAnswer] = self._batcher("l2.put", self._put_all)
         self._writes, self._upserts = (
@@ -154,42 +134,6 @@ class Store:
         """What is told of every statement."""
         return self._telemetry
 
-    @property
-    def greet(self) -> Greet | None:
-        """Awaited with each connection of the pool that is new, before its first use."""
-        return self._liveness.greet
-
-    @greet.setter
-    def greet(self, greet: Greet) -> None:
-        self._liveness.greet = greet
-
-    @property
-    def pool(self) -> Pool | None:
-        """The pool, `None` with a single connection."""
-        conn = self._upstream.conn
-        return conn if isinstance(conn, AsyncConnectionPool) else None
-
-    @property
-    def is_saturated(self) -> bool:
-        """Whether a call would have to wait for a connection now."""
-        if self.pool is None:
-            return self._upstream.lock.locked()
-        stats = self.pool.get_stats()
-        full = stats.get("pool_size", 0) >= stats["pool_max"] and not stats.get("pool_available", 0)
-        return full or stats.get("requests_waiting", 0) > 0
-
-    @property
-    def can_spare_a_connection(self) -> bool:
-        """Whether one is idle and nobody waits: to use it for a moment delays no call.
-
-        Of a pool that may be empty and is, too; any other that is empty would only try in vain to connect.
-        """
-        if self.pool is None:
-            return not self._upstream.lock.locked()
-        stats = self.pool.get_stats()
-        is_asleep = not stats["pool_min"] and not stats.get("pool_size", 0)
-        return (is_asleep or stats.get("pool_available", 0) > 0) and not stats.get("requests_waiting", 0)
-
     async def setup(self) -> int:
         """Make the tables and triggers, or bring them up to date: see `schema.set_up`.
 
@@ -200,9 +144,11 @@ class Store:
             SchemaError: This role may not.
             L2DeadlineError: Others were in the way for too long.
         """
-        async with self.connection(None) as conn:
+        async with self.connections.connection(None) as conn:
             await schema.set_up(
-                conn, foreign_writes=self._foreign_writes, lifts_timeout=bounds_statements(self.pool)
+                conn,
+                foreign_writes=self._foreign_writes,
+                lifts_timeout=bounds_statements(self.connections.pool),
             )
             return conn.info.server_version
 
@@ -212,21 +158,9 @@ class Store:
         Returns:
             Whether PostgreSQL takes writes.
         """
-        async with self.connection(None) as conn:
+        async with self.connections.connection(None) as conn:
             row = await _fetch_one(conn, statements.TAKES_WRITES, {})
             return row == (True,)
-
-    async def is_busy(self) -> bool:
-        """Tell whether it is worth waiting for a connection, by a connection beside the pool.
-
-        Returns:
-            Whether the server takes it; or refuses it, and calls have connections.
-
-        Raises:
-            psycopg.Error: The server is away.
-        """
-        is_in_use = self._liveness.in_use > 0 if self.pool is not None else self._upstream.lock.locked()
-        return await connect_beside(self._upstream.conn) or is_in_use
 
     async def select(
         self, scope: Scope, checkpoint_id: str | None, *, warms_up: bool = False
@@ -239,7 +173,7 @@ class Store:
         if checkpoint_id is None:
             return await self._selects.run(Call(scope, warms_up, None, 0, None))
         params = {**scope._asdict(), "checkpoint_id": checkpoint_id}
-        async with self.connection(scope) as conn:
+        async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.select", scope):
                 row = await _fetch_one(conn, statements.SELECT_BY_ID, params)
         return None if row is None else _stored_checkpoint(scope, row)
@@ -349,7 +283,7 @@ class Store:
             ThreadInUseError: The branch is apart. Nothing was stored.
         """
         cursors = []
-        async with self.connection(scope) as conn:
+        async with self.connections.connection(scope) as conn:
             announced = await ready(conn)
             untold = [scope] if announced.is_journalled else []
             with self._telemetry.step("l2.import", scope):
@@ -380,14 +314,14 @@ class Store:
         or names it as its parent.
         """
         params = {**scope._asdict(), "tip": tip}
-        async with self.connection(scope) as conn:
+        async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.relate", scope):
                 rows = await _fetch_all(conn, statements.NEWEST_AND_WHETHER, params)
         return rows[0] if rows else (None, False)
 
     async def newest_of(self, scope: Scope, ids: Collection[str]) -> str | None:
         """Return the newest of these checkpoints that a scope has, `None` if it has none."""
-        async with self.connection(scope) as conn:
+        async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.relate", scope):
                 params = {**scope._asdict(), "ids": list(ids)}
                 rows = await _fetch_all(conn, statements.NEWEST_OF, params)
@@ -395,33 +329,33 @@ class Store:
 
     async def namespaces_of(self, thread_id: str) -> list[Namespace]:
         """Return a thread's namespaces, those without checkpoints not."""
-        async with self.connection(Scope(thread_id, "")) as conn:
+        async with self.connections.connection(Scope(thread_id, "")) as conn:
             return await contents.namespaces_of(conn, thread_id)
 
     async def outlines_of(self, scope: Scope, *, limit: int) -> list[Outline]:
         """Return the newest checkpoints of a scope without their values, newest first."""
-        async with self.connection(scope) as conn:
+        async with self.connections.connection(scope) as conn:
             return await contents.outlines_of(conn, scope, limit=limit)
 
     async def parents_of(self, scope: Scope) -> dict[str, str | None]:
         """Return the parent of each checkpoint of a scope."""
-        async with self.connection(scope) as conn:
+        async with self.connections.connection(scope) as conn:
             return await contents.parents_of(conn, scope)
 
     async def holding_of(self, thread_id: str) -> Holding:
         """Return what stands here of a thread, by name."""
-        async with self.connection(Scope(thread_id, "")) as conn, conn.transaction():
+        async with self.connections.connection(Scope(thread_id, "")) as conn, conn.transaction():
             await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
             return await contents.holding_of(conn, thread_id)
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Write down that a thread is made of what another one was written in an outage."""
-        async with self.connection(Scope(set_aside.original, "")) as conn:
+        async with self.connections.connection(Scope(set_aside.original, "")) as conn:
             await conn.execute(statements.NOTE_SET_ASIDE, set_aside._asdict())
 
     async def set_aside_since(self, age: timedelta) -> list[SetAside]:
         """Return the threads that were made so, no longer ago than this."""
-        async with self.connection(None) as conn:
+        async with self.connections.connection(None) as conn:
             return [
                 SetAside(*row) for row in await _fetch_all(conn, statements.SET_ASIDE_SINCE, {"age": age})
             ]
@@ -437,7 +371,7 @@ class Store:
                 of them L1 could not be told of.
         """
         root = Scope(thread_id, "")
-        async with self.connection(root) as conn:
+        async with self.connections.connection(root) as conn:
             with self._telemetry.step("l2.delete_thread", root):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")
@@ -450,7 +384,7 @@ class Store:
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig
     ) -> CheckpointTuple | None:
         """Read a checkpoint by upstream's own code: for the old formats that take more than one query."""
-        async with self.connection(scope) as conn:
+        async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.get_tuple", scope):
                 found = await AsyncPostgresSaver(conn, serde=serde).aget_tuple(config)
         return None if found is None else _as_callers_see(found)
@@ -463,7 +397,7 @@ class Store:
         A consumer that asks the saver for more while it iterates must not wait for the connection that it
         holds.
         """
-        async with self.connection(scope) as conn:
+        async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.list", scope):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
@@ -474,7 +408,7 @@ class Store:
         """List threads, the one whose newest checkpoint is the newest first."""
         statement = statements.LIST_MATCHING_THREADS if choice.filter else statements.LIST_THREADS
         params = {"filter": json.dumps(choice.filter), "limit": choice.limit, "before": choice.before}
-        async with self.connection(None) as conn:
+        async with self.connections.connection(None) as conn:
             with self._telemetry.step("l2.list_threads", None):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
@@ -485,7 +419,7 @@ class Store:
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Walk a checkpoint's ancestors by upstream's own code."""
-        async with self.connection(scope) as conn:
+        async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.delta_history", scope):
                 upstream = _Walker(conn, serde=serde)
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
@@ -498,11 +432,6 @@ class Store:
         recorded = self.journal.params(untold, [call.scope for call in calls])
         return (sql, params) if recorded is None else (journal.journalled(sql), params | recorded)
 
-    async def drain(self) -> None:
-        """Wait until every connection is back in the pool, those of cancelled calls too."""
-        while self._unfinished:
-            await asyncio.wait(self._unfinished)
-
     def _batcher(
         self,
         step_name: str,
@@ -511,140 +440,10 @@ class Store:
         return Batcher(
             step_name,
             execute,
-            connection=self._checked_out,
-            start=self._to_the_end,
+            connection=self.connections.checked_out,
+            start=self.connections.start,
             telemetry=self._telemetry,
         )
-
-    @asynccontextmanager
-    async def connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
-        """Check a connection out; measure the wait; name what goes wrong."""
-        started = perf_counter()
-        async with self._checked_out() as conn:
-            self._telemetry.note(PoolWaited(perf_counter() - started, scope))
-            yield conn
-
-    @asynccontextmanager
-    async def _checked_out(self) -> AsyncIterator[Connection]:
-        """Check a connection out; name what goes wrong."""
-        with self._naming_faults():
-            async with self.checkout() as conn:
-                yield conn
-
-    @contextmanager
-    def _naming_faults(self) -> Iterator[None]:
-        started = perf_counter()
-        try:
-            with naming_refusals():
-                yield
-        except PoolTimeout as exc:
-            self._telemetry.note(PoolTimedOut())
-            raise L2UnavailableError(self._why_none_came_free(perf_counter() - started)) from exc
-        except PoolClosed as exc:
-            raise SaverClosedError("The connection pool is not open: open it, or open a new saver.") from exc
-        except psycopg.errors.UndefinedTable as exc:
-            if "glasspoint_l1_journal" in str(exc):
-                raise SchemaError(
-                    "Redis does not answer, which must be recorded in the table glasspoint_l1_journal, and "
-                    "that is not there: call `await saver.setup()` once, as after every upgrade."
-                ) from exc
-            raise SchemaError(
-                "The checkpoint tables are not there: call `await saver.setup()` once, before the first use."
-            ) from exc
-        except psycopg.errors.InsufficientPrivilege as exc:
-            raise SchemaError(
-                f"The role that the saver connects with may not use the checkpoint tables: {schema.GRANTS}."
-            ) from exc
-        except psycopg.errors.ReadOnlySqlTransaction as exc:
-            raise L2UnavailableError(
-                "PostgreSQL takes no writes here: a standby, or a primary that a failover has demoted. "
-                "Connect to the primary."
-            ) from exc
-        except psycopg.errors.QueryCanceled as exc:
-            raise L2DeadlineError(
-                "PostgreSQL gave a statement up, after its statement_timeout or because somebody cancelled "
-                "it. Nothing of it was done; the call may be repeated."
-            ) from exc
-        except psycopg.errors.ProgramLimitExceeded as exc:
-            if exc.diag.constraint_name is None:
-                raise
-            raise InvalidConfigError(
-                "An id is too long for an index of PostgreSQL, which takes 2704 bytes for a row: shorten the "
-                "thread_id, the checkpoint_ns, or the names of channels. Nothing was stored."
-            ) from exc
-        except psycopg.OperationalError as exc:
-            if exc.sqlstate is not None and not exc.sqlstate.startswith(("08", "57P", "53300")):
-                raise
-            remedy = (
-                "Calls may be repeated: they store the same again."
-                if self.pool is not None
-                else "The AsyncPostgresSaver works on this one connection, so that there is no other: open "
-                "a new saver, or give it a pool."
-            )
-            raise L2UnavailableError(
-                f"The connection to PostgreSQL broke ({type(exc).__name__}): the call was not answered. "
-                f"{remedy}"
-            ) from exc
-
-    def _why_none_came_free(self, seconds: float) -> str:
-        """Tell a server that gives no connection from a pool that is too small."""
-        waited = f"No PostgreSQL connection came free within {seconds:.1f} s"
-        if why := why_not_connected(self.pool):
-            return f"{why} ({waited}.)"
-        if self.pool is not None and self._liveness.in_use >= self.pool.max_size:
-            return (
-                f"{waited}: all {self.pool.max_size} of the pool are in use. It is too small for the load "
-                "(pool_max_size), or statements take long."
-            )
-        return (
-            f"{waited}: the server does not answer, or refuses new connections (the logger psycopg.pool says "
-            "why), or the pool is too small for the load (pool_max_size)."
-        )
-
-    @asynccontextmanager
-    async def checkout(self) -> AsyncIterator[Connection]:
-        """Check a connection out as it is: nothing is measured, and errors keep their names."""
-        conn = self._upstream.conn
-        if not isinstance(conn, AsyncConnectionPool):
-            async with self._upstream.lock:
-                yield conn
-            return
-        # Not `pool.connection()`: a caller who is cancelled just as a connection is handed over, or while it
-        # waits for the pool's lock to give it back, would lose it for good. So what has to wait runs to its
-        # end in a task; mostly nothing has to.
-        checked_out = await self._liveness.get_idle(conn)
-        if checked_out is None or not self._liveness.hand_out(checked_out):
-            getting = self._to_the_end(self._liveness.getconn(conn, checked_out))
-            try:
-                checked_out = await asyncio.shield(getting)
-            except asyncio.CancelledError:
-                getting.add_done_callback(lambda got: self._give_back(conn, got))
-                give_up(getting)  # nobody else waits for it, and `drain` would
-                raise
-        try:
-            async with _finished(checked_out):
-                yield checked_out
-        except psycopg.Error as exc:
-            await asyncio.shield(self._to_the_end(self._liveness.after(exc, conn, checked_out)))
-            raise
-        finally:
-            await self._return(conn, checked_out)
-
-    async def _return(self, pool: Pool, conn: Connection) -> None:
-        if (rest := eager.start(self._liveness.putconn(pool, conn))) is not None:
-            await asyncio.shield(self._to_the_end(rest))
-
-    def _to_the_end(
-        self, work: Coroutine[Any, Any, ResultT], context: Context | None = None
-    ) -> asyncio.Task[ResultT]:
-        task = asyncio.create_task(work, context=context)
-        self._unfinished.add(task)
-        task.add_done_callback(self._unfinished.discard)
-        return task
-
-    def _give_back(self, pool: Pool, got: asyncio.Task[Connection]) -> None:
-        if not got.cancelled() and got.exception() is None:
-            self._to_the_end(self._liveness.putconn(pool, got.result()))
 
 
 class _Walker(AsyncPostgresSaver):
@@ -690,11 +489,6 @@ class _Walker(AsyncPostgresSaver):
             walk_cursor_by_ch,
             seeded,
         )
-
-
-def _finished(conn: Connection) -> AbstractAsyncContextManager[object]:
-    """Commit what was done in a block, or roll it back; where every statement does so by itself, nothing."""
-    return nullcontext() if conn.autocommit else conn
 
 
 async def _fetch_one(conn: Connection, sql: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:

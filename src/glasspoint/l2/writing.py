@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint.l2 import statements
@@ -10,14 +11,15 @@ from glasspoint.l2 import statements
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from glasspoint.codec import EncodedPut, EncodedWrite, PendingWrites
-    from glasspoint.scope import Scope
+    from glasspoint.model.codec import EncodedPut, EncodedWrite, PendingWrites
+    from glasspoint.model.scope import Scope
 
 __all__ = [
     "Announced",
     "FenceAnswer",
     "FenceParams",
     "PutAnswer",
+    "Ready",
     "WritesAnswer",
     "columns",
     "put_answers",
@@ -56,6 +58,13 @@ class Announced(NamedTuple):
     is_journalled: bool = False
     burst: str = ""
     opens: bool = False
+
+
+Ready = Callable[[Any], Awaitable[Announced]]
+"""Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later.
+
+Returns what the statement is to do besides, because of how L1 was told.
+"""
 
 
 class FenceAnswer(NamedTuple):

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from glasspoint.batches import in_batches
-from glasspoint.codec import Encoded, EncodedWrite, PendingWrites, StoredCheckpoint
 from glasspoint.errors import (
     ConfigurationError,
     InvalidConfigError,
@@ -31,8 +29,10 @@ from glasspoint.errors import (
 )
 from glasspoint.l2.contents import digest_of
 from glasspoint.migration.sources import source_of
-from glasspoint.saver import CachedPostgresSaver
-from glasspoint.scope import validate_thread_id
+from glasspoint.model.batches import in_batches
+from glasspoint.model.codec import Encoded, EncodedWrite, PendingWrites, StoredCheckpoint
+from glasspoint.model.scope import validate_thread_id
+from glasspoint.savers.cached import CachedPostgresSaver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable

@@ -21,7 +21,10 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg_pool import AsyncConnectionPool
 
-from glasspoint.codec import (
+from glasspoint.errors import GlasspointError, SerializationError
+from glasspoint.history.saver import HistorySaver
+from glasspoint.l2 import contents
+from glasspoint.model.codec import (
     Encoded,
     EncodedWrite,
     PendingWrites,
@@ -30,10 +33,7 @@ from glasspoint.codec import (
     version_text,
     versions_of,
 )
-from glasspoint.errors import GlasspointError, SerializationError
-from glasspoint.history.saver import HistorySaver
-from glasspoint.l2 import contents
-from glasspoint.scope import Scope
+from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
     from typing import TypeAlias

@@ -24,10 +24,10 @@ import ormsgpack
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from glasspoint.codec import Encoded, EncodedWrite, PendingWrites, encode_found
 from glasspoint.errors import ConfigurationError, SerializationError
 from glasspoint.migration.sources import ListedThread
-from glasspoint.scope import Scope
+from glasspoint.model.codec import Encoded, EncodedWrite, PendingWrites, encode_found
+from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
-    from glasspoint.codec import StoredCheckpoint
+    from glasspoint.model.codec import StoredCheckpoint
 
 __all__ = ["SqliteSource"]
 

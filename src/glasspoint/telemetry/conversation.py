@@ -1,7 +1,7 @@
 """A turn of a conversation: the span around it, and its link to the turn before.
 
 Turns are traces of their own, hours and processes apart. What connects them is in the checkpoints: a put
-stores the `traceparent` of the turn that writes (see `glasspoint.traceparent`), and the first read of the
+stores the `traceparent` of the turn that writes (see `model.traceparent`), and the first read of the
 next turn finds it. Time travel reads an old checkpoint, so the link leads to the turn that wrote that one.
 
 Only the OpenTelemetry API is used here: without an SDK, a turn costs one span that records nothing.
@@ -17,9 +17,9 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 
-from glasspoint import traceparent
 from glasspoint._version import __version__
 from glasspoint.errors import ConfigurationError
+from glasspoint.model import traceparent
 from glasspoint.telemetry import thread_ids
 from glasspoint.telemetry.events import failures
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-    from glasspoint.scope import Scope
+    from glasspoint.model.scope import Scope
 
 __all__ = [
     "DURABLE",
@@ -253,7 +253,7 @@ class Quarantined:
     """Redis refuses the key of one scope, which PostgreSQL alone answers for now. All others are cached.
 
     Attributes:
-        reason: What Redis refuses, in the words of `l1.faults`.
+        reason: What Redis refuses, in the words of `redis.faults`.
     """
 
     reason: str

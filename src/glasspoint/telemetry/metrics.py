@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.registry import Collector
 
-from glasspoint import traceparent
 from glasspoint.errors import ConfigurationError
+from glasspoint.model import traceparent
 from glasspoint.telemetry import multiprocess
 from glasspoint.telemetry.catalogue import METRICS
 from glasspoint.telemetry.collectors import TIERS, SaverCollector

@@ -12,8 +12,8 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, get_args
 
+from glasspoint.logs import get_logger
 from glasspoint.telemetry.events import TierName
-from glasspoint.telemetry.logs import get_logger
 from glasspoint.telemetry.metrics import Families
 
 if TYPE_CHECKING:

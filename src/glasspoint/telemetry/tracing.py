@@ -35,7 +35,7 @@ from glasspoint.telemetry.thread_ids import shown_as
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
-    from glasspoint.scope import Scope
+    from glasspoint.model.scope import Scope
     from glasspoint.telemetry.thread_ids import ThreadIds
 
 __all__ = ["Tracing"]
@@ -172,7 +172,7 @@ class Tracing(Observer):
             current.add_event("glasspoint.l2.retry", {"reason": note.reason})
         elif isinstance(note, TierChanged):
             tiers = {"glasspoint.from_tier": note.from_tier, "glasspoint.to_tier": note.to_tier}
-            current.add_event("glasspoint.fallback", {**tiers, "reason": note.reason})
+            current.add_event("glasspoint.fallback.saver", {**tiers, "reason": note.reason})
         elif isinstance(note, L1Availability):
             name = "glasspoint.l1.available" if note.available else "glasspoint.l1.unavailable"
             current.add_event(name, {"reason": note.reason})

@@ -17,8 +17,8 @@ from contextlib import suppress
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from glasspoint.console import plain
 from glasspoint.errors import ConfigurationError
-from glasspoint.terminal import plain
 from glasspoint.trace.conversation import walk
 from glasspoint.trace.spans import Value, step_tier, work_of
 from glasspoint.trace.terminal import moment, title_of

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from glasspoint.terminal import Block, plain
+from glasspoint.console import Block, plain
 from glasspoint.trace.tree import SpanTree, took
 
 if TYPE_CHECKING:

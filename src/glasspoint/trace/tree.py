@@ -9,7 +9,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.text import Text
 
-from glasspoint.terminal import WIDTH, milliseconds, plain, styled_result
+from glasspoint.console import WIDTH, milliseconds, plain, styled_result
 from glasspoint.trace.conversation import Node, tier_durations, walk
 from glasspoint.trace.spans import work_of
 

@@ -1,0 +1,457 @@
+"""`glasspoint check`: is a production deployment able to remember a conversation?
+
+Seven checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached and be the
+cache, Redis does not evict (only a warning, because the cache may be evicted), the checkpoint tables are
+there, the cache knows which database it belongs to, a conversation of two turns, each through a saver of its
+own, remembers a name and finds it in the cache, and nothing of an outage waits in Redis or stands beside a
+history. No table is made by looking: if one is missing, that is a finding. (A cache that is new, and the only
+one, gets its row in `glasspoint_caches`, as from any saver. One that a service uses with another Redis stays
+as it is, and a mistyped key prefix makes no new one.)
+The scratch conversation is removed again, also when its check fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import unquote
+from uuid import uuid4
+
+import psycopg
+from langgraph.checkpoint.postgres.base import BasePostgresSaver
+from prometheus_client import CollectorRegistry
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import tuple_row
+from redis.exceptions import RedisError, ResponseError
+
+from glasspoint import CachedPostgresSaver, RedisSaver
+from glasspoint.coherence.attached import why_not_to_attach
+from glasspoint.demo.conversation import build_conversation, say
+from glasspoint.demo.model import RecallingChatModel
+from glasspoint.errors import GlasspointError
+from glasspoint.l1.epoch import root_of
+from glasspoint.l2.pool import connect, postgres_conninfo
+from glasspoint.l2.schema import GRANTS, triggers_stand
+from glasspoint.l2.schema_statements import OWN_TABLES
+from glasspoint.l2.sql import query
+from glasspoint.l2.target import Target
+from glasspoint.redis.client import eviction_of, open_redis
+from glasspoint.redis.faults import remedy
+from glasspoint.redis.permissions import check_permissions, refuse_cluster
+from glasspoint.telemetry import create_telemetry
+from glasspoint.telemetry.events import DURABLE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    from glasspoint.model.sync_methods import Opening
+
+__all__ = ["Finding", "Status", "run_checks"]
+
+Status = Literal["ok", "warning", "failed", "skipped"]
+
+_TABLES = {"checkpoints": "checkpoints", "checkpoint_blobs": "values", "checkpoint_writes": "pending writes"}
+_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
+_READ_ONLY_TABLES = ("checkpoint_migrations", "glasspoint_identity")
+_SET_UP = "Run `glasspoint setup` (or `await saver.setup()`) once, with the owner of the tables"
+_COUNT_EXACTLY_BELOW_ROWS = 1_000_000
+_REMOVAL_SECONDS = 10.0
+_SCANS = 50
+_NAMED_AT_MOST = 10
+_SET_ASIDE = query("set_aside_and_there")
+_MISSING_TABLES = query("missing_tables")
+_WITHOUT_RIGHTS = query("tables_without_rights")
+_NEWEST_MIGRATION = query("newest_migration")
+_ESTIMATE = query("estimate_rows")
+_COUNT = query("count_rows")
+_NAME = "철수"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        name: What was checked.
+        status: `ok`; `warning`: it works, but something should be changed; `failed`; or `skipped` because of
+            an earlier failure.
+        detail: What was found, or what to do about it. Never holds a password.
+        seconds: How long it took.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    seconds: float
+
+
+class _Failed(Exception):
+    """A check found something wrong; the text says what, and what to do."""
+
+
+class _Warned(Exception):
+    """A check found something that works, and should be changed; the text says what, and what to do."""
+
+
+class _Skipped(Exception):
+    """A check was not worth trying; the text says why."""
+
+
+async def run_checks(
+    postgres_url: str,
+    redis_url: str,
+    *,
+    key_prefix: str = "glasspoint",
+    saver_options: Mapping[str, Any] | None = None,
+    timeout_seconds: float,
+) -> AsyncIterator[Finding]:
+    """Run all checks, one after the other, and yield what each found. A failed one does not stop the others.
+
+    Args:
+        postgres_url: PostgreSQL, in any form that the saver takes; empty if it is not configured.
+        redis_url: Redis, likewise.
+        key_prefix: What the service's keys in Redis begin with.
+        saver_options: How the service opens its saver, besides: see `CachedPostgresSaver.create`.
+        timeout_seconds: How long one check may take. A server that swallows packets fails its check.
+    """
+    checks = _Checks(postgres_url, redis_url, key_prefix, saver_options or {})
+    probes: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
+        ("PostgreSQL", checks.postgres),
+        ("Redis", checks.redis),
+        ("Eviction", checks.eviction),
+        ("Tables", checks.tables),
+        ("Identity", checks.identity),
+        ("Conversation", checks.conversation),
+        ("Outage", checks.outage),
+    )
+    for name, probe in probes:
+        yield await _find(name, probe, checks.secrets, timeout_seconds)
+
+
+async def _find(
+    name: str, probe: Callable[[], Awaitable[str]], secrets: Sequence[str], timeout_seconds: float
+) -> Finding:
+    started = perf_counter()
+    status: Status = "failed"
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            detail = await probe()
+        status = "ok"
+    except TimeoutError as error:
+        detail = str(error) or f"not done within {timeout_seconds:g} s: somebody on the way is silent"
+    except _Skipped as reason:
+        status, detail = "skipped", str(reason)
+    except _Warned as reason:
+        status, detail = "warning", str(reason)
+    except (_Failed, GlasspointError, RedisError, psycopg.Error, OSError) as error:
+        detail = str(error) or type(error).__name__
+    if status == "failed":
+        # Drivers and servers quote what they were given. (What was found is our own text: no need there, and
+        # a password that equals the database's name would tear holes into it.)
+        for secret in secrets:
+            detail = detail.replace(secret, "***")
+    return Finding(name, status, " ".join(detail.split()), perf_counter() - started)
+
+
+class _Checks:
+    """The checks, and what a later one needs to know from an earlier one."""
+
+    def __init__(
+        self, postgres_url: str, redis_url: str, key_prefix: str, saver_options: Mapping[str, Any]
+    ) -> None:
+        self._postgres_url = postgres_url
+        self._redis_url = redis_url
+        self._key_prefix = key_prefix
+        self._saver_options = saver_options
+        self._has_opened = False
+        self._obstacle = "PostgreSQL was not reached"
+        self._has_redis = False
+        self.secrets = sorted({*_passwords(postgres_url), *_passwords(redis_url)}, key=len, reverse=True)
+
+    async def postgres(self) -> str:
+        """PostgreSQL answers; say its version and where it is."""
+        if not self._postgres_url:
+            raise _Failed("not configured: set POSTGRES_URL, or pass --postgres-url.")
+        try:
+            connection = await self._connect()
+        except psycopg.OperationalError as error:
+            raise _Failed(f"{_sentence(error)} Check POSTGRES_URL, and that the server is up.") from error
+        async with connection:
+            await connection.execute("SELECT 1")
+            info = connection.info
+            version = (info.parameter_status("server_version") or "?").split()[0]
+            self._obstacle = "the tables were not found, or may not be used"
+            place = f"{_place(info.host, info.port)}, database {info.dbname}, user {info.user}"
+            return f"version {version} at {place}"
+
+    async def redis(self) -> str:
+        """Redis answers, and can be the cache; say its version and where it is."""
+        if not self._redis_url:
+            raise _Failed("not configured: set REDIS_URL, or pass --redis-url.")
+        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+            try:
+                server = await redis.info("server")
+            except (RedisError, OSError) as error:
+                raise _Failed(f"{_sentence(error)} Check REDIS_URL, and that the server is up.") from error
+            refuse_cluster(server)
+            try:
+                await check_permissions(redis, self._key_prefix)
+            except RedisError as error:
+                raise _Failed(f"{_sentence(error)} {remedy(error)}") from error
+            self._has_redis = True
+            at = redis.connection_pool.connection_kwargs
+            name = "Valkey " if "valkey_version" in server else ""
+            version = server.get("valkey_version") or server.get("redis_version", "?")
+            place = at.get("path") or _place(at.get("host", "localhost"), at.get("port", 6379))
+            return f"{name}version {version} at {place}, database {at.get('db') or 0}"
+
+    async def eviction(self) -> str:
+        """Redis does not evict what stands in the fallback chain's tier `redis`."""
+        if not self._has_redis:
+            raise _Skipped("Redis was not reached")
+        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+            try:
+                policy = eviction_of(await redis.info("memory"))
+            except ResponseError as error:
+                raise _Warned(f"not known: let this user run INFO ({_sentence(error)})") from error
+        if policy is None:
+            return "Redis evicts no key before it expires"
+        raise _Warned(
+            f"Redis may evict keys ({policy}). The cache loses nothing by that, but the tier redis of the "
+            "fallback chain loses conversations: use maxmemory-policy noeviction, or leave redis out of "
+            "CHECKPOINT_FALLBACKS."
+        )
+
+    async def tables(self) -> str:
+        """The checkpoint tables are there and as new as the installed LangGraph wants them; count them."""
+        if self._obstacle.startswith("PostgreSQL"):
+            raise _Skipped(self._obstacle)
+        async with await self._connect() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+            wanted = [*_TABLES, "checkpoint_migrations", *OWN_TABLES]
+            await cursor.execute(_MISSING_TABLES, {"tables": wanted})
+            if missing := [row[0] for row in await cursor.fetchall()]:
+                raise _Failed(f"missing: {', '.join(missing)}. {_SET_UP}, to create them.")
+            await self._check_rights(cursor, wanted)
+            await cursor.execute(_NEWEST_MIGRATION)
+            row = await cursor.fetchone()
+            newest = len(BasePostgresSaver.MIGRATIONS) - 1
+            if row is None or row[0] < newest:
+                raise _Failed(
+                    f"older than the installed langgraph-checkpoint-postgres wants them (migration"
+                    f" {row and row[0]} of {newest}). {_SET_UP}, to migrate them."
+                )
+            self._obstacle = ""
+            return ", ".join([f"{await _count(cursor, table)} {rows}" for table, rows in _TABLES.items()])
+
+    async def _check_rights(
+        self, cursor: psycopg.AsyncCursor[tuple[object, ...]], tables: Sequence[str]
+    ) -> None:
+        """See that this role may use the tables as a service does."""
+        needed = [
+            (table, right)
+            for table in tables
+            for right in (["SELECT"] if table in _READ_ONLY_TABLES else _RIGHTS.split(", "))
+        ]
+        await cursor.execute(
+            _WITHOUT_RIGHTS,
+            {"tables": [table for table, _ in needed], "rights": [right for _, right in needed]},
+        )
+        if refused := [str(row[0]) for row in await cursor.fetchall()]:
+            raise _Failed(f"this role lacks rights on {', '.join(refused)}. It needs: {GRANTS}.")
+
+    async def identity(self) -> str:
+        """The cache knows which database it belongs to, and is told of what other software writes."""
+        if self._obstacle or not self._has_redis:
+            raise _Skipped(self._obstacle or "Redis was not reached, or cannot be the cache")
+        async with (
+            await self._connect() as connection,
+            open_redis(self._redis_url, timeout_seconds=2.0) as redis,
+        ):
+            has_triggers = await triggers_stand(cast("Any", connection))
+            why_not = await why_not_to_attach(connection, redis, key_prefix=self._key_prefix)
+        if why_not:
+            self._obstacle = "this command must not use the cache"
+            raise _Failed(why_not)
+        async with self._saver() as saver:
+            vitals = saver.vitals
+        if vitals.identity is None:
+            why = vitals.no_identity_because or "It has no identity of this database. See the service's log."
+            raise _Failed(f"L1 (Redis) is not used. {why}")
+        others = await self._other_databases(vitals.identity)
+        said, warnings = [vitals.identity], []
+        if has_triggers:
+            said.append("other software's writes are noted")
+        elif self._saver_options.get("foreign_writes") == "ignore":
+            said.append("other software's writes are not noted, as CHECKPOINT_FOREIGN_WRITES wants it")
+        else:
+            warnings.append(f"other software's writes are NOT noted ({_SET_UP})")
+        if vitals.withheld:
+            said.append(f"PostgreSQL withholds: {', '.join(vitals.withheld)}")
+        if vitals.synchronous_commit not in DURABLE:
+            warnings.append(
+                f"synchronous_commit is {vitals.synchronous_commit}: a crash can lose acknowledged writes "
+                "(ALTER ROLE ... SET synchronous_commit = on)"
+            )
+        if vitals.has_unbounded_statements:
+            seconds = self._saver_options.get("write_deadline_seconds", 10.0)
+            warnings.append(
+                "statement_timeout is 0, or longer than the write's deadline: a late statement can go "
+                f"unnoticed (ALTER ROLE ... SET statement_timeout = '{seconds:g}s')"
+            )
+        if others:
+            said.append(f"{others} other database(s) share this Redis and prefix, which is fine")
+        if warnings:
+            raise _Warned("; ".join([*said, *warnings]))
+        return "; ".join(said)
+
+    async def _other_databases(self, identity: str) -> int:
+        """Count the databases with entries of this prefix in Redis, among the first keys that it shows."""
+        own, found = identity.partition(".")[0], set[str]()
+        root = root_of(self._key_prefix)
+        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+            cursor = 0
+            for _ in range(_SCANS):
+                cursor, keys = await redis.scan(cursor, match=f"{root}*", count=1000)
+                for key in cast("list[bytes]", keys):
+                    _, _, name = key.decode(errors="replace").removeprefix(root).partition(":")
+                    found.add(name.partition(".")[0])
+                if not cursor:
+                    break
+        return len(found - {own, "", "probe"})
+
+    async def conversation(self) -> str:
+        """Two turns on a scratch thread, each in its own saver: the second knows what the first was told."""
+        if self._obstacle:
+            raise _Skipped(self._obstacle)
+        thread_id = f"glasspoint-check-{uuid4()}"
+        try:
+            await self._say(thread_id, f"내 이름은 {_NAME}야")
+            answer, l1_results = await self._say(thread_id, "내 이름이 뭐라고 했지?")
+        finally:
+            if self._has_opened:
+                await self._remove(thread_id)
+        if _NAME not in answer:
+            raise _Failed(f"the second turn has forgotten the name; it said: {answer}")
+        if "hit" not in l1_results:
+            found = ", ".join(l1_results) or "no read at all"
+            raise _Failed(f"the name was remembered, but by PostgreSQL alone: L1 (Redis) answered {found}.")
+        return f"two turns, the name was remembered, and found in L1 ({', '.join(l1_results)}); removed again"
+
+    async def outage(self) -> str:
+        """Nothing of an outage waits in Redis, and nothing was set aside."""
+        if not self._has_redis or not self._postgres_url:
+            raise _Skipped("Redis was not reached" if self._postgres_url else self._obstacle)
+        target = Target.of(self._postgres_url, schema=self._saver_options.get("schema"))
+        telemetry = create_telemetry(registry=CollectorRegistry())
+        async with (
+            open_redis(self._redis_url, timeout_seconds=2.0) as redis,
+            # Not by `create`, which would begin the tier's list of threads.
+            RedisSaver(redis, key_prefix=self._key_prefix, target=target, telemetry=telemetry) as tier,
+        ):
+            waiting = [thread_id async for thread_id in tier.thread_ids()]
+        aside = []
+        if not self._obstacle:
+            async with (
+                await self._connect() as connection,
+                connection.cursor(row_factory=tuple_row) as cursor,
+            ):
+                await cursor.execute(_SET_ASIDE)
+                aside = [str(thread_id) for (thread_id,) in await cursor.fetchall()]
+        said = []
+        if waiting:
+            said.append(
+                f"{len(waiting)} thread(s) wait in Redis, and are not in PostgreSQL: {_some(waiting)}. The "
+                "next process that starts drains them; what cannot be drained is named in its log"
+            )
+        if aside:
+            said.append(f"{len(aside)} thread(s) were set aside beside their conversations: {_some(aside)}")
+        if said:
+            raise _Warned("; ".join(said))
+        if self._obstacle:
+            raise _Skipped(f"{self._obstacle}; no thread waits in Redis")
+        return f"no thread of {target.name} waits in Redis, and none was set aside"
+
+    async def _say(self, thread_id: str, text: str) -> tuple[str, list[str]]:
+        """Return the answer to one turn, and what L1 answered to its reads."""
+        registry = CollectorRegistry()
+        async with self._saver(registry) as saver:
+            self._has_opened = True
+            answer = await say(build_conversation(RecallingChatModel(), saver), thread_id, text)
+        results = [
+            sample.labels["result"]
+            for family in registry.collect()
+            for sample in family.samples
+            if sample.name == "glasspoint_l1_reads_total" and sample.value
+        ]
+        return answer.text, results
+
+    async def _remove(self, thread_id: str) -> None:
+        try:
+            async with asyncio.timeout(_REMOVAL_SECONDS):
+                async with self._saver() as saver:
+                    await saver.adelete_thread(thread_id)
+        except (GlasspointError, RedisError, psycopg.Error, OSError) as error:
+            raise _Failed(
+                f"the scratch thread {thread_id} may still be there, it could not be removed: {error}"
+            ) from error
+
+    def _saver(self, registry: CollectorRegistry | None = None) -> Opening[CachedPostgresSaver]:
+        """Open a saver as the service does; it reports to a registry of its own, unless one is named."""
+        return CachedPostgresSaver.from_conn_string(
+            self._postgres_url,
+            redis_url=self._redis_url,
+            key_prefix=self._key_prefix,
+            **self._saver_options,
+            telemetry=create_telemetry(registry=registry or CollectorRegistry()),
+        )
+
+    async def _connect(self) -> psycopg.AsyncConnection:
+        return await connect(
+            self._postgres_url,
+            schema=self._saver_options.get("schema"),
+            password=self._saver_options.get("password"),
+            connect_timeout_seconds=self._saver_options.get("connect_timeout_seconds", 5.0),
+        )
+
+
+async def _count(cursor: psycopg.AsyncCursor[tuple[object, ...]], table: str) -> str:
+    """Count a table's rows; estimate those of a large one, which would take long to count."""
+    await cursor.execute(_ESTIMATE, {"table": table})
+    row = await cursor.fetchone()
+    estimate = int(str(row[0])) if row else 0
+    if estimate >= _COUNT_EXACTLY_BELOW_ROWS:
+        return f"about {estimate:,}"
+    await cursor.execute(sql.SQL(_COUNT).format(table=sql.Identifier(table)))
+    row = await cursor.fetchone()
+    return f"{int(str(row[0])) if row else 0:,}"
+
+
+def _some(thread_ids: Sequence[str]) -> str:
+    """Name the first threads of some."""
+    named = ", ".join(map(repr, sorted(thread_ids)[:_NAMED_AT_MOST]))
+    return f"{named}, …" if len(thread_ids) > _NAMED_AT_MOST else named
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _place(host: str, port: int | str) -> str:
+    return host if host.startswith("/") else f"{host}:{port}"
+
+
+def _passwords(url: str) -> set[str]:
+    """Return every spelling of the password in a URL or a connection string, to be kept out of messages."""
+    found: set[str] = set()
+    if "://" in url:
+        # Not by a parser: a password with an unencoded `/` or `@` in it is what parsers stumble over.
+        raw = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
+        found |= {raw, unquote(raw), *raw.replace("@", "/").replace("?", "/").replace("#", "/").split("/")}
+    with suppress(ValueError, psycopg.Error):
+        found.add(str(conninfo_to_dict(postgres_conninfo(url)).get("password") or ""))
+    return found - {""}

@@ -1,0 +1,508 @@
+"""The commands of `glasspoint`.
+
+They are `demo`, `traffic`, `setup`, `check`, `prune`, `trace` and `dashboards`; those of `browse_commands`
+and `migrate_command` are put in.
+
+They need the extra `cli`. `demo` needs the extra `demo`, too, unless it is given servers.
+
+Exit statuses: 0 all well (also Ctrl-C during the demo's traffic: that is how it ends), 1 something failed,
+2 wrong usage, 130 interrupted (`prune` ends after the batch under way, and says what was done; a second
+Ctrl-C undoes that batch).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import sys
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from glasspoint._version import __version__
+from glasspoint.cli.browse import app as browse_app
+from glasspoint.cli.migrate import app as migrate_app
+from glasspoint.cli.parts import KeyPrefix, plain_endings, registering, saver_options
+from glasspoint.console import Block
+from glasspoint.demo.logs import kept_warnings
+from glasspoint.errors import GlasspointError
+from glasspoint.model.ages import HOW_TO_WRITE_AN_AGE, parse_age
+
+if TYPE_CHECKING:
+    from glasspoint.cli.check import Finding
+    from glasspoint.cli.setup import Task
+    from glasspoint.savers.maintenance import PruneReport
+
+__all__ = ["age_of", "app", "run"]
+
+
+class ForeignWrites(StrEnum):
+    """What `--foreign-writes` takes."""
+
+    WATCH = "watch"
+    IGNORE = "ignore"
+
+
+_MARKS = {
+    "ok": ("ok", "bold green"),
+    "warning": ("warning", "bold yellow"),
+    "failed": ("FAILED", "bold red"),
+    "skipped": ("skipped", "yellow"),
+}
+
+app = typer.Typer(
+    help="Glasspoint, a LangGraph checkpointer you can see through: PostgreSQL, cached in Redis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_command = registering(app)
+
+
+def run() -> None:
+    """Run the command line; ends with `SystemExit`."""
+    # A closed terminal and a supervisor that stops us end it like Ctrl-C: in order, all servers stopped.
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
+    # The demo speaks Korean: where the terminal cannot, a `?` is better than a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    app(prog_name="glasspoint")
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"glasspoint {__version__}")
+        raise typer.Exit
+
+
+@_command
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End after the story, without the traffic.")] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where /metrics is served; 0: any free one.")
+    ] = 9464,
+    spans: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the story's spans to FILE, as OTLP JSON lines; glasspoint trace reads it.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Watch a conversation being remembered, cached, traced and counted.
+
+    Six acts on real servers, while Redis is flushed, killed and brought back from an old snapshot, and
+    PostgreSQL is killed. Then a light traffic of conversations, with a live table and /metrics, until Ctrl-C.
+
+    PostgreSQL and Redis are started for the demo and gone afterwards, unless POSTGRES_URL or REDIS_URL name
+    others: those are neither flushed nor killed. GLASSPOINT_DEMO_MODEL=provider:name lets a real model
+    answer. With OTEL_EXPORTER_OTLP_ENDPOINT, spans go there too.
+    """
+    from glasspoint.demo.play import play_demo
+
+    with plain_endings():
+        as_expected = play_demo(Console(highlight=False), once=once, port=port, spans_file=spans)
+    raise typer.Exit(0 if as_expected else 1)
+
+
+@_command
+def traffic(
+    host: Annotated[str, typer.Option(help="Where /metrics, /healthz and /readyz are served.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The same; 0: any free one.")] = 9464,
+    people: Annotated[int, typer.Option(min=1, help="How many talk at once; each a turn a second.")] = 6,
+) -> None:
+    """Keep a light traffic of conversations going, for dashboards to show something.
+
+    Everything is as the environment says: POSTGRES_URL, REDIS_URL, CHECKPOINT_…, OTEL_…. It stops with Ctrl-C
+    or SIGTERM, and removes its conversations then.
+    """
+    from glasspoint.demo.serving import serve_traffic
+    from glasspoint.settings import Settings
+
+    with plain_endings():
+        serve_traffic(Settings.from_environment(), host=host, port=port, people=people)
+
+
+@_command
+def setup(
+    foreign_writes: Annotated[
+        ForeignWrites,
+        typer.Option(
+            envvar="CHECKPOINT_FOREIGN_WRITES",
+            show_envvar=True,
+            help="watch: triggers note what other software writes to the tables. ignore: none are made.",
+        ),
+    ] = ForeignWrites.WATCH,
+    renew_signing_key: Annotated[
+        bool,
+        typer.Option("--renew-signing-key", help="Make a new key for what is stored in Redis, too."),
+    ] = False,
+    remove: Annotated[
+        bool,
+        typer.Option("--remove", help="Instead: drop Glasspoint's triggers and tables, and not LangGraph's."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the SQL, for psql, and run none of it.")
+    ] = False,
+    postgres_url: Annotated[
+        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
+    ] = "",
+) -> None:
+    """Make the tables and triggers, or bring them up to date.
+
+    With a role that may make tables and owns LangGraph's; the service's role then needs no such right. May be
+    run again, by any number of processes at once, and through PgBouncer. CHECKPOINT_POSTGRES_SCHEMA and
+    CHECKPOINT_POSTGRES_PASSWORD_COMMAND count as for the service.
+
+    Better set the environment variable than the option: other users of a machine can read its command
+    lines, passwords and all.
+    """
+    from glasspoint.cli.setup import run_setup, setup_script
+    from glasspoint.settings import Settings
+
+    if not postgres_url:
+        raise typer.BadParameter(
+            "not configured: set POSTGRES_URL, or pass --postgres-url.", param_hint="--postgres-url"
+        )
+    if remove and renew_signing_key:
+        raise typer.BadParameter("there is no key left then.", param_hint="--renew-signing-key")
+    task: Task = "remove" if remove else "renew the signing key" if renew_signing_key else "set up"
+    with plain_endings(), kept_warnings(capacity=1):
+        settings = Settings.from_environment()
+        do = setup_script if dry_run else run_setup
+        work = do(
+            postgres_url,
+            task,
+            foreign_writes=foreign_writes.value,
+            schema_name=settings.postgres_schema,
+            password=settings.postgres_password,
+        )
+        done = asyncio.run(work)
+        for line in [done] if isinstance(done, str) else done:
+            typer.echo(line)
+
+
+@_command
+def check(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    postgres_url: Annotated[
+        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
+    ] = "",
+    redis_url: Annotated[
+        str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
+    ] = "",
+    key_prefix: KeyPrefix = "glasspoint",
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one check may take.")] = 15.0,
+) -> None:
+    """Check that a deployment can remember a conversation.
+
+    Are both servers reached, are the tables there, and does a conversation of two turns remember a name? It
+    runs on a scratch thread that is removed again. Nothing else is changed, no table is made. A cache that a
+    service uses with another Redis is left alone. The CHECKPOINT_... variables count as for the service.
+
+    Better set the environment variables than the options: other users of a machine can read its command
+    lines, passwords and all.
+    """
+    from glasspoint.cli.check import run_checks
+
+    console = Console(highlight=False)
+
+    async def find() -> list[Finding]:
+        found = []
+        async for finding in run_checks(
+            postgres_url,
+            redis_url,
+            key_prefix=key_prefix,
+            saver_options=saver_options(),
+            timeout_seconds=timeout,
+        ):
+            found.append(finding)
+            if not as_json:
+                console.print(_finding_line(finding))
+        return found
+
+    # What the saver logs meanwhile, a finding says as well.
+    with plain_endings(), kept_warnings(capacity=1):
+        findings = asyncio.run(find())
+    passed = all(finding.status in ("ok", "warning") for finding in findings)
+    if as_json:
+        checks = [
+            {
+                "name": finding.name,
+                "status": finding.status,
+                "detail": finding.detail,
+                "milliseconds": round(finding.seconds * 1000, 1),
+            }
+            for finding in findings
+        ]
+        report = {"ok": passed, "version": __version__, "checks": checks}
+        typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
+    raise typer.Exit(0 if passed else 1)
+
+
+@_command
+def prune(
+    older_than: Annotated[
+        str,
+        typer.Option(
+            metavar="AGE", help="How old: a number and a unit: 90m, 12h, 30d, 2w.", show_default=False
+        ),
+    ],
+    keep_latest: Annotated[
+        bool,
+        typer.Option(
+            "--keep-latest/--no-keep-latest",
+            help="Keep the newest state of every thread; or let a thread go whole that is old altogether.",
+        ),
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count what would go; lock and change nothing.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="About how many checkpoints go in one transaction.")
+    ] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    postgres_url: Annotated[
+        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
+    ] = "",
+    redis_url: Annotated[
+        str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
+    ] = "",
+    key_prefix: KeyPrefix = "glasspoint",
+) -> None:
+    """Remove old checkpoints, while everything goes on.
+
+    What is needed stays: the newest checkpoint of each thread, and what it and younger ones are rebuilt
+    from. In short transactions, of which each finished one stays done; may be run again, or twice at once.
+
+    Redis must be reachable, for it is told of everything that goes. Ctrl-C ends after the batch under way.
+    The CHECKPOINT_... variables count as for the service.
+
+    Better set the environment variables than the options: other users of a machine can read its command
+    lines, passwords and all.
+    """
+    from glasspoint.cli.prune import PruneRun
+
+    age = age_of(older_than)
+    for name, url in (("POSTGRES_URL", postgres_url), ("REDIS_URL", redis_url)):
+        if not url:
+            option = f"--{name.lower().replace('_', '-')}"
+            raise typer.BadParameter(f"not configured: set {name}, or pass {option}.", param_hint=option)
+    with plain_endings():
+        options = saver_options()
+    run = PruneRun(
+        postgres_url,
+        redis_url,
+        Console(stderr=True, highlight=False),
+        key_prefix=key_prefix,
+        saver_options=options,
+        show_progress=not as_json,
+    )
+    with kept_warnings(capacity=1):
+        try:
+            asyncio.run(run.prune(age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run))
+        except GlasspointError as error:
+            failure = str(error)
+        except KeyboardInterrupt:
+            failure, run.interrupted = "interrupted.", True
+        else:
+            failure = "interrupted." if run.interrupted else ""
+            if run.undone:
+                failure = "interrupted; the batch under way was undone."
+    if as_json:
+        typer.echo(json.dumps(_report_json(run.report, failure), ensure_ascii=False, indent=2))
+    elif run.report is not None:
+        Console(highlight=False).print(_report_table(run.report))
+    if failure and not as_json:
+        Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), failure))
+    raise typer.Exit(130 if run.interrupted else 1 if failure else 0)
+
+
+@_command
+def trace(
+    thread_id: Annotated[
+        str, typer.Argument(metavar="THREAD_ID", help="The conversation, as the graph's config names it.")
+    ],
+    tempo: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="TEMPO_URL",
+            show_default=False,
+            show_envvar=True,
+            help="Read from this Tempo.",
+        ),
+    ] = "",
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Read from this file of OTLP JSON lines; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'NAME: VALUE'",
+            help="Send this to Tempo; may be given several times. Better: TEMPO_HEADERS=name=value,…",
+            show_default=False,
+        ),
+    ] = None,
+    since: Annotated[
+        str, typer.Option(metavar="AGE", help="How far back Tempo searches: 90m, 12h, 30d.")
+    ] = "7d",
+    limit: Annotated[int, typer.Option(min=1, help="How many traces Tempo gives at most.")] = 1000,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that one answer of Tempo's may take.")
+    ] = 10.0,
+    last: Annotated[
+        int | None, typer.Option(min=1, help="Show the last so many turns only.", show_default=False)
+    ] = None,
+    all_spans: Annotated[
+        bool, typer.Option("--all", help="Show every span: also what a call of the checkpointer consists of.")
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page to look at in a browser.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show a conversation turn by turn: what took how long, and where each read came from.
+
+    From the spans that were recorded of it: in a Tempo, or in a file that glasspoint demo --spans or an
+    OpenTelemetry collector has written. Thread ids that are hashed on spans are found, too.
+
+    TEMPO_HEADERS (name=value,name=value, as OTEL_EXPORTER_OTLP_HEADERS) holds what Tempo wants to be sent: a
+    tenant, credentials. Better set it than the option: other users of a machine can read its command lines.
+    """
+    from glasspoint.cli.trace import from_files, from_tempo, show
+    from glasspoint.trace.tempo import Tempo, headers_from_variable
+    from glasspoint.trace.tempo import header as read_header
+
+    since_seconds = age_of(since, "--since").total_seconds()
+    # The file, if there is one: a TEMPO_URL of the environment is no contradiction.
+    if not file and not tempo:
+        raise typer.BadParameter(
+            "say where to look: --file FILE, or --tempo URL (TEMPO_URL).", param_hint="--file"
+        )
+    with plain_endings():
+        if file:
+            conversation = from_files(thread_id, file)
+        else:
+            headers = [
+                *headers_from_variable(os.environ.get("TEMPO_HEADERS", "")),
+                *map(read_header, header or ()),
+            ]
+            with Tempo(tempo, headers=headers, timeout_seconds=timeout) as opened:
+                conversation = from_tempo(thread_id, opened, since_seconds=since_seconds, limit=limit)
+        show(
+            conversation,
+            Console(highlight=False),
+            last=last,
+            all_spans=all_spans,
+            as_json=as_json,
+            page=html,
+        )
+
+
+@_command
+def dashboards(
+    output: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Where to write them; made if it is missing.", show_default=False),
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there and differ.")] = False,
+) -> None:
+    """Write the boards for Grafana, and the rules and alerts for Prometheus.
+
+    DIR/grafana/*.json are boards to import or to provision. DIR/prometheus/recording.yml and alerts.yml
+    belong into rule_files of Prometheus, both of them: boards and alerts use what the rules record. They fit
+    this version of Glasspoint: write them again, with --force, after an upgrade.
+    """
+    from glasspoint.cli.dashboards import write_dashboards
+
+    with plain_endings():
+        for path in write_dashboards(output, replace=force):
+            typer.echo(path)
+
+
+app.add_typer(browse_app)
+app.add_typer(migrate_app)
+
+
+def age_of(text: str, option: str = "--older-than") -> timedelta:
+    """Read `30d`. Raise `BadParameter`, for exit status 2, if it is nothing like that."""
+    age = parse_age(text)
+    if age is None:
+        raise typer.BadParameter(f"{text!r} is no age: {HOW_TO_WRITE_AN_AGE}.", param_hint=option)
+    return age
+
+
+def _report_json(report: PruneReport | None, failure: str) -> dict[str, object]:
+    if report is None:
+        return {"ok": False, "version": __version__, "error": failure}
+    return {
+        "ok": not failure,
+        "version": __version__,
+        **({"error": failure} if failure else {}),
+        "dry_run": report.dry_run,
+        "cutoff": report.cutoff.isoformat(timespec="seconds"),
+        "threads": report.threads,
+        "checkpoints": report.checkpoints,
+        "writes": report.writes,
+        "blobs": report.blobs,
+        "bytes": report.bytes,
+        "batches": report.batches,
+        "skipped_threads": report.skipped_threads,
+    }
+
+
+def _report_table(report: PruneReport) -> RenderableType:
+    from glasspoint.cli.prune import human_bytes
+
+    title = "would remove" if report.dry_run else "removed"
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=12)
+    grid.add_column()
+    grid.add_row(
+        Text(title, "bold green"), f"what is older than {report.cutoff:%Y-%m-%d %H:%M} UTC, and not needed"
+    )
+    for name, count in (
+        ("checkpoints", report.checkpoints),
+        ("writes", report.writes),
+        ("values", report.blobs),
+        ("threads", report.threads),
+    ):
+        grid.add_row(name, f"{count:,}")
+    grid.add_row("size", human_bytes(report.bytes))
+    if report.skipped_threads:
+        grid.add_row("skipped", f"{report.skipped_threads:,} threads that were in use")
+    return Block(grid, indent=0, lines_after=0)
+
+
+def _finding_line(finding: Finding) -> RenderableType:
+    took = f"{finding.seconds:.1f} s" if finding.seconds >= 1 else f"{finding.seconds * 1000:.1f} ms"
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=7)
+    grid.add_column(width=12)
+    grid.add_column(width=8, justify="right")
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(*_MARKS[finding.status]), finding.name, Text(took, "dim"), Text(finding.detail))
+    return Block(grid, indent=0, lines_after=0)

@@ -1,0 +1,182 @@
+"""What several commands have in common: their options, their endings, and how they find the servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import psycopg
+import typer
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.text import Text
+
+from glasspoint.coherence.attached import why_not_to_attach
+from glasspoint.errors import (
+    ConfigurationError,
+    GlasspointError,
+    L1Error,
+    L1UnavailableError,
+    L2UnavailableError,
+)
+from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
+from glasspoint.redis.client import open_redis
+from glasspoint.savers.cached import CachedPostgresSaver
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "AsJson",
+    "KeyPrefix",
+    "PostgresUrl",
+    "RedisUrl",
+    "UnattachedSaver",
+    "check_cache",
+    "connected",
+    "needed",
+    "plain_endings",
+    "print_error",
+    "registering",
+    "saver_options",
+]
+
+_REDIS_SECONDS = 2.0
+
+PostgresUrl = Annotated[
+    str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
+]
+RedisUrl = Annotated[
+    str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
+]
+KeyPrefix = Annotated[
+    str,
+    typer.Option(
+        envvar="CHECKPOINT_KEY_PREFIX",
+        show_envvar=True,
+        help="What the service's keys in Redis begin with.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+class UnattachedSaver(CachedPostgresSaver):
+    """A saver that only counts: it makes no identity, so that it takes no cache from a service."""
+
+    async def _connect_l1(self) -> None:
+        self._identity.attaches = False
+
+
+def registering(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that registers a command.
+
+    In the list of commands it has the first line of its docstring, whole: Click would cut it at the width of
+    the terminal.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        first_line = (function.__doc__ or "").partition("\n")[0]
+        return app.command(short_help=first_line)(function)
+
+    return register
+
+
+def saver_options() -> dict[str, Any]:
+    """Return how the environment wants a saver to be opened, as the service opens its own."""
+    from glasspoint.settings import Settings
+
+    return Settings.from_environment().saver_options
+
+
+def needed(name: str, url: str) -> str:
+    """Return a URL that is needed. Raise `BadParameter`, for exit status 2, if it is empty."""
+    if not url:
+        option = f"--{name.lower().replace('_', '-')}"
+        raise typer.BadParameter(f"not configured: set {name}, or pass {option}.", param_hint=option)
+    return url
+
+
+@contextmanager
+def plain_endings() -> Iterator[None]:
+    """Let a command end with a line and a status where it would end with a traceback."""
+    try:
+        yield
+    except GlasspointError as error:
+        print_error(str(error))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; everything that was started is gone.", err=True)
+        raise typer.Exit(130) from None
+
+
+def print_error(text: str) -> None:
+    """Print an error in one line, however long it is: a terminal wraps it, and a pipe keeps it whole."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())))
+
+
+@asynccontextmanager
+async def connected(
+    postgres_url: str, options: Mapping[str, Any], *, variable: str = "POSTGRES_URL"
+) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """Open one connection in autocommit, as the service opens its own.
+
+    Args:
+        postgres_url: PostgreSQL, in any form that the saver takes.
+        options: See `saver_options`.
+        variable: What the user is told to check.
+
+    Raises:
+        ConfigurationError: The URL cannot be understood.
+        L2UnavailableError: PostgreSQL cannot be reached.
+    """
+    seconds = options.get("connect_timeout_seconds", 5.0)
+    try:
+        async with asyncio.timeout(2 * seconds):
+            connection = await connect(
+                postgres_url,
+                schema=options.get("schema"),
+                password=options.get("password"),
+                connect_timeout_seconds=seconds,
+            )
+    except (psycopg.OperationalError, TimeoutError) as exc:
+        reason = in_one_line(exc, postgres_conninfo(postgres_url)).rstrip("?") or "it does not answer"
+        raise L2UnavailableError(
+            f"PostgreSQL cannot be reached: {reason}. Check {variable}, and that the server is up."
+        ) from None
+    async with connection:
+        yield connection
+
+
+async def check_cache(
+    postgres_url: str, redis_url: str, options: Mapping[str, Any], *, key_prefix: str, undone: str
+) -> None:
+    """Refuse before PostgreSQL is changed and Redis could not be told, or is not the service's Redis.
+
+    Args:
+        undone: What was not done then: "removed".
+
+    Raises:
+        L1UnavailableError: Redis does not answer.
+        ConfigurationError: This is not the Redis, or the key prefix, of the service.
+    """
+    async with open_redis(redis_url, timeout_seconds=_REDIS_SECONDS) as redis:
+        try:
+            await redis.ping()
+        except Exception as exc:
+            raise L1UnavailableError(
+                f"Redis does not answer ({type(exc).__name__}), and must be told of what is {undone}: "
+                "nothing was. Check REDIS_URL, and that the server is up."
+            ) from None
+        with suppress(psycopg.Error, RedisError, L1Error):  # the saver says what that means
+            async with await connect(
+                postgres_url,
+                schema=options.get("schema"),
+                password=options.get("password"),
+                connect_timeout_seconds=options.get("connect_timeout_seconds", 5.0),
+            ) as conn:
+                obstacle = await why_not_to_attach(conn, redis, key_prefix=key_prefix)
+            if obstacle:
+                raise ConfigurationError(f"Nothing was {undone}: {obstacle}")

@@ -1,0 +1,155 @@
+"""`glasspoint prune`: a run of `aprune_older_than` on a terminal, which Ctrl-C ends between two batches."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import nullcontext
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from glasspoint.cli.parts import UnattachedSaver, check_cache
+from glasspoint.savers.cached import CachedPostgresSaver
+from glasspoint.telemetry import create_telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+    from datetime import timedelta
+
+    from rich.console import Console
+
+    from glasspoint.savers.maintenance import PruneReport
+
+__all__ = ["PruneRun", "human_bytes"]
+
+_LINE_EVERY_SECONDS = 10.0
+
+
+class _Interrupted(Exception):
+    """Raised between two batches."""
+
+
+class PruneRun:
+    """One run, and what it has done so far.
+
+    Attributes:
+        report: The sums, `None` before the first batch.
+        interrupted: Whether Ctrl-C ended it.
+        undone: Whether a second Ctrl-C undid the batch under way.
+    """
+
+    def __init__(
+        self,
+        postgres_url: str,
+        redis_url: str,
+        console: Console,
+        *,
+        key_prefix: str = "glasspoint",
+        saver_options: Mapping[str, Any] | None = None,
+        show_progress: bool,
+    ) -> None:
+        self.report: PruneReport | None = None
+        self.interrupted = False
+        self.undone = False
+        self._postgres_url = postgres_url
+        self._redis_url = redis_url
+        self._key_prefix = key_prefix
+        self._saver_options = saver_options or {}
+        self._console = console
+        self._progress = _progress(console) if show_progress and console.is_terminal else None
+        self._writes_lines = show_progress and not console.is_terminal
+        self._line_at = monotonic() + _LINE_EVERY_SECONDS
+
+    async def prune(self, age: timedelta, *, keep_latest: bool, batch_size: int, dry_run: bool) -> None:
+        """Run it.
+
+        Raises:
+            GlasspointError: It failed; `report` says what was done before.
+        """
+        if not dry_run:
+            await check_cache(
+                self._postgres_url,
+                self._redis_url,
+                self._saver_options,
+                key_prefix=self._key_prefix,
+                undone="removed",
+            )
+        saver_class = UnattachedSaver if dry_run else CachedPostgresSaver
+        bar: AbstractContextManager[object] = self._progress or nullcontext()
+        async with saver_class.from_conn_string(
+            self._postgres_url,
+            redis_url=self._redis_url,
+            key_prefix=self._key_prefix,
+            **self._saver_options,
+            pool_max_size=2,
+            telemetry=create_telemetry(registry=CollectorRegistry()),
+        ) as saver:
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            loop.add_signal_handler(signal.SIGINT, lambda: self._interrupt(task))
+            try:
+                with bar:
+                    self.report = await saver.aprune_older_than(
+                        age,
+                        keep_latest=keep_latest,
+                        batch_size=batch_size,
+                        dry_run=dry_run,
+                        on_batch=self._on_batch,
+                    )
+                self.interrupted = False  # too late: it is done
+            except _Interrupted:
+                pass
+            except asyncio.CancelledError:
+                if not self.interrupted:
+                    raise
+                self.undone = True
+            finally:
+                loop.remove_signal_handler(signal.SIGINT)
+
+    def _interrupt(self, task: asyncio.Task[Any] | None) -> None:
+        if not self.interrupted:
+            self._console.print("Ending after the batch under way; Ctrl-C again undoes it.")
+        elif task is not None:
+            task.cancel()
+        self.interrupted = True
+
+    def _on_batch(self, report: PruneReport) -> None:
+        self.report = report
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], description=_so_far(report))
+        elif self._writes_lines and monotonic() >= self._line_at:
+            self._line_at = monotonic() + _LINE_EVERY_SECONDS
+            self._console.print(f"{_so_far(report)} …")
+        if self.interrupted:
+            raise _Interrupted
+
+
+def human_bytes(count: int) -> str:
+    """Return `1.2 GB`; steps of 1000, as disks are sold."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def _so_far(report: PruneReport) -> str:
+    return f"{report.checkpoints:,} checkpoints, {human_bytes(report.bytes)}, {report.threads:,} threads"
+
+
+def _progress(console: Console) -> Progress:
+    """Without an end: how much there is to do is known only when it is done."""
+    progress = Progress(
+        SpinnerColumn(),
+        BarColumn(bar_width=20),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    progress.add_task("looking for what is old", total=None)
+    return progress

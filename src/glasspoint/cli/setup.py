@@ -1,0 +1,148 @@
+"""`glasspoint setup`: the tables and triggers, made once by a role that may, before the service starts."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Literal, cast
+
+import psycopg
+
+from glasspoint.errors import GlasspointError, L2UnavailableError, SchemaError
+from glasspoint.l2 import schema
+from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from glasspoint.l2.schema import ForeignWrites
+    from glasspoint.l2.types import Connection
+    from glasspoint.model.password import Password
+
+__all__ = ["Task", "run_setup", "setup_script"]
+
+Task = Literal["set up", "renew the signing key", "remove"]
+
+
+async def run_setup(
+    postgres_url: str,
+    task: Task,
+    *,
+    foreign_writes: ForeignWrites,
+    schema_name: str | None = None,
+    password: Password | None = None,
+) -> list[str]:
+    """Do one task, and say what stands afterwards.
+
+    Args:
+        postgres_url: PostgreSQL, in any form that the saver takes.
+        task: `remove` drops everything of Glasspoint's own, and nothing of LangGraph's.
+        foreign_writes: Whether triggers are made that note what other software writes.
+        schema_name: Where the tables are, or are to be made; `None`: where the `search_path` leads.
+        password: Asked for PostgreSQL's password, in place of the URL's.
+
+    Returns:
+        What was done, a sentence a line.
+
+    Raises:
+        GlasspointError: It could not be done, or triggers were wanted and do not stand; the message says why.
+            It never holds a password.
+    """
+    async with _connected(postgres_url, schema_name, password) as conn:
+        return await _do(conn, task, foreign_writes)
+
+
+async def setup_script(
+    postgres_url: str,
+    task: Task,
+    *,
+    foreign_writes: ForeignWrites,
+    schema_name: str | None = None,
+    password: Password | None = None,
+) -> str:
+    """Return the SQL of a task as a script for psql, and change nothing.
+
+    Args:
+        postgres_url: As for `run_setup`. A role that may read will do.
+        task, foreign_writes, schema_name, password: As for `run_setup`.
+
+    Returns:
+        Comments that say where and by whom the script is to be run, then its statements; or one comment that
+        says that nothing is to be done.
+
+    Raises:
+        GlasspointError: PostgreSQL could not be reached, or refused to be read.
+    """
+    async with _connected(postgres_url, schema_name, password) as conn:
+        database = conn.info.dbname.replace("\n", " ")
+        if task == "remove":
+            script = await schema.removal_script(conn)
+            about = "remove what is Glasspoint's from"
+        else:
+            parts = [await schema.set_up_script(conn, foreign_writes=foreign_writes)]
+            if task == "renew the signing key":
+                parts.append(await schema.renewal_script(conn))
+            script = "\n".join(filter(None, parts))
+            about = "set up"
+    if not script:
+        return f"-- Nothing to do: the database {database} is as it should be."
+    lines = [
+        f"-- What glasspoint setup would run to {about} the database {database}, as it is now.",
+        "-- To run it: psql --set ON_ERROR_STOP=1 --file FILE, as the owner of LangGraph's tables.",
+    ]
+    if task != "remove":
+        lines += [
+            "-- A role that only uses the tables needs, and nothing more:",
+            *(f"--   {grant} TO the_role;" for grant in schema.GRANTS.split(", and ")),
+        ]
+    if schema_name is not None:
+        lines += ["", f"SET search_path TO {_quoted(schema_name)};"]
+    return "\n".join([*lines, "", script])
+
+
+def _quoted(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+@asynccontextmanager
+async def _connected(
+    postgres_url: str, schema_name: str | None, password: Password | None
+) -> AsyncIterator[Connection]:
+    """Open a connection; turn what PostgreSQL refuses into an error with a way out."""
+    try:
+        connection = await connect(postgres_url, schema=schema_name, password=password)
+    except psycopg.OperationalError as exc:
+        reason = in_one_line(exc, postgres_conninfo(postgres_url))
+        raise L2UnavailableError(
+            f"PostgreSQL cannot be reached: {reason}. Check POSTGRES_URL, and that the server is up."
+        ) from None
+    async with connection:
+        try:
+            yield cast("Connection", connection)
+        except psycopg.errors.InsufficientPrivilege as exc:
+            raise SchemaError(
+                f"PostgreSQL refused: {exc.diag.message_primary}. Run this with the owner of the tables. "
+                f"(A role that only uses them needs: {schema.GRANTS}.)"
+            ) from exc
+        except psycopg.Error as exc:
+            raise GlasspointError(
+                f"PostgreSQL refused: {exc.diag.message_primary or type(exc).__name__}."
+            ) from exc
+
+
+async def _do(conn: Connection, task: Task, foreign_writes: ForeignWrites) -> list[str]:
+    where = f"the database {conn.info.dbname}"
+    if task == "remove":
+        await schema.remove(conn)
+        return [f"Glasspoint's triggers and tables are removed from {where}; LangGraph's are as they were."]
+    await schema.set_up(conn, foreign_writes=foreign_writes)
+    done = [f"The tables are up to date in {where}."]
+    if task == "renew the signing key":
+        await schema.renew_signing_key(conn)
+        done.append("The signing key is renewed: savers believe nothing that Redis holds from before.")
+    if await schema.triggers_stand(conn):
+        done.append("Triggers note what other software writes.")
+        return done
+    done.append("There are no triggers: the cache does not notice what other software writes.")
+    if foreign_writes == "watch":
+        raise SchemaError(" ".join([*done, await schema.why_no_triggers(conn)]))
+    return done

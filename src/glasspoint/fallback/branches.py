@@ -1,0 +1,205 @@
+"""A run goes on in its branch, if the branch was set aside while the run was under way.
+
+A run that began in a lower tier names its thread, as before. But what the run has written so far stands
+above under another id (see `draining`), and the thread itself has another history there. So the calls of the
+run are led to the branch. The checkpoint that a call starts from tells whose call it is.
+
+A run may also have begun in a lower tier with nothing, and put its first checkpoint when the tier above is in
+use; or its checkpoints stand in a lower tier that was lost before it was drained. If the tier above has a
+history of the thread, the first put there makes the branch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import timedelta
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+from glasspoint.logs import get_logger
+from glasspoint.model.lineage import UNKNOWN_TIME, SetAside, mark_of, set_aside_at
+from glasspoint.savers.cached import CachedPostgresSaver
+from glasspoint.telemetry.events import ThreadDrained
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import TypeAlias
+
+    from langchain_core.runnables import RunnableConfig
+
+    from glasspoint.savers.memory_saver import MemorySaver
+    from glasspoint.savers.redis_saver import RedisSaver
+    from glasspoint.telemetry.events import Telemetry
+
+    TierSaver: TypeAlias = CachedPostgresSaver | RedisSaver | MemorySaver
+
+__all__ = ["UNDER_WAY", "Branches"]
+
+_log = get_logger("glasspoint")
+
+UNDER_WAY = timedelta(hours=1)
+"""How long a run may be under way, and still be led to its branch."""
+
+# LangGraph may store the writes of a checkpoint's tasks before the checkpoint itself, which says whose it is.
+_PUT_SECONDS = 5.0
+_STEP_SECONDS = 0.01
+
+
+@dataclass
+class _Known:
+    """A branch, and which checkpoints of it are known here."""
+
+    set_aside: SetAside
+    until: float
+    ids: set[str] = field(default_factory=set)
+    foreign: set[str] = field(default_factory=set)  # that were looked for in vain
+
+
+class Branches:
+    """The branches of one chain that were set aside lately."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        """Begin without any branch.
+
+        Args:
+            telemetry: Is told of branches that are made here.
+        """
+        self._telemetry = telemetry
+        self._of: dict[str, list[_Known]] = defaultdict(list)
+        self._anew: dict[str, float] = {}
+
+    def add(self, set_aside: SetAside, ids: Iterable[str] = ()) -> None:
+        """Remember a branch that was set aside, and some of its checkpoints."""
+        self._expire()
+        for known in self._of[set_aside.original]:
+            if known.set_aside.thread_id == set_aside.thread_id:
+                known.ids.update(ids)
+                return
+        self._of[set_aside.original].append(_Known(set_aside, _until(), set(ids)))
+
+    def begun_anew(self, thread_ids: Iterable[str]) -> None:
+        """Remember threads in which runs may have begun with nothing, in a lower tier."""
+        self._anew.update(dict.fromkeys(thread_ids, _until()))
+
+    async def place(
+        self, saver: TierSaver, config: RunnableConfig, *, puts: str | None = None
+    ) -> RunnableConfig:
+        """Return the config of a call with the thread that it belongs to.
+
+        Args:
+            saver: Works above.
+            config: Of the call.
+            puts: The id of the checkpoint that it puts, if it is a put.
+        """
+        thread_id = config.get("configurable", {}).get("thread_id")
+        if thread_id not in self._of and thread_id not in self._anew:
+            return config
+        start = _start_of(config)
+        if start is None:
+            known = await self._first(saver, config, thread_id, puts) if puts is not None else None
+        else:
+            known = await self._branch_with(saver, config, thread_id, start, is_put=puts is not None)
+            if known is None and puts is not None and not await _holds(saver, thread_id, start):
+                known = await self._first(saver, config, thread_id, puts)
+        if known is None:
+            if puts is not None:
+                for each in self._of.get(thread_id, ()):
+                    each.foreign.add(puts)
+            return config
+        if puts is not None:
+            known.ids.add(puts)
+        return _with_thread(config, known.set_aside.thread_id)
+
+    def mark(self, config: RunnableConfig, placed: RunnableConfig) -> dict[str, Any]:
+        """Return the metadata that mark a checkpoint as one of a branch; none for the thread itself."""
+        if placed is config:
+            return {}
+        thread_id, branch_id = (each["configurable"]["thread_id"] for each in (config, placed))
+        for known in self._of.get(thread_id, ()):
+            if known.set_aside.thread_id == branch_id and known.set_aside.began_at != UNKNOWN_TIME:
+                return mark_of(known.set_aside)
+        return {}
+
+    # ---------------------------------------------------------------- helpers
+
+    async def _first(
+        self, saver: TierSaver, config: RunnableConfig, thread_id: str, puts: str
+    ) -> _Known | None:
+        """The first put of a run that began with nothing, if it was in a lower tier."""
+        if self._anew.get(thread_id, 0.0) < monotonic():
+            return None
+        # If one of these fails, the same put is made again, and is a first one then, too.
+        newest = await saver.aget_tuple(cast("Any", {"configurable": {"thread_id": thread_id}}))
+        if newest is None:
+            if isinstance(saver, CachedPostgresSaver):  # from below, nobody can tell
+                self._anew.pop(thread_id, None)
+            return None
+        set_aside = set_aside_at(thread_id, puts)
+        await saver.note_set_aside(set_aside)
+        self._anew.pop(thread_id, None)
+        self.add(set_aside)
+        self._telemetry.note(ThreadDrained("set_aside"))
+        _log.warning(
+            "A run in thread %r began in a lower tier, and this tier has another history of the thread. "
+            "The run writes to the thread %r.",
+            thread_id,
+            set_aside.thread_id,
+        )
+        return self._of[thread_id][-1]
+
+    async def _branch_with(
+        self, saver: TierSaver, config: RunnableConfig, thread_id: str, start: str, *, is_put: bool
+    ) -> _Known | None:
+        self._expire()
+        known = list(self._of.get(thread_id, ()))
+        give_up_at = monotonic() + _PUT_SECONDS
+        while known:
+            for each in known:
+                if start in each.ids:
+                    return each
+            if all(start in each.foreign for each in known):
+                return None
+            # The thread itself first: a branch also holds the checkpoint that it goes on from.
+            is_own = await _holds(saver, thread_id, start)
+            for each in known:
+                if not is_own and await _holds(saver, each.set_aside.thread_id, start):
+                    each.ids.add(start)
+                    return each
+            if is_own or is_put or monotonic() > give_up_at:
+                for each in known:
+                    each.foreign.add(start)
+                return None
+            await asyncio.sleep(_STEP_SECONDS)  # nobody has put it yet
+        return None
+
+    def _expire(self) -> None:
+        now = monotonic()
+        for thread_id in list(self._of):
+            self._of[thread_id] = [each for each in self._of[thread_id] if each.until > now]
+            if not self._of[thread_id]:
+                del self._of[thread_id]
+        for thread_id in [each for each, until in self._anew.items() if until < now]:
+            del self._anew[thread_id]
+
+
+def _until() -> float:
+    return monotonic() + UNDER_WAY.total_seconds()
+
+
+def _start_of(config: RunnableConfig) -> str | None:
+    """Return the root graph's checkpoint that a call starts from. A subgraph's call names it in a map."""
+    configurable = config.get("configurable", {})
+    above = configurable.get("checkpoint_map") or {}
+    start = above.get("") or configurable.get("checkpoint_id")
+    return start if isinstance(start, str) else None
+
+
+def _with_thread(config: RunnableConfig, thread_id: str) -> RunnableConfig:
+    return {**config, "configurable": {**config["configurable"], "thread_id": thread_id}}
+
+
+async def _holds(saver: TierSaver, thread_id: str, checkpoint_id: str) -> bool:
+    configurable = {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": checkpoint_id}
+    return await saver.aget_tuple(cast("Any", {"configurable": configurable})) is not None

@@ -1,0 +1,801 @@
+"""The chain of tiers: which one works now, the way down when a server is lost, and the way back up.
+
+    start      the best tier that can be had; each one that could not is a fallback, said aloud
+    down       from `redis` to `memory`, when Redis is lost at run time. (From `cached` nothing falls at run
+               time: an acknowledged write is in PostgreSQL, or it fails.)
+    up         a probe in the background opens the tier above; what was written here is drained into it while
+               calls go on; then, for a moment, calls wait while the rest is drained, and the tier is switched
+    leftovers  what stands in a lower tier that could not be reached when it was left, or from a process that
+               died, is drained as soon as it can be reached
+    others     a thread that another process has written to below is drained when a call above asks for it
+
+A call that meets a thread on its way up waits for it and goes after it; so nobody reads what was before, and
+no write falls between two tiers. While the tier above refuses a thread for a passing reason, the tier is not
+switched: else the thread would be shorter above than here. A thread that can never be moved holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+from glasspoint.errors import (
+    ConfigurationError,
+    GlasspointError,
+    RedisRefusedError,
+    SaverClosedError,
+    SchemaError,
+    ThreadMovedError,
+)
+from glasspoint.fallback.branches import UNDER_WAY, Branches
+from glasspoint.fallback.draining import Drainer, Round
+from glasspoint.fallback.lookout import Lookout
+from glasspoint.logs import Throttle, get_logger
+from glasspoint.model.lineage import UNKNOWN_TIME, SetAside
+from glasspoint.savers.cached import CachedPostgresSaver
+from glasspoint.savers.redis_saver import RedisSaver
+from glasspoint.telemetry.background import BackgroundTask, run_to_the_end
+from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+
+    from glasspoint.fallback.branches import TierSaver
+    from glasspoint.model.generics import ResultT
+    from glasspoint.model.lineage import Branch
+    from glasspoint.savers.memory_saver import MemorySaver
+    from glasspoint.telemetry.events import DrainResult, Telemetry
+
+__all__ = ["Chain", "Spec"]
+
+_log = get_logger("glasspoint")
+
+# How long a call goes after a thread that is on its way up, and how often it looks.
+_FOLLOW_SECONDS = 30.0
+_FOLLOW_STEP_SECONDS = 0.02
+
+# How often a call is made again whose server was lost. It may have been done: calls store the same again.
+_RETRIES = 3
+
+# A server of another tier answers, and refuses: only a change of settings helps.
+_MISCONFIGURED = (ConfigurationError, SchemaError, RedisRefusedError)
+
+# How often calls wait for a moment, so that the rest of a tier is drained. Then the next probe goes on.
+_LAST_DRAINS = 50
+
+# How many rounds one such moment has: for what came since the round before, and to see that it was all.
+_ROUNDS_A_MOMENT = 3
+
+# How long to wait at most until threads are tried again that the tier above refuses.
+_LONGEST_PAUSE_SECONDS = 5.0
+
+# How often it is said how a drain goes on, and how often threads are counted that wait for one.
+_SAY_SECONDS = 60.0
+_COUNT_SECONDS = 30.0
+
+# How many threads a log line names.
+_NAMED_AT_MOST = 20
+
+# A lower tier in which nothing was stored for so long was left: whoever wrote to it has died, or is idle.
+_LEFT_SECONDS = 60.0
+
+# How long a start waits for threads that another process has sealed: longer than a seal outlives the dead.
+_START_SECONDS = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One tier of a chain.
+
+    Attributes:
+        name: `cached`, `redis` or `memory`.
+        open: Opens its saver, or raises one of `lost`.
+        lost: The errors that say that its server cannot be had, now.
+        reason: The same as one word, for metrics.
+        means: What it means to users to be in this tier, for the log.
+        is_shared: Whether threads of other processes, or of other chains of this process, stand there, too.
+        is_empty: Tells whether no thread stands there, at no cost. `None`: its server has to be asked.
+    """
+
+    name: str
+    open: Callable[[], Awaitable[TierSaver]]
+    lost: tuple[type[Exception], ...]
+    reason: str
+    means: str
+    is_shared: bool = False
+    is_empty: Callable[[], bool] | None = None
+
+
+class Chain:
+    """The tiers of one saver, best first."""
+
+    def __init__(self, specs: list[Spec], telemetry: Telemetry, *, probe_seconds: float) -> None:
+        """Take the tiers; `open` opens one of them.
+
+        Args:
+            specs: The tiers, best first.
+            telemetry: Who is told of every change.
+            probe_seconds: How often the tiers above are tried.
+        """
+        self._specs = specs
+        self._telemetry = telemetry
+        self._probe_seconds = probe_seconds
+        self._gate = _Gate()
+        self._active: tuple[Spec, TierSaver] | None = None
+        self._rising: TierSaver | None = None  # the tier above, while this one is drained into it
+        self._settled = asyncio.Event()  # set while every thread is in the tier that works
+        self._settled.set()
+        self._undrained: frozenset[str] = frozenset()  # tiers that may hold what is not in a higher one
+        self._branches = Branches(telemetry)
+        self._drainers = {
+            spec.name: Drainer(spec.name, _Report(spec.name, telemetry, self._branches)) for spec in specs[1:]
+        }
+        self._lookouts = {
+            spec.name: Lookout(cast("Any", spec.open), is_empty=spec.is_empty)
+            for spec in specs[1:]
+            if spec.is_shared
+        }
+        self._kept: tuple[Spec, TierSaver] | None = None  # holds what can be drained nowhere
+        self._threads_below: dict[str, int] = {}
+        self._progress = Throttle(_SAY_SECONDS)
+        self._count_at = 0.0
+        self._misconfigured: set[str] = set()  # what was said of tiers that cannot be used as configured
+        self._climbing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._probing = BackgroundTask(
+            "tier_probe", telemetry, means="Meanwhile this process stays in the tier that it works in."
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a tier that works."""
+        return self._active is not None
+
+    @property
+    def tier(self) -> str:
+        """The tier that works now."""
+        return self._current[0].name
+
+    @property
+    def whole(self) -> bool:
+        """Whether the tier that works is the best, and nothing is known to stand below it."""
+        return self._current[0] is self._specs[0] and not self._undrained
+
+    @property
+    def saver(self) -> TierSaver:
+        """Its saver."""
+        return self._current[1]
+
+    async def open(self) -> None:
+        """Open the best tier that can be had, and drain into it what stands in the tiers below.
+
+        Raises:
+            GlasspointError: None can be had; or a tier cannot be used as it is configured.
+        """
+        for spec in self._specs:
+            try:
+                saver = await spec.open()
+            except spec.lost as exc:
+                if spec is self._specs[-1]:
+                    raise
+                self._fell(spec, self._below(spec)[0], exc)
+            else:
+                self._active = (spec, saver)
+                saver.vitals.set_active(True)
+                break
+        self._note_undrained(
+            frozenset(
+                each.name
+                for each in self._below(self._current[0])
+                if each.is_empty is None or not each.is_empty()
+            )
+        )
+        try:
+            await self._drain_leftovers(is_start=True)
+        except (ConfigurationError, RedisRefusedError) as exc:
+            self._say_misconfigured(exc)  # the tier that works does not need the one below
+        except BaseException:
+            await self.saver.close()
+            raise
+        self._background(self._keep_watch(), "glasspoint-tier-probe")
+
+    async def close(self) -> None:
+        """Let the calls under way end, and close every saver that is open.
+
+        That is done to the end, also if the caller is cancelled meanwhile. May be called twice.
+        """
+        if self._active is not None:
+            await run_to_the_end(self._close())
+
+    async def _close(self) -> None:
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+        async with self._gate.shut():
+            if self._active is not None:
+                saver, self._active = self.saver, None
+                await saver.close()
+                await self._let_go()
+                for lookout in self._lookouts.values():
+                    await lookout.close()
+
+    async def delete_thread(self, thread_id: str, delete: Callable[[TierSaver], Awaitable[None]]) -> None:
+        """Delete a thread in the tier that works, and in the lower tiers.
+
+        A thread that stays in a lower tier would come back when that tier is drained.
+        """
+        await self.run(delete, thread_id=thread_id)
+        for below in self._below(self._current[0]):
+            if below.name not in self._undrained:
+                continue
+            try:
+                lower = await self._open_lower(below)
+            except (GlasspointError, OSError) as exc:
+                _log.warning(
+                    "Thread %r was deleted, but not in the tier %s, which cannot be reached (%s). If the "
+                    "thread stands there, it comes back when that tier is drained: delete it again then.",
+                    thread_id,
+                    below.name,
+                    type(exc).__name__,
+                )
+                continue
+            try:
+                with suppress(ThreadMovedError):
+                    await delete(lower)
+                self._drainers[below.name].refused.pop(thread_id, None)
+            finally:
+                await self._close_lower(lower)
+
+    async def placed(
+        self, saver: TierSaver, config: RunnableConfig, *, puts: str | None = None
+    ) -> RunnableConfig:
+        """Return the config of a call with the thread that it belongs to: see `Branches.place`."""
+        return await self._branches.place(saver, config, puts=puts)
+
+    def mark(self, config: RunnableConfig, placed: RunnableConfig) -> dict[str, Any]:
+        """Return the metadata that a put adds because of its place: see `Branches.mark`."""
+        return self._branches.mark(config, placed)
+
+    async def run(
+        self, call: Callable[[TierSaver], Awaitable[ResultT]], *, thread_id: object = None
+    ) -> ResultT:
+        """Make a call on the tier that works, and go with it when that changes.
+
+        Args:
+            thread_id: The thread that it concerns, which is in one tier. `None`: it concerns several, and
+                waits until all are in one.
+        """
+        give_up_at, retries = monotonic() + _FOLLOW_SECONDS, _RETRIES
+        if thread_id is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FOLLOW_SECONDS):
+                    await self._settled.wait()
+        while True:
+            failure: Exception
+            if thread_id is not None:
+                await self._bring_up(thread_id)
+            async with self._gate.passing():
+                spec, saver = self._current
+                try:
+                    return await call(saver)
+                except ThreadMovedError as exc:
+                    failure = exc
+                except spec.lost as exc:
+                    failure = exc
+            if isinstance(failure, ThreadMovedError):
+                if monotonic() > give_up_at:
+                    raise failure
+                if failure.moved_to is not None and isinstance(thread_id, str):
+                    self._branches.add(SetAside(thread_id, failure.moved_to, UNKNOWN_TIME))
+                rising = await self._saver_above() if failure.moved else None
+                if rising is not None:
+                    if isinstance(thread_id, str) and not isinstance(saver, CachedPostgresSaver):
+                        self._branches.begun_anew(saver.begun_anew & {thread_id})
+                    try:
+                        return await call(rising)
+                    except ThreadMovedError:
+                        pass
+                    except SaverClosedError:  # the way up was given up just now, or this chain was closed
+                        _ = self._current
+                await asyncio.sleep(_FOLLOW_STEP_SECONDS)
+            elif spec is self._specs[0] or not retries or not await self._fall(spec, failure):
+                raise failure
+            else:
+                retries -= 1
+
+    async def _bring_up(self, thread_id: object) -> None:
+        """Move a thread that another process has written to below, before the tier that works answers.
+
+        Raises:
+            GlasspointError, psycopg.Error: It stands below, and cannot be moved now.
+        """
+        spec, saver = self._current
+        for below in self._below(spec):
+            lookout = self._lookouts.get(below.name)
+            if lookout is None or lookout.is_clear or not isinstance(thread_id, str) or not thread_id:
+                continue
+            drainer, give_up_at = self._drainers[below.name], monotonic() + _FOLLOW_SECONDS
+            while thread_id not in drainer.refused and (await lookout.look(thread_id)).this:
+                if await drainer.one(lookout.saver, saver, thread_id):
+                    break
+                if monotonic() > give_up_at:
+                    raise ThreadMovedError(
+                        f"This thread stands in the tier {below.name}, and another process keeps it sealed: "
+                        "ask again in a moment.",
+                        moved=False,
+                    )
+                await asyncio.sleep(_FOLLOW_STEP_SECONDS)
+
+    # ---------------------------------------------------------------- down
+
+    async def _fall(self, spec: Spec, why: Exception) -> bool:
+        """Leave a tier whose server is lost. Returns whether it is worth trying again."""
+        below = next(iter(self._below(spec)), None)
+        async with self._gate.shut():
+            if self._current[0] is not spec:
+                return True  # another call was here first
+            try:
+                await self.saver.ping()
+            except spec.lost:
+                if below is None:
+                    return False
+            else:
+                return True  # it works again
+            saver = await below.open()
+            # What a thread was before stands in the tier that is lost: what begins anew is not its state.
+            self._drainers[below.name].held_elsewhere = self._lower.threads_written
+            self._note_undrained(self._undrained | {spec.name})
+            await self._switch(below, saver)
+            self._fell(spec, below, why)
+            return True
+
+    def _below(self, spec: Spec) -> list[Spec]:
+        return self._specs[self._specs.index(spec) + 1 :]
+
+    def _above(self, spec: Spec) -> list[Spec]:
+        return self._specs[: self._specs.index(spec)]
+
+    def _fell(self, spec: Spec, below: Spec, why: Exception) -> None:
+        self._telemetry.note(TierChanged(spec.name, below.name, spec.reason))
+        _log.warning(
+            "Fallback from tier %s to %s (%s): %s %s", spec.name, below.name, spec.reason, below.means, why
+        )
+
+    # ---------------------------------------------------------------- up
+
+    async def _keep_watch(self) -> None:
+        process_id = os.getpid()
+        while True:
+            await asyncio.sleep(max(self._probe_seconds * random.uniform(0.8, 1.2), self._probing.pause))
+            if os.getpid() != process_id:  # somebody runs the parent's loop in a child
+                return
+            await self._guarded(self._rise)
+
+    async def _rise(self) -> None:
+        await self._count()
+        await self._climb()
+        await self._look_below()
+        await self._drain_leftovers()
+
+    async def _look_below(self) -> None:
+        """Take note of threads in a lower tier that no process works in any more."""
+        for below in self._below(self._current[0]):
+            lookout = self._lookouts.get(below.name)
+            if lookout is None or below.name in self._undrained:
+                continue
+            holding = await lookout.look("")
+            if holding.any and holding.unused_seconds > _LEFT_SECONDS:
+                self._note_undrained(self._undrained | {below.name})
+            if lookout.misconfigured is not None:
+                self._say_misconfigured(lookout.misconfigured)
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what nobody waits for, whatever happens."""
+        try:
+            await work()
+        except _MISCONFIGURED as exc:
+            self._say_misconfigured(exc)
+        except (GlasspointError, OSError, TimeoutError) as exc:
+            _log.debug("the tiers above were not reached (%s)", type(exc).__name__)
+        except Exception as exc:
+            self._probing.failed(exc)
+        else:
+            self._probing.worked()
+            if self.whole:
+                self._misconfigured.clear()
+
+    def _say_misconfigured(self, why: Exception) -> None:
+        """Log a mistake in the configuration of another tier: once, until a probe has worked again."""
+        message = str(why)
+        if message not in self._misconfigured:
+            self._misconfigured.add(message)
+            _log.warning(
+                "Another tier cannot be used as it is configured. This process stays in the tier %s, and "
+                "goes on trying. %s",
+                self.tier,
+                message,
+            )
+
+    async def _saver_above(self) -> TierSaver | None:
+        """The saver that a moved thread went to, if this process is on its way there; if not, it starts."""
+        if self._rising is None and not self._climbing.locked():
+            self._background(self._guarded(self._climb), "glasspoint-tier-ascent")
+        return self._rising
+
+    async def _climb(self) -> None:
+        """Go up to the best tier that can be had, with everything that stands here."""
+        async with self._climbing:
+            spec, _ = self._current
+            for above in self._above(spec):
+                try:
+                    saver = await above.open()
+                except above.lost:
+                    continue
+                except _MISCONFIGURED as exc:
+                    self._say_misconfigured(exc)  # the next one may be had
+                    continue
+                try:
+                    await self._promote(above, saver)
+                except BaseException:
+                    if self._active is None or self.saver is not saver:
+                        await saver.close()
+                    raise
+                return
+
+    async def _promote(self, above: Spec, saver: TierSaver) -> None:
+        """Drain the tier that works into the one above, and work in that one.
+
+        Args:
+            above: The tier above.
+            saver: Its saver, which is open.
+
+        Raises:
+            GlasspointError: That was not to be done now. What was moved is above, and is found there.
+        """
+        spec, lower = self._current
+        self._rising = saver
+        self._settled.clear()
+        try:
+            outcome = await self._move_up(spec, above, lower, saver)
+        finally:
+            self._rising = None
+            self._settled.set()
+        self._telemetry.note(TierChanged(spec.name, above.name, "recovered"))
+        _log.warning("Promoted from tier %s to %s: %s.", spec.name, above.name, outcome)
+
+    async def _move_up(self, spec: Spec, above: Spec, lower: TierSaver, upper: TierSaver) -> str:
+        """Drain while calls go on, then drain the rest and switch while calls wait: until that is done once.
+
+        Returns:
+            What became of the threads in the tier below, in words for the log.
+
+        Raises:
+            GlasspointError: The tier below was not empty at any of the attempts.
+        """
+        for _ in range(_LAST_DRAINS):
+            is_lost = not await self._drain_while_calls_go_on(spec, above, lower, upper)
+            outcome = await self._switch_while_calls_wait(spec, above, lower, upper, is_lost=is_lost)
+            if outcome is not None:
+                return outcome
+            await asyncio.sleep(_FOLLOW_STEP_SECONDS)  # another process may be draining some of it
+        raise GlasspointError("The tier below is not empty yet.")
+
+    async def _drain_while_calls_go_on(
+        self, spec: Spec, above: Spec, lower: TierSaver, upper: TierSaver
+    ) -> bool:
+        """Drain until nothing is left that the tier above refuses for now.
+
+        Returns:
+            Whether that is done. `False`: the server of the tier below is lost.
+
+        Raises:
+            GlasspointError: It refuses something, and a better tier is back: go up to that one instead. It
+                may have these threads already, and then the tier between refuses them for a minute.
+        """
+        pause = _FOLLOW_STEP_SECONDS
+        try:
+            while (await self._drain(spec, lower, upper)).put_off:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                self._check_that_works(lower)
+                await self._check_that_none_is_better(above)
+        except spec.lost:
+            return False
+        return True
+
+    async def _switch_while_calls_wait(
+        self, spec: Spec, above: Spec, lower: TierSaver, upper: TierSaver, *, is_lost: bool
+    ) -> str | None:
+        """Drain what has come since, and work in the tier above from then on.
+
+        Args:
+            spec, lower: The tier below, and its saver.
+            above, upper: The tier above, and its saver.
+            is_lost: Whether the server of the tier below is lost: what stands there is drained later.
+
+        Returns:
+            What became of the threads below, in words for the log. `None`: some are left, and the tier is
+            the same as before.
+        """
+        async with self._gate.shut():
+            self._check_that_works(lower)
+            if not is_lost and not await self._drain_the_rest(spec, lower, upper):
+                return None
+            has_lost_threads = not is_lost and await self._has_lost_threads(lower)
+            await self._remember_branches(upper)
+            refused = self._drainers[spec.name].refused
+            if is_lost or refused:  # before any caller takes the chain for whole
+                self._note_undrained(self._undrained | {spec.name})
+            await self._switch(above, upper)
+        if has_lost_threads:
+            return "but Redis has lost threads that were written there: see the error above"
+        if is_lost:
+            return "the one below is lost, too; what it holds will be drained when it is back"
+        if refused:
+            return f"but for {len(refused)} threads that cannot be drained, as said above; they stay below"
+        return "everything that was written meanwhile is there"
+
+    async def _drain_the_rest(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> bool:
+        """Drain while calls wait, and tell whether the tier is empty."""
+        for _ in range(_ROUNDS_A_MOMENT):
+            done = await self._drain(spec, lower, upper)
+            if done.is_empty:
+                return True
+            if done.put_off:
+                break
+        return False
+
+    @staticmethod
+    async def _has_lost_threads(saver: TierSaver) -> bool:
+        return isinstance(saver, RedisSaver) and await saver.look_for_losses()
+
+    def _check_that_works(self, lower: TierSaver) -> None:
+        if self._current[1] is not lower:
+            raise GlasspointError("The tier below was lost meanwhile.")
+
+    async def _check_that_none_is_better(self, above: Spec) -> None:
+        for better in self._above(above):
+            try:
+                saver = await better.open()
+            except better.lost:
+                continue
+            await saver.close()
+            raise GlasspointError(f"The tier {better.name} is back: {above.name} is not drained into.")
+
+    async def _remember_branches(self, upper: TierSaver) -> None:
+        """Find out which runs under way belong to branches that were set aside, by other processes too."""
+        if isinstance(upper, CachedPostgresSaver):
+            for set_aside in await upper.set_aside_since(UNDER_WAY):
+                self._branches.add(set_aside)
+
+    async def _drain_leftovers(self, *, is_start: bool = False) -> None:
+        """Drain what stands in lower tiers that nobody works in, as far as they can be reached.
+
+        Args:
+            is_start: No call was made yet. If the tier above refuses some of it for now, work in the lower
+                one: its threads are longer there.
+        """
+        spec, saver = self._current
+        for below in self._below(spec):
+            if below.name not in self._undrained:
+                continue
+            try:
+                lower = await self._open_lower(below)
+            except below.lost:
+                continue
+            try:
+                done = await self._drain_leftover(
+                    below, lower, saver, seconds=_START_SECONDS if is_start else 0
+                )
+                if not done.is_empty and is_start:
+                    await self._work_below(spec, below, lower, done)
+                    return
+                if done.is_empty and not self._drainers[below.name].refused:
+                    self._note_undrained(self._undrained - {below.name})
+            except below.lost:
+                continue
+            except spec.lost:
+                if not is_start:
+                    raise
+                await self._work_below(spec, below, lower, Round())
+                return
+            finally:
+                await self._close_lower(lower)
+
+    async def _drain_leftover(
+        self, below: Spec, lower: TierSaver, upper: TierSaver, *, seconds: float
+    ) -> Round:
+        """Drain a tier in which nobody works, for at least so long while other processes hold some of it."""
+        give_up_at = monotonic() + seconds
+        for attempt in itertools.count(1):
+            done = await self._drain(below, lower, upper)
+            if done.is_empty or done.put_off:
+                break
+            if attempt >= _LAST_DRAINS and monotonic() > give_up_at:
+                break
+            # Another process is draining some of it, or has died of it: then its seals expire.
+            await asyncio.sleep(_FOLLOW_STEP_SECONDS)
+        return done
+
+    async def _open_lower(self, below: Spec) -> TierSaver:
+        """Return the saver of a lower tier: the one that was kept, or a new one."""
+        if self._kept is not None and self._kept[0] is below:
+            return self._kept[1]
+        return await below.open()
+
+    async def _close_lower(self, lower: TierSaver) -> None:
+        """Close what `_open_lower` returned, unless calls go there now, or it is kept for what it holds."""
+        if self._kept is not None and self._kept[1] is lower:
+            if self._kept[0].name in self._undrained:
+                return
+            self._kept = None
+        if self._active is None or self._active[1] is not lower:
+            await lower.close()
+
+    async def _work_below(self, spec: Spec, below: Spec, lower: TierSaver, done: Round) -> None:
+        above = self.saver
+        self._active = (below, lower)
+        above.vitals.set_active(False)
+        lower.vitals.set_active(True)
+        self._note_undrained(self._undrained - {below.name})
+        await above.close()
+        self._telemetry.note(TierChanged(spec.name, below.name, spec.reason))
+        _log.warning(
+            "Fallback from tier %s to %s: threads that stand in %s cannot be drained now (%s). They are "
+            "tried again; until then, all conversations go on below.",
+            spec.name,
+            below.name,
+            below.name,
+            _most_common(done.put_off.values())
+            or ("another process has sealed them" if done.found else "the tier above takes no writes"),
+        )
+
+    async def _drain(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> Round:
+        # Nothing is ever drained out of the best tier, so `lower` is one of the others.
+        drainer = self._drainers[spec.name]
+        done = await drainer.round(lower, upper)  # type: ignore[arg-type]
+        waiting = done.found - done.moved
+        self._note_threads(spec.name, waiting + len(drainer.refused))
+        if (waiting or done.put_off) and self._progress.due():
+            _log.warning(
+                "Draining the tier %s: %d threads are moved in this round, %d wait (%s), %d cannot be moved.",
+                spec.name,
+                done.moved,
+                waiting,
+                _most_common(done.put_off.values()) or "another process drains them",
+                len(drainer.refused),
+            )
+        return done
+
+    async def _count(self) -> None:
+        """Say how many threads stand in the tier that works, if that is a lower one."""
+        spec, saver = self._current
+        if spec is self._specs[0] or isinstance(saver, CachedPostgresSaver) or monotonic() < self._count_at:
+            return
+        self._count_at = monotonic() + _COUNT_SECONDS
+        self._note_threads(spec.name, len([each async for each in saver.thread_ids()]))
+
+    # ---------------------------------------------------------------- helpers
+
+    @property
+    def _current(self) -> tuple[Spec, TierSaver]:
+        if self._active is None:
+            raise SaverClosedError("This saver was closed: open a new one, or close it later.")
+        return self._active
+
+    @property
+    def _lower(self) -> RedisSaver | MemorySaver:
+        saver = self.saver
+        assert not isinstance(saver, CachedPostgresSaver)
+        return saver
+
+    def _note_undrained(self, tiers: frozenset[str]) -> None:
+        self._undrained = tiers
+        self.saver.vitals.undrained = tuple(sorted(tiers))
+
+    def _note_threads(self, tier: str, threads: int) -> None:
+        self._threads_below[tier] = threads
+        self.saver.vitals.undrained_threads = dict(self._threads_below)
+
+    def _background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _switch(self, spec: Spec, saver: TierSaver) -> None:
+        of_before, before = self._current
+        if not isinstance(before, CachedPostgresSaver):  # runs under way may have begun there
+            self._branches.begun_anew(before.begun_anew)
+        self._active = (spec, saver)
+        self._note_undrained(self._undrained - {spec.name})
+        saver.vitals.undrained_threads = dict(self._threads_below)
+        before.vitals.set_active(False)
+        saver.vitals.set_active(True)
+        if of_before.name == "memory" and self._drainers["memory"].refused:
+            self._kept = (of_before, before)  # closed, it would be lost
+            return
+        with suppress(Exception):  # its server may be lost
+            await before.close()
+
+    async def _let_go(self) -> None:
+        """Close what holds threads that can be drained nowhere: they end here, and that is said."""
+        if self._kept is None:
+            return
+        (spec, saver), self._kept = self._kept, None
+        refused = self._drainers[spec.name].refused
+        _log.error(
+            "%d threads of the tier %s could not be drained, and are lost with this process: %s.",
+            len(refused),
+            spec.name,
+            ", ".join(f"{thread_id!r} ({why})" for thread_id, why in list(refused.items())[:_NAMED_AT_MOST]),
+        )
+        await saver.close()
+
+
+class _Report:
+    """Tells telemetry and the chain how a drain goes on."""
+
+    def __init__(self, tier: str, telemetry: Telemetry, branches: Branches) -> None:
+        self._tier = tier
+        self._telemetry = telemetry
+        self._branches = branches
+
+    def imported(self, checkpoints: int) -> None:
+        self._telemetry.note(Drained(self._tier, checkpoints))
+
+    def drained(self, result: DrainResult) -> None:
+        self._telemetry.note(ThreadDrained(result))
+
+    def set_aside(self, set_aside: SetAside, branches: Sequence[Branch]) -> None:
+        # Without the checkpoint that it goes on from, which the thread itself has, too.
+        own = [each for branch in branches for each in sorted(branch.ids)[1 if branch.bases else 0 :]]
+        self._branches.add(set_aside, own)
+
+
+def _most_common(words: Iterable[str]) -> str:
+    counted = Counter(words).most_common(1)
+    return counted[0][0] if counted else ""
+
+
+class _Gate:
+    """Calls pass while it is open; whoever shuts it waits until those inside are out."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._open = asyncio.Event()
+        self._open.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._one_at_a_time = asyncio.Lock()
+
+    @asynccontextmanager
+    async def passing(self) -> AsyncIterator[None]:
+        while not self._open.is_set():
+            await self._open.wait()
+        self._inside += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._empty.set()
+
+    @asynccontextmanager
+    async def shut(self) -> AsyncIterator[None]:
+        async with self._one_at_a_time:
+            self._open.clear()
+            try:
+                await self._empty.wait()
+                yield
+            finally:
+                self._open.set()

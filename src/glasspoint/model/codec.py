@@ -1,0 +1,608 @@
+"""Values serialised once, stored twice.
+
+A checkpoint is taken apart here the way LangGraph's PostgreSQL schema wants it (small values inline in the
+checkpoint's JSON, the others as one blob per channel and version), into bytes that go to L2 and to L1 as
+they are; a warm-up moves the same bytes from L2 to L1. Putting a tuple together again is the other half.
+
+A small value that PostgreSQL's jsonb refuses (a text with NUL, a lone surrogate, NaN, infinity) is kept as a
+blob, too. `AsyncPostgresSaver` reads it back from there, though it cannot write it itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_serializable_checkpoint_metadata,
+    writes_sort_key,
+)
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from pydantic import BaseModel
+
+from glasspoint.errors import SerializationError
+from glasspoint.model import traceparent as traceparents
+from glasspoint.model.scope import Scope, is_ordered_id
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import PendingWrite
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+
+__all__ = [
+    "Encoded",
+    "EncodedPut",
+    "EncodedWrite",
+    "PendingWrites",
+    "StoredCheckpoint",
+    "decode_tuple",
+    "encode_found",
+    "encode_put",
+    "encode_writes",
+    "is_old_format",
+    "is_readable",
+    "version_text",
+    "versions_of",
+]
+
+# The first checkpoint format whose pending sends stand in its own values. Upstream completes an older one
+# with writes of its *parent*, which no entry of the cache follows.
+_SENDS_INLINE_SINCE = 4
+
+
+class Encoded(NamedTuple):
+    """A serialised value: the serializer's name for its format, and the bytes."""
+
+    type: str
+    data: bytes
+
+
+class EncodedWrite(NamedTuple):
+    """One pending write, as both tiers store it."""
+
+    task_id: str
+    idx: int
+    channel: str
+    value: Encoded
+    task_path: str
+
+
+class PendingWrites(NamedTuple):
+    """Pending writes whose checkpoint is elsewhere.
+
+    They can come before their put, and a run can go on in another tier than it began in.
+    """
+
+    scope: Scope
+    checkpoint_id: str
+    writes: list[EncodedWrite]
+
+
+@dataclass(slots=True)
+class StoredCheckpoint:
+    """A checkpoint as it stands in storage, in either tier; nothing of the channel values is decoded.
+
+    Attributes:
+        document: The checkpoint without the values kept per channel, parsed from its JSON.
+        metadata: Its metadata, parsed from JSON.
+        values: Channel -> (version, value) for the values kept per channel, at the versions that `document`
+            names.
+        document_json, metadata_json: What the two were parsed from, if a warm-up may need them.
+        document_bytes: How long the JSON was.
+        is_fenced: Whether a burst of writes was under way in L2: L1 must not be warmed up with it.
+        is_brought: Whether it stands in a lower tier that has not made it: its thread goes on from there.
+    """
+
+    scope: Scope
+    checkpoint_id: str
+    parent_id: str | None
+    document: dict[str, Any]
+    metadata: dict[str, Any]
+    values: dict[str, tuple[str, Encoded]]
+    writes: list[EncodedWrite]
+    document_json: str = ""
+    metadata_json: str = ""
+    document_bytes: int = 0
+    is_fenced: bool = False
+    is_brought: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the checkpoint, its values and its writes."""
+        values = sum(len(value.data) for _, value in self.values.values())
+        return self.document_bytes + values + sum(len(write.value.data) for write in self.writes)
+
+    def detached(self) -> StoredCheckpoint:
+        """Return a copy of which an image can still be made after `decode_tuple`.
+
+        The checkpoint that `decode_tuple` returns shares its channel versions, and LangGraph changes those.
+        """
+        return replace(self, document={**self.document, "channel_versions": dict(versions_of(self.document))})
+
+    @property
+    def needs_parent(self) -> bool:
+        """Whether upstream completes this old format with the parent's writes; such are never cached."""
+        return completes_from_parent(self.document, self.parent_id)
+
+    @property
+    def needs_ancestors(self) -> bool:
+        """Whether a delta channel of it is rebuilt from its ancestors: by itself it is not the state."""
+        if "delta_writes_versioned" in self.metadata:  # LangGraph.js marks such threads, not the channels
+            return True
+        counters = self.metadata.get("counters_since_delta_snapshot")
+        inline = self.document.get("channel_values") or {}
+        versioned = versions_of(self.document)
+        return isinstance(counters, dict) and any(
+            each in versioned and each not in self.values and each not in inline for each in counters
+        )
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether an image of it can be kept true: see `EncodedPut.cacheable`."""
+        return (
+            is_ordered_id(self.checkpoint_id)
+            and not self.needs_parent
+            and is_readable(self.document)
+            and self.document.get("id") == self.checkpoint_id
+        )
+
+
+@dataclass(slots=True)
+class EncodedPut:
+    """A checkpoint on its way into storage.
+
+    Attributes:
+        blobs: Channel -> (version, value): the new values that are kept per channel.
+        voids: Channel -> version, of channels that are new at this version and have no value.
+        inline: Channel -> version, of the channels whose value stands in `document_json`.
+        snapshots: The channels among `blobs` that have a mark, `true`, in `document_json`: snapshots of delta
+            channels.
+        channels: Every channel that the checkpoint names.
+        cacheable: Whether L1 may hold an image of it. It may not when the id is not a UUID (only of UUIDs it
+            is certain that L1 orders them as L2 does), in a format older than 4 with a parent (upstream then
+            reads some of the parent's writes into it), or when its channel versions are no mapping.
+        follows_newest: The parent was read as the newest of its scope, or nothing was there to be the parent.
+        follows_own: The parent is the last checkpoint that the same run has put.
+    """
+
+    checkpoint_id: str
+    parent_id: str | None
+    document_json: str
+    metadata_json: str
+    blobs: dict[str, tuple[str, Encoded]]
+    voids: dict[str, str]
+    inline: dict[str, str]
+    channels: list[str]
+    cacheable: bool
+    step: int | None = None
+    source: str | None = None
+    snapshots: list[str] = field(default_factory=list)
+    follows_newest: bool = False
+    follows_own: bool = False
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = (
+            len(self.document_json)
+            + len(self.metadata_json)
+            + sum(len(value.data) for _, value in self.blobs.values())
+        )
+
+
+def encode_put(
+    serde: SerializerProtocol,
+    config: RunnableConfig,
+    parent_id: str | None,
+    checkpoint: Checkpoint,
+    metadata: CheckpointMetadata,
+    new_versions: ChannelVersions,
+    *,
+    traceparent: str | None = None,
+    follows_newest: bool = False,
+    follows_own: bool = False,
+) -> EncodedPut:
+    """Serialise a checkpoint, the way `AsyncPostgresSaver.aput` splits it.
+
+    Args:
+        new_versions: The channels that changed. Of the others, a value that is kept as a blob is not sent
+            again: it stands at its version.
+        traceparent: The span that writes it, to be stored with the metadata: see `model.traceparent`.
+        follows_newest, follows_own: See `EncodedPut`.
+
+    Raises:
+        SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store.
+    """
+    # Upstream stores a checkpoint without them, or with something else in their place, too.
+    versions = versions_of(checkpoint)
+    small: dict[str, Any] = {}
+    large: dict[str, Any] = {}
+    for channel, value in checkpoint["channel_values"].items():
+        if isinstance(value, _DeltaSnapshot):
+            large[channel] = value
+            small[channel] = True
+        elif value is None or isinstance(value, (str, int, float, bool)):
+            small[channel] = value
+        else:
+            large[channel] = value
+    document: dict[str, Any] = {**checkpoint, "channel_values": small}
+    document_json = _jsonb(document)
+    apart: set[str] = set()
+    if document_json is None:
+        apart = _not_inline(small, versions)
+        large |= {channel: small.pop(channel) for channel in apart}
+        document_json = _to_json(document, "the checkpoint")
+    blobs: dict[str, tuple[str, Encoded]] = {}
+    voids: dict[str, str] = {}
+    for channel, version in new_versions.items():
+        if channel in large:
+            what = f"channel {channel!r}"
+            encode = _encode_apart if channel in apart else _encode
+            at = versions[channel] if channel in apart else version
+            blobs[_text(what, channel)] = (_version(what, at), encode(serde, large[channel], what))
+        elif channel not in small and channel in versions:
+            voids[channel] = version_text(version)
+    inline = {c: version_text(versions[c]) for c in small if c in versions and c not in blobs}
+    return EncodedPut(
+        checkpoint_id=checkpoint["id"],
+        parent_id=parent_id,
+        document_json=document_json,
+        metadata_json=_to_json(_metadata(config, metadata, traceparent), "the metadata"),
+        blobs=blobs,
+        voids=voids,
+        inline=inline,
+        channels=list(versions),
+        cacheable=is_ordered_id(checkpoint["id"])
+        and not completes_from_parent(document, parent_id)
+        and is_readable(document),
+        step=metadata.get("step"),
+        source=metadata.get("source"),
+        snapshots=[channel for channel in blobs if channel in small],
+        follows_newest=follows_newest,
+        follows_own=follows_own,
+    )
+
+
+def encode_writes(
+    serde: SerializerProtocol,
+    writes: Sequence[tuple[str, Any]],
+    task_id: str,
+    task_path: str,
+    *,
+    last_wins: bool,
+) -> list[EncodedWrite]:
+    """Serialise a task's writes, numbered as upstream numbers them.
+
+    Args:
+        last_wins: Which of two writes with one number stays; upstream stores one after the other, replacing
+            or not.
+
+    Raises:
+        SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store.
+    """
+    _text(f"writes of the task id {task_id!r}", task_id)
+    _text(f"writes with the task path {task_path!r}", task_path)
+    encoded: dict[int, EncodedWrite] = {}
+    for position, (channel, value) in enumerate(writes):
+        idx = WRITES_IDX_MAP.get(channel, position)
+        write = EncodedWrite(
+            task_id,
+            idx,
+            _text(f"a write to channel {channel!r}", channel),
+            _encode(serde, value, f"the write to channel {channel!r}"),
+            task_path,
+        )
+        if last_wins or idx not in encoded:
+            encoded[idx] = write
+    return list(encoded.values())
+
+
+def encode_found(serde: SerializerProtocol, found: CheckpointTuple) -> StoredCheckpoint:
+    """Serialise what another saver shows of a checkpoint, to be stored as it is.
+
+    What a tuple does not tell is made up: a write's number is its position among its task's writes, and if
+    the tasks are in another order than that of their ids, a task's path is its position.
+
+    Raises:
+        SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store; or a channel
+            has no version, so that its value would not be found again.
+    """
+    configurable = found.config["configurable"]
+    scope = Scope(configurable["thread_id"], configurable.get("checkpoint_ns") or "")
+    parent = found.parent_config["configurable"]["checkpoint_id"] if found.parent_config else None
+    if not isinstance(found.checkpoint.get("id"), str):
+        raise SerializationError("Cannot store a checkpoint without an id.")
+    values = found.checkpoint.get("channel_values") or {}
+    checkpoint = cast("Checkpoint", {**found.checkpoint, "channel_values": values})
+    versions = versions_of(checkpoint)
+    put = encode_put(serde, {"configurable": {}}, parent, checkpoint, {}, cast("ChannelVersions", versions))
+    document = json.loads(put.document_json)
+    for channel in values:
+        if channel not in put.blobs and channel not in document["channel_values"]:
+            raise SerializationError(
+                f"Cannot store channel {channel!r}: the checkpoint has no version of it."
+            )
+    metadata_json = _to_json(found.metadata or {}, "the metadata")
+    return StoredCheckpoint(
+        scope=scope,
+        checkpoint_id=put.checkpoint_id,
+        parent_id=parent,
+        document=document,
+        metadata=json.loads(metadata_json),
+        values=dict(put.blobs),
+        writes=_numbered(serde, found.pending_writes or ()),
+        document_json=put.document_json,
+        metadata_json=metadata_json,
+        document_bytes=len(put.document_json) + len(metadata_json),
+    )
+
+
+def _numbered(serde: SerializerProtocol, pending: Sequence[PendingWrite]) -> list[EncodedWrite]:
+    by_task: dict[str, list[tuple[str, Any]]] = {}
+    for task_id, channel, value in pending:
+        by_task.setdefault(task_id, []).append((channel, value))
+    is_in_order = list(by_task) == sorted(by_task)
+    encoded: list[EncodedWrite] = []
+    for position, (task_id, writes) in enumerate(by_task.items()):
+        path = "" if is_in_order else f"{position:010}"
+        encoded += encode_writes(serde, writes, task_id, path, last_wins=True)
+    return encoded
+
+
+def decode_tuple(serde: SerializerProtocol, stored: StoredCheckpoint) -> CheckpointTuple:
+    """Put together what `AsyncPostgresSaver` would return for this checkpoint."""
+    loads = serde.loads_typed
+    scope = stored.scope
+    values = dict(stored.document.get("channel_values") or {})
+    for channel, (_, value) in stored.values.items():
+        if value.type != "empty":
+            values[channel] = loads(value)
+    stored.writes.sort(key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
+    return CheckpointTuple(
+        _config(scope, stored.checkpoint_id),
+        cast("Checkpoint", {**stored.document, "channel_values": values}),
+        cast("CheckpointMetadata", traceparents.without(stored.metadata)),
+        _config(scope, stored.parent_id) if stored.parent_id else None,
+        [(w.task_id, w.channel, loads(w.value)) for w in stored.writes],
+    )
+
+
+def versions_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the channel versions of a checkpoint; none, if it has none or something else in their place."""
+    versions = document.get("channel_versions")
+    return versions if isinstance(versions, dict) else {}
+
+
+def is_readable(document: Mapping[str, Any]) -> bool:
+    """Whether PostgreSQL can read the values that a checkpoint names.
+
+    If its versions are no object, the query fails, upstream's as ours, and L1 must not answer.
+    """
+    return isinstance(document.get("channel_versions", {}), dict)
+
+
+def completes_from_parent(document: Mapping[str, Any], parent_id: str | None) -> bool:
+    """Whether upstream reads some of the parent's writes into a checkpoint of this format."""
+    return bool(parent_id) and is_old_format(document)
+
+
+def is_old_format(document: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is of a format that upstream completes from its parent, if it has one."""
+    version = document.get("v", 0)
+    return not isinstance(version, int | float) or version < _SENDS_INLINE_SINCE
+
+
+def version_text(version: str | int | float) -> str:
+    """Return a channel version as `jsonb_each_text` shows it, which is what blobs are looked up by."""
+    if isinstance(version, float):
+        return format(Decimal(repr(version)), "f")  # jsonb has no exponents
+    return version if isinstance(version, str) else _json_dumps(version)
+
+
+def _metadata(
+    config: RunnableConfig, metadata: CheckpointMetadata, traceparent: str | None
+) -> dict[str, Any]:
+    given = cast("dict[str, Any]", get_serializable_checkpoint_metadata(config, metadata))
+    stored = traceparents.without(given)
+    return stored if traceparent is None else {**stored, traceparents.KEY: traceparent}
+
+
+def _config(scope: Scope, checkpoint_id: str) -> RunnableConfig:
+    return {
+        "configurable": {
+            "thread_id": scope.thread_id,
+            "checkpoint_ns": scope.checkpoint_ns,
+            "checkpoint_id": checkpoint_id,
+        }
+    }
+
+
+def _not_inline(small: Mapping[str, Any], versions: Mapping[str, Any]) -> set[str]:
+    """Return the channels with a small value that jsonb refuses: each is kept as a blob.
+
+    Raises:
+        SerializationError: A channel has no version, so that its blob would not be found again; or a channel
+            has a name that nobody can store.
+    """
+    for channel in (*small, *versions):
+        _text(f"channel {channel!r}", channel)
+    refused = {channel for channel, value in small.items() if _jsonb(value) is None}
+    for channel in refused - versions.keys():
+        _to_json(small[channel], f"channel {channel!r}")
+    return refused
+
+
+def _encode(serde: SerializerProtocol, value: Any, what: str) -> Encoded:
+    try:
+        type_, data = serde.dumps_typed(value)
+    except Exception as exc:
+        place, part = _culprit(value, lambda part: not _can_encode(serde, part))
+        # The serializer's own words name types, but some also quote the value: they stay in the chain only.
+        raise SerializationError(
+            f"Cannot serialise {what}{place} ({type(part).__name__}): {type(exc).__name__}. Nothing was "
+            "stored. Put only serialisable values into the state, or give the saver a serde that knows this "
+            "type."
+        ) from exc
+    return Encoded(type_, data if type(data) is bytes else bytes(data))
+
+
+def _can_encode(serde: SerializerProtocol, value: Any) -> bool:
+    try:
+        serde.dumps_typed(value)
+    except Exception:
+        return False
+    return True
+
+
+def _encode_apart(serde: SerializerProtocol, value: Any, what: str) -> Encoded:
+    """Serialise a small value that jsonb refuses, so that it is read back as it is.
+
+    LangGraph's serializer makes "?" of a lone surrogate, without a word. It also reads JSON, which can hold
+    one. Other serializers are not bypassed: they may encrypt.
+    """
+    encoded = _encode(serde, value, what)
+    if _is_read_back(serde, encoded, value):
+        return encoded
+    if type(serde).dumps_typed is JsonPlusSerializer.dumps_typed:
+        encoded = Encoded("json", json.dumps(value).encode())
+        if _is_read_back(serde, encoded, value):
+            return encoded
+    raise SerializationError(
+        f"Cannot store {what}: {_why_not(value)}, and the serde does not give it back as it was. Nothing was "
+        "stored. Clean the value before you put it into the state."
+    )
+
+
+def _is_read_back(serde: SerializerProtocol, encoded: Encoded, value: Any) -> bool:
+    try:
+        found = serde.loads_typed(encoded)
+    except Exception:
+        return False
+    is_nan = value != value  # NaN alone is not equal to itself
+    return bool(found != found if is_nan else found == value)
+
+
+def _version(what: str, version: str | int | float) -> str:
+    return _text(f"the version of {what}", version_text(version))
+
+
+def _text(what: str, value: str) -> str:
+    if "\0" in value:
+        raise SerializationError(f"Cannot store {what}: it holds a NUL character. Nothing was stored.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise SerializationError(
+                f"Cannot store {what}: it is not valid Unicode. Nothing was stored."
+            ) from None
+    return value
+
+
+# A NUL in JSON text is \u0000 with an odd number of backslashes; a lone surrogate is what json.dumps writes
+# for text that is not Unicode. PostgreSQL's jsonb takes neither.
+_JSON_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_JSON_SURROGATES = re.compile(r"(?<!\\)(?:\\\\)*\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}")
+_JSON_SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\ud[89a-f][0-9a-f]{2}")
+
+
+def _to_json(value: Any, what: str) -> str:
+    text = _jsonb(value)
+    if text is not None:
+        return text
+    place, part = _culprit(value, lambda part: _jsonb(part) is None)
+    raise SerializationError(
+        f"Cannot store {what}{place} as JSON: {_why_not(part)}. Nothing was stored. PostgreSQL takes texts "
+        "without NUL that are valid Unicode, and finite numbers. Only the value of a channel that has a "
+        "version may be another text or number."
+    )
+
+
+def _jsonb(value: Any) -> str | None:
+    """Return JSON that PostgreSQL's jsonb takes, `None` if it would refuse the value."""
+    try:
+        text = _json_dumps(value)
+    except Exception:
+        return None
+    if "\\u0000" in text and _JSON_NUL.search(text):
+        return None
+    if "\\ud" in text and _JSON_SURROGATE.search(_JSON_SURROGATES.sub("", text)):
+        return None
+    if "e+" in text or "-0.0" in text:
+        text = _json_dumps(json.loads(text, parse_float=_as_jsonb))
+    return text
+
+
+def _why_not(part: Any) -> str:
+    """Say what is wrong with a value that jsonb refuses, and nothing of what it holds."""
+    if isinstance(part, str):
+        return "a text holds a NUL character" if "\0" in part else "a text is not valid Unicode"
+    if isinstance(part, float):
+        return "a number is NaN or infinite"
+    if isinstance(part, int):
+        return "a number has too many digits"
+    return f"{type(part).__name__} is no JSON"
+
+
+# A value that holds itself has no innermost part.
+_DEEPEST = 30
+
+# What may stand in an error as it is: the name of a field, and nothing that somebody has said.
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
+
+
+def _culprit(value: Any, is_bad: Callable[[Any], bool]) -> tuple[str, Any]:
+    """Find the innermost part of a value that is to blame, the first if several are.
+
+    Returns:
+        Where it stands, such as `['messages'][3].additional_kwargs`, and the part.
+    """
+    place = ""
+    for _ in range(_DEEPEST):
+        found = next(((step, part) for step, part in _parts(value) if is_bad(part)), None)
+        if found is None:
+            break
+        place, value = place + found[0], found[1]
+    return place, value
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Return what a value is made of, each part with the step that leads to it."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield " (a key)", key
+            is_field = isinstance(key, str) and _FIELD.fullmatch(key)
+            yield f"[{key!r}]" if is_field else "[…]", part
+    elif isinstance(value, list | tuple | set | frozenset):
+        for number, part in enumerate(value):
+            yield f"[{number}]", part
+    elif isinstance(value, BaseModel):
+        for name, part in value:
+            yield f".{name}", part
+    elif is_dataclass(value) and not isinstance(value, type):
+        for each in fields(value):
+            yield f".{each.name}", getattr(value, each.name, None)
+
+
+# Made once: `json.dumps` would make one for each call that wants it so.
+_json_dumps = json.JSONEncoder(allow_nan=False).encode
+
+
+def _as_jsonb(number: str) -> float | int:
+    """Return a number as PostgreSQL's jsonb gives it back: L1 must return what L2 does.
+
+    jsonb stores numbers as decimals: it writes 1e+16 as 10000000000000000, which reads back as an integer,
+    and it knows no negative zero.
+    """
+    return int(Decimal(number)) if "e+" in number else float(number) or 0.0

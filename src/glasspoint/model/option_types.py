@@ -1,0 +1,401 @@
+"""What the value of an option may be: types with their range and their words, and the check of a value.
+
+Open this file when an option needs a type that is not here yet. An option is declared with one of these types
+(`options`, `settings`), and needs no check of its own: pydantic compares the value with the declaration.
+
+A value is named in an error only where it cannot be a secret: numbers, lengths of time, and texts where a few
+words are allowed. Of everything else the error has the type.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import timedelta
+from difflib import get_close_matches
+from functools import cache
+from typing import (
+    Annotated,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from glasspoint.errors import ConfigurationError, WrongTypeError
+from glasspoint.model.ages import HOW_TO_WRITE_AN_AGE, parse_age
+
+__all__ = [
+    "HOW_TO_NAME_KEYS",
+    "LONGEST_TIMEOUT_SECONDS",
+    "Age",
+    "Bytes",
+    "FewConnections",
+    "KeyPrefix",
+    "ManyConnections",
+    "PasswordSource",
+    "Schema",
+    "Seconds",
+    "Serde",
+    "Share",
+    "SigningKey",
+    "SigningKeyBytes",
+    "Timeout",
+    "Uses",
+    "age_of",
+    "allowed_by",
+    "check_names",
+    "check_options",
+    "check_schema",
+    "check_values",
+    "checks_options",
+    "describe",
+    "is_key_prefix",
+    "is_of_wrong_type",
+    "names_of",
+    "seconds_of",
+]
+
+LONGEST_TIMEOUT_SECONDS = 2_147_483
+"""PostgreSQL counts a `statement_timeout` in milliseconds, with 31 bits: 24 days."""
+
+HOW_TO_NAME_KEYS = "a text that is not empty and holds no NUL character"
+
+_SIGNING_KEY_BYTES_MIN = 16
+
+# How pydantic calls a value that is none of those listed.
+_NO_SUCH_WORD = "literal_error"
+
+_CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+# What PostgreSQL stores of a name.
+_NAME_BYTES = 63
+
+_SUGGESTED_AT_MOST = 3
+
+_Key = TypeVar("_Key", bytes, str)
+_P = ParamSpec("_P")
+
+
+def check_schema(schema: object) -> str:
+    """Return the name of a schema if it can be one.
+
+    Raises:
+        ConfigurationError: It is empty, too long, or no text.
+    """
+    if not isinstance(schema, str) or not schema or "\0" in schema or len(schema.encode()) > _NAME_BYTES:
+        raise ConfigurationError(
+            f"schema must be the name of one schema, as PostgreSQL stores it: 1 to {_NAME_BYTES} bytes."
+        )
+    return schema
+
+
+def is_key_prefix(text: str) -> str:
+    """Return what the keys in Redis may begin with, and what PostgreSQL can hold, too.
+
+    Raises:
+        ValueError: The text is empty, or holds NUL or a lone surrogate.
+    """
+    if not text or "\0" in text:
+        raise ValueError(HOW_TO_NAME_KEYS)
+    text.encode()
+    return text
+
+
+def _is_age(text: str) -> str:
+    if parse_age(text) is None:
+        raise ValueError(HOW_TO_WRITE_AN_AGE)
+    return text
+
+
+def _is_long_enough(key: _Key) -> _Key:
+    secret: bytes | str = key
+    if len(secret.encode() if isinstance(secret, str) else secret) < _SIGNING_KEY_BYTES_MIN:
+        raise PydanticCustomError("key_too_short", "too short")
+    return key
+
+
+def _is_serde(serde: object) -> object:
+    # LangGraph takes older serializers, too, and adds what they lack (`maybe_add_typed_methods`).
+    for names in (("dumps_typed", "loads_typed"), ("dumps", "loads")):
+        if all(callable(getattr(serde, name, None)) for name in names):
+            return serde
+    raise PydanticCustomError("serde_type", "no serializer")
+
+
+_POSITIVE_SECONDS = "a number of seconds greater than 0, or a timedelta"
+_TIMEOUT = f"{_POSITIVE_SECONDS}; at most {LONGEST_TIMEOUT_SECONDS} seconds (24 days)"
+_AGE = "a timedelta greater than 0, or a text such as '30d': a number and a unit, as in 90m, 12h, 30d, 2w"
+
+Seconds: TypeAlias = (
+    Annotated[float, Field(gt=0, allow_inf_nan=False, description=_POSITIVE_SECONDS)]
+    | Annotated[timedelta, Field(gt=timedelta(), description="")]
+)
+"""A length of time: a number of seconds, or a `timedelta`."""
+
+Timeout: TypeAlias = (
+    Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT_SECONDS, allow_inf_nan=False, description=_TIMEOUT)]
+    | Annotated[
+        timedelta, Field(gt=timedelta(), le=timedelta(seconds=LONGEST_TIMEOUT_SECONDS), description="")
+    ]
+)
+"""How long something may take, or how often it happens: a number of seconds, or a `timedelta`; 24 days at
+most."""
+
+Age: TypeAlias = (
+    Annotated[timedelta, Field(gt=timedelta(), description=_AGE)]
+    | Annotated[str, AfterValidator(_is_age), Field(description="")]
+)
+"""How old something is: a `timedelta`, or a text such as `"30d"`. No number: of days, or of seconds?"""
+
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1, description="a number from 0 (none) to 1 (all)")]
+FewConnections: TypeAlias = Annotated[
+    int, Field(ge=0, description="a whole number of connections, 0 or more")
+]
+ManyConnections: TypeAlias = Annotated[
+    int, Field(ge=1, description="a whole number of connections, 1 or more")
+]
+Uses: TypeAlias = Annotated[int, Field(ge=0, description="a whole number of uses, 0 or more")]
+Bytes: TypeAlias = Annotated[int, Field(ge=0, description="a whole number of bytes, 0 or more")]
+KeyPrefix: TypeAlias = Annotated[str, AfterValidator(is_key_prefix), Field(description=HOW_TO_NAME_KEYS)]
+Schema: TypeAlias = Annotated[
+    str,
+    AfterValidator(check_schema),
+    Field(description="the name of one schema, as PostgreSQL stores it: 1 to 63 bytes"),
+]
+Serde: TypeAlias = Annotated[
+    SerializerProtocol,
+    PlainValidator(_is_serde),
+    Field(description="a serializer with dumps_typed and loads_typed, such as a JsonPlusSerializer"),
+]
+PasswordSource: TypeAlias = Annotated[
+    Callable[..., Any],
+    Field(
+        description="a function that returns PostgreSQL's password (a password that never changes belongs "
+        "into the connection string)"
+    ),
+]
+
+_A_KEY = "at least 16 bytes that nobody can guess"
+SigningKeyBytes: TypeAlias = Annotated[
+    bytes,
+    AfterValidator(_is_long_enough),
+    Field(description=f"{_A_KEY}, for example secrets.token_bytes(32)"),
+]
+SigningKey: TypeAlias = (
+    Annotated[
+        bytes,
+        AfterValidator(_is_long_enough),
+        Field(description=f"{_A_KEY}, or a text of as many, for example what `openssl rand -hex 32` prints"),
+    ]
+    | Annotated[str, AfterValidator(_is_long_enough), Field(description="")]
+)
+
+
+def check_values(given: Mapping[str, object], declared: type) -> None:
+    """Refuse values that are not as the options are declared.
+
+    Args:
+        given: The options, by name. Names that are not declared are not looked at.
+        declared: A `TypedDict` of the options.
+
+    Raises:
+        ConfigurationError: A value is out of its range.
+        WrongTypeError: A value is of another type (a TypeError, too).
+    """
+    known = _declarations(declared)
+    for name, value in given.items():
+        if name in known:
+            known[name].check(name, value)
+
+
+def allowed_by(hint: object, *, none_too: bool = True) -> str:
+    """Return in words what a declared type allows, as it follows "must be".
+
+    Args:
+        hint: The type.
+        none_too: Whether `None` is named, where the type allows it.
+    """
+    if get_origin(hint) is Annotated:
+        inner, *extras = get_args(hint)
+        said = [each.description for each in extras if isinstance(each, FieldInfo)]
+        return next((each for each in said if each is not None), None) or (
+            "" if "" in said else allowed_by(inner)
+        )
+    if get_origin(hint) in (Union, types.UnionType):
+        return ", or ".join(filter(None, (allowed_by(each, none_too=none_too) for each in get_args(hint))))
+    if get_origin(hint) is Literal:
+        *others, last = (f'"{each}"' for each in get_args(hint))
+        return f"{', '.join(others)} or {last}"
+    if hint is type(None):
+        return "None" if none_too else ""
+    if isinstance(hint, type):
+        return f"{'an' if hint.__name__[0] in 'AEIOUaeiou' else 'a'} {hint.__name__}"
+    raise TypeError(f"nobody has said what {hint} allows")
+
+
+def seconds_of(value: Seconds) -> float:
+    """Return a length of time in seconds. It was checked before."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def age_of(value: Age) -> timedelta:
+    """Return how old something is. It was checked before."""
+    if isinstance(value, timedelta):
+        return value
+    age = parse_age(value)
+    assert age is not None
+    return age
+
+
+class _Declaration:
+    """What one option may be."""
+
+    def __init__(self, hint: Any) -> None:
+        self._adapter = TypeAdapter[Any](hint, config=_CONFIG)
+        self._allowed = allowed_by(hint)
+        self._is_of_words = any(_is_of_words(each) for each in _members(hint))
+
+    def check(self, name: str, value: object) -> None:
+        """Compare a value with the declaration; see `check_values`."""
+        try:
+            self._adapter.validate_python(value)
+        except ValidationError as exc:
+            kinds = {each["type"] for each in exc.errors(include_input=False, include_url=False)}
+        else:
+            return
+        error = WrongTypeError if is_of_wrong_type(value, kinds) else ConfigurationError
+        raise error(f"{describe(name, value, kinds, self._allowed, is_word=self._is_of_words)}.")
+
+
+def describe(name: str, value: object, kinds: Collection[str], allowed: str, *, is_word: bool) -> str:
+    """Say what is wrong with a value, without the full stop. A value that may be a secret is not repeated.
+
+    Args:
+        name: What the caller calls it.
+        value: What was given.
+        kinds: What pydantic calls the errors: the `type` of each.
+        allowed: What must be, in words.
+        is_word: Whether the allowed texts are known, so that a text that was given is no secret.
+    """
+    if is_of_wrong_type(value, kinds):
+        return f"{name} is of the type {type(value).__name__}: it must be {allowed}"
+    if isinstance(value, str | bytes) and not value:
+        found = "is empty"
+    elif any(kind.endswith("_too_short") for kind in kinds):
+        found = "is too short"
+    elif isinstance(value, int | float | timedelta) or is_word:
+        found = f"is {value!r}"
+    else:
+        found = "cannot be used"
+    return f"{name} {found}: it must be {allowed}"
+
+
+def is_of_wrong_type(value: object, kinds: Collection[str]) -> bool:
+    """Whether errors of pydantic are about the type of a value, not about its range."""
+    if set(kinds) == {_NO_SUCH_WORD}:
+        return not isinstance(value, str)
+    return all(kind.endswith("_type") or kind in ("is_instance_of", "none_required") for kind in kinds)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_of_words(hint: Any) -> bool:
+    """Whether this is a text of which the allowed ones are known, so that a value is no secret."""
+    if get_origin(hint) is Literal:
+        return True
+    return get_origin(hint) is Annotated and any(
+        isinstance(each, AfterValidator) and each.func is _is_age for each in get_args(hint)
+    )
+
+
+@cache
+def _declarations(declared: type) -> dict[str, _Declaration]:
+    return {name: _Declaration(hint) for name, hint in get_type_hints(declared, include_extras=True).items()}
+
+
+def names_of(options: type) -> frozenset[str]:
+    """Return the names of a `TypedDict` of options."""
+    keys: frozenset[str] = options.__optional_keys__  # type: ignore[attr-defined]
+    return keys
+
+
+def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse options that do not exist.
+
+    Args:
+        owner: What was called, for the message.
+        given: The names that the caller used.
+        known: The names that exist.
+
+    Raises:
+        WrongTypeError: A name is unknown. The message suggests those that it resembles.
+    """
+    for name in given:
+        if name not in known:
+            raise WrongTypeError(f"{owner} has no option {name!r}: {_suggestion(name, sorted(known))}")
+
+
+def check_options(owner: str, given: Mapping[str, object], declared: type) -> None:
+    """Refuse options that do not exist, and values that they cannot have.
+
+    Args:
+        owner: What was called, for the message.
+        given: What the caller gave, by name.
+        declared: A `TypedDict` of the options.
+
+    Raises:
+        WrongTypeError: A name is unknown, or a value is of another type.
+        ConfigurationError: A value is out of its range.
+    """
+    check_names(owner, given, names_of(declared))
+    check_values(given, declared)
+
+
+def checks_options(
+    declared: type,
+) -> Callable[[Callable[Concatenate[Any, _P], None]], Callable[Concatenate[Any, _P], None]]:
+    """Let a constructor check its keyword options, as `check_options` does, before anything else.
+
+    Python's own message about a name mentions a base class, and suggests nothing before version 3.13.
+
+    Args:
+        declared: A `TypedDict` of the options. Other parameters of the constructor are not checked.
+    """
+
+    def checking(init: Callable[Concatenate[Any, _P], None]) -> Callable[Concatenate[Any, _P], None]:
+        parameters = inspect.signature(init).parameters
+        known = names_of(declared) | (parameters.keys() - {"self"})
+
+        @functools.wraps(init)
+        def checked(self: Any, /, *args: _P.args, **options: _P.kwargs) -> None:
+            check_names(type(self).__name__, options, known)
+            check_values(options, declared)
+            init(self, *args, **options)
+
+        return checked
+
+    return checking
+
+
+def _suggestion(name: str, known: Collection[str]) -> str:
+    alike = get_close_matches(name.lower(), known, n=1)
+    alike = alike or [each for each in known if name and name in each][:_SUGGESTED_AT_MOST]
+    if alike:
+        return f"did you mean {' or '.join(map(repr, alike))}?"
+    return f"its options are {', '.join(known)}."

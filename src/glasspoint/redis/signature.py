@@ -1,0 +1,120 @@
+"""Signatures on the fields of an entry: a field that was made without the key is refused, unread.
+
+A signature is a keyed BLAKE2b (RFC 7693) of 16 bytes. Its key is derived from a secret and a context. The
+context is the generation of the cache, so a field of another generation is refused.
+
+Each field is signed on its own, because a put sends only the channels that changed, and pending writes come
+from other processes. So each signature also binds the scope and the name of its field: no field can be moved.
+
+A Python in FIPS mode has no keyed BLAKE2b. It signs with HMAC-SHA-256 (RFC 2104), truncated to 16 bytes: as
+safe, slower for an entry of a few kB, and faster for a larger one if the processor has instructions for it.
+Processes that differ in that refuse each other's fields, as those with two keys do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import TYPE_CHECKING, Protocol, Self
+
+from glasspoint.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from glasspoint.model.scope import Scope
+
+__all__ = ["SIZE", "ScopeSigner", "Signer", "secret_of"]
+
+SIZE = 16
+"""Bytes of a signature."""
+
+_DOMAIN = b"glasspoint.l1.entry"
+_SECRET_BYTES_MIN = 16
+
+
+def secret_of(key: bytes | str) -> bytes:
+    """Return the bytes of an `l1_signing_key`: of a text, its UTF-8.
+
+    Raises:
+        ConfigurationError: The key is too short, or neither bytes nor text.
+    """
+    if not isinstance(key, bytes | str):
+        raise ConfigurationError(f"l1_signing_key must be bytes or a string, not {type(key).__name__}.")
+    secret = key.encode() if isinstance(key, str) else key
+    if len(secret) < _SECRET_BYTES_MIN:
+        raise ConfigurationError(
+            f"l1_signing_key has {len(secret)} bytes: it needs at least {_SECRET_BYTES_MIN} that nobody can "
+            "guess, for example what `openssl rand -hex 32` prints."
+        )
+    return secret
+
+
+class Signer:
+    """Signs and verifies fields with one key. The key shows in no text of this object."""
+
+    __slots__ = ("_keyed",)
+
+    def __init__(self, secret: bytes | str, context: str = "") -> None:
+        """Take the key.
+
+        Args:
+            secret: At least 16 bytes that nobody can guess, or a text of as many.
+            context: What the signatures are valid for: the generation of the cache.
+
+        Raises:
+            ConfigurationError: The secret is too short, or neither bytes nor text.
+        """
+        self._keyed = _keyed(hmac.digest(secret_of(secret), _framed(_DOMAIN) + context.encode(), "sha256"))
+
+    def of(self, scope: Scope) -> ScopeSigner:
+        """Return the signer of one scope's fields."""
+        keyed = self._keyed.copy()
+        keyed.update(_framed(scope.thread_id.encode()) + _framed(scope.checkpoint_ns.encode()))
+        return ScopeSigner(keyed)
+
+
+class ScopeSigner:
+    """Signs and verifies the fields of one scope; made for one entry, by `Signer.of`."""
+
+    __slots__ = ("_start",)
+
+    def __init__(self, keyed: _Keyed) -> None:
+        """Take a hash that has read the key and the scope.
+
+        Args:
+            keyed: What has taken the key and the scope in.
+        """
+        self._start = keyed.copy
+
+    def sign(self, name: bytes, value: bytes) -> bytes:
+        """Return the signature of a field.
+
+        Args:
+            name: The field's name, and what else the value must not be separated from.
+        """
+        # The length stands before each part but the last, so no two fields are signed as the same bytes.
+        keyed = self._start()
+        keyed.update(len(name).to_bytes(8) + name)
+        keyed.update(value)
+        return keyed.digest()[:SIZE]
+
+    def verified(self, name: bytes, signed: bytes) -> bytes | None:
+        """Return a field's value without the signature at its end, `None` if that signature is wrong."""
+        value = signed[:-SIZE]
+        return value if hmac.compare_digest(self.sign(name, value), signed[-SIZE:]) else None
+
+
+class _Keyed(Protocol):
+    def copy(self) -> Self: ...
+    def update(self, data: bytes, /) -> None: ...
+    def digest(self) -> bytes: ...
+
+
+def _keyed(key: bytes) -> _Keyed:
+    try:
+        return hashlib.blake2b(key=key, digest_size=SIZE)
+    except (AttributeError, TypeError, ValueError):  # FIPS: it is not there, takes no key, or is refused
+        return hmac.new(key, digestmod="sha256")
+
+
+def _framed(part: bytes) -> bytes:
+    return len(part).to_bytes(8) + part

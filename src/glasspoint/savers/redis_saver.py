@@ -1,0 +1,256 @@
+"""RedisSaver: the full history of every thread on plain Redis data types, for any Redis-compatible server.
+
+Every step is one script on all keys of a thread, so it is done as a whole or not at all, and a thread expires
+as a whole: see `history/scripts/prelude.lua` for what stands where, and `history/saver.py` for the calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from redis.asyncio import RedisCluster
+
+from glasspoint.errors import ConfigurationError
+from glasspoint.history.in_redis import RedisHistory
+from glasspoint.history.keys import Keyspace
+from glasspoint.history.saver import HistorySaver
+from glasspoint.history.steps import Steps
+from glasspoint.logs import get_logger
+from glasspoint.model.home import EndOfLoop
+from glasspoint.model.option_types import Seconds, check_options, checks_options, seconds_of
+from glasspoint.model.sync_methods import Opening
+from glasspoint.redis.client import (
+    TIMEOUTS_TO_CONNECT,
+    address_of,
+    check_redis_or_cluster,
+    eviction_of,
+    open_redis,
+)
+from glasspoint.redis.signature import Signer
+from glasspoint.savers.options import OpenRedisOptions
+from glasspoint.telemetry import create_telemetry
+from glasspoint.telemetry.events import Vitals
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+    from redis.asyncio import Redis
+
+    from glasspoint.history.interface import Holding
+    from glasspoint.l2.target import Target
+    from glasspoint.telemetry.events import Telemetry
+
+__all__ = ["RedisSaver"]
+
+_log = get_logger("glasspoint")
+
+_TIMEOUT_SECONDS = 2.0
+
+# How long Redis may take to answer when somebody asks whether it does.
+_SIGN_OF_LIFE_SECONDS = 0.5
+
+# Each Redis of which the log says already how it may evict: a fallback chain opens savers again and again.
+_named: set[tuple[object, str]] = set()
+
+
+class RedisSaver(HistorySaver):
+    """LangGraph's checkpoints in Redis alone, every step traced and counted.
+
+    What it returns equals what `AsyncPostgresSaver` returns after the same calls. It is as durable as its
+    Redis: a tier to fall back on, or a store for what may be lost. Redis must not evict; if it did, the
+    thread raises `ThreadDamagedError` rather than to show a state with holes.
+
+    Every method may raise `RedisUnavailableError` (Redis did not answer, and whether a write was done is
+    not known; it may be repeated), `RedisRefusedError` (it is full or read-only, or a value is larger
+    than its `proto-max-bulk-len`, and nothing was stored; or this user has lost a right),
+    `ThreadMovedError` (the thread is being drained into another store, or has been), `ThreadDamagedError`
+    (Redis has lost a part of it), `InvalidConfigError` (the config names no thread that could be stored)
+    and `SaverClosedError`.
+
+    Example:
+        ```python
+        async with RedisSaver.from_conn_string(REDIS_URL, ttl=86400) as saver:
+            graph = builder.compile(checkpointer=saver)
+            await graph.ainvoke(inputs, {"configurable": {"thread_id": "42"}})
+        ```
+    """
+
+    @checks_options(OpenRedisOptions)
+    def __init__(
+        self,
+        redis: Redis | RedisCluster,
+        *,
+        serde: SerializerProtocol | None = None,
+        ttl: Seconds | None = 86400,
+        key_prefix: str = "glasspoint",
+        timeout_seconds: Seconds = _TIMEOUT_SECONDS,
+        telemetry: Telemetry | None = None,
+        target: Target | None = None,
+        signing_key: bytes | None = None,
+    ) -> None:
+        """Put the parts together. What is passed in here, the caller closes.
+
+        Lengths of time are numbers of seconds, or `timedelta`s.
+
+        Args:
+            redis: A `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`, made without `decode_responses`.
+                Its server must not evict: give it the `maxmemory-policy` `noeviction`.
+            serde: How values are serialised; by default as LangGraph's savers do it.
+            ttl: Seconds (> 0) that a thread stays after its last use, reading included; `None` for ever.
+            key_prefix: What every key begins with.
+            timeout_seconds: After so long without an answer from Redis a step fails. If 32 others are under
+                way, one waits for its turn first, at most twice as long.
+            telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
+                registry and OpenTelemetry provider.
+            target: Which PostgreSQL the threads belong to, for a fallback chain of your own. They then have
+                keys of their own, and a thread that was evicted as a whole is damaged, too, not unknown. Not
+                for a cluster. By default the threads belong to nobody else.
+            signing_key: At least 16 bytes that nobody can guess, the same in every process. Everything is
+                then signed, and what is not raises `ThreadTamperedError` instead of being read. By default
+                nothing is signed.
+
+        Raises:
+            ConfigurationError: A part cannot be used as it is, or an option does not exist (a TypeError,
+                too).
+        """
+        check_redis_or_cluster(redis)
+        if target is not None and isinstance(redis, RedisCluster):
+            raise ConfigurationError(
+                "The threads of a target stand in one Redis, not in a cluster: leave target out."
+            )
+        telemetry = telemetry or create_telemetry()
+        target_id = target.id if target is not None else ""
+        self._key_prefix = key_prefix
+        self._steps = Steps(redis, telemetry, timeout_seconds=seconds_of(timeout_seconds))
+        self._redis_history = RedisHistory(
+            self._steps,
+            Keyspace(key_prefix, target=target_id),
+            telemetry,
+            ttl_seconds=None if ttl is None else seconds_of(ttl),
+            signer=Signer(signing_key, f"fallback:{target_id}") if signing_key is not None else None,
+        )
+        vitals = Vitals(pool=None, redis=redis, tier="redis", addresses={"redis": address_of(redis)})
+        super().__init__(self._redis_history, vitals, telemetry, serde)
+
+    @classmethod
+    async def create(cls, redis: Redis | RedisCluster | str, **options: Unpack[OpenRedisOptions]) -> Self:
+        """Open a saver on a Redis that answers. Close it with `close`.
+
+        Args:
+            redis: A client, which the caller closes, or a URL: `redis://…`, `rediss://…`, `unix://…`.
+            options: Keyword arguments of the constructor.
+
+        Raises:
+            ConfigurationError: The URL or the client cannot be used, or a setting is out of its range.
+            RedisUnavailableError: Redis cannot be reached.
+            RedisRefusedError: Redis refuses this user or password, or the user lacks a right; the message
+                names the commands and the rule to add. (A cluster is not asked for rights.)
+        """
+        check_options(f"{cls.__name__}.create", options, OpenRedisOptions)
+        async with AsyncExitStack() as opened:
+            if isinstance(redis, str):
+                timeout = seconds_of(options.get("timeout_seconds", _TIMEOUT_SECONDS))
+                redis = open_redis(redis, timeout_seconds=TIMEOUTS_TO_CONNECT * timeout)
+                opened.push_async_callback(redis.aclose)
+            saver = cls(redis, **options)
+            try:
+                await saver.ping()
+                await saver._steps.check_permissions(saver._key_prefix)
+                saver.vitals.versions["redis"] = await saver._steps.server_version()
+                await saver._redis_history.meet()
+                saver._warn_of_eviction(await saver._steps.memory())
+            except BaseException:
+                await saver.close()
+                raise
+            saver._lifetime.owned = opened.pop_all()
+            saver._lifetime.end_of_loop = EndOfLoop(cls.__name__, saver._lifetime)
+        saver.vitals.announce(lambda: _log.info("RedisSaver initialized (full history in Redis)"))
+        return saver
+
+    @classmethod
+    def from_conn_string(cls, redis_url: str, **options: Unpack[OpenRedisOptions]) -> Opening[Self]:
+        """Open a saver for the length of a block: `async with`, or `with` for synchronous callers.
+
+        Args:
+            redis_url: Redis, as `redis://…`, `rediss://…` or `unix://…`.
+            options: As for `create`.
+
+        Raises:
+            GlasspointError: The same errors as from `create`.
+        """
+        check_options(f"{cls.__name__}.from_conn_string", options, OpenRedisOptions)
+        return Opening(lambda: cls.create(redis_url, **options), reopens=isinstance(redis_url, str))
+
+    async def ping(self) -> None:
+        """Check that Redis answers.
+
+        Raises:
+            RedisUnavailableError: It does not, within `timeout_seconds`.
+            RedisRefusedError: It refuses this user or password.
+        """
+        with self._lifetime.call():
+            await self._steps.ping()
+
+    @property
+    def list_made(self) -> bytes:
+        """The time at which the list of a target's threads was made that this saver has met.
+
+        `b""` if it has put nothing, so that nothing of it can be lost.
+        """
+        return self._redis_history.registry_made if self.threads_written else b""
+
+    async def expect_list(self, made: bytes) -> None:
+        """Go on from a saver of this process that was closed: the list of threads must be the same.
+
+        Args:
+            made: Its `list_made`.
+
+        Raises:
+            RedisUnavailableError: Redis did not answer.
+        """
+        if made:
+            self._redis_history.registry_made = made
+            await self.look_for_losses()
+
+    async def holds(self, thread_id: str) -> Holding:
+        """Return what a process that works in the tier above must know. For a saver with a target.
+
+        Args:
+            thread_id: The thread to look for.
+
+        Raises:
+            RedisUnavailableError: Redis did not answer.
+        """
+        with self._lifetime.call():
+            return await self._redis_history.holds(thread_id)
+
+    async def look_for_losses(self) -> bool:
+        """Tell whether threads that stood here are gone, or may be, without having been moved.
+
+        Raises:
+            RedisUnavailableError: Redis did not answer.
+        """
+        with self._lifetime.call():
+            await self._redis_history.look_at_list()
+        return self._redis_history.list_is_lost
+
+    def _warn_of_eviction(self, nodes: list[dict[str, Any]]) -> None:
+        how = "; ".join(sorted({found for node in nodes if (found := eviction_of(node)) is not None}))
+        redis = (self.vitals.addresses["redis"], how)
+        if not how or redis in _named:
+            return
+        _named.add(redis)
+        _log.warning(
+            "Redis may evict conversations (%s). A thread that loses a part cannot be read any more. Give "
+            "this Redis the maxmemory-policy noeviction, or use another one.",
+            how,
+        )
+
+    async def _check(self) -> dict[str, str]:
+        try:
+            async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
+                await self.ping()
+                return {"redis": "lost" if await self.look_for_losses() else "ok"}
+        except Exception:
+            return {"redis": "unavailable"}

@@ -1,0 +1,136 @@
+"""Work that goes on in the background: no bug ends it, and what must not be left half done ends.
+
+An exception that nobody foresaw, in a task that nobody waits for, would end the task without a word: the
+journal would not be swept any more, or the tiers above not be tried, until somebody restarts the process. So
+each background task hands what it did not expect to a `BackgroundTask`, pauses for as long as that says, and
+goes on.
+
+A server that does not answer is not meant: each task expects that, and deals with it in its own words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glasspoint.logs import get_logger
+from glasspoint.telemetry.events import BackgroundTaskFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from typing import Any
+
+    from glasspoint.model.generics import ItemT, ResultT
+    from glasspoint.telemetry.events import TaskName, Telemetry
+
+__all__ = ["BackgroundTask", "for_each", "run_to_the_end"]
+
+
+_log = get_logger("glasspoint")
+
+_FIRST_PAUSE_SECONDS = 0.25
+_LONGEST_PAUSE_SECONDS = 30.0
+
+_FRAMES_NAMED = 3
+
+
+class BackgroundTask:
+    """The failures of one background task, and its pauses.
+
+    Attributes:
+        pause: Seconds until the next attempt; 0 while it works.
+    """
+
+    def __init__(self, name: TaskName, telemetry: Telemetry | None, *, means: str) -> None:
+        """Name the task.
+
+        Args:
+            name: What the task is called in the log and in metrics.
+            telemetry: Receives an event for each failure; `None`: it is only logged.
+            means: What users lose while the task fails, as a sentence for the log.
+        """
+        self.pause = 0.0
+        self._name = name
+        self._telemetry = telemetry
+        self._means = means
+        self._logged: set[tuple[str, str]] = set()
+
+    def failed(self, error: Exception) -> float:
+        """Count an exception that nobody foresaw, and log it if it is the first of its kind.
+
+        Of the error only the class is logged, and where it was raised: its text may quote a value.
+
+        Returns:
+            Seconds to pause before the next attempt: longer each time, until `worked` is called.
+        """
+        self.pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self.pause), _LONGEST_PAUSE_SECONDS)
+        if self._telemetry is not None:
+            self._telemetry.note(BackgroundTaskFailed(self._name))
+        kind = (type(error).__qualname__, _places(error))
+        if kind not in self._logged:
+            self._logged.add(kind)
+            _log.error(
+                "The background task %s met an error that nobody foresaw (%s, at %s). %s It goes on after a "
+                "pause; errors of this kind are only counted from now on. Please report a bug.",
+                self._name,
+                *kind,
+                self._means,
+            )
+        return self.pause
+
+    def worked(self) -> None:
+        """Say that an attempt succeeded: the next failure is followed by a short pause again."""
+        self.pause = 0.0
+
+
+async def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run what must not be left half done, as the closing of connections.
+
+    The caller may be cancelled meanwhile, and again.
+
+    Args:
+        work: It ends by itself: what it waits for has a timeout.
+
+    Raises:
+        CancelledError: The caller was cancelled meanwhile; the work is done.
+    """
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        raise
+
+
+async def for_each(
+    items: Sequence[ItemT], step: Callable[[ItemT], Awaitable[ResultT]], *, at_once: int = 16
+) -> list[ResultT]:
+    """Run a step for every item, a few at a time, and return the results in the order of the items.
+
+    Args:
+        items: The items.
+        step: Awaited with each item.
+        at_once: How many steps run at the same time.
+
+    Raises:
+        Exception: What a step raised. The steps that ran beside it have ended by then.
+    """
+    results: list[ResultT] = []
+    for start in range(0, len(items), at_once):
+        some = map(step, items[start : start + at_once])
+        for result in await asyncio.gather(*some, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+            results.append(result)
+    return results
+
+
+def _places(error: Exception) -> str:
+    """Name where an exception was raised, innermost first, as `file:line`."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_NAMED:]
+    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames)) or "?"
