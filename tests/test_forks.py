@@ -101,7 +101,7 @@ async def test_two_turns_at_once_are_one_fork(
         assert counted().total() in (1, 2)
 
 
-async def test_many_turns_at_once_in_one_process_are_one_fork_less_than_they_are(
+async def test_many_turns_at_once_in_one_process_are_counted_once_each_but_for_the_first(
     database: str, redis_url: str, registry: CollectorRegistry
 ) -> None:
     async with opened(database, redis_url, registry) as saver:
@@ -115,7 +115,8 @@ async def test_many_turns_at_once_in_one_process_are_one_fork_less_than_they_are
 
         graph = one_node(together).compile(checkpointer=saver)
         await asyncio.gather(*(graph.ainvoke({"log": [text]}, CONFIG) for text in "abcd"))
-        assert forks(registry).total() == 3
+        # The first one, too, if it goes on after the others have begun, and none of these has named it.
+        assert forks(registry).total() in (3, 4)
 
 
 async def test_of_two_puts_whose_statements_overlap_one_learns_of_the_other(
