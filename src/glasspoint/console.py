@@ -1,6 +1,6 @@
-"""What everything that Glasspoint prints has in common: its width, durations, text that others wrote.
+"""Helpers for all that Glasspoint prints: the width, durations, and text from outside.
 
-What colour says is always said in words too, for pipes and for `NO_COLOR`.
+Colour never carries information alone: the words say the same, for pipes and for `NO_COLOR`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["WIDTH", "Block", "milliseconds", "plain", "styled_result"]
 
 WIDTH = 80
-"""Nothing gets wider: on a wide terminal the eye would lose the line from a name to its duration."""
+"""The maximum width in characters. In wider lines the eye would lose the way from a name to its duration."""
 
 _RESULT_STYLES = {"hit": "green", "miss": "yellow", "unavailable": "red"}
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -41,9 +41,9 @@ def styled_result(result: str) -> Text:
 
 
 def plain(text: str) -> str:
-    r"""Return text that somebody else wrote, fit for a terminal.
+    r"""Return text from outside, made safe for a terminal.
 
-    What would move the cursor, change colours or turn the line round is shown as an escape sequence.
+    Characters that move the cursor, change colours or reverse the line are shown as escape sequences.
 
     Example:
         >>> print(plain("a\x1b[2Jb"))
@@ -58,9 +58,9 @@ def plain(text: str) -> str:
 
 
 class Block:
-    """Something indented, with an empty line after it, and no spaces at the end of its lines.
+    """Indented content, followed by empty lines, without spaces at the ends of its lines.
 
-    (Rich fills lines up with spaces, which then stand in every file that the output is piped into.)
+    Rich fills lines up with spaces, which would otherwise stand in a file that the output is piped to.
     """
 
     def __init__(

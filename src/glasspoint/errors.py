@@ -1,8 +1,8 @@
-"""Everything that Glasspoint raises on purpose.
+"""The errors that Glasspoint raises on purpose.
 
-Each class also derives from what a caller would catch without knowing Glasspoint: `ValueError` for bad
-input, `ConnectionError` for a server that cannot be reached, and so on. Every message says what happened,
-to what, and what to do next; none ever holds a password or a piece of state.
+Each class also derives from the built-in error that fits: `ValueError` for bad input, `ConnectionError` for a
+server that cannot be reached, and so on. So a caller can catch it without knowing Glasspoint. Every message
+says what happened, to what, and what to do next. No message holds a password or a piece of state.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 
 
 class GlasspointError(Exception):
-    """The base of them all."""
+    """The base class of all errors of Glasspoint."""
 
 
 class ConfigurationError(GlasspointError, ValueError):
@@ -66,17 +66,17 @@ class L2UnavailableError(GlasspointError, ConnectionError):
 
 
 class L2DeadlineError(GlasspointError, TimeoutError):
-    """PostgreSQL did not finish in time; the message says whether anything of it may have been done."""
+    """PostgreSQL did not finish in time. The message says whether a part of the work may have been done."""
 
 
 class L2RefusedError(GlasspointError, RuntimeError):
-    """PostgreSQL answered with an error, and nothing was done.
+    """PostgreSQL returned an error, and nothing was done.
 
-    Its disk is full, something is too large for it, or a constraint or a trigger refuses. The error of
-    psycopg is the cause.
+    Its disk is full, for example, or a value is too large, or a constraint or a trigger refuses. The error of
+    psycopg is the cause (`__cause__`).
 
     Attributes:
-        sqlstate: What PostgreSQL calls it, five characters.
+        sqlstate: PostgreSQL's code of the error, five characters.
         is_passing: Whether the same call may succeed later, once the server is repaired.
     """
 
@@ -89,39 +89,42 @@ class L2RefusedError(GlasspointError, RuntimeError):
 class SchemaError(GlasspointError, PermissionError):
     """The checkpoint tables cannot be used.
 
-    They are missing, are not as this version needs them, or this database role may not use or create them.
+    They are missing, do not fit this version, or this database role may not use or create them.
     """
 
 
 class L1Error(GlasspointError):
-    """Redis answered a step with an error. The saver survives it; a caller sees it only from `setup`."""
+    """Redis returned an error for a step. A saver survives that, because PostgreSQL answers alone."""
 
 
 class L1UnavailableError(L1Error, ConnectionError):
-    """Redis cannot be reached, or did not answer in time."""
+    """Redis cannot be reached, or did not answer in time.
+
+    Callers get this error from a write with `on_l1_outage="raise"`, and from pruning.
+    """
 
 
 class RedisUnavailableError(GlasspointError, ConnectionError):
     """Redis, used as a store, cannot be reached or did not answer in time.
 
-    Whether it did a write that was under way is not known; the write may be repeated.
+    A write that was under way may or may not have been done. It may be repeated.
     """
 
 
 class RedisRefusedError(GlasspointError, RuntimeError):
-    """Redis, used as a store, refused a step: it is full, read-only, or this user may not.
+    """Redis, used as a store, refused a step: it is full or read-only, or its user lacks a right.
 
-    Nothing of the step was done; only if the user has lost a right since the saver was opened, a part may
-    have been done.
+    Nothing of the step was done. There is one exception: if the user has lost a right since the saver was
+    opened, a part may have been done.
     """
 
 
 class ThreadMovedError(GlasspointError, ConnectionError):
-    """The thread is being drained into another store, or has been: ask that one.
+    """The thread is being moved (drained) into another store, or was moved. Use that store.
 
     Attributes:
-        moved: Whether it is there already; `False` while the drain is under way.
-        moved_to: The id of the thread that it was set aside as, `None` if it kept its own.
+        moved: Whether the move is complete; `False` while it is under way.
+        moved_to: The new id of the thread, if it was set aside; `None` if it kept its own id.
     """
 
     def __init__(self, message: str, *, moved: bool, moved_to: str | None = None) -> None:
@@ -131,25 +134,25 @@ class ThreadMovedError(GlasspointError, ConnectionError):
 
 
 class ThreadUnknownError(GlasspointError, LookupError):
-    """PostgreSQL is away, and Redis holds nothing of the thread: whether it has a history is not known."""
+    """PostgreSQL is away, and Redis holds nothing of the thread. The thread may still have a history."""
 
 
 class NotFoundError(GlasspointError, LookupError):
-    """A command was asked to show a thread, a namespace or a checkpoint that is not there."""
+    """A command was asked to show a thread, a namespace or a checkpoint that does not exist."""
 
 
 class ThreadExistsError(GlasspointError, ValueError):
-    """A thread cannot be copied onto one that has data already."""
+    """A thread cannot be copied, because the target thread already has data."""
 
 
 class ThreadForkedError(GlasspointError, RuntimeError):
-    """A checkpoint would have forked its thread, so that an answer is not seen any more. It was not stored.
+    """A checkpoint was not stored, because it would have forked its thread and hidden an answer.
 
-    Only with `on_fork="raise"`. Repeat the turn: it then goes on from what the other run wrote.
+    Raised only with `on_fork="raise"`. Repeat the turn: it then continues from what the other run wrote.
 
     Attributes:
-        kind: `shadows`: another run's answer would have been lost; `shadowed`: this one's;
-            `older_than_parent`: this one's, because a clock is behind.
+        kind: The answer that would have been hidden. `shadows`: that of another run. `shadowed`: that of this
+            run. `older_than_parent`: that of this run, because a clock is behind.
     """
 
     def __init__(self, message: str, kind: str = "shadows") -> None:
@@ -158,22 +161,23 @@ class ThreadForkedError(GlasspointError, RuntimeError):
 
 
 class ThreadDamagedError(GlasspointError, RuntimeError):
-    """Redis has evicted a part of the thread, or all of it, so that nothing of it can be believed."""
+    """Redis has evicted the thread or a part of it, so nothing of the thread can be trusted."""
 
 
 class ThreadTamperedError(ThreadDamagedError):
-    """A part of the thread in Redis is not signed with this process's key. Nothing of it was used."""
+    """A part of the thread in Redis is not signed with this process's key. The thread was not used."""
 
 
 class DeltaChainError(GlasspointError, ValueError):
-    """Checkpoints cannot be removed, because a delta channel of one that stays is rebuilt from them.
+    """A delta channel cannot be rebuilt from its checkpoints, or could not be after this call.
 
-    Or a delta channel cannot be rebuilt, because a checkpoint is its own ancestor.
+    Two cases: checkpoints are to be removed, but a checkpoint that stays has a delta channel that is rebuilt
+    from them. Or a checkpoint is its own ancestor, so the rebuilding would never end.
     """
 
     @classmethod
     def of_circle(cls, checkpoint_id: str) -> DeltaChainError:
-        """Name a checkpoint that the walk to its ancestors has met twice."""
+        """Make the error about a checkpoint that appears twice among its own ancestors."""
         return cls(
             f"A delta channel cannot be rebuilt: the checkpoint {checkpoint_id} is its own ancestor, so the "
             "channel has no beginning. Correct parent_checkpoint_id, or go on from another checkpoint (an "
@@ -186,14 +190,14 @@ class BlockingCallError(GlasspointError, asyncio.InvalidStateError):
 
 
 class WrongTypeError(ConfigurationError, TypeError):
-    """An argument is of a type that can only be a mistake, such as one string in place of a list of them."""
+    """An argument has a type that can only be a mistake: one string in place of a list of strings, say."""
 
 
 class ThreadInUseError(GlasspointError, RuntimeError):
-    """A thread is to be deleted, or copied to, while something is being written to it. Nothing was changed.
+    """A thread cannot be deleted or copied to, because a write to it is under way. Nothing was changed.
 
     Attributes:
-        thread_ids: The threads that are in use, or some of them.
+        thread_ids: The threads in use, or some of them.
     """
 
     def __init__(self, message: str, thread_ids: frozenset[str] = frozenset()) -> None:
@@ -202,15 +206,15 @@ class ThreadInUseError(GlasspointError, RuntimeError):
 
 
 class SaverClosedError(GlasspointError, RuntimeError):
-    """The saver was closed and then used."""
+    """The saver was used after it was closed."""
 
 
 class ForkedError(GlasspointError, RuntimeError):
-    """The saver was opened before a `fork()`, and used in the child. Nothing was done."""
+    """The saver was opened before a `fork()` and then used in the child. Nothing was done."""
 
 
 class WrongLoopError(GlasspointError, RuntimeError):
-    """An asynchronous method was called on another event loop than the one that the saver was opened on."""
+    """An asynchronous method was called on an event loop that the saver was not opened on."""
 
 
 class EmbeddedServerUnavailable(GlasspointError, RuntimeError):
@@ -218,8 +222,8 @@ class EmbeddedServerUnavailable(GlasspointError, RuntimeError):
 
 
 class TraceUnavailableError(GlasspointError, ConnectionError):
-    """A Tempo cannot be reached, refuses, or is none."""
+    """Tempo cannot be reached or refuses the request, or the server is not a Tempo."""
 
 
 class TraceNotFoundError(GlasspointError, LookupError):
-    """There is no span of the conversation where `glasspoint trace` looked."""
+    """`glasspoint trace` found no span of the conversation where it looked."""

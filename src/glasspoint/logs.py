@@ -1,7 +1,7 @@
-"""Log lines that lead to the trace they belong to.
+"""Log lines with the id of the trace that they belong to.
 
-A line that is written while a sampled span is the current one ends with `trace_id=…`, and its record has the
-same as an attribute, for those who log JSON. Elsewhere lines are as they are.
+If a sampled span is current, a line ends with `trace_id=…`, and its record has an attribute `trace_id`, for
+JSON logs. Otherwise the line is unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _THROTTLE_SECONDS = 60.0
 
 
 class TracedLogger(logging.LoggerAdapter[logging.Logger]):
-    """A logger that names the trace, where there is one."""
+    """A logger that adds the id of the current trace, if a trace is sampled."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         """Add the trace id to a line that is about to be written."""
@@ -44,27 +44,27 @@ def get_logger(name: str) -> TracedLogger:
 
 
 class Throttle:
-    """At most one log line in so many seconds, for what may happen with every call.
+    """Limits how often a line is logged, for what may happen with every call.
 
     Attributes:
-        seconds: The least time between two lines.
+        seconds: The minimum time between two lines.
     """
 
     def __init__(self, seconds: float = _THROTTLE_SECONDS) -> None:
-        """Take how often a line may be logged.
+        """Set how often a line may be logged.
 
         Args:
-            seconds: The least time between two lines.
+            seconds: The minimum time between two lines.
         """
         self.seconds = seconds
         self._logged_at = float("-inf")
         self._since = 0
 
     def due(self) -> int:
-        """Say that there is something to log.
+        """Count one occasion to log, and return whether to log it.
 
         Returns:
-            How often that was so since the last line, this time counted; 0: log nothing.
+            0: log nothing. Otherwise the number of occasions since the last line, including this one.
         """
         self._since += 1
         now = monotonic()

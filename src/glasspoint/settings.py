@@ -38,8 +38,8 @@ _log = logging.getLogger("glasspoint")
 
 _PREFIX = "CHECKPOINT_"
 
-# What a text is, by what pydantic calls the error. The text itself is not repeated: it may be a secret that
-# stands in the wrong variable.
+# pydantic's name of an error -> how our message describes the value. The message does not repeat the value,
+# because it may be a secret in the wrong variable.
 _FOUND = {
     **dict.fromkeys(
         ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"),
@@ -57,12 +57,12 @@ def _variable(name: str, default: Any, allowed: str | None = None, **limits: Any
     """Declare a setting.
 
     Args:
-        name: The variable.
-        default: What it is if the variable is not set.
-        allowed: What it must be, in words; by default what its type says.
-        limits: Of pydantic's `Field`.
+        name: The environment variable.
+        default: The value if the variable is not set.
+        allowed: The allowed values, in words; by default those of the type.
+        limits: Arguments of pydantic's `Field`.
     """
-    if allowed is not None:  # else the one of the type would be lost
+    if allowed is not None:  # a description of None would hide that of the type
         limits["description"] = allowed
     return Field(default=default, validation_alias=name, **limits)
 
@@ -77,10 +77,10 @@ _Timeout = Annotated[
 
 
 class Settings(BaseSettings):
-    """What the environment says; each variable with its unit, default and range stands in `docs/settings.md`.
+    """The settings in the environment. `docs/settings.md` lists each with its unit, default and range.
 
-    URLs and keys are secrets here: their text shows only through `get_secret_value`. An empty variable counts
-    as not set, but for `CHECKPOINT_FALLBACKS`, where it means that there are none.
+    URLs and keys are secrets here: only `get_secret_value` shows their text. An empty variable counts as not
+    set, except `CHECKPOINT_FALLBACKS`: if that is empty, there are no fallbacks.
     """
 
     model_config = SettingsConfigDict(populate_by_name=True, extra="ignore")
@@ -138,21 +138,22 @@ class Settings(BaseSettings):
         min_length=1,
     )
 
-    if not TYPE_CHECKING:  # a type checker reads the fields, and sees a mistyped one
+    if not TYPE_CHECKING:  # a type checker derives the parameters from the fields, and finds mistyped names
 
         def __init__(self, **values: Any) -> None:
-            """Read the environment, and take what is given here instead of a variable.
+            """Read the environment. Arguments replace variables.
 
             Args:
-                values: By the name of the field, or of the variable: of the field's type, or a text as in
-                    the environment. Lengths of time may be `timedelta`s.
+                values: Settings by the name of the field or of the variable. A value has the field's type, or
+                    is a text as in the environment. A length of time may be a `timedelta`.
 
             Raises:
-                ConfigurationError: A setting cannot be used, or does not exist (a TypeError, too).
+                ConfigurationError: A setting cannot be used.
+                WrongTypeError: A setting does not exist, or is of a wrong type (a TypeError, too).
             """
             fields = type(self).model_fields
             variables = {str(field.validation_alias) for field in fields.values()}
-            # What begins with an underscore is for pydantic-settings.
+            # Names with an underscore in front are options of pydantic-settings.
             names = [name for name in values if name not in variables and not name.startswith("_")]
             check_names(type(self).__name__, names, fields)
             try:
@@ -161,7 +162,8 @@ class Settings(BaseSettings):
                 errors = exc.errors(include_url=False)
             else:
                 return
-            raise _error_of(fields, errors, values)  # outside of the block: its context would hold the values
+            # Raised outside the block: otherwise its __context__ would hold the values.
+            raise _error_of(fields, errors, values)
 
     @model_validator(mode="before")
     @classmethod
@@ -176,7 +178,7 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _is_as_written_or_of_the_type(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic is lax, because a variable is a text: it would take True for 1.
+        # pydantic is lax here, because a variable is a text. So it would accept True as 1.
         hint = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool | bytes | bytearray):
             raise PydanticCustomError("other_type", "of another type")
@@ -194,7 +196,7 @@ class Settings(BaseSettings):
     def _age(cls, value: Any) -> Any:
         if value is None or isinstance(value, timedelta):
             return value
-        if not isinstance(value, str):  # a number: of days, or of seconds?
+        if not isinstance(value, str):  # the unit of a number is not clear: days or seconds
             raise PydanticCustomError("age_type", "of another type")
         age = parse_age(value)
         if age is None:
@@ -219,7 +221,7 @@ class Settings(BaseSettings):
 
     @property
     def saver_options(self) -> dict[str, Any]:
-        """Keyword arguments of `CachedPostgresSaver.create`, the same for the service and the commands."""
+        """Keyword arguments for `CachedPostgresSaver.create`, the same for the service and the commands."""
         return {
             "prepare_threshold": self.prepare_threshold,
             "connect_timeout_seconds": self.connect_timeout,
@@ -234,7 +236,9 @@ class Settings(BaseSettings):
 
     @property
     def postgres_password(self) -> PasswordCommand | None:
-        """What is asked for PostgreSQL's password before each new connection; `None`: it stands in the URL.
+        """The command that returns PostgreSQL's password; `None` if the password is in the URL.
+
+        It runs before each new connection.
 
         Raises:
             ConfigurationError: The command cannot be understood.
@@ -246,10 +250,10 @@ class Settings(BaseSettings):
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Read them.
+        """Read the settings from the environment, and warn of misspelt variables.
 
         Raises:
-            ConfigurationError: A variable holds what cannot be used; the message names it, not its value.
+            ConfigurationError: A variable has an unusable value. The message names only the variable.
         """
         _warn_of_misspelt_variables(cls)
         return cls()
@@ -258,9 +262,9 @@ class Settings(BaseSettings):
 def _error_of(
     fields: Mapping[str, FieldInfo], errors: Sequence[ErrorDetails], given: Mapping[str, object]
 ) -> ConfigurationError:
-    """Put into words what is wrong with settings: the name, what was found, and what is allowed."""
+    """Make the error that names each wrong setting, what was found, and what is allowed."""
     by_variable = {str(field.validation_alias): name for name, field in fields.items()}
-    kinds: dict[str, list[str]] = {}  # field -> what pydantic calls its errors
+    kinds: dict[str, list[str]] = {}  # field -> pydantic's names of its errors
     said = []
     for error in errors:
         if error["loc"]:
@@ -287,9 +291,9 @@ def _error_of(
 
 
 def _warn_of_misspelt_variables(settings: type[Settings]) -> None:
-    """Say which variables of the environment are nearly settings: nobody reads them.
+    """Warn of environment variables whose names are nearly those of settings: they are not read.
 
-    Others that begin likewise may belong to other software.
+    Other variables with the same prefix may belong to other software.
     """
     known = [str(field.validation_alias) for field in settings.model_fields.values()]
     for name in sorted(os.environ):
@@ -298,7 +302,7 @@ def _warn_of_misspelt_variables(settings: type[Settings]) -> None:
 
 
 def _meant_by(name: str, known: Collection[str]) -> str | None:
-    """Return the variable that is meant by one that is none, `None` if that is not plain."""
+    """Return the setting that a misspelt variable means, `None` if that is not clear."""
     prefix, _, rest = name.partition("_")
     if prefix == "GLASSPOINT":
         name = f"{_PREFIX}{rest}"

@@ -1,4 +1,4 @@
-"""How old something is, as people write it: `30d`."""
+"""Ages as people write them, such as `30d`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def parse_age(text: str) -> timedelta | None:
-    """Return how long an age is, `None` if the text is none.
+    """Return the length of an age, `None` if the text is not an age.
 
     Example:
         >>> parse_age("30d")
@@ -29,9 +29,9 @@ def parse_age(text: str) -> timedelta | None:
 
 
 def age_as_text(age: timedelta) -> str:
-    """Return an age as it is written in the settings, in the largest unit of which it is a multiple.
+    """Return an age as the settings write it, as a whole number of the largest unit possible.
 
-    Not in weeks, because most people write `30d`. What is no multiple of a minute is in seconds.
+    Weeks are not used, because most people write `30d`. An age that is no multiple of a minute is in seconds.
 
     Example:
         >>> age_as_text(timedelta(hours=1)), age_as_text(timedelta(days=30))

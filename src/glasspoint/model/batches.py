@@ -1,4 +1,4 @@
-"""Checkpoints on their way from one store into another go in batches: few enough bytes for one statement."""
+"""Batches of checkpoints on their way from one store into another, each small enough for one statement."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _ITEMS_AT_ONCE = 100
 async def in_batches(
     items: AsyncIterator[Item], *, without: Collection[StoredId] = ()
 ) -> AsyncIterator[list[Item]]:
-    """Put items of one scope together, as long as they are small.
+    """Group successive items of one scope. A batch ends at 100 items, or when it exceeds 1 MiB.
 
     Args:
+        items: The checkpoints and pending writes.
         without: Checkpoints to leave out.
     """
     batch: list[Item] = []

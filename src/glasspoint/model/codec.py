@@ -1,11 +1,11 @@
-"""Values serialised once, stored twice.
+"""Serialises checkpoints once, so that the same bytes are stored in L2 and in L1, and decodes them.
 
-A checkpoint is taken apart here the way LangGraph's PostgreSQL schema wants it (small values inline in the
-checkpoint's JSON, the others as one blob per channel and version), into bytes that go to L2 and to L1 as
-they are; a warm-up moves the same bytes from L2 to L1. Putting a tuple together again is the other half.
+Encoding splits a checkpoint as LangGraph's PostgreSQL schema wants it: small values stand inline in the
+checkpoint's JSON, and each other value is a blob of its channel and version. A warm-up copies the bytes from
+L2 to L1 unchanged. Decoding puts a `CheckpointTuple` together again.
 
-A small value that PostgreSQL's jsonb refuses (a text with NUL, a lone surrogate, NaN, infinity) is kept as a
-blob, too. `AsyncPostgresSaver` reads it back from there, though it cannot write it itself.
+A small value that PostgreSQL's jsonb refuses (a text with NUL, a lone surrogate, NaN, infinity) becomes a
+blob, too. `AsyncPostgresSaver` can read such a blob, though it cannot write one.
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ __all__ = [
     "versions_of",
 ]
 
-# The first checkpoint format whose pending sends stand in its own values. Upstream completes an older one
-# with writes of its *parent*, which no entry of the cache follows.
+# The first checkpoint format that holds its pending sends in its own values. Upstream completes an older one
+# with writes of its *parent*. No entry of the cache follows these writes.
 _SENDS_INLINE_SINCE = 4
 
 
 class Encoded(NamedTuple):
-    """A serialised value: the serializer's name for its format, and the bytes."""
+    """A serialised value: the serializer's name of the format, and the bytes."""
 
     type: str
     data: bytes
 
 
 class EncodedWrite(NamedTuple):
-    """One pending write, as both tiers store it."""
+    """One pending write, as L1 and L2 store it."""
 
     task_id: str
     idx: int
@@ -80,9 +80,9 @@ class EncodedWrite(NamedTuple):
 
 
 class PendingWrites(NamedTuple):
-    """Pending writes whose checkpoint is elsewhere.
+    """Pending writes without their checkpoint.
 
-    They can come before their put, and a run can go on in another tier than it began in.
+    They can arrive before the put of their checkpoint. Or a run began in one tier and continues in another.
     """
 
     scope: Scope
@@ -92,17 +92,17 @@ class PendingWrites(NamedTuple):
 
 @dataclass(slots=True)
 class StoredCheckpoint:
-    """A checkpoint as it stands in storage, in either tier; nothing of the channel values is decoded.
+    """A checkpoint as it is stored, at either level. The channel values are not decoded.
 
     Attributes:
-        document: The checkpoint without the values kept per channel, parsed from its JSON.
+        document: The checkpoint without the values stored as blobs, parsed from its JSON.
         metadata: Its metadata, parsed from JSON.
-        values: Channel -> (version, value) for the values kept per channel, at the versions that `document`
+        values: Channel -> (version, value) for the values stored as blobs, at the versions that `document`
             names.
-        document_json, metadata_json: What the two were parsed from, if a warm-up may need them.
-        document_bytes: How long the JSON was.
-        is_fenced: Whether a burst of writes was under way in L2: L1 must not be warmed up with it.
-        is_brought: Whether it stands in a lower tier that has not made it: its thread goes on from there.
+        document_json, metadata_json: The JSON texts of the two, if a warm-up may need them.
+        document_bytes: The length of the JSON.
+        is_fenced: Whether a burst of writes was under way in L2, so that L1 must not be warmed up with this.
+        is_brought: Whether a lower tier holds a copy of it, to continue its thread, but did not create it.
     """
 
     scope: Scope
@@ -120,26 +120,27 @@ class StoredCheckpoint:
 
     @property
     def size(self) -> int:
-        """Bytes of the checkpoint, its values and its writes."""
+        """The size of the checkpoint, its values and its writes, in bytes."""
         values = sum(len(value.data) for _, value in self.values.values())
         return self.document_bytes + values + sum(len(write.value.data) for write in self.writes)
 
     def detached(self) -> StoredCheckpoint:
-        """Return a copy of which an image can still be made after `decode_tuple`.
+        """Return a copy that can still become an image after `decode_tuple`.
 
-        The checkpoint that `decode_tuple` returns shares its channel versions, and LangGraph changes those.
+        The checkpoint that `decode_tuple` returns shares its channel versions with this object, and LangGraph
+        changes them.
         """
         return replace(self, document={**self.document, "channel_versions": dict(versions_of(self.document))})
 
     @property
     def needs_parent(self) -> bool:
-        """Whether upstream completes this old format with the parent's writes; such are never cached."""
+        """Whether upstream completes this old format with the parent's writes. Then it is not cached."""
         return completes_from_parent(self.document, self.parent_id)
 
     @property
     def needs_ancestors(self) -> bool:
-        """Whether a delta channel of it is rebuilt from its ancestors: by itself it is not the state."""
-        if "delta_writes_versioned" in self.metadata:  # LangGraph.js marks such threads, not the channels
+        """Whether a delta channel is rebuilt from the ancestors: the checkpoint alone is not the state."""
+        if "delta_writes_versioned" in self.metadata:  # LangGraph.js marks the thread, not the channels
             return True
         counters = self.metadata.get("counters_since_delta_snapshot")
         inline = self.document.get("channel_values") or {}
@@ -150,7 +151,7 @@ class StoredCheckpoint:
 
     @property
     def cacheable(self) -> bool:
-        """Whether an image of it can be kept true: see `EncodedPut.cacheable`."""
+        """Whether L1 may hold an image of it: see `EncodedPut.cacheable`."""
         return (
             is_ordered_id(self.checkpoint_id)
             and not self.needs_parent
@@ -164,17 +165,17 @@ class EncodedPut:
     """A checkpoint on its way into storage.
 
     Attributes:
-        blobs: Channel -> (version, value): the new values that are kept per channel.
-        voids: Channel -> version, of channels that are new at this version and have no value.
+        blobs: Channel -> (version, value), of the new values that are stored as blobs.
+        voids: Channel -> version, of the channels that changed at this version and have no value.
         inline: Channel -> version, of the channels whose value stands in `document_json`.
-        snapshots: The channels among `blobs` that have a mark, `true`, in `document_json`: snapshots of delta
-            channels.
-        channels: Every channel that the checkpoint names.
-        cacheable: Whether L1 may hold an image of it. It may not when the id is not a UUID (only of UUIDs it
-            is certain that L1 orders them as L2 does), in a format older than 4 with a parent (upstream then
-            reads some of the parent's writes into it), or when its channel versions are no mapping.
-        follows_newest: The parent was read as the newest of its scope, or nothing was there to be the parent.
-        follows_own: The parent is the last checkpoint that the same run has put.
+        snapshots: The channels among `blobs` that are snapshots of delta channels: `document_json` holds the
+            mark `true` for them.
+        channels: All channels that the checkpoint names.
+        cacheable: Whether L1 may hold an image of it. Three cases where it may not: the id is not a UUID (L1
+            and L2 surely order only UUIDs alike); the format is older than 4 and there is a parent (upstream
+            then adds some of the parent's writes); the channel versions are not a mapping.
+        follows_newest: Whether the parent was read as the newest of its scope, or the scope was empty.
+        follows_own: Whether the parent is the last checkpoint that the same run has put.
     """
 
     checkpoint_id: str
@@ -213,18 +214,18 @@ def encode_put(
     follows_newest: bool = False,
     follows_own: bool = False,
 ) -> EncodedPut:
-    """Serialise a checkpoint, the way `AsyncPostgresSaver.aput` splits it.
+    """Serialise a checkpoint, split as `AsyncPostgresSaver.aput` splits it.
 
     Args:
-        new_versions: The channels that changed. Of the others, a value that is kept as a blob is not sent
-            again: it stands at its version.
-        traceparent: The span that writes it, to be stored with the metadata: see `model.traceparent`.
+        new_versions: The channels that changed. The blobs of other channels are not sent again, because they
+            are stored already, at their versions.
+        traceparent: The span that writes the checkpoint, stored with the metadata: see `model.traceparent`.
         follows_newest, follows_own: See `EncodedPut`.
 
     Raises:
-        SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store.
+        SerializationError: A value cannot be serialised, or PostgreSQL cannot store it.
     """
-    # Upstream stores a checkpoint without them, or with something else in their place, too.
+    # Channel versions may be absent or of another type: upstream stores such a checkpoint, too.
     versions = versions_of(checkpoint)
     small: dict[str, Any] = {}
     large: dict[str, Any] = {}
@@ -285,11 +286,10 @@ def encode_writes(
     """Serialise a task's writes, numbered as upstream numbers them.
 
     Args:
-        last_wins: Which of two writes with one number stays; upstream stores one after the other, replacing
-            or not.
+        last_wins: Whether the last of several writes with the same number stays; otherwise the first stays.
 
     Raises:
-        SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store.
+        SerializationError: A value cannot be serialised, or PostgreSQL cannot store it.
     """
     _text(f"writes of the task id {task_id!r}", task_id)
     _text(f"writes with the task path {task_path!r}", task_path)
@@ -309,14 +309,14 @@ def encode_writes(
 
 
 def encode_found(serde: SerializerProtocol, found: CheckpointTuple) -> StoredCheckpoint:
-    """Serialise what another saver shows of a checkpoint, to be stored as it is.
+    """Serialise a checkpoint that another saver returned, to be stored as it is.
 
-    What a tuple does not tell is made up: a write's number is its position among its task's writes, and if
-    the tasks are in another order than that of their ids, a task's path is its position.
+    A tuple lacks two facts, so they are made up. A write's number is its position among its task's writes. If
+    the tasks are not in the order of their ids, a task's path is its position, so that the order stays.
 
     Raises:
-        SerializationError: A value cannot be serialised, or holds what PostgreSQL cannot store; or a channel
-            has no version, so that its value would not be found again.
+        SerializationError: A value cannot be serialised, or PostgreSQL cannot store it; or a channel has no
+            version, so that its value would not be found again.
     """
     configurable = found.config["configurable"]
     scope = Scope(configurable["thread_id"], configurable.get("checkpoint_ns") or "")
@@ -361,7 +361,7 @@ def _numbered(serde: SerializerProtocol, pending: Sequence[PendingWrite]) -> lis
 
 
 def decode_tuple(serde: SerializerProtocol, stored: StoredCheckpoint) -> CheckpointTuple:
-    """Put together what `AsyncPostgresSaver` would return for this checkpoint."""
+    """Return the tuple that `AsyncPostgresSaver` would return for this checkpoint."""
     loads = serde.loads_typed
     scope = stored.scope
     values = dict(stored.document.get("channel_values") or {})
@@ -379,7 +379,7 @@ def decode_tuple(serde: SerializerProtocol, stored: StoredCheckpoint) -> Checkpo
 
 
 def versions_of(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the channel versions of a checkpoint; none, if it has none or something else in their place."""
+    """Return the channel versions of a checkpoint, empty if they are absent or not a mapping."""
     versions = document.get("channel_versions")
     return versions if isinstance(versions, dict) else {}
 
@@ -387,24 +387,24 @@ def versions_of(document: Mapping[str, Any]) -> dict[str, Any]:
 def is_readable(document: Mapping[str, Any]) -> bool:
     """Whether PostgreSQL can read the values that a checkpoint names.
 
-    If its versions are no object, the query fails, upstream's as ours, and L1 must not answer.
+    If the versions are not a JSON object, the query fails, upstream's query and ours. So L1 must not answer.
     """
     return isinstance(document.get("channel_versions", {}), dict)
 
 
 def completes_from_parent(document: Mapping[str, Any], parent_id: str | None) -> bool:
-    """Whether upstream reads some of the parent's writes into a checkpoint of this format."""
+    """Whether upstream adds some of the parent's writes to this checkpoint."""
     return bool(parent_id) and is_old_format(document)
 
 
 def is_old_format(document: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is of a format that upstream completes from its parent, if it has one."""
+    """Whether a checkpoint has a format that upstream completes from its parent, if there is one."""
     version = document.get("v", 0)
     return not isinstance(version, int | float) or version < _SENDS_INLINE_SINCE
 
 
 def version_text(version: str | int | float) -> str:
-    """Return a channel version as `jsonb_each_text` shows it, which is what blobs are looked up by."""
+    """Return a channel version as `jsonb_each_text` shows it: blobs are looked up by this text."""
     if isinstance(version, float):
         return format(Decimal(repr(version)), "f")  # jsonb has no exponents
     return version if isinstance(version, str) else _json_dumps(version)
@@ -429,11 +429,11 @@ def _config(scope: Scope, checkpoint_id: str) -> RunnableConfig:
 
 
 def _not_inline(small: Mapping[str, Any], versions: Mapping[str, Any]) -> set[str]:
-    """Return the channels with a small value that jsonb refuses: each is kept as a blob.
+    """Return the channels with a small value that jsonb refuses. These values are stored as blobs.
 
     Raises:
-        SerializationError: A channel has no version, so that its blob would not be found again; or a channel
-            has a name that nobody can store.
+        SerializationError: A channel has no version, so that its blob would not be found again; or the name
+            of a channel cannot be stored.
     """
     for channel in (*small, *versions):
         _text(f"channel {channel!r}", channel)
@@ -448,7 +448,7 @@ def _encode(serde: SerializerProtocol, value: Any, what: str) -> Encoded:
         type_, data = serde.dumps_typed(value)
     except Exception as exc:
         place, part = _culprit(value, lambda part: not _can_encode(serde, part))
-        # The serializer's own words name types, but some also quote the value: they stay in the chain only.
+        # The serializer's own message may quote the value. So it stays in the exception chain only.
         raise SerializationError(
             f"Cannot serialise {what}{place} ({type(part).__name__}): {type(exc).__name__}. Nothing was "
             "stored. Put only serialisable values into the state, or give the saver a serde that knows this "
@@ -466,10 +466,10 @@ def _can_encode(serde: SerializerProtocol, value: Any) -> bool:
 
 
 def _encode_apart(serde: SerializerProtocol, value: Any, what: str) -> Encoded:
-    """Serialise a small value that jsonb refuses, so that it is read back as it is.
+    """Serialise a small value that jsonb refuses, so that reading returns the same value.
 
-    LangGraph's serializer makes "?" of a lone surrogate, without a word. It also reads JSON, which can hold
-    one. Other serializers are not bypassed: they may encrypt.
+    LangGraph's serializer silently turns a lone surrogate into "?". But it can read JSON, and JSON can hold a
+    lone surrogate, so JSON is written instead. Other serializers are not bypassed, because they may encrypt.
     """
     encoded = _encode(serde, value, what)
     if _is_read_back(serde, encoded, value):
@@ -510,8 +510,8 @@ def _text(what: str, value: str) -> str:
     return value
 
 
-# A NUL in JSON text is \u0000 with an odd number of backslashes; a lone surrogate is what json.dumps writes
-# for text that is not Unicode. PostgreSQL's jsonb takes neither.
+# A NUL in JSON text is \u0000 with an odd number of backslashes. json.dumps writes a lone surrogate for text
+# that is not Unicode. PostgreSQL's jsonb accepts neither.
 _JSON_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _JSON_SURROGATES = re.compile(r"(?<!\\)(?:\\\\)*\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}")
 _JSON_SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\ud[89a-f][0-9a-f]{2}")
@@ -530,7 +530,7 @@ def _to_json(value: Any, what: str) -> str:
 
 
 def _jsonb(value: Any) -> str | None:
-    """Return JSON that PostgreSQL's jsonb takes, `None` if it would refuse the value."""
+    """Return JSON that PostgreSQL's jsonb accepts, `None` if it would refuse the value."""
     try:
         text = _json_dumps(value)
     except Exception:
@@ -545,7 +545,7 @@ def _jsonb(value: Any) -> str | None:
 
 
 def _why_not(part: Any) -> str:
-    """Say what is wrong with a value that jsonb refuses, and nothing of what it holds."""
+    """Return why jsonb refuses a value, without showing what the value holds."""
     if isinstance(part, str):
         return "a text holds a NUL character" if "\0" in part else "a text is not valid Unicode"
     if isinstance(part, float):
@@ -555,18 +555,18 @@ def _why_not(part: Any) -> str:
     return f"{type(part).__name__} is no JSON"
 
 
-# A value that holds itself has no innermost part.
+# A limit, because a value that contains itself has no innermost part.
 _DEEPEST = 30
 
-# What may stand in an error as it is: the name of a field, and nothing that somebody has said.
+# Keys that an error may show: names of fields, but no text that a user may have written.
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
 
 
 def _culprit(value: Any, is_bad: Callable[[Any], bool]) -> tuple[str, Any]:
-    """Find the innermost part of a value that is to blame, the first if several are.
+    """Find the innermost bad part of a value; the first, if there are several.
 
     Returns:
-        Where it stands, such as `['messages'][3].additional_kwargs`, and the part.
+        The place of the part, such as `['messages'][3].additional_kwargs`, and the part.
     """
     place = ""
     for _ in range(_DEEPEST):
@@ -578,7 +578,7 @@ def _culprit(value: Any, is_bad: Callable[[Any], bool]) -> tuple[str, Any]:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Return what a value is made of, each part with the step that leads to it."""
+    """Yield the parts of a value, each with the text that leads to it."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield " (a key)", key
@@ -595,14 +595,14 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             yield f".{each.name}", getattr(value, each.name, None)
 
 
-# Made once: `json.dumps` would make one for each call that wants it so.
+# Made once: `json.dumps` makes a new encoder for each call with `allow_nan=False`.
 _json_dumps = json.JSONEncoder(allow_nan=False).encode
 
 
 def _as_jsonb(number: str) -> float | int:
-    """Return a number as PostgreSQL's jsonb gives it back: L1 must return what L2 does.
+    """Return a number as PostgreSQL's jsonb returns it, because L1 must return what L2 returns.
 
-    jsonb stores numbers as decimals: it writes 1e+16 as 10000000000000000, which reads back as an integer,
-    and it knows no negative zero.
+    jsonb stores numbers as decimals. It writes 1e+16 as 10000000000000000, which is read back as an integer.
+    It has no negative zero.
     """
     return int(Decimal(number)) if "e+" in number else float(number) or 0.0

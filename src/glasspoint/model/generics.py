@@ -7,7 +7,7 @@ from typing import TypeVar
 __all__ = ["ItemT", "ResultT"]
 
 ItemT = TypeVar("ItemT")
-"""One of several things that are treated alike."""
+"""An item of a collection."""
 
 ResultT = TypeVar("ResultT")
-"""What a call returns."""
+"""The result of a call."""

@@ -1,18 +1,18 @@
-"""Where a saver works: one process, one event loop, and sometimes a thread that runs the loop for it.
+"""The home of a saver: one process, one event loop, and sometimes a thread that runs the loop.
 
-A saver's connections belong to the event loop that it was opened on, and the loop belongs to a process. So a
-saver is used in three wrong places:
+Open this when a saver is used on the wrong loop, in a child process, or after the end of its loop. A saver's
+connections belong to the event loop that it was opened on, and the loop belongs to a process. Three cases:
 
     another loop of the process     `WrongLoopError`
-    a child after `fork()`          the child has copies of the connections, but not the threads, so a call
-                                    would hang, or read what was meant for the parent. A saver that was opened
-                                    from URLs, and not on an event loop of the caller's, is opened again by
-                                    its first call in the child. Any other raises `ForkedError`
-    after the end                   a saver that nobody has closed is closed when its loop ends
-                                    (`asyncio.run`), or when its process ends (`OwnLoop`)
+    a child after `fork()`          The child has copies of the connections, but not the threads. A call would
+                                    hang, or read data that was meant for the parent. A saver that was opened
+                                    from URLs, on a loop of its own, is opened again by its first call in the
+                                    child. Any other saver raises `ForkedError`.
+    after the end                   A saver that was not closed is closed when its loop ends (`asyncio.run`),
+                                    or when its process ends (`OwnLoop`).
 
-What is copied into a child is never closed there: closing would disturb the parent, with which the child
-shares the sockets and what waits for them.
+Objects that were copied into a child are never closed there. Closing would disturb the parent, because both
+share the sockets and the epoll instance that waits for them.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ _log = get_logger("glasspoint")
 
 _Result = TypeVar("_Result")
 
-# How long the end of a loop, or of a process, waits for a saver that nobody has closed. A write has a
-# deadline of 10 s, unless told otherwise.
+# How long the end of a loop or of a process waits for a saver that was not closed. It is longer than the
+# default deadline of a write, 10 s.
 _END_SECONDS = 12.0
 
-# How long the end of a process waits for the thread, if all of that is used up.
+# How long the end of a process waits for the thread at least, even if the time above is used up.
 _LAST_SECONDS = 0.5
 
-# How long a fork waits until an own loop is between two steps. A step takes milliseconds.
+# How long a fork waits until a saver's own loop is between two steps. A step takes milliseconds.
 _FORK_SECONDS = 1.0
 
 
 class Housed(Protocol):
-    """A saver, as far as it is opened and closed here."""
+    """The part of a saver's interface that this module needs."""
 
     @property
     def home(self) -> Home:
-        """Where it works."""
+        """The process and the event loop of the saver."""
 
     def close(self) -> Awaitable[None]:
-        """Close it; on its own loop, what is returned is to be awaited."""
+        """Close the saver. On the saver's own loop, the caller must await the result."""
 
 
 class _Closable(Protocol):
@@ -73,19 +73,19 @@ _Saver = TypeVar("_Saver", bound=Housed)
 
 
 class Home:
-    """The process and the event loop that a saver was opened on. The clones of `with_allowlist` share it.
+    """The process and the event loop that a saver was opened on. Clones by `with_allowlist` share it.
 
     Attributes:
         loop: The event loop.
-        process_id: The process.
-        own: What runs the loop, if it was started for this saver alone.
+        process_id: The id of the process.
+        own: The object that runs the loop, if the loop was started for this saver alone.
     """
 
     def __init__(self, saver: object) -> None:
-        """Settle a saver here.
+        """Record the current process and event loop.
 
         Args:
-            saver: The saver, to be kept in a child: see `_after_fork_in_child`.
+            saver: The saver. A child process keeps it alive: see `_after_fork_in_child`.
         """
         self.loop = asyncio.get_running_loop()
         self.process_id = os.getpid()
@@ -95,23 +95,23 @@ class Home:
 
     @property
     def reopen(self) -> Callable[[], object] | None:
-        """Opens the saver again in a child, waits until it is open, and does nothing if it was opened before.
+        """A function that opens the saver again in a child, `None` if that is impossible.
 
-        `None` if that cannot be done.
+        The function waits until the saver is open. If it is open already, the function does nothing.
         """
         return self.own.saver if self.own is not None and self.own.reopens else None
 
     @property
     def is_in_this_process(self) -> bool:
-        """Whether the process is still the one that the saver was opened in."""
+        """Whether the current process is the one that the saver was opened in."""
         return self.process_id == os.getpid()
 
     def check(self) -> None:
-        """See that an asynchronous call is made on the saver's loop, in its process.
+        """Check that an asynchronous call is made in the saver's process, on its loop.
 
         Raises:
-            ForkedError: It is another process.
-            WrongLoopError: It is another loop.
+            ForkedError: This is another process.
+            WrongLoopError: This is another loop.
         """
         if self.process_id != os.getpid():
             raise self.forked()
@@ -122,7 +122,7 @@ class Home:
             )
 
     def forked(self) -> ForkedError:
-        """Make the error that says what to do in the child."""
+        """Return the error that tells what to do in a child process."""
         if self.own is not None and self.own.reopens:
             what = (
                 "Its synchronous methods work here: they open it again. To await its methods, open a saver "
@@ -141,18 +141,18 @@ class Home:
 
 
 class EndOfLoop:
-    """Closes a saver that nobody has closed when its event loop ends, as `asyncio.run` ends one.
+    """Closes a saver when its event loop ends (as `asyncio.run` ends one), if it was not closed before.
 
-    The tasks of a saver's pool may outlive their cancellation: psycopg forgets one that comes while it
-    connects. Then `asyncio.run` would never return.
+    Without this, `asyncio.run` might never return: psycopg loses a cancellation that arrives while it
+    connects, so a task of the saver's pool could run on.
     """
 
     def __init__(self, what: str, saver: _Closable) -> None:
-        """Begin to wait for the end.
+        """Begin to wait for the end of the loop.
 
         Args:
-            what: Names the saver in the warning.
-            saver: What is closed then. It is held weakly: a saver that nobody holds may go before its loop.
+            what: The name of the saver in the warning.
+            saver: The saver. The reference is weak, so the saver may be collected before its loop ends.
         """
         self._what = what
         self._saver = weakref.ref(saver)
@@ -166,7 +166,7 @@ class EndOfLoop:
         gone.atexit = False
 
     def dismiss(self) -> None:
-        """Wait no longer: the saver is being closed."""
+        """Stop waiting, because the saver is being closed."""
         if not self._is_dismissed:
             self._is_dismissed = True
             self._task.cancel()
@@ -177,7 +177,7 @@ class EndOfLoop:
         finally:
             saver = self._saver()
             if saver is not None and not self._is_dismissed and self._process_id == os.getpid():
-                self._is_dismissed = True  # closing must not end the wait for it
+                self._is_dismissed = True  # else closing would cancel this task, which waits for the closing
                 await self._close_late(saver)
 
     async def _close_late(self, saver: _Closable) -> None:
@@ -185,7 +185,7 @@ class EndOfLoop:
             with suppress(TimeoutError):
                 await _close(saver, _END_SECONDS)
         except asyncio.CancelledError:
-            pass  # of the pool's tasks, which end at the same time
+            pass  # it comes from the pool's tasks, which end at the same time
         finally:
             warnings.warn(
                 f"A {self._what} was not closed before its event loop ended: `await saver.close()`, or open "
@@ -198,16 +198,16 @@ class EndOfLoop:
 class OwnLoop(Generic[_Saver]):
     """An event loop in a daemon thread, and the saver that works on it, for synchronous callers.
 
-    If nobody closes it, the end of the process does: what is under way is finished then.
+    If it is not closed before, the end of the process closes it, and calls under way are finished.
     """
 
     def __init__(self, open_: Callable[[], Coroutine[Any, Any, _Saver]], *, reopens: bool) -> None:
-        """Take what opens the saver.
+        """Take the function that opens the saver.
 
         Args:
-            open_: Opens the saver, on the loop that it is awaited on.
-            reopens: Whether `open_` may be called again in a child. Not, if it takes connections from
-                outside.
+            open_: Opens the saver on the loop that awaits it.
+            reopens: Whether `open_` may be called again in a child. It may not if it uses the caller's
+                connections.
         """
         self.reopens = reopens
         self._open = open_
@@ -221,12 +221,12 @@ class OwnLoop(Generic[_Saver]):
         self._may_go_on: threading.Event | None = None
 
     def saver(self) -> _Saver:
-        """Return the saver of this process; the first call in a process opens it.
+        """Return the saver of this process. The first call in a process opens it.
 
         Raises:
-            ForkedError: It was opened in another process, and cannot be opened again.
-            SaverClosedError: It was closed, in this process or before the fork.
-            GlasspointError: It cannot be opened now; a later call tries again.
+            ForkedError: The saver was opened in another process, and cannot be opened again.
+            SaverClosedError: The saver was closed, in this process or before the fork.
+            GlasspointError: The saver cannot be opened now. A later call tries again.
         """
         if self._saver is not None and self._process_id == os.getpid():
             return self._saver
@@ -244,10 +244,10 @@ class OwnLoop(Generic[_Saver]):
             return saver
 
     def close(self, *, within_seconds: float | None = None) -> None:
-        """Close the saver of this process, if it has one, and end the thread. May be called twice.
+        """Close the saver of this process, if there is one, and end the thread. May be called twice.
 
         Args:
-            within_seconds: Wait only so long, and then let everything be. `None`: as long as it takes.
+            within_seconds: How long to wait at most; then the closing is given up. `None`: no limit.
         """
         give_up_at = None if within_seconds is None else monotonic() + within_seconds
         if not self._lock.acquire(timeout=-1 if within_seconds is None else within_seconds):
@@ -266,7 +266,7 @@ class OwnLoop(Generic[_Saver]):
             self._lock.release()
 
     def run(self, work: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
-        """Run something on the loop, and wait for its result."""
+        """Run a coroutine on the loop, and wait for its result."""
         return wait_for(work(), self._loop)
 
     # ---------------------------------------------------------------- helpers
@@ -302,7 +302,8 @@ class OwnLoop(Generic[_Saver]):
                 started.set_exception(exc)
             elif not self._is_closed:
                 raise
-            # At the end of the process, asyncio may want a thread to end its own threads, and get none.
+            # Otherwise the process ends: asyncio may need a new thread to shut down its executor, and cannot
+            # start one any more.
 
     def _end(self, within_seconds: float | None = None) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -314,7 +315,7 @@ class OwnLoop(Generic[_Saver]):
     # ---------------------------------------------------------------- around a fork
 
     def pause(self) -> None:
-        """Let the loop stand still between two steps: then it holds no lock that the child would inherit."""
+        """Stop the loop between two steps, where it holds no lock that a child would inherit."""
         if threading.current_thread() is self._thread:
             return
         paused, may_go_on = threading.Event(), threading.Event()
@@ -323,7 +324,7 @@ class OwnLoop(Generic[_Saver]):
             paused.set()
             may_go_on.wait(_FORK_SECONDS)
 
-        with suppress(RuntimeError):  # it has ended just now
+        with suppress(RuntimeError):  # the loop has just ended
             self._loop.call_soon_threadsafe(stand_still)
             self._may_go_on = may_go_on
             paused.wait(_FORK_SECONDS)
@@ -335,16 +336,16 @@ class OwnLoop(Generic[_Saver]):
             self._may_go_on = None
 
     def renew_lock(self) -> None:
-        """In the child: a thread of the parent may have held it."""
+        """Replace the lock in a child, because a thread of the parent may have held it."""
         self._lock = threading.RLock()
 
 
 def wait_for(work: Coroutine[Any, Any, _Result], loop: asyncio.AbstractEventLoop) -> _Result:
-    """Run a coroutine on a loop of another thread, and wait for its result.
+    """Run a coroutine on the loop of another thread, and wait for its result.
 
     Raises:
         SaverClosedError: The loop has ended.
-        Exception: What the coroutine raises.
+        Exception: The error of the coroutine.
     """
     try:
         waiting = asyncio.run_coroutine_threadsafe(work, loop)
@@ -354,12 +355,12 @@ def wait_for(work: Coroutine[Any, Any, _Result], loop: asyncio.AbstractEventLoop
     try:
         return waiting.result()
     except BaseException:
-        waiting.cancel()  # if it was the waiting that was interrupted (Ctrl-C): the call ends, too
+        waiting.cancel()  # if Ctrl-C has interrupted this wait, the call ends, too
         raise
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the loop that runs on this thread, if one does."""
+    """Return the loop that runs on this thread, `None` if none runs."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -372,10 +373,10 @@ def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
 
 
 async def _close(saver: _Closable, within_seconds: float | None) -> None:
-    """Close a saver, and wait no longer than this for it.
+    """Close a saver, and wait for the end of that for a limited time.
 
     Raises:
-        TimeoutError: It takes longer. It goes on: a close that is cancelled goes on to its end, too.
+        TimeoutError: Closing takes longer. It continues, as it would continue after a cancellation.
     """
     closing = asyncio.ensure_future(saver.close())
     done, _ = await asyncio.wait({closing}, timeout=within_seconds)
@@ -390,14 +391,14 @@ _homes: WeakSet[Home] = WeakSet()
 _own_loops: WeakSet[OwnLoop[Any]] = WeakSet()
 _own_of: WeakKeyDictionary[asyncio.AbstractEventLoop, OwnLoop[Any]] = WeakKeyDictionary()
 
-# The ones that are open: a saver whose caller keeps nothing but the saver must not lose its loop.
+# The open ones. A caller may keep only the saver, so this reference keeps the loop alive.
 _kept: set[OwnLoop[Any]] = set()
 
 
 def _close_all() -> None:
     give_up_at = monotonic() + _END_SECONDS
     for each in list(_kept):
-        with suppress(Exception):  # a server may be away, and nobody can be told
+        with suppress(Exception):  # a server may be away, and no caller is left to receive the error
             each.close(within_seconds=max(0.0, give_up_at - monotonic()))
 
 
@@ -413,8 +414,9 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     for home in list(_homes):
-        # What it holds must not be deleted either, not even when the child's interpreter ends: the streams
-        # of asyncio close themselves then, and take their sockets from the epoll that both processes share.
+        # One more reference, so that nothing in it is ever deleted, not even at the end of the child's
+        # interpreter. A deleted asyncio stream closes itself, and removes its socket from the epoll instance
+        # that both processes share.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(home))
     _homes.clear()
     for each in list(_own_loops):

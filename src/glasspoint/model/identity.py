@@ -1,4 +1,4 @@
-"""Identity: which data the entries in Redis belong to, as L2 names it and L1 uses it."""
+"""The identity: which data the entries in Redis belong to. L2 keeps it, and L1 puts it into keys."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Identity:
     """The identity of L2, for one cache.
 
     Attributes:
-        database: Which database's conversations, 12 hexadecimal digits. It outlives a renewal.
-        generation: 16 random hexadecimal digits, made anew when L2 is not what it was, or when the cache has
-            moved to another Redis. All processes read the same one in PostgreSQL.
+        database: The database, 12 hexadecimal digits. A renewal does not change it.
+        generation: 16 random hexadecimal digits. A renewal makes new ones: when L2 has changed behind the
+            cache, or when the cache has moved to another Redis. All processes read them from PostgreSQL.
         reign: The Redis that the cache is attached to, `<run_id>.<master_replid>`.
-        secret: What entries are signed with.
+        secret: The key that signs the entries.
     """
 
     database: str
@@ -26,5 +26,5 @@ class Identity:
 
     @property
     def name(self) -> str:
-        """`<database>.<generation>`, as it stands in every key."""
+        """`<database>.<generation>`, the part of each key that names the identity."""
         return f"{self.database}.{self.generation}"

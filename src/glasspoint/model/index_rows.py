@@ -1,4 +1,4 @@
-"""Whether a row of PostgreSQL's indexes can hold what a write is called. All tiers ask, and refuse alike."""
+"""Checks that the names in a write fit into PostgreSQL's index rows, so that all tiers refuse the same."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 __all__ = ["check_put", "check_writes"]
 
 # PostgreSQL's `BTMaxItemSize`: three rows must fit on a page. PostgreSQL compresses a row first, so it may
-# take a longer one; how much longer depends on the text, and the other tiers do not compress.
+# accept a longer one. But that depends on the text, and the other tiers do not compress.
 _ROW_BYTES = 2704
 
-# The header, the number of a write, and what aligns the whole; then for each text its length and alignment.
+# A row: the header, the number of a write, and the alignment. For each text in it: its length and alignment.
 _OVERHEAD_BYTES = 8 + 4 + 8
 _OVERHEAD_BYTES_A_TEXT = 4 + 3
 
-# Texts with so few characters fit, whatever they are: UTF-8 takes at most 4 bytes for one.
+# Texts with at most this many characters in total always fit: a character has at most 4 bytes in UTF-8.
 _CERTAIN_CHARACTERS = (_ROW_BYTES - _OVERHEAD_BYTES - 4 * _OVERHEAD_BYTES_A_TEXT) // 4
 
 
 def check_put(scope: Scope, put: EncodedPut) -> None:
-    """Check what a checkpoint is called, and its values.
+    """Check the names of a checkpoint, and of the channels and versions of its values.
 
     Raises:
-        InvalidConfigError: It is too long for PostgreSQL. Nothing was stored.
+        InvalidConfigError: The names are too long for PostgreSQL. Nothing was stored.
     """
     _check(scope, put.checkpoint_id)
     for channel, (version, _) in put.blobs.items():
@@ -38,10 +38,10 @@ def check_put(scope: Scope, put: EncodedPut) -> None:
 
 
 def check_writes(scope: Scope, checkpoint_id: str, task_id: str) -> None:
-    """Check what a task's writes are called.
+    """Check the names of a task's writes.
 
     Raises:
-        InvalidConfigError: It is too long for PostgreSQL. Nothing was stored.
+        InvalidConfigError: The names are too long for PostgreSQL. Nothing was stored.
     """
     _check(scope, checkpoint_id, task_id)
 

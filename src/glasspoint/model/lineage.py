@@ -1,8 +1,8 @@
-"""Lineage: how what one tier holds of a thread stands to what another tier holds of it. Pure, no I/O.
+"""Lineage: compares the parts of a thread's history that two tiers hold. Pure, no I/O.
 
-A checkpoint names its parent. So two parts of a history tell by their ids whether one goes on where the other
-ends. If neither does, one of them is *set aside*: it becomes a thread of its own, whose id names the thread
-that it was written to.
+Open this when a thread is set aside, and you wonder why. A checkpoint names its parent. So the ids tell
+whether one part continues the other. If neither continues the other, one of them is *set aside*: it becomes a
+separate thread, whose id contains the id of the original thread.
 """
 
 from __future__ import annotations
@@ -31,24 +31,26 @@ __all__ = [
 ]
 
 SET_ASIDE = "glasspoint_set_aside"
-"""The key in a checkpoint's metadata that says from which thread it was set aside, and when that began."""
+"""The metadata key for a checkpoint that was set aside: its original thread, and when its branch began."""
 
 Relation = Literal["new", "continued", "apart"]
-"""How a branch stands to what the tier above holds of its thread. `new`: nothing is there. `continued`: one
-goes on where the other ends. `apart`: neither does."""
+"""How a branch relates to the part of its thread in the tier above. `new`: the tier above has none.
+`continued`: one part continues the other. `apart`: neither does."""
 
 UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
-"""When a branch began of which only the name is known."""
+"""The beginning of a branch of which only the name is known."""
 
 
 class Branch(NamedTuple):
-    """What a lower tier holds of one namespace of a thread.
+    """The part of one namespace of a thread that a lower tier holds.
 
     Attributes:
-        ids: Its checkpoints.
-        bases: Checkpoints that they name as their parents, and that are not among them.
-        tip: The newest.
-        brought: Those of its checkpoints that the lower tier has not made: it goes on from them.
+        namespace: The namespace.
+        ids: The ids of its checkpoints.
+        bases: The ids of parents that are not among its checkpoints.
+        tip: The id of its newest checkpoint.
+        brought: The ids of the checkpoints that the lower tier copied, to continue from them, but did not
+            create.
     """
 
     namespace: str
@@ -59,11 +61,11 @@ class Branch(NamedTuple):
 
 
 class SetAside(NamedTuple):
-    """A branch that stands under another thread's id.
+    """A branch that is a separate thread now.
 
     Attributes:
-        original: The thread that it was written to.
-        thread_id: The thread that it is now.
+        original: The id of the thread that the branch was written to.
+        thread_id: The id of the thread that the branch is now.
         began_at: When the branch began.
     """
 
@@ -76,8 +78,9 @@ def branch_of(namespace: str, parents: Mapping[str, str | None], brought: Iterab
     """Return the branch of a namespace.
 
     Args:
-        parents: Checkpoint id -> id of its parent; at least one.
-        brought: Which of them the lower tier has not made.
+        namespace: The namespace.
+        parents: Checkpoint id -> id of its parent. At least one.
+        brought: The ids of the checkpoints that the lower tier did not create.
     """
     named = frozenset(parent for parent in parents.values() if parent is not None)
     ids = frozenset(parents)
@@ -85,10 +88,11 @@ def branch_of(namespace: str, parents: Mapping[str, str | None], brought: Iterab
 
 
 def from_fork(branch: Branch, fork: str | None) -> Branch:
-    """Return the part of a branch that begins with a checkpoint that is above, too.
+    """Return the part of a branch from a checkpoint on that the tier above has, too.
 
     Args:
-        fork: The checkpoint; `None`: there is none, and the part is the whole.
+        branch: The branch.
+        fork: The id of the checkpoint; `None`: there is none, and the whole branch is returned.
     """
     if fork is None:
         return branch
@@ -100,12 +104,14 @@ def from_fork(branch: Branch, fork: str | None) -> Branch:
 
 
 def relation_of(branch: Branch, newest: str | None, *, has_tip: bool) -> Relation:
-    """Tell how a branch stands to what is above.
+    """Return how a branch relates to the same thread and namespace in the tier above.
 
     Args:
-        newest: The newest checkpoint that is above, of the same thread and namespace; `None` if none is.
-        has_tip: Whether the branch's tip is above, or a checkpoint above names it as its parent. A drain
-            moves the tip first. If it was cut off after that, the thread may have gone on from there.
+        branch: The branch.
+        newest: The id of the newest checkpoint in the tier above; `None` if it has none.
+        has_tip: Whether the tier above has the branch's tip, or has a checkpoint whose parent is the tip. A
+            drain moves the tip first. If the drain was cut off then, the thread may have continued from the
+            tip.
     """
     if newest is None:
         return "new"
@@ -115,29 +121,29 @@ def relation_of(branch: Branch, newest: str | None, *, has_tip: bool) -> Relatio
 
 
 def name_apart(thread_id: str, branches: Sequence[Branch]) -> SetAside:
-    """Name a branch after its thread and its first own checkpoint.
+    """Name a branch after its thread and the first checkpoint that the lower tier created.
 
-    The name is the same each time, also if the branch has grown since a drain of it was cut off.
+    The name is the same each time, even if the branch has grown since a drain of it was cut off.
     """
-    # Not after the one that it goes on from: two branches may go on from one checkpoint.
+    # Brought checkpoints do not count, because two branches may continue from the same one.
     own = [each for branch in branches for each in branch.ids - branch.brought]
     return set_aside_at(thread_id, min(own or [each for branch in branches for each in branch.ids]))
 
 
 def set_aside_at(thread_id: str, first_id: str) -> SetAside:
-    """Name a branch after its thread and its first own checkpoint."""
+    """Return the name and the beginning of the branch with this first checkpoint."""
     began_at = time_of_id(first_id).replace(microsecond=0)
     name = f"{thread_id} (set aside {began_at:%Y-%m-%dT%H:%M:%SZ} {first_id[-8:]})"
     return SetAside(thread_id, name, began_at)
 
 
 def mark_of(set_aside: SetAside) -> dict[str, Any]:
-    """Return what the metadata of a checkpoint say that was set aside: see `noted_in`."""
+    """Return the metadata that mark a checkpoint as set aside. `noted_in` reads them."""
     return {SET_ASIDE: {"thread_id": set_aside.original, "began_at": set_aside.began_at.isoformat()}}
 
 
 def noted_in(metadata: Mapping[str, Any], thread_id: str) -> SetAside | None:
-    """Return what a checkpoint's metadata say of having been set aside, `None` if nothing."""
+    """Return the mark of `mark_of` from a checkpoint's metadata, `None` if there is none."""
     noted = metadata.get(SET_ASIDE)
     try:
         return SetAside(str(noted["thread_id"]), thread_id, datetime.fromisoformat(noted["began_at"]))  # type: ignore[index]

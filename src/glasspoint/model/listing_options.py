@@ -1,4 +1,4 @@
-"""What a caller of `alist` may ask for, checked before a server is asked, so that all tiers refuse alike."""
+"""Checks the arguments of `alist` before a server is asked, so that all tiers refuse the same."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["check_limit", "plain_filter"]
 
 
 def plain_filter(given: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a filter as it comes out of PostgreSQL's parser of JSON: lists for tuples, text for keys.
+    """Return a filter as PostgreSQL sees it after parsing JSON: tuples are lists, and all keys are text.
 
     Args:
-        given: What the metadata must contain; `None` or `{}`: anything.
+        given: The content that the metadata must have; `None` or `{}`: any.
 
     Raises:
-        ConfigurationError: It cannot be written as JSON, or PostgreSQL cannot hold it.
+        ConfigurationError: The filter is not a dict, cannot be written as JSON, or PostgreSQL cannot hold it.
     """
     if not given:
         return {}
@@ -44,10 +44,10 @@ def plain_filter(given: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def check_limit(limit: int | None) -> None:
-    """Refuse a number of checkpoints that none can be.
+    """Refuse a negative limit.
 
     Raises:
-        ConfigurationError: It is negative.
+        ConfigurationError: The limit is negative.
     """
     if limit is not None and limit < 0:
         raise ConfigurationError(f"limit is {limit}: it must not be negative.")

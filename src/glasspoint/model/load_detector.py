@@ -1,8 +1,8 @@
-"""Whether calls go one by one, as they come, or together: `redis.auto_pipeline`, `l2.batching`.
+"""The load detector: decides whether calls are sent one by one or in batches.
 
-By itself a call waits for nobody, and several run side by side; together they cost a fraction. So few go one
-by one, and a crowd goes together, for as long as it is one and a moment longer: whoever comes between two of
-its waves is not alone.
+`redis.auto_pipeline` and `l2.batching` use it. A call that is sent alone waits for no other call. Calls in a
+batch cost only a fraction. So few concurrent calls are sent one by one, and many are batched. Batching
+continues for 100 ms after the last time of high load, so that late calls of a burst are batched, too.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ _MOMENT_SECONDS = 0.1
 
 
 class Crowd:
-    """Tells calm from crowd."""
+    """Tells whether many calls are under way at once (a crowd)."""
 
     def __init__(self, *, beyond: int) -> None:
-        """Begin calm.
+        """Begin without a crowd.
 
         Args:
-            beyond: So many calls at once are none yet.
+            beyond: The largest number of concurrent calls that is not a crowd.
         """
         self._beyond = beyond
         self._lasts_until = 0.0
 
     def is_there(self, under_way: int) -> bool:
-        """Whether there is one, now that so many calls are under way and one more has come."""
+        """Tell whether there is a crowd, when a new call arrives.
+
+        Args:
+            under_way: The number of calls under way, without the new one.
+        """
         now = monotonic()
         if under_way >= self._beyond:
             self._lasts_until = now + _MOMENT_SECONDS

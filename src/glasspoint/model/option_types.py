@@ -1,10 +1,10 @@
-"""What the value of an option may be: types with their range and their words, and the check of a value.
+"""The types of options: each with its range, and its description for errors. And the check of a value.
 
 Open this file when an option needs a type that is not here yet. An option is declared with one of these types
-(`options`, `settings`), and needs no check of its own: pydantic compares the value with the declaration.
+(`options`, `settings`). It needs no check of its own: pydantic compares the value with the declaration.
 
-A value is named in an error only where it cannot be a secret: numbers, lengths of time, and texts where a few
-words are allowed. Of everything else the error has the type.
+An error repeats a value only if the value cannot be a secret: numbers, lengths of time, and texts of a fixed
+list. For other values the error shows at most the type.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ HOW_TO_NAME_KEYS = "a text that is not empty and holds no NUL character"
 
 _SIGNING_KEY_BYTES_MIN = 16
 
-# How pydantic calls a value that is none of those listed.
+# pydantic's name of the error for a value that is not in a list of words.
 _NO_SUCH_WORD = "literal_error"
 
 _CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
-# What PostgreSQL stores of a name.
+# PostgreSQL stores only this many bytes of a name.
 _NAME_BYTES = 63
 
 _SUGGESTED_AT_MOST = 3
@@ -91,10 +91,10 @@ _P = ParamSpec("_P")
 
 
 def check_schema(schema: object) -> str:
-    """Return the name of a schema if it can be one.
+    """Return the name of a schema, if it is usable.
 
     Raises:
-        ConfigurationError: It is empty, too long, or no text.
+        ConfigurationError: The name is empty, too long, not a text, or holds a NUL character.
     """
     if not isinstance(schema, str) or not schema or "\0" in schema or len(schema.encode()) > _NAME_BYTES:
         raise ConfigurationError(
@@ -104,7 +104,7 @@ def check_schema(schema: object) -> str:
 
 
 def is_key_prefix(text: str) -> str:
-    """Return what the keys in Redis may begin with, and what PostgreSQL can hold, too.
+    """Return the text, if it can be the prefix of keys in Redis, and PostgreSQL can store it.
 
     Raises:
         ValueError: The text is empty, or holds NUL or a lone surrogate.
@@ -129,7 +129,7 @@ def _is_long_enough(key: _Key) -> _Key:
 
 
 def _is_serde(serde: object) -> object:
-    # LangGraph takes older serializers, too, and adds what they lack (`maybe_add_typed_methods`).
+    # LangGraph also accepts older serializers, and adds the missing methods (`maybe_add_typed_methods`).
     for names in (("dumps_typed", "loads_typed"), ("dumps", "loads")):
         if all(callable(getattr(serde, name, None)) for name in names):
             return serde
@@ -152,14 +152,13 @@ Timeout: TypeAlias = (
         timedelta, Field(gt=timedelta(), le=timedelta(seconds=LONGEST_TIMEOUT_SECONDS), description="")
     ]
 )
-"""How long something may take, or how often it happens: a number of seconds, or a `timedelta`; 24 days at
-most."""
+"""A timeout or an interval: a number of seconds, or a `timedelta`; 24 days at most."""
 
 Age: TypeAlias = (
     Annotated[timedelta, Field(gt=timedelta(), description=_AGE)]
     | Annotated[str, AfterValidator(_is_age), Field(description="")]
 )
-"""How old something is: a `timedelta`, or a text such as `"30d"`. No number: of days, or of seconds?"""
+"""An age: a `timedelta`, or a text such as `"30d"`. Numbers are refused, because their unit is not clear."""
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1, description="a number from 0 (none) to 1 (all)")]
 FewConnections: TypeAlias = Annotated[
@@ -206,10 +205,10 @@ SigningKey: TypeAlias = (
 
 
 def check_values(given: Mapping[str, object], declared: type) -> None:
-    """Refuse values that are not as the options are declared.
+    """Check that the values of options fit the declarations.
 
     Args:
-        given: The options, by name. Names that are not declared are not looked at.
+        given: The options, by name. Names that are not declared are ignored.
         declared: A `TypedDict` of the options.
 
     Raises:
@@ -223,11 +222,11 @@ def check_values(given: Mapping[str, object], declared: type) -> None:
 
 
 def allowed_by(hint: object, *, none_too: bool = True) -> str:
-    """Return in words what a declared type allows, as it follows "must be".
+    """Return the values that a declared type allows, in words that can follow "must be".
 
     Args:
         hint: The type.
-        none_too: Whether `None` is named, where the type allows it.
+        none_too: Whether to mention `None`, if the type allows it.
     """
     if get_origin(hint) is Annotated:
         inner, *extras = get_args(hint)
@@ -248,12 +247,12 @@ def allowed_by(hint: object, *, none_too: bool = True) -> str:
 
 
 def seconds_of(value: Seconds) -> float:
-    """Return a length of time in seconds. It was checked before."""
+    """Return a length of time, checked before, in seconds."""
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 def age_of(value: Age) -> timedelta:
-    """Return how old something is. It was checked before."""
+    """Return an age, checked before, as a `timedelta`."""
     if isinstance(value, timedelta):
         return value
     age = parse_age(value)
@@ -262,7 +261,7 @@ def age_of(value: Age) -> timedelta:
 
 
 class _Declaration:
-    """What one option may be."""
+    """The type of one option, prepared for checks."""
 
     def __init__(self, hint: Any) -> None:
         self._adapter = TypeAdapter[Any](hint, config=_CONFIG)
@@ -270,7 +269,7 @@ class _Declaration:
         self._is_of_words = any(_is_of_words(each) for each in _members(hint))
 
     def check(self, name: str, value: object) -> None:
-        """Compare a value with the declaration; see `check_values`."""
+        """Check a value against the declaration: see `check_values`."""
         try:
             self._adapter.validate_python(value)
         except ValidationError as exc:
@@ -282,14 +281,14 @@ class _Declaration:
 
 
 def describe(name: str, value: object, kinds: Collection[str], allowed: str, *, is_word: bool) -> str:
-    """Say what is wrong with a value, without the full stop. A value that may be a secret is not repeated.
+    """Return what is wrong with a value, without a full stop. A value that may be a secret is not repeated.
 
     Args:
-        name: What the caller calls it.
-        value: What was given.
-        kinds: What pydantic calls the errors: the `type` of each.
-        allowed: What must be, in words.
-        is_word: Whether the allowed texts are known, so that a text that was given is no secret.
+        name: The caller's name of the option.
+        value: The value that the caller gave.
+        kinds: pydantic's names of the errors: the `type` of each.
+        allowed: The allowed values, in words.
+        is_word: Whether only texts of a fixed list are allowed, so that the value is not a secret.
     """
     if is_of_wrong_type(value, kinds):
         return f"{name} is of the type {type(value).__name__}: it must be {allowed}"
@@ -305,7 +304,7 @@ def describe(name: str, value: object, kinds: Collection[str], allowed: str, *, 
 
 
 def is_of_wrong_type(value: object, kinds: Collection[str]) -> bool:
-    """Whether errors of pydantic are about the type of a value, not about its range."""
+    """Whether pydantic's errors are about the type of a value, not about its range."""
     if set(kinds) == {_NO_SUCH_WORD}:
         return not isinstance(value, str)
     return all(kind.endswith("_type") or kind in ("is_instance_of", "none_required") for kind in kinds)
@@ -316,7 +315,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _is_of_words(hint: Any) -> bool:
-    """Whether this is a text of which the allowed ones are known, so that a value is no secret."""
+    """Whether a type allows only known words or ages, so that a value is not a secret."""
     if get_origin(hint) is Literal:
         return True
     return get_origin(hint) is Annotated and any(
@@ -339,12 +338,12 @@ def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> Non
     """Refuse options that do not exist.
 
     Args:
-        owner: What was called, for the message.
+        owner: The function or class that was called, for the message.
         given: The names that the caller used.
         known: The names that exist.
 
     Raises:
-        WrongTypeError: A name is unknown. The message suggests those that it resembles.
+        WrongTypeError: A name is unknown. The message suggests similar names.
     """
     for name in given:
         if name not in known:
@@ -352,11 +351,11 @@ def check_names(owner: str, given: Iterable[str], known: Collection[str]) -> Non
 
 
 def check_options(owner: str, given: Mapping[str, object], declared: type) -> None:
-    """Refuse options that do not exist, and values that they cannot have.
+    """Refuse options that do not exist, and values that do not fit the declarations.
 
     Args:
-        owner: What was called, for the message.
-        given: What the caller gave, by name.
+        owner: The function or class that was called, for the message.
+        given: The options that the caller gave, by name.
         declared: A `TypedDict` of the options.
 
     Raises:
@@ -370,9 +369,9 @@ def check_options(owner: str, given: Mapping[str, object], declared: type) -> No
 def checks_options(
     declared: type,
 ) -> Callable[[Callable[Concatenate[Any, _P], None]], Callable[Concatenate[Any, _P], None]]:
-    """Let a constructor check its keyword options, as `check_options` does, before anything else.
+    """Return a decorator that makes a constructor check its keyword options first, as `check_options` does.
 
-    Python's own message about a name mentions a base class, and suggests nothing before version 3.13.
+    Python's own error for an unknown name mentions a base class, and suggests no name before version 3.13.
 
     Args:
         declared: A `TypedDict` of the options. Other parameters of the constructor are not checked.

@@ -1,4 +1,4 @@
-"""A password that is asked for before each new connection: a token that expires (IAM, Entra), for example."""
+"""Passwords that are fetched before each new connection: tokens that expire (IAM, Entra), for example."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from glasspoint.errors import ConfigurationError, GlasspointError, L2Unavailable
 __all__ = ["Password", "PasswordCommand", "ask_password"]
 
 Password: TypeAlias = Callable[[], str | Awaitable[str]]
-"""Returns the password of PostgreSQL. A synchronous one runs in a thread, several at once."""
+"""A function that returns PostgreSQL's password. If it is synchronous, it runs in a thread; several calls may
+run at once."""
 
 
 class PasswordCommand:
     """A command that writes the password to its standard output.
 
-    Not run by a shell, so `$`, `|` and `~` mean nothing in it. Its standard error is this process's.
+    No shell runs the command, so `$`, `|` and `~` have no special meaning in it. It shares the standard error
+    of this process.
     """
 
     def __init__(self, command: str, *, timeout_seconds: float) -> None:
@@ -28,10 +30,10 @@ class PasswordCommand:
 
         Args:
             command: The program and its arguments, quoted as for a POSIX shell.
-            timeout_seconds: After so long the program is killed.
+            timeout_seconds: How long the program may run before it is killed.
 
         Raises:
-            ConfigurationError: The quotes do not match, or there is no program.
+            ConfigurationError: The quotes do not match, or the command is empty.
         """
         try:
             self._arguments = shlex.split(command)
@@ -45,14 +47,14 @@ class PasswordCommand:
         self._timeout_seconds = timeout_seconds
 
     def __call__(self) -> str:
-        """Run the command. Blocks.
+        """Run the command, and block until it ends.
 
         Returns:
-            What it wrote, without the line's end.
+            The output of the command, without the line breaks at its end.
 
         Raises:
             ConfigurationError: The program cannot be started.
-            L2UnavailableError: It failed, or took too long.
+            L2UnavailableError: The program failed, or took too long.
         """
         program = self._arguments[0]
         try:
@@ -82,15 +84,15 @@ class PasswordCommand:
 
 
 async def ask_password(password: Password, *, timeout_seconds: float) -> str:
-    """Ask for the password.
+    """Call the function that returns the password.
 
     Args:
-        password: Whom to ask.
-        timeout_seconds: How long that may take.
+        password: The function.
+        timeout_seconds: How long the function may take.
 
     Raises:
-        ConfigurationError: It is no function, or what it returned is no password.
-        L2UnavailableError: It raised an error, or took too long.
+        ConfigurationError: This is not a function, or its result is not a usable password.
+        L2UnavailableError: The function raised an error, or took too long.
     """
     if not callable(password):
         raise WrongTypeError(

@@ -1,4 +1,4 @@
-"""Scope: one `(thread_id, checkpoint_ns)`, the unit that is cached, and how a call's `config` names it."""
+"""The scope: one `(thread_id, checkpoint_ns)`, the unit of caching. And reading it from a call's `config`."""
 
 from __future__ import annotations
 
@@ -30,60 +30,60 @@ __all__ = [
     "validate_thread_id",
 ]
 
-# LangGraph's checkpoint ids are UUIDs of version 6: lower-case hexadecimal with dashes at fixed places. For
-# these (and only for these) every collation that a PostgreSQL database or a Redis server may run under agrees
-# on which of two ids is the newer, so only these may be compared outside PostgreSQL.
+# LangGraph's checkpoint ids are UUIDs of version 6: lower-case hexadecimal with dashes at fixed places. All
+# collations of PostgreSQL and of Redis sort such ids in the same way, and only such ids. So only these may be
+# compared outside PostgreSQL, to find the newer one.
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 FIRST_TIME = datetime(1582, 10, 15, tzinfo=UTC)
-"""When the clock of UUIDs of version 6 began (RFC 9562, 5.6); it ticks every 100 ns."""
+"""The first moment that a UUID of version 6 can hold (RFC 9562, 5.6). Its clock ticks every 100 ns."""
 
 _TICKS_A_MICROSECOND = 10
 
-# An index of PostgreSQL takes 2704 bytes for a row (see `index_rows`). This leaves room for LangGraph's ids.
+# A row of a PostgreSQL index holds 2704 bytes (see `index_rows`). This limit leaves room for LangGraph's ids.
 _LONGEST_BYTES = 2500
 
 
 class Scope(NamedTuple):
-    """One conversation thread and one (sub)graph namespace of it."""
+    """One conversation thread, and one namespace in it: that of the root graph, or of a subgraph."""
 
     thread_id: str
     checkpoint_ns: str
 
     @property
     def is_cached(self) -> bool:
-        """Whether Redis holds an entry of it: not of a run's subgraph.
+        """Whether Redis may hold an entry of this scope. Subgraphs that live for one run are not cached.
 
-        LangGraph names such a subgraph after its task, `node:task id`, so it is new in each run, and only a
-        resume reads it again. All processes agree on that, so nobody is told of writes to it. A subgraph that
-        keeps its state has no task id in its namespace. Names of nodes hold no `:`.
+        LangGraph names such a subgraph after its task, `node:task id`. So each run has a new one, and only a
+        resume reads it again. All processes use the same rule, so writes to it need not be announced to them.
+        A subgraph that keeps its state has no task id in its namespace. Names of nodes hold no `:`.
         """
         return ":" not in self.checkpoint_ns
 
 
 def scope_of(config: RunnableConfig) -> Scope:
-    """Read the scope out of a call's config.
+    """Read the scope from a call's config.
 
     Args:
-        config: What LangGraph passes: `{"configurable": {"thread_id": …, "checkpoint_ns": …}}`. A missing
-            `checkpoint_ns` is the root graph's, the empty string.
+        config: The config from LangGraph: `{"configurable": {"thread_id": …, "checkpoint_ns": …}}`. If
+            `checkpoint_ns` is missing, it is that of the root graph, the empty string.
 
     Raises:
-        InvalidConfigError: There is no `configurable`, the `thread_id` is missing, empty, not a string or
-            cannot be stored (NUL, lone surrogates), or the `checkpoint_ns` cannot; or the two are too long.
+        InvalidConfigError: There is no `configurable`. Or the `thread_id` is missing or empty. Or one of the
+            two is not a string, or cannot be stored (NUL, lone surrogates). Or they are too long.
     """
     return _scope_of(_configurable(config))
 
 
 def listed_scope_of(config: RunnableConfig | None) -> Scope | None:
-    """Read the scope out of the config of a listing, where less need be named.
+    """Read the scope from the config of a listing, which may leave out more.
 
     Args:
-        config: As for `scope_of`; or `None` or `{}`, for all threads. A `checkpoint_ns` of `None` means all
-            namespaces, and so does a missing one: the scope names the root then.
+        config: As for `scope_of`; or `None` or `{}`, for all threads. If `checkpoint_ns` is `None` or
+            missing, the listing means all namespaces; the result then has the root's, the empty string.
 
     Raises:
-        InvalidConfigError: As `scope_of`.
+        InvalidConfigError: As for `scope_of`.
     """
     if config is None or config == {}:
         return None
@@ -107,10 +107,10 @@ def _scope_of(configurable: dict[str, Any]) -> Scope:
 
 
 def check_lengths(scope: Scope) -> None:
-    """Make sure that the index of PostgreSQL's tables can hold a scope.
+    """Check that a scope is short enough for the indexes of PostgreSQL's tables.
 
     Raises:
-        InvalidConfigError: It cannot.
+        InvalidConfigError: The scope is too long.
     """
     # A character takes at most 4 bytes.
     if 4 * (len(scope.thread_id) + len(scope.checkpoint_ns)) <= _LONGEST_BYTES:
@@ -125,7 +125,7 @@ def check_lengths(scope: Scope) -> None:
 
 
 def checkpoint_id_of(config: RunnableConfig) -> str | None:
-    """Return the checkpoint id that a config asks for, `None` when it asks for the newest.
+    """Return the checkpoint id in a config, `None` if the config asks for the newest checkpoint.
 
     Raises:
         InvalidConfigError: The id is not a string, or cannot be stored.
@@ -135,7 +135,7 @@ def checkpoint_id_of(config: RunnableConfig) -> str | None:
 
 
 def validate_thread_id(thread_id: object) -> str:
-    """Return `thread_id` if it can name a thread.
+    """Return `thread_id`, if it is a usable name for a thread.
 
     Raises:
         InvalidConfigError: It is empty, not a string, too long, or cannot be stored.
@@ -151,11 +151,11 @@ def list_of_ids(name: str, ids: Iterable[object]) -> list[Any]:
     """Return ids as a list.
 
     Args:
-        name: The name of the argument: the plural of what one id is.
+        name: The name of the argument, in the plural, such as `thread_ids`.
         ids: The ids. They are not checked.
 
     Raises:
-        WrongTypeError: This is a single id, or nothing that has items.
+        WrongTypeError: `ids` is a single id, or is not iterable.
     """
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise WrongTypeError(f"{name} is a single {type(ids).__name__}: pass [{name[:-1]}], a list of ids.")
@@ -163,19 +163,19 @@ def list_of_ids(name: str, ids: Iterable[object]) -> list[Any]:
 
 
 def run_ids_of(run_ids: Iterable[object]) -> list[str]:
-    """Return the ids of runs as the metadata of checkpoints have them.
+    """Return the ids of runs as texts, as the metadata of checkpoints hold them.
 
     Args:
-        run_ids: Texts, or UUIDs, as LangChain has them.
+        run_ids: Texts, or UUIDs as in LangChain.
 
     Raises:
-        InvalidConfigError: One is neither, or cannot be stored.
+        InvalidConfigError: An id is neither, or cannot be stored.
     """
     return [str(each) if isinstance(each, UUID) else _storable("run_id", each) for each in run_ids]
 
 
 def key_part(text: str) -> str:
-    """Return a text as a part of a Redis key: percent-encoded, so that it holds no separator."""
+    """Return a text percent-encoded, as a part of a Redis key: it then holds no separator."""
     return quote(text, safe="")
 
 
@@ -185,7 +185,7 @@ def is_ordered_id(checkpoint_id: str) -> bool:
 
 
 def time_of_id(checkpoint_id: str) -> datetime:
-    """Return when an id was made (UTC), `FIRST_TIME` if it is no UUID."""
+    """Return the time at which an id was made (UTC), `FIRST_TIME` if it is not a UUID."""
     try:
         digits = UUID(checkpoint_id).hex
     except ValueError:
@@ -195,7 +195,7 @@ def time_of_id(checkpoint_id: str) -> datetime:
 
 
 def first_id_of(moment: datetime) -> str:
-    """Return the lowest id of a moment: an id that sorts before it is older."""
+    """Return the lowest id of a moment: ids that sort before it are older."""
     ticks = (moment - FIRST_TIME) // timedelta(microseconds=1) * _TICKS_A_MICROSECOND
     return f"{ticks >> 28:08x}-{ticks >> 12 & 0xFFFF:04x}-6{ticks & 0xFFF:03x}-0000-000000000000"
 
@@ -225,10 +225,10 @@ def _storable(name: str, value: object) -> str:
 
 
 def _wrong_type(name: str, value: object) -> str:
-    """Say what to do about an id that is no string.
+    """Return what to do about an id that is not a string.
 
-    Not all that has a `str(…)` is an id: of `None` it would be the same text for everybody, of an object its
-    address.
+    `str(…)` is not always safe advice. The text of `None` would be the same for all users, and the text of an
+    object would be its address.
     """
     if value is None:
         return (

@@ -1,9 +1,9 @@
-"""The same saver for synchronous callers: `graph.invoke`, scripts, threads.
+"""The synchronous methods of a saver, for `graph.invoke`, scripts and threads.
 
-There is one implementation, the asynchronous one. A synchronous method runs its counterpart on the event
-loop that the saver was opened on, and waits: after `with` or `open` that is a loop in a thread of its own, in
-a thread of an asynchronous application the application's loop. Context variables go along, so that the spans
-of a call stand under the caller's. What a fork and the end of a process mean: see `home`.
+Only the asynchronous methods are implemented. A synchronous method runs its asynchronous counterpart on the
+event loop that the saver was opened on, and waits. After `with` or `open`, that loop runs in a thread of its
+own. In a thread of an asynchronous application, it is the application's loop. Context variables are passed
+on, so the spans of a call stand under the caller's span. `home` explains forks, and the end of a process.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ _Saver = TypeVar("_Saver", bound="Housed")
 class SyncFace(BaseCheckpointSaver[str]):
     """The synchronous methods of a saver. Any number of threads may call them at once.
 
-    Each does what its asynchronous counterpart (`get_tuple`: `aget_tuple`) says, and raises what that raises;
-    `BlockingCallError` on the thread of the saver's own event loop, which would wait for itself; and
-    `ForkedError` in a child after a `fork()`, unless the saver opens itself again there: see `home`.
+    A method does what its asynchronous counterpart does (`get_tuple`: `aget_tuple`), and raises the same
+    errors. It also raises `BlockingCallError` on the thread of the saver's event loop, which would wait for
+    itself; and `ForkedError` in a child after a `fork()`, unless the saver opens itself again there: see
+    `home`.
 
     Attributes:
         home: The process and the event loop that the saver was opened on.
@@ -76,7 +77,7 @@ class SyncFace(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        """List checkpoints, newest first, read when this is called: see `alist`."""
+        """List checkpoints, newest first. All are read during the call: see `alist`."""
 
         async def collect(saver: Self) -> Sequence[CheckpointTuple]:
             return [each async for each in saver.alist(config, filter=filter, before=before, limit=limit)]
@@ -90,7 +91,7 @@ class SyncFace(BaseCheckpointSaver[str]):
         limit: int | None = None,
         before: RunnableConfig | None = None,
     ) -> AsyncIterator[ThreadSummary]:
-        """List threads: every saver has its own way."""
+        """List threads. Each saver implements this method."""
         raise NotImplementedError
 
     def list_threads(
@@ -100,7 +101,7 @@ class SyncFace(BaseCheckpointSaver[str]):
         limit: int | None = None,
         before: RunnableConfig | None = None,
     ) -> Iterator[ThreadSummary]:
-        """List threads, the one written last first, read when this is called: see `alist_threads`."""
+        """List threads, the last written first. All are read during the call: see `alist_threads`."""
 
         async def collect(saver: SyncFace) -> Sequence[ThreadSummary]:
             return [each async for each in saver.alist_threads(filter=filter, limit=limit, before=before)]
@@ -110,7 +111,7 @@ class SyncFace(BaseCheckpointSaver[str]):
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Walk a checkpoint's ancestors for their writes: see `aget_delta_channel_history`."""
+        """Return the writes of a checkpoint's ancestors: see `aget_delta_channel_history`."""
         return self._wait_for(
             "aget_delta_channel_history",
             lambda saver: saver.aget_delta_channel_history(config=config, channels=channels),
@@ -131,7 +132,7 @@ class SyncFace(BaseCheckpointSaver[str]):
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Store what a task wrote: see `aput_writes`."""
+        """Store the writes of a task: see `aput_writes`."""
         self._wait_for("aput_writes", lambda saver: saver.aput_writes(config, writes, task_id, task_path))
 
     # ---------------------------------------------------------------- deleting, copying
@@ -141,7 +142,7 @@ class SyncFace(BaseCheckpointSaver[str]):
         self._wait_for("adelete_thread", lambda saver: saver.adelete_thread(thread_id))
 
     def delete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
-        """Delete what these runs stored: see `adelete_for_runs`."""
+        """Delete the checkpoints of these runs: see `adelete_for_runs`."""
         self._wait_for(
             "adelete_for_runs", lambda saver: saver.adelete_for_runs(cast("Sequence[str]", run_ids))
         )
@@ -157,10 +158,10 @@ class SyncFace(BaseCheckpointSaver[str]):
     # ---------------------------------------------------------------- helpers
 
     def _wait_for(self, name: str, call: Callable[[Self], Coroutine[Any, Any, ResultT]]) -> ResultT:
-        """Run a call on the saver's loop, and wait for what it answers.
+        """Run a call on the saver's loop, and wait for its result.
 
         Args:
-            name: The asynchronous method, to be named if this is the wrong thread.
+            name: The asynchronous method, for the error on the wrong thread.
             call: Makes the call, on the saver of this process.
         """
         saver = self._of_this_process()
@@ -182,7 +183,7 @@ class SyncFace(BaseCheckpointSaver[str]):
         return wait_for(call(saver), loop)
 
     def _of_this_process(self) -> Self:
-        """Return this saver; in a child after a fork, one that works there.
+        """Return this saver; in a child after a fork, a saver that works there.
 
         Raises:
             ForkedError: The saver cannot be opened again.
@@ -192,17 +193,17 @@ class SyncFace(BaseCheckpointSaver[str]):
         if self.home.own is None:
             raise self.home.forked()
         saver: Self = copy.copy(self.home.own.saver())
-        saver.serde = self.serde  # that of a clone of `with_allowlist` is another one
+        saver.serde = self.serde  # this saver may be a clone by `with_allowlist`, with a serde of its own
         return saver
 
     def _close_on_either_face(
         self, call: Callable[[], Coroutine[Any, Any, None]], *, done: bool
     ) -> Awaitable[None]:
-        """Close the saver as `_on_either_face` does it, and end the loop with it if that is its own.
+        """Close the saver, from its loop or from elsewhere; and end the loop, if the saver has its own.
 
         Args:
             call: Closes the saver, on its loop.
-            done: It was closed before.
+            done: Whether the saver was closed before.
         """
         own = self.home.own
         if running_loop() is self.home.loop and self.home.is_in_this_process:
@@ -216,9 +217,10 @@ class SyncFace(BaseCheckpointSaver[str]):
     def _on_either_face(
         self, name: str, call: Callable[[Self], Coroutine[Any, Any, None]]
     ) -> Awaitable[None]:
-        """On the saver's event loop, return what is to be awaited; elsewhere return when it is done.
+        """Serve asynchronous and synchronous callers of one method.
 
-        Elsewhere is also a thread that runs another loop, as a notebook does.
+        On the saver's event loop, return an awaitable. Elsewhere, return when the call is done. Elsewhere
+        includes a thread that runs another loop, as in a notebook.
         """
         if running_loop() is self.home.loop and self.home.is_in_this_process:
             return call(self)
@@ -227,7 +229,7 @@ class SyncFace(BaseCheckpointSaver[str]):
 
 
 class Done:
-    """What was done already, to be awaited by whoever does not know."""
+    """An awaitable of work that is done already, for callers that await the result."""
 
     def __await__(self) -> Generator[None, None, None]:
         return
@@ -240,19 +242,19 @@ class Done:
 class Opening(AbstractAsyncContextManager[_Saver], AbstractContextManager[_Saver], Generic[_Saver]):
     """A saver to be opened, in one of four ways.
 
-    - `async with opening as saver:` opens it for the length of a block, on the event loop that runs.
-    - `saver = await opening` opens it there until `await saver.close()`.
+    - `async with opening as saver:` opens it for the length of a block, on the running event loop.
+    - `saver = await opening` opens it on the running event loop, until `await saver.close()`.
     - `with opening as saver:` opens it for synchronous callers, on an event loop in a thread of its own.
-    - `saver = opening.open()` opens it so until `saver.close()` or the end of the process.
+    - `saver = opening.open()` does the same, until `saver.close()` or the end of the process.
     """
 
     def __init__(self, open_: Callable[[], Coroutine[Any, Any, _Saver]], *, reopens: bool = False) -> None:
-        """Take what opens the saver.
+        """Take the function that opens the saver.
 
         Args:
-            open_: Opens the saver, on the loop that it is awaited on.
-            reopens: Whether `open_` may be called again in a child after a fork. Not, if it takes
-                connections.
+            open_: Opens the saver on the loop that awaits it.
+            reopens: Whether `open_` may be called again in a child after a fork. It may not if it uses the
+                caller's connections.
         """
         self._open = open_
         self._saver: _Saver | None = None
@@ -275,15 +277,16 @@ class Opening(AbstractAsyncContextManager[_Saver], AbstractContextManager[_Saver
     def open(self) -> _Saver:
         """Open the saver for synchronous callers, on an event loop in a thread of its own.
 
-        Any thread may use it, also one that runs an event loop, as in a notebook. After a `fork()` the saver
-        opens itself again in the child, with the first call, if it was made from URLs alone.
+        Any thread may use the saver, even a thread that runs an event loop, as in a notebook. If the saver
+        was made from URLs alone, its first call in a child after a `fork()` opens it again.
 
         Returns:
-            The saver. `saver.close()` closes it; else the end of the process does.
+            The saver. `saver.close()` closes it; otherwise the end of the process does.
 
         Raises:
-            RuntimeError: It was opened before.
-            GlasspointError: As the function says that this comes from.
+            RuntimeError: This object has already opened a saver.
+            GlasspointError: The saver cannot be opened. The function that returned this object lists the
+                errors.
         """
         return self.__enter__()
 

@@ -1,4 +1,4 @@
-"""Listing threads: what `alist_threads` of every saver takes, and what it returns for each thread."""
+"""Listing threads: the arguments of `alist_threads`, and its result for each thread, for all savers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ __all__ = ["ThreadChoice", "ThreadSummary", "choose_threads", "summary_of"]
 
 @dataclass(frozen=True, slots=True)
 class ThreadSummary:
-    """A thread, as its newest checkpoint has it.
+    """A thread, described by its newest checkpoint.
 
     Attributes:
-        thread_id: The thread.
-        checkpoint_id: The newest checkpoint of its root graph.
-        created_at: When that was made (UTC), as its id tells; `None` if the id is not one of LangGraph's.
+        thread_id: The id of the thread.
+        checkpoint_id: The id of the newest checkpoint of its root graph.
+        created_at: The time in that id, when the checkpoint was made (UTC); `None` if the id is not one of
+            LangGraph's.
         step: The checkpoint's step, -1 for the first input; `None` if its metadata have none.
-        source: What made it: `input`, `loop`, `update` or `fork`; `None` if its metadata do not say.
-        metadata: All of its metadata.
+        source: The origin of the checkpoint: `input`, `loop`, `update` or `fork`; `None` if its metadata have
+            none.
+        metadata: All metadata of the checkpoint.
     """
 
     thread_id: str
@@ -40,7 +42,7 @@ class ThreadSummary:
 
     @property
     def config(self) -> RunnableConfig:
-        """The config that names the checkpoint: for `aget_tuple`, or as `before` of the next page."""
+        """The config that names the checkpoint: for `aget_tuple`, or for `before` of the next page."""
         return {
             "configurable": {
                 "thread_id": self.thread_id,
@@ -51,13 +53,13 @@ class ThreadSummary:
 
 
 class ThreadChoice(NamedTuple):
-    """Which threads a call asks for.
+    """The threads that a call asks for.
 
     Attributes:
-        filter: What the metadata of the newest checkpoint must hold; empty: anything.
-        limit: At most so many.
-        before: Only threads whose newest checkpoint has an id less than this.
-        nothing: It is known already that none is meant.
+        filter: The content that the metadata of the newest checkpoint must have; empty: any.
+        limit: The maximum number of threads; `None`: no limit.
+        before: The id that the newest checkpoint of each thread must be less than; `None`: any.
+        nothing: Whether the result is certainly empty, so that no server need be asked.
     """
 
     filter: dict[str, Any]
@@ -72,7 +74,7 @@ def choose_threads(
     """Read the arguments of `alist_threads`.
 
     Raises:
-        InvalidConfigError: `before` names no checkpoint, or none that could be stored.
+        InvalidConfigError: `before` names no checkpoint, or its checkpoint id cannot be stored.
         ConfigurationError: PostgreSQL cannot hold the filter, or the limit is negative.
     """
     older_than = checkpoint_id_of(before) if before is not None else None
@@ -86,10 +88,12 @@ def choose_threads(
 
 
 def summary_of(thread_id: str, checkpoint_id: str, metadata: dict[str, Any]) -> ThreadSummary:
-    """Return what is said of a thread.
+    """Make the summary of a thread.
 
     Args:
-        metadata: As they are stored, of the newest checkpoint.
+        thread_id: The id of the thread.
+        checkpoint_id: The id of its newest checkpoint.
+        metadata: The metadata of that checkpoint, as stored.
     """
     shown = traceparent.without(metadata)
     is_timed = is_ordered_id(checkpoint_id) and checkpoint_id[14] == "6"

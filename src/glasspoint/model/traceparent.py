@@ -1,8 +1,8 @@
-"""Which turn wrote a checkpoint: the `traceparent` in its stored metadata. Pure, no OpenTelemetry.
+"""The `traceparent` in a checkpoint's stored metadata: which turn wrote it. Pure, no OpenTelemetry.
 
-The saver stores it beside the caller's metadata, under one reserved key, if the call is recorded in a trace
-that is sampled, and takes it away again on every way out; so what callers see is what LangGraph's own savers
-would show them. The form is W3C Trace Context's, version 00.
+If a call belongs to a sampled trace, the saver stores its traceparent with the caller's metadata, under a
+reserved key. The saver removes that key from all that it returns, so callers see the same as with LangGraph's
+own savers. The format is W3C Trace Context, version 00.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["KEY", "MAX_LENGTH", "Unusable", "Writer", "is_asked_for", "parse", "problem_of", "without"]
 
 KEY = "glasspoint_traceparent"
-"""The reserved key of the metadata. What a caller stores under it is left out."""
+"""The reserved key of the metadata. A caller's own value under this key is dropped."""
 
 MAX_LENGTH = 55
-"""How long a traceparent is; what is longer is not looked at."""
+"""The length of a traceparent in characters. A longer text is not parsed."""
 
 Unusable = Literal["malformed", "too_long"]
 
@@ -31,7 +31,9 @@ class Writer(NamedTuple):
     """The span that a checkpoint was written in.
 
     Attributes:
-        sampled: Whether it was recorded somewhere; if not, a link to it would lead nowhere.
+        trace_id: The id of its trace.
+        span_id: The id of the span.
+        sampled: Whether the span was recorded. If not, a link to it would lead nowhere.
     """
 
     trace_id: int
@@ -40,19 +42,19 @@ class Writer(NamedTuple):
 
 
 def without(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return metadata as callers see them; the very same object, if there is nothing to take away."""
+    """Return metadata without the reserved key; the same object, if it does not hold the key."""
     if KEY not in metadata:
         return metadata
     return {key: value for key, value in metadata.items() if key != KEY}
 
 
 def is_asked_for(filter: Mapping[str, Any] | None) -> bool:
-    """Whether a listing's filter names the reserved key, which no checkpoint has as far as callers know."""
+    """Whether a filter names the reserved key. For callers, no checkpoint has this key."""
     return bool(filter) and KEY in (filter or {})
 
 
 def parse(text: object) -> Writer | None:
-    """Read what was stored; `None` if it cannot be used: see `problem_of`.
+    """Parse a stored traceparent; `None` if it cannot be used: see `problem_of`.
 
     Example:
         >>> parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").sampled
@@ -67,7 +69,7 @@ def parse(text: object) -> Writer | None:
 
 
 def problem_of(text: object) -> Unusable | None:
-    """Say why what was stored cannot be used; `None` if it can.
+    """Return why a stored traceparent cannot be used, `None` if it can.
 
     Example:
         >>> problem_of("00-" + "f" * 1000)

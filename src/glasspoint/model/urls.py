@@ -1,4 +1,4 @@
-"""Connection URLs, taken apart without ever repeating what may be a password."""
+"""Parses connection URLs. Its errors never repeat a text that may be a password."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 __all__ = ["split_url"]
 
 
-# Up to the authority, the authority, the rest (RFC 3986, appendix B).
+# Three groups: the part before the authority, the authority, the rest (RFC 3986, appendix B).
 _URL = re.compile(r"([^:/?#]+://)([^/?#]*)(.*)", re.DOTALL)
 
 
 def split_url(
     url: object, server: str, schemes: Collection[str], example: str, *, many_hosts: bool = False
 ) -> SplitResult:
-    """Take a URL apart.
+    """Split a URL into its parts.
 
     Args:
         url: The URL.
-        server: Whose it is, for the message.
-        schemes: What it may begin with.
-        example: One that is right, for the message.
-        many_hosts: It may name several hosts, each with its port, separated by commas. They stand together in
-            `netloc` then; `hostname` and `port` are of no use.
+        server: The name of the server, for the message.
+        schemes: The allowed schemes.
+        example: A valid URL, for the message.
+        many_hosts: Whether the URL may name several hosts, each with its port, separated by commas. All stand
+            in `netloc` then. Do not use `hostname` and `port`.
 
     Raises:
-        ConfigurationError: It is not a URL of these, or a special character in its password is not
-            percent-encoded, so that a part of the password would be taken for the host or an option.
+        ConfigurationError: This is not a URL with one of the schemes. Or a special character in its password
+            is not percent-encoded, so a part of the password would be read as the host or as an option.
     """
     if not isinstance(url, str) or not url.strip():
         raise ConfigurationError(f"The {server} URL is empty: it must look like {example}.")
@@ -59,10 +59,10 @@ def split_url(
 
 
 def _split_hosts(url: str) -> SplitResult:
-    """Take a URL apart whose authority names any number of hosts.
+    """Split a URL with any number of hosts into its parts.
 
     Raises:
-        ValueError: A host or a port cannot be one.
+        ValueError: A host or a port is not valid.
     """
     found = _URL.fullmatch(url)
     if found is None:
