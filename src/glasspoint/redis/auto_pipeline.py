@@ -1,11 +1,11 @@
-"""Auto-pipelining: the steps that concurrent callers send in one tick of the event loop go out together.
+"""Auto-pipelining: the steps that concurrent callers begin in one tick of the event loop are sent together.
 
-What a step costs this process is mostly the way there and back, not the step: sixteen of them in one pipeline
-cost as much as three by themselves. Few steps go out one by one, as they come; those of a crowd with the next
-tick, together. (ioredis does it so, and calls it so.)
+Most of a step's cost for this process is the round trip: sixteen steps in one pipeline cost as much as three
+single ones. If few steps are under way, each is sent at once. If many are (see `load_detector`), they are
+sent together at the next tick. (ioredis does the same, under the same name.)
 
-A pipeline is a way of sending, not a transaction: each step is atomic by itself, in no order that anybody may
-rely on, and is answered, or fails, by itself. Only a connection that breaks fails all that were sent on it.
+A pipeline is only a way of sending, not a transaction. Each step is atomic, and succeeds or fails by itself.
+The order of the steps is not guaranteed. Only a broken connection fails all steps that were sent on it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 __all__ = ["AutoPipeline"]
 
-# So many steps at once go one by one; beyond that it is a crowd.
+# Up to this number, concurrent steps are sent one by one; more steps are batched.
 _ALONE = 4
 
-# So many pipelines of a crowd are under way at once, of so many steps: while one is answered, Redis works on
-# the next, and what the one before has brought is decoded.
+# The maximum number of pipelines under way, and of steps in one. With two pipelines, Redis works on one while
+# this process receives and decodes the results of the other.
 _PIPELINES = 2
 _STEPS_AT_ONCE = 32
 
-# What is larger goes alone: nobody is to wait behind a state of megabytes.
+# Larger steps are sent alone, so that no other step waits behind megabytes.
 _LARGE_BYTES = 256 * 1024
 
-# So many connections are used at once, and so much of them by what is large: more states of megabytes at once
-# would only make each other late.
+# The maximum number of connections in use, and the share of them for large steps. More large steps at once
+# would only delay one another.
 _CONNECTIONS = 48
 _LARGE_SHARE = 1 / 3
 
@@ -46,15 +46,15 @@ class _Step(NamedTuple):
 
 
 class AutoPipeline:
-    """Sends scripts to one Redis, together where that is cheaper."""
+    """Sends scripts to one Redis, in pipelines where that is cheaper."""
 
     def __init__(self, redis: Redis, *, timeout_seconds: float) -> None:
         """Take the Redis that scripts are sent to.
 
         Args:
-            redis: The client. One of a class that has an `evalsha` of its own is asked for each step by
-                itself: whoever wrote that wants to see them.
-            timeout_seconds: How long a step, or a pipeline of them, may take from its turn on, see `Turns`.
+            redis: The client. If its class overrides `evalsha`, steps are never batched, so that the override
+                sees each step.
+            timeout_seconds: How long a step or a pipeline may take, once it has a slot: see `Turns`.
         """
         self._redis = redis
         connections = connections_of(redis, most=_CONNECTIONS)
@@ -72,15 +72,15 @@ class AutoPipeline:
         """Run a loaded script on one key.
 
         Args:
-            sha: Its SHA-1.
+            sha: The SHA-1 of the script.
             key: The key.
-            args: Its arguments.
+            args: The arguments of the script.
 
         Raises:
-            Exception: Whatever the client raises.
-            TimeoutError: There was no answer in time, see `Turns`.
+            Exception: The error that the client raises.
+            TimeoutError: There was no result in time: see `Turns`.
         """
-        # Texts as UTF-8, whatever encoding the client was made with.
+        # Texts are sent as UTF-8, whatever the encoding of the client.
         script, *rest = (arg.encode() if isinstance(arg, str) else arg for arg in (sha, key, *args))
         command = (script, 1, *rest)
         if not (self._can_pipeline and self._crowd.is_there(self._under_way)):
@@ -102,7 +102,7 @@ class AutoPipeline:
             self._under_way -= 1
 
     def _send(self) -> None:
-        """Send what waits, as far as the pipelines go."""
+        """Send the waiting steps, as many as the free pipelines allow."""
         while self._waiting and len(self._sending) < self._pipelines:
             steps, self._waiting = self._waiting[:_STEPS_AT_ONCE], self._waiting[_STEPS_AT_ONCE:]
             task = asyncio.create_task(self._run(steps))
@@ -114,13 +114,13 @@ class AutoPipeline:
         self._send()
 
     async def _run(self, steps: Sequence[_Step]) -> None:
-        """Send some steps, and hand out their answers. Whoever has left meanwhile gets none."""
+        """Send some steps, and hand each result to its caller, unless the caller was cancelled meanwhile."""
         answers: Sequence[Any]
         self._under_way += 1
         try:
             answers = await self._turns.run(self._ask, steps)
         except TimeoutError as exc:
-            # Who waits behind them would only wait as long again.
+            # The steps that wait behind these fail, too: they would only wait for the same time again.
             steps, self._waiting = [*steps, *self._waiting], []
             answers = [exc] * len(steps)
         except Exception as exc:

@@ -1,4 +1,4 @@
-"""The Redis client: opened with short timeouts, or checked when the caller brings one."""
+"""Opens the Redis client with short timeouts, or checks a client that the caller brings."""
 
 from __future__ import annotations
 
@@ -28,31 +28,34 @@ __all__ = [
 _SCHEMES = ("redis", "rediss", "unix")
 _EXAMPLE = "redis://user:password@host:6379/0"
 
-# The path of a URL: nothing (the database 0), or a number.
+# The path of a URL: empty (database 0), or a number.
 _DATABASE = re.compile(r"/?|/[0-9]+/?")
 
-# More than a saver ever uses at once (see `Turns`): callers wait in the saver, where it is no error. Fewer
-# than redis-py's 100, because all processes share the server's `maxclients`, and none is closed when idle.
+# More than a saver uses at once: callers wait in the saver's limiter (see `Turns`), which raises no error.
+# Fewer than redis-py's 100, because all processes share the server's `maxclients`, and idle connections are
+# not closed.
 _MAX_CONNECTIONS = 64
 
 TIMEOUTS_TO_CONNECT = 4
-"""How many of its own timeouts a saver gives redis-py to connect. The step that wants the connection ends
-that sooner, and heeds a blocked event loop; redis-py's timeout does not, so it must not come first."""
+"""redis-py's timeout for connecting, as a multiple of the saver's own timeout. The step that needs the
+connection has a shorter timeout, which allows for a blocked event loop. redis-py's timeout does not allow for
+that, so it must not end first."""
 
 
 def open_redis(url: object, *, timeout_seconds: float) -> Redis:
-    """Open a client for a `redis://`, `rediss://` or `unix://` URL; nothing is connected yet.
+    """Open a client for a `redis://`, `rediss://` or `unix://` URL. It does not connect yet.
 
     Args:
-        url: Where Redis is; options of redis-py may stand in its query, and win.
-        timeout_seconds: For connecting.
+        url: The URL of Redis. Its query may hold options of redis-py, which override those set here.
+        timeout_seconds: The timeout for connecting.
 
     Raises:
-        ConfigurationError: The URL cannot be understood. Its text is not repeated: it may hold a password.
+        ConfigurationError: The URL cannot be understood. The message does not repeat the URL, which may hold
+            a password.
     """
     parts = split_url(url, "Redis", _SCHEMES, _EXAMPLE)
     if parts.scheme != "unix" and not _DATABASE.fullmatch(parts.path):
-        # redis-py takes the database 0, or puts the digits of several parts together.
+        # redis-py would silently use the database 0, or join the digits of several parts.
         raise ConfigurationError(
             f"The Redis URL names the database {parts.path[1:]!r}: it must be a whole number, as in "
             f"{_EXAMPLE}."
@@ -60,12 +63,12 @@ def open_redis(url: object, *, timeout_seconds: float) -> Redis:
     try:
         redis: Redis = Redis.from_url(
             str(url),
-            # None for answers: each step has a timeout round it already, see `Cache`.
+            # No timeout for responses: each step has a timeout of its own already (see `Cache`).
             socket_timeout=None,
             socket_connect_timeout=timeout_seconds,
             max_connections=_MAX_CONNECTIONS,
-            # One more try at once, on a fresh connection: an idle one may have been closed by the server.
-            # Every step may run twice; waiting longer than that costs more than asking PostgreSQL.
+            # One immediate retry, on a fresh connection, because the server may have closed an idle one. That
+            # is safe, because every step may run twice. More retries would cost more than asking PostgreSQL.
             retry=Retry(NoBackoff(), 1),
         )
         redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # an unknown option shows here
@@ -78,7 +81,7 @@ def open_redis(url: object, *, timeout_seconds: float) -> Redis:
 
 
 def check_redis(redis: object) -> Redis:
-    """Return the client if the cache can work with it.
+    """Return the client, if the cache can use it.
 
     Raises:
         ConfigurationError: It is not an asynchronous client of one Redis, or it decodes responses to text.
@@ -93,7 +96,7 @@ def check_redis(redis: object) -> Redis:
 
 
 def check_redis_or_cluster(redis: object) -> Redis | RedisCluster:
-    """Return the client if a store of full histories can work with it.
+    """Return the client, if a store of full histories can use it.
 
     Raises:
         ConfigurationError: It is not an asynchronous client, or it decodes responses to text.
@@ -112,7 +115,7 @@ def check_redis_or_cluster(redis: object) -> Redis | RedisCluster:
 def address_of(redis: Redis | RedisCluster) -> tuple[str | None, int | None]:
     """Return the host (or the socket's path) and the port that a client connects to.
 
-    Of a cluster, these are those of the first node that it was told of.
+    For a cluster, these are the host and the port of its first startup node.
     """
     if isinstance(redis, RedisCluster):
         node = next(iter(redis.nodes_manager.startup_nodes.values()), None)
@@ -128,10 +131,10 @@ def database_of(redis: Redis | RedisCluster) -> object:
 
 
 def eviction_of(memory: Mapping[str, Any]) -> str | None:
-    """Return how a Redis may evict keys with an expiry, as its settings have it; `None` if it may not.
+    """Return the settings under which a Redis may evict keys with an expiry; `None` if it may not evict.
 
     Args:
-        memory: What `INFO memory` says: a user needs fewer rights for it than for `CONFIG GET`.
+        memory: The result of `INFO memory`. It needs fewer rights than `CONFIG GET`.
     """
     limit, policy = int(memory.get("maxmemory") or 0), str(memory.get("maxmemory_policy") or "noeviction")
     if limit <= 0 or policy == "noeviction":

@@ -1,10 +1,11 @@
-"""What can go wrong with Redis, and whose trouble it is: one table, and who looks things up in it.
+"""The faults of Redis and their effects: one table, and the functions that look an error up in it.
 
-A fault of one key costs that scope its cache. A refusal, or no answer at all, costs all scopes theirs until
+Open this when an error of Redis is treated in the wrong way. If a fault concerns one key, only the scope of
+that key loses its cache. If Redis refuses a command or does not respond, all scopes lose their cache until
 the journal is swept.
 
-redis-py takes the code away from the errors that it has a class for, and leaves it in the others. Inside a
-script, before Redis 7, the code stands in mid-text, and ACL errors have none.
+If redis-py has a class for an error, it removes the error code from the text. Otherwise the code stays in the
+text. Inside a script, before Redis 7, the code stands in the middle of the text, and ACL errors have no code.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ __all__ = [
 
 
 class CannotBeTheCacheError(L1Error):
-    """The server answers, and cannot be the cache as it is. Only somebody who changes a setting can help."""
+    """The server responds, but cannot be the cache until somebody changes a setting."""
 
 
 class NeverTheCacheError(CannotBeTheCacheError):
@@ -49,21 +50,22 @@ class NeverTheCacheError(CannotBeTheCacheError):
 
 
 class ReplicaError(L1UnavailableError):
-    """The server is a replica: for good, or for a moment, because a failover has demoted it."""
+    """The server is a replica: permanently, or for a moment, because a failover has demoted it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that can go wrong.
+    """One kind of fault.
 
     Attributes:
         says: What happened, for the log.
-        classes: What redis-py calls it.
-        words: What the server says, where redis-py has no class for it.
-        of_one_key: Whether other keys may be as usable as ever.
-        is_wrong_type: Whether the key holds what is no entry.
-        is_final: Whether the next step would be refused as well, so that nobody need ask three times.
-        do: What to do about it, where the server answers and refuses all steps.
+        classes: redis-py's exception classes for it.
+        words: The server's error text, if redis-py has no class for it.
+        of_one_key: Whether the fault concerns one key, so that other keys may be usable.
+        is_wrong_type: Whether the key holds a value of another type than an entry's.
+        is_final: Whether the next steps would certainly be refused, too, so that one failure opens the
+            breaker.
+        do: The remedy, if the server responds and refuses all steps.
     """
 
     says: str
@@ -75,7 +77,7 @@ class Fault:
     do: str = ""
 
     def fits(self, error: BaseException) -> bool:
-        """Tell whether an error is of this kind."""
+        """Whether an error is of this kind."""
         if isinstance(error, self.classes):
             return True
         if self.words is None or not isinstance(error, ResponseError):
@@ -90,17 +92,17 @@ def _says(pattern: str) -> re.Pattern[str]:
 _KEYS_REFUSED = _says(r"no permissions to access (a key|one of the keys)|can't access at least one of the")
 _COMMANDS_REFUSED = _says(r"no permissions to run the '|can't run this command|unknown (sub)?command")
 
-# What a server answers to SELECT, with which a connection begins; the second is what a cluster says.
+# The errors of SELECT, the first command on a connection. The last one comes from a cluster.
 _DATABASES_REFUSED = _says(r"DB index is out of range|invalid DB index|SELECT is not allowed in cluster mode")
 
-# No answer, most often; what the client raised says what it is.
+# Usually no response. The error of the client says what happened.
 _UNKNOWN = Fault("")
 
-# The first that fits.
+# The first fault that fits an error is used.
 FAULTS = (
     Fault("the key holds another type", words=_says(r"\bWRONGTYPE\b"), of_one_key=True, is_wrong_type=True),
     Fault("this Redis user may not use the key", words=_KEYS_REFUSED, of_one_key=True),
-    # MovedError is an AskError. Only a node of a Redis Cluster says so, or a proxy in front of one.
+    # MovedError is an AskError. Only a node of a Redis Cluster, or a proxy in front of one, returns these.
     Fault(
         "the key is on another node",
         classes=(AskError, ClusterCrossSlotError, TryAgainError),
@@ -114,7 +116,7 @@ FAULTS = (
         is_final=True,
         do="Give the user of REDIS_URL the rights that docs/rights.md lists, or add user and password.",
     ),
-    # It does some steps and not others, so that its failures are never in a row.
+    # Final, because such a Redis still does some steps, so the failures are never in a row.
     Fault(
         "Redis is full, takes no writes or cannot save",
         classes=(OutOfMemoryError, ReadOnlyError),
@@ -133,12 +135,12 @@ FAULTS = (
 
 
 def classify(error: BaseException) -> Fault:
-    """Look an error of a Redis client up, or one of ours."""
+    """Return the fault that fits an error of a Redis client, or of Glasspoint."""
     return next((fault for fault in FAULTS if fault.fits(error)), _UNKNOWN)
 
 
 def remedy(error: Exception) -> str:
-    """Say what a server refuses that answers, and what to do; `""`, if it did not answer."""
+    """Return what a server refuses, and what to do; `""` if it did not respond."""
     if isinstance(error, ReplicaError) or (
         isinstance(error, L1Error) and not isinstance(error, L1UnavailableError)
     ):
@@ -148,15 +150,15 @@ def remedy(error: Exception) -> str:
 
 
 def is_a_refused_command(error: object) -> bool:
-    """Tell whether the server said that this user may not run a command, or that there is no such command."""
+    """Whether the server said that this user may not run a command, or that the command does not exist."""
     return isinstance(error, ResponseError) and bool(_COMMANDS_REFUSED.search(str(error)))
 
 
 def is_a_refused_database(error: object) -> bool:
-    """Tell whether the server said that it has no database of the number that a connection selects."""
+    """Whether the server said that it has no database of the number that a connection selects."""
     return isinstance(error, ResponseError) and bool(_DATABASES_REFUSED.search(str(error)))
 
 
 def is_a_refused_key(error: object) -> bool:
-    """Tell whether the server said that this user may not use a key."""
+    """Whether the server said that this user may not use a key."""
     return isinstance(error, ResponseError) and bool(_KEYS_REFUSED.search(str(error)))

@@ -1,8 +1,9 @@
-"""Turns: how many calls are on their way to one Redis at once; the others wait, and no error comes of it.
+"""The limiter: few calls to one Redis are under way at once, and the others wait without an error.
 
-A client of redis-py has so many connections (100, unless told otherwise), and raises for whoever wants one
-more. That is no outage, nor would more of them bring more: a Redis does one thing at a time, and answers that
-come all at once come late. A call's timeout begins with its turn; how long the line is says nothing of Redis.
+A client of redis-py has a maximum number of connections (100 by default), and raises an error if a call needs
+one more. Such an error is not an outage of Redis. And more connections would not help: a Redis runs one
+command at a time, and results that arrive all at once arrive late. So a call waits for a slot. Its timeout
+begins when it has one, because the length of the queue says nothing about Redis.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Turns", "connections_of", "when_connected"]
 
-# How soon a client without a connection left is asked again, at first and at last: it says nothing by itself.
+# The first and the longest pause before a client without a free connection is asked again. redis-py gives no
+# notice when a connection becomes free.
 _PAUSES_SECONDS = 0.001, 0.016
 
 
 class Turns:
-    """So many calls at once, the others in the order in which they came."""
+    """A fixed number of slots for calls. The calls without a slot wait, first come, first served."""
 
     def __init__(self, at_once: int, *, timeout_seconds: float) -> None:
-        """Take how many calls run at once.
+        """Set the number of slots.
 
         Args:
-            at_once: How many.
-            timeout_seconds: How long each may take, from its turn on. Its turn it awaits as long, if Redis
-                answers nobody meanwhile, and otherwise twice as long.
+            at_once: The number of slots.
+            timeout_seconds: How long a call may take, once it has a slot. A call waits for its slot as long
+                again: once if no other call gets a result from Redis meanwhile, and otherwise twice.
         """
         self.at_once = at_once
         self._free = at_once
@@ -46,11 +48,11 @@ class Turns:
         self._answers = 0
 
     async def run(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
-        """Await `ask(*args)`, when it is its turn.
+        """Wait for a slot, and await `ask(*args)`.
 
         Raises:
-            TimeoutError: Its turn did not come, or no answer; see the constructor.
-            Exception: What `ask` raises, but for a `MaxConnectionsError`: then it is called again.
+            TimeoutError: There was no slot or no result in time: see the constructor.
+            Exception: The error of `ask`. After a `MaxConnectionsError`, `ask` is called again instead.
         """
         if self._free:
             self._free -= 1
@@ -78,11 +80,11 @@ class Turns:
                 await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
-                self._next()  # it came, and nobody is here to take it
+                self._next()  # this call got the slot, but was cancelled at the same moment
             raise
 
     def _next(self) -> None:
-        """Hand a turn on, or keep it for whoever comes."""
+        """Give the slot to the next waiting call, or keep it free."""
         while self._line:
             turn = self._line.popleft()
             if not turn.done():
@@ -92,9 +94,10 @@ class Turns:
 
 
 async def when_connected(ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
-    """Await `ask(*args)`, again and again while the client has no connection left.
+    """Await `ask(*args)`, and repeat that while the client has no free connection.
 
-    Others may use the client, too. Nothing was sent then, so it may be sent still.
+    The application may use the same client, and hold its connections. Without a connection nothing was sent,
+    so repeating is safe.
     """
     pause, longest = _PAUSES_SECONDS
     while True:
@@ -108,7 +111,7 @@ async def when_connected(ask: Callable[..., Awaitable[ResultT]], *args: Any) -> 
 def connections_of(redis: Redis | RedisCluster, *, most: int) -> int:
     """Return how many of a client's connections (of a cluster: to one node) may be used at once.
 
-    All but one, which is left for whoever asks for a sign of life, and not more than `most`.
+    That is all but one, which is left for pings, and at most `most`.
     """
     pool = getattr(redis, "connection_pool", None)
     limit = getattr(redis, "connection_kwargs", {}).get("max_connections") if pool is None else None

@@ -1,9 +1,10 @@
-"""What Glasspoint needs of Redis, asked at the first contact: the commands, the keys, and no cluster.
+"""Checks at the first contact that Redis allows what Glasspoint needs: commands, keys, and no cluster.
 
-A Redis user (ACL) that lacks a command fails every step that needs it, with an error that, inside a script
-and before Redis 7, does not name the command. So each command is sent by itself, once, to a key that nobody
-uses. For the cache, what a server says that is full, or cannot save, is passed on. A replica is found by its
-role, later. The table of the tier `redis` stands in `history/permissions.py`.
+Open this when the code begins to use a new command. If a Redis user (ACL) lacks a command, every step that
+needs it fails. Inside a script, before Redis 7, the error does not name the command. So each command is sent
+once outside a script, to a key that nothing else uses. For the cache, other refusals (the server is full, or
+cannot save) are raised as they are. A replica is found later, by its role. The commands of the tier `redis`
+stand in `history/permissions.py`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "KEY", "OPTIONAL", "Needs", "ask_for_rights", "check_permissions", "refuse_cluster"]
 
 KEY = object()
-"""In the arguments of a command: the key that nobody uses."""
+"""A placeholder, in the arguments of a command, for the key that nothing else uses."""
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "ping": (),
     "info": (b"server",),
     "script|load": (b"return 1",),
-    # No such script: what counts is that it may be asked for. It is asked for with the key, as each step is.
+    # The script does not exist, which does not matter here. The key is passed as in each step.
     "evalsha": (b"0" * 40, 1, KEY),
     "time": (),
     "hset": (KEY, b"field", b"1"),
@@ -51,11 +52,11 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "hdel": (KEY, b"field"),
     "del": (KEY,),
 }
-"""Each command that the cache needs, as an ACL rule names it -> harmless arguments. The last ones undo what
-the others did."""
+"""The commands that the cache needs: the name in an ACL rule -> harmless arguments. The last commands undo
+the others."""
 
 OPTIONAL = ("scan", "unlink")
-"""Commands that delete what older epochs have left; without them it stays until it expires."""
+"""The commands that delete entries of older epochs. Without them, such entries stay until they expire."""
 
 _NAMED = re.compile(r"'([\w|]+)' command")
 
@@ -67,10 +68,10 @@ class Needs:
     """The rights that one part of Glasspoint needs.
 
     Attributes:
-        by: The part, for the message.
-        commands: Each command as an ACL rule names it -> harmless arguments; `KEY` stands for the key.
-        optional: Commands that the part can do without; the message lists them, and they are not tried.
-        refusal: Makes the error of its message.
+        by: The name of the part, for the message.
+        commands: The name of a command in an ACL rule -> harmless arguments, with `KEY` for the key.
+        optional: Commands that the part does not depend on. The message lists them, but they are not tried.
+        refusal: Makes the error from the message.
     """
 
     by: str
@@ -83,11 +84,11 @@ _CACHE = Needs("the cache", COMMANDS, OPTIONAL, CannotBeTheCacheError)
 
 
 async def check_permissions(redis: Redis, key_prefix: str) -> None:
-    """Ask whether the client's user may do what the cache needs.
+    """Check that the client's user has the rights that the cache needs.
 
     Raises:
-        CannotBeTheCacheError: It may not. The message names the commands and the rule to add.
-        Exception: What the client raises, if there is no answer, or if the server refuses all writes.
+        CannotBeTheCacheError: A right is missing. The message names the commands and the rule to add.
+        Exception: The client's error, if Redis does not respond, or if it refuses all writes.
     """
     for answer in await ask_for_rights(redis, key_prefix, _CACHE):
         if isinstance(answer, Exception) and not isinstance(answer, ReadOnlyError) and remedy(answer):
@@ -95,14 +96,14 @@ async def check_permissions(redis: Redis, key_prefix: str) -> None:
 
 
 async def ask_for_rights(redis: Redis, key_prefix: str, needs: Needs) -> list[object]:
-    """Ask whether the client's user has the rights that are needed.
+    """Try all commands, and check that the client's user has the rights that are needed.
 
     Returns:
-        What the server answered to the commands. Errors that say nothing of rights are among them.
+        The server's results for the commands. They may include errors that do not concern rights.
 
     Raises:
-        Exception: `needs.refusal`, if a right is missing. The message names the commands and the rule to
-            add. And what the client raises, if there is no answer.
+        Exception: `needs.refusal`, if a right is missing: the message names the commands and the rule to add.
+            Or the client's error, if Redis does not respond.
     """
     key = f"{quote(key_prefix, safe='')}:permissions:{secrets.token_hex(8)}".encode()
     asked = {**needs.commands, _WHOAMI: ()}
@@ -112,7 +113,7 @@ async def ask_for_rights(redis: Redis, key_prefix: str, needs: Needs) -> list[ob
                 command = name.upper().replace("|", " ")
                 pipe.execute_command(command, *(key if arg is KEY else arg for arg in args))
             answers = dict(zip(asked, await pipe.execute(raise_on_error=False), strict=True))
-    except ResponseError as exc:  # while connecting: SELECT, say
+    except ResponseError as exc:  # the error came while connecting, from SELECT for example
         if not is_a_refused_command(exc):
             raise
         raise _refusal(redis, None, key_prefix, needs, _NAMED.findall(str(exc)), keys=False) from exc
@@ -125,7 +126,7 @@ async def ask_for_rights(redis: Redis, key_prefix: str, needs: Needs) -> list[ob
 
 
 def refuse_cluster(server: Mapping[str, Any]) -> None:
-    """Raise `NeverTheCacheError` if a server, as `INFO server` shows it, is a node of a Redis Cluster."""
+    """Raise `NeverTheCacheError` if a server is a node of a Redis Cluster, according to its `INFO server`."""
     if "cluster" in (server.get("redis_mode"), server.get("server_mode")):
         raise NeverTheCacheError(
             "This server is a node of a Redis Cluster, which cannot be the cache yet: a node holds a part of "

@@ -1,14 +1,16 @@
-"""Signatures on the fields of an entry: a field that was made without the key is refused, unread.
+"""Signs the fields of an entry. A field that was made without the key is refused before it is parsed.
 
 A signature is a keyed BLAKE2b (RFC 7693) of 16 bytes. Its key is derived from a secret and a context. The
 context is the generation of the cache, so a field of another generation is refused.
 
 Each field is signed on its own, because a put sends only the channels that changed, and pending writes come
-from other processes. So each signature also binds the scope and the name of its field: no field can be moved.
+from other processes. So a signature also covers the scope and the name of its field: a field that was moved
+elsewhere is refused.
 
-A Python in FIPS mode has no keyed BLAKE2b. It signs with HMAC-SHA-256 (RFC 2104), truncated to 16 bytes: as
-safe, slower for an entry of a few kB, and faster for a larger one if the processor has instructions for it.
-Processes that differ in that refuse each other's fields, as those with two keys do.
+A Python in FIPS mode has no keyed BLAKE2b. It uses HMAC-SHA-256 (RFC 2104) instead, truncated to 16 bytes.
+That is as safe. It is slower for an entry of a few kB, and faster for a larger one if the processor has
+instructions for SHA-256. Processes with and without FIPS mode refuse each other's fields, as processes with
+different keys do.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ if TYPE_CHECKING:
 __all__ = ["SIZE", "ScopeSigner", "Signer", "secret_of"]
 
 SIZE = 16
-"""Bytes of a signature."""
+"""The length of a signature in bytes."""
 
 _DOMAIN = b"glasspoint.l1.entry"
 _SECRET_BYTES_MIN = 16
 
 
 def secret_of(key: bytes | str) -> bytes:
-    """Return the bytes of an `l1_signing_key`: of a text, its UTF-8.
+    """Return the bytes of an `l1_signing_key`; a text is encoded as UTF-8.
 
     Raises:
         ConfigurationError: The key is too short, or neither bytes nor text.
@@ -49,7 +51,7 @@ def secret_of(key: bytes | str) -> bytes:
 
 
 class Signer:
-    """Signs and verifies fields with one key. The key shows in no text of this object."""
+    """Signs and verifies fields with one key. The `repr` of this object does not show the key."""
 
     __slots__ = ("_keyed",)
 
@@ -58,7 +60,7 @@ class Signer:
 
         Args:
             secret: At least 16 bytes that nobody can guess, or a text of as many.
-            context: What the signatures are valid for: the generation of the cache.
+            context: The context in which the signatures are valid: the generation of the cache.
 
         Raises:
             ConfigurationError: The secret is too short, or neither bytes nor text.
@@ -73,15 +75,15 @@ class Signer:
 
 
 class ScopeSigner:
-    """Signs and verifies the fields of one scope; made for one entry, by `Signer.of`."""
+    """Signs and verifies the fields of one scope. `Signer.of` makes one for each entry."""
 
     __slots__ = ("_start",)
 
     def __init__(self, keyed: _Keyed) -> None:
-        """Take a hash that has read the key and the scope.
+        """Take the hash to begin with.
 
         Args:
-            keyed: What has taken the key and the scope in.
+            keyed: A hash that has read the key and the scope already.
         """
         self._start = keyed.copy
 
@@ -89,9 +91,10 @@ class ScopeSigner:
         """Return the signature of a field.
 
         Args:
-            name: The field's name, and what else the value must not be separated from.
+            name: The field's name, and anything else that the value must stay together with.
+            value: The field's value.
         """
-        # The length stands before each part but the last, so no two fields are signed as the same bytes.
+        # The length stands before each part except the last. So two fields never give the same bytes.
         keyed = self._start()
         keyed.update(len(name).to_bytes(8) + name)
         keyed.update(value)
@@ -112,7 +115,7 @@ class _Keyed(Protocol):
 def _keyed(key: bytes) -> _Keyed:
     try:
         return hashlib.blake2b(key=key, digest_size=SIZE)
-    except (AttributeError, TypeError, ValueError):  # FIPS: it is not there, takes no key, or is refused
+    except (AttributeError, TypeError, ValueError):  # FIPS: blake2b is missing, takes no key, or is refused
         return hmac.new(key, digestmod="sha256")
 
 

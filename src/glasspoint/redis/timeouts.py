@@ -1,11 +1,12 @@
-"""A timeout for an answer of Redis that tells a silent Redis from an event loop that was busy elsewhere.
+"""A timeout for Redis that does not blame Redis when this process's event loop was blocked.
 
-A loop that was blocked for longer than a timeout (by a long computation, or by sixty callers that each decode
-a large state) finds two things at once when it goes on: the answer, which came long ago, and the timer, which
-is up. `asyncio.timeout` lets the timer win, and Redis would be given up for what this process did.
+A long computation may block the event loop for longer than a timeout. So may sixty callers that each decode a
+large state. When the loop runs again, two events are due: the result of Redis, which arrived long ago, and
+the timer. With `asyncio.timeout` the timer wins. Redis would be given up, although this process was slow.
 
-So the time is taken in beats, each begun when the one before has been noticed: however late that is, a beat
-counts as one. Between any two of them the loop looks at its sockets, and wakes whoever has an answer.
+So the timeout is divided into ten beats. The timer of a beat starts when the loop has noticed the end of the
+beat before. However late that is, one beat is counted. Between two beats the loop reads its sockets, and
+wakes the tasks that have a result.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ _BEATS = 10
 
 
 class answered_within:
-    """Cancel what runs in this block after so many seconds in which the event loop ran.
+    """Cancel the code in this block after the timeout, not counting the time in which the loop was blocked.
 
-    On a loop that is never blocked it does what `asyncio.timeout` does, and costs less. Each time that the
-    loop is blocked for longer than a tenth of the time, a tenth of it counts. So the block ends, whether or
-    not Redis ever answers, after the time itself and twenty rounds of the loop at the latest (with
-    `once_more`, twice that). A cancellation by somebody else stays one.
+    On a loop that is never blocked, this does the same as `asyncio.timeout`, and costs less. If the loop is
+    blocked for longer than a tenth of the timeout, only a tenth counts. So the block always ends, even if
+    Redis never responds: after the timeout and twenty rounds of the loop at the latest (with `once_more`,
+    twice that). A cancellation from elsewhere stays a cancellation.
 
     Args:
-        seconds: The time.
-        once_more: Asked when it is up: whether to wait as long again. Not asked a second time.
+        seconds: The timeout.
+        once_more: Called when the timeout is over; returns whether to wait for the same time again. It is
+            called only once.
 
     Raises:
-        TimeoutError: The time is up.
+        TimeoutError: The timeout is over.
     """
 
     __slots__ = ("_beat", "_beats", "_cancelling", "_is_up", "_loop", "_once_more", "_task", "_timer")
@@ -59,12 +61,12 @@ class answered_within:
     ) -> None:
         self._timer.cancel()
         if not self._is_up:
-            # redis-py sends with `asyncio.wait_for`. Before Python 3.12, that forgets a cancellation which
-            # comes as the wait is over.
+            # redis-py sends with `asyncio.wait_for`. Before Python 3.12, it loses a cancellation that arrives
+            # at the end of the wait.
             if kind is None and self._task.cancelling() > self._cancelling:
                 raise asyncio.CancelledError
             return
-        # What is left after ours was somebody else's cancellation.
+        # Any cancellation that remains after ours came from elsewhere, and is not turned into a timeout.
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
