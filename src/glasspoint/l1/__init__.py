@@ -1,5 +1,6 @@
-"""L1: Redis.
+"""L1: the cache in Redis.
 
-One hash a scope (`entry`), changed in atomic steps (`cache`), believed only while the server process that it
-was written to lives (`epoch`).
+A scope has one hash (`entry`), which atomic steps change (`cache`). The hash is trusted only as long as the
+server process that it was written to lives (`epoch`). `breaker` decides whether Redis is asked at all, and
+`quarantine` whether it is asked for one scope. `compression` makes values smaller.
 """

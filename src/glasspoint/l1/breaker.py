@@ -1,4 +1,4 @@
-"""The breaker: whether Redis is asked at all. A state machine that knows nothing of Redis.
+"""The breaker: decides whether Redis is asked at all. A state machine without knowledge of Redis.
 
                  failures in a row               the delay is over, one probe goes out
         closed --------------------------> open ----------------------------------------> half_open
@@ -6,9 +6,9 @@
            |                                +------------- the probe failed ---------------+    |
            +------------------------------------------------ it succeeded ----------------------+
 
-While it is not closed, a step costs nothing: it fails without a word to Redis. A Redis that hangs would
-otherwise cost every call its timeout, several times. A probe does what a write does (`Cache.probe`), so that
-a Redis which is full, or a replica that takes no writes, does not pass it.
+While the breaker is not closed, a step fails at once, without a request to Redis. Otherwise each call would
+wait for the timeouts of a Redis that hangs. A probe does what a write does (`Cache.probe`), so a full Redis,
+or a replica that takes no writes, does not pass it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Breaker"]
 
 
 class Breaker:
-    """Opens after some failures in a row, and lets one probe through at a time until one succeeds."""
+    """Opens after some failures in a row, then allows one probe at a time until a probe succeeds."""
 
     def __init__(
         self,
@@ -41,14 +41,14 @@ class Breaker:
         """Begin closed.
 
         Args:
-            failures: After so many in a row it opens.
-            delay_seconds: Before the first probe; times `jitter`, so that many processes do not probe at
-                once. Doubled after each probe that fails, and whenever it opens again before a step has
-                succeeded.
-            max_delay_seconds: But never more than this.
-            clock: Seconds; only differences count.
-            jitter: A factor for each delay, between 0 and 1.
-            changed: Called with the new state, and why, after each transition.
+            failures: The number of failures in a row that opens the breaker.
+            delay_seconds: The delay before the first probe. It is multiplied by `jitter`, so that many
+                processes do not probe at once. It doubles after each failed probe, and when the breaker opens
+                again before a step has succeeded.
+            max_delay_seconds: The maximum of that delay.
+            clock: Returns the time in seconds. Only differences matter.
+            jitter: Returns a factor for each delay, between 0 and 1.
+            changed: Called after each transition with the new state and the reason.
         """
         self._limit = failures
         self._first_delay = delay_seconds
@@ -63,7 +63,7 @@ class Breaker:
 
     @property
     def state(self) -> BreakerState:
-        """Where it stands."""
+        """The state."""
         return self._state
 
     @property
@@ -73,35 +73,35 @@ class Breaker:
 
     @property
     def seconds_to_probe(self) -> float:
-        """How long until a probe may go out; 0 when it may."""
+        """The time until a probe may be sent; 0 if it may be sent now, or if the breaker is not open."""
         return max(0.0, self._probe_at - self._clock()) if self._state == "open" else 0.0
 
     def failed(self, reason: str) -> None:
-        """A step got no answer, or a refusal. Stragglers that were sent before it opened change nothing."""
+        """Count a failed step. A late failure, of a step sent before the breaker opened, does not count."""
         if self._state == "closed":
             self._failures += 1
             if self._failures >= self._limit:
                 self._open(reason)
 
     def succeeded(self) -> None:
-        """A step got its answer. Only a probe closes what is open."""
+        """Count a successful step. It does not close an open breaker; only a probe does."""
         if self._state == "closed":
             self._failures, self._delay = 0, self._first_delay
 
     def trip(self, reason: str) -> None:
-        """Open at once: this failure is evidence enough."""
+        """Open at once, because a single failure of this kind is enough."""
         if self._state == "closed":
             self._open(reason)
 
     def begin_probe(self) -> bool:
-        """Return whether the caller is to probe now; if so, it says how that ended by `end_probe`."""
+        """Return whether the caller must probe now. After the probe, the caller calls `end_probe`."""
         if self._state != "open" or self._clock() < self._probe_at:
             return False
         self._to("half_open", "probe")
         return True
 
     def end_probe(self, *, succeeded: bool, reason: str = "") -> None:
-        """The probe is over."""
+        """Record the result of the probe."""
         if self._state != "half_open":
             return
         if succeeded:

@@ -1,8 +1,9 @@
-"""The atomic steps on an entry: each one script, one round trip.
+"""The atomic steps on an entry. A step is one script, and one round trip.
 
-A step never raises into a caller's read or write for Redis's sake, whatever the client raises: it answers
-with what can be relied on when Redis does not (`unavailable`, `error`), and says so to telemetry. What each
-step promises stands in its Lua file; how they make a read and a write stands in `savers/cached.py`.
+Open this to see how the process reacts to a fault of Redis. A step never raises an error of Redis into a
+caller's read or write, whatever the client raises. It returns a safe result instead (`unavailable`, `error`),
+and emits an event. The Lua file of a step says what the step promises. `savers/cached.py` composes steps into
+reads and writes.
 """
 
 from __future__ import annotations
@@ -58,35 +59,37 @@ _MISS, _HIT, _BUSY, _HISTORICAL = range(4)
 _READ_RESULTS: dict[int, L1Result] = {_MISS: "miss", _HIT: "hit", _BUSY: "busy", _HISTORICAL: "historical"}
 _COMMIT_RESULTS: tuple[CommitResult, ...] = ("discarded", "applied", "kept")
 
-# How many entries are dropped at a time for the journal.
+# How many entries a sweep of the journal drops at once.
 _SCOPES_AT_ONCE = 16
 
 _KEYS_A_SCAN = 1000
 
-# How often a read is sent again because something went wrong with Redis while it was under way.
+# How often a read is tried, if something goes wrong with Redis while it is under way.
 _READS = 3
 
-# A step with more than that may take its time because of what it carries.
+# A step with more bytes may be slow because of its size, not because of Redis.
 _LARGE_BYTES = 1_000_000
 
-# The longest lifetime that PEXPIRE takes: about 3,000 years. It refuses a longer one, when all else is done.
+# The longest lifetime that PEXPIRE accepts: about 3,000 years. It would refuse a longer one only after the
+# script's other commands are done.
 _MAX_TTL_MS = 10**14
 
-# What a write has told Redis, and what another Redis, or the entries of another identity, would not know.
+# The steps that record a change in Redis. Another Redis, or the entries of another identity, do not have it.
 _CHANGING = frozenset(("confirm", "commit", "drop"))
 
-# What telemetry is told of probes: no caller's scope, because no thread id holds NUL.
+# The scope of probes in telemetry. No caller can have it, because no thread id holds NUL.
 _PROBED = Scope("\0probe", "")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What L1 answers to a read.
+    """The result of a read in L1.
 
     Attributes:
-        result: `hit` and then `image` is there; anything else, and L2 must be asked.
-        fields: Of a hit, the entry's fields as Redis sent them: field, value, ….
-        lease: With this the answer of L2 may be stored by `Cache.warm_up`; `None`: it may not.
+        result: `hit`: `image` is set. With any other result, L2 must be asked.
+        image: The image, after a hit.
+        lease: Allows `Cache.warm_up` to store the result of L2; `None`: it may not be stored.
+        fields: After a hit, the entry's fields as Redis sent them: field, value, ….
     """
 
     result: L1Result
@@ -100,9 +103,10 @@ class Intent:
     """A burst of writes that has begun in L1.
 
     Attributes:
-        name: Its name in the entry; empty if Redis did not confirm it. Its writes go on in L2 then, and into
-            the journal.
-        keys: What the keys begin with that it stands under.
+        scope: The scope that is written to.
+        name: The name of the intent in the entry; empty if Redis did not confirm it. The writes then still go
+            to L2, and are recorded in the journal.
+        keys: The prefix of the keys under which the intent stands.
     """
 
     scope: Scope
@@ -111,7 +115,7 @@ class Intent:
 
 
 class Committed(NamedTuple):
-    """What became of a burst in L1; and what its own reader was answered, if one was waiting."""
+    """The result of a burst in L1, and that of the READ in the same trip, if there was one."""
 
     result: CommitResult
     reading: Reading | None = None
@@ -121,7 +125,8 @@ class Written(NamedTuple):
     """A scope that this process has changed.
 
     Attributes:
-        generation: Of the identity whose keys it was changed under; `None`: Redis was told nothing.
+        scope: The scope.
+        generation: The generation of the keys in use at the write; `None`: Redis received nothing of it.
     """
 
     scope: Scope
@@ -146,14 +151,15 @@ class Cache:
         """Take the Redis that holds the entries.
 
         Args:
-            redis: A client with `decode_responses=False`; not closed here.
-            telemetry: Who is told of every step.
-            key_prefix: What every key begins with.
+            redis: A client with `decode_responses=False`. It is not closed here.
+            telemetry: Receives an event for each step.
+            key_prefix: The first part of every key.
             ttl_seconds: How long an entry lives after its last use.
-            intent_seconds: How long a write may take; longer than the deadline that L2 enforces.
+            intent_seconds: How long a write may take. This must be longer than the deadline that L2 enforces.
             timeout_seconds: How long one step may take.
-            breaker: Whether Redis is asked at all; by default one of its own.
-            packer: Compresses what is stored; what is read may be compressed or not, either way.
+            breaker: Decides whether Redis is asked at all; by default a new breaker.
+            packer: Compresses values before they are stored; `None`: they are not compressed. Reading accepts
+                both in any case.
         """
         self._redis = redis
         self._telemetry = telemetry
@@ -176,21 +182,21 @@ class Cache:
         self._believed_at: int | None = None
         self._is_absent = False
         self.regain_trust: Callable[[], Awaitable[bool]] | None = None
-        """Awaited by a read that must not believe what stands here: sees to it that the journal is swept, and
-        answers whether that was done. `None`: there is no journal, and everything is believed."""
+        """Sweeps the journal, and returns whether that is done. A read awaits this while L1 is not trusted.
+        `None`: there is no journal, and L1 is always trusted."""
         self.wake: Callable[[], object] | None = None
-        """Called when a sweep should not wait for its time: the identity is to be looked at."""
+        """Called when a sweep should begin at once, to look at the identity."""
         self.written: set[Written] = set()
-        """What this process has changed, for `coherence.identity` to take away."""
+        """The scopes that this process has changed. `coherence.identity` takes them out."""
 
     @property
     def doubts(self) -> int:
-        """How often there was a reason to doubt what stands here; see `believe`."""
+        """How often L1 has become suspect: see `believe`."""
         return self._doubts
 
     @property
     def trusted(self) -> bool:
-        """Whether nothing has gone wrong since the journal was swept."""
+        """Whether L1 may be used: nothing has gone wrong since the journal was swept."""
         return self._believed_at == self._doubts
 
     @property
@@ -199,73 +205,75 @@ class Cache:
         return self._quarantine
 
     def doubt(self, scope: Scope | None = None) -> None:
-        """Believe nothing that stands here, before the journal is swept.
+        """Make L1 suspect until the journal is swept.
 
         Args:
-            scope: The write that Redis was not told of was to this scope. While it is in quarantine, that
-                concerns no other one.
+            scope: The scope of a write that Redis did not receive. While the scope is in quarantine, only the
+                scope is concerned, and L1 stays trusted.
         """
         if scope is None or not self._quarantine.doubt(scope):
             self._doubts += 1
 
     def believe(self, doubts: int) -> bool:
-        """Say that the journal was swept, and that this had not begun before so many `doubts`.
+        """Trust L1 again after a sweep of the journal.
+
+        Args:
+            doubts: The value of `doubts` when the sweep began.
 
         Returns:
-            Whether L1 is trusted now; not, if something went wrong meanwhile.
+            Whether L1 is trusted now. It is not, if something went wrong during the sweep.
         """
         self._believed_at = doubts
         return self.trusted
 
     @property
     def epoch(self) -> Epoch | None:
-        """Whose keys are used; `None` while the server or the identity is not known."""
+        """The epoch whose keys are used; `None` while the server or the identity is not known."""
         return self._epochs.known
 
     @property
     def server(self) -> Server | None:
-        """The server process last spoken to; `None` before the first contact."""
+        """The last known server process; `None` before the first contact."""
         return self._epochs.server
 
     @property
     def is_identified(self) -> bool:
-        """Whether the keys have a name: otherwise each step fails, and says nothing to Redis."""
+        """Whether the epoch is known. While it is not, each step fails without asking Redis."""
         return self._epochs.known is not None
 
     @property
     def is_absent(self) -> bool:
-        """Whether PostgreSQL has no tables for a cache, so that no process uses one on this database."""
+        """Whether PostgreSQL has no tables for a cache, so that no process can use one on this database."""
         return self._is_absent
 
     @property
     def root(self) -> str:
-        """What the keys of all epochs begin with."""
+        """The common prefix of the keys of all epochs."""
         return self._epochs.root
 
     def wrote_unannounced(self, scopes: Iterable[Scope]) -> None:
-        """Say that scopes were changed in L2, and that neither Redis nor the journal was told."""
+        """Record that scopes were changed in L2, but neither in Redis nor in the journal."""
         self.written.update(Written(scope, None) for scope in scopes)
 
     def identify(self, identity: Identity | None, *, is_absent: bool = False) -> None:
-        """Use the keys of this identity from now on; `None`: of none, which makes L1 unavailable.
-
-        Nothing that stands under them is believed before the journal is swept.
+        """Use the keys of this identity from now on. L1 is suspect until the journal is swept.
 
         Args:
-            is_absent: No process can have an identity, so that nobody must be told of a write.
+            identity: The identity; `None`: there is none, and L1 is unavailable.
+            is_absent: Whether no process can have an identity, so that writes need not be announced.
         """
         self._doubts += 1
         self._is_absent = is_absent
         self._epochs.identify(identity)
 
     async def open(self) -> Server:
-        """Find out, at the first contact, whether this Redis can be the cache; and which process answers.
+        """Find out, at the first contact, whether this Redis can be the cache, and which process responds.
 
         Raises:
             L1UnavailableError: Redis cannot be reached.
-            L1Error: It answers, and refuses; that was logged, with what to do. Once `probe` succeeds, it does
-                not refuse any more.
-            NeverTheCacheError: It can never be the cache.
+            L1Error: Redis responds, and refuses. The log says what to do. When `probe` succeeds later, Redis
+                does not refuse any more.
+            NeverTheCacheError: This Redis can never be the cache.
         """
         self._asks_for_rights = True
         try:
@@ -284,14 +292,14 @@ class Cache:
         return server
 
     async def connect(self, *, anew: bool = False) -> Server:
-        """Find out which server process answers.
+        """Find out which server process responds.
 
         Args:
-            anew: Ask, although it seems to be known.
+            anew: Whether to ask even if the process seems to be known.
 
         Raises:
             L1UnavailableError: Redis cannot be reached.
-            L1Error: It refuses, or does not say which process it is.
+            L1Error: Redis refuses, or does not say which process it is.
         """
         if anew:
             self._epochs.distrust()
@@ -303,10 +311,16 @@ class Cache:
         return server
 
     async def remember(self, key: bytes, field: bytes, value: bytes, *, seconds: int) -> None:
-        """Leave a text in Redis, beside the entries.
+        """Store a value in Redis that is not an entry.
+
+        Args:
+            key: The key of a hash.
+            field: The field in the hash.
+            value: The value of the field.
+            seconds: The lifetime of the key.
 
         Raises:
-            L1Error: Redis does not do its part.
+            L1Error: Redis failed.
         """
         redis: Any = self._redis
         try:
@@ -316,10 +330,10 @@ class Cache:
             raise self._unavailable(exc) from exc
 
     async def ping(self) -> None:
-        """Ask for a sign of life.
+        """Ask whether Redis responds.
 
         Raises:
-            L1Error: There is none.
+            L1Error: Redis does not respond.
         """
         try:
             await self._in_time(self._redis.ping)
@@ -328,12 +342,12 @@ class Cache:
         self._answered()
 
     async def probe(self) -> None:
-        """Do what a write does, where nobody reads. The breaker is not asked.
+        """Try the steps of a write on a key that is never read, even if the breaker is open.
 
-        A user who lacks a right is asked for all of them: a write alone does not need each.
+        If a right was missing before, all rights are checked first, because a write does not need them all.
 
         Raises:
-            L1Error: Redis does not do its part.
+            L1Error: Redis failed.
         """
         try:
             await self._ask_for_rights()
@@ -343,16 +357,17 @@ class Cache:
         await self._run("drop", _PROBED, intent, 0, self._intent_ms, is_probe=True)
 
     async def _ask_for_rights(self) -> None:
-        """See that this user may do all that the cache needs, unless nothing speaks against it."""
+        """Check that this user has all rights that the cache needs, if there is a reason to ask."""
         if self._asks_for_rights:
             await self._in_time(check_permissions, self._redis, self._key_prefix)
             self._asks_for_rights = False
 
     async def read(self, scope: Scope, checkpoint_id: str | None) -> Reading:
-        """READ: the image of the scope, or why there is none.
+        """READ: return the image of the scope, or why there is none.
 
         Args:
-            checkpoint_id: The one that is wanted, `None` for the newest.
+            scope: The scope.
+            checkpoint_id: The id of the wanted checkpoint, `None` for the newest.
         """
         if not scope.is_cached:
             return Reading("bypassed")
@@ -366,31 +381,31 @@ class Cache:
             try:
                 answer = await self._run("read", scope, _new_token(), wanted, self._ttl_ms, self._intent_ms)
             except UnidentifiedError:
-                continue  # it is another server than before: the identity comes first
+                continue  # the server has changed: a sweep must look at the identity first
             except L1Error:
                 break
             if doubts != self._doubts or scope in self._quarantine:
-                # Another call has met an error meanwhile, or this one another epoch: the journal comes first.
+                # Another call met an error, or this one met another epoch: the journal must be swept first.
                 continue
             return await self._reading(scope, answer)
         return Reading("unavailable")
 
     async def _reading(self, scope: Scope, answer: list[Any]) -> Reading:
-        """Return what READ has answered."""
+        """Make a `Reading` of the result of the script READ."""
         if answer[0] == _HIT:
             return await self._decode(scope, answer[1])
         return Reading(_READ_RESULTS[answer[0]], lease=answer[1] if len(answer) > 1 else None)
 
     def decode(self, scope: Scope, fields: list[bytes]) -> StoredCheckpoint:
-        """Read an image out of an entry's fields.
+        """Decode the image in an entry's fields.
 
         Raises:
-            UnusableImageError: It is incomplete, of another scope, or not readable.
+            UnusableImageError: The image is incomplete, of another scope, or not readable.
         """
         return entry.decode_image(scope, fields, self._signer())
 
     async def refuse(self, scope: Scope, checkpoint_id: bytes | str) -> Reading:
-        """REFUSE: take an image away that cannot be used; the answer holds the lease, if it was free."""
+        """REFUSE: remove an image that cannot be used. The result holds the lease, if it was free."""
         try:
             lease = await self._run("refuse", scope, _new_token(), checkpoint_id, self._intent_ms)
         except L1Error:
@@ -398,10 +413,10 @@ class Cache:
         return Reading("incomplete", lease=lease or None)
 
     async def warm_up(self, scope: Scope, lease: bytes, stored: StoredCheckpoint) -> WarmUpResult:
-        """WARM_UP: store what L2 answered, unless a write has begun since.
+        """WARM_UP: store the result of L2, unless a write has begun since.
 
         Returns:
-            `error` whatever went wrong: the reader has its answer from L2.
+            `error` after any failure. It does not matter to the reader, who has the result of L2.
         """
         with self._telemetry.step("warm_up", scope) as step:
             try:
@@ -426,7 +441,7 @@ class Cache:
         return Intent(scope, name, self._keys)
 
     async def begin_alone(self, scope: Scope) -> Intent | None:
-        """BEGIN, if no other write to the scope is under way; otherwise `None`, and nothing was changed."""
+        """BEGIN, if no other write to the scope is under way. Otherwise return `None`, and change nothing."""
         try:
             name = await self._run("begin", scope, _new_token(), self._intent_ms, 1)
         except L1Error:
@@ -434,11 +449,11 @@ class Cache:
         return Intent(scope, name, self._keys) if name else None
 
     def is_heeded(self, intent: Intent) -> bool:
-        """Whether readers heed it: Redis has confirmed it, under the keys that are in use now."""
+        """Whether readers see the intent: Redis has confirmed it, under the keys that are in use now."""
         return bool(intent.name) and intent.keys == self._keys
 
     def wrote(self, intent: Intent) -> None:
-        """Say that a burst's scope was changed in L2, and that Redis was not told again."""
+        """Record that a burst's scope was changed in L2, and that Redis received no further step."""
         if self.epoch is not None:
             self.written.add(Written(intent.scope, self.epoch.identity.generation))
 
@@ -446,7 +461,8 @@ class Cache:
         """CONFIRM: L2 has a write of a burst.
 
         Returns:
-            Whether the intent is still there. If not, the entry was discarded. `None`: Redis did not say.
+            Whether the intent still stands in the entry. If not, the entry was discarded. `None`: unknown,
+            because Redis failed.
         """
         try:
             return bool(await self._run("confirm", intent.scope, intent.name))
@@ -459,8 +475,9 @@ class Cache:
         """COMMIT: a burst is over, and L2 has all of it.
 
         Args:
-            changes: What its writes change in the entry.
-            then_read: A READ follows in the same trip, for this checkpoint id; `""`: the newest; `None`: no.
+            intent: The burst.
+            changes: The changes of its writes in the entry.
+            then_read: The checkpoint id of a READ in the same trip; `""`: the newest; `None`: no READ.
         """
         if not changes.can_follow:
             return Committed("discarded" if await self.drop(intent) else "error")
@@ -489,7 +506,7 @@ class Cache:
         return Committed(_COMMIT_RESULTS[done], await self._reading(intent.scope, answers[0]))
 
     async def abort(self, intent: Intent) -> bool:
-        """ABORT: L2 certainly did not change, or not in a way that concerns the image.
+        """ABORT: L2 certainly did not change, or changed only in a way that does not concern the image.
 
         Returns:
             Whether Redis confirmed it.
@@ -500,7 +517,8 @@ class Cache:
         """DROP: forget the entry.
 
         Args:
-            still_running: L2 may change yet: readers stay away until the intent's deadline.
+            intent: The burst.
+            still_running: Whether L2 may still change. If so, readers go to L2 until the intent's deadline.
 
         Returns:
             Whether Redis confirmed it.
@@ -508,13 +526,15 @@ class Cache:
         return await self._confirmed("drop", intent.scope, intent.name, int(still_running), self._intent_ms)
 
     async def forget(self, scopes: Collection[Scope]) -> set[Scope]:
-        """DROP, for the journal; of scopes in quarantine, too. A scope that is not cached has no entry.
+        """DROP entries for a sweep of the journal, even those in quarantine.
+
+        Scopes that are never cached are skipped.
 
         Returns:
-            The scopes whose key Redis refuses: they are in quarantine now.
+            The scopes whose key Redis refuses. They are in quarantine now.
 
         Raises:
-            L1Error: Redis did not answer each of them.
+            L1Error: A DROP failed for another reason.
         """
         listed = [scope for scope in scopes if scope.is_cached]
         refused = set[Scope]()
@@ -552,16 +572,16 @@ class Cache:
         return Reading("hit", image=image, fields=fields)
 
     async def purge_some(self, cursor: int) -> int:
-        """Delete entries that no process believes any more, among the next keys.
+        """Delete entries that no process trusts any more, among the next 1,000 keys or so.
 
         Args:
-            cursor: Where to go on; 0 for the beginning.
+            cursor: The cursor of SCAN; 0 for the beginning.
 
         Returns:
-            Where to go on next; 0 if that is done, or if this user may not.
+            The next cursor; 0 at the end, or if this user may not delete.
 
         Raises:
-            L1Error: Redis does not do its part.
+            L1Error: Redis failed.
         """
         epoch = self.epoch
         if epoch is None:
@@ -594,18 +614,21 @@ class Cache:
     async def _run(
         self, step: str, scope: Scope, *args: Any, is_probe: bool = False, is_sweep: bool = False
     ) -> Any:
-        """Run one script; every way in which Redis can fail becomes an `L1Error`.
+        """Run one script. Any failure of Redis becomes an `L1Error`.
 
         Args:
-            is_probe: The breaker is not asked.
-            is_sweep: It is sent for a scope in quarantine, too, and a key that is refused does not count as a
-                failure of Redis: the sweeper asks for it again and again.
+            step: The name of the script.
+            scope: The scope.
+            args: The arguments of the script.
+            is_probe: Whether to ignore the breaker.
+            is_sweep: Whether to send the step for a scope in quarantine, too. A refused key then does not
+                count as a failure of Redis, because the sweeper tries it again and again.
         """
         if scope in self._quarantine and not is_sweep:
             raise OneKeyError("The scope is in quarantine: Redis refuses its key.")
         if not self._breaker.is_closed and not is_probe:
-            # No doubt is added: L1 is trusted again only by a sweep that begins after the breaker has closed,
-            # and that sees the journal's row of a write which was not let through here.
+            # `_doubts` need not grow. Only a sweep that begins after the breaker has closed makes L1 trusted
+            # again, and that sweep sees the journal's row of a write that was held back here.
             raise L1UnavailableError("Redis is left alone for a while: it has not done its part lately.")
         try:
             evalsha = self._evalsha_on_probe if is_probe else self._evalsha
@@ -618,7 +641,7 @@ class Cache:
                 raise self._refused(scope, exc, fault, is_sweep=is_sweep) from exc
             size = sum(len(arg) for arg in args if isinstance(arg, bytes))
             if size > _LARGE_BYTES and isinstance(exc, TimeoutError | RedisTimeoutError):
-                # Redis may have done the step, or not.
+                # Redis may or may not have done the step.
                 self._epochs.distrust()
                 self._doubts += 1
                 if await self._answers_others():
@@ -628,7 +651,7 @@ class Cache:
         return answer
 
     async def _answers_others(self) -> bool:
-        """Whether Redis answers what is small: then a large step was late because it is large."""
+        """Whether Redis responds to a PING. If so, a large step was late because of its size."""
         try:
             await self._in_time(self._redis.ping)
         except Exception:
@@ -636,12 +659,12 @@ class Cache:
         return True
 
     async def _step(self, evalsha: Callable[..., Awaitable[Any]], step: str, scope: Scope, *args: Any) -> Any:
-        """Run one script; again, if a key of another type had to be taken away first.
+        """Run one script. If the key holds another type, remove the key (CLEAR), and run the script again.
 
-        Why that is safe: WRONGTYPE is the answer to a script's first command on the key, so nothing was done.
-        And what CLEAR takes away is no entry: it was lost, with all intents and leases, when somebody wrote
-        over it. To the protocol that is an eviction, which it survives at any moment. Only once: whoever
-        writes there again and again would keep this up for ever.
+        This is safe. WRONGTYPE is the error of a script's first command on the key, so the script changed
+        nothing. And CLEAR removes no entry: the entry was lost, with all intents and leases, when another
+        program wrote over it. For the protocol, that is an eviction, which may happen at any moment. There is
+        only one repetition, because the other program may write again and again.
         """
         try:
             return await self._ask(evalsha, step, scope, *args)
@@ -670,8 +693,8 @@ class Cache:
         except ResponseError as exc:
             if not _is_wrong_epoch(exc):
                 raise
-        # Key and scripts change together. What began in the old epoch finds no intent and no lease in the
-        # new one, so its commit discards and its warm-up is refused.
+        # The key and the scripts change together. A burst or a read that began in the old epoch finds no
+        # intent and no lease in the new one. So its commit discards, and its warm-up is refused.
         epoch = await self._in_time(self._epochs.refresh, epoch)
         return await self._send(epoch, step, scope, *args)
 
@@ -681,12 +704,12 @@ class Cache:
             self.written.add(Written(scope, epoch.identity.generation))
         current = self._epochs.known
         if current is not epoch and (current is None or current.prefix != epoch.prefix):
-            # It was done under keys that nobody here uses any more.
+            # The step was done under keys that this process does not use any more.
             raise UnidentifiedError("The identity has changed while a step was under way: it was in vain.")
         return answer
 
     async def _evalsha_on_probe(self, step: str, scope: Scope, *args: Any) -> Any:
-        """As `_evalsha`, on a key that needs no identity: while Redis is away, PostgreSQL may be as well."""
+        """Do the same as `_evalsha` on a key without an identity, because PostgreSQL may be away, too."""
         server = await self._in_time(self._epochs.meet)
         try:
             return await self._pipeline.evalsha(server.shas[step], self._epochs.probe_key(server), *args)
@@ -697,20 +720,22 @@ class Cache:
         return await self._pipeline.evalsha(server.shas[step], self._epochs.probe_key(server), *args)
 
     async def _in_time(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
-        """Ask something that takes no turn: all steps wait for it, or somebody asks whether Redis lives."""
+        """Ask Redis without a slot of the limiter, because all steps wait for this, or it is a ping."""
         with answered_within(self._timeout):
             return await when_connected(ask, *args)
 
     def _refused(self, scope: Scope, exc: Exception, fault: faults.Fault, *, is_sweep: bool) -> L1Error:
-        """Redis refuses the key of one scope. That says nothing of the others: no doubt is added."""
+        """Put a scope into quarantine, because Redis refuses its key. L1 stays trusted for other scopes."""
         if scope in self._quarantine:
             self._quarantine.refused_again(scope, is_sweep=is_sweep)
         elif self._quarantine.enter(scope, fault.says):
             if isinstance(exc, AskError):
-                # Only a node of a cluster says so. If another server has taken this one's place, INFO tells.
+                # Only a node of a cluster returns this error. Perhaps another server has replaced this one:
+                # INFO will tell.
                 self._epochs.distrust()
             if not is_sweep:
-                # Of several scopes in a row, it may be all keys: the breaker's probe finds that out.
+                # If the keys of several scopes in a row are refused, perhaps all keys are. The breaker's
+                # probe finds that out.
                 self._breaker.failed(type(exc).__name__)
         else:
             return self._unavailable(exc)
@@ -756,14 +781,15 @@ class Cache:
 
     def _answered(self) -> None:
         self._breaker.succeeded()
-        # While the breaker is open, an answer is a straggler's, or means little: only a probe does all.
+        # While the breaker is open, this may be the late result of an older step. Only a probe tries all that
+        # a write needs.
         if not self._available and self._breaker.state != "open":
             self._available, self._unusable_logged = True, ""
             self._telemetry.note(L1Availability(available=True, reason="answers"))
             _log.info("L1 (Redis) answers again: the cache is back in use, once the journal is swept.")
 
     def _cannot_encode(self, scope: Scope, exc: Exception) -> None:
-        """A value of one scope cannot be made into an entry: L2 has it, and L1 goes without."""
+        """Log that a value of one scope cannot be encoded for L1. L2 has it."""
         if since := self._unencodable_lines.due():
             _log.warning(
                 "Thread %r, namespace %r is not cached in L1 (Redis): it cannot be encoded (%s). PostgreSQL "
@@ -775,9 +801,9 @@ class Cache:
             )
 
     def _too_large(self, scope: Scope, size: int) -> L1Error:
-        """Return the error of a step that takes longer to send than it may.
+        """Return the error of a step that is too large to be sent within the timeout.
 
-        That says nothing of Redis: no failure is counted.
+        That is no fault of Redis, so it does not count as a failure.
         """
         if since := self._too_large_lines.due():
             _log.warning(
@@ -795,7 +821,7 @@ class Cache:
 
     def _tampered(self, scope: Scope, what: str) -> None:
         self._telemetry.note(Invalidated("tampered"))
-        # Not a line each: whoever can write to Redis could fill the disk with them.
+        # Not a line for each event: otherwise anybody who can write to Redis could fill the disk.
         if not (since := self._tampered_lines.due()):
             return
         _log.warning(
@@ -839,7 +865,7 @@ def _is_read(answer: Any) -> bool:
 
 
 def _is_answer(step: str, answer: Any) -> bool:
-    """Whether a script answers like this: what stands between it and us may not be what it seems."""
+    """Whether a script can return this. A proxy between Redis and us may return something else."""
     match step:
         case "read":
             return _is_read(answer)

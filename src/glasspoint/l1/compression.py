@@ -1,11 +1,10 @@
-"""Compression of what stands in an entry, with Zstandard: fewer bytes in Redis, and on the way to it.
+"""Compresses the values in an entry with Zstandard, to save bytes in Redis and in the network.
 
-Each value is compressed on its own, because a put sends only the channels that changed. Short values stay as
-they are, and so does what would gain too little: what is encrypted, or compressed already. Level 1: on the
-messages of a chat level 3 saves little more (3.8 times instead of 3.65 for 100 of them), and takes 1.6 times
-as long.
+Each value is compressed on its own, because a put sends only the channels that changed. Short values stay
+plain. So do values that would gain too little, because they are encrypted or compressed already. The level is
+1. For 100 messages of a chat, level 3 compresses 3.8 times instead of 3.65, and takes 1.6 times as long.
 
-Every process reads both, whatever it writes, so a fleet can be switched process by process.
+Every process reads plain and compressed values, so a fleet can be switched process by process.
 """
 
 from __future__ import annotations
@@ -18,33 +17,34 @@ import zstandard
 __all__ = ["LARGEST", "MIN_BYTES", "Packer", "packer_of", "unpack"]
 
 MIN_BYTES = 1024
-"""What is shorter stays plain, unless told otherwise: it would save a few hundred bytes at most."""
+"""The default minimum size of a compressed value, in bytes. A shorter value would save a few hundred."""
 
 LARGEST = 64 * 1024 * 1024
-"""What is longer stays plain, and a frame that says it holds more is not unpacked: a few bytes can hold a
-gigabyte, and whoever can write to Redis could fill the memory of every process that reads."""
+"""The maximum size of a value to compress, in bytes. Longer values stay plain, and a frame of more is
+refused. A frame of a few bytes can hold a gigabyte: without this limit, anybody who can write to Redis could
+fill the memory of all processes that read."""
 
 _LEVEL = 1
 
-# A frame that saves less than this share is not worth unpacking: ciphertext, images.
+# A frame that saves a smaller share is not worth the unpacking. Examples are ciphertext and images.
 _SAVES_AT_LEAST = 0.1
 
 
 class Packer:
-    """Compresses values that are long enough, and gain by it."""
+    """Compresses values, if they are long enough and become smaller."""
 
     __slots__ = ("_min_bytes",)
 
     def __init__(self, *, min_bytes: int = MIN_BYTES) -> None:
-        """Take what is worth compressing.
+        """Set the minimum size.
 
         Args:
-            min_bytes: What is shorter stays plain.
+            min_bytes: The minimum size of a compressed value. Shorter values stay plain.
         """
         self._min_bytes = min_bytes
 
     def pack(self, data: bytes) -> bytes | None:
-        """Return the frame that holds a value, `None` if the value had better stay as it is."""
+        """Return the frame that holds a value, `None` if the value should stay plain."""
         if not self._min_bytes <= len(data) <= LARGEST:
             return None
         frame = _contexts.compressor.compress(data)
@@ -52,7 +52,7 @@ class Packer:
 
 
 def packer_of(compression: Literal["off", "zstd"], min_bytes: int) -> Packer | None:
-    """Return what the settings ask for: `None`, nothing is compressed."""
+    """Return the packer that the settings ask for; `None`: nothing is compressed."""
     return Packer(min_bytes=min_bytes) if compression == "zstd" else None
 
 
@@ -60,8 +60,8 @@ def unpack(frame: bytes) -> bytes:
     """Return the value that a frame holds.
 
     Raises:
-        ValueError: It does not say how much that is, or nothing, or more than `LARGEST`.
-        zstandard.ZstdError: It is damaged, or something stands behind it.
+        ValueError: The frame does not give its content size, or the size is 0 or more than `LARGEST`.
+        zstandard.ZstdError: The frame is damaged, or other bytes follow it.
     """
     if not 0 < zstandard.frame_content_size(frame) <= LARGEST:
         raise ValueError("a frame of no size, or of too great a size")
@@ -69,10 +69,10 @@ def unpack(frame: bytes) -> bytes:
 
 
 class _Contexts(threading.local):
-    """The library's working memory: costly to make for each value, and not to be shared between threads."""
+    """The contexts of zstandard: expensive to make for each value, and not to be shared between threads."""
 
     def __init__(self) -> None:
-        # A checksum, because a frame with a flipped bit may well unpack.
+        # A checksum, because a frame with a flipped bit may unpack without an error.
         self.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True)
         self.decompressor = zstandard.ZstdDecompressor()
 

@@ -1,4 +1,4 @@
-"""The entry: between a stored checkpoint and the fields of one Redis hash. Pure, no I/O.
+"""The entry: converts a stored checkpoint into the fields of one Redis hash, and back. Pure, no I/O.
 
 | field | holds |
 |---|---|
@@ -7,15 +7,14 @@
 | `c:<channel>` | version NUL type NUL value signature, or version NUL signature: no value at this version |
 | `w:<checkpoint id>:<task id>:<idx>` | channel NUL type NUL task path NUL value signature |
 
-Snapshots are the channels that have both: a field, and a mark in the checkpoint where the value belongs. So
-LangGraph stores snapshots of delta channels. Without its field such a channel is incomplete.
+Snapshots are channels that have both a field and a mark in the checkpoint, in the place of the value.
+LangGraph stores the snapshots of delta channels in this way. Without its field, such a channel is incomplete.
 
-The signature (see `signature`) is made of all that stands before it, with the scope and the field's name; of
-the head also with the checkpoint id. A field is verified before anything parses it. Two things happen before
-that: fields are looked up by name, and a channel's version is compared with the one that the verified head
-names.
+The signature (see `signature`) covers all bytes before it, the scope, and the field's name; in the head, also
+the checkpoint id. A field is verified before it is parsed. Only two things are done before that: fields are
+looked up by name, and a channel's version is compared with the version in the verified head.
 
-A packed field holds a compressed value (see `compression`), and a mark that says so:
+A packed field holds a compressed value (see `compression`), and a mark (0xFF) that tells so:
 
 | field, packed | holds |
 |---|---|
@@ -23,11 +22,11 @@ A packed field holds a compressed value (see `compression`), and a mark that say
 | `c:<channel>` | version NUL mark type NUL frame signature |
 | `w:<checkpoint id>:<task id>:<idx>` | channel NUL mark type NUL task path NUL frame signature |
 
-The signature is of the frame, so nothing is unpacked that is not verified. Packed and plain fields can stand
-in one entry.
+The signature covers the frame, so a frame is verified before it is unpacked. An entry can hold packed and
+plain fields.
 
-NUL separates because none of the texts can hold one: PostgreSQL refuses it, and so does `codec`. The scripts
-beside this file know the fields `id`, `lease`, the prefixes `i:` and `w:`, and the NUL after a version.
+NUL is the separator, because none of the texts can hold NUL: PostgreSQL refuses it, and so does `codec`. The
+Lua scripts know the fields `id` and `lease`, and the prefixes `i:` and `w:`.
 """
 
 from __future__ import annotations
@@ -69,18 +68,18 @@ __all__ = [
 
 _FORMAT = 3
 
-# The mark of a packed field. It is no UTF-8, so neither JSON nor a type begins with it.
+# The mark of a packed field. It is not valid UTF-8, so neither JSON nor a type begins with it.
 _PACKED = b"\xff"
 
-# With the checkpoint id behind it, what the head is signed with instead of a name.
+# The head is signed with this text and the checkpoint id, in place of a field name.
 _HEAD = b"head:"
 
-# Made once, and white space is not looked for: `json.loads` takes a third longer for a short text.
+# Made once, and without a search for white space: `json.loads` takes a third longer for a short text.
 _parse_json = json.JSONDecoder().raw_decode
 
 
 class UnusableImageError(GlasspointError):
-    """An image that must not be used: incomplete, of another scope, or not readable. A miss."""
+    """An image must not be used, and is a miss: it is incomplete, of another scope, or not readable."""
 
 
 class TamperedImageError(UnusableImageError):
@@ -104,14 +103,14 @@ def image_fields(stored: StoredCheckpoint, signer: Signer, packer: Packer | None
 
 @dataclass(slots=True)
 class Changes:
-    """What the writes of a burst change in the entry of their scope, as it is at the end.
+    """The changes in the entry of a scope by all writes of a burst.
 
     Attributes:
-        newest: The newest checkpoint that was put, if one was.
+        newest: The newest checkpoint that was put; `None` if none was.
         writes: (checkpoint id, task id, idx) -> pending write.
-        needed: The same keys, of writes that L2 had before the burst: the image must hold them.
-        can_follow: Whether the entry can be made what L2 has.
-        size: Bytes of the values, as they were sent.
+        needed: Such keys, of writes that L2 had before the burst. The image must hold these writes.
+        can_follow: Whether these changes make the entry equal to L2. If not, the entry must be dropped.
+        size: The size of the values, in bytes.
     """
 
     newest: EncodedPut | None = None
@@ -125,14 +124,15 @@ class Changes:
         """Add a put that L2 has.
 
         Args:
-            is_as_sent: It was the newest checkpoint of its scope, and every value of it stands there as sent.
+            put: The checkpoint.
+            is_as_sent: Whether it was the newest checkpoint of its scope, and L2 has all its values as sent.
             known_writes: `<task id>:<idx>` of each pending write that L2 had for it already.
         """
         self.size += put.size
         if not (put.cacheable and is_as_sent):
             self.can_follow = False
         if self.newest is not None and self.newest.checkpoint_id == put.checkpoint_id:
-            self.can_follow = False  # L2 has one of the two, and it is not known which
+            self.can_follow = False  # L2 has one of the two puts, and it is not known which
         for channel in (*put.blobs, *put.voids):
             before = self._channels.get(channel)
             if before is None or before[0] < put.checkpoint_id:
@@ -151,10 +151,12 @@ class Changes:
         """Add pending writes that L2 has.
 
         Args:
-            stored: Those that it stored, or that have replaced older ones.
-            ignored: Those that it did not store, because it had them already.
+            checkpoint_id: The id of their checkpoint.
+            stored: The writes that L2 stored. Some may have replaced older ones.
+            ignored: The writes that L2 did not store, because it had them already.
         """
-        if not is_ordered_id(checkpoint_id):  # of no image, and `w:` fields are told apart by its length
+        # Other ids have no image, and the scripts rely on the length of an id in the names of `w:` fields.
+        if not is_ordered_id(checkpoint_id):
             return
         for write in stored:
             self.size += len(write.value.data)
@@ -165,7 +167,7 @@ class Changes:
             self._need((checkpoint_id, write.task_id, write.idx))
 
     def give_up(self) -> None:
-        """The entry cannot be made what L2 has."""
+        """Record that these changes cannot make the entry equal to L2."""
         self.can_follow = False
 
     def _need(self, key: _WriteKey) -> None:
@@ -174,14 +176,14 @@ class Changes:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the burst brings every channel that its newest checkpoint names."""
+        """Whether the burst holds every channel that its newest checkpoint names."""
         put = self.newest
         return put is not None and all(
             channel in put.inline or channel in self._channels for channel in put.channels
         )
 
     def fields(self, scope: Scope, signer: Signer, packer: Packer | None = None) -> list[bytes | str]:
-        """Return the head and the channels that have changed, as field, value and so on."""
+        """Return the head and the changed channels, as field, value and so on."""
         put, scope_signer = self.newest, signer.of(scope)
         if put is None:
             return []
@@ -203,32 +205,32 @@ class Changes:
         return fields
 
     def needed_names(self) -> list[str]:
-        """Return the names of the fields that must stand in the entry."""
+        """Return the names of the fields that the entry must already hold."""
         return [f"w:{checkpoint_id}:{task_id}:{idx}" for checkpoint_id, task_id, idx in sorted(self.needed)]
 
 
 def _is_shadowed(channel: str, one: EncodedPut, other: EncodedPut) -> bool:
-    """Whether of two puts one brings no value of a channel at the very version at which the other does.
+    """Whether only one of two puts has a value of a channel, although both name the same version of it.
 
-    L2 shows the value in both then; of puts that it runs side by side it does not say so.
+    L2 then shows the value in both checkpoints. But it does not report that for puts that run side by side.
     """
     versions = [put.blobs[channel][0] if channel in put.blobs else put.voids[channel] for put in (one, other)]
     return versions[0] == versions[1] and (channel in one.blobs) != (channel in other.blobs)
 
 
 def decode_image(scope: Scope, fields: Sequence[bytes], signer: Signer) -> StoredCheckpoint:
-    """Read an image out of a hash's fields, given as field, value and so on.
+    """Decode the image in a hash's fields, given as field, value and so on.
 
     Raises:
         TamperedImageError: The signature of a field is wrong.
-        UnusableImageError: Something is missing: the image is not of this scope, a channel has no field of
-            exactly the version that the head names, or bytes are not what this version writes.
+        UnusableImageError: The image is of another scope or format, a channel has no field of exactly the
+            version that the head names, or the bytes cannot be parsed.
     """
     try:
         return _decode(scope, fields, signer)
     except UnusableImageError:
         raise
-    except Exception as exc:  # whatever bytes can do to a parser; the image is refused, L2 answers
+    except Exception as exc:  # any error of a parser: the image is refused, and L2 answers
         raise UnusableImageError(f"unreadable: {type(exc).__name__}") from exc
 
 
@@ -293,14 +295,14 @@ def _decode(scope: Scope, fields: Sequence[bytes], signer: Signer) -> StoredChec
 
 
 def _encoded(type_: bytes, data: bytes) -> Encoded:
-    """Read a type, its mark, and what the mark says of the data."""
+    """Make a value of a type and its data. If the type has the mark, unpack the data."""
     if type_.startswith(_PACKED):
         return Encoded(type_[len(_PACKED) :].decode(), unpack(data))
     return Encoded(type_.decode(), data)
 
 
 def _type_and_data(value: Encoded, packer: Packer | None) -> tuple[bytes, bytes]:
-    """The other way round."""
+    """Return the type and the data of a value for a field: the reverse of `_encoded`."""
     frame = packer.pack(value.data) if packer else None
     if frame is None:
         return value.type.encode(), value.data
@@ -314,7 +316,7 @@ def _head(
     signer: ScopeSigner,
     packer: Packer | None,
 ) -> list[bytes | str]:
-    # Joined, not dumped: the two long parts are JSON already.
+    # The texts are joined, because the two long parts are JSON already.
     start = json.dumps({"format": _FORMAT, "scope": scope, "parent_id": of.parent_id, "snapshots": snapshots})
     text = f'{start[:-1]}, "metadata": {of.metadata_json}, "checkpoint": {of.document_json}}}'
     head = text.encode()

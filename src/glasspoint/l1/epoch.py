@@ -1,15 +1,20 @@
-"""The epoch: which reign of which Redis server process, and which identity of L2, the keys belong to.
+"""The epoch: the reign of a Redis server process, and the identity of L2, that keys belong to.
 
-A Redis that restarts from a snapshot, and a promoted replica, serve entries from the past. So the server's
-`run_id` (new with every process) and its `master_replid` (new with every promotion, so that a server that was
-master before, and is again, is told from its former self) stand in every key and in the text of every script.
-A script that meets another reign than its own answers with an error, or is not there at all (NOSCRIPT:
-scripts are not persisted); the client then asks who is reigning, and the old keys are never looked at again.
+Open this when old entries are read after a restart or a failover of Redis, or when entries are lost without
+one. A Redis that restarts from a snapshot, or a promoted replica, serves entries from the past. So two ids of
+the server stand in every key and in the text of every script:
 
-The identity of L2 (`model.identity`) stands in every key, too: one Redis may serve several databases,
-and a database may be replaced, or set back. It is given to this module; Redis knows nothing of it.
+    `run_id`          new with every process
+    `master_replid`   new with every promotion, so that a server that becomes master again has another one
 
-NOSCRIPT alone cannot be relied on. A server keeps its scripts while another one reigns. And before version 7,
+Together they are the *reign*. A script that runs in another reign returns an error, or does not exist there
+(NOSCRIPT, because scripts are not persisted). The client then asks for the current reign, and never reads the
+old keys again.
+
+The identity of L2 (`model.identity`) stands in every key, too, because one Redis may serve several databases,
+and a database may be replaced, or set back. This module receives it from outside; Redis does not know it.
+
+NOSCRIPT alone is not enough. A server keeps its scripts while another server reigns. And before version 7,
 Redis copied scripts: to replicas, into the append-only file, and into snapshots of a server with replicas.
 """
 
@@ -48,9 +53,9 @@ __all__ = [
 ]
 
 WRONG_EPOCH = "WRONGEPOCH"
-"""The error code of a script that runs on another server process than it was made for."""
+"""The error code of a script that runs in another reign than it was made for."""
 
-# Changed whenever fields or scripts change meaning, so that two releases side by side never share an entry.
+# It changes with the meaning of fields or scripts, so that two releases side by side never share an entry.
 _KEY_FORMAT = 3
 _STEPS = (
     "read",
@@ -72,7 +77,7 @@ end
 
 
 class UnidentifiedError(L1UnavailableError):
-    """The identity of L2 is not known, or the cache is attached to another Redis: its keys have no name."""
+    """The keys have no name: the identity of L2 is unknown, or the cache is attached to another Redis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +85,9 @@ class Server:
     """A Redis server process in one reign.
 
     Attributes:
-        reign: `<run_id>.<master_replid>`, as the server says them, 40 hexadecimal digits each.
-        version: The server's version, as it says it.
-        shas: Step -> SHA-1 of its script, loaded.
+        reign: `<run_id>.<master_replid>`, as the server reports them, 40 hexadecimal digits each.
+        version: The server's version, as it reports it.
+        shas: Step -> SHA-1 of its script, which is loaded.
     """
 
     reign: str
@@ -92,11 +97,13 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """Key prefix, scripts and signer of one reign and one identity; a client swaps all of it at once.
+    """The key prefix, scripts and signer of one reign and one identity. A client replaces all at once.
 
     Attributes:
-        prefix: What every key begins with.
-        signer: Signs what is stored under these keys.
+        server: The server process.
+        identity: The identity of L2.
+        prefix: The first part of every key.
+        signer: Signs the fields under these keys.
     """
 
     server: Server
@@ -112,8 +119,8 @@ class Epoch:
     def key(self, scope: Scope) -> bytes:
         """Return the scope's key.
 
-        Thread and namespace are percent-encoded, so no two scopes can share one; the braces make the thread
-        the cluster hash tag.
+        Thread and namespace are percent-encoded, so two scopes cannot have the same key. The braces make the
+        thread the hash tag of a Redis Cluster.
         """
         return f"{self.prefix}{_key(scope)}".encode()
 
@@ -138,21 +145,21 @@ def keys_of(scope: Scope, *, key_prefix: str) -> str:
 
 
 class EpochKeeper:
-    """Knows the current epoch. It finds out the server by itself; the identity is given to it."""
+    """Knows the current epoch. It asks Redis for the server, and receives the identity from outside."""
 
     def __init__(
         self, redis: Redis, *, key_prefix: str, changed: Callable[[Server, Server | None], None]
     ) -> None:
-        """Take the Redis whose epoch is known.
+        """Take the Redis of the epoch.
 
         Args:
             redis: The client.
-            key_prefix: Put in front of every key, percent-encoded.
-            changed: Called with the new and the previous server (`None` the first time) after each change.
+            key_prefix: The first part of every key. It is percent-encoded there.
+            changed: Called after each change, with the new and the previous server (`None` the first time).
         """
         self._redis = redis
         self.root = root_of(key_prefix)
-        """What the keys of all epochs begin with."""
+        """The common prefix of the keys of all epochs."""
         self._changed = changed
         self._server: Server | None = None
         self._identity: Identity | None = None
@@ -162,27 +169,27 @@ class EpochKeeper:
 
     @property
     def server(self) -> Server | None:
-        """The last server seen, trusted or not."""
+        """The last known server, trusted or not."""
         return self._server
 
     @property
     def known(self) -> Epoch | None:
-        """The epoch of the last server seen, `None` while it has no identity."""
+        """The epoch of the last known server, `None` while there is no identity for it."""
         return self._epoch
 
     @property
     def trusted(self) -> Epoch | None:
-        """The epoch to use, if there is no need to ask."""
+        """The epoch to use; `None` if Redis must be asked first."""
         return self._epoch if self._trusted else None
 
     def probe_key(self, server: Server) -> bytes:
-        """Return the key that probes write to. No entry's key: that holds braces."""
+        """Return the key that probes write to. It differs from the keys of entries, which hold braces."""
         return f"{self.root}{server.reign}:probe".encode()
 
     def is_past(self, key: bytes, epoch: Epoch) -> bool:
-        """Tell whether no process believes what stands under a key.
+        """Whether no process trusts the entry under a key any more.
 
-        That is so if it is of another reign, or of another generation of this epoch's database.
+        That is so if the key is of another reign, or of another generation of the epoch's database.
         """
         reign, _, rest = key.decode(errors="replace").removeprefix(self.root).partition(":")
         name, is_entry, _ = rest.partition(":{")
@@ -195,16 +202,16 @@ class EpochKeeper:
         )
 
     def distrust(self) -> None:
-        """After any connection error: ask the server who it is before the next step."""
+        """Ask the server for its reign before the next step, because of a connection error."""
         self._trusted = False
 
     def identify(self, identity: Identity | None) -> None:
-        """Use the keys of this identity from now on; `None`: of none."""
+        """Use the keys of this identity from now on; `None`: there is no identity, and no key."""
         self._identity = identity
         self._compose()
 
     async def current(self) -> Epoch:
-        """Return the epoch to use; a round trip only when the server is not known or not trusted.
+        """Return the epoch to use. This needs a round trip only if the server is not known or not trusted.
 
         Raises:
             UnidentifiedError: There is no identity for this server.
@@ -212,11 +219,11 @@ class EpochKeeper:
         return self.trusted or await self.refresh(None)
 
     async def refresh(self, wrong: Epoch | None) -> Epoch:
-        """Ask the server who it is, and return the epoch to use.
+        """Ask the server for its reign, and return the epoch to use.
 
         Args:
-            wrong: The epoch that a step has just failed with; if another caller has replaced it meanwhile,
-                nothing is asked. `None`: whatever is trusted will do.
+            wrong: The epoch with which a step has just failed. If another caller has replaced it meanwhile,
+                the server is not asked. `None`: any trusted epoch is returned without asking.
 
         Raises:
             UnidentifiedError: There is no identity for this server.
@@ -229,10 +236,10 @@ class EpochKeeper:
         return self._epoch
 
     async def meet(self, wrong: Server | None = None) -> Server:
-        """Ask the server who it is and load the scripts, unless it is trusted.
+        """Ask the server for its reign and load the scripts, unless the server is trusted.
 
         Args:
-            wrong: As for `refresh`.
+            wrong: The server of the epoch with which a step has just failed: see `refresh`.
         """
         async with self._lock:
             if self._trusted and self._server is not None and self._server is not wrong:
@@ -255,8 +262,8 @@ class EpochKeeper:
 
     async def _load(self, reign: _Reign, version: str) -> Server:
         texts = _script_texts(reign, copied=_copies_scripts(version))
-        # One pipeline is one connection, and one connection is one server process: INFO among the loads says
-        # whether the scripts went to the server that they name.
+        # A pipeline uses one connection, and a connection leads to one server process. So INFO in the same
+        # pipeline tells whether the scripts were loaded into the server that they name.
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.info(b"server")  # type: ignore[arg-type]
             pipe.info(b"replication")  # type: ignore[arg-type]
@@ -276,7 +283,7 @@ class EpochKeeper:
 
 def _reign(server: dict[str, Any], replication: dict[str, Any]) -> _Reign:
     if replication.get("role") == "slave":
-        # Also for a moment: a master that a failover has demoted. Only a master may be the cache.
+        # Perhaps only for a moment, because a failover has demoted a master. Only a master may be the cache.
         raise ReplicaError("This Redis is a replica, which takes no writes: connect to its master.")
     reign = _Reign(str(server.get("run_id") or ""), str(replication.get("master_replid") or ""))
     if not all(reign):
@@ -292,8 +299,8 @@ async def reign_of(redis: Redis) -> str:
     """Ask a Redis for its reign: see `Server.reign`.
 
     Raises:
-        L1Error: It cannot be a cache.
-        Exception: What the client raises, if there is no answer.
+        L1Error: This Redis cannot be a cache.
+        Exception: The client's error, if Redis does not respond.
     """
     reign, _ = await _ask_for_reign(redis)
     return reign.name
@@ -302,7 +309,7 @@ async def reign_of(redis: Redis) -> str:
 async def _ask_for_reign(redis: Redis) -> tuple[_Reign, str]:
     """Return the reign and the version of a Redis."""
     async with redis.pipeline(transaction=False) as pipe:
-        # As bytes, as everywhere here: a client may have been made with another encoding than UTF-8.
+        # Commands are bytes everywhere here, because the client's encoding may not be UTF-8.
         pipe.info(b"server")  # type: ignore[arg-type]
         pipe.info(b"replication")  # type: ignore[arg-type]
         server, replication = await pipe.execute()
@@ -330,7 +337,7 @@ def _copies_scripts(version: str) -> bool:
 
 
 def root_of(key_prefix: str) -> str:
-    """Return what the keys of all epochs begin with."""
+    """Return the common prefix of the keys of all epochs."""
     return f"{key_part(key_prefix)}:{_KEY_FORMAT}:"
 
 

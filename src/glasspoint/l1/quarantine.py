@@ -1,13 +1,13 @@
-"""Quarantine: the scopes whose key Redis refuses, while it serves the others. State only, no I/O.
+"""Quarantine: the scopes whose key Redis refuses, while it serves others. State only, no I/O.
 
-    enters     a step was refused for this key alone, and was not the sweeper's doing
-    is in it   reads are answered by PostgreSQL; BEGIN leaves no intent, so that each write makes a row in the
-               journal; nothing but the sweeper's DROP is sent to Redis
-    leaves     a DROP was confirmed that was sent after the last write that Redis was not told of
+    a scope enters     when Redis refuses a step for its key alone
+    while it is in     PostgreSQL answers its reads. BEGIN leaves no intent, so each write adds a row to the
+                       journal. Only the sweeper's DROP is sent to Redis.
+    a scope leaves     when a DROP succeeds that was sent after the last write that Redis did not receive
 
-It never ends by time alone: an image from before those writes may still stand under the key, and would be
-read. Each process has its own quarantine. A new one enters the same scopes when it sweeps the journal for the
-first time, before it reads anything from Redis.
+Time alone never ends quarantine: an image from before those writes may still stand under the key, and would
+be read. Each process has its own quarantine. A new process puts the same scopes into quarantine in its first
+sweep of the journal, before it reads an entry from Redis.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ __all__ = ["OneKeyError", "Quarantine"]
 
 _log = get_logger("glasspoint.l1")
 
-# More than that, and it is not about single keys: then no scope is trusted.
+# With more scopes, the fault is not one of single keys: then no scope is trusted.
 _MOST = 10_000
 
 
 class OneKeyError(L1Error):
-    """Redis refuses the key of one scope; what is known of the others is as it was."""
+    """Redis refuses the key of one scope. Other scopes are not concerned."""
 
 
 @dataclass(slots=True)
 class _Case:
-    """A scope in quarantine.
+    """A scope in quarantine. Moments are those of `Quarantine.now`.
 
     Attributes:
-        doubt: When the last write was made that Redis was not told of.
-        tried: When its DROP was last refused.
+        doubt: The moment of the last write that Redis did not receive.
+        tried: The moment when its DROP was last refused.
     """
 
     doubt: int
@@ -56,7 +56,7 @@ class Quarantine:
 
         Args:
             telemetry: Receives an event for each scope that enters.
-            most: The number of scopes from which on none more is taken in.
+            most: The maximum number of scopes.
         """
         self._telemetry = telemetry
         self._most = most
@@ -71,13 +71,14 @@ class Quarantine:
         return len(self._cases)
 
     def enter(self, scope: Scope, reason: str) -> bool:
-        """Take a scope in.
+        """Put a scope into quarantine.
 
         Args:
-            reason: What Redis refuses, for the log.
+            scope: The scope.
+            reason: The fault, for the log.
 
         Returns:
-            Whether it is in. `False`: there are too many already.
+            Whether the scope is in quarantine. `False`: quarantine is full.
         """
         if len(self._cases) >= self._most:
             return False
@@ -87,10 +88,10 @@ class Quarantine:
         return True
 
     def doubt(self, scope: Scope) -> bool:
-        """Say that a write to a scope was made that Redis was not told of.
+        """Record a write to a scope that Redis did not receive.
 
         Returns:
-            Whether that concerns this scope alone, because it is in quarantine.
+            Whether the scope is in quarantine, so that no other scope is concerned.
         """
         case = self._cases.get(scope)
         if case is None:
@@ -99,29 +100,35 @@ class Quarantine:
         return True
 
     def now(self) -> int:
-        """Return a moment, later than any before: what happens here is counted, not timed."""
+        """Return a moment later than all before. Moments are counted, not timed."""
         self._now += 1
         return self._now
 
     def longest_untried(self) -> list[Scope]:
-        """Return all scopes, the one first whose DROP was refused longest ago."""
+        """Return all scopes, in the order of their last refused DROP, oldest first."""
         return sorted(self._cases, key=lambda scope: self._cases[scope].tried)
 
     def refused_again(self, scope: Scope, *, is_sweep: bool) -> None:
-        """Say that a step on a scope that is in it was refused: the sweeper's DROP, or one sent before."""
+        """Record another refused step of a scope in quarantine.
+
+        Args:
+            scope: The scope.
+            is_sweep: Whether the step was the sweeper's DROP; otherwise it was sent before the scope entered.
+        """
         if is_sweep:
             self._cases[scope].tried = self.now()
         else:
             self.doubt(scope)
 
     def release(self, scope: Scope, dropped: int) -> bool:
-        """Let a scope go, whose DROP was confirmed.
+        """Release a scope whose DROP has succeeded.
 
         Args:
+            scope: The scope.
             dropped: A moment before the DROP was sent.
 
         Returns:
-            Whether it is out. `False`: a write was made since then that Redis was not told of.
+            Whether the scope is released. `False`: Redis did not receive a write that was made since then.
         """
         case = self._cases.get(scope)
         if case is not None and case.doubt > dropped:
@@ -131,7 +138,7 @@ class Quarantine:
         return True
 
     def _say(self, scope: Scope, reason: str) -> None:
-        # Not a line each: a key pattern that leaves out many threads would fill the disk.
+        # Not a line for each scope: an ACL key pattern may exclude many threads, and fill the disk.
         if not (since := self._lines.due()):
             return
         _log.warning(
