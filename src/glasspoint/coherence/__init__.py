@@ -1,7 +1,7 @@
-"""Coherence: what keeps Redis (L1) true to PostgreSQL (L2) beyond single calls.
+"""Coherence: background work that keeps Redis (L1) true to PostgreSQL (L2).
 
-`identity` tells which entries belong to this PostgreSQL, as it is now; `sweeper` tells when Redis may be
-believed; `audit` compares a share of the hits with PostgreSQL; `purging` removes what older epochs have
-left; `last_used` and `images` find cached states for a process that cannot ask PostgreSQL; `standing` and
+`identity` tells which entries belong to the current PostgreSQL. `sweeper` tells when Redis may be trusted.
+`audit` compares a share of the hits with PostgreSQL. `purging` deletes the entries of older epochs.
+`last_used` and `images` find cached states for a process that cannot reach PostgreSQL. `standing` and
 `attached` serve commands.
 """

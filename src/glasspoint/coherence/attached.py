@@ -1,8 +1,8 @@
-"""Whether a command may open a cache, or would take it away from a service that uses it.
+"""Checks whether a command may open a cache, or would take it away from the service that uses it.
 
-A saver that is opened attaches the cache to its own Redis. A command with another `REDIS_URL` than the
-service's would detach the service, and one with a mistyped `key_prefix` would make a cache of its own. So a
-command looks first.
+When a saver opens, it attaches the cache to its own Redis. So a command with another `REDIS_URL` than the
+service's would detach the service. And a command with a mistyped `key_prefix` would create another cache. So
+a command calls this check first.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 __all__ = ["why_not_to_attach"]
 
-# A service says every minute that it uses its cache.
+# A cache that was used more recently is in use: a service records the use every minute.
 _IN_USE_SECONDS = 150.0
 
-# For so long the triggers note foreign writes for a cache that is not in use.
+# How long the triggers record foreign writes for a cache after its last use.
 _KNOWN_SECONDS = 3600.0
 
 
 async def why_not_to_attach(conn: Any, redis: Any, *, key_prefix: str) -> str:
-    """Say why a command must not open the cache, and what to do; `""` if it may.
+    """Return why a command must not open the cache, and what to do; `""` if it may.
 
     Args:
         conn: A `psycopg.AsyncConnection` in autocommit mode.
-        redis: The `redis.asyncio.Redis` that the command was told to use.
+        redis: The `redis.asyncio.Redis` of the command's settings.
         key_prefix: The name of the cache.
 
     Raises:
-        psycopg.Error, redis.exceptions.RedisError, L1Error: A server does not answer, or refuses.
+        psycopg.Error, redis.exceptions.RedisError, L1Error: A server does not respond, or refuses.
     """
     return _why_not(await caches_of(conn), await reign_of(redis), key_prefix)
 

@@ -1,8 +1,9 @@
-"""The audit: a few of the cache's answers are compared with PostgreSQL, after they were given.
+"""The audit: compares a share of the hits with PostgreSQL, after callers have received them.
 
-It asks nothing of the protocol that it checks: whatever made an entry stale (a broken promise of this
-library, another program that writes to the tables, a restored backup), the difference is counted, logged and
-gone. What differs only because a write came between the two looks is not held against the cache.
+Open this when the log reports a stale entry. The audit does not rely on the protocol that it checks. So it
+finds stale entries of any cause: a bug of this library, another program that writes to the tables, a restored
+backup. A stale entry is counted, logged and dropped. A difference does not count if a write came between the
+two looks.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _NAMED_AT_MOST = 8
 
 
 class Auditor:
-    """Audits the hits of one saver, in the background: no caller waits for it."""
+    """Audits the hits of one saver in the background, so that no caller waits."""
 
     def __init__(
         self,
@@ -48,18 +49,22 @@ class Auditor:
         ratio: float,
         start: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        """Take what is compared, and how often.
+        """Take the cache and the database to compare.
 
         Args:
+            l1: The cache.
+            l2: The database.
+            telemetry: Receives an event for each audit.
             ratio: The share of hits that is audited, 0 for none to 1 for all.
-            start: Runs an audit in the background, and sees to its end before the saver is closed.
+            start: Runs an audit in the background, and makes sure that it ends before the saver is closed.
         """
         self._l1 = l1
         self._l2 = l2
         self._telemetry = telemetry
         self._ratio = ratio
         self._start = start
-        # Dice of its own: an application that seeds the global ones must get the same numbers as without us.
+        # A random generator of its own: an application that seeds the global one must get the same numbers as
+        # without the audit.
         self._dice = random.Random()
         self._running = 0
         self._background = BackgroundTask(
@@ -67,10 +72,12 @@ class Auditor:
         )
 
     def sample(self, scope: Scope, fields: list[bytes]) -> None:
-        """Audit this hit, or not: as the dice fall, and never so that a caller waits for it.
+        """Decide at random whether to audit this hit, and start the audit in the background.
 
         Args:
-            fields: The entry's fields as Redis sent them. Not the answer: the caller may change that.
+            scope: The scope that was read.
+            fields: The entry's fields as Redis sent them. The decoded state is not used, because the caller
+                may change it.
         """
         if self._ratio and self._dice.random() < self._ratio:
             if self._running >= _AT_ONCE or self._l2.connections.is_saturated:
@@ -83,7 +90,7 @@ class Auditor:
             async with asyncio.timeout(_DEADLINE_SECONDS):
                 verdict = await self._judge(scope, fields)
         except FORESEEN as exc:
-            # A server that does not answer is reported where callers meet it; here there is nothing to judge.
+            # Callers report a server that does not respond. Without it, there is nothing to compare here.
             _log.debug("an audit came to no verdict (%s)", type(exc).__name__)
         except Exception as exc:
             self._background.failed(exc)
@@ -94,20 +101,20 @@ class Auditor:
             self._running -= 1
 
     async def _judge(self, scope: Scope, fields: list[bytes]) -> Verdict | None:
-        """Compare; before an entry is called stale, make sure that no write explains the difference.
+        """Compare an entry with PostgreSQL. If they differ, check that no write explains the difference.
 
-        An entry that still stands unchanged and with no write under way, after PostgreSQL showed something
-        else, is stale: a write blocks readers before PostgreSQL changes, and changes the entry after. The
-        last look is for what changes there and back again.
+        A write blocks readers before PostgreSQL changes, and changes the entry afterwards. So an entry is
+        stale if PostgreSQL has shown another state, and the entry is then still unchanged, without a write
+        under way. PostgreSQL is read once more, because a value may change and change back.
         """
         served = self._l1.decode(scope, fields)
         if not differences(served, await self._l2.select(scope, None)):
             return "consistent"
-        # By its id: so that no lease is left behind if it is gone.
+        # Read by checkpoint id, so that a miss leaves no lease behind.
         reading = await self._l1.read(scope, served.checkpoint_id)
         if reading.result == "unavailable":
             return None
-        if _by_name(reading.fields) != _by_name(fields):  # there are none but of a hit
+        if _by_name(reading.fields) != _by_name(fields):  # only a hit has fields
             return "raced"
         different = differences(served, await self._l2.select(scope, None))
         if not different:
@@ -135,7 +142,7 @@ class Auditor:
 
 
 def differences(served: StoredCheckpoint, stored: StoredCheckpoint | None) -> list[str]:
-    """Name what is not the same in a checkpoint of the cache and in PostgreSQL's; only names, no values."""
+    """Return the names of the parts that differ between the cache and PostgreSQL, without their values."""
     if stored is None:
         return ["id (PostgreSQL has no checkpoint here)"]
     if served.checkpoint_id != stored.checkpoint_id:
@@ -155,7 +162,7 @@ def _keys_of_different(what: str, one: dict[str, Any], other: dict[str, Any]) ->
 
 
 def _as_text(document: dict[str, Any]) -> dict[str, str]:
-    # As text, because 1, 1.0 and True are equal in Python, and are not the same.
+    # Compared as text, because Python treats 1, 1.0 and True as equal.
     return {key: json.dumps(value, sort_keys=True) for key, value in document.items()}
 
 

@@ -1,24 +1,27 @@
-"""Which entries in Redis belong to this PostgreSQL, as it is now: the identity is compared, renewed, adopted.
+"""Tells which entries in Redis belong to the current PostgreSQL: compares, renews and adopts the identity.
 
-Open this when entries are believed that another database has filled, or when a cache stays cold.
+Open this when entries are trusted that another database has filled, or when a cache stays cold.
 
-    look (L2)    the facts, and the row of the cache: generation, Redis, facts of then
-    compare      the row fits: its generation names the keys
-                 otherwise the keys in use are left at once, and
-                 a fact has changed, or this process has met another Redis: renew the row (L2), look again
-                 another process has attached the row to another Redis: this process is detached
-    adopt        record what was written under the old keys in the journal, then use the new keys
+    look (L2)    read the current facts, and the row of the cache: its generation, its Redis, its former facts
+    compare      four cases:
+                 - the row fits: its generation names the keys
+                 - a fact has changed: leave the keys at once, renew the row (L2), look again
+                 - this process has met another Redis: the same
+                 - another process has attached the row to another Redis: leave the keys; this process is
+                   detached
+    adopt        record the scopes written under the old keys in the journal, then use the new keys
 
-A look is part of each sweep, so a process that has nothing but hits learns of a change within the sweep
-interval. A new connection is looked at before its first use: a failover of PostgreSQL breaks connections.
+Each sweep contains a look. So a process that only has hits learns of a change within the sweep interval. A
+failover of PostgreSQL breaks connections, so a look also checks each new connection before its first use.
 
-A process that has not noticed yet writes under keys that others do not read any more. So each process keeps
-what it has written since its last look that fitted, with the generation that it was written under. What was
-written under another one than L2's is recorded in the journal, and the next sweep drops these entries.
+A process that has not yet noticed a change writes under keys that other processes do not read any more. So
+each process remembers the scopes that it has written since its last look that fitted, with the generation of
+the keys. Scopes that were written under another generation than L2's are recorded in the journal, and the
+next sweep drops their entries.
 
-A detached process leaves Redis alone, and its writes go into the journal, where the attached processes find
-them. After a minute it attaches the cache to its own Redis: the others may be gone by then. Two Redis servers
-for one cache are a mistake, and each such change says so.
+A detached process does not use Redis. Its writes go into the journal, where the attached processes find them.
+After a minute it attaches the cache to its own Redis, because the others may have ended by then. Two Redis
+servers for one cache are a mistake, so each such change is logged.
 """
 
 from __future__ import annotations
@@ -48,29 +51,30 @@ Status = Literal["fits", "changed", "unusable"]
 
 _log = get_logger("glasspoint.l1")
 
-# How often a process says that the cache is in use: see `Attachment.is_forgotten`.
+# How often a process records that the cache is in use: see `Attachment.is_forgotten`.
 _SAY_SEEN_SECONDS = 60.0
 
-# How often a process writes down in Redis what is in use, and how long that is kept there.
+# How often a process stores the identity in use in Redis, and how long it is kept there.
 _SAY_LAST_USED_SECONDS = 30.0
 _LAST_USED_TTL_SECONDS = 7 * 86400
 
-# Before that, tables that are missing are no news.
+# How long missing tables are not logged: `setup` may be about to create them.
 _SETUP_TAKES_SECONDS = 5.0
 
-# How long a process waits for those that have attached the cache to another Redis.
+# How long a detached process waits before it attaches the cache to its own Redis.
 _DETACHED_SECONDS = 60.0
 
-# How often a process says at most that it is detached: two Redis servers kept for good take turns.
+# The minimum time between two log lines about being detached. If two Redis servers stay in use, their
+# processes detach each other in turn.
 _SAY_DETACHED_SECONDS = 600.0
 
-# Longer than a statement can be under way.
+# How long another cache counts as new. This is longer than a statement can be under way.
 _NEW_SECONDS = 30.0
 
-# More scopes than these are not dropped one by one: the generation is renewed instead.
+# If there are more scopes, they are not dropped one by one: the generation is renewed instead.
 _WRITTEN_AT_MOST = 20_000
 
-# Which fact's change is called what; the first that fits.
+# Changed fact -> the reason of a renewal. The first fact that has changed is used.
 _REASONS: tuple[tuple[str, IdentityReason], ...] = (
     ("system", "database"),
     ("database", "database"),
@@ -81,13 +85,14 @@ _REASONS: tuple[tuple[str, IdentityReason], ...] = (
 
 
 class Found(NamedTuple):
-    """What a look has found.
+    """The result of a look.
 
     Attributes:
-        status: `fits`: the identity in use is that of L2. `changed`: it is another one now; look again before
-            anything is believed. `unusable`: there is none, and L1 is not used.
-        rows: The rows of the journal that were asked for, if it fits.
-        generation: Under which they were seen.
+        status: `fits`: the identity in use is that of L2. `changed`: the identity has changed, or journal
+            rows were added; look again before anything is trusted. `unusable`: there is no identity, and L1
+            is not used.
+        rows: The requested rows of the journal, if the identity fits.
+        generation: The generation at the time when the rows were read.
     """
 
     status: Status
@@ -96,7 +101,7 @@ class Found(NamedTuple):
 
 
 class IdentityKeeper:
-    """Keeps the keys of one cache those of the identity of L2."""
+    """Makes one cache use the keys of L2's identity."""
 
     def __init__(
         self,
@@ -113,14 +118,15 @@ class IdentityKeeper:
         """Take the cache and the database that it belongs to.
 
         Args:
-            cache: Whose keys they are.
+            cache: The cache.
             identities: Reads and renews the row of the cache.
-            journal: Where scopes are recorded that were written under keys of the past.
-            telemetry: Who is told of each change.
-            vitals: Where the identity is shown.
-            signing_key: Signs the entries in place of the key that PostgreSQL keeps.
-            last_used: What is left in Redis for processes that cannot ask PostgreSQL; `None`: nothing.
-            statement_seconds: How long a statement may run before the intent of its write is over; `None` if
+            journal: Receives the scopes that were written under old keys.
+            telemetry: Receives an event for each change.
+            vitals: Shows the identity.
+            signing_key: Signs the entries, in place of the key that PostgreSQL keeps.
+            last_used: Makes the record in Redis for processes that cannot ask PostgreSQL; `None`: there is no
+                record.
+            statement_seconds: How long a statement may run before the intent of its write expires; `None` if
                 the caller does not know.
         """
         self._cache = cache
@@ -135,18 +141,18 @@ class IdentityKeeper:
         self._identity: Identity | None = None
         self._known: Identity | None = None  # the last one in use
         self._renewed: str | None = None  # the generation that this process has made itself
-        self._position: int | None = None  # of PostgreSQL's log, when the identity was seen to fit
+        self._position: int | None = None  # in PostgreSQL's log, at the last look that fitted
         self.mark = ""
-        """What the statement of a write answers while PostgreSQL is what the keys say: see `Look.mark`."""
-        self._reign: str | None = None  # of the Redis that this process was attached to last
+        """The mark that a write's statement returns if PostgreSQL fits the keys in use: see `Look.mark`."""
+        self._reign: str | None = None  # of the Redis that this process was last attached to
         self._detached_at: float | None = None
-        self._written: set[Written] = set()  # before the look under way began
+        self._written: set[Written] = set()  # since the last look that fitted; see `look`
         self._no_tables_since: float | None = None
         self._met_others: dict[str, float] = {}  # when each was seen first
         self.is_purged = False
         """Whether the entries of older generations were deleted."""
         self.attaches = True
-        """Whether the identity is made, or renewed where it does not fit; otherwise L1 is not used then."""
+        """Whether an identity that is missing or does not fit is made anew; if not, L1 is not used then."""
         self._warned: set[str] = set()
         self._detached_lines = Throttle(_SAY_DETACHED_SECONDS)
 
@@ -156,16 +162,16 @@ class IdentityKeeper:
         return self._identity
 
     async def look(self, *, limit: int, after: int) -> Found:
-        """Look at L2, once; renew or adopt the identity, if that is due.
+        """Look at L2 once; renew or adopt the identity, if that is due.
 
         Args:
-            limit: How many rows of the journal to return at most.
-            after: Only rows with a greater id.
+            limit: The maximum number of journal rows to return.
+            after: Return only rows with a greater id.
 
         Raises:
-            psycopg.Error, GlasspointError: A server does not answer, or refuses.
+            psycopg.Error, GlasspointError: A server does not respond, or refuses.
         """
-        if len(self._written) <= _WRITTEN_AT_MOST:  # otherwise, no more of them need to be known
+        if len(self._written) <= _WRITTEN_AT_MOST:  # with more, the generation is renewed anyway
             self._written |= self._cache.written
         self._cache.written = set()
         try:
@@ -184,12 +190,12 @@ class IdentityKeeper:
         return Found(status, look.rows, look.attachment.generation)
 
     def is_of(self, mark: str) -> bool:
-        """Tell whether a write's statement has met the PostgreSQL that the keys in use belong to.
+        """Tell whether a write's statement ran on the PostgreSQL that the keys in use belong to.
 
-        If not, they are used no more, until a sweep has looked into it.
+        If not, the keys are not used any more, and a sweep is woken to look at L2.
 
         Args:
-            mark: What the statement has answered.
+            mark: The mark that the statement has returned.
         """
         if mark == self.mark or self._identity is None:
             return mark == self.mark
@@ -199,9 +205,9 @@ class IdentityKeeper:
         return False
 
     async def greet(self, connection: Any) -> None:
-        """Look at L2 on a connection that is new: it may lead to another server than the others.
+        """Look at L2 on a new connection, which may lead to another server than older connections.
 
-        If something has changed there, L1 is not used until a sweep has looked into it.
+        If L2 has changed there, L1 is not used any more, and a sweep is woken to look at L2.
         """
         identity = self._identity
         if identity is None:
@@ -209,7 +215,7 @@ class IdentityKeeper:
         try:
             look = await self._identities.look_on(connection)
         except Exception as exc:
-            # The call that wanted the connection meets this, too.
+            # The call that needs the connection will meet the same error.
             _log.debug("a new connection was not looked at (%s)", type(exc).__name__)
             return
         row = look.attachment
@@ -224,9 +230,9 @@ class IdentityKeeper:
     # ---------------------------------------------------------------- helpers
 
     async def _meet_others(self, look: Look) -> None:
-        """See that other caches on this database hear of our writes.
+        """Announce our writes to other caches on this database, through the journal.
 
-        These include the writes that were under way, or just done, when such a cache was first used.
+        These include the writes that were under way, or just done, when another cache was first used.
         """
         now = monotonic()
         self._met_others = {each: self._met_others.get(each, now) for each in look.others}
@@ -260,7 +266,7 @@ class IdentityKeeper:
         if row is None or reason or is_moved or self._identity != self._identity_of(look, row):
             self._leave_keys()
         if row is not None and reason is None and is_moved:
-            # Perhaps Redis was replaced, and others have noticed it sooner.
+            # Perhaps Redis was replaced, and another process has noticed that first.
             server = await self._cache.connect(anew=True)
             if row.reign != server.reign:
                 if not self._may_attach(server.reign):
@@ -275,7 +281,7 @@ class IdentityKeeper:
             self._adopt(look, row)
             return "changed"
         if has_recorded:
-            return "changed"  # the next look shows these rows
+            return "changed"  # the next look returns the new journal rows
         self._position = look.position
         await self._confirm(row)
         await self._leave_last_used()
@@ -301,15 +307,16 @@ class IdentityKeeper:
         return "generation" if row.is_forgotten else None
 
     def _is_set_back(self, look: Look) -> bool:
-        """Whether PostgreSQL has less than when this very generation was in use."""
+        """Whether PostgreSQL's log is shorter than before, in the same generation."""
         row, known = look.attachment, self._known
         is_same = row is not None and known is not None and row.generation == known.generation
         return is_same and look.position is not None and look.position < (self._position or 0)
 
     def _may_attach(self, reign: str) -> bool:
-        """Tell whether this process may attach the cache, which another Redis has.
+        """Tell whether this process may attach the cache, which is attached to another Redis.
 
-        It may at its opening, when its own Redis is another one, and when the others had their minute.
+        It may in three cases: the process has just been opened; its own Redis was replaced; or it has been
+        detached for a minute.
         """
         if self._reign != reign:
             return True
@@ -321,7 +328,7 @@ class IdentityKeeper:
         self._renewed = await self._identities.renew(look, reign, reason)
         if self._renewed is None:
             return  # another process was faster
-        self._written.clear()  # whoever reads under the new keys reads L2 first, and has begun later
+        self._written.clear()  # the new keys have no entries from before, so no entry hides these writes
         self._reign = reign
         row = look.attachment
         if row is None:
@@ -366,7 +373,7 @@ class IdentityKeeper:
             await self._identities.say_seen(row.generation)
 
     async def _leave_last_used(self) -> None:
-        """Write down in Redis what is in use, for processes that start while PostgreSQL is away."""
+        """Store the identity in use in Redis, for processes that start while PostgreSQL is away."""
         identity, now = self._identity, monotonic()
         if self._last_used is None or identity is None:
             return
@@ -388,7 +395,7 @@ class IdentityKeeper:
         await self._record_written(row)
 
     def _leave(self, why: str) -> None:
-        """Use no keys at all, and say why: once, or now and then if it may end and begin again."""
+        """Use no keys, and log why: once, or once in ten minutes if the state may come and go."""
         is_new, may_recur = why not in self._warned, why == _DETACHED
         self._leave_keys()
         self._vitals.no_identity_because = why
@@ -397,7 +404,7 @@ class IdentityKeeper:
             _log.warning(why)
 
     def _leave_keys(self) -> None:
-        """Believe nothing that stands under the keys in use, from this moment on."""
+        """Stop using the current keys at once."""
         if self._cache.is_identified or self._identity is not None:
             self._forget()
 
@@ -407,14 +414,17 @@ class IdentityKeeper:
         self._cache.identify(None, is_absent=is_absent)
 
     def _written_before(self, row: Attachment) -> set[Written]:
-        """What was written under other keys than those of L2's generation."""
+        """Return the scopes that were written under other keys than those of L2's generation."""
         return {each for each in self._written if each.generation != row.generation}
 
     async def _record_written(self, row: Attachment) -> bool:
-        """See that nobody believes, under the keys of L2's generation, what stood there before these writes.
+        """Record in the journal the scopes that were written under other keys.
+
+        The next sweep then drops their entries under the keys of L2's generation, which are older than these
+        writes.
 
         Returns:
-            Whether there were any.
+            Whether there were such scopes.
         """
         written = self._written_before(row)
         if written:
@@ -433,7 +443,7 @@ class IdentityKeeper:
             )
 
     def _check_statement_timeout(self, look: Look) -> None:
-        """See that PostgreSQL ends the statement of a process that was killed, before its intent is over."""
+        """Warn if PostgreSQL may run the statement of a killed process until after its intent has expired."""
         limit, timeout = self._statement_seconds, look.statement_timeout_seconds
         if limit is None:
             return

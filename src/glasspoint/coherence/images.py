@@ -1,8 +1,8 @@
-"""The cached states, for a process that cannot ask PostgreSQL: so a conversation goes on in the tier `redis`.
+"""Reads cached states without PostgreSQL, so that a conversation can continue in the tier `redis`.
 
-Entries stand under keys that name the identity of L2 and the reign of Redis. Here both come from the record
-that the last process in the tier `cached` has left (see `last_used`). PEEK reads an entry and changes
-nothing. The signature of each field is verified, as always.
+The keys of entries contain the identity of L2 and the reign of Redis. The last process in the tier `cached`
+has left both in a record (see `last_used`). PEEK reads an entry, and changes nothing. The signature of each
+field is verified, as always.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ _log = get_logger("glasspoint")
 
 _MISS, _FOUND, _IN_DOUBT = range(3)
 
-# A burst of a process that lives ends a moment after its last write. So long at most that is waited for.
+# How long to wait for a burst under way, and how often to look. The burst of a live process ends a moment
+# after its last write.
 _DOUBT_SECONDS = 0.5
 _DOUBT_STEP_SECONDS = 0.05
 
-# How often a scope is looked at: again if the record, or Redis, has changed meanwhile.
+# How often to try a scope at most, if the record or Redis changes meanwhile.
 _LOOKS = 3
 
 
 class Images:
-    """Finds the cached states of one target."""
+    """Finds the cached states of one target: the PostgreSQL that this process is configured for."""
 
     def __init__(
         self,
@@ -59,10 +60,10 @@ class Images:
         """Name the target.
 
         Args:
-            redis: The client; not closed here.
-            last_used: Tells under which keys the states stand.
-            telemetry: Who is told of every step.
-            key_prefix: What every key begins with.
+            redis: The client. It is not closed here.
+            last_used: Reads the record that names the keys.
+            telemetry: Receives an event for each step.
+            key_prefix: The first part of every key.
             timeout_seconds: How long one step may take.
         """
         self._redis: Any = redis
@@ -70,19 +71,19 @@ class Images:
         self._telemetry = telemetry
         self._timeout = timeout_seconds
         self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=lambda server, previous: None)
-        self._record: bytes | None = None  # what the epoch in use was made of
+        self._record: bytes | None = None  # the record that the epoch in use was made of
         self._has_warned = False
 
     async def find(self, scope: Scope) -> StoredCheckpoint | None:
         """Return the cached state of a scope, with its pending writes.
 
-        `None` if there is none that can be believed, or none that is whole without its ancestors.
+        `None` if no state can be trusted, or if it needs its ancestors to be complete.
 
         Raises:
-            RedisUnavailableError: Redis did not answer.
+            RedisUnavailableError: Redis did not respond.
         """
         if not scope.is_cached:
-            return None  # what stands there is an older release's, and nobody keeps it true
+            return None  # an entry there would be an older release's, which no process keeps true
         give_up_at = monotonic() + _DOUBT_SECONDS
         while True:
             with self._telemetry.step("l1.peek", scope):
@@ -105,10 +106,10 @@ class Images:
         return None if image.needs_ancestors else image
 
     async def forget(self, scope: Scope) -> None:
-        """Delete the cached state of a scope whose thread is deleted. To the cache, that is an eviction.
+        """Delete the cached state of a scope whose thread is deleted. For the cache, that is an eviction.
 
         Raises:
-            RedisUnavailableError: Redis did not answer.
+            RedisUnavailableError: Redis did not respond.
         """
         epoch = self._epochs.known
         if epoch is not None:
@@ -140,7 +141,7 @@ class Images:
             return await pipe.execute(raise_on_error=False)
 
     async def _meet(self) -> Epoch | None:
-        """Read the record, and ask Redis who it is."""
+        """Read the record, and ask Redis for its reign."""
         try:
             record = await self._asked(lambda: self._redis.hget(self._last_used.key, b"record"))
             self._record = record

@@ -1,13 +1,13 @@
-"""What was last in use: for a process that starts while PostgreSQL is away, and cannot ask it.
+"""The identity that was last in use, stored in Redis for processes that start while PostgreSQL is away.
 
-A process that works in the tier `cached` leaves a record in Redis, a key for each target (which PostgreSQL it
-is configured for). The record says under which keys the cached states stand, and what they are signed with.
-A process of the same target reads it when it opens the tier `redis`, and goes on from these states.
+A process in the tier `cached` leaves a record in Redis. There is one for each *target*: the PostgreSQL that a
+process is configured for. The record tells under which keys the cached states stand, and what signs them. A
+process of the same target reads the record when it opens the tier `redis`, and continues from these states.
 
-The record is signed with a secret that Redis does not know: processes share it through their settings (see
-`l2.target.fallback_secret`). The key that PostgreSQL keeps for the entries is not stored as it is: it is
-combined with a pad, which an HMAC of a fresh random salt makes from that secret (a one-time pad of a
-pseudo-random function, RFC 2104). Without such a secret no record is written, and none is believed.
+The record is signed with a secret that Redis does not know. Processes share the secret through their settings
+(see `l2.target.fallback_secret`). PostgreSQL's signing key is not stored in plain form. It is combined with a
+pad: the HMAC of a fresh random salt under that secret (a one-time pad of a pseudo-random function, RFC 2104).
+Without such a secret, no record is written, and none is trusted.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["LastUsed"]
 if TYPE_CHECKING:
     from typing import Any
 
-# Changed whenever the record changes meaning.
+# It changes with the meaning of the record.
 _FORMAT = 1
 
 _SALT_BYTES = 16
-_PAD_BYTES = 32  # of HMAC-SHA-256; PostgreSQL makes keys of as many
+_PAD_BYTES = 32  # the size of HMAC-SHA-256, and of the keys that PostgreSQL makes
 
 _SIGNED_AS = Scope("", "")
 _NAME = b"last-used"
@@ -47,12 +47,12 @@ class LastUsed:
         Args:
             target_id: 16 hexadecimal digits, see `l2.target`.
             secret: At least 16 bytes that the target's processes share, and Redis does not know.
-            key_prefix: What every key begins with.
-            signing_key: What entries are signed with in place of the key that PostgreSQL keeps, if that is
-                so.
+            key_prefix: The first part of every key.
+            signing_key: Signs the entries, in place of the key that PostgreSQL keeps; `None`: PostgreSQL's
+                key does.
         """
         self.key = f"{quote(key_prefix, safe='')}:last-used:{_FORMAT}:{target_id}".encode()
-        """The key in Redis: a hash of the one field `record`."""
+        """The key in Redis of a hash with one field, `record`."""
         self._pad_key = hmac.digest(secret, b"glasspoint.last-used.pad", "sha256")
         self._signing_key = signing_key
         self._signer = Signer(hmac.digest(secret, b"glasspoint.last-used.signature", "sha256"), target_id).of(
@@ -74,7 +74,7 @@ class LastUsed:
         return record + self._signer.sign(_NAME, record)
 
     def unpack(self, signed: bytes) -> Identity | None:
-        """Return the identity of a record, `None` if the signature is wrong, or the record is of no use."""
+        """Return the identity in a record, `None` if the signature is wrong or the signing key is missing."""
         record = self._signer.verified(_NAME, signed)
         if record is None:
             return None

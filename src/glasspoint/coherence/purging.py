@@ -1,14 +1,14 @@
-"""Purging: entries that older epochs have left in Redis are deleted, within minutes.
+"""Purging: deletes entries of older epochs from Redis, within minutes.
 
-No process reads an entry of another reign, or of an older generation of its database. But the entry would
-stay until its time to live is over, and with it what users have deleted meanwhile. So one of the processes
-looks through the keys once in each epoch, a little in each round of the sweeper:
+No process reads an entry of another reign, or of an older generation of its database. But such an entry stays
+until it expires, and may hold data that a user has deleted meanwhile. So one process looks through the keys
+once for each generation, a part in each round of the sweeper:
 
-    L2      whose turn is it? one process at a time; another one goes on a minute after it has died
-    Redis   SCAN for a few milliseconds, UNLINK what no process believes any more
-    L2      at the end: it is done for this generation
+    L2      claim the purge: one process has it at a time; another may take it a minute after a process died
+    Redis   SCAN for some milliseconds, and UNLINK the entries that no process trusts any more
+    L2      at the end: record that the purge of this generation is done
 
-Entries of other databases, which may share this Redis and the prefix, stay.
+Entries of other databases stay, because these may share this Redis and the prefix.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ _ASK_EVERY_SECONDS = 30.0
 
 
 class Purger:
-    """Looks through the keys of one cache."""
+    """Purges one cache."""
 
     def __init__(self, cache: Cache, identities: Identities, keeper: IdentityKeeper) -> None:
-        """Take the Redis that is looked through.
+        """Take the cache to purge.
 
         Args:
-            cache: Whose keys they are.
-            identities: Say whose turn it is.
+            cache: The cache.
+            identities: Decide which process has the purge.
             keeper: Knows the identity in use.
         """
         self._cache = cache
         self._identities = identities
         self._keeper = keeper
-        self._generation: str | None = None  # for which this process has the turn
+        self._generation: str | None = None  # the generation for which this process has the purge
         self._cursor = 0
         self._ask_at = 0.0
 
     async def advance(self) -> None:
-        """Do a part of the work, if there is any.
+        """Do a part of the purge, if there is one to do.
 
         Raises:
-            L1Error, psycopg.Error, GlasspointError: A server does not answer; the next call goes on.
+            L1Error, psycopg.Error, GlasspointError: A server does not respond. The next call continues.
         """
         identity = self._keeper.identity
         if identity is None or self._keeper.is_purged:

@@ -1,7 +1,7 @@
-"""What stands in Redis of one scope, for a command that looks: nothing is changed there, no script is loaded.
+"""Inspects the entry of one scope for a command, without changing anything in Redis.
 
-A saver asks by its scripts, which drop what it must not believe. A command must leave all as it finds it, so
-it fetches the entry with HGETALL, and judges it here.
+A saver reads by its scripts, which drop entries that must not be trusted. A command must change nothing. So
+it loads no script, reads the entry with HGETALL, and judges it here.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Kind = Literal["image", "absent", "busy", "unusable", "no cache"]
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What stands there.
+    """The state of one entry.
 
     Attributes:
-        kind: `image`: a checkpoint; `absent`: nothing that a read could use; `busy`: a write is under way, or
-            one was, and nobody has seen its end; `unusable`: an image that savers refuse; `no cache`: this
-            Redis is not the cache of this database.
+        kind: `image`: a checkpoint. `absent`: nothing that a read could use. `busy`: a write is under way, or
+            was cut off. `unusable`: an image that savers refuse. `no cache`: this Redis is not the cache of
+            this database.
         image: The checkpoint, if there is one.
-        bytes: Of the entry's fields and values.
-        ttl_seconds: After so long without being read, Redis forgets it.
-        why: Why it is unusable, or why there is no cache.
+        bytes: The size of the entry's field names and values.
+        ttl_seconds: The time until the entry expires, unless it is read; `None`: it has no expiry.
+        why: Why the image is unusable, or why there is no cache.
     """
 
     kind: Kind
@@ -48,17 +48,18 @@ class Standing:
 async def standing_of(
     redis: Any, look: Look, scope: Scope, *, key_prefix: str, signing_key: bytes | None
 ) -> Standing:
-    """Look at a scope's entry.
+    """Return the state of a scope's entry.
 
     Args:
         redis: A `redis.asyncio.Redis` of the service's Redis, made without `decode_responses`.
-        look: What PostgreSQL says of the cache.
-        scope: Whose entry.
+        look: The look at PostgreSQL, with the row of the cache.
+        scope: The scope.
         key_prefix: The name of the cache.
-        signing_key: The service's, if it has one in place of the key that PostgreSQL keeps.
+        signing_key: The service's signing key, if it has one in place of the key that PostgreSQL keeps.
 
     Raises:
-        Exception: What the client raises if Redis does not answer; `L1Error` if it cannot be a cache.
+        L1Error: This Redis cannot be a cache.
+        Exception: The client's error, if Redis does not respond.
     """
     row = look.attachment
     if row is None:

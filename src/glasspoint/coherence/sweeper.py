@@ -1,18 +1,17 @@
-"""When L1 may be believed: the journal is swept, every second and before every new beginning.
+"""The sweeper: sweeps the journal every second, and before L1 is trusted again.
 
-A write that L1 could not be told of has left a row in the journal. Whoever sweeps it drops the entries of its
-scopes, and deletes the rows then:
+If L1 does not receive a write, the write leaves a row in the journal. A sweep has three steps:
 
-    L2: what is pending?        committed rows, those included that another process has in hand
-    L1: DROP, each              also disarms who is under way, and takes every reader's lease
+    L2: read the pending rows   all committed rows, even those that another process is sweeping
+    L1: DROP their entries      this also disarms writers under way, and takes each reader's lease
     L2: delete these rows       by id, if the generation is still the same
 
-so that a write whose row was seen is hidden by no older image any more. Every process does that about once a
-second, which bounds how long others may read the old image; and always before it trusts L1 again: at first
-contact, after a step that failed, after an outage, in a new epoch.
+After that, no older image hides a write whose row was read. Every process sweeps about once a second, which
+limits how long other processes may read the old image. A process also sweeps before it trusts L1 again: at
+the first contact, after a failed step, after an outage, in a new epoch.
 
-After an outage the breaker closes first, and the sweep begins then. The other way round, a write could slip
-through: committed in L2 after the sweep has looked, and its COMMIT held back by the breaker.
+After an outage, the sweep begins only when the breaker has closed. In the other order, a write could be
+missed: L2 commits it after the sweep has read the rows, and the breaker then holds back its COMMIT.
 """
 
 from __future__ import annotations
@@ -49,31 +48,32 @@ __all__ = ["Sweeper"]
 
 _log = get_logger("glasspoint.l1")
 
-# Rows that are swept at a time; a read that waits for its turn waits for no more than these.
+# How many rows are swept at once. A read waits for at most one such batch.
 _BATCH = 256
 
-# Looks until the identity fits: it is made, adopted, confirmed; and once more if another process was faster.
+# How many looks there are until the identity fits: it is made, adopted, confirmed; and one more if another
+# process was faster.
 _LOOKS = 4
 
-# How long one look at the journal may take, in the background.
+# The timeout of one sweep, or of one other task, in the background.
 _PATIENCE_SECONDS = 10.0
 
-# After a sweep that failed, reads go to L2 for so long without trying another.
+# How long reads go to L2 without another sweep, after a sweep that failed.
 _PAUSE_SECONDS = 1.0
 
-# How often the rows are counted while Redis stays away, and from how many on they are compacted.
+# How often the rows are counted while Redis stays away, and the number of rows from which they are compacted.
 _COUNT_EVERY_SECONDS = 10.0
 _COMPACT_FROM = 1000
 
-# How often what caches of the past have left in PostgreSQL is deleted.
+# How often the data of unused caches are deleted from PostgreSQL.
 _RETIRE_EVERY_SECONDS = 3600.0
 
-# How many scopes in quarantine are tried at a time; if Redis refuses all of them, no more in this sweep.
+# How many scopes in quarantine are tried at once. If Redis refuses all of them, this sweep tries no others.
 _TRIES = 16
 
 
 class Sweeper:
-    """Keeps one cache true to one journal."""
+    """Sweeps one journal, for one cache."""
 
     def __init__(
         self,
@@ -92,16 +92,16 @@ class Sweeper:
         """Take the cache and the journal.
 
         Args:
-            cache: What is dropped from, and trusted or not.
-            journal: What is swept.
-            identity: Tells which entries belong to L2, and what is pending.
-            breaker: Whether Redis is asked at all; it is probed here.
-            telemetry: Who is told of each entry that is dropped.
-            vitals: Where it is written down how many rows wait.
-            every_seconds: How often, in the background.
-            timeout_seconds: How long a read waits for it.
-            purger: Deletes what older epochs have left; `None`: it stays until it expires.
-            expire_fences: Deletes the fences of processes that have died.
+            cache: The cache whose entries are dropped, and which is then trusted.
+            journal: The journal.
+            identity: Tells which entries belong to L2, and which rows are pending.
+            breaker: Decides whether Redis is asked at all. Its probes are made here.
+            telemetry: Receives an event for each dropped entry.
+            vitals: Shows how many rows are pending.
+            every_seconds: The time between two sweeps in the background.
+            timeout_seconds: How long a read waits for a sweep.
+            purger: Deletes entries of older epochs; `None`: they stay until they expire.
+            expire_fences: Deletes the fences of dead processes.
         """
         self._cache = cache
         self._journal = journal
@@ -132,33 +132,33 @@ class Sweeper:
         cache.wake = self.look_soon
 
     def start(self) -> None:
-        """Begin to sweep in the background; again is harmless.
+        """Begin to sweep in the background. A second call does nothing.
 
-        It ends with `stop`, or when nobody holds this object any more: the task does not.
+        The task ends with `stop`, or when this object is collected: the task has only a weak reference to it.
         """
         if self._task is None:
             self._task = asyncio.create_task(
                 _keep_sweeping(weakref.ref(self), self._soon),
                 name="glasspoint-sweeper",
-                context=Context(),  # not in the trace of whoever opens the saver
+                context=Context(),  # else its spans would belong to the trace of the caller
             )
 
     async def stop(self) -> None:
-        """End that, and wait for it."""
+        """End the background task, and wait for its end."""
         while self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=0.1)
 
     def look_soon(self) -> None:
-        """Do not wait for the next round: something has changed."""
+        """Begin the next round at once, because something has changed."""
         self._soon.set()
 
     async def regain_trust(self) -> bool:
-        """Sweep, for a read that waits; others that come meanwhile wait with it.
+        """Sweep for a read that waits. Other reads that arrive meanwhile wait for the same sweep.
 
         Returns:
-            Whether L1 may be believed now. `False` at once if Redis is left alone, if it was tried in vain
-            just now, or if there is more to sweep than a read should wait for.
+            Whether L1 is trusted now. `False` at once in three cases: the breaker is not closed, a sweep has
+            just failed, or there are more rows than a read should wait for.
         """
         attempts = self._attempts
         if not self._breaker.is_closed or self._backlog or monotonic() < self._not_before:
@@ -173,15 +173,15 @@ class Sweeper:
         return False
 
     async def settle(self) -> None:
-        """Sweep now, if Redis answers: for those who are about to use L1 for the first time."""
+        """Sweep now, if Redis responds. A saver calls this before it uses L1 for the first time."""
         self._not_before = 0.0
         await self.regain_trust()
 
     async def round(self) -> float:
-        """What is done in the background: probe, sweep or count, as it may be.
+        """Do one round in the background: probe Redis, sweep, or count the rows, as the state requires.
 
         Returns:
-            After how many seconds again.
+            The seconds until the next round.
         """
         if self._breaker.begin_probe():
             await self._probe()
@@ -196,13 +196,14 @@ class Sweeper:
         return max(pause, self._background.pause)
 
     def failed(self, error: Exception) -> float:
-        """Report what nobody foresaw in a round; return how long to pause."""
+        """Report an unforeseen error of a round. Return how long to pause, in seconds."""
         return self._background.failed(error)
 
     async def tidy(self) -> None:
-        """Do what is done after a round, when there is time.
+        """Clean up after a round.
 
-        Delete a part of what older epochs have left, and what caches have left that no process uses any more.
+        Delete a part of the entries of older epochs; and once an hour, the data of caches that are not used
+        any more, and the fences of dead processes.
         """
         if monotonic() >= self._retire_at:
             self._retire_at = monotonic() + _RETIRE_EVERY_SECONDS * random.uniform(0.8, 1.0)
@@ -237,7 +238,7 @@ class Sweeper:
             self._breaker.end_probe(succeeded=not reason, reason=reason)
 
     async def _try(self, work: Callable[[], Awaitable[bool]]) -> bool:
-        """Do it, whatever happens: both servers may be away, and the next round is not far."""
+        """Run a task, and return whether it succeeded. Errors are not raised: another round follows soon."""
         self._attempts += 1
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
@@ -245,7 +246,7 @@ class Sweeper:
         except FORESEEN as exc:
             _log.debug("the journal was not swept (%s)", type(exc).__name__)
             done = False
-        except Exception as exc:  # also for a read that waits: it is answered by PostgreSQL
+        except Exception as exc:  # not raised into a waiting read either: PostgreSQL answers it
             self._background.failed(exc)
             done = False
         else:
@@ -260,7 +261,7 @@ class Sweeper:
         return await self._sweep_for_trust(_BATCH)
 
     async def _sweep_for_trust(self, at_most: int | None) -> bool:
-        """Sweep, and trust L1 if nothing has gone wrong since this began."""
+        """Sweep, and trust L1 if nothing has gone wrong since the sweep began."""
         for _ in range(_LOOKS):
             if not self._cache.trusted:
                 await self._cache.connect()
@@ -275,10 +276,10 @@ class Sweeper:
         return False
 
     async def _sweep(self, at_most: int | None) -> Literal["all", "some", "changed", "unusable"]:
-        """Drop what is pending, as long as the identity stays what it is. Returns how far that went.
+        """Drop the pending entries while the identity stays the same. Return how far the sweep went.
 
-        Rows of scopes whose key Redis refuses stay: their scopes are in quarantine here, and in each process
-        that sweeps. So they keep nobody from trusting what stands in Redis of all others.
+        If Redis refuses the key of a scope, its rows stay. The scope is then in quarantine, in each process
+        that sweeps. So these rows do not prevent L1 from being trusted for all other scopes.
         """
         after, swept = 0, 0
         refused: set[Scope] = set()
@@ -302,7 +303,12 @@ class Sweeper:
                 return "some"
 
     async def _drop(self, batch: list[JournalRow], generation: str, refused: set[Scope]) -> list[JournalRow]:
-        """Drop the entries of some rows, and delete the rows; add the scopes that Redis refuses.
+        """Drop the entries of some rows, and delete the rows.
+
+        Args:
+            batch: The rows.
+            generation: The generation at the time when they were read.
+            refused: The scopes whose key Redis refuses. New ones are added here.
 
         Returns:
             The rows that stay.
@@ -315,11 +321,12 @@ class Sweeper:
         return [entry for entry in batch if entry.scope not in done]
 
     async def _try_quarantined(self, kept: list[JournalRow], generation: str, refused: set[Scope]) -> None:
-        """Drop the entries of scopes in quarantine; those that this works for are trusted again.
+        """Drop the entries of scopes in quarantine, and release the scopes for which that succeeds.
 
         Args:
             kept: The rows that stayed.
-            refused: Scopes that were tried in this sweep already.
+            generation: The generation at the time when they were read.
+            refused: The scopes that Redis has refused in this sweep already.
         """
         quarantine = self._cache.quarantine
         waiting = [scope for scope in quarantine.longest_untried() if scope not in refused]
@@ -338,7 +345,7 @@ class Sweeper:
             self._compact_kept_from = max(_COMPACT_FROM, 2 * len({entry.scope for entry in kept}))
 
     async def _forgotten(self, scopes: set[Scope], rows: list[JournalRow], generation: str) -> None:
-        """Delete the rows of scopes whose DROP was confirmed."""
+        """Delete the rows of scopes whose DROP has succeeded."""
         if swept := [entry for entry in rows if entry.scope in scopes]:
             for _ in {entry.scope for entry in swept if entry.scope.is_cached}:
                 self._telemetry.note(Invalidated("journal"))
@@ -347,7 +354,7 @@ class Sweeper:
             _log.debug("%d rows of the journal were swept", len(swept))
 
     async def _count(self) -> bool:
-        """Redis is not used: say how much is waiting, and see that it does not grow without end."""
+        """Count the rows while Redis is not used, and compact them so that they do not grow without limit."""
         if not self._cache.is_absent and monotonic() >= self._count_at:
             self._count_at = monotonic() + _COUNT_EVERY_SECONDS
             pending = await self._journal.count()
@@ -360,7 +367,7 @@ class Sweeper:
 
 
 async def _keep_sweeping(sweeper_ref: weakref.ref[Sweeper], soon: asyncio.Event) -> None:
-    """Do a round now and then, holding the sweeper only meanwhile."""
+    """Run rounds until the sweeper is collected; between rounds, hold no reference to it."""
     pause, process_id = 0.0, os.getpid()
     while True:
         with suppress(TimeoutError):
@@ -368,7 +375,7 @@ async def _keep_sweeping(sweeper_ref: weakref.ref[Sweeper], soon: asyncio.Event)
                 await soon.wait()
         soon.clear()
         sweeper = sweeper_ref()
-        if sweeper is None or os.getpid() != process_id:  # in a child, the connections are the parent's
+        if sweeper is None or os.getpid() != process_id:  # in a child, the connections belong to the parent
             return
         try:
             pause = await sweeper.round()
@@ -376,6 +383,6 @@ async def _keep_sweeping(sweeper_ref: weakref.ref[Sweeper], soon: asyncio.Event)
         except Exception as exc:
             pause = sweeper.failed(exc)
             del sweeper
-            await asyncio.sleep(pause)  # not to be cut short: what failed at once would fail again at once
+            await asyncio.sleep(pause)  # `soon` must not end this pause: the round would fail again at once
             continue
         del sweeper
