@@ -27,16 +27,8 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import AskError, MovedError, ResponseError
 
 import glasspoint
-from glasspoint import (
-    CachedPostgresSaver,
-    Settings,
-    Telemetry,
-    background,
-    codec,
-    create_telemetry,
-    get_checkpointer,
-    sweeping,
-)
+from glasspoint import CachedPostgresSaver, Settings, Telemetry, create_telemetry, get_checkpointer
+from glasspoint.coherence import sweeper as sweeping
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, L2RefusedError
 from glasspoint.l1 import entry
@@ -44,9 +36,11 @@ from glasspoint.l1.cache import Cache, Intent
 from glasspoint.l1.entry import Changes
 from glasspoint.l1.quarantine import Quarantine
 from glasspoint.l2 import liveness
+from glasspoint.model import codec
 from glasspoint.model.identity import Identity
 from glasspoint.model.scope import Scope, scope_of
 from glasspoint.redis import faults, permissions
+from glasspoint.telemetry import background
 from redis_nodes import start_node
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Proxy, Thread, hits_at_last, keys_of, nowhere, settled, tcp, until
@@ -1201,38 +1195,38 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
     found = {
         (path.relative_to(SRC).as_posix(), line.strip())
         for path in SRC.rglob("*.py")
-        if path.relative_to(SRC).parts[0] not in ("demo", "cli.py")
+        if path.relative_to(SRC).parts[0] not in ("demo", "cli")
         for line in path.read_text("utf-8").splitlines()
         if "create_task(" in line and "``" not in line
     }
     awaited = {
         (
-            "bursts.py",
+            "savers/bursts.py",
             "burst = Burst(scope, _new_id(), asyncio.create_task(begin()), monotonic(), after)",
         ),
-        ("draining.py", 'moving.create_task(move(thread_id), name="glasspoint-drain-thread")'),
-        ("background.py", "task = asyncio.create_task(work)"),
-        ("l2/store.py", "task = asyncio.create_task(work, context=context)"),
+        ("fallback/draining.py", 'moving.create_task(move(thread_id), name="glasspoint-drain-thread")'),
+        ("telemetry/background.py", "task = asyncio.create_task(work)"),
+        ("l2/connections.py", "task = asyncio.create_task(work, context=context)"),
         (
             "l2/liveness.py",
             'await asyncio.create_task(self.greet(connection), name="glasspoint-greet", context=Context())',
         ),
-        ("lifecycle.py", "return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))"),
-        ("home.py", "self._task = loop.create_task("),  # waits for the loop to end, and warns
+        ("savers/opening.py", "return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))"),
+        ("model/home.py", "self._task = loop.create_task("),  # waits for the loop to end, and warns
         (  # without it the lease runs out, and the run ends
-            "retention.py",
+            "savers/retention.py",
             'renewing = asyncio.create_task(self._keep_renewing(), name="glasspoint-retention-lease")',
         ),
     }
     answer_their_callers_whatever_happens = {
-        ("l1/pipelining.py", "task = asyncio.create_task(self._run(steps))"),
-        ("lifecycle.py", "task = self._to_the_end(asyncio.create_task(work))"),  # warm-ups
+        ("redis/auto_pipeline.py", "task = asyncio.create_task(self._run(steps))"),
+        ("savers/opening.py", "task = self._to_the_end(asyncio.create_task(work))"),  # warm-ups
     }
     supervised = {
-        ("sweeping.py", "self._task = asyncio.create_task("),
-        ("retention.py", "self._task = asyncio.create_task("),
+        ("coherence/sweeper.py", "self._task = asyncio.create_task("),
+        ("savers/retention.py", "self._task = asyncio.create_task("),
         (  # audits, ends of bursts
-            "lifecycle.py",
+            "savers/opening.py",
             "self._to_the_end(asyncio.create_task(work, context=context or Context()))",
         ),
         ("l2/sizes.py", "self._task = self._loop.create_task("),
@@ -1240,7 +1234,7 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
             "l2/liveness.py",
             'self._task = asyncio.create_task(self._revive(pool), name="glasspoint-reviver")',
         ),
-        ("chain.py", "task = asyncio.create_task(work, name=name)"),
+        ("fallback/controller.py", "task = asyncio.create_task(work, name=name)"),
     }
     assert found == awaited | answer_their_callers_whatever_happens | supervised
 

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.errors import ConfigurationError
-from glasspoint.l2.store import Store
+from glasspoint.l2.connections import Connections
 from glasspoint.model.scope import Scope
 from states import counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, locked, seeded_dice, settled, until
@@ -136,7 +136,7 @@ async def test_a_change_behind_its_back_is_found_dropped_counted_and_logged(
     await audited.settled()
     assert audited.verdicts == {"stale": 1}
     assert audited.dropped == {"audit": 1}
-    (line,) = [each for each in caplog.records if each.name.startswith("glasspoint.coherence.audit")]
+    (line,) = [each for each in caplog.records if each.name.startswith("glasspoint.audit")]
     assert line.levelno == logging.ERROR
     text = line.getMessage()
     assert (
@@ -348,7 +348,7 @@ async def test_under_concurrent_writes_nothing_is_called_stale(database: str, re
 async def test_no_caller_waits_for_an_audit_and_no_more_than_two_run(
     audited: Audited, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Store, "is_saturated", False)
+    monkeypatch.setattr(Connections, "is_saturated", False)
     thread = await make_thread(audited.saver)
     async with locked(database, "checkpoints", mode="ACCESS EXCLUSIVE") as waiter:
         for _ in range(5):

@@ -30,9 +30,9 @@ from glasspoint import (
     conversation_turn,
     create_redis_checkpointer,
     create_telemetry,
-    traceparent,
 )
 from glasspoint.errors import ConfigurationError, SerializationError
+from glasspoint.model import traceparent
 from glasspoint.telemetry.conversation import _TurnContext
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, drain, settled, until

@@ -226,7 +226,7 @@ def test_a_missing_otlp_exporter_is_an_error_that_says_how_to_get_it(
 
 
 def test_the_demo_does_not_need_langchain() -> None:
-    program = "import sys; sys.modules['langchain'] = None; import glasspoint.demo.play, glasspoint.check"
+    program = "import sys; sys.modules['langchain'] = None; import glasspoint.demo.play, glasspoint.cli.check"
     subprocess.run([sys.executable, "-c", program], env=environment(), check=True)
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Auditor", "differences"]
 
-_log = get_logger("glasspoint.coherence.audit")
+_log = get_logger("glasspoint.audit")
 
 _AT_ONCE = 2
 _DEADLINE_SECONDS = 5.0

@@ -25,7 +25,7 @@ from glasspoint.l2.pool import postgres_conninfo
 __all__ = ["Target", "fallback_secret"]
 
 _ID_BYTES = 8
-_LABEL = b"glasspoint.fallback.saver"
+_LABEL = b"glasspoint.fallback"
 
 # About 50 ms and 16 MB for each guess.
 _SCRYPT = {"n": 2**14, "r": 8, "p": 1}

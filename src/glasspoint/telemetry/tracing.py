@@ -172,7 +172,7 @@ class Tracing(Observer):
             current.add_event("glasspoint.l2.retry", {"reason": note.reason})
         elif isinstance(note, TierChanged):
             tiers = {"glasspoint.from_tier": note.from_tier, "glasspoint.to_tier": note.to_tier}
-            current.add_event("glasspoint.fallback.saver", {**tiers, "reason": note.reason})
+            current.add_event("glasspoint.fallback", {**tiers, "reason": note.reason})
         elif isinstance(note, L1Availability):
             name = "glasspoint.l1.available" if note.available else "glasspoint.l1.unavailable"
             current.add_event(name, {"reason": note.reason})
