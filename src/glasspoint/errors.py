@@ -190,7 +190,7 @@ class BlockingCallError(GlasspointError, asyncio.InvalidStateError):
 
 
 class WrongTypeError(ConfigurationError, TypeError):
-    """An argument has a type that can only be a mistake: one string in place of a list of strings, say."""
+    """An argument has a type that can only be a mistake, such as one string in place of several."""
 
 
 class ThreadInUseError(GlasspointError, RuntimeError):

@@ -52,9 +52,6 @@ class Auditor:
         """Take the cache and the database to compare.
 
         Args:
-            l1: The cache.
-            l2: The database.
-            telemetry: Receives an event for each audit.
             ratio: The share of hits that is audited, 0 for none to 1 for all.
             start: Runs an audit in the background, and makes sure that it ends before the saver is closed.
         """
@@ -75,7 +72,6 @@ class Auditor:
         """Decide at random whether to audit this hit, and start the audit in the background.
 
         Args:
-            scope: The scope that was read.
             fields: The entry's fields as Redis sent them. The decoded state is not used, because the caller
                 may change it.
         """

@@ -53,7 +53,6 @@ async def standing_of(
     Args:
         redis: A `redis.asyncio.Redis` of the service's Redis, made without `decode_responses`.
         look: The look at PostgreSQL, with the row of the cache.
-        scope: The scope.
         key_prefix: The name of the cache.
         signing_key: The service's signing key, if it has one in place of the key that PostgreSQL keeps.
 

@@ -306,8 +306,6 @@ class Sweeper:
         """Drop the entries of some rows, and delete the rows.
 
         Args:
-            batch: The rows.
-            generation: The generation at the time when they were read.
             refused: The scopes whose key Redis refuses. New ones are added here.
 
         Returns:
@@ -325,7 +323,6 @@ class Sweeper:
 
         Args:
             kept: The rows that stayed.
-            generation: The generation at the time when they were read.
             refused: The scopes that Redis has refused in this sweep already.
         """
         quarantine = self._cache.quarantine

@@ -87,7 +87,6 @@ class Reading:
 
     Attributes:
         result: `hit`: `image` is set. With any other result, L2 must be asked.
-        image: The image, after a hit.
         lease: Allows `Cache.warm_up` to store the result of L2; `None`: it may not be stored.
         fields: After a hit, the entry's fields as Redis sent them: field, value, ….
     """
@@ -103,7 +102,6 @@ class Intent:
     """A burst of writes that has begun in L1.
 
     Attributes:
-        scope: The scope that is written to.
         name: The name of the intent in the entry; empty if Redis did not confirm it. The writes then still go
             to L2, and are recorded in the journal.
         keys: The prefix of the keys under which the intent stands.
@@ -125,7 +123,6 @@ class Written(NamedTuple):
     """A scope that this process has changed.
 
     Attributes:
-        scope: The scope.
         generation: The generation of the keys in use at the write; `None`: Redis received nothing of it.
     """
 
@@ -366,7 +363,6 @@ class Cache:
         """READ: return the image of the scope, or why there is none.
 
         Args:
-            scope: The scope.
             checkpoint_id: The id of the wanted checkpoint, `None` for the newest.
         """
         if not scope.is_cached:
@@ -475,7 +471,6 @@ class Cache:
         """COMMIT: a burst is over, and L2 has all of it.
 
         Args:
-            intent: The burst.
             changes: The changes of its writes in the entry.
             then_read: The checkpoint id of a READ in the same trip; `""`: the newest; `None`: no READ.
         """
@@ -517,7 +512,6 @@ class Cache:
         """DROP: forget the entry.
 
         Args:
-            intent: The burst.
             still_running: Whether L2 may still change. If so, readers go to L2 until the intent's deadline.
 
         Returns:
@@ -617,9 +611,6 @@ class Cache:
         """Run one script. Any failure of Redis becomes an `L1Error`.
 
         Args:
-            step: The name of the script.
-            scope: The scope.
-            args: The arguments of the script.
             is_probe: Whether to ignore the breaker.
             is_sweep: Whether to send the step for a scope in quarantine, too. A refused key then does not
                 count as a failure of Redis, because the sweeper tries it again and again.

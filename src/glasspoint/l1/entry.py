@@ -124,7 +124,6 @@ class Changes:
         """Add a put that L2 has.
 
         Args:
-            put: The checkpoint.
             is_as_sent: Whether it was the newest checkpoint of its scope, and L2 has all its values as sent.
             known_writes: `<task id>:<idx>` of each pending write that L2 had for it already.
         """
@@ -151,7 +150,6 @@ class Changes:
         """Add pending writes that L2 has.
 
         Args:
-            checkpoint_id: The id of their checkpoint.
             stored: The writes that L2 stored. Some may have replaced older ones.
             ignored: The writes that L2 did not store, because it had them already.
         """

@@ -100,8 +100,6 @@ class Epoch:
     """The key prefix, scripts and signer of one reign and one identity. A client replaces all at once.
 
     Attributes:
-        server: The server process.
-        identity: The identity of L2.
         prefix: The first part of every key.
         signer: Signs the fields under these keys.
     """

@@ -74,7 +74,6 @@ class Quarantine:
         """Put a scope into quarantine.
 
         Args:
-            scope: The scope.
             reason: The fault, for the log.
 
         Returns:
@@ -112,7 +111,6 @@ class Quarantine:
         """Record another refused step of a scope in quarantine.
 
         Args:
-            scope: The scope.
             is_sweep: Whether the step was the sweeper's DROP; otherwise it was sent before the scope entered.
         """
         if is_sweep:
@@ -124,7 +122,6 @@ class Quarantine:
         """Release a scope whose DROP has succeeded.
 
         Args:
-            scope: The scope.
             dropped: A moment before the DROP was sent.
 
         Returns:

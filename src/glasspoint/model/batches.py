@@ -27,7 +27,6 @@ async def in_batches(
     """Group successive items of one scope. A batch ends at 100 items, or when it exceeds 1 MiB.
 
     Args:
-        items: The checkpoints and pending writes.
         without: Checkpoints to leave out.
     """
     batch: list[Item] = []

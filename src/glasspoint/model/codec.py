@@ -171,8 +171,8 @@ class EncodedPut:
         snapshots: The channels among `blobs` that are snapshots of delta channels: `document_json` holds the
             mark `true` for them.
         channels: All channels that the checkpoint names.
-        cacheable: Whether L1 may hold an image of it. Three cases where it may not: the id is not a UUID (L1
-            and L2 surely order only UUIDs alike); the format is older than 4 and there is a parent (upstream
+        cacheable: Whether L1 may hold an image of it. It may not in three cases: the id is not a UUID (L1 and
+            L2 may order other ids differently); the format is older than 4 and there is a parent (upstream
             then adds some of the parent's writes); the channel versions are not a mapping.
         follows_newest: Whether the parent was read as the newest of its scope, or the scope was empty.
         follows_own: Whether the parent is the last checkpoint that the same run has put.

@@ -45,7 +45,6 @@ class Branch(NamedTuple):
     """The part of one namespace of a thread that a lower tier holds.
 
     Attributes:
-        namespace: The namespace.
         ids: The ids of its checkpoints.
         bases: The ids of parents that are not among its checkpoints.
         tip: The id of its newest checkpoint.
@@ -78,7 +77,6 @@ def branch_of(namespace: str, parents: Mapping[str, str | None], brought: Iterab
     """Return the branch of a namespace.
 
     Args:
-        namespace: The namespace.
         parents: Checkpoint id -> id of its parent. At least one.
         brought: The ids of the checkpoints that the lower tier did not create.
     """
@@ -91,7 +89,6 @@ def from_fork(branch: Branch, fork: str | None) -> Branch:
     """Return the part of a branch from a checkpoint on that the tier above has, too.
 
     Args:
-        branch: The branch.
         fork: The id of the checkpoint; `None`: there is none, and the whole branch is returned.
     """
     if fork is None:
@@ -107,7 +104,6 @@ def relation_of(branch: Branch, newest: str | None, *, has_tip: bool) -> Relatio
     """Return how a branch relates to the same thread and namespace in the tier above.
 
     Args:
-        branch: The branch.
         newest: The id of the newest checkpoint in the tier above; `None` if it has none.
         has_tip: Whether the tier above has the branch's tip, or has a checkpoint whose parent is the tip. A
             drain moves the tip first. If the drain was cut off then, the thread may have continued from the

@@ -1,4 +1,4 @@
-"""The types of options: each with its range, and its description for errors. And the check of a value.
+"""The types of options, with their ranges and descriptions, and the check of a value against its type.
 
 Open this file when an option needs a type that is not here yet. An option is declared with one of these types
 (`options`, `settings`). It needs no check of its own: pydantic compares the value with the declaration.

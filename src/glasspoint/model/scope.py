@@ -1,4 +1,4 @@
-"""The scope: one `(thread_id, checkpoint_ns)`, the unit of caching. And reading it from a call's `config`."""
+"""The scope, one `(thread_id, checkpoint_ns)`: the unit of caching, and how a call's `config` names it."""
 
 from __future__ import annotations
 

@@ -91,8 +91,6 @@ def summary_of(thread_id: str, checkpoint_id: str, metadata: dict[str, Any]) -> 
     """Make the summary of a thread.
 
     Args:
-        thread_id: The id of the thread.
-        checkpoint_id: The id of its newest checkpoint.
         metadata: The metadata of that checkpoint, as stored.
     """
     shown = traceparent.without(metadata)

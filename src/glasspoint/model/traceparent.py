@@ -31,8 +31,6 @@ class Writer(NamedTuple):
     """The span that a checkpoint was written in.
 
     Attributes:
-        trace_id: The id of its trace.
-        span_id: The id of the span.
         sampled: Whether the span was recorded. If not, a link to it would lead nowhere.
     """
 

@@ -74,7 +74,6 @@ class AutoPipeline:
         Args:
             sha: The SHA-1 of the script.
             key: The key.
-            args: The arguments of the script.
 
         Raises:
             Exception: The error that the client raises.

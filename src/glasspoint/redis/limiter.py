@@ -38,8 +38,8 @@ class Turns:
 
         Args:
             at_once: The number of slots.
-            timeout_seconds: How long a call may take, once it has a slot. A call waits for its slot as long
-                again: once if no other call gets a result from Redis meanwhile, and otherwise twice.
+            timeout_seconds: How long a call may take, once it has a slot. The wait for a slot may take the
+                same time before; or twice that, if other calls get results from Redis meanwhile.
         """
         self.at_once = at_once
         self._free = at_once

@@ -92,7 +92,6 @@ class ScopeSigner:
 
         Args:
             name: The field's name, and anything else that the value must stay together with.
-            value: The field's value.
         """
         # The length stands before each part except the last. So two fields never give the same bytes.
         keyed = self._start()
