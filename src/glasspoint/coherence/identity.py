@@ -1,6 +1,6 @@
 """Tells which entries in Redis belong to the current PostgreSQL: compares, renews and adopts the identity.
 
-Open this when entries are trusted that another database has filled, or when a cache stays cold.
+Open this when a read trusts entries from another database, or when a cache stays cold.
 
     look (L2)    read the current facts, and the row of the cache: its generation, its Redis, its former facts
     compare      four cases:

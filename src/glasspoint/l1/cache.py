@@ -180,7 +180,7 @@ class Cache:
         self._is_absent = False
         self.regain_trust: Callable[[], Awaitable[bool]] | None = None
         """Sweeps the journal, and returns whether that is done. A read awaits this while L1 is not trusted.
-        `None`: there is no journal, and L1 is always trusted."""
+        `None`: there is no journal, and reads always trust L1."""
         self.wake: Callable[[], object] | None = None
         """Called when a sweep should begin at once, to look at the identity."""
         self.written: set[Written] = set()
@@ -308,12 +308,9 @@ class Cache:
         return server
 
     async def remember(self, key: bytes, field: bytes, value: bytes, *, seconds: int) -> None:
-        """Store a value in Redis that is not an entry.
+        """Store a field of a hash in Redis that is not an entry.
 
         Args:
-            key: The key of a hash.
-            field: The field in the hash.
-            value: The value of the field.
             seconds: The lifetime of the key.
 
         Raises:

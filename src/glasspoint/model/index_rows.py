@@ -1,4 +1,4 @@
-"""Checks that the names in a write fit into PostgreSQL's index rows, so that all tiers refuse the same."""
+"""Checks that the names in a write fit into PostgreSQL's index rows. All tiers refuse the same writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks the arguments of `alist` before a server is asked, so that all tiers refuse the same."""
+"""Checks the arguments of `alist` before a server is asked, so that all tiers refuse the same calls."""
 
 from __future__ import annotations
 

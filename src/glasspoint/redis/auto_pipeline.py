@@ -5,7 +5,8 @@ single ones. If few steps are under way, each is sent at once. If many are (see 
 sent together at the next tick. (ioredis does the same, under the same name.)
 
 A pipeline is only a way of sending, not a transaction. Each step is atomic, and succeeds or fails by itself.
-The order of the steps is not guaranteed. Only a broken connection fails all steps that were sent on it.
+The order of the steps is not guaranteed. A broken connection fails all steps that were sent on it. A timeout
+does the same, and also fails the steps that wait behind them.
 """
 
 from __future__ import annotations

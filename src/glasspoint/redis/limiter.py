@@ -1,4 +1,4 @@
-"""The limiter: few calls to one Redis are under way at once, and the others wait without an error.
+"""The limiter: bounds the calls to one Redis that are under way. The others wait, without an error.
 
 A client of redis-py has a maximum number of connections (100 by default), and raises an error if a call needs
 one more. Such an error is not an outage of Redis. And more connections would not help: a Redis runs one
