@@ -100,7 +100,7 @@ class L1Error(GlasspointError):
 class L1UnavailableError(L1Error, ConnectionError):
     """Redis cannot be reached, or did not answer in time.
 
-    Callers get this error from a write with `on_l1_outage="raise"`, and from pruning.
+    Pruning raises it, and so do writes with `on_l1_outage="raise"`.
     """
 
 
@@ -114,8 +114,8 @@ class RedisUnavailableError(GlasspointError, ConnectionError):
 class RedisRefusedError(GlasspointError, RuntimeError):
     """Redis, used as a store, refused a step: it is full or read-only, or its user lacks a right.
 
-    Nothing of the step was done. There is one exception: if the user has lost a right since the saver was
-    opened, a part may have been done.
+    Nothing of the step was done, unless the user has lost a right since the saver was opened: then a part may
+    have been done.
     """
 
 
@@ -171,8 +171,7 @@ class ThreadTamperedError(ThreadDamagedError):
 class DeltaChainError(GlasspointError, ValueError):
     """A delta channel cannot be rebuilt from its checkpoints, or could not be after this call.
 
-    Two cases: checkpoints are to be removed, but a checkpoint that stays has a delta channel that is rebuilt
-    from them. Or a checkpoint is its own ancestor, so the rebuilding would never end.
+    Either a checkpoint that stays needs those that are to be removed, or a checkpoint is its own ancestor.
     """
 
     @classmethod

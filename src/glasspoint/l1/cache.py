@@ -1,9 +1,8 @@
 """The atomic steps on an entry. A step is one script, and one round trip.
 
-Open this to see how the process reacts to a fault of Redis. A step never raises an error of Redis into a
-caller's read or write, whatever the client raises. It returns a safe result instead (`unavailable`, `error`),
-and emits an event. The Lua file of a step says what the step promises. `savers/cached.py` composes steps into
-reads and writes.
+Open this to see how a process reacts to a fault of Redis. An error of Redis never reaches a caller's read or
+write: a step returns a safe result instead (`unavailable`, `error`), and emits an event. The Lua file of a
+step says what it promises. `savers/cached.py` composes steps into reads and writes.
 """
 
 from __future__ import annotations
@@ -155,8 +154,7 @@ class Cache:
             intent_seconds: How long a write may take. This must be longer than the deadline that L2 enforces.
             timeout_seconds: How long one step may take.
             breaker: Decides whether Redis is asked at all; by default a new breaker.
-            packer: Compresses values before they are stored; `None`: they are not compressed. Reading accepts
-                both in any case.
+            packer: Compresses stored values; `None`: they stay plain. Reading accepts both.
         """
         self._redis = redis
         self._telemetry = telemetry
@@ -205,8 +203,8 @@ class Cache:
         """Make L1 suspect until the journal is swept.
 
         Args:
-            scope: The scope of a write that Redis did not receive. While the scope is in quarantine, only the
-                scope is concerned, and L1 stays trusted.
+            scope: The scope of a write that Redis did not receive. If the scope is in quarantine, L1 stays
+                trusted for all others.
         """
         if scope is None or not self._quarantine.doubt(scope):
             self._doubts += 1
@@ -409,7 +407,7 @@ class Cache:
         """WARM_UP: store the result of L2, unless a write has begun since.
 
         Returns:
-            `error` after any failure. It does not matter to the reader, who has the result of L2.
+            `error` after any failure: the reader has the result of L2 anyway.
         """
         with self._telemetry.step("warm_up", scope) as step:
             try:
@@ -454,8 +452,7 @@ class Cache:
         """CONFIRM: L2 has a write of a burst.
 
         Returns:
-            Whether the intent still stands in the entry. If not, the entry was discarded. `None`: unknown,
-            because Redis failed.
+            Whether the intent still stands in the entry; if not, the entry was discarded. `None`: unknown.
         """
         try:
             return bool(await self._run("confirm", intent.scope, intent.name))
@@ -649,10 +646,10 @@ class Cache:
     async def _step(self, evalsha: Callable[..., Awaitable[Any]], step: str, scope: Scope, *args: Any) -> Any:
         """Run one script. If the key holds another type, remove the key (CLEAR), and run the script again.
 
-        This is safe. WRONGTYPE is the error of a script's first command on the key, so the script changed
-        nothing. And CLEAR removes no entry: the entry was lost, with all intents and leases, when another
-        program wrote over it. For the protocol, that is an eviction, which may happen at any moment. There is
-        only one repetition, because the other program may write again and again.
+        This is safe. WRONGTYPE is the error of a script's first command on the key, so nothing was changed.
+        And CLEAR removes no entry: the entry was lost, with all intents and leases, when another program
+        wrote over it. For the protocol, that is an eviction, which may happen at any moment. The script is
+        repeated only once, because the other program may write again and again.
         """
         try:
             return await self._ask(evalsha, step, scope, *args)
@@ -681,8 +678,8 @@ class Cache:
         except ResponseError as exc:
             if not _is_wrong_epoch(exc):
                 raise
-        # The key and the scripts change together. A burst or a read that began in the old epoch finds no
-        # intent and no lease in the new one. So its commit discards, and its warm-up is refused.
+        # The key and the scripts change together. The intents and leases of the old epoch do not exist in the
+        # new one. So a commit discards, and a warm-up is refused.
         epoch = await self._in_time(self._epochs.refresh, epoch)
         return await self._send(epoch, step, scope, *args)
 

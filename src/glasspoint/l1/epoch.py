@@ -1,8 +1,8 @@
 """The epoch: the reign of a Redis server process, and the identity of L2, that keys belong to.
 
-Open this when old entries are read after a restart or a failover of Redis, or when entries are lost without
-one. A Redis that restarts from a snapshot, or a promoted replica, serves entries from the past. So two ids of
-the server stand in every key and in the text of every script:
+Open this when old entries are read after a failover of Redis, or when entries are lost without one. A Redis
+that restarts from a snapshot, or a promoted replica, serves entries from the past. So two ids of the server
+stand in every key and in the text of every script:
 
     `run_id`          new with every process
     `master_replid`   new with every promotion, so that a server that becomes master again has another one
@@ -181,7 +181,7 @@ class EpochKeeper:
         return self._epoch if self._trusted else None
 
     def probe_key(self, server: Server) -> bytes:
-        """Return the key that probes write to. It differs from the keys of entries, which hold braces."""
+        """Return the key that probes write to. It is no entry's key, because these hold braces."""
         return f"{self.root}{server.reign}:probe".encode()
 
     def is_past(self, key: bytes, epoch: Epoch) -> bool:

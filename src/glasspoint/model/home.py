@@ -1,7 +1,7 @@
 """The home of a saver: one process, one event loop, and sometimes a thread that runs the loop.
 
-Open this when a saver is used on the wrong loop, in a child process, or after the end of its loop. A saver's
-connections belong to the event loop that it was opened on, and the loop belongs to a process. Three cases:
+A saver's connections belong to the event loop that it was opened on, and the loop belongs to a process. Open
+this when a saver is used elsewhere. There are three cases:
 
     another loop of the process     `WrongLoopError`
     a child after `fork()`          The child has copies of the connections, but not the threads. A call would
@@ -247,7 +247,7 @@ class OwnLoop(Generic[_Saver]):
         """Close the saver of this process, if there is one, and end the thread. May be called twice.
 
         Args:
-            within_seconds: How long to wait at most; then the closing is given up. `None`: no limit.
+            within_seconds: How long to wait at most. `None`: no limit.
         """
         give_up_at = None if within_seconds is None else monotonic() + within_seconds
         if not self._lock.acquire(timeout=-1 if within_seconds is None else within_seconds):
@@ -302,8 +302,7 @@ class OwnLoop(Generic[_Saver]):
                 started.set_exception(exc)
             elif not self._is_closed:
                 raise
-            # Otherwise the process ends: asyncio may need a new thread to shut down its executor, and cannot
-            # start one any more.
+            # Otherwise the process ends, and asyncio could not start a thread to shut down its executor.
 
     def _end(self, within_seconds: float | None = None) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -414,9 +413,8 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     for home in list(_homes):
-        # One more reference, so that nothing in it is ever deleted, not even at the end of the child's
-        # interpreter. A deleted asyncio stream closes itself, and removes its socket from the epoll instance
-        # that both processes share.
+        # Nothing in it may ever be deleted, not even at the end of the child's interpreter. A deleted asyncio
+        # stream closes itself, and removes its socket from the epoll instance that both processes share.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(home))
     _homes.clear()
     for each in list(_own_loops):

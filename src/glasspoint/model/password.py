@@ -21,8 +21,7 @@ run at once."""
 class PasswordCommand:
     """A command that writes the password to its standard output.
 
-    No shell runs the command, so `$`, `|` and `~` have no special meaning in it. It shares the standard error
-    of this process.
+    No shell runs it, so `$`, `|` and `~` have no special meaning. Its standard error is this process's.
     """
 
     def __init__(self, command: str, *, timeout_seconds: float) -> None:

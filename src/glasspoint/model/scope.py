@@ -69,8 +69,8 @@ def scope_of(config: RunnableConfig) -> Scope:
             `checkpoint_ns` is missing, it is that of the root graph, the empty string.
 
     Raises:
-        InvalidConfigError: There is no `configurable`. Or the `thread_id` is missing or empty. Or one of the
-            two is not a string, or cannot be stored (NUL, lone surrogates). Or they are too long.
+        InvalidConfigError: There is no `configurable`; the `thread_id` is missing or empty; one of the two is
+            not a string, or cannot be stored (NUL, lone surrogates); or they are too long.
     """
     return _scope_of(_configurable(config))
 

@@ -285,8 +285,7 @@ class Opening(AbstractAsyncContextManager[_Saver], AbstractContextManager[_Saver
 
         Raises:
             RuntimeError: This object has already opened a saver.
-            GlasspointError: The saver cannot be opened. The function that returned this object lists the
-                errors.
+            GlasspointError: The saver cannot be opened; see the function that returned this object.
         """
         return self.__enter__()
 

@@ -1,9 +1,9 @@
 """The limiter: bounds the calls to one Redis that are under way. The others wait, without an error.
 
 A client of redis-py has a maximum number of connections (100 by default), and raises an error if a call needs
-one more. Such an error is not an outage of Redis. And more connections would not help: a Redis runs one
-command at a time, and results that arrive all at once arrive late. So a call waits for a slot. Its timeout
-begins when it has one, because the length of the queue says nothing about Redis.
+one more. That is no outage of Redis. And more connections would not help: a Redis runs one command at a time,
+and results that arrive all at once arrive late. So a call waits for a slot. Its timeout begins when it has
+one, because the length of the queue says nothing about Redis.
 """
 
 from __future__ import annotations
