@@ -69,7 +69,7 @@ class Auditor:
         )
 
     def sample(self, scope: Scope, fields: list[bytes]) -> None:
-        """Decide at random whether to audit this hit, and start the audit in the background.
+        """Audit this hit in the background, or not: at random, and never while that would delay callers.
 
         Args:
             fields: The entry's fields as Redis sent them. The decoded state is not used, because the caller

@@ -86,7 +86,7 @@ def branch_of(namespace: str, parents: Mapping[str, str | None], brought: Iterab
 
 
 def from_fork(branch: Branch, fork: str | None) -> Branch:
-    """Return the part of a branch from a checkpoint on that the tier above has, too.
+    """Return the part of a branch that begins with `fork`, a checkpoint that the tier above has, too.
 
     Args:
         fork: The id of the checkpoint; `None`: there is none, and the whole branch is returned.

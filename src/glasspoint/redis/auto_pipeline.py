@@ -1,4 +1,4 @@
-"""Auto-pipelining: the steps that concurrent callers begin in one tick of the event loop are sent together.
+"""Auto-pipelining: under load, the steps that begin in one tick of the event loop are sent together.
 
 Most of a step's cost for this process is the round trip: sixteen steps in one pipeline cost as much as three
 single ones. If few steps are under way, each is sent at once. If many are (see `load_detector`), they are

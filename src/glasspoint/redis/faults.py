@@ -92,7 +92,7 @@ def _says(pattern: str) -> re.Pattern[str]:
 _KEYS_REFUSED = _says(r"no permissions to access (a key|one of the keys)|can't access at least one of the")
 _COMMANDS_REFUSED = _says(r"no permissions to run the '|can't run this command|unknown (sub)?command")
 
-# The errors of SELECT, the first command on a connection. The last one comes from a cluster.
+# The errors of SELECT, which a new connection sends. The last one comes from a cluster.
 _DATABASES_REFUSED = _says(r"DB index is out of range|invalid DB index|SELECT is not allowed in cluster mode")
 
 # Usually no response. The error of the client says what happened.

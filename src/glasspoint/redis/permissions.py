@@ -88,7 +88,7 @@ async def check_permissions(redis: Redis, key_prefix: str) -> None:
 
     Raises:
         CannotBeTheCacheError: A right is missing. The message names the commands and the rule to add.
-        Exception: The client's error, if Redis does not respond, or if it refuses all writes.
+        Exception: The client's error, if Redis does not respond, is full, or cannot save.
     """
     for answer in await ask_for_rights(redis, key_prefix, _CACHE):
         if isinstance(answer, Exception) and not isinstance(answer, ReadOnlyError) and remedy(answer):
