@@ -1,4 +1,4 @@
-"""Repeats calls that failed for a passing reason: which ones, how often, and after which pauses."""
+"""Repeats calls that failed for a passing reason: which calls, how often, and after which pauses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Retries"]
 
 _log = get_logger("glasspoint.l2")
 
-# Full jitter: many callers who lost their connections at once must not come back at once.
+# Full jitter: many callers that lost their connections together must not come back together.
 _BACK_OFF_SECONDS = 0.1
 _LONGEST_BACK_OFF_SECONDS = 1.0
 _DOUBLINGS_AT_MOST = 10
@@ -33,14 +33,14 @@ _BURST_SECONDS = 10.0
 
 
 class Retries:
-    """Repeats calls that failed because of PostgreSQL or the way to it; `faults` lists which ones."""
+    """Repeats calls that failed because of PostgreSQL or the connection to it: `faults` lists which ones."""
 
     def __init__(self, telemetry: Telemetry, *, seconds: float, can_reconnect: bool) -> None:
         """Keep what all calls have in common.
 
         Args:
             telemetry: Receives an event for each retry.
-            seconds: No attempt begins later than this after the first.
+            seconds: No attempt begins later than this after the first one.
             can_reconnect: Whether a pool exists that gives fresh connections.
         """
         self._telemetry = telemetry
@@ -70,7 +70,7 @@ class Retries:
             What the first attempt that succeeded returned.
 
         Raises:
-            L2DeadlineError: Other transactions stood in the way until the time was up.
+            L2DeadlineError: Other transactions were in the way at every attempt.
             Exception: What the last attempt raised, if repeating it would not help.
         """
         deadline = monotonic() + self._seconds
