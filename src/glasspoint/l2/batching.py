@@ -3,8 +3,8 @@
 Open this file when calls wait for each other, or when one call gets the error of another.
 
 A call costs mostly its statement, its transaction and its round trip, and hardly its rows. A few calls go one
-by one, in their callers' own tasks. The calls of a crowd go together: all that wait when a connection is free.
-The calls of one company (the tasks of a superstep) go together if they come before the first one is sent.
+by one, in their callers' own tasks. The calls of a crowd go together: all that wait when there is a
+connection. The calls of one company (a superstep's tasks) go together if they come before the first is sent.
 
     run -+-> alone: a connection -> ready -> statement -> a result
          |                            |
