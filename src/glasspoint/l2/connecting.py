@@ -1,7 +1,8 @@
 """Why PostgreSQL cannot be opened: an outage, or a mistake in the configuration. One table, and its look-up.
 
-A fallback chain falls when PostgreSQL cannot be reached. It must not fall when PostgreSQL answers and refuses
-(a wrong password, no such database): the refusal would stay, and a process would work without its history.
+A fallback chain falls when PostgreSQL cannot be reached. It must not fall when PostgreSQL responds and
+refuses (a wrong password, no such database): the refusal would stay, and a process would work without its
+history.
 
 psycopg sets no SQLSTATE on an error of this kind: libpq passes on the text alone. So the table is looked up
 by the words of libpq and of the server. libpq speaks English; a server may not (`lc_messages`). When a server
@@ -56,7 +57,7 @@ class Diagnosis:
     """Why a connection was not made.
 
     Attributes:
-        trouble: The row of the table.
+        trouble: The row of the table that fits.
         line: The line of the error that says so. For an outage: the whole error. May hold a password.
         is_unknown: Whether a server refused in words that the table does not know.
     """

@@ -6,7 +6,7 @@ A row is inserted in the same transaction as the write that it stands for, so ne
 other. The sweeper (`coherence/sweeper.py`) drops the entry of the scope in Redis, and then deletes the row.
 The DROP must begin after the row was seen.
 
-No lock is held meanwhile, and none is needed:
+The sweeper holds no lock, and needs none:
 
 - All committed rows are read, also those that another process is sweeping. So a process that finds no row
   knows that every DROP is done.

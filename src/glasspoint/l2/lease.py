@@ -73,7 +73,7 @@ class Lease:
         self.may_be_held = False
 
     async def claim(self, seconds: float, *, every_seconds: float) -> Claim:
-        """Take the lease, if nobody holds it, a run is due, and PostgreSQL takes writes.
+        """Take the lease, if no process holds it, a run is due, and PostgreSQL takes writes.
 
         Args:
             seconds: How long the lease is held, unless it is renewed.

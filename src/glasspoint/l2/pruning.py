@@ -2,10 +2,11 @@
 
 Open this file when pruning removes too much or too little, or fails.
 
-The isolation level is READ COMMITTED, on purpose. One statement decides, on one snapshot, what may go. The
-rows are then removed by primary key, so later statements change nothing that was not decided. Meanwhile:
+The isolation level is READ COMMITTED, on purpose. One statement decides, on one snapshot, what is removed.
+Later statements remove these rows by primary key, and change nothing else. Three cases of what may happen
+meanwhile:
 
-- A checkpoint is put. It needs what the newest one before it needs, and that stays.
+- A checkpoint is put. It needs what the newest one before it needs, and all of that is kept.
 - A put refers to an old value. A value is only removed if no checkpoint refers to it when the statement for
   the blobs looks. This statement sees puts that REPEATABLE READ would not see.
 - Another call removes the same row. One of the two waits for the other, and neither fails.
@@ -46,6 +47,10 @@ class Barrier(Protocol):
     async def block(self, scopes: Collection[Scope], *, alone: Collection[str] = ()) -> None:
         """Send readers of these scopes to L2. Returns when that is certain.
 
+        Args:
+            scopes: The scopes.
+            alone: Threads to which no other call may be writing.
+
         Raises:
             ThreadInUseError: Something is being written to one of the threads `alone`.
         """
@@ -57,7 +62,7 @@ class Barrier(Protocol):
         """Return all of the scopes."""
 
     def committing(self) -> None:
-        """Note that L2 may change from now on, whatever goes wrong."""
+        """Record that L2 may change from now on, even if something fails."""
 
 
 class Row(NamedTuple):
@@ -125,8 +130,8 @@ class Plan:
         """Return a plan for the next transaction: the last `at_most` of the doomed.
 
         Returns:
-            The plan itself, if it has no more checkpoints than that, or if a thread goes whole: that takes
-            one transaction.
+            The plan itself, if it has no more checkpoints than that, or if nothing of a thread stays: such a
+            thread is removed in one transaction.
         """
         if at_most is None or self.whole or len(self.doomed) <= at_most:
             return self
@@ -317,8 +322,9 @@ class Pruner:
     ) -> Plan:
         """Plan what is removed.
 
-        A thread that goes whole, but not in one batch, gets two plans. The second plan removes the newest
-        checkpoint together with what it needs. So no reader takes an older checkpoint for the newest one.
+        There are two plans for a thread of which nothing stays, but which is too large for one batch. The
+        second plan removes the newest checkpoint together with what it needs. So no reader takes an older
+        checkpoint for the newest one.
         """
         plan = _plan_of(await _fetch(conn, statements.PLAN_OLDER, {**params, "keep_latest": keep_latest}))
         if keep_latest or batch_size is None or len(plan.doomed) <= batch_size:

@@ -36,7 +36,7 @@ class Retries:
     """Repeats calls that failed because of PostgreSQL or the connection to it: `faults` lists which ones."""
 
     def __init__(self, telemetry: Telemetry, *, seconds: float, can_reconnect: bool) -> None:
-        """Keep what all calls have in common.
+        """Keep the settings that all calls share.
 
         Args:
             telemetry: Receives an event for each retry.
@@ -63,15 +63,15 @@ class Retries:
             operation: The name of the operation, for the metrics.
             call: The call; it must be safe to repeat.
             failed: Called with the error of each failed attempt.
-            may_repeat: Whether the attempt that has just failed may be repeated at all.
+            may_repeat: Returns whether the attempt that has just failed may be repeated at all.
             attempts: The most attempts, however long they take. `None`: as many as fit into `seconds`.
 
         Returns:
-            What the first attempt that succeeded returned.
+            The result of the first attempt that succeeded.
 
         Raises:
             L2DeadlineError: Other transactions were in the way at every attempt.
-            Exception: What the last attempt raised, if repeating it would not help.
+            Exception: The error of the last attempt, if repeating it would not help.
         """
         deadline = monotonic() + self._seconds
         attempt, in_doubt = 1, False

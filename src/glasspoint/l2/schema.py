@@ -440,7 +440,7 @@ async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
 
 
 async def _make_triggers(conn: Connection) -> bool:
-    """Make the functions and triggers anew, all or none. Returns whether this role may."""
+    """Make the functions and triggers anew, all or none. Returns whether this role may do that."""
     try:
         async with conn.transaction():
             if await _fetch_one(conn, statements.MAY_NOTE) != (True,):
@@ -511,7 +511,7 @@ class _Index:
 
 @dataclass(frozen=True, slots=True)
 class _IndexStatus:
-    """What is known of an index.
+    """The state of an index.
 
     Attributes:
         is_valid: Whether it is valid. `None`: no index has this name.

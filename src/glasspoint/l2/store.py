@@ -4,7 +4,7 @@ Open this file when a read or a write in PostgreSQL has a wrong result, and to s
 
 `AsyncPostgresSaver` holds one lock during every operation of an instance, so it never uses more than one
 connection of a pool. Here each call checks out a connection of its own, and the calls of a crowd share one
-(see `batching`). For what upstream's code does, a new instance of it is made on that connection.
+(see `batching`). Upstream's code runs in a new instance of its own on that connection.
 """
 
 from __future__ import annotations

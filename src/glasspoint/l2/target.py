@@ -102,20 +102,20 @@ def fallback_secret(
     schema: str | None = None,
     password_rotates: bool = False,
 ) -> bytes | None:
-    """Return what signs the fallback chain's threads in Redis: the same in every process with this target.
+    """Return the key that signs the fallback chain's threads in Redis. It is the same in every process.
 
-    PostgreSQL, which keeps the signing key of the cache, is away when this one is needed. So it comes from
-    what every process has: the setting `CHECKPOINT_L1_SIGNING_KEY`, or else the password of the connection
-    string or of `PGPASSWORD`. A password file is not read: set the key instead.
+    PostgreSQL, which keeps the signing key of the cache, is away when this key is needed. So the key is made
+    from what every process with this target has: the setting `CHECKPOINT_L1_SIGNING_KEY`, or else the
+    password of the connection string or of `PGPASSWORD`. A password file is not read: set the key instead.
 
-    The call takes about 50 ms if the secret comes from the password.
+    The call takes about 50 ms if the key is made from the password.
 
     Args:
         conn_string: As for `Target.of`.
         signing_key: The setting, if it is set.
         schema: As for `Target.of`.
         password_rotates: Whether the password is asked for before each connection. Such a password is not the
-            same in every process, so no secret is made from it.
+            same in every process, so no key is made from it.
 
     Returns:
         32 bytes, or `None` if there is neither a key nor a password that stays.
@@ -130,8 +130,8 @@ def fallback_secret(
     if not password:
         return None
     # People choose passwords, so they can be guessed. A signature in Redis tells whether a guess is right, to
-    # anybody who can read Redis. scrypt makes each guess cost 16 MB and 50 ms. The target is the salt, so one
-    # list of guesses does not serve for two databases.
+    # everyone with access to Redis. scrypt makes each guess cost 16 MB and 50 ms. The target is the salt, so
+    # one list of guesses does not serve for two databases.
     salt = _LABEL + Target.of(conn_string, schema=schema).id.encode()
     try:
         return hashlib.scrypt(password.encode(), salt=salt, dklen=32, **_SCRYPT)

@@ -1,4 +1,4 @@
--- What LangGraph's tables hold of one thread: see `contents.py`.
+-- Reads what LangGraph's tables hold of one thread: see `contents.py`.
 
 -- name: thread_ids
 -- Lists the threads that have a checkpoint or a pending write.

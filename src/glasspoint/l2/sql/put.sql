@@ -41,7 +41,7 @@ FROM given AS g
 ORDER BY g.n
 
 -- name: put_few_fenced
--- Stores one checkpoint with few values, which belongs to a burst.
+-- Stores one checkpoint with few values. It belongs to a burst.
 --
 -- params   see given_one, burst_of_one, few_values, outcome_of_one, fences.sql
 -- returns  see the top of this file
@@ -63,7 +63,7 @@ FROM given AS g
 ORDER BY g.n
 
 -- name: put_few_judged
--- Stores one checkpoint with few values, which may fork its thread.
+-- Stores one checkpoint with few values. It may fork its thread.
 --
 -- params   see given_one, fork_of_one, few_values, outcome_of_one
 -- returns  see the top of this file
@@ -82,7 +82,7 @@ FROM judged AS g
 ORDER BY g.n
 
 -- name: put_few_fenced_judged
--- Stores one checkpoint with few values, which belongs to a burst and may fork its thread.
+-- Stores one checkpoint with few values. It belongs to a burst, and may fork its thread.
 --
 -- params   see given_one, burst_of_one, fork_of_one, few_values, outcome_of_one, fences.sql
 -- returns  see the top of this file
@@ -211,7 +211,7 @@ FROM given AS g
 ORDER BY g.n
 
 -- name: put_together_fenced
--- Stores checkpoints of several callers, of which some belong to bursts.
+-- Stores checkpoints of several callers. Some checkpoints belong to bursts.
 --
 -- params   thread_ids, namespaces, checkpoint_ids, parent_ids, checkpoints, metadata: one item per checkpoint
 --          bursts, opens: one item per checkpoint, see burst_of_one
@@ -240,7 +240,7 @@ FROM given AS g
 ORDER BY g.n
 
 -- name: put_together_judged
--- Stores checkpoints of several callers, of which some may fork their threads.
+-- Stores checkpoints of several callers. Some checkpoints may fork their threads.
 --
 -- params   thread_ids, namespaces, checkpoint_ids, parent_ids, checkpoints, metadata: one item per checkpoint
 --          on_forks: one item per checkpoint, see fork_of_one
@@ -266,7 +266,7 @@ FROM judged AS g
 ORDER BY g.n
 
 -- name: put_together_fenced_judged
--- Stores checkpoints of several callers, of which some belong to bursts, and some may fork their threads.
+-- Stores checkpoints of several callers. Some checkpoints belong to bursts, and some may fork their threads.
 --
 -- params   thread_ids, namespaces, checkpoint_ids, parent_ids, checkpoints, metadata: one item per checkpoint
 --          bursts, opens, on_forks: one item per checkpoint, see burst_of_one and fork_of_one
@@ -480,7 +480,7 @@ CROSS JOIN LATERAL (
 ) AS before
 
 -- name: outcome_of_one
--- What L1 must know of the put of one checkpoint.
+-- The columns that L1 needs to know about the put of one checkpoint.
 --
 -- params   bare: JSON, channel -> version, of the channels that are sent without a value of their own
 -- returns  newest: whether it is newer than every checkpoint that was there before

@@ -220,7 +220,7 @@ SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $glasspoint$
 $glasspoint$
 
 -- name: revoke_note_foreign_insert
--- Lets nobody else use glasspoint_note_foreign_insert() in a trigger of another table.
+-- Lets no other role use glasspoint_note_foreign_insert() in a trigger of another table.
 REVOKE ALL ON FUNCTION glasspoint_note_foreign_insert() FROM PUBLIC
 
 -- name: create_note_foreign_writes
@@ -231,7 +231,7 @@ SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $glasspoint$
 $glasspoint$
 
 -- name: revoke_note_foreign_writes
--- Lets nobody else use glasspoint_note_foreign_writes() in a trigger of another table.
+-- Lets no other role use glasspoint_note_foreign_writes() in a trigger of another table.
 REVOKE ALL ON FUNCTION glasspoint_note_foreign_writes() FROM PUBLIC
 
 -- name: create_renew_content_id
@@ -242,7 +242,7 @@ SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $glasspoint$
 $glasspoint$
 
 -- name: revoke_renew_content_id
--- Lets nobody else use glasspoint_renew_content_id() in a trigger of another table.
+-- Lets no other role use glasspoint_renew_content_id() in a trigger of another table.
 REVOKE ALL ON FUNCTION glasspoint_renew_content_id() FROM PUBLIC
 
 -- name: create_insert_trigger_of_checkpoints

@@ -104,7 +104,7 @@ fenced AS (
 -- include: fences_and_stored
 
 -- name: put_writes_together_fenced
--- Stores pending writes of several tasks, of which some belong to bursts.
+-- Stores pending writes of several tasks. Some tasks belong to bursts.
 --
 -- params   see bursts_of_tasks, writes_of_several, fences.sql
 -- returns  see the top of this file
@@ -143,7 +143,7 @@ fenced AS (
 -- include: fences_and_stored
 
 -- name: upsert_writes_together_fenced
--- Stores or replaces pending writes of several tasks, of which some belong to bursts.
+-- Stores or replaces pending writes of several tasks. Some tasks belong to bursts.
 --
 -- params   see bursts_of_tasks, writes_of_several, fences.sql
 -- returns  see the top of this file
