@@ -1,4 +1,6 @@
-"""Why PostgreSQL cannot be opened: an outage, or a mistake in the configuration. One table, and its look-up.
+"""Tells why a connection to PostgreSQL cannot be made: an outage, or a mistake in the configuration.
+
+Open this file when a failed connection is taken for the wrong one of these, or its error gives wrong advice.
 
 A fallback chain falls when PostgreSQL cannot be reached. It must not fall when PostgreSQL responds and
 refuses (a wrong password, no such database): the refusal would stay, and a process would work without its

@@ -293,7 +293,7 @@ class Identities:
         """Make a new generation, attached to a Redis.
 
         Args:
-            look: The look that found the old one. Its facts are stored.
+            look: The look on which this is based. Its facts are stored.
             reign: The Redis.
             reason: The reason under which other processes count this.
 

@@ -3,8 +3,8 @@
 Open this file when an entry in Redis stays outdated after an outage of Redis.
 
 A row is inserted in the same transaction as the write that it stands for, so neither exists without the
-other. The sweeper (`coherence/sweeper.py`) drops the entry of the scope in Redis, and then deletes the row.
-The DROP must begin after the row was seen.
+other. (`record_now` is for writes that are committed already.) The sweeper (`coherence/sweeper.py`) drops the
+entry of the scope in Redis, and then deletes the row. The DROP must begin after the row was seen.
 
 The sweeper holds no lock, and needs none:
 

@@ -25,7 +25,7 @@ _PATIENCE_SECONDS: Final = 5.0
 """The timeout of one statement, including the wait for a connection."""
 
 _PATIENCE_ON_ONLY_CONNECTION_SECONDS: Final = 10.0
-"""The same for a saver with a single connection, which a timeout may break. Calls have ten seconds, too."""
+"""The timeout if the saver has a single connection, which a timeout may break. Calls have as long, too."""
 
 _PATIENCE_AT_THE_END_SECONDS: Final = 2.0
 """The timeout for giving the lease back. The caller is closing its saver, and the lease expires anyway."""

@@ -87,9 +87,9 @@ class Cutoff:
     """Defines what is old.
 
     Attributes:
-        uuid: Checkpoints whose id is below this one are old.
+        uuid: Checkpoints whose id is a version 6 UUID below this one are old.
         timestamp: Checkpoints with another kind of id are old if they were made before this time.
-        orphans: Writes without a checkpoint are old if their checkpoint id is below this one.
+        orphans: As `uuid`, for pending writes whose checkpoint is missing.
     """
 
     uuid: str

@@ -1,4 +1,7 @@
-"""Repeats calls that failed for a passing reason: which calls, how often, and after which pauses."""
+"""Repeats calls that failed for a passing reason.
+
+Open this file when a call is repeated too often, or after the wrong pauses. `faults` says which are repeated.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ _BURST_SECONDS = 10.0
 
 
 class Retries:
-    """Repeats calls that failed because of PostgreSQL or the connection to it: `faults` lists which ones."""
+    """Repeats calls that failed because of PostgreSQL or the connection to it."""
 
     def __init__(self, telemetry: Telemetry, *, seconds: float, can_reconnect: bool) -> None:
         """Keep the settings that all calls share.

@@ -7,7 +7,8 @@ cases, for each new connection:
     a pooler    nothing is set: the setting would reach other clients, or be lost between two transactions.
                 The role's own `search_path` must lead to the schema
 
-If the connection then still leads to another schema, it is refused. The error says what to do.
+If the connection then still leads to another schema, it is refused. The error says what to do. Open this file
+when that happens.
 """
 
 from __future__ import annotations
