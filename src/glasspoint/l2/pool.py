@@ -54,8 +54,8 @@ _EXAMPLE = "postgresql://user:password@host:5432/dbname"
 _ASYNCPG_SSL = {"true": "require", "false": "disable"}
 
 # Parameters of libpq, used only if the connection string does not set them. They detect a dead peer
-# - on an idle connection: within about a minute (30 s idle, then 3 probes 10 s apart), not two hours as the
-#   kernel's defaults do;
+# - on an idle connection: within about a minute (30 s idle, then 3 probes 10 s apart), instead of the
+#   kernel's two hours;
 # - if it does not acknowledge what is sent: within 20 s (Linux only);
 # - while connecting: within 5 s, during which a worker of the pool hangs.
 _KEEPALIVE = {
@@ -120,7 +120,7 @@ async def connect(
     password: Password | None = None,
     connect_timeout_seconds: float = 5.0,
 ) -> psycopg.AsyncConnection:
-    """Open one connection for a command, direct or through a pooler: in autocommit, and never preparing.
+    """Open one connection for a command, direct or through a pooler: autocommit, no prepared statements.
 
     Args:
         conn_string, schema, password, connect_timeout_seconds: See `open_pool`.

@@ -3,7 +3,7 @@
 Open this file when pruning removes too much or too little, or fails.
 
 The isolation level is READ COMMITTED, on purpose. One statement decides, on one snapshot, what is removed.
-Later statements remove these rows by primary key, and change nothing else. Three cases of what may happen
+Later statements name these checkpoints by primary key, and change no others. Three things may happen
 meanwhile:
 
 - A checkpoint is put. It needs what the newest one before it needs, and all of that is kept.
@@ -130,8 +130,8 @@ class Plan:
         """Return a plan for the next transaction: the last `at_most` of the doomed.
 
         Returns:
-            The plan itself, if it has no more checkpoints than that, or if nothing of a thread stays: such a
-            thread is removed in one transaction.
+            The plan itself, if it has no more checkpoints than that, or if it leaves nothing of a thread:
+            that takes one transaction.
         """
         if at_most is None or self.whole or len(self.doomed) <= at_most:
             return self

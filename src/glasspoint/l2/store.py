@@ -349,7 +349,7 @@ class Store:
     async def holding_of(self, thread_id: str) -> Holding:
         """Return the names of what is stored of a thread."""
         async with self.connections.connection(Scope(thread_id, "")) as conn, conn.transaction():
-            await conn.execute("SET LOCAL statement_timeout = 0")  # the timeout is meant for the hot path
+            await conn.execute("SET LOCAL statement_timeout = 0")  # the timeout is for the hot path
             return await contents.holding_of(conn, thread_id)
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
@@ -404,7 +404,7 @@ class Store:
         async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.list", scope):
                 async with conn.transaction():
-                    await conn.execute("SET LOCAL statement_timeout = 0")  # meant for the hot path
+                    await conn.execute("SET LOCAL statement_timeout = 0")  # the timeout is for the hot path
                     upstream = AsyncPostgresSaver(conn, serde=serde)
                     return [_as_callers_see(each) async for each in upstream.alist(config, **options)]
 
@@ -415,7 +415,7 @@ class Store:
         async with self.connections.connection(None) as conn:
             with self._telemetry.step("l2.list_threads", None):
                 async with conn.transaction():
-                    await conn.execute("SET LOCAL statement_timeout = 0")  # meant for the hot path
+                    await conn.execute("SET LOCAL statement_timeout = 0")  # the timeout is for the hot path
                     rows = await _fetch_all(conn, statement, params)
         return [summary_of(thread_id, newest, json.loads(metadata)) for thread_id, newest, metadata in rows]
 
