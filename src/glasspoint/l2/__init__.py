@@ -1,4 +1,5 @@
 """L2: PostgreSQL, the truth.
 
-Upstream's tables, in single statements (`statements`), run concurrently on a pool (`pool`, `store`).
+Reads and writes upstream's tables: each operation is a single statement (`statements`), and statements run
+concurrently on a pool (`pool`, `store`).
 """

@@ -1,21 +1,24 @@
-"""How calls go to PostgreSQL: a call that is alone as it comes, a crowd's in one statement (group commit).
+"""Sends calls to PostgreSQL: single calls as they come, the calls of a crowd in one statement (group commit).
 
-What a call costs is mostly the statement, the transaction and the way there and back, hardly its rows. Few
-calls go one by one, in their callers' own tasks; those of a crowd with all others who wait when a connection
-is there. The calls of one company (a superstep's tasks) go together, if they come before the first is sent.
+Open this file when calls wait for each other, or when one call gets the error of another.
 
-    run -+-> alone: a connection -> ready -> statement -> an answer
+A call costs mostly its statement, its transaction and its round trip, and hardly its rows. A few calls go one
+by one, in their callers' own tasks. The calls of a crowd go together: all that wait when there is a
+connection. The calls of one company (a superstep's tasks) go together if they come before the first is sent.
+
+    run -+-> alone: a connection -> ready -> statement -> a result
          |                            |
-         |                            if company has come meanwhile
+         |                            if calls of its company have come meanwhile
          |                            v
-         +-> in a crowd: all who wait --> a connection -> ready, each -> one statement -> an answer for each
-                                                                         |
+         +-> in a crowd: all that wait --> a connection -> ready, each -> one statement -> a result for each
+                                                                          |
                                               if it failed, and PostgreSQL is as it was before:
-                                              each by itself, in a statement of its own
+                                              each call by itself, in a statement of its own
 
-Callers share the way, not their fate. What is wrong with one call fails that one alone, and a batch does not
-wait for a row that others keep locked (`waits_briefly` in `put.sql`). A connection that breaks leaves all of
-them in doubt, as it would have left each. No call joins a statement that was sent before it came.
+Calls share a statement, but not their errors. A mistake in one call fails that call alone. A batch does not
+wait for a row that another transaction keeps locked (`waits_briefly` in `put.sql`). A broken connection fails
+all calls of a batch: as with a single call, it is not known whether they were done. No call joins a statement
+that was sent before the call came.
 """
 
 from __future__ import annotations
@@ -45,19 +48,19 @@ if TYPE_CHECKING:
 __all__ = ["Batcher", "Call"]
 
 
-# So many calls at once go one by one; beyond that it is a crowd.
+# Up to so many concurrent calls go one by one. More calls are a crowd.
 ALONE = 4
 
-# So many batches of a crowd are under way at once, the next one with all who come meanwhile: one is on its
-# way while PostgreSQL works on the other.
+# So many batches of a crowd are under way at once: one travels while PostgreSQL works on the other. Calls
+# that come meanwhile go with the next batch.
 _BATCHES = 2
 
-# A company's call that comes later than so long after the first one of it does not follow that one.
+# A call only follows the first call of its company if it comes at most so long after it.
 _COMPANY_SECONDS = 0.05
 
 _CALLS_AT_ONCE = 32
 
-# Large values go with fewer others: nobody is to wait behind megabytes.
+# Large values make a batch smaller: no call should wait behind megabytes.
 _BYTES_AT_ONCE = 1024 * 1024
 
 _UNANNOUNCED = Announced()
@@ -65,16 +68,16 @@ _UNANNOUNCED = Announced()
 
 @dataclass(slots=True, eq=False)
 class Call(Generic[ItemT, ResultT]):
-    """What one caller asks.
+    """What one caller wants from PostgreSQL.
 
     Attributes:
-        item: What the statement is about.
-        key: No two calls of one key go in one statement; `None`: with any.
-        size: Bytes of what is sent.
-        ready: See `Ready`; `None`: it is.
-        company: Calls of one company come together, if they can; `None`: it has none.
-        announced: What `ready` has answered.
-        asked_at: When it began to wait for a connection.
+        item: What the statement reads or writes.
+        key: Two calls with the same key never go in one statement. `None`: no such limit.
+        size: The number of bytes that are sent.
+        ready: Awaited before the statement, see `Ready`. `None`: nothing is awaited.
+        company: Calls of one company go together, if they can. `None`: the call has none.
+        announced: The result of `ready`.
+        asked_at: When the call began to wait for a connection, by `perf_counter`.
     """
 
     scope: Scope
@@ -88,13 +91,13 @@ class Call(Generic[ItemT, ResultT]):
 
 
 class _Waiter(Generic[ItemT, ResultT]):
-    """A caller who goes with others.
+    """A caller whose call goes together with others.
 
     Attributes:
-        call: What it asks.
-        answer: Of PostgreSQL.
-        context: The caller's, for telemetry.
-        batch: The one that has taken it along.
+        call: The call.
+        answer: Receives the result of PostgreSQL.
+        context: The caller's context, for telemetry.
+        batch: The batch that the call goes with. `None`: none yet.
     """
 
     __slots__ = ("answer", "batch", "call", "context")
@@ -111,7 +114,7 @@ class _Waiter(Generic[ItemT, ResultT]):
 
 
 class _Batch(Generic[ItemT, ResultT]):
-    """Callers who go together, in a task of their own, which runs in the context of one of them."""
+    """Calls that go together, in a task of their own. It runs in the context of one caller, the leader."""
 
     def __init__(self, leader: _Waiter[ItemT, ResultT], step_name: str, telemetry: Telemetry) -> None:
         self.waiters: list[_Waiter[ItemT, ResultT]] = []
@@ -130,7 +133,7 @@ class _Batch(Generic[ItemT, ResultT]):
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether no caller waits for it any more."""
         return all(waiter.answer.done() for waiter in self.waiters)
 
     def add(self, waiter: _Waiter[ItemT, ResultT]) -> None:
@@ -138,7 +141,7 @@ class _Batch(Generic[ItemT, ResultT]):
         waiter.batch = self
 
     async def ready(self, connection: Connection) -> None:
-        """Wait until everyone is ready; those who cannot be, or have left, stay behind."""
+        """Await `ready` of each call. Calls for which it fails, or whose callers have left, are dropped."""
         for waiter in self.waiters:
             call = waiter.call
             try:
@@ -149,7 +152,7 @@ class _Batch(Generic[ItemT, ResultT]):
         self.waiters = [waiter for waiter in self.waiters if not waiter.answer.done()]
 
     def begin(self) -> None:
-        """Tell telemetry that they are sent now."""
+        """Tell telemetry that the calls are sent now."""
         self.is_executing = True
         now = perf_counter()
         for waiter in self.waiters:
@@ -163,7 +166,7 @@ class _Batch(Generic[ItemT, ResultT]):
         step.__enter__()
 
     def end(self, error: BaseException | None) -> None:
-        """Tell telemetry that they were answered, or what went wrong."""
+        """Tell telemetry that the calls have their results, or what went wrong."""
         self.is_executing = False
         for waiter, step in self._steps:
             self._in_context(waiter, step.__exit__, type(error) if error else None, error, None)
@@ -171,14 +174,14 @@ class _Batch(Generic[ItemT, ResultT]):
     def _in_context(
         self, waiter: _Waiter[ItemT, ResultT], tell: Callable[..., object], *args: object
     ) -> None:
-        if waiter is self.leader:  # so that what psycopg's own instrumentation says stands under it
+        if waiter is self.leader:  # so that the spans of psycopg's own instrumentation are below its span
             tell(*args)
         else:
             waiter.context.run(tell, *args)
 
 
 class Batcher(Generic[ItemT, ResultT]):
-    """Brings calls of one kind into statements."""
+    """Sends calls of one kind, alone or together."""
 
     def __init__(
         self,
@@ -189,14 +192,14 @@ class Batcher(Generic[ItemT, ResultT]):
         start: Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]],
         telemetry: Telemetry,
     ) -> None:
-        """Take what executes a statement, and for which kind of call.
+        """Take what executes a statement for one kind of call.
 
         Args:
-            step_name: What telemetry calls such a statement.
-            execute: Sends calls in one statement; an answer for each.
-            connection: Checks one out; names what goes wrong. Nobody who is cancelled loses it.
-            start: Starts a task in a context; it is waited for when the saver is closed.
-            telemetry: Who is told of each call.
+            step_name: The name of such a statement in telemetry.
+            execute: Sends calls in one statement, and returns a result for each.
+            connection: Checks out a connection, and names errors. A cancelled caller does not lose it.
+            start: Starts a task in a context. Closing the saver waits for the task.
+            telemetry: Receives events for each call.
         """
         self._step_name = step_name
         self._execute = execute
@@ -205,20 +208,20 @@ class Batcher(Generic[ItemT, ResultT]):
         self._telemetry = telemetry
         self._crowd = Crowd(beyond=ALONE)
         self._waiting: list[_Waiter[ItemT, ResultT]] = []
-        # Company -> when its first call came, and who follows that; as long as it is not sent.
+        # Company -> when its first call came, and the calls that follow it. Removed when that call is sent.
         self._gathering: dict[Hashable, tuple[float, list[_Waiter[ItemT, ResultT]]]] = {}
         self._under_way = 0
-        # What fetches a connection for those who wait.
+        # The batch that fetches a connection for the waiting calls.
         self._acquiring: _Batch[ItemT, ResultT] | None = None
 
     async def run(self, call: Call[ItemT, ResultT]) -> ResultT:
-        """Ask PostgreSQL, and return what it answers to this call.
+        """Send a call, and return its result.
 
-        Three cases: it goes with a crowd; it follows the first call of its company; it is such a first call,
-        or alone.
+        Three cases: the call goes with a crowd; it follows the first call of its company; or it is such a
+        first call, or alone.
 
         Raises:
-            Exception: What the statement raises.
+            Exception: The error of the statement.
         """
         if self._crowd.is_there(self._under_way):
             waiter = _Waiter(call)
@@ -235,8 +238,7 @@ class Batcher(Generic[ItemT, ResultT]):
     async def _first(self, call: Call[ItemT, ResultT]) -> ResultT:
         """Send a call by itself, or with its company.
 
-        The company is what comes before the call has a connection and is ready: the call does not wait for
-        it.
+        Its company is all calls that come before it has a connection and is ready. It does not wait for them.
         """
         followers: list[_Waiter[ItemT, ResultT]] = []
         if call.company is not None:
@@ -249,14 +251,14 @@ class Batcher(Generic[ItemT, ResultT]):
                 if call.ready is not None:
                     call.announced = await call.ready(connection)
                 if call.company is not None and not followers:
-                    await asyncio.sleep(0)  # whoever was started in the same tick comes now
+                    await asyncio.sleep(0)  # calls that were started in the same tick come now
                 self._gathering.pop(call.company, None)
                 if not followers:
                     return await self._alone(call, connection)
             first = _Waiter(call)
             followers.insert(0, first)
         except Exception as exc:
-            if not has_connection:  # they have waited for one as long
+            if not has_connection:  # the followers have waited for one as long
                 while followers:
                     followers.pop().fail(exc)
             raise
@@ -268,7 +270,7 @@ class Batcher(Generic[ItemT, ResultT]):
         return await self._answer_to(first)
 
     async def _alone(self, call: Call[ItemT, ResultT], connection: Connection) -> ResultT:
-        """One call, in its caller's own task: if that is cancelled, psycopg ends the statement."""
+        """Send one call in its caller's own task: if that is cancelled, psycopg ends the statement."""
         self._telemetry.note(PoolWaited(perf_counter() - call.asked_at, call.scope))
         with self._telemetry.step(self._step_name, call.scope):
             [answer] = await self._execute(connection, [call])
@@ -282,15 +284,15 @@ class Batcher(Generic[ItemT, ResultT]):
             raise
 
     def _look(self) -> None:
-        """See to it that somebody fetches a connection for those who wait."""
+        """Make a batch fetch a connection for the waiting calls, unless too many batches are under way."""
         if self._waiting and self._acquiring is None and self._under_way < _BATCHES:
             self._acquiring = _Batch(self._waiting[0], self._step_name, self._telemetry)
             self._send(self._acquiring)
 
     def _send_together(self, waiters: list[_Waiter[ItemT, ResultT]]) -> None:
-        """Send callers in as few statements as they go in, whoever else is under way.
+        """Send calls in as few statements as possible, however many batches are under way.
 
-        Callers that have left stay behind.
+        Calls whose callers have left are not sent.
         """
         waiters = [waiter for waiter in waiters if not waiter.answer.done()]
         while waiters:
@@ -301,19 +303,19 @@ class Batcher(Generic[ItemT, ResultT]):
             self._send(batch)
 
     def _send(self, batch: _Batch[ItemT, ResultT]) -> None:
-        """Start a batch: of its waiters; `_acquiring`: of all who wait when it has a connection."""
+        """Start a batch. It sends its waiters; `_acquiring` sends all that wait when it has a connection."""
         self._under_way += 1
         batch.task = self._start(self._run(batch), batch.leader.context)
 
     def _is_wanted(self, batch: _Batch[ItemT, ResultT]) -> bool:
-        """Whether somebody waits for it."""
+        """Whether a caller waits for the batch."""
         return not batch.is_abandoned or (batch is self._acquiring and len(self._waiting) > 0)
 
     async def _run(self, batch: _Batch[ItemT, ResultT]) -> None:
         started = perf_counter()
         answers: Sequence[ResultT] = ()
         try:
-            if not self._is_wanted(batch):  # they have left before this began
+            if not self._is_wanted(batch):  # all callers have left before this began
                 return
             batch.is_acquiring = True
             async with self._connection() as connection:
@@ -324,7 +326,7 @@ class Batcher(Generic[ItemT, ResultT]):
                 await batch.ready(connection)
                 if batch.waiters:
                     answers = await self._answer(connection, batch)
-            # Only now: where statements do not commit by themselves, the connection does it at the end.
+            # Not earlier: without autocommit, the statement is committed at the end of the block.
             for waiter, answer in zip(batch.waiters, answers, strict=True):
                 if not waiter.answer.done():
                     waiter.answer.set_result(answer)
@@ -338,7 +340,7 @@ class Batcher(Generic[ItemT, ResultT]):
             self._look()
 
     def _take(self, batch: _Batch[ItemT, ResultT]) -> None:
-        """Take along who waits."""
+        """Add waiting calls to the batch."""
         taken, self._waiting = _fitting(self._waiting)
         for waiter in taken:
             batch.add(waiter)
@@ -357,7 +359,7 @@ class Batcher(Generic[ItemT, ResultT]):
 
     def _failed(self, batch: _Batch[ItemT, ResultT], error: Exception, started: float) -> None:
         if not batch.has_connection and not batch.waiters:
-            # Who has waited for one as long as this batch did is told so.
+            # Calls that have waited for a connection as long as this batch get its error.
             self._acquiring = None
             batch.waiters = [waiter for waiter in self._waiting if waiter.call.asked_at <= started]
             self._waiting = [waiter for waiter in self._waiting if waiter.call.asked_at > started]
@@ -370,10 +372,11 @@ class Batcher(Generic[ItemT, ResultT]):
             waiter.fail(error)
 
     async def _leave(self, waiter: _Waiter[ItemT, ResultT]) -> None:
-        """The caller gives up: at once, unless its statement was sent.
+        """Let a cancelled caller go: at once, unless its statement was sent.
 
-        Then it goes when that has ended, and that is seen to if nobody else waits for it; if somebody does,
-        the caller goes when told again.
+        Two cases, if the statement was sent. No other caller waits for it: it is cancelled, and this caller
+        goes when it has ended. Another caller waits for it: this caller goes when it has ended, or when it is
+        cancelled a second time.
         """
         if waiter in self._waiting:
             self._waiting.remove(waiter)
@@ -393,7 +396,7 @@ class Batcher(Generic[ItemT, ResultT]):
 def _fitting(
     waiters: Sequence[_Waiter[ItemT, ResultT]],
 ) -> tuple[list[_Waiter[ItemT, ResultT]], list[_Waiter[ItemT, ResultT]]]:
-    """Return who goes in one statement, first come first served, and who does not."""
+    """Return the calls that go in one statement, first come first served, and the rest."""
     taken, left = list[_Waiter[ItemT, ResultT]](), list[_Waiter[ItemT, ResultT]]()
     keys, size = set[Any](), 0
     for waiter in waiters:

@@ -1,7 +1,10 @@
-"""Why PostgreSQL cannot be opened: an outage, or a mistake in the configuration. One table, and its look-up.
+"""Tells why a connection to PostgreSQL cannot be made: an outage, or a mistake in the configuration.
 
-A fallback chain falls when PostgreSQL cannot be reached. It must not fall when PostgreSQL answers and refuses
-(a wrong password, no such database): the refusal would stay, and a process would work without its history.
+Open this file when a failed connection is taken for the wrong one of these, or its error gives wrong advice.
+
+A fallback chain falls when PostgreSQL cannot be reached. It must not fall when PostgreSQL responds and
+refuses (a wrong password, no such database): the refusal would stay, and a process would work without its
+history.
 
 psycopg sets no SQLSTATE on an error of this kind: libpq passes on the text alone. So the table is looked up
 by the words of libpq and of the server. libpq speaks English; a server may not (`lc_messages`). When a server
@@ -32,15 +35,15 @@ __all__ = ["NOT_REACHED", "REFUSED", "TROUBLES", "Diagnosis", "Trouble", "ask_sq
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """One reason why a connection is not made.
+    """One reason why a connection cannot be made.
 
     Attributes:
         says: What happened.
-        words: What libpq or the server says; `None`: the row is for what no other row knows.
-        sqlstates: What PostgreSQL calls it: these, or what begins so. None: libpq says it, or a pooler.
+        words: The words of libpq or the server. `None`: the row is for errors that no other row knows.
+        sqlstates: Its codes in PostgreSQL, or their beginnings. Empty: it comes from libpq, or from a pooler.
         is_outage: Whether it passes without a change of settings.
         do: What to do about it.
-        is_up: Whether the server is up, and answers on the connections that it has given.
+        is_up: Whether the server is up, and serves the connections that are open.
     """
 
     says: str
@@ -53,11 +56,11 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is the matter with a connection.
+    """Why a connection was not made.
 
     Attributes:
-        trouble: The row of the table.
-        line: The line of the error that says so; of an outage, the whole error. May hold a password.
+        trouble: The row of the table that fits.
+        line: The line of the error that says so. For an outage: the whole error. May hold a password.
         is_unknown: Whether a server refused in words that the table does not know.
     """
 
@@ -86,7 +89,7 @@ REFUSED = Trouble(
 )
 NOT_REACHED = Trouble("libpq says anything else", None, (), True, _WAIT)
 
-# The first that fits a line. A pooler quotes what its server has said, so poolers come first.
+# The first row that fits a line is taken. A pooler quotes what its server has said, so poolers come first.
 TROUBLES = (
     _outage(
         "PgBouncer cannot reach its server",
@@ -219,7 +222,7 @@ _UNDER_WAY = (pq.PollingStatus.READING, pq.PollingStatus.WRITING)
 
 
 def diagnose(error: Exception, sqlstates: Collection[str] = ()) -> Diagnosis:
-    """Look up why a connection was not made. With several hosts: it is a mistake if any host says so.
+    """Look up why a connection was not made. With several hosts, one host that reports a mistake decides.
 
     Args:
         error: What psycopg raised.
@@ -235,13 +238,13 @@ def diagnose(error: Exception, sqlstates: Collection[str] = ()) -> Diagnosis:
 
 
 def ask_sqlstates(conninfo: str, seconds: float) -> set[str]:
-    """Connect once more, and return the SQLSTATEs that the server sends. Blocks: for a thread.
+    """Connect once more, and return the SQLSTATEs that the server sends. Blocks, so run it in a thread.
 
     libpq writes them into its trace, whatever the language of the server. The trace stays in memory.
 
     Returns:
-        Nothing, if the server lets the client in, does not answer, or libpq cannot trace (before version 18,
-        or on another system than Linux).
+        The codes. Empty if the server accepts the connection, if it does not respond, or if libpq cannot
+        trace (before version 18, or on another system than Linux).
     """
     deadline = monotonic() + seconds
     with suppress(OSError, AttributeError, psycopg.Error):

@@ -1,6 +1,6 @@
-"""Connections of one saver: checked out, given back, replaced; and what their errors mean to callers.
+"""Checks out, gives back and replaces the connections of one saver, and names their errors for callers.
 
-Open this file when a call waits for a connection, loses one, or gets an error of psycopg that it should not.
+Open this file when a call waits for a connection, loses one, or raises an error of psycopg.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class Connections:
     """The connection, or the pool of connections, of upstream's saver.
 
     Attributes:
-        telemetry: Receives every wait for a connection.
+        telemetry: Receives an event for every wait for a connection.
     """
 
     def __init__(self, upstream: AsyncPostgresSaver, telemetry: Telemetry) -> None:
         """Take the connections of upstream's saver.
 
         Args:
-            upstream: The saver; with one connection, calls queue on its lock.
-            telemetry: Receives every wait for a connection.
+            upstream: The saver. If it has a single connection, calls queue on its lock.
+            telemetry: Receives an event for every wait for a connection.
         """
         self.telemetry = telemetry
         self._upstream = upstream
@@ -66,7 +66,7 @@ class Connections:
 
     @property
     def greet(self) -> Greet | None:
-        """Awaited with each connection of the pool that is new, before its first use."""
+        """Awaited with each new connection of the pool, before its first use."""
         return self._liveness.greet
 
     @greet.setter
@@ -75,7 +75,7 @@ class Connections:
 
     @property
     def pool(self) -> Pool | None:
-        """The pool, `None` with a single connection."""
+        """The pool. `None`: the saver has a single connection."""
         conn = self._upstream.conn
         return conn if isinstance(conn, AsyncConnectionPool) else None
 
@@ -90,9 +90,10 @@ class Connections:
 
     @property
     def can_spare_a_connection(self) -> bool:
-        """Whether one is idle and nobody waits: to use it for a moment delays no call.
+        """Whether a connection can be used for a moment without delaying a call: one is idle, no call waits.
 
-        Of a pool that may be empty and is, too; any other that is empty would only try in vain to connect.
+        This is also true for an empty pool that may be empty (`min_size` is 0). Any other empty pool has lost
+        its connections, and would only try in vain to connect.
         """
         if self.pool is None:
             return not self._upstream.lock.locked()
@@ -102,29 +103,29 @@ class Connections:
 
     @property
     def in_use(self) -> int:
-        """How many connections of the pool are handed out."""
+        """The number of the pool's connections that are handed out."""
         return self._liveness.in_use
 
     async def is_busy(self) -> bool:
-        """Tell whether it is worth waiting for a connection, by a connection beside the pool.
+        """Tell whether it is worth waiting for a connection: connect once, beside the pool.
 
         Returns:
-            Whether the server takes it; or refuses it, and calls have connections.
+            Whether the server accepts that connection, or refuses it while calls hold connections.
 
         Raises:
-            psycopg.Error: The server is away.
+            psycopg.Error: The server cannot be reached.
         """
         is_in_use = self._liveness.in_use > 0 if self.pool is not None else self._upstream.lock.locked()
         return await connect_beside(self._upstream.conn) or is_in_use
 
     async def drain(self) -> None:
-        """Wait until every connection is back in the pool, those of cancelled calls too."""
+        """Wait until every connection is back in the pool, also those of cancelled calls."""
         while self._unfinished:
             await asyncio.wait(self._unfinished)
 
     @asynccontextmanager
     async def connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
-        """Check a connection out; measure the wait; name what goes wrong."""
+        """Check out a connection, measure the wait, and name errors."""
         started = perf_counter()
         async with self.checked_out() as conn:
             self.telemetry.note(PoolWaited(perf_counter() - started, scope))
@@ -132,7 +133,7 @@ class Connections:
 
     @asynccontextmanager
     async def checked_out(self) -> AsyncIterator[Connection]:
-        """Check a connection out; name what goes wrong."""
+        """Check out a connection, and name errors."""
         with self._naming_faults():
             async with self.checkout() as conn:
                 yield conn
@@ -153,7 +154,7 @@ class Connections:
             raise named from exc
 
     def _why_none_came_free(self, seconds: float) -> str:
-        """Tell a server that gives no connection from a pool that is too small."""
+        """Return the reason: the server gives no connection, or the pool is too small."""
         waited = f"No PostgreSQL connection came free within {seconds:.1f} s"
         if why := why_not_connected(self.pool):
             return f"{why} ({waited}.)"
@@ -169,15 +170,15 @@ class Connections:
 
     @asynccontextmanager
     async def checkout(self) -> AsyncIterator[Connection]:
-        """Check a connection out as it is: nothing is measured, and errors keep their names."""
+        """Check out a connection. Nothing is measured, and errors stay as they are."""
         conn = self._upstream.conn
         if not isinstance(conn, AsyncConnectionPool):
             async with self._upstream.lock:
                 yield conn
             return
-        # Not `pool.connection()`: a caller who is cancelled just as a connection is handed over, or while it
-        # waits for the pool's lock to give it back, would lose it for good. So what has to wait runs to its
-        # end in a task; mostly nothing has to.
+        # Not `pool.connection()`. There a cancelled caller loses its connection for good in two cases: just
+        # as it receives the connection, or while it waits for the pool's lock to give it back. So the parts
+        # that have to wait run to their end in a task. Mostly no part has to wait.
         checked_out = await self._liveness.get_idle(conn)
         if checked_out is None or not self._liveness.hand_out(checked_out):
             getting = self.start(self._liveness.getconn(conn, checked_out))
@@ -185,7 +186,7 @@ class Connections:
                 checked_out = await asyncio.shield(getting)
             except asyncio.CancelledError:
                 getting.add_done_callback(lambda got: self._give_back(conn, got))
-                give_up(getting)  # nobody else waits for it, and `drain` would
+                give_up(getting)  # otherwise `drain` would wait for it
                 raise
         try:
             async with _finished(checked_out):
@@ -203,7 +204,7 @@ class Connections:
     def start(
         self, work: Coroutine[Any, Any, ResultT], context: Context | None = None
     ) -> asyncio.Task[ResultT]:
-        """Start what must end before the connections are closed: `drain` waits for it."""
+        """Start a task that must end before the connections are closed: `drain` waits for it."""
         task = asyncio.create_task(work, context=context)
         self._unfinished.add(task)
         task.add_done_callback(self._unfinished.discard)
@@ -215,7 +216,7 @@ class Connections:
 
 
 def _named(error: Exception, *, has_pool: bool) -> GlasspointError | None:
-    """Return the error that callers get for an error of psycopg; `None`: they get that one."""
+    """Return the error that callers get for an error of psycopg. `None`: they get psycopg's error."""
     match error:
         case PoolClosed():
             return SaverClosedError("The connection pool is not open: open it, or open a new saver.")
@@ -262,10 +263,10 @@ def _named(error: Exception, *, has_pool: bool) -> GlasspointError | None:
 
 
 def _is_of_the_connection(error: psycopg.Error) -> bool:
-    """Tell whether the connection has failed, or the server shuts down or takes no more connections."""
+    """Tell whether the connection has failed, the server shuts down, or it takes no more connections."""
     return error.sqlstate is None or error.sqlstate.startswith(("08", "57P", "53300"))
 
 
 def _finished(conn: Connection) -> AbstractAsyncContextManager[object]:
-    """Commit what was done in a block, or roll it back; where every statement does so by itself, nothing."""
+    """Commit or roll back the block at its end. In autocommit, where each statement does so, do nothing."""
     return nullcontext() if conn.autocommit else conn

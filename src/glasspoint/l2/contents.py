@@ -1,7 +1,8 @@
-"""What LangGraph's tables hold of one thread: names and sizes without values, and whole rows to copy.
+"""Reads what LangGraph's tables hold of one thread: names and sizes without values, and whole rows to copy.
 
-`glasspoint history` and the migration read with it, each on a connection of its own: these statements may
-take long, and must not wait for the hot path's pool, or keep it waiting.
+`glasspoint history` and the sources of a migration read with it, each on a connection of its own: these
+statements may take long, so they must not wait for the hot path's pool, or make it wait. Only `holding_of`
+also runs on the pool of a saver: of the saver that a migration copies to.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ _HAS_TASK_PATH: Final = query("has_task_path")
 
 @dataclass(slots=True)
 class Holding:
-    """What a store holds of a thread, by name.
+    """The names of what a store holds of a thread.
 
     Attributes:
-        checkpoints: Namespace, checkpoint id.
-        writes: Namespace, checkpoint id, task id, number -> `digest_of` the value, if another write of the
-            same name may replace it; else `None`.
-        values: Namespace, channel, version; without those that are empty.
+        checkpoints: Namespace and id of each checkpoint.
+        writes: Namespace, checkpoint id, task id and number of each pending write -> `digest_of` the write,
+            if another write of the same name may replace it; else `None`.
+        values: Namespace, channel and version of each value that is not empty.
     """
 
     checkpoints: set[tuple[str, str]]
@@ -79,7 +80,7 @@ class Holding:
 
 
 class Namespace(NamedTuple):
-    """A namespace of a thread, with the number of its checkpoints, and the newest of them."""
+    """A namespace of a thread, the number of its checkpoints, and the id of the newest one."""
 
     name: str
     checkpoints: int
@@ -90,14 +91,14 @@ class Outline(NamedTuple):
     """A checkpoint, without its values.
 
     Attributes:
-        metadata: Parsed from its JSON.
-        document_bytes: Of its JSON, metadata included.
-        ts: When it was made, as it says itself.
-        value_bytes: Of the values that are kept by channel and version; several checkpoints may share one.
-        writes: How many pending writes it has.
-        write_bytes: Of their values.
-        interrupts: How many of these are interrupts.
-        errors: How many of these are errors.
+        metadata: Its metadata, parsed from JSON.
+        document_bytes: The size of its JSON and of its metadata's.
+        ts: When it was made, by its own timestamp.
+        value_bytes: The size of its values that are stored by channel and version. Checkpoints share values.
+        writes: The number of its pending writes.
+        write_bytes: The size of the pending writes' values.
+        interrupts: The number of pending writes that are interrupts.
+        errors: The number of pending writes that are errors.
     """
 
     checkpoint_id: str
@@ -113,7 +114,10 @@ class Outline(NamedTuple):
 
 
 def digest_of(write: EncodedWrite) -> bytes | None:
-    """Return what tells whether a pending write was replaced: those with a negative number can be."""
+    """Return a digest that shows whether a pending write was replaced. `None`: it cannot be replaced.
+
+    Only writes with a negative number can be.
+    """
     return hashlib.sha256(write.value.data).digest() if write.idx < 0 else None
 
 
@@ -123,7 +127,7 @@ async def thread_ids_of(conn: Connection) -> list[str]:
 
 
 async def namespaces_of(conn: Connection, thread_id: str) -> list[Namespace]:
-    """Return a thread's namespaces, the root's first."""
+    """Return the namespaces of a thread that have checkpoints, the root's first."""
     return [Namespace(*row) for row in await _rows(conn, _NAMESPACES, {"thread_id": thread_id})]
 
 
@@ -136,14 +140,14 @@ async def outlines_of(conn: Connection, scope: Scope, *, limit: int) -> list[Out
     """Return the checkpoints of a scope, newest first.
 
     Args:
-        limit: At most so many.
+        limit: The most checkpoints to return.
     """
     rows = await _rows(conn, _OUTLINES, {**scope._asdict(), "limit": limit})
     return [Outline(id_, parent, json.loads(metadata), *rest) for id_, parent, metadata, *rest in rows]
 
 
 async def holding_of(conn: Connection, thread_id: str) -> Holding:
-    """Return what stands here of a thread, by name."""
+    """Return the names of what is stored of a thread."""
     named = {"thread_id": thread_id}
     return Holding(
         cast("set[tuple[str, str]]", set(await _rows(conn, _HELD_CHECKPOINTS, named))),
@@ -167,8 +171,8 @@ async def read_missing(
 
     Args:
         checkpoints: Namespace and id of those to read, in this order.
-        writes: The pending writes to read. Those of the checkpoints come with them, the others by themselves.
-        held_values: Values that are not read again.
+        writes: The pending writes to read. Writes of these checkpoints come with them, others by themselves.
+        held_values: The values that are not read again.
     """
     rows = await _rows(conn, _HAS_TASK_PATH, {})
     some_writes = _SOME_WRITES if rows[0][0] else _SOME_WRITES_WITHOUT_PATH

@@ -1,4 +1,7 @@
-"""A deadline that psycopg keeps, whatever state the server is in."""
+"""Deadlines for statements of psycopg, which hold even if the server is frozen.
+
+Open this file when a call takes longer than its timeout.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ _GRACE_SECONDS = 0.5
 
 
 class within:
-    """Cancel what runs in this block after so many seconds, and half a second later once more.
+    """Cancel the block after so many seconds, and once more half a second later.
 
-    A statement that is cancelled asks the server to end it, and waits for the answer: up to ten seconds when
-    the server is frozen, or behind a firewall that swallows everything. The second time psycopg closes the
-    connection and returns at once.
+    A cancelled statement asks the server to end it, and waits for the reply. This takes up to ten seconds if
+    the server is frozen, or if a firewall drops all packets. After the second cancellation, psycopg closes
+    the connection and returns at once.
 
-    Otherwise as `asyncio.timeout`, two of which would do the same at twice the cost.
+    Otherwise this works like `asyncio.timeout`. Two nested timeouts would do the same at twice the cost.
 
     Raises:
         TimeoutError: The time is up.
@@ -49,7 +52,7 @@ class within:
             return
         for _ in range(self._cancels):
             left = self._task.uncancel()
-        # What is left then was somebody else's cancellation.
+        # A cancellation that is left now came from elsewhere: this is no timeout.
         if left <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
@@ -61,9 +64,9 @@ class within:
 
 
 def give_up(task: asyncio.Task[Any]) -> None:
-    """Cancel a task that nobody waits for any more; and once more every half second, until it has ended.
+    """Cancel a task that nobody waits for any more, and repeat it every half second until the task has ended.
 
-    Why once is not enough: see `within`.
+    `within` says why one cancellation is not enough.
     """
     if not task.done():
         task.cancel()
@@ -72,10 +75,10 @@ def give_up(task: asyncio.Task[Any]) -> None:
 
 @asynccontextmanager
 async def answered_within(seconds: float, otherwise: str) -> AsyncIterator[None]:
-    """As `within`, with an error of ours.
+    """Do as `within` does, but raise an error of ours.
 
     Raises:
-        L2DeadlineError: The time is up; `otherwise` is what it says.
+        L2DeadlineError: The time is up. Its text is `otherwise`.
     """
     try:
         async with within(seconds):

@@ -1,7 +1,8 @@
-"""Do at once, in the caller's own task, what must run to its end and hardly ever has to wait.
+"""Runs a coroutine in the caller's own task up to where it has to wait; the rest is for another task.
 
-To give a connection back takes no time, unless others hold the lock of the pool. A caller who is cancelled
-while it waits for the lock would take the connection along. So the waiting, and only that, is done in a task.
+Giving a connection back takes no time, unless another caller holds the lock of the pool. A caller that is
+cancelled while it waits for this lock would lose the connection. So another task does the waiting, and only
+the waiting.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ def start(work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
     """Run a coroutine up to where it has to wait.
 
     Args:
-        work: One that does not care which task it runs in: `asyncio.timeout` would end the wrong one.
+        work: It must work in any task. (`asyncio.timeout` in it would cancel the wrong task.)
 
     Returns:
-        The rest, to be run in a task; `None`: it has ended.
+        The rest, to be run in a task. `None`: the coroutine has ended.
     """
     try:
         waits_for = work.send(None)

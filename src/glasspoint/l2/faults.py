@@ -1,7 +1,9 @@
-"""What can go wrong with PostgreSQL, and what is done about each: one table, and who looks things up in it.
+"""What can go wrong with PostgreSQL, and what is done about it: one table, and the functions that read it.
 
-Every call that is repeated is one that stores the same again; whether that is safe for L1 is the business of
-`savers.cached`. `docs/reliability.md` says the same in words; a test holds it against this.
+Open this file when a call is repeated that should not be, or the other way round.
+
+Every call that is repeated stores the same again. `savers.cached` makes sure that this is safe for L1.
+`docs/reliability.md` says the same in words; a test holds it against this file.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 FORESEEN = (GlasspointError, psycopg.Error, OSError, TimeoutError)
-"""What a background task expects of its servers. Anything else is a mistake of ours, or of a client's."""
+"""The errors that a background task expects. Any other is a mistake of ours, or of a client library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,10 @@ class Fault:
 
     Attributes:
         says: What happened, for the log.
-        sqlstates: What PostgreSQL calls it; these, or what begins so. None: it is told by something else.
-        reason: The word for it in metrics and logs, if it is retried; `None`: it is not.
-        unchanged: Whether PostgreSQL is certainly as it was.
-        fresh: Whether the connection is of no more use: the next attempt needs another.
+        sqlstates: Its codes in PostgreSQL, or their beginnings. Empty: it is recognized by something else.
+        reason: The word for it in metrics and logs. `None`: it is not retried.
+        unchanged: Whether PostgreSQL is certainly as it was before.
+        fresh: Whether the connection cannot be used any more: the next attempt needs another one.
     """
 
     says: str
@@ -58,21 +60,21 @@ class Fault:
 
 _LOST = Fault("the connection broke", ("08", "40003"), "connection_lost", unchanged=False, fresh=True)
 
-# A pool's timeout is not retried: the caller has waited for a connection as long as it was told to, all that
-# time the pool has tried to connect, and another round would only stand at the end of the same queue again.
+# A pool's timeout is not retried. The caller has waited for as long as it may, and the pool has tried to
+# connect all that time. Another attempt would only join the end of the same queue.
 _NO_CONNECTION = Fault("no connection came free in time", (), None, unchanged=True, fresh=False)
 
 _OTHER = Fault("PostgreSQL refused", (), None, unchanged=True, fresh=False)
 
-# Not PostgreSQL's: our own mistake, a deadline, a cancellation. What was sent may have been done.
+# Not an error of PostgreSQL: our own mistake, a deadline, a cancellation. The statement may have been done.
 _UNKNOWN = Fault("the call was cut off", (), None, unchanged=False, fresh=False)
 
-# The first that fits, so a longer code stands before what it begins with.
+# The first row that fits is taken. So a longer code stands before a shorter one that it begins with.
 FAULTS = (
     _LOST,
     Fault("the database was dropped", ("57P04",), None, unchanged=False, fresh=True),
-    # 57P01 also when somebody terminates one connection. Whether the statement was done is not known: the
-    # server may have committed it, and said so into a connection that was closed first.
+    # 57P01 also comes if somebody terminates one connection. It is not known whether the statement was done:
+    # the server may have committed it, and the connection was closed before the result arrived.
     Fault(
         "the server closed the connection, or restarts",
         ("57P",),
@@ -80,18 +82,19 @@ FAULTS = (
         unchanged=False,
         fresh=True,
     ),
-    # A primary that a failover has demoted, whose connections live on. The name may lead elsewhere by now.
+    # A failover has demoted the primary, and its connections are still open. The host name may lead to the
+    # new primary by now.
     Fault("the server takes no writes", ("25006",), "read_only", unchanged=True, fresh=True),
-    # From poolers, once connected: a server that is full turns the pool's own attempts away.
+    # Comes from poolers, on open connections. A full server itself only refuses new connections.
     Fault(
         "the server has no connection to give", ("53300",), "too_many_connections", unchanged=True, fresh=True
     ),
     Fault("a deadlock was resolved against this call", ("40P01",), "deadlock", unchanged=True, fresh=False),
     Fault("another transaction came first", ("40001",), "serialization", unchanged=True, fresh=False),
     Fault("others keep the rows locked", ("55P03",), "lock_timeout", unchanged=True, fresh=False),
-    # Its time was used up already, or somebody wanted it to end.
+    # The statement's time was up, or somebody cancelled it on purpose.
     Fault("the statement was cancelled", ("57014",), None, unchanged=True, fresh=False),
-    # Disk full, out of memory: it would be so again, and each attempt makes it worse.
+    # Disk full, out of memory: the next attempt would fail too, and each attempt makes it worse.
     Fault("the server lacks a resource", ("53", "58"), None, unchanged=True, fresh=False),
     _NO_CONNECTION,
     _OTHER,
@@ -101,13 +104,13 @@ FAULTS = (
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A reason for which PostgreSQL refuses a call that nobody repeats.
+    """A reason why PostgreSQL refuses a call. Such a call is not repeated.
 
     Attributes:
         says: What happened.
-        sqlstates: What PostgreSQL calls it; these, or what begins so. None: any other.
+        sqlstates: Its codes in PostgreSQL, or their beginnings. Empty: any other code.
         do: What to do about it.
-        of_tables: Whether the tables are to blame: a `SchemaError`. Otherwise an `L2RefusedError`.
+        of_tables: Whether the tables are the cause: then it is a `SchemaError`, else an `L2RefusedError`.
     """
 
     says: str
@@ -116,7 +119,7 @@ class Refusal:
     of_tables: bool = False
 
 
-# The first that fits.
+# The first row that fits is taken.
 REFUSALS = (
     Refusal(
         "the disk of the server is full",
@@ -177,19 +180,19 @@ REFUSALS = (
     Refusal("the server refuses, and the table does not know why", (), "Look at the log of the server."),
 )
 
-# Named elsewhere, with more than is known here: lost connections, cancelled statements, missing tables and
-# missing rights.
+# Errors that other modules name, because they know more: lost connections, cancelled statements, missing
+# tables and missing rights.
 _NAMED_ELSEWHERE = ("08", "57", "42P01", "42501")
 
 
 @contextmanager
 def naming_refusals() -> Iterator[None]:
-    """Name what PostgreSQL refuses in a block.
+    """Turn a refusal of PostgreSQL in the block into an error that says what to do.
 
-    What is retried stays as it is, and so does what never reached PostgreSQL.
+    Errors that are retried stay as they are, and so do those that do not come from PostgreSQL.
 
     Raises:
-        SchemaError, L2RefusedError: PostgreSQL refused. Of the row, only names of the schema are told.
+        SchemaError, L2RefusedError: PostgreSQL refused. The text names tables and constraints, but no values.
     """
     try:
         yield
@@ -214,16 +217,16 @@ def naming_refusals() -> Iterator[None]:
 
 
 def classify(error: BaseException) -> Fault:
-    """Look an error up: one of psycopg's, or one of ours that psycopg's caused."""
+    """Look an error up: an error of psycopg, or one of ours that was caused by such an error."""
     cause = error.__cause__ if isinstance(error, GlasspointError) else error
     if isinstance(cause, PoolTimeout | PoolClosed | TooManyRequests):
         return _NO_CONNECTION
     if not isinstance(cause, psycopg.Error):
         return _UNKNOWN
     if cause.sqlstate is None:
-        # "the connection is lost", "server closed the connection unexpectedly", "SSL error: bad length",
-        # "AsyncPipeline [BAD]": the client library's own words, in which the server had no part. What it
-        # complains of without being an OperationalError is our own mistake, and stays one.
+        # The client library itself has raised this error, not the server: "the connection is lost", "server
+        # closed the connection unexpectedly", "SSL error: bad length", "AsyncPipeline [BAD]". If it is not
+        # an OperationalError, it is our own mistake, and is not retried.
         return _LOST if isinstance(cause, psycopg.OperationalError) else _UNKNOWN
     return next((fault for fault in FAULTS if cause.sqlstate.startswith(fault.sqlstates)), _OTHER)
 
@@ -231,16 +234,17 @@ def classify(error: BaseException) -> Fault:
 def certainly_unchanged(error: BaseException) -> bool:
     """Tell whether a failed statement has certainly left PostgreSQL as it was.
 
-    It has if PostgreSQL itself answered with an error (a single statement is rolled back whole), or if it was
-    never sent. A broken connection, a server that shuts down, a deadline or a cancellation leave it open.
+    It has if PostgreSQL itself returned an error (a single statement is rolled back whole), or if it was
+    never sent. After a broken connection, a shutdown of the server, a deadline or a cancellation, this is not
+    known.
     """
     return classify(error).unchanged
 
 
 def is_passing(error: BaseException) -> bool:
-    """Tell whether the same call may be answered some time later: a full disk, a lock, a restart.
+    """Tell whether the same call may succeed some time later: after a full disk, a lock, a restart.
 
-    What PostgreSQL refuses for what it was sent, it refuses again.
+    If PostgreSQL refuses a call because of its content, it will refuse the same call again.
     """
     return classify(error) not in (_OTHER, _UNKNOWN)
 
@@ -248,7 +252,7 @@ def is_passing(error: BaseException) -> bool:
 def may_still_run(connection: Any) -> bool:
     """Tell whether a statement that failed, or was cancelled, may still be running in PostgreSQL.
 
-    Not if its connection is idle again: psycopg has had the server's last word on it then.
+    It is not running if its connection is idle again: then psycopg has received the end of its result.
     """
     if not isinstance(connection, psycopg.AsyncConnection) or connection.closed:
         return True

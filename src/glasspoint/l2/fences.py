@@ -1,12 +1,16 @@
-"""Fences: who reads a scope from L2 while one stands must not warm L1 up.
+"""Fences: while a fence stands in a scope, a reader of L2 must not warm L1 up with that scope.
 
-A fence is a row of an UNLOGGED table: the scope, who holds it, which burst of writes it belongs to, and until
-when it stands by PostgreSQL's clock. The statement of a burst's first write inserts it, in the same
-transaction; further writes check it; a read is told whether one stands. A crash of PostgreSQL empties the
-table, and a standby does not have it: a write that finds no fence of its own confirms its intent in Redis.
+Open this file when a scope is not warmed up although nothing is written to it any more.
 
-A saver holds one fence a scope, of its latest burst. Those of ended bursts are removed together, a moment
-later.
+A fence is a row of an UNLOGGED table: the scope, the saver that holds it, the burst of writes that it belongs
+to, and until when it stands by PostgreSQL's clock. The first write of a burst inserts the fence, in the same
+transaction. Further writes check it. A read returns whether a fence stands.
+
+A crash of PostgreSQL empties the table, and a standby does not have it. So a write that finds no fence of its
+own confirms its intent in Redis.
+
+A saver holds one fence for each scope: that of its latest burst. The fences of ended bursts are removed
+together, a moment later.
 """
 
 from __future__ import annotations
@@ -33,10 +37,10 @@ __all__ = ["Fences"]
 _log = get_logger("glasspoint.l2")
 
 REMOVE_SECONDS: Final = 0.5
-"""So long the fences of ended bursts are gathered."""
+"""How long the fences of ended bursts are gathered before they are removed together."""
 
 _PATIENCE_SECONDS: Final = 2.0
-"""How long that may take. It is no one's call, and must not keep a connection from calls for longer."""
+"""The timeout of one removal. No call waits for it, so it must not keep a connection for longer."""
 
 _AGAIN_SECONDS: Final = 1.0
 
@@ -58,20 +62,20 @@ class Fences:
         margin_seconds: float,
         in_background: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
-        """Take the connections that are used.
+        """Take the connections to use.
 
         Args:
             connections: All statements go through them.
             cache: The name of the cache: the key prefix.
-            stand_seconds: How long a fence stands; longer than a burst and the statements of its last writes.
+            stand_seconds: How long a fence stands: longer than a burst and the statements of its last writes.
             margin_seconds: How long a statement can run at most.
-            in_background: Runs what no caller waits for.
+            in_background: Runs a coroutine that no caller waits for.
         """
         self._connections = connections
         self._cache = cache
         self._in_background = in_background
         self.holder = secrets.token_hex(8)
-        """Who holds the fences: this saver."""
+        """The name of this saver, which holds the fences."""
         self.stand_seconds = stand_seconds
         self.margin_seconds = margin_seconds
         self._ended: dict[Scope, str] = {}
@@ -80,11 +84,11 @@ class Fences:
         self._is_closed = False
 
     def params(self, announced: Sequence[Announced]) -> FenceParams:
-        """Return what the statement of some writes needs."""
+        """Return the parameters for the statement of some writes."""
         return FenceParams(announced, self.holder, self._cache, self.stand_seconds, self.margin_seconds)
 
     def ended(self, scope: Scope, burst: str) -> None:
-        """The burst of a scope has ended: its fence may go."""
+        """Remove the fence of a burst that has ended, a moment later."""
         self._ended[scope] = burst
         self._remove_later(REMOVE_SECONDS)
 
@@ -97,7 +101,7 @@ class Fences:
         self._in_background(self.remove())
 
     async def remove(self) -> None:
-        """Remove the fences of ended bursts; in an outage, later again, until they have expired anyway."""
+        """Remove the fences of ended bursts. In an outage, try again until they have expired anyway."""
         now, ended = monotonic(), list(self._ended.items())
         self._ended = {}
         try:
@@ -121,7 +125,7 @@ class Fences:
             self._failed_at = 0.0
 
     async def close(self) -> None:
-        """Remove what is left."""
+        """Remove the fences of ended bursts now. A failure is not repeated."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -130,6 +134,6 @@ class Fences:
             await self.remove()
 
     async def expire(self) -> None:
-        """Remove the fences that nobody holds any more, of any saver."""
+        """Remove the expired fences of all savers."""
         async with self._connections.checkout() as conn:
             await conn.execute(_EXPIRE)

@@ -1,10 +1,10 @@
-"""The identity of L2, as PostgreSQL tells it: is this what the cache was filled from?
+"""The identity of L2: whether this PostgreSQL is still the one that the cache was filled from.
 
-Open this when an entry is believed that should not be, or the other way round.
+Open this file when an entry is trusted that should not be, or the other way round.
 
-The identity is agreed, not computed: the table `glasspoint_caches` holds one *generation* for each cache (key
-prefix), and all processes read it there. Beside it stand the facts that were true when it was made. A process
-that sees another fact renews the generation; nothing that was stored in Redis before is believed then.
+The identity is agreed, not computed. The table `glasspoint_caches` holds one *generation* for each cache (key
+prefix), and all processes read it there. Beside it are the facts that were true when it was made. A process
+that sees another fact renews the generation. Then nothing is trusted that was stored in Redis before.
 
 | fact | changes when |
 |---|---|
@@ -15,18 +15,18 @@ that sees another fact renews the generation; nothing that was stored in Redis b
 | `timeline` | a standby was promoted, or a backup was recovered to a point in time |
 | `started` | the server was restarted, perhaps with the files of a backup; or this is a copy of the cluster |
 
-More signs are no facts of a row:
+Three more signs are not facts in that row:
 
 - The row in `glasspoint_crash_marks`, an UNLOGGED table, is gone after a crash, a promotion or a recovery.
-  Acknowledged commits may be lost then (`synchronous_commit = off`), and a server that withholds its timeline
-  shows it all the same.
+  Acknowledged commits may be lost then (`synchronous_commit = off`). This sign also works if the server
+  withholds its timeline.
 - PostgreSQL's log is shorter than at the last look of this process: the whole machine was set back.
 - No process has used the cache for an hour: foreign writes are not noted for it any more (see `schema`).
 
-Files that are put back, or copied, while the server is stopped say nothing of that: every fact but `started`
-is as it was. So a restart always costs the cache.
+If files are restored or copied while the server is stopped, `started` is the only fact that changes. So every
+restart costs the cache.
 
-A server that is managed by others may withhold `system` and `timeline`. What it withholds is not compared.
+A managed server may withhold facts, such as `system` and `timeline`. A fact that is withheld is not compared.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _log = get_logger("glasspoint.l2")
 
 NoIdentityReason = Literal["tables", "privilege", "standby", "row_security"]
 
-# What a server may refuse to say -> what it is asked alone; and what stands for it in the look, if it tells.
+# A part of the look that a server may refuse -> the statement that asks for it alone; the text of the part.
 _WITHHOLDABLE: Final = {
     "system": (query("ask_system"), query("told_system")),
     "timeline": (query("ask_timeline"), query("told_timeline")),
@@ -86,7 +86,7 @@ _CACHES: Final = query("list_caches")
 _CLAIM_PURGE: Final = query("claim_purge")
 _SAY_PURGED: Final = query("say_purged")
 
-# A standby has no unlogged tables.
+# The errors of a look -> why there is no identity. A standby has no unlogged tables.
 _NO_IDENTITY: tuple[tuple[type[psycopg.Error], NoIdentityReason], ...] = (
     (psycopg.errors.UndefinedTable, "tables"),
     (psycopg.errors.UndefinedColumn, "tables"),
@@ -95,24 +95,25 @@ _NO_IDENTITY: tuple[tuple[type[psycopg.Error], NoIdentityReason], ...] = (
     (psycopg.errors.ObjectNotInPrerequisiteState, "standby"),
 )
 
-# Foreign transactions under way may have decided already that nobody uses this cache: they end first.
+# How long a renewal waits until foreign transactions have ended: they may have seen that no process uses this
+# cache, and not note their writes for it.
 _BARRIER_TIMEOUT = "200ms"
 
-# Beside the facts in the row.
+# The key of the reason, which is stored beside the facts.
 _REASON = "reason"
 
-# The triggers note foreign writes for an hour after a cache was seen last. Some minutes less, because the
-# two are not compared at the same moment.
+# The triggers note foreign writes for an hour after a cache was in use. This is some minutes less, because
+# the two are not compared at the same moment.
 _FORGOTTEN_SECONDS = 55 * 60.0
 
 
 class NoIdentityError(GlasspointError):
-    """PostgreSQL tells no identity, so that there can be no cache.
+    """PostgreSQL tells no identity, so there can be no cache.
 
     Attributes:
-        reason: `tables`: `setup` has not made them; `privilege`: this role may not use them; `standby`: this
-            server lags behind its primary; `row_security`: this role sees a part of the rows only, and an
-            entry would show them to roles that see others.
+        reason: `tables`: they are missing, call `setup`. `privilege`: this role may not use them. `standby`:
+            this server lags behind its primary. `row_security`: this role sees only a part of the rows, and
+            an entry would show them to roles that see other rows.
     """
 
     def __init__(self, reason: NoIdentityReason) -> None:
@@ -148,12 +149,14 @@ async def caches_of(conn: psycopg.AsyncConnection[Any]) -> list[CacheRow]:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """The row of a cache.
+    """The row of a cache in `glasspoint_caches`.
 
     Attributes:
+        reign: The Redis that the generation belongs to.
+        generation: The name of the generation.
         facts: What was true when the generation was made.
-        unseen_seconds: How long ago a process said that it uses this cache.
-        is_marked: Whether PostgreSQL has lost nothing since.
+        unseen_seconds: How long ago a process last said that it uses this cache.
+        is_marked: Whether the crash mark is there: PostgreSQL has lost nothing since.
         is_purged: Whether the entries of older generations were deleted: see `coherence.purging`.
         reason: Why the generation was made.
     """
@@ -168,24 +171,24 @@ class Attachment:
 
     @property
     def is_forgotten(self) -> bool:
-        """Whether foreign writes may have gone unnoted."""
+        """Whether foreign writes may be missing from the journal."""
         return self.unseen_seconds > _FORGOTTEN_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at L2 has shown.
+    """The result of one look at L2.
 
     Attributes:
         database: See `Identity.database`.
-        facts: What is true now; a fact that the server withholds is not there.
+        facts: What is true now, without the facts that the server withholds.
         signing_key: PostgreSQL's key, 32 bytes.
-        synchronous_commit: The setting, on this connection.
-        attachment: The cache's row, `None` before the first process has attached it.
-        rows: The oldest rows of the journal that were asked for.
-        statement_timeout_seconds: The setting, on this connection; 0 for none.
-        others: Other caches (key prefixes) that were in use lately.
-        position: How many bytes the log of PostgreSQL has; `None` if the server withholds it. If it has
+        synchronous_commit: The setting on this connection.
+        attachment: The cache's row. `None`: no process has attached the cache yet.
+        rows: The oldest rows of the journal, as many as were asked for.
+        statement_timeout_seconds: The setting on this connection. 0: none.
+        others: Other caches (key prefixes) that were in use within the last hour.
+        position: The length of PostgreSQL's log in bytes. `None`: the server withholds it. If the log has
             become shorter, the server was set back.
     """
 
@@ -201,13 +204,13 @@ class Look:
 
     @property
     def mark(self) -> str:
-        """What the statement of a write answers, as long as PostgreSQL is this one."""
+        """What the statement of a write returns, as long as PostgreSQL is this one. Empty: no crash mark."""
         row = self.attachment
         return f"{row.generation}:{self.facts['content']}" if row is not None and row.is_marked else ""
 
     @property
     def changed(self) -> dict[str, tuple[str, str]]:
-        """The facts that are not as the row has them: name -> (then, now)."""
+        """The facts that differ from those in the row: name -> (then, now)."""
         then = self.attachment.facts if self.attachment else {}
         return {
             name: (then[name], now) for name, now in self.facts.items() if name in then and then[name] != now
@@ -218,7 +221,7 @@ class Identities:
     """Reads and renews the identity of one cache."""
 
     def __init__(self, connections: Connections, *, cache: str) -> None:
-        """Take the connections that are used.
+        """Take the connections to use.
 
         Args:
             connections: All statements go through them.
@@ -231,7 +234,7 @@ class Identities:
 
     @property
     def withheld(self) -> list[str]:
-        """The facts that the server refuses to tell, as far as it was asked."""
+        """The facts that the server has refused to tell, as far as it was asked."""
         return [name for name, part in (self._parts or {}).items() if part == _WITHHELD]
 
     async def look(self, *, limit: int = 0, after: int = 0) -> Look:
@@ -242,14 +245,14 @@ class Identities:
             after: Only rows with a greater id.
 
         Raises:
-            NoIdentityError: PostgreSQL tells none.
-            psycopg.Error: PostgreSQL does not answer, or refuses otherwise.
+            NoIdentityError: PostgreSQL tells no identity.
+            psycopg.Error: PostgreSQL does not respond, or refuses for another reason.
         """
         async with self._connections.checkout() as conn:
             return await self.look_on(conn, limit=limit, after=after)
 
     async def look_on(self, conn: Connection, *, limit: int = 0, after: int = 0) -> Look:
-        """As `look`, on a connection at hand."""
+        """Do as `look` does, on this connection."""
         params = {"cache": self._cache, "limit": limit, "after": after}
         try:
             if self._parts is None:
@@ -290,15 +293,15 @@ class Identities:
         """Make a new generation, attached to a Redis.
 
         Args:
-            look: What was seen; its facts are stored.
+            look: The look on which this is based. Its facts are stored.
             reign: The Redis.
-            reason: What other processes are to count this as.
+            reason: The reason under which other processes count this.
 
         Returns:
-            The generation; `None` if another process was faster, so that another look is due.
+            The generation. `None`: another process was faster, so look again.
 
         Raises:
-            psycopg.Error: PostgreSQL does not answer, or refuses.
+            psycopg.Error: PostgreSQL does not respond, or refuses.
         """
         seen = look.attachment
         params = {
@@ -320,15 +323,15 @@ class Identities:
         await self._update(_SEEN, generation)
 
     async def take_turn(self, generation: str, *, continues: bool) -> bool:
-        """Ask for the turn to purge what older generations have left, for a minute.
+        """Claim, for a minute, the purge of what older generations have left. Returns whether that worked.
 
         Args:
-            continues: This process has it already.
+            continues: Whether this process has the claim already.
         """
         return await self._update(_CLAIM_PURGE, generation, continues=continues)
 
     async def say_purged(self, generation: str) -> None:
-        """Say that nothing is left of older generations."""
+        """Record that nothing is left of older generations."""
         await self._update(_SAY_PURGED, generation)
 
     async def _update(self, statement: str, generation: str, **params: Any) -> bool:
@@ -350,7 +353,7 @@ def _look(row: tuple[Any, ...]) -> tuple[Look, bool, bool]:
         "timeline": timeline,
         "started": started,
     }
-    # Of nothing that a server may withhold: it stands in the keys, which all processes must agree on.
+    # Made without what a server may withhold: it is a part of the keys, which all processes must agree on.
     lineage = hashlib.sha256(f"{id_}\0{database}".encode())
     scopes = map(Scope, thread_ids or (), namespaces or ())
     look = Look(
@@ -380,9 +383,9 @@ def _attachment(
 
 
 async def _askable(conn: Connection) -> dict[str, str]:
-    """Ask for each part by itself: name -> how to ask, or what stands there if the server withholds it.
+    """Ask for each part alone. Returns name -> the text of the part, or NULL if the server withholds it.
 
-    A refusal inside a larger statement would fail all of it, and whether it comes is only known at run time.
+    A refusal inside a larger statement would fail the whole statement, and only comes at run time.
     """
     parts = {}
     for name, (alone, part) in _WITHHOLDABLE.items():

@@ -1,17 +1,22 @@
-"""The journal: which scopes Redis could not be told of, in the database that the writes themselves are in.
+"""The journal: a table of the scopes whose writes Redis could not be told of.
 
-A row is made in the same transaction as the write that it stands for, so there is never one without the
-other. The sweeper (`coherence/sweeper.py`) takes it away after the scope's entry was dropped in Redis, by a
-DROP that began after the row was seen.
+Open this file when an entry in Redis stays outdated after an outage of Redis.
 
-No lock is held meanwhile, and none is needed. Rows are read as they are committed, those included that
-another process has in hand at the moment; so who finds none knows that every DROP has been done. Two that
-sweep the same row drop the entry twice, which is harmless, and whoever dies in between leaves the row. A row
-is deleted by its id, which no other row gets under the same generation (`l2.identity`): one that a write adds
-meanwhile for the same scope is another row, and stays.
+A row is inserted in the same transaction as the write that it stands for, so neither exists without the
+other. (`record_now` is for writes that are committed already.) The sweeper (`coherence/sweeper.py`) drops the
+entry of the scope in Redis, and then deletes the row. The DROP must begin after the row was seen.
 
-Rows are only added, each with an id of its own, so that writes never wait for each other here. While Redis
-stays away, `compact` makes one row of all rows of a scope.
+The sweeper holds no lock, and needs none:
+
+- All committed rows are read, also those that another process is sweeping. So a process that finds no row
+  knows that every DROP is done.
+- Two processes that sweep the same row drop the entry twice, which is harmless.
+- If a process dies between the DROP and the deletion, the row stays.
+- A row is deleted by its id, which no other row gets under the same generation (`l2.identity`). So a row that
+  a write adds meanwhile for the same scope stays.
+
+Rows are only added, each with an id of its own, so writes never wait for each other here. While Redis stays
+away, `compact` replaces the rows of a scope by one.
 """
 
 from __future__ import annotations
@@ -43,27 +48,27 @@ _RETIRE = query("retire_caches")
 
 
 class Journal:
-    """The rows of one cache."""
+    """The rows of one cache in the journal."""
 
     def __init__(self, connections: Connections, *, cache: str) -> None:
-        """Take the connections that are used.
+        """Take the connections to use.
 
         Args:
             connections: All statements go through them.
             cache: The name of the cache that the rows are about: the key prefix. Deployments that share a
-                database, but not a Redis, have different ones, and none takes away what another must see.
+                database, but not a Redis, have different names, so none deletes the rows of another.
         """
         self._connections = connections
         self.cache = cache
         self.others: Collection[str] = ()
-        """Other caches in use on this database. To them each write of ours is one of other software."""
+        """Other caches in use on this database. For them, our writes are writes of other software."""
 
     async def record(self, conn: Connection, untold: Collection[Scope], changed: Collection[Scope]) -> None:
-        """Add scopes, in the transaction that `conn` is in.
+        """Add scopes in the current transaction of `conn`.
 
         Args:
-            untold: Those that our own L1 was not told of.
-            changed: All that the transaction changes, for the other caches.
+            untold: The scopes that our own L1 was not told of.
+            changed: All scopes that the transaction changes, for the other caches.
         """
         if params := self.params(untold, changed):
             await conn.execute(_RECORD, params)
@@ -72,11 +77,11 @@ class Journal:
         """Add scopes whose writes are committed already.
 
         Args:
-            caches: Who is to be told; our own cache, unless it is said.
+            caches: The caches to add them for. `None`: our own cache.
 
         Raises:
-            L2UnavailableError: PostgreSQL did not answer.
-            SchemaError: There is no journal.
+            L2UnavailableError: PostgreSQL did not respond.
+            SchemaError: The table of the journal is missing.
         """
         async with self._connections.connection(None) as conn:
             told = [self.cache] if caches is None else caches
@@ -84,14 +89,15 @@ class Journal:
                 await conn.execute(_RECORD, _params((cache, scopes) for cache in told))
 
     async def delete(self, rows: Collection[JournalRow], generation: str) -> list[str]:
-        """Take rows away, whose scopes Redis was told of after they were seen.
+        """Delete rows. Redis was told of their scopes after the rows were seen.
 
         Args:
             rows: The rows.
-            generation: That of the cache when they were seen. If it is another one now, nothing is done.
+            generation: The generation of the cache when they were seen. If it is another one now, nothing is
+                deleted.
 
         Returns:
-            The tables that other software has written to, one for each row that it is to blame for.
+            For each deleted row that comes from other software: the table that it has written to.
         """
         async with self._connections.checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             ids = [row.id for row in rows]
@@ -100,24 +106,24 @@ class Journal:
             return [source for (source,) in await cursor.fetchall() if source is not None]
 
     async def count(self) -> int:
-        """Return how many rows there are."""
+        """Return the number of rows."""
         async with self._connections.checkout() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             await cursor.execute(_COUNT, {"cache": self.cache})
             row = await cursor.fetchone()
         return 0 if row is None else cast("int", row[0])
 
     async def compact(self) -> None:
-        """Make one row of all rows of a scope, as far as one statement gets."""
+        """Replace the oldest rows, as many as one statement takes, by one for each scope and source."""
         async with self._connections.checkout() as conn:
             await conn.execute(_COMPACT, {"cache": self.cache})
 
     async def retire(self) -> None:
-        """Delete what is left of caches, of any name, that no process has used for a day."""
+        """Delete the rows of caches, of any name, that no process has used for a day."""
         async with self._connections.checkout() as conn:
             await conn.execute(_RETIRE)
 
     def params(self, untold: Collection[Scope], changed: Collection[Scope]) -> dict[str, Any] | None:
-        """Return what a statement needs that records scopes: see `journalled`. `None`: nothing to record.
+        """Return the parameters of a statement that records scopes: see `journalled`. `None`: no scopes.
 
         Args:
             untold, changed: As for `record`.
@@ -127,7 +133,7 @@ class Journal:
 
 
 def _cached(scopes: Collection[Scope]) -> list[Scope]:
-    """Leave out what no cache holds."""
+    """Leave out the scopes that no cache holds."""
     return [scope for scope in scopes if scope.is_cached]
 
 
@@ -138,9 +144,11 @@ def _params(told: Iterable[tuple[str, Collection[Scope]]]) -> dict[str, Any]:
 
 
 def journalled(statement: str) -> str:
-    """Return the statement that does the same, and records scopes (`Journal.params`) in the same transaction.
+    """Return the statement that does the same and also records scopes, in the same transaction.
+
+    Its further parameters are those of `Journal.params`.
 
     Args:
-        statement: One that stores what callers write: a key of `statements.JOURNALLED`.
+        statement: A statement that stores what callers write: a key of `statements.JOURNALLED`.
     """
     return JOURNALLED[statement]

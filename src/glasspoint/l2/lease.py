@@ -1,6 +1,7 @@
 """The lease of the retention: which process removes old checkpoints, and when a run succeeded last.
 
-One row of `glasspoint_retention`, by PostgreSQL's clock. Open this file when two processes prune at once.
+The lease is one row of `glasspoint_retention`; its times are by PostgreSQL's clock. Open this file when two
+processes prune at the same time.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["Claim", "Lease"]
 
 _PATIENCE_SECONDS: Final = 5.0
-"""How long a statement of these may take, and wait for a connection."""
+"""The timeout of one statement, including the wait for a connection."""
 
 _PATIENCE_ON_ONLY_CONNECTION_SECONDS: Final = 10.0
-"""When the time is up, that may cost the connection. Where there is no other, calls have as long, too."""
+"""The timeout if the saver has a single connection, which a timeout may break. Calls have as long, too."""
 
 _PATIENCE_AT_THE_END_SECONDS: Final = 2.0
-"""How long giving the lease back may take. The caller closes its saver, and the lease runs out anyway."""
+"""The timeout for giving the lease back. The caller is closing its saver, and the lease expires anyway."""
 
 _LOOK: Final = query("look_at_lease")
 _CLAIM: Final = query("claim_lease")
@@ -38,12 +39,12 @@ _FINISH: Final = query("finish_lease")
 
 
 class Claim(NamedTuple):
-    """What an attempt to take the lease has found.
+    """The result of an attempt to take the lease.
 
     Attributes:
         is_mine: Whether the lease was taken.
-        succeeded_at: When a run succeeded last, in seconds since 1970; `None` for never.
-        now: What PostgreSQL's clock says, in seconds since 1970.
+        succeeded_at: When a run succeeded last, in seconds since 1970. `None`: never.
+        now: The time on PostgreSQL's clock, in seconds since 1970.
     """
 
     is_mine: bool
@@ -54,15 +55,15 @@ class Claim(NamedTuple):
 class Lease:
     """The lease, as one saver sees it.
 
-    Each method raises what PostgreSQL raises, or `TimeoutError`; and `SchemaError` if the table is missing,
-    or may not be used.
+    Each method raises the errors of PostgreSQL, `TimeoutError`, or `SchemaError` if the table is missing or
+    this role may not use it.
 
     Attributes:
-        may_be_held: Whether the row may name this saver; also if an answer was lost.
+        may_be_held: Whether the row may name this saver. Stays true if a result was lost.
     """
 
     def __init__(self, connections: Connections) -> None:
-        """Take the connections that are used.
+        """Take the connections to use.
 
         Args:
             connections: All statements go through them.
@@ -72,11 +73,11 @@ class Lease:
         self.may_be_held = False
 
     async def claim(self, seconds: float, *, every_seconds: float) -> Claim:
-        """Take the lease, if nobody holds it, a run is due, and PostgreSQL takes writes.
+        """Take the lease, if no process holds it, a run is due, and PostgreSQL takes writes.
 
         Args:
-            seconds: How long it is held, unless it is renewed.
-            every_seconds: A run is due so long after the last one that succeeded.
+            seconds: How long the lease is held, unless it is renewed.
+            every_seconds: A run is due this long after the last one that succeeded.
         """
         is_due, succeeded_at, now = await self._ask(_LOOK, every=every_seconds) or (False, None, 0.0)
         if not is_due:
@@ -86,24 +87,24 @@ class Lease:
         return Claim(self.may_be_held, succeeded_at, now)
 
     async def renew(self, seconds: float) -> bool:
-        """Hold it for longer. Returns whether it was still held."""
+        """Hold the lease for longer. Returns whether it was still held."""
         return await self._ask(_RENEW, lease=seconds) is not None
 
     async def give_back(self) -> None:
-        """Let any process take it."""
+        """Let any process take the lease."""
         await self._ask(_GIVE_BACK, within_seconds=_PATIENCE_AT_THE_END_SECONDS)
         self.may_be_held = False
 
     async def postpone(self, seconds: float) -> None:
-        """Let any process take it, but none before so many seconds."""
+        """Let any process take the lease, but only after so many seconds."""
         await self._ask(_POSTPONE, pause=seconds)
         self.may_be_held = False
 
     async def finish(self) -> float | None:
-        """Write down that the run succeeded, and give the lease back.
+        """Record that the run succeeded, and give the lease back.
 
         Returns:
-            When that was, in seconds since 1970; `None` if another process has the lease.
+            When the run succeeded, in seconds since 1970. `None`: another process has the lease.
         """
         row = await self._ask(_FINISH)
         self.may_be_held = False

@@ -1,9 +1,11 @@
-"""Connections that live: looked at before they are used, and replaced when they are of no more use.
+"""Checks connections before they are used, and replaces those that cannot be used any more.
 
-While a model thinks for a minute, its conversation's connection is idle, and a firewall, a pooler or the
-server itself may close it. The pool's own `check` is not used: it is a round trip for every call, and after
-each connection that fails it the pool pauses, for a second, then two, then four, and after a restart all of
-them fail it.
+Open this file when a call receives a dead connection, or waits for a connection long after an outage.
+
+While a model works for a minute, the connection of its conversation is idle. A firewall, a pooler or the
+server itself may close it. The pool's own `check` is not used, for two reasons. It costs a round trip for
+every call. And after each connection that fails it, the pool pauses: for a second, then two, then four; after
+a restart of the server, all connections fail it.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Liveness", "Reviver"]
 
-# A connection that was idle for longer is asked before it is used: a peer that vanished without a word (a
-# firewall that forgot it) does not show on the socket.
+# A connection that was idle for longer is checked by a round trip: the socket does not show that its peer
+# has vanished without a word (a firewall that forgot the connection).
 _IDLE_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 
@@ -48,25 +50,26 @@ _LONGEST_PAUSE_SECONDS = 1.0
 
 
 class Liveness:
-    """Hands out a pool's connections, but for dead ones."""
+    """Hands out the connections of a pool, except dead ones."""
 
     def __init__(self) -> None:
         self._returned_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
         self._renewed_at = -_RENEWAL_PAUSE_SECONDS
         self.in_use = 0
-        """How many connections are handed out."""
+        """The number of connections that are handed out."""
         self.greet: Greet | None = None
-        """Awaited with a connection that is new, before it is handed out."""
+        """Awaited with each new connection, before it is handed out."""
 
     async def get_idle(self, pool: Pool) -> Connection | None:
-        """Check a connection out that nobody uses now, without waiting; `None`: there is none."""
+        """Check out a connection that is idle now, without waiting. `None`: no connection is idle."""
         return await pool.getconn() if pool.get_stats().get("pool_available") else None
 
     def hand_out(self, connection: Connection) -> bool:
-        """Hand a connection out that is checked out, if it may be used as it is.
+        """Hand out a connection that is checked out, if it may be used without a check.
 
         Returns:
-            Whether it may: it was used just now, is open, and nothing has come. If not, `getconn` sees to it.
+            Whether it was handed out: it was used moments ago, is open, and no data has come on it. If not,
+            pass it to `getconn`.
         """
         if not self._is_young(connection):
             return False
@@ -74,17 +77,18 @@ class Liveness:
         return True
 
     async def getconn(self, pool: Pool, connection: Connection | None = None) -> Connection:
-        """Check a connection out; the dead ones that come first are replaced.
+        """Check out a connection. Dead ones that come first are replaced.
 
-        May be cancelled at any time, and again: a connection that is not handed out goes back to the pool.
-        (`AsyncConnectionPool.getconn` loses none either: one that is handed over to a caller who is cancelled
-        at that moment is returned to the pool, or, before psycopg_pool 3.3.1, to the caller all the same.)
+        The call may be cancelled at any time, and more than once: a connection that is not handed out goes
+        back to the pool. (`AsyncConnectionPool.getconn` loses none either. If a caller is cancelled while it
+        receives a connection, the pool takes the connection back. Before psycopg_pool 3.3.1, the caller
+        receives the connection nevertheless.)
 
         Args:
-            connection: One that is checked out already, to be looked at first.
+            connection: A connection that is checked out already. It is checked first.
 
         Raises:
-            PoolTimeout: None came free within the pool's timeout.
+            PoolTimeout: No connection came free within the pool's timeout.
         """
         deadline = monotonic() + pool.timeout
         while True:
@@ -108,7 +112,7 @@ class Liveness:
 
     async def _greet(self, connection: Connection) -> None:
         if self.greet is not None and connection not in self._returned_at:
-            # Not in the trace of whoever happens to be the first to use it.
+            # A context of its own: the greeting does not belong into the trace of the first call.
             await asyncio.create_task(self.greet(connection), name="glasspoint-greet", context=Context())
             self._returned_at[connection] = monotonic()
 
@@ -120,7 +124,7 @@ class Liveness:
         await pool.putconn(connection)
 
     async def after(self, error: BaseException, pool: Pool, connection: Connection) -> None:
-        """Part with a connection on which this went wrong, if it would only go wrong again."""
+        """Close a connection on which this error occurred, if the error would only occur again."""
         if not classify(error).fresh or connection.closed:
             return
         _close(connection)
@@ -128,7 +132,7 @@ class Liveness:
             await self._renew(pool)
 
     async def _renew(self, pool: Pool) -> None:
-        """Replace the idle ones too: they lead to the same server. Not for each caller who finds that out."""
+        """Replace the idle connections too: they lead to the same server. At most once a second."""
         if monotonic() - self._renewed_at > _RENEWAL_PAUSE_SECONDS:
             self._renewed_at = monotonic()
             await pool.drain()
@@ -148,8 +152,8 @@ class Liveness:
             async with within(_ANSWER_SECONDS):
                 await AsyncConnectionPool.check_connection(connection)
         except TimeoutError:
-            # Whoever swallows what is sent here has likely forgotten the others too, and asking each of them
-            # would use the caller's time up.
+            # A firewall that drops the packets of this connection has likely forgotten the others too.
+            # Checking each of them would use up the caller's time.
             await self._renew(pool)
             return False
         except (psycopg.Error, OSError):
@@ -158,17 +162,17 @@ class Liveness:
 
 
 class Reviver:
-    """Keeps a pool trying to connect for as long as somebody waits for it.
+    """Makes a pool try to connect for as long as a caller waits for a connection.
 
-    The pool itself doubles its pauses: after an outage of five seconds, nobody would get a connection for two
-    more, and after one of a minute, for half a minute more.
+    The pool itself doubles its pauses. After an outage of five seconds, no caller would get a connection for
+    two more seconds; after an outage of a minute, for half a minute more.
     """
 
     def __init__(self, telemetry: Telemetry | None = None) -> None:
         """Begin idle.
 
         Args:
-            telemetry: Receives an event for each failure that nobody foresaw.
+            telemetry: Receives an event for each unexpected failure.
         """
         self._background = BackgroundTask(
             "reconnector", telemetry, means="Meanwhile callers wait longer for a PostgreSQL that is back."
@@ -176,7 +180,7 @@ class Reviver:
         self._task: asyncio.Task[None] | None = None
 
     async def reconnect_failed(self, pool: Pool) -> None:
-        """Called by the pool, when it gives a connection up."""
+        """Start to reconnect. The pool calls this when it gives up making a connection."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._revive(pool), name="glasspoint-reviver")
 
@@ -188,8 +192,7 @@ class Reviver:
                     return
                 await asyncio.sleep(random.uniform(0.5, 1) * pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                # Asking is what makes the pool connect. This stands at the end of the queue, and leaves at
-                # once.
+                # A request makes the pool connect. This one joins the end of the queue, and leaves at once.
                 with suppress(PoolTimeout, PoolClosed):
                     await pool.putconn(await pool.getconn(timeout=0.001))
             except Exception as exc:
@@ -213,16 +216,16 @@ def _close(connection: Connection) -> None:
 def _close_unless_idle(connection: Connection) -> None:
     """Close a connection on which the end of a transaction was interrupted.
 
-    The pool would roll it back, and wait for as long as the server does not answer.
+    The pool would roll the transaction back, and wait for as long as the server does not respond.
     """
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         _close(connection)
 
 
 def _has_news(connection: Connection) -> bool:
-    """Whether something has come that nobody asked for: an end of file, a farewell, or only a notice.
+    """Tell whether unrequested data has come: an end of file, a shutdown message, or only a notice.
 
-    Costs a system call, not a round trip.
+    This costs a system call, not a round trip.
     """
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)

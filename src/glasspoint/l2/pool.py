@@ -1,4 +1,7 @@
-"""Connection strings as people have them, and the pool that the hot path runs on."""
+"""Reads connection strings in all their usual forms, and opens the pool that the hot path runs on.
+
+Open this file when a connection string is rejected, or when a pool cannot be opened.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +53,11 @@ _EXAMPLE = "postgresql://user:password@host:5432/dbname"
 # asyncpg's `ssl` names what libpq calls `sslmode`.
 _ASYNCPG_SSL = {"true": "require", "false": "disable"}
 
-# Notice a dead peer within about a minute (30 s idle, then 3 probes 10 s apart) instead of the kernel's two
-# hours, one that acknowledges nothing of what is sent sooner (Linux only), and one that does not even let us
-# connect within 5 s: until then a worker of the pool hangs on it. libpq's own parameters, taken only where
-# the connection string says nothing of them.
+# Parameters of libpq, used only if the connection string does not set them. They detect a dead peer
+# - on an idle connection: within about a minute (30 s idle, then 3 probes 10 s apart), instead of the
+#   kernel's two hours;
+# - if it does not acknowledge what is sent: within 20 s (Linux only);
+# - while connecting: within 5 s, during which a worker of the pool hangs.
 _KEEPALIVE = {
     "keepalives": 1,
     "keepalives_idle": 30,
@@ -65,13 +69,13 @@ _KEEPALIVE = {
 
 _CONFIGURE: Final = query("configure_session")
 
-# The pools on whose connections a statement timeout was set here.
+# The pools for which this module has set a statement timeout on the connections.
 _bounded: WeakSet[Pool] = WeakSet()
 
-# Of the pools that were opened here: why the last attempt to connect failed.
+# Why the last attempt to connect failed, for each pool that was opened here.
 _failures: WeakKeyDictionary[Pool, _Failures] = WeakKeyDictionary()
 
-# For so long the pool itself tries again to make a connection that failed; then see `Reviver`.
+# How long the pool itself tries again to make a connection that failed. After that, `Reviver` does.
 _RECONNECT_SECONDS = 0.2
 
 # How long the closing of a pool waits for connections that are being made.
@@ -82,12 +86,12 @@ def postgres_conninfo(conn_string: object) -> str:
     """Return a connection string in the form that libpq takes.
 
     Args:
-        conn_string: `postgresql://`, `postgres://`, `postgresql+asyncpg://`, `postgresql+psycopg://`, with
-            asyncpg's `ssl=…` read as `sslmode=…`, and with several hosts (`//h1:5432,h2:5432/db`, or
-            SQLAlchemy's `?host=h1:5432&host=h2:5432`); or libpq's `key=value` form.
+        conn_string: libpq's `key=value` form, or a URL: `postgresql://`, `postgres://`,
+            `postgresql+asyncpg://`, `postgresql+psycopg://`. asyncpg's `ssl=…` is read as `sslmode=…`. A URL
+            may name several hosts: `//h1:5432,h2:5432/db`, or SQLAlchemy's `?host=h1:5432&host=h2:5432`.
 
     Raises:
-        ConfigurationError: It cannot be understood. Its text is not repeated: it may hold a password.
+        ConfigurationError: It cannot be understood. The error does not quote it: it may hold a password.
     """
     if not isinstance(conn_string, str) or not conn_string.strip():
         raise ConfigurationError(f"The PostgreSQL connection string is empty: it must look like {_EXAMPLE}.")
@@ -116,14 +120,14 @@ async def connect(
     password: Password | None = None,
     connect_timeout_seconds: float = 5.0,
 ) -> psycopg.AsyncConnection:
-    """Open one connection in autocommit, which prepares nothing: for a command, direct or through a pooler.
+    """Open one connection for a command, direct or through a pooler: autocommit, no prepared statements.
 
     Args:
         conn_string, schema, password, connect_timeout_seconds: See `open_pool`.
 
     Raises:
         ConfigurationError: The connection string, the password or the schema cannot be used.
-        L2UnavailableError: The password cannot be had.
+        L2UnavailableError: The password cannot be obtained.
         psycopg.Error: The server cannot be reached, or refuses.
     """
     conninfo = postgres_conninfo(conn_string)
@@ -141,10 +145,10 @@ async def connect(
 
 
 async def close_pool(pool: Pool) -> None:
-    """Close a pool of `open_pool`, also if its server does not answer.
+    """Close a pool of `open_pool`, even if its server does not respond.
 
-    Its workers may be connecting just now. They are not waited for as long as that takes: a connection that
-    comes later is closed at once.
+    The pool's workers may be connecting at the moment. Closing waits for them for a second at most. A
+    connection that is made later is closed at once.
     """
     await pool.close(timeout=_CLOSE_SECONDS)
 
@@ -166,21 +170,21 @@ async def open_pool(
 
     Args:
         conn_string: See `postgres_conninfo`.
-        min_size, max_size: Connections kept open, and at most.
+        min_size, max_size: The number of connections that are kept open, and the most that are opened.
         timeout_seconds: How long a caller waits for a connection.
-        connect_timeout_seconds: How long the first connection may take, and each time the password.
-        prepare_threshold: After how many uses a statement is prepared; 0 at once, `None` never (PgBouncer in
-            transaction mode).
-        statement_timeout_seconds: After so long PostgreSQL gives a statement up. Not set where statements are
-            never prepared: behind PgBouncer it would stick to connections that others use too; give the role
-            one.
-        schema: Where the tables are; `None`: where the `search_path` leads. See `search_path`.
-        password: Asked before each new connection, in place of the connection string's.
-        telemetry: Receives an event for each failure of the reconnector that nobody foresaw.
+        connect_timeout_seconds: How long the first connection may take, and each request for the password.
+        prepare_threshold: After how many uses a statement is prepared. 0: at once. `None`: never (for
+            PgBouncer in transaction mode).
+        statement_timeout_seconds: PostgreSQL cancels a statement after this time. The timeout is not set if
+            statements are never prepared: behind PgBouncer it would stay on connections that others use too.
+            Give the role a timeout instead.
+        schema: Where the tables are. `None`: where the `search_path` leads. See `search_path`.
+        password: Asked before each new connection. Replaces the password of the connection string.
+        telemetry: Receives an event for each unexpected failure of the reconnector.
 
     Raises:
         ConfigurationError: The connection string cannot be used, or the server refuses: see `connecting`.
-        L2UnavailableError: The server cannot be reached, or the password cannot be had.
+        L2UnavailableError: The server cannot be reached, or the password cannot be obtained.
     """
     conninfo = postgres_conninfo(conn_string)
     own_schema = None if schema is None else check_schema(schema)
@@ -188,7 +192,7 @@ async def open_pool(
     failures = _Failures(conninfo)
 
     async def ask() -> dict[str, str]:
-        """Return what is asked for each connection."""
+        """Return the password for a new connection, as a parameter. Empty: none is asked for."""
         if password is None:
             return {}
         try:
@@ -209,7 +213,7 @@ async def open_pool(
             if own_timeout:
                 await connection.execute(_CONFIGURE, {"milliseconds": milliseconds})
             await enter(connection)
-        except (psycopg.Error, GlasspointError) as exc:  # the pool tries again, and does not say why
+        except (psycopg.Error, GlasspointError) as exc:  # the pool would try again without saying why
             failures.note(exc, is_connected=True)
             raise
 
@@ -229,7 +233,7 @@ async def open_pool(
         timeout=timeout_seconds,
         max_idle=300,
         max_lifetime=1800,
-        # Given up soon, and taken up again by whoever asks.
+        # The pool gives up soon. `Reviver` goes on while a caller waits.
         reconnect_timeout=_RECONNECT_SECONDS,
         reconnect_failed=Reviver(telemetry).reconnect_failed,
         configure=configure if own_timeout or own_schema is not None else None,
@@ -240,7 +244,7 @@ async def open_pool(
     _hand_out_the_last_used_first(pool)
     try:
         await pool.open(wait=True, timeout=connect_timeout_seconds)
-    except BaseException as exc:  # a cancellation too: the pool's workers would go on for ever
+    except BaseException as exc:  # also a cancellation: otherwise the pool's workers would run for ever
         await close_pool(pool)
         if not isinstance(exc, PoolTimeout):
             raise
@@ -264,24 +268,24 @@ class _Failures:
             conninfo: Where the pool connects to.
         """
         self.says: str | None = None
-        """What happened, and what to do about it, in sentences; `None` since a connection was made."""
+        """What happened, and what to do about it, in sentences. `None`: the last attempt succeeded."""
         self._conninfo = conninfo
         self._password = ""
 
     def hide(self, password: str) -> None:
-        """Keep a password that was asked for out of what is said."""
+        """Keep this password, which was asked for, out of `says`."""
         self._password = password
 
     def forget(self) -> None:
-        """An attempt worked."""
+        """Record that an attempt has succeeded."""
         self.says = None
 
     def note(self, error: psycopg.Error | GlasspointError, *, is_connected: bool = False) -> None:
-        """An attempt failed. Only its text is kept: the error refers to the pool.
+        """Record that an attempt has failed. Only the text is kept: the error refers to the pool.
 
         Args:
-            error: What was raised.
-            is_connected: The server let us in, and the connection was of no use.
+            error: The error.
+            is_connected: Whether the server accepted the connection, which then could not be used.
         """
         if isinstance(error, GlasspointError):
             self.says = str(error)
@@ -298,7 +302,7 @@ class _Failures:
 
 
 def _remembering(failures: _Failures) -> type[psycopg.AsyncConnection[DictRow]]:
-    """Return a class of connections that remembers why one was not made. A pool only logs that."""
+    """Return a class of connections that records why one could not be made. A pool only logs that."""
 
     class Connection(psycopg.AsyncConnection[DictRow]):
         @classmethod
@@ -318,25 +322,26 @@ def why_not_connected(pool: Pool | None) -> str | None:
     """Return why a pool's last attempt to connect failed, and what to do about it, in sentences.
 
     Returns:
-        `None`, if the last attempt worked, or the pool was not opened here. Never holds a password.
+        The sentences, which never hold a password. `None`: the last attempt succeeded, or the pool was not
+        opened here.
     """
     failures = None if pool is None else _failures.get(pool)
     return None if failures is None else failures.says
 
 
 class _LastUsedFirst(deque[Any]):
-    """The idle connections of a pool, of which the one that came last is taken first."""
+    """The idle connections of a pool. The one that came back last is taken first."""
 
     def popleft(self) -> Any:
         return self.pop()
 
 
 def _hand_out_the_last_used_first(pool: Pool) -> None:
-    """Let a pool hand out the connection that was used last, not the one that was used longest ago.
+    """Make a pool hand out the connection that was used last, not the one that was used longest ago.
 
     A conversation then stays with one or two server processes, whose plans and caches know its statements:
-    its turns take about a tenth less time. psycopg_pool has no setting for that. If its idle connections are
-    kept in another way one day, they are handed out as it likes; a test tells.
+    its turns take about a tenth less time. psycopg_pool has no setting for this. If a later version of it
+    keeps its idle connections in another way, this has no effect, and a test fails.
     """
     if isinstance(getattr(pool, "_pool", None), deque):
         pool._pool = _LastUsedFirst(pool._pool)
@@ -354,14 +359,14 @@ def _why_unconfigured(error: psycopg.Error) -> str:
 
 
 def bounds_statements(pool: Pool | None) -> bool:
-    """Tell whether the pool's connections have a `statement_timeout` that `open_pool` has set."""
+    """Tell whether `open_pool` has set a `statement_timeout` on the pool's connections."""
     return pool in _bounded
 
 
 def address_of(pool: Pool | None) -> tuple[str | None, int | None]:
-    """Return the host (or the socket's folder) and the port that a pool connects to, as far as it says.
+    """Return the host (or the socket's folder) and the port that a pool connects to. `None`: not known.
 
-    Of several hosts all are named, separated by commas, and the port if they share one.
+    Several hosts are separated by commas. Their port is only known if all of them have the same one.
     """
     if pool is None or not isinstance(pool.conninfo, str):
         return None, None
@@ -372,13 +377,14 @@ def address_of(pool: Pool | None) -> tuple[str | None, int | None]:
 
 
 async def connect_beside(given: Pool | psycopg.AsyncConnection[DictRow]) -> bool:
-    """Connect once to where a pool, or a connection, leads to. A pool that does not say where is believed.
+    """Connect once to the server that a pool, or a connection, leads to.
 
     Returns:
-        Whether the server takes a connection; not, if it is up and refuses.
+        Whether the server accepts the connection. `False`: it is up, and refuses. `True` also if the pool
+        does not say where it connects to.
 
     Raises:
-        psycopg.Error: The server is away.
+        psycopg.Error: The server cannot be reached.
     """
     if isinstance(given, psycopg.AsyncConnection):
         conninfo: object = make_conninfo(given.info.dsn, password=given.info.password)
@@ -399,7 +405,7 @@ async def connect_beside(given: Pool | psycopg.AsyncConnection[DictRow]) -> bool
 
 
 async def _resolved(given: object) -> object:
-    """Return what a pool was given, or what it was told to ask for."""
+    """Return a value that a pool was given, or the result of a function that it was given instead."""
     answer = cast("Callable[[], object]", given)() if callable(given) else given
     return await answer if inspect.isawaitable(answer) else answer
 
@@ -407,7 +413,7 @@ async def _resolved(given: object) -> object:
 async def _probe(
     conninfo: str, timeout_seconds: float, look_at: Callable[[psycopg.AsyncConnection[Any]], Any]
 ) -> None:
-    """Connect once: a pool would retry in the background and only say that it timed out, not why."""
+    """Connect once, to learn why it fails: a pool would retry in the background, and report a timeout."""
     seconds = max(2, int(timeout_seconds))
     try:
         connection = await psycopg.AsyncConnection.connect(
@@ -437,7 +443,7 @@ async def _probe(
 
 
 def in_one_line(said: object, conninfo: str) -> str:
-    """Return what libpq says, on one line, without its full stop and the password of the connection."""
+    """Return a text of libpq on one line, without its full stop and without the connection's password."""
     line = " ".join(str(said).split()).rstrip(".")
     password = str(conninfo_to_dict(conninfo).get("password") or "")
     return line.replace(password, "***") if password else line
@@ -453,7 +459,7 @@ def _from_url(url: str) -> str:
 
 
 def _with_hosts_together(query: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Write several `host=name:port` as libpq wants them: it takes only the last of a repeated parameter."""
+    """Join several `host=name:port` into lists: libpq takes only the last of a repeated parameter."""
     hosts = [value for name, value in query if name == "host"]
     if len(hosts) < 2:
         return query

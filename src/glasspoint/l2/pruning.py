@@ -1,10 +1,15 @@
-"""What takes rows away, and what copies them: one transaction a call, L1 told before it commits.
+"""Removes and copies rows: one transaction for each call. L1 is told before the commit.
 
-READ COMMITTED, on purpose: what may go is decided by one statement, on one snapshot, and then removed by
-primary key, so later statements change nothing that was not decided. A checkpoint that is put meanwhile needs
-what the newest one before it needs, and that stays; a value is garbage only if no checkpoint refers to it
-when the blobs' own statement looks, which sees puts that REPEATABLE READ would not. And two that remove the
-same row wait for each other, instead of failing.
+Open this file when pruning removes too much or too little, or fails.
+
+The isolation level is READ COMMITTED, on purpose. One statement decides, on one snapshot, what is removed.
+Later statements name these checkpoints by primary key, and change no others. Three things may happen
+meanwhile:
+
+- A checkpoint is put. It needs what the newest one before it needs, and all of that is kept.
+- A put refers to an old value. A value is only removed if no checkpoint refers to it when the statement for
+  the blobs looks. This statement sees puts that REPEATABLE READ would not see.
+- Another call removes the same row. One of the two waits for the other, and neither fails.
 """
 
 from __future__ import annotations
@@ -37,23 +42,27 @@ _NAMED_IN_ERRORS = 5
 
 
 class Barrier(Protocol):
-    """What keeps L1's readers away from scopes that are about to change in L2."""
+    """Keeps L1's readers away from scopes that are about to change in L2."""
 
     async def block(self, scopes: Collection[Scope], *, alone: Collection[str] = ()) -> None:
-        """Return when readers of these scopes have been sent to L2.
+        """Send readers of these scopes to L2. Returns when that is certain.
+
+        Args:
+            scopes: The scopes.
+            alone: Threads to which no other call may be writing.
 
         Raises:
             ThreadInUseError: Something is being written to one of the threads `alone`.
         """
 
     def untold(self) -> Collection[Scope]:
-        """Which of the scopes L1 could not be told of: they go into the journal, with the change itself."""
+        """Return the scopes that L1 could not be told of: they are journalled together with the change."""
 
     def changed(self) -> Collection[Scope]:
-        """All of the scopes."""
+        """Return all of the scopes."""
 
     def committing(self) -> None:
-        """From now on L2 may have changed, whatever goes wrong."""
+        """Record that L2 may change from now on, even if something fails."""
 
 
 class Row(NamedTuple):
@@ -75,9 +84,12 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cutoff:
-    """What is old: ids below `uuid`, timestamps before `timestamp`.
+    """Defines what is old.
 
-    `orphans` is the same as `uuid`, for writes that have no checkpoint.
+    Attributes:
+        uuid: Checkpoints whose id is a version 6 UUID below this one are old.
+        timestamp: Checkpoints with another kind of id are old if they were made before this time.
+        orphans: As `uuid`, for pending writes whose checkpoint is missing.
     """
 
     uuid: str
@@ -85,7 +97,7 @@ class Cutoff:
     orphans: str
 
     def params(self) -> dict[str, str]:
-        """For the statements."""
+        """Return the parameters for the statements."""
         return {
             "cutoff_id": self.uuid,
             "cutoff_ts": self.timestamp,
@@ -95,16 +107,16 @@ class Cutoff:
 
 @dataclass(slots=True)
 class Plan:
-    """What goes, of some threads.
+    """The plan of what is removed from some threads.
 
     Attributes:
-        doomed: The checkpoints, oldest first. They are taken from the end, so that whatever is left has the
-            ancestors that it needs.
+        doomed: The checkpoints to remove, oldest first. They are removed from the end, so that each
+            checkpoint that is left still has the ancestors that it needs.
         over: Scopes of which nothing stays.
         newest: Scope -> its newest checkpoint.
-        severed: What does not stay -> what stays and has it for its parent.
+        severed: A checkpoint that goes -> the checkpoints that stay and have it as their parent.
         whole: Threads of which no checkpoint stays.
-        is_partial: Whether more of the thread goes by another plan, once this one is done.
+        is_partial: Whether another plan removes more of the thread, once this one is done.
     """
 
     doomed: list[Row] = field(default_factory=list)
@@ -118,8 +130,8 @@ class Plan:
         """Return a plan for the next transaction: the last `at_most` of the doomed.
 
         Returns:
-            The plan itself, if no more checkpoints are left, or if a thread goes whole: that takes one
-            transaction.
+            The plan itself, if it has no more checkpoints than that, or if it leaves nothing of a thread:
+            that takes one transaction.
         """
         if at_most is None or self.whole or len(self.doomed) <= at_most:
             return self
@@ -128,7 +140,7 @@ class Plan:
         return Plan(taken, self.over, self.newest, severed)
 
     def forget_last(self, count: int) -> None:
-        """Take the last `count` checkpoints out of the plan: they are removed."""
+        """Drop the last `count` checkpoints from the plan, because they have been removed."""
         for row in self.doomed[-count:]:
             self.severed.pop(row, None)
         del self.doomed[-count:]
@@ -151,9 +163,9 @@ class Removed:
     """What one transaction removed, or would remove.
 
     Attributes:
-        threads: Those of which anything went.
+        threads: The threads of which something was removed.
         bytes: The stored size of checkpoints, metadata and values.
-        skipped: Threads that another run has in hand.
+        skipped: The threads that another run is pruning.
         rest: What is left to do of a single thread. `None`: nothing.
     """
 
@@ -167,14 +179,14 @@ class Removed:
 
 
 class Pruner:
-    """Removes and copies, in a `Store`'s database."""
+    """Removes and copies rows, in the database of a `Store`."""
 
     def __init__(self, connections: Connections, journal: Journal) -> None:
-        """Take the connections that are used.
+        """Take the connections to use.
 
         Args:
             connections: All statements go through them.
-            journal: Records what L1 is not told of.
+            journal: Records the scopes that a cache is not told of.
         """
         self._connections = connections
         self._telemetry = connections.telemetry
@@ -193,7 +205,7 @@ class Pruner:
             await self._check_gone(conn, thread_ids)
 
     async def keep_latest(self, thread_ids: Sequence[str], barrier: Barrier) -> None:
-        """Delete all but the newest checkpoint of each namespace and what it needs."""
+        """Keep the newest checkpoint of each namespace and what it needs, and delete the rest."""
         params: dict[str, Any] = {"thread_ids": sorted(set(thread_ids))}
         async with self._transaction("l2.prune", None, barrier) as conn:
             plan = _plan_of(await _fetch(conn, statements.PLAN_KEEP_LATEST, params))
@@ -231,10 +243,10 @@ class Pruner:
             await barrier.block(_scopes(Plan(doomed), garbage))
 
     async def copy_thread(self, source: str, target: str, barrier: Barrier) -> None:
-        """Copy a thread; one that is not there is copied as such.
+        """Copy a thread. If the source does not exist, nothing is copied, without an error.
 
         Raises:
-            ThreadExistsError: The target is.
+            ThreadExistsError: The target exists already.
             ThreadInUseError: Something is being written to the target.
         """
         async with self._transaction("l2.copy_thread", Scope(target, ""), barrier) as conn:
@@ -243,14 +255,14 @@ class Pruner:
                 raise _exists(target)
             try:
                 rows = await _fetch(conn, statements.COPY_THREAD, {"source": source, "target": target})
-            except psycopg.errors.UniqueViolation as exc:  # somebody put into it meanwhile
+            except psycopg.errors.UniqueViolation as exc:  # another process has put into it meanwhile
                 raise _exists(target) from exc
             await barrier.block([Scope(target, namespace) for (namespace,) in rows], alone=[target])
 
     async def find_threads(
         self, cutoff: Cutoff, after: str | None, limit: int, *, keep_latest: bool
     ) -> list[tuple[str, int]]:
-        """Return the next threads in which something may be old, and at most how many checkpoints."""
+        """Return the next threads that may hold something old, with an upper bound of old checkpoints."""
         params = {**cutoff.params(), "after": after, "limit": limit, "keep_latest": keep_latest}
         async with self._connections.connection(None) as conn:
             with self._telemetry.step("l2.prune_find", None):
@@ -272,18 +284,20 @@ class Pruner:
 
         Args:
             thread_ids: The threads. Those that another run has locked are skipped.
-            cutoff: What is old.
+            cutoff: Defines what is old.
             barrier: Keeps readers of L1 away from what changes.
             keep_latest: Whether the newest checkpoint of each namespace stays.
-            at_most: The most checkpoints of a single thread; `Removed.rest` then says what is left to do.
-                Blobs go with the last batch: a crash before it leaves old checkpoints, by which the next run
-                finds this thread again, and the blobs are looked through once, not once a batch.
-            plan: What an earlier call left to do. Another plan is made if a run has gone on from there.
+            at_most: The most checkpoints to remove from a single thread; `Removed.rest` then says what is
+                left to do. Values are only removed with the last batch. So all values are searched once, not
+                once for each batch, and a crash before it leaves old checkpoints, by which the next run finds
+                this thread again.
+            plan: What an earlier call left to do. A new plan is made if the thread has since gone on from a
+                checkpoint that this plan removes.
 
         Raises:
             ThreadInUseError: Something is being written to a thread of which nothing would stay.
         """
-        # Several threads are few checkpoints each: only a single one is done in batches.
+        # Several threads together have few checkpoints each, so only a single thread is pruned in batches.
         batch_size = at_most if len(thread_ids) == 1 else None
         async with self._transaction("l2.prune_older_than", None, barrier) as conn:
             locked = [r[0] for r in await _fetch(conn, statements.LOCK_THREADS, {"thread_ids": thread_ids})]
@@ -306,10 +320,11 @@ class Pruner:
     async def _plan_older(
         self, conn: Connection, params: Mapping[str, Any], *, keep_latest: bool, batch_size: int | None
     ) -> Plan:
-        """Plan what goes.
+        """Plan what is removed.
 
-        A thread that goes whole, but not in one batch, gets two plans: the newest checkpoint and what it
-        needs go together at the end, so that no reader meanwhile takes an older one for the newest.
+        There are two plans for a thread of which nothing stays, but which is too large for one batch. The
+        second plan removes the newest checkpoint together with what it needs. So no reader takes an older
+        checkpoint for the newest one.
         """
         plan = _plan_of(await _fetch(conn, statements.PLAN_OLDER, {**params, "keep_latest": keep_latest}))
         if keep_latest or batch_size is None or len(plan.doomed) <= batch_size:
@@ -321,7 +336,7 @@ class Pruner:
     async def _execute(
         self, conn: Connection, batch: Plan, params: Mapping[str, Any], barrier: Barrier, *, is_last: bool
     ) -> Removed:
-        """Remove a batch, and with the last one what no checkpoint refers to."""
+        """Remove a batch. With the last batch, also remove what no checkpoint refers to."""
         writes = list(batch.doomed)
         if is_last:
             writes += map(Row._make, await _fetch(conn, statements.ORPHANED_WRITES, params))
@@ -390,10 +405,10 @@ class Pruner:
             await _execute(conn, statements.DROP_PARENTS, columns)
 
     async def _check_gone(self, conn: Connection, thread_ids: Sequence[str]) -> None:
-        """Raise if a put has slipped in.
+        """Raise an error if a put has added something since the deletion.
 
-        Such a put had begun before readers and writers were looked for, and was over by then. What begins
-        later is later than the deletion.
+        Such a put began before the barrier looked for readers and writers, and had ended by then. A put that
+        begins later comes after the deletion.
         """
         if not thread_ids:
             return
@@ -402,14 +417,14 @@ class Pruner:
             raise in_use(t for (t,) in there)
 
     async def _gone_on(self, conn: Connection, plan: Plan) -> bool:
-        """Whether anybody has gone on from a doomed checkpoint since the plan was made."""
+        """Tell whether the thread has gone on from a doomed checkpoint since the plan was made."""
         newest = _columns(Row(*scope, checkpoint_id) for scope, checkpoint_id in plan.newest.items())
         parents = {Row(*row) for row in await _fetch(conn, statements.PARENTS_SINCE, newest)}
         return bool(parents) and not parents.isdisjoint(plan.doomed)
 
 
 def in_use(thread_ids: Iterable[str]) -> ThreadInUseError:
-    """Return the error for threads that something is being written to."""
+    """Return the error for threads to which something is being written."""
     threads = frozenset(thread_ids)
     return ThreadInUseError(
         f"Nothing was done: {_names(sorted(threads))} is being written to. Wait until its run is over, or "
@@ -427,8 +442,8 @@ async def _settings(conn: Connection) -> None:
     await _fetch(conn, statements.SETTINGS, timeouts)
 
 
-# Unprepared: each statement is then planned for the arrays that it gets. A plan that was made for any would
-# look through an array from its front for every row.
+# Not prepared, so each statement is planned for the arrays that it gets. A plan for arrays of any size would
+# search an array from its front for every row.
 async def _fetch(conn: Connection, sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
         await cursor.execute(cast("Any", sql), params, prepare=False)
@@ -461,9 +476,9 @@ def _plan_of(rows: list[tuple[Any, ...]]) -> Plan:
 
 
 def _scopes(plan: Plan, garbage: Iterable[Value]) -> set[Scope]:
-    """Return the scopes that change, as planned rather than as done.
+    """Return the scopes that change by the plan, not only those whose rows were removed here.
 
-    Another deletion, under way, may have taken the rows first, and must not be relied on to tell L1.
+    Another deletion under way may have removed the rows first. This one does not rely on it to tell L1.
     """
     rows = [*plan.doomed, *(row for children in plan.severed.values() for row in children)]
     return {Scope(*row[:2]) for row in rows} | {Scope(*value[:2]) for value in garbage} | plan.over

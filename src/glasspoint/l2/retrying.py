@@ -1,4 +1,7 @@
-"""Repeats calls that failed for a passing reason: which ones, how often, and after which pauses."""
+"""Repeats calls that failed for a passing reason.
+
+Open this file when a call is repeated too often, or after the wrong pauses. `faults` says which are repeated.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ __all__ = ["Retries"]
 
 _log = get_logger("glasspoint.l2")
 
-# Full jitter: many callers who lost their connections at once must not come back at once.
+# Full jitter: many callers that lost their connections together must not come back together.
 _BACK_OFF_SECONDS = 0.1
 _LONGEST_BACK_OFF_SECONDS = 1.0
 _DOUBLINGS_AT_MOST = 10
@@ -33,14 +36,14 @@ _BURST_SECONDS = 10.0
 
 
 class Retries:
-    """Repeats calls that failed because of PostgreSQL or the way to it; `faults` lists which ones."""
+    """Repeats calls that failed because of PostgreSQL or the connection to it."""
 
     def __init__(self, telemetry: Telemetry, *, seconds: float, can_reconnect: bool) -> None:
-        """Keep what all calls have in common.
+        """Keep the settings that all calls share.
 
         Args:
             telemetry: Receives an event for each retry.
-            seconds: No attempt begins later than this after the first.
+            seconds: No attempt begins later than this after the first one.
             can_reconnect: Whether a pool exists that gives fresh connections.
         """
         self._telemetry = telemetry
@@ -63,15 +66,15 @@ class Retries:
             operation: The name of the operation, for the metrics.
             call: The call; it must be safe to repeat.
             failed: Called with the error of each failed attempt.
-            may_repeat: Whether the attempt that has just failed may be repeated at all.
+            may_repeat: Returns whether the attempt that has just failed may be repeated at all.
             attempts: The most attempts, however long they take. `None`: as many as fit into `seconds`.
 
         Returns:
-            What the first attempt that succeeded returned.
+            The result of the first attempt that succeeded.
 
         Raises:
-            L2DeadlineError: Other transactions stood in the way until the time was up.
-            Exception: What the last attempt raised, if repeating it would not help.
+            L2DeadlineError: Other transactions were in the way at every attempt.
+            Exception: The error of the last attempt, if repeating it would not help.
         """
         deadline = monotonic() + self._seconds
         attempt, in_doubt = 1, False

@@ -1,19 +1,19 @@
 """`setup()`: makes the tables of LangGraph and of Glasspoint, or migrates them to the installed versions.
 
-    look      two reads. If nothing is missing, this was all: a role needs no right to make anything
-    migrate   one transaction, one process at a time: everything but the next step
-    build     CREATE INDEX CONCURRENTLY, where a table has rows: outside of transactions. Then `migrate` again
+    look      two reads. If nothing is missing, this is all: the role needs no right to make anything
+    migrate   one transaction, one process at a time: everything except the next step
+    build     CREATE INDEX CONCURRENTLY, if a table has rows: outside of transactions. Then `migrate` again
 
-The same as a script, for somebody to read or to run with psql: `set_up_script` and the others like it.
+`set_up_script`, `renewal_script` and `removal_script` return the same as a script, to read or to run in psql.
 
 Open this file when a setup waits, fails, or makes something in the wrong schema.
 
 Setup leaves nothing in a session, neither a setting nor a lock. Behind a pooler in transaction mode
 (PgBouncer), the next statement may run on another connection, and another application gets this one.
 
-No statement of setup waits for longer than a few seconds. A statement that waits holds a snapshot, and CREATE
-INDEX CONCURRENTLY of another process waits for all snapshots: neither would ever end. So setup tries, and
-tries again.
+No statement of setup waits for longer than a few seconds; setup tries again instead. The reason: a statement
+that waits holds a snapshot, and CREATE INDEX CONCURRENTLY of another process waits for all snapshots. So
+neither would ever end.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ ForeignWrites = Literal["watch", "ignore"]
 """Whether triggers note what other software writes to LangGraph's tables."""
 
 VERSION = 4
-"""The version of Glasspoint's own tables, functions and triggers: one more with each change of them."""
+"""The version of Glasspoint's own tables, functions and triggers. Each change of them raises it by one."""
 
 GRANTS = (
     "GRANT SELECT, INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes, "
@@ -75,24 +75,24 @@ GRANTS = (
     "glasspoint_set_aside, glasspoint_retention, and GRANT SELECT ON checkpoint_migrations, "
     "glasspoint_identity"
 )
-"""What a role needs that uses the tables, but does not make them."""
+"""The rights of a role that uses the tables, but does not make them."""
 
-# Any number will do as long as all versions take the same one.
+# Any number is possible, if all versions use the same one.
 _SETUP_LOCK = 0x676C617373  # "glass"
 
-# How long setup tries until nobody is in its way, and how long an index may take.
+# How long setup tries while other processes are in its way, and how long an index may take.
 _TURN_SECONDS = 60.0
 _INDEX_SECONDS = 3600.0
 
 # A wait that is longer is logged once.
 _LOG_AFTER_SECONDS = 5.0
 
-# How long a statement waits for the lock on a table, attempt by attempt. Short at first, because writers
-# queue behind it. Longer than `deadlock_timeout` (1 s) in the end: only then does PostgreSQL end an
-# autovacuum for it.
+# How long a statement waits for the lock on a table, attempt by attempt. The first waits are short, because
+# writers queue behind them. The last waits are longer than `deadlock_timeout` (1 s): PostgreSQL ends an
+# autovacuum only for a statement that has waited for so long.
 _LOCK_TIMEOUTS_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
-# So many times as long setup then leaves the table to the writers.
+# After such a wait, setup leaves the table to the writers for so many times as long.
 _PAUSES_A_LOCK_TIMEOUT = 2
 
 # Another process is in the way: it holds a lock, or makes the same thing at the same time. PostgreSQL
@@ -127,12 +127,12 @@ async def set_up(conn: Connection, *, foreign_writes: ForeignWrites, lifts_timeo
         conn: A connection in no transaction.
         foreign_writes: `"watch"` makes the triggers that note what other software writes. `"ignore"` makes
             none, and removes none.
-        lifts_timeout: Whether our own pool has set a `statement_timeout` on the connection, which may then be
+        lifts_timeout: Whether our own pool has set a `statement_timeout` on the connection. It may then be
             lifted while an index is built.
 
     Raises:
         SchemaError: This role may not make what is missing.
-        L2DeadlineError: Others were in the way for too long.
+        L2DeadlineError: Other processes were in the way for too long.
     """
     watch = foreign_writes == "watch"
     async with _autocommit(conn):
@@ -161,7 +161,7 @@ async def triggers_stand(conn: Connection) -> bool:
 
 
 async def why_no_triggers(conn: Connection) -> str:
-    """Say what keeps this role from making the triggers, and what to do; for where they do not stand.
+    """Say what keeps this role from making the triggers, and what to do. Call it if triggers are missing.
 
     Args:
         conn: A connection in autocommit mode.
@@ -177,7 +177,7 @@ async def remove(conn: Connection) -> None:
 
     Raises:
         SchemaError: This role may not drop them.
-        L2DeadlineError: Others were in the way for too long.
+        L2DeadlineError: Other processes were in the way for too long.
     """
     async with _autocommit(conn):
         try:
@@ -188,7 +188,7 @@ async def remove(conn: Connection) -> None:
 
 
 async def renew_signing_key(conn: Connection) -> None:
-    """Make a new signing key. Savers then trust nothing that stands in Redis from before.
+    """Make a new signing key. Savers then trust no entry in Redis that is older.
 
     Args:
         conn: A connection in no transaction.
@@ -207,7 +207,7 @@ async def set_up_script(conn: Connection, *, foreign_writes: ForeignWrites) -> s
     """Return the SQL that `set_up` would run now, and run none of it.
 
     Args:
-        conn: A connection in no transaction. Its role needs no right but to read.
+        conn: A connection in no transaction. Its role only needs the right to read.
         foreign_writes: As for `set_up`.
 
     Returns:
@@ -240,17 +240,17 @@ async def removal_script(conn: Connection) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What is there.
+    """What setup has found in the database.
 
     Attributes:
-        schema: Where the tables are, or will be.
-        tables: Those of upstream's and of ours that are there.
-        migration: The number of upstream's last migration, -1 for none.
-        version: The version of our own tables, 0 for none.
-        invalid_indexes: Indexes of upstream's migrations that are invalid, and that this role may build anew.
-        triggers: How many are there as this version makes them.
-        may_make_triggers: Whether it is worth an attempt.
-        other_schema: Where the search path finds tables, if it finds them in another schema.
+        schema: The schema where the tables are, or will be.
+        tables: The tables, upstream's and ours, that are there.
+        migration: The number of upstream's last migration. -1: none.
+        version: The version of our own tables. 0: none.
+        invalid_indexes: Indexes of upstream's migrations that are invalid, and that this role may rebuild.
+        triggers: The number of triggers that are there as this version makes them.
+        may_make_triggers: Whether an attempt to make triggers may succeed.
+        other_schema: Another schema, in which the search path finds tables. `None`: there is none.
     """
 
     schema: str
@@ -264,18 +264,18 @@ class _State:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything but the triggers is there."""
+        """Whether everything except the triggers is there."""
         is_migrated = self.migration >= len(BasePostgresSaver.MIGRATIONS) - 1
         return is_migrated and self.has_own_tables and not self.invalid_indexes
 
     @property
     def has_own_tables(self) -> bool:
-        """Whether our tables are there. Those of a newer version will do."""
+        """Whether our tables are there, of this version or of a newer one."""
         return self.version >= VERSION
 
     @property
     def has_triggers(self) -> bool:
-        """Whether all triggers are there. Those of a newer version are not looked at."""
+        """Whether all triggers are there. Triggers of a newer version are not checked."""
         return self.triggers == len(statements.TRIGGERS) or self.version > VERSION
 
 
@@ -295,7 +295,7 @@ async def _look(conn: Connection) -> _State:
             "(`options=-csearch_path=…` in the connection string)."
         )
     schema, tables, invalid_indexes, triggers, may_make_triggers, other_schema, may_read_version = row
-    # A table that is missing must not stand in the statement.
+    # A statement must not name a table that is missing.
     migration: sql.Composable = sql.SQL(statements.UNKNOWN)
     version: sql.Composable = sql.SQL(statements.UNKNOWN)
     if "checkpoint_migrations" in tables:
@@ -336,7 +336,7 @@ async def _in_turn(
     *,
     refused: Callable[[Connection, str, errors.InsufficientPrivilege], SchemaError] | None = None,
 ) -> _Result:
-    """Do something in one transaction, as soon as no other process sets up or keeps the tables locked."""
+    """Do the work in one transaction, as soon as no other process sets up or keeps the tables locked."""
     started, is_logged, attempt = monotonic(), False, 0
     while True:
         timeout = _LOCK_TIMEOUTS_SECONDS[min(attempt, len(_LOCK_TIMEOUTS_SECONDS) - 1)]
@@ -367,7 +367,7 @@ async def _in_turn(
 
 async def _take_lock(conn: Connection, timeout_seconds: float) -> bool:
     """Prepare a transaction, and try to be the only process that sets up."""
-    # Whatever the default is: each statement is to see what others have just committed.
+    # The default may be another one, but each statement must see what others have just committed.
     await _execute(conn, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
     params = {"lock_timeout_ms": str(int(timeout_seconds * 1000)), "key": _SETUP_LOCK}
     row = await _fetch_one(conn, statements.TAKE_LOCK, params)
@@ -375,15 +375,15 @@ async def _take_lock(conn: Connection, timeout_seconds: float) -> bool:
 
 
 async def _enter(conn: Connection, schema: str) -> None:
-    """Let every name in this transaction mean one in this schema."""
+    """Make every name in this transaction refer to this schema."""
     await _fetch_one(conn, statements.ENTER, {"schema": schema})
 
 
 async def _migrate(conn: Connection, *, watch: bool) -> _Index | None:
-    """Do everything that is missing and that a transaction can do.
+    """Make everything that is missing and that a transaction can make.
 
     Returns:
-        An index that has to be built before the rest, because its table has rows.
+        An index that has to be built before the rest, because its table has rows. `None`: nothing is left.
     """
     state = await _look(conn)
     await _enter(conn, state.schema)
@@ -394,7 +394,7 @@ async def _migrate(conn: Connection, *, watch: bool) -> _Index | None:
             await _execute(conn, statement)
         await _execute(conn, _init_identity())
     if index is not None:
-        return index  # whose build, perhaps by another process, keeps the table from getting triggers
+        return index  # while it is built, perhaps by another process, the table cannot get triggers
     # Triggers of an older version are replaced in any case: they may not fit the new tables.
     wanted = (watch and not state.has_triggers) or (is_older and await _standing_triggers(conn))
     if wanted and not await _make_triggers(conn):
@@ -403,7 +403,7 @@ async def _migrate(conn: Connection, *, watch: bool) -> _Index | None:
 
 
 async def _migrate_upstream(conn: Connection, state: _State) -> _Index | None:
-    """Do upstream's migrations in their order: only the greatest number that is recorded counts."""
+    """Run upstream's migrations in their order, because only the greatest recorded number counts."""
     for number in range(state.migration + 1, len(BasePostgresSaver.MIGRATIONS)):
         migration = BasePostgresSaver.MIGRATIONS[number]
         index = _index_of(migration)
@@ -426,7 +426,7 @@ def _record_migration(number: int) -> sql.Composed:
 async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
     """Make an index in this transaction, unless its table has rows, or another process builds it.
 
-    Returns whether a valid one is there.
+    Returns whether a valid index is there.
     """
     status = await _status_of(conn, None, index)
     if status.is_valid or status.workers:
@@ -440,7 +440,7 @@ async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
 
 
 async def _make_triggers(conn: Connection) -> bool:
-    """Make the functions and triggers anew, all or none. Returns whether this role may."""
+    """Make the functions and triggers anew, all or none. Returns whether this role may do that."""
     try:
         async with conn.transaction():
             if await _fetch_one(conn, statements.MAY_NOTE) != (True,):
@@ -453,7 +453,7 @@ async def _make_triggers(conn: Connection) -> bool:
 
 
 def _trigger_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]:
-    """Make the functions and triggers anew, in place of those triggers that stand."""
+    """Make the functions and triggers anew, in place of the triggers that are there."""
     yield from statements.MAKE_FUNCTIONS
     yield from _drop_statements(standing)
     for trigger in statements.TRIGGERS:
@@ -495,7 +495,7 @@ class _Index:
 
     Attributes:
         migration: Upstream's statement.
-        before, after: What stands before and after the table's name in it.
+        before, after: The text of that statement before and after the table's name.
     """
 
     name: str
@@ -511,11 +511,11 @@ class _Index:
 
 @dataclass(frozen=True, slots=True)
 class _IndexStatus:
-    """What is known of an index.
+    """The state of an index.
 
     Attributes:
-        is_valid: `None`: there is none of this name.
-        workers: Processes of the server that build it, or would be in the way of a build.
+        is_valid: Whether it is valid. `None`: no index has this name.
+        workers: The ids of server processes that build it, or would be in the way of a build.
     """
 
     is_valid: bool | None
@@ -523,7 +523,7 @@ class _IndexStatus:
 
 
 def _index_of(migration: str) -> _Index | None:
-    """Read a migration; `None` if it makes no index concurrently."""
+    """Parse a migration. `None`: it makes no index concurrently."""
     found = _CREATE_INDEX_CONCURRENTLY.match(migration)
     if found is None:
         return None
@@ -576,10 +576,10 @@ async def _build(conn: Connection, schema: str, index: _Index, *, lifts_timeout:
 
 
 async def _mend(conn: Connection, schema: str, name: str, *, lifts_timeout: bool) -> None:
-    """Build an index anew that is invalid although its migration is recorded.
+    """Rebuild an index that is invalid although its migration is recorded.
 
-    LangGraph's setup leaves such an index if it was interrupted and called again. No call needs the index, so
-    no other process is waited for, and a failure is only logged.
+    LangGraph's setup leaves such an index if it was interrupted and called again. No call needs the index. So
+    this waits for no other process, and only logs a failure.
     """
     [index] = [index for index in _indexes() if index.name == name]
     status = await _status_of(conn, schema, index)
@@ -597,9 +597,9 @@ async def _try_build(
 ) -> bool:
     """Build an index, unless another process is about to. Returns whether it was built.
 
-    Two builds that begin at once are a deadlock: one holds the lock on the table and waits for every
-    snapshot, the other waits for the lock with a snapshot. So a process claims the index before it looks
-    whether another one holds the lock, and until it holds the lock itself.
+    Two builds that begin at the same time are a deadlock: one holds the lock on the table and waits for every
+    snapshot, the other holds a snapshot and waits for the lock. So a process first claims the index, then
+    looks whether another one holds the lock, and keeps the claim until it holds the lock itself.
     """
     if await _fetch_one(conn, _with_identity(statements.CLAIM_INDEX, schema)) is None:
         return False
@@ -636,7 +636,7 @@ async def _try_build(
 async def _timeout_lifted(conn: Connection, is_ours: bool) -> AsyncIterator[None]:
     """Lift the statement timeout that our own pool has set.
 
-    Not if a pooler is in between: through it, the setting would reach others.
+    It is not lifted if a pooler is in between: the setting would reach other clients.
     """
     row = await _fetch_one(conn, statements.SERVER_PROCESS)
     if row is None or not is_ours or row[0] != conn.info.backend_pid:
@@ -664,7 +664,7 @@ class _Script:
         self._is_in_transaction = False
 
     def add(self, *added: Statement) -> None:
-        """Add statements that belong into one transaction with those before them."""
+        """Add statements to the transaction of those before them."""
         for statement in added:
             if not self._is_in_transaction:
                 self._is_in_transaction = True
@@ -674,7 +674,7 @@ class _Script:
             self._add(statement)
 
     def add_alone(self, statement: Statement) -> None:
-        """Add a statement that no transaction may have, after all those before it."""
+        """Add a statement that cannot run in a transaction, after all those before it."""
         self._commit()
         self._add(statement)
 
@@ -689,14 +689,14 @@ class _Script:
             self._add("COMMIT")
 
     def _add(self, statement: Statement) -> None:
-        # No other change: the body of a function is compared with ours, byte by byte.
+        # Nothing else is changed: the body of a function is compared with ours, byte by byte.
         text = statement if isinstance(statement, str) else statement.as_string(self._conn)
         self._lines.append(text.strip().rstrip(";") + ";")
 
 
 @asynccontextmanager
 async def _reading(conn: Connection) -> AsyncIterator[_State]:
-    """Look, in a transaction that PostgreSQL lets change nothing."""
+    """Look at the database in a read-only transaction, and keep that transaction for the block."""
     async with _autocommit(conn), conn.transaction():
         await _execute(conn, "SET TRANSACTION READ ONLY")
         state = await _look(conn)
@@ -807,9 +807,9 @@ async def _warn_of_missing_triggers(conn: Connection, schema: str) -> None:
 
 @asynccontextmanager
 async def _autocommit(conn: Connection) -> AsyncIterator[None]:
-    """Let every statement be a transaction of its own, but in `conn.transaction()`.
+    """Make every statement a transaction of its own, except in `conn.transaction()`.
 
-    Only psycopg knows of that, not the server.
+    This is a setting of psycopg, not of the server.
     """
     autocommit = conn.autocommit
     await conn.rollback()
@@ -821,8 +821,8 @@ async def _autocommit(conn: Connection) -> AsyncIterator[None]:
             await conn.set_autocommit(autocommit)
 
 
-# Never prepared: a prepared statement stays in the session. Without parameters, `%` means nothing: a schema's
-# name may have it.
+# Never prepared: a prepared statement stays in the session. `None` for no parameters: then `%` has no special
+# meaning, and a schema's name may contain it.
 async def _execute(conn: Connection, statement: Statement) -> None:
     await conn.execute(cast("Any", statement), prepare=False)
 

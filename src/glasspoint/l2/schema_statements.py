@@ -1,4 +1,4 @@
-"""What `schema` makes and asks, by name. The texts are in `sql/setup.sql`."""
+"""The statements of `schema`, by name. Their texts are in `sql/setup.sql`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ TABLES: Final = (
     query("create_set_aside"),
     query("create_retention"),
 )
-"""What makes Glasspoint's own tables. Each statement may run again."""
+"""The statements that make Glasspoint's own tables. Each may run again."""
 
 IDENTITY: Final = query("init_identity")
 RENEW_SIGNING_KEY: Final = query("renew_signing_key")
@@ -95,7 +95,7 @@ class Trigger(NamedTuple):
     create: LiteralString
 
 
-# Of what a cached image is made of and what can change in place. A blob never changes.
+# On the tables that a cached image is made of. A blob never changes, so its table has one for TRUNCATE only.
 _INSERT, _WRITES, _CONTENT = FUNCTIONS
 TRIGGERS: Final = (
     Trigger("checkpoints", "glasspoint_insert", _INSERT, query("create_insert_trigger_of_checkpoints")),

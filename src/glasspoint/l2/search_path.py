@@ -1,12 +1,14 @@
-"""Where the tables are: a schema that the caller names.
+"""Makes sure that a new connection finds the tables in the schema that the caller names.
 
-LangGraph's statements name no schema, and ours do as they do, so the `search_path` of a connection decides.
-Three cases, for each new connection:
+LangGraph's statements name no schema, and neither do ours. So the `search_path` of a connection decides. Two
+cases, for each new connection:
 
-    no pooler             the `search_path` is set, for the length of the session
-    a pooler              nothing is set: the setting would reach other clients, or be lost between two
-                          transactions. The role's own `search_path` must lead to the schema
-    neither leads there   the connection is refused, with what to do
+    no pooler   the `search_path` is set for the session
+    a pooler    nothing is set: the setting would reach other clients, or be lost between two transactions.
+                The role's own `search_path` must lead to the schema
+
+If the connection then still leads to another schema, it is refused. The error says what to do. Open this file
+when that happens.
 """
 
 from __future__ import annotations
@@ -31,16 +33,16 @@ _WHERE: Final = query("where_am_i")
 async def enter_schema(
     connection: psycopg.AsyncConnection[Any], schema: str, *, has_session: bool = True
 ) -> None:
-    """Make sure that a connection finds its tables in a schema, and nowhere else first.
+    """Make sure that a schema is the first one in which a connection looks for its tables.
 
     Args:
-        connection: In autocommit.
-        schema: Its name, not quoted.
+        connection: A connection in autocommit.
+        schema: The name of the schema, not quoted.
         has_session: `False`: a pooler in transaction mode is known to be in between.
 
     Raises:
-        ConfigurationError: There is no such schema; or a pooler is in between, and the role's `search_path`
-            leads elsewhere.
+        ConfigurationError: The schema does not exist, or the role may not use it; or a pooler is in between,
+            and the role's `search_path` leads to another schema.
     """
     async with connection.cursor(row_factory=tuple_row) as cursor:
         params = {"has_session": has_session, "pid": connection.info.backend_pid, "schema": schema}

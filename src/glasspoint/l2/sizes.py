@@ -1,12 +1,14 @@
-"""How large the tables are: for telemetry, which asks now and then and waits for nothing.
+"""Estimates how large the tables are, for telemetry, without making a scrape or a call wait.
 
-`known` may be called from any thread, also while PostgreSQL or the saver's event loop does not answer: it
-returns what was found last, and when that is a minute old has the loop look again, in the background. A look
-is one query, on a connection that is idle anyway; if there is none, the next scrape asks again.
+Open this file when the size of a table in the metrics is missing or wrong.
 
-Rows are estimated. The statistics count what comes and goes exactly, from the last VACUUM or ANALYZE that
-they know of, or from the table's beginning; a crash or a failover loses them, and then the rows per page that
-the planner goes by are the better guess.
+`known` may be called from any thread, also while PostgreSQL or the saver's event loop does not respond. It
+returns the last figures. If they are a minute old, it makes the loop look again, in the background. A look is
+one query, on a connection that is idle anyway. If no connection is idle, the next scrape tries again.
+
+The numbers of rows are estimates. PostgreSQL's statistics count added and removed rows exactly, from the last
+VACUUM or ANALYZE that they know of, or from the table's creation. A crash or a failover loses the statistics.
+Then the planner's number of rows per page gives the better estimate.
 """
 
 from __future__ import annotations
@@ -44,14 +46,14 @@ _SIZES: Final = query("table_sizes")
 _FRESH_SECONDS = 60.0
 _UNTIL_SETUP_SECONDS = 5.0
 
-# Nothing is shown any more when newer figures were asked for in vain for so long, or when nobody asked.
+# No figures are shown if newer ones were asked for in vain for so long, or if the last ones are so old.
 _IN_VAIN_SECONDS = 300.0
 _OLD_SECONDS = 3600.0
 
-# A size waits for whoever has locked the table (ALTER TABLE, VACUUM FULL).
+# The query waits while another transaction has locked the table (ALTER TABLE, VACUUM FULL).
 _STATEMENT_TIMEOUT = "500ms"
 _LOOK_SECONDS = 2.0
-# The time being up may cost the connection, and where it is the only one calls have as long, too.
+# A timeout may break the connection. If it is the only one, a look may take as long as a call.
 _LOOK_ON_ONLY_CONNECTION_SECONDS = 10.0
 
 
@@ -62,7 +64,7 @@ class Sizes:
         """Take the connections to the database whose tables are measured.
 
         Args:
-            connections: The running event loop is the one that they work on.
+            connections: Connections that work on the running event loop.
         """
         self._connections = connections
         self._loop = asyncio.get_running_loop()
@@ -70,7 +72,7 @@ class Sizes:
         self._found: Mapping[str, TableSize] = {}
         self._found_at = float("-inf")
         self._ask_from = float("-inf")
-        self._asked_at: float | None = None  # the first time since figures came
+        self._asked_at: float | None = None  # when a look was first asked for since the last figures came
         self._looking = False
         self._stopped = False
         self._warned = False
@@ -80,7 +82,7 @@ class Sizes:
         )
 
     def known(self) -> Mapping[str, TableSize]:
-        """Return what is known of the tables that are there, and see that it is renewed. Never waits."""
+        """Return the last sizes of the tables that exist. Old ones are renewed later. Never waits."""
         now = monotonic()
         if now >= self._ask_from:
             self.look_soon()
@@ -88,10 +90,10 @@ class Sizes:
         return {} if in_vain or now - self._found_at > _OLD_SECONDS else self._found
 
     def look_soon(self) -> None:
-        """Have the event loop look, when it has time. From any thread."""
+        """Make the event loop look, when it has time. May be called from any thread."""
         if self._looking or self._stopped:
             return
-        self._looking = True  # also while the loop is busy: one look waits there, not one a scrape
+        self._looking = True  # also while the loop is busy: one look waits there, not one for each scrape
         if self._asked_at is None:
             self._asked_at = monotonic()
         try:
@@ -100,7 +102,7 @@ class Sizes:
             self._stopped = True
 
     async def stop(self) -> None:
-        """Look no more; a look that is under way is broken off, and waited for."""
+        """Stop looking: cancel a look that is under way, and wait for its end."""
         self._stopped = True
         while self._task is not None and not self._task.done():
             self._task.cancel()
@@ -111,12 +113,12 @@ class Sizes:
     def _begin(self) -> None:
         if self._stopped or (self._task is not None and not self._task.done()):
             return
-        if os.getpid() != self._process_id:  # somebody runs the parent's loop in a child
+        if os.getpid() != self._process_id:  # a child process runs its parent's loop
             return
         self._task = self._loop.create_task(
             self._look(),
             name="glasspoint-sizes",
-            context=Context(),  # in nobody's trace
+            context=Context(),  # in no trace
         )
 
     async def _look(self) -> None:
@@ -150,7 +152,7 @@ class Sizes:
             return {name: TableSize(size, max(0, rows)) for name, size, rows in await cursor.fetchall()}
 
     def _failed(self, exc: BaseException) -> None:
-        """A server that does not answer is reported where callers meet it; one that refuses, here, once."""
+        """Warn once if the server refuses. If it does not respond, the calls report that."""
         refused = isinstance(exc, psycopg.Error) and not isinstance(exc, psycopg.OperationalError)
         level = logging.WARNING if refused and not self._warned else logging.DEBUG
         self._warned = self._warned or refused

@@ -1,6 +1,7 @@
 """The statements of the hot path and of whole threads, by name. Their texts are in `sql/*.sql`.
 
-What one does, takes and returns is said there: `read.sql`, `put.sql`, `writes.sql`, `threads.sql`.
+The comments there say what a statement does, takes and returns: `read.sql`, `put.sql`, `writes.sql`,
+`threads.sql`.
 """
 
 from __future__ import annotations
@@ -57,26 +58,26 @@ __all__ = [
 ]
 
 OWN: Final = query("own")
-"""What every statement begins with that changes checkpoints or pending writes."""
+"""The beginning of every statement that changes checkpoints or pending writes."""
 
 FEW: Final = 4
-"""How many values the statements `…_FEW…` take at most: so many are written out in their texts."""
+"""How many values the statements `…_FEW…` take at most: their texts have a place for each."""
 
 JOURNALLED: Final[dict[str, LiteralString]] = {}
-"""The statements that store what callers write -> the same, which also record scopes in the journal."""
+"""A statement that stores what callers write -> the same statement, which also records scopes (journal)."""
 
 
-# What a statement begins with, and what it begins with if it records scopes, too: see journal.sql.
+# The two beginnings of a statement: without and with the recording of scopes. See journal.sql.
 _OWN = ("own", "own_journalled")
 _WITH = ("with", "with_journalled")
 
 
 def _storing(name: str, beginnings: tuple[str, str] = _WITH) -> LiteralString:
-    """Return a statement, and remember the one that also records scopes.
+    """Return a statement, and keep the one that also records scopes in `JOURNALLED`.
 
     Args:
-        name: The block behind the beginning.
-        beginnings: The blocks that are the beginnings of the two.
+        name: The block after the beginning.
+        beginnings: The two beginnings: names of blocks.
     """
     plain, journalled = beginnings
     statement = query(plain, name)

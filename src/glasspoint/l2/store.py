@@ -1,8 +1,10 @@
-"""The truth: reads and writes of the hot path in one statement each, concurrently; the rest by upstream.
+"""Reads and writes the truth: the hot path in one statement each, concurrently; the rest by upstream's code.
 
-`AsyncPostgresSaver` holds one lock round every operation of an instance, so that a pool behind it never has
-more than one connection in use. Here calls check out connections of their own, a crowd of them one together
-(see `batching`), and what upstream does is done by an instance of its own on that connection.
+Open this file when a read or a write in PostgreSQL has a wrong result, and to see which statement it sends.
+
+`AsyncPostgresSaver` holds one lock during every operation of an instance, so it never uses more than one
+connection of a pool. Here each call checks out a connection of its own, and the calls of a crowd share one
+(see `batching`). Upstream's code runs in a new instance of its own on that connection.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ if TYPE_CHECKING:
 __all__ = ["PutAnswer", "Store", "WritesAnswer"]
 
 
-# A standby, where no unlogged table can be read; tables that were removed; a right that was taken away.
+# The errors where the fences cannot be used: on a standby, which cannot read unlogged tables; after the
+# tables were removed; after a right was taken away.
 _WITHOUT_FENCES = (
     psycopg.errors.FeatureNotSupported,
     psycopg.errors.UndefinedTable,
@@ -75,7 +78,7 @@ _WITHOUT_FENCES = (
 )
 
 _NO_FENCES = FenceAnswer(identity="")
-"""This is another PostgreSQL than the one that the burst began with, or it can have no cache any more."""
+"""For a write of a burst without fences. This is another PostgreSQL than before, or it can have no cache."""
 
 
 class Store:
@@ -93,15 +96,15 @@ class Store:
         """Take upstream's saver, whose connections and tables are used.
 
         Args:
-            upstream: The saver whose connection or pool is used; with one connection, calls queue on its
+            upstream: The saver whose connection or pool is used. With a single connection, calls queue on its
                 lock.
-            telemetry: Who is told of every statement and every wait.
-            cache: What L1 is called in the journal: see `Journal`.
+            telemetry: Receives events for every statement and every wait.
+            cache: The name of L1 in the journal: see `Journal`.
             foreign_writes: See `schema.set_up`.
-            refuses_forks: A put that would fork its thread is not stored: see `PutAnswer.forked_by`.
+            refuses_forks: Whether a put that would fork its thread is not stored: see `PutAnswer.forked_by`.
 
         Raises:
-            ConfigurationError: With it a call would return before PostgreSQL has its write for good.
+            ConfigurationError: With this saver, a call would return before its write is durable.
         """
         if upstream.pipe is not None:
             raise ConfigurationError(
@@ -117,9 +120,9 @@ class Store:
         self._foreign_writes: schema.ForeignWrites = foreign_writes
         self._refuses_forks = refuses_forks
         self.connections = Connections(upstream, telemetry)
-        """Where all of this package gets its connections."""
+        """The connections that the whole package uses."""
         self.fences: Fences | None = None
-        """Where the bursts of the saver stand; `None`: it has none."""
+        """The fences of the saver's bursts. `None`: the saver has no bursts."""
         self.journal = journal.Journal(self.connections, cache=cache)
         self.identities = Identities(self.connections, cache=cache)
         self._selects: Batcher[bool, StoredCheckpoint | None] = self._batcher("l2.select", self._select_all)
@@ -131,7 +134,7 @@ class Store:
 
     @property
     def telemetry(self) -> Telemetry:
-        """What is told of every statement."""
+        """Receives events for every statement."""
         return self._telemetry
 
     async def setup(self) -> int:
@@ -141,8 +144,8 @@ class Store:
             The server's version, as libpq numbers it (180004).
 
         Raises:
-            SchemaError: This role may not.
-            L2DeadlineError: Others were in the way for too long.
+            SchemaError: This role may not make them.
+            L2DeadlineError: Other transactions were in the way for too long.
         """
         async with self.connections.connection(None) as conn:
             await schema.set_up(
@@ -153,7 +156,7 @@ class Store:
             return conn.info.server_version
 
     async def ping(self) -> bool:
-        """Ask for a sign of life.
+        """Check that PostgreSQL responds.
 
         Returns:
             Whether PostgreSQL takes writes.
@@ -168,7 +171,7 @@ class Store:
         """Read the newest checkpoint of a scope, or one by its id, with its pending writes.
 
         Args:
-            warms_up: L1 is to be warmed up with it, so the fences are looked for.
+            warms_up: Whether L1 is to be warmed up with the checkpoint. Then the fences are looked for.
         """
         if checkpoint_id is None:
             return await self._selects.run(Call(scope, warms_up, None, 0, None))
@@ -218,8 +221,8 @@ class Store:
         """Store a task's pending writes, together with those of concurrent callers.
 
         Args:
-            writes: All of one task, each `idx` once.
-            upsert: Replace what is there; otherwise it stays.
+            writes: Writes of one task. No `idx` occurs twice.
+            upsert: Whether they replace what is there. Otherwise it stays.
             ready: See `Ready`.
         """
         batcher: Batcher[PendingWrites, WritesAnswer] = self._upserts if upsert else self._writes
@@ -256,7 +259,7 @@ class Store:
         return answers if fences is None else [each._replace(fence=_NO_FENCES) for each in answers]
 
     def _fence_params(self, calls: Sequence[Call[Any, Any]]) -> FenceParams | None:
-        """Return what the statement of some writes needs, if any of them belongs to a burst."""
+        """Return the parameters for the fences of some writes. `None`: none of them belongs to a burst."""
         if self.fences is None or not any(call.announced.burst for call in calls):
             return None
         return self.fences.params([call.announced for call in calls])
@@ -269,18 +272,19 @@ class Store:
         *,
         branch: Branch | None = None,
     ) -> int:
-        """Store what another tier held of a scope, all of it or nothing; again changes nothing.
+        """Store what another tier held of a scope: all of it or nothing. A second call changes nothing.
 
         Args:
+            items: The checkpoints and pending writes.
             ready: See `Ready`.
-            branch: What these are the beginning of. It must not be apart from what is here, and nobody else
-                imports the beginning of another one at the same time.
+            branch: The branch that the items begin. It must not be apart from what is stored here. A lock
+                keeps others from importing the beginning of another branch at the same time.
 
         Returns:
             How many checkpoints were not there before.
 
         Raises:
-            ThreadInUseError: The branch is apart. Nothing was stored.
+            ThreadInUseError: The branch is apart from what is stored here. Nothing was stored.
         """
         cursors = []
         async with self.connections.connection(scope) as conn:
@@ -308,10 +312,10 @@ class Store:
             raise ThreadInUseError("Something else was stored in this thread meanwhile.")
 
     async def newest_and_whether(self, scope: Scope, *, tip: str) -> tuple[str | None, bool]:
-        """Return the newest checkpoint of a scope, and whether a branch goes on from it.
+        """Return the newest checkpoint of a scope, and whether the scope has the tip of a branch.
 
-        The former is `None` if there is none; the latter tells whether a checkpoint is this tip of a branch,
-        or names it as its parent.
+        The checkpoint is `None` if the scope has none. The scope has the tip if one of its checkpoints is the
+        tip, or has it as its parent.
         """
         params = {**scope._asdict(), "tip": tip}
         async with self.connections.connection(scope) as conn:
@@ -320,7 +324,7 @@ class Store:
         return rows[0] if rows else (None, False)
 
     async def newest_of(self, scope: Scope, ids: Collection[str]) -> str | None:
-        """Return the newest of these checkpoints that a scope has, `None` if it has none."""
+        """Return the newest of these checkpoints that a scope has. `None`: it has none of them."""
         async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.relate", scope):
                 params = {**scope._asdict(), "ids": list(ids)}
@@ -328,7 +332,7 @@ class Store:
         return rows[0][0] if rows else None
 
     async def namespaces_of(self, thread_id: str) -> list[Namespace]:
-        """Return a thread's namespaces, those without checkpoints not."""
+        """Return the namespaces of a thread that have checkpoints."""
         async with self.connections.connection(Scope(thread_id, "")) as conn:
             return await contents.namespaces_of(conn, thread_id)
 
@@ -343,18 +347,18 @@ class Store:
             return await contents.parents_of(conn, scope)
 
     async def holding_of(self, thread_id: str) -> Holding:
-        """Return what stands here of a thread, by name."""
+        """Return the names of what is stored of a thread."""
         async with self.connections.connection(Scope(thread_id, "")) as conn, conn.transaction():
-            await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
+            await conn.execute("SET LOCAL statement_timeout = 0")  # the timeout is for the hot path
             return await contents.holding_of(conn, thread_id)
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
-        """Write down that a thread is made of what another one was written in an outage."""
+        """Record that a thread was made from what was written to another thread in an outage."""
         async with self.connections.connection(Scope(set_aside.original, "")) as conn:
             await conn.execute(statements.NOTE_SET_ASIDE, set_aside._asdict())
 
     async def set_aside_since(self, age: timedelta) -> list[SetAside]:
-        """Return the threads that were made so, no longer ago than this."""
+        """Return the threads that were set aside, no longer ago than this."""
         async with self.connections.connection(None) as conn:
             return [
                 SetAside(*row) for row in await _fetch_all(conn, statements.SET_ASIDE_SINCE, {"age": age})
@@ -366,9 +370,9 @@ class Store:
         """Delete a thread.
 
         Args:
-            before_commit: Awaited with the namespaces that the thread had, after they were deleted and before
-                anybody can see it: exactly these are the scopes that L1 must block and forget. Answers which
-                of them L1 could not be told of.
+            before_commit: Awaited with the namespaces that the thread had: exactly these are the scopes that
+                L1 must block and forget. They are deleted by then, but no other transaction can see that yet.
+                Returns the scopes that L1 could not be told of.
         """
         root = Scope(thread_id, "")
         async with self.connections.connection(root) as conn:
@@ -383,7 +387,7 @@ class Store:
     async def get_tuple(
         self, scope: Scope, serde: SerializerProtocol, config: RunnableConfig
     ) -> CheckpointTuple | None:
-        """Read a checkpoint by upstream's own code: for the old formats that take more than one query."""
+        """Read a checkpoint by upstream's own code: for the old formats, which take more than one query."""
         async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.get_tuple", scope):
                 found = await AsyncPostgresSaver(conn, serde=serde).aget_tuple(config)
@@ -392,26 +396,26 @@ class Store:
     async def list(
         self, scope: Scope | None, serde: SerializerProtocol, config: RunnableConfig | None, **options: Any
     ) -> list[CheckpointTuple]:
-        """List checkpoints by upstream's own code, all of them before the connection goes back.
+        """List checkpoints by upstream's own code, reading all of them before the connection goes back.
 
-        A consumer that asks the saver for more while it iterates must not wait for the connection that it
-        holds.
+        A consumer may call the saver while it iterates. Then it must not wait for a connection that it holds
+        itself.
         """
         async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.list", scope):
                 async with conn.transaction():
-                    await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
+                    await conn.execute("SET LOCAL statement_timeout = 0")  # the timeout is for the hot path
                     upstream = AsyncPostgresSaver(conn, serde=serde)
                     return [_as_callers_see(each) async for each in upstream.alist(config, **options)]
 
     async def list_threads(self, choice: ThreadChoice) -> Sequence[ThreadSummary]:
-        """List threads, the one whose newest checkpoint is the newest first."""
+        """List threads, sorted by their newest checkpoint, newest first."""
         statement = statements.LIST_MATCHING_THREADS if choice.filter else statements.LIST_THREADS
         params = {"filter": json.dumps(choice.filter), "limit": choice.limit, "before": choice.before}
         async with self.connections.connection(None) as conn:
             with self._telemetry.step("l2.list_threads", None):
                 async with conn.transaction():
-                    await conn.execute("SET LOCAL statement_timeout = 0")  # it is meant for the hot path
+                    await conn.execute("SET LOCAL statement_timeout = 0")  # the timeout is for the hot path
                     rows = await _fetch_all(conn, statement, params)
         return [summary_of(thread_id, newest, json.loads(metadata)) for thread_id, newest, metadata in rows]
 
@@ -427,7 +431,7 @@ class Store:
     def _recorded(
         self, sql: str, params: dict[str, Any], calls: Sequence[Call[Any, Any]]
     ) -> tuple[str, dict[str, Any]]:
-        """Let a statement record the scopes that L1 does not know of, in the transaction that it is."""
+        """Make a statement also record the scopes that a cache was not told of, in the same transaction."""
         untold = [call.scope for call in calls if call.announced.is_journalled]
         recorded = self.journal.params(untold, [call.scope for call in calls])
         return (sql, params) if recorded is None else (journal.journalled(sql), params | recorded)
@@ -449,7 +453,7 @@ class Store:
 class _Walker(AsyncPostgresSaver):
     """Upstream's walk to a checkpoint's ancestors. A checkpoint that is its own ancestor is an error here.
 
-    Upstream's walk would go round for ever, and keep the event loop meanwhile.
+    Upstream's walk would never end, and would block the event loop.
     """
 
     @staticmethod
@@ -504,7 +508,7 @@ async def _fetch_fenced(
 ) -> list[tuple[Any, ...]] | None:
     """Do as `_fetch_all` does, for a statement that uses the fences.
 
-    `None`: there are no fences here (any more), and nothing was done.
+    Returns `None` if there are no fences here (any more). Then nothing was done.
     """
     try:
         return await _fetch_all(conn, sql, params)
@@ -517,7 +521,7 @@ async def _fetch_fenced(
 async def _execute(
     conn: Connection, sql: str, params: Mapping[str, Any]
 ) -> psycopg.AsyncCursor[tuple[Any, ...]]:
-    # Nothing has to be closed: all rows are here.
+    # The cursor need not be closed: it has all rows.
     return await conn.cursor(binary=True, row_factory=tuple_row).execute(cast("Any", sql), params)
 
 

@@ -1,7 +1,9 @@
-"""Which PostgreSQL a process is configured for, while that PostgreSQL cannot be asked.
+"""Names the PostgreSQL that a process is configured for, while that PostgreSQL cannot be asked.
+
+Open this file when a process reads the threads of another application from Redis, or does not find its own.
 
 The fallback chain keeps threads in Redis during an outage. A `Target` names the database that they will be
-drained into, so that another application, or staging, neither reads them nor drains them. It is made of the
+drained into, so that another application, or staging, neither reads nor drains them. It is made from the
 connection string and the environment alone, as libpq resolves them.
 """
 
@@ -40,15 +42,14 @@ class Target:
     """A PostgreSQL, as a connection string names it. It holds no user and no password.
 
     Two spellings of one server (its name and its address, or PgBouncer and the server behind it) are two
-    targets: nobody can compare them while the server is away.
+    targets: they cannot be compared while the server is away.
 
     Attributes:
         host: Host names or socket directories, in the order given, separated by commas. `""` is libpq's
             default socket directory.
         port: One port, or one for each host, separated by commas.
         database: The name of the database.
-        schema: The schema that is configured, or the `search_path` that the connection string sets; `""` if
-            neither is.
+        schema: The configured schema, or the `search_path` that the connection string sets. `""`: neither.
 
     Example:
         >>> Target.of("postgresql://me:secret@db.example:5433/app").name
@@ -69,7 +70,7 @@ class Target:
             schema: As for `open_pool`.
 
         Raises:
-            ConfigurationError: It cannot be understood.
+            ConfigurationError: The connection string cannot be understood.
         """
         given = _resolved(conn_string)
         hosts = [_host(each) for each in (given.get("host") or given.get("hostaddr") or "").split(",")]
@@ -101,20 +102,20 @@ def fallback_secret(
     schema: str | None = None,
     password_rotates: bool = False,
 ) -> bytes | None:
-    """Return what signs the fallback chain's threads in Redis: the same in every process with this target.
+    """Return the key that signs the fallback chain's threads in Redis. It is the same in every process.
 
-    PostgreSQL, which keeps the signing key of the cache, is away when this one is needed. So it comes from
-    what every process has: the setting `CHECKPOINT_L1_SIGNING_KEY`, or else the password of the connection
-    string or of `PGPASSWORD`. A password file is not read: set the key instead.
+    PostgreSQL, which keeps the signing key of the cache, is away when this key is needed. So the key is made
+    from what every process with this target has: the setting `CHECKPOINT_L1_SIGNING_KEY`, or else the
+    password of the connection string or of `PGPASSWORD`. A password file is not read: set the key instead.
 
-    Takes about 50 ms if it comes from the password.
+    The call takes about 50 ms if the key is made from the password.
 
     Args:
         conn_string: As for `Target.of`.
         signing_key: The setting, if it is set.
         schema: As for `Target.of`.
-        password_rotates: The password is asked for before each connection: it is not the same in every
-            process, and so makes no key.
+        password_rotates: Whether the password is asked for before each connection. Such a password is not the
+            same in every process, so no key is made from it.
 
     Returns:
         32 bytes, or `None` if there is neither a key nor a password that stays.
@@ -129,24 +130,24 @@ def fallback_secret(
     if not password:
         return None
     # People choose passwords, so they can be guessed. A signature in Redis tells whether a guess is right, to
-    # anybody who can read Redis. scrypt makes each guess cost 16 MB and 50 ms. The target is the salt, so one
-    # list of guesses does not serve for two databases.
+    # everyone with access to Redis. scrypt makes each guess cost 16 MB and 50 ms. The target is the salt, so
+    # one list of guesses does not serve for two databases.
     salt = _LABEL + Target.of(conn_string, schema=schema).id.encode()
     try:
         return hashlib.scrypt(password.encode(), salt=salt, dklen=32, **_SCRYPT)
-    except (AttributeError, ValueError):  # FIPS: it is not there, or is refused
+    except (AttributeError, ValueError):  # FIPS: scrypt is missing, or is refused
         return hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _PBKDF2_ROUNDS)
 
 
 def _resolved(conn_string: str) -> dict[str, str]:
-    """Every parameter, in libpq's order: the connection string, the service file, the environment."""
+    """Return every parameter: from the connection string, else the service file, else the environment."""
     given = {k: str(v) for k, v in conninfo_to_dict(postgres_conninfo(conn_string)).items() if v is not None}
     service = _of_service(given["service"]) if given.get("service") else {}
     return {**_defaults(), **service, **given}
 
 
 def _defaults() -> dict[str, str]:
-    """What libpq takes where a connection string says nothing; this also reads the file of `PGSERVICE`."""
+    """Return libpq's values for parameters that are not set. libpq also reads the service of `PGSERVICE`."""
     options = pq.Conninfo.get_defaults()
     return {each.keyword.decode(): each.val.decode() for each in options if each.val}
 
@@ -163,7 +164,7 @@ def _default_port() -> str:
 
 
 def _of_service(name: str) -> dict[str, str]:
-    """Read a service of the connection string, which libpq's defaults do not know."""
+    """Read a service that the connection string names. libpq's defaults do not include it."""
     own = os.environ.get("PGSERVICEFILE")
     paths = [Path(own) if own else Path.home() / ".pg_service.conf"]
     if shared := os.environ.get("PGSYSCONFDIR"):
@@ -186,7 +187,7 @@ def _host(name: str) -> str:
 
 def _search_path(options: str) -> str:
     """Return the `search_path` of backend options, as PostgreSQL reads it; the last one counts."""
-    # A backslash makes the next character a plain one; NUL holds the place of such a space.
+    # A character after a backslash stands for itself. If it is a space, NUL keeps its place until the end.
     text = re.sub(r"\\(.)", lambda found: "\0" if found[1].isspace() else found[1], options)
     found = ""
     for name, value in _SETTING.findall(text):

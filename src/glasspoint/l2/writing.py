@@ -1,4 +1,7 @@
-"""Between what callers write and what the statements of it take and return. Pure, no I/O."""
+"""Turns what callers write into statements and their parameters, and rows into results. Pure, no I/O.
+
+Open this file when a write is sent with the wrong statement, or when its result is wrong.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ _BARE = ("bare_of", "bare_channels", "bare_versions")
 _WRITES = ("idxs", "channels", "types", "blobs")
 _TASKS = ("thread_ids", "namespaces", "checkpoint_ids", "task_ids", "task_paths")
 
-# The parameters of a statement of few, and what fills it up.
+# The parameters of a statement `…_FEW…`, and the rows that fill it up.
 _NUMBERS = range(1, statements.FEW + 1)
 _FEW_BLOBS = tuple(f"{name}_{n}" for n in _NUMBERS for name in ("channel", "version", "type", "blob"))
 _FEW_WRITES = tuple(f"{name}_{n}" for n in _NUMBERS for name in ("idx", "channel", "type", "blob"))
@@ -47,12 +50,12 @@ _NO_WRITE = (0, "", "", b"")
 
 
 class Announced(NamedTuple):
-    """What the statement of a write is to do besides, because of how L1 was told of the write.
+    """What the statement of a write also does, depending on how L1 was told of the write.
 
     Attributes:
-        is_journalled: Record the scope in the journal.
-        burst: Which burst it belongs to; empty: none, and then there is no fence.
-        opens: Set the fence of the burst. Otherwise it is only looked for.
+        is_journalled: Whether to record the scope in the journal.
+        burst: The burst that the write belongs to. Empty: none, so there is no fence.
+        opens: Whether to set the fence of the burst. Otherwise the statement only looks for it.
     """
 
     is_journalled: bool = False
@@ -61,9 +64,9 @@ class Announced(NamedTuple):
 
 
 Ready = Callable[[Any], Awaitable[Announced]]
-"""Awaited with the connection in hand, before anything is sent on it; for `faults.may_still_run`, later.
+"""Awaited with the connection before anything is sent on it. May keep it for `faults.may_still_run`, later.
 
-Returns what the statement is to do besides, because of how L1 was told.
+Returns what the statement also does, depending on how L1 was told of the write.
 """
 
 
@@ -71,9 +74,10 @@ class FenceAnswer(NamedTuple):
     """What the statement of a write has seen of fences, before it set one.
 
     Attributes:
-        stands: The fence of its own burst stands, for longer than the statement can run.
-        is_contested: The fence of another saver stands.
-        identity: Of this PostgreSQL, as `Look.mark` has it; `None`: the fence stands, so it is the same.
+        stands: Whether the fence of its own burst stands, for longer than the statement can run.
+        is_contested: Whether the fence of another saver stands.
+        identity: The identity of this PostgreSQL, as in `Look.mark`. `None`: the fence stands, so the
+            identity is the same.
     """
 
     stands: bool = False
@@ -82,15 +86,15 @@ class FenceAnswer(NamedTuple):
 
 
 class PutAnswer(NamedTuple):
-    """What L1 must know of a put, and what is known of forks: see `sql/put.sql`.
+    """The result of a put: what L1 must know of it, and whether it forks its thread. See `sql/put.sql`.
 
     Attributes:
-        followable: It is the newest checkpoint of its scope, was not there before, and every value of it
-            stands there as sent.
+        followable: Whether it is the newest checkpoint of its scope, was not there before, and has all its
+            values in PostgreSQL as they were sent.
         known_writes: `<task id>:<idx>` of the pending writes that were there before it.
-        fence: What it has seen of fences.
-        forked_by: The checkpoint that is newer than the parent, which was read as the newest, or was put by
-            the same run; `None` if there is none, or the put was not judged.
+        fence: What the statement has seen of fences.
+        forked_by: The checkpoint that is newer than the parent, although the parent was read as the newest,
+            or was put by the same run. `None`: there is none, or the put was not judged.
     """
 
     followable: bool
@@ -100,9 +104,13 @@ class PutAnswer(NamedTuple):
 
 
 class WritesAnswer(NamedTuple):
-    """What became of some writes, and what the statement has seen of fences.
+    """The result of storing some pending writes.
 
-    Which of them were stored, whether any of them replaced an older one, and which were there already.
+    Attributes:
+        stored: The writes that were stored.
+        overwrote: Whether any of them replaced an older one.
+        ignored: The writes that were there already.
+        fence: What the statement has seen of fences.
     """
 
     stored: list[EncodedWrite]
@@ -112,13 +120,14 @@ class WritesAnswer(NamedTuple):
 
 
 class FenceParams(NamedTuple):
-    """How writes stand to bursts, for their statement.
+    """The parameters for the fences in the statement of some writes.
 
     Attributes:
-        announced: Of each write.
-        holder: Who holds the fences.
+        announced: What was announced for each write.
+        holder: The name of the saver that holds the fences.
         cache: The name of the cache: the key prefix.
-        stands, margin: For how many seconds a fence is set, and must stand yet.
+        stands: For how many seconds a fence is set.
+        margin: For how many more seconds a fence must stand, to count.
     """
 
     announced: Sequence[Announced]
@@ -128,12 +137,12 @@ class FenceParams(NamedTuple):
     margin: float
 
     def alone(self) -> dict[str, Any]:
-        """The parameters of a statement of one write."""
+        """Return the parameters for a statement with one write."""
         (announced,) = self.announced
         return {**self._shared(), "burst": announced.burst, "opens": announced.opens}
 
     def together(self) -> dict[str, Any]:
-        """The parameters of a statement of several."""
+        """Return the parameters for a statement with several writes."""
         of_each = [(announced.burst, announced.opens) for announced in self.announced]
         return {**self._shared(), **columns(("bursts", "opens"), of_each)}
 
@@ -152,11 +161,11 @@ def put_statement(
     *,
     refuses_forks: bool = False,
 ) -> Statement:
-    """Return what stores checkpoints, each of another scope.
+    """Return the statement that stores checkpoints of different scopes, and its parameters.
 
     Args:
-        fences: How they stand to bursts, in the same order; `None`: none belongs to one.
-        refuses_forks: A put that would fork its thread is not stored.
+        fences: The parameters for fences, in the same order. `None`: no checkpoint belongs to a burst.
+        refuses_forks: Whether a put that would fork its thread is not stored.
     """
     variant = fences is not None, is_judged(puts)
     few, one, together = _PUT_STATEMENTS[variant]
@@ -188,11 +197,11 @@ def put_statement(
 
 
 def is_judged(puts: Sequence[tuple[Scope, EncodedPut]]) -> bool:
-    """Tell whether any of them goes on from what was read as the newest, so that it may fork its thread."""
+    """Tell whether any put follows a checkpoint that was read as the newest: it may fork its thread."""
     return any(put.follows_newest for _, put in puts)
 
 
-# Of bursts or not, judged or not -> of one with few values, of one, of several.
+# With fences or not, judged or not -> the statement for one put with few values, for one, for several.
 _PUT_STATEMENTS = {
     (False, False): (statements.PUT_FEW, statements.PUT, statements.PUT_TOGETHER),
     (True, False): (statements.PUT_FEW_FENCED, statements.PUT_FENCED, statements.PUT_TOGETHER_FENCED),
@@ -210,12 +219,12 @@ def _put(scope: Scope, put: EncodedPut) -> Row:
 
 
 def _blobs(put: EncodedPut) -> list[Row]:
-    """In one order, so that two puts never wait for each other in a circle."""
+    """Return the values in a fixed order, so that two puts never wait for each other in a circle."""
     return [(channel, version, *value) for channel, (version, value) in sorted(put.blobs.items())]
 
 
 def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutAnswer]:
-    """Return what PostgreSQL has answered to each."""
+    """Return the result of each put."""
     width = 1 if is_judged(puts) else 0
     answers = []
     for (_, put), (newest, stored, shadowed, known_writes, latest, *more) in zip(puts, rows, strict=True):
@@ -230,9 +239,11 @@ def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -
 def writes_statement(
     tasks: Sequence[PendingWrites], *, upsert: bool, fences: FenceParams | None = None
 ) -> Statement:
-    """Return what stores the writes of tasks, each of them once.
+    """Return the statement that stores the writes of tasks, and its parameters.
 
     Args:
+        tasks: The writes. No task occurs twice.
+        upsert: Whether the writes replace what is there.
         fences: As for `put_statement`.
     """
     plain, fenced = _WRITES_STATEMENTS[upsert]
@@ -262,7 +273,7 @@ def writes_statement(
     return together, params
 
 
-# Upsert or not -> plain and of bursts: of few writes, of one task, of several.
+# Upsert or not -> without and with fences: the statement for one task with few writes, for one, for several.
 _WRITES_STATEMENTS = {
     False: (
         (statements.PUT_FEW_WRITES, statements.PUT_WRITES, statements.PUT_WRITES_TOGETHER),
@@ -284,7 +295,7 @@ _WRITES_STATEMENTS = {
 
 
 def writes_answers(tasks: Sequence[PendingWrites], rows: Sequence[Row]) -> list[WritesAnswer]:
-    """Return what PostgreSQL has answered to each."""
+    """Return the result for each task."""
     fences = {number: FenceAnswer(*fence) for task_id, number, _, _, *fence in rows if task_id is None}
     stored = {
         (task_id, idx): (task_path, overwrote)
@@ -312,14 +323,14 @@ def _writes_answer(
 
 
 def _few(names: Sequence[str], rows: Sequence[Row], no_row: Row) -> dict[str, Any]:
-    """Return rows as a statement of few takes them: a parameter a value, all of them always there."""
+    """Return rows as a statement `…_FEW…` takes them: one parameter for each value of `FEW` rows."""
     values = [value for row in rows for value in row]
     values += no_row * (statements.FEW - len(rows))
     return {"count": len(rows), **dict(zip(names, values, strict=True))}
 
 
 def columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
-    """Return rows as `unnest` takes them: an array a column."""
+    """Return rows as `unnest` takes them: one array for each column."""
     if not rows:
         return {name: [] for name in names}
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))

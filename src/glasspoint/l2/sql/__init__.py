@@ -12,13 +12,13 @@ A file consists of blocks. A block is a statement, or a part that several statem
 Open the files when a statement does the wrong thing, and this module when a block is not found. The rules:
 
 - A name is unique over all files.
-- A line that consists of a comment is not sent. The comment below the name says what the block does, which
-  parameters it has itself, and what it returns.
+- A line that is a comment is not sent. The comment below the name says what the block does, which parameters
+  it has itself, and what it returns.
 - A line `-- include: other_name` stands for the text of another block, indented as the line is.
-- `%(name)s` is a parameter of psycopg, and `%(name)b` one that travels in the binary format: as text, every
-  byte of a blob would be sent and parsed as two.
-- `{name}` is filled in by `psycopg.sql.SQL(…).format`: the name of a table in a certain schema, say, which
-  cannot be a parameter. `setup.sql` and `identity.sql` have some.
+- `%(name)s` is a parameter of psycopg. `%(name)b` is a parameter that is sent in the binary format: as text,
+  every byte of a blob would be sent and parsed as two.
+- `{name}` is filled in by `psycopg.sql.SQL(…).format`, for example with the name of a table in a certain
+  schema, which cannot be a parameter. Some blocks of `setup.sql`, `identity.sql` and `sessions.sql` have it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Include(NamedTuple):
     """A line that stands for another block.
 
     Attributes:
-        name: Of that block.
-        indent: What the line begins with: so many spaces.
+        name: The name of that block.
+        indent: The spaces that the line begins with.
     """
 
     name: str
@@ -105,14 +105,14 @@ def query(*names: str, blocks: Mapping[str, Block] | None = None) -> LiteralStri
     """Return a statement.
 
     Args:
-        names: The block that it is; or several, whose texts follow each other.
-        blocks: Where they are looked up; those of the files, unless it is said.
+        names: The block, or several blocks whose texts follow each other.
+        blocks: Where they are looked up. `None`: in the blocks of the files.
 
     Raises:
         LookupError: There is no block of this name, or of one that it includes; or a block includes itself.
     """
     known = BLOCKS if blocks is None else blocks
-    # As literal as a text in the code, whose part the files are: nothing in them comes from outside.
+    # As literal as a text in the code: the files are a part of it, and nothing in them comes from outside.
     return "\n".join(_resolved(name, known, ()) for name in names)
 
 

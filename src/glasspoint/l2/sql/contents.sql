@@ -1,32 +1,32 @@
--- What LangGraph's tables hold of one thread: see `contents.py`.
+-- Reads what LangGraph's tables hold of one thread: see `contents.py`.
 
 -- name: thread_ids
 -- Lists the threads that have a checkpoint or a pending write.
 --
--- returns  a row a thread: thread_id
+-- returns  one row per thread: thread_id
 SELECT thread_id FROM checkpoints UNION SELECT thread_id FROM checkpoint_writes ORDER BY 1
 
 -- name: held_checkpoints
 -- Lists the checkpoints of a thread.
 --
 -- params   thread_id
--- returns  a row a checkpoint: checkpoint_ns, checkpoint_id
+-- returns  one row per checkpoint: checkpoint_ns, checkpoint_id
 SELECT checkpoint_ns, checkpoint_id FROM checkpoints WHERE thread_id = %(thread_id)s
 
 -- name: held_writes
 -- Lists the pending writes of a thread.
 --
 -- params   thread_id
--- returns  a row a write: checkpoint_ns, checkpoint_id, task_id, idx; the digest of its value, if another one
---          may replace it
+-- returns  one row per write: checkpoint_ns, checkpoint_id, task_id, idx; the digest of its value, NULL if no
+--          other write may replace it
 SELECT checkpoint_ns, checkpoint_id, task_id, idx, CASE WHEN idx < 0 THEN sha256(blob) END
 FROM checkpoint_writes WHERE thread_id = %(thread_id)s
 
 -- name: held_values
--- Lists the values of a thread.
+-- Lists the values of a thread that are not empty.
 --
 -- params   thread_id
--- returns  a row a value: checkpoint_ns, channel, version
+-- returns  one row per value: checkpoint_ns, channel, version
 SELECT checkpoint_ns, channel, version FROM checkpoint_blobs
 WHERE thread_id = %(thread_id)s AND type <> 'empty'
 
@@ -34,7 +34,7 @@ WHERE thread_id = %(thread_id)s AND type <> 'empty'
 -- Lists the namespaces of a thread that have checkpoints.
 --
 -- params   thread_id
--- returns  a row a namespace: checkpoint_ns; how many checkpoints; the id of the newest
+-- returns  one row per namespace: checkpoint_ns; how many checkpoints; the id of the newest
 SELECT checkpoint_ns, count(*), max(checkpoint_id) FROM checkpoints
 WHERE thread_id = %(thread_id)s GROUP BY checkpoint_ns ORDER BY checkpoint_ns
 
@@ -42,7 +42,7 @@ WHERE thread_id = %(thread_id)s GROUP BY checkpoint_ns ORDER BY checkpoint_ns
 -- Lists the checkpoints of a scope with their parents.
 --
 -- params   thread_id, checkpoint_ns
--- returns  a row a checkpoint: checkpoint_id, parent_checkpoint_id
+-- returns  one row per checkpoint: checkpoint_id, parent_checkpoint_id
 SELECT checkpoint_id, parent_checkpoint_id FROM checkpoints
 WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
 
@@ -50,8 +50,9 @@ WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
 -- Lists the newest checkpoints of a scope without their values, the newest first.
 --
 -- params   thread_id, checkpoint_ns; limit: how many at most
--- returns  a row a checkpoint: its id, its parent, its metadata, the bytes of both documents, its time; the
---          bytes of its values; its pending writes: their number, their bytes, interrupts, errors
+-- returns  one row per checkpoint: its id, its parent, its metadata, the bytes of checkpoint and metadata,
+--          its time; the bytes of its values; of its pending writes: their number, their bytes, the number
+--          of interrupts, the number of errors
 SELECT c.checkpoint_id, c.parent_checkpoint_id, c.metadata::text, octet_length(c.checkpoint::text)
            + octet_length(c.metadata::text), c.checkpoint ->> 'ts',
        coalesce(b.bytes, 0)::bigint, coalesce(w.writes, 0)::int, coalesce(w.bytes, 0)::bigint,
@@ -81,9 +82,9 @@ ORDER BY c.checkpoint_id DESC
 -- name: some_checkpoints
 -- Reads some checkpoints of a thread.
 --
--- params   thread_id; namespaces, ids: a value a checkpoint
--- returns  a row a checkpoint, in their order: checkpoint_ns, checkpoint_id, parent_checkpoint_id, both
---          documents
+-- params   thread_id; namespaces, ids: one item per checkpoint
+-- returns  one row per checkpoint, in the given order: checkpoint_ns, checkpoint_id, parent_checkpoint_id,
+--          checkpoint, metadata
 SELECT c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint::text, c.metadata::text
 FROM unnest(%(namespaces)s::text[], %(ids)s::text[]) WITH ORDINALITY
   AS asked (checkpoint_ns, checkpoint_id, n)
@@ -94,8 +95,8 @@ ORDER BY asked.n
 -- name: some_values
 -- Reads some values of a thread.
 --
--- params   thread_id; namespaces, channels, versions: a value each
--- returns  a row a value: checkpoint_ns, channel, version, type, blob
+-- params   thread_id; namespaces, channels, versions: one item per value
+-- returns  one row per value: checkpoint_ns, channel, version, type, blob
 SELECT b.checkpoint_ns, b.channel, b.version, b.type, b.blob
 FROM unnest(%(namespaces)s::text[], %(channels)s::text[], %(versions)s::text[])
   AS asked (checkpoint_ns, channel, version)
@@ -107,14 +108,14 @@ WHERE b.type <> 'empty'
 -- Reads some pending writes of a thread.
 --
 -- params   see asked_writes
--- returns  a row a write: checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path
+-- returns  one row per write: checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path
 SELECT w.checkpoint_ns, w.checkpoint_id, w.task_id, w.idx, w.channel, w.type, w.blob, w.task_path
 FROM
 -- include: asked_writes
 ORDER BY 1, 2, 3, 4
 
 -- name: some_writes_without_path
--- The same where the column task_path is missing.
+-- As some_writes, for a database without the column task_path.
 --
 -- params   see asked_writes
 -- returns  see some_writes; task_path is empty
@@ -126,17 +127,17 @@ ORDER BY 1, 2, 3, 4
 -- name: asked_writes
 -- Some pending writes `w` of a thread.
 --
--- params   thread_id; namespaces, ids, tasks, idxs: a value a write
+-- params   thread_id; namespaces, ids, tasks, idxs: one item per write
 unnest(%(namespaces)s::text[], %(ids)s::text[], %(tasks)s::text[], %(idxs)s::int[])
   AS asked (checkpoint_ns, checkpoint_id, task_id, idx)
 JOIN checkpoint_writes AS w ON w.thread_id = %(thread_id)s AND w.checkpoint_ns = asked.checkpoint_ns
  AND w.checkpoint_id = asked.checkpoint_id AND w.task_id = asked.task_id AND w.idx = asked.idx
 
 -- name: has_task_path
--- Tells whether pending writes have a task path. Databases that no recent langgraph-checkpoint-postgres has
--- migrated lack it.
+-- Tells whether pending writes have a task path. A database lacks it if no recent
+-- langgraph-checkpoint-postgres has migrated it.
 --
--- returns  one row: whether
+-- returns  one row: true or false
 SELECT EXISTS (
     SELECT FROM pg_attribute WHERE attrelid = 'checkpoint_writes'::regclass AND attname = 'task_path'
 )

@@ -1,10 +1,11 @@
--- The fences of bursts: see `fences.py`. `until` is by PostgreSQL's clock, like all that it is compared with.
+-- The fences of bursts: see `fences.py`. `until`, and all times that it is compared with, are by PostgreSQL's
+-- clock.
 --
--- Where a part of a statement speaks of `given`, aliased `g`, it means what is written, a row a burst:
--- thread_id, checkpoint_ns, burst, opens.
+-- `given`, with the alias `g`, is the part of a statement that holds what is written, one row per checkpoint
+-- or task: thread_id, checkpoint_ns, burst, opens.
 
 -- name: set_fence
--- Sets the fence of one burst, in a transaction that does the rest.
+-- Sets the fence of one burst, in the transaction that does the rest.
 --
 -- params   thread_id, checkpoint_ns, burst; and see set_fences
 /* glasspoint */
@@ -17,7 +18,7 @@ WITH given AS (
 -- name: set_fences
 -- Sets the fences of bursts that begin.
 --
--- params   holder: the saver; stands: for how many seconds
+-- params   holder: the saver; stands: for how many seconds a fence stands
 INSERT INTO glasspoint_fences (thread_id, checkpoint_ns, holder, burst, until)
 SELECT DISTINCT thread_id, checkpoint_ns, %(holder)s, burst, now() + make_interval(secs => %(stands)s)
 FROM given WHERE opens ORDER BY 1, 2
@@ -25,9 +26,9 @@ ON CONFLICT (thread_id, checkpoint_ns, holder)
 DO UPDATE SET burst = EXCLUDED.burst, until = EXCLUDED.until
 
 -- name: own_fence
--- Whether the fence of the own burst stands for longer than a statement can run.
+-- Whether the fence of a write's own burst stands for longer than a statement can run.
 --
--- params   holder: the saver; margin: how many seconds a statement can run
+-- params   holder: the saver; margin: how many seconds a statement can run at most
 CROSS JOIN LATERAL (
     SELECT EXISTS (
         SELECT FROM glasspoint_fences AS f
@@ -38,14 +39,14 @@ CROSS JOIN LATERAL (
 ) AS own
 
 -- name: seen_of_fences
--- Columns behind others: what a write of a burst sees of fences, as it was before its statement. Needs
--- own_fence.
+-- The last columns of a statement: what a write of a burst sees of fences, as they were before the statement.
+-- Needs own_fence.
 --
 -- params   holder: the saver; cache: its cache
 -- returns  stands: see own_fence
---          is_contested: a fence of another saver stands
---          identity: of this PostgreSQL (see `Look.mark`), if the write is to be confirmed; empty if it is
---          another
+--          is_contested: whether a fence of another saver stands
+--          identity: the identity of this PostgreSQL (see `Look.mark`), if the burst begins or its fence does
+--          not stand, else NULL; empty if PostgreSQL has lost data, or has no row of this cache
 , own.stands,
 EXISTS (
     SELECT FROM glasspoint_fences AS f
@@ -62,7 +63,7 @@ CASE WHEN g.opens OR NOT own.stands THEN coalesce((
 -- name: remove_fences
 -- Removes the fences of bursts that have ended, and the marks of puts in their scopes (see put.sql).
 --
--- params   threads, namespaces, bursts: a value a burst
+-- params   threads, namespaces, bursts: one item per burst
 --          holder: the saver
 /* glasspoint */
 DELETE FROM glasspoint_fences AS f
@@ -72,6 +73,6 @@ WHERE f.thread_id = ended.thread_id AND f.checkpoint_ns = ended.checkpoint_ns
   AND (f.holder = %(holder)s AND f.burst = ended.burst OR f.holder = 'newest')
 
 -- name: expire_fences
--- Removes the fences that nobody holds any more: those of processes that have died.
+-- Removes the fences that have expired: those of processes that have died.
 /* glasspoint */
 DELETE FROM glasspoint_fences WHERE until < now()

@@ -3,11 +3,11 @@
 -- name: look_at_identity
 -- Looks at the identity, at the row of one cache and at its journal, in one statement.
 --
--- LangGraph's tables and ours must stand side by side: a search path may lead to those of another deployment.
+-- LangGraph's tables and ours must be in one schema: a search path may lead to tables of another deployment.
 --
--- {system}, {timeline}, {started}, {position}   what a server may withhold: the block told_… or withheld
+-- {system}, {timeline}, {started}, {position}   what a server may withhold: the block told_…, or `withheld`
 --
--- params   cache; limit: how many rows of the journal at most; after: only rows with a greater id
+-- params   cache; limit: the most rows of the journal; after: only rows of the journal with a greater id
 -- returns  one row, or none if setup() has not made the tables
 /* glasspoint */
 SELECT i.id, i.content_id, i.signing_key, here.tables::text, here.database::text,
@@ -60,22 +60,22 @@ substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
 extract(epoch FROM pg_postmaster_start_time())::text
 
 -- name: told_position
--- How many bytes the log has.
+-- The length of the log in bytes.
 (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint
 
 -- name: withheld
--- What the server refuses to tell.
+-- In place of what the server refuses to tell.
 NULL
 
 -- name: ask_system
--- Asks for the identifier of the cluster alone.
+-- Asks for the identifier of the cluster, and for nothing else.
 -- returns  one row, unless the server withholds it
 /* glasspoint */
 SELECT
 -- include: told_system
 
 -- name: ask_timeline
--- Asks for the timeline alone.
+-- Asks for the timeline, and for nothing else.
 -- returns  one row, unless the server withholds it
 /* glasspoint */
 SELECT
@@ -89,23 +89,23 @@ SELECT
 -- include: told_started
 
 -- name: ask_position
--- Asks how many bytes the log has, and for nothing else.
+-- Asks for the length of the log, and for nothing else.
 -- returns  one row, unless the server withholds it
 /* glasspoint */
 SELECT
 -- include: told_position
 
 -- name: wait_for_foreign_writes
--- Waits until the foreign transactions under way have ended that share this advisory lock: see setup.sql.
--- They may have decided already that nobody uses this cache.
+-- Waits until the foreign transactions that share this advisory lock have ended: see setup.sql. They may have
+-- seen that no process uses this cache, and so not note their writes for it.
 SELECT pg_advisory_xact_lock(1735159667, 'glasspoint_caches'::regclass::oid::int)
 
 -- name: renew_generation
--- Makes a new generation of a cache; only from what the caller has seen: of several processes that renew at
--- once, one does.
+-- Makes a new generation of a cache, if the caller has seen the current one. So if several processes renew it
+-- at the same time, only one succeeds.
 --
 -- params   cache, reign, generation; facts: JSON; seen: the generation before, NULL for none
--- returns  no row; the row count tells whether it was made
+-- returns  no row; the row count tells whether the generation was made
 /* glasspoint */
 WITH renewed AS (
     INSERT INTO glasspoint_caches AS c (cache, reign, generation, facts, seen_at)
@@ -121,7 +121,7 @@ WITH renewed AS (
 INSERT INTO glasspoint_crash_marks (generation) SELECT generation FROM renewed
 
 -- name: say_seen
--- Says that a cache is in use.
+-- Records that a cache is in use.
 --
 -- params   cache, generation
 /* glasspoint */
@@ -131,23 +131,23 @@ WHERE cache = %(cache)s AND generation = %(generation)s
 -- name: list_caches
 -- Lists the caches of a database.
 --
--- returns  a row a cache: cache, reign; for how many seconds no process has said that it uses it
+-- returns  one row per cache: cache, reign; how many seconds ago a process last said that it uses the cache
 /* glasspoint */
 SELECT cache, reign, coalesce(extract(epoch FROM clock_timestamp() - seen_at)::float8, 'infinity')
 FROM glasspoint_caches
 
 -- name: claim_purge
--- Asks to be the process that purges what older generations have left, for a minute.
+-- Claims, for a minute, the purge of what older generations have left.
 --
--- params   cache, generation; continues: this process is it already
--- returns  no row; the row count tells whether it is
+-- params   cache, generation; continues: this process has the claim already
+-- returns  no row; the row count tells whether this process has the claim
 /* glasspoint */
 UPDATE glasspoint_caches SET purging_at = clock_timestamp()
 WHERE cache = %(cache)s AND generation = %(generation)s AND NOT is_purged
   AND (%(continues)s OR purging_at IS NULL OR purging_at < clock_timestamp() - interval '1 minute')
 
 -- name: say_purged
--- Says that nothing is left of older generations.
+-- Records that nothing is left of older generations.
 --
 -- params   cache, generation
 /* glasspoint */

@@ -1,12 +1,12 @@
--- The journal: which scopes Redis could not be told of. See `journal.py`.
+-- The journal: the scopes that Redis could not be told of. See `journal.py`.
 
 -- name: own
--- What a statement begins with that changes checkpoints or pending writes. The triggers of setup.sql take any
--- other statement for one of other software, and note its scopes for the cache.
+-- The beginning of every statement that changes checkpoints or pending writes. The triggers of setup.sql
+-- treat any other statement as one of other software, and note its scopes for the cache.
 /* glasspoint */
 
 -- name: own_journalled
--- The same for a statement that also records scopes, in the one transaction that it is.
+-- As `own`, for a statement that also records scopes. Both happen in one transaction.
 --
 -- params   see record_scopes
 /* glasspoint */
@@ -15,12 +15,12 @@ WITH journalled AS (
 )
 
 -- name: with
--- As `own`, for a statement that goes on with a sub-statement.
+-- As `own`, for a statement that continues with a sub-statement.
 /* glasspoint */
 WITH
 
 -- name: with_journalled
--- As `own_journalled`, for a statement that goes on with a sub-statement.
+-- As `own_journalled`, for a statement that continues with a sub-statement.
 --
 -- params   see record_scopes
 /* glasspoint */
@@ -31,21 +31,21 @@ WITH journalled AS (
 -- name: record_scopes
 -- Adds rows for scopes. Rows are only added, so writers never wait for each other here.
 --
--- params   untold_caches, untold_threads, untold_namespaces: a value a row
+-- params   untold_caches, untold_threads, untold_namespaces: one item per row
 INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns)
 SELECT * FROM unnest(
     %(untold_caches)s::text[], %(untold_threads)s::text[], %(untold_namespaces)s::text[]
 )
 
 -- name: delete_journal_rows
--- Deletes rows whose scopes Redis was told of after they were seen.
+-- Deletes rows. Redis was told of their scopes after the rows were seen.
 --
--- What another process is deleting just now is skipped: that process has dropped the entry, too. Waiting for
--- it, in another order than it takes the rows, would be a deadlock. After a recovery to an earlier moment,
--- ids come again, and these may be other rows: hence the generation.
+-- Rows that another process is deleting are skipped: that process has dropped their entries, too. Waiting for
+-- it could be a deadlock, because it may take the rows in another order. After a recovery to an earlier
+-- moment, the same ids are given to other rows: so the generation is compared.
 --
 -- params   cache; ids: of the rows; generation: of the cache, when the rows were seen
--- returns  a row for each that was deleted: source
+-- returns  one row per row that was deleted: source
 DELETE FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id IN (
     SELECT id FROM glasspoint_l1_journal WHERE cache = %(cache)s AND id = ANY(%(ids)s::bigint[])
       AND EXISTS (SELECT FROM glasspoint_caches WHERE cache = %(cache)s AND generation = %(generation)s)
@@ -61,11 +61,12 @@ RETURNING source
 SELECT count(*) FROM glasspoint_l1_journal WHERE cache = %(cache)s
 
 -- name: compact_journal
--- Makes one row of all rows of a scope, as far as one statement gets.
+-- Replaces the oldest 20,000 rows by one row for each scope and source.
 --
--- The new rows have ids that nobody has seen, so nobody who dropped an entry before can delete them. To leave
--- one of the old rows in place would be wrong: ids do not say in which order rows were committed, and
--- somebody may have dropped the entry for that one before the write of another one was there.
+-- The new rows have ids that no process has seen. So a process that has dropped an entry before cannot delete
+-- them. It would be wrong to leave one of the old rows in place. The ids do not say in which order rows were
+-- committed: a process may have dropped the entry because of that row, before the write of another row was
+-- committed.
 --
 -- params   cache
 WITH gone AS (
@@ -79,11 +80,11 @@ INSERT INTO glasspoint_l1_journal (cache, thread_id, checkpoint_ns, source)
 SELECT DISTINCT %(cache)s, thread_id, checkpoint_ns, source FROM gone
 
 -- name: retire_caches
--- Deletes what is left of caches, of any name, that no process has used for a day.
+-- Deletes the rows of caches, of any name, that no process has used for a day.
 --
--- A cache that no process has used for an hour renews its generation when it comes back, and trusts nothing
--- of before. So neither its row nor its rows in the journal are needed after a day. A cache without a row is
--- one whose processes never reached their Redis.
+-- A cache that no process has used for an hour renews its generation when it comes back, and then trusts
+-- nothing that is older. So neither its row nor its rows in the journal are needed after a day. If a cache
+-- has no row, its processes never reached their Redis.
 /* glasspoint */
 WITH unused AS (
     DELETE FROM glasspoint_caches WHERE seen_at < clock_timestamp() - interval '1 day' RETURNING generation

@@ -1,19 +1,24 @@
--- What may go, and its removal: see `pruning.py`.
+-- Plans what is removed, and removes it: see `pruning.py`.
 --
--- What may go is worked out by one statement (`plan_…`), so on one snapshot: every checkpoint of some threads
--- is either doomed or kept. The removal then names rows by their primary keys.
+-- One statement (`plan_…`) decides what is removed, so on one snapshot: every checkpoint of some threads is
+-- either doomed or kept. The statements that remove rows name them by their primary keys.
 --
--- No two sets of rows are joined here. A join is planned from estimates that are worst for the few huge
--- threads that are worth pruning, and as a nested loop it is quadratic. Sets are compared by EXCEPT and by
--- window aggregates over a UNION ALL, which sort or hash whatever the estimates say; single rows are looked
--- up by primary key, in LATERAL (… LIMIT 1) or a scalar subquery, which the planner cannot turn into a join.
+-- No two sets of rows are joined here. A join is planned from estimates. These are worst for the few huge
+-- threads that are worth pruning, and a nested loop would be quadratic. Instead, sets are compared by EXCEPT
+-- and by window aggregates over a UNION ALL, which sort or hash whatever the estimates are. Single rows are
+-- looked up by primary key, in LATERAL (… LIMIT 1) or in a scalar subquery, which the planner cannot turn
+-- into a join.
 
 -- name: set_for_pruning
--- Settings for one transaction. Its statements may take longer than those of the hot path, but must not wait
--- for others' locks for long: whoever waits behind them waits too. Compiling them would cost more than they
--- do, and parallel workers would take their processors from live traffic. Whatever is joined here is a list
--- of keys with the table that they are looked up in: anything but a lookup for each would read all of the
--- table, and for a few hundred keys in a table of 100,000 rows the planner did choose that.
+-- Settings for one transaction, and the reason for each:
+--
+--   statement_timeout  its statements may take longer than those of the hot path
+--   lock_timeout       they must not wait long for locks, because other transactions wait behind them
+--   jit                compiling the statements would cost more than running them
+--   parallel workers   they would take processors from live traffic
+--   joins              a list of keys is joined with the table where they are looked up. A hash join or a
+--                      merge join would read the whole table; the planner did choose that, for a few hundred
+--                      keys in a table of 100,000 rows
 --
 -- params   statement_timeout_ms, lock_timeout_ms: as texts
 SELECT set_config('statement_timeout', %(statement_timeout_ms)s, true),
@@ -24,14 +29,14 @@ SELECT set_config('statement_timeout', %(statement_timeout_ms)s, true),
        set_config('enable_mergejoin', 'off', true)
 
 -- name: plan_keep_latest
--- Plans that of each namespace the newest checkpoint stays, with what it needs.
+-- Plans to keep the newest checkpoint of each namespace, with what it needs.
 --
 -- params   thread_ids
--- returns  a row each: kind, thread_id, checkpoint_ns, checkpoint_id, parent_id. The kinds are
---          doomed: a checkpoint that goes
---          over: it goes, too, and so does all else of its namespace
---          newest: the newest of a namespace, whether it goes or stays
---          severed: a checkpoint that stays without this parent
+-- returns  rows with the columns kind, thread_id, checkpoint_ns, checkpoint_id, parent_id. The kinds are
+--          doomed: a checkpoint that is removed
+--          over: a checkpoint that is removed with everything else of its namespace
+--          newest: the newest checkpoint of a namespace, whether it is removed or not
+--          severed: a checkpoint that stays, but loses this parent
 WITH RECURSIVE page AS MATERIALIZED (
     -- include: page_columns
     FROM (
@@ -47,13 +52,14 @@ WITH RECURSIVE page AS MATERIALIZED (
 -- include: verdict
 
 -- name: plan_older
--- Plans that all stays that is not old, and the newest checkpoint of each namespace (if keep_latest, or if
--- anything of its thread is not old), with what they need.
+-- Plans to keep two kinds of checkpoints, with what they need: those that are not old; and the newest one of
+-- each namespace, if keep_latest is set or if any checkpoint of its thread is not old.
 --
--- The time in a version 6 UUID stands at its front, the greatest part first: texts compare as times do.
+-- A version 6 UUID begins with its time, the most significant part first. So ids compare as times do.
 --
 -- params   thread_ids, keep_latest
---          cutoff_id: ids below it are old. cutoff_ts: so are other ids with an earlier time in the document
+--          cutoff_id: version 6 UUIDs below it are old
+--          cutoff_ts: other ids are old if the time in their document is earlier
 -- returns  see plan_keep_latest
 WITH RECURSIVE page AS MATERIALIZED (
     -- include: page_columns
@@ -81,8 +87,8 @@ WITH RECURSIVE page AS MATERIALIZED (
 -- Finds the checkpoints of some runs.
 --
 -- params   thread_ids: of these runs; run_ids
--- returns  a row a checkpoint: thread_id, checkpoint_ns, checkpoint_id; needed: whether the delta chain of
---          one that stays needs it
+-- returns  one row per checkpoint: thread_id, checkpoint_ns, checkpoint_id; needed: whether the delta chain
+--          of a checkpoint that stays needs it
 WITH RECURSIVE page AS MATERIALIZED (
     -- include: page_columns
     FROM (
@@ -106,7 +112,7 @@ SELECT DISTINCT p.thread_id, p.checkpoint_ns, p.checkpoint_id, p.needed FROM (
 ) AS p WHERE p.old
 
 -- name: page_columns
--- The columns of all checkpoints `c` of some threads, which have a column `old` besides.
+-- The columns of all checkpoints `c` of some threads. Needs a column `old` in `c`.
 SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id AS parent_id, old,
        metadata -> 'parents' ->> '' AS root_id,
        strpos(checkpoint_ns, ':') > 0 AS is_call,
@@ -120,14 +126,15 @@ SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id AS parent_i
 WINDOW scope AS (PARTITION BY thread_id, checkpoint_ns), thread AS (PARTITION BY thread_id)
 
 -- name: roots_of_young_calls
--- What a call of a subgraph that is still young needs: the root checkpoint that it began at.
+-- The root checkpoints from which calls of subgraphs began, for checkpoints of calls that are not old.
 SELECT thread_id, '', root_id, versioned FROM page WHERE is_call AND NOT old AND root_id IS NOT NULL
 
 -- name: needed
--- What stays: what is wanted for its own sake, and what that needs.
+-- What stays: the wanted checkpoints, and those that they need.
 --
--- A DeltaChannel leaves counters in the metadata, or a snapshot: `true` in the checkpoint with a value behind
--- it, which a plain `True` never has. LangGraph.js marks its threads (`versioned`), and names no channels.
+-- A DeltaChannel leaves counters in the metadata, or a snapshot. A snapshot is `true` in the checkpoint, with
+-- a blob for the same version; a plain `True` has no blob. LangGraph.js marks its threads (`versioned`), and
+-- names no channels.
 --
 -- params   thread_ids
 base AS MATERIALIZED (
@@ -169,7 +176,7 @@ base AS MATERIALIZED (
     ) AS d
     WHERE c.thread_id = ANY(%(thread_ids)s::text[])
 ), without_value AS (
-    -- The delta channels of what stays that have no value there: they are rebuilt from its ancestors.
+    -- Delta channels without a value in a checkpoint that stays: they are rebuilt from its ancestors.
     SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_id, c.channel
     FROM (
         SELECT d.*, stored.checkpoint FROM (
@@ -196,7 +203,7 @@ base AS MATERIALIZED (
         UNION ALL
         SELECT thread_id, checkpoint_ns, checkpoint_id, parent_id, NULL, false FROM base WHERE versioned
     )
-    -- Not ALL: where two walks meet, only one goes on.
+    -- Not UNION ALL: if two walks meet, only one continues.
     UNION
     SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, n.channel,
            n.channel IS NOT NULL AND
@@ -217,8 +224,8 @@ base AS MATERIALIZED (
 )
 
 -- name: has_value
--- Whether the checkpoint `c` has a value of c.channel. A JSON null counts for none, which keeps too much at
--- worst. A blob of type `empty` means that there is none.
+-- Whether the checkpoint `c` has a value of c.channel. A JSON null counts as no value: at worst, this keeps
+-- too much. A blob of type `empty` means that there is no value.
 coalesce(
     c.checkpoint -> 'channel_values' -> c.channel <> 'null' OR (
         SELECT true FROM checkpoint_blobs AS b
@@ -229,11 +236,12 @@ coalesce(
     ), false)
 
 -- name: verdict
--- The end of a plan: what follows from what is `kept`.
+-- The end of a plan: what follows from the checkpoints that are `kept`.
 --
--- A subgraph's namespace has the id of the task that called it after a ":", unlike that of a subgraph with a
--- memory of its own (`checkpointer=True`). A call goes with the root checkpoint that it started from, but
--- only when that one is saved: runs save in the background, so a call can be saved first.
+-- The namespace of a called subgraph has a ":" and the id of the task that called it. The namespace of a
+-- subgraph with a memory of its own (`checkpointer=True`) has none. A call is removed with the root
+-- checkpoint that it began from, but only if that checkpoint is there: runs save in the background, so a call
+-- can be saved before its root.
 , over_calls AS (
     SELECT DISTINCT thread_id, checkpoint_ns FROM (
         SELECT thread_id, checkpoint_ns, root_id,
@@ -267,7 +275,7 @@ coalesce(
                scope AS (PARTITION BY thread_id, checkpoint_ns)
     ) AS judged
 ), severed AS (
-    -- What stays, and whose parent does not.
+    -- Checkpoints that stay, while their parents do not.
     SELECT thread_id, checkpoint_ns, child_id, checkpoint_id FROM (
         SELECT *, bool_or(child_id IS NULL) OVER (PARTITION BY thread_id, checkpoint_ns, checkpoint_id)
                   AS stays
@@ -288,24 +296,24 @@ UNION ALL
 SELECT 'severed', thread_id, checkpoint_ns, child_id, checkpoint_id FROM severed
 
 -- name: uuid6
--- What a version 6 UUID looks like.
+-- A regular expression for a version 6 UUID.
 '^[0-9a-f]{8}-[0-9a-f]{4}-6[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$'
 
 -- name: threads_of_runs
 -- Finds the threads of some runs.
 --
 -- params   run_ids
--- returns  a row a thread: thread_id
+-- returns  one row per thread: thread_id
 SELECT DISTINCT thread_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY(%(run_ids)s::text[])
 
 -- name: find_threads
--- Finds the next threads in which something may be doomed. One pass over the two tables in all, however many
--- pages: each page begins where the last one ended.
+-- Finds the next threads in which something may be doomed. All pages together are one pass over the two
+-- tables: each page begins where the last one ended.
 --
 -- params   after: the last thread of the page before; NULL for the first page
 --          keep_latest: whether threads with a single checkpoint are left out
---          limit: how many threads at most; besides, see maybe_old
--- returns  a row a thread: thread_id; old: how many checkpoints at most
+--          limit: how many threads at most; see also maybe_old
+-- returns  one row per thread: thread_id; old: an upper bound of the number of its old checkpoints
 SELECT thread_id, sum(old)::int AS old FROM (
     (
         SELECT thread_id, count(*) FILTER (WHERE
@@ -330,8 +338,8 @@ SELECT thread_id, sum(old)::int AS old FROM (
 GROUP BY thread_id ORDER BY thread_id LIMIT %(limit)s
 
 -- name: maybe_old
--- Whether a checkpoint may be old, as far as its id tells: the time of any other id stands in the document,
--- which plan_older reads.
+-- Whether a checkpoint may be old, judged by its id alone. If the id is no version 6 UUID, the time is in the
+-- document, which only plan_older reads.
 --
 -- params   cutoff_id
 (checkpoint_id COLLATE "C" < %(cutoff_id)s OR checkpoint_id !~
@@ -339,19 +347,19 @@ GROUP BY thread_id ORDER BY thread_id LIMIT %(limit)s
 )
 
 -- name: lock_threads
--- Takes the threads that no other run has in hand, until this transaction ends.
+-- Locks the threads that no other run of pruning has locked, until this transaction ends.
 --
 -- params   thread_ids
--- returns  a row for each that was taken: thread_id
+-- returns  one row per thread that was locked: thread_id
 SELECT thread_id FROM unnest(%(thread_ids)s::text[]) AS t (thread_id)
 WHERE pg_try_advisory_xact_lock(hashtextextended('glasspoint prune ' || thread_id, 0))
 
 -- name: parents_since
--- Finds from which of the older checkpoints anybody has gone on since these were the newest of their
--- namespaces.
+-- Each given checkpoint was the newest of its namespace. Finds newer checkpoints whose parent is that one, or
+-- an older one.
 --
--- params   threads, namespaces, ids: a value a checkpoint
--- returns  a row a child: thread_id, checkpoint_ns, parent_checkpoint_id
+-- params   threads, namespaces, ids: one item per checkpoint
+-- returns  one row per child: thread_id, checkpoint_ns, parent_checkpoint_id
 SELECT c.thread_id, c.checkpoint_ns, c.parent_checkpoint_id
 FROM unnest(%(threads)s::text[], %(namespaces)s::text[], %(ids)s::text[]) AS h (t, ns, id)
 CROSS JOIN LATERAL (
@@ -375,9 +383,8 @@ WITH gone AS (
 ) SELECT count(*), coalesce(sum(size), 0)::bigint FROM gone
 
 -- name: delete_writes
--- Deletes the pending writes of checkpoints. A run saves a superstep's writes in the background, where they
--- can be saved before their checkpoint. So writes go by the checkpoints that go, never because they have
--- none.
+-- Deletes the pending writes of checkpoints. A run saves the writes of a superstep in the background, so they
+-- can be saved before their checkpoint. That a write has no checkpoint is therefore no reason to delete it.
 --
 -- params   see these_rows
 -- returns  one row: how many were deleted; their bytes
@@ -434,30 +441,30 @@ JOIN checkpoint_blobs AS b
   ON b.thread_id = d.t AND b.checkpoint_ns = d.ns AND b.channel = d.channel AND b.version = d.version
 
 -- name: these_rows
--- Checkpoints by their keys.
+-- Checkpoints `d`, by their keys.
 --
--- params   threads, namespaces, ids: a value a checkpoint
+-- params   threads, namespaces, ids: one item per checkpoint
 unnest(%(threads)s::text[], %(namespaces)s::text[], %(ids)s::text[]) AS d (t, ns, id)
 
 -- name: these_values
--- Values by their keys.
+-- Values `d`, by their keys.
 --
--- params   threads, namespaces, channels, versions: a value each
+-- params   threads, namespaces, channels, versions: one item per value
 unnest(%(threads)s::text[], %(namespaces)s::text[], %(channels)s::text[], %(versions)s::text[])
 AS d (t, ns, channel, version)
 
 -- name: delete_writes_of_scopes
 -- Deletes all pending writes of scopes.
 --
--- params   threads, namespaces: a value a scope
+-- params   threads, namespaces: one item per scope
 /* glasspoint */
 DELETE FROM checkpoint_writes AS w USING unnest(%(threads)s::text[], %(namespaces)s::text[]) AS s (t, ns)
 WHERE w.thread_id = s.t AND w.checkpoint_ns = s.ns
 
 -- name: drop_parents
--- Lets checkpoints stay without their parents.
+-- Removes the parents of checkpoints that stay.
 --
--- params   threads, namespaces, ids, parents: a value a checkpoint
+-- params   threads, namespaces, ids, parents: one item per checkpoint
 /* glasspoint */
 UPDATE checkpoints AS c SET parent_checkpoint_id = NULL
 FROM unnest(%(threads)s::text[], %(namespaces)s::text[], %(ids)s::text[], %(parents)s::text[])
@@ -466,12 +473,12 @@ WHERE c.thread_id = s.t AND c.checkpoint_ns = s.ns AND c.checkpoint_id = s.id
   AND c.parent_checkpoint_id = s.parent
 
 -- name: garbage_blobs
--- Finds the values that no checkpoint of these threads refers to, but for some checkpoints. Grows with the
--- number of values and of remaining checkpoints of the threads, each read once.
+-- Finds the values of these threads to which no checkpoint refers. References from some checkpoints do not
+-- count. Each value and each other checkpoint of the threads is read once.
 --
 -- params   thread_ids
---          threads, namespaces, ids: a value for each checkpoint that does not count
--- returns  a row a value: thread_id, checkpoint_ns, channel, version
+--          threads, namespaces, ids: one item per checkpoint whose references do not count
+-- returns  one row per value: thread_id, checkpoint_ns, channel, version
 SELECT thread_id, checkpoint_ns, channel, version FROM checkpoint_blobs
 WHERE thread_id = ANY(%(thread_ids)s::text[])
 EXCEPT
@@ -493,11 +500,11 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL jsonb_each_text(c.versions) AS v
 
 -- name: orphaned_writes
--- Finds old pending writes whose checkpoint is not there.
+-- Finds old pending writes whose checkpoint is missing.
 --
 -- params   thread_ids
---          orphans_cutoff_id: ids below it are old
--- returns  a row for each checkpoint that is not there: thread_id, checkpoint_ns, checkpoint_id
+--          orphans_cutoff_id: version 6 UUIDs below it are old
+-- returns  one row per missing checkpoint: thread_id, checkpoint_ns, checkpoint_id
 SELECT thread_id, checkpoint_ns, checkpoint_id FROM (
     SELECT DISTINCT thread_id, checkpoint_ns, checkpoint_id FROM checkpoint_writes
     WHERE thread_id = ANY(%(thread_ids)s::text[]) AND checkpoint_id ~

@@ -1,27 +1,27 @@
--- How checkpoints are stored: `put_…`, and the parts of these statements.
+-- Stores checkpoints: `put_…`, and the parts of these statements.
 --
--- A put_ block begins behind the WITH: it follows the block `with`, or `with_journalled`, of journal.sql. The
--- names say for what it is:
+-- A put_ block begins after the WITH: it follows the block `with`, or `with_journalled`, of journal.sql. The
+-- name of a block says what it stores:
 --
---   put_few       one checkpoint with at most four values, each value in parameters of its own: an array of
---                 one costs the client several times as much. Fewer values are filled up, so that there is
---                 one statement to prepare
+--   put_few       one checkpoint with at most four values. Each value has parameters of its own, because an
+--                 array with one item costs the client several times as much. Fewer values are filled up to
+--                 four, so that only one statement is prepared
 --   put           one checkpoint
---   put_together  checkpoints of several callers, each of another scope
+--   put_together  checkpoints of several callers, all of different scopes
 --   …_fenced      at least one of them belongs to a burst: see fences.sql
---   …_judged      at least one of them goes on from what was read as the newest checkpoint: does it fork its
---                 thread?
+--   …_judged      at least one of them follows a checkpoint that was read as the newest, so it is judged
+--                 whether it forks its thread
 --
--- All parts of one statement see the same snapshot, taken before any of them changes anything. They follow
--- each other by name:
+-- All parts of one statement see the same snapshot, taken before any of them changes anything. These parts
+-- follow each other:
 --
---   given          what the callers hand in, a row a checkpoint, numbered by n
---   fenced         the fences that are set for it
---   marks, judged  which of it forks its thread
---   accepted       what is stored
+--   given          the checkpoints of the callers, one row per checkpoint, numbered by n
+--   fenced         sets the fences of their bursts
+--   marks, judged  find the checkpoints that fork their threads
+--   accepted       the checkpoints that are stored
 --
--- A statement returns a row for each checkpoint, in their order: see outcome_of_one; then forked_by, if it
--- judges (see judged); then what seen_of_fences says, if it belongs to bursts.
+-- A statement returns one row per checkpoint, in the given order: the columns of outcome_of_one; then
+-- forked_by, if it judges (see judged); then the columns of seen_of_fences, if it is fenced.
 
 -- name: put_few
 -- Stores one checkpoint with few values.
@@ -41,7 +41,7 @@ FROM given AS g
 ORDER BY g.n
 
 -- name: put_few_fenced
--- Stores one checkpoint with few values, which belongs to a burst.
+-- Stores one checkpoint with few values. It belongs to a burst.
 --
 -- params   see given_one, burst_of_one, few_values, outcome_of_one, fences.sql
 -- returns  see the top of this file
@@ -63,7 +63,7 @@ FROM given AS g
 ORDER BY g.n
 
 -- name: put_few_judged
--- Stores one checkpoint with few values, which may fork its thread.
+-- Stores one checkpoint with few values. It may fork its thread.
 --
 -- params   see given_one, fork_of_one, few_values, outcome_of_one
 -- returns  see the top of this file
@@ -82,7 +82,7 @@ FROM judged AS g
 ORDER BY g.n
 
 -- name: put_few_fenced_judged
--- Stores one checkpoint with few values, which belongs to a burst and may fork its thread.
+-- Stores one checkpoint with few values. It belongs to a burst, and may fork its thread.
 --
 -- params   see given_one, burst_of_one, fork_of_one, few_values, outcome_of_one, fences.sql
 -- returns  see the top of this file
@@ -190,8 +190,8 @@ ORDER BY g.n
 -- name: put_together
 -- Stores checkpoints of several callers.
 --
--- params   thread_ids, namespaces, checkpoint_ids, parent_ids, checkpoints, metadata: a value a checkpoint
---          besides, see values_of_several, outcome_of_several
+-- params   thread_ids, namespaces, checkpoint_ids, parent_ids, checkpoints, metadata: one item per checkpoint
+--          see also values_of_several, outcome_of_several
 -- returns  see the top of this file
 given AS MATERIALIZED (
     SELECT * FROM unnest(
@@ -211,11 +211,11 @@ FROM given AS g
 ORDER BY g.n
 
 -- name: put_together_fenced
--- Stores checkpoints of several callers, of which some belong to bursts.
+-- Stores checkpoints of several callers. Some checkpoints belong to bursts.
 --
--- params   thread_ids, namespaces, checkpoint_ids, parent_ids, checkpoints, metadata: a value a checkpoint
---          bursts, opens: a value a checkpoint, see burst_of_one
---          besides, see values_of_several, outcome_of_several, fences.sql
+-- params   thread_ids, namespaces, checkpoint_ids, parent_ids, checkpoints, metadata: one item per checkpoint
+--          bursts, opens: one item per checkpoint, see burst_of_one
+--          see also values_of_several, outcome_of_several, fences.sql
 -- returns  see the top of this file
 given AS MATERIALIZED (
     SELECT * FROM unnest(
@@ -240,11 +240,11 @@ FROM given AS g
 ORDER BY g.n
 
 -- name: put_together_judged
--- Stores checkpoints of several callers, of which some may fork their threads.
+-- Stores checkpoints of several callers. Some checkpoints may fork their threads.
 --
--- params   thread_ids, namespaces, checkpoint_ids, parent_ids, checkpoints, metadata: a value a checkpoint
---          on_forks: a value a checkpoint, see fork_of_one
---          besides, see values_of_several, outcome_of_several
+-- params   thread_ids, namespaces, checkpoint_ids, parent_ids, checkpoints, metadata: one item per checkpoint
+--          on_forks: one item per checkpoint, see fork_of_one
+--          see also values_of_several, outcome_of_several
 -- returns  see the top of this file
 given AS MATERIALIZED (
     SELECT * FROM unnest(
@@ -266,11 +266,11 @@ FROM judged AS g
 ORDER BY g.n
 
 -- name: put_together_fenced_judged
--- Stores checkpoints of several callers, of which some belong to bursts, and some may fork their threads.
+-- Stores checkpoints of several callers. Some checkpoints belong to bursts, and some may fork their threads.
 --
--- params   thread_ids, namespaces, checkpoint_ids, parent_ids, checkpoints, metadata: a value a checkpoint
---          bursts, opens, on_forks: a value a checkpoint, see burst_of_one and fork_of_one
---          besides, see values_of_several, outcome_of_several, fences.sql
+-- params   thread_ids, namespaces, checkpoint_ids, parent_ids, checkpoints, metadata: one item per checkpoint
+--          bursts, opens, on_forks: one item per checkpoint, see burst_of_one and fork_of_one
+--          see also values_of_several, outcome_of_several, fences.sql
 -- returns  see the top of this file
 given AS MATERIALIZED (
     SELECT * FROM unnest(
@@ -307,25 +307,25 @@ SELECT %(thread_id)s::text AS thread_id, %(checkpoint_ns)s::text AS checkpoint_n
        %(checkpoint)s::text AS checkpoint, %(metadata)s::text AS metadata, 1 AS n
 
 -- name: burst_of_one
--- Columns behind given_one: how the checkpoint stands to a burst.
+-- The columns after given_one: the burst that the checkpoint belongs to.
 --
--- params   burst: which one it belongs to; empty for none. opens: set the fence of the burst
+-- params   burst: the burst; empty for none. opens: whether to set the fence of the burst
 , %(burst)s::text AS burst, %(opens)s::boolean AS opens
 
 -- name: fork_of_one
--- Column behind given_one: what is done if the checkpoint forks its thread.
+-- The column after given_one: what is done if the checkpoint forks its thread.
 --
--- params   on_fork: 0: it is not judged, 1: it is stored all the same, 2: it is not stored
+-- params   on_fork: 0: it is not judged; 1: it is judged, and stored even so; 2: it is not stored
 , %(on_fork)s::int AS on_fork
 
 -- name: waits_briefly
--- Is true. Limits how long a statement of several callers waits for a row that somebody else keeps locked.
--- Then each of the callers goes by itself, and waits for its own rows alone.
+-- A condition that is always true. It limits how long a statement of several callers waits for a row that
+-- another transaction keeps locked. After that, each call is sent alone, and only waits for its own rows.
 (SELECT set_config('lock_timeout', '100ms', true)) IS NOT NULL
 
 -- name: judged
--- Tells whether the parent, which was read as the newest checkpoint, is the newest no more: forked_by is the
--- checkpoint that is newer, NULL if there is none.
+-- The parent of a checkpoint was read as the newest checkpoint. This part tells whether that is still true:
+-- forked_by is a newer checkpoint, NULL if there is none.
 judged AS MATERIALIZED (
     SELECT g.*, CASE
         WHEN g.on_fork = 0 THEN NULL
@@ -336,12 +336,12 @@ judged AS MATERIALIZED (
 ),
 
 -- name: judged_by_marks
--- The same among puts that run at once, too. A snapshot does not show what another transaction is about to
--- commit. But an upsert waits for that transaction, and then finds the mark that it has left. So of two puts
--- that run at once, one learns of the other.
+-- As `judged`, and also finds forks among puts that run at the same time. A snapshot does not show what
+-- another transaction is about to commit. But an upsert waits for that transaction, and then finds the mark
+-- that it has left. So of two puts that run at the same time, one learns of the other.
 --
--- A mark is the parent, the id and the transaction of a put that goes on from what was read as the newest.
--- The mark is no fence: it has expired when it is made, and goes with the fences of the scope.
+-- A mark holds the parent, the id and the transaction of a put that is judged. It is stored like a fence, but
+-- has expired from the beginning, and is removed with the fences of the scope.
 marks AS (
     INSERT INTO glasspoint_fences AS f (thread_id, checkpoint_ns, holder, burst, until)
     SELECT thread_id, checkpoint_ns, 'newest',
@@ -364,7 +364,7 @@ marks AS (
 ),
 
 -- name: forked_by_newer
--- A branch of the CASE in judged: a newer checkpoint is there, and the one that is put is not.
+-- A branch of the CASE in judged: a newer checkpoint is there, and the one that is put is not there yet.
 WHEN coalesce(there.newest > g.parent_id, there.newest IS NOT NULL) AND NOT EXISTS (
     SELECT FROM checkpoints AS own
     WHERE own.thread_id = g.thread_id AND own.checkpoint_ns = g.checkpoint_ns
@@ -382,7 +382,7 @@ CROSS JOIN LATERAL (
 ) AS there
 
 -- name: accepted_of_judged
--- What is stored of what was judged.
+-- The judged checkpoints that are stored.
 accepted AS NOT MATERIALIZED (
     SELECT * FROM judged WHERE on_fork < 2 OR forked_by IS NULL
 ),
@@ -430,14 +430,14 @@ SELECT g.thread_id, g.checkpoint_ns, b.channel, b.version, b.type, b.blob
 FROM accepted AS g JOIN
 
 -- name: or_keep_blob
--- The end of the INSERT of values. An older value at the same version stays, as upstream has it.
+-- The end of the INSERT of values. An older value at the same version stays, as with upstream.
 ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
 RETURNING thread_id, checkpoint_ns
 
 -- name: few_values
 -- At most four values.
 --
--- params   count: how many there are; channel_n, version_n, type_n, blob_n: of each, n from 1 to 4
+-- params   count: the number of values; channel_n, version_n, type_n, blob_n: of each value, n from 1 to 4
 (VALUES
     (1, %(channel_1)s::text, %(version_1)s::text, %(type_1)s::text, %(blob_1)b::bytea),
     (2, %(channel_2)s::text, %(version_2)s::text, %(type_2)s::text, %(blob_2)b::bytea),
@@ -448,20 +448,20 @@ RETURNING thread_id, checkpoint_ns
 -- name: values_of_one
 -- The values of one checkpoint.
 --
--- params   channels, versions, types, blobs: a value each
+-- params   channels, versions, types, blobs: one item per value
 unnest(%(channels)b::text[], %(versions)b::text[], %(types)b::text[], %(blobs)b::bytea[])
 AS b (channel, version, type, blob) ON true
 
 -- name: values_of_several
 -- The values of several checkpoints.
 --
--- params   blobs_of: the number of the checkpoint that a value belongs to
---          channels, versions, types, blobs: a value each
+-- params   blobs_of: the number of the checkpoint to which a value belongs
+--          channels, versions, types, blobs: one item per value
 unnest(%(blobs_of)b::int[], %(channels)b::text[], %(versions)b::text[], %(types)b::text[], %(blobs)b::bytea[])
 AS b (n, channel, version, type, blob) ON b.n = g.n
 
 -- name: insert_checkpoints
--- Stores the checkpoints, or replaces what is there.
+-- Stores the checkpoints, or replaces those that are there.
 INSERT INTO checkpoints
   (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
 SELECT thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint::jsonb, metadata::jsonb
@@ -480,14 +480,13 @@ CROSS JOIN LATERAL (
 ) AS before
 
 -- name: outcome_of_one
--- What L1 must know of the put of one checkpoint.
+-- The columns that L1 needs to know about the put of one checkpoint.
 --
 -- params   bare: JSON, channel -> version, of the channels that are sent without a value of their own
--- returns  newest: no checkpoint this new, nor this one, was there before
+-- returns  newest: whether it is newer than every checkpoint that was there before
 --          stored: how many values were new
---          shadowed: a channel that was sent without a value of its own has one at this version, which
---          upstream
---                    would show instead
+--          shadowed: whether a channel that was sent without a value of its own has a value at this version,
+--                    which upstream would show instead
 --          known_writes: `<task id>:<idx>` of the pending writes of this checkpoint that are there already
 --          latest: the newest checkpoint that was there before
 -- include: newest_and_stored
@@ -498,9 +497,9 @@ EXISTS (
 -- include: known_writes_and_latest
 
 -- name: outcome_of_several
--- The same for several checkpoints.
+-- As outcome_of_one, for several checkpoints.
 --
--- params   bare_of: the number of the checkpoint that a channel without a value belongs to
+-- params   bare_of: the number of the checkpoint to which a channel without a value belongs
 --          bare_channels, bare_versions: of these channels
 -- returns  see outcome_of_one
 -- include: newest_and_stored
@@ -521,7 +520,7 @@ coalesce(before.latest < g.checkpoint_id, true) AS newest,
 ) AS stored,
 
 -- name: value_of_bare
--- The value that stands there at the version of a channel that was sent without one.
+-- The value that is stored at the version of a channel that was sent without a value.
 CROSS JOIN LATERAL (
     SELECT FROM checkpoint_blobs AS b
     WHERE b.thread_id = g.thread_id AND b.checkpoint_ns = g.checkpoint_ns

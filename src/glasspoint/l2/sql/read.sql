@@ -1,8 +1,8 @@
--- What the hot path reads, and the lists of threads.
+-- The reads of the hot path, and the lists of threads.
 --
--- Many orders here are needed by nobody. They keep PostgreSQL to the primary keys, even while it knows
--- nothing of the tables: an index of the thread alone would look as good then, and be ever worse as the
--- thread's history grows.
+-- No caller needs many of the ORDER BY here. They make PostgreSQL use the primary keys, even while it has no
+-- statistics of the tables. Without them, an index on the thread alone would look as good to the planner, and
+-- would become slower as the history of the thread grows.
 
 -- name: select_newest
 -- Reads the newest checkpoint of a scope, with its values and its pending writes.
@@ -18,7 +18,7 @@ FROM (
 -- include: values_and_writes
 
 -- name: select_newest_fenced
--- Reads the newest checkpoint of a scope, and whether a fence stands there.
+-- Reads the newest checkpoint of a scope, and whether a fence stands in the scope.
 --
 -- params   thread_id, checkpoint_ns
 -- returns  one row, or none: see stored_checkpoint
@@ -34,7 +34,7 @@ FROM (
 -- Reads the newest checkpoints of several scopes.
 --
 -- params   see newest_of_scopes
--- returns  a row for each scope, in their order: see stored_checkpoint; nulls if it has no checkpoint;
+-- returns  one row per scope, in the given order: see stored_checkpoint; NULLs if it has no checkpoint;
 --          is_fenced is true, because no fence is looked for
 SELECT
     -- include: stored_checkpoint
@@ -45,10 +45,10 @@ FROM
 ORDER BY asked.n
 
 -- name: select_newest_together_fenced
--- Reads the newest checkpoints of several scopes, and whether fences stand there.
+-- Reads the newest checkpoints of several scopes, and whether fences stand in the scopes.
 --
 -- params   see newest_of_scopes
--- returns  a row for each scope, in their order: see stored_checkpoint; nulls if it has no checkpoint
+-- returns  one row per scope, in the given order: see stored_checkpoint; NULLs if it has no checkpoint
 SELECT
     -- include: stored_checkpoint
     -- include: is_fenced
@@ -75,8 +75,8 @@ FROM (
 -- include: values_and_writes
 
 -- name: stored_checkpoint
--- The columns of a checkpoint `c` that is read, before is_fenced: its own; arrays of its values; arrays of
--- its pending writes. Needs values_and_writes.
+-- The columns of a checkpoint `c` that is read: its own, arrays of its values, arrays of its pending writes.
+-- The column is_fenced follows. Needs values_and_writes.
 c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint::text, c.metadata::text,
 b.channels, b.versions, b.types, b.blobs,
 w.task_ids, w.idxs, w.channels, w.types, w.blobs, w.task_paths,
@@ -98,7 +98,7 @@ WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
 ORDER BY checkpoint_id DESC LIMIT 1
 
 -- name: newest_of_scopes
--- The newest checkpoint `c` of each of some scopes, `asked`, which are numbered by n.
+-- The scopes, `asked`, numbered by n, and the newest checkpoint `c` of each.
 --
 -- params   thread_ids, namespaces: of the scopes
 unnest(%(thread_ids)b::text[], %(namespaces)b::text[]) WITH ORDINALITY AS asked (thread_id, checkpoint_ns, n)
@@ -134,11 +134,11 @@ LEFT JOIN LATERAL (
 ) AS w ON true
 
 -- name: list_threads
--- Lists the threads that have a checkpoint of their root graph, the one with the newest checkpoint first.
+-- Lists the threads that have a checkpoint of their root graph, sorted by the newest one, newest first.
 --
--- params   before: the id of a checkpoint: only threads whose newest one is older; NULL for all
+-- params   before: the id of a checkpoint: only threads whose newest checkpoint is older; NULL for all
 --          limit: how many at most; NULL for all
--- returns  a row a thread: thread_id; checkpoint_id and metadata of its newest checkpoint
+-- returns  one row per thread: thread_id; checkpoint_id and metadata of its newest checkpoint
 WITH RECURSIVE
 -- include: all_threads
 SELECT found.thread_id, found.checkpoint_id, c.metadata::text
@@ -155,7 +155,7 @@ FROM (
 -- include: metadata_of_found
 
 -- name: list_matching_threads
--- Lists the threads whose newest checkpoint has certain metadata, the newest first.
+-- Lists the threads whose newest checkpoint has certain metadata, in the order of list_threads.
 --
 -- params   before, limit: see list_threads
 --          filter: JSON that the metadata must contain
@@ -177,9 +177,9 @@ FROM (
 -- include: metadata_of_found
 
 -- name: all_threads
--- The threads that have a checkpoint. Each step of the recursion skips to the next thread in the primary key,
--- however many checkpoints the one before has. No index is ordered by age, so all threads are looked at, but
--- in the index alone.
+-- The threads that have a checkpoint. Each step of the recursion goes to the next thread in the primary key,
+-- however many checkpoints the thread before has. No index is ordered by age, so all threads are visited, but
+-- only in the index.
 threads AS (
     (SELECT thread_id FROM checkpoints ORDER BY thread_id, checkpoint_ns, checkpoint_id LIMIT 1)
     UNION ALL
@@ -191,7 +191,7 @@ threads AS (
 )
 
 -- name: metadata_of_found
--- Reads the metadata of the page of threads that was `found`, and no other.
+-- Reads the metadata of the threads on the page `found`, and of no others.
 CROSS JOIN LATERAL (
     SELECT own.metadata FROM checkpoints AS own
     WHERE own.thread_id = found.thread_id AND own.checkpoint_ns = ''

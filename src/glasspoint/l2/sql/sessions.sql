@@ -1,8 +1,8 @@
--- Settings of a connection or a transaction, and questions about them and about the tables as such.
+-- Settings of a connection or a transaction, and queries about them and about whole tables.
 
 -- name: configure_session
--- Bounds the statements of a connection. A write that was acknowledged must be there after a crash: only
--- remote_apply is stricter than on.
+-- Bounds the statements of a connection. An acknowledged write must survive a crash, so synchronous_commit is
+-- set to `on`, unless it is `remote_apply`, the only stricter value.
 --
 -- params   milliseconds: the statement_timeout, as a text
 SELECT set_config('statement_timeout', %(milliseconds)s, false),
@@ -10,46 +10,47 @@ SELECT set_config('statement_timeout', %(milliseconds)s, false),
             THEN set_config('synchronous_commit', 'on', false) END
 
 -- name: enter_schema_directly
--- Sets the search_path of a connection, unless a pooler is in between. A pooler makes process ids up: it
--- tells the client another one than the server itself.
+-- Sets the search_path of a connection, unless a pooler is in between. A pooler makes up process ids: the
+-- client receives another one than the server has.
 --
--- params   has_session: no pooler is known to be in between; pid: what the client was told; schema: its name
--- returns  one row: whether it was set
+-- params   has_session: no pooler is known to be in between; pid: the one that the client has received;
+--          schema: its name
+-- returns  one row: whether the search_path was set
 SELECT CASE WHEN %(has_session)s AND pg_backend_pid() = %(pid)s
             THEN set_config('search_path', quote_ident(%(schema)s), false) END IS NOT NULL
 
 -- name: where_am_i
 -- Tells where a connection finds its tables.
 --
--- params   schema: the one that is wanted
--- returns  one row: the schema that it is in; whether the wanted one is there; the role; the database
+-- params   schema: the schema that is wanted
+-- returns  one row: the current schema; whether the wanted one exists; the role; the database
 SELECT current_schema(), to_regnamespace(quote_ident(%(schema)s)) IS NOT NULL, current_user,
        current_database()
 
 -- name: takes_writes
 -- Tells whether the server takes writes.
 --
--- returns  one row: whether
+-- returns  one row: true or false
 SELECT current_setting('transaction_read_only') = 'off'
 
 -- name: set_lock_timeout
 -- Limits how long the statements of a transaction wait for a lock.
 --
--- params   timeout: with its unit
+-- params   timeout: a text with its unit
 SELECT set_config('lock_timeout', %(timeout)s, true)
 
 -- name: set_statement_timeout
 -- Limits how long the statements of a transaction may take.
 --
--- params   timeout: with its unit
+-- params   timeout: a text with its unit
 SELECT set_config('statement_timeout', %(timeout)s, true)
 
 -- name: table_sizes
--- Estimates how large tables are, as the search path of this connection finds them: with their indexes and
--- TOAST; a partitioned one is summed.
+-- Estimates the sizes of tables, which the search path of this connection finds. The bytes include indexes
+-- and TOAST. The partitions of a table are summed.
 --
 -- params   tables: their names
--- returns  a row for each that is there: its name, its bytes, its rows
+-- returns  one row per table that is there: its name, its bytes, its rows
 SELECT name, sum(pg_total_relation_size(c.oid))::bigint, sum(CASE
     WHEN coalesce(pg_stat_get_last_autovacuum_time(c.oid), pg_stat_get_last_vacuum_time(c.oid),
         pg_stat_get_last_autoanalyze_time(c.oid), pg_stat_get_last_analyze_time(c.oid)) IS NULL
@@ -63,28 +64,28 @@ JOIN pg_class c ON c.oid = coalesce(p.relid, to_regclass(name)) AND c.relkind IN
 GROUP BY name
 
 -- name: missing_tables
--- Finds which of some tables the search path of this connection does not find.
+-- Lists the tables that the search path of this connection does not find.
 --
--- params   tables: their names
--- returns  a row for each: its name
+-- params   tables: the names to look for
+-- returns  one row per missing table: its name
 SELECT name FROM unnest(%(tables)s::text[]) AS name WHERE to_regclass(name) IS NULL
 
 -- name: tables_without_rights
--- Finds on which tables this role lacks rights.
+-- Lists the tables on which this role lacks rights.
 --
--- params   tables, rights: a value a right that it needs
--- returns  a row a table: its name
+-- params   tables, rights: one item per right that it needs
+-- returns  one row per table: its name
 SELECT DISTINCT name FROM unnest(%(tables)s::text[], %(rights)s::text[]) AS needed (name, privilege)
 WHERE NOT has_table_privilege(name, privilege) ORDER BY name
 
 -- name: newest_migration
--- Reads the number of the last of upstream's migrations that was recorded.
+-- Reads the number of upstream's last recorded migration.
 --
 -- returns  one row: the number, -1 for none
 SELECT coalesce(max(v), -1) FROM checkpoint_migrations
 
 -- name: estimate_rows
--- Reads PostgreSQL's own estimate of how many rows a table has.
+-- Reads PostgreSQL's own estimate of the number of rows of a table.
 --
 -- params   table: its name
 -- returns  one row: the number
@@ -99,8 +100,8 @@ SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass(%(table)s)
 SELECT count(*) FROM {table}
 
 -- name: set_aside_and_there
--- Finds the threads that were set aside and are still there.
+-- Lists the threads that were set aside and still exist.
 --
--- returns  a row a thread: thread_id
+-- returns  one row per thread: thread_id
 SELECT thread_id FROM glasspoint_set_aside AS s
 WHERE EXISTS (SELECT FROM checkpoints AS c WHERE c.thread_id = s.thread_id)

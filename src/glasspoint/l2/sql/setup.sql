@@ -1,32 +1,33 @@
--- Glasspoint's own tables, functions and triggers, and the questions about them: see `schema.py`.
+-- Glasspoint's own tables, functions and triggers, and queries about them: see `schema.py`.
 --
 -- No name has a schema in front. These statements run in transactions whose search_path is one schema, so
--- they work in any schema, whatever its name is. Those that run outside of such a transaction have a {table}.
+-- they work in any schema, whatever its name is. Statements that run outside of such a transaction take their
+-- names from {…}.
 --
 -- They work from PostgreSQL 13 on: no CREATE OR REPLACE TRIGGER, no extension. Each create_ statement for a
 -- table may run again.
 --
--- The functions have their owner's rights, so that a writer needs none on our tables. For the same reason
--- their search_path is not the writer's, and what a body sets ends with the function. Our tables stand beside
--- the table of the trigger, wherever that is by now: a schema may be renamed, and tables may be moved. If
--- somebody dropped our tables by hand, there is no cache to tell, and others must be able to write.
+-- The functions have their owner's rights, so a writer needs no rights on our tables. For the same reason
+-- their search_path is not the writer's, and what a body sets ends with the function. Our tables are in the
+-- schema of the trigger's table, wherever that is by now: a schema may be renamed, and tables may be moved.
+-- If our tables were dropped by hand, there is no cache to tell, and others must still be able to write.
 --
--- A body in a database is compared with the one here, byte by byte, so the spaces at the ends of lines count.
--- A changed body needs a new `schema.VERSION`.
+-- A body in a database is compared with the body here, byte by byte, so the spaces at the ends of lines
+-- count. A changed body needs a new `schema.VERSION`.
 --
--- What a body notes: a cache that no saver has used for an hour is left out. It renews its generation when it
--- comes back, under the same lock, taken exclusively (wait_for_foreign_writes in identity.sql). So it waits
--- for this transaction, or this statement sees that it is back. A transaction with one snapshot for all its
--- statements does not see that, so it counts a day instead of an hour. A namespace with a task id is in no
--- cache (`Scope.is_cached`).
+-- A body notes scopes for every cache that a saver has used within the last hour. A cache that comes back
+-- later renews its generation, under the same lock, but exclusive (wait_for_foreign_writes in identity.sql).
+-- So either the cache waits for this transaction, or this statement sees that the cache is back. A
+-- transaction with one snapshot for all its statements cannot see that, so it notes scopes for a day instead
+-- of an hour. A namespace with a task id is in no cache (`Scope.is_cached`).
 --
--- A transition table is filled whatever WHEN says: it would copy every value that we insert. So an INSERT is
--- noted row by row. A DELETE or an UPDATE by others may touch millions of rows in few scopes, and ours are
--- rare: those are noted once a statement.
+-- An INSERT is noted once for each row: PostgreSQL fills a transition table whatever WHEN says, so it would
+-- copy every value that we insert. A DELETE or an UPDATE is noted once for each statement: one by others may
+-- touch millions of rows in few scopes, and ours are rare.
 
 -- name: create_journal
--- The scopes that Redis was not told of. `source` is the table that other software wrote to, NULL for our own
--- writes.
+-- The scopes that Redis was not told of. `source` is the table that other software has written to; NULL for
+-- our own writes.
 CREATE TABLE IF NOT EXISTS glasspoint_l1_journal (
     cache text NOT NULL,
     id bigint GENERATED ALWAYS AS IDENTITY,
@@ -38,12 +39,13 @@ CREATE TABLE IF NOT EXISTS glasspoint_l1_journal (
 )
 
 -- name: add_journal_source
--- The column that a journal of the first versions lacks.
+-- Adds the column that a journal of the first versions lacks.
 ALTER TABLE glasspoint_l1_journal ADD COLUMN IF NOT EXISTS source text
 
 -- name: create_identity
 -- One row. `id` is made once. `content_id` is renewed by each TRUNCATE and with each signing key.
--- `signing_key` signs what stands in Redis. `index_claimed_until`: a process is about to build an index.
+-- `signing_key` signs entries in Redis. `index_claimed_until`: until then, a process has claimed to build an
+-- index.
 CREATE TABLE IF NOT EXISTS glasspoint_identity (
     "only" boolean PRIMARY KEY DEFAULT true CHECK ("only"),
     id text NOT NULL,
@@ -54,8 +56,9 @@ CREATE TABLE IF NOT EXISTS glasspoint_identity (
 )
 
 -- name: create_caches
--- A row for each cache (its key prefix): see `identity.py`. `seen_at`: when a saver used the cache last.
--- `is_purged`, `purging_at`: whether a process deletes what older generations have left.
+-- One row per cache (its key prefix): see `identity.py`. `seen_at`: when a saver last used the cache.
+-- `is_purged`: whether nothing is left of older generations. `purging_at`: when a process last claimed to
+-- delete that.
 CREATE TABLE IF NOT EXISTS glasspoint_caches (
     cache text PRIMARY KEY,
     reign text,
@@ -71,7 +74,7 @@ CREATE TABLE IF NOT EXISTS glasspoint_caches (
 CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_crash_marks (generation text PRIMARY KEY)
 
 -- name: create_fences
--- A row for each scope that a saver writes to in a burst: see fences.sql. Unlogged, too.
+-- One row per scope that a saver writes to in a burst: see fences.sql. Unlogged, like glasspoint_crash_marks.
 CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_fences (
     thread_id text NOT NULL,
     checkpoint_ns text NOT NULL,
@@ -82,8 +85,8 @@ CREATE UNLOGGED TABLE IF NOT EXISTS glasspoint_fences (
 )
 
 -- name: create_set_aside
--- A row for each thread that was made of what another thread was written in an outage, because it does not go
--- on from the other's history.
+-- One row per thread that was made from what was written to another thread in an outage. It was set aside,
+-- because it does not continue the history of the other thread.
 CREATE TABLE IF NOT EXISTS glasspoint_set_aside (
     thread_id text PRIMARY KEY,
     original_thread_id text NOT NULL,
@@ -92,8 +95,8 @@ CREATE TABLE IF NOT EXISTS glasspoint_set_aside (
 )
 
 -- name: create_retention
--- One row at most: which process removes old checkpoints, until when others leave that to it, and when a run
--- succeeded last: see retention.sql.
+-- One row at most: the process that removes old checkpoints, until when other processes leave that to it, and
+-- when a run succeeded last. See retention.sql.
 CREATE TABLE IF NOT EXISTS glasspoint_retention (
     "only" boolean PRIMARY KEY DEFAULT true CHECK ("only"),
     holder text NOT NULL,
@@ -103,9 +106,9 @@ CREATE TABLE IF NOT EXISTS glasspoint_retention (
 
 -- name: init_identity
 -- Makes the row of glasspoint_identity, or writes the version into it. `gen_random_uuid` has 122 random bits
--- of the server's strong source.
+-- from the server's strong source.
 --
--- {version}  of Glasspoint's tables
+-- {version}  the version of Glasspoint's tables
 INSERT INTO glasspoint_identity (schema_version, id, content_id, signing_key)
 VALUES (
     {version},
@@ -133,9 +136,9 @@ sha256(convert_to(
 ))
 
 -- name: note_foreign_insert_body
--- The body of a trigger that runs once a row. What this transaction has noted already is remembered in a
--- setting that ends with it: as JSON, so that no entry is a part of another. A forgotten entry is only noted
--- again.
+-- The body of a trigger that runs once per row. A setting, which ends with the transaction, remembers what
+-- the transaction has noted already. Its entries are JSON, so that no entry is a part of another. If an entry
+-- is forgotten, it is only noted again.
 DECLARE
     touched text := json_build_array(TG_RELID::text, NEW.thread_id, NEW.checkpoint_ns)::text || E'\n';
     noted text := coalesce(current_setting('glasspoint.noted', true), '');
@@ -163,8 +166,8 @@ BEGIN
 END
 
 -- name: note_foreign_writes_body
--- The body of a trigger that runs once a statement. An UPDATE that moves rows touches the scopes in which
--- they were, too.
+-- The body of a trigger that runs once per statement. An UPDATE that moves rows to other scopes also touches
+-- the scopes in which they were before.
 BEGIN
     IF NOT EXISTS (SELECT FROM changed) THEN
         RETURN NULL;
@@ -217,7 +220,7 @@ SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $glasspoint$
 $glasspoint$
 
 -- name: revoke_note_foreign_insert
--- Lets nobody else use glasspoint_note_foreign_insert() in a trigger of another table.
+-- Lets no other role use glasspoint_note_foreign_insert() in a trigger of another table.
 REVOKE ALL ON FUNCTION glasspoint_note_foreign_insert() FROM PUBLIC
 
 -- name: create_note_foreign_writes
@@ -228,7 +231,7 @@ SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $glasspoint$
 $glasspoint$
 
 -- name: revoke_note_foreign_writes
--- Lets nobody else use glasspoint_note_foreign_writes() in a trigger of another table.
+-- Lets no other role use glasspoint_note_foreign_writes() in a trigger of another table.
 REVOKE ALL ON FUNCTION glasspoint_note_foreign_writes() FROM PUBLIC
 
 -- name: create_renew_content_id
@@ -239,7 +242,7 @@ SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $glasspoint$
 $glasspoint$
 
 -- name: revoke_renew_content_id
--- Lets nobody else use glasspoint_renew_content_id() in a trigger of another table.
+-- Lets no other role use glasspoint_renew_content_id() in a trigger of another table.
 REVOKE ALL ON FUNCTION glasspoint_renew_content_id() FROM PUBLIC
 
 -- name: create_insert_trigger_of_checkpoints
@@ -300,40 +303,40 @@ CREATE TRIGGER glasspoint_truncate AFTER TRUNCATE ON checkpoint_writes FOR EACH 
 EXECUTE FUNCTION glasspoint_renew_content_id()
 
 -- name: by_others
--- Our own statements begin with a comment: see `own` in journal.sql. It is a comment because a setting would
--- reach other clients of a pooler. `current_query` is NULL in a background worker. What another trigger
--- writes inside a statement of ours is not ours: the depth is greater than 0 then, and 0 for the statement
--- itself.
+-- Whether other software makes this change. Our own statements begin with a comment: see `own` in
+-- journal.sql. A setting instead would reach other clients of a pooler. `current_query` is NULL in a
+-- background worker. What another trigger writes during a statement of ours is not ours: then the depth is
+-- greater than 0. For the statement itself it is 0.
 WHEN (pg_trigger_depth() > 0 OR coalesce(current_query(), '') NOT LIKE '/* glasspoint%')
 
 -- name: take_setup_lock
 -- Bounds the statements of a transaction, and tries to be the only process that sets up.
 --
 -- params   lock_timeout_ms: as a text; key: of the lock
--- returns  one row, whose last column tells whether this is the only one
+-- returns  one row, whose last column tells whether this is the only process
 SELECT set_config('lock_timeout', %(lock_timeout_ms)s, true), set_config('statement_timeout', '0', true),
        pg_try_advisory_xact_lock(%(key)s)
 
 -- name: wait_for_setup
--- Waits until no other process sets up; for scripts.
+-- Waits until no other process sets up. For scripts.
 --
 -- {key}  of the lock
 SELECT pg_advisory_xact_lock({key})
 
 -- name: enter_schema
--- Lets every name in a transaction mean one in a schema.
+-- Makes every name in a transaction refer to one schema.
 --
 -- params   schema: its name
 SELECT set_config('search_path', quote_ident(%(schema)s) || ', pg_temp', true)
 
 -- name: look_at_schema
--- Looks at what is there, and where. Which schema: the first one of the search path, where upstream's setup
--- makes the tables, if they are there or may be made there; otherwise the one in which the search path finds
--- them.
+-- Looks which tables, indexes and triggers are there, and in which schema. The schema is the first one of the
+-- search path, where upstream's setup makes the tables, if they are there or may be made there. Otherwise it
+-- is the schema in which the search path finds them.
 --
--- params   tables, indexes: names; trigger_tables, trigger_names, functions, bodies: a value a trigger
--- returns  one row, none if the search path leads to no schema: see its columns; triggers is the number of
---          those that are there, enabled, and have this body
+-- params   tables, indexes: names; trigger_tables, trigger_names, functions, bodies: one item per trigger
+-- returns  one row, none if the search path leads to no schema: see its columns; `triggers` is the number of
+--          triggers that are there, are enabled, and have this body
 WITH first AS (
     SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = current_schema() AND (
         has_schema_privilege(n.oid, 'CREATE') OR EXISTS (
@@ -382,10 +385,10 @@ SELECT
 FROM here AS h
 
 -- name: look_at_versions
--- Reads the last migration of upstream's, and the version of our tables.
+-- Reads the number of upstream's last migration, and the version of our tables.
 --
--- {migration}  last_migration, or withheld: a table that is missing must not stand in the statement
--- {version}    tables_version, or withheld, or a number
+-- {migration}  last_migration, or `withheld`: the statement must not name a table that is missing
+-- {version}    tables_version, or `withheld`, or a number
 --
 -- returns  one row: both
 SELECT {migration}, {version}
@@ -403,9 +406,9 @@ SELECT {migration}, {version}
 (SELECT schema_version FROM {identity})
 
 -- name: record_migration
--- Records a migration of upstream's. LangGraph's own setup may have recorded it meanwhile.
+-- Records one of upstream's migrations. LangGraph's own setup may have recorded it meanwhile.
 --
--- {number}  of the migration
+-- {number}  the number of the migration
 INSERT INTO checkpoint_migrations (v) VALUES ({number}) ON CONFLICT DO NOTHING
 
 -- name: has_rows
@@ -413,28 +416,28 @@ INSERT INTO checkpoint_migrations (v) VALUES ({number}) ON CONFLICT DO NOTHING
 --
 -- {table}  its name
 --
--- returns  one row: whether
+-- returns  one row: true or false
 SELECT EXISTS (SELECT FROM {table})
 
 -- name: standing_triggers
--- Finds the triggers of ours that are there.
+-- Lists our triggers that are there.
 --
 -- params   tables, names
--- returns  a row a trigger: its table, its name
+-- returns  one row per trigger: its table, its name
 SELECT c.relname::text, t.tgname::text FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
 WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
   AND c.relname = ANY(%(tables)s::text[]) AND t.tgname = ANY(%(names)s::text[])
 
 -- name: may_note
--- Tells whether the owner of the functions has the rights that they need. Without these, every write of
--- others would fail.
+-- Tells whether the owner of the functions has the rights that they need. Without these rights, every write
+-- of other software would fail.
 --
--- returns  one row: whether
+-- returns  one row: true or false
 SELECT bool_and(has_table_privilege(name, privilege)) FROM
 -- include: needed_to_note
 
 -- name: needed_to_note
--- The rights that the functions need of their owner.
+-- The rights that the owner of the functions needs.
 (VALUES
     ('glasspoint_l1_journal', 'INSERT'),
     ('glasspoint_caches', 'SELECT'),
@@ -445,8 +448,8 @@ SELECT bool_and(has_table_privilege(name, privilege)) FROM
 -- Finds why this role cannot make the triggers.
 --
 -- params   schema, tables, functions, triggers: names
--- returns  one row: rights that can be granted, as GRANT names them; functions that belong to another role;
---          tables of another role, from which an older trigger would have to be dropped
+-- returns  one row: the missing rights that can be granted, as GRANT names them; functions that belong to
+--          another role; tables of another role, from which an older trigger would have to be dropped
 SELECT
     ARRAY(
         SELECT 'CREATE ON SCHEMA ' || quote_ident(%(schema)s)
@@ -479,11 +482,11 @@ SELECT
     ) AS tables_of_others
 
 -- name: index_status
--- Looks at an index. The workers hold, or wait for, a lock on the table that a build of an index needs, too.
--- A vacuum is none of them: it gives way.
+-- Looks at an index. The workers are processes that hold, or wait for, a lock on the table with which the
+-- build of an index conflicts. A vacuum is not one of them: it gives way.
 --
 -- params   schema: NULL for the first one of the search path; table, index
--- returns  one row, none if the table is not there: is_valid, NULL if there is no such index; workers:
+-- returns  one row, none if the table is not there: is_valid, NULL if there is no such index; workers, the
 --          process ids
 SELECT
     (
@@ -505,23 +508,23 @@ FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace
 WHERE n.nspname = coalesce(%(schema)s, current_schema()) AND t.relname = %(table)s
 
 -- name: claim_index
--- Claims the building of indexes for the moment between looking for workers and being one.
+-- Claims to build an index, for the moment between looking for workers and being one.
 --
 -- {identity}  the table glasspoint_identity
 --
--- returns  one row if no other process has claimed it
+-- returns  one row if no other process has the claim
 UPDATE {identity} SET index_claimed_until = clock_timestamp() + interval '10 s'
 WHERE index_claimed_until IS NULL OR index_claimed_until < clock_timestamp()
 RETURNING true
 
 -- name: extend_claim
--- Claims it for longer.
+-- Extends the claim of claim_index.
 --
 -- {identity}  the table glasspoint_identity
 UPDATE {identity} SET index_claimed_until = clock_timestamp() + interval '10 s'
 
 -- name: end_claim
--- Claims it no more.
+-- Ends the claim of claim_index.
 --
 -- {identity}  the table glasspoint_identity
 UPDATE {identity} SET index_claimed_until = NULL
@@ -539,7 +542,7 @@ DROP INDEX IF EXISTS {index}
 DROP INDEX CONCURRENTLY IF EXISTS {index}
 
 -- name: drop_trigger
--- Drops a trigger that is there. Not IF EXISTS, which locks the table for a trigger that does not exist, too.
+-- Drops a trigger that is there. Without IF EXISTS, which also locks the table if the trigger does not exist.
 --
 -- {trigger}, {table}  their names
 DROP TRIGGER {trigger} ON {table}
@@ -557,8 +560,8 @@ DROP FUNCTION IF EXISTS {function}()
 DROP TABLE IF EXISTS {table}
 
 -- name: server_process
--- Tells which process of the server answers, and how long its statements may take: behind a pooler it is
--- another one than the client was told.
+-- Tells which process of the server runs this statement, and how long its statements may take. Behind a
+-- pooler, the client has received the id of another process.
 --
 -- returns  one row: the process id, the statement_timeout
 SELECT pg_backend_pid(), current_setting('statement_timeout')

@@ -1,12 +1,12 @@
--- What concerns whole threads: imports from another tier, branches that were set aside, deletions, copies.
+-- Statements about whole threads: imports from another tier, branches that were set aside, deletions, copies.
 
 -- name: import_checkpoint
 -- Stores a checkpoint with all its values and pending writes, as another tier held it.
 --
 -- params   thread_id, checkpoint_ns, checkpoint_id and more: see imported_writes
 --          parent_id: NULL if it has none; checkpoint, metadata: JSON
---          channels, versions, types, blobs: a value each
--- returns  one row: whether it was new. A row version that an upsert inserted has no xmax
+--          channels, versions, types, blobs: one item per value
+-- returns  one row: whether the checkpoint was new (an upsert that inserts a row leaves its xmax at 0)
 /* glasspoint */
 WITH
 -- include: imported_writes
@@ -36,11 +36,11 @@ WITH
 SELECT false AS new
 
 -- name: imported_writes
--- Pending writes. Those to special channels, whose numbers are negative, replace what is there, as they do
+-- Stores pending writes. Writes to special channels, which have negative numbers, replace what is there, as
 -- when a task sends them.
 --
 -- params   thread_id, checkpoint_ns, checkpoint_id
---          task_ids, task_paths, idxs, write_channels, write_types, write_blobs: a value a write
+--          task_ids, task_paths, idxs, write_channels, write_types, write_blobs: one item per write
 given AS (
     SELECT * FROM unnest(
       %(task_ids)s::text[], %(task_paths)s::text[], %(idxs)s::int[], %(write_channels)s::text[],
@@ -62,17 +62,17 @@ given AS (
 )
 
 -- name: lock_to_import
--- Waits for another import into the same thread, until this transaction ends.
+-- Locks a thread against other imports until this transaction ends.
 --
 -- params   thread_id
 SELECT pg_advisory_xact_lock(hashtextextended('glasspoint import ' || %(thread_id)s, 0))
 
 -- name: newest_and_whether
--- Reads the newest checkpoint of a scope, and whether any of its checkpoints is the tip of a branch, or goes
--- on from it.
+-- Reads the newest checkpoint of a scope, and whether any of its checkpoints is the tip of a branch, or has
+-- it as its parent.
 --
--- params   thread_id, checkpoint_ns; tip: the id
--- returns  one row, or none: the id of the newest; whether
+-- params   thread_id, checkpoint_ns; tip: the id of the tip
+-- returns  one row, or none: the id of the newest; true if such a checkpoint is there
 SELECT c.checkpoint_id, EXISTS (
     SELECT FROM checkpoints AS own
     WHERE own.thread_id = c.thread_id AND own.checkpoint_ns = c.checkpoint_ns
@@ -83,7 +83,7 @@ WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
 ORDER BY c.checkpoint_id DESC LIMIT 1
 
 -- name: newest_of
--- Reads which is the newest of some checkpoints that a scope has.
+-- Reads the newest of some checkpoints that a scope has.
 --
 -- params   thread_id, checkpoint_ns, ids
 -- returns  one row: the id, NULL if the scope has none of them
@@ -91,18 +91,18 @@ SELECT max(checkpoint_id) FROM checkpoints
 WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s AND checkpoint_id = ANY(%(ids)s::text[])
 
 -- name: note_set_aside
--- Writes down that a thread is made of what another one was written in an outage.
+-- Records that a thread was made from what was written to another thread in an outage.
 --
--- params   thread_id; original: the other thread; began_at: when that was written
+-- params   thread_id; original: the other thread; began_at: when the first of that was written
 INSERT INTO glasspoint_set_aside (thread_id, original_thread_id, began_at)
 VALUES (%(thread_id)s, %(original)s, %(began_at)s)
 ON CONFLICT DO NOTHING
 
 -- name: set_aside_since
--- Reads which threads were set aside lately, the oldest first.
+-- Lists the threads that were set aside lately, the oldest first.
 --
 -- params   age: an interval
--- returns  a row a thread: original_thread_id, thread_id, began_at
+-- returns  one row per thread: original_thread_id, thread_id, began_at
 SELECT original_thread_id, thread_id, began_at FROM glasspoint_set_aside
 WHERE set_aside_at >= clock_timestamp() - %(age)s::interval
 ORDER BY set_aside_at
@@ -111,9 +111,8 @@ ORDER BY set_aside_at
 -- Deletes a thread.
 --
 -- params   thread_id
--- returns  a row for each namespace that it had, and for the root's in any case: another deletion of the same
---          thread, under way or just done, may have taken the rows first, and must not be relied on to tell
---          L1
+-- returns  one row per namespace that it had, and always one for the root's. Another deletion of the same
+--          thread may have removed the rows first, and this one must not rely on it to tell L1
 /* glasspoint */
 WITH c AS (DELETE FROM checkpoints WHERE thread_id = %(thread_id)s RETURNING checkpoint_ns),
      b AS (DELETE FROM checkpoint_blobs WHERE thread_id = %(thread_id)s RETURNING checkpoint_ns),
@@ -128,7 +127,7 @@ UNION SELECT ''
 -- Deletes threads.
 --
 -- params   thread_ids
--- returns  a row for each scope that they had, and for their roots' in any case: see delete_thread
+-- returns  one row per scope that they had, and always one per root: see delete_thread
 /* glasspoint */
 WITH c AS (DELETE FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s::text[])
            RETURNING thread_id, checkpoint_ns),
@@ -143,33 +142,33 @@ UNION SELECT thread_id, checkpoint_ns FROM checkpoint_writes WHERE thread_id = A
 UNION SELECT thread_id, '' FROM unnest(%(thread_ids)s::text[]) AS t (thread_id)
 
 -- name: still_there
--- Reads which of some threads have a checkpoint.
+-- Lists those of some threads that have a checkpoint.
 --
 -- params   thread_ids
--- returns  a row a thread: thread_id
+-- returns  one row per thread: thread_id
 SELECT DISTINCT thread_id FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s::text[])
 
 -- name: lock_to_copy
--- Waits for another copy to the same thread, until this transaction ends. Two copies of different threads to
--- one target would not meet in any primary key.
+-- Locks a thread against other copies to it until this transaction ends. Two copies of different threads to
+-- one target would not collide in any primary key.
 --
 -- params   thread_id: the target
 SELECT pg_advisory_xact_lock(hashtextextended('glasspoint copy ' || %(thread_id)s, 0))
 
 -- name: thread_exists
--- Tells whether anything is there of a thread.
+-- Tells whether anything of a thread is stored.
 --
 -- params   thread_id
--- returns  one row: whether
+-- returns  one row: true or false
 SELECT EXISTS (SELECT FROM checkpoints WHERE thread_id = %(thread_id)s)
     OR EXISTS (SELECT FROM checkpoint_blobs WHERE thread_id = %(thread_id)s)
     OR EXISTS (SELECT FROM checkpoint_writes WHERE thread_id = %(thread_id)s)
 
 -- name: copy_thread
--- Copies a thread, by one statement, so from one snapshot of the source.
+-- Copies a thread by one statement, so from one snapshot of the source.
 --
 -- params   source, target
--- returns  a row for each namespace that it has
+-- returns  one row per namespace of the source
 /* glasspoint */
 WITH c AS (
     INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type,

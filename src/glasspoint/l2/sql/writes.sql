@@ -1,20 +1,21 @@
--- How pending writes are stored: `put_…` keeps what is there already, `upsert_…` replaces it, but for the
--- task path.
+-- Stores pending writes: `put_…` keeps what is there already; `upsert_…` replaces it, except for the task
+-- path.
 --
--- A block whose name ends with `_fenced` begins behind the WITH: it follows the block `with`, or
--- `with_journalled`, of journal.sql. The others follow `own`, or `own_journalled`. The names say for what it
--- is:
+-- A block whose name ends with `_fenced` begins after the WITH: it follows the block `with`, or
+-- `with_journalled`, of journal.sql. The others follow `own`, or `own_journalled`. The name of a block says
+-- what it stores:
 --
 --   …_few_writes       at most four writes of one task: see put.sql
 --   …_writes           the writes of one task
 --   …_writes_together  the writes of tasks of several callers
 --   …_fenced           at least one of the tasks belongs to a burst: see fences.sql
 --
--- A statement returns a row for each write that was stored: task_id, idx, task_path, overwrote. A row version
--- that an upsert inserted has no xmax; one that it updated carries the lock that it took first.
+-- A statement returns one row per write that was stored: task_id, idx, task_path, overwrote. The last one
+-- comes from xmax: an upsert that inserts a row leaves xmax at 0; one that updates a row locks the row first,
+-- which sets xmax.
 --
--- A fenced one has three columns more, nulls in these rows, and returns a row for each task besides: NULL,
--- its number, NULL, NULL, and what seen_of_fences says.
+-- A fenced statement has three more columns, which are NULL in these rows. It also returns one row per task:
+-- NULL, the number of the task, NULL, NULL, and the columns of seen_of_fences.
 
 -- name: put_few_writes
 -- Stores a task's few pending writes.
@@ -103,7 +104,7 @@ fenced AS (
 -- include: fences_and_stored
 
 -- name: put_writes_together_fenced
--- Stores pending writes of several tasks, of which some belong to bursts.
+-- Stores pending writes of several tasks. Some tasks belong to bursts.
 --
 -- params   see bursts_of_tasks, writes_of_several, fences.sql
 -- returns  see the top of this file
@@ -142,7 +143,7 @@ fenced AS (
 -- include: fences_and_stored
 
 -- name: upsert_writes_together_fenced
--- Stores or replaces pending writes of several tasks, of which some belong to bursts.
+-- Stores or replaces pending writes of several tasks. Some tasks belong to bursts.
 --
 -- params   see bursts_of_tasks, writes_of_several, fences.sql
 -- returns  see the top of this file
@@ -163,7 +164,7 @@ INSERT INTO checkpoint_writes
 -- At most four writes of one task.
 --
 -- params   thread_id, checkpoint_ns, checkpoint_id, task_id, task_path
---          count: how many writes there are; idx_n, channel_n, type_n, blob_n: of each, n from 1 to 4
+--          count: the number of writes; idx_n, channel_n, type_n, blob_n: of each write, n from 1 to 4
 SELECT %(thread_id)s::text, %(checkpoint_ns)s::text, %(checkpoint_id)s::text, %(task_id)s::text,
        %(task_path)s::text, w.idx, w.channel, w.type, w.blob
 FROM (VALUES
@@ -178,7 +179,7 @@ WHERE w.number <= %(count)s::int
 -- The writes of one task.
 --
 -- params   thread_id, checkpoint_ns, checkpoint_id, task_id, task_path
---          idxs, channels, types, blobs: a value a write
+--          idxs, channels, types, blobs: one item per write
 SELECT %(thread_id)s::text, %(checkpoint_ns)s::text, %(checkpoint_id)s::text, %(task_id)s::text,
        %(task_path)s::text, w.*
 FROM unnest(%(idxs)b::int[], %(channels)b::text[], %(types)b::text[], %(blobs)b::bytea[]) AS w
@@ -186,8 +187,8 @@ FROM unnest(%(idxs)b::int[], %(channels)b::text[], %(types)b::text[], %(blobs)b:
 -- name: writes_of_several
 -- The writes of several tasks.
 --
--- params   thread_ids, namespaces, checkpoint_ids, task_ids, task_paths, idxs, channels, types, blobs: a
---          value a write
+-- params   thread_ids, namespaces, checkpoint_ids, task_ids, task_paths, idxs, channels, types, blobs: one
+--          item per write
 SELECT * FROM unnest(
   %(thread_ids)b::text[], %(namespaces)b::text[], %(checkpoint_ids)b::text[], %(task_ids)b::text[],
   %(task_paths)b::text[], %(idxs)b::int[], %(channels)b::text[], %(types)b::text[], %(blobs)b::bytea[]
@@ -196,11 +197,11 @@ WHERE
 -- include: waits_briefly
 
 -- name: or_keep_write
--- What is there already stays.
+-- Keeps what is there already.
 ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO NOTHING
 
 -- name: or_replace_write
--- What is there already is replaced.
+-- Replaces what is there already.
 ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
 DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
 
@@ -209,7 +210,7 @@ DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.
 RETURNING task_id, idx, task_path, (xmax <> 0) AS overwrote
 
 -- name: burst_of_task
--- How one task stands to a burst.
+-- The burst that one task belongs to.
 --
 -- params   thread_id, checkpoint_ns; burst, opens: see burst_of_one
 given AS MATERIALIZED (
@@ -218,9 +219,9 @@ given AS MATERIALIZED (
 ),
 
 -- name: bursts_of_tasks
--- How several tasks stand to bursts.
+-- The bursts that several tasks belong to.
 --
--- params   burst_threads, burst_namespaces, bursts, opens: a value a task, see burst_of_one
+-- params   burst_threads, burst_namespaces, bursts, opens: one item per task, see burst_of_one
 given AS MATERIALIZED (
     SELECT * FROM unnest(
       %(burst_threads)b::text[], %(burst_namespaces)b::text[], %(bursts)b::text[], %(opens)b::boolean[]
