@@ -2,22 +2,23 @@
 
     read                                 first write of a burst               further writes
     ----                                 ----------------------               --------------
-    L1 READ --- hit ----------> answer   L1 BEGIN    readers go to L2 now     L2      the fence stands
-       |                                 L2          with the fence           answer
+    L1 READ --- hit ----------> result   L1 BEGIN    readers go to L2 now     L2      the fence stands
+       |                                 L2          with the fence           result
       miss, busy, historical, …          L1 CONFIRM  no reader holds a lease
-       |                                 answer                               a moment after the last one
-    L2 SELECT                                                                 ---------------------------
+       |                                 result                               0.1 s after the last write
+    L2 SELECT                                                                 --------------------------
        |                                                                      L1 COMMIT    the image follows
-    answer
+    result
        |
       after a miss, without a fence:
       L1 WARM_UP
 
-A run's subgraph is not cached (`Scope.is_cached`): there is L2 alone, for reads and for writes.
+A run's subgraph is not cached (`Scope.is_cached`): its reads and writes use L2 alone.
 
-Why a read never returns an older state than one that was acknowledged: see `docs/protocol.md`, and
-`l1/scripts`, a rule a step. What a burst is: see `bursts`. How a saver is opened and closed: see `opening`.
-How threads are deleted, pruned and copied: see `maintenance`.
+Open this file when a read returns the wrong state, or when a call is slow. `docs/protocol.md` says why a read
+never returns an older state than an acknowledged one; each file in `l1/scripts` says the rule of its step.
+Bursts are explained in `bursts`, opening and closing in `opening`, deleting, pruning and copying in
+`maintenance`.
 """
 
 from __future__ import annotations
@@ -72,11 +73,11 @@ _log = get_logger("glasspoint")
 
 
 class CachedPostgresSaver(MaintainedSaver):
-    """LangGraph's checkpoints in PostgreSQL, cached in Redis, every step traced and counted.
+    """A LangGraph checkpointer on PostgreSQL, cached in Redis. Every step is traced and counted.
 
-    What it returns equals what `AsyncPostgresSaver` returns on the same database; both may be used on one
-    database in turn. A write is acknowledged once PostgreSQL has it; while Redis does not answer, PostgreSQL
-    answers alone.
+    It returns what `AsyncPostgresSaver` returns on the same database. Both savers may be used on one database
+    in turn. A write returns when PostgreSQL has stored it. While Redis does not respond, reads and writes use
+    PostgreSQL alone.
 
     Example:
         ```python
@@ -90,18 +91,21 @@ class CachedPostgresSaver(MaintainedSaver):
     # ---------------------------------------------------------------- reading
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Fetch a checkpoint with its pending writes: from Redis, or from PostgreSQL, and then Redis has it.
+        """Fetch a checkpoint with its pending writes, from Redis or else from PostgreSQL.
+
+        If Redis does not have the newest checkpoint, it receives what PostgreSQL returned, in the background.
 
         Args:
-            config: Names the thread, the namespace and, for another than the newest, the checkpoint.
+            config: The thread, the namespace and, optionally, the checkpoint id. Without an id, the newest
+                checkpoint is fetched.
 
         Returns:
-            The checkpoint, `None` if there is none.
+            The checkpoint, or `None` if it does not exist.
 
         Raises:
-            InvalidConfigError: The config names no thread that could be stored.
-            L2UnavailableError: PostgreSQL was asked and did not answer.
-            L2DeadlineError: It did not answer in time: see `write_deadline_seconds`.
+            InvalidConfigError: The config has no thread id, or an id that cannot be stored.
+            L2UnavailableError: PostgreSQL was needed, and did not respond.
+            L2DeadlineError: PostgreSQL did not respond in time: see `write_deadline_seconds`.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("get_tuple", scope) as operation:
@@ -121,18 +125,18 @@ class CachedPostgresSaver(MaintainedSaver):
         """List checkpoints, newest first, from PostgreSQL.
 
         Args:
-            config: Names the thread and, if given, the namespace and the checkpoint; `None` or `{}` for all
+            config: The thread and, optionally, the namespace and the checkpoint id. `None` or `{}`: all
                 threads.
-            filter: Only checkpoints whose metadata hold this.
-            before: Only checkpoints older than the one that this names.
-            limit: At most so many.
+            filter: Only checkpoints whose metadata contain this.
+            before: Only checkpoints that are older than the one in this config.
+            limit: The maximum number of checkpoints.
 
         Raises:
-            InvalidConfigError: The config names no thread that could be stored.
-            ConfigurationError: The filter is no JSON that PostgreSQL can hold, or the limit is negative.
-            L2UnavailableError: PostgreSQL did not answer.
+            InvalidConfigError: The config has no thread id, or an id that cannot be stored.
+            ConfigurationError: The filter is not JSON that PostgreSQL can store, or the limit is negative.
+            L2UnavailableError: PostgreSQL did not respond.
         """
-        # All is checked here, before PostgreSQL stumbles over it.
+        # Check every argument before PostgreSQL receives it: its own errors are harder to understand.
         scope = listed_scope_of(config)
         for named in (config or None, before):
             if named is not None:
@@ -157,25 +161,26 @@ class CachedPostgresSaver(MaintainedSaver):
         limit: int | None = None,
         before: RunnableConfig | None = None,
     ) -> AsyncIterator[ThreadSummary]:
-        """List the threads, the one whose newest checkpoint is the newest first, from PostgreSQL.
+        """List threads from PostgreSQL, in the order of their newest checkpoints, newest first.
 
-        It takes two steps in the primary key a thread, and reads no checkpoint but those that it returns: the
-        time grows with the threads, not with their checkpoints. With a filter it reads the newest checkpoint
-        of every thread.
+        Without a filter, the query takes two look-ups in the primary key for each thread, and reads only the
+        checkpoints that it returns. So its time grows with the number of threads, not of checkpoints. With a
+        filter, it reads the newest checkpoint of every thread.
 
         Args:
-            filter: Only threads whose newest checkpoint's metadata hold this, as PostgreSQL's `@>` has it.
-            limit: At most so many.
-            before: Only threads whose newest checkpoint is older than the one that this names: `config` of
-                the last one of the page before.
+            filter: Only threads whose newest checkpoint's metadata contain this, as in PostgreSQL's `@>`.
+            limit: The maximum number of threads.
+            before: Only threads whose newest checkpoint is older than the one in this config. For the next
+                page, pass `config` of the last thread of this page.
 
         Yields:
-            Each thread, as the newest checkpoint of its root graph has it; all are read before the first.
+            A summary of each thread, from the newest checkpoint of its root graph. All threads are read
+            before the first is yielded.
 
         Raises:
             ConfigurationError: The filter is not plain JSON, or the limit is negative.
-            InvalidConfigError: `before` names no checkpoint that could be stored.
-            L2UnavailableError: PostgreSQL did not answer.
+            InvalidConfigError: `before` has no checkpoint id, or one that cannot be stored.
+            L2UnavailableError: PostgreSQL did not respond.
         """
         choice = choose_threads(filter=filter, limit=limit, before=before)
         with self._lifetime.call(), self._telemetry.operation("list_threads", None) as operation:
@@ -189,17 +194,17 @@ class CachedPostgresSaver(MaintainedSaver):
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Walk a checkpoint's ancestors for what each channel was written, from PostgreSQL.
+        """Read what a checkpoint's ancestors wrote to some channels, from PostgreSQL.
 
         Args:
-            config: Names the checkpoint, or the newest of its thread.
-            channels: The channels to walk for.
+            config: The thread, the namespace and, optionally, the checkpoint id; by default the newest.
+            channels: The names of the channels.
 
         Returns:
-            For every channel its writes, oldest first, and the value that they start from, if there is one.
+            For each channel: its writes, oldest first, and the value that they start from, if it exists.
 
         Raises:
-            DeltaChainError: A checkpoint is its own ancestor, and a channel has no value on the way.
+            DeltaChainError: The ancestors form a cycle, and a channel has no value in it.
         """
         scope = scope_of(config)
         checkpoint_id_of(config)
@@ -218,25 +223,30 @@ class CachedPostgresSaver(MaintainedSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Store a checkpoint. When this returns, PostgreSQL has it, and no reader gets an older one.
+        """Store a checkpoint.
+
+        When this returns, PostgreSQL has stored the checkpoint, and no later read returns an older one. (For
+        the exception, an outage of Redis, see `on_l1_outage`.)
 
         Args:
-            config: Names the thread, the namespace and, as `checkpoint_id`, the parent.
-            checkpoint: What to store.
-            metadata: What to store with it.
-            new_versions: The channels that changed, with their new versions.
+            config: The thread, the namespace and, as `checkpoint_id`, the id of the parent.
+            checkpoint: The checkpoint to store.
+            metadata: The metadata of the checkpoint.
+            new_versions: The channels that have changed, with their new versions.
 
         Returns:
-            The config that names the new checkpoint.
+            The config of the new checkpoint.
 
         Raises:
-            InvalidConfigError: The config names no thread that could be stored.
+            InvalidConfigError: The config has no thread id, or an id that cannot be stored.
             SerializationError: A value cannot be serialised. Nothing was stored.
-            L2UnavailableError: PostgreSQL did not answer; whether it has the checkpoint is not known.
-            L2DeadlineError: It did not answer before the write's deadline; the same holds.
-            L2RefusedError: It refused: a full disk, something that is too large. Nothing was stored.
-            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`.
-            ThreadForkedError: It forks its thread, and `on_fork` is `"raise"`. Nothing was stored.
+            L2UnavailableError: PostgreSQL did not respond. It may have stored the checkpoint.
+            L2DeadlineError: PostgreSQL did not respond before the write's deadline. It may have stored the
+                checkpoint; the message says whether it certainly has not.
+            L2RefusedError: PostgreSQL refused: its disk is full, or a value is too large. Nothing was stored.
+            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. The message says
+                whether PostgreSQL has the checkpoint.
+            ThreadForkedError: The checkpoint forks its thread, and `on_fork` is `"raise"`. It was not stored.
         """
         scope, parent_id = scope_of(config), checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("put", scope) as operation:
@@ -283,13 +293,13 @@ class CachedPostgresSaver(MaintainedSaver):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Store what a task wrote, pending until its superstep is over.
+        """Store the writes of a task, which are pending until the task's superstep ends.
 
         Args:
-            config: Names the thread, the namespace and the checkpoint that the task started from.
+            config: The thread, the namespace and the id of the checkpoint that the task started from.
             writes: Pairs of channel and value.
-            task_id: The task.
-            task_path: Where the task stands in its superstep; writes are applied in this order.
+            task_id: The id of the task.
+            task_path: The task's position in its superstep. Writes are applied in the order of this.
 
         Raises:
             GlasspointError: The same errors as from `aput`.
@@ -315,26 +325,26 @@ class CachedPostgresSaver(MaintainedSaver):
             def follow(changes: Changes) -> None:
                 changes.put_writes(checkpoint_id, answer.stored, answer.ignored)
                 if answer.overwrote and write.is_among_others:
-                    changes.give_up()  # the one that it replaced may come here after it
+                    changes.give_up()  # the write that it has replaced may be added to the burst after it
 
             await write.to_l1(answer.fence, follow)
 
     async def import_checkpoints(
         self, items: Sequence[StoredCheckpoint | PendingWrites], *, branch: Branch | None = None
     ) -> int:
-        """Store what another tier held, bytes and all: checkpoints with their writes, or writes alone.
+        """Store items from another tier, byte for byte: checkpoints with their writes, or writes alone.
 
         Args:
-            items: What to store, all of one scope. Again changes nothing.
-            branch: What these are the beginning of, to be refused if it is apart from what is here.
+            items: The items, all of one scope. Storing an item again changes nothing.
+            branch: The branch that the items begin. If PostgreSQL has the thread, and the branch does not
+                continue it, nothing is stored.
 
         Returns:
-            How many checkpoints were not there before.
+            The number of checkpoints that PostgreSQL did not have before.
 
         Raises:
-            GlasspointError: The same errors as from `aput`. Nothing was stored then, or all, if that is not
-                known.
-            ThreadInUseError: The branch is apart. Nothing was stored.
+            GlasspointError: The same errors as from `aput`. Either nothing was stored, or everything.
+            ThreadInUseError: The branch does not continue the thread. Nothing was stored.
         """
         scope = items[0].scope
         with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
@@ -344,7 +354,7 @@ class CachedPostgresSaver(MaintainedSaver):
         return new
 
     async def holding_of(self, thread_id: str) -> Holding:
-        """Return what PostgreSQL has of a thread: the names of its checkpoints, writes and values.
+        """Return the names of the checkpoints, writes and values that PostgreSQL has of a thread.
 
         Raises:
             L2UnavailableError: PostgreSQL cannot be reached.
@@ -353,17 +363,17 @@ class CachedPostgresSaver(MaintainedSaver):
             return await self._l2.holding_of(thread_id)
 
     async def check_takes_writes(self) -> None:
-        """Make sure that PostgreSQL takes writes now.
+        """Check that PostgreSQL takes writes now.
 
         Raises:
-            L2UnavailableError: It cannot be reached, or takes none.
+            L2UnavailableError: PostgreSQL cannot be reached, or takes no writes.
         """
         with self._lifetime.call():
             if not await self._l2.ping():
                 raise L2UnavailableError("PostgreSQL takes no writes here: connect to the primary.")
 
     async def relate(self, thread_id: str, branch: Branch) -> Relation:
-        """Tell how a branch of another tier stands to what PostgreSQL has of its thread and namespace.
+        """Compare a branch of another tier with what PostgreSQL has of its thread and namespace.
 
         Raises:
             L2UnavailableError: PostgreSQL cannot be reached.
@@ -374,7 +384,7 @@ class CachedPostgresSaver(MaintainedSaver):
             return relation_of(branch, newest, has_tip=has_tip)
 
     async def newest_held(self, thread_id: str, branch: Branch) -> str | None:
-        """Return the newest checkpoint of a branch that PostgreSQL has in its thread, `None` if it has none.
+        """Return the newest checkpoint id of a branch that PostgreSQL has too, `None` if it has none.
 
         Raises:
             L2UnavailableError: PostgreSQL cannot be reached.
@@ -384,7 +394,7 @@ class CachedPostgresSaver(MaintainedSaver):
             return await self._l2.newest_of(scope, branch.ids)
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
-        """Write down that a branch of another tier becomes a thread of its own. Again changes nothing.
+        """Record that a branch of another tier becomes a thread of its own. Repeating this changes nothing.
 
         Raises:
             L2UnavailableError: PostgreSQL cannot be reached.
@@ -393,7 +403,7 @@ class CachedPostgresSaver(MaintainedSaver):
             await self._l2.note_set_aside(set_aside)
 
     async def set_aside_since(self, age: timedelta) -> list[SetAside]:
-        """Return which branches have become threads of their own, no longer ago than this.
+        """Return the branches that have become threads of their own within the last `age`.
 
         Raises:
             L2UnavailableError: PostgreSQL cannot be reached.
@@ -402,7 +412,7 @@ class CachedPostgresSaver(MaintainedSaver):
             return await self._l2.set_aside_since(age)
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        """Return a channel's next version, greater than `current` and unlike any other ever made."""
+        """Return the next version of a channel, which is greater than `current` and unique."""
         return self._upstream.get_next_version(current, channel)
 
     # ---------------------------------------------------------------- helpers
@@ -410,15 +420,15 @@ class CachedPostgresSaver(MaintainedSaver):
     async def _get_tuple(
         self, operation: Operation, scope: Scope, checkpoint_id: str | None, config: RunnableConfig
     ) -> CheckpointTuple | None:
-        # Our own burst ends a moment earlier, and this is a hit.
+        # End this saver's own burst of the scope early: then this read can be a hit.
         reading = await self._bursts.read(scope, checkpoint_id)
         reading = reading or await self._l1.read(scope, checkpoint_id)
         if reading.image is not None:
             try:
                 answer = self._decode(operation, reading.image)
             except Exception as exc:
-                # Bytes that the serializer cannot read: L2 has the right ones, or the right error. Its
-                # own words may quote the value, which must not be logged.
+                # The serializer cannot read the bytes: L2 has the right ones, or raises the right error. The
+                # text of this error may quote the value, so only its type is logged.
                 _log.debug("an image was refused: its values cannot be read (%s)", type(exc).__name__)
                 reading = await self._l1.refuse(scope, reading.image.checkpoint_id)
             else:
@@ -447,7 +457,7 @@ class CachedPostgresSaver(MaintainedSaver):
         return _WriteThrough(self, operation, scope, opens=opens)
 
     async def _ask_l2(self, query: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        """Read one checkpoint from L2; again, if that may help."""
+        """Read one checkpoint from L2, and repeat that if it may help."""
         seconds = self._read_deadline
         async with answered_within(seconds, f"PostgreSQL did not answer a read within {seconds} s."):
             return await self._retries.run("get_tuple", query)
@@ -464,15 +474,16 @@ class CachedPostgresSaver(MaintainedSaver):
 
 
 class _WriteThrough:
-    """One write on its way through both tiers, as a part of a burst.
+    """One write to both levels, as a part of a burst.
 
-    BEGIN of a new burst goes out when this is made, and overlaps with waiting for a connection to PostgreSQL;
-    it is awaited before the first statement.
+    The constructor sends BEGIN of a new burst. So BEGIN and the wait for a connection to PostgreSQL overlap.
+    BEGIN is awaited before the first statement.
 
-    L2 may take several attempts. As soon as one of them is in doubt, what L2 answers to the next does not say
-    where this write stands among others, so L1 does not follow: the entry is forgotten.
+    The write to L2 may take several attempts. An attempt is in doubt if nobody knows whether it changed L2.
+    Then the result of the next attempt does not say how this write is ordered among others, so L1 cannot
+    follow, and forgets the entry.
 
-    A scope that is not cached has no entry: Redis is told nothing, nor the journal.
+    A scope that is not cached has no entry: neither Redis nor the journal receives anything.
     """
 
     def __init__(
@@ -504,21 +515,21 @@ class _WriteThrough:
         return self._burst is not None and self._burst.writers > 1
 
     def judged(self, put: EncodedPut) -> EncodedPut:
-        """Return a put as it is to be sent now.
+        """Return the put as it is sent now.
 
-        Once an attempt is in doubt, what is there may be its own, and forks cannot be told.
+        After an attempt in doubt, a newer checkpoint may be the put's own, so forks cannot be found.
         """
         return replace(put, follows_newest=False, follows_own=False) if self._in_doubt else put
 
     async def ready(self, connection: object) -> Announced:
-        """Return when readers have been sent to L2; from now on PostgreSQL may change.
+        """Wait until Redis sends readers to L2. After this, PostgreSQL may change.
 
         Returns:
-            What the statement is to do besides: record the scope in the journal, because Redis did not
-            confirm that it sends readers to L2; or set, or look for, the fence of the burst.
+            What else the statement has to do. If Redis has confirmed BEGIN: set the fence of the burst, or
+            look for it. If not: record the scope in the journal.
 
         Raises:
-            L1UnavailableError: Redis did not confirm it, and the saver was told to raise then.
+            L1UnavailableError: Redis has not confirmed BEGIN, and `on_l1_outage` is `"raise"`.
         """
         burst = self._burst
         if burst is None:
@@ -539,14 +550,15 @@ class _WriteThrough:
             return Announced(burst=burst.id, opens=self._opens)
         burst.is_lost = True
         if self._l1.is_absent:
-            # The tables may appear while this write is under way: then it is recorded before they are used.
+            # The cache's tables may be made while this write is under way. So remember it: it goes into the
+            # journal before the tables are used.
             self._l1.wrote_unannounced([self._scope])
             return Announced()
         self._is_journalled = True
         return Announced(is_journalled=True)
 
     async def to_l2(self, statement: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        """Run the statement, within the deadline; again, if that may help."""
+        """Run the statement within the deadline, and repeat it if that may help."""
         try:
             async with within(self._deadline):
                 if self._burst is not None:
@@ -569,18 +581,18 @@ class _WriteThrough:
         return answer
 
     async def to_l1(self, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
-        """Let the burst know of the write.
+        """Add the write to its burst.
 
-        L1 is asked only for a first one, or when something is amiss. In a task of its own: a cancelled caller
-        must not leave half a step behind.
+        L1 receives something only after a first write, or if something went wrong. That runs in a task of its
+        own, so that a cancelled caller does not leave half a step behind.
 
         Args:
-            fence: What the statement has seen of fences.
-            change: Adds what L1 is to follow.
+            fence: What the statement has found out about fences.
+            change: Adds the changes that L1 has to follow.
 
         Raises:
-            L1UnavailableError: L1 was not told, and the saver was told to raise then.
-            L2UnavailableError, L2DeadlineError: Neither Redis nor the journal could be told.
+            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`.
+            L2UnavailableError, L2DeadlineError: Redis did not do its part, and the journal was not written.
         """
         burst = self._burst
         if burst is None:
@@ -588,7 +600,7 @@ class _WriteThrough:
             return
         intent = burst.begun.result()
         if fence.identity is not None and self._l1.is_heeded(intent):
-            self._identity.is_of(fence.identity)  # if not, nobody heeds the intent any more
+            self._identity.is_of(fence.identity)  # if it is another identity, the intent is not heeded now
         if self._opens or self._in_doubt or not (fence.stands and self._l1.is_heeded(intent)):
             await self._lifetime.settle(self._tell(burst, fence, change))
             return
@@ -601,7 +613,7 @@ class _WriteThrough:
         intent, started = burst.begun.result(), perf_counter()
         try:
             if self._in_doubt or self._is_journalled:
-                # If Redis answers again, no reader has to wait for the sweep that finds the row.
+                # If Redis responds again, no reader has to wait until the sweep finds the journal's row.
                 result = await self._forget(burst, intent)
             elif burst.is_lost and not intent.name:
                 result = "skipped"
@@ -618,7 +630,7 @@ class _WriteThrough:
     async def _confirm(
         self, burst: Burst, intent: Intent, fence: FenceAnswer, change: Callable[[Changes], None]
     ) -> WriteResult:
-        """See that no reader can install what was there before this write."""
+        """Check that no reader can install the state from before this write."""
         confirmed = await self._l1.confirm(intent)
         if confirmed is None:
             burst.must_drop = True
@@ -630,7 +642,10 @@ class _WriteThrough:
         return "contested" if burst.is_contested else "announced"
 
     async def _fall_behind(self) -> None:
-        """L2 has the write, and L1 may not know: whoever reads must be told before the caller is."""
+        """Record the write in the journal, because L2 has it and L1 may not know.
+
+        This must be done before the caller gets a result: the row tells readers in other processes.
+        """
         if not self._is_journalled:
             async with answered_within(
                 self._deadline,
@@ -651,7 +666,7 @@ class _WriteThrough:
         self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
-        """Take note of how the statement that is under way, if one is, has ended."""
+        """Remember how the statement that is under way, if any, has ended."""
         if self._sent_on is not None and not certainly_unchanged(error):
             self._in_doubt = True
             self._still_running = self._still_running or may_still_run(self._sent_on)
@@ -670,7 +685,7 @@ class _WriteThrough:
             self._bursts.leave(burst)
 
     async def _forget(self, burst: Burst, intent: Intent) -> WriteResult:
-        """Let L1 forget the entry, because it cannot follow."""
+        """Make L1 forget the entry, because L1 cannot follow."""
         burst.is_lost = True
         burst.is_in_doubt = burst.is_in_doubt or self._in_doubt
         return "discarded" if await self._l1.drop(intent, still_running=self._still_running) else "error"
