@@ -1,14 +1,14 @@
-"""Bursts: what one saver writes to one scope, with less than a moment between two writes.
+"""Bursts: the writes of one saver to one scope that follow each other closely.
 
-    first write      BEGIN (L1) -> statement and fence (L2) -> CONFIRM (L1) -> answer
-    further writes   statement (L2) -> answer                                        no trip to Redis
-    a moment later   COMMIT (L1): the image as it is after the burst; then the fence is removed
+    first write      BEGIN (L1) -> statement and fence (L2) -> CONFIRM (L1) -> result
+    further writes   statement (L2) -> result                                        no trip to Redis
+    0.1 s later      COMMIT (L1): the image as it is after the burst; then the fence is removed
 
-The intent that BEGIN leaves stays for the burst, and sends readers to L2. The fence tells who reads the scope
-from L2 meanwhile not to warm up; so no stale image comes about, even if the intent is evicted. Why each step
-is needed: see `docs/protocol.md`.
+BEGIN leaves an intent in the entry, which sends readers to L2 during the burst. The fence tells these readers
+not to warm L1 up. So no stale image is stored, even if Redis evicts the intent. `docs/protocol.md` says why
+each step is needed.
 
-Bursts of one scope follow one another: BEGIN of the next is not sent before COMMIT of the last is answered.
+The bursts of one scope do not overlap: BEGIN of the next one is sent after the result of COMMIT of the last.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["BURST_SECONDS", "Burst", "Bursts"]
 
 QUIET_SECONDS: Final = 0.1
-"""A burst ends when no write has come for so long."""
+"""A burst ends this long after its last write."""
 
 BURST_SECONDS: Final = 5.0
-"""A burst takes no more writes when it is so old. Its intent and its fence outlive that by a statement."""
+"""The age at which a burst takes no more writes. Its intent and its fence last for a statement longer."""
 
 _BYTES_AT_MOST = 1024 * 1024
 
@@ -46,22 +46,22 @@ class Burst:
     """The writes of one burst, and what they change.
 
     Attributes:
-        id: What its fence is called.
-        begun: BEGIN, under way or answered.
-        after: The burst before it, if that was not closed yet.
-        writers: How many writes are under way.
-        is_covered: A statement with the fence was committed, and the intent was there after that.
-        is_fenced: A statement with the fence was sent.
-        is_contested: Another writer has been there: nothing may be installed.
-        is_lost: Redis was not told, or something was left in doubt: nothing is installed.
-        is_in_doubt: Nobody knows what became of one of its statements, which may set the fence yet.
-        must_drop: Its intent may stand in an entry that was not forgotten.
-        is_closing: It takes no more writes.
-        is_committing: COMMIT is under way, or was.
-        closed: Done when COMMIT was answered.
-        then_read: The checkpoint id that the saver's own reader waits for, `""` for the newest.
-        reading: What it was answered.
-        context: Of its last write, so that COMMIT stands in the same trace.
+        id: The name of the burst in its fence.
+        begun: The task of BEGIN, which returns the intent.
+        after: The burst before this one, if it is not closed yet.
+        writers: Number of writes under way.
+        is_covered: Whether a statement with the fence was committed, and the intent still stood after that.
+        is_fenced: Whether a statement with the fence was sent.
+        is_contested: Whether another writer was found: then nothing may be installed.
+        is_lost: Whether Redis does not know of a write, or a write is in doubt: then nothing is installed.
+        is_in_doubt: Whether the outcome of a statement is unknown: it may set the fence later.
+        must_drop: Whether the intent may stand in an entry that was not forgotten.
+        is_closing: Whether it takes no more writes.
+        is_committing: Whether COMMIT was started.
+        closed: Done when COMMIT has a result.
+        then_read: The checkpoint id that a reader of this saver waits for; `""`: the newest.
+        reading: The result for this reader.
+        context: The context of the last write, so that COMMIT is in the same trace.
     """
 
     scope: Scope
@@ -87,10 +87,11 @@ class Burst:
     closed: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     async def may_begin(self) -> None:
-        """Return when the burst before it is closed.
+        """Wait until the burst before this one is closed.
 
-        To be awaited before a write asks for a connection. A write of the burst before may need that
-        connection, or go in the same statement, and BEGIN is not sent before that write was answered.
+        A write awaits this before it takes a connection. Otherwise two writes could wait for each other: a
+        write of the burst before may need the same connection, or go into the same statement, and BEGIN of
+        this burst is sent only after that write.
         """
         if self.after is not None:
             await asyncio.shield(self.after.closed)
@@ -98,7 +99,7 @@ class Burst:
 
     @property
     def takes_writes(self) -> bool:
-        """Whether another write may join it."""
+        """Whether another write may join the burst."""
         return not (
             self.is_closing
             or self.is_lost
@@ -121,10 +122,10 @@ class Bursts:
         """Begin without any burst.
 
         Args:
-            l1: Where they are announced and committed.
-            fences: Where those go whose burst has ended.
-            telemetry: Who is told of each end.
-            in_background: Runs what no caller waits for, in a context; closing the saver waits.
+            l1: Receives BEGIN and COMMIT of each burst.
+            fences: Removes the fences of bursts that have ended.
+            telemetry: Receives an event at the end of each burst.
+            in_background: Runs work in a context. No caller waits for it; closing the saver does.
         """
         self._l1 = l1
         self._fences = fences
@@ -133,7 +134,7 @@ class Bursts:
         self._open: dict[Scope, Burst] = {}
 
     def join(self, scope: Scope) -> Burst:
-        """Return the burst that a write to a scope belongs to; it is to `leave` when it was answered."""
+        """Add a write to the burst of its scope, or to a new one. Call `leave` when the write is done."""
         burst = self._open.get(scope)
         if burst is None or not burst.takes_writes:
             last, burst = burst, self._begin(scope, after=burst)
@@ -144,7 +145,7 @@ class Bursts:
         return burst
 
     def leave(self, burst: Burst) -> None:
-        """A write of a burst was answered, or has failed."""
+        """Take a write out of its burst: it is done, or has failed."""
         burst.writers -= 1
         burst.last_at = monotonic()
         burst.context = copy_context()
@@ -158,8 +159,8 @@ class Bursts:
         """End the burst of a scope for a reader of this saver, and read in the same trip to Redis.
 
         Returns:
-            What Redis has answered; `None`: it is to be asked, because there is no burst, writes of it are
-            under way, or it could not be committed.
+            The result of the read. `None`: the reader has to ask Redis itself, because no burst is open, its
+            writes are under way, it was ending already, or COMMIT failed.
         """
         burst = self._open.get(scope)
         if burst is None or burst.writers:
@@ -174,7 +175,7 @@ class Bursts:
         return None
 
     async def end(self, scopes: Collection[Scope]) -> None:
-        """End the bursts of scopes now, once their writes are answered; return when Redis has answered."""
+        """End the bursts of scopes as soon as their writes are done, and wait until they are committed."""
         ending = [self._open[scope] for scope in scopes if scope in self._open]
         for burst in ending:
             self._close(burst)
@@ -182,16 +183,16 @@ class Bursts:
             await asyncio.shield(burst.closed)
 
     async def end_threads(self, thread_ids: Collection[str]) -> None:
-        """As `end`, for all scopes of threads."""
+        """End the bursts of all scopes of some threads: see `end`."""
         threads = frozenset(thread_ids)
         await self.end([scope for scope in self._open if scope.thread_id in threads])
 
     async def end_all(self) -> None:
-        """As `end`, for all scopes."""
+        """End all bursts: see `end`."""
         await self.end(list(self._open))
 
     async def close(self) -> None:
-        """End all of them, and remove their fences: nothing is written any more."""
+        """End all bursts, and remove their fences. After this, nothing is written any more."""
         await self.end_all()
         await self._fences.close()
 
@@ -211,7 +212,7 @@ class Bursts:
         asyncio.get_running_loop().call_later(QUIET_SECONDS, self._look, burst)
 
     def _look(self, burst: Burst) -> None:
-        """Close a burst in which nothing has happened for a moment; each answer has looked later."""
+        """Close a burst that has had no write for `QUIET_SECONDS`. Each write that ends schedules this."""
         if not burst.writers and not burst.is_closing and monotonic() - burst.last_at >= QUIET_SECONDS * 0.9:
             self._close(burst)
 
@@ -243,7 +244,7 @@ class Bursts:
             return "contested" if await self._l1.drop(intent) else "error"
         result, burst.reading = await self._l1.commit(intent, burst.changes, then_read=burst.then_read)
         if result == "error":
-            # It may have been done, or not: until somebody drops the entry, the intent sends readers away.
+            # COMMIT may have been done or not. Until the entry is dropped, the intent keeps readers away.
             await self._l1.drop(intent)
         return result
 

@@ -1,16 +1,20 @@
-"""Forks: two runs that go on from one checkpoint, so that the answer of one of them is not seen any more.
+"""Finds forks: two runs that go on from one checkpoint, so that the result of one run is not seen any more.
 
-A thread's state is its newest checkpoint. Of two runs that read the same newest checkpoint and write at once,
-one writes what is newest in the end, and the other one's answer is *shadowed*: it is stored, but no later
-turn goes on from it.
+A thread's state is its newest checkpoint. If two runs read the same newest checkpoint and both write, the
+newest checkpoint in the end is from one of them. The result of the other run is *shadowed*: it is stored, but
+no later turn goes on from it.
 
-Time travel writes on an old checkpoint, too, and is meant. What tells the two apart: a run of time travel
-names its checkpoint. Any other run reads the newest, and LangGraph passes the id that it was answered on to
-the run's first put, as the same object. So the objects that reads of the newest have returned are remembered,
-and a put whose parent is one of them is *judged*: its statement tells whether the parent is the newest
-still. A run's further puts go on from what it has put itself, and that id is the same object, too: they are
-judged likewise, because another run may have begun in the middle of this one. A fork is told once a process:
-what its two runs put after it is known to be forked.
+Time travel also writes on top of an old checkpoint, but on purpose. The two are told apart like this:
+
+- A run of time travel names its checkpoint.
+- Any other run reads the newest checkpoint. LangGraph passes the id from this read to the run's first put, as
+  the same Python object. So the objects from such reads are remembered. A put whose parent is one of them is
+  *judged*: its statement finds out whether the parent is still the newest.
+- Each further put of a run goes on from the put before. Its parent is the object of that put, so it is
+  recognised in the same way. It is judged, too: another run may have begun in the middle of this one.
+
+A fork is reported once a process: later puts of its two runs are known to be forked. Open this file when a
+fork is reported that is none, or is missed.
 """
 
 from __future__ import annotations
@@ -39,19 +43,19 @@ _Value = TypeVar("_Value")
 
 
 class Judgement(TypedDict):
-    """How a put is judged: see `EncodedPut`."""
+    """How a put is judged: two attributes of `EncodedPut`."""
 
     follows_newest: bool
     follows_own: bool
 
 
 OnFork = Literal["count", "raise"]
-"""What becomes of a put that forks its thread: it is counted and stored, or it is refused."""
+"""What happens to a put that forks its thread: it is counted and stored, or it is refused."""
 
 _AT_MOST: Final = 10_000
-"""So many reads of the newest are remembered until their run's first put comes, as many that found no
-checkpoint, as many puts until their run's next one comes, and as many that are known to be forked: about
-4 MB. A put whose parent is forgotten is not judged."""
+"""The most entries in each memory of `Forks`, which together take about 4 MB: reads of the newest, until
+their run's first put; reads that found no checkpoint; puts, until their run's next put; and puts that are
+known to be forked. A put whose parent is forgotten is not judged."""
 
 _SAYS: Final[dict[ForkKind, str]] = {
     "shadows": "another run has written meanwhile, and this checkpoint is newer: the other run's answer is "
@@ -63,17 +67,17 @@ _SAYS: Final[dict[ForkKind, str]] = {
 
 
 class Forks:
-    """What one saver knows of forks: which puts are to be judged, and what is said of those that fork."""
+    """Decides which puts of one saver are judged, and reports those that fork."""
 
     def __init__(self, telemetry: Telemetry, *, on_fork: OnFork) -> None:
-        """Take what becomes of forks.
+        """Begin with empty memories.
 
         Args:
-            telemetry: Receives each fork.
-            on_fork: What becomes of a put that forks its thread.
+            telemetry: Receives an event for each fork.
+            on_fork: What happens to a put that forks its thread.
         """
         self._telemetry = telemetry
-        self._newest: dict[int, str] = {}  # object id -> the object, which keeps that its own
+        self._newest: dict[int, str] = {}  # `id()` -> its object, kept so that no other one gets this `id()`
         self._empty: dict[Scope, int] = {}
         self._written: dict[int, str] = {}  # likewise
         self._known: dict[str, None] = {}
@@ -81,7 +85,7 @@ class Forks:
         """Whether a put that forks its thread is not stored."""
 
     def read_newest(self, scope: Scope, found: CheckpointTuple | None) -> None:
-        """Take note that a read has found this as the newest checkpoint of a scope."""
+        """Remember that a read has found this as the newest checkpoint of a scope."""
         if found is not None:
             configurable = found.config["configurable"]
             if scope.is_cached and is_ordered_id(configurable["checkpoint_id"]):
@@ -93,10 +97,11 @@ class Forks:
     def judgement(
         self, scope: Scope, config: RunnableConfig, checkpoint_id: str, metadata: CheckpointMetadata
     ) -> Judgement:
-        """Tell whether a put goes on from what a read has found as the newest, or from what its run has put.
+        """Return how a put is judged.
 
-        The second is told from what each put's statement answers, at no cost; unless forks are refused, which
-        the statement itself has to do.
+        A put after a read of the newest is judged by its statement. A put after its own run's put is judged
+        by the result that every put's statement has, at no cost. But if forks are refused, the statement has
+        to judge these puts, too.
         """
         follows = self._follows(scope, config, checkpoint_id, metadata)
         is_judged_there = follows == "read" or (follows == "own" and self.refuses)
@@ -108,10 +113,10 @@ class Forks:
     def _follows(
         self, scope: Scope, config: RunnableConfig, checkpoint_id: str, metadata: CheckpointMetadata
     ) -> Literal["read", "own"] | None:
-        """Tell what a put goes on from.
+        """Tell what a put goes on from: a read of the newest, its own run's put, or neither of them.
 
-        A run's subgraph (`Scope.is_cached`) is not judged: its run is. Nor is an id that is no UUID: only
-        PostgreSQL can tell which of two is newer.
+        A run's subgraph (`Scope.is_cached`) is not judged, because its run is. An id that is not a UUID is
+        not judged, because only PostgreSQL can tell which of two such ids is newer.
         """
         if not scope.is_cached or not is_ordered_id(checkpoint_id):
             return None
@@ -128,20 +133,21 @@ class Forks:
         return "read" if metadata.get("source") != "fork" and self._take_empty(scope) else None
 
     def wrote(self, scope: Scope, checkpoint_id: str) -> str:
-        """Take note that a put was stored, of which the run has this id.
+        """Remember that a put was stored, with the id object that its run has.
 
         Returns:
-            The id, as another object: whoever goes on from a put's answer names a checkpoint.
+            The id as another object, for the caller: a run that starts from it names its checkpoint, as in
+            time travel, and is not judged.
         """
         if scope.is_cached and is_ordered_id(checkpoint_id):
             _remember(self._written, id(checkpoint_id), checkpoint_id)
         return _copy_of(checkpoint_id)
 
     def check(self, scope: Scope, put: EncodedPut) -> ForkKind | None:
-        """Tell what is wrong with a put before it is sent.
+        """Check a put before it is sent: its id must not be older than its parent's.
 
         Raises:
-            ThreadForkedError: It would not be seen, and is refused.
+            ThreadForkedError: It is older, and forks are refused.
         """
         parent_id = put.parent_id
         if parent_id is None or put.checkpoint_id >= parent_id:
@@ -157,7 +163,7 @@ class Forks:
         """Count a fork, and log it.
 
         Args:
-            other_id: The checkpoint that is newer than the parent, if there is one.
+            other_id: The checkpoint of another run that is newer than the parent, if one is.
         """
         stored = not self.refuses
         if stored:
@@ -177,7 +183,7 @@ class Forks:
         )
 
     def error(self, kind: ForkKind, scope: Scope, put: EncodedPut) -> ThreadForkedError:
-        """Return what a caller is told whose put was refused."""
+        """Return the error for a put that was refused."""
         remedy = (
             "Set the clock (NTP), and repeat the turn."
             if kind == "older_than_parent"
@@ -206,7 +212,7 @@ class Forks:
 
 
 def _copy_of(text: str) -> str:
-    """Return a text that is the same object as no other."""
+    """Return an equal text that is a new object."""
     return f"{text} "[:-1]
 
 
@@ -217,5 +223,5 @@ def _remember(memory: dict[_Key, _Value], key: _Key, value: _Value) -> None:
 
 
 def kind_of(put: EncodedPut, other_id: str) -> ForkKind:
-    """Return which of two answers is not seen: that of a put, or the other one."""
+    """Return which of two results is not seen: that of a put (`shadowed`), or the other one (`shadows`)."""
     return "shadows" if put.checkpoint_id > other_id else "shadowed"

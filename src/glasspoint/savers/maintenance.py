@@ -1,22 +1,24 @@
-"""Deleting, copying and pruning threads.
+"""Deletes, copies and prunes threads, and keeps L1 true meanwhile.
 
     L2: begin; delete, copy         rows are locked, readers do not notice
     L1 BEGIN, every cached scope    readers are sent to L2 from here on
     L2: commit
-    L1 DROP, each
+    L1 DROP, every cached scope
 
-Only the rows say which scopes are touched, so BEGIN comes after the work and before the commit. That is soon
-enough: until the commit, what L1 has is what L2 answers. A reader that warms up before it loses its lease to
-BEGIN, a put that is under way is disarmed by DROP, and both look at L2 again. After a crash between BEGIN and
-DROP the intents stand until their deadline, readers ask L2, and then the entry is discarded. After a crash
-before the commit, L2 has rolled back, and the same happens for nothing. Nothing slow may happen between BEGIN
-and the commit, or the intents would be gone before the rows are.
+BEGIN comes after the statements of L2, because only the rows say which scopes are changed. It comes before
+the commit, and that is early enough: until then, L1 and L2 return the same. BEGIN takes the lease of a reader
+that is about to warm up, and DROP disarms a write that is under way, so both use L2.
 
-That a transaction is rolled back is known, so ABORT takes the intents back and leaves the images; only a
-COMMIT that was not answered leaves it open, and then readers stay away until the deadline.
+Nothing slow may happen between BEGIN and the commit: the intents must not expire before the rows are removed.
 
-Scopes that Redis could not be told of before the commit go into the journal, in the same transaction; those
-that it could not be told of after it, in another one, before the caller is answered.
+What happens after a failure:
+
+- A crash between BEGIN and DROP: the intents stay until their deadline. Until then, readers use L2; then the
+  entry is discarded. (If L2 rolled back, that was not necessary, and does no harm.)
+- The transaction is certainly rolled back: ABORT takes the intents back, and the images stay.
+- COMMIT got no response, so the outcome is unknown: readers use L2 until the deadline.
+- Redis did not confirm BEGIN: the scope goes into the journal, in the same transaction.
+- Redis did not confirm DROP: the scope goes into the journal before the call returns.
 """
 
 from __future__ import annotations
@@ -55,33 +57,33 @@ __all__ = ["MaintainedSaver", "PruneReport"]
 
 _STRATEGIES = ("keep_latest", "delete")
 
-# How many entries are handled at a time; a thread has one for each call of a subgraph.
+# How many entries are handled at a time. A thread has one for each namespace that is cached.
 _SCOPES_AT_ONCE = 16
 
-# How often a transaction is tried that loses against another one, or its connection.
+# The most attempts at a transaction that loses against another one, or loses its connection.
 _ATTEMPTS = 5
 
 _THREADS_AT_ONCE = 200
 _THREADS_A_PAGE = 1000
 
-# A write may be saved before its checkpoint: it is an orphan only when that cannot be any more.
+# A write may be stored before its checkpoint. So only an older write without a checkpoint is an orphan.
 _NO_ORPHAN_BEFORE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """What a run of `aprune_older_than` has removed, or would remove.
+    """What a run of `aprune_older_than` has removed; with `dry_run`, what it would remove.
 
     Attributes:
-        cutoff: What is older than this is old; fixed when the run began.
-        dry_run: Whether it was only counted.
-        threads: Threads of which anything went.
-        checkpoints, writes, blobs: Rows of the three tables.
-        bytes: What the checkpoints, their metadata and the values took in storage, compressed as they are;
-            rows' headers and indexes not counted.
-        batches: Transactions.
-        skipped_threads: Threads left alone: another run had them in hand, or one was to go whole while
-            something was being written to it.
+        cutoff: The time before which a checkpoint is old (UTC), fixed when the run began.
+        dry_run: Whether the rows were only counted.
+        threads: Number of threads that lost anything.
+        checkpoints, writes, blobs: Number of rows, in each of the three tables.
+        bytes: Size of these rows' checkpoints, metadata and values, compressed as PostgreSQL stores them.
+            Headers of rows and indexes are not included.
+        batches: Number of transactions.
+        skipped_threads: Number of threads left alone: another run was working on the thread, or all of it was
+            old and something was being written to it.
     """
 
     cutoff: datetime
@@ -96,20 +98,23 @@ class PruneReport:
 
 
 class MaintainedSaver(ManagedSaver):
-    """What changes whole threads, with L1 kept right."""
+    """The calls that delete, copy and prune threads."""
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete all checkpoints and writes of a thread, in all its namespaces.
 
-        A run of the thread that goes on is not stopped: what it stores afterwards is stored, without what
-        was deleted.
+        A run that is still working on the thread is not stopped. What it stores later stays, without what was
+        deleted.
 
         Args:
-            thread_id: The thread.
+            thread_id: The id of the thread.
 
         Raises:
-            InvalidConfigError: No thread can have this id.
-            L2UnavailableError: PostgreSQL did not answer; whether it deleted is not known.
+            InvalidConfigError: The id cannot be stored.
+            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
+                deleted.
+            L2DeadlineError: Other transactions kept the rows locked. Nothing was deleted.
+            L2UnavailableError: PostgreSQL did not respond. It may have deleted the thread.
         """
         validate_thread_id(thread_id)
 
@@ -126,24 +131,27 @@ class MaintainedSaver(ManagedSaver):
             await self._change("delete_thread", "delete", delete)
 
     async def adelete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
-        """Delete all checkpoints of some runs, with their writes, and the values that nobody else refers to.
+        """Delete all checkpoints of some runs, with their writes, and the values that no other one uses.
 
-        Checkpoints that stay keep the ids of their parents. All or nothing is deleted.
+        Either everything is deleted, or nothing. The other checkpoints keep the ids of their parents, even of
+        deleted ones.
 
-        LangGraph's tables have no index on the run: this looks through all checkpoints once. If you call it
-        often, make one: `CREATE INDEX CONCURRENTLY checkpoints_run_id_idx ON checkpoints
+        LangGraph's tables have no index on the run id, so each call reads all checkpoints once. If you call
+        this often, make an index: `CREATE INDEX CONCURRENTLY checkpoints_run_id_idx ON checkpoints
         ((metadata ->> 'run_id')) WHERE (metadata ->> 'run_id') IS NOT NULL`.
 
         Args:
-            run_ids: The runs, as in the checkpoints' metadata under `run_id`, as texts or UUIDs. Unknown ones
-                are ignored.
+            run_ids: The ids of the runs, as strings or UUIDs: the `run_id` in the checkpoints' metadata.
+                Unknown ids are ignored.
 
         Raises:
-            DeltaChainError: A `DeltaChannel` of a checkpoint that stays is rebuilt from one of these.
-            InvalidConfigError: No run can have such an id.
-            ConfigurationError: This is a single string (a TypeError, too).
-            L2DeadlineError: Others kept the rows locked. Nothing was deleted.
-            L2UnavailableError: PostgreSQL did not answer; whether it deleted is not known.
+            DeltaChainError: A checkpoint that stays has a `DeltaChannel` that is rebuilt from one of these.
+            InvalidConfigError: An id cannot be stored.
+            ConfigurationError: `run_ids` is a single string. (The error is a `TypeError`, too.)
+            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
+                deleted.
+            L2DeadlineError: Other transactions kept the rows locked. Nothing was deleted.
+            L2UnavailableError: PostgreSQL did not respond. It may have deleted the checkpoints.
         """
         runs = run_ids_of(list_of_ids("run_ids", run_ids))
         with self._lifetime.call(), self._telemetry.operation("delete_for_runs", None):
@@ -157,20 +165,22 @@ class MaintainedSaver(ManagedSaver):
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread: all its checkpoints, writes and values, in all its namespaces, as they are now.
 
-        A source that does not exist is no error: nothing is copied, and the target does not exist afterwards.
-        (LangGraph's interface says nothing of that.) Where the metadata name the thread, as LangGraph Server
-        has it, the copy's name the copy.
+        If the source does not exist, nothing is copied, and no error is raised. (LangGraph's interface leaves
+        that open.) If the metadata contain the id of the thread, as LangGraph Server stores them, the copy's
+        metadata contain the id of the copy.
 
         Args:
-            source_thread_id: The thread to copy; it is not changed.
-            target_thread_id: What the copy is called; there must be nothing of this name.
+            source_thread_id: The id of the thread to copy. The thread is not changed.
+            target_thread_id: The id of the copy. No thread may have this id yet.
 
         Raises:
-            ThreadExistsError: The target is there already, in whatever part.
+            ThreadExistsError: The target exists already, even if only a part of it.
             ThreadInUseError: Something is being written to the target.
-            InvalidConfigError: No thread can have such an id, or the two are the same.
-            L2DeadlineError: Others kept the rows locked. Nothing was copied.
-            L2UnavailableError: PostgreSQL did not answer; whether it copied is not known.
+            InvalidConfigError: An id cannot be stored, or the two are the same.
+            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
+                copied.
+            L2DeadlineError: Other transactions kept the rows locked. Nothing was copied.
+            L2UnavailableError: PostgreSQL did not respond. It may have copied the thread.
         """
         source, target = validate_thread_id(source_thread_id), validate_thread_id(target_thread_id)
         if source == target:
@@ -184,32 +194,41 @@ class MaintainedSaver(ManagedSaver):
             )
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Prune some threads, all of them or, after an error, none.
+        """Prune some threads: keep what their newest checkpoints need, or delete them.
 
-        `"keep_latest"` keeps the newest checkpoint of each namespace, with its pending writes and values, and
-        what it needs: where it has a `DeltaChannel` without a value of its own, the ancestors that the value
-        is rebuilt from, back to the last snapshot; for formats before 4 the parent that holds pending sends.
-        A subgraph call's namespace goes with the root checkpoint that the call started from. It may be done
-        in the middle of a run, which goes on as if nothing had happened; but not while a run starts from an
-        older checkpoint than the newest. An ancestor that was kept is there for the newest checkpoint's sake:
-        with several delta channels it may lack what its own state would be rebuilt from.
+        Either all of the threads are pruned, or none.
 
-        `"delete"` deletes everything of the threads. If a write to one of them is on its way at that moment,
-        through any saver of this kind on the same Redis, nothing is done, and this fails. A run that is
-        between two writes cannot be seen, nor one that writes in a subgraph without a memory of its own, nor
-        one when Redis does not answer; what it stores afterwards is stored, without what was deleted. So end
-        a thread's runs before you delete it.
+        `"keep_latest"` keeps the newest checkpoint of each namespace, with its pending writes and its values.
+        It also keeps the ancestors that this checkpoint needs:
+
+        - If a `DeltaChannel` has no value in it: the ancestors from which the value is rebuilt, back to the
+          last snapshot.
+        - In formats before 4: the parent, which holds pending sends.
+
+        The other checkpoints are removed. The namespace of a subgraph call is removed together with the root
+        checkpoint that the call started from. A run may be active meanwhile, and goes on undisturbed; but no
+        run may start from a checkpoint that is not the newest. A kept ancestor serves the newest checkpoint
+        only: with several delta channels, its own state may not be complete any more.
+
+        `"delete"` deletes everything of the threads. If a saver of this class, on the same Redis, is writing
+        to one of them, nothing is deleted, and this fails. Some runs are not noticed: a run between two
+        writes, a run that writes in a subgraph without a memory of its own, and any run while Redis does not
+        respond. What such a run stores later stays, without what was deleted. So end the runs of a thread
+        before you delete it.
 
         Args:
-            thread_ids: The threads. Those that are not there are ignored.
+            thread_ids: The ids of the threads. Unknown ids are ignored.
             strategy: `"keep_latest"` or `"delete"`.
 
         Raises:
-            ConfigurationError: The strategy is unknown, or this is a single string (a TypeError, too).
-            InvalidConfigError: No thread can have such an id.
+            ConfigurationError: The strategy is unknown, or `thread_ids` is a single string. (Then the error
+                is a `TypeError`, too.)
+            InvalidConfigError: An id cannot be stored.
             ThreadInUseError: Something is being written to a thread that is to be deleted.
-            L2DeadlineError: Others kept the rows locked. Nothing was done.
-            L2UnavailableError: PostgreSQL did not answer; whether it pruned is not known.
+            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
+                pruned.
+            L2DeadlineError: Other transactions kept the rows locked. Nothing was pruned.
+            L2UnavailableError: PostgreSQL did not respond. It may have pruned the threads.
         """
         if strategy not in _STRATEGIES:
             names = " and ".join(f'"{name}"' for name in _STRATEGIES)
@@ -235,32 +254,34 @@ class MaintainedSaver(ManagedSaver):
         dry_run: bool = False,
         on_batch: Callable[[PruneReport], object] | None = None,
     ) -> PruneReport:
-        """Remove the checkpoints of all threads that are older than `age`, but for those that are needed.
+        """Remove the checkpoints of all threads that are older than `age`, unless they are needed.
 
-        Needed are the newest of each namespace, and what younger or newest ones need: see `aprune`. Their
-        writes go with them, old writes that have no checkpoint, and values that nothing refers to any more.
-        A checkpoint is as old as its id says (a UUID of version 6, which LangGraph makes), or else its `ts`;
-        one of which neither tells the time is never old.
+        Needed are the newest checkpoint of each namespace, and the ancestors that this one or a younger one
+        needs: see `aprune`. Also removed are the writes of removed checkpoints, old writes without a
+        checkpoint, and values that no checkpoint uses any more. The age of a checkpoint is in its id (a UUID
+        of version 6, as LangGraph makes it), or else in its `ts`. If neither has a time, the checkpoint is
+        never old.
 
-        It works in batches, each a short transaction: an error, a crash or a cancellation undoes only the
-        batch under way. Live runs are not disturbed, but one that starts from an old checkpoint may find it
-        gone. Several runs at once share the threads: what one has in hand, another skips.
+        The work is done in batches, each in a short transaction: an error, a crash or a cancellation undoes
+        only the current batch. Active runs are not disturbed, unless one starts from an old checkpoint, which
+        may be gone. Several calls at once share the work: each skips the threads that another one works on.
 
         Args:
-            age: How old; greater than 0.
-            keep_latest: `False`: a thread whose newest checkpoint is old goes whole.
-            batch_size: About how many checkpoints one transaction removes.
-            dry_run: Only count; nothing is locked or written.
-            on_batch: Called after each batch with the sums so far. What it raises ends the run.
+            age: Checkpoints that are older than this are old; greater than 0.
+            keep_latest: `False`: a thread whose newest checkpoint is old is removed as a whole.
+            batch_size: How many checkpoints one transaction removes, approximately; at least 1.
+            dry_run: Only count. Nothing is locked or written.
+            on_batch: Called after each batch with the sums so far. If it raises an error, the call ends.
 
         Returns:
             What was removed.
 
         Raises:
             ConfigurationError: `age` or `batch_size` is out of its range.
-            L1UnavailableError: Redis could not be told of a batch, which was therefore not removed.
-            L2DeadlineError: Others kept the rows of a batch locked, or PostgreSQL gave a statement up.
-            L2UnavailableError: PostgreSQL did not answer; whether it removed the last batch is not known.
+            L1UnavailableError: Redis did not confirm a batch, so this batch was not removed.
+            L2DeadlineError: Other transactions kept the rows of a batch locked, or PostgreSQL cancelled a
+                statement that took too long.
+            L2UnavailableError: PostgreSQL did not respond. It may have removed the last batch.
         """
         _check_age(age)
         if batch_size < 1:
@@ -324,7 +345,7 @@ class MaintainedSaver(ManagedSaver):
             )
 
     async def _prune_batch(self, run: _Run, threads: Sequence[str]) -> None:
-        """Remove, or count, what is old of these threads; of a single one perhaps in several transactions."""
+        """Remove or count what is old in some threads. A single thread may take several transactions."""
         plan: Plan | None = None
         while threads:
             try:
@@ -365,7 +386,7 @@ class MaintainedSaver(ManagedSaver):
         *,
         must_tell_l1: bool = False,
     ) -> ResultT:
-        """Run a transaction behind a barrier; again, if it was certainly rolled back and that may help."""
+        """Run a transaction behind a barrier. Repeat it if L2 certainly did not change, and that may help."""
         barriers: list[_Intents] = []
         await self._ready_l1()
 
@@ -386,7 +407,7 @@ class MaintainedSaver(ManagedSaver):
         try:
             yield barrier
         except BaseException as exc:
-            # The transaction is rolled back, unless its COMMIT is the very thing that was not answered.
+            # The transaction is rolled back, unless it was COMMIT that got no response.
             barrier.in_doubt = barrier.is_committing and not certainly_unchanged(exc)
             await self._lifetime.settle(
                 barrier.drop(in_doubt=True) if barrier.in_doubt else barrier.take_back()
@@ -396,7 +417,7 @@ class MaintainedSaver(ManagedSaver):
 
 
 class _Intents:
-    """The barrier: an intent on every scope."""
+    """The barrier of one transaction: an intent in the entry of every cached scope that it changes."""
 
     def __init__(
         self, saver: MaintainedSaver, operation: str, source: InvalidationSource, *, must_tell_l1: bool
@@ -418,7 +439,7 @@ class _Intents:
 
     async def block(self, scopes: Collection[Scope], *, alone: Collection[str] = ()) -> None:
         self._beginning.clear()
-        # To its end: an intent that nobody knows would send readers away until its deadline.
+        # `settle` runs it to its end: an intent that nobody knows would keep readers away until its deadline.
         cached = sorted(scope for scope in scopes if scope.is_cached)
         busy = await self._lifetime.settle(self._begin(cached, frozenset(alone)))
         if busy:
@@ -449,7 +470,7 @@ class _Intents:
         await self._beginning.wait()
 
         async def drop(intent: Intent) -> Intent | None:
-            """Return what could not be dropped."""
+            """Return the intent, if Redis did not confirm DROP."""
             if not await self._l1.drop(intent, still_running=in_doubt):
                 return intent
             self._telemetry.note(Invalidated(self._source))
@@ -457,17 +478,17 @@ class _Intents:
 
         left = [intent for intent in await for_each(self._intents, drop) if intent is not None]
         if left and not in_doubt and not self._l1.is_absent:
-            if begun := [intent.scope for intent in left if intent.name]:  # the others are recorded already
+            if begun := [intent.scope for intent in left if intent.name]:  # the others are in the journal
                 await self._retries.run(self._operation, lambda: self._journal.record_now(begun))
             for intent in left:
                 self._l1.doubt(intent.scope)
 
     def _is_settled(self, intent: Intent) -> bool:
-        """Whether Redis was told, or refuses this key alone: then a row of the journal is enough."""
+        """Whether Redis confirmed BEGIN; or refuses this key only, so that a row in the journal is enough."""
         return bool(intent.name) or (self._heeds_quarantine and intent.scope in self._l1.quarantine)
 
     async def _begin(self, scopes: Sequence[Scope], alone: frozenset[str]) -> set[str]:
-        """Leave the intents; return the threads that are not alone, if any, and go no further then."""
+        """Send BEGIN for the scopes, until a thread of `alone` has another intent. Return such threads."""
         try:
             for start in range(0, len(scopes), _SCOPES_AT_ONCE):
                 chunk = scopes[start : start + _SCOPES_AT_ONCE]
@@ -481,7 +502,7 @@ class _Intents:
                 if busy := {s.thread_id for s, intent in zip(chunk, begun, strict=True) if intent is None}:
                     return busy
                 if not any(map(self._is_settled, self._intents[-len(chunk) :])):
-                    # Redis does not answer. Rows are locked: do not wait for it once for each of the others.
+                    # Redis does not respond. Rows are locked, so do not wait for Redis again for each chunk.
                     self._intents += [Intent(scope, b"") for scope in scopes[start + _SCOPES_AT_ONCE :]]
                     break
         finally:
@@ -501,11 +522,11 @@ class _Run:
     _last_thread: str | None = field(default=None, init=False)
 
     def add(self, removed: Removed) -> None:
-        """Sum up, and say so."""
+        """Add a batch to the sums, and pass them to `on_batch`."""
         sums = self.report
         self.report = replace(
             sums,
-            # A thread that takes several batches is one.
+            # A thread that takes several batches is counted once.
             threads=sums.threads + len(removed.threads - {self._last_thread}),
             checkpoints=sums.checkpoints + removed.checkpoints,
             writes=sums.writes + removed.writes,
@@ -520,12 +541,12 @@ class _Run:
             self.on_batch(self.report)
 
     def skip(self, threads: Collection[str]) -> None:
-        """Leave these alone."""
+        """Count threads that are left alone."""
         self.report = replace(self.report, skipped_threads=self.report.skipped_threads + len(threads))
 
 
 def _batches(found: Sequence[tuple[str, int]], batch_size: int) -> Iterator[list[str]]:
-    """Put threads together, up to about so many old checkpoints; one with more than that is alone."""
+    """Group threads into batches of about so many old checkpoints. A larger thread is alone in its batch."""
     batch: list[str] = []
     size = 0
     for thread_id, old in found:

@@ -1,7 +1,7 @@
 """MemorySaver: the full history in this process alone, as the last tier of the fallback chain.
 
-Unlike LangGraph's `InMemorySaver` it keeps what the other tiers keep, bytes and all, so that it can be
-drained into them, and reads and lists as `AsyncPostgresSaver` does.
+Two things differ from LangGraph's `InMemorySaver`: it keeps the same bytes as the other tiers, so that it can
+be drained into them; and it reads and lists as `AsyncPostgresSaver` does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["MemoryOptions", "MemorySaver"]
 
 
 class MemoryOptions(TypedDict, total=False):
-    """Keyword arguments of `MemorySaver`: its constructor says what each means."""
+    """Keyword arguments of `MemorySaver`, which its constructor explains."""
 
     serde: Serde | None
     telemetry: Telemetry | None
@@ -31,9 +31,9 @@ class MemoryOptions(TypedDict, total=False):
 
 
 class MemorySaver(HistorySaver):
-    """LangGraph's checkpoints in memory, every call traced and counted. They end with the process.
+    """A LangGraph checkpointer in the memory of this process. Every call is traced and counted.
 
-    What it returns equals what `AsyncPostgresSaver` returns after the same calls.
+    It returns what `AsyncPostgresSaver` returns after the same calls. The checkpoints end with the process.
 
     Example:
         ```python
@@ -51,25 +51,25 @@ class MemorySaver(HistorySaver):
         telemetry: Telemetry | None = None,
         history: MemoryHistory | None = None,
     ) -> None:
-        """Begin with nothing. On an event loop; there is nothing to wait for.
+        """Make an empty saver. An event loop must be running; nothing needs to be awaited.
 
         Args:
-            serde: How values are serialised; by default as LangGraph's savers do it.
-            telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
-                registry and OpenTelemetry provider.
-            history: What to go on with, for a fallback chain: the chains of a process share one, on whatever
-                event loop each of them works. By default the saver has one of its own.
+            serde: Serialises the values. By default, the serializer of LangGraph's savers.
+            telemetry: Receives all events: see `create_telemetry`. By default, metrics go to the process's
+                Prometheus registry, and spans to its OpenTelemetry provider.
+            history: The history to use, for a fallback chain: all chains of a process share one, even if they
+                work on several event loops. By default, the saver has a history of its own.
         """
         vitals = Vitals(pool=None, redis=None, tier="memory")
         self._memory = MemoryHistory() if history is None else history
         super().__init__(self._memory, vitals, telemetry or create_telemetry(), serde)
 
     async def ping(self) -> None:
-        """Check that it works: it always does, until it is closed."""
+        """Check that the saver is open. Nothing else can be wrong with it."""
         self._lifetime.check_open()
 
     async def holds(self, thread_id: str) -> Holding:
-        """Return what a chain that works in the tier above must know.
+        """Return which threads stand here, for a chain that works in the tier above.
 
         Args:
             thread_id: The thread to look for.

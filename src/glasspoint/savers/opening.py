@@ -1,4 +1,7 @@
-"""How a saver is opened, set up and closed, and what it holds meanwhile."""
+"""Opens, sets up and closes a `CachedPostgresSaver`, and connects its parts.
+
+Open this file to see which parts a saver has, or when a saver does not open or close as it should.
+"""
 
 from __future__ import annotations
 
@@ -64,23 +67,23 @@ _log = get_logger("glasspoint")
 _L1_TIMEOUT_SECONDS = 0.5
 _WRITE_DEADLINE_SECONDS = 10.0
 
-# How long readers heed an intent that nobody settles, and how long a fence stands: a burst takes writes for
-# some seconds, a statement may be sent up to the write's deadline, and PostgreSQL may work on it for as long
-# again (`statement_timeout`). It must not land when the intent or the fence is gone.
+# How long readers heed an intent that nobody takes back, and how long a fence stands. A burst takes writes
+# for `BURST_SECONDS`; a statement is sent before the write's deadline; PostgreSQL may work on it for as long
+# again (`statement_timeout`). No statement may end after the intent or the fence is gone.
 _DEADLINES_AN_INTENT_LASTS = 2
 _INTENT_MARGIN_SECONDS = 5.0
 
-# How many warm-ups may be under way that no call waits for. Each holds one state in memory until Redis has
-# it, or for the timeout of a step. A warm-up takes about 1 ms, so a Redis that answers is never behind by so
-# many: that would be 30,000 misses a second.
+# The maximum number of warm-ups without a waiting call. Each holds one state in memory until Redis has it, or
+# until a step's timeout. A warm-up takes about 1 ms. So while Redis responds, only 30,000 misses a second
+# would reach this number.
 _FOLLOW_UPS_AT_ONCE = 32
 
-# How long a server may take to answer when somebody asks whether it does.
+# How long a server may take to respond to a health check.
 _SIGN_OF_LIFE_SECONDS = 0.5
 
 
 class ManagedSaver(SyncFace):
-    """The two tiers, opened and closed together; `CachedPostgresSaver` reads and writes through them."""
+    """PostgreSQL and Redis, opened and closed together. `CachedPostgresSaver` adds reads and writes."""
 
     @checks_options(CachedOptions)
     def __init__(
@@ -106,53 +109,54 @@ class ManagedSaver(SyncFace):
         last_used: LastUsed | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
-        """Put the parts together. What is passed in here, the caller closes.
+        """Make a saver from open connections, which the caller closes.
 
         Lengths of time are numbers of seconds, or `timedelta`s.
 
         Args:
-            postgres_saver: L2. Best over a pool of autocommit connections; over one connection calls queue.
-                Give the connections a `statement_timeout` of at most the write's deadline: a statement that
-                lands long after its writer gave up could outlive the mark that keeps readers away.
-            redis: L1, a `redis.asyncio.Redis` made without `decode_responses`.
-            pool: The pool that `postgres_saver` works on, if it is at hand; the same one, or an error.
-            serde: How values are serialised; by default as `postgres_saver` does it.
-            cache_ttl: Seconds that an entry stays in Redis after its last use, greater than 0.
-            key_prefix: What every key in Redis begins with.
-            l1_timeout_seconds: After so long without an answer from Redis, or after a quarter of the write's
-                deadline, PostgreSQL answers alone.
-            write_deadline_seconds: After so long a write fails, with `L2DeadlineError`; until then it is
-                tried again where that may help. A read of one checkpoint has as long, and the pool's timeout
-                besides; no attempt at any read begins later than this after the first.
-            on_l1_outage: What becomes of a write while Redis does not do its part. `"degrade"`: PostgreSQL
-                has it, with a row in the journal; a process that still reaches Redis may read the state
-                before it until the journal is swept. `"raise"`: it fails with `L1UnavailableError`. Reads
-                are answered by PostgreSQL either way.
-            sweep_interval_seconds: How often the journal is swept.
-            audit_ratio: The share of hits, 0 to 1, that is compared with PostgreSQL in the background.
-            l1_signing_key: Signs what is stored in Redis, in place of the key that PostgreSQL keeps: at least
-                16 bytes, or a text of as many, the same in every process.
-            l1_compression: Whether values are compressed in Redis, `"zstd"` or `"off"`. Either way both are
-                read, so processes may differ in it.
-            l1_compression_min_bytes: Values with fewer bytes stay as they are.
-            foreign_writes: Whether `setup` makes triggers that note what other software writes to the tables,
-                so that the cache follows within the sweep interval. `"ignore"` makes none: for tables to
-                which no other software writes.
-            on_fork: What becomes of a put that forks its thread: another run has written to it since this one
-                has read it, or the checkpoint is older than its parent. `"count"`: it is stored, counted and
-                logged. `"raise"`: it is not stored, and fails with `ThreadForkedError`. See
-                `docs/reliability.md`.
-            retention: Checkpoints that are older than this, a `timedelta` or `"30d"`, and that nothing needs,
-                are removed in the background, as `aprune_older_than` does it, by one process at a time.
-                `None`: none are. All services on a database should say the same.
-            last_used: What is left in Redis for processes that start while PostgreSQL is away; the fallback
-                chain sets it.
-            telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
-                registry and OpenTelemetry provider.
+            postgres_saver: L2: the saver for PostgreSQL. Give it a pool of autocommit connections; with a
+                single connection, calls queue. Give the connections a `statement_timeout` of at most
+                `write_deadline_seconds`: a statement that ends long after its caller gave up could outlive
+                the marks that keep readers away from Redis.
+            redis: L1: a `redis.asyncio.Redis` made without `decode_responses`.
+            pool: The pool of `postgres_saver`, if you have it. Another pool is an error.
+            serde: Serialises the values. By default, the serializer of `postgres_saver`.
+            cache_ttl: Seconds that an entry stays in Redis after its last use; greater than 0.
+            key_prefix: The beginning of every key in Redis.
+            l1_timeout_seconds: How long one step in Redis may take. After that, the call uses PostgreSQL
+                alone. A quarter of `write_deadline_seconds` is the maximum that counts.
+            write_deadline_seconds: How long a write may take, with all its attempts. After that, it fails
+                with `L2DeadlineError`. A read of one checkpoint may take as long, plus the pool's timeout. No
+                read begins an attempt later than this after its first.
+            on_l1_outage: What happens to a write while Redis does not do its part. `"degrade"`: PostgreSQL
+                stores it, with a row in the journal; until the journal is swept, a process that still reaches
+                Redis may read the state before the write. `"raise"`: the write fails with
+                `L1UnavailableError`. Reads use PostgreSQL in both cases.
+            sweep_interval_seconds: The time from one sweep of the journal to the next.
+            audit_ratio: The share of hits, 0 to 1, that are compared with PostgreSQL in the background.
+            l1_signing_key: Signs the entries in Redis, in place of the key that PostgreSQL keeps. At least 16
+                bytes, or a string of at least 16 bytes; the same in every process.
+            l1_compression: Whether values are compressed in Redis: `"zstd"` or `"off"`. Both settings read
+                both forms, so processes may have different ones.
+            l1_compression_min_bytes: Values with fewer bytes are not compressed.
+            foreign_writes: Whether the cache follows what other software writes to the tables. `"watch"`:
+                `setup` makes triggers that record these writes, and the cache follows within the sweep
+                interval. `"ignore"`: it makes none; for tables to which no other software writes.
+            on_fork: What happens to a put that forks its thread. A put does so if another run has written to
+                the thread since this run read it, or if the checkpoint is older than its parent. `"count"`:
+                the checkpoint is stored, and the fork is counted and logged. `"raise"`: the checkpoint is not
+                stored, and the put fails with `ThreadForkedError`. See `docs/reliability.md`.
+            retention: The age, a `timedelta` or a string such as `"30d"`, at which checkpoints are removed in
+                the background, unless they are needed: see `aprune_older_than`. One process at a time does
+                that. `None`: nothing is removed. All services on a database should have the same value.
+            last_used: What this saver leaves in Redis for processes that start while PostgreSQL is away. Only
+                the fallback chain sets this.
+            telemetry: Receives all events: see `create_telemetry`. By default, metrics go to the process's
+                Prometheus registry, and spans to its OpenTelemetry provider.
 
         Raises:
-            ConfigurationError: A part cannot be used as it is, or an option does not exist (a TypeError,
-                too).
+            ConfigurationError: An argument cannot be used. If its type is wrong, or an option does not exist,
+                the error is a `TypeError`, too.
         """
         if not isinstance(postgres_saver, AsyncPostgresSaver):
             raise WrongTypeError(
@@ -268,17 +272,17 @@ class ManagedSaver(SyncFace):
     ) -> Opening[Self]:
         """Open a saver for the length of a block: `async with`, or `with` for synchronous callers.
 
-        Tables are not made: call `setup` once.
+        This does not create the tables: call `setup` once.
 
         Args:
-            conn_string: PostgreSQL, as `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
+            conn_string: Where PostgreSQL is: `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
                 `postgresql+psycopg://…` or libpq's `key=value` form.
-            redis_url: Redis, as `redis://…`, `rediss://…` or `unix://…`.
-            options: As for `create`.
+            redis_url: Where Redis is: `redis://…`, `rediss://…` or `unix://…`.
+            options: The same keyword arguments as for `create`.
 
         Raises:
-            ConfigurationError: A URL or a setting cannot be used, or PostgreSQL refuses.
-            L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
+            ConfigurationError: A URL or an option cannot be used, or PostgreSQL refuses the connection.
+            L2UnavailableError: PostgreSQL cannot be reached. (If Redis cannot be reached, this is logged.)
         """
         check_options(f"{cls.__name__}.from_conn_string", options, OpenCachedOptions)
         return Opening(
@@ -287,24 +291,28 @@ class ManagedSaver(SyncFace):
 
     @classmethod
     async def create(cls, conn_string: str, redis: Redis | str, **options: Unpack[OpenCachedOptions]) -> Self:
-        """Open a saver and make the tables, if they are not there. Close it with `close`.
+        """Open a saver, and create the tables if they do not exist. Close it with `close`.
 
         Args:
-            conn_string: PostgreSQL, as for `from_conn_string`.
-            redis: A client, which the caller closes, or a URL.
-            options: Keyword arguments of the constructor, and of the pool: `pool_min_size` (1) and
-                `pool_max_size` (10) connections; `pool_timeout_seconds` (10): how long a call waits for one;
-                `connect_timeout_seconds` (5): how long the first may take; `prepare_threshold` (0): after how
-                many uses a statement is prepared, `None` for never (PgBouncer in transaction mode); `schema`:
-                where the tables are, by default what the role's `search_path` says (behind a pooler it must
-                say this schema: `ALTER ROLE … SET search_path`); `password`: a function, synchronous (it runs
-                in a thread) or asynchronous, that returns the password, in place of the connection string's.
-                It is asked before each new connection, so a password may be a token that expires.
+            conn_string: Where PostgreSQL is, in one of the forms of `from_conn_string`.
+            redis: A URL, or a client, which the caller closes.
+            options: The keyword arguments of the constructor, and those of the pool (defaults in brackets):
+
+                - `pool_min_size` (1), `pool_max_size` (10): the number of connections.
+                - `pool_timeout_seconds` (10): how long a call waits for a connection.
+                - `connect_timeout_seconds` (5): how long the first connection may take.
+                - `prepare_threshold` (0): after how many uses a statement is prepared. `None`: never; for
+                  PgBouncer in transaction mode.
+                - `schema`: the schema of the tables; by default what the role's `search_path` says. Behind a
+                  pooler, this must name the same schema: `ALTER ROLE … SET search_path`.
+                - `password`: a function that returns the password, in place of the connection string's. It
+                  may be asynchronous; a synchronous one runs in a thread. It is called before each new
+                  connection, so the password may be a token that expires.
 
         Raises:
-            ConfigurationError: A URL or a setting cannot be used, or PostgreSQL refuses.
-            L2UnavailableError: PostgreSQL cannot be reached. (A Redis that cannot be is only logged.)
-            SchemaError: The tables are not there, and this role may not make them.
+            ConfigurationError: A URL or an option cannot be used, or PostgreSQL refuses the connection.
+            L2UnavailableError: PostgreSQL cannot be reached. (If Redis cannot be reached, this is logged.)
+            SchemaError: The tables do not exist, and this role may not create them.
         """
         check_options(f"{cls.__name__}.create", options, OpenCachedOptions)
         saver = await cls._open(conn_string, redis, **options)
@@ -361,7 +369,7 @@ class ManagedSaver(SyncFace):
                 )
                 opened.push_async_callback(pools.close_pool, pool)
                 saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
-                # If the opening fails, its tasks must not connect again to what is closed.
+                # If the opening fails, the saver's tasks must not connect again.
                 opened.push_async_callback(saver._lifetime.close)
                 await saver._connect_l1()
             saver._lifetime.owned = opened.pop_all()
@@ -370,7 +378,7 @@ class ManagedSaver(SyncFace):
         return saver
 
     async def _connect_l1(self) -> None:
-        """Meet Redis once. One that is down, or refuses, is left alone and probed."""
+        """Make the first contact with Redis. If Redis is down or refuses, open the breaker."""
         try:
             server = await self._l1.open()
         except NeverTheCacheError as exc:
@@ -383,14 +391,14 @@ class ManagedSaver(SyncFace):
 
     @property
     def vitals(self) -> Vitals:
-        """Its moving parts, for whoever wants to look at them."""
+        """The state of the saver and its servers, as metrics and health checks read it."""
         return self._lifetime.vitals
 
     async def ping(self) -> None:
-        """Ask PostgreSQL for a sign of life.
+        """Check that PostgreSQL responds.
 
         Raises:
-            L2UnavailableError: There is none.
+            L2UnavailableError: It does not.
         """
         with self._lifetime.call():
             await self._l2.ping()
@@ -409,15 +417,15 @@ class ManagedSaver(SyncFace):
         }
 
     async def _look_at_l1(self) -> str:
-        # A Redis that is left alone is not asked: it may answer a PING, and refuse all that matters.
+        # While the breaker is open, Redis is not asked: it may respond to PING, and refuse everything else.
         answers = self._breaker.is_closed and await _answers(self._l1.ping, _SIGN_OF_LIFE_SECONDS)
         return "ok" if answers and self._breaker.is_closed else "unavailable"
 
     async def _look_at_l2(self) -> str:
-        """Tell a PostgreSQL that is away from a pool whose connections are all in use.
+        """Distinguish a PostgreSQL that is away from a pool whose connections are all in use.
 
-        The latter would make every process of a busy service unready at once: so a connection beside the pool
-        is tried.
+        If a full pool counted as an outage, all processes of a busy service would become unready at once. So
+        this tries a connection outside the pool.
         """
         takes_writes = True
 
@@ -436,7 +444,10 @@ class ManagedSaver(SyncFace):
         return "busy" if await _answers(self._l2.connections.is_busy, seconds) else "unavailable"
 
     async def _ready_l1(self) -> None:
-        """Before a write: see that the keys of L1 have a name, while no connection to PostgreSQL is held."""
+        """Find out which keys L1 uses, if that is unknown.
+
+        This runs before a write takes a connection to PostgreSQL.
+        """
         if not self._l1.is_identified:
             await self._sweeper.regain_trust()
 
@@ -456,20 +467,20 @@ class ManagedSaver(SyncFace):
             _log.debug("The breaker of L1 (Redis) is %s (%s).", state, reason)
 
     def close(self) -> Awaitable[None]:
-        """Finish what is under way in Redis, and close what this saver opened itself. May be called twice.
+        """Finish the work that is under way, and close what this saver has opened. May be called twice.
 
-        On the saver's event loop it is to be awaited; elsewhere it is done when this returns.
+        On the saver's event loop, await the result. Everywhere else, the saver is closed when this returns.
         """
         return self._close_on_either_face(self._lifetime.close, done=not self._lifetime.is_open)
 
     def setup(self) -> Awaitable[None]:
-        """Make the checkpoint tables, or bring them up to date. Many processes may call it at once.
+        """Create the checkpoint tables, or bring them up to date. Many processes may call this at once.
 
-        On the saver's event loop it is to be awaited; elsewhere it is done when this returns.
+        On the saver's event loop, await the result. Everywhere else, the tables are ready when this returns.
 
         Raises:
-            SchemaError: They are not there, and this role may not make them.
-            L2DeadlineError: Others kept the tables locked for too long.
+            SchemaError: The tables do not exist, and this role may not create them.
+            L2DeadlineError: Other transactions kept the tables locked for too long.
             L2UnavailableError: PostgreSQL cannot be reached.
         """
         return self._on_either_face("setup", lambda saver: saver._setup())
@@ -494,10 +505,10 @@ async def _answers(ask: Callable[[], Awaitable[Any]], seconds: float) -> bool:
 
 @contextmanager
 def _heeding_cancellation() -> Iterator[None]:
-    """Raise `CancelledError` at the end, if one was asked for meanwhile and nobody did.
+    """Raise `CancelledError` at the end of a block, if a cancellation was requested in it and got lost.
 
-    redis-py and psycopg wait with `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that
-    comes as the wait is over.
+    redis-py and psycopg wait with `asyncio.wait_for`. Before Python 3.12, this function loses a cancellation
+    that comes as the wait ends.
     """
     task = asyncio.current_task()
     cancels = task.cancelling() if task else 0
@@ -507,7 +518,7 @@ def _heeding_cancellation() -> Iterator[None]:
 
 
 class _Lifetime:
-    """What a saver holds, from opening to closing; the clones of `with_allowlist` share it."""
+    """The calls and tasks of a saver, and what `close` closes. The clones of `with_allowlist` share it."""
 
     def __init__(self, home: Home, telemetry: Telemetry, redis: Redis, store: Store) -> None:
         addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.connections.pool)}
@@ -523,9 +534,9 @@ class _Lifetime:
         self._store = store
         self._calls = 0
         self._settling: set[asyncio.Task[Any]] = set()
-        self._following: set[asyncio.Task[Any]] = set()  # of these, what no call waits for
+        self._following: set[asyncio.Task[Any]] = set()  # those of `_settling` that no call waits for
         self._closed = False
-        self._idle = asyncio.Event()  # set once closed, and nothing is under way
+        self._idle = asyncio.Event()  # set when the saver is closed and nothing is under way
         telemetry.opened(self.vitals)
 
     @property
@@ -534,14 +545,14 @@ class _Lifetime:
         return not self._closed
 
     def check_open(self) -> None:
-        """Raise `SaverClosedError` after `close`; another error in a wrong process, or on a wrong loop."""
+        """Raise an error if the saver is closed, or is used in the wrong process or on the wrong loop."""
         if self._closed:
             raise SaverClosedError("This saver was closed: open a new one, or close it later.")
         self._home.check()
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Wrap a call of the saver: not after `close`, which waits until all that have begun are answered."""
+        """Wrap a call of the saver. `close` waits for calls that have begun; later ones raise an error."""
         self.check_open()
         self._calls += 1
         try:
@@ -552,16 +563,17 @@ class _Lifetime:
             self._look()
 
     async def settle(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Run to its end what must not be left half done, even if the caller is cancelled meanwhile."""
+        """Run work to its end, even if the caller is cancelled: it must not be left half done."""
         return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))
 
     async def follow_up(self, work: Coroutine[Any, Any, object]) -> None:
-        """Run what a call leaves behind, in the call's trace, without waiting for it; `close` waits.
+        """Run work after a call, in the call's trace. The call does not wait for it; `close` does.
 
-        Beyond `_FOLLOW_UPS_AT_ONCE` the call waits for its own: a slow Redis must not fill the memory.
+        If `_FOLLOW_UPS_AT_ONCE` are running, the call waits for its own: a slow Redis must not fill the
+        memory.
 
         Args:
-            work: It raises nothing, and has a deadline.
+            work: The work. It raises nothing, and has a deadline.
         """
         if len(self._following) >= _FOLLOW_UPS_AT_ONCE:
             await work
@@ -571,17 +583,18 @@ class _Lifetime:
         task.add_done_callback(self._following.discard)
 
     async def followed_up(self) -> None:
-        """Wait for what calls have left behind so far."""
+        """Wait until the work that `follow_up` has started so far is done."""
         if self._following:
             await asyncio.wait(set(self._following))
 
     def in_background(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> None:
-        """Run what no caller waits for; `close` does, so it must have a deadline.
+        """Run work that no caller waits for. `close` waits for it, so it must have a deadline.
 
         Args:
-            context: Where it runs; by default in an empty one, so that it belongs to no trace.
+            work: The work.
+            context: The context that it runs in. By default an empty one, so that it belongs to no trace.
         """
-        if not self._home.is_in_this_process:  # somebody runs the parent's loop in a child
+        if not self._home.is_in_this_process:  # the parent's loop is run in a forked child
             work.close()
             return
         self._to_the_end(asyncio.create_task(work, context=context or Context()))
@@ -600,10 +613,10 @@ class _Lifetime:
             self._idle.set()
 
     async def close(self) -> None:
-        """Wait for what is under way, then close what was opened here.
+        """Wait for the work under way, then close what was opened here.
 
-        Deadlines bound the wait. All of it is closed, also if the caller is cancelled meanwhile: no
-        connection stays open.
+        The wait ends, because all work has a deadline. If the caller is cancelled meanwhile, everything is
+        closed all the same: no connection stays open.
         """
         if self._closed:
             return

@@ -1,7 +1,7 @@
 """Keyword options of the public constructors and factories: their names, their types, and their check.
 
-Open this file when an option is added. A type checker, the error about an unknown name and the error about a
-value all read the `TypedDict`s: an option needs no other check. Its type stands in `option_types`.
+Open this file to add an option. Type checkers and the checks at run time (an unknown name, a wrong value)
+read these `TypedDict`s, so an option needs no other check. The types are in `model.option_types`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 
 class CachedOptions(TypedDict, total=False):
-    """Keyword arguments of `CachedPostgresSaver`: its constructor says what each means."""
+    """Keyword arguments of `CachedPostgresSaver`, which its constructor explains."""
 
     serde: Serde | None
     cache_ttl: Seconds
@@ -58,10 +58,7 @@ class CachedOptions(TypedDict, total=False):
 
 
 class OpenCachedOptions(CachedOptions, total=False):
-    """Keyword arguments of `CachedPostgresSaver.create` and `from_conn_string`.
-
-    `create` says what each means.
-    """
+    """Keyword arguments of `CachedPostgresSaver.create` and `from_conn_string`, which `create` explains."""
 
     pool_min_size: FewConnections
     pool_max_size: ManyConnections
@@ -73,10 +70,7 @@ class OpenCachedOptions(CachedOptions, total=False):
 
 
 class RedisOptions(TypedDict, total=False):
-    """Keyword arguments of `create_redis_checkpointer`.
-
-    The constructor of `RedisSaver` says what each means.
-    """
+    """Keyword arguments of `create_redis_checkpointer`, which the constructor of `RedisSaver` explains."""
 
     serde: Serde | None
     key_prefix: KeyPrefix

@@ -1,7 +1,7 @@
 """RedisSaver: the full history of every thread on plain Redis data types, for any Redis-compatible server.
 
-Every step is one script on all keys of a thread, so it is done as a whole or not at all, and a thread expires
-as a whole: see `history/scripts/prelude.lua` for what stands where, and `history/saver.py` for the calls.
+Each step is one script on all keys of a thread. So a step is done completely or not at all, and a thread
+expires as a whole. `history/scripts/prelude.lua` describes the keys; the calls are in `history/saver.py`.
 """
 
 from __future__ import annotations
@@ -47,26 +47,30 @@ _log = get_logger("glasspoint")
 
 _TIMEOUT_SECONDS = 2.0
 
-# How long Redis may take to answer when somebody asks whether it does.
+# How long Redis may take to respond to a health check.
 _SIGN_OF_LIFE_SECONDS = 0.5
 
-# Each Redis of which the log says already how it may evict: a fallback chain opens savers again and again.
+# The Redis servers whose eviction was logged, each with how it evicts. A fallback chain opens many savers,
+# and must not log that each time.
 _named: set[tuple[object, str]] = set()
 
 
 class RedisSaver(HistorySaver):
-    """LangGraph's checkpoints in Redis alone, every step traced and counted.
+    """A LangGraph checkpointer on Redis alone. Every step is traced and counted.
 
-    What it returns equals what `AsyncPostgresSaver` returns after the same calls. It is as durable as its
-    Redis: a tier to fall back on, or a store for what may be lost. Redis must not evict; if it did, the
-    thread raises `ThreadDamagedError` rather than to show a state with holes.
+    It returns what `AsyncPostgresSaver` returns after the same calls. It is as durable as its Redis: use it
+    as a tier to fall back on, or for conversations that may be lost. Redis must not evict. If it has evicted
+    a part of a thread, calls raise `ThreadDamagedError` instead of returning an incomplete state.
 
-    Every method may raise `RedisUnavailableError` (Redis did not answer, and whether a write was done is
-    not known; it may be repeated), `RedisRefusedError` (it is full or read-only, or a value is larger
-    than its `proto-max-bulk-len`, and nothing was stored; or this user has lost a right),
-    `ThreadMovedError` (the thread is being drained into another store, or has been), `ThreadDamagedError`
-    (Redis has lost a part of it), `InvalidConfigError` (the config names no thread that could be stored)
-    and `SaverClosedError`.
+    Every method may raise:
+
+    - `RedisUnavailableError`: Redis did not respond. It may have done a write, which may be repeated.
+    - `RedisRefusedError`: Redis is full or read-only, or a value is larger than its `proto-max-bulk-len`;
+      nothing was stored. Or this user has lost a right.
+    - `ThreadMovedError`: the thread is being drained into another store, or was drained.
+    - `ThreadDamagedError`: Redis has lost a part of the thread.
+    - `InvalidConfigError`: the config has no thread id, or an id that cannot be stored.
+    - `SaverClosedError`: the saver was closed.
 
     Example:
         ```python
@@ -89,30 +93,30 @@ class RedisSaver(HistorySaver):
         target: Target | None = None,
         signing_key: bytes | None = None,
     ) -> None:
-        """Put the parts together. What is passed in here, the caller closes.
+        """Make a saver from a Redis client, which the caller closes.
 
         Lengths of time are numbers of seconds, or `timedelta`s.
 
         Args:
             redis: A `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`, made without `decode_responses`.
                 Its server must not evict: give it the `maxmemory-policy` `noeviction`.
-            serde: How values are serialised; by default as LangGraph's savers do it.
-            ttl: Seconds (> 0) that a thread stays after its last use, reading included; `None` for ever.
-            key_prefix: What every key begins with.
-            timeout_seconds: After so long without an answer from Redis a step fails. If 32 others are under
-                way, one waits for its turn first, at most twice as long.
-            telemetry: Who is told of everything, see `create_telemetry`; by default the process's Prometheus
-                registry and OpenTelemetry provider.
-            target: Which PostgreSQL the threads belong to, for a fallback chain of your own. They then have
-                keys of their own, and a thread that was evicted as a whole is damaged, too, not unknown. Not
-                for a cluster. By default the threads belong to nobody else.
-            signing_key: At least 16 bytes that nobody can guess, the same in every process. Everything is
-                then signed, and what is not raises `ThreadTamperedError` instead of being read. By default
-                nothing is signed.
+            serde: Serialises the values. By default, the serializer of LangGraph's savers.
+            ttl: Seconds (> 0) that a thread stays after its last use; reading is a use, too. `None`: for
+                ever.
+            key_prefix: The beginning of every key.
+            timeout_seconds: How long a step may wait for Redis before it fails. If 32 other steps are under
+                way, it first waits for a slot, at most twice as long.
+            telemetry: Receives all events: see `create_telemetry`. By default, metrics go to the process's
+                Prometheus registry, and spans to its OpenTelemetry provider.
+            target: The PostgreSQL that the threads belong to, for a fallback chain of your own. The threads
+                of a target have keys of their own. If one of them is evicted as a whole, it is damaged, not
+                unknown. Not for a cluster. By default, the threads belong to no PostgreSQL.
+            signing_key: At least 16 secret bytes, the same in every process. Everything is then signed, and
+                reading anything unsigned raises `ThreadTamperedError`. By default, nothing is signed.
 
         Raises:
-            ConfigurationError: A part cannot be used as it is, or an option does not exist (a TypeError,
-                too).
+            ConfigurationError: An argument cannot be used. If its type is wrong, or an option does not exist,
+                the error is a `TypeError`, too.
         """
         check_redis_or_cluster(redis)
         if target is not None and isinstance(redis, RedisCluster):
@@ -135,14 +139,14 @@ class RedisSaver(HistorySaver):
 
     @classmethod
     async def create(cls, redis: Redis | RedisCluster | str, **options: Unpack[OpenRedisOptions]) -> Self:
-        """Open a saver on a Redis that answers. Close it with `close`.
+        """Open a saver, and check that Redis responds. Close the saver with `close`.
 
         Args:
-            redis: A client, which the caller closes, or a URL: `redis://…`, `rediss://…`, `unix://…`.
-            options: Keyword arguments of the constructor.
+            redis: A URL (`redis://…`, `rediss://…`, `unix://…`), or a client, which the caller closes.
+            options: The keyword arguments of the constructor.
 
         Raises:
-            ConfigurationError: The URL or the client cannot be used, or a setting is out of its range.
+            ConfigurationError: The URL or the client cannot be used, or an option is out of its range.
             RedisUnavailableError: Redis cannot be reached.
             RedisRefusedError: Redis refuses this user or password, or the user lacks a right; the message
                 names the commands and the rule to add. (A cluster is not asked for rights.)
@@ -173,8 +177,8 @@ class RedisSaver(HistorySaver):
         """Open a saver for the length of a block: `async with`, or `with` for synchronous callers.
 
         Args:
-            redis_url: Redis, as `redis://…`, `rediss://…` or `unix://…`.
-            options: As for `create`.
+            redis_url: Where Redis is: `redis://…`, `rediss://…` or `unix://…`.
+            options: The same keyword arguments as for `create`.
 
         Raises:
             GlasspointError: The same errors as from `create`.
@@ -183,10 +187,10 @@ class RedisSaver(HistorySaver):
         return Opening(lambda: cls.create(redis_url, **options), reopens=isinstance(redis_url, str))
 
     async def ping(self) -> None:
-        """Check that Redis answers.
+        """Check that Redis responds.
 
         Raises:
-            RedisUnavailableError: It does not, within `timeout_seconds`.
+            RedisUnavailableError: It does not respond within `timeout_seconds`.
             RedisRefusedError: It refuses this user or password.
         """
         with self._lifetime.call():
@@ -194,42 +198,46 @@ class RedisSaver(HistorySaver):
 
     @property
     def list_made(self) -> bytes:
-        """The time at which the list of a target's threads was made that this saver has met.
+        """The time at which the list of threads, as this saver has seen it, was made in Redis.
 
-        `b""` if it has put nothing, so that nothing of it can be lost.
+        For a saver with a target. `b""` if the saver has put nothing, so that Redis cannot lose anything.
         """
         return self._redis_history.registry_made if self.threads_written else b""
 
     async def expect_list(self, made: bytes) -> None:
-        """Go on from a saver of this process that was closed: the list of threads must be the same.
+        """Expect the list of threads that a closed saver of this process has seen.
+
+        If Redis has another list, threads were lost: see `look_for_losses`.
 
         Args:
-            made: Its `list_made`.
+            made: `list_made` of the closed saver.
 
         Raises:
-            RedisUnavailableError: Redis did not answer.
+            RedisUnavailableError: Redis did not respond.
         """
         if made:
             self._redis_history.registry_made = made
             await self.look_for_losses()
 
     async def holds(self, thread_id: str) -> Holding:
-        """Return what a process that works in the tier above must know. For a saver with a target.
+        """Return which threads stand here, for a process that works in the tier above.
+
+        For a saver with a target.
 
         Args:
             thread_id: The thread to look for.
 
         Raises:
-            RedisUnavailableError: Redis did not answer.
+            RedisUnavailableError: Redis did not respond.
         """
         with self._lifetime.call():
             return await self._redis_history.holds(thread_id)
 
     async def look_for_losses(self) -> bool:
-        """Tell whether threads that stood here are gone, or may be, without having been moved.
+        """Tell whether Redis has lost threads, or may have lost some. A thread that was moved is not lost.
 
         Raises:
-            RedisUnavailableError: Redis did not answer.
+            RedisUnavailableError: Redis did not respond.
         """
         with self._lifetime.call():
             await self._redis_history.look_at_list()

@@ -1,18 +1,18 @@
 """Retention: a service removes old checkpoints itself, in the background, one process at a time.
 
-    look     once a minute: is a run due, and does no other process do it? Then this one takes the lease
+    look     once a minute: if a run is due, and no other process has the lease, this process takes the lease
     run      `aprune_older_than`, in its short batches; the lease is renewed meanwhile
-    end      succeeded     it is written down when, and the next run is due an hour later
+    end      succeeded     the time is recorded, and the next run is due an hour later
              failed        the lease is free a minute later: in an outage, one process a minute tries
-             lost          the lease was not renewed in time. Another process goes on
+             lost          the lease was not renewed in time: another process goes on
              closed        the lease is given back at once
 
-The lease is a row in PostgreSQL, by PostgreSQL's clock. A process that dies leaves it, and another one takes
-it when it has run out. A process that could not renew it in time ends its run after the batch under way.
-Should two runs overlap for that long, they share the work, and nothing goes wrong.
+The lease is a row in PostgreSQL, and expires by PostgreSQL's clock. If its process has died, another process
+takes it then. If a process could not renew it in time, its run ends after the current batch. Two runs may
+overlap until then: they share the work, and nothing goes wrong.
 
-What is old goes by PostgreSQL's clock or this process's, whichever is behind: a clock that is ahead must not
-remove what is young.
+The age of a checkpoint is measured by PostgreSQL's clock or by this process's, whichever is behind: a clock
+that is ahead must not remove young checkpoints.
 
 Open this file when nothing is pruned, or when two processes prune at once.
 """
@@ -48,23 +48,23 @@ __all__ = ["Prune", "Retention", "Sums"]
 _log = get_logger("glasspoint")
 
 EVERY_SECONDS: Final = 3600.0
-"""A run is due so long after the last one that succeeded, of any process."""
+"""Time from the last run that succeeded, in any process, until the next one is due."""
 
 LOOK_SECONDS: Final = 60.0
-"""How often a process looks whether a run is due."""
+"""Time from one look, whether a run is due, to the next."""
 
 LEASE_SECONDS: Final = 60.0
 """How long a process that cannot renew its lease keeps the others from pruning."""
 
 FAILED_SECONDS: Final = 60.0
-"""No process tries again before so long after a run that failed: to find what is old reads many rows."""
+"""Time from a run that failed until any process tries again: a run reads many rows to find old ones."""
 
 _GRACE_SECONDS: Final = 0.5
-"""How long the end of a statement that is cancelled is waited for, before psycopg closes its connection."""
+"""How long to wait for the end of a cancelled statement before psycopg closes its connection."""
 
 
 class Sums(Protocol):
-    """What a run has removed so far, as far as it is counted here."""
+    """The numbers of rows that a run has removed so far."""
 
     @property
     def checkpoints(self) -> int:
@@ -80,10 +80,10 @@ class Sums(Protocol):
 
 
 class Prune(Protocol):
-    """Removes what is older than an age, and calls back after each batch with the sums so far."""
+    """Removes checkpoints that are older than an age, and calls back after each batch."""
 
     def __call__(self, age: timedelta, on_batch: Callable[[Sums], object]) -> Awaitable[Sums]:
-        """Remove what is older than `age`."""
+        """Remove them. `on_batch` receives the sums so far."""
 
 
 class _LeaseLostError(Exception):
@@ -102,14 +102,14 @@ class Retention:
         age: timedelta,
         prune: weakref.WeakMethod[Prune],
     ) -> None:
-        """Take what the task removes, and how.
+        """Set the task up. `start` starts it.
 
         Args:
-            connections: They lead to the lease.
-            telemetry: Receives each batch, and how each run ended.
-            vitals: Where it is written down when a run succeeded last.
-            age: What is older is removed; greater than 0.
-            prune: Removes it. Weak: this task does not keep the saver alive.
+            connections: Connections to the PostgreSQL that has the lease.
+            telemetry: Receives an event for each batch and for the end of each run.
+            vitals: Receives the time of the last run that succeeded.
+            age: Older checkpoints are removed; greater than 0.
+            prune: Removes them. A weak reference, so that this task does not keep the saver alive.
         """
         self._telemetry = telemetry
         self._vitals = vitals
@@ -126,25 +126,25 @@ class Retention:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to look. It ends with `stop`, or when nobody holds this object any more."""
+        """Start the task. It ends with `stop`, or when this object is garbage."""
         self._task = asyncio.create_task(
             _keep_looking(weakref.ref(self)), name="glasspoint-retention", context=Context()
         )
 
     async def stop(self) -> None:
-        """End that: a batch that is under way is undone, and the lease is given back."""
+        """End the task: undo the current batch, and give the lease back."""
         while self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
         if self._lease.may_be_held and self._is_in_this_process:
-            with suppress(*FORESEEN):  # then it runs out
+            with suppress(*FORESEEN):  # then it expires
                 await self._lease.give_back()
 
     async def round(self) -> float:
-        """Look whether a run is due, and do it.
+        """Look whether a run is due, and if so, do it.
 
         Returns:
-            After how many seconds to look again.
+            Seconds until the next look.
         """
         pause = LOOK_SECONDS * random.uniform(0.8, 1.0)
         if not self._vitals.active:
@@ -160,18 +160,18 @@ class Retention:
         return pause
 
     def failed(self, error: Exception) -> float:
-        """Report what nobody foresaw; return how long to pause."""
+        """Report an unexpected error, and return the seconds to pause."""
         return self._background.failed(error)
 
     # ---------------------------------------------------------------- helpers
 
     @property
     def _is_in_this_process(self) -> bool:
-        """Whether this is not a child, where the connections are the parent's."""
+        """Whether this is the process that opened the connections, and not a forked child."""
         return os.getpid() == self._process_id
 
     async def _claim(self) -> timedelta | None:
-        """Take the lease if a run is due. Returns how old is old, `None` if the lease was not taken."""
+        """Take the lease if a run is due. Return the age to prune by, `None` if the lease was not taken."""
         sent_at = monotonic()
         claim = await self._lease.claim(LEASE_SECONDS, every_seconds=EVERY_SECONDS)
         self._vitals.retention_succeeded_at = claim.succeeded_at or 0.0
@@ -185,7 +185,7 @@ class Retention:
 
     def _not_claimed(self, error: Exception) -> None:
         if self._vitals.retention_succeeded_at is None:
-            self._vitals.retention_succeeded_at = 0.0  # not known: an alert has to come sometime
+            self._vitals.retention_succeeded_at = 0.0  # unknown; but an alert must be possible
         if isinstance(error, SchemaError):
             if since := self._lines.due():
                 _log.warning(
@@ -198,7 +198,7 @@ class Retention:
 
     async def _run(self, age: timedelta) -> None:
         prune = self._prune()
-        if prune is None:  # nobody holds the saver any more
+        if prune is None:  # the saver is garbage
             return
         renewing = asyncio.create_task(self._keep_renewing(), name="glasspoint-retention-lease")
         self._counted = (0, 0, 0)
@@ -208,7 +208,7 @@ class Retention:
             self._telemetry.note(RetentionRan("lost"))
             _log.info("Retention: the lease was not renewed in time; another process goes on.")
         except (ForkedError, SaverClosedError):
-            pass  # somebody runs the parent's loop in a child; or the saver is being closed
+            pass  # the parent's loop is run in a forked child; or the saver is being closed
         except FORESEEN as exc:
             self._log_failure(exc)
             await self._postpone()
@@ -233,7 +233,7 @@ class Retention:
             report.blobs,
             age_as_text(self._age),
         )
-        with suppress(*FORESEEN):  # then the lease runs out, and a run that finds little is due
+        with suppress(*FORESEEN):  # then the lease expires, and another run is due, which finds little
             succeeded_at = await self._lease.finish()
             if succeeded_at is not None:
                 self._vitals.retention_succeeded_at = succeeded_at
@@ -242,7 +242,7 @@ class Retention:
         if not self._is_in_this_process:
             return
         self._telemetry.note(RetentionRan("failed"))
-        with suppress(*FORESEEN):  # then the lease runs out
+        with suppress(*FORESEEN):  # then the lease expires
             await self._lease.postpone(FAILED_SECONDS)
 
     def _log_failure(self, error: Exception) -> None:
@@ -275,7 +275,10 @@ class Retention:
 
 
 async def _keep_looking(retention_ref: weakref.ref[Retention]) -> None:
-    """Look now and then, holding the retention only meanwhile. Not at once: many processes start together."""
+    """Look now and then. Wait before the first look, because many processes start together.
+
+    Only a look holds the retention, so that its owner can become garbage.
+    """
     pause, process_id = LOOK_SECONDS * random.uniform(0.1, 1.0), os.getpid()
     while True:
         await asyncio.sleep(pause)
