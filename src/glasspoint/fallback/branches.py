@@ -1,12 +1,12 @@
-"""A run goes on in its branch, if the branch was set aside while the run was under way.
+"""Sends the calls of a run to its branch, if the branch was set aside while the run was under way.
 
-A run that began in a lower tier names its thread, as before. But what the run has written so far stands
-above under another id (see `draining`), and the thread itself has another history there. So the calls of the
-run are led to the branch. The checkpoint that a call starts from tells whose call it is.
+A run that began in a lower tier uses the id of its thread. But above, the checkpoints of the run may have
+been stored under another id (see `draining`), because the thread has another history there. So the calls of
+this run are sent to the branch. The checkpoint that a call starts from tells which run it belongs to.
 
-A run may also have begun in a lower tier with nothing, and put its first checkpoint when the tier above is in
-use; or its checkpoints stand in a lower tier that was lost before it was drained. If the tier above has a
-history of the thread, the first put there makes the branch.
+In two cases, no branch exists yet: the run began in a lower tier with nothing, and puts its first checkpoint
+after the tier was switched; or its checkpoints stand in a lower tier that was lost before it was drained. If
+the tier above has a history of the thread, the first put of the run makes the branch.
 """
 
 from __future__ import annotations
@@ -40,31 +40,32 @@ __all__ = ["UNDER_WAY", "Branches"]
 _log = get_logger("glasspoint")
 
 UNDER_WAY = timedelta(hours=1)
-"""How long a run may be under way, and still be led to its branch."""
+"""How long a run may be under way and is still sent to its branch."""
 
-# LangGraph may store the writes of a checkpoint's tasks before the checkpoint itself, which says whose it is.
+# LangGraph may store the writes of a checkpoint's tasks before the checkpoint itself. Until the checkpoint is
+# there, nobody knows which run they belong to. So a call waits for it, at most so long.
 _PUT_SECONDS = 5.0
 _STEP_SECONDS = 0.01
 
 
 @dataclass
 class _Known:
-    """A branch, and which checkpoints of it are known here."""
+    """A branch, and the checkpoints that are known to belong to it, or not to."""
 
     set_aside: SetAside
     until: float
     ids: set[str] = field(default_factory=set)
-    foreign: set[str] = field(default_factory=set)  # that were looked for in vain
+    foreign: set[str] = field(default_factory=set)  # checkpoints that do not belong to it
 
 
 class Branches:
-    """The branches of one chain that were set aside lately."""
+    """The branches of one chain that were set aside within the last hour (`UNDER_WAY`)."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         """Begin without any branch.
 
         Args:
-            telemetry: Is told of branches that are made here.
+            telemetry: Receives an event for each branch that is made here.
         """
         self._telemetry = telemetry
         self._of: dict[str, list[_Known]] = defaultdict(list)
@@ -80,18 +81,18 @@ class Branches:
         self._of[set_aside.original].append(_Known(set_aside, _until(), set(ids)))
 
     def begun_anew(self, thread_ids: Iterable[str]) -> None:
-        """Remember threads in which runs may have begun with nothing, in a lower tier."""
+        """Remember threads in which runs may have begun with nothing in a lower tier."""
         self._anew.update(dict.fromkeys(thread_ids, _until()))
 
     async def place(
         self, saver: TierSaver, config: RunnableConfig, *, puts: str | None = None
     ) -> RunnableConfig:
-        """Return the config of a call with the thread that it belongs to.
+        """Return a call's config with the thread that the call belongs to: its own, or a branch.
 
         Args:
-            saver: Works above.
-            config: Of the call.
-            puts: The id of the checkpoint that it puts, if it is a put.
+            saver: The saver of the tier that works.
+            config: The config of the call.
+            puts: If the call is a put: the id of its checkpoint.
         """
         thread_id = config.get("configurable", {}).get("thread_id")
         if thread_id not in self._of and thread_id not in self._anew:
@@ -113,7 +114,7 @@ class Branches:
         return _with_thread(config, known.set_aside.thread_id)
 
     def mark(self, config: RunnableConfig, placed: RunnableConfig) -> dict[str, Any]:
-        """Return the metadata that mark a checkpoint as one of a branch; none for the thread itself."""
+        """Return the metadata that mark a checkpoint of a branch. For the thread itself: none."""
         if placed is config:
             return {}
         thread_id, branch_id = (each["configurable"]["thread_id"] for each in (config, placed))
@@ -127,13 +128,17 @@ class Branches:
     async def _first(
         self, saver: TierSaver, config: RunnableConfig, thread_id: str, puts: str
     ) -> _Known | None:
-        """The first put of a run that began with nothing, if it was in a lower tier."""
+        """Make the branch at the first put of a run that began in a lower tier.
+
+        Returns:
+            The branch. `None`: the run needs none.
+        """
         if self._anew.get(thread_id, 0.0) < monotonic():
             return None
-        # If one of these fails, the same put is made again, and is a first one then, too.
+        # If one of these calls fails, the put is repeated, and is still a first one.
         newest = await saver.aget_tuple(cast("Any", {"configurable": {"thread_id": thread_id}}))
         if newest is None:
-            if isinstance(saver, CachedPostgresSaver):  # from below, nobody can tell
+            if isinstance(saver, CachedPostgresSaver):  # only PostgreSQL knows that no history exists
                 self._anew.pop(thread_id, None)
             return None
         set_aside = set_aside_at(thread_id, puts)
@@ -161,7 +166,7 @@ class Branches:
                     return each
             if all(start in each.foreign for each in known):
                 return None
-            # The thread itself first: a branch also holds the checkpoint that it goes on from.
+            # Look in the thread itself first: a branch also holds the checkpoint that it goes on from.
             is_own = await _holds(saver, thread_id, start)
             for each in known:
                 if not is_own and await _holds(saver, each.set_aside.thread_id, start):
@@ -171,7 +176,7 @@ class Branches:
                 for each in known:
                     each.foreign.add(start)
                 return None
-            await asyncio.sleep(_STEP_SECONDS)  # nobody has put it yet
+            await asyncio.sleep(_STEP_SECONDS)  # the checkpoint is not stored yet
         return None
 
     def _expire(self) -> None:
@@ -189,7 +194,7 @@ def _until() -> float:
 
 
 def _start_of(config: RunnableConfig) -> str | None:
-    """Return the root graph's checkpoint that a call starts from. A subgraph's call names it in a map."""
+    """Return the root graph's checkpoint that a call starts from. A call of a subgraph has it in a map."""
     configurable = config.get("configurable", {})
     above = configurable.get("checkpoint_map") or {}
     start = above.get("") or configurable.get("checkpoint_id")

@@ -1,17 +1,20 @@
 """The chain of tiers: which one works now, the way down when a server is lost, and the way back up.
 
-    start      the best tier that can be had; each one that could not is a fallback, said aloud
+    start      the best tier that can be reached is opened; each tier that cannot is a fallback, and is logged
     down       from `redis` to `memory`, when Redis is lost at run time. (From `cached` nothing falls at run
                time: an acknowledged write is in PostgreSQL, or it fails.)
-    up         a probe in the background opens the tier above; what was written here is drained into it while
-               calls go on; then, for a moment, calls wait while the rest is drained, and the tier is switched
-    leftovers  what stands in a lower tier that could not be reached when it was left, or from a process that
-               died, is drained as soon as it can be reached
+    up         a probe in the background opens the tier above; the threads are drained into it while calls go
+               on; then calls wait for a moment, until the rest is drained and the tier is switched
+    leftovers  threads in a lower tier that was lost before it was drained, or whose process has died, are
+               drained as soon as the tier can be reached
     others     a thread that another process has written to below is drained when a call above asks for it
 
-A call that meets a thread on its way up waits for it and goes after it; so nobody reads what was before, and
-no write falls between two tiers. While the tier above refuses a thread for a passing reason, the tier is not
-switched: else the thread would be shorter above than here. A thread that can never be moved holds up nobody.
+If the thread of a call is on its way up, the call waits and then goes to the tier above. So no call reads an
+older state, and no write is lost between two tiers. If the tier above refuses a thread for a passing reason,
+the tier is not switched: otherwise the thread would be shorter above than here. A thread that can never be
+moved does not delay the others.
+
+Open this file when a process stays in the wrong tier. `docs/fallback.md` says what users notice.
 """
 
 from __future__ import annotations
@@ -58,36 +61,37 @@ __all__ = ["Chain", "Spec"]
 
 _log = get_logger("glasspoint")
 
-# How long a call goes after a thread that is on its way up, and how often it looks.
+# How long a call follows a thread that is on its way up, and the pause between two attempts.
 _FOLLOW_SECONDS = 30.0
 _FOLLOW_STEP_SECONDS = 0.02
 
-# How often a call is made again whose server was lost. It may have been done: calls store the same again.
+# The most repetitions of a call whose server was lost. The call may have been done; done again, it stores the
+# same.
 _RETRIES = 3
 
-# A server of another tier answers, and refuses: only a change of settings helps.
+# The server of another tier responds, and refuses: only a change of settings helps.
 _MISCONFIGURED = (ConfigurationError, SchemaError, RedisRefusedError)
 
-# How often calls wait for a moment, so that the rest of a tier is drained. Then the next probe goes on.
+# How many times calls wait for a moment, so that the rest of a tier is drained. Then the next probe goes on.
 _LAST_DRAINS = 50
 
-# How many rounds one such moment has: for what came since the round before, and to see that it was all.
+# The rounds of one such moment: for what came after the round before, and to see that nothing is left.
 _ROUNDS_A_MOMENT = 3
 
-# How long to wait at most until threads are tried again that the tier above refuses.
+# The longest pause before threads that the tier above refuses are tried again.
 _LONGEST_PAUSE_SECONDS = 5.0
 
-# How often it is said how a drain goes on, and how often threads are counted that wait for one.
+# How often the progress of a drain is logged, and how often the threads that wait for one are counted.
 _SAY_SECONDS = 60.0
 _COUNT_SECONDS = 30.0
 
 # How many threads a log line names.
 _NAMED_AT_MOST = 20
 
-# A lower tier in which nothing was stored for so long was left: whoever wrote to it has died, or is idle.
+# If nothing was stored in a lower tier for so long, the processes that wrote to it have died, or are idle.
 _LEFT_SECONDS = 60.0
 
-# How long a start waits for threads that another process has sealed: longer than a seal outlives the dead.
+# How long a start waits for threads that another process has sealed: longer than the seal of a dead process.
 _START_SECONDS = 12.0
 
 
@@ -97,12 +101,12 @@ class Spec:
 
     Attributes:
         name: `cached`, `redis` or `memory`.
-        open: Opens its saver, or raises one of `lost`.
-        lost: The errors that say that its server cannot be had, now.
+        open: Opens the tier's saver, or raises one of `lost`.
+        lost: The errors that mean that the tier's server is not available now.
         reason: The same as one word, for metrics.
-        means: What it means to users to be in this tier, for the log.
-        is_shared: Whether threads of other processes, or of other chains of this process, stand there, too.
-        is_empty: Tells whether no thread stands there, at no cost. `None`: its server has to be asked.
+        means: What users have to expect in this tier, as sentences for the log.
+        is_shared: Whether other processes, or other chains of this process, have threads there, too.
+        is_empty: Tells whether no thread stands there, at no cost. `None`: the server has to be asked.
     """
 
     name: str
@@ -118,12 +122,12 @@ class Chain:
     """The tiers of one saver, best first."""
 
     def __init__(self, specs: list[Spec], telemetry: Telemetry, *, probe_seconds: float) -> None:
-        """Take the tiers; `open` opens one of them.
+        """Take the tiers. `open` opens one of them.
 
         Args:
             specs: The tiers, best first.
-            telemetry: Who is told of every change.
-            probe_seconds: How often the tiers above are tried.
+            telemetry: Receives an event for each change.
+            probe_seconds: The time from one attempt to reach the tiers above to the next.
         """
         self._specs = specs
         self._telemetry = telemetry
@@ -133,7 +137,7 @@ class Chain:
         self._rising: TierSaver | None = None  # the tier above, while this one is drained into it
         self._settled = asyncio.Event()  # set while every thread is in the tier that works
         self._settled.set()
-        self._undrained: frozenset[str] = frozenset()  # tiers that may hold what is not in a higher one
+        self._undrained: frozenset[str] = frozenset()  # tiers that may hold what no higher tier has
         self._branches = Branches(telemetry)
         self._drainers = {
             spec.name: Drainer(spec.name, _Report(spec.name, telemetry, self._branches)) for spec in specs[1:]
@@ -143,11 +147,11 @@ class Chain:
             for spec in specs[1:]
             if spec.is_shared
         }
-        self._kept: tuple[Spec, TierSaver] | None = None  # holds what can be drained nowhere
+        self._kept: tuple[Spec, TierSaver] | None = None  # holds threads that no tier takes
         self._threads_below: dict[str, int] = {}
         self._progress = Throttle(_SAY_SECONDS)
         self._count_at = 0.0
-        self._misconfigured: set[str] = set()  # what was said of tiers that cannot be used as configured
+        self._misconfigured: set[str] = set()  # logged already: why a tier cannot be used as configured
         self._climbing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing = BackgroundTask(
@@ -156,7 +160,7 @@ class Chain:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a tier that works."""
+        """Whether the chain is open."""
         return self._active is not None
 
     @property
@@ -166,19 +170,19 @@ class Chain:
 
     @property
     def whole(self) -> bool:
-        """Whether the tier that works is the best, and nothing is known to stand below it."""
+        """Whether the tier that works is the best one, and no lower tier may hold threads."""
         return self._current[0] is self._specs[0] and not self._undrained
 
     @property
     def saver(self) -> TierSaver:
-        """Its saver."""
+        """The saver of the tier that works now."""
         return self._current[1]
 
     async def open(self) -> None:
-        """Open the best tier that can be had, and drain into it what stands in the tiers below.
+        """Open the best tier that can be reached, and drain the tiers below into it.
 
         Raises:
-            GlasspointError: None can be had; or a tier cannot be used as it is configured.
+            GlasspointError: No tier can be reached, or a tier cannot be used as it is configured.
         """
         for spec in self._specs:
             try:
@@ -201,16 +205,16 @@ class Chain:
         try:
             await self._drain_leftovers(is_start=True)
         except (ConfigurationError, RedisRefusedError) as exc:
-            self._say_misconfigured(exc)  # the tier that works does not need the one below
+            self._say_misconfigured(exc)  # the tier that works does not need this one
         except BaseException:
             await self.saver.close()
             raise
         self._background(self._keep_watch(), "glasspoint-tier-probe")
 
     async def close(self) -> None:
-        """Let the calls under way end, and close every saver that is open.
+        """Wait for the calls under way, and close every open saver. May be called twice.
 
-        That is done to the end, also if the caller is cancelled meanwhile. May be called twice.
+        If the caller is cancelled meanwhile, the savers are closed all the same.
         """
         if self._active is not None:
             await run_to_the_end(self._close())
@@ -258,21 +262,22 @@ class Chain:
     async def placed(
         self, saver: TierSaver, config: RunnableConfig, *, puts: str | None = None
     ) -> RunnableConfig:
-        """Return the config of a call with the thread that it belongs to: see `Branches.place`."""
+        """Return a call's config with the thread that the call belongs to: see `Branches.place`."""
         return await self._branches.place(saver, config, puts=puts)
 
     def mark(self, config: RunnableConfig, placed: RunnableConfig) -> dict[str, Any]:
-        """Return the metadata that a put adds because of its place: see `Branches.mark`."""
+        """Return the metadata that a put of a branch adds: see `Branches.mark`."""
         return self._branches.mark(config, placed)
 
     async def run(
         self, call: Callable[[TierSaver], Awaitable[ResultT]], *, thread_id: object = None
     ) -> ResultT:
-        """Make a call on the tier that works, and go with it when that changes.
+        """Make a call on the tier that works. If the tier changes meanwhile, make the call on the new tier.
 
         Args:
-            thread_id: The thread that it concerns, which is in one tier. `None`: it concerns several, and
-                waits until all are in one.
+            call: Makes the call on a tier's saver.
+            thread_id: The thread of the call. `None`: the call concerns several threads, and first waits
+                until all of them are in one tier.
         """
         give_up_at, retries = monotonic() + _FOLLOW_SECONDS, _RETRIES
         if thread_id is None:
@@ -304,7 +309,7 @@ class Chain:
                         return await call(rising)
                     except ThreadMovedError:
                         pass
-                    except SaverClosedError:  # the way up was given up just now, or this chain was closed
+                    except SaverClosedError:  # the ascent was given up just now, or this chain was closed
                         _ = self._current
                 await asyncio.sleep(_FOLLOW_STEP_SECONDS)
             elif spec is self._specs[0] or not retries or not await self._fall(spec, failure):
@@ -313,10 +318,10 @@ class Chain:
                 retries -= 1
 
     async def _bring_up(self, thread_id: object) -> None:
-        """Move a thread that another process has written to below, before the tier that works answers.
+        """If another process has written to a thread below, move the thread up before the call is made.
 
         Raises:
-            GlasspointError, psycopg.Error: It stands below, and cannot be moved now.
+            GlasspointError, psycopg.Error: The thread stands below, and cannot be moved now.
         """
         spec, saver = self._current
         for below in self._below(spec):
@@ -338,7 +343,7 @@ class Chain:
     # ---------------------------------------------------------------- down
 
     async def _fall(self, spec: Spec, why: Exception) -> bool:
-        """Leave a tier whose server is lost. Returns whether it is worth trying again."""
+        """Leave a tier whose server is lost. Return whether the call should be tried again."""
         below = next(iter(self._below(spec)), None)
         async with self._gate.shut():
             if self._current[0] is not spec:
@@ -351,7 +356,7 @@ class Chain:
             else:
                 return True  # it works again
             saver = await below.open()
-            # What a thread was before stands in the tier that is lost: what begins anew is not its state.
+            # The histories of these threads are in the lost tier: one that begins anew is not its real state.
             self._drainers[below.name].held_elsewhere = self._lower.threads_written
             self._note_undrained(self._undrained | {spec.name})
             await self._switch(below, saver)
@@ -376,7 +381,7 @@ class Chain:
         process_id = os.getpid()
         while True:
             await asyncio.sleep(max(self._probe_seconds * random.uniform(0.8, 1.2), self._probing.pause))
-            if os.getpid() != process_id:  # somebody runs the parent's loop in a child
+            if os.getpid() != process_id:  # the parent's loop is run in a forked child
                 return
             await self._guarded(self._rise)
 
@@ -387,7 +392,7 @@ class Chain:
         await self._drain_leftovers()
 
     async def _look_below(self) -> None:
-        """Take note of threads in a lower tier that no process works in any more."""
+        """Find lower tiers that hold threads although no process works there any more."""
         for below in self._below(self._current[0]):
             lookout = self._lookouts.get(below.name)
             if lookout is None or below.name in self._undrained:
@@ -399,7 +404,7 @@ class Chain:
                 self._say_misconfigured(lookout.misconfigured)
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do what nobody waits for, whatever happens."""
+        """Do work that no caller waits for. No error ends the task."""
         try:
             await work()
         except _MISCONFIGURED as exc:
@@ -426,13 +431,13 @@ class Chain:
             )
 
     async def _saver_above(self) -> TierSaver | None:
-        """The saver that a moved thread went to, if this process is on its way there; if not, it starts."""
+        """Return the saver of the tier above, if this process is on its way up. If not, start the ascent."""
         if self._rising is None and not self._climbing.locked():
             self._background(self._guarded(self._climb), "glasspoint-tier-ascent")
         return self._rising
 
     async def _climb(self) -> None:
-        """Go up to the best tier that can be had, with everything that stands here."""
+        """Go up to the best tier that can be reached, with all threads of this tier."""
         async with self._climbing:
             spec, _ = self._current
             for above in self._above(spec):
@@ -441,7 +446,7 @@ class Chain:
                 except above.lost:
                     continue
                 except _MISCONFIGURED as exc:
-                    self._say_misconfigured(exc)  # the next one may be had
+                    self._say_misconfigured(exc)  # the next tier may be available
                     continue
                 try:
                     await self._promote(above, saver)
@@ -452,14 +457,15 @@ class Chain:
                 return
 
     async def _promote(self, above: Spec, saver: TierSaver) -> None:
-        """Drain the tier that works into the one above, and work in that one.
+        """Drain the tier that works into the tier above, and work there from then on.
 
         Args:
             above: The tier above.
-            saver: Its saver, which is open.
+            saver: The open saver of that tier.
 
         Raises:
-            GlasspointError: That was not to be done now. What was moved is above, and is found there.
+            GlasspointError: That is not possible now. Threads that were moved stay above, and calls find
+                them there.
         """
         spec, lower = self._current
         self._rising = saver
@@ -473,10 +479,12 @@ class Chain:
         _log.warning("Promoted from tier %s to %s: %s.", spec.name, above.name, outcome)
 
     async def _move_up(self, spec: Spec, above: Spec, lower: TierSaver, upper: TierSaver) -> str:
-        """Drain while calls go on, then drain the rest and switch while calls wait: until that is done once.
+        """Drain while calls go on; then, while calls wait, drain the rest and switch the tier.
+
+        If threads are left at the second step, both steps are repeated.
 
         Returns:
-            What became of the threads in the tier below, in words for the log.
+            What happened to the threads of the tier below, in words for the log.
 
         Raises:
             GlasspointError: The tier below was not empty at any of the attempts.
@@ -486,20 +494,20 @@ class Chain:
             outcome = await self._switch_while_calls_wait(spec, above, lower, upper, is_lost=is_lost)
             if outcome is not None:
                 return outcome
-            await asyncio.sleep(_FOLLOW_STEP_SECONDS)  # another process may be draining some of it
+            await asyncio.sleep(_FOLLOW_STEP_SECONDS)  # another process may be draining some threads
         raise GlasspointError("The tier below is not empty yet.")
 
     async def _drain_while_calls_go_on(
         self, spec: Spec, above: Spec, lower: TierSaver, upper: TierSaver
     ) -> bool:
-        """Drain until nothing is left that the tier above refuses for now.
+        """Drain until the tier above refuses no thread for a passing reason.
 
         Returns:
             Whether that is done. `False`: the server of the tier below is lost.
 
         Raises:
-            GlasspointError: It refuses something, and a better tier is back: go up to that one instead. It
-                may have these threads already, and then the tier between refuses them for a minute.
+            GlasspointError: The tier above refuses a thread, and a better tier is back: go up to that one
+                instead. It may have the thread already; then the tier above refuses it for a minute.
         """
         pause = _FOLLOW_STEP_SECONDS
         try:
@@ -520,11 +528,11 @@ class Chain:
         Args:
             spec, lower: The tier below, and its saver.
             above, upper: The tier above, and its saver.
-            is_lost: Whether the server of the tier below is lost: what stands there is drained later.
+            is_lost: Whether the server of the tier below is lost: then its threads are drained later.
 
         Returns:
-            What became of the threads below, in words for the log. `None`: some are left, and the tier is
-            the same as before.
+            What happened to the threads below, in words for the log. `None`: some are left, and the tier was
+            not switched.
         """
         async with self._gate.shut():
             self._check_that_works(lower)
@@ -533,7 +541,7 @@ class Chain:
             has_lost_threads = not is_lost and await self._has_lost_threads(lower)
             await self._remember_branches(upper)
             refused = self._drainers[spec.name].refused
-            if is_lost or refused:  # before any caller takes the chain for whole
+            if is_lost or refused:  # before any caller reads `whole`
                 self._note_undrained(self._undrained | {spec.name})
             await self._switch(above, upper)
         if has_lost_threads:
@@ -545,7 +553,7 @@ class Chain:
         return "everything that was written meanwhile is there"
 
     async def _drain_the_rest(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> bool:
-        """Drain while calls wait, and tell whether the tier is empty."""
+        """Drain while calls wait. Return whether the tier is empty."""
         for _ in range(_ROUNDS_A_MOMENT):
             done = await self._drain(spec, lower, upper)
             if done.is_empty:
@@ -572,17 +580,17 @@ class Chain:
             raise GlasspointError(f"The tier {better.name} is back: {above.name} is not drained into.")
 
     async def _remember_branches(self, upper: TierSaver) -> None:
-        """Find out which runs under way belong to branches that were set aside, by other processes too."""
+        """Read which branches were set aside, also by other processes: runs under way may belong to them."""
         if isinstance(upper, CachedPostgresSaver):
             for set_aside in await upper.set_aside_since(UNDER_WAY):
                 self._branches.add(set_aside)
 
     async def _drain_leftovers(self, *, is_start: bool = False) -> None:
-        """Drain what stands in lower tiers that nobody works in, as far as they can be reached.
+        """Drain the lower tiers that no process works in, if they can be reached.
 
         Args:
-            is_start: No call was made yet. If the tier above refuses some of it for now, work in the lower
-                one: its threads are longer there.
+            is_start: Whether no call was made yet. If so, and the tier above refuses some threads for now,
+                work in the lower tier: its threads are longer there.
         """
         spec, saver = self._current
         for below in self._below(spec):
@@ -614,7 +622,7 @@ class Chain:
     async def _drain_leftover(
         self, below: Spec, lower: TierSaver, upper: TierSaver, *, seconds: float
     ) -> Round:
-        """Drain a tier in which nobody works, for at least so long while other processes hold some of it."""
+        """Drain a lower tier. While other processes have sealed threads there, try for at least `seconds`."""
         give_up_at = monotonic() + seconds
         for attempt in itertools.count(1):
             done = await self._drain(below, lower, upper)
@@ -622,18 +630,18 @@ class Chain:
                 break
             if attempt >= _LAST_DRAINS and monotonic() > give_up_at:
                 break
-            # Another process is draining some of it, or has died of it: then its seals expire.
+            # Another process is draining some threads, or has died while it did: then its seals expire.
             await asyncio.sleep(_FOLLOW_STEP_SECONDS)
         return done
 
     async def _open_lower(self, below: Spec) -> TierSaver:
-        """Return the saver of a lower tier: the one that was kept, or a new one."""
+        """Return the saver of a lower tier: the kept one, or a new one."""
         if self._kept is not None and self._kept[0] is below:
             return self._kept[1]
         return await below.open()
 
     async def _close_lower(self, lower: TierSaver) -> None:
-        """Close what `_open_lower` returned, unless calls go there now, or it is kept for what it holds."""
+        """Close a saver from `_open_lower`, unless calls use it now, or it is kept because of its threads."""
         if self._kept is not None and self._kept[1] is lower:
             if self._kept[0].name in self._undrained:
                 return
@@ -660,7 +668,7 @@ class Chain:
         )
 
     async def _drain(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> Round:
-        # Nothing is ever drained out of the best tier, so `lower` is one of the others.
+        # The best tier is never drained, so `lower` is a `RedisSaver` or a `MemorySaver`.
         drainer = self._drainers[spec.name]
         done = await drainer.round(lower, upper)  # type: ignore[arg-type]
         waiting = done.found - done.moved
@@ -677,7 +685,7 @@ class Chain:
         return done
 
     async def _count(self) -> None:
-        """Say how many threads stand in the tier that works, if that is a lower one."""
+        """Count the threads in the tier that works, for the metrics, if it is a lower tier."""
         spec, saver = self._current
         if spec is self._specs[0] or isinstance(saver, CachedPostgresSaver) or monotonic() < self._count_at:
             return
@@ -721,13 +729,13 @@ class Chain:
         before.vitals.set_active(False)
         saver.vitals.set_active(True)
         if of_before.name == "memory" and self._drainers["memory"].refused:
-            self._kept = (of_before, before)  # closed, it would be lost
+            self._kept = (of_before, before)  # if it were closed, these threads would be lost
             return
         with suppress(Exception):  # its server may be lost
             await before.close()
 
     async def _let_go(self) -> None:
-        """Close what holds threads that can be drained nowhere: they end here, and that is said."""
+        """Close the saver that was kept, and log its threads: they could not be drained, and end here."""
         if self._kept is None:
             return
         (spec, saver), self._kept = self._kept, None
@@ -742,7 +750,7 @@ class Chain:
 
 
 class _Report:
-    """Tells telemetry and the chain how a drain goes on."""
+    """Reports the progress of a drain to telemetry and to the chain."""
 
     def __init__(self, tier: str, telemetry: Telemetry, branches: Branches) -> None:
         self._tier = tier
@@ -756,7 +764,7 @@ class _Report:
         self._telemetry.note(ThreadDrained(result))
 
     def set_aside(self, set_aside: SetAside, branches: Sequence[Branch]) -> None:
-        # Without the checkpoint that it goes on from, which the thread itself has, too.
+        # Without the checkpoint that the branch goes on from: the thread itself has it, too.
         own = [each for branch in branches for each in sorted(branch.ids)[1 if branch.bases else 0 :]]
         self._branches.add(set_aside, own)
 
@@ -767,7 +775,7 @@ def _most_common(words: Iterable[str]) -> str:
 
 
 class _Gate:
-    """Calls pass while it is open; whoever shuts it waits until those inside are out."""
+    """Lets calls pass while it is open. `shut` waits until the calls inside are done."""
 
     def __init__(self) -> None:
         self._inside = 0

@@ -1,15 +1,18 @@
-"""Draining: what a lower tier holds goes into the one above, a thread at a time.
+"""Draining: moves the threads of a lower tier into the tier above, one after the other.
 
-    seal      its callers wait
-    relate    does it go on from what stands above, or beside it?
+    seal      the thread's callers wait
+    relate    does it continue the history above, or does it stand beside it?
     import    the newest checkpoint first, then the others, oldest first; or set aside, under another id
-    retire    from here on its callers are sent after it
+    retire    the thread is forgotten below, and its callers are sent to the tier above
 
-Importing is idempotent, so a drain that was cut off anywhere, by a crash too, is simply done again: the seal
-of the dead expires, and what was imported already is found there.
+To import something again changes nothing. So a drain that was cut off, even by a crash, is simply repeated: a
+dead process's seal expires, and what was imported already is found above.
 
-A thread that cannot be moved does not hold up the others. If the reason may pass (a full disk, a deadlock),
-the thread is tried again. If not (an id that no index takes, a part that was evicted), it stays where it is.
+A thread that cannot be moved does not delay the others. If the reason is passing (a full disk, a deadlock),
+the thread is tried again. If not (an id that is too long for an index, a part that was evicted), the thread
+stays where it is.
+
+Open this file when threads are not moved up, or are set aside although they should not be.
 """
 
 from __future__ import annotations
@@ -54,92 +57,93 @@ __all__ = ["Drainer", "LowerTier", "Report", "Round", "UpperTier"]
 
 _log = get_logger("glasspoint")
 
-# How long a seal outlives a drainer that died, and how long a retired thread's late callers are still sent
-# after it: longer than it takes every process to see that the tier above is back.
+# How long a seal lasts if its process has died; and how long late callers of a retired thread are sent to the
+# tier above. The latter is longer than every process needs to see that this tier is back.
 _LEASE_SECONDS = 10.0
 _MARKER_SECONDS = 60.0
 
 # A seal that is given back expires at once.
 _NO_LEASE_SECONDS = 0.001
 
-# Few, so that each thread's callers wait for little more than their own.
+# Only a few, so that the callers of a thread wait for little more than this thread.
 _THREADS_AT_ONCE = 2
 
 
 class UpperTier(Protocol):
-    """What can be drained into."""
+    """A tier that threads can be drained into."""
 
     async def check_takes_writes(self) -> None:
-        """Raise a `ConnectionError` if it takes none now."""
+        """Raise a `ConnectionError` if the tier takes no writes now."""
 
     async def relate(self, thread_id: str, branch: Branch) -> Relation:
-        """Tell how a branch stands to what is here of its thread and namespace."""
+        """Compare a branch with what the tier has of its thread and namespace."""
 
     async def newest_held(self, thread_id: str, branch: Branch) -> str | None:
-        """Return the newest checkpoint of a branch that is here, too, `None` if none is."""
+        """Return the newest checkpoint id of a branch that the tier has too, `None` if it has none."""
 
     async def import_checkpoints(self, items: Sequence[Item], *, branch: Branch | None = None) -> int:
-        """Store checkpoints of one scope with their writes, or writes alone, as they are.
+        """Store checkpoints of one scope with their writes, or writes alone, byte for byte.
 
         Args:
-            branch: What they are the beginning of; it is not stored if it is apart by now.
+            items: What to store.
+            branch: The branch that the items begin. If it does not continue the thread, nothing is stored.
 
         Returns:
-            How many checkpoints were new.
+            The number of checkpoints that were new.
 
         Raises:
-            ThreadInUseError: It is apart.
+            ThreadInUseError: The branch does not continue the thread.
         """
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
-        """Write down that a branch is about to be set aside. Again is harmless."""
+        """Record that a branch is about to be set aside. Repeating this changes nothing."""
 
 
 class LowerTier(Protocol):
-    """What can be drained."""
+    """A tier that can be drained."""
 
     def thread_ids(self) -> AsyncIterator[str]:
-        """Yield every thread that has something here."""
+        """Yield the id of every thread that has data here."""
 
     async def seal_thread(
         self, thread_id: str, *, lease_seconds: float, token: str | None = None
     ) -> str | None:
-        """Keep everybody from a thread for so long; with the token again, for longer.
+        """Keep all other callers from a thread for some time. With the token, renew the seal.
 
         Returns:
-            The token, `None` if somebody else holds the seal.
+            The token. `None`: another caller has the seal.
         """
 
     def export_thread(self, thread_id: str) -> AsyncIterator[Item]:
-        """Yield what a thread holds, oldest first in each namespace."""
+        """Yield everything of a thread, oldest first in each namespace."""
 
     async def retire_thread(
         self, thread_id: str, token: str, *, marker_seconds: float, moved_to: str | None = None
     ) -> bool:
-        """Forget a sealed thread, and send late callers away for so long. False: the seal was lost."""
+        """Forget a sealed thread, and send late callers up for some time. `False`: the seal was lost."""
 
 
 class Report(Protocol):
-    """Who is told how a drain goes on."""
+    """Receives the progress of a drain."""
 
     def imported(self, checkpoints: int) -> None:
         """So many checkpoints were new above."""
 
     def drained(self, result: DrainResult) -> None:
-        """A thread was moved, or will never be."""
+        """A thread was moved, or can never be moved."""
 
     def set_aside(self, set_aside: SetAside, branches: Sequence[Branch]) -> None:
-        """A thread stands above under another id now."""
+        """A thread was stored above under another id."""
 
 
 @dataclass
 class Round:
-    """What one look at all threads of a lower tier came to.
+    """The result of one attempt to move all threads of a lower tier.
 
     Attributes:
-        found: Threads that were there, without those that can never be moved.
-        moved: Threads that are above now.
-        put_off: Threads that the tier above refused for a passing reason -> the reason, one word.
+        found: Number of threads there, without those that can never be moved.
+        moved: Number of threads that are above now.
+        put_off: Threads that the tier above refused for a passing reason -> the reason, in one word.
     """
 
     found: int = 0
@@ -148,7 +152,7 @@ class Round:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was there that can be moved: only then is the lower tier empty."""
+        """Whether the lower tier has no threads, except those that can never be moved."""
         return not self.found
 
 
@@ -160,23 +164,23 @@ class Drainer:
 
         Args:
             tier: The lower tier's name, for the log.
-            report: Who is told how it goes on.
+            report: Receives the progress.
         """
         self._tier = tier
         self._report = report
         self.held_elsewhere: frozenset[str] = frozenset()
-        """Threads that have a history in a tier that is lost now: what begins anew is not their state."""
+        """Threads with a history in a tier that is lost now. If one began anew, that is not its state."""
         self.refused: dict[str, str] = {}
-        """Threads that can never be moved, as far as this process knows -> why, in one word."""
+        """Threads that can never be moved, as far as this process knows -> the reason, in one word."""
 
     async def round(self, lower: LowerTier, upper: UpperTier) -> Round:
         """Try to move every thread, once.
 
-        Threads that come meanwhile, or that another process is draining, are for the next round.
+        Threads that are new, or that another process is draining, wait for the next round.
 
         Raises:
             ConnectionError, TimeoutError: One of the tiers cannot be reached.
-            SaverClosedError: One of them was closed meanwhile.
+            SaverClosedError: One of the savers was closed meanwhile.
         """
         done = Round()
         slots = asyncio.Semaphore(_THREADS_AT_ONCE)
@@ -207,17 +211,18 @@ class Drainer:
                     await slots.acquire()
                     moving.create_task(move(thread_id), name="glasspoint-drain-thread")
         except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None  # they fail together: a tier is gone
+            raise failures.exceptions[0] from None  # all have the same reason: a tier is lost
         return done
 
     async def one(self, lower: LowerTier, upper: UpperTier, thread_id: str) -> bool:
         """Move one thread, for a call that waits for it.
 
         Returns:
-            Whether it is above now, or will never be. If not, another process holds its seal: look again.
+            `True`: the thread is above, or can never be moved. `False`: another process has its seal, so try
+            again.
 
         Raises:
-            Exception: The tier above refuses it for now, or one of the tiers cannot be reached.
+            Exception: The tier above refuses the thread for now, or one of the tiers cannot be reached.
         """
         await upper.check_takes_writes()
         try:
@@ -248,7 +253,7 @@ class Drainer:
         try:
             return await self._move_sealed(lower, upper, thread_id, token)
         except BaseException:
-            # Its callers need not wait until the seal expires, whichever tier is lost.
+            # End the seal, so that the thread's callers do not wait until it expires.
             with suppress(Exception):
                 await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
             raise
@@ -257,13 +262,13 @@ class Drainer:
         branches, tips, earlier = await _branches(lower.export_thread(thread_id))
         relations = {await upper.relate(thread_id, branch) for branch in branches}
         place, forks = thread_id, dict[str, str]()
-        # Writes alone belong to a checkpoint that is above.
+        # A thread without checkpoints has only writes, which belong to a checkpoint above.
         result: DrainResult = "continued" if "continued" in relations or not branches else "new"
         set_aside = earlier
         is_anew = thread_id in self.held_elsewhere and bool(branches)
         is_anew = is_anew and not any(branch.bases for branch in branches)
         if "apart" in relations or (is_anew and "continued" not in relations):
-            # A drain that was cut off has moved a part: the rest of that stays in the thread, too.
+            # A drain that was cut off may have moved a part of a branch: this part stays in the thread.
             for branch in branches:
                 if fork := await upper.newest_held(thread_id, branch):
                     forks[branch.namespace] = fork
@@ -287,8 +292,8 @@ class Drainer:
                         return False
                     renew_at = monotonic() + _LEASE_SECONDS / 2
         except ThreadInUseError:
-            # Another process has begun to move another branch of this thread. The first to begin goes on from
-            # what is above; this one looks again.
+            # Another process has begun to move another branch of this thread, and that one continues the
+            # history above. Look at this branch again.
             await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
             return False
         moved_to = place if place != thread_id else None
@@ -309,20 +314,23 @@ class Drainer:
     async def _import_tips(
         self, upper: UpperTier, unbegun: dict[str, Branch], tips: Mapping[str, StoredCheckpoint]
     ) -> set[StoredId]:
-        """Import the newest checkpoint of each namespace before the others, the root's last.
+        """Import the newest checkpoint of each namespace before all others; the root's is the last of these.
 
-        A reader above has the whole state from then on, though not yet all that led to it.
+        From then on, readers above have the whole state, but not yet its history.
 
         Args:
-            unbegun: Namespace -> branch of which nothing is above; what is begun here is taken out.
+            upper: The tier above.
+            unbegun: Namespace -> branch that has not been begun above. This method removes those that it
+                begins.
+            tips: Namespace -> newest checkpoint.
 
         Returns:
-            What was imported.
+            The checkpoints that were imported.
         """
         done: set[StoredId] = set()
         for namespace in sorted(unbegun, reverse=True):
             tip = tips[namespace]
-            if tip.needs_ancestors:  # by itself it would show a shorter state than it has
+            if tip.needs_ancestors:  # without them, its state would be incomplete
                 continue
             self._report.imported(await upper.import_checkpoints([tip], branch=unbegun.pop(namespace)))
             done.add((namespace, tip.checkpoint_id))
@@ -330,7 +338,7 @@ class Drainer:
 
 
 def _fate_of(exc: BaseException) -> Literal["lost", "passing", "never"]:
-    """Whether a tier is lost, or one thread may be moved later, or never."""
+    """Tell what an error means: a tier is lost, or this thread may be moved later, or never."""
     if isinstance(exc, ThreadMovedError | L2DeadlineError | RedisRefusedError | SchemaError):
         return "passing"
     if isinstance(exc, ThreadDamagedError):
@@ -348,9 +356,9 @@ def _word_for(exc: BaseException) -> str:
 async def _branches(
     items: AsyncIterator[Item],
 ) -> tuple[list[Branch], dict[str, StoredCheckpoint], SetAside | None]:
-    """Return what a thread holds: a branch for each namespace, and its newest checkpoint.
+    """Return the branch and the newest checkpoint of each namespace of a thread.
 
-    Also from where the thread was set aside, if it was, by the tier below this one.
+    The third result says from which thread it was set aside, if an earlier drain into this tier did that.
     """
     parents: dict[str, dict[str, str | None]] = defaultdict(dict)
     tips: dict[str, StoredCheckpoint] = {}
@@ -361,7 +369,7 @@ async def _branches(
             parents[item.scope.checkpoint_ns][item.checkpoint_id] = item.parent_id
             if item.is_brought:
                 brought[item.scope.checkpoint_ns].add(item.checkpoint_id)
-            tips[item.scope.checkpoint_ns] = item  # oldest first, so the last one stays
+            tips[item.scope.checkpoint_ns] = item  # items come oldest first, so the newest one stays
             earlier = earlier or noted_in(item.metadata, item.scope.thread_id)
     branches = [branch_of(namespace, ids, brought[namespace]) for namespace, ids in parents.items()]
     return branches, tips, earlier
@@ -370,7 +378,7 @@ async def _branches(
 async def _moved_from(
     forks: Mapping[str, str], items: AsyncIterator[Item], set_aside: SetAside
 ) -> AsyncIterator[Item]:
-    """Name the thread of what is set aside: of each namespace what is not older than its fork."""
+    """Move items to the thread that is set aside, unless they are older than the fork of their namespace."""
     async for item in items:
         is_older = item.checkpoint_id < forks.get(item.scope.checkpoint_ns, "")
         yield item if is_older else _moved(item, set_aside)
@@ -390,7 +398,7 @@ def _moved(item: Item, set_aside: SetAside) -> Item:
 
 
 def _with(metadata_json: str, noted: dict[str, Any]) -> str:
-    """Add a key to a JSON object's text; its other texts, numbers too, stay as they are."""
+    """Add a key to the text of a JSON object. The rest of the text is not changed, not even its numbers."""
     if not metadata_json:
         return ""
     start, more = metadata_json.rstrip()[:-1], json.dumps(noted)[1:]

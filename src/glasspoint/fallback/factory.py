@@ -1,4 +1,4 @@
-"""The doors: functions that open a saver."""
+"""The functions that open a saver, with the fallback chain (`get_checkpointer`) or without."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ __all__ = [
 
 _log = get_logger("glasspoint")
 
-# What falling to a tier means, as the log says it.
+# What a fall to a tier means to users, for the log.
 _MEANS_REDIS = (
     "Conversations are kept in Redis alone until PostgreSQL is back. They go on from their cached state; one "
     "that is not cached begins anew, and is set aside later if PostgreSQL holds a history of it. What is "
@@ -65,7 +65,7 @@ _MEANS_MEMORY = (
 
 
 class ChainOptions(TypedDict, total=False):
-    """Keyword arguments of `get_checkpointer`, which says what each means."""
+    """Keyword arguments of `get_checkpointer`, which explains them."""
 
     settings: InstanceOf[Settings] | None
     serde: Serde | None
@@ -74,10 +74,10 @@ class ChainOptions(TypedDict, total=False):
 
 
 class _Memory:
-    """The tier `memory` of one target: one in a process, however many chains and event loops it has.
+    """The tier `memory` of one target. All chains of a process share it, on whatever event loop they work.
 
     LangGraph Server opens a chain for each of its loops (`BG_JOB_ISOLATED_LOOPS`), and the next turn of a
-    conversation may run on another one.
+    conversation may run on another loop.
     """
 
     def __init__(self) -> None:
@@ -86,35 +86,36 @@ class _Memory:
         self._lock = threading.Lock()
 
     def open(self, **options: Any) -> MemorySaver:
-        """Open a saver on it."""
+        """Open a saver on the tier."""
         saver = MemorySaver(history=self.history, **options)
         with self._lock:
             if not any(each.vitals.active for each in self._savers):
-                self.history.forget_moved()  # while a chain works here, it has to follow what has moved
+                self.history.forget_moved()  # a chain that works here still has to follow moved threads
             self._savers.add(saver)
         return saver
 
 
-# Process, target and key prefix -> the tier `memory`. What a process has copied from its parent at a fork()
-# is the parent's.
+# Process, target and key prefix -> the tier `memory`. The process is part of the key, because a child gets a
+# copy of the parent's tiers at a fork().
 _memories: dict[tuple[int, Target, str], _Memory] = {}
 
-# The targets of which the log says already that their threads in Redis are not signed.
+# The targets whose missing signature was logged.
 _unsigned: set[Target] = set()
 
 
 async def create_cached_postgres_checkpointer(
     conn_string: str, redis: Redis | str, **options: Unpack[OpenCachedOptions]
 ) -> CachedPostgresSaver:
-    """Open a `CachedPostgresSaver` on a pool of its own, and make the tables if they are not there.
+    """Open a `CachedPostgresSaver` on a pool of its own, and create the tables if they do not exist.
 
-    The caller closes it (`await saver.close()`), and the Redis client if it was a client that was passed in.
+    The caller closes the saver (`await saver.close()`), and also the Redis client, if it passed one in.
 
     Args:
-        conn_string: PostgreSQL, as `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…` or
-            `postgresql+psycopg://…`.
-        redis: A `redis.asyncio.Redis`, or a URL: `redis://…`, `rediss://…`, `unix://…`.
-        options: As for `CachedPostgresSaver.create`: `cache_ttl` (86400) seconds, `pool_max_size` (10), …
+        conn_string: Where PostgreSQL is: `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
+            `postgresql+psycopg://…` or libpq's `key=value` form.
+        redis: Where Redis is: `redis://…`, `rediss://…`, `unix://…`; or a `redis.asyncio.Redis`.
+        options: The keyword arguments of `CachedPostgresSaver.create`, for example `cache_ttl` (86400
+            seconds) and `pool_max_size` (10).
 
     Raises:
         GlasspointError: The same errors as from `CachedPostgresSaver.create`.
@@ -126,16 +127,17 @@ async def create_cached_postgres_checkpointer(
 async def create_redis_checkpointer(
     redis_url: str | Redis | RedisCluster, ttl: Seconds | None = 86400, **options: Unpack[RedisOptions]
 ) -> RedisSaver:
-    """Open a `RedisSaver`: the whole history in Redis alone, on plain data types.
+    """Open a `RedisSaver`, which keeps the whole history in Redis alone, on plain data types.
 
-    The caller closes it (`await saver.close()`), and the Redis client if it was a client that was passed in.
+    The caller closes the saver (`await saver.close()`), and also the Redis client, if it passed one in.
 
     Args:
-        redis_url: `redis://…`, `rediss://…` or `unix://…`; or a client, `redis.asyncio.Redis` or
+        redis_url: Where Redis is: `redis://…`, `rediss://…` or `unix://…`; or a `redis.asyncio.Redis` or
             `redis.asyncio.RedisCluster`.
-        ttl: Seconds (> 0) that a thread stays after its last use, reading included, or a `timedelta`; `None`
-            for ever.
-        options: As for `RedisSaver.create`: `key_prefix` ("glasspoint"), `timeout_seconds` (2.0), …
+        ttl: Seconds (> 0), or a `timedelta`, that a thread stays after its last use; reading is a use, too.
+            `None`: for ever.
+        options: The keyword arguments of `RedisSaver.create`, for example `key_prefix` ("glasspoint") and
+            `timeout_seconds` (2.0).
 
     Raises:
         GlasspointError: The same errors as from `RedisSaver.create`.
@@ -151,28 +153,31 @@ def get_checkpointer(
     telemetry: Telemetry | None = None,
     postgres_password: Password | None = None,
 ) -> Opening[FallbackSaver]:
-    """Open a saver with everything from the environment, and with the fallback chain.
+    """Open a saver with settings from the environment, and with the fallback chain.
 
-    PostgreSQL and Redis (`cached`), or Redis alone (`redis`), or this process's memory (`memory`), as
-    `CHECKPOINT_FALLBACKS` allows; each fallback is logged, counted and shown by `/readyz`, and taken back in
-    the background. LangGraph Server takes this function as it is, as `"checkpointer": {"path": …}`.
+    The saver works in the best tier that is available: PostgreSQL and Redis (`cached`), Redis alone
+    (`redis`), or the memory of this process (`memory`). `CHECKPOINT_FALLBACKS` says which ones it may use.
+    Each fallback is logged, counted and shown by `/readyz`; a task in the background goes back up. LangGraph
+    Server takes this function as it is: `"checkpointer": {"path": …}`.
 
     Args:
-        settings: By default what the environment says: see `docs/settings.md`.
-        serde: How values are serialised, in all tiers; by default as LangGraph does it.
-        telemetry: Who is told of everything; by default the process's own registry and provider.
-        postgres_password: A function, synchronous (it runs in a thread) or asynchronous, that returns
-            PostgreSQL's password, in place of the one in `POSTGRES_URL`. It is asked before each new
-            connection. Wins over `CHECKPOINT_POSTGRES_PASSWORD_COMMAND`.
+        settings: By default, read from the environment: see `docs/settings.md`.
+        serde: Serialises the values in all tiers. By default, LangGraph's serializer.
+        telemetry: Receives all events: see `create_telemetry`. By default, metrics go to the process's
+            Prometheus registry, and spans to its OpenTelemetry provider.
+        postgres_password: A function that returns PostgreSQL's password, in place of the one in
+            `POSTGRES_URL`. It may be asynchronous; a synchronous one runs in a thread. It is called before
+            each new connection. It has priority over `CHECKPOINT_POSTGRES_PASSWORD_COMMAND`.
 
     Returns:
-        What is to be entered: `async with get_checkpointer() as saver:`, or `with` for synchronous graphs;
-        or opened without a block: `saver = await get_checkpointer()`, or `get_checkpointer().open()`.
+        An object that opens the saver. In a block: `async with get_checkpointer() as saver:`, or `with` for
+        synchronous graphs. Without a block: `saver = await get_checkpointer()`, or
+        `get_checkpointer().open()`.
 
     Raises:
-        ConfigurationError: An argument is of another type. Or a setting is missing or wrong, and the message
-            names its variable (when entered).
-        GlasspointError: No tier can be had. (When entered.)
+        ConfigurationError: An argument has the wrong type. Or, on opening: a setting is missing or wrong, and
+            the message names its variable.
+        GlasspointError: On opening: no tier is available.
     """
     given = {
         "settings": settings,
@@ -219,7 +224,7 @@ async def _open_chain(
         return secrets[0]
 
     async def last_used() -> LastUsed | None:
-        """What processes of this target leave in Redis for one another, if they can sign it."""
+        """Return the record that processes of this target leave in Redis, `None` if they cannot sign it."""
         shared_secret = await secret() if "redis" in settings.fallbacks else None
         if shared_secret is None:
             return None

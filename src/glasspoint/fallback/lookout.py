@@ -1,15 +1,15 @@
-"""A process in the upper tier asks Redis whether other processes write to a lower tier.
+"""Looks, for a process in an upper tier, whether other processes have written to threads in a lower tier.
 
-A thread that others have written to below must come up before a call above is answered, or the call would see
-a shorter conversation. So a call asks whether the tier names threads at all: at most twice a second, for all
-calls together. A process that makes the tier name its first thread waits for longer than that before it
-acknowledges anything (`history.interface.HEARD_SECONDS`). So the upper tier hears of all that
-was acknowledged below.
+Such a thread must be moved up before a call above reads it: otherwise the call would see a shorter
+conversation. So a call asks Redis whether the lower tier has any threads. All calls together ask at most
+twice a second. The process that writes the first thread there waits longer than that before it acknowledges
+the write (`history.interface.HEARD_SECONDS`). So processes above know of every write that was acknowledged
+below.
 
-If Redis does not answer, nothing is known, and calls go on without.
+If Redis does not respond, nothing is known, and calls go on without this.
 
-The tier `memory` is looked into in the same way, for another chain of this process may work there, on another
-event loop. It costs nothing to ask whether it is empty, so that is asked each time.
+The tier `memory` is looked into in the same way, because another chain of this process may work there, on
+another event loop. To ask whether `memory` is empty costs nothing, so every call asks.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["Lookout"]
 
 _CLEAR_SECONDS = HEARD_SECONDS - 0.1
-"""How long the answer "no thread stands there" is believed."""
+"""How long the result "no thread stands there" is trusted."""
 
 _PAUSE_SECONDS = 5.0
-"""How long calls do not ask again after Redis did not answer, for a call that asks waits for the timeout."""
+"""How long calls do not ask after Redis did not respond: a call that asks would wait for the timeout."""
 
 _NOTHING = Holding(any=False, this=False, unused_seconds=0.0)
 
@@ -47,11 +47,11 @@ class Lookout:
         *,
         is_empty: Callable[[], bool] | None = None,
     ) -> None:
-        """Take the tier that is looked into.
+        """Name the tier.
 
         Args:
-            open_saver: Opens the tier; it stays open until `close`.
-            is_empty: Tells whether no thread stands there. `None`: that has to be asked for.
+            open_saver: Opens the tier's saver, which stays open until `close`.
+            is_empty: Tells whether no thread stands there. `None`: Redis has to be asked.
         """
         self._open = open_saver
         self._is_empty = is_empty
@@ -63,17 +63,17 @@ class Lookout:
 
     @property
     def is_clear(self) -> bool:
-        """Whether it was seen just now that no thread stands there, or nothing can be seen."""
+        """Whether a recent look found no thread there, or found nothing out."""
         return self._is_empty() if self._is_empty is not None else monotonic() < self._clear_until
 
     @property
     def saver(self) -> RedisSaver | MemorySaver:
-        """The tier, once something was seen there."""
+        """The saver of the tier. Only after a look that found something."""
         assert self._saver is not None
         return self._saver
 
     async def look(self, thread_id: str) -> Holding:
-        """Return what stands there, as far as Redis says.
+        """Return which threads stand there: none, if Redis does not respond.
 
         Args:
             thread_id: The thread to look for.
@@ -99,7 +99,7 @@ class Lookout:
             return self._saver
 
     async def close(self) -> None:
-        """Close it."""
+        """Close the saver of the tier."""
         saver, self._saver = self._saver, None
         if saver is not None:
             await saver.close()

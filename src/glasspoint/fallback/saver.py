@@ -1,7 +1,7 @@
-"""FallbackSaver: a checkpointer that goes on working, tier by tier, when a server is lost, and says so.
+"""FallbackSaver: a checkpointer that goes on working in a lower tier when a server is lost, and logs that.
 
-Every call goes to the tier that works now. How that changes, and how what was written meanwhile gets back
-into PostgreSQL: see `controller` and `draining`; what each tier promises: `docs/fallback.md`.
+Every call goes to the tier that works now. `controller` changes the tier, and `draining` moves what was
+written meanwhile into PostgreSQL. `docs/fallback.md` says what each tier promises.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ __all__ = ["FallbackSaver"]
 class FallbackSaver(SyncFace):
     """The saver of a fallback chain, made by `get_checkpointer`.
 
-    Its methods are those of `CachedPostgresSaver`, and mean the same in every tier; in a lower tier only what
-    was written in that tier is there to be read.
+    Its methods are those of `CachedPostgresSaver`, and do the same in every tier. But a lower tier has less
+    to read: what was written there, and in `redis` the states of threads that Redis had cached.
     """
 
     def __init__(self, chain: Chain) -> None:
@@ -64,13 +64,13 @@ class FallbackSaver(SyncFace):
 
     @property
     def tier(self) -> str:
-        """Where it works now: `cached`, `redis` or `memory`."""
+        """The tier that works now: `cached`, `redis` or `memory`."""
         return self._of_this_process()._chain.tier
 
     def close(self) -> Awaitable[None]:
-        """Let the calls under way end, and close every server's connections. May be called twice.
+        """Wait for the calls under way, and close the connections to all servers. May be called twice.
 
-        On the saver's event loop it is to be awaited; elsewhere it is done when this returns.
+        On the saver's event loop, await the result. Everywhere else, the saver is closed when this returns.
         """
         return self._close_on_either_face(self._close, done=not self._chain.is_open)
 
@@ -79,9 +79,9 @@ class FallbackSaver(SyncFace):
         await self._chain.close()
 
     def setup(self) -> Awaitable[None]:
-        """Do nothing: the tables were made when PostgreSQL was reached. Code for other savers calls it.
+        """Do nothing. The tables are created when PostgreSQL is first reached.
 
-        It may be awaited, and need not be.
+        This exists for code that is written for other savers. The result may be awaited, but need not be.
 
         Raises:
             SaverClosedError: The saver was closed.
@@ -124,7 +124,7 @@ class FallbackSaver(SyncFace):
     ) -> AsyncIterator[ThreadSummary]:
         """List threads, the one written last first: see `CachedPostgresSaver.alist_threads`.
 
-        In a lower tier only the threads that were written in that tier are there.
+        A lower tier has only the threads that were written or read in that tier.
         """
 
         async def collect(saver: TierSaver) -> list[ThreadSummary]:
@@ -136,7 +136,7 @@ class FallbackSaver(SyncFace):
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Walk a checkpoint's ancestors: see `CachedPostgresSaver.aget_delta_channel_history`."""
+        """Read the writes of ancestors: see `CachedPostgresSaver.aget_delta_channel_history`."""
         return await self._run(
             config, lambda saver, placed: saver.aget_delta_channel_history(config=placed, channels=channels)
         )
@@ -157,13 +157,13 @@ class FallbackSaver(SyncFace):
             marked = cast("CheckpointMetadata", {**metadata, **mark}) if mark else metadata
             if self._chain.whole:
                 return saver.aput(placed, checkpoint, marked, new_versions)
-            # What did not change may stand in another tier, where the run began: this one needs it, too.
+            # The unchanged values may stand in another tier, in which the run began. Store them here, too.
             values = checkpoint["channel_values"]
             all_versions = {c: v for c, v in versions_of(checkpoint).items() if c in values} | new_versions
             return saver.aput(placed, checkpoint, marked, all_versions)
 
         stored = await self._run(config, put, puts=checkpoint["id"])
-        # A run that is under way knows its thread by this id, wherever its branch stands.
+        # A run under way knows its thread by this id, even if its branch has another one.
         stored["configurable"]["thread_id"] = config["configurable"]["thread_id"]
         return stored
 
@@ -174,13 +174,16 @@ class FallbackSaver(SyncFace):
         await self._run(config, lambda saver, placed: saver.aput_writes(placed, writes, task_id, task_path))
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        """Return a channel's next version, greater than `current` and unlike any other ever made."""
+        """Return the next version of a channel, which is greater than `current` and unique."""
         return self._chain.saver.get_next_version(current, channel)
 
     # ---------------------------------------------------------------- deleting, copying
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Delete a thread, in the tier that works now: see `CachedPostgresSaver.adelete_thread`."""
+        """Delete a thread, in the tier that works and in lower tiers that may have it.
+
+        See `CachedPostgresSaver.adelete_thread`. In a lower tier, PostgreSQL's copy of the thread stays.
+        """
         self.home.check()
         await self._chain.delete_thread(thread_id, lambda saver: saver.adelete_thread(thread_id))
 
@@ -208,10 +211,10 @@ class FallbackSaver(SyncFace):
         """Remove old checkpoints from PostgreSQL: see `CachedPostgresSaver.aprune_older_than`.
 
         Raises:
-            L2UnavailableError: PostgreSQL is not in use, just now.
+            L2UnavailableError: The saver works in a lower tier, without PostgreSQL.
         """
         self.home.check()
-        saver = self._chain.saver  # not `_run`: it may take hours, and nothing waits for it
+        saver = self._chain.saver  # not `_run`: pruning may take hours, and must not delay a switch of tiers
         if not isinstance(saver, CachedPostgresSaver):
             raise L2UnavailableError(
                 f"The saver works in the tier {self.tier!r}, without PostgreSQL: prune when it is promoted."
@@ -261,7 +264,7 @@ class FallbackSaver(SyncFace):
         return await self._chain.run(lambda saver: call(self._with_own_serde(saver)))
 
     def _with_own_serde(self, saver: TierSaver) -> TierSaver:
-        """The clones that `with_allowlist` makes of this saver share everything but the serde."""
+        """Return the tier's saver with this saver's serde: a clone of `with_allowlist` has another one."""
         if saver.serde is self.serde:
             return saver
         clone = copy.copy(saver)
