@@ -1,5 +1,7 @@
-"""Histories: all checkpoints of all threads in one place.
+"""Histories: the storage of `RedisSaver` and `MemorySaver`, with all checkpoints of all threads in one place.
 
-The places are `in_redis` and `in_memory`; `interface` says what a place has to do. `saver` reads and writes
-them, `listing`, `pruning`, `copying` and `drain` do the rest.
+A place is Redis (`in_redis`) or the memory of this process (`in_memory`); `interface` says what a place must
+do. `saver` has the calls of a checkpointer; it is built on `opened` and `drain`, and uses `beginning`,
+`listing`, `pruning` (with `retention`) and `copying`. Of Redis: `steps` runs the scripts, `keys` names the
+keys, `records` packs what they hold, and `signing` signs it.
 """

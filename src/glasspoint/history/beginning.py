@@ -1,13 +1,13 @@
-"""How a thread begins in a lower tier: from its cached state, anew, or not at all.
+"""Decides how a thread begins in a lower tier: from its cached state, anew, or not at all.
 
-PostgreSQL is away, so nobody can tell whether a thread has a history there. If the cache has the state of the
-thread, the thread goes on from that. If not, `CHECKPOINT_FALLBACK_UNKNOWN` decides: the thread begins anew
-(and is set aside later, if it has a history), or it is refused.
+PostgreSQL is away, so nobody can tell whether a thread has a history there. If the cache has the thread's
+state, the thread goes on from it. If not, `CHECKPOINT_FALLBACK_UNKNOWN` decides: the thread begins anew (and
+is set aside later, if it has a history), or it is refused.
 
-A run's subgraph is not cached (`Scope.is_cached`). If its run began in PostgreSQL, its state is there alone,
-and it cannot go on here: as if it were new, it would run its finished tasks again. It may have begun there if
-its task belongs to a checkpoint that was brought here from the cache. Such checkpoints are marked, for all
-processes that work in this tier. A task of a checkpoint that was made here has begun here.
+A run's subgraph is not cached (`Scope.is_cached`). If it began while PostgreSQL was there, only PostgreSQL
+has its state. It cannot go on here: it would look new, and run its finished tasks again. It may have begun
+there if its task belongs to a checkpoint that was brought here from the cache. Such checkpoints are marked,
+for all processes in this tier. If its task belongs to a checkpoint that was made here, it began here.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ __all__ = ["Beginning", "CachedStates", "Unknown", "remember", "unmarked", "with
 Unknown = Literal["begin", "refuse"]
 
 _FROM_CACHE = "glasspoint_from_cache"
-"""The key in the metadata of a checkpoint that was brought here from the cache. Neither callers nor the tier
+"""The metadata key that marks a checkpoint that was brought here from the cache. Neither callers nor the tier
 above see it."""
 
-# How many threads are remembered; 100 bytes or so each.
+# The maximum number of threads in each memory; a thread takes about 100 bytes.
 _REMEMBERED = 100_000
 
 _REFUSED = (
@@ -58,25 +58,25 @@ _IN_A_SUBGRAPH = (
 
 
 class CachedStates(Protocol):
-    """What the cache holds, as far as it can be believed without PostgreSQL."""
+    """The states in the cache that can be trusted without PostgreSQL."""
 
     async def find(self, scope: Scope) -> StoredCheckpoint | None:
-        """Return the cached state of a scope, `None` if there is none."""
+        """Return the cached state of a scope, `None` if the cache has none."""
 
     async def forget(self, scope: Scope) -> None:
-        """Delete it."""
+        """Delete the cached state of a scope."""
 
 
 class Beginning:
-    """Decides for each thread that has nothing here yet."""
+    """Decides how each thread begins that has nothing here yet."""
 
     def __init__(self, history: History, states: CachedStates | None, *, unknown: Unknown) -> None:
-        """Take where threads begin, and what becomes of unknown ones.
+        """Take the history and the cached states.
 
         Args:
-            history: Where threads go on.
-            states: Where their beginnings may be; `None`: nowhere.
-            unknown: Whether a thread of which nothing is found begins anew.
+            history: The history of this tier.
+            states: Finds cached states. `None`: the cache cannot be used.
+            unknown: Whether a thread without a cached state begins anew, or is refused.
         """
         self._history = history
         self._states = states
@@ -89,14 +89,17 @@ class Beginning:
 
     @property
     def anew(self) -> frozenset[str]:
-        """Threads that began here with nothing, in this process or in another one.
+        """The threads that began here with nothing, in this process or in another one.
 
-        A run may have begun then, and may not have written yet.
+        A run of such a thread may be under way, and may not have written yet.
         """
         return frozenset(self._anew)
 
     async def meet(self, scope: Scope) -> None:
-        """Find out, once, how a thread has begun that stands here. If this place is lost, nobody can tell."""
+        """Find out, once, whether a thread that is here began with nothing.
+
+        This is done at the first read: if the server is lost later, nobody can tell any more.
+        """
         if scope.thread_id in self._met or scope.checkpoint_ns:
             return
         oldest = await self._history.oldest(scope)
@@ -105,17 +108,18 @@ class Beginning:
         remember(self._met, scope.thread_id)
 
     async def read(self, scope: Scope, above: Mapping[str, str]) -> bool:
-        """Bring the cached state of a scope here, of which nothing is here.
+        """Bring the cached state of a scope that has nothing here.
 
         Args:
-            above: Namespace -> checkpoint, of the graphs around this one, as a run names them.
+            scope: The scope.
+            above: Namespace -> checkpoint of the graphs around this one, from the config of the run.
 
         Returns:
-            Whether there was one.
+            Whether the cache had a state.
 
         Raises:
-            ThreadUnknownError: There was none, and nothing else of the thread is here; such are refused. Or
-                it is a run's subgraph whose state PostgreSQL may have.
+            ThreadUnknownError: The cache had none, nothing else of the thread is here, and unknown threads
+                are refused. Or the scope is a run's subgraph whose state PostgreSQL may have.
         """
         self._resumed.pop(scope.thread_id, None)
         if not scope.is_cached and await self._may_have_begun_above(scope, above):
@@ -131,7 +135,7 @@ class Beginning:
         return False
 
     async def take(self, scope: Scope) -> bool:
-        """Bring the cached state of a scope here, if there is one, and tell whether there was."""
+        """Bring the cached state of a scope here, and return whether the cache had one."""
         if self._states is None or scope.thread_id in self._deleted or not scope.is_cached:
             return False
         state = await self._states.find(scope)
@@ -141,28 +145,28 @@ class Beginning:
         return True
 
     async def _may_have_begun_above(self, scope: Scope, above: Mapping[str, str]) -> bool:
-        """Tell whether the task that a run's subgraph belongs to is one of a checkpoint from the cache."""
+        """Tell whether the task of a run's subgraph may belong to a checkpoint from the cache."""
         around = sorted(_namespaces_around(scope.checkpoint_ns), key=len, reverse=True)
         named = [Scope(scope.thread_id, each) for each in around if each in above]
-        if named:  # the innermost is the graph whose task it is
+        if named:  # the innermost graph is the one that has the task
             position = Position(named[0], above[named[0].checkpoint_ns])
             [metadata] = await self._history.metadata([position])
             return metadata is not None and _FROM_CACHE in metadata
-        for each in around:  # somebody looks at its state
+        for each in around:  # no run, but a look at the subgraph's state
             newest = await self._history.read(Scope(scope.thread_id, each), None)
             if newest is not None and _FROM_CACHE in newest.stored.metadata:
                 return True
         return False
 
     async def check_writes(self, scope: Scope, checkpoint_id: str, writes: Sequence[tuple[str, Any]]) -> None:
-        """Refuse the answer to an interrupt of a thread that begins anew, and all that its run stores.
+        """Refuse a run that resumes a thread which began anew: there is no interrupt to resume from.
 
         Raises:
-            ThreadUnknownError: This is one.
+            ThreadUnknownError: These are writes of such a run.
         """
         thread_id = scope.thread_id
         if any(channel == RESUME for channel, _ in writes) and thread_id in self._anew:
-            # The run puts its first checkpoint at the same time, which has to wait for this.
+            # The run puts its first checkpoint at the same time. The put waits until this is decided.
             self._deciding[thread_id] = decided = asyncio.Event()
             try:
                 if await self._history.read(scope, checkpoint_id) is None:
@@ -173,10 +177,10 @@ class Beginning:
         await self.check_put(scope)
 
     async def check_put(self, scope: Scope) -> None:
-        """Refuse what a run stores that was to be resumed, and could not.
+        """Refuse a put of a run that resumes a thread which began anew: see `check_writes`.
 
         Raises:
-            ThreadUnknownError: This is one.
+            ThreadUnknownError: This is a put of such a run.
         """
         if (decided := self._deciding.get(scope.thread_id)) is not None:
             await decided.wait()
@@ -184,7 +188,7 @@ class Beginning:
             raise ThreadUnknownError(_NOTHING_TO_RESUME)
 
     async def forget(self, thread_id: str, scopes: Sequence[Scope]) -> None:
-        """Keep a thread that was deleted here from going on from its cached states."""
+        """Delete the cached states of a thread that is deleted here, so that it does not go on from them."""
         remember(self._deleted, thread_id)
         if self._states is not None:
             for scope in scopes:
@@ -192,7 +196,7 @@ class Beginning:
 
 
 def without_mark(stored: StoredCheckpoint) -> StoredCheckpoint:
-    """Return a checkpoint as others see it, who need not know that it was brought here from the cache."""
+    """Return a checkpoint without the mark that it was brought here from the cache, for other callers."""
     metadata = unmarked(stored.metadata)
     if metadata is stored.metadata:
         return stored
@@ -200,25 +204,25 @@ def without_mark(stored: StoredCheckpoint) -> StoredCheckpoint:
 
 
 def with_mark(stored: StoredCheckpoint) -> StoredCheckpoint:
-    """Return a checkpoint that says for all processes that this tier has not made it."""
+    """Return a checkpoint with the mark that this tier has not made it, which all processes see."""
     return replace(stored, metadata={**stored.metadata, _FROM_CACHE: True}, metadata_json="")
 
 
 def unmarked(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return metadata without that mark; the very same object, if it is not there."""
+    """Return metadata without the mark. Without a mark, the same object is returned."""
     if _FROM_CACHE not in metadata:
         return metadata
     return {key: value for key, value in metadata.items() if key != _FROM_CACHE}
 
 
 def _namespaces_around(namespace: str) -> list[str]:
-    """Return the root's namespace, and those that this one begins with."""
+    """Return the namespaces of the graphs around this one, from the root's on."""
     parts = namespace.split("|")
     return ["|".join(parts[:count]) for count in range(len(parts))]
 
 
 def remember(threads: OrderedDict[str, None], thread_id: str) -> None:
-    """Add a thread to some that are remembered; of too many, the one that was added longest ago goes."""
+    """Add a thread to a memory. If the memory is full, forget the thread that was added longest ago."""
     threads[thread_id] = None
     threads.move_to_end(thread_id)
     if len(threads) > _REMEMBERED:

@@ -1,11 +1,11 @@
-"""Draining: a thread's way out of a history into another store, and from another store into it.
+"""Draining: moves a thread out of a history into another store, and from another store into a history.
 
     seal_thread --- token ---> export_thread ---> (the other store has all) ---> retire_thread
                                     |
-                     seal_thread(token=…) now and then, to renew
+                     seal_thread(token=…) now and then, to renew the seal
 
-While a thread is sealed, and for a while after it was retired, every call that concerns it raises
-`ThreadMovedError`: so no write is acknowledged here that the other store will not have.
+While a thread is sealed, and for some time after it was retired, each call on it raises `ThreadMovedError`.
+So no write is acknowledged here that the other store will not have.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ __all__ = ["DrainableSaver"]
 
 
 class DrainableSaver(OpenedSaver):
-    """What a fallback chain needs to bring the threads into the tier above, and out of the one below."""
+    """The calls with which a fallback chain moves threads into the tier above, and out of a tier below."""
 
     async def thread_ids(self) -> AsyncIterator[str]:
-        """Find every thread that has data here, sealed ones included, those that have moved not.
+        """Yield the id of every thread that has data here. Sealed threads are included, moved ones are not.
 
-        One that is written meanwhile may be missed.
+        A thread that is written for the first time meanwhile may be missed.
 
         Raises:
-            RedisUnavailableError: Redis did not answer.
+            RedisUnavailableError: Redis did not respond.
         """
         async for thread_id in self._lifetime.each(self._history.thread_ids()):
             yield thread_id
@@ -46,21 +46,21 @@ class DrainableSaver(OpenedSaver):
     async def seal_thread(
         self, thread_id: str, *, lease_seconds: float, token: bytes | str | None = None
     ) -> str | None:
-        """Keep everybody else from a thread, to drain it.
+        """Keep all other callers from a thread, in order to drain it.
 
         Args:
-            thread_id: The thread.
-            lease_seconds: After so long on the Redis server's clock the seal is gone, and the thread works as
-                before.
-            token: To renew a seal: what the first call returned.
+            thread_id: The id of the thread.
+            lease_seconds: How long the seal lasts, by the Redis server's clock. After that, the thread works
+                as before.
+            token: To renew a seal: the token from the first call.
 
         Returns:
-            The seal's token. `None` if another holds the seal, if the thread has moved already, or if the
-            seal to renew has expired: somebody may have written since, so begin again.
+            The token of the seal. `None`: another caller has the seal, or the thread has moved already; or
+            the seal to renew has expired, and the thread may have been written to, so begin again.
 
         Raises:
-            InvalidConfigError: No thread can have this id.
-            RedisUnavailableError: Redis did not answer.
+            InvalidConfigError: The id cannot be stored.
+            RedisUnavailableError: Redis did not respond.
         """
         validate_thread_id(thread_id)
         lease_ms = _milliseconds("lease_seconds", lease_seconds)
@@ -73,21 +73,23 @@ class DrainableSaver(OpenedSaver):
     async def export_thread(
         self, thread_id: str, *, keeps_ttl: bool = False
     ) -> AsyncIterator[StoredCheckpoint | PendingWrites]:
-        """Give out all of a thread as it is stored; nothing is decoded. Only under a seal is it one state.
+        """Yield everything of a thread, as it is stored. Nothing is decoded.
+
+        Seal the thread first: otherwise it may change meanwhile.
 
         Args:
-            thread_id: The thread.
-            keeps_ttl: The thread lives as long as it would have, unread.
+            thread_id: The id of the thread.
+            keeps_ttl: Whether this read leaves the thread's time to live as it is.
 
         Yields:
-            Its checkpoints with their values and writes, oldest first in each namespace; then the pending
+            The checkpoints with their values and writes, oldest first in each namespace; then the pending
             writes whose checkpoint is not here.
 
         Raises:
-            InvalidConfigError: No thread can have this id.
-            ThreadMovedError: It has moved already.
-            ThreadDamagedError: Redis has evicted a part of it.
-            RedisUnavailableError: Redis did not answer.
+            InvalidConfigError: The id cannot be stored.
+            ThreadMovedError: The thread has moved already.
+            ThreadDamagedError: Redis has evicted a part of the thread.
+            RedisUnavailableError: Redis did not respond.
         """
         validate_thread_id(thread_id)
         history = self._history.untouched() if keeps_ttl else self._history
@@ -97,22 +99,21 @@ class DrainableSaver(OpenedSaver):
     async def retire_thread(
         self, thread_id: str, token: bytes | str, *, marker_seconds: float, moved_to: str | None = None
     ) -> bool:
-        """Forget a thread whose seal is alive, because another store has all of it.
+        """Forget a sealed thread, because another store has all of it.
 
         Args:
-            thread_id: The thread.
-            token: Of the seal.
-            marker_seconds: For so long calls that concern the thread raise `ThreadMovedError`: longer than
-                any client may take to notice where the thread is now.
-            moved_to: The id that the thread has in the other store, `None` if it kept its own; the error
-                says it.
+            thread_id: The id of the thread.
+            token: The token of the seal.
+            marker_seconds: How long calls on the thread raise `ThreadMovedError` from now on. This must be
+                longer than any client takes to notice where the thread is now.
+            moved_to: The id of the thread in the other store, for this error. `None`: the same id.
 
         Returns:
-            Whether it was done. If not, the seal has expired or is another one, and nothing was done.
+            Whether it was done. If not, the seal has expired or is another one, and nothing was changed.
 
         Raises:
-            InvalidConfigError: No thread can have this id.
-            RedisUnavailableError: Redis did not answer; the call may be repeated.
+            InvalidConfigError: The id cannot be stored.
+            RedisUnavailableError: Redis did not respond. The call may be repeated.
         """
         validate_thread_id(thread_id)
         marker_ms = _milliseconds("marker_seconds", marker_seconds)
@@ -120,19 +121,19 @@ class DrainableSaver(OpenedSaver):
             return await self._history.retire(thread_id, _text(token), marker_ms, moved_to)
 
     async def check_takes_writes(self) -> None:
-        """Make sure that it can be reached.
+        """Check that the server can be reached.
 
         Raises:
-            RedisUnavailableError: Redis did not answer.
+            RedisUnavailableError: Redis did not respond.
         """
         await self.ping()
 
     async def relate(self, thread_id: str, branch: Branch) -> Relation:
-        """Tell how a branch of another store stands to what is here of its thread and namespace.
+        """Compare a branch of another store with what is here of its thread and namespace.
 
         Raises:
             ThreadMovedError: The thread is sealed or has moved.
-            RedisUnavailableError: Redis did not answer.
+            RedisUnavailableError: Redis did not respond.
         """
         scope = Scope(thread_id, branch.namespace)
         with self._call("relate", scope):
@@ -141,7 +142,9 @@ class DrainableSaver(OpenedSaver):
             except ThreadDamagedError:
                 if not self._history.list_is_lost:
                     raise
-                found = None  # what was here is lost; if a part of it is, nothing can be stored beside that
+                found = (
+                    None  # the thread is lost; if only a part is lost, nothing can be stored beside the rest
+                )
             if found is None and self._beginning is not None and await self._beginning.take(scope):
                 found = await self._history.read(scope, None)
             if found is None:
@@ -155,11 +158,11 @@ class DrainableSaver(OpenedSaver):
             return relation_of(branch, newest, has_tip=has_tip)
 
     async def newest_held(self, thread_id: str, branch: Branch) -> str | None:
-        """Return the newest checkpoint of another store's branch that is here, too, `None` if none is.
+        """Return the newest checkpoint id of a branch that is here too, `None` if none is.
 
         Raises:
             ThreadMovedError: The thread is sealed or has moved.
-            RedisUnavailableError: Redis did not answer.
+            RedisUnavailableError: Redis did not respond.
         """
         scope = Scope(thread_id, branch.namespace)
         with self._call("relate", scope):
@@ -169,25 +172,26 @@ class DrainableSaver(OpenedSaver):
         return None
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
-        """Do nothing: the checkpoints' metadata say it, and are drained with them."""
+        """Do nothing: the metadata of the checkpoints record this, and are drained with them."""
 
     async def import_checkpoints(
         self, items: Sequence[StoredCheckpoint | PendingWrites], *, branch: Branch | None = None
     ) -> int:
-        """Store what another store gave out. What is here already stays, so it may be repeated.
+        """Store items that another store has exported. What is here already stays, so this may be repeated.
 
         Args:
             items: Checkpoints with their values and writes, or writes alone; all of one scope.
-            branch: What these are the beginning of, to be refused if it is apart from what is here.
+            branch: The branch that the items begin. If the thread is here, and the branch does not continue
+                it, nothing is stored.
 
         Returns:
-            How many checkpoints were not here before.
+            The number of checkpoints that were not here before.
 
         Raises:
             ThreadMovedError: The thread is sealed or has moved.
-            RedisUnavailableError: Redis did not answer.
-            RedisRefusedError: Redis refused; nothing was stored.
-            ThreadInUseError: The branch is apart. Nothing was stored.
+            RedisUnavailableError: Redis did not respond.
+            RedisRefusedError: Redis refused an item, which was not stored.
+            ThreadInUseError: The branch does not continue the thread. Nothing was stored.
         """
         validate_thread_id(items[0].scope.thread_id)
         if branch is not None and await self.relate(items[0].scope.thread_id, branch) == "apart":
@@ -203,7 +207,7 @@ def _milliseconds(name: str, seconds: float) -> int:
 
 
 def _marked(item: StoredCheckpoint | PendingWrites) -> StoredCheckpoint | PendingWrites:
-    """Keep it in mind that another lower tier has not made a checkpoint, either."""
+    """Mark a checkpoint here, too, if the other store had it from the cache."""
     return with_mark(item) if isinstance(item, StoredCheckpoint) and item.is_brought else item
 
 

@@ -1,6 +1,6 @@
-"""What a history is: the words of it, and what every place that one can stand in has to do.
+"""The interface of a history, `History`, and the types that it uses.
 
-`in_redis` and `in_memory` are such places; listing, pruning, copying and draining work on either.
+`in_redis` and `in_memory` implement it. Listing, pruning, copying and draining work with both.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ Adopted = Literal["adopted", "exists", "incomplete"]
 
 
 HEARD_SECONDS = 0.6
-"""A tier that named no thread, and now names one, acknowledges nothing for so long. A process that works
-above believes for less than that what it last heard of the tier (`lookout`), so it hears of it in time."""
+"""How long a tier delays the acknowledgement of a write after its list of threads became non-empty. Processes
+that work above trust the result "no thread" for a shorter time (`lookout`), so they learn of it in time."""
 
 
 class Holding(NamedTuple):
     """What a process that works above must know of a lower tier.
 
     Attributes:
-        any: Whether threads stand there.
-        this: Whether the thread that was asked for does.
-        unused_seconds: For how long nothing was stored there.
+        any: Whether the tier has threads.
+        this: Whether it has the thread that was asked for.
+        unused_seconds: Seconds since something was last stored there.
     """
 
     any: bool
@@ -58,7 +58,7 @@ class Position(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A checkpoint, and the TASKS writes of its parent if its format is one that is completed with them."""
+    """A checkpoint. If its format is old: also the TASKS writes of its parent, which complete it."""
 
     stored: StoredCheckpoint
     sends: list[EncodedWrite]
@@ -68,7 +68,7 @@ class Ancestor(NamedTuple):
     """What a walk for delta channels finds at one checkpoint.
 
     Attributes:
-        values: Channel -> kind and bytes, as `scripts/ancestors.lua` says.
+        values: Channel -> kind and bytes, as described in `scripts/ancestors.lua`.
     """
 
     checkpoint_id: str
@@ -77,12 +77,12 @@ class Ancestor(NamedTuple):
 
 
 class Removal(NamedTuple):
-    """What is to go of one namespace.
+    """What to remove from one namespace.
 
     Attributes:
-        whole: Nothing of it is to stay, not even writes and values of no checkpoint.
-        checkpoint_ids: These go.
-        orphans: These stay, and name no parent any more.
+        whole: Whether to remove everything, also writes and values without a checkpoint.
+        checkpoint_ids: The checkpoints to remove.
+        orphans: The checkpoints that stay, but lose their parent's id.
     """
 
     namespace: str
@@ -96,9 +96,9 @@ class Channel:
     """What a checkpoint has of a channel.
 
     Attributes:
-        versioned: Whether its `channel_versions` name it.
-        mark: What stands inline: `""` nothing, `"n"` null, `"t"` true, `"v"` another value.
-        blob: Whether a value stands at this version in a blob.
+        versioned: Whether the channel is in the checkpoint's `channel_versions`.
+        mark: The kind of the inline value: `""` none, `"n"` null, `"t"` true, `"v"` another value.
+        blob: Whether a blob holds the value at this version.
     """
 
     versioned: bool
@@ -108,11 +108,11 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What has to be known of a checkpoint to decide whether it may go.
+    """What has to be known of a checkpoint to decide whether it may be removed.
 
     Attributes:
-        old_format: Older than format 4: its parent's TASKS writes belong to it.
-        parent_has_sends: There are such.
+        old_format: Whether it is older than format 4: then its parent's TASKS writes belong to it.
+        parent_has_sends: Whether its parent has TASKS writes.
     """
 
     namespace: str
@@ -126,62 +126,64 @@ class Outline:
 
 
 class History(Protocol):
-    """All threads of one saver. Each method is done as a whole or not at all.
+    """All threads of one saver. Each method is done completely or not at all.
 
-    Those that concern one thread raise `ThreadMovedError` while it is sealed, and after it was retired.
+    A method on one thread raises `ThreadMovedError` while the thread is sealed, and after it was retired.
     """
 
     list_is_lost: bool
     """Whether threads that stood here may be gone without having been moved."""
 
     async def put(self, scope: Scope, put: EncodedPut) -> None:
-        """Store a checkpoint and its new values; a value that is there at this version stays."""
+        """Store a checkpoint and its new values. A value that exists at the same version stays."""
 
     async def put_writes(
         self, scope: Scope, checkpoint_id: str, writes: Sequence[EncodedWrite], *, replaces: bool
     ) -> None:
-        """Store pending writes, instead of those that are there or only where there are none."""
+        """Store pending writes. With `replaces`, they replace those of the same name; else, those stay."""
 
     async def add(self, item: StoredCheckpoint | PendingWrites) -> bool:
-        """Store what another store exported; what is here already stays, but for the special writes.
+        """Store an item from another store. What is here already stays, except special writes (index < 0).
 
         Returns:
-            Whether it was a checkpoint that was not here.
+            Whether the item is a checkpoint that was not here before.
         """
 
     async def delete_thread(self, thread_id: str) -> None:
-        """Forget a thread."""
+        """Delete everything of a thread."""
 
     async def remove(self, thread_id: str, removals: Sequence[Removal], revision: str) -> bool:
-        """Take checkpoints out, with their writes, and the values that nothing refers to any more.
+        """Remove checkpoints, their writes, and the values that no other checkpoint refers to.
 
         Args:
-            revision: What the decision was made on; `""` if it holds for any.
+            thread_id: The thread.
+            removals: What to remove, by namespace.
+            revision: The revision that the decision was made on; `""`: it is right for any.
 
         Returns:
-            Whether it was done; if not, the thread is of another revision.
+            Whether it was done. If not, the thread has another revision now.
         """
 
     def untouched(self) -> History:
-        """Return the same history, for reading: threads live no longer, and no shorter, for being read."""
+        """Return the same history for reading without a change of the threads' time to live."""
 
     def beside(self, token: str) -> History:
-        """Return where a thread's copy is built, unseen."""
+        """Return a place where a copy of a thread is built, which no other caller sees."""
 
     async def adopt(self, thread_id: str, token: str, checkpoints: int, writes: int) -> Adopted:
-        """Make what was built beside a thread this thread, if it is all there."""
+        """Make the copy that was built under a token the thread, if it is complete."""
 
     async def read(self, scope: Scope, checkpoint_id: str | None) -> Found | None:
         """Return a checkpoint, the newest if no id is given."""
 
     async def removals(self, thread_id: str) -> bytes:
-        """Return what is another value each time that checkpoints were removed from a thread."""
+        """Return a value that changes each time that checkpoints are removed from a thread."""
 
     async def namespaces(self, thread_id: str, *, sealed_too: bool = False) -> list[str]:
         """Return the namespaces in which a thread has checkpoints."""
 
     def positions(self, scope: Scope, *, before: str | None) -> AsyncGenerator[list[Position], None]:
-        """Return where a scope's checkpoints stand, newest first, in pages."""
+        """Return the positions of a scope's checkpoints, newest first, in pages."""
 
     async def newest(self, scope: Scope) -> str | None:
         """Return the id of a scope's newest checkpoint, `None` if it has none."""
@@ -190,10 +192,10 @@ class History(Protocol):
         """Return a scope's oldest checkpoint, `None` if it has none."""
 
     async def metadata(self, positions: Sequence[Position]) -> list[dict[str, Any] | None]:
-        """Return the metadata of some checkpoints of one thread, `None` for one that is gone."""
+        """Return the metadata of some checkpoints of one thread, `None` for one that does not exist."""
 
     def load(self, positions: Sequence[Position], *, sealed_too: bool = False) -> AsyncGenerator[Found, None]:
-        """Return some checkpoints of one thread, in this order, without those that are gone."""
+        """Return some checkpoints of one thread, in this order, without those that do not exist."""
 
     def ancestors(
         self, scope: Scope, checkpoint_id: str | None, channels: Sequence[str]
@@ -201,16 +203,19 @@ class History(Protocol):
         """Walk up from a checkpoint (the newest if no id is given) until each channel has a value."""
 
     async def outline(self, thread_id: str) -> tuple[str, list[Outline]]:
-        """Return what has to be known of all checkpoints to prune, and the revision that it began with."""
+        """Return the thread's revision, and what pruning has to know of all its checkpoints.
+
+        The revision is read first: checkpoints that come later have another one.
+        """
 
     async def may_hold(self, thread_id: str, run_ids: Sequence[str]) -> bool:
-        """Tell whether a thread may have checkpoints of one of these runs; a `False` is certain."""
+        """Tell whether a thread may have checkpoints of one of these runs. `False` is certain."""
 
     def thread_ids(self) -> AsyncGenerator[str, None]:
-        """Return every thread that has data here, each once."""
+        """Return the id of every thread that has data here, once."""
 
     async def seal(self, thread_id: str, lease_ms: int, token: str, *, renew: bool) -> bool:
-        """Keep everybody else from a thread, or go on doing so."""
+        """Keep all other callers from a thread, or renew the seal that does so."""
 
     def export(
         self, thread_id: str, *, sealed_too: bool
@@ -218,4 +223,4 @@ class History(Protocol):
         """Return all of a thread: its checkpoints, oldest first in each namespace, then the other writes."""
 
     async def retire(self, thread_id: str, token: str, marker_ms: int, moved_to: str | None) -> bool:
-        """Forget a sealed thread, and say for a while that it has moved, and which id it has now."""
+        """Forget a sealed thread. For some time, calls raise an error that names the thread's new id."""

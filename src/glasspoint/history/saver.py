@@ -1,7 +1,7 @@
-"""HistorySaver: the nine capabilities of a checkpointer, on a history that stands in one place alone.
+"""HistorySaver: the nine capabilities of a checkpointer, on a history that stands in one place.
 
-Where it stands (`in_redis`, `in_memory`) makes a `RedisSaver` or a `MemorySaver` of it. How it is opened and
-closed: see `opened`; how its threads are drained into another store: `drain`.
+`RedisSaver` is this with a history in Redis (`in_redis`), `MemorySaver` with one in memory (`in_memory`).
+`opened` opens and closes it, and `drain` moves its threads into another store.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ __all__ = ["HistorySaver"]
 
 
 class HistorySaver(DrainableSaver):
-    """Reads and writes a history; every call is done as a whole or not at all."""
+    """Reads and writes a history. Every call is done completely or not at all."""
 
     # ---------------------------------------------------------------- reading
 
@@ -64,10 +64,11 @@ class HistorySaver(DrainableSaver):
         """Fetch a checkpoint with its pending writes.
 
         Args:
-            config: Names the thread, the namespace and, for another than the newest, the checkpoint.
+            config: The thread, the namespace and, optionally, the checkpoint id. Without an id, the newest
+                checkpoint is fetched.
 
         Returns:
-            The checkpoint, `None` if there is none.
+            The checkpoint, or `None` if it does not exist.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._call("get_tuple", scope) as operation:
@@ -89,14 +90,14 @@ class HistorySaver(DrainableSaver):
         """List checkpoints, newest first.
 
         Args:
-            config: Names the thread and, if given, the namespace and the checkpoint; `None` or `{}` for all
+            config: The thread and, optionally, the namespace and the checkpoint id. `None` or `{}`: all
                 threads.
-            filter: Only checkpoints whose metadata hold this, as PostgreSQL's `@>` has it.
-            before: Only checkpoints older than the one that this names.
-            limit: At most so many.
+            filter: Only checkpoints whose metadata contain this, as in PostgreSQL's `@>`.
+            before: Only checkpoints that are older than the one in this config.
+            limit: The maximum number of checkpoints.
 
         Raises:
-            ConfigurationError: The filter is no JSON that PostgreSQL can hold, or the limit is negative.
+            ConfigurationError: The filter is not JSON that PostgreSQL can store, or the limit is negative.
         """
         chosen = listing.choose(config, filter=filter, before=before, limit=limit)
         with self._call("list", chosen.scope) as operation:
@@ -118,22 +119,23 @@ class HistorySaver(DrainableSaver):
         limit: int | None = None,
         before: RunnableConfig | None = None,
     ) -> AsyncIterator[ThreadSummary]:
-        """List the threads, the one whose newest checkpoint is the newest first.
+        """List threads in the order of their newest checkpoints, newest first.
 
-        In Redis this takes a look at all keys, and two round trips a thread.
+        In Redis, this scans all keys, and takes two round trips for each thread.
 
         Args:
-            filter: Only threads whose newest checkpoint's metadata hold this, as PostgreSQL's `@>` has it.
-            limit: At most so many.
-            before: Only threads whose newest checkpoint is older than the one that this names: `config` of
-                the last one of the page before.
+            filter: Only threads whose newest checkpoint's metadata contain this, as in PostgreSQL's `@>`.
+            limit: The maximum number of threads.
+            before: Only threads whose newest checkpoint is older than the one in this config. For the next
+                page, pass `config` of the last thread of this page.
 
         Yields:
-            Each thread, as the newest checkpoint of its root graph has it; all are read before the first.
+            A summary of each thread, from the newest checkpoint of its root graph. All threads are read
+            before the first is yielded.
 
         Raises:
             ConfigurationError: The filter is not plain JSON, or the limit is negative.
-            InvalidConfigError: `before` names no checkpoint that could be stored.
+            InvalidConfigError: `before` has no checkpoint id, or one that cannot be stored.
         """
         choice = choose_threads(filter=filter, limit=limit, before=before)
         with self._call("list_threads", None):
@@ -144,17 +146,17 @@ class HistorySaver(DrainableSaver):
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Walk a checkpoint's ancestors for what each channel was written.
+        """Read what a checkpoint's ancestors wrote to some channels.
 
         Args:
-            config: Names the checkpoint, or the newest of its thread.
-            channels: The channels to walk for.
+            config: The thread, the namespace and, optionally, the checkpoint id; by default the newest.
+            channels: The names of the channels.
 
         Returns:
-            For every channel its writes, oldest first, and the value that they start from, if there is one.
+            For each channel: its writes, oldest first, and the value that they start from, if it exists.
 
         Raises:
-            DeltaChainError: A checkpoint is its own ancestor, and a channel has no value on the way.
+            DeltaChainError: The ancestors form a cycle, and a channel has no value in it.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
         with self._call("delta_history", scope):
@@ -173,13 +175,13 @@ class HistorySaver(DrainableSaver):
         """Store a checkpoint.
 
         Args:
-            config: Names the thread, the namespace and, as `checkpoint_id`, the parent.
-            checkpoint: What to store.
-            metadata: What to store with it.
-            new_versions: The channels that changed, with their new versions.
+            config: The thread, the namespace and, as `checkpoint_id`, the id of the parent.
+            checkpoint: The checkpoint to store.
+            metadata: The metadata of the checkpoint.
+            new_versions: The channels that have changed, with their new versions.
 
         Returns:
-            The config that names the new checkpoint.
+            The config of the new checkpoint.
 
         Raises:
             SerializationError: A value cannot be serialised. Nothing was stored.
@@ -210,13 +212,13 @@ class HistorySaver(DrainableSaver):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Store what a task wrote, pending until its superstep is over.
+        """Store the writes of a task, which are pending until the task's superstep ends.
 
         Args:
-            config: Names the thread, the namespace and the checkpoint that the task started from.
+            config: The thread, the namespace and the id of the checkpoint that the task started from.
             writes: Pairs of channel and value.
-            task_id: The task.
-            task_path: Where the task stands in its superstep; writes are applied in this order.
+            task_id: The id of the task.
+            task_path: The task's position in its superstep. Writes are applied in the order of this.
 
         Raises:
             SerializationError: A value cannot be serialised. Nothing was stored.
@@ -241,7 +243,7 @@ class HistorySaver(DrainableSaver):
         """Delete all checkpoints and writes of a thread, in all its namespaces.
 
         Args:
-            thread_id: The thread.
+            thread_id: The id of the thread.
         """
         validate_thread_id(thread_id)
         with self._call("delete_thread", Scope(thread_id, "")):
@@ -251,18 +253,19 @@ class HistorySaver(DrainableSaver):
             await self._history.delete_thread(thread_id)
 
     async def adelete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
-        """Delete all checkpoints whose metadata name one of these runs as `run_id`, with their writes.
+        """Delete all checkpoints of some runs, with their writes.
 
-        All threads are looked at, so it takes a round trip a thread.
+        This looks at all threads, and takes at least one round trip for each.
 
         Args:
-            run_ids: The runs, as texts or UUIDs.
+            run_ids: The ids of the runs, as strings or UUIDs: the `run_id` in the checkpoints' metadata.
 
         Raises:
-            InvalidConfigError: No run can have such an id.
-            ConfigurationError: This is a single id (a TypeError, too).
-            DeltaChainError: A delta channel of a checkpoint that would stay is rebuilt from one that would
-                go. Nothing was deleted.
+            InvalidConfigError: An id cannot be stored.
+            ConfigurationError: `run_ids` is a single id. (The error is a `TypeError`, too.)
+            DeltaChainError: A checkpoint that stays has a delta channel that is rebuilt from one of these.
+                Nothing was deleted. Or a thread with delta channels kept changing meanwhile; nothing of this
+                thread was deleted.
         """
         wanted = run_ids_of(list_of_ids("run_ids", run_ids))
         with self._call("delete_for_runs", None):
@@ -271,13 +274,12 @@ class HistorySaver(DrainableSaver):
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread's whole history, in all its namespaces.
 
-        A source that does not exist is no error: nothing is copied, and the target does not exist afterwards.
-
-        Readers of the target see nothing of the copy, or all of it.
+        If the source does not exist, nothing is copied, and no error is raised. Readers of the target see
+        nothing of the copy, or all of it.
 
         Args:
-            source_thread_id: The thread to copy; it may be written meanwhile.
-            target_thread_id: The thread to make.
+            source_thread_id: The id of the thread to copy. It may be written to meanwhile.
+            target_thread_id: The id of the copy.
 
         Raises:
             ThreadExistsError: The target has data already. Nothing was copied.
@@ -294,17 +296,17 @@ class HistorySaver(DrainableSaver):
             await copy_thread(self._history, source_thread_id, target_thread_id)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Delete old checkpoints, or all.
+        """Prune some threads: keep what their newest checkpoints need, or delete them.
 
         Args:
-            thread_ids: The threads.
-            strategy: `"keep_latest"` keeps of each namespace the newest checkpoint and what it is completed
-                from: the ancestors that its delta channels are rebuilt from, for one. The namespace of a
-                subgraph's call goes with the root checkpoint that it started from. `"delete"` keeps nothing.
+            thread_ids: The ids of the threads.
+            strategy: `"keep_latest"` keeps the newest checkpoint of each namespace, and the ancestors that it
+                needs, for example to rebuild its delta channels. The namespace of a subgraph call is removed
+                together with the root checkpoint that the call started from. `"delete"` keeps nothing.
 
         Raises:
-            ConfigurationError: There is no such strategy.
-            DeltaChainError: A thread with delta channels kept changing meanwhile; of this one nothing was
+            ConfigurationError: The strategy is unknown.
+            DeltaChainError: A thread with delta channels kept changing meanwhile. Nothing of this thread was
                 deleted.
         """
         wanted = [validate_thread_id(each) for each in list_of_ids("thread_ids", thread_ids)]
@@ -317,30 +319,30 @@ class HistorySaver(DrainableSaver):
                 await prune(self._history, thread_id)
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        """Return a channel's next version, greater than `current` and unlike any other ever made."""
+        """Return the next version of a channel, which is greater than `current` and unique."""
         number = int(str(current or 0).split(".")[0])  # older savers counted with integers
         return f"{number + 1:032}.{random.random():016}"
 
     # ---------------------------------------------------------------- as a tier
 
     def begin_from(self, states: CachedStates | None, *, unknown: Unknown) -> None:
-        """Work as a lower tier of a fallback chain: threads have their beginnings elsewhere.
+        """Work as a lower tier of a fallback chain, in which threads go on from their cached states.
 
         Args:
-            states: What the cache holds of them; `None`: nothing can be had.
-            unknown: Whether a thread of which nothing is found begins anew. If not, reading it raises
-                `ThreadUnknownError`.
+            states: Finds the cached state of a thread. `None`: the cache cannot be used.
+            unknown: What happens to a thread without a cached state. `"begin"`: it begins anew. `"refuse"`:
+                reading it raises `ThreadUnknownError`.
         """
         self._beginning = Beginning(self._history, states, unknown=unknown)
 
     @property
     def threads_written(self) -> frozenset[str]:
-        """Threads to which this saver has put a checkpoint."""
+        """The threads to which this saver has put a checkpoint."""
         return frozenset(self._written)
 
     @property
     def begun_anew(self) -> frozenset[str]:
-        """Threads that were read here when nothing was here of them, and had no beginning elsewhere."""
+        """The threads that began here with nothing: see `Beginning.anew`."""
         return frozenset() if self._beginning is None else self._beginning.anew
 
     # ---------------------------------------------------------------- helpers
@@ -348,7 +350,7 @@ class HistorySaver(DrainableSaver):
     async def _begins(
         self, scope: Scope, checkpoint_id: str | None, above: Mapping[str, str] = MappingProxyType({})
     ) -> bool:
-        """See whether a scope, of which nothing is here, has a beginning elsewhere."""
+        """Bring the cached state of a scope that has nothing here, and return whether one was found."""
         if self._beginning is None:
             return False
         if checkpoint_id is not None and await self._history.read(scope, None) is not None:
@@ -370,7 +372,7 @@ class HistorySaver(DrainableSaver):
         return answer
 
     def _complete(self, found: Found) -> None:
-        """Complete a checkpoint of an old format as upstream does: with its parent's TASKS writes."""
+        """Complete a checkpoint of an old format with its parent's TASKS writes, as upstream does."""
         found.sends.sort(key=lambda w: writes_sort_key(w.task_path, w.task_id, w.idx))
         sends = [self.serde.loads_typed(write.value) for write in found.sends]
         versions = found.stored.document["channel_versions"]
@@ -398,5 +400,5 @@ class HistorySaver(DrainableSaver):
 
 
 def _above(config: RunnableConfig) -> Mapping[str, str]:
-    """Return the checkpoints of the graphs around a subgraph, by namespace: a run names them to its own."""
+    """Return the checkpoints of the graphs around a subgraph, by namespace, from the config of its run."""
     return config["configurable"].get("checkpoint_map") or {}
