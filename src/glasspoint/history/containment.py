@@ -1,4 +1,4 @@
-"""PostgreSQL's `@>` for jsonb, which LangGraph's `filter` means. Pure, no I/O."""
+"""PostgreSQL's operator `@>` for jsonb, which LangGraph's argument `filter` stands for. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ __all__ = ["contains"]
 def contains(whole: Any, part: Any) -> bool:
     """Tell whether one JSON value contains another, as `whole::jsonb @> part::jsonb` does, inside objects.
 
-    Every key of an object must be there, and contain its value; every element of an array must be contained
-    in some element. `true` is no number, `1` and `1.0` are the same.
+    An object is contained if the other one has each of its keys, with a value that contains its value. An
+    array is contained if each of its elements is contained in some element of the other one. `true` is not a
+    number; `1` and `1.0` are the same.
 
     Example:
         >>> contains({"a": [1, {"b": 2, "c": 3}], "d": 4}, {"a": [{"b": 2.0}]})

@@ -1,4 +1,4 @@
-"""Copying: a thread built beside the one that it is to become, and then put there in one step."""
+"""Copies a thread: builds the copy under other keys, and then makes it the new thread in one step."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
 __all__ = ["copy_thread"]
 
-# How often a copy is made anew, because the thread was pruned meanwhile.
+# The most attempts, if the source is pruned each time meanwhile.
 _ATTEMPTS = 5
 
 
 async def copy_thread(history: History, source_id: str, target_id: str) -> None:
-    """Copy a thread; readers of the target see nothing of it, or all. Without a source, nothing is done.
+    """Copy a thread. Readers of the target see nothing of the copy, or all. Without a source, do nothing.
 
-    The two may stand on different nodes of a cluster, so no script can do it alone.
+    The two threads may be on different nodes of a cluster, so one script cannot do this.
 
     Raises:
-        ThreadExistsError: There is a target already. Nothing was copied.
+        ThreadExistsError: The target exists already. Nothing was copied.
+        GlasspointError: The source was pruned during each attempt. Nothing was copied.
     """
     for _ in range(_ATTEMPTS):
         token = secrets.token_hex(8)
@@ -39,7 +40,7 @@ async def copy_thread(history: History, source_id: str, target_id: str) -> None:
             if await _copy(history, source_id, target_id, token):
                 return
         except GlasspointError:
-            with suppress(GlasspointError):  # it would expire, too
+            with suppress(GlasspointError):  # if this fails, the copy expires
                 await history.beside(token).delete_thread(target_id)
             raise
     raise GlasspointError(
@@ -49,7 +50,7 @@ async def copy_thread(history: History, source_id: str, target_id: str) -> None:
 
 
 def _of_thread(item: Item, thread_id: str) -> Item:
-    """The same of another thread, whose id LangGraph Server also writes into the metadata."""
+    """Return an item for another thread. LangGraph Server stores the thread's id in the metadata, too."""
     scope = Scope(thread_id, item.scope.checkpoint_ns)
     check_lengths(scope)
     if isinstance(item, PendingWrites):
@@ -61,7 +62,7 @@ def _of_thread(item: Item, thread_id: str) -> Item:
 
 
 async def _copy(history: History, source_id: str, target_id: str, token: str) -> bool:
-    """Try once; `False` if the source was pruned meanwhile."""
+    """Try once. Return `False` if the source was pruned meanwhile."""
     beside = history.beside(token)
     checkpoints, writes, removals = 0, 0, await history.removals(source_id)
     async for item in history.export(source_id, sealed_too=False):

@@ -1,7 +1,7 @@
-"""A history in this process's own dictionaries.
+"""A history in the memory of this process, for `MemorySaver`.
 
-Nothing here waits, and each method holds a lock, so it is done as a whole or not at all, as a script in Redis
-is: also if savers on several event loops, in several threads, share one history.
+No method here waits for anything, and each one holds a lock. So it is done completely or not at all, like a
+script in Redis, even if savers in several threads, on several event loops, share one history.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Namespace:
     writes: dict[str, dict[tuple[str, int], EncodedWrite]] = field(default_factory=dict)
 
     def add_writes(self, checkpoint_id: str, writes: Sequence[EncodedWrite], *, replaces: bool) -> None:
-        """First come stays, unless they are to replace; then the first one's path stays."""
+        """Add writes. With `replaces`, they replace those of the same name, except their task path."""
         there = self.writes.setdefault(checkpoint_id, {})
         for write in writes:
             old = there.get((write.task_id, write.idx))
@@ -96,7 +96,7 @@ _Result = TypeVar("_Result")
 def _as_a_whole(
     method: Callable[Concatenate[MemoryHistory, _Given], Awaitable[_Result]],
 ) -> Callable[Concatenate[MemoryHistory, _Given], Coroutine[Any, Any, _Result]]:
-    """Let a method that waits for nothing hold the history's lock."""
+    """Make a method, which waits for nothing, hold the history's lock."""
 
     @wraps(method)
     async def locked(self: MemoryHistory, /, *args: _Given.args, **options: _Given.kwargs) -> _Result:
@@ -109,7 +109,7 @@ def _as_a_whole(
 def _step_by_step(
     method: Callable[Concatenate[MemoryHistory, _Given], AsyncGenerator[_Result, None]],
 ) -> Callable[Concatenate[MemoryHistory, _Given], AsyncGenerator[_Result, None]]:
-    """Let a generator that waits for nothing hold the history's lock between one item and the next."""
+    """Make a generator, which waits for nothing, hold the history's lock while it makes an item."""
 
     @wraps(method)
     async def locked(
@@ -135,8 +135,8 @@ class MemoryHistory:
         self._stored_at = monotonic()
         self._threads: dict[str, _Thread] = {}
         self.list_is_lost = False
-        """Never: what is here is gone with the process alone."""
-        self._moved: dict[str, tuple[float, str | None]] = {}  # until when that is said, and to which id
+        """Always `False`: the history is lost with the process only."""
+        self._moved: dict[str, tuple[float, str | None]] = {}  # id -> when this entry expires, and the new id
         self._copies: WeakValueDictionary[str, MemoryHistory] = WeakValueDictionary()
 
     # ---------------------------------------------------------------- writing
@@ -156,12 +156,12 @@ class MemoryHistory:
     async def put_writes(
         self, scope: Scope, checkpoint_id: str, writes: Sequence[EncodedWrite], *, replaces: bool
     ) -> None:
-        """Store pending writes, instead of those that are there or only where there are none."""
+        """Store pending writes. With `replaces`, they replace those of the same name; else, those stay."""
         self._to_write(scope).add_writes(checkpoint_id, writes, replaces=replaces)
 
     @_as_a_whole
     async def add(self, item: StoredCheckpoint | PendingWrites) -> bool:
-        """Store what another store exported; return whether it was a checkpoint that was not here."""
+        """Store an item from another store. Return whether it is a checkpoint that was not here before."""
         namespace, new = self._to_write(item.scope), False
         if isinstance(item, StoredCheckpoint):
             for channel, (version, value) in item.values.items():
@@ -175,13 +175,13 @@ class MemoryHistory:
 
     @_as_a_whole
     async def delete_thread(self, thread_id: str) -> None:
-        """Forget a thread."""
+        """Delete everything of a thread."""
         self._of(thread_id)
         self._threads.pop(thread_id, None)
 
     @_as_a_whole
     async def remove(self, thread_id: str, removals: Sequence[Removal], revision: str) -> bool:
-        """Take checkpoints out, if the thread is still of a revision (`""`: of any)."""
+        """Remove checkpoints, if the thread still has a revision (`""`: any)."""
         thread = self._of(thread_id)
         if revision and str(thread.revision) != revision:
             return False
@@ -204,16 +204,16 @@ class MemoryHistory:
         return True
 
     def untouched(self) -> MemoryHistory:
-        """Return this: nothing expires here."""
+        """Return this history: nothing expires here."""
         return self
 
     def beside(self, token: str) -> MemoryHistory:
-        """Return where a thread's copy is built, unseen; what nobody adopts is forgotten."""
+        """Return a place where a copy is built, which no other caller sees. Not adopted, it is garbage."""
         return self._copies.setdefault(token, MemoryHistory())
 
     @_as_a_whole
     async def adopt(self, thread_id: str, token: str, checkpoints: int, writes: int) -> Adopted:
-        """Make what was built beside a thread this thread."""
+        """Make the copy that was built under a token the thread."""
         if self._of(thread_id).namespaces:
             return "exists"
         self._threads[thread_id] = self._copies[token]._threads[thread_id]
@@ -231,7 +231,7 @@ class MemoryHistory:
 
     @_as_a_whole
     async def removals(self, thread_id: str) -> bytes:
-        """Return what is another value each time that checkpoints were removed from a thread."""
+        """Return a value that changes each time that checkpoints are removed from a thread."""
         return b"%d" % self._of(thread_id).removals
 
     @_as_a_whole
@@ -242,7 +242,7 @@ class MemoryHistory:
 
     @_step_by_step
     async def positions(self, scope: Scope, *, before: str | None) -> AsyncGenerator[list[Position], None]:
-        """Return where a scope's checkpoints stand, newest first."""
+        """Return the positions of a scope's checkpoints, newest first."""
         namespace = self._of(scope.thread_id).namespaces.get(scope.checkpoint_ns, _Namespace())
         yield [
             Position(scope, each)
@@ -264,7 +264,7 @@ class MemoryHistory:
 
     @_as_a_whole
     async def metadata(self, positions: Sequence[Position]) -> list[dict[str, Any] | None]:
-        """Return the metadata of some checkpoints of one thread, `None` for one that is gone."""
+        """Return the metadata of some checkpoints of one thread, `None` for one that does not exist."""
         thread = self._of(positions[0].scope.thread_id)
         records = [_record(thread, each) for each in positions]
         return [json.loads(record.metadata_json) if record else None for record in records]
@@ -273,7 +273,7 @@ class MemoryHistory:
     async def load(
         self, positions: Sequence[Position], *, sealed_too: bool = False
     ) -> AsyncGenerator[Found, None]:
-        """Return some checkpoints of one thread, in this order, without those that are gone."""
+        """Return some checkpoints of one thread, in this order, without those that do not exist."""
         thread = self._of(positions[0].scope.thread_id, sealed_too=sealed_too)
         for found in [_found(thread, each) for each in positions]:
             if found is not None:
@@ -302,7 +302,7 @@ class MemoryHistory:
 
     @_as_a_whole
     async def outline(self, thread_id: str) -> tuple[str, list[Outline]]:
-        """Return what has to be known of all checkpoints to prune, and the revision that it is of."""
+        """Return the thread's revision, and what pruning has to know of all its checkpoints."""
         thread = self._of(thread_id)
         outlines = [
             _outline(thread, name, checkpoint_id, record)
@@ -313,13 +313,13 @@ class MemoryHistory:
 
     @_as_a_whole
     async def may_hold(self, thread_id: str, run_ids: Sequence[str]) -> bool:
-        """Tell whether a thread may have checkpoints of one of these runs."""
+        """Tell whether a thread may have checkpoints of one of these runs. Here, any thread may."""
         self._of(thread_id)
         return True
 
     @_step_by_step
     async def thread_ids(self) -> AsyncGenerator[str, None]:
-        """Return every thread that has data here."""
+        """Return the id of every thread that has data here."""
         for thread_id in [each for each, thread in self._threads.items() if thread.namespaces]:
             yield thread_id
 
@@ -333,19 +333,19 @@ class MemoryHistory:
 
     @_as_a_whole
     async def holds(self, thread_id: str) -> Holding:
-        """Return what a process that works in the tier above must know."""
+        """Return which threads stand here, for a chain that works in the tier above."""
         thread = self._threads.get(thread_id)
         here = thread is not None and bool(thread.namespaces)
         return Holding(not self.is_empty, here, monotonic() - self._stored_at)
 
     def forget_moved(self) -> None:
-        """Send nobody after a thread that has moved: nobody is left who worked here before it did."""
+        """Forget which threads have moved. Only when no saver is left that worked here before they moved."""
         with self._lock:
             self._moved.clear()
 
     @_as_a_whole
     async def seal(self, thread_id: str, lease_ms: int, token: str, *, renew: bool) -> bool:
-        """Keep everybody else from a thread, or go on doing so."""
+        """Keep all other callers from a thread, or renew the seal that does so."""
         thread = self._threads.get(thread_id)
         if thread is None:
             return False
@@ -373,7 +373,7 @@ class MemoryHistory:
 
     @_as_a_whole
     async def retire(self, thread_id: str, token: str, marker_ms: int, moved_to: str | None) -> bool:
-        """Forget a sealed thread, and say for a while that it has moved, and which id it has now."""
+        """Forget a sealed thread. For some time, calls raise an error that names the thread's new id."""
         thread = self._threads.get(thread_id)
         if thread is None or thread.seal != token or thread.sealed_until <= monotonic():
             return False
@@ -384,10 +384,10 @@ class MemoryHistory:
     # ---------------------------------------------------------------- helpers
 
     def _of(self, thread_id: str, *, sealed_too: bool = False) -> _Thread:
-        """The thread, empty if there is none.
+        """Return a thread, or an empty one if it does not exist.
 
         Raises:
-            ThreadMovedError: It is sealed, or has moved.
+            ThreadMovedError: The thread is sealed, or has moved.
         """
         until, moved_to = self._moved.get(thread_id, (0.0, None))
         if until > monotonic():
@@ -437,7 +437,7 @@ def _found(thread: _Thread, position: Position) -> Found | None:
 
 
 def _sends(thread: _Thread, parent_id: str | None) -> list[EncodedWrite]:
-    """The TASKS writes of a checkpoint id, in all namespaces: they complete children of an old format."""
+    """Return a checkpoint id's TASKS writes in all namespaces, to complete children of an old format."""
     return [
         write
         for namespace in thread.namespaces.values()
@@ -447,7 +447,7 @@ def _sends(thread: _Thread, parent_id: str | None) -> list[EncodedWrite]:
 
 
 def _values_at(namespace: _Namespace, record: _Record) -> Iterator[tuple[str, tuple[str, bytes]]]:
-    """What counts as a value of a channel: a blob, or an inline value other than null."""
+    """Yield the values of a checkpoint: a channel's blob, or its inline value other than null."""
     document, versions = record.document, record.versions
     inline = document.get("channel_values") or {}
     for channel in versions.keys() | inline.keys():

@@ -1,7 +1,8 @@
-"""The history: what the steps read and write, in the terms of `codec`; nothing is (de)serialised here.
+"""A history in Redis, for `RedisSaver`: makes scripts' arguments of checkpoints, and checkpoints of results.
 
-What is signed is verified before anything else is done with it. A thread of a target that has nothing here,
-and must have something, is damaged: see `threads` in `scripts/prelude.lua`.
+Values are neither serialised nor deserialised here. Signed fields are verified before anything else is done
+with them. If the list of a target's threads names a thread, and Redis has nothing of it, the thread is
+damaged: see `threads` in `scripts/prelude.lua`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = ["RedisHistory"]
 
 _log = get_logger("glasspoint")
 
-# How much one script may look at, so that Redis answers others in between.
+# How much one script may look at, so that Redis serves other callers in between.
 _IDS_A_PAGE = 1000
 _OUTLINES_A_PAGE = 200
 _LOADED_AT_ONCE = 100
@@ -51,7 +52,7 @@ _LIST_LOST = (
 )
 _DO = "Give Redis the maxmemory-policy noeviction and appendonly yes, and start this process again."
 
-# A copy that nobody finishes is gone after this long.
+# The time to live of a copy that is never finished.
 _COPY_TTL_SECONDS = 600
 
 
@@ -70,11 +71,11 @@ class RedisHistory:
         """Take the Redis and the keys.
 
         Args:
-            steps: Run the scripts.
+            steps: Runs the scripts.
             keyspace: Names the keys.
             telemetry: Receives an event for each field that was refused.
-            ttl_seconds: How long a thread lives after its last use; `None` for ever.
-            signer: Signs and verifies what is stored; `None`: it is stored as it is, and believed.
+            ttl_seconds: How long a thread lives after its last use; `None`: for ever.
+            signer: Signs and verifies what is stored. `None`: nothing is signed, and everything is trusted.
         """
         self._steps = steps
         self._keyspace = keyspace
@@ -83,12 +84,12 @@ class RedisHistory:
         self._signer = signer
         self._tampered_lines = Throttle()
         self.registry_made = b""
-        """When the list of threads was made, as far as it is known."""
+        """When the list of threads was made; `b""` if that is not known."""
         self.list_is_lost = False
-        """Whether another list stands there now, or none."""
+        """Whether Redis has another list now, or none."""
 
     async def meet(self) -> None:
-        """Remember which list of threads stands in Redis, to notice when another one stands there."""
+        """Remember which list of threads Redis has, in order to notice when it has another one."""
         if self._keyspace.registry and not self.registry_made:
             self.registry_made = (await self._steps.run("threads", None, [self._keyspace.registry]))[0]
 
@@ -107,7 +108,7 @@ class RedisHistory:
     async def put_writes(
         self, scope: Scope, checkpoint_id: str, writes: Sequence[EncodedWrite], *, replaces: bool
     ) -> None:
-        """Store pending writes, instead of those that are there or only where there are none."""
+        """Store pending writes. With `replaces`, they replace those of the same name; else, those stay."""
         namespace = scope.checkpoint_ns
         some = records.write_arguments(self._fields(scope.thread_id), namespace, checkpoint_id, writes)
         name = records.member(namespace, checkpoint_id)
@@ -115,10 +116,10 @@ class RedisHistory:
         await self._heard(listed)
 
     async def add(self, item: StoredCheckpoint | PendingWrites) -> bool:
-        """Store what another store exported; what is here already stays, but for the special writes.
+        """Store an item from another store. What is here already stays, except special writes (index < 0).
 
         Returns:
-            Whether it was a checkpoint that was not here.
+            Whether the item is a checkpoint that was not here before.
         """
         scope, namespace, checkpoint_id = item.scope, item.scope.checkpoint_ns, item.checkpoint_id
         fields = self._fields(scope.thread_id)
@@ -146,18 +147,20 @@ class RedisHistory:
         return bool(new)
 
     async def delete_thread(self, thread_id: str) -> None:
-        """Forget a thread."""
+        """Delete everything of a thread."""
         keys = self._keyspace.of_thread(thread_id)
         await self._steps.run("delete_thread", Scope(thread_id, ""), keys)
 
     async def remove(self, thread_id: str, removals: Sequence[Removal], revision: str) -> bool:
-        """Take checkpoints out.
+        """Remove checkpoints.
 
         Args:
-            revision: What the decision was made on; `""` if it holds for any.
+            thread_id: The thread.
+            removals: What to remove, by namespace.
+            revision: The revision that the decision was made on; `""`: it is right for any.
 
         Returns:
-            Whether it was done; if not, the thread is of another revision.
+            Whether it was done. If not, the thread has another revision now.
         """
         arguments: list[str | int] = []
         for removal in removals:
@@ -167,7 +170,7 @@ class RedisHistory:
         return await self._run("remove", Scope(thread_id, ""), revision, *arguments) != [AGAIN]
 
     def beside(self, token: str) -> RedisHistory:
-        """Return where a thread's copy is built, unseen; what nobody adopts expires."""
+        """Return a place where a copy is built, which no other caller sees. Not adopted, it expires."""
         return RedisHistory(
             self._steps,
             replace(self._keyspace, copy=token),
@@ -177,7 +180,7 @@ class RedisHistory:
         )
 
     async def adopt(self, thread_id: str, token: str, checkpoints: int, writes: int) -> Adopted:
-        """Make what was built beside a thread this thread, if it is all there."""
+        """Make the copy that was built under a token the thread, if it is complete."""
         own, registry = self._keyspace.parts_of_thread(thread_id), self._keyspace.registry
         beside = replace(self._keyspace, copy=token).parts_of_thread(thread_id)
         keys = [*own, *beside[:6], *([registry] if registry else [])]
@@ -200,12 +203,12 @@ class RedisHistory:
             return Found(*records.to_stored(fields, scope.thread_id, answer[0]))
 
     async def removals(self, thread_id: str) -> bytes:
-        """Return what is another value each time that checkpoints were removed from a thread."""
+        """Return a value that changes each time that checkpoints are removed from a thread."""
         removals: bytes = (await self._run("namespaces", Scope(thread_id, ""), ""))[0]
         return removals
 
     def untouched(self) -> RedisHistory:
-        """Return the same history, for reading: threads live no longer, and no shorter, for being read."""
+        """Return the same history for reading without a change of the threads' time to live."""
         reader = copy.copy(self)
         reader._ttl = ""
         return reader
@@ -219,7 +222,7 @@ class RedisHistory:
             return [name.decode() for name in names]
 
     async def positions(self, scope: Scope, *, before: str | None) -> AsyncGenerator[list[Position], None]:
-        """Return where a scope's checkpoints stand, newest first, in pages."""
+        """Return the positions of a scope's checkpoints, newest first, in pages."""
         namespace = scope.checkpoint_ns
         upper = f"({namespace}\0{before}" if before is not None else f"({namespace}\1"
         empty = True
@@ -247,7 +250,7 @@ class RedisHistory:
         return None
 
     async def metadata(self, positions: Sequence[Position]) -> list[dict[str, Any] | None]:
-        """Return the metadata of some checkpoints of one thread, `None` for one that is gone."""
+        """Return the metadata of some checkpoints of one thread, `None` for one that does not exist."""
         names = [records.member(each.scope.checkpoint_ns, each.checkpoint_id) for each in positions]
         thread_id = positions[0].scope.thread_id
         found = await self._run("metadata", positions[0].scope, *names)
@@ -260,7 +263,7 @@ class RedisHistory:
     async def load(
         self, positions: Sequence[Position], *, sealed_too: bool = False
     ) -> AsyncGenerator[Found, None]:
-        """Return some checkpoints of one thread, in this order, without those that are gone."""
+        """Return some checkpoints of one thread, in this order, without those that do not exist."""
         names = [records.member(each.scope.checkpoint_ns, each.checkpoint_id) for each in positions]
         while names:
             scope, some = positions[0].scope, names[:_LOADED_AT_ONCE]
@@ -281,7 +284,7 @@ class RedisHistory:
                 "ancestors", scope, scope.checkpoint_ns, start, itself, _ANCESTORS_AT_ONCE, *sorted(wanted)
             )
             with self._verifying(scope.thread_id) as fields:
-                if origin:  # where the walk begins; each further parent's id is verified with its child
+                if origin:  # where the walk begins; each other parent's id is verified with its child
                     fields.read_parent(scope.checkpoint_ns, origin[0].decode(), origin[1])
                 start, itself = raw.decode(), "1"
             for step in found:
@@ -298,7 +301,7 @@ class RedisHistory:
             await self._must_be_empty(scope.thread_id)
 
     async def outline(self, thread_id: str) -> tuple[str, list[Outline]]:
-        """Return what has to be known of all checkpoints to prune, and the revision that it began with."""
+        """Return the thread's revision, read first, and what pruning has to know of all its checkpoints."""
         revision, outlines, start = None, [], b"-"
         while start:
             raw, start, *found = await self._run("outline", Scope(thread_id, ""), start, _OUTLINES_A_PAGE)
@@ -310,11 +313,11 @@ class RedisHistory:
         return revision or "", outlines
 
     async def may_hold(self, thread_id: str, run_ids: Sequence[str]) -> bool:
-        """Tell whether a thread may have checkpoints of one of these runs; a `False` is certain."""
+        """Tell whether a thread may have checkpoints of one of these runs. `False` is certain."""
         return bool((await self._run("runs", Scope(thread_id, ""), *run_ids))[0])
 
     async def thread_ids(self) -> AsyncGenerator[str, None]:
-        """Return every thread that has data here, each once; of a target also those that must have."""
+        """Return the id of every thread that has data here, once; with a target, also of each listed one."""
         seen: set[str] = set()
         async for keys in self._steps.scan(self._keyspace.pattern):
             for key in keys:
@@ -332,7 +335,7 @@ class RedisHistory:
                     yield thread_id
 
     async def holds(self, thread_id: str) -> Holding:
-        """Return what a process that works in the tier above must know: nothing is waited for."""
+        """Return which threads stand here, for a process that works in the tier above."""
         keys = self._keyspace.of_thread(thread_id)
         named, here, unused = await self._steps.run("holds", Scope(thread_id, ""), keys)
         return Holding(named > 0, bool(here), unused / 1000)
@@ -340,7 +343,7 @@ class RedisHistory:
     # ---------------------------------------------------------------- draining
 
     async def seal(self, thread_id: str, lease_ms: int, token: str, *, renew: bool) -> bool:
-        """Keep everybody else from a thread, or go on doing so."""
+        """Keep all other callers from a thread, or renew the seal that does so."""
         answer = await self._run("seal", Scope(thread_id, ""), lease_ms, token, records.flag(renew))
         return bool(answer[0])
 
@@ -366,7 +369,7 @@ class RedisHistory:
                 yield PendingWrites(Scope(thread_id, namespace), checkpoint_id, writes)
 
     async def retire(self, thread_id: str, token: str, marker_ms: int, moved_to: str | None) -> bool:
-        """Forget a sealed thread, and say for a while that it has moved."""
+        """Forget a sealed thread. For some time, calls raise an error that names the thread's new id."""
         scope, keys = Scope(thread_id, ""), self._keyspace.of_thread(thread_id)
         arguments = (token, marker_ms, moved_to or "")
         return bool((await self._steps.run("retire", scope, keys, *arguments))[0])
@@ -378,7 +381,7 @@ class RedisHistory:
 
     @contextmanager
     def _verifying(self, thread_id: str) -> Iterator[Fields]:
-        """Read what a script answered: what was not made with the key is an error, whatever it looks like."""
+        """Wrap the reading of a script's result: any part that is not signed with the key is an error."""
         try:
             yield self._fields(thread_id)
         except ThreadTamperedError as exc:
@@ -386,13 +389,13 @@ class RedisHistory:
             raise
         except (ValueError, LookupError):
             if self._signer is None and not self._keyspace.registry:
-                raise  # by itself, a saver without a key expects no signatures
+                raise  # a saver without a key and without a target expects no signatures
             self._tampered(thread_id, error := tampered("a part"))
             raise error from None
 
     def _tampered(self, thread_id: str, error: ThreadTamperedError) -> None:
         self._telemetry.note(Invalidated("tampered"))
-        # Not a line each: whoever can write to Redis could fill the disk with them.
+        # Not a line for each: an attacker who can write to Redis could fill the disk with log lines.
         if since := self._tampered_lines.due():
             _log.warning(
                 "Thread %r was refused: %s (%d refused since the last such line; at most one in %d s.)",
@@ -403,10 +406,10 @@ class RedisHistory:
             )
 
     async def _must_be_empty(self, thread_id: str) -> None:
-        """Make sure that a thread in which nothing was found was never here.
+        """Check, for a thread in which nothing was found, that Redis has not lost it.
 
         Raises:
-            ThreadDamagedError: The list of the threads that must be here is another one than before.
+            ThreadDamagedError: Redis has another list of threads than before, so it may have lost the thread.
         """
         if not self._keyspace.registry or self._keyspace.copy:
             return
@@ -417,12 +420,12 @@ class RedisHistory:
             raise ThreadDamagedError(f"{_LIST_LOST} This thread is not there, and may be lost as well. {_DO}")
 
     async def _heard(self, listed_ms: int) -> None:
-        """Wait until every process that works above has heard of threads here: see `HEARD_SECONDS`."""
+        """Wait until every process that works above knows of threads here: see `HEARD_SECONDS`."""
         if 0 <= listed_ms < HEARD_SECONDS * 1000:
             await asyncio.sleep(HEARD_SECONDS - listed_ms / 1000)
 
     async def look_at_list(self) -> None:
-        """See whether the list of the threads is still the one that it was."""
+        """Check whether Redis still has the same list of threads."""
         if self._keyspace.registry:
             self._compare((await self._steps.run("threads", None, [self._keyspace.registry]))[0])
 

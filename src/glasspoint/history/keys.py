@@ -1,4 +1,4 @@
-"""The names of a thread's keys. Pure, no I/O."""
+"""The names of a thread's keys in Redis. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from glasspoint.model.scope import key_part
 
 __all__ = ["Keyspace"]
 
-# Changed whenever what the keys hold changes meaning, so that two releases side by side never share a thread.
+# Must change when the meaning of the stored data changes: two releases side by side must not share a thread.
 _FORMAT = 1
 # In the order of `scripts/prelude.lua`.
 _PARTS = ("ids", "docs", "blobs", "names", "writes", "meta", "seal")
@@ -19,16 +19,16 @@ _PARTS = ("ids", "docs", "blobs", "names", "writes", "meta", "seal")
 class Keyspace:
     """All keys of one `RedisSaver`.
 
-    A saver by itself stores under `<prefix>:history:…`. A saver that belongs to a target stores under
-    `<prefix>:fallback:…:<target>:…`, where no other target and no saver by itself looks.
+    A saver without a target stores under `<prefix>:history:…`. A saver with a target stores under
+    `<prefix>:fallback:…:<target>:…`, where no other saver looks.
 
-    Thread ids are percent-encoded, so that no two threads share a key whatever characters they hold; the
-    braces make the thread the cluster hash tag, so that all keys of a thread stand on one node.
+    Thread ids are percent-encoded, so that two threads never share a key, whatever characters their ids hold.
+    The braces make the thread id the cluster hash tag, so that all keys of a thread are on one node.
 
     Attributes:
-        prefix: What every key begins with.
-        copy: Names a copy that is built beside a thread, on its node; `""` for the thread itself.
-        target: The id of the target that the threads belong to; `""` for a saver by itself.
+        prefix: The beginning of every key.
+        copy: The token of a copy that is built beside a thread, on its node; `""`: the thread itself.
+        target: The id of the target that the threads belong to; `""`: none.
 
     Example:
         >>> Keyspace("app").of_thread("a}:x")[0]
@@ -40,9 +40,9 @@ class Keyspace:
     target: str = ""
 
     def of_thread(self, thread_id: str) -> list[str]:
-        """Return the thread's keys in the order of `scripts/prelude.lua`, the registry last if there is one.
+        """Return the thread's keys in the order of `scripts/prelude.lua`; with a target, the registry last.
 
-        A copy that is built is not registered: its thread is not there before it is adopted.
+        A copy is not in the registry before it is adopted.
         """
         registry = [self.registry] if self.registry and not self.copy else []
         return [*self.parts_of_thread(thread_id), *registry]
@@ -54,21 +54,21 @@ class Keyspace:
 
     @property
     def registry(self) -> str:
-        """The key that names every thread of a target; `""` for a saver by itself."""
+        """The key of the list of a target's threads; `""` without a target."""
         return f"{self._begin}threads" if self.target else ""
 
     @property
     def pattern(self) -> str:
-        """What SCAN has to match: one key of each thread that has data here, and of nothing else."""
+        """A pattern for SCAN that matches one key of each thread with data, and nothing else."""
         return f"{self._begin}{{*}}:meta"
 
     def thread_of(self, key: bytes) -> str | None:
-        """Return the thread that a key found with `pattern` belongs to, `None` if it is no such key."""
+        """Return the thread of a key that was found with `pattern`, `None` if it is no such key."""
         tag = key.decode(errors="replace").removeprefix(f"{self._begin}{{").removesuffix("}:meta")
         return unquote(tag) if self.parts_of_thread(unquote(tag))[5].encode() == key else None
 
     def thread_of_member(self, member: bytes) -> str | None:
-        """Return the thread that a member of the registry stands for, `None` if it stands for none."""
+        """Return the thread that a member of the registry names, `None` if it names none."""
         thread_id = unquote(member.decode(errors="replace"))
         return thread_id if thread_id and key_part(thread_id).encode() == member else None
 

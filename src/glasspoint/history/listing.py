@@ -1,4 +1,4 @@
-"""Listing: which checkpoints a call of `alist` means, newest first, in pages."""
+"""Listing: finds the checkpoints for `alist` and the threads for `alist_threads`, newest first."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _AT_ONCE = 100
 
 
 class Choice(NamedTuple):
-    """What a listing asks for.
+    """The parsed arguments of a listing.
 
     Attributes:
-        scope: The thread, with the namespace or `""`; `None` for all threads.
-        any_namespace: Whether the thread's other namespaces are meant, too.
-        before: Only ids less than this.
-        nothing: It is known already that nothing is meant.
+        scope: The thread, with its namespace or `""`; `None`: all threads.
+        any_namespace: Whether all namespaces of the thread are listed.
+        before: Only ids that are less than this.
+        nothing: Whether the result is certainly empty.
     """
 
     scope: Scope | None
@@ -57,7 +57,7 @@ def choose(
     """Read the arguments of `alist`, as upstream does.
 
     Raises:
-        InvalidConfigError: A config names no thread or checkpoint that could be stored.
+        InvalidConfigError: A config has no thread id, or an id that cannot be stored.
         ConfigurationError: The filter is not plain JSON, or the limit is negative.
     """
     scope = listed_scope_of(config)
@@ -82,7 +82,7 @@ def _names_no_namespace(config: RunnableConfig) -> bool:
 
 
 async def find(history: History, choice: Choice) -> AsyncGenerator[Found, None]:
-    """Return what is asked for, newest first."""
+    """Yield the chosen checkpoints, newest first."""
     left = choice.limit
     if choice.nothing:
         return
@@ -100,7 +100,7 @@ async def find(history: History, choice: Choice) -> AsyncGenerator[Found, None]:
 
 
 async def find_threads(history: History, choice: ThreadChoice) -> list[ThreadSummary]:
-    """Return the threads that are asked for, the one whose newest checkpoint is the newest first."""
+    """Return the chosen threads in the order of their newest checkpoints, newest first."""
     if choice.nothing:
         return []
     threads = [each async for each in history.thread_ids()]
@@ -117,7 +117,7 @@ async def find_threads(history: History, choice: ThreadChoice) -> list[ThreadSum
 
     async def summary(position: Position) -> ThreadSummary | None:
         [metadata] = await history.metadata([position])
-        if metadata is None or not contains(metadata, choice.filter):  # gone meanwhile, or not meant
+        if metadata is None or not contains(metadata, choice.filter):  # removed meanwhile, or not chosen
             return None
         return summary_of(position.scope.thread_id, position.checkpoint_id, unmarked(metadata))
 
@@ -131,7 +131,7 @@ async def find_threads(history: History, choice: ThreadChoice) -> list[ThreadSum
 
 
 async def _positions(history: History, choice: Choice) -> AsyncGenerator[list[Position], None]:
-    """Where they stand: of one scope page by page, of several put together first."""
+    """Yield the positions to look at: those of one scope in pages, those of several scopes in one page."""
     if choice.scope is not None and not choice.any_namespace and choice.checkpoint_id is None:
         async with aclosing(history.positions(choice.scope, before=choice.before)) as pages:
             async for page in pages:

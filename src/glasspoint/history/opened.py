@@ -1,4 +1,4 @@
-"""How a saver on a history is closed, and what it holds meanwhile."""
+"""Opens and closes a saver on a history, and counts its calls meanwhile."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ __all__ = ["Lifetime", "OpenedSaver"]
 
 
 class OpenedSaver(SyncFace):
-    """A history, opened and closed; `HistorySaver` reads and writes it."""
+    """A saver on a history that is opened and closed. `HistorySaver` adds reads and writes."""
 
     def __init__(
         self, history: History, vitals: Vitals, telemetry: Telemetry, serde: SerializerProtocol | None
     ) -> None:
-        """Take the history, and what belongs to it.
+        """Take the history and its surroundings.
 
         Args:
-            history: What to read and write.
-            vitals: What there is to say of the saver.
-            telemetry: Who is told of everything.
-            serde: How values are serialised; by default as LangGraph's savers do it.
+            history: The history to read and write.
+            vitals: The status of the saver, for metrics and health checks.
+            telemetry: Receives all events.
+            serde: Serialises the values. By default, the serializer of LangGraph's savers.
         """
         super().__init__(serde=serde)
         self.home = Home(self)
@@ -67,22 +67,22 @@ class OpenedSaver(SyncFace):
 
     @property
     def vitals(self) -> Vitals:
-        """Its moving parts, for whoever wants to look at them."""
+        """The state of the saver and its server, as metrics and health checks read it."""
         return self._lifetime.vitals
 
     def close(self) -> Awaitable[None]:
-        """Wait for what is under way, and close what this saver opened itself. May be called twice.
+        """Finish the calls that are under way, and close what this saver has opened. May be called twice.
 
-        On the saver's event loop it is to be awaited; elsewhere it is done when this returns.
+        On the saver's event loop, await the result. Everywhere else, the saver is closed when this returns.
         """
         return self._close_on_either_face(self._lifetime.close, done=not self._lifetime.is_open)
 
     async def ping(self) -> None:
-        """Check that it works."""
+        """Check that the saver works."""
         raise NotImplementedError
 
     async def _check(self) -> dict[str, str]:
-        """How the servers are, for `/readyz`."""
+        """Return the state of the servers, for `/readyz`."""
         return {}
 
     @contextmanager
@@ -94,7 +94,7 @@ class OpenedSaver(SyncFace):
 
 
 class Lifetime:
-    """What a saver holds, from opening to closing; the clones of `with_allowlist` share it."""
+    """The calls of a saver, and what `close` closes. The clones of `with_allowlist` share it."""
 
     def __init__(self, home: Home, telemetry: Telemetry, vitals: Vitals) -> None:
         self.end_of_loop: EndOfLoop | None = None
@@ -104,7 +104,7 @@ class Lifetime:
         self._telemetry = telemetry
         self._calls = 0
         self._closed = False
-        self._idle = asyncio.Event()  # set once closed, and nothing is under way
+        self._idle = asyncio.Event()  # set when the saver is closed and nothing is under way
         telemetry.opened(vitals)
 
     @property
@@ -113,22 +113,22 @@ class Lifetime:
         return not self._closed
 
     def check_open(self) -> None:
-        """Raise `SaverClosedError` after `close`; another error in a wrong process, or on a wrong loop."""
+        """Raise an error if the saver is closed, or is used in the wrong process or on the wrong loop."""
         if self._closed:
             raise SaverClosedError("This saver was closed: open a new one, or close it later.")
         self._home.check()
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Wrap a call: not after `close`, which waits until all that have begun are answered."""
+        """Wrap a call of the saver. `close` waits for calls that have begun; later ones raise an error."""
         self.check_open()
         self._calls += 1
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
         try:
             yield
-            # redis-py waits with `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that
-            # comes as the wait is over.
+            # redis-py waits with `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes
+            # as the wait ends.
             if task and task.cancelling() > cancels:
                 raise asyncio.CancelledError
         finally:
@@ -136,10 +136,9 @@ class Lifetime:
             self._look()
 
     async def each(self, items: AsyncGenerator[ItemT, None]) -> AsyncIterator[ItemT]:
-        """Wrap what is fetched bit by bit: each fetch is a call.
+        """Wrap a generator: each item that it fetches is a call.
 
-        What the caller does in between is none, so that `close` does not wait for a loop that nobody goes on
-        with.
+        Between two items no call is under way, so `close` does not wait for a caller that abandons its loop.
         """
         async with aclosing(items):
             while True:
@@ -155,10 +154,10 @@ class Lifetime:
             self._idle.set()
 
     async def close(self) -> None:
-        """Wait for what is under way, then close what was opened here.
+        """Wait for the calls under way, then close what was opened here.
 
-        Timeouts bound the wait. All of it is closed, also if the caller is cancelled meanwhile: no connection
-        stays open.
+        The wait ends, because all calls have timeouts. If the caller is cancelled meanwhile, everything is
+        closed all the same: no connection stays open.
         """
         if self._closed:
             return

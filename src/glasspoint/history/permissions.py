@@ -1,7 +1,7 @@
-"""The rights that a Redis user needs for the tier `redis`, and for a `RedisSaver` by itself.
+"""The rights that a Redis user needs for the tier `redis`, and for any other `RedisSaver`.
 
-The table lists the commands of `scripts/*.lua` and of `steps.py`. A test compares the three of them, and the
-rules that `docs/rights.md` prints.
+The table lists the commands of `scripts/*.lua` and of `steps.py`. A test compares it with these files, and
+with the rules in `docs/rights.md`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "ping": (),
     "time": (),
     "scan": (0,),
-    # No such script: what counts is that it may be asked for.
+    # No such script exists: the check is only whether the user may ask for it.
     "evalsha": (b"0" * 40, 1, KEY),
     "eval": (b"return 1", 1, KEY),
     "hset": (KEY, b"field", b"1"),
@@ -47,11 +47,11 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "pexpireat": (KEY, 1),
     "unlink": (KEY,),
 }
-"""Each command that is needed, as an ACL rule names it -> harmless arguments. HDEL and ZREM undo what the
-commands before them did, so that the next ones find no key of another type. The last ones remove the key."""
+"""Each command that is needed, as ACL rules name it -> harmless arguments. HDEL and ZREM undo the commands
+before them, so that the next commands find no key of another type. The last commands remove the key."""
 
 OPTIONAL = ("info",)
-"""Without it the version of Redis is not known, and a Redis that may evict is not named."""
+"""Without INFO, the version of Redis is unknown, and no warning is logged if Redis may evict."""
 
 
 def _refused(message: str) -> RedisRefusedError:

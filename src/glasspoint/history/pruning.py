@@ -1,4 +1,4 @@
-"""Pruning: what `retention` decides, done."""
+"""Pruning: removes the checkpoints that `retention` has chosen."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
 
 __all__ = ["STRATEGIES", "delete_for_runs", "keep_latest"]
 
-# How often a decision is made anew, because the thread was written meanwhile.
+# The most attempts, if the thread is written to each time meanwhile.
 _ATTEMPTS = 20
 
 
 async def keep_latest(history: History, thread_id: str) -> None:
-    """Keep of each namespace the newest checkpoint, and what it needs.
+    """Keep the newest checkpoint of each namespace, and what it needs.
 
     Raises:
-        DeltaChainError: The thread has delta channels and was written each time. Nothing was removed.
+        DeltaChainError: The thread has delta channels, and was written to during each attempt. Nothing was
+            removed.
     """
     for _ in range(_ATTEMPTS):
         revision, outlines = await history.outline(thread_id)
         histories = by_namespace(outlines)
         kept = kept_by_keep_latest(histories)
         removals = [_removal(namespace, of, kept[namespace]) for namespace, of in histories.items()]
-        # Without delta channels the decision holds whatever came since: what is new is not removed, and needs
-        # nothing of what is. With them, a new checkpoint may have gone back in time and need its ancestors.
+        # Without delta channels, the decision stays right: new checkpoints are not removed, and need none of
+        # those that are. With them, a new checkpoint may start from an old one, and need its ancestors.
         holds = "" if not uses_delta_channels(histories) else revision
         removals = [each for each in removals if each.checkpoint_ids or each.orphans]
         if not removals or await history.remove(thread_id, removals, holds):
@@ -47,11 +48,11 @@ async def keep_latest(history: History, thread_id: str) -> None:
 
 
 async def delete_for_runs(history: History, run_ids: Sequence[str]) -> None:
-    """Delete the checkpoints of some runs, in all threads, if in none of them a delta channel needs one.
+    """Delete the checkpoints of some runs in all threads, if no delta channel of another one needs them.
 
     Raises:
-        DeltaChainError: One does. Nothing was removed. Or a thread was written each time; of that one nothing
-            was removed.
+        DeltaChainError: A delta channel needs one; nothing was removed. Or a thread with delta channels was
+            written to during each attempt; nothing of this thread was removed.
     """
     wanted = set(run_ids)
     if not wanted:

@@ -1,7 +1,7 @@
-"""The records: between what `codec` makes of a checkpoint and what stands in Redis. Pure, no I/O.
+"""Records: translates between the checkpoints of `codec` and the arguments and results of scripts. No I/O.
 
-The layout stands in `scripts/prelude.lua`; what is packed here is read there, and the other way round. Every
-function takes the thread's `Fields`, which sign what is stored, or leave it as it is.
+`scripts/prelude.lua` describes the layout: what is packed here is read there, and the other way round. The
+functions take the thread's `Fields`, which sign and verify what is stored, or leave it as it is.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Argument = bytes | str | int
 
 
 def member(namespace: str, checkpoint_id: str) -> str:
-    """Return the name under which a checkpoint stands in its thread."""
+    """Return the name of a checkpoint in its thread."""
     return f"{namespace}\0{checkpoint_id}"
 
 
 def split_member(raw: bytes) -> tuple[str, str]:
-    """Return the namespace and the checkpoint id of such a name."""
+    """Return the namespace and the checkpoint id from a checkpoint's name."""
     namespace, checkpoint_id = raw.decode().split("\0", 1)
     return namespace, checkpoint_id
 
@@ -55,7 +55,7 @@ def checkpoint_arguments(
     document_json: str,
     metadata_json: str,
 ) -> list[Argument]:
-    """Return what PUT and IMPORT take of a checkpoint, from the namespace to the document."""
+    """Return the arguments of PUT and IMPORT for a checkpoint, from the namespace to the document."""
     document = json.loads(document_json)
     run = json.loads(metadata_json).get("run_id")
     run_id = run if isinstance(run, str) and "\0" not in run else ""
@@ -76,7 +76,7 @@ def checkpoint_arguments(
 def value_arguments(
     fields: Fields, namespace: str, values: Mapping[str, tuple[str, Encoded]]
 ) -> list[Argument]:
-    """Return values as channel, version, packed value and so on."""
+    """Return values as a flat list: channel, version, packed value, and again."""
     arguments: list[Argument] = []
     for channel, (version, value) in values.items():
         place = channel.encode(), version.encode()
@@ -88,10 +88,10 @@ def value_arguments(
 def write_arguments(
     fields: Fields, namespace: str, checkpoint_id: str, writes: Iterable[EncodedWrite]
 ) -> list[Argument]:
-    """Return pending writes as task and index, channel, type, task path, bytes and so on.
+    """Return pending writes as a flat list: task and index, channel, type, task path, bytes, and again.
 
     Raises:
-        SerializationError: A name in them is not valid Unicode.
+        SerializationError: A name in a write is not valid Unicode.
     """
     arguments: list[Argument] = []
     for write in writes:
@@ -113,13 +113,13 @@ def write_arguments(
 def to_stored(
     fields: Fields, thread_id: str, record: Sequence[Any]
 ) -> tuple[StoredCheckpoint, list[EncodedWrite]]:
-    """Read a checkpoint out of a script's answer.
+    """Read a checkpoint from a script's result.
 
     Returns:
-        The checkpoint, and the TASKS writes of its parent if it is of a format that is completed with them.
+        The checkpoint. If its format is old: also the TASKS writes of its parent, which complete it.
 
     Raises:
-        ThreadTamperedError: A part of it is not signed as `fields` sign.
+        ThreadTamperedError: A part of it has a wrong signature.
     """
     raw_member, head, signed_metadata, signed_document, values, writes, sends = record
     namespace, checkpoint_id = split_member(raw_member)
@@ -144,10 +144,10 @@ def to_stored(
 
 
 def to_writes(fields: Fields, flat: Sequence[bytes]) -> list[EncodedWrite]:
-    """Read pending writes out of name, value, name, value and so on.
+    """Read pending writes from a flat list: name, value, and again.
 
     Raises:
-        ThreadTamperedError: One is not signed as `fields` sign.
+        ThreadTamperedError: A write has a wrong signature.
     """
     writes = []
     for name, raw in zip(flat[::2], flat[1::2], strict=True):
@@ -164,10 +164,10 @@ def to_writes(fields: Fields, flat: Sequence[bytes]) -> list[EncodedWrite]:
 def to_metadata(
     fields: Fields, name: str, head: bytes | None, metadata: bytes | None
 ) -> dict[str, Any] | None:
-    """Read the metadata of a checkpoint, `None` if it is not there.
+    """Read the metadata of a checkpoint. Return `None` if the checkpoint does not exist.
 
     Raises:
-        ThreadTamperedError: It is not signed as `fields` sign.
+        ThreadTamperedError: They have a wrong signature.
     """
     if head is None or metadata is None:
         return None
@@ -176,10 +176,10 @@ def to_metadata(
 
 
 def to_ancestor(fields: Fields, namespace: str, step: Sequence[Any]) -> Ancestor:
-    """Read a step of ANCESTORS.
+    """Read one ancestor from a result of ANCESTORS.
 
     Raises:
-        ThreadTamperedError: A part of it is not signed as `fields` sign.
+        ThreadTamperedError: A part of it has a wrong signature.
     """
     raw_id, writes, head, signed_metadata, *found = step
     checkpoint_id = raw_id.decode()
@@ -196,10 +196,10 @@ def to_ancestor(fields: Fields, namespace: str, step: Sequence[Any]) -> Ancestor
 
 
 def to_outline(fields: Fields, record: Sequence[bytes]) -> Outline:
-    """Read an outline out of a script's answer.
+    """Read an outline from a script's result.
 
     Raises:
-        ThreadTamperedError: A part of it is not signed as `fields` sign.
+        ThreadTamperedError: A part of it has a wrong signature.
     """
     raw_member, head, signed_metadata, blobs, sends = record
     namespace, checkpoint_id = split_member(raw_member)
@@ -222,7 +222,7 @@ def to_outline(fields: Fields, record: Sequence[bytes]) -> Outline:
 
 
 def inline_mark(value: object) -> str:
-    """Return the mark of a value that stands in a document."""
+    """Return the mark of an inline value: see `Channel.mark`."""
     return "n" if value is None else "t" if value is True else "v"
 
 
@@ -254,5 +254,5 @@ def _value(raw: bytes) -> Encoded:
 
 
 def flag(is_set: bool) -> str:
-    """Return how a script is told of a flag."""
+    """Return a flag as scripts take it."""
     return "1" if is_set else ""

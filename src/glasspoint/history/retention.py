@@ -1,8 +1,8 @@
-"""Which checkpoints of a thread have to stay. Pure, no I/O.
+"""Decides which checkpoints of a thread have to stay. Pure, no I/O.
 
-A delta channel stores its value only now and then (a snapshot); between two snapshots it is rebuilt from the
-writes of a checkpoint's ancestors. Those ancestors are not history that may be thrown away: without them the
-channel would come out empty, and nobody would say so.
+A delta channel stores its value only now and then (a snapshot). Between two snapshots, it is rebuilt from the
+writes of a checkpoint's ancestors. These ancestors must not be removed: without them, the channel would be
+empty, and no error would say so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ History = dict[str, "Outline"]  # one namespace: checkpoint id -> outline
 
 
 def by_namespace(outlines: Iterable[Outline]) -> dict[str, History]:
-    """Sort outlines by namespace."""
+    """Group outlines by namespace."""
     histories: dict[str, History] = defaultdict(dict)
     for outline in outlines:
         histories[outline.namespace][outline.checkpoint_id] = outline
@@ -29,11 +29,11 @@ def by_namespace(outlines: Iterable[Outline]) -> dict[str, History]:
 
 
 def kept_by_keep_latest(histories: Mapping[str, History]) -> dict[str, set[str]]:
-    """Decide what `keep_latest` keeps of a thread, as upstream does, and what its delta channels need.
+    """Decide what `keep_latest` keeps of a thread: what upstream keeps, and what the delta channels need.
 
     Returns:
-        For every namespace the ids that stay; none at all for a subgraph's call that goes with the root
-        checkpoint that it started from.
+        Namespace -> ids that stay. The set is empty for a subgraph call whose root checkpoint, from which it
+        started, is removed.
     """
     latest = {namespace: history[max(history)] for namespace, history in histories.items()}
     kept = {
@@ -43,8 +43,8 @@ def kept_by_keep_latest(histories: Mapping[str, History]) -> dict[str, set[str]]
     root = histories.get("", {})
     kept_of_root = kept.get("", set())
     for namespace, head in latest.items():
-        # A call's namespace has its task id after a ":", unlike a stateful subgraph's. A call whose root
-        # checkpoint is not saved yet stays: runs save in the background.
+        # The namespace of a subgraph call has a task id after a ":", that of a stateful subgraph has not. A
+        # call stays if its root checkpoint is not stored yet: runs store checkpoints in the background.
         parents = head.metadata.get("parents")
         origin = parents.get("") if isinstance(parents, dict) else None
         if ":" in namespace and isinstance(origin, str) and origin in root and origin not in kept_of_root:
@@ -53,7 +53,7 @@ def kept_by_keep_latest(histories: Mapping[str, History]) -> dict[str, set[str]]
 
 
 def severed_by(history: History, doomed: set[str]) -> bool:
-    """Tell whether a checkpoint that stays needs one that is to go, for a delta channel."""
+    """Tell whether a delta channel of a checkpoint that stays needs a doomed checkpoint."""
     channels = _delta_channels(history)
     everything = _keeps_everything(history)
     reaches: dict[
@@ -106,7 +106,7 @@ def _delta_channels(history: History) -> set[str]:
 
 
 def _keeps_everything(history: History) -> bool:
-    # LangGraph.js inlines no values, so there is no telling a snapshot; but it marks such threads.
+    # LangGraph.js inlines no values, so snapshots cannot be recognised. But it marks such threads.
     return any("delta_writes_versioned" in outline.metadata for outline in history.values())
 
 
@@ -116,12 +116,12 @@ def _must_be_rebuilt(outline: Outline, name: str) -> bool:
 
 
 def _has_value(channel: Channel | None) -> bool:
-    # An inline null is no value: upstream's walk goes on past it.
+    # An inline null is not a value: upstream's walk goes on.
     return channel is not None and (channel.blob or channel.mark in ("t", "v"))
 
 
 def _walk(history: History, start: Outline) -> Iterator[str]:
-    """The ids of a checkpoint's ancestors, nearest first, as far as they are there."""
+    """Yield the ids of a checkpoint's ancestors, nearest first, until one does not exist."""
     seen = {start.checkpoint_id}
     parent = start.parent_id
     while parent in history and parent not in seen:
@@ -133,7 +133,15 @@ def _walk(history: History, start: Outline) -> Iterator[str]:
 def _meets(
     history: History, start: Outline, channel: str, doomed: set[str], known: dict[tuple[str, str], bool]
 ) -> bool:
-    """Whether the walk that rebuilds a channel meets a doomed checkpoint. Walks share their ends: `known`."""
+    """Tell whether the walk that rebuilds a channel meets a doomed checkpoint.
+
+    Args:
+        history: The checkpoints of a namespace.
+        start: Where the walk starts.
+        channel: The channel that is rebuilt.
+        doomed: The checkpoints that are to be removed.
+        known: (Checkpoint, channel) -> result, of walks that were done: many walks end in the same way.
+    """
     passed = [start.checkpoint_id]
     answer = False
     for each in _walk(history, start):

@@ -1,12 +1,13 @@
-"""A thread's fields, signed: a field that was made without the key is refused, unread. Pure, no I/O.
+"""Signs and verifies a thread's fields: a field that was made without the key is refused, unread. No I/O.
 
-The fallback chain's threads are signed (see "Signed" in `docs/fallback.md`). A `RedisSaver` by itself is not:
-`Fields` leaves everything as it is.
+The fallback chain signs its threads (see "Signed" in `docs/fallback.md`). A `RedisSaver` without a key does
+not: `Fields` leaves everything as it is.
 
-Each field is signed on its own, because a put sends only the channels that changed, and pending writes come
-from other processes. A signature binds the thread, the namespace and the field's place, so no field can be
-moved. What a script keeps when it replaces the rest of a field has a signature of its own: the parent's id
-and a write's task path. They are texts, so their signature follows as text, after a byte that no text holds.
+Each field has a signature of its own, because a put sends only the channels that changed, and pending writes
+come from other processes. The signature covers the thread, the namespace and the field's place, so a field
+cannot be moved. Some scripts replace a field, but keep one part of it: the parent's id, or the task path of a
+write. So these two parts have signatures of their own. They are texts, so the signature follows as text,
+after a byte that no text holds.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MARK = b"\xff"
 
 
 def tampered(what: str) -> ThreadTamperedError:
-    """Return the error for a field of which the signature is wrong.
+    """Return the error for a field with a wrong signature.
 
     Args:
         what: The kind of field, such as "a value".
@@ -43,35 +44,35 @@ def tampered(what: str) -> ThreadTamperedError:
 
 
 class Fields:
-    """The fields of one thread, unsigned: what is stored is what is given, and it is read as it is."""
+    """The fields of one thread, unsigned: stored and read as they are."""
 
     def parent(self, namespace: str, checkpoint_id: str, parent_id: str) -> bytes:
-        """Return what is stored of the parent's id, `""` for none."""
+        """Return the parent's id (`""`: no parent) in its stored form."""
         return parent_id.encode()
 
     def metadata(self, namespace: str, checkpoint_id: str, rest_of_head: bytes, metadata: bytes) -> bytes:
-        """Return what is stored of the metadata."""
+        """Return the metadata in their stored form."""
         return metadata
 
     def document(
         self, namespace: str, checkpoint_id: str, rest_of_head: bytes, metadata: bytes, document: bytes
     ) -> bytes:
-        """Return what is stored of the document; `metadata` is given, not as it is stored."""
+        """Return the document in its stored form. `metadata` is not in its stored form."""
         return document
 
     def value(self, namespace: str, channel: bytes, version: bytes, value: bytes) -> bytes:
-        """Return what is stored of a packed value."""
+        """Return a packed value in its stored form."""
         return value
 
     def path(self, namespace: str, place: bytes, path: bytes) -> bytes:
-        """Return what is stored of a write's task path; `place`: checkpoint id NUL task NUL index."""
+        """Return a write's task path in its stored form. `place` is checkpoint id NUL task NUL index."""
         return path
 
     def data(self, namespace: str, place: bytes, channel: bytes, type_: bytes, data: bytes) -> bytes:
-        """Return what is stored of a write's bytes."""
+        """Return a write's bytes in their stored form."""
         return data
 
-    # Each of these returns what was given, from what is stored, or raises `ThreadTamperedError`.
+    # The methods below take the stored form, and return the original, or raise `ThreadTamperedError`.
 
     def read_parent(self, namespace: str, checkpoint_id: str, stored: bytes) -> bytes:
         """Read a parent's id."""
@@ -108,14 +109,14 @@ class SignedFields(Fields):
 
         Args:
             signer: Signs for the target.
-            thread_id: Whose fields these are.
+            thread_id: The thread that the fields belong to.
         """
         self._signer = signer
         self._thread_id = thread_id
         self._signers: dict[str, ScopeSigner] = {}
 
     def parent(self, namespace: str, checkpoint_id: str, parent_id: str) -> bytes:
-        """Return the id and its signature; nothing of no parent, because a script cuts parents off."""
+        """Return the id and its signature. No parent has no signature, because a script removes parents."""
         if not parent_id:
             return b""
         return self._with_text(namespace, _name(b"parent", checkpoint_id.encode()), parent_id.encode())
@@ -204,5 +205,5 @@ class SignedFields(Fields):
 
 
 def _name(*parts: bytes) -> bytes:
-    """Put a field's name together, so that no two names are the same bytes."""
+    """Join the parts of a field's name, so that two different names never have the same bytes."""
     return b"".join(len(part).to_bytes(8) + part for part in parts)

@@ -1,7 +1,7 @@
-"""The atomic steps: each one script, one round trip, on all keys of one thread.
+"""Runs the atomic steps: each is one script, in one round trip, on all keys of one thread.
 
-Whatever way Redis has to fail becomes an error of `glasspoint.errors` here. A script is done as a whole or
-not at all, so a caller that is cancelled or runs out of time leaves nothing half-done.
+Every failure of Redis becomes an error of `glasspoint.errors` here. A script is done completely or not at
+all, so a caller that is cancelled or runs out of time leaves nothing half done.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ if TYPE_CHECKING:
 __all__ = ["AGAIN", "EXISTS", "Steps"]
 
 AGAIN, EXISTS = 4, 5
-"""What a step may answer besides 0, done: the thread has changed; there is one already."""
+"""Results of a step other than 0 (done): the thread has changed; the thread exists already."""
 
 _SEALED, _MOVED, _DAMAGED = 1, 2, 3
 
 _SCAN_COUNT = 1000
 
-# So many connections are used at once; whoever comes then waits.
+# The most connections in use at once; other steps wait for a slot.
 _CONNECTIONS = 32
 
-# Words with which Redis begins an error; inside a script it puts them further back. Some of them redis-py
-# takes off, and raises a class of its own.
+# The words with which Redis begins an error. If a script failed, they come later in the text. For some of
+# them, redis-py removes the word and raises a class of its own.
 _CODES = re.compile(r"\b(OOM|READONLY|MISCONF|NOREPLICAS|NOAUTH|CLUSTERDOWN|BUSY|LOADING|MASTERDOWN)\b")
 _CLASSES: dict[type[BaseException], str] = {
     OutOfMemoryError: "OOM",
@@ -84,10 +84,10 @@ _TOO_LARGE = (
     "state, or raise that setting"
 )
 
-# What Redis takes of one value, unless it is told otherwise.
+# The largest value that Redis takes by default.
 _BULK_BYTES = 512 * 2**20
 
-# What it can be told to take at least.
+# The smallest limit that can be configured for it.
 _LEAST_BULK_BYTES = 2**20
 
 # How Redis 7 names a command that a user may not run.
@@ -104,8 +104,8 @@ class Steps:
 
         Args:
             redis: A client with `decode_responses=False`; not closed here.
-            telemetry: Who is told of every step.
-            timeout_seconds: How long one step may take from its turn on, see `Turns`.
+            telemetry: Receives an event for every step.
+            timeout_seconds: How long one step may take from the moment it has a slot: see `Turns`.
         """
         self._redis: Any = redis
         self._telemetry = telemetry
@@ -118,24 +118,24 @@ class Steps:
         """Run one script.
 
         Args:
-            step: Its name.
-            scope: Whose keys these are, `None` if they are no thread's.
-            keys: The thread's keys, see `Keyspace`.
-            args: Its ARGV.
+            step: The name of the script.
+            scope: The scope that the keys belong to, `None` if they belong to no thread.
+            keys: The thread's keys: see `Keyspace`.
+            args: The script's ARGV.
 
         Returns:
-            Its answer without the leading 0, or a list of `AGAIN` or `EXISTS` alone.
+            The script's result without the leading 0; or a list that holds only `AGAIN` or `EXISTS`.
 
         Raises:
             ThreadMovedError: The thread is sealed or has moved.
-            ThreadDamagedError: Redis has evicted a part of it.
-            RedisRefusedError, RedisUnavailableError: See there.
+            ThreadDamagedError: Redis has evicted a part of the thread.
+            RedisRefusedError, RedisUnavailableError: See these classes.
         """
         with self._telemetry.step(f"redis.{step}", scope):
             try:
                 status, *answer = await self._in_turn(self._evalsha, step, keys, args)
             except RedisUnavailableError as exc:
-                # Of a value that is too large, Redis's words may be lost with the connection.
+                # If a value was too large, Redis's error may be lost with the connection.
                 largest = max((len(each) for each in args if isinstance(each, bytes)), default=0)
                 is_broken = type(exc.__cause__) in (ConnectionError, ConnectionResetError, BrokenPipeError)
                 if is_broken and largest >= _LEAST_BULK_BYTES and largest > await self._bulk_bytes():
@@ -162,9 +162,11 @@ class Steps:
         return [status] if status in (AGAIN, EXISTS) else answer
 
     async def ping(self) -> None:
-        """Raises: RedisUnavailableError: Redis does not answer.
+        """Check that Redis responds.
 
-        RedisRefusedError: It refuses this user.
+        Raises:
+            RedisUnavailableError: It does not respond.
+            RedisRefusedError: It refuses this user.
         """
         try:
             with answered_within(self._timeout):
@@ -173,27 +175,27 @@ class Steps:
             raise self._failure(exc) from exc
 
     async def check_permissions(self, key_prefix: str) -> None:
-        """Ask whether the client's user may do what the steps need. A cluster is not asked.
+        """Check that the client's user has the rights that the steps need. A cluster is not asked.
 
         Raises:
-            RedisRefusedError: It may not. The message names the commands and the rule to add.
-            RedisUnavailableError: Redis does not answer.
+            RedisRefusedError: It has not. The message names the commands and the rule to add.
+            RedisUnavailableError: Redis does not respond.
         """
         if not isinstance(self._redis, RedisCluster):
             await self._in_turn(ask_for_rights, self._redis, key_prefix, NEEDS)
 
     async def server_version(self) -> str:
-        """Return what Redis says of its version, `""` if it does not; of a cluster, one node's."""
+        """Return the version of Redis (in a cluster, of one node), `""` if Redis does not tell it."""
         try:
             info = await self._in_turn(self._redis.info, "server")
         except GlasspointError:
             return ""
-        if "redis_version" not in info:  # a cluster: node -> what it says
+        if "redis_version" not in info:  # a cluster: node -> its information
             info = next((each for each in info.values() if isinstance(each, dict)), {})
         return str(info.get("redis_version", ""))
 
     async def memory(self) -> list[dict[str, Any]]:
-        """Return what Redis says of its memory, of a cluster each primary; nothing if it does not."""
+        """Return INFO memory of Redis, in a cluster of each primary; nothing if Redis does not tell it."""
         nodes = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(self._redis, RedisCluster) else {}
         try:
             info = await self._in_turn(partial(self._redis.info, "memory", **nodes))
@@ -202,7 +204,7 @@ class Steps:
         return [info] if "maxmemory" in info else [each for each in info.values() if isinstance(each, dict)]
 
     async def alive_members(self, key: str) -> AsyncIterator[list[bytes]]:
-        """Find the members of a sorted set whose score is a time to come, in ms; some may be found twice."""
+        """Yield the members of a sorted set whose score is a future time, in ms. Some may come twice."""
         cursor = None
         while cursor != 0:
             with self._telemetry.step("redis.scan", None):
@@ -216,7 +218,7 @@ class Steps:
         return int(next_cursor), members
 
     async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """Find keys, on every primary; a key may be found twice."""
+        """Yield the keys that match a pattern, of every primary. Some may come twice."""
         nodes: list[Any] = [None]
         if isinstance(self._redis, RedisCluster):
             await self._in_turn(self._redis.initialize)
@@ -243,12 +245,12 @@ class Steps:
         try:
             answer = await self._redis.evalsha(sha, len(keys), *keys, *args)
         except NoScriptError:
-            # Sent whole, not loaded first: in a cluster it must be on the very node that runs it.
+            # Send the whole text, do not load it first: in a cluster, it must reach the node that runs it.
             answer = await self._redis.eval(text, len(keys), *keys, *args)
         return list(answer)
 
     async def _bulk_bytes(self) -> int:
-        """Return what Redis takes of one value, or what it takes by default, if it does not say."""
+        """Return the largest value, in bytes, that Redis takes; the default, if Redis does not tell it."""
         try:
             found = await self._in_turn(self._redis.config_get, "proto-max-bulk-len")
             return int(next(iter(found.values())))
@@ -264,10 +266,10 @@ class Steps:
             raise self._failure(exc) from exc
 
     async def _drop_idle_connections(self) -> None:
-        """Drop the connections that nobody uses.
+        """Drop the idle connections.
 
-        On one of them Redis has refused an argument by its length, and may take what is sent next for the
-        rest of that argument. The client does not tell which one.
+        On one of them, Redis has refused an argument because of its length. It may take the next command on
+        this connection for the rest of that argument. The client does not tell which connection it is.
         """
         if isinstance(self._redis, RedisCluster):
             idle = [each for node in self._redis.get_nodes() for each in getattr(node, "_free", ())]
@@ -275,10 +277,10 @@ class Steps:
             idle = list(getattr(self._redis.connection_pool, "_available_connections", ()))
         for connection in idle:
             with suppress(*_FAILURES):
-                await connection.disconnect(nowait=True)  # does not wait, so nobody gets it meanwhile
+                await connection.disconnect(nowait=True)  # does not wait, so no other call gets it meanwhile
 
     def _failure(self, exc: BaseException) -> Exception:
-        # What Redis says may hold a key, so only its first word is repeated.
+        # The text of Redis's error may hold a key, so only its first word is repeated.
         found = _CODES.search(str(exc))
         code = _CLASSES.get(type(exc)) or (found[1] if found and isinstance(exc, RedisError) else None)
         passing = code in _PASSING or isinstance(exc, ClusterDownError | ClusterError)
