@@ -1,10 +1,10 @@
-"""Copying: what a thread of the source has and the target lacks, thread by thread.
+"""Copying: copies what the source has and the target lacks, thread by thread.
 
-    names     what has the source, what has the target? Only what is missing is copied.
-    refuse    a thread that has gone on in both, or is another conversation
+    compare   the names of what the source and the target have: only what is missing is copied
+    refuse    a thread that has gone on in both, or that is another conversation in the target
     import    the newest checkpoint of each namespace, then the others, oldest first
 
-So it may be done again at any time: after an interruption, or while the source is still written to.
+So copying may be repeated at any time: after an interruption, or while the source is still written to.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MigrationReport", "copy_threads", "migrate"]
 
-# What LangGraph's serializer names the values that every process can read.
+# The types of values that LangGraph's serializer can read in every process.
 _READABLE = {"null", "bytes", "bytearray", "json", "msgpack"}
 
 _GONE_ON = (
@@ -55,7 +55,7 @@ _GONE_ON = (
     "the other. Nothing more was copied."
 )
 
-# What concerns one thread alone: the others are copied all the same.
+# Errors that concern one thread only: the other threads are copied all the same.
 _OF_ONE_THREAD = (
     NotFoundError,
     SerializationError,
@@ -69,18 +69,18 @@ _OF_ONE_THREAD = (
 
 @dataclass(frozen=True, slots=True)
 class MigrationReport:
-    """What a migration has done; of a dry run, what it would do.
+    """What a migration has copied; with `dry_run`, what it would copy.
 
     Attributes:
         dry_run: Whether nothing was changed.
-        threads: How many threads were looked at.
-        copied: How many of these had something that the target lacked.
-        unchanged: How many of these the target has already.
-        checkpoints: How many checkpoints were copied.
-        writes: How many pending writes were copied.
-        values: How many values of channels were copied.
-        bytes: Of the values and the writes.
-        refused: Thread -> why nothing of it, or not all of it, was copied.
+        threads: Number of threads that were looked at.
+        copied: Number of these threads of which anything was copied.
+        unchanged: Number of these threads of which the target had everything already.
+        checkpoints: Number of checkpoints that were copied.
+        writes: Number of pending writes that were copied.
+        values: Number of channel values that were copied.
+        bytes: Size of these values and writes.
+        refused: Thread id -> why nothing, or not everything, of the thread was copied.
     """
 
     dry_run: bool = False
@@ -102,31 +102,32 @@ async def migrate(
     dry_run: bool = False,
     on_thread: Callable[[MigrationReport], object] | None = None,
 ) -> MigrationReport:
-    """Copy whole histories from another saver into PostgreSQL: what is missing there, and nothing else.
+    """Copy whole histories from another saver into PostgreSQL. Only what is missing there is copied.
 
-    Every checkpoint of every namespace is copied, with its values, metadata, parent and pending writes; ids
-    stay as they are. The source is only read. It may be done again: after an interruption, or to fetch what
-    was written to the source meanwhile.
+    Every checkpoint of every namespace is copied, with its values, metadata, parent and pending writes. Ids
+    do not change. The source is only read. You may repeat the migration after an interruption, or to copy
+    what was written to the source meanwhile.
 
-    A thread is refused, and named in the report, if it has gone on in both places, if the target's thread of
-    this id is another conversation, or if something of it cannot be stored. The other threads are copied.
+    A thread is refused, and named in the report, in three cases: it has gone on in both places; the target
+    has another conversation under its id; or a part of it cannot be stored. The other threads are copied.
 
     Args:
         source: An `AsyncPostgresSaver`, `InMemorySaver`, `RedisSaver`, `AsyncSqliteSaver`, or any other saver
             that can list its checkpoints.
-        target: Where they go. Its tables must be there: see `setup`.
-        thread_ids: Only these threads; by default all.
-        dry_run: Only count; nothing is changed.
-        on_thread: Called after each thread with the sums so far. What it raises ends the migration.
+        target: The saver that receives the threads. Its tables must exist: see `setup`.
+        thread_ids: The threads to copy; by default all.
+        dry_run: Only count. Nothing is changed.
+        on_thread: Called after each thread with the sums so far. If it raises an error, the migration ends.
 
     Returns:
-        What was copied.
+        What was copied, and which threads were refused.
 
     Raises:
-        ConfigurationError: The target is no `CachedPostgresSaver`, or the source is the same saver.
-        SchemaError: The target's tables are not there.
-        L2UnavailableError, L2DeadlineError: PostgreSQL did not answer. What was copied before stays.
-        RedisUnavailableError: The source did not answer; likewise. (Other savers raise what they raise.)
+        ConfigurationError: The target is not a `CachedPostgresSaver`, or the source is not another saver.
+        SchemaError: The target's tables do not exist.
+        L2UnavailableError, L2DeadlineError: PostgreSQL did not respond. What was copied before stays.
+        RedisUnavailableError: The source did not respond. What was copied before stays. (Savers of other
+            packages raise errors of their own.)
 
     Example:
         ```python
@@ -161,10 +162,15 @@ async def copy_threads(
     on_thread: Callable[[MigrationReport], object] | None = None,
     on_begin: Callable[[int], object] | None = None,
 ) -> MigrationReport:
-    """Do what `migrate` promises, from any `Source`.
+    """Copy threads from any `Source`. The promises are those of `migrate`.
 
     Args:
-        on_begin: Called with the number of threads, before the first.
+        source: The source.
+        target: As for `migrate`.
+        thread_ids: As for `migrate`.
+        dry_run: As for `migrate`.
+        on_thread: As for `migrate`.
+        on_begin: Called with the number of threads, before the first one is copied.
     """
     chosen = await source.thread_ids() if thread_ids is None else list(dict.fromkeys(thread_ids))
     if on_begin is not None:
@@ -183,7 +189,7 @@ async def copy_threads(
 
 
 class _Copy:
-    """One thread on its way, and what was copied of it."""
+    """Copies one thread, and counts what was copied."""
 
     def __init__(
         self,
@@ -237,7 +243,7 @@ class _Copy:
                 raise NotFoundError("The source has no thread of this id.")
 
     async def _missing(self, items: AsyncIterator[Item], held: Holding) -> AsyncIterator[Item]:
-        """Leave out what the target has, and what goes there with an earlier item."""
+        """Leave out what the target has, and values that an earlier item brings."""
         async for item in items:
             place = (item.scope.checkpoint_ns, item.checkpoint_id)
             writes = [w for w in item.writes if self._is_missing(place, w, held)]
@@ -255,9 +261,9 @@ class _Copy:
             yield replace(item, values=values, writes=writes)
 
     def _is_missing(self, place: tuple[str, str], write: EncodedWrite, held: Holding) -> bool:
-        """Tell whether the target lacks a pending write, or has what it has replaced in the source.
+        """Tell whether the target lacks a pending write, or has an older one that it replaced in the source.
 
-        A second question of a task takes the place of the first.
+        For example, the second question of a task replaces the first one.
         """
         name = (*place, write.task_id, write.idx)
         if name not in held.writes:
@@ -265,7 +271,7 @@ class _Copy:
         return self._may_replace and held.writes[name] != digest_of(write)
 
     def _recoded(self, value: Encoded, what: str) -> Encoded:
-        """Return a value as the target's serializer makes it, if it is another one than the source's."""
+        """Return a value in a form that the target's serializer can read."""
         theirs, ours = self._source.serde, self._target.serde
         if theirs is None or theirs is ours:
             return value
@@ -295,12 +301,12 @@ class _Copy:
 
 
 def _is_plain(serde: SerializerProtocol) -> bool:
-    """Whether it is LangGraph's own: others may encrypt, each with a key of its own."""
+    """Tell whether a serializer is LangGraph's own. Others may encrypt, each with a key of its own."""
     return type(serde).loads_typed is JsonPlusSerializer.loads_typed
 
 
 def _check_that_fits(thread: SourceThread, held: Holding, missing: set[tuple[str, str]]) -> None:
-    """Make sure that what is copied does not change the state that the target goes on from.
+    """Check that the copied checkpoints do not change the state that the target goes on from.
 
     Raises:
         ThreadInUseError: The target has checkpoints of its own, and the missing ones are not older; or both
@@ -325,7 +331,7 @@ def _check_that_fits(thread: SourceThread, held: Holding, missing: set[tuple[str
 
 
 async def _order(thread: SourceThread, missing: set[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return in which order checkpoints are copied: a reader has the newest state first, and whole."""
+    """Return the order of copying: the newest checkpoints first, so that readers soon have the state."""
     if not missing:
         return []
     tips = [each for each in await thread.tips() if each in missing]

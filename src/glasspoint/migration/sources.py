@@ -1,4 +1,4 @@
-"""Where histories are copied from: a thread at a time, as the items that every tier stores.
+"""Reads histories from other savers: a thread at a time, as the items that every tier stores.
 
 | source | how it is read | what is exact |
 |---|---|---|
@@ -55,18 +55,19 @@ class SourceThread(Protocol):
     """Namespace and id of each checkpoint."""
 
     writes: dict[tuple[str, str, str, int], bytes | None]
-    """See `Holding`."""
+    """The names of the pending writes: see `Holding`."""
 
     async def tips(self) -> list[tuple[str, str]]:
-        """Return the newest checkpoint of each namespace, if it is the state by itself; the root's last."""
+        """Return the newest checkpoint of each namespace, the root's last; but none that needs ancestors."""
 
     def items(
         self, checkpoints: list[tuple[str, str]], held: Holding
     ) -> AsyncIterator[StoredCheckpoint | PendingWrites]:
-        """Read these checkpoints, in this order, then the pending writes of the others.
+        """Read some checkpoints, in this order, then the pending writes of the others.
 
         Args:
-            held: What the target has; it may be left out.
+            checkpoints: Namespace and id of each checkpoint to read.
+            held: What the target has. The source may leave it out.
         """
 
 
@@ -74,17 +75,17 @@ class Source(Protocol):
     """A store of histories."""
 
     serde: SerializerProtocol | None
-    """What the values were made with; `None`: they are copied, whatever they are."""
+    """The serializer of the values. `None`: the bytes are copied without a check."""
 
     async def thread_ids(self) -> list[str]:
-        """Return every thread."""
+        """Return the id of every thread."""
 
     def thread(self, thread_id: str) -> AbstractAsyncContextManager[SourceThread]:
-        """Open a thread for reading; what is read is one state, where the store can give one."""
+        """Open a thread for reading: as one consistent state, if the store can provide one."""
 
 
 def source_of(saver: BaseCheckpointSaver[Any]) -> Source:
-    """Choose how a saver is read."""
+    """Return the source that reads a saver."""
     if isinstance(saver, HistorySaver):
         return HistorySource(saver)
     if isinstance(saver, InMemorySaver):
@@ -95,16 +96,16 @@ def source_of(saver: BaseCheckpointSaver[Any]) -> Source:
 
 
 class ListedThread:
-    """A thread of which everything is at hand."""
+    """A thread that was read completely."""
 
     def __init__(self, items: Iterable[Item]) -> None:
-        """Take all of the thread.
+        """Take all items of the thread.
 
         Args:
-            items: Oldest first.
+            items: The items, oldest first.
 
         Raises:
-            SerializationError: PostgreSQL cannot hold it: two checkpoints have two values of one version.
+            SerializationError: PostgreSQL cannot hold the thread: a channel has two values at one version.
         """
         self._checkpoints: dict[tuple[str, str], StoredCheckpoint] = {}
         self._writes: list[PendingWrites] = []
@@ -144,13 +145,13 @@ class ListedThread:
 
 
 class HistorySource:
-    """A `RedisSaver` or a `MemorySaver`. Its threads are not kept alive by being copied."""
+    """A `RedisSaver` or a `MemorySaver`. Copying does not extend the threads' time to live."""
 
     def __init__(self, saver: HistorySaver, *, copies_bytes: bool = False) -> None:
-        """Take the saver that is read.
+        """Take the saver to read.
 
         Args:
-            saver: Is read.
+            saver: The saver.
             copies_bytes: See `PostgresSource`.
         """
         self._saver = saver
@@ -176,7 +177,7 @@ class HistorySource:
 
 
 class InMemorySource:
-    """LangGraph's `InMemorySaver`, by its dictionaries: they know the tasks' paths, which no tuple tells."""
+    """LangGraph's `InMemorySaver`. Its dictionaries are read, because its tuples have no task paths."""
 
     def __init__(self, saver: InMemorySaver) -> None:
         self._saver = saver
@@ -226,7 +227,7 @@ class InMemorySource:
 
 
 class ListingSource:
-    """Any other saver, by what it lists."""
+    """Any other saver. Its listing is read."""
 
     def __init__(self, saver: BaseCheckpointSaver[Any]) -> None:
         self._saver = saver
@@ -261,14 +262,15 @@ class ListingSource:
 
 
 class PostgresSource:
-    """LangGraph's tables in a PostgreSQL: only the rows that the target lacks are read."""
+    """LangGraph's tables in a PostgreSQL. Only the rows that the target lacks are read."""
 
     def __init__(self, saver: AsyncPostgresSaver, *, copies_bytes: bool = False) -> None:
-        """Take a connection to the source.
+        """Take a saver of the source.
 
         Args:
-            saver: Its connection or pool is used.
-            copies_bytes: Values are copied whatever they are: whoever reads them there has the right serde.
+            saver: The saver, whose connection or pool is used.
+            copies_bytes: Whether the bytes of values are copied without a check. The readers of the target
+                must then have the right serde.
         """
         self._saver = saver
         self.serde: SerializerProtocol | None = None if copies_bytes else saver.serde
@@ -343,11 +345,10 @@ def _newest(checkpoints: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _check_versions(checkpoints: Iterable[StoredCheckpoint]) -> None:
-    """Make sure that a channel has one value at one version, in all checkpoints of a namespace.
+    """Check that a channel has only one value at each version, in all checkpoints of a namespace.
 
-    PostgreSQL has a row for a version, and would show the value of one checkpoint in the other.
-
-    A snapshot of a delta channel is the value of its version, so it may show in checkpoints that lack it.
+    PostgreSQL has one row for each version: with two values, one checkpoint would show the value of another.
+    A snapshot of a delta channel is the value of its version. So it may appear in a checkpoint without it.
     """
     known: dict[tuple[str, str, str], Encoded | None] = {}
     snapshots: set[tuple[str, str, str]] = set()

@@ -1,11 +1,11 @@
-"""A SQLite file of LangGraph's `SqliteSaver` or `AsyncSqliteSaver`, read by Python's own sqlite3, read-only.
+"""Reads a SQLite file of LangGraph's `SqliteSaver` or `AsyncSqliteSaver`, without changing it.
 
-Not by these savers: opening one makes tables and changes the file's journal mode. (SQLite itself may leave an
-empty `-wal` and a `-shm` beside the file.)
+Python's own sqlite3 opens the file read-only. LangGraph's savers are not used: when opened, they make tables
+and change the file's journal mode. (SQLite itself may leave an empty `-wal` and a `-shm` beside the file.)
 
-A checkpoint stands there in one piece, and has to be taken apart. Its values are not made into objects for
-that: their classes may be the application's, and LangGraph's serializer gives back a dictionary in place of
-an object whose class it cannot import. So MessagePack's extension types are left as they are.
+A checkpoint is stored in one piece, and has to be taken apart into its values. The values do not become
+objects meanwhile, because this process may not have the application's classes: for a class that it cannot
+import, LangGraph's serializer returns a dictionary. So MessagePack's extension types are left as they are.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteSource"]
 
-# As LangGraph's serializer names its extension type for the snapshot of a delta channel.
+# The number of the extension type that LangGraph's serializer uses for the snapshot of a delta channel.
 _DELTA_SNAPSHOT = 7
 
 _THREADS = "SELECT thread_id FROM checkpoints UNION SELECT thread_id FROM writes ORDER BY 1"
@@ -61,23 +61,23 @@ class SqliteSource:
     """The file, open for reading. Enter it with `with`."""
 
     serde: SerializerProtocol | None = None
-    """The values are copied, whatever they are."""
+    """None: the bytes of values are copied without a check."""
 
     def __init__(self, path: str | Path) -> None:
-        """Take the file that is read.
+        """Open the file.
 
         Args:
-            path: The file.
+            path: The path of the file.
 
         Raises:
-            ConfigurationError: There is no such file, or it holds no checkpoints of LangGraph.
+            ConfigurationError: The file does not exist, or is not one of LangGraph's savers.
         """
         self._name = str(path)
         if not Path(path).is_file():
             raise ConfigurationError(f"There is no file {self._name}.")
         file = Path(path).absolute()
-        # A file in WAL mode needs two more beside it, which SQLite makes even to read. Where it may not, this
-        # process takes the file as one that nobody writes to.
+        # To read a file in WAL mode, SQLite makes two more files beside it. If this process may not make
+        # them, it opens the file as one that no process writes to.
         is_sealed = not os.access(file.parent, os.W_OK) and not Path(f"{file}-wal").exists()
         uri = f"file:{quote(str(file))}?mode=ro{'&immutable=1' if is_sealed else ''}"
         try:
@@ -156,7 +156,7 @@ class SqliteSource:
 
 
 class _Extension:
-    """A value of one of LangGraph's extension types, as it stands there."""
+    """A value of one of LangGraph's extension types, as it is stored."""
 
     def __init__(self, tag: int, data: bytes) -> None:
         self.tag = tag
@@ -164,13 +164,13 @@ class _Extension:
 
 
 class _Apart:
-    """A serializer that makes no objects: what it reads, it writes as it was."""
+    """A serializer that makes no objects: it writes extension types as it has read them."""
 
     def __init__(self, type_: str) -> None:
-        """Take the serializer for what is not taken apart.
+        """Choose the type.
 
         Args:
-            type_: Of the checkpoint, `msgpack` or `json`: its values become of this type, too.
+            type_: The type of the checkpoint, `msgpack` or `json`. Its values are written in the same type.
         """
         self._is_json = type_ == "json"
 
@@ -184,7 +184,7 @@ class _Apart:
         return ormsgpack.unpackb(raw, ext_hook=_kept, option=ormsgpack.OPT_NON_STR_KEYS)
 
     def dumps_typed(self, value: Any) -> tuple[str, bytes]:
-        """Write a value of it."""
+        """Write a value of a checkpoint."""
         if value is None:
             return "null", b""
         if isinstance(value, bytes):
