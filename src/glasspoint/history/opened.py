@@ -1,4 +1,4 @@
-"""Opens and closes a saver on a history, and counts its calls meanwhile."""
+"""Opens and closes a saver on a history, and counts its calls in between."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Fields:
         return stored
 
     def read_metadata(self, namespace: str, checkpoint_id: str, rest_of_head: bytes, stored: bytes) -> bytes:
-        """Read metadata, and believe the rest of the head."""
+        """Read metadata. If they can be read, the rest of the head is trusted, too."""
         return stored
 
     def read_document(
@@ -153,7 +153,7 @@ class SignedFields(Fields):
         return self._verified_text(namespace, name, stored, "a parent's id")
 
     def read_metadata(self, namespace: str, checkpoint_id: str, rest_of_head: bytes, stored: bytes) -> bytes:
-        """Read metadata, and believe the rest of the head."""
+        """Read metadata. If they can be read, the rest of the head is trusted, too."""
         name = _name(b"metadata", checkpoint_id.encode(), rest_of_head)
         return self._verified(namespace, name, stored, "the metadata of a checkpoint")
 

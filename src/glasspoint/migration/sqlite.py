@@ -3,8 +3,8 @@
 Python's own sqlite3 opens the file read-only. LangGraph's savers are not used: when opened, they make tables
 and change the file's journal mode. (SQLite itself may leave an empty `-wal` and a `-shm` beside the file.)
 
-A checkpoint is stored in one piece, and has to be taken apart into its values. The values do not become
-objects meanwhile, because this process may not have the application's classes: for a class that it cannot
+A checkpoint is stored in one piece, and has to be taken apart into its values. No objects are made of the
+values for that, because this process may not have the application's classes: for a class that it cannot
 import, LangGraph's serializer returns a dictionary. So MessagePack's extension types are left as they are.
 """
 

@@ -4,7 +4,7 @@ A thread's state is its newest checkpoint. If two runs read the same newest chec
 newest checkpoint in the end is from one of them. The result of the other run is *shadowed*: it is stored, but
 no later turn goes on from it.
 
-Time travel also writes on top of an old checkpoint, but on purpose. The two are told apart like this:
+Time travel also writes on top of an old checkpoint, but on purpose. The two are distinguished like this:
 
 - A run of time travel names its checkpoint.
 - Any other run reads the newest checkpoint. LangGraph passes the id from this read to the run's first put, as
@@ -79,7 +79,7 @@ class Forks:
         self._telemetry = telemetry
         self._newest: dict[int, str] = {}  # `id()` -> its object, kept so that no other one gets this `id()`
         self._empty: dict[Scope, int] = {}
-        self._written: dict[int, str] = {}  # likewise
+        self._written: dict[int, str] = {}  # the same
         self._known: dict[str, None] = {}
         self.refuses = on_fork == "raise"
         """Whether a put that forks its thread is not stored."""
@@ -91,7 +91,7 @@ class Forks:
             if scope.is_cached and is_ordered_id(configurable["checkpoint_id"]):
                 own = configurable["checkpoint_id"] = _copy_of(configurable["checkpoint_id"])
                 _remember(self._newest, id(own), own)
-        elif not scope.checkpoint_ns:  # time travel may begin a subgraph anew, but never the root graph
+        elif not scope.checkpoint_ns:  # time travel may begin with nothing in a subgraph, but not in the root
             _remember(self._empty, scope, self._empty.pop(scope, 0) + 1)
 
     def judgement(

@@ -1,4 +1,4 @@
-"""Deletes, copies and prunes threads, and keeps L1 true meanwhile.
+"""Deletes, copies and prunes threads, and keeps L1 true to L2.
 
     L2: begin; delete, copy         rows are locked, readers do not notice
     L1 BEGIN, every cached scope    readers are sent to L2 from here on
