@@ -1,4 +1,4 @@
-"""Draining: moves the threads of a lower tier into the tier above, one after the other.
+"""Draining: moves the threads of a lower tier into the tier above, two threads at a time.
 
     seal      the thread's callers wait
     relate    does it continue the history above, or does it stand beside it?

@@ -36,7 +36,7 @@ QUIET_SECONDS: Final = 0.1
 """A burst ends this long after its last write."""
 
 BURST_SECONDS: Final = 5.0
-"""The age at which a burst takes no more writes. Its intent and its fence last for a statement longer."""
+"""The age at which a burst takes no more writes. Its intent and its fence outlive its last statement."""
 
 _BYTES_AT_MOST = 1024 * 1024
 
@@ -50,6 +50,7 @@ class Burst:
         begun: The task of BEGIN, which returns the intent.
         after: The burst before this one, if it is not closed yet.
         writers: Number of writes under way.
+        writes: Number of writes so far.
         is_covered: Whether a statement with the fence was committed, and the intent still stood after that.
         is_fenced: Whether a statement with the fence was sent.
         is_contested: Whether another writer was found: then nothing may be installed.

@@ -241,8 +241,8 @@ class CachedPostgresSaver(MaintainedSaver):
             InvalidConfigError: The config has no thread id, or an id that cannot be stored.
             SerializationError: A value cannot be serialised. Nothing was stored.
             L2UnavailableError: PostgreSQL did not respond. It may have stored the checkpoint.
-            L2DeadlineError: PostgreSQL did not respond before the write's deadline. It may have stored the
-                checkpoint; the message says whether it certainly has not.
+            L2DeadlineError: PostgreSQL did not respond before the write's deadline. The message says whether
+                it may have stored the checkpoint.
             L2RefusedError: PostgreSQL refused: its disk is full, or a value is too large. Nothing was stored.
             L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. The message says
                 whether PostgreSQL has the checkpoint.
@@ -644,7 +644,8 @@ class _WriteThrough:
     async def _fall_behind(self) -> None:
         """Record the write in the journal, because L2 has it and L1 may not know.
 
-        This must be done before the caller gets a result: the row tells readers in other processes.
+        This must be done before the caller gets a result. A sweep, in any process, finds the row and drops
+        the entry.
         """
         if not self._is_journalled:
             async with answered_within(

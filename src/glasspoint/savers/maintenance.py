@@ -206,9 +206,10 @@ class MaintainedSaver(ManagedSaver):
         - In formats before 4: the parent, which holds pending sends.
 
         The other checkpoints are removed. The namespace of a subgraph call is removed together with the root
-        checkpoint that the call started from. A run may be active meanwhile, and goes on undisturbed; but no
-        run may start from a checkpoint that is not the newest. A kept ancestor serves the newest checkpoint
-        only: with several delta channels, its own state may not be complete any more.
+        checkpoint that the call started from. You may prune in the middle of a run, which goes on
+        undisturbed. But do not prune while a run starts from a checkpoint that is not the newest. A kept
+        ancestor serves the newest checkpoint only: with several delta channels, its own state may be
+        incomplete.
 
         `"delete"` deletes everything of the threads. If a saver of this class, on the same Redis, is writing
         to one of them, nothing is deleted, and this fails. Some runs are not noticed: a run between two
@@ -221,8 +222,8 @@ class MaintainedSaver(ManagedSaver):
             strategy: `"keep_latest"` or `"delete"`.
 
         Raises:
-            ConfigurationError: The strategy is unknown, or `thread_ids` is a single string. (Then the error
-                is a `TypeError`, too.)
+            ConfigurationError: The strategy is unknown; or `thread_ids` is a single string, and the error is
+                a `TypeError`, too.
             InvalidConfigError: An id cannot be stored.
             ThreadInUseError: Something is being written to a thread that is to be deleted.
             L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
@@ -263,8 +264,9 @@ class MaintainedSaver(ManagedSaver):
         never old.
 
         The work is done in batches, each in a short transaction: an error, a crash or a cancellation undoes
-        only the current batch. Active runs are not disturbed, unless one starts from an old checkpoint, which
-        may be gone. Several calls at once share the work: each skips the threads that another one works on.
+        only the current batch. Active runs are not disturbed, except a run that starts from an old
+        checkpoint, which may be gone. Several calls at once share the work: each skips the threads that
+        another one works on.
 
         Args:
             age: Checkpoints that are older than this are old; greater than 0.

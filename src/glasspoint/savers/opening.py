@@ -123,8 +123,8 @@ class ManagedSaver(SyncFace):
             serde: Serialises the values. By default, the serializer of `postgres_saver`.
             cache_ttl: Seconds that an entry stays in Redis after its last use; greater than 0.
             key_prefix: The beginning of every key in Redis.
-            l1_timeout_seconds: How long one step in Redis may take. After that, the call uses PostgreSQL
-                alone. A quarter of `write_deadline_seconds` is the maximum that counts.
+            l1_timeout_seconds: How long one step in Redis may take, at most a quarter of
+                `write_deadline_seconds`. After that, the call uses PostgreSQL alone.
             write_deadline_seconds: How long a write may take, with all its attempts. After that, it fails
                 with `L2DeadlineError`. A read of one checkpoint may take as long, plus the pool's timeout. No
                 read begins an attempt later than this after its first.

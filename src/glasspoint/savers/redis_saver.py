@@ -111,8 +111,9 @@ class RedisSaver(HistorySaver):
             target: The PostgreSQL that the threads belong to, for a fallback chain of your own. The threads
                 of a target have keys of their own. If one of them is evicted as a whole, it is damaged, not
                 unknown. Not for a cluster. By default, the threads belong to no PostgreSQL.
-            signing_key: At least 16 secret bytes, the same in every process. Everything is then signed, and
-                reading anything unsigned raises `ThreadTamperedError`. By default, nothing is signed.
+            signing_key: At least 16 secret bytes, the same in every process. Then everything is signed, and a
+                read of anything without a valid signature raises `ThreadTamperedError`. By default, nothing
+                is signed.
 
         Raises:
             ConfigurationError: An argument cannot be used. If its type is wrong, or an option does not exist,
