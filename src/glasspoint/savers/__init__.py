@@ -1,4 +1,4 @@
-"""The savers. `cached` is the read path and the write path of the product, top to bottom.
+"""The savers that applications use. `cached` is the read path and the write path, top to bottom.
 
 `opening` opens, sets up and closes a `CachedPostgresSaver`; `maintenance` deletes, copies and prunes threads;
 `bursts` groups writes that follow each other closely, so that Redis is updated once; `forks` finds runs whose
