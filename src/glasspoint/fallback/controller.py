@@ -347,7 +347,7 @@ class Chain:
         below = next(iter(self._below(spec)), None)
         async with self._gate.shut():
             if self._current[0] is not spec:
-                return True  # another call was here first
+                return True  # another call has left the tier already
             try:
                 await self.saver.ping()
             except spec.lost:

@@ -49,7 +49,7 @@ class FallbackSaver(SyncFace):
         """Take the chain of tiers.
 
         Args:
-            chain: The tiers, opened.
+            chain: The open chain.
         """
         super().__init__(serde=chain.saver.serde)
         self.home = Home(self)

@@ -51,7 +51,7 @@ class Holding(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a checkpoint stands."""
+    """The scope and the id of a checkpoint."""
 
     scope: Scope
     checkpoint_id: str
@@ -132,7 +132,7 @@ class History(Protocol):
     """
 
     list_is_lost: bool
-    """Whether threads that stood here may be gone without having been moved."""
+    """Whether threads may be lost: they were here, and were not moved, but may be gone."""
 
     async def put(self, scope: Scope, put: EncodedPut) -> None:
         """Store a checkpoint and its new values. A value that exists at the same version stays."""

@@ -514,7 +514,7 @@ class _Intents:
 
 @dataclass(slots=True)
 class _Run:
-    """A run of `aprune_older_than`, and how far it has come."""
+    """The options of a run of `aprune_older_than`, and its sums so far."""
 
     report: PruneReport
     cutoff: Cutoff
