@@ -66,7 +66,7 @@ class _Namespace:
     writes: dict[str, dict[tuple[str, int], EncodedWrite]] = field(default_factory=dict)
 
     def add_writes(self, checkpoint_id: str, writes: Sequence[EncodedWrite], *, replaces: bool) -> None:
-        """Add writes. With `replaces`, they replace those of the same name, except their task path."""
+        """Add writes. Those of the same name stay; with `replaces`, only their task path does."""
         there = self.writes.setdefault(checkpoint_id, {})
         for write in writes:
             old = there.get((write.task_id, write.idx))
