@@ -319,10 +319,8 @@ class Drainer:
         From then on, readers above have the whole state, but not yet its history.
 
         Args:
-            upper: The tier above.
             unbegun: Namespace -> branch that has not been begun above. This method removes those that it
                 begins.
-            tips: Namespace -> newest checkpoint.
 
         Returns:
             The checkpoints that were imported.

@@ -155,8 +155,6 @@ class RedisHistory:
         """Remove checkpoints.
 
         Args:
-            thread_id: The thread.
-            removals: What to remove, by namespace.
             revision: The revision that the decision was made on; `""`: it is right for any.
 
         Returns:

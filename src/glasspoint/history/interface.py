@@ -156,8 +156,6 @@ class History(Protocol):
         """Remove checkpoints, their writes, and the values that no other checkpoint refers to.
 
         Args:
-            thread_id: The thread.
-            removals: What to remove, by namespace.
             revision: The revision that the decision was made on; `""`: it is right for any.
 
         Returns:

@@ -135,12 +135,7 @@ def _meets(
 ) -> bool:
     """Tell whether the walk that rebuilds a channel meets a doomed checkpoint.
 
-    Args:
-        history: The checkpoints of a namespace.
-        start: Where the walk starts.
-        channel: The channel that is rebuilt.
-        doomed: The checkpoints that are to be removed.
-        known: (Checkpoint, channel) -> result, of walks that were done: many walks end in the same way.
+    `known` has the results of earlier walks, because many walks end in the same way.
     """
     passed = [start.checkpoint_id]
     answer = False

@@ -165,11 +165,6 @@ async def copy_threads(
     """Copy threads from any `Source`. The promises are those of `migrate`.
 
     Args:
-        source: The source.
-        target: As for `migrate`.
-        thread_ids: As for `migrate`.
-        dry_run: As for `migrate`.
-        on_thread: As for `migrate`.
         on_begin: Called with the number of threads, before the first one is copied.
     """
     chosen = await source.thread_ids() if thread_ids is None else list(dict.fromkeys(thread_ids))
