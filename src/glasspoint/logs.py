@@ -1,4 +1,4 @@
-"""Log lines with the id of the trace that they belong to.
+"""Log lines with the id of the trace that they belong to; rare enough to read; and kept for a command.
 
 If a sampled span is current, a line ends with `trace_id=…`, and its record has an attribute `trace_id`, for
 JSON logs. Otherwise the line is unchanged.
@@ -7,17 +7,22 @@ JSON logs. Otherwise the line is unchanged.
 from __future__ import annotations
 
 import logging
+from collections import deque
+from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterable, Iterator, MutableMapping
 
-__all__ = ["Throttle", "TracedLogger", "get_logger"]
+__all__ = ["Throttle", "TracedLogger", "get_logger", "kept_warnings"]
 
 _THROTTLE_SECONDS = 60.0
+
+# LangChain warns when a run is cancelled before its tracer knew of it: Ctrl-C does that.
+_SAVER_LOGGERS = ("glasspoint", "psycopg", "langchain_core")
 
 
 class TracedLogger(logging.LoggerAdapter[logging.Logger]):
@@ -72,3 +77,35 @@ class Throttle:
             return 0
         since, self._since, self._logged_at = self._since, 0, now
         return since
+
+
+class _Keeper(logging.Handler):
+    def __init__(self, kept: deque[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._kept = kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = " ".join(record.getMessage().split())  # libpq's messages have several lines
+        self._kept.append(f"{record.levelname} {record.name}: {message}")
+
+
+@contextmanager
+def kept_warnings(*, capacity: int, of: Iterable[str] = _SAVER_LOGGERS) -> Iterator[deque[str]]:
+    """Collect what is logged at WARNING and above meanwhile, the newest `capacity` lines of it.
+
+    Args:
+        capacity: How many lines are kept.
+        of: The loggers; by default those that the saver, its pool and LangChain speak through.
+    """
+    kept: deque[str] = deque(maxlen=capacity)
+    keeper = _Keeper(kept)
+    loggers = [(logger, logger.propagate) for logger in map(logging.getLogger, of)]
+    for logger, _ in loggers:
+        logger.addHandler(keeper)
+        logger.propagate = False
+    try:
+        yield kept
+    finally:
+        for logger, propagate in loggers:
+            logger.removeHandler(keeper)
+            logger.propagate = propagate

@@ -22,8 +22,8 @@ from glasspoint.cli.parts import (
     registering,
     saver_options,
 )
-from glasspoint.demo.logs import kept_warnings
 from glasspoint.errors import GlasspointError
+from glasspoint.logs import kept_warnings
 
 if TYPE_CHECKING:
     from glasspoint.cli.browsing import Browser

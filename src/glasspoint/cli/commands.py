@@ -33,8 +33,8 @@ from glasspoint.cli.browse import app as browse_app
 from glasspoint.cli.migrate import app as migrate_app
 from glasspoint.cli.parts import KeyPrefix, plain_endings, registering, saver_options
 from glasspoint.console import Block
-from glasspoint.demo.logs import kept_warnings
 from glasspoint.errors import GlasspointError
+from glasspoint.logs import kept_warnings
 from glasspoint.model.ages import HOW_TO_WRITE_AN_AGE, parse_age
 
 if TYPE_CHECKING:

@@ -36,10 +36,10 @@ from glasspoint.cli.parts import (
 )
 from glasspoint.cli.prune import human_bytes
 from glasspoint.console import Block, plain
-from glasspoint.demo.logs import kept_warnings
 from glasspoint.errors import ConfigurationError, GlasspointError, SchemaError
 from glasspoint.l2.schema_statements import UPSTREAM_TABLES
 from glasspoint.l2.sql import query
+from glasspoint.logs import kept_warnings
 from glasspoint.migration.copying import MigrationReport, copy_threads
 from glasspoint.migration.sources import HistorySource, PostgresSource
 from glasspoint.migration.sqlite import SqliteSource

@@ -15,13 +15,13 @@ from rich.text import Text
 from glasspoint import CachedPostgresSaver, Settings, __version__
 from glasspoint.console import Block
 from glasspoint.demo.dashboard import watch_traffic
-from glasspoint.demo.logs import kept_warnings
 from glasspoint.demo.model import MODEL_VARIABLE, RecallingChatModel, choose_chat_model
 from glasspoint.demo.servers import Servers, run_servers
 from glasspoint.demo.story import tell_story
 from glasspoint.demo.telemetry import Observed, observe
 from glasspoint.demo.traffic import Traffic
 from glasspoint.errors import ConfigurationError
+from glasspoint.logs import kept_warnings
 from glasspoint.telemetry.http import TelemetryServer, serve_telemetry
 
 __all__ = ["play_demo"]

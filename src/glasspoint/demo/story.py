@@ -16,8 +16,8 @@ from glasspoint import FallbackSaver, Settings, get_checkpointer
 from glasspoint.demo import view
 from glasspoint.demo.acts import ACTS, Prepared, Turn
 from glasspoint.demo.conversation import NAMESPACES, build_conversation, say
-from glasspoint.demo.logs import kept_warnings
 from glasspoint.demo.telemetry import CounterWatch
+from glasspoint.logs import kept_warnings
 from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:

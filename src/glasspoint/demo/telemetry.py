@@ -19,14 +19,16 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry
 
 from glasspoint.demo.conversation import AGENT_NAME
-from glasspoint.demo.logs import EXPORT_LOGGERS, kept_warnings
 from glasspoint.errors import ConfigurationError
+from glasspoint.logs import kept_warnings
 from glasspoint.telemetry import ConversationTurn, Telemetry, conversation_turn, create_telemetry
 from glasspoint.telemetry.configure import configure_telemetry
 from glasspoint.telemetry.redacting import RedactingExporter
 from glasspoint.telemetry.thread_ids import choose
 
 __all__ = ["CounterWatch", "Moved", "Observed", "SpanCollector", "SpanFile", "observe"]
+
+_EXPORT_LOGGERS = ("opentelemetry", "glasspoint.telemetry")
 
 _KEPT_SPANS = 4096
 _EXPORT_SECONDS = 3.0
@@ -121,7 +123,7 @@ def observe(*, lost: Callable[[str], None], spans_file: Path | None = None) -> I
     """
     written = SpanFile(spans_file) if spans_file is not None else None
     spans, registry = SpanCollector(), CollectorRegistry()
-    with kept_warnings(capacity=1, of=EXPORT_LOGGERS) as export_warnings:
+    with kept_warnings(capacity=1, of=_EXPORT_LOGGERS) as export_warnings:
         try:
             # Not the process's own provider: what the demo's spectators see is the demo's alone.
             with configure_telemetry(
