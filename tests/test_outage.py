@@ -1079,6 +1079,25 @@ async def is_unsealed(saver: MemorySaver, thread_id: str) -> bool:
     return True
 
 
+async def test_the_first_put_of_a_subgraph_may_overtake_the_one_of_its_run(
+    database: str, redis_url: str, registry: CollectorRegistry
+) -> None:
+    """Just after a promotion: it is no run that has begun in a tier that is lost."""
+    branches, thread = Branches(create_telemetry(registry=registry)), Thread("42")
+    async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as upper:
+        await upper.setup()
+        await thread.put(upper)
+        branches.begun_anew({"42"})
+        within = config_of("42", "sub:1")
+        within["configurable"]["checkpoint_map"] = {"": numbered_id(2)}
+        placing = asyncio.create_task(branches.place(upper, within, puts=numbered_id(3)))
+        done, _ = await asyncio.wait({placing}, timeout=0.2)
+        assert not done
+        await thread.put(upper)
+        assert await placing is within
+    assert drained(registry) == {}
+
+
 @pytest.mark.parametrize("of", ["this process", "another process"])
 async def test_a_run_of_a_branch_that_is_lost_for_now_ends_beside_the_history(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, of: str

@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import readiness
 from glasspoint.telemetry.http import serve_telemetry, telemetry_app
 from states import open_saver
@@ -285,3 +287,10 @@ async def test_a_setting_narrows_the_tiers_that_are_ready(
 async def test_head_has_the_status_and_no_body(served: httpx.AsyncClient) -> None:
     response = await served.head("/readyz")
     assert (response.status_code, response.content) == (503, b"")
+
+
+@pytest.mark.parametrize("tiers", ["cached", ["cahced"], (), None, [[]], 5])
+@pytest.mark.parametrize("door", [partial(serve_telemetry, 0), telemetry_app], ids=["served", "mounted"])
+def test_tiers_with_which_a_process_would_never_be_ready_are_refused(door: Any, tiers: Any) -> None:
+    with pytest.raises(ConfigurationError, match="it must be one or more of 'cached', 'redis', 'memory'"):
+        door(ready_tiers=tiers)

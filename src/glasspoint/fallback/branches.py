@@ -102,7 +102,7 @@ class Branches:
             known = await self._first(saver, config, thread_id, puts) if puts is not None else None
         else:
             known = await self._branch_with(saver, config, thread_id, start, is_put=puts is not None)
-            if known is None and puts is not None and not await _holds(saver, thread_id, start):
+            if known is None and puts is not None and not await self._comes(saver, config, thread_id, start):
                 known = await self._first(saver, config, thread_id, puts)
         if known is None:
             if puts is not None:
@@ -124,6 +124,20 @@ class Branches:
         return {}
 
     # ---------------------------------------------------------------- helpers
+
+    async def _comes(self, saver: TierSaver, config: RunnableConfig, thread_id: str, start: str) -> bool:
+        """Return whether the thread has the checkpoint that a put starts from.
+
+        A graph puts its checkpoints one after the other. But the first put of a subgraph may overtake the put
+        of the checkpoint that its run stands at, so it waits for that one.
+        """
+        is_of_subgraph = bool(config.get("configurable", {}).get("checkpoint_ns"))
+        give_up_at = monotonic() + (_PUT_SECONDS if is_of_subgraph else 0.0)
+        while not await _holds(saver, thread_id, start):
+            if monotonic() >= give_up_at or thread_id not in self._anew:
+                return False
+            await asyncio.sleep(_STEP_SECONDS)
+        return True
 
     async def _first(
         self, saver: TierSaver, config: RunnableConfig, thread_id: str, puts: str

@@ -23,7 +23,7 @@ from prometheus_client import REGISTRY, make_asgi_app, make_wsgi_app
 
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import multiprocess
-from glasspoint.telemetry.readiness import READY_TIERS, readiness
+from glasspoint.telemetry.readiness import READY_TIERS, check_ready_tiers, readiness
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
@@ -72,7 +72,8 @@ def serve_telemetry(
         ready_tiers: In which tiers `/readyz` answers 200, if the saver can serve writes; by default in all.
 
     Raises:
-        ConfigurationError: The address cannot be listened on.
+        ConfigurationError: The address cannot be listened on, or `ready_tiers` names no tier, or one that
+            does not exist.
 
     Example:
         >>> with serve_telemetry(0) as server:
@@ -94,7 +95,11 @@ def telemetry_app(
         registry: What to serve; the process's default registry if `None`. Where `PROMETHEUS_MULTIPROC_DIR` is
             set, `/metrics` is that of all its processes instead, whichever of them is asked.
         ready_tiers: In which tiers `/readyz` answers 200, if the saver can serve writes; by default in all.
+
+    Raises:
+        ConfigurationError: `ready_tiers` names no tier, or one that does not exist.
     """
+    check_ready_tiers(ready_tiers)
     served = REGISTRY if registry is None else registry
     metrics: ASGIApplication = make_asgi_app(_source(served))
 
@@ -126,6 +131,7 @@ class TelemetryServer:
         self, port: int, *, host: str, registry: CollectorRegistry | None, ready_tiers: Collection[str]
     ) -> None:
         """As `serve_telemetry`."""
+        check_ready_tiers(ready_tiers)
         try:
             self._server = _Server(host, port)
         except (OSError, OverflowError) as exc:

@@ -9,21 +9,21 @@ processes of a busy service would become unready at once.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
+from glasspoint.errors import ConfigurationError
 from glasspoint.logs import get_logger
 from glasspoint.telemetry.events import TierName
 from glasspoint.telemetry.metrics import Families
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from prometheus_client import CollectorRegistry
 
     from glasspoint.telemetry.events import Vitals
 
-__all__ = ["READY_TIERS", "readiness"]
+__all__ = ["READY_TIERS", "check_ready_tiers", "readiness"]
 
 _log = get_logger("glasspoint.telemetry")
 
@@ -36,6 +36,19 @@ _TAKES_WRITES = ("ok", "busy")
 
 # A kubelet waits for one second by default.
 _CHECK_SECONDS = 0.8
+
+
+def check_ready_tiers(ready_tiers: object) -> None:
+    """Refuse tiers with which `/readyz` would never answer 200.
+
+    Raises:
+        ConfigurationError: It is no collection of tiers, it is empty, or a tier does not exist.
+    """
+    is_right = isinstance(ready_tiers, Collection) and not isinstance(ready_tiers, str) and bool(ready_tiers)
+    if not is_right or any(tier not in READY_TIERS for tier in cast("Collection[object]", ready_tiers)):
+        raise ConfigurationError(
+            f"ready_tiers is {ready_tiers!r}: it must be one or more of {', '.join(map(repr, READY_TIERS))}."
+        )
 
 
 async def readiness(registry: CollectorRegistry, ready_tiers: Collection[str]) -> dict[str, Any]:
