@@ -124,6 +124,11 @@ async def hits_at_last(redis_url: str, hits: Callable[[], Awaitable[bool]]) -> N
     await until(found)
 
 
+OTHER_CONNECTIONS = """
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
 async def rows_of(postgres_url: str) -> dict[str, int | None]:
     """How many rows each of LangGraph's tables has; `None` where there is no table."""
     counted: dict[str, int | None] = {}

@@ -40,7 +40,7 @@ from glasspoint.errors import (
 )
 from roles import role_with_password
 from states import config_of, open_saver
-from steps import Thread, keys_of, rows_of, settled, until
+from steps import OTHER_CONNECTIONS, Thread, keys_of, rows_of, settled, until
 
 # Two halves, so that a piece is found too; put together here, so that no source line in a traceback shows it.
 PASSWORD = "".join(("hunt", "ing", "lod", "ges"))
@@ -688,17 +688,13 @@ async def test_ten_savers_may_set_up_an_empty_database_at_once(database: str, re
 
 # ------------------------------------------------------------------ opening and closing
 
-OTHERS = """
-SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
-
 
 async def until_nobody_else_is_connected(database: str) -> None:
     """A server notices that a connection was closed when it next has time to."""
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
 
         async def is_alone() -> bool:
-            return await (await conn.execute(OTHERS)).fetchone() == (0,)
+            return await (await conn.execute(OTHER_CONNECTIONS)).fetchone() == (0,)
 
         await until(is_alone)
 

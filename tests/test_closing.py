@@ -25,7 +25,7 @@ from glasspoint.model.scope import Scope
 from glasspoint.telemetry.background import run_to_the_end
 from glasspoint.telemetry.events import Telemetry
 from states import config_of, make_pool, numbered_id, open_saver
-from steps import Thread, away, until
+from steps import OTHER_CONNECTIONS, Thread, away, until
 
 if TYPE_CHECKING:
     from psycopg.rows import DictRow
@@ -37,11 +37,6 @@ if TYPE_CHECKING:
 
 # More turns of the event loop than closing takes before its last answer is there.
 _TURNS = 40
-
-
-OTHERS = """
-SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
 
 
 async def opened(kind: str, postgres_url: str, redis_url: str) -> Any:
@@ -65,7 +60,7 @@ async def test_a_close_that_is_cancelled_leaves_no_connection_behind(
     ):
 
         async def connections() -> int:
-            row = await (await conn.execute(OTHERS)).fetchone()
+            row = await (await conn.execute(OTHER_CONNECTIONS)).fetchone()
             assert row is not None
             return len(await redis.client_list()) - 1 + int(row[0])
 

@@ -1,4 +1,4 @@
-"""Log lines with the id of the trace that they belong to; rare enough to read; and kept for a command.
+"""Loggers: a line carries the id of its trace, is limited in its rate, or is kept for a command to print.
 
 If a sampled span is current, a line ends with `trace_id=…`, and its record has an attribute `trace_id`, for
 JSON logs. Otherwise the line is unchanged.

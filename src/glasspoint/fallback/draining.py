@@ -44,14 +44,10 @@ from glasspoint.model.lineage import SetAside, branch_of, from_fork, mark_of, na
 from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
+    from glasspoint.model.batches import Item, StoredId
     from glasspoint.model.codec import StoredCheckpoint
     from glasspoint.model.lineage import Branch, Relation
     from glasspoint.telemetry.events import DrainResult
-
-    Item: TypeAlias = StoredCheckpoint | PendingWrites
-    StoredId: TypeAlias = tuple[str, str]  # namespace, checkpoint id
 
 __all__ = ["Drainer", "LowerTier", "Report", "Round", "UpperTier"]
 

@@ -13,11 +13,8 @@ from glasspoint.model.codec import PendingWrites, StoredCheckpoint
 from glasspoint.model.scope import Scope, check_lengths
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    Item: TypeAlias = StoredCheckpoint | PendingWrites
-
     from glasspoint.history.interface import History
+    from glasspoint.model.batches import Item
 
 __all__ = ["copy_thread"]
 

@@ -11,7 +11,7 @@ from glasspoint.errors import SaverClosedError
 from glasspoint.history.interface import History
 from glasspoint.model.home import Home
 from glasspoint.model.sync_methods import SyncFace
-from glasspoint.telemetry.background import run_to_the_end
+from glasspoint.telemetry.background import heeding_cancellation, run_to_the_end
 from glasspoint.telemetry.events import Vitals
 
 if TYPE_CHECKING:
@@ -123,14 +123,9 @@ class Lifetime:
         """Wrap a call of the saver. `close` waits for calls that have begun; later ones raise an error."""
         self.check_open()
         self._calls += 1
-        task = asyncio.current_task()
-        cancels = task.cancelling() if task else 0
         try:
-            yield
-            # redis-py waits with `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes
-            # as the wait ends.
-            if task and task.cancelling() > cancels:
-                raise asyncio.CancelledError
+            with heeding_cancellation():
+                yield
         finally:
             self._calls -= 1
             self._look()

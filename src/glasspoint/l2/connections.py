@@ -115,7 +115,7 @@ class Connections:
         Raises:
             psycopg.Error: The server cannot be reached.
         """
-        is_in_use = self._liveness.in_use > 0 if self.pool is not None else self._upstream.lock.locked()
+        is_in_use = self.in_use > 0 if self.pool is not None else self._upstream.lock.locked()
         return await connect_beside(self._upstream.conn) or is_in_use
 
     async def drain(self) -> None:
@@ -158,7 +158,7 @@ class Connections:
         waited = f"No PostgreSQL connection came free within {seconds:.1f} s"
         if why := why_not_connected(self.pool):
             return f"{why} ({waited}.)"
-        if self.pool is not None and self._liveness.in_use >= self.pool.max_size:
+        if self.pool is not None and self.in_use >= self.pool.max_size:
             return (
                 f"{waited}: all {self.pool.max_size} of the pool are in use. It is too small for the load "
                 "(pool_max_size), or statements take long."

@@ -132,11 +132,6 @@ class Store:
             for upsert in (False, True)
         )
 
-    @property
-    def telemetry(self) -> Telemetry:
-        """Receives events for every statement."""
-        return self._telemetry
-
     async def setup(self) -> int:
         """Make the tables and triggers, or bring them up to date: see `schema.set_up`.
 

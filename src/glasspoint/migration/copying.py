@@ -36,14 +36,12 @@ from glasspoint.savers.cached import CachedPostgresSaver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
-    from typing import TypeAlias
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
     from glasspoint.l2.contents import Holding
     from glasspoint.migration.sources import Source, SourceThread
-
-    Item: TypeAlias = StoredCheckpoint | PendingWrites
+    from glasspoint.model.batches import Item
 
 __all__ = ["MigrationReport", "copy_threads", "migrate"]
 

@@ -36,14 +36,11 @@ from glasspoint.model.codec import (
 from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
     from glasspoint.l2.contents import Holding
-
-    Item: TypeAlias = StoredCheckpoint | PendingWrites
+    from glasspoint.model.batches import Item
 
 __all__ = ["HistorySource", "ListedThread", "PostgresSource", "Source", "SourceThread", "source_of"]
 

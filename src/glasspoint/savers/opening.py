@@ -43,7 +43,7 @@ from glasspoint.savers.forks import Forks
 from glasspoint.savers.options import CachedOptions, OpenCachedOptions
 from glasspoint.savers.retention import Retention
 from glasspoint.telemetry import create_telemetry
-from glasspoint.telemetry.background import run_to_the_end
+from glasspoint.telemetry.background import heeding_cancellation, run_to_the_end
 from glasspoint.telemetry.events import BreakerChanged, Vitals
 
 if TYPE_CHECKING:
@@ -352,7 +352,7 @@ class ManagedSaver(SyncFace):
                 redis = client.open_redis(redis, timeout_seconds=client.TIMEOUTS_TO_CONNECT * timeout)
                 opened.push_async_callback(redis.aclose)
             client.check_redis(redis)
-            with _heeding_cancellation():
+            with heeding_cancellation():
                 pool = await pools.open_pool(
                     conn_string,
                     min_size=pool_min_size,
@@ -503,20 +503,6 @@ async def _answers(ask: Callable[[], Awaitable[Any]], seconds: float) -> bool:
         return False
 
 
-@contextmanager
-def _heeding_cancellation() -> Iterator[None]:
-    """Raise `CancelledError` at the end of a block, if a cancellation was requested in it and got lost.
-
-    redis-py and psycopg wait with `asyncio.wait_for`. Before Python 3.12, this function loses a cancellation
-    that comes as the wait ends.
-    """
-    task = asyncio.current_task()
-    cancels = task.cancelling() if task else 0
-    yield
-    if task and task.cancelling() > cancels:
-        raise asyncio.CancelledError
-
-
 class _Lifetime:
     """The calls and tasks of a saver, and what `close` closes. The clones of `with_allowlist` share it."""
 
@@ -556,7 +542,7 @@ class _Lifetime:
         self.check_open()
         self._calls += 1
         try:
-            with _heeding_cancellation():
+            with heeding_cancellation():
                 yield
         finally:
             self._calls -= 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,13 +20,13 @@ from glasspoint.logs import get_logger
 from glasspoint.telemetry.events import BackgroundTaskFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
     from typing import Any
 
     from glasspoint.model.generics import ItemT, ResultT
     from glasspoint.telemetry.events import TaskName, Telemetry
 
-__all__ = ["BackgroundTask", "for_each", "run_to_the_end"]
+__all__ = ["BackgroundTask", "for_each", "heeding_cancellation", "run_to_the_end"]
 
 
 _log = get_logger("glasspoint")
@@ -86,16 +86,30 @@ class BackgroundTask:
         self.pause = 0.0
 
 
-async def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Run what must not be left half done, as the closing of connections.
+@contextmanager
+def heeding_cancellation() -> Iterator[None]:
+    """Raise `CancelledError` at the end of a block, if a cancellation was requested in it and got lost.
 
-    The caller may be cancelled meanwhile, and again.
+    redis-py and psycopg wait with `asyncio.wait_for`. Before Python 3.12, this function loses a cancellation
+    that comes as the wait ends.
+    """
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task else 0
+    yield
+    if task and task.cancelling() > cancels:
+        raise asyncio.CancelledError
+
+
+async def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run work that must not be left half done, such as closing connections.
+
+    A cancellation of the caller, or several, does not stop the work.
 
     Args:
-        work: It ends by itself: what it waits for has a timeout.
+        work: The work. It ends by itself, because everything that it waits for has a timeout.
 
     Raises:
-        CancelledError: The caller was cancelled meanwhile; the work is done.
+        CancelledError: The caller was cancelled. The work has ended.
     """
     task = asyncio.create_task(work)
     try:
