@@ -1,4 +1,4 @@
-"""Log lines of the demo: kept and shown where they belong, instead of running into the picture on stderr."""
+"""Keeps the demo's log lines, to show them in their place instead of on stderr amid the picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPORT_LOGGERS", "kept_warnings"]
 
 EXPORT_LOGGERS = ("opentelemetry", "glasspoint.telemetry")
-# LangChain warns when a run is cancelled before its tracer knew of it: Ctrl-C does that.
+# LangChain warns if a run is cancelled before its tracer knows it, which Ctrl-C can do.
 _SAVER_LOGGERS = ("glasspoint", "psycopg", "langchain_core")
 
 
@@ -29,11 +29,11 @@ class _Keeper(logging.Handler):
 
 @contextmanager
 def kept_warnings(*, capacity: int, of: Iterable[str] = _SAVER_LOGGERS) -> Iterator[deque[str]]:
-    """Collect what is logged at WARNING and above meanwhile, the newest `capacity` lines of it.
+    """Keep the newest log lines at WARNING and above instead of printing them, until the block ends.
 
     Args:
         capacity: How many lines are kept.
-        of: The loggers; by default those that the saver, its pool and LangChain speak through.
+        of: The names of the loggers; by default those of the saver, its pool and LangChain.
     """
     kept: deque[str] = deque(maxlen=capacity)
     keeper = _Keeper(kept)
