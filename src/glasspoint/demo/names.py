@@ -27,8 +27,8 @@ _ENGLISH_QUESTION = re.compile(r"(?:what|remember|know|tell|say).*\bmy name\b|\b
 _NOT_A_NAME = {"what", "not", "a", "the", "unknown"}
 _KOREAN_ASKS = re.compile(r"^(?:뭐|뭔|뭘|무엇|무슨|누구|어떻|기억|아직|몰라|알)")
 
-# What follows a name. Before an ending of the second list, an `이` belongs to the ending only after a final
-# consonant.
+# The endings that may follow a name. Before an ending of the second list, an `이` belongs to the ending only
+# after a final consonant.
 _AFTER_ANY_SYLLABLE = ("입니다", "인데요", "인데", "이지", "이고")
 _AFTER_VOWEL = ("라고", "랍니다", "래요", "예요", "에요", "야", "다")
 

@@ -60,7 +60,7 @@ def conversation_turn(
 ) -> ConversationTurn:
     """Wrap one turn of a conversation: `with`, or `async with`, around the call of the graph.
 
-    The block has one span, `invoke_agent <agent_name>`, above all spans inside it. This span is linked to the
+    All spans of the block stand under one span, `invoke_agent <agent_name>`. This span is linked to the
     previous turn: the turn that wrote the checkpoint that the graph continues from, however long ago and in
     whatever process. The link needs no request to a server.
 

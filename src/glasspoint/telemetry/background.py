@@ -1,8 +1,8 @@
 """Background work: a bug does not end it, and cancellation does not leave it half done.
 
-An unexpected exception in a task that nothing awaits would end the task silently. The journal would not be
-swept any more, for example, until the process is restarted. So each background task passes unexpected
-exceptions to a `BackgroundTask`, pauses for as long as that says, and goes on.
+An unexpected exception in a task that nothing awaits would end the task silently. Until a restart of the
+process, the journal would not be swept, or the higher tiers would not be tried. So each background task
+passes unexpected exceptions to a `BackgroundTask`, pauses for as long as that says, and goes on.
 
 A server that does not answer is no such exception: each task expects and handles that itself.
 """

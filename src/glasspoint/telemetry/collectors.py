@@ -178,7 +178,7 @@ class SaverCollector(Collector):
                 yield Figure("active_tier", (name, tier), float(tier in tiers))
             found = [v.undrained_threads for v in open_ if v.active]
             for tier in TIERS[1:]:
-                # All savers of a name share one Redis, and the memory of the process: so not the sum.
+                # Not the sum, because all savers of a name share one Redis, and the process's memory.
                 most = max((each.get(tier, 0) for each in found), default=0)
                 yield Figure("undrained_threads", (name, tier), float(most))
             if storage:

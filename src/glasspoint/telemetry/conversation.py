@@ -112,7 +112,7 @@ class ConversationTurn:
         self.__exit__(kind, error, traceback)
 
     def _is_here(self) -> bool:
-        """Whether the turn was entered in this very context, which is not a copy. Call this once."""
+        """Whether this is the context in which the turn was entered, and not a copy of it. Call this once."""
         try:
             assert self._entered is not None
             _entered.reset(self._entered)

@@ -181,7 +181,7 @@ class _Answer(NamedTuple):
 
 
 def _answer(method: str, path: str) -> _Answer | None:
-    """Return the response; `None` for allowed requests of the metrics and of readiness, which need a look."""
+    """Return the response; `None` if the metrics or the readiness have to be read for it."""
     if path not in (_METRICS, _HEALTHZ, _READYZ):
         return _text(HTTPStatus.NOT_FOUND, f"not found: try {_METRICS}, {_HEALTHZ} or {_READYZ}\n")
     allowed = ("GET",) if path == _METRICS else ("GET", "HEAD")

@@ -64,10 +64,10 @@ if TYPE_CHECKING:
 __all__ = ["BUCKETS_BYTES", "BUCKETS_SECONDS", "Families", "Metrics"]
 
 BUCKETS_SECONDS = tuple(0.0001 * 2**i for i in range(19))
-"""100 µs to about 26 s, doubling."""
+"""Bounds from 100 µs to about 26 s, each twice the one before."""
 
 BUCKETS_BYTES = tuple(256 * 4**i for i in range(11))
-"""256 bytes to 256 MiB, times four."""
+"""Bounds from 256 bytes to 256 MiB, each four times the one before."""
 
 _AT_A_TIME = 32
 """The number of calls that are counted together, unless a scrape counts them earlier. Counting many calls in
