@@ -1,1 +1,1 @@
-"""The command line: a module a command, and `commands`, which reads the arguments."""
+"""The command line: one module for each command, and `commands`, which reads the arguments."""

@@ -1,4 +1,4 @@
-"""The commands that look into a deployment and change nothing: `threads`, `history`, `show`, `diff`."""
+"""The commands that inspect a deployment and change nothing: `threads`, `history`, `show`, `diff`."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def diff(
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    """Read `KEY=VALUE`. Raise `BadParameter`, for exit status 2, if it is nothing like that."""
+    """Parse `KEY=VALUE`. Raise `BadParameter`, for exit status 2, if the text has another form."""
     key, is_pair, value = text.partition("=")
     if not is_pair or not key:
         raise typer.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--filter")
@@ -223,7 +223,7 @@ def _print_json(found: dict[str, Any]) -> None:
 
 @contextmanager
 def _ending(as_json: bool) -> Iterator[None]:
-    """End with a line, or with JSON that says what the line would."""
+    """End a command that fails with one line, or with JSON that says the same."""
     try:
         with nullcontext() if as_json else plain_endings():
             yield

@@ -1,7 +1,7 @@
-"""What `glasspoint threads`, `history`, `show` and `diff` find out, as data for JSON and for tables.
+"""Collects the data of `glasspoint threads`, `history`, `show` and `diff`, for JSON and for tables.
 
-PostgreSQL is read on one connection, Redis is only looked at: nothing is changed in either. Values are
-private. Without `content` no value is decoded, and none leaves this module: only its type and its size do.
+It only reads PostgreSQL, on one connection, and Redis; it changes nothing in either. Values are private:
+without `content`, this module decodes no value, and returns only types and sizes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["Browser"]
 _REDIS_SECONDS = 2.0
 _JOURNAL_ROWS = 1000
 
-# How often L2 and L1 are looked at anew, because a write came between two looks.
+# How often L2 and L1 are read at most, if a write comes between the two reads of L2.
 _LOOKS = 3
 
 _NO_IDENTITY = {
@@ -65,7 +65,7 @@ _JSON_TYPES = {str: "text", bool: "true/false", int: "number", float: "number", 
 
 
 class Browser:
-    """Looks into one deployment. Each method returns what JSON can hold."""
+    """Reads one deployment. Each method returns data that JSON can hold."""
 
     def __init__(
         self, store: Store, redis_url: str, *, key_prefix: str, signing_key: str | None, content: bool
@@ -88,13 +88,13 @@ class Browser:
         options: Mapping[str, Any],
         content: bool = False,
     ) -> AsyncIterator[Browser]:
-        """Connect to PostgreSQL; to Redis only when it is asked for.
+        """Connect to PostgreSQL. `show` connects to Redis when it needs it.
 
         Args:
             postgres_url, redis_url: The servers; Redis may be empty.
-            key_prefix: What the service's keys in Redis begin with.
-            options: How the service opens its saver: see `Settings.saver_options`.
-            content: Also return values and metadata.
+            key_prefix: The beginning of the service's keys in Redis.
+            options: The options of the service's saver: see `Settings.saver_options`.
+            content: Whether to return values and metadata, too.
 
         Raises:
             ConfigurationError, L2UnavailableError: PostgreSQL cannot be reached.
@@ -114,7 +114,7 @@ class Browser:
             )
 
     async def threads(self, *, filter: dict[str, Any], limit: int, before: str | None) -> list[Facts]:
-        """Return the threads, the one whose newest checkpoint is the newest first."""
+        """Return the threads, by their newest checkpoints, newest first."""
         named: Any = {"configurable": {"checkpoint_id": before}} if before else None
         found = await self._store.list_threads(
             choose_threads(filter=filter or None, limit=limit, before=named)
@@ -131,7 +131,7 @@ class Browser:
         ]
 
     async def history(self, thread_id: str, *, namespace: str, limit: int) -> Facts:
-        """Return the checkpoints of a namespace, branch by branch: the one of the newest checkpoint first.
+        """Return the checkpoints of a namespace, branch by branch; the branch of the newest comes first.
 
         Raises:
             NotFoundError: There is no such thread, or no such namespace in it.
@@ -163,7 +163,7 @@ class Browser:
         }
 
     async def show(self, thread_id: str, checkpoint_id: str | None, *, namespace: str) -> Facts:
-        """Return what a checkpoint consists of, and what stands in L1.
+        """Return the contents of a checkpoint, and the entry of its scope in L1.
 
         Raises:
             NotFoundError: There is no such thread or checkpoint.
@@ -309,13 +309,13 @@ class Browser:
             return {}
         try:
             return {"value": _jsonable(self._serde.loads_typed(value))}
-        except Exception as exc:  # whatever a value's class does; or it is encrypted
+        except Exception as exc:  # a value's class may raise anything; or the value is encrypted
             return {"value": None, "unreadable": type(exc).__name__}
 
     async def _l1(self, scope: Scope, checkpoint_id: str) -> Facts:
-        """Say what stands in Redis of a scope, and whether it agrees with PostgreSQL.
+        """Return the entry of a scope in Redis, and whether it agrees with PostgreSQL.
 
-        `agrees` is null where there is nothing to compare.
+        `agrees` is `None` if there is nothing to compare.
         """
         if not self._redis_url:
             return {
@@ -380,7 +380,7 @@ def _namespace(namespace: Namespace) -> Facts:
 
 
 def _step(metadata: Mapping[str, Any]) -> Facts:
-    """Return what metadata say of LangGraph's step, and nothing that an application has put in its place."""
+    """Return LangGraph's step and source from metadata, but no value that an application has put there."""
     step, source = metadata.get("step"), metadata.get("source")
     return {
         "step": step if type(step) is int else None,
@@ -389,7 +389,7 @@ def _step(metadata: Mapping[str, Any]) -> Facts:
 
 
 def _created_at(checkpoint_id: str, ts: object) -> str | None:
-    """Return when a checkpoint was made, in UTC: by its id, or else as it says itself."""
+    """Return the time at which a checkpoint was made, in UTC: from its id, else from its own `ts`."""
     if is_ordered_id(checkpoint_id) and checkpoint_id[14] == "6":
         return time_of_id(checkpoint_id).isoformat(timespec="milliseconds")
     try:
@@ -400,9 +400,9 @@ def _created_at(checkpoint_id: str, ts: object) -> str | None:
 
 
 def _branches(outlines: list[Outline]) -> list[tuple[list[Outline], str | None]]:
-    """Sort checkpoints into branches, each newest first, with the checkpoint that it goes on from.
+    """Sort checkpoints into branches, each newest first, with the checkpoint that the branch starts from.
 
-    The first branch is the one that a run goes on with: the newest checkpoint, and its ancestors.
+    The first branch is the one that a run continues: the newest checkpoint, and its ancestors.
     """
     by_id = {each.checkpoint_id: each for each in outlines}
     seen: set[str] = set()
@@ -425,7 +425,7 @@ def _channels(stored: StoredCheckpoint) -> list[str]:
 
 
 def _change(one: StoredCheckpoint, other: StoredCheckpoint, channel: str) -> str | None:
-    """Return how a channel has changed from one checkpoint to the other."""
+    """Return how a channel has changed from one checkpoint to the other; `None` if it has not."""
     states = []
     for stored in (one, other):
         inline = stored.document.get("channel_values") or {}
@@ -447,10 +447,10 @@ def _change(one: StoredCheckpoint, other: StoredCheckpoint, channel: str) -> str
 
 
 def _next_nodes(stored: StoredCheckpoint) -> list[str]:
-    """Return the nodes that a run would go on with, as far as the checkpoint tells without its graph.
+    """Return the nodes that a run would continue with, as far as the checkpoint shows without its graph.
 
-    These are the nodes that an edge has triggered, and that have not seen it yet. Tasks that were sent are
-    counted as one.
+    These are the nodes that an edge has triggered, and that have not processed the trigger yet. All tasks
+    that were sent count as one node.
     """
     versions, inline = versions_of(stored.document), stored.document.get("channel_values") or {}
     seen = stored.document.get("versions_seen") or {}
@@ -471,13 +471,13 @@ def _next_nodes(stored: StoredCheckpoint) -> list[str]:
 
 
 def _node_of(task_path: str) -> str | None:
-    """Return the node of a task, as its path names it: `~__pregel_pull, node`."""
+    """Return the node of a task from its path: `~__pregel_pull, node`."""
     kind, _, rest = task_path.partition(", ")
     return rest if kind == "~__pregel_pull" and rest else None
 
 
 def _relation(parents: Mapping[str, str | None], one: str, other: str) -> Facts:
-    """Say how one checkpoint stands to another."""
+    """Return the relation of two checkpoints: the same, one after the other, two branches, or none."""
     if one == other:
         return {"kind": "same", "steps": 0, "common": one}
     of_one, of_other = list(_line(parents, one)), list(_line(parents, other))
@@ -499,7 +499,7 @@ def _line(parents: Mapping[str, str | None], checkpoint_id: str) -> Iterable[str
 
 
 def _jsonable(value: Any) -> Any:
-    """Return a value as JSON can hold it; what it cannot hold, as its `repr`."""
+    """Return a value in a form that JSON can hold; other values as their `repr`."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""How the terminal shows what `browsing` has found: 80 columns, no boxes, whole in a pipe."""
+"""Prints the data of `browsing` in the terminal: 80 columns, no boxes, nothing cut in a pipe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MISSING = "-"
 
 
 def print_threads(console: Console, threads: Sequence[Facts], *, limit: int) -> None:
-    """Print a line a thread; at the end how to see more, if there may be more."""
+    """Print one line for each thread, and then how to see more, if there may be more."""
     table = _table(("thread", {"overflow": "fold"}), "newest (UTC)", ("step", {"justify": "right"}), "source")
     for each in threads:
         _add(
@@ -85,7 +85,7 @@ def print_history(console: Console, facts: Facts) -> None:
 
 
 def print_show(console: Console, facts: Facts) -> None:
-    """Print a checkpoint: what it is, its channels, its pending writes, and what stands in L1."""
+    """Print a checkpoint: its facts, its channels, its pending writes, and the entry in L1."""
     newest = "the newest" if facts["is_newest"] else f"the newest is {plain(facts['newest'])}"
     _facts(
         console,
@@ -125,7 +125,7 @@ def print_show(console: Console, facts: Facts) -> None:
 
 
 def print_diff(console: Console, facts: Facts) -> None:
-    """Print what has changed from one checkpoint to the other."""
+    """Print the changes from one checkpoint to the other."""
     _facts(
         console,
         ("thread", plain(facts["thread_id"])),
@@ -175,12 +175,12 @@ def _right(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _add(table: Table, *cells: str) -> None:
-    # As they are: in a text, rich would take names in brackets for its own markup.
+    # As `Text`, because rich would take names in brackets of a plain string for its markup.
     table.add_row(*map(Text, cells))
 
 
 def _print(console: Console, table: Table) -> None:
-    """Print a table of 80 columns, or of more if it needs them: half an id would be of no use."""
+    """Print a table in 80 columns, or in more if it needs more: half an id would be useless."""
     columns = [
         column.min_width or max(map(cell_len, map(str, [column.header, *column.cells])), default=0)
         for column in table.columns
@@ -264,7 +264,7 @@ def _days(facts: Facts) -> str:
 
 
 def _short_time(iso: str | None, *, is_of_one_day: bool) -> str:
-    """Return what fits beside an id: the time, or month, day, hour and minute."""
+    """Return a time that fits beside an id: the time of day, or month, day, hour and minute."""
     if iso is None:
         return _MISSING
     return plain(iso[11:19] if is_of_one_day else iso[5:16].replace("T", " "))
@@ -275,7 +275,7 @@ def _size(count: int) -> str:
 
 
 def _version(version: str | None) -> str:
-    """Return a version in short: of `00000000000000000000000000000003.0.4711` it is 3.4711."""
+    """Return a short form of a version: `3.4711` for `00000000000000000000000000000003.0.4711`."""
     if version is None:
         return _MISSING
     number, _, random = version.partition(".")

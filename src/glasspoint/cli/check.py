@@ -1,13 +1,19 @@
-"""`glasspoint check`: is a production deployment able to remember a conversation?
+"""`glasspoint check`: can a production deployment remember a conversation?
 
-Seven checks, in the order in which things break: PostgreSQL can be reached, Redis can be reached and be the
-cache, Redis does not evict (only a warning, because the cache may be evicted), the checkpoint tables are
-there, the cache knows which database it belongs to, a conversation of two turns, each through a saver of its
-own, remembers a name and finds it in the cache, and nothing of an outage waits in Redis or stands beside a
-history. No table is made by looking: if one is missing, that is a finding. (A cache that is new, and the only
-one, gets its row in `glasspoint_caches`, as from any saver. One that a service uses with another Redis stays
-as it is, and a mistyped key prefix makes no new one.)
-The scratch conversation is removed again, also when its check fails.
+It runs seven checks, in the order in which things break:
+
+1. PostgreSQL can be reached.
+2. Redis can be reached, and can be the cache.
+3. Redis does not evict keys. This is only a warning, because a cache may lose entries.
+4. The checkpoint tables are there, and up to date.
+5. The cache knows which database it belongs to.
+6. A conversation of two turns remembers a name, and finds it in the cache. Each turn has a saver of its own.
+   The scratch conversation is removed again, also if its check fails.
+7. No thread of an outage waits in Redis, or was set aside.
+
+The checks create no table: a missing one is a finding. A cache that is new, and the only one, gets its row in
+`glasspoint_caches`, as from any saver. A cache that a service uses with another Redis stays as it is, and a
+mistyped key prefix makes no new cache.
 """
 
 from __future__ import annotations
@@ -73,14 +79,14 @@ _NAME = "철수"
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check.
+    """The result of one check.
 
     Attributes:
-        name: What was checked.
+        name: The name of the check.
         status: `ok`; `warning`: it works, but something should be changed; `failed`; or `skipped` because of
             an earlier failure.
         detail: What was found, or what to do about it. Never holds a password.
-        seconds: How long it took.
+        seconds: The duration of the check.
     """
 
     name: str
@@ -90,15 +96,15 @@ class Finding:
 
 
 class _Failed(Exception):
-    """A check found something wrong; the text says what, and what to do."""
+    """A check found a fault; the text says which, and what to do."""
 
 
 class _Warned(Exception):
-    """A check found something that works, and should be changed; the text says what, and what to do."""
+    """A check found something that works but should be changed; the text says what, and what to do."""
 
 
 class _Skipped(Exception):
-    """A check was not worth trying; the text says why."""
+    """A check could not be run; the text says why."""
 
 
 async def run_checks(
@@ -109,14 +115,14 @@ async def run_checks(
     saver_options: Mapping[str, Any] | None = None,
     timeout_seconds: float,
 ) -> AsyncIterator[Finding]:
-    """Run all checks, one after the other, and yield what each found. A failed one does not stop the others.
+    """Run all checks, one after the other, and yield their findings. A failed one does not stop the others.
 
     Args:
         postgres_url: PostgreSQL, in any form that the saver takes; empty if it is not configured.
-        redis_url: Redis, likewise.
-        key_prefix: What the service's keys in Redis begin with.
-        saver_options: How the service opens its saver, besides: see `CachedPostgresSaver.create`.
-        timeout_seconds: How long one check may take. A server that swallows packets fails its check.
+        redis_url: Redis; empty if it is not configured.
+        key_prefix: The beginning of the service's keys in Redis.
+        saver_options: Further options of the service's saver: see `CachedPostgresSaver.create`.
+        timeout_seconds: How long one check may take, so that a server that never answers fails its check.
     """
     checks = _Checks(postgres_url, redis_url, key_prefix, saver_options or {})
     probes: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
@@ -150,15 +156,15 @@ async def _find(
     except (_Failed, GlasspointError, RedisError, psycopg.Error, OSError) as error:
         detail = str(error) or type(error).__name__
     if status == "failed":
-        # Drivers and servers quote what they were given. (What was found is our own text: no need there, and
-        # a password that equals the database's name would tear holes into it.)
+        # Drivers and servers may quote passwords in their errors. Other findings are our own text: it needs
+        # no masking, which would also hide the database's name if that equals the password.
         for secret in secrets:
             detail = detail.replace(secret, "***")
     return Finding(name, status, " ".join(detail.split()), perf_counter() - started)
 
 
 class _Checks:
-    """The checks, and what a later one needs to know from an earlier one."""
+    """The checks, and the facts that later ones need from earlier ones."""
 
     def __init__(
         self, postgres_url: str, redis_url: str, key_prefix: str, saver_options: Mapping[str, Any]
@@ -173,7 +179,7 @@ class _Checks:
         self.secrets = sorted({*_passwords(postgres_url), *_passwords(redis_url)}, key=len, reverse=True)
 
     async def postgres(self) -> str:
-        """PostgreSQL answers; say its version and where it is."""
+        """Check that PostgreSQL answers; return its version and address."""
         if not self._postgres_url:
             raise _Failed("not configured: set POSTGRES_URL, or pass --postgres-url.")
         try:
@@ -189,7 +195,7 @@ class _Checks:
             return f"version {version} at {place}"
 
     async def redis(self) -> str:
-        """Redis answers, and can be the cache; say its version and where it is."""
+        """Check that Redis answers and can be the cache; return its version and address."""
         if not self._redis_url:
             raise _Failed("not configured: set REDIS_URL, or pass --redis-url.")
         async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
@@ -210,7 +216,7 @@ class _Checks:
             return f"{name}version {version} at {place}, database {at.get('db') or 0}"
 
     async def eviction(self) -> str:
-        """Redis does not evict what stands in the fallback chain's tier `redis`."""
+        """Check that Redis does not evict keys, which the fallback chain's tier `redis` cannot afford."""
         if not self._has_redis:
             raise _Skipped("Redis was not reached")
         async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
@@ -227,7 +233,7 @@ class _Checks:
         )
 
     async def tables(self) -> str:
-        """The checkpoint tables are there and as new as the installed LangGraph wants them; count them."""
+        """Check that the tables are there and new enough for the installed LangGraph; return row counts."""
         if self._obstacle.startswith("PostgreSQL"):
             raise _Skipped(self._obstacle)
         async with await self._connect() as connection, connection.cursor(row_factory=tuple_row) as cursor:
@@ -250,7 +256,7 @@ class _Checks:
     async def _check_rights(
         self, cursor: psycopg.AsyncCursor[tuple[object, ...]], tables: Sequence[str]
     ) -> None:
-        """See that this role may use the tables as a service does."""
+        """Check that this role has all rights that a service needs on the tables."""
         needed = [
             (table, right)
             for table in tables
@@ -264,7 +270,7 @@ class _Checks:
             raise _Failed(f"this role lacks rights on {', '.join(refused)}. It needs: {GRANTS}.")
 
     async def identity(self) -> str:
-        """The cache knows which database it belongs to, and is told of what other software writes."""
+        """Check that the cache knows its database, and notices the writes of other software."""
         if self._obstacle or not self._has_redis:
             raise _Skipped(self._obstacle or "Redis was not reached, or cannot be the cache")
         async with (
@@ -309,7 +315,7 @@ class _Checks:
         return "; ".join(said)
 
     async def _other_databases(self, identity: str) -> int:
-        """Count the databases with entries of this prefix in Redis, among the first keys that it shows."""
+        """Count other databases that have entries of this prefix in Redis, among its first keys."""
         own, found = identity.partition(".")[0], set[str]()
         root = root_of(self._key_prefix)
         async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
@@ -324,7 +330,7 @@ class _Checks:
         return len(found - {own, "", "probe"})
 
     async def conversation(self) -> str:
-        """Two turns on a scratch thread, each in its own saver: the second knows what the first was told."""
+        """Check that the second of two turns, each in its own saver, remembers a name from the first."""
         if self._obstacle:
             raise _Skipped(self._obstacle)
         thread_id = f"glasspoint-check-{uuid4()}"
@@ -342,14 +348,14 @@ class _Checks:
         return f"two turns, the name was remembered, and found in L1 ({', '.join(l1_results)}); removed again"
 
     async def outage(self) -> str:
-        """Nothing of an outage waits in Redis, and nothing was set aside."""
+        """Check that no thread of an outage waits in Redis, and that none was set aside."""
         if not self._has_redis or not self._postgres_url:
             raise _Skipped("Redis was not reached" if self._postgres_url else self._obstacle)
         target = Target.of(self._postgres_url, schema=self._saver_options.get("schema"))
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
             open_redis(self._redis_url, timeout_seconds=2.0) as redis,
-            # Not by `create`, which would begin the tier's list of threads.
+            # `create` would begin the tier's list of threads.
             RedisSaver(redis, key_prefix=self._key_prefix, target=target, telemetry=telemetry) as tier,
         ):
             waiting = [thread_id async for thread_id in tier.thread_ids()]
@@ -376,7 +382,7 @@ class _Checks:
         return f"no thread of {target.name} waits in Redis, and none was set aside"
 
     async def _say(self, thread_id: str, text: str) -> tuple[str, list[str]]:
-        """Return the answer to one turn, and what L1 answered to its reads."""
+        """Run one turn; return its answer, and L1's results of its reads."""
         registry = CollectorRegistry()
         async with self._saver(registry) as saver:
             self._has_opened = True
@@ -400,7 +406,7 @@ class _Checks:
             ) from error
 
     def _saver(self, registry: CollectorRegistry | None = None) -> Opening[CachedPostgresSaver]:
-        """Open a saver as the service does; it reports to a registry of its own, unless one is named."""
+        """Open a saver as the service does; it reports to the registry, or else to a new one."""
         return CachedPostgresSaver.from_conn_string(
             self._postgres_url,
             redis_url=self._redis_url,
@@ -419,7 +425,7 @@ class _Checks:
 
 
 async def _count(cursor: psycopg.AsyncCursor[tuple[object, ...]], table: str) -> str:
-    """Count a table's rows; estimate those of a large one, which would take long to count."""
+    """Return the number of a table's rows: an estimate for a large table, which would take long to count."""
     await cursor.execute(_ESTIMATE, {"table": table})
     row = await cursor.fetchone()
     estimate = int(str(row[0])) if row else 0
@@ -431,7 +437,7 @@ async def _count(cursor: psycopg.AsyncCursor[tuple[object, ...]], table: str) ->
 
 
 def _some(thread_ids: Sequence[str]) -> str:
-    """Name the first threads of some."""
+    """Return the first few of these thread ids as text."""
     named = ", ".join(map(repr, sorted(thread_ids)[:_NAMED_AT_MOST]))
     return f"{named}, …" if len(thread_ids) > _NAMED_AT_MOST else named
 
@@ -446,10 +452,10 @@ def _place(host: str, port: int | str) -> str:
 
 
 def _passwords(url: str) -> set[str]:
-    """Return every spelling of the password in a URL or a connection string, to be kept out of messages."""
+    """Return all spellings of the password in a URL or a connection string, to mask them in messages."""
     found: set[str] = set()
     if "://" in url:
-        # Not by a parser: a password with an unencoded `/` or `@` in it is what parsers stumble over.
+        # Without a parser, because parsers misread a password that holds an unencoded `/` or `@`.
         raw = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
         found |= {raw, unquote(raw), *raw.replace("@", "/").replace("?", "/").replace("#", "/").split("/")}
     with suppress(ValueError, psycopg.Error):

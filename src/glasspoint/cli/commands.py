@@ -1,13 +1,17 @@
-"""The commands of `glasspoint`.
+"""Defines the commands of `glasspoint`, and reads their arguments.
 
-They are `demo`, `traffic`, `setup`, `check`, `prune`, `trace` and `dashboards`; those of `browse_commands`
-and `migrate_command` are put in.
+The commands `demo`, `traffic`, `setup`, `check`, `prune`, `trace` and `dashboards` are here. Those of the
+modules `browse` and `migrate` are added at the end.
 
-They need the extra `cli`. `demo` needs the extra `demo`, too, unless it is given servers.
+All commands need the extra `cli`. `demo` also needs the extra `demo`, unless the environment names servers.
 
-Exit statuses: 0 all well (also Ctrl-C during the demo's traffic: that is how it ends), 1 something failed,
-2 wrong usage, 130 interrupted (`prune` ends after the batch under way, and says what was done; a second
-Ctrl-C undoes that batch).
+Exit statuses:
+
+- 0: success (also after Ctrl-C during the demo's traffic, which is its normal end)
+- 1: something failed
+- 2: wrong usage
+- 130: interrupted (`prune` ends after the batch under way, and reports what was done; a second Ctrl-C undoes
+  that batch)
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ __all__ = ["age_of", "app", "run"]
 
 
 class ForeignWrites(StrEnum):
-    """What `--foreign-writes` takes."""
+    """The values of `--foreign-writes`."""
 
     WATCH = "watch"
     IGNORE = "ignore"
@@ -70,11 +74,11 @@ _command = registering(app)
 
 
 def run() -> None:
-    """Run the command line; ends with `SystemExit`."""
-    # A closed terminal and a supervisor that stops us end it like Ctrl-C: in order, all servers stopped.
+    """Run the command line; it ends with `SystemExit`."""
+    # A closed terminal, or a supervisor, ends a command as Ctrl-C does: in order, with all servers stopped.
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
-    # The demo speaks Korean: where the terminal cannot, a `?` is better than a traceback.
+    # The demo prints Korean. If the terminal cannot show it, `?` is better than a traceback.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -237,7 +241,7 @@ def check(
                 console.print(_finding_line(finding))
         return found
 
-    # What the saver logs meanwhile, a finding says as well.
+    # Warnings of the saver are not shown: the findings say the same.
     with plain_endings(), kept_warnings(capacity=1):
         findings = asyncio.run(find())
     passed = all(finding.status in ("ok", "warning") for finding in findings)
@@ -397,7 +401,7 @@ def trace(
     from glasspoint.trace.tempo import header as read_header
 
     since_seconds = age_of(since, "--since").total_seconds()
-    # The file, if there is one: a TEMPO_URL of the environment is no contradiction.
+    # A file takes precedence: TEMPO_URL may be set in the environment anyway.
     if not file and not tempo:
         raise typer.BadParameter(
             "say where to look: --file FILE, or --tempo URL (TEMPO_URL).", param_hint="--file"
@@ -448,7 +452,7 @@ app.add_typer(migrate_app)
 
 
 def age_of(text: str, option: str = "--older-than") -> timedelta:
-    """Read `30d`. Raise `BadParameter`, for exit status 2, if it is nothing like that."""
+    """Parse an age such as `30d`. Raise `BadParameter`, for exit status 2, if the text is no age."""
     age = parse_age(text)
     if age is None:
         raise typer.BadParameter(f"{text!r} is no age: {HOW_TO_WRITE_AN_AGE}.", param_hint=option)

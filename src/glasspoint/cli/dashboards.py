@@ -1,7 +1,7 @@
 """`glasspoint dashboards`: writes the boards for Grafana and the rules for Prometheus into a folder.
 
-They are made in the folder `dashboards/` of the project, and the build puts them into the wheel. In a
-checkout that folder itself is read.
+The files come from the folder `dashboards/` of the project, which the build puts into the wheel. In a
+checkout they are read from that folder.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def write_dashboards(output: Path, *, replace: bool) -> list[Path]:
     """Write all boards and rules into a folder, or none of them.
 
     Args:
-        output: The folder. It is made if it is missing.
-        replace: Replace files that are there and differ. Other files are left alone.
+        output: The folder. It is created if it is missing.
+        replace: Whether to replace existing boards and rules that differ. Other files are left alone.
 
     Returns:
-        The files, as they now stand there.
+        The paths of all boards and rules.
 
     Raises:
-        ConfigurationError: A file is there and differs, and `replace` is false; or the folder cannot be
-            written. The message says which.
+        ConfigurationError: A file exists and differs, and `replace` is false; or the folder cannot be
+            written. The message names the file.
     """
     found = {output.joinpath(*relative): content for relative, content in _contents().items()}
     try:

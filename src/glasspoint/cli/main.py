@@ -1,4 +1,4 @@
-"""The entry point of the command `glasspoint`. The commands themselves are in `commands.py`."""
+"""The entry point of the program `glasspoint`. The commands themselves are in `commands.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _OF_THE_EXTRA = {"typer", "rich", "httpx"}
 
 
 def main() -> None:
-    """Run the command line. Without the extra `cli`, say how to get it and exit with status 1."""
+    """Run the command line. Without the extra `cli`, print how to install it, and exit with status 1."""
     try:
         from glasspoint.cli.commands import run
 

@@ -1,4 +1,7 @@
-"""`glasspoint migrate`: a migration on a terminal, from what a URL or a file name leads to."""
+"""`glasspoint migrate`: copies histories into PostgreSQL, and shows the progress.
+
+The source is a URL or a file name.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +155,7 @@ def migrate(
 
 
 class _Run:
-    """One migration, and how it is shown meanwhile."""
+    """One migration, and the display of its progress."""
 
     def __init__(self, console: Console, *, dry_run: bool, shows_progress: bool) -> None:
         self.report = MigrationReport(dry_run)
@@ -193,11 +196,11 @@ class _Run:
 
 @asynccontextmanager
 async def _opened(source: str, schema: str, key_prefix: str) -> AsyncIterator[Source]:
-    """Open what is copied from, for reading.
+    """Open the source of the copy, for reading.
 
     Raises:
-        ConfigurationError: It is nothing that can be read.
-        L2UnavailableError, RedisUnavailableError: It cannot be reached.
+        ConfigurationError: The source is of a kind that cannot be read.
+        L2UnavailableError, RedisUnavailableError: The source cannot be reached.
     """
     scheme = source.partition(":")[0].lower()
     if (
@@ -212,7 +215,7 @@ async def _opened(source: str, schema: str, key_prefix: str) -> AsyncIterator[So
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
             open_redis(source, timeout_seconds=2.0) as redis,
-            # Not by `create`: that asks for the right to write.
+            # `create` would need the right to write.
             RedisSaver(redis, key_prefix=key_prefix, telemetry=telemetry) as saver,
         ):
             await saver.ping()

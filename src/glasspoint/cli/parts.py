@@ -1,4 +1,4 @@
-"""What several commands have in common: their options, their endings, and how they find the servers."""
+"""The common parts of several commands: options, endings, and connections to the servers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 class UnattachedSaver(CachedPostgresSaver):
-    """A saver that only counts: it makes no identity, so that it takes no cache from a service."""
+    """A saver for dry runs: it makes no identity, so that it does not take the cache away from a service."""
 
     async def _connect_l1(self) -> None:
         self._identity.attaches = False
@@ -72,7 +72,7 @@ class UnattachedSaver(CachedPostgresSaver):
 def registering(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that registers a command.
 
-    In the list of commands it has the first line of its docstring, whole: Click would cut it at the width of
+    The list of commands shows the whole first line of the docstring, which Click would cut at the width of
     the terminal.
     """
 
@@ -84,14 +84,14 @@ def registering(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..
 
 
 def saver_options() -> dict[str, Any]:
-    """Return how the environment wants a saver to be opened, as the service opens its own."""
+    """Return the options of a saver from the environment: those with which the service opens its own."""
     from glasspoint.settings import Settings
 
     return Settings.from_environment().saver_options
 
 
 def needed(name: str, url: str) -> str:
-    """Return a URL that is needed. Raise `BadParameter`, for exit status 2, if it is empty."""
+    """Return a required URL. Raise `BadParameter`, for exit status 2, if it is empty."""
     if not url:
         option = f"--{name.lower().replace('_', '-')}"
         raise typer.BadParameter(f"not configured: set {name}, or pass {option}.", param_hint=option)
@@ -100,7 +100,7 @@ def needed(name: str, url: str) -> str:
 
 @contextmanager
 def plain_endings() -> Iterator[None]:
-    """Let a command end with a line and a status where it would end with a traceback."""
+    """End a command that fails with one line and an exit status, instead of a traceback."""
     try:
         yield
     except GlasspointError as error:
@@ -112,7 +112,7 @@ def plain_endings() -> Iterator[None]:
 
 
 def print_error(text: str) -> None:
-    """Print an error in one line, however long it is: a terminal wraps it, and a pipe keeps it whole."""
+    """Print an error in one line of any length: a terminal wraps it, and a pipe keeps it whole."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())))
 
@@ -121,15 +121,15 @@ def print_error(text: str) -> None:
 async def connected(
     postgres_url: str, options: Mapping[str, Any], *, variable: str = "POSTGRES_URL"
 ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    """Open one connection in autocommit, as the service opens its own.
+    """Open one connection in autocommit mode, with the service's options.
 
     Args:
         postgres_url: PostgreSQL, in any form that the saver takes.
         options: See `saver_options`.
-        variable: What the user is told to check.
+        variable: The variable that an error tells the user to check.
 
     Raises:
-        ConfigurationError: The URL cannot be understood.
+        ConfigurationError: The URL cannot be parsed.
         L2UnavailableError: PostgreSQL cannot be reached.
     """
     seconds = options.get("connect_timeout_seconds", 5.0)
@@ -153,10 +153,14 @@ async def connected(
 async def check_cache(
     postgres_url: str, redis_url: str, options: Mapping[str, Any], *, key_prefix: str, undone: str
 ) -> None:
-    """Refuse before PostgreSQL is changed and Redis could not be told, or is not the service's Redis.
+    """Check, before PostgreSQL is changed, that Redis can be told of the changes, and is the service's Redis.
 
     Args:
-        undone: What was not done then: "removed".
+        postgres_url: PostgreSQL, in any form that the saver takes.
+        redis_url: Redis.
+        options: See `saver_options`.
+        key_prefix: The beginning of the service's keys in Redis.
+        undone: What the error says was not done: "removed", for example.
 
     Raises:
         L1UnavailableError: Redis does not answer.
@@ -170,7 +174,7 @@ async def check_cache(
                 f"Redis does not answer ({type(exc).__name__}), and must be told of what is {undone}: "
                 "nothing was. Check REDIS_URL, and that the server is up."
             ) from None
-        with suppress(psycopg.Error, RedisError, L1Error):  # the saver says what that means
+        with suppress(psycopg.Error, RedisError, L1Error):  # the saver meets these too, and explains them
             async with await connect(
                 postgres_url,
                 schema=options.get("schema"),

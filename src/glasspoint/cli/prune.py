@@ -1,4 +1,4 @@
-"""`glasspoint prune`: a run of `aprune_older_than` on a terminal, which Ctrl-C ends between two batches."""
+"""`glasspoint prune`: runs `aprune_older_than`, with its progress. Ctrl-C ends it between two batches."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class _Interrupted(Exception):
 
 
 class PruneRun:
-    """One run, and what it has done so far.
+    """One run of pruning, and its results so far.
 
     Attributes:
-        report: The sums, `None` before the first batch.
-        interrupted: Whether Ctrl-C ended it.
+        report: The sums so far; `None` before the first batch.
+        interrupted: Whether Ctrl-C ended the run.
         undone: Whether a second Ctrl-C undid the batch under way.
     """
 
@@ -65,10 +65,10 @@ class PruneRun:
         self._line_at = monotonic() + _LINE_EVERY_SECONDS
 
     async def prune(self, age: timedelta, *, keep_latest: bool, batch_size: int, dry_run: bool) -> None:
-        """Run it.
+        """Remove old checkpoints. The arguments are those of `aprune_older_than`.
 
         Raises:
-            GlasspointError: It failed; `report` says what was done before.
+            GlasspointError: It failed; `report` holds what was done before.
         """
         if not dry_run:
             await check_cache(
@@ -99,7 +99,7 @@ class PruneRun:
                         dry_run=dry_run,
                         on_batch=self._on_batch,
                     )
-                self.interrupted = False  # too late: it is done
+                self.interrupted = False  # a Ctrl-C after the last batch: all is done
             except _Interrupted:
                 pass
             except asyncio.CancelledError:
@@ -128,7 +128,7 @@ class PruneRun:
 
 
 def human_bytes(count: int) -> str:
-    """Return `1.2 GB`; steps of 1000, as disks are sold."""
+    """Return a size as text, such as `1.2 GB`, in steps of 1000 as for disks."""
     size = float(count)
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
@@ -142,7 +142,7 @@ def _so_far(report: PruneReport) -> str:
 
 
 def _progress(console: Console) -> Progress:
-    """Without an end: how much there is to do is known only when it is done."""
+    """Return a progress bar without an end, because the total is known only at the end."""
     progress = Progress(
         SpinnerColumn(),
         BarColumn(bar_width=20),

@@ -1,4 +1,4 @@
-"""`glasspoint setup`: the tables and triggers, made once by a role that may, before the service starts."""
+"""`glasspoint setup`: creates the tables and triggers, with a role that may, before the service starts."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ async def run_setup(
     schema_name: str | None = None,
     password: Password | None = None,
 ) -> list[str]:
-    """Do one task, and say what stands afterwards.
+    """Do one task, and report the result.
 
     Args:
         postgres_url: PostgreSQL, in any form that the saver takes.
-        task: `remove` drops everything of Glasspoint's own, and nothing of LangGraph's.
-        foreign_writes: Whether triggers are made that note what other software writes.
-        schema_name: Where the tables are, or are to be made; `None`: where the `search_path` leads.
-        password: Asked for PostgreSQL's password, in place of the URL's.
+        task: The task; `remove` drops everything that is Glasspoint's, and nothing that is LangGraph's.
+        foreign_writes: Whether to create triggers that note the writes of other software.
+        schema_name: The schema of the tables; if `None`, the one that the `search_path` leads to.
+        password: The source of PostgreSQL's password, in place of the URL's.
 
     Returns:
-        What was done, a sentence a line.
+        What was done, one sentence in each line.
 
     Raises:
-        GlasspointError: It could not be done, or triggers were wanted and do not stand; the message says why.
-            It never holds a password.
+        GlasspointError: The task failed, or triggers were wanted and could not be created. The message says
+            why, and never holds a password.
     """
     async with _connected(postgres_url, schema_name, password) as conn:
         return await _do(conn, task, foreign_writes)
@@ -62,12 +62,12 @@ async def setup_script(
     """Return the SQL of a task as a script for psql, and change nothing.
 
     Args:
-        postgres_url: As for `run_setup`. A role that may read will do.
+        postgres_url: As for `run_setup`. A role that may read is enough.
         task, foreign_writes, schema_name, password: As for `run_setup`.
 
     Returns:
-        Comments that say where and by whom the script is to be run, then its statements; or one comment that
-        says that nothing is to be done.
+        Comments that say where and with which role to run the script, then its statements; or one comment
+        that says that there is nothing to do.
 
     Raises:
         GlasspointError: PostgreSQL could not be reached, or refused to be read.
@@ -107,7 +107,7 @@ def _quoted(identifier: str) -> str:
 async def _connected(
     postgres_url: str, schema_name: str | None, password: Password | None
 ) -> AsyncIterator[Connection]:
-    """Open a connection; turn what PostgreSQL refuses into an error with a way out."""
+    """Open a connection, and turn PostgreSQL's refusals into errors that say what to do."""
     try:
         connection = await connect(postgres_url, schema=schema_name, password=password)
     except psycopg.OperationalError as exc:

@@ -1,4 +1,4 @@
-"""`glasspoint trace`: find a conversation's spans, and show them in the terminal, as JSON, or as a page."""
+"""`glasspoint trace`: finds a conversation's spans, and shows them in the terminal, as JSON, or as a page."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def from_files(thread_id: str, paths: Sequence[Path]) -> Conversation:
     """Read a conversation from files of OTLP JSON lines.
 
     Raises:
-        ConfigurationError: A file cannot be read, or holds no spans.
-        TraceNotFoundError: They hold none of this conversation.
+        ConfigurationError: A file cannot be read, or no file holds spans.
+        TraceNotFoundError: The files hold no span of this conversation.
     """
     wanted = _names_of(thread_id)
     return _conversation(thread_id, wanted, read_files(paths, wanted), ", ".join(path.name for path in paths))
@@ -45,12 +45,14 @@ def from_tempo(thread_id: str, tempo: Tempo, *, since_seconds: float, limit: int
     """Read a conversation from a Tempo.
 
     Args:
+        thread_id: The conversation.
+        tempo: The Tempo, opened.
         since_seconds: How far back to search.
-        limit: How many traces at most.
+        limit: The maximum number of traces.
 
     Raises:
-        TraceUnavailableError: Tempo does not answer as it should.
-        TraceNotFoundError: It has none of this conversation.
+        TraceUnavailableError: Tempo does not answer, or not as it should.
+        TraceNotFoundError: Tempo has no span of this conversation.
     """
     wanted = _names_of(thread_id)
     reading = tempo.read(wanted, since_seconds=since_seconds, limit=limit)
@@ -69,10 +71,12 @@ def show(
     """Show a conversation.
 
     Args:
-        last: Only so many turns, the newest.
-        all_spans: In the terminal, also what the checkpointer's calls consist of.
-        as_json: Print JSON in place of text.
-        page: Write a page there, and print only the summary.
+        conversation: The conversation.
+        console: Receives the output.
+        last: How many of the newest turns to show; all if `None`.
+        all_spans: Whether the terminal shows also the spans inside the checkpointer's calls.
+        as_json: Whether to print JSON instead of text.
+        page: The path of a page to write; then only the summary is printed.
 
     Raises:
         ConfigurationError: The page cannot be written there.
@@ -81,7 +85,7 @@ def show(
     if page is not None:
         write_page(page, conversation, turns)
     if as_json:
-        # Not through rich, which would wrap it.
+        # Without rich, which would wrap the JSON.
         console.file.write(json.dumps(_as_json(conversation, turns), ensure_ascii=False, indent=2) + "\n")
         return
     if page is None:
@@ -91,7 +95,7 @@ def show(
 
 
 def _names_of(thread_id: str) -> list[str]:
-    """Return how a conversation may be named on its spans."""
+    """Return the names that a conversation may have on its spans: its id, plain and hashed."""
     try:
         thread_id.encode()
     except UnicodeEncodeError:

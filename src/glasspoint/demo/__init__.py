@@ -1,1 +1,1 @@
-"""What `glasspoint demo` is made of: a story and a light traffic on real servers. Needs the extra `demo`."""
+"""`glasspoint demo`: a story and a light traffic of conversations on real servers. Needs the extra `demo`."""

@@ -1,4 +1,4 @@
-"""The six acts of the demo's story, and what is seen when one is played."""
+"""Defines the six acts of the demo's story, and the results of playing them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _QUESTION = "내 이름이 뭐라고 했지?"
 
 @dataclass(frozen=True)
 class Act:
-    """One turn of the story, and what is to happen.
+    """One turn of the story, and what must happen in it.
 
     Attributes:
-        title, explanation: What the audience is told.
-        says: What the user says.
-        expects: What L1 must answer to the turn's first read, or the lower tier that it must be read in.
+        title, explanation: The texts for the audience.
+        says: The user's message.
+        expects: The expected result of L1 for the turn's first read, or the lower tier that must serve it.
         before: What happens to the servers before the turn.
-        snapshot_after: Save Redis's snapshot after the turn, for a later act to come back from.
-        goes_on: It is the second turn of the act before.
+        snapshot_after: Whether to save Redis's snapshot after the turn, which a later act restores.
+        goes_on: Whether it is the second turn of the previous act.
     """
 
     title: str
@@ -43,10 +43,10 @@ class Act:
 
     @property
     def breaks(self) -> set[str]:
-        """Which servers must be the demo's own for this act to be played."""
+        """The servers that must be the demo's own, because this act breaks them."""
         if self.before in {"kill", "restart"}:
             return {"Redis"}
-        # In an outage of PostgreSQL the conversation is kept in Redis, which must be left as it was.
+        # During PostgreSQL's outage the conversation is kept in Redis, and a user's Redis must not change.
         return {"PostgreSQL", "Redis"} if self.before in {"kill_postgres", "start_postgres"} else set()
 
 
@@ -106,11 +106,11 @@ ACTS = (
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was done to the servers before a turn.
+    """The result of preparing the servers for a turn.
 
     Attributes:
-        remark: What the audience should know about it.
-        problem: Why the turn will prove nothing.
+        remark: A note about it for the audience.
+        problem: Why the turn will prove nothing; empty if all is well.
     """
 
     remark: str = ""
@@ -119,13 +119,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Turn:
-    """What was seen of one turn that was played.
+    """The record of one turn that was played.
 
     Attributes:
-        number, act, prepared: What was played, after what.
-        answer: What the agent said.
-        messages_expected: How many messages the conversation must hold now.
-        spans, moved, warnings: The turn's trace, the counters that moved, and what was logged.
+        number, act, prepared: The act, its number, and the result of the preparation.
+        answer: The agent's answer.
+        messages_expected: The number of messages that the conversation must hold now.
+        spans, moved, warnings: The turn's trace, the counters that have grown, and the log lines.
     """
 
     number: int
@@ -139,12 +139,12 @@ class Turn:
 
     @cached_property
     def first_read(self) -> ReadableSpan | None:
-        """The span of the first read, which is that of the conversation itself; the subgraph reads later."""
+        """The span of the first read, which reads the conversation itself; the subgraph reads later."""
         return next((span for span in self.spans if span.name == "checkpoint.get_tuple"), None)
 
     @property
     def result(self) -> str:
-        """What L1 answered to it; the tier, if that is a lower one."""
+        """The result of L1 for the first read; or the tier that served it, if that is a lower one."""
         if self.first_read is None:
             return "no read"
         attributes = self.first_read.attributes or {}
@@ -153,13 +153,13 @@ class Turn:
 
     @property
     def read_nanoseconds(self) -> int:
-        """How long it took."""
+        """The duration of the first read, in nanoseconds."""
         read = self.first_read
         return (read.end_time or 0) - (read.start_time or 0) if read else 0
 
     @cached_property
     def problems(self) -> list[str]:
-        """What did not go as it should."""
+        """The differences from what was expected, as sentences."""
         found = [self.prepared.problem] if self.prepared.problem else []
         if _NAME not in self.answer.text:
             found.append(f"the answer does not say {_NAME}: something was forgotten")

@@ -1,10 +1,10 @@
-"""The demo's LangGraph graph: an agent that recalls what was said, answers, and keeps a long talk short.
+"""The demo's LangGraph graph: an agent that recalls the conversation, answers, and summarises old messages.
 
     START -> recall (a subgraph: summarise -> gather) -> answer -> END
 
-`recall` decides what the model gets to see: the newest messages as they are, and a summary of everything
-older. The summary is the subgraph's own memory, kept in a scope of its own under the same thread, so one
-turn of this graph reads two scopes and writes both: what the checkpointer does with a real agent.
+`recall` chooses what the model sees: the newest messages as they are, and a summary of all older ones. The
+summary is the subgraph's own memory, in a scope of its own under the same thread. So one turn reads and
+writes two scopes, as with a real agent.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VERBATIM_MESSAGES = 12
 
 
 class ConversationState(TypedDict):
-    """One conversation: all of its messages, and what the model is shown of them in this turn."""
+    """One conversation: all its messages, and the `context` that the model sees in this turn."""
 
     messages: Annotated[list[AnyMessage], add_messages]
     context: list[AnyMessage]
@@ -52,7 +52,7 @@ ConversationGraph = CompiledStateGraph[ConversationState, None, ConversationStat
 
 @dataclass(frozen=True)
 class Answer:
-    """What the agent said, and how many messages the conversation holds now, this answer included."""
+    """The agent's text, and the number of messages in the conversation, including this answer."""
 
     text: str
     message_count: int
@@ -76,7 +76,7 @@ def build_conversation(model: BaseChatModel, checkpointer: BaseCheckpointSaver[s
 
 
 async def say(graph: ConversationGraph, thread_id: str, text: str) -> Answer:
-    """Say `text` in the conversation `thread_id` and return the agent's answer: one turn."""
+    """Run one turn: say `text` in the conversation `thread_id`, and return the agent's answer."""
     config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
     state = await graph.ainvoke({"messages": [HumanMessage(text)], "context": []}, config)
     messages: list[AnyMessage] = state["messages"]

@@ -1,4 +1,4 @@
-"""The live table over the traffic; in a pipe, one plain line every few seconds."""
+"""Shows the traffic as a live table; in a pipe, as one plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REFRESH_SECONDS = 1.0
 _LINE_EVERY = 5
 _WINDOW = 30
 
-# What the table shows of which histogram: title, metric, labels.
+# The rows of the table: title, histogram, labels.
 _ROWS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("read", "operation_duration_seconds", {"operation": "get_tuple"}),
     ("put", "operation_duration_seconds", {"operation": "put"}),
@@ -46,7 +46,7 @@ _ROWS: tuple[tuple[str, str, dict[str, str]], ...] = (
 async def watch_traffic(
     console: Console, registry: CollectorRegistry, tally: Tally, warnings: Sequence[str]
 ) -> None:
-    """Show how the traffic fares, until cancelled."""
+    """Show the figures of the traffic, until cancelled."""
     board = _Board(registry, tally, warnings)
     if not console.is_terminal:
         console.print("Every 5 s: turns · L1 hits · p50/p99 of reads · p50/p99 of puts · pool in use")

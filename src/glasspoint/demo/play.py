@@ -1,4 +1,4 @@
-"""The whole demo: servers up, the story, then traffic until Ctrl-C, servers down."""
+"""Plays the whole demo: it starts the servers, tells the story, and runs traffic until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ __all__ = ["play_demo"]
 
 
 def play_demo(console: Console, *, once: bool, port: int, spans_file: Path | None = None) -> bool:
-    """Play the story; unless `once`, go on with traffic until Ctrl-C. What was started is gone at the end.
+    """Play the story, then run traffic until Ctrl-C. At the end, everything that was started is gone.
 
     Args:
-        console: Where everything is shown.
-        once: End after the story.
-        port: Where `/metrics` is served during the traffic; 0 for any free port. If it is taken, so it is
-            said, and a free one is used.
-        spans_file: Where to write the story's spans.
+        console: Receives the output.
+        once: Whether to end after the story.
+        port: The port of `/metrics` during the traffic; 0 for any free port. If it is taken, the demo says so
+            and uses a free one.
+        spans_file: The file for the story's spans, if they are to be written.
 
     Returns:
-        Whether the story went as it should.
+        Whether the story went as expected.
 
     Raises:
-        GlasspointError: A server or the model cannot be had.
-        KeyboardInterrupt: Ctrl-C during the story. During the traffic it is the ordinary end.
+        GlasspointError: A server or the model is not available.
+        KeyboardInterrupt: Ctrl-C during the story. During the traffic it is the normal end.
     """
     model = choose_chat_model()
     title = Text.assemble(
@@ -90,7 +90,7 @@ def _introduction(servers: Servers, observed: Observed, *, built_in_model: bool)
 
 
 def _how_to_look(thread_id: str, path: Path) -> RenderableType:
-    """Return the command that shows the story; on one line, however long, to be copied."""
+    """Return the command that shows the story, on one line of any length, so that it can be copied."""
     command = f"glasspoint trace {thread_id} --file {shlex.quote(str(path))}"
     return Text.assemble(
         "To see this conversation, turn by turn (--html PAGE for a browser):\n  ", (command, "bold")

@@ -1,4 +1,4 @@
-"""Percentiles out of Prometheus histograms, over a sliding window, as `histogram_quantile` has them."""
+"""Computes percentiles of Prometheus histograms over a sliding window, as `histogram_quantile` does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Key = tuple[str, frozenset[tuple[str, str]]]
 
 
 class SampleWindow:
-    """The newest `length` readings of a registry: what is now, and what grew since the oldest one."""
+    """The newest `length` readings of a registry: the present values, and their growth since the oldest."""
 
     def __init__(self, registry: CollectorRegistry, *, length: int) -> None:
         self._registry = registry
@@ -35,15 +35,15 @@ class SampleWindow:
         )
 
     def now(self, name: str, **labels: str) -> float:
-        """Return the present sum of all samples of that name that carry these labels."""
+        """Return the present sum of all samples with this name and these labels."""
         return sum(value for _, value in self._matching(self._readings[-1], name, labels))
 
     def grown(self, name: str, **labels: str) -> float:
-        """Return by how much that sum has grown within the window."""
+        """Return the growth of that sum within the window."""
         return self.now(name, **labels) - sum(v for _, v in self._matching(self._readings[0], name, labels))
 
     def quantiles(self, name: str, *wanted: float, **labels: str) -> list[float]:
-        """Return percentiles of what a histogram observed within the window, in its unit; NaN if nothing."""
+        """Return percentiles of a histogram within the window, in its unit; NaN if it observed nothing."""
         buckets: dict[float, float] = {}
         for sign, reading in ((1, self._readings[-1]), (-1, self._readings[0])):
             for le, value in self._matching(reading, f"{name}_bucket", labels):
@@ -54,7 +54,7 @@ class SampleWindow:
     def _matching(
         reading: Mapping[_Key, float], name: str, labels: Mapping[str, str]
     ) -> list[tuple[float, float]]:
-        """Return (upper bound, value) of each sample with these labels; the bound is only a bucket's."""
+        """Return (upper bound, value) of each sample with these labels; only buckets have a finite bound."""
         found = []
         for (sample_name, sample_labels), value in reading.items():
             if sample_name == name and labels.items() <= sample_labels:

@@ -1,4 +1,4 @@
-"""The PostgreSQL and the Redis that the demo runs on: its own, unless the environment names others."""
+"""The demo's PostgreSQL and Redis: its own servers, unless the environment names others."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _KEY_PREFIX = "glasspoint"  # the saver's default
 
 @dataclass(frozen=True)
 class Servers:
-    """Where PostgreSQL and Redis are, and whether they are the demo's to break.
+    """The URLs of PostgreSQL and Redis, and whether the demo may break them.
 
     Attributes:
-        postgres_url: PostgreSQL, as `POSTGRES_URL` takes it.
-        redis_url: Redis, as `REDIS_URL` takes it.
-        own_postgres: The PostgreSQL that was started here and may be killed; `None` if it is somebody's.
-        own_redis: The Redis that was started here and may be flushed and killed; `None` if it is somebody's.
+        postgres_url: PostgreSQL, in the form of `POSTGRES_URL`.
+        redis_url: Redis, in the form of `REDIS_URL`.
+        own_postgres: The PostgreSQL that was started here and may be killed; `None` if it is the user's.
+        own_redis: The Redis that was started here and may be flushed and killed; `None` if it is the user's.
     """
 
     postgres_url: str
@@ -41,25 +41,25 @@ class Servers:
     own_postgres: EmbeddedPostgres | None
     own_redis: EmbeddedRedis | None
     signing_key: SecretStr | None = None
-    """Signs what stands in Redis, where PostgreSQL asks for no password: the demo's own."""
+    """Signs the entries in Redis. The demo's own PostgreSQL needs it, because it asks for no password."""
     schema: str | None = None
-    """As `CHECKPOINT_POSTGRES_SCHEMA` has it, for somebody's PostgreSQL."""
+    """The schema of a user's PostgreSQL, from `CHECKPOINT_POSTGRES_SCHEMA`."""
     password: Password | None = None
-    """As `CHECKPOINT_POSTGRES_PASSWORD_COMMAND` has it, for somebody's PostgreSQL."""
+    """The password of a user's PostgreSQL, from `CHECKPOINT_POSTGRES_PASSWORD_COMMAND`."""
 
     @property
     def own(self) -> set[str]:
-        """The servers that are the demo's to break."""
+        """The servers that the demo may break."""
         servers = {"PostgreSQL": self.own_postgres, "Redis": self.own_redis}
         return {name for name, server in servers.items() if server is not None}
 
     @property
     def all_own(self) -> bool:
-        """Whether nothing has to be cleaned up, since all servers vanish with the demo."""
+        """Whether all servers vanish with the demo, so that there is nothing to clean up."""
         return self.own_postgres is not None and self.own_redis is not None
 
     async def redis_state(self) -> tuple[str, int]:
-        """Return the `run_id` of the Redis process that answers now, and how many keys it holds."""
+        """Return the `run_id` of the Redis process that answers now, and its number of keys."""
         async with open_redis(self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS) as redis:
             server = await redis.info("server")
             return str(server["run_id"]), int(await redis.dbsize())
@@ -74,11 +74,11 @@ class Servers:
 
 @contextmanager
 def run_servers(settings: Settings) -> Iterator[Servers]:
-    """Start what `POSTGRES_URL` and `REDIS_URL` do not name, and stop it again, whatever happens.
+    """Start the servers that `POSTGRES_URL` and `REDIS_URL` do not name, and stop them in any case.
 
     Raises:
-        EmbeddedServerUnavailable: A server is needed, but cannot be started on this machine. A program that
-            is missing is told before anything is started.
+        EmbeddedServerUnavailable: A server is needed, but cannot be started on this machine. If a program is
+            missing, this is raised before anything is started.
     """
     if settings.postgres_url is None:
         EmbeddedPostgres.require()

@@ -1,7 +1,7 @@
-"""The traffic as a service: for the compose stack, and wherever somebody wants a process to look at.
+"""Runs the traffic as a service: for the compose stack, or to have a process to look at.
 
-It is what an application would be: everything from the environment, the fallback chain, telemetry served, log
-lines on standard error, ended by SIGTERM.
+It behaves as an application would: it takes all settings from the environment, uses the fallback chain,
+serves telemetry, logs to standard error, and ends on SIGTERM.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _SAY_EVERY_SECONDS = 30.0
 
 
 def serve_traffic(settings: Settings, *, host: str, port: int, people: int) -> None:
-    """Keep conversations going until Ctrl-C or SIGTERM; what is left of them is removed then.
+    """Keep conversations going until Ctrl-C or SIGTERM, and then remove them.
 
     Args:
-        settings: As `get_checkpointer` takes them.
-        host: Where `/metrics`, `/healthz` and `/readyz` are served.
-        port: The same; 0 for any free port.
-        people: How many talk at once, a turn or so a second each.
+        settings: The settings for `get_checkpointer`.
+        host: The address of `/metrics`, `/healthz` and `/readyz`.
+        port: Their port; 0 for any free port.
+        people: How many people talk at once; each makes about one turn a second.
 
     Raises:
-        GlasspointError: A setting is wrong, no tier can be had, or the address cannot be listened on.
+        GlasspointError: A setting is wrong, no tier is available, or the server cannot listen on the address.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "opentelemetry"):

@@ -1,8 +1,8 @@
-"""The story that `glasspoint demo` tells: six acts of one conversation, while things happen to the servers.
+"""Tells the story of `glasspoint demo`: six acts of one conversation, while servers fail and come back.
 
-Each turn runs in a saver of its own, with a fresh pool and a fresh Redis client, so nothing can come from
-this process's memory. The story checks itself: a name that is forgotten, or an L1 result that is not the one
-to expect, is said in red and makes the demo fail.
+Each turn runs in a saver of its own, with a new pool and a new Redis client, so nothing can come from this
+process's memory. The story checks itself: a forgotten name, or an unexpected result of L1, is shown in red
+and makes the demo fail.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def tell_story(
     """Play the six acts of one conversation and show each turn.
 
     Returns:
-        Whether everything went as it should: the name remembered, and every L1 result the expected one.
+        Whether every answer had the name, and every result of L1 was the expected one.
     """
     stage = _Stage(servers, observed, model, thread_id)
     turns: list[Turn] = []
@@ -64,7 +64,7 @@ async def tell_story(
 
 
 class _Stage:
-    """One conversation, and the servers that it is played on."""
+    """One conversation, and the servers that it runs on."""
 
     def __init__(self, servers: Servers, observed: Observed, model: BaseChatModel, thread_id: str) -> None:
         self._servers = servers
@@ -75,7 +75,7 @@ class _Stage:
         self._run_id_of_snapshot = ""
 
     async def play(self, number: int, act: Act) -> Turn:
-        """Do to the servers what the act begins with, let the user speak, and look at what happened."""
+        """Prepare the servers for the act, run the turn, and return the record of it."""
         self._turns += 1
         with kept_warnings(capacity=5) as warnings:
             prepared = await self._prepare(act)
@@ -99,10 +99,10 @@ class _Stage:
         )
 
     async def clean_up(self) -> None:
-        """Take the conversation away again, from servers that do not vanish with the demo.
+        """Remove the conversation from servers that do not vanish with the demo.
 
         Raises:
-            GlasspointError: It could not be removed.
+            GlasspointError: The conversation could not be removed.
         """
         if self._servers.all_own or not self._turns:
             return
@@ -133,13 +133,13 @@ class _Stage:
 
     @asynccontextmanager
     async def _fresh_saver(self) -> AsyncIterator[FallbackSaver]:
-        """Open a saver as a pod does that starts now."""
+        """Open a saver as a new pod does."""
         settings = Settings(
             postgres_url=SecretStr(self._servers.postgres_url),
             postgres_schema=self._servers.schema,
             postgres_password_command=None,
             redis_url=SecretStr(self._servers.redis_url),
-            # Threads of an outage, and the record that leads to cached states, stay in Redis for a while.
+            # Not on a user's Redis: threads of an outage, and the record of cached states, would stay there.
             fallbacks=("redis",) if self._servers.all_own else (),
             l1_signing_key=self._servers.signing_key,
         )

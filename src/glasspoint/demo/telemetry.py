@@ -1,8 +1,8 @@
-"""The demo's side of observability: an application that watches the saver, with the OTel SDK set up for it.
+"""The demo's observability: it sets up the OpenTelemetry SDK as an application does, and keeps the spans.
 
-Glasspoint as a library only speaks to the OpenTelemetry API and to a Prometheus registry that it is given;
-here is what an application puts behind them (`configure_telemetry`). Spans are kept in memory (bounded) so
-that the terminal can show a turn's trace, and go to an OTLP collector as well if
+Glasspoint as a library uses only the OpenTelemetry API and a given Prometheus registry. An application sets
+up what is behind them, with `configure_telemetry`. The demo keeps a bounded number of spans in memory, so
+that the terminal can show a turn's trace. It also sends spans to an OTLP collector, if
 `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 """
 
@@ -35,13 +35,13 @@ _EXPORT_SECONDS = 3.0
 
 
 class SpanCollector(SpanProcessor):
-    """Keeps Glasspoint's newest ended spans, `capacity` at most, until somebody takes those of a trace."""
+    """Keeps Glasspoint's newest ended spans, `capacity` at most, until the spans of a trace are taken."""
 
     def __init__(self, *, capacity: int = _KEPT_SPANS) -> None:
         self._spans: deque[ReadableSpan] = deque(maxlen=capacity)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Keep a span of Glasspoint's."""
+        """Keep a span if it is Glasspoint's."""
         scope = span.instrumentation_scope
         if scope is not None and scope.name == "glasspoint":
             self._spans.append(span)
@@ -51,7 +51,7 @@ class SpanCollector(SpanProcessor):
         self._spans.clear()
 
     def take(self, trace_id: int) -> list[ReadableSpan]:
-        """Return the spans of one trace, by start time. All spans kept so far are forgotten."""
+        """Return the spans of one trace, by start time, and forget all spans kept so far."""
         spans = [
             span for span in self._spans if span.context is not None and span.context.trace_id == trace_id
         ]
@@ -60,7 +60,7 @@ class SpanCollector(SpanProcessor):
 
 
 class SpanFile(BatchSpanProcessor):
-    """Writes spans to a file as OTLP JSON lines until it is shut down. What is there already stays."""
+    """Appends spans to a file as OTLP JSON lines, until it is shut down."""
 
     def __init__(self, path: Path) -> None:
         """Open the file.
@@ -69,7 +69,7 @@ class SpanFile(BatchSpanProcessor):
             path: The file.
 
         Raises:
-            ConfigurationError: It cannot be written, or the exporter is not installed.
+            ConfigurationError: The file cannot be written, or the exporter is not installed.
         """
         try:
             from opentelemetry.exporter.otlp.json.file import FileSpanExporter
@@ -88,14 +88,14 @@ class SpanFile(BatchSpanProcessor):
 
 @dataclass(frozen=True)
 class Observed:
-    """What the demo watches the saver with.
+    """The means with which the demo observes the saver.
 
     Attributes:
-        telemetry: what is passed to the saver.
-        registry: where its metrics are.
-        spans: what ended lately.
-        exports_to: the host that spans go to besides, if any.
-        spans_file: the file that they are written to besides, if any.
+        telemetry: The telemetry for the saver.
+        registry: The registry of its metrics.
+        spans: The spans that ended lately.
+        exports_to: The host that spans are also sent to, if any.
+        spans_file: The file that spans are also written to, if any.
     """
 
     telemetry: Telemetry
@@ -111,21 +111,21 @@ class Observed:
 
 @contextmanager
 def observe(*, lost: Callable[[str], None], spans_file: Path | None = None) -> Iterator[Observed]:
-    """Set up tracing and metrics for the demo; at the end, send what is still to be sent.
+    """Set up tracing and metrics for the demo; at the end, send the remaining spans.
 
     Args:
-        lost: Told why, if spans could not be sent.
-        spans_file: Where to write them besides.
+        lost: Called with the reason if spans could not be sent.
+        spans_file: A file to write the spans to, too.
 
     Raises:
-        ConfigurationError: an OTLP endpoint is set, but the extra `otlp` is not installed; or the file
+        ConfigurationError: An OTLP endpoint is set, but the extra `otlp` is not installed; or the file
             cannot be written.
     """
     written = SpanFile(spans_file) if spans_file is not None else None
     spans, registry = SpanCollector(), CollectorRegistry()
     with kept_warnings(capacity=1, of=_EXPORT_LOGGERS) as export_warnings:
         try:
-            # Not the process's own provider: what the demo's spectators see is the demo's alone.
+            # Not the process's own provider, so that the demo shows only its own spans.
             with configure_telemetry(
                 service_name=AGENT_NAME,
                 span_processors=[spans] if written is None else [spans, written],
@@ -146,7 +146,7 @@ def observe(*, lost: Callable[[str], None], spans_file: Path | None = None) -> I
 
 @dataclass(frozen=True)
 class Moved:
-    """One counter that moved: its metric, the labels worth showing, and by how much."""
+    """A counter that has grown: its metric, its labels without `saver`, and its growth."""
 
     metric: str
     labels: tuple[str, ...]
@@ -154,14 +154,14 @@ class Moved:
 
 
 class CounterWatch:
-    """Says which of Glasspoint's counters moved since it was last asked."""
+    """Finds which of Glasspoint's counters have grown since the last call."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._before = self._read()
 
     def moved(self) -> list[Moved]:
-        """Return every `glasspoint_*_total` and `glasspoint_*_count` that grew, and start over."""
+        """Return every `glasspoint_*_total` and `glasspoint_*_count` that has grown since the last call."""
         before, self._before = self._before, self._read()
         return [
             Moved(metric, labels, int(value - before.get((metric, labels), 0)))

@@ -1,8 +1,8 @@
-"""A light traffic of conversations, for somebody to look at: in the terminal, at `/metrics`, in a back end.
+"""Runs a light traffic of conversations, to be watched in the terminal, at `/metrics`, or in a back end.
 
-A few people talk to the agent at a human pace: they give their name, come back to it, pause, return to an
-earlier conversation or open a new one. Now and then somebody looks at what was said, and at how the state was
-before. Every answer is checked for the name.
+A few people talk to the agent at a human pace. They give their name, ask for it, pause, return to an earlier
+conversation, or start a new one. Now and then one of them reads the history and an older state. Every answer
+is checked for the name.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _TALK = ("내 이름이 뭐라고 했지?", "오늘 날씨가 참 좋네", "내 
 
 @dataclass
 class Tally:
-    """What became of the traffic so far.
+    """The counts of the traffic so far.
 
     Attributes:
-        turns: Answered turns.
-        failed: Turns that ended in an error.
-        forgotten: Answers to a question for the name that did not say it.
-        last_error: The class of the last error, if there was one.
+        turns: The number of answered turns.
+        failed: The number of turns, looks back and removals that ended in an error.
+        forgotten: The number of answers that did not say the name.
+        last_error: The class of the last error; empty if there was none.
     """
 
     turns: int = 0
@@ -68,35 +68,37 @@ class _Talk:
 
 
 class Traffic:
-    """Keeps conversations going until it is cancelled. Holds a bounded number of them, and so does L2."""
+    """Keeps conversations going until it is cancelled. Their number is bounded, here and in L2."""
 
     def __init__(
         self, saver: CachedPostgresSaver | FallbackSaver, observed: Observed, *, people: int = PEOPLE
     ) -> None:
-        """Take how many people talk.
+        """Prepare the traffic.
 
         Args:
-            people: How many talk at the same time.
+            saver: The saver of the conversations.
+            observed: The observability of the demo.
+            people: How many people talk at the same time.
         """
         self.tally = Tally()
         self._people = people
         self._saver = saver
         self._observed = observed
-        # Never GLASSPOINT_DEMO_MODEL here: several calls a second of a paid model are nobody's wish.
+        # Never GLASSPOINT_DEMO_MODEL: several calls of a paid model each second would be expensive.
         self._graph = build_conversation(RecallingChatModel(), saver)
         self._resting: deque[_Talk] = deque()
         self._known: set[str] = set()
 
     async def run(self) -> None:
-        """Let everybody talk, until cancelled."""
+        """Let all people talk, until cancelled."""
         async with asyncio.TaskGroup() as people:
             for number in range(self._people):
                 people.create_task(self._person(), name=f"demo person {number}")
 
     async def remove_conversations(self) -> None:
-        """Delete what is left of the conversations, from L1 and L2.
+        """Delete the remaining conversations from L1 and L2.
 
-        Twice: a statement of a turn that was cut off may take effect after the first time.
+        It deletes each twice: a late statement of an interrupted turn may take effect after the first time.
         """
         left = tuple(self._known)
         async with asyncio.timeout(_REMOVAL_SECONDS):
@@ -121,7 +123,7 @@ class Traffic:
         return talk
 
     async def _rest(self, talk: _Talk) -> None:
-        """Put a conversation aside, to be resumed later; a long or a superfluous one is deleted."""
+        """Keep a conversation for later; delete it if it is long, or if enough conversations are kept."""
         if talk.turns < _TURNS_OF_A_CONVERSATION and len(self._resting) < _RESTING_CONVERSATIONS:
             self._resting.append(talk)
             return
@@ -135,18 +137,18 @@ class Traffic:
         try:
             with self._observed.turn(talk.thread_id):
                 answer = await say(self._graph, talk.thread_id, text)
-        except Exception as error:  # traffic outlives whatever is done to the servers meanwhile
+        except Exception as error:  # the traffic goes on, whatever happens to the servers
             self._failed(error)
             await asyncio.sleep(_AFTER_FAILURE_SECONDS)
             return
         talk.turns += 1
         self.tally.turns += 1
         self.tally.forgotten += talk.name not in answer.text
-        # Nobody looks at these spans in the terminal; an OTLP back end has got them already.
+        # The terminal does not show these spans, and an OTLP back end gets them from the SDK.
         self._observed.spans.clear()
 
     async def _look_back(self, talk: _Talk) -> None:
-        """Look at the newest states, and then at an older one alone."""
+        """Read the newest states, and then an older one alone."""
         config: RunnableConfig = {"configurable": {"thread_id": talk.thread_id}}
         try:
             states = [

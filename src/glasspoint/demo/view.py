@@ -1,7 +1,7 @@
-"""How the story looks in the terminal: a turn's dialogue, its times, its trace as a tree, its counters.
+"""Draws the story in the terminal: a turn's dialogue, its times, its trace as a tree, its counters.
 
-Everything here returns something that rich can print at any width. What colour says is always said in words
-too, for pipes and for `NO_COLOR`.
+All functions return objects that rich can print at any width. Words always say what a colour says, for pipes
+and for `NO_COLOR`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def heading(title: str, explanation: str) -> RenderableType:
 
 
 def show_turn(turn: Turn) -> RenderableType:
-    """Return all that was seen of a turn: dialogue, tiers, trace, counters, log lines and the verdict."""
+    """Return the picture of a turn: dialogue, servers' times, trace, counters, log lines and verdict."""
     dialogue = _facts_grid(
         [
             (Text("you", "cyan"), Text(turn.act.says)),
@@ -101,7 +101,7 @@ def _trace_tree(spans: Sequence[ReadableSpan]) -> RenderableType:
 
 
 def _as_read(span: ReadableSpan) -> Span:
-    """Return a span of the SDK's as `glasspoint trace` would read it."""
+    """Return a span of the SDK in the form that `glasspoint trace` reads."""
     start = span.start_time or 0
     return Span(
         trace_id=format_trace_id(span.context.trace_id) if span.context else "",
@@ -118,7 +118,7 @@ def _as_read(span: ReadableSpan) -> Span:
 
 
 def _tier_times(spans: Iterable[ReadableSpan]) -> RenderableType:
-    """Return a line for each tier: which steps, how often, and how long one took."""
+    """Return a line for L1 and one for L2: their steps, how often each ran, and how long one took."""
     rows = []
     steps = [(span.name.split("."), span) for span in spans if span.name.count(".") == 2]
     for tier, title in _TIERS.items():
@@ -142,12 +142,12 @@ def _step_text(step: str, spans: Sequence[ReadableSpan]) -> Text:
 
 
 def _duration(spans: Iterable[ReadableSpan]) -> float:
-    """Return the median, in nanoseconds: in a fresh pool, the first of several is no measure for the rest."""
+    """Return the median duration, in nanoseconds: in a new pool, the first call is slower than the rest."""
     return median((span.end_time or 0) - (span.start_time or 0) for span in spans)
 
 
 class _Counters:
-    """The counters that moved, a line for each metric; on a narrow terminal, two lines."""
+    """The counters that have grown, one line for each metric; on a narrow terminal, two lines."""
 
     def __init__(self, moved: Iterable[Moved]) -> None:
         by_metric = groupby(sorted(moved, key=lambda one: one.metric), key=lambda one: one.metric)
@@ -167,7 +167,7 @@ class _Counters:
 
 
 def _movements(moved: Sequence[Moved]) -> str:
-    """Return how the children of one metric moved; those that differ in the last label only share a place."""
+    """Return the growth of one metric's children. Children that differ only in the last label are joined."""
     merged: dict[tuple[tuple[str, ...], int], list[str]] = {}
     for one in moved:
         labels = [label for label in one.labels if label != "ok"]
@@ -178,7 +178,7 @@ def _movements(moved: Sequence[Moved]) -> str:
 
 
 def _facts_grid(rows: Iterable[tuple[Text, Text]]) -> Table:
-    """Return label and text side by side; a long text wraps beside its label, not under it."""
+    """Return labels and texts side by side. A long text wraps beside its label, not under it."""
     grid = Table.grid(padding=(0, 2))
     for label, text in rows:
         grid.add_row(label, text)

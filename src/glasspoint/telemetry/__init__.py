@@ -1,4 +1,4 @@
-"""Telemetry: the core tells events, and what stands here turns them into metrics and spans."""
+"""Telemetry: turns the events that the core emits into metrics and spans."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def create_telemetry(
     tracer_provider: TracerProvider | None = None,
     thread_ids: ThreadIds | None = None,
 ) -> Telemetry:
-    """Make what a saver reports to.
+    """Create the object that a saver reports to.
 
     Args:
         saver_name: The `saver` label on every metric; savers of one name are counted together.
         registry: The Prometheus registry, by default the process's own. Savers may share one.
-        tracer_provider: Where spans go, by default to the process's own provider. None is configured here:
-            without an OpenTelemetry SDK in the process, spans cost next to nothing and go nowhere.
-        thread_ids: How thread ids stand on spans, and in log lines about forks: `"plain"`; `"hashed"`, the
-            first 16 digits of their SHA-256; `"none"`, not at all. By default what
-            `CHECKPOINT_TELEMETRY_THREAD_IDS` says, else plain.
+        tracer_provider: The provider of spans, by default the process's own. None is configured here:
+            without an OpenTelemetry SDK in the process, spans cost next to nothing and are not sent.
+        thread_ids: How spans, and log lines about forks, show thread ids: `"plain"`; `"hashed"`, the first
+            16 digits of their SHA-256; `"none"`, not at all. By default the value of
+            `CHECKPOINT_TELEMETRY_THREAD_IDS`, else plain.
 
     Raises:
-        ConfigurationError: Thread ids cannot be shown in such a way; the name cannot be a label; or the
-            registry has metrics of our names from somebody else.
+        ConfigurationError: `thread_ids` has another value; the name cannot be a label; or other code has
+            registered metrics with our names in the registry.
 
     Example:
         >>> from prometheus_client import CollectorRegistry
@@ -60,20 +60,20 @@ def conversation_turn(
 ) -> ConversationTurn:
     """Wrap one turn of a conversation: `with`, or `async with`, around the call of the graph.
 
-    All that happens inside stands under one span, `invoke_agent <agent_name>`, and this is linked to the turn
-    before: the one that wrote the checkpoint that the graph goes on from, however long ago and in whatever
-    process. Nothing is asked of the servers for it.
+    All spans of the block stand under one span, `invoke_agent <agent_name>`. This span is linked to the
+    previous turn: the turn that wrote the checkpoint that the graph continues from, however long ago and in
+    whatever process. The link needs no request to a server.
 
     Args:
         thread_id: The conversation, as in the graph's config.
-        agent_name: Who answers.
-        turn_number: Which turn it is, if the application counts them.
-        telemetry: What the saver reports to, if that was made with a `tracer_provider` or with `thread_ids`:
-            the turn then goes the same way. By default the process's own provider, and thread ids as
+        agent_name: The agent that answers.
+        turn_number: The number of the turn, if the application counts turns.
+        telemetry: The saver's telemetry, if it was created with a `tracer_provider` or with `thread_ids`:
+            the turn then uses the same ones. By default the process's own provider, and thread ids as
             `CHECKPOINT_TELEMETRY_THREAD_IDS` says.
 
     Returns:
-        What is to be entered; it gives the OpenTelemetry span, for attributes of your own.
+        A context manager. Entering it returns the OpenTelemetry span, for attributes of your own.
 
     Example:
         >>> with conversation_turn("42", agent_name="concierge") as span:

@@ -1,11 +1,10 @@
-"""Work that goes on in the background: no bug ends it, and what must not be left half done ends.
+"""Background work: a bug does not end it, and cancellation does not leave it half done.
 
-An exception that nobody foresaw, in a task that nobody waits for, would end the task without a word: the
-journal would not be swept any more, or the tiers above not be tried, until somebody restarts the process. So
-each background task hands what it did not expect to a `BackgroundTask`, pauses for as long as that says, and
-goes on.
+An unexpected exception in a task that nothing awaits would end the task silently. Until a restart of the
+process, the journal would not be swept, or the higher tiers would not be tried. So each background task
+passes unexpected exceptions to a `BackgroundTask`, pauses for as long as that says, and goes on.
 
-A server that does not answer is not meant: each task expects that, and deals with it in its own words.
+A server that does not answer is no such exception: each task expects and handles that itself.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ class BackgroundTask:
     """The failures of one background task, and its pauses.
 
     Attributes:
-        pause: Seconds until the next attempt; 0 while it works.
+        pause: Seconds until the next attempt; 0 while the task works.
     """
 
     def __init__(self, name: TaskName, telemetry: Telemetry | None, *, means: str) -> None:
         """Name the task.
 
         Args:
-            name: What the task is called in the log and in metrics.
-            telemetry: Receives an event for each failure; `None`: it is only logged.
+            name: The task's name in the log and in metrics.
+            telemetry: Receives an event for each failure; if `None`, failures are only logged.
             means: What users lose while the task fails, as a sentence for the log.
         """
         self.pause = 0.0
@@ -59,9 +58,9 @@ class BackgroundTask:
         self._logged: set[tuple[str, str]] = set()
 
     def failed(self, error: Exception) -> float:
-        """Count an exception that nobody foresaw, and log it if it is the first of its kind.
+        """Count an unexpected exception, and log it if it is the first of its kind.
 
-        Of the error only the class is logged, and where it was raised: its text may quote a value.
+        Only the error's class and the place where it was raised are logged: its text may quote a value.
 
         Returns:
             Seconds to pause before the next attempt: longer each time, until `worked` is called.
@@ -82,7 +81,7 @@ class BackgroundTask:
         return self.pause
 
     def worked(self) -> None:
-        """Say that an attempt succeeded: the next failure is followed by a short pause again."""
+        """Record that an attempt succeeded, so that the pause after the next failure is short again."""
         self.pause = 0.0
 
 
@@ -103,13 +102,13 @@ def heeding_cancellation() -> Iterator[None]:
 async def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """Run work that must not be left half done, such as closing connections.
 
-    A cancellation of the caller, or several, does not stop the work.
+    The work also ends if the caller is cancelled meanwhile, even several times.
 
     Args:
-        work: The work. It ends by itself, because everything that it waits for has a timeout.
+        work: A coroutine that ends by itself: all its waits have timeouts.
 
     Raises:
-        CancelledError: The caller was cancelled. The work has ended.
+        CancelledError: The caller was cancelled meanwhile; the work has ended.
     """
     task = asyncio.create_task(work)
     try:
@@ -132,7 +131,7 @@ async def for_each(
         at_once: How many steps run at the same time.
 
     Raises:
-        Exception: What a step raised. The steps that ran beside it have ended by then.
+        Exception: The first error of a step. The steps that ran at the same time have ended by then.
     """
     results: list[ResultT] = []
     for start in range(0, len(items), at_once):

@@ -1,8 +1,8 @@
-"""Every metric and every span: what it is called, which question it answers, and a query that asks for it.
+"""Lists every metric and span: its name, the question that it answers, and a query that asks the question.
 
-A public contract: dashboards, alerts and users' own queries hang on these names. The registry is built from
-`METRICS`, the tests hold every span against `SPANS`, and the tables of `docs/telemetry.md` are generated from
-both (`make generate`). Pure: no Prometheus, no OpenTelemetry.
+This is a public contract: dashboards, alerts and users' own queries depend on these names. The metrics are
+built from `METRICS`, tests compare every span with `SPANS`, and the tables of `docs/telemetry.md` come from
+both (`make generate`). Data only: no Prometheus, no OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SpanKind = Literal["client", "internal"]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question, and how to ask it: in PromQL of metrics, in TraceQL of spans."""
+    """A question, and its query: in PromQL for metrics, in TraceQL for spans."""
 
     question: str
     text: str
@@ -29,11 +29,11 @@ class Metric:
     """One family of metrics.
 
     Attributes:
-        name: As Prometheus shows it, without `glasspoint_`; a counter's with `_total`.
-        labels: Besides `saver`, which all have.
-        help: What `/metrics` says of it.
-        answers: What it is good for.
-        queries: At least one of them names this metric.
+        name: The name in Prometheus, without `glasspoint_`; a counter's name with `_total`.
+        labels: The labels besides `saver`, which all metrics have.
+        help: The help text in `/metrics`.
+        answers: The question that it answers.
+        queries: Example queries; at least one of them names this metric.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Spans that are alike.
+    """A group of similar spans.
 
     Attributes:
-        prefix: What their names begin with.
-        names: What follows it, of each.
-        when: When there is one.
-        attributes: What may stand on it, besides what stands on all (see `docs/telemetry.md`).
+        prefix: The common beginning of their names.
+        names: The rest of each name.
+        when: When such a span is made.
+        attributes: The attributes that it may have, besides those of all spans (see `docs/telemetry.md`).
     """
 
     prefix: str

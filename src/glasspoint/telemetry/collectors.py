@@ -1,7 +1,7 @@
-"""What is read at scrape time rather than counted as it happens: pools, tier, sizes, versions.
+"""Metrics that are read at scrape time instead of being counted: pools, tier, sizes, versions.
 
-A scrape runs in a thread of its own and reads plain numbers; it never waits for a server, nor for the savers'
-event loops.
+A scrape runs in a thread of its own and reads plain numbers. It never waits for a server, or for the event
+loop of a saver.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ READ_AT_SCRAPE = (
     "storage_rows",
     "info",
 )
-"""What is read here, by its name in the catalogue."""
+"""The metrics that are read here, by their names in the catalogue."""
 
 _VERSIONS = {"version": __version__, "langgraph": version("langgraph"), "postgres": "", "redis": ""}
 
 
 class Figure(NamedTuple):
-    """One number: the metric's name in the catalogue, the values of its labels (the saver's first)."""
+    """One number, with the metric's name in the catalogue and the values of its labels (`saver` first)."""
 
     metric: str
     labels: tuple[str, ...]
     value: float
 
 
-# All of the process: a child after a fork must not show, nor ask, the savers of its parent.
+# All collectors of the process. A child after a fork must neither show nor read the savers of its parent.
 _collectors: WeakSet[SaverCollector] = WeakSet()
 
 
@@ -78,14 +78,14 @@ if hasattr(os, "register_at_fork"):
 
 
 class SaverCollector(Collector):
-    """The figures of all open savers that report to one registry; savers of one name are added up."""
+    """The figures of all open savers that report to one registry; savers of one name are combined."""
 
     def __init__(self) -> None:
         _collectors.add(self)
         self.to_reopen: list[Callable[[], object]] = []
         self._lock = threading.Lock()
         self._open: dict[str, WeakSet[Vitals]] = {}
-        self._lost = Counter[str]()  # connections, by the saver's name; what a pool has lost stays counted
+        self._lost = Counter[str]()  # lost connections, by the saver's name; a closed pool's stay counted
         self._lost_before: WeakKeyDictionary[Any, Counter[str]] = WeakKeyDictionary()
 
     def add(self, saver_name: str, vitals: Vitals) -> None:
@@ -94,33 +94,33 @@ class SaverCollector(Collector):
             self._open.setdefault(saver_name, WeakSet()).add(vitals)
 
     def remove(self, saver_name: str, vitals: Vitals) -> None:
-        """Watch it no longer; what its pool has counted stays counted."""
+        """Stop watching a saver. The connections that its pool has lost stay counted."""
         with self._lock:
             self._open.get(saver_name, WeakSet()).discard(vitals)
             if vitals.pool is not None:
                 self._count_lost(saver_name, vitals.pool, vitals.pool.get_stats())
 
     def forget_the_parent(self) -> None:
-        """In a child after a fork: no saver is open here. Some can be opened again."""
+        """In a child after a fork, forget the parent's savers, but remember which can be reopened."""
         self._lock = threading.Lock()  # a thread of the parent may have held it
         vitals = [each for open_ in self._open.values() for each in open_]
         self.to_reopen += [each.reopen for each in vitals if each.reopen is not None and each.active]
         self._open = {}
 
     def reopen(self) -> None:
-        """Open the savers again that were open before a fork, and open themselves with their next call.
+        """Reopen the savers that were open before a fork, without waiting for their next call.
 
         Raises:
-            Exception: One cannot be opened now. The next call tries again.
+            Exception: One of them cannot be opened now. The next call of this method tries again.
         """
         for reopen in list(self.to_reopen):
             reopen()
-            with suppress(ValueError):  # another thread was here, too
+            with suppress(ValueError):  # another thread has removed it
                 self.to_reopen.remove(reopen)
 
     @property
     def watched(self) -> int:
-        """How many savers are open."""
+        """The number of open savers."""
         with self._lock:
             return sum(len(open_) for open_ in self._open.values())
 
@@ -130,7 +130,7 @@ class SaverCollector(Collector):
             return [(name, v) for name, open_ in sorted(self._open.items()) for v in open_ if v.active]
 
     def describe(self) -> Iterable[Metric]:
-        """Return the families without samples, so that registering does not collect."""
+        """Return the families without samples, so that registering this collector reads nothing."""
         return self._families().values()
 
     def collect(self) -> Iterator[Metric]:
@@ -148,7 +148,7 @@ class SaverCollector(Collector):
         """Read every open saver.
 
         Args:
-            storage: The sizes of the tables, too, which has them looked at again when they are old.
+            storage: Whether to include the sizes of the tables. Old sizes are then measured again.
         """
         with self._lock:
             savers = {name: list(open_) for name, open_ in self._open.items()}
@@ -160,7 +160,7 @@ class SaverCollector(Collector):
             if cached:
                 is_open = any(v.breaker != "closed" for v in cached)
                 yield Figure("l1_breaker_open", (name,), float(is_open))
-                pending = max(v.journal_pending for v in cached)  # they look at one table
+                pending = max(v.journal_pending for v in cached)  # all savers read the same table
                 yield Figure("l1_journal_pending", (name,), pending)
                 quarantined = max(v.quarantined() if v.quarantined else 0 for v in cached)
                 yield Figure("l1_quarantined_scopes", (name,), quarantined)
@@ -178,7 +178,7 @@ class SaverCollector(Collector):
                 yield Figure("active_tier", (name, tier), float(tier in tiers))
             found = [v.undrained_threads for v in open_ if v.active]
             for tier in TIERS[1:]:
-                # Redis is one for all savers of a name, and so is the memory of the process.
+                # Not the sum, because all savers of a name share one Redis, and the process's memory.
                 most = max((each.get(tier, 0) for each in found), default=0)
                 yield Figure("undrained_threads", (name, tier), float(most))
             if storage:
@@ -186,7 +186,7 @@ class SaverCollector(Collector):
             if open_:
                 known = dict(_VERSIONS)
                 for each in open_:
-                    known |= dict(each.versions)  # a copy, made at once: it grows while the saver is opened
+                    known |= dict(each.versions)  # a copy: another thread adds to it while a saver is opened
                 yield Figure("info", (name, *(known[label] for label in METRICS["info"].labels)), 1)
 
     def _of_pools(self, name: str, pools: Mapping[int, Any]) -> Iterator[Figure]:
@@ -205,16 +205,16 @@ class SaverCollector(Collector):
         yield Figure("pool_connections_lost_total", (name,), lost)
 
     def _count_lost(self, name: str, pool: Any, stats: Mapping[str, int]) -> None:
-        """Add what was found broken since the last look, when it was to be used or when it came back."""
+        """Count the connections that the pool found broken, at check-out or return, since the last look."""
         lost = stats.get("connections_lost", 0) + stats.get("returns_bad", 0)
         before = self._lost_before.setdefault(pool, Counter())
-        # Less than before: somebody has reset the pool's own counters (`pop_stats`).
+        # Less than before: the application has reset the pool's own counters (`pop_stats`).
         self._lost[name] += lost - before[name] if lost >= before[name] else lost
         before[name] = lost
 
     @staticmethod
     def _families() -> dict[str, Any]:
-        """What is read at scrape time, without samples: name in the catalogue -> family."""
+        """The families that are read at scrape time, without samples: name in the catalogue -> family."""
         return {name: _empty(METRICS[name]) for name in READ_AT_SCRAPE}
 
 
@@ -236,7 +236,7 @@ def _of_redis(name: str, clients: Mapping[int, Any]) -> Iterator[Figure]:
 def _of_storage(name: str, savers: Iterable[Vitals]) -> Iterator[Figure]:
     found = [v.storage() for v in savers if v.storage is not None]
     for table in sorted({table for sizes in found for table in sizes}):
-        # The largest: savers of one name look at one database, if not at the same moment.
+        # The largest: savers of one name measure the same database, though not at the same moment.
         known = [sizes[table] for sizes in found if table in sizes]
         yield Figure("storage_bytes", (name, table), max(size.bytes for size in known))
         yield Figure("storage_rows", (name, table), max(size.rows for size in known))
@@ -250,7 +250,7 @@ def _redis_connections(redis: Any) -> Counter[str]:
             all_ += len(getattr(node, "_connections", ()))
             free += len(getattr(node, "_free", ()))
         return Counter(idle=free, in_use=max(0, all_ - free))
-    # redis-py has a public way to ask since 7.3, but says it in words of its own; both lists are older.
+    # redis-py has a public method for this since 7.3, with names of its own; both lists are older than that.
     pool = getattr(redis, "connection_pool", None)
     idle, in_use = getattr(pool, "_available_connections", ()), getattr(pool, "_in_use_connections", ())
     return Counter(idle=len(idle), in_use=len(in_use))

@@ -1,11 +1,11 @@
-"""For applications: OpenTelemetry set up as the standard variables say, and what is installed turned on.
+"""Sets up OpenTelemetry for an application: from the standard variables, with the installed instrumentations.
 
-A library must not do this, and Glasspoint itself never does: an application that has an SDK set up already,
-or runs under `opentelemetry-instrument`, needs none of it.
+A library must not do this by itself, so Glasspoint does it only when the application calls it. An application
+that sets up an SDK itself, or runs under `opentelemetry-instrument`, does not need this module.
 
-Spans wait in a bounded queue, and a thread sends them. So a collector that hangs, refuses or is not there
-costs a conversation nothing: what does not fit is dropped, and the end of the process waits so long and no
-longer.
+Spans wait in a bounded queue, and a thread sends them. So a collector that hangs, refuses or is missing does
+not slow a conversation: spans that do not fit are dropped, and the exit of the process waits for a bounded
+time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Instrumentation(NamedTuple):
     instrumentor: str
 
 
-# Of the two for LangChain the first that is installed.
+# Of the two for LangChain, only the first that is installed is turned on.
 _INSTRUMENTATIONS = (
     _Instrumentation("redis", "opentelemetry.instrumentation.redis", "RedisInstrumentor"),
     _Instrumentation("psycopg", "opentelemetry.instrumentation.psycopg", "PsycopgInstrumentor"),
@@ -63,11 +63,11 @@ _INSTRUMENTATIONS = (
 
 
 class ConfiguredTelemetry:
-    """What `configure_telemetry` has set up. To be shut down at the end, or entered: `with`, `async with`.
+    """The telemetry that `configure_telemetry` has set up. Call `shutdown`, or use `with` or `async with`.
 
     Attributes:
-        tracer_provider: Where spans go, for `create_telemetry` if it was not made the process's own.
-        instrumented: What was turned on: of `redis`, `psycopg`, `langchain`.
+        tracer_provider: The provider of spans. Pass it to `create_telemetry` if it is not the process's own.
+        instrumented: The instrumentations that were turned on: of `redis`, `psycopg`, `langchain`.
         exports_to: The host that spans are sent to, if any.
     """
 
@@ -89,13 +89,13 @@ class ConfiguredTelemetry:
         atexit.register(self.shutdown)
 
     def shutdown(self) -> bool:
-        """Send what is still to be sent, and turn off what was turned on. May be called twice.
+        """Send the remaining spans, and turn the instrumentations off. May be called twice.
 
-        At the end of the process it is called by itself. On an event loop, use `async with`, or a thread: it
-        waits, though for `flush_seconds` at most.
+        It is called automatically when the process exits. It blocks for up to `flush_seconds`: on an event
+        loop, use `async with`, or call it in a thread.
 
         Returns:
-            Whether it came to an end in that time; if not, spans may be lost, and a warning is logged.
+            Whether it finished in that time; if not, spans may be lost, and a warning is logged.
         """
         if self._is_shut_down:
             return True
@@ -104,7 +104,7 @@ class ConfiguredTelemetry:
         for instrumentor in self._instrumentors.values():
             with suppress(Exception):
                 instrumentor.uninstrument()
-        # The SDK waits for its exporter without a limit of ours: so in a thread that nobody waits for.
+        # The SDK waits for its exporter without a limit of ours. So this runs in a daemon thread.
         sending = threading.Thread(
             target=self.tracer_provider.shutdown, name="glasspoint-telemetry-shutdown", daemon=True
         )
@@ -115,7 +115,7 @@ class ConfiguredTelemetry:
                 "The last spans could not be sent within %s s, and are lost: is the collector there?",
                 self._flush_seconds,
             )
-            for exporter in self._exporters:  # so that they cease to try
+            for exporter in self._exporters:  # ends their retries
                 threading.Thread(target=exporter.shutdown, name=sending.name, daemon=True).start()
         return not sending.is_alive()
 
@@ -147,28 +147,28 @@ def configure_telemetry(
     set_global: bool = True,
     flush_seconds: float = 3.0,
 ) -> ConfiguredTelemetry:
-    """Set OpenTelemetry's tracing up for an application. Once, before savers, clients and pools are opened.
+    """Set up OpenTelemetry tracing for an application. Call it once, before savers, clients and pools open.
 
-    What is installed is turned on: the instrumentations of Redis, psycopg and LangChain (openinference's, or
-    OpenTelemetry's), but for those that `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` names. The rest is as the
-    standard variables say: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`,
+    It turns on the installed instrumentations of Redis, psycopg and LangChain (openinference's, or
+    OpenTelemetry's), except those that `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` names. It heeds the standard
+    variables: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`,
     `OTEL_TRACES_EXPORTER` (`otlp`, `console`, `none`; not set: `otlp`, if it has an endpoint),
     `OTEL_EXPORTER_OTLP_ENDPOINT`, `…_PROTOCOL` (`http/protobuf`, `grpc`), `…_HEADERS`, `…_TIMEOUT`, and
     `OTEL_SDK_DISABLED`.
 
     Args:
-        service_name: `service.name`, where the environment has none.
-        thread_ids: How thread ids stand on LangChain's spans, as in `create_telemetry`.
-        capture_content: Let spans of instrumentations hold what was said. By default only if
-            `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` is `true`.
-        span_processors: More to be told of every span; these get instrumentations' as they are.
-        set_global: Make it the process's own tracer provider.
-        flush_seconds: For so long the end waits for what is still to be sent; one export may take as long,
-            unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
+        service_name: `service.name`, unless the environment has `OTEL_SERVICE_NAME`.
+        thread_ids: How LangChain's spans show thread ids, as in `create_telemetry`.
+        capture_content: Whether spans of instrumentations may hold messages and other content. By default
+            only if `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` is `true`.
+        span_processors: Further processors. They receive every span without redaction.
+        set_global: Whether to make the provider the process's own.
+        flush_seconds: How long a shutdown waits until all spans are sent. Also the timeout of one export,
+            unless `OTEL_EXPORTER_OTLP_TIMEOUT` is set.
 
     Raises:
-        ConfigurationError: OpenTelemetry is set up already; or the environment asks for what is not installed
-            or not known.
+        ConfigurationError: OpenTelemetry is set up already; or the environment names an exporter or a
+            protocol that is unknown or not installed.
     """
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -187,7 +187,7 @@ def configure_telemetry(
     exporters = list(_exporters(flush_seconds))
     named = service_name is not None and not os.environ.get("OTEL_SERVICE_NAME")
     resource = Resource.create({SERVICE_NAME: service_name} if named and service_name else {})
-    # Not shut down by itself at the end of the process: that could take half a minute.
+    # No shutdown by the SDK when the process exits: that could take half a minute.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     for processor in span_processors:
         provider.add_span_processor(processor)
@@ -231,12 +231,12 @@ def _otlp_exporter(seconds: float) -> SpanExporter:
             f"Spans are to be sent over OTLP ({protocol}), but the exporter is not installed. Install it "
             f"with pip install 'glasspoint[{extra}]', or unset OTEL_EXPORTER_OTLP_ENDPOINT."
         ) from None
-    # The time for one batch, retries included.
+    # The timeout is for one batch, retries included.
     return exporter(timeout=None if _variable("TIMEOUT") else seconds)  # type: ignore[call-arg]
 
 
 def _instrument(provider: TracerProvider) -> dict[str, Any]:
-    """Turn on what is installed, and not on already. What cannot be turned on is no reason to fail."""
+    """Turn on the installed instrumentations that are not on yet. One that fails is only logged."""
     turned_on: dict[str, Any] = {}
     disabled = {name.strip() for name in os.environ.get(_DISABLED, "").split(",")}
     for each in _INSTRUMENTATIONS:
@@ -249,7 +249,7 @@ def _instrument(provider: TracerProvider) -> dict[str, Any]:
         try:
             if not instrumentor.is_instrumented_by_opentelemetry:
                 instrumentor.instrument(tracer_provider=provider)
-                if instrumentor.is_instrumented_by_opentelemetry:  # it may find a version it does not know
+                if instrumentor.is_instrumented_by_opentelemetry:  # it refuses versions that it does not know
                     turned_on[each.name] = instrumentor
         except Exception as exc:
             _log.warning("%s could not be turned on (%s).", each.module, type(exc).__name__)

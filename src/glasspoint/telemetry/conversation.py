@@ -1,8 +1,9 @@
-"""A turn of a conversation: the span around it, and its link to the turn before.
+"""The span around one turn of a conversation, and its link to the previous turn.
 
-Turns are traces of their own, hours and processes apart. What connects them is in the checkpoints: a put
-stores the `traceparent` of the turn that writes (see `model.traceparent`), and the first read of the
-next turn finds it. Time travel reads an old checkpoint, so the link leads to the turn that wrote that one.
+Each turn is a trace of its own; hours may lie between two turns, and another process may run the next one.
+The checkpoints connect them: a put stores the `traceparent` of the turn that writes (see
+`model.traceparent`), and the first read of the next turn finds it. Time travel reads an old checkpoint, so
+the link leads to the turn that wrote that checkpoint.
 
 Only the OpenTelemetry API is used here: without an SDK, a turn costs one span that records nothing.
 """
@@ -36,11 +37,11 @@ __all__ = ["ConversationTurn", "end_span", "link_to_writer", "to_store"]
 
 _TURN = context.create_key("glasspoint-turn")
 
-# Tells where a turn was entered: its token is refused anywhere else.
+# Shows in which context a turn was entered: every other context refuses its token.
 _entered: ContextVar[ConversationTurn | None] = ContextVar("glasspoint-turn-entered", default=None)
 
 _Link = tuple[SpanContext, dict[str, str]]
-"""Where a link leads, and what it says."""
+"""The target and the attributes of a link."""
 
 
 class ConversationTurn:
@@ -55,10 +56,10 @@ class ConversationTurn:
         tracer_provider: TracerProvider | None,
         thread_ids_shown: ThreadIds | None,
     ) -> None:
-        """Take what the span says of the turn.
+        """Take the facts about the turn that the span shows.
 
         Args:
-            thread_ids_shown: How the thread id stands on the span; as the environment says if `None`.
+            thread_ids_shown: How the span shows the thread id; if `None`, as the environment says.
         """
         self.thread_id = thread_id
         self.span: Span = trace.INVALID_SPAN
@@ -93,14 +94,14 @@ class ConversationTurn:
             end_span(self.span, error)
         except Exception as exc:
             failures.report("conversation_turn", exc)
-        # A stream that nobody read to its end is closed elsewhere: the event loop does it, in a copy of the
-        # context. What is current where the turn was entered cannot be changed from here. So the turn's own
-        # context becomes what was current before.
+        # A stream that was not read to its end is closed by the event loop, in a copy of the context. The
+        # context in which the turn was entered cannot be changed from there. So the turn's context object
+        # itself becomes the one that was current before the turn.
         if _current_turn() is self and self._is_here():
             context.detach(self._token)
         elif self._context is not None:
             self._context.is_over = True
-        self._token = self._entered = None  # they hold what was current before
+        self._token = self._entered = None  # both refer to the context before the turn
 
     async def __aenter__(self) -> Span:
         return self.__enter__()
@@ -111,7 +112,7 @@ class ConversationTurn:
         self.__exit__(kind, error, traceback)
 
     def _is_here(self) -> bool:
-        """Whether this is where the turn was entered, and not a copy of it. May be asked once."""
+        """Whether this is the context in which the turn was entered, and not a copy of it. Call this once."""
         try:
             assert self._entered is not None
             _entered.reset(self._entered)
@@ -120,17 +121,17 @@ class ConversationTurn:
         return True
 
     def owns(self, writer: traceparent.Writer) -> bool:
-        """Whether this turn, or one around it, is what wrote."""
+        """Whether the writer is this turn, or a turn around it."""
         return writer.span_id in self._own_span_ids
 
     def goes_on_from(self, writer: _Link | None) -> None:
-        """Link this turn's span to the turn before.
+        """Link this turn's span to the previous turn.
 
-        The first checkpoint that it reads tells: LangGraph begins with the one that it goes on from. In time
-        travel it reads the newest one, too, but later.
+        Only the first call counts: LangGraph first reads the checkpoint that it continues from. In time
+        travel it reads the newest checkpoint, too, but later.
 
         Args:
-            writer: `None` if nobody knows who wrote it.
+            writer: The link to the turn that wrote the checkpoint; `None` if that turn is not known.
         """
         if not self.has_read:
             self.has_read = True
@@ -147,13 +148,13 @@ class ConversationTurn:
             )
         except Exception as exc:
             failures.report("conversation_turn", exc)
-            # What happens inside stands under the span around it then.
+            # Spans inside the turn are then children of the span around the turn.
             return trace.NonRecordingSpan(trace.get_current_span().get_span_context())
 
     def _attributes(self) -> dict[str, Any]:
         try:
             way = thread_ids.choose(self._thread_ids)
-        except ConfigurationError:  # no reason for a conversation to fail, but one not to tell who talks
+        except ConfigurationError:  # a wrong setting must neither fail the turn nor reveal the thread id
             way = "none"
         thread_id = thread_ids.shown_as(way)(self.thread_id)
         known = {
@@ -167,12 +168,12 @@ class ConversationTurn:
 
 
 class _TurnContext(Context):
-    """What is current in a turn. After the turn it may become what was current around the turn."""
+    """The OpenTelemetry context of a turn. After the turn it can act as the context around the turn."""
 
     def __init__(self, values: Context, *, around: Context) -> None:
         super().__init__(values)
         self.is_over = False
-        # Abandoned turns, one after the other, are no chain.
+        # Skips an abandoned turn, so that many of them in a row do not make a chain.
         if isinstance(around, _TurnContext) and around.is_over:
             around = around._around
         self._around: Context = around
@@ -188,10 +189,11 @@ def to_store(span: Span, operation: Operation) -> str | None:
     """Return the traceparent that a put stores: of the turn under way, else of the put's own span.
 
     Args:
-        span: The put's.
+        span: The span of the put.
+        operation: The put.
 
     Returns:
-        `None` if nobody could ever look at it, because it is not sampled.
+        The traceparent; `None` if the span is not sampled, because then no link could lead to it.
     """
     turn = _turn_of(operation)
     found = (turn.span if turn is not None else span).get_span_context()
@@ -202,10 +204,10 @@ def to_store(span: Span, operation: Operation) -> str | None:
 
 
 def link_to_writer(span: Span, operation: Operation) -> None:
-    """Link the turn under way, else the span of the read, to what wrote the checkpoint that was read.
+    """Link the turn under way, else the span of the read, to the writer of the checkpoint that was read.
 
-    A turn is linked by what it reads of its conversation's root namespace: a subgraph's memory may be older
-    than the turn before. What was written in this very turn, or in the read's own trace, is not linked.
+    For a turn, only a read of the conversation's root namespace counts: a subgraph's memory may be older than
+    the previous turn. A writer in this same turn, or in the read's own trace, is not linked.
     """
     if operation.scope is None or operation.checkpoint_id is None:
         return
@@ -228,7 +230,7 @@ def _link_to(writer: traceparent.Writer, checkpoint_id: str) -> _Link:
 
 
 def end_span(span: Span, error: BaseException | None) -> None:
-    """End a span. Of an error its class is told; its text may quote what was said."""
+    """End a span. It shows only the class of an error, because the text may quote messages."""
     if error is not None:
         kind = type(error)
         span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
@@ -243,9 +245,9 @@ def _current_turn() -> ConversationTurn | None:
 
 
 def _turn_of(operation: Operation) -> ConversationTurn | None:
-    """The turn under way, if it is one of the conversation that the call is about.
+    """Return the turn under way, if it belongs to the same conversation as the call.
 
-    What goes on in the background after its turn has ended belongs to none.
+    Background work that continues after its turn has ended belongs to no turn.
     """
     turn = _current_turn()
     if turn is None or operation.scope is None or turn.thread_id != operation.scope.thread_id:

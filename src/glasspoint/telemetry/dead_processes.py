@@ -1,16 +1,18 @@
-"""The files of dead processes become one, so that a scrape does not take longer with each worker that ends.
+"""Merges the metric files of dead processes, so that a scrape does not slow down with each worker that ends.
 
-In the Prometheus client's `PROMETHEUS_MULTIPROC_DIR` a process keeps its counters, histograms and summaries
-in files of its own. They count after its end, too, so nobody removes them. Here they are added up, in one
-file for each kind (`counter_merged.db`), which the client reads like any other.
+In the Prometheus client's `PROMETHEUS_MULTIPROC_DIR`, each process keeps its counters, histograms and
+summaries in files of its own. Their values still count after the process has ended, so the client never
+removes them. This module adds them up in one file for each kind (`counter_merged.db`), which the client reads
+like any other.
 
-Each scrape takes a lock, so that no scrape sees half of a merge, and no two processes merge at once. A merge:
+Each scrape takes a lock: no scrape sees half of a merge, and no two processes merge at once. A merge:
 
-1. The sums are written to `<kind>_merged.tmp`, which nobody reads.
-2. The plan, a list of what was added up, is put into the directory by renaming. From now on the merge counts.
-3. The sums replace those of the last merge, what was added up is removed, and then the plan.
+1. Write the sums to `<kind>_merged.tmp`, which no process reads.
+2. Put the plan, a list of the merged files, into the directory by renaming. From now on the merge counts.
+3. Replace the sums of the last merge by the new ones, remove the merged files, and then remove the plan.
 
-If the process is killed before step 2, nothing has happened. After it, the next scrape does step 3 again.
+If the process is killed before step 2, nothing has changed. If it is killed later, the next scrape repeats
+step 3.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class _InThisProcess:
         self.lock = threading.Lock()
 
     def renew(self) -> None:
-        """Begin anew in a child: a thread of the parent may hold the lock."""
+        """Make a new lock in a child after a fork: a thread of the parent may hold the old one."""
         self.lock = threading.Lock()
 
 
@@ -60,25 +62,25 @@ os.register_at_fork(after_in_child=_in_this_process.renew)
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Keep every other scrape and merge of a directory waiting, in all processes.
+    """Let every other scrape and merge of a directory wait, in all processes.
 
     Raises:
         OSError: The directory is gone.
     """
     with _in_this_process.lock, open(path / _LOCK, "ab") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)  # gone with this process, and not inherited by a child
+        fcntl.lockf(file, fcntl.LOCK_EX)  # released if this process ends; a child does not inherit it
         yield
 
 
 def merge(path: Path, lives: Callable[[int], bool]) -> None:
-    """Merge the files of dead processes. Call it while `alone`.
+    """Merge the files of dead processes. Call it inside `alone`.
 
-    Nothing is merged if the client was told to name its files otherwise than by process ids: nobody can tell
-    then which process is dead.
+    It merges nothing if the client does not name its files by process ids: other names do not show which
+    process is dead.
 
     Args:
         path: The directory.
-        lives: Whether a process lives.
+        lives: Returns whether the process with an id is alive.
 
     Raises:
         OSError: The directory is gone, or full. Nothing is lost then, or counted twice.
@@ -115,7 +117,7 @@ def _add_up(path: Path, kind: str, files: Iterable[Path]) -> list[str]:
     added = []
     sums: defaultdict[str, float] = defaultdict(float)
     for file in files:
-        with suppress(*_UNREADABLE):  # it stays, and the client says what is wrong with it
+        with suppress(*_UNREADABLE):  # the file stays, and the client reports what is wrong with it
             _add(sums, _values(file))
             added.append(file.name)
     if added:
@@ -140,7 +142,7 @@ def _add(sums: defaultdict[str, float], values: Iterable[tuple[str, float]]) -> 
 
 
 def _finish(path: Path) -> None:
-    """Do what a plan says, if one is there: once more, if a process was killed while it did so."""
+    """Carry out the plan, if there is one. A plan that was carried out in part before does no harm."""
     plan = path / _PLAN
     try:
         merged = json.loads(plan.read_text("ascii"))

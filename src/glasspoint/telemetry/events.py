@@ -1,10 +1,10 @@
-"""The vocabulary: what the saver, L1 and L2 say about themselves, and to whom.
+"""The vocabulary of telemetry: events that the saver, L1 and L2 emit, and observers that receive them.
 
-The core never knows who listens. It wraps each call in an `Operation` and each round trip in a `Step`, fills
-in what it learns on the way, and tells single facts with `Telemetry.note`. Observers (`metrics`, `tracing`)
-turn that into metrics and spans; a new back end is a new observer, and the core never changes.
+The core does not know its observers. It wraps each call in an `Operation` and each round trip in a `Step`,
+fills in what it learns on the way, and emits single facts with `Telemetry.note`. Observers (`metrics`,
+`tracing`) turn these into metrics and spans. A new back end is a new observer; the core does not change.
 
-An observer that fails is logged, and the call goes on: no conversation fails because nobody could be told.
+If an observer fails, the error is logged and the call goes on: no conversation fails because of telemetry.
 """
 
 from __future__ import annotations
@@ -108,12 +108,12 @@ RetryReason = Literal[
 TierName = Literal["cached", "redis", "memory"]
 
 DURABLE = frozenset(("on", "remote_apply"))
-"""The settings of `synchronous_commit` with which a crash loses nothing that was acknowledged."""
+"""The settings of `synchronous_commit` with which a crash loses no acknowledged write."""
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerChanged:
-    """Redis is left alone, probed, or asked again."""
+    """The breaker in front of Redis has opened, is probing Redis, or has closed."""
 
     state: BreakerState
     reason: str
@@ -126,12 +126,13 @@ class EpochChanged:
 
 @dataclass(frozen=True, slots=True)
 class IdentityChanged:
-    """L2 is not what the cache was filled from, or the cache has moved to another Redis.
+    """The cache was filled from another state of PostgreSQL, or has moved to another Redis.
 
     Attributes:
-        reason: `database`: another one, or tables made anew; `timeline`: promoted, or recovered to an earlier
-            moment; `crash`: crashed; `restart`: restarted, perhaps with other files; `truncated`: emptied;
-            `generation`: another Redis, or not used for long.
+        reason: `database`: another database, or tables created anew. `timeline`: PostgreSQL was promoted, or
+            recovered to an earlier moment. `crash`: it crashed. `restart`: it was restarted, perhaps with
+            other files. `truncated`: a table was emptied. `generation`: the cache has moved to another Redis,
+            or was not used for a long time.
     """
 
     reason: IdentityReason
@@ -139,11 +140,11 @@ class IdentityChanged:
 
 @dataclass(frozen=True, slots=True)
 class ForeignWrites:
-    """Other software has written to a table, and the cache has followed.
+    """Other software has written to a table, and the cache has dropped the scopes concerned.
 
     Attributes:
         table: `checkpoints` or `checkpoint_writes`.
-        scopes: How many scopes were dropped for it.
+        scopes: The number of scopes dropped.
     """
 
     table: str
@@ -152,13 +153,13 @@ class ForeignWrites:
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """A put went on from what is not the newest checkpoint any more, or is older than its parent.
+    """A put's parent was not the newest checkpoint any more, or the put is older than its parent.
 
     Attributes:
-        kind: `shadows`: the other run's answer is not seen any more; `shadowed`: this one's is not;
-            `older_than_parent`: this one's is not, because a clock is behind.
+        kind: `shadows`: this put hides what the other run has written. `shadowed`: it is hidden by what the
+            other run has written. `older_than_parent`: it is hidden because this machine's clock is behind.
         is_stored: Whether the checkpoint was stored all the same.
-        checkpoint_id, parent_id: Of the put; no parent: two runs began the thread.
+        checkpoint_id, parent_id: Ids of the put; without a parent, two runs have begun the thread.
         other_id: The checkpoint that is newer than the parent; `None` if there is none.
     """
 
@@ -175,7 +176,7 @@ class RetentionPruned:
     """The retention has removed a batch.
 
     Attributes:
-        checkpoints, writes, blobs: Rows of the three tables.
+        checkpoints, writes, blobs: The numbers of rows removed from the three tables.
     """
 
     checkpoints: int
@@ -188,7 +189,7 @@ class RetentionRan:
     """A run of the retention is over.
 
     Attributes:
-        result: `lost`: its lease was not renewed in time, and another process goes on.
+        result: `lost`: the lease was not renewed in time, so another process continues.
     """
 
     result: RetentionResult
@@ -206,10 +207,11 @@ class BurstEnded:
     """A burst of writes to one scope is over.
 
     Attributes:
-        end: `applied`: the image in L1 is what L2 has; `kept`: none of the writes belongs to the image;
-            `discarded`: L1 cannot follow; `contested`: another writer was there; `lost`: Redis was not told,
-            or something was left in doubt; `error`: Redis did not answer COMMIT.
-        writes: How many writes it had.
+        end: `applied`: the image in L1 now equals L2. `kept`: none of the writes concerns the image.
+            `discarded`: L1 cannot apply the writes. `contested`: another writer used the scope meanwhile.
+            `lost`: Redis did not get a write, or the outcome of a write is not known. `error`: Redis did not
+            answer COMMIT.
+        writes: The number of its writes.
     """
 
     end: BurstEnd
@@ -218,10 +220,10 @@ class BurstEnded:
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """A hit was compared with L2, after it was answered.
+    """A hit was compared with L2, after it was returned.
 
     Attributes:
-        verdict: `raced`: they differed, but a write came between the two looks.
+        verdict: `raced`: hit and L2 differed, but a write came between the two reads.
     """
 
     verdict: Verdict
@@ -229,12 +231,12 @@ class Audited:
 
 @dataclass(frozen=True, slots=True)
 class PoolTimedOut:
-    """No connection to PostgreSQL came free in time."""
+    """No connection to PostgreSQL became free in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolWaited:
-    """A connection to PostgreSQL was checked out, after waiting for so long."""
+    """A connection to PostgreSQL was checked out, after a wait of so many seconds."""
 
     seconds: float
     scope: Scope | None
@@ -242,7 +244,7 @@ class PoolWaited:
 
 @dataclass(frozen=True, slots=True)
 class L1Availability:
-    """Redis began to answer, or ceased to."""
+    """Redis has begun to answer, or has stopped."""
 
     available: bool
     reason: str
@@ -250,7 +252,7 @@ class L1Availability:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """Redis refuses the key of one scope, which PostgreSQL alone answers for now. All others are cached.
+    """Redis refuses the key of one scope, so PostgreSQL alone serves that scope. All others are cached.
 
     Attributes:
         reason: What Redis refuses, in the words of `redis.faults`.
@@ -261,18 +263,18 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class BackgroundTaskFailed:
-    """A background task met an error that nobody foresaw. It goes on."""
+    """A background task met an unexpected error. The task goes on."""
 
     task: TaskName
 
 
 @dataclass(frozen=True, slots=True)
 class L2Retried:
-    """A call that PostgreSQL failed is tried again.
+    """A call that failed in PostgreSQL is tried again.
 
     Attributes:
-        operation: What is done: `get_tuple`, `put`, ….
-        reason: What went wrong; `l2.faults` says when.
+        operation: The call: `get_tuple`, `put`, ….
+        reason: The kind of failure; `l2.faults` maps errors to it.
     """
 
     operation: str
@@ -281,7 +283,7 @@ class L2Retried:
 
 @dataclass(frozen=True, slots=True)
 class TierChanged:
-    """The fallback chain works in another tier than before.
+    """The fallback chain has changed its tier.
 
     Attributes:
         reason: `postgres_unavailable` or `redis_unavailable` on the way down, `recovered` on the way up.
@@ -294,7 +296,7 @@ class TierChanged:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """Checkpoints that were written to a lower tier are in a higher one now, and were not before."""
+    """Checkpoints of a lower tier were copied to a higher tier, which did not have them before."""
 
     from_tier: str
     checkpoints: int
@@ -302,11 +304,12 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class ThreadDrained:
-    """A thread of a lower tier is in a higher one now, or cannot be moved.
+    """A thread of a lower tier was moved to a higher tier, or can never be moved.
 
     Attributes:
-        result: `continued`: it goes on from what was there. `new`: nothing was. `set_aside`: it does not go
-            on from what was there, and is a thread of its own. `refused`: it cannot be moved.
+        result: `continued`: it continues what the higher tier had of the thread. `new`: the higher tier had
+            nothing of it. `set_aside`: it does not continue what the higher tier had, and became a thread of
+            its own. `refused`: it cannot be moved.
     """
 
     result: DrainResult
@@ -336,7 +339,7 @@ Note = (
 
 
 class TableSize(NamedTuple):
-    """What a table takes on the disk, in bytes and with its indexes, and about how many rows it has."""
+    """The size of a table on disk, in bytes with its indexes, and its approximate number of rows."""
 
     bytes: int
     rows: int
@@ -344,37 +347,37 @@ class TableSize(NamedTuple):
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Vitals:
-    """A saver's moving parts, for whoever wants to read their figures at some time of its own.
+    """The current status of an open saver. Collectors and `/readyz` read it whenever they want.
 
     Attributes:
-        pool: The `psycopg_pool.AsyncConnectionPool`, `None` with a single connection.
+        pool: The `psycopg_pool.AsyncConnectionPool`; `None` with a single connection.
         redis: The `redis.asyncio.Redis` or `RedisCluster` client.
         addresses: Server -> host (or socket path) and port, as far as they are known.
-        tier: Where the saver works: `cached`, `redis`, `memory`.
-        versions: What is known of the servers' versions: `postgres`, `redis`.
-        active: Whether it serves calls; in a fallback chain, one of its savers does.
-        since: When that began to be so, in seconds since 1970.
-        check: Asks the servers how they are, now: a word each (`ok`, `unavailable`), and what else there is
-            to say. To be awaited on `loop`.
+        tier: The tier that the saver is: `cached`, `redis`, `memory`.
+        versions: The known versions of the servers: `postgres`, `redis`.
+        active: Whether the saver serves calls; in a fallback chain, one of the savers does.
+        since: When `active` got its value, in seconds since 1970.
+        check: Checks the servers now. Returns one word for each (`ok`, `unavailable`), and further facts.
+            Await it on `loop`.
         loop: The event loop that the saver works on.
-        undrained: The lower tiers of its chain that may hold what is not here yet.
-        undrained_threads: Lower tier -> how many threads were found there when somebody last looked.
-        breaker: Where the breaker in front of L1 stands; `None` where there is none.
-        journal_pending: How many rows of the journal were not swept when somebody last looked, but for those
-            of scopes in quarantine.
-        quarantined: Returns how many scopes are in quarantine. `None` where there is no L1.
-        identity: Of L2, as it stands in the keys of L1; `None` while L1 is not used.
-        no_identity_because: What keeps the identity from being used, in words; empty if nothing was found.
-        withheld: The parts of the identity that PostgreSQL does not tell this role.
-        synchronous_commit: PostgreSQL's setting, on the saver's connections; `None` if it is not known.
-        has_unbounded_statements: Whether PostgreSQL lets a statement run for longer than readers heed its
-            writer's intent (`statement_timeout`); `None` if that is not known.
-        reopen: Opens the saver in a child after a fork, where it is of no use as it is, and waits until it is
-            open. `None` if it cannot be opened again.
-        retention_succeeded_at: When a run of the retention succeeded last, in any process, in seconds since
-            1970; 0 if none has, `None` if this saver has no retention.
-        storage: Returns what is known of the tables' sizes, and sees that it is renewed. From any thread;
-            waits for nobody. `None` where there is no PostgreSQL.
+        undrained: The lower tiers of its chain that may hold threads that are not here yet.
+        undrained_threads: Lower tier -> the number of threads found there at the last look.
+        breaker: The state of the breaker in front of L1; `None` if there is no breaker.
+        journal_pending: The number of unswept rows in the journal at the last look, without those of scopes
+            in quarantine.
+        quarantined: Returns the number of scopes in quarantine. `None` if there is no L1.
+        identity: The identity of L2 that is part of the keys of L1; `None` while L1 is not used.
+        no_identity_because: Why the identity is not used, in words; empty if no reason was found.
+        withheld: The parts of the identity that PostgreSQL does not show to this role.
+        synchronous_commit: PostgreSQL's setting on the saver's connections; `None` if it is not known.
+        has_unbounded_statements: Whether PostgreSQL (`statement_timeout`) lets a statement run for longer
+            than readers heed its writer's intent; `None` if that is not known.
+        reopen: Opens the saver again in a child after a fork, where it cannot be used as it is, and waits
+            until it is open. `None` if it cannot be opened again.
+        retention_succeeded_at: When the retention last succeeded, in any process, in seconds since 1970; 0 if
+            never, `None` if this saver has no retention.
+        storage: Returns the known sizes of the tables, and starts measuring them again if they are old. May
+            be called in any thread, and never waits. `None` if there is no PostgreSQL.
     """
 
     pool: Any
@@ -402,14 +405,17 @@ class Vitals:
     _announcement: Callable[[], object] | None = field(default=None, init=False)
 
     def set_active(self, active: bool) -> None:
-        """Say that it serves calls from now on, or no longer."""
+        """Record that the saver serves calls from now on, or no longer."""
         self.active, self.since = active, time()
         self._make_announcement()
 
     def announce(self, log: Callable[[], object]) -> None:
-        """Log that the saver is open once it serves calls: now, or when it begins to.
+        """Log that the saver is open, as soon as it serves calls: now or later.
 
-        A fallback chain also opens savers that never do, to look for what they hold.
+        A fallback chain also opens savers that never serve calls, to look for the threads that they hold.
+
+        Args:
+            log: Writes the line to the log.
         """
         self._announcement = log
         self._make_announcement()
@@ -421,7 +427,7 @@ class Vitals:
 
 
 class _Timed:
-    """What operations and steps have in common: a start, an end, and how it ended."""
+    """The common part of operations and steps: start, end and outcome."""
 
     __slots__ = ("_listeners", "_started", "error", "name", "outcome", "scope", "seconds", "trace")
 
@@ -433,7 +439,7 @@ class _Timed:
         self.error: BaseException | None = None
         self.seconds = 0.0
         self.trace: Any = None
-        """Left here by the tracer between start and end."""
+        """The tracer keeps its span here between start and end."""
         self._started = 0.0
 
     def _end(self, error: BaseException | None) -> None:
@@ -444,23 +450,23 @@ class _Timed:
 
 
 class Operation(_Timed):
-    """One call of the saver, from its start to its answer.
+    """One call of the saver, from its start to its end.
 
     Attributes:
         name: `get_tuple`, `put`, `put_writes`, `list`, `list_threads`, `delta_history`, `delete_thread`,
             `delete_for_runs`, `copy_thread`, `prune`, `prune_older_than`, `import_checkpoints`,
             `seal_thread`, `retire_thread`.
-        tier: Where the saver works: `cached`, `redis`, `memory`.
-        checkpoint_id, step, source: Of the checkpoint read or written, where there is one.
-        l1_result: What L1 answered to a read.
-        served_by: Where the answer came from.
-        l1_write: What became of a write in L1.
-        l1_seconds, l2_seconds: Time that a write spent on each tier; what overlaps counts for both.
-        encode_seconds, decode_seconds: Time spent on (de)serialising.
-        bytes_read, bytes_written: Size of the state, as serialised.
-        trace_id: The trace this call belongs to, 32 hexadecimal digits, if it is recorded.
-        traceparent: What a put is to store of the span that writes, left here by the tracer.
-        stored_traceparent: What a read has found of the span that wrote, as it stood there.
+        tier: The tier that serves the call: `cached`, `redis`, `memory`.
+        checkpoint_id, step, source: Facts of the checkpoint that was read or written, if there is one.
+        l1_result: The result of a read in L1.
+        served_by: The store that the result came from.
+        l1_write: The result of a write in L1.
+        l1_seconds, l2_seconds: Time that a write spent on each level; overlapping time counts for both.
+        encode_seconds, decode_seconds: Time spent on serialising and on deserialising.
+        bytes_read, bytes_written: Size of the serialised state.
+        trace_id: The trace of this call, as 32 hexadecimal digits, if the call is recorded.
+        traceparent: The traceparent that a put has to store; the tracer sets it.
+        stored_traceparent: The traceparent that a read has found in the checkpoint, as it was stored.
     """
 
     __slots__ = (
@@ -518,7 +524,7 @@ class Step(_Timed):
 
     Attributes:
         name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`; `redis.read`, ….
-        result: The answer in one word, where there is one.
+        result: The result in one word, if there is one.
     """
 
     __slots__ = ("result",)
@@ -540,35 +546,35 @@ class Step(_Timed):
 
 
 class Observer:
-    """Who is told. A method must be quick and must not block; what it raises is logged, and ends there.
+    """Receives all events. Inherit from it; methods that you do not override cost nothing.
 
-    To be inherited from: what an observer leaves out costs nothing.
+    A method must be quick and must not block. An exception in it is logged, and does not reach the caller.
     """
 
     def operation_started(self, operation: Operation) -> None:
-        """A call begins; only its name and scope are known."""
+        """Receive the start of a call. Only its name and scope are known."""
 
     def operation_ended(self, operation: Operation) -> None:
-        """A call was answered, failed or was cancelled; all that is known of it stands in it."""
+        """Receive the end of a call: it succeeded, failed or was cancelled. All its facts are known."""
 
     def step_started(self, step: Step) -> None:
-        """A round trip begins."""
+        """Receive the start of a round trip."""
 
     def step_ended(self, step: Step) -> None:
-        """A round trip ended."""
+        """Receive the end of a round trip."""
 
     def noted(self, note: Note) -> None:
-        """Something happened once."""
+        """Receive a single event."""
 
     def opened(self, vitals: Vitals) -> None:
-        """A saver was opened."""
+        """Receive a saver that was opened."""
 
     def closed(self, vitals: Vitals) -> None:
-        """It was closed, and its pools are about to be."""
+        """Receive a saver that is closed. Its pools are closed after this."""
 
 
 class Telemetry:
-    """Hands what the core says to every observer.
+    """Passes the events of the core to every observer.
 
     Example:
         >>> with Telemetry("default", ()).operation("get_tuple", None) as operation:
@@ -588,8 +594,8 @@ class Telemetry:
         """Take the observers.
 
         Args:
-            standby: The savers that report here serve no calls until somebody says so (`Vitals.set_active`).
-            show_thread: Returns how a thread id stands in spans and logs, `None` if it must not be shown.
+            standby: Whether the savers that report here serve no calls until `Vitals.set_active` is called.
+            show_thread: Returns a thread id as spans and logs show it; `None` if it must not be shown.
         """
         self.show_thread = show_thread
         self.saver_name = saver_name
@@ -599,11 +605,11 @@ class Telemetry:
 
     @property
     def observers(self) -> tuple[Observer, ...]:
-        """Who is told."""
+        """The observers."""
         return self._observers
 
     def for_standby(self) -> Telemetry:
-        """Return the same for savers that serve no calls yet: the tiers of a fallback chain."""
+        """Return a copy for savers that serve no calls yet: the tiers of a fallback chain."""
         return Telemetry(self.saver_name, self._observers, standby=True, show_thread=self.show_thread)
 
     def operation(self, name: str, scope: Scope | None) -> Operation:
@@ -615,16 +621,16 @@ class Telemetry:
         return Step(self._listeners, name, scope)
 
     def note(self, note: Note) -> None:
-        """Tell a single fact."""
+        """Emit a single event."""
         _tell(self._listeners.noted, note)
 
     def opened(self, vitals: Vitals) -> None:
-        """Say that a saver is there to be watched."""
+        """Emit that a saver was opened, and can be watched."""
         vitals.active = not self._standby
         _tell(self._listeners.opened, vitals)
 
     def closed(self, vitals: Vitals) -> None:
-        """Say that a saver is about to go."""
+        """Emit that a saver is about to close."""
         _tell(self._listeners.closed, vitals)
 
 
@@ -632,7 +638,7 @@ _Told = tuple[Callable[[Any], None], ...]
 
 
 class _Listeners(NamedTuple):
-    """The methods of all observers, looked up once; what begins with the first ends with the last."""
+    """The methods of all observers, looked up once; the observer that starts first ends last."""
 
     operation_started: _Told
     operation_ended: _Told
@@ -663,12 +669,12 @@ def _tell(listeners: _Told, what: object) -> None:
 
 
 class Failures:
-    """What went wrong while somebody was told: counted, and a line a minute at most, for it may be each call.
+    """Counts the failures of observers, and logs them: at most one line a minute, since each call may fail.
 
-    Of the error only the class is logged; its text may quote what was said.
+    Only the error's class is logged: its text may quote messages.
 
     Attributes:
-        count: How many there were.
+        count: The number of failures.
     """
 
     def __init__(self) -> None:
@@ -678,7 +684,7 @@ class Failures:
         self._logged_count = 0
 
     def report(self, where: str, error: Exception) -> None:
-        """Count a failure, and log it if none was logged lately."""
+        """Count a failure, and log it if none was logged in the last minute."""
         with self._lock:
             self.count += 1
             if monotonic() - self._logged_at < _FAILURES_LOG_SECONDS:
@@ -696,4 +702,4 @@ class Failures:
 
 
 failures = Failures()
-"""Of the whole process."""
+"""The failures of the whole process."""

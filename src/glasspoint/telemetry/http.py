@@ -1,10 +1,10 @@
-"""`/metrics`, `/healthz` and `/readyz`.
+"""Serves `/metrics`, `/healthz` and `/readyz`.
 
-A server thread (`serve_telemetry`) or an ASGI app (`telemetry_app`) serves them.
+They come from a server thread (`serve_telemetry`) or from an ASGI app (`telemetry_app`).
 
-The encoding of the metrics is the Prometheus client's: text, or OpenMetrics with exemplars when the `Accept`
-header asks for it. `/healthz` says that the process lives, nothing more; `/readyz` whether its savers can
-serve writes now (see `readiness`). Every other path is 404.
+The Prometheus client encodes the metrics: as text, or as OpenMetrics with exemplars when the `Accept` header
+asks for that. `/healthz` says only that the process is alive. `/readyz` says whether its savers can serve
+writes now (see `readiness`). Every other path is 404.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _METRICS, _HEALTHZ, _READYZ = "/metrics", "/healthz", "/readyz"
 
 _FRESH = ("Cache-Control", "no-store")
 
-# A client that connects and then says nothing gives its thread back after so long.
+# After this time, the thread of a client that connects but sends nothing ends.
 _REQUEST_TIMEOUT_SECONDS = 30.0
 
-# How often the thread looks whether it shall end: what `close` waits at most.
+# How often the thread checks whether it must end, which is how long `close` waits at most.
 _POLL_SECONDS = 0.1
 
 
@@ -62,14 +62,17 @@ def serve_telemetry(
 ) -> TelemetryServer:
     """Serve `/metrics`, `/healthz` and `/readyz` from a daemon thread, until `close`.
 
-    There is neither TLS nor a password: a `host` beyond loopback is for networks where that does not matter.
+    The server has neither TLS nor a password: use a `host` beyond loopback only in networks where that does
+    not matter.
 
     Args:
-        port: Where to listen; 0 for any free port, see `TelemetryServer.port`.
-        host: The address to listen on: this machine only, unless told otherwise.
-        registry: What to serve; the process's default registry if `None`. Where `PROMETHEUS_MULTIPROC_DIR` is
-            set, `/metrics` is that of all its processes instead; only one of them can have the port.
-        ready_tiers: In which tiers `/readyz` answers 200, if the saver can serve writes; by default in all.
+        port: The port to listen on; 0 for any free port, see `TelemetryServer.port`.
+        host: The address to listen on; by default only this machine can connect.
+        registry: The registry to serve; the process's default registry if `None`. If
+            `PROMETHEUS_MULTIPROC_DIR` is set, `/metrics` shows all processes of that directory instead; only
+            one of them can have the port.
+        ready_tiers: The tiers in which `/readyz` responds with 200 if the saver can serve writes; all by
+            default.
 
     Raises:
         ConfigurationError: The address cannot be listened on, or `ready_tiers` names no tier, or one that
@@ -88,8 +91,9 @@ def telemetry_app(
 ) -> ASGIApplication:
     """Return an ASGI app with `/metrics`, `/healthz` and `/readyz`, to be served or mounted.
 
-    Mounted at `/telemetry` it answers `/telemetry/metrics` and `/telemetry/healthz`; mounted at `/metrics`,
-    that very path (as `/metrics/`, which is where Starlette redirects to).
+    Mounted at `/telemetry`, the app serves `/telemetry/metrics`, `/telemetry/healthz` and
+    `/telemetry/readyz`. Mounted at `/metrics`, it serves that path (as `/metrics/`, where Starlette
+    redirects to).
 
     Args:
         registry: What to serve; the process's default registry if `None`. Where `PROMETHEUS_MULTIPROC_DIR` is
@@ -125,12 +129,12 @@ def telemetry_app(
 
 
 class TelemetryServer:
-    """A running server thread, made by `serve_telemetry`; it ends with `close`, or with the process."""
+    """A running server thread, made by `serve_telemetry`. It ends with `close`, or with the process."""
 
     def __init__(
         self, port: int, *, host: str, registry: CollectorRegistry | None, ready_tiers: Collection[str]
     ) -> None:
-        """As `serve_telemetry`."""
+        """Start the server. The arguments are those of `serve_telemetry`."""
         check_ready_tiers(ready_tiers)
         try:
             self._server = _Server(host, port)
@@ -151,12 +155,12 @@ class TelemetryServer:
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """The port that the server listens on."""
         return self._server.server_port
 
     @property
     def url(self) -> str:
-        """`http://host:port`, without a slash at its end."""
+        """The base URL, `http://host:port`, without a slash at its end."""
         return self._server.url()
 
     def close(self) -> None:
@@ -181,7 +185,7 @@ class _Answer(NamedTuple):
 
 
 def _answer(method: str, path: str) -> _Answer | None:
-    """Return what to answer, `None` where somebody has to look first: for the metrics and for readiness."""
+    """Return the response; `None` if the metrics or the readiness have to be read for it."""
     if path not in (_METRICS, _HEALTHZ, _READYZ):
         return _text(HTTPStatus.NOT_FOUND, f"not found: try {_METRICS}, {_HEALTHZ} or {_READYZ}\n")
     allowed = ("GET",) if path == _METRICS else ("GET", "HEAD")
@@ -214,10 +218,13 @@ def _text(
 
 
 def _path_below_mount(scope: Message) -> str:
-    """Return the path of a request as this app has it, wherever it is mounted.
+    """Return the path of a request as this app knows it, wherever the app is mounted.
 
-    ASGI says that `path` begins with `root_path`, the place of the mount. Older frameworks cut it off, and
-    behind a proxy that strips a prefix of its own, `path` lacks the beginning of `root_path`.
+    There are three forms of `path`:
+
+    - As ASGI says, it begins with `root_path`, the place of the mount.
+    - Older frameworks cut `root_path` off.
+    - Behind a proxy that strips a prefix of its own, `path` lacks the beginning of `root_path`.
     """
     path: str = scope["path"]
     mount: str = scope.get("root_path", "").rstrip("/")
@@ -231,7 +238,7 @@ def _path_below_mount(scope: Message) -> str:
 
 
 async def _live(receive: Receive, send: Send) -> None:
-    """Begin and end with the server; there is nothing to open."""
+    """Complete the server's lifespan messages. The app has nothing to open or close."""
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})
@@ -240,7 +247,7 @@ async def _live(receive: Receive, send: Send) -> None:
 
 
 def _source(registry: CollectorRegistry) -> Any:
-    """Where the metrics come from: this process's registry, or the files of all processes."""
+    """Return the source of the metrics: this process's registry, or the files of all processes."""
     return multiprocess.AllProcesses() if multiprocess.is_on() else registry
 
 
@@ -269,7 +276,7 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread a request: a slow scrape does not hold up `/healthz`."""
+    """A server with one thread per request, so that a slow scrape does not delay `/healthz`."""
 
     daemon_threads = True
 
@@ -285,7 +292,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         return f"http://{host}:{self.server_port}"
 
     def server_bind(self) -> None:
-        # Not HTTPServer's: it asks the resolver for this machine's name, which can take seconds.
+        # HTTPServer's own method asks the resolver for this machine's name, which can take seconds.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self.setup_environ()
@@ -299,5 +306,5 @@ class _Server(ThreadingMixIn, WSGIServer):
         ).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that went away, or said nothing for too long.
+        # The client disconnected, or sent nothing for too long.
         _log.debug("A telemetry request ended early", exc_info=True)

@@ -1,4 +1,4 @@
-"""The metrics. Names, labels and help texts are a public contract: see `catalogue`."""
+"""Turns events into Prometheus metrics. Names, labels and help are a public contract: see `catalogue`."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ if TYPE_CHECKING:
 __all__ = ["BUCKETS_BYTES", "BUCKETS_SECONDS", "Families", "Metrics"]
 
 BUCKETS_SECONDS = tuple(0.0001 * 2**i for i in range(19))
-"""100 µs to about 26 s, doubling."""
+"""Bounds from 100 µs to about 26 s, each twice the one before."""
 
 BUCKETS_BYTES = tuple(256 * 4**i for i in range(11))
-"""256 bytes to 256 MiB, times four."""
+"""Bounds from 256 bytes to 256 MiB, each four times the one before."""
 
 _AT_A_TIME = 32
-"""So many calls are counted together, or as many as there are when somebody scrapes. Again and again the same
-costs a third of what it costs between other things, in which the processor's caches forget it."""
+"""The number of calls that are counted together, unless a scrape counts them earlier. Counting many calls in
+a row costs a third of counting each call when it ends, because the code stays in the processor's caches."""
 
 # From, to, reason.
 _TIER_CHANGES = (
@@ -93,7 +93,7 @@ _Metric = TypeVar("_Metric", bound="MetricWrapperBase")
 
 
 class Families:
-    """All metric families of one registry; every saver that reports there shares them."""
+    """All metric families of one registry. All savers that report there share them."""
 
     _lock = threading.Lock()
     _of: ClassVar[WeakKeyDictionary[CollectorRegistry, Families]] = WeakKeyDictionary()
@@ -101,10 +101,10 @@ class Families:
 
     @classmethod
     def of(cls, registry: CollectorRegistry) -> Families:
-        """Return the families of a registry, made the first time; what is not registered there (any more) is.
+        """Return the families of a registry; create and register those that are missing.
 
         Raises:
-            ConfigurationError: The registry has one of the names from somebody else; it is left as it was.
+            ConfigurationError: Other code has registered one of the names; the registry is left as it was.
         """
         if not isinstance(registry, CollectorRegistry):
             raise ConfigurationError(
@@ -121,13 +121,13 @@ class Families:
 
     @classmethod
     def find(cls, registry: CollectorRegistry) -> Families | None:
-        """Return the families of a registry, if somebody reports there."""
+        """Return the families of a registry; `None` if no saver reports there."""
         with cls._lock:
             return cls._of.get(registry)
 
     def __init__(self) -> None:
         self.ended = _EndedCalls()
-        self._collectors: list[Collector] = [self.ended]  # the first, so that the others show what it counts
+        self._collectors: list[Collector] = [self.ended]  # first: it counts before the others are collected
 
         def counter(name: str) -> Counter:
             metric = _described(name, "counter")
@@ -178,7 +178,7 @@ class Families:
             self._collectors.append(self.savers)
 
     def register(self, registry: CollectorRegistry) -> None:
-        """Register all of them, or none."""
+        """Register all families, or none."""
         registered: list[Collector] = []
         there = getattr(registry, "_collector_to_names", {})
         try:
@@ -199,9 +199,9 @@ class Families:
 
 @dataclass(slots=True)
 class _EndedCall:
-    """What is counted of a call: the attributes of `Operation`, under the same names.
+    """The facts of a call that are counted: attributes of `Operation`, under the same names.
 
-    Not the operation itself: it may refer to an error, and so to everything that was at hand then.
+    The operation itself is not kept: its error may refer to frames, and so to all their local variables.
     """
 
     name: str
@@ -220,7 +220,7 @@ class _EndedCall:
 
     @classmethod
     def of(cls, operation: Operation) -> _EndedCall:
-        """Return what is counted of an operation that has ended."""
+        """Copy the facts of an operation that has ended."""
         return cls(
             name=operation.name,
             outcome=operation.outcome,
@@ -239,17 +239,17 @@ class _EndedCall:
 
 
 class _EndedCalls(Collector):
-    """The calls of all savers of a registry that are yet to be counted; a scrape counts them first.
+    """The uncounted calls of all savers of a registry. A scrape counts them first.
 
-    Any thread may append, count and scrape: each call is taken out, and counted, by one of them.
+    Any thread may append, count and scrape: exactly one thread takes each call out and counts it.
     """
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[Metrics, _EndedCall]] = deque()
-        """The calls that are not counted yet, each with the metrics that will count it."""
+        """The uncounted calls, each with the metrics that will count it."""
 
     def count(self) -> None:
-        """Count them all."""
+        """Count all waiting calls."""
         while True:
             try:
                 metrics, call = self.waiting.popleft()
@@ -258,11 +258,11 @@ class _EndedCalls(Collector):
             metrics.count(call)
 
     def describe(self) -> tuple[()]:
-        """There are no metrics of its own."""
+        """Return nothing: this collector has no metrics of its own."""
         return ()
 
     def collect(self) -> tuple[()]:
-        """Count before the others are asked."""
+        """Count the waiting calls before the other collectors are read."""
         try:
             self.count()
         except Exception as exc:
@@ -277,7 +277,7 @@ def _described(name: str, kind: MetricKind) -> Metric:
 
 
 def _check_label(saver_name: object) -> None:
-    """What the formats cannot carry would fail every scrape."""
+    """Refuse a saver's name that the text formats cannot carry: it would fail every scrape."""
     problem = (
         "is not a text"
         if not isinstance(saver_name, str)
@@ -292,21 +292,21 @@ def _check_label(saver_name: object) -> None:
 
 
 class Metrics(Observer):
-    """Observes one saver for Prometheus. The children of every family are bound here, once."""
+    """Observes the savers of one name for Prometheus. It binds the children of every family once."""
 
     def __init__(self, saver_name: str, registry: CollectorRegistry | None = None) -> None:
         """Bind the children of every family to a saver's name.
 
         Args:
-            saver_name: The `saver` label of everything.
-            registry: Where to report; the process's default registry if `None`.
+            saver_name: The `saver` label of all metrics.
+            registry: The registry to report to; the process's default registry if `None`.
 
         Raises:
-            ConfigurationError: The name cannot be a label, or the registry has our names from somebody else.
+            ConfigurationError: The name cannot be a label, or other code has registered our metrics' names.
         """
         _check_label(saver_name)
         families = Families.of(REGISTRY if registry is None else registry)
-        # Other processes read what stands in these files, whenever they like.
+        # In multiprocess mode, other processes may read our files at any moment, so no call may wait.
         self._at_a_time = 1 if multiprocess.is_on() else _AT_A_TIME
         self._ended = families.ended
         self._saver = saver_name
@@ -362,11 +362,11 @@ class Metrics(Observer):
             (self._traceparents, get_args(traceparent.Unusable)),
         ):
             for labels in known:
-                # There from the start: a ratio lacks no part, and the first one is seen as an increase.
+                # Created at once: so no part of a ratio is missing, and the first event shows as an increase.
                 children[labels]
 
     def operation_ended(self, operation: Operation) -> None:
-        """Take note of a call; see `count`."""
+        """Queue a call for `count`."""
         self._ended.waiting.append((self, _EndedCall.of(operation)))
         if len(self._ended.waiting) >= self._at_a_time:
             self._ended.count()
@@ -398,13 +398,13 @@ class Metrics(Observer):
                 self._traceparents[problem].inc()
 
     def step_ended(self, step: Step) -> None:
-        """Count and time a warm-up; the other steps are for traces."""
+        """Count and time a warm-up; metrics ignore other steps."""
         if step.name == "warm_up" and step.result is not None:
             self._warm_ups[step.result].inc()
             self._warm_up_seconds.observe(step.seconds)
 
     def noted(self, note: Note) -> None:
-        """Count a single fact."""
+        """Count a single event."""
         match note:
             case PoolWaited():
                 self._pool_wait.observe(note.seconds)
@@ -445,17 +445,17 @@ class Metrics(Observer):
                 self._drained_threads[note.result].inc()
 
     def opened(self, vitals: Vitals) -> None:
-        """Read a saver's pools at every scrape from now on."""
+        """Read this saver at every scrape from now on."""
         self._savers.add(self._saver, vitals)
 
     def closed(self, vitals: Vitals) -> None:
-        """Read them no longer."""
+        """Stop reading this saver, after its calls are counted."""
         self._ended.count()
         self._savers.remove(self._saver, vitals)
 
 
 class _Children(dict[str | tuple[str, ...], _Metric]):
-    """The children of one family for one saver, by their other label or labels, each bound once."""
+    """The children of one family for one saver's name, by their other labels; each is bound once."""
 
     def __init__(self, family: _Metric, saver_name: str) -> None:
         super().__init__()

@@ -1,17 +1,17 @@
-"""One `/metrics` for several processes: the Prometheus client's `PROMETHEUS_MULTIPROC_DIR`.
+"""Serves one `/metrics` for several processes, with the Prometheus client's `PROMETHEUS_MULTIPROC_DIR`.
 
-With that variable set, the client keeps every value in files of that directory, a set of them a process, and
-whoever is scraped adds the files of all up. Counters and histograms need no more. But what is otherwise read
-at scrape time stands in the memory of its process: so each process writes its figures down as gauges, when a
-saver is opened or closed, every few seconds, and when it is scraped itself.
+If that variable is set, the client keeps all values in files in that directory, a set of files for each
+process. The process that is scraped adds up the files of all. That is enough for counters and histograms. But
+figures that are read at scrape time are in the memory of their process. So each process also writes these
+figures to gauges: when a saver is opened or closed, every few seconds, and when it is scraped itself.
 
-The files of processes that are no more are merged when somebody is scraped: see `dead_processes`.
+A scrape also merges the files of dead processes: see `dead_processes`.
 
-A gauge cannot be taken out of such a file. Where there is no figure (any more) a number stands that says so,
-and that `AllProcesses` leaves out.
+A gauge cannot be removed from such a file. When its figure is gone, it is set to 0 if the gauges of all
+processes are added up, and otherwise to -1, which `AllProcesses` leaves out.
 
-The client's registries mean nothing to its files, which know a metric by its name alone: so there is one set
-of families in the process, whatever registries its savers report to.
+The files know a metric by its name alone, not by its registry. So a process has one set of families, whatever
+registries its savers report to.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["AllProcesses", "SharedSaverCollector", "directory", "is_on"]
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
-# How the gauges of all live processes become one.
+# How the client combines the gauges of all live processes.
 _MODES: dict[str, Literal["livesum", "livemax"]] = {
     "pool_connections": "livesum",
     "pool_max_connections": "livesum",
@@ -69,21 +69,21 @@ _NO_FIGURE = {"livesum": 0.0, "livemax": -1.0}
 _PUBLISH_EVERY_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.1
 
-# The tables are looked at only where somebody wants to know.
+# The sizes of the tables are read only if `/metrics` was scraped within this time.
 _SCRAPED_LATELY_SECONDS = 600.0
 _SCRAPED = "glasspoint_scraped"
 
 
 def is_on() -> bool:
-    """Tell whether the Prometheus client works with files. It decides that when it is imported."""
+    """Tell whether the Prometheus client works with files, which it decides when it is imported."""
     return bool(getattr(values.ValueClass, "_multiprocess", False))
 
 
 def directory() -> Path:
-    """Return where its files are.
+    """Return the directory of the files.
 
     Raises:
-        ConfigurationError: There is no such directory, or nothing can be written there.
+        ConfigurationError: There is no such directory, or this process cannot write to it.
     """
     path = os.environ.get(VARIABLE) or os.environ.get(VARIABLE.lower()) or ""
     if not path or not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
@@ -95,7 +95,7 @@ def directory() -> Path:
 
 
 class SharedSaverCollector(SaverCollector):
-    """The figures of this process's savers, written down for whoever is scraped."""
+    """The figures of this process's savers, written to files for the process that is scraped."""
 
     def __init__(self) -> None:
         directory()
@@ -111,8 +111,8 @@ class SharedSaverCollector(SaverCollector):
         self._thread: threading.Thread | None = None
         self._soon = threading.Event()
         _this_process.append(self)
-        # Held while the process forks, so that no child begins with a lock that nobody there can let go: this
-        # one, or the client's, which is taken under it.
+        # Held during a fork. Otherwise a child could start with a locked lock that no thread there releases:
+        # this one, or the client's, which is taken while this one is held.
         os.register_at_fork(
             before=self._publishing.acquire,
             after_in_parent=self._publishing.release,
@@ -122,7 +122,7 @@ class SharedSaverCollector(SaverCollector):
 
     @property
     def families(self) -> list[Gauge | Counter]:
-        """What is to be registered."""
+        """The families to be registered."""
         return [*self._gauges.values(), self._lost_connections]
 
     def add(self, saver_name: str, vitals: Vitals) -> None:
@@ -137,12 +137,12 @@ class SharedSaverCollector(SaverCollector):
         self._soon.set()
 
     def remove(self, saver_name: str, vitals: Vitals) -> None:
-        """Watch it no longer; what its pool has counted stays counted."""
+        """Stop watching a saver. The connections that its pool has lost stay counted."""
         super().remove(saver_name, vitals)
         self.publish()
 
     def publish(self) -> None:
-        """Write all figures down, as they are now."""
+        """Write all current figures to the files."""
         with self._publishing:
             self._publish()
 
@@ -161,10 +161,10 @@ class SharedSaverCollector(SaverCollector):
             before[metric, labels].set(_NO_FIGURE[_MODES[metric]])
 
     def _keep_publishing(self) -> None:
-        """Publish now and then, until no saver is left."""
+        """Publish every few seconds, until no saver is left."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            # A saver is added when its opening begins, and its figures are complete when that ends.
+            # Short pauses at first: a saver is added when its opening begins, and is complete when it ends.
             pause = min(2 * pause, _PUBLISH_EVERY_SECONDS)
             if self._soon.wait(pause):
                 self._soon.clear()
@@ -173,7 +173,7 @@ class SharedSaverCollector(SaverCollector):
                 try:
                     self._publish()
                 except OSError:
-                    pass  # the directory is gone: /metrics says so
+                    pass  # the directory is gone; /metrics reports that
                 except Exception as exc:
                     failures.report("the thread that publishes metrics", exc)
                 if not self.watched:
@@ -181,7 +181,7 @@ class SharedSaverCollector(SaverCollector):
                     return
 
     def _forked(self) -> None:
-        """The savers are the parent's, and so was the thread; what was written is to be said of none here."""
+        """In a child after a fork, forget the parent's thread. The next `publish` clears its figures."""
         self._soon = threading.Event()
         self._thread = None
         self._publishing.release()
@@ -191,13 +191,13 @@ _this_process: list[SharedSaverCollector] = []
 
 
 class AllProcesses:
-    """What `/metrics` serves: the metrics of all processes of this directory, ours and others'.
+    """The metrics of all processes of the directory, Glasspoint's and others', for `/metrics`.
 
-    To the functions of the client that serve a registry it is one.
+    The client's functions that serve a registry accept it as one.
     """
 
     def collect(self) -> Iterator[Metric]:
-        """Add the files of all processes up, after this process has written its own."""
+        """Add up the files of all processes, after this process has written its own."""
         path = directory()
         (path / _SCRAPED).touch()
         for own in _this_process:
@@ -218,7 +218,7 @@ class AllProcesses:
         yield from found.values()
 
     def restricted_registry(self, names: Iterable[str]) -> Any:
-        """Return the same for some names only, as `/metrics?name[]=…` asks for them."""
+        """Return a registry of these names only, for `/metrics?name[]=…`."""
         registry = CollectorRegistry(auto_describe=True)
         registry.register(self)
         return registry.restricted_registry(names)
@@ -231,7 +231,7 @@ def _gauge(name: str) -> Gauge:
 
 
 def _as_info(help_: str, gauge: Metric | None) -> Metric:
-    """What stands as a gauge in the files, since the client has no info there."""
+    """Turn a gauge from the files into an info metric, because the client stores no info metrics there."""
     info = InfoMetricFamily("glasspoint", help_)
     for sample in gauge.samples if gauge is not None else ():
         if sample.value > 0:
@@ -242,8 +242,8 @@ def _as_info(help_: str, gauge: Metric | None) -> Metric:
 def _read(path: Path) -> list[Metric]:
     files = []
     for file in path.glob("*.db"):
-        with suppress(FileNotFoundError):  # removed at this very moment, as a dead process's
-            if file.stat().st_size:  # made at this very moment, and nothing in it: the client fails on that
+        with suppress(FileNotFoundError):  # a dead process's file was removed at this very moment
+            if file.stat().st_size:  # the client fails on an empty file, which was made at this very moment
                 files.append(str(file))
     return list(cast("Any", MultiProcessCollector.merge)(files))
 
@@ -256,7 +256,7 @@ def _scraped_lately() -> bool:
 
 
 def _bury_the_dead(path: Path) -> None:
-    """Remove the gauges of processes that are no more: uvicorn has no hook for that, nor has `kill -9`."""
+    """Remove the gauges of dead processes: uvicorn has no hook for that, and `kill -9` runs none."""
     for pid in {file.stem.rpartition("_")[2] for file in path.glob("gauge_live*.db")}:
         if pid.isdigit() and not _lives(int(pid)):
             _bury(int(pid))
@@ -276,9 +276,9 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # it belongs to another user
         return True
-    try:  # a zombie is no more, whether or not its parent has noticed
+    try:  # a zombie counts as dead, even if its parent has not noticed yet
         stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
     except OSError:
         return True

@@ -1,9 +1,12 @@
-"""`/readyz`: can this process serve writes now? In which tier each saver works, and how its servers are.
+"""Answers `/readyz`: can this process serve writes now, in which tier is each saver, and how are its servers?
 
-A load balancer and a kubelet ask. A process whose PostgreSQL is away fails its writes, and is not ready. One
-in a lower tier that works takes writes: it is ready, and `degraded`. A Redis that is away only makes a
-process of the tier `cached` slower. A pool whose connections are all in use is busy, not broken: else all
-processes of a busy service would become unready at once.
+Load balancers and kubelets ask this. The cases:
+
+- PostgreSQL is away, in the tier `cached`: writes fail, so the process is not ready.
+- A lower tier works: the process takes writes, so it is ready, and `degraded`.
+- Redis is away, in the tier `cached`: the process is only slower. It is ready, and `degraded`.
+- All connections of the pool are in use: the process is busy, but ready. Otherwise all processes of a busy
+  service would become unready at once.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ __all__ = ["READY_TIERS", "check_ready_tiers", "readiness"]
 _log = get_logger("glasspoint.telemetry")
 
 READY_TIERS: tuple[TierName, ...] = get_args(TierName)
-"""In which tiers a process that can serve writes is ready, unless told otherwise."""
+"""The tiers in which a process that can serve writes is ready, by default."""
 
-# Tier -> the server that has to take its writes, as it stands in what a saver says of itself.
+# Tier -> the server that has to take its writes, under its key in the result of a saver's check.
 _WRITES_TO = {"cached": "l2", "redis": "redis"}
 _TAKES_WRITES = ("ok", "busy")
 
@@ -52,15 +55,19 @@ def check_ready_tiers(ready_tiers: object) -> None:
 
 
 async def readiness(registry: CollectorRegistry, ready_tiers: Collection[str]) -> dict[str, Any]:
-    """Ask every open saver of a registry how it is.
+    """Check every open saver of a registry.
 
     Returns:
-        `ready`: whether there are savers, and all can serve writes, in one of `ready_tiers`. `degraded`:
-        whether one of them lacks a server, or works in a lower tier. `savers`: the same of each, its name,
-        its tier, since when it works there, and what its servers answered: `l1`, `l2` or `redis` as `ok` or
-        `unavailable`, `l2` also as `busy` (all connections of the pool are in use) or `read_only`, and
-        `check` as `no answer` if its event loop had no time to look; `undrained`, the lower tiers that may
-        hold what is not here yet, if there are any.
+        `ready`: whether there are savers, and all can serve writes in one of `ready_tiers`. `degraded`:
+        whether one of them lacks a server, or works in a lower tier. `savers`: for each saver `ready` and
+        `degraded`, and
+
+        - its name (`saver`), its `tier`, and `since` when it serves calls there;
+        - its servers, `l1`, `l2` or `redis`, as `ok` or `unavailable`; `l2` also as `busy` (all connections
+          of the pool are in use) or `read_only`; `redis` also as `lost` (threads have disappeared from it);
+        - further facts of its check, such as the state of the `breaker`;
+        - `check` as `no answer`, if its check failed or did not end in time;
+        - `undrained`, the lower tiers that may hold threads that are not here yet, if there are any.
     """
     families = Families.find(registry)
     if families is not None and families.savers.to_reopen:
@@ -79,7 +86,7 @@ async def readiness(registry: CollectorRegistry, ready_tiers: Collection[str]) -
 
 
 async def _reopen(families: Families) -> None:
-    """In a child after a fork: open what its first call would open. No call may come before it is ready."""
+    """In a child after a fork, open the savers. Their first call would, but none comes before it is ready."""
     opening = asyncio.to_thread(families.savers.reopen)
     try:
         await asyncio.wait_for(opening, _CHECK_SECONDS)  # the thread goes on
@@ -112,7 +119,7 @@ async def _check(vitals: Vitals) -> dict[str, Any]:
         return await checking
     try:
         asking = asyncio.run_coroutine_threadsafe(checking, vitals.loop)
-    except RuntimeError:  # its loop has ended
+    except RuntimeError:  # the saver's loop has ended
         checking.close()
         raise
     return await asyncio.wrap_future(asking)

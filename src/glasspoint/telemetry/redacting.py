@@ -1,8 +1,9 @@
-"""What instrumentations write on their spans, without what was said.
+"""Removes the content of conversations from the spans of instrumentations.
 
-LangChain's puts inputs, outputs and prompts there. What is let through of it is listed here, so that what it
-may write tomorrow is left out as well. Redis' and psycopg's write statements with placeholders, which may
-stay. All of them put the text of errors there, which may quote a value.
+LangChain's instrumentation writes inputs, outputs and prompts on its spans. This module lists the attributes
+that it keeps, so that attributes of future releases are removed as well. The instrumentations of Redis and
+psycopg write statements with placeholders, which are kept. All of them write the texts of errors, which may
+quote values: those are removed.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ _SAFE_PREFIXES = ("llm.token_count.", "gen_ai.usage.")
 
 
 class RedactingExporter(SpanExporter):
-    """Hands spans to another exporter, and of instrumentations' only what is no content."""
+    """Passes spans to another exporter, those of instrumentations without content."""
 
     def __init__(self, exporter: SpanExporter, *, thread_ids: ThreadIds, capture_content: bool) -> None:
-        """Take the exporter that spans are handed to.
+        """Take the exporter that receives the spans.
 
         Args:
-            exporter: Who sends them.
+            exporter: Sends the spans.
             thread_ids: How thread ids are shown.
-            capture_content: Let the content through, too, but for the metadata, which name the thread, unless
-                thread ids are plain.
+            capture_content: Whether to keep the content, too. Unless thread ids are plain, this does not
+                include the attribute `metadata`, because it names the thread.
         """
         self._exporter = exporter
         self._shown = shown_as(thread_ids)

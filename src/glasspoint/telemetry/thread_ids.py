@@ -1,9 +1,9 @@
-"""How thread ids stand on spans: as they are, hashed, or not at all. They may name a person.
+"""How spans show thread ids, which may name a person: as they are, hashed, or not at all.
 
-Hashed is SHA-256 without a key, its first 16 hexadecimal digits: whoever is asked about a thread can find its
-traces (`printf %s ID | sha256sum | cut -c1-16`), in every service alike, and no key has to be kept and
-handed around. It hides ids from those who look at traces; it does not hide one that can be guessed (a phone
-number) from somebody who tries them all. For that there is `none`.
+`hashed` shows the first 16 hexadecimal digits of SHA-256, without a key. So anybody who knows a thread id can
+find its traces, in every service alike (`printf %s ID | sha256sum | cut -c1-16`), and there is no key to keep
+and share. It hides ids from people who look at traces. It does not hide an id that can be guessed, such as a
+phone number, from somebody who tries all of them: use `none` for those.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def choose(given: ThreadIds | None) -> ThreadIds:
     """Return how thread ids are shown: as given, else as the environment says, else plain.
 
     Raises:
-        ConfigurationError: There is no such way.
+        ConfigurationError: The value is none of `ThreadIds`.
     """
     word: str = given if given is not None else os.environ.get(VARIABLE) or "plain"
     for known in get_args(ThreadIds):
@@ -41,7 +41,7 @@ def choose(given: ThreadIds | None) -> ThreadIds:
 
 
 def shown_as(way: ThreadIds) -> Callable[[str], str | None]:
-    """Return what makes of a thread id what spans show; `None`: nothing is shown.
+    """Return a function from a thread id to the text that spans show, or to `None` if they show nothing.
 
     Example:
         >>> shown_as("hashed")("42")
@@ -55,7 +55,7 @@ def _plain(thread_id: str) -> str | None:
 
 
 def _hashed(thread_id: str) -> str | None:
-    # A lone surrogate is no UTF-8, and such an id is refused only later.
+    # A lone surrogate cannot be encoded in UTF-8, and an id with one is refused only later.
     return hashlib.sha256(thread_id.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
 
 

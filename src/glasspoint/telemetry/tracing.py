@@ -1,7 +1,8 @@
-"""The spans: one for each call of the saver, one for each round trip under it.
+"""Turns events into spans: one for each call of the saver, and below it one for each round trip.
 
-Only the OpenTelemetry API is used here: without an SDK, or in a trace that is not sampled, a call costs one
-non-recording span and its steps cost nothing. State content and credentials never come here.
+Only the OpenTelemetry API is used here. Without an SDK, or in a trace that is not sampled, a call costs at
+most one non-recording span, and its steps cost nothing. Spans hold neither content of the state nor
+credentials.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ if TYPE_CHECKING:
 __all__ = ["Tracing"]
 
 ACQUIRE_WAITED_SECONDS = 0.001
-"""From here on a wait for a connection is worth a span of its own."""
+"""The shortest wait for a connection that gets a span of its own."""
 
-# What a step talks to, as OpenTelemetry's database conventions name it: statement -> (operation, collection).
+# The names of OpenTelemetry's database conventions for a step: statement -> (operation, collection).
 _STATEMENTS = {
     "select": ("SELECT", "checkpoints"),
     "put": ("INSERT", "checkpoints"),
@@ -71,11 +72,11 @@ class Tracing(Observer):
     def __init__(
         self, tracer_provider: TracerProvider | None = None, *, thread_ids: ThreadIds = "plain"
     ) -> None:
-        """Take the tracer, and what spans show of thread ids.
+        """Take the provider, and how spans show thread ids.
 
         Args:
-            tracer_provider: Where spans go; the process's own if `None`.
-            thread_ids: How thread ids stand on them.
+            tracer_provider: The provider of spans; the process's own if `None`.
+            thread_ids: How spans show thread ids.
         """
         self.tracer_provider = tracer_provider
         self.thread_ids = thread_ids
@@ -83,9 +84,9 @@ class Tracing(Observer):
         self._tracer = trace.get_tracer("glasspoint", __version__, tracer_provider)
         self._addresses: dict[str, dict[str, Any]] = {"l1": {}, "l2": {}, "redis": {}}
         self._steps: dict[str, tuple[str, SpanKind, dict[str, Any]]] = {}
-        """Of each step its span's name and kind, and what all such spans say, once it has been met."""
+        """Step -> its span's name, its span's kind, and the attributes that all such spans share."""
         self._has_sdk = True
-        """Whether the last call's span was one at all; if not, its round trips' need not be looked for."""
+        """Whether the process had an SDK at the last call. If not, round trips need no further check."""
 
     def operation_started(self, operation: Operation) -> None:
         """Start the call's span and make it the current one."""
@@ -100,7 +101,7 @@ class Tracing(Observer):
         self._has_sdk = span is not trace.INVALID_SPAN
         if not self._has_sdk:
             return
-        # Also one that is not sampled: else an instrumentation's spans would begin traces of their own.
+        # Also if it is not sampled: otherwise instrumentations' spans would begin traces of their own.
         operation.trace = (span, context.attach(trace.set_span_in_context(span)))
         if span.is_recording():
             span_context = span.get_span_context()
@@ -110,7 +111,7 @@ class Tracing(Observer):
                 operation.traceparent = to_store(span, operation)
 
     def operation_ended(self, operation: Operation) -> None:
-        """Put what became known onto the span, and end it."""
+        """Write the facts of the call on its span, and end it."""
         if operation.trace is None:
             return
         span, token = operation.trace
@@ -121,7 +122,7 @@ class Tracing(Observer):
             context.detach(token)
 
     def step_started(self, step: Step) -> None:
-        """Start a round trip's span, if the call around it is recorded; a warm-up may begin after its end."""
+        """Start a round trip's span if its call is recorded. A warm-up may start after its call has ended."""
         if not self._has_sdk or not _is_recorded(trace.get_current_span()):
             return
         name, kind, attributes = self._steps.get(step.name) or self._meet(step.name)
@@ -143,7 +144,7 @@ class Tracing(Observer):
             context.detach(token)
 
     def noted(self, note: Note) -> None:
-        """Show a wait as a span, and what happens to L1 as an event on the span that met it."""
+        """Show a wait for a connection as a span, and other events as events on the current span."""
         current = trace.get_current_span()
         if not current.is_recording():
             return
@@ -178,7 +179,7 @@ class Tracing(Observer):
             current.add_event(name, {"reason": note.reason})
 
     def opened(self, vitals: Vitals) -> None:
-        """Learn where the servers are."""
+        """Learn the addresses of the servers."""
         for tier, (host, port) in vitals.addresses.items():
             self._addresses[tier] = _address(host, port)
         self._steps.clear()
@@ -242,15 +243,15 @@ def _of_fork(fork: Forked) -> dict[str, Any]:
 
 
 def _is_recorded(around: trace.Span) -> bool:
-    """Whether the call around a step is, or was: a burst's COMMIT comes after its last write has ended."""
+    """Tell whether the call around a step is or was recorded: a burst's COMMIT comes after its last write."""
     return around.is_recording() or around.get_span_context().trace_flags.sampled
 
 
 def _is_left_out(around: trace.Span) -> bool:
-    """Tell whether a call in this span need not ask for one of its own.
+    """Tell whether a call inside this span needs no span of its own.
 
-    What stands around it in this process (a turn, a request) was not sampled, so neither is the call, and the
-    SDK would take long to say the same.
+    The span around it in this process (a turn, a request) is not sampled. So the call is not sampled either,
+    and asking the SDK would only take time.
     """
     context_ = around.get_span_context()
     return (

@@ -1,5 +1,5 @@
-"""`glasspoint trace`: a conversation, turn by turn, from the spans that were recorded of it.
+"""`glasspoint trace`: shows a conversation, turn by turn, from its recorded spans.
 
-`otlp` reads spans, from `files` or from a `tempo`; `conversation` makes turns of them, which `terminal` and
-`page` show. Nothing here needs the services that wrote the spans, nor their servers.
+`files` or `tempo` reads the spans, and `otlp` parses them. `conversation` builds turns from them, which
+`terminal` and `page` show. Nothing here needs the services that wrote the spans, or their servers.
 """

@@ -1,9 +1,11 @@
-"""A conversation, made of spans: its turns, how each goes on from another, and where its reads came from.
+"""Builds a conversation from spans: its turns, which turn each one continues, and where its reads came from.
 
-A turn is what stands under an `invoke_agent` span of the conversation (`conversation_turn` makes one). What
-an application does outside of turns, or without telling of them, is shown trace by trace. Spans are not to
-be trusted: parents may be missing, or each other's; clocks of two pods differ; one trace may hold the work of
-several conversations, of which only this one's is shown.
+A turn is an `invoke_agent` span of the conversation (`conversation_turn` makes one), with all spans under it.
+Calls outside of turns, or of an application without turns, are shown trace by trace. Spans are not reliable:
+
+- Parents may be missing, or two spans may name each other as their parents.
+- The clocks of two pods may differ.
+- One trace may hold the work of several conversations. Only the work of this one is shown.
 """
 
 from __future__ import annotations
@@ -31,20 +33,20 @@ __all__ = [
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A span and what stands under it; or several alike that share a line (see `terminal.merged`)."""
+    """A span and the spans under it; or several similar spans that share a line (see `tree.merged`)."""
 
     spans: list[Span]
     children: list[Node] = field(default_factory=list)
 
     @property
     def span(self) -> Span:
-        """The span; of several, the first."""
+        """The span; if there are several, the first."""
         return self.spans[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a turn goes on from: another turn, or a trace that is not in the data."""
+    """What a turn continues: another turn, or a trace that is not in the data (`turn` is `None`)."""
 
     trace_id: str
     turn: Turn | None
@@ -53,13 +55,13 @@ class Origin:
 
 @dataclass(slots=True)
 class Reads:
-    """Calls of `get_tuple`, by who answered (`l1`, `l2`, `redis`, `memory`) and by what L1 said."""
+    """Counts of `get_tuple` calls, by the store that served them (`l1`, `l2`, …) and by the result of L1."""
 
     by_server: dict[str, int] = field(default_factory=dict)
     by_result: dict[str, int] = field(default_factory=dict)
 
     def count(self, span: Span) -> None:
-        """Count one."""
+        """Count one call."""
         server = span.text("glasspoint.served_by") or "nobody"
         self.by_server[server] = self.by_server.get(server, 0) + 1
         if result := span.text("glasspoint.l1.result"):
@@ -67,7 +69,7 @@ class Reads:
 
     @property
     def total(self) -> int:
-        """How many there are."""
+        """The number of calls."""
         return sum(self.by_server.values())
 
 
@@ -76,9 +78,11 @@ class Turn:
     """One turn; or, if `number` is `None`, a trace that belongs to no turn.
 
     Attributes:
-        roots: What stands at the top; of a turn it is one span.
-        origins: What it is linked to; more than one only outside of turns.
-        is_fork: It goes on from another turn than the one before it.
+        roots: The spans at the top; a turn has one.
+        is_turn: Whether it is a turn, and not a trace outside of turns.
+        number: The number of the turn.
+        origins: The targets of its links; more than one only outside of turns.
+        is_fork: Whether it continues another turn than the one before it.
     """
 
     roots: list[Node]
@@ -90,7 +94,7 @@ class Turn:
     def __post_init__(self) -> None:
         self.spans = [span for node, _ in walk(self.roots) for span in node.spans]
         self.trace_id = self.spans[0].trace_id
-        # A span may begin before the one around it, or end after it: clocks differ, and work goes on.
+        # A span may begin before its parent or end after it: clocks differ, and work goes on.
         self.start = min(span.start for span in self.spans)
         self.end = max(span.end for span in self.spans)
         self.calls = [span for span in self.spans if span.is_call]
@@ -101,12 +105,12 @@ class Turn:
 
     @property
     def duration(self) -> int:
-        """How long the turn's own span took; of a trace, from its first to its last nanosecond."""
+        """The duration in ns: of the turn's own span; of a trace, from its first start to its last end."""
         return self.roots[0].span.duration if self.is_turn else self.end - self.start
 
     @property
     def saver_duration(self) -> int:
-        """For how long at least one call of the checkpointer was under way: they overlap each other."""
+        """The time in which at least one call of the checkpointer was running, in ns. Calls may overlap."""
         first = self.roots[0].span if self.is_turn else None
         start, end = (first.start, first.end) if first else (self.start, self.end)
         total, until = 0, start
@@ -117,12 +121,12 @@ class Turn:
 
     @property
     def agent(self) -> str:
-        """Who answered, as far as it is known."""
+        """The name of the agent that answered; empty if it is not known."""
         return self.roots[0].span.text("gen_ai.agent.name") if self.is_turn else ""
 
     @property
     def service(self) -> str:
-        """Which service and which of its processes it was recorded by."""
+        """The service that recorded it, and the pod or host: `service@pod`."""
         resource = self.roots[0].span.resource
         names = (resource.get("service.name"), resource.get("k8s.pod.name") or resource.get("host.name"))
         return "@".join(str(name) for name in names if name)
@@ -135,13 +139,13 @@ class Turn:
 
 @dataclass(eq=False)
 class Conversation:
-    """What is known of a conversation.
+    """The turns of a conversation that are known.
 
     Attributes:
-        thread_id: As it was asked for.
-        shown_as: As it stands on the spans: plain, or hashed.
-        turns: By their start; those without a number are traces outside of turns.
-        remarks: What a reader should know about the data.
+        thread_id: The thread id that the user gave.
+        shown_as: The thread id on the spans: plain, or hashed.
+        turns: The turns by their start; those without a number are traces outside of turns.
+        remarks: Notes about gaps in the data.
     """
 
     thread_id: str
@@ -151,13 +155,16 @@ class Conversation:
 
     @property
     def numbered(self) -> list[Turn]:
-        """The turns proper."""
+        """The turns, without the traces outside of turns."""
         return [turn for turn in self.turns if turn.is_turn]
 
     def last(self, count: int) -> Sequence[Turn]:
-        """Return so many turns, the newest, and what is outside of turns since the first of them.
+        """Return the newest turns, and the traces outside of turns since the first of these.
 
-        Where there are no turns, so many traces.
+        If the conversation has no turns, return the newest traces.
+
+        Args:
+            count: How many turns, or traces.
         """
         if not self.numbered:
             return self.turns[-count:]
@@ -165,7 +172,7 @@ class Conversation:
 
     @property
     def reads(self) -> Reads:
-        """All reads."""
+        """The reads of all turns."""
         found = Reads()
         for turn in self.turns:
             for span in turn.calls:
@@ -177,12 +184,13 @@ class Conversation:
 def conversation_from(
     spans: Iterable[Span], wanted: Collection[str], *, thread_id: str, remarks: Sequence[str] = ()
 ) -> Conversation:
-    """Make turns of spans.
+    """Build a conversation from spans.
 
     Args:
-        spans: All of every trace in which the conversation is named.
-        wanted: How it may be named: its id, plain and hashed.
-        thread_id: Its id.
+        spans: All spans of each trace that names the conversation.
+        wanted: The names that the conversation may have on spans: its id, plain and hashed.
+        thread_id: The id of the conversation.
+        remarks: Notes about gaps in the data.
     """
     by_trace: dict[str, list[Span]] = {}
     names: set[str] = set()
@@ -203,8 +211,8 @@ def conversation_from(
 def forest(spans: Iterable[Span]) -> list[Node]:
     """Return the spans of a trace as trees, by start.
 
-    Those whose parent is missing, or that are each other's parents, stand at the top. What was sent twice is
-    there once.
+    Spans whose parent is missing become roots. So does one span of each circle of parents. A span that was
+    sent twice appears once.
     """
     nodes = {span.span_id: Node([span]) for span in sorted(spans, key=by_start)}
     roots = []
@@ -216,7 +224,7 @@ def forest(spans: Iterable[Span]) -> list[Node]:
             parent.children.append(node)
     reached = {id(node) for node, _ in walk(roots)}
     for node in nodes.values():
-        if id(node) not in reached:  # in a circle: it is opened here
+        if id(node) not in reached:  # it is in a circle of parents: open the circle here
             nodes[node.span.parent_id].children.remove(node)
             roots.append(node)
             reached |= {id(each) for each, _ in walk([node])}
@@ -224,7 +232,7 @@ def forest(spans: Iterable[Span]) -> list[Node]:
 
 
 def walk(roots: Iterable[Node]) -> Iterator[tuple[Node, int]]:
-    """Give every node and its depth, a parent before its children. However deep: without recursion."""
+    """Yield every node and its depth, a parent before its children. Without recursion, any depth works."""
     waiting = [(node, 0) for node in roots][::-1]
     while waiting:
         node, depth = waiting.pop()
@@ -233,9 +241,9 @@ def walk(roots: Iterable[Node]) -> Iterator[tuple[Node, int]]:
 
 
 def tier_durations(call: Node) -> dict[str, int]:
-    """Return how long each tier was asked under a call, in nanoseconds.
+    """Return the time that a call spent at each server, in nanoseconds.
 
-    The tiers are `l1`, `l2` and `redis`; `wait` is the time that the call waited for a connection.
+    The keys are `l1`, `l2` and `redis`; `wait` is the time that the call waited for a connection.
     """
     found: dict[str, int] = {}
     for node, _ in walk(call.children):
@@ -246,7 +254,7 @@ def tier_durations(call: Node) -> dict[str, int]:
 
 
 def _turns_of(spans: Sequence[Span], wanted: Collection[str]) -> Iterator[Turn]:
-    """Take a trace apart: its turns, and what is outside of them."""
+    """Split a trace into its turns and the spans outside of them."""
     outside: list[Span] = []
     waiting = [(root, False) for root in reversed(forest(spans))]
     others_named = False
@@ -264,13 +272,13 @@ def _turns_of(spans: Sequence[Span], wanted: Collection[str]) -> Iterator[Turn]:
         waiting += [(child, is_others) for child in reversed(node.children)]
     if others_named:
         outside = _of_this_one(outside, wanted)
-    # What is only around the turns, the request of a web server, is no trace of its own.
+    # Spans that are only around the turns, such as a web server's request, are not shown as a trace.
     if any(conversation_of(span) in wanted for span in outside):
         yield Turn(forest(outside), is_turn=False)
 
 
 def _of_this_one(spans: Sequence[Span], wanted: Collection[str]) -> list[Span]:
-    """In a trace of several conversations, keep what names this one, what is under it, and what is around."""
+    """In a trace of several conversations, keep spans that name this one, and those under and around them."""
     by_id = {span.span_id: span for span in spans}
     kept: dict[str, Span] = {}
     for node, _ in walk(forest(spans)):
@@ -284,7 +292,7 @@ def _of_this_one(spans: Sequence[Span], wanted: Collection[str]) -> list[Span]:
 
 
 def _number(turns: Iterable[Turn]) -> None:
-    """Number the turns: as the application does, if it does for all and each differently; else by start."""
+    """Number the turns: as the application does if it numbers all of them uniquely, else by start."""
     numbered = [turn for turn in turns if turn.is_turn]
     told = [turn.roots[0].span.attributes.get("glasspoint.turn") for turn in numbered]
     is_told = len(set(map(str, told))) == len(told) and all(type(each) is int for each in told)
@@ -293,7 +301,7 @@ def _number(turns: Iterable[Turn]) -> None:
 
 
 def _connect(turns: Sequence[Turn]) -> None:
-    """Find out what each turn goes on from."""
+    """Find what each turn continues."""
     by_span = {(turn.trace_id, span.span_id): turn for turn in turns for span in turn.spans}
     by_trace = {turn.trace_id: turn for turn in reversed(turns)}
     before: Turn | None = None

@@ -1,9 +1,9 @@
-"""Spans from files of OTLP JSON lines, as OpenTelemetry's file exporters write them.
+"""Reads spans from files of OTLP JSON lines, as OpenTelemetry's file exporters write them.
 
-A file may be far larger than memory, and a conversation is a small part of it. So it is read twice: first to
-find the traces in which the conversation is named, and then for their spans (a node's or a model's span does
-not name it). What is in memory is one line, and what was asked for; and a line in which neither stands is not
-even parsed.
+A file may be far larger than memory, and a conversation is a small part of it. So the file is read twice:
+first to find the traces that name the conversation, and then to read their spans (the span of a node or a
+model does not name it). Only one line and the wanted spans are in memory. Lines that contain neither the name
+nor a wanted trace id are not parsed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _TRACE_ID = re.compile(rb'"traceId"\s*:\s*"([^"]{1,64})"')
 
 @dataclass
 class Reading:
-    """What was found.
+    """The result of reading.
 
     Attributes:
-        spans: Of every trace in which the conversation is named.
-        others: If there are none, what conversations are named there, the last ones that came up.
-        unnamed_calls: If there are none, how many calls of a checkpointer name no conversation: with
-            `CHECKPOINT_TELEMETRY_THREAD_IDS=none` they do not.
-        remarks: What a reader should know.
+        spans: The spans of each trace that names the conversation.
+        others: Other conversations in the data, the last ones found. Filled only if there are no `spans`.
+        unnamed_calls: The number of checkpointer calls that name no conversation, because of
+            `CHECKPOINT_TELEMETRY_THREAD_IDS=none`. Counted only if there are no `spans`.
+        remarks: Notes about gaps in the data.
     """
 
     spans: list[Span] = field(default_factory=list)
@@ -49,13 +49,14 @@ class Reading:
 
 
 def read_files(paths: Collection[Path], wanted: Collection[str]) -> Reading:
-    """Read a conversation's spans, and what else is in its traces.
+    """Read all spans of the traces that name a conversation.
 
     Args:
-        wanted: How it may be named: its id, plain and hashed.
+        paths: The files.
+        wanted: The names that the conversation may have on spans: its id, plain and hashed.
 
     Raises:
-        ConfigurationError: A file cannot be read, or there is no span in any of them.
+        ConfigurationError: A file cannot be read, or no file has a span.
     """
     reading = Reading()
     may_name = _may_name(wanted)
@@ -78,7 +79,7 @@ def read_files(paths: Collection[Path], wanted: Collection[str]) -> Reading:
 
 
 def _look_around(paths: Collection[Path], reading: Reading) -> None:
-    """Find out what is there in place of the conversation."""
+    """Find out which other conversations the files hold, because the wanted one is not there."""
     are_there = False
     for path in paths:
         for span in _spans(path, [], lambda line: True):
@@ -99,7 +100,10 @@ def _look_around(paths: Collection[Path], reading: Reading) -> None:
 
 
 def _may_name(wanted: Collection[str]) -> Callable[[bytes], bool]:
-    """Return what tells whether a line may name it; a name that JSON can write in two ways may be in any."""
+    """Return a test of whether a line may name the conversation.
+
+    If JSON has more than one way to write a name, every line may.
+    """
     if not all(_WRITTEN_AS_IT_IS.fullmatch(name) for name in wanted):
         return lambda line: True
     names = [name.encode() for name in wanted]
@@ -113,7 +117,7 @@ def _holds(line: bytes, trace_ids: Collection[str]) -> bool:
 
 
 def _spans(path: Path, remarks: list[str], is_wanted: Callable[[bytes], bool]) -> Iterator[Span]:
-    """Give the spans of those lines of a file that are wanted, and remark on what cannot be read."""
+    """Yield the spans of the wanted lines of a file, and add remarks on lines that cannot be read."""
     broken, cut_off = 0, False
     for line in _lines(path):
         text = line.strip()
@@ -126,7 +130,7 @@ def _spans(path: Path, remarks: list[str], is_wanted: Callable[[bytes], bool]) -
             if not (text.startswith(b"{") and text.endswith(b"}")):
                 raise ValueError
             found = parse_json(text) if is_wanted(text) else None
-        except ValueError:  # also for what is no UTF-8
+        except ValueError:  # also raised if the line is not UTF-8
             broken += 1
             cut_off = not line.endswith(b"\n")
             continue
@@ -140,7 +144,7 @@ def _spans(path: Path, remarks: list[str], is_wanted: Callable[[bytes], bool]) -
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Give the lines of a file; of one that is too long, one piece that is as long as can be."""
+    """Yield the lines of a file. A line that is too long is cut to `LONGEST_LINE` bytes."""
     try:
         if path.exists() and not path.is_file():
             raise ConfigurationError(f"{path} is no file; it has to be one, because it is read twice.")

@@ -1,8 +1,12 @@
-"""OTLP in JSON, read as it comes: from the collector's file exporter, an SDK's, or a Tempo.
+"""Parses OTLP in JSON, in all its forms: from the collector's file exporter, an SDK's, or a Tempo.
 
-They differ: ids are hexadecimal digits (as OTLP says) or base64 (as protobuf does by itself, and Tempo),
-numbers are numbers or text, what is `resourceSpans` to one is `batches` to another. What cannot be
-understood is left out, span by span, and nothing that stands there can make reading fail.
+They differ in three ways:
+
+- Ids are hexadecimal digits (as OTLP says) or base64 (as protobuf does by default, and Tempo).
+- Numbers are JSON numbers or text.
+- `resourceSpans` is called `batches` by some.
+
+A span that cannot be understood is left out, and no content can make reading fail.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ def parse_json(text: str | bytes) -> object:
     """Read JSON.
 
     Raises:
-        ValueError: It is none, or nested deeper than anybody would.
+        ValueError: It is no JSON, or it is nested too deeply.
     """
     try:
         return json.loads(text)
@@ -43,7 +47,7 @@ def parse_json(text: str | bytes) -> object:
 
 
 def spans_of(found: object) -> Iterator[Span]:
-    """Give the spans of an `ExportTraceServiceRequest`, a `TracesData`, or a Tempo's answer."""
+    """Yield the spans of an `ExportTraceServiceRequest`, a `TracesData`, or a Tempo's response."""
     found = _object(found)
     inner = found.get("trace")
     if isinstance(inner, dict):
@@ -60,7 +64,10 @@ def spans_of(found: object) -> Iterator[Span]:
 
 
 def trace_id_of(value: object) -> str:
-    """Return a trace id as 32 hexadecimal digits (Tempo's search leaves zeros out); empty if it is none."""
+    """Return a trace id as 32 hexadecimal digits, also if leading zeros are missing; empty if it is none.
+
+    Tempo's search omits leading zeros.
+    """
     return _id(value, _TRACE_ID_BYTES)
 
 
@@ -105,11 +112,11 @@ def _links(found: object) -> Iterator[Link]:
 
 
 def _id(value: object, size: int) -> str:
-    """Return an id as hexadecimal digits. Empty if there is none; zeros mean none, too."""
+    """Return an id as hexadecimal digits; empty if there is none, or if it is all zeros."""
     if not isinstance(value, str):
         return ""
     found = ""
-    if len(value) == 4 * -(-size // 3):  # base64 of so many bytes is never as long as their digits
+    if len(value) == 4 * -(-size // 3):  # in base64, an id never has as many characters as in digits
         try:
             found = base64.b64decode(value, validate=True).hex()
         except (ValueError, binascii.Error):
@@ -156,7 +163,7 @@ def _integer(value: object) -> Value:
 
 
 def _number(value: object) -> int:
-    """Return a number that is not negative; 0 if it is none."""
+    """Return a number of at least 0; 0 if the value is no such number."""
     if isinstance(value, str) and re.fullmatch(r"\d{1,20}", value, re.ASCII):
         value = int(value)
     if isinstance(value, float) and 0 <= value <= _LATEST:

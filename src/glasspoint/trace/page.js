@@ -1,5 +1,5 @@
-// Draws the conversation that the page holds. Everything in it was written by others: it only ever becomes text
-// (`textContent`), never markup.
+// Draws the conversation that the page holds. Others wrote the data, so the script turns them into text
+// (`textContent`) only, never into markup.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -24,7 +24,7 @@
     return parent;
   }
 
-  // Microseconds, in the unit that suits them.
+  // Returns microseconds as text, in a suitable unit.
   function took(microseconds) {
     const ms = microseconds / 1000;
     if (ms < 1000) return `${ms.toFixed(ms >= 100 ? 0 : ms >= 10 ? 1 : 2)} ms`;
@@ -35,7 +35,7 @@
 
   const percent = (part, whole) => (whole > 0 ? `${Math.round((100 * part) / whole)} %` : "–");
 
-  // ---- what it comes to ------------------------------------------------------------------------------------
+  // ---- the summary -----------------------------------------------------------------------------------------
 
   function drawTop() {
     const top = document.getElementById("top");
@@ -95,7 +95,7 @@
     if (!first || !last) top.appendChild(make("p", "soft", "There is nothing to show."));
   }
 
-  // A column a turn, as high as the turn was long: which one was slow, at a glance.
+  // One column for each turn, as high as the turn was long, to see slow turns at a glance.
   function drawOverview() {
     const nav = document.getElementById("overview");
     if (data.turns.length < 2) {
@@ -159,7 +159,7 @@
     rows.setAttribute("aria-label", `Spans of ${turn.title}`);
     add(section, header, drawAxis(turn), rows);
     const waterfall = new Waterfall(turn, rows, header);
-    // How high it will be about, for the browser draws it only when it comes near.
+    // The approximate height, because the browser draws a turn only when it is near the viewport.
     section.style.containIntrinsicSize = `auto ${90 + ROW_HEIGHT * waterfall.rows.length}px`;
     return section;
   }
@@ -176,7 +176,7 @@
     return axis;
   }
 
-  // The rows of a turn: a tree that can be folded, walked through with the arrow keys.
+  // The rows of a turn: a tree that can be folded, with the arrow keys for navigation.
   class Waterfall {
     constructor(turn, element, header) {
       this.turn = turn;
@@ -279,7 +279,7 @@
       bar.style.width = `${Math.min(100, (100 * length) / whole)}%`;
     }
 
-    // Inside the bar of a folded call: which tier was asked when.
+    // Inside the bar of a folded call: when it asked which server.
     pieces(bar, index) {
       const { spans } = this.turn;
       const call = spans[index];
@@ -410,7 +410,7 @@
   drawOverview();
   const turns = document.getElementById("turns");
   for (const turn of data.turns) turns.appendChild(drawTurn(turn));
-  // The browser looked for the turn that the address names before there was one.
+  // The browser looked for the turn in the address before the script had drawn it.
   const named = location.hash && document.getElementById(location.hash.slice(1));
   if (named) named.scrollIntoView();
 })();

@@ -1,8 +1,11 @@
-"""A conversation as one page: a file that needs nothing but a browser, and no network.
+"""Writes a conversation as one HTML file, which needs only a browser, and no network.
 
-What the page shows was written by others, thread ids and attributes that came over a network. It stands in
-the page as JSON in which no tag can begin or end; the page's script makes text of it, never markup; and a
-Content-Security-Policy lets nothing run but that script, nothing be loaded, and nothing be sent.
+The page shows data that others wrote: thread ids and attributes that came over a network. Three measures keep
+that safe:
+
+- The data are in the page as JSON in which no tag can begin or end.
+- The page's script turns them into text, never into markup.
+- A Content-Security-Policy allows only that script to run; the page can neither load nor send anything.
 """
 
 from __future__ import annotations
@@ -39,13 +42,15 @@ _LONGEST_VALUE = 10_000
 
 
 def write_page(path: Path, conversation: Conversation, turns: Sequence[Turn]) -> None:
-    """Write the page, whole or not at all. A page of an earlier run is replaced; another file is not.
+    """Write the page, completely or not at all. It replaces a page of an earlier run, but no other file.
 
     Args:
-        turns: Those of the conversation to show.
+        path: The file.
+        conversation: The conversation.
+        turns: The turns to show.
 
     Raises:
-        ConfigurationError: There is another file already, or it cannot be written.
+        ConfigurationError: The path is another file already, or it cannot be written.
     """
     text = page_of(conversation, turns).encode("utf-8", "replace")
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -68,7 +73,7 @@ def write_page(path: Path, conversation: Conversation, turns: Sequence[Turn]) ->
 
 
 def page_of(conversation: Conversation, turns: Sequence[Turn]) -> str:
-    """Return the page."""
+    """Return the HTML of the page."""
     files = resources.files("glasspoint.trace")
     style, script = (files.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     pieces = {
@@ -82,7 +87,7 @@ def page_of(conversation: Conversation, turns: Sequence[Turn]) -> str:
         "script": script,
     }
     page = []
-    # Taken apart before anything is put in: what is put in may hold whatever it likes.
+    # The template is split before any piece is inserted, so a piece may itself hold `{{`.
     for number, part in enumerate(files.joinpath("page.html").read_text("utf-8").split("{{")):
         name, _, text = part.partition("}}") if number else ("", "", part)
         page += [pieces[name] if name else "", text]
@@ -101,7 +106,7 @@ def _hash(text: str) -> str:
 
 
 def _json(found: object) -> str:
-    """Return JSON that can stand in a `script` element: no `</script>`, no `<!--` in it."""
+    """Return JSON that is safe in a `script` element: it contains neither `</script>` nor `<!--`."""
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

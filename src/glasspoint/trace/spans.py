@@ -1,4 +1,4 @@
-"""A span as it was recorded, by whomever, and what it stands for."""
+"""A recorded span, from any library, and the kind of work that it stands for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["Event", "Link", "Span", "Value", "Work", "by_start", "conversation_o
 Value = str | bool | int | float | list["Value"] | dict[str, "Value"] | None
 
 Work = Literal["turn", "saver", "l1", "l2", "wait", "model", "tool", "graph", "other"]
-"""What a span's time went into: a whole turn, a call of the checkpointer, a tier of it, the wait for a
-connection, a model, …"""
+"""The kind of work that a span measures: a whole turn, a call of the checkpointer, its request to a server,
+its wait for a connection, a model, …"""
 
 _MODEL_OPERATIONS = {"chat", "text_completion", "generate_content", "embeddings"}
 _KINDS: dict[str, Work] = {
@@ -27,7 +27,7 @@ _KINDS: dict[str, Work] = {
 
 
 class Link(NamedTuple):
-    """A span that another one names."""
+    """A link from one span to another, with the ids of the other."""
 
     trace_id: str
     span_id: str
@@ -35,7 +35,7 @@ class Link(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened to a span."""
+    """An event that was recorded on a span; `at` is in nanoseconds since 1970."""
 
     name: str
     at: int
@@ -44,14 +44,14 @@ class Event(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Span:
-    """One span. Ids are lower-case hexadecimal digits, times nanoseconds since 1970.
+    """One span. Ids are lower-case hexadecimal digits, times are nanoseconds since 1970.
 
     Attributes:
-        parent_id: Empty if it has none.
-        end: Never before `start`.
-        resource: Who recorded it: `service.name`, the pod, ….
+        parent_id: The id of the parent; empty if there is none.
+        end: The end, never before `start`.
+        resource: The process that recorded it: `service.name`, the pod, ….
         scope: The library that recorded it.
-        status: What its error said, if it failed.
+        status: The text of its error, if it failed.
     """
 
     trace_id: str
@@ -71,11 +71,11 @@ class Span:
 
     @property
     def duration(self) -> int:
-        """How long it took, in nanoseconds."""
+        """The duration in nanoseconds."""
         return self.end - self.start
 
     def text(self, *keys: str) -> str:
-        """Return the first of these attributes that is there, as text; else an empty one."""
+        """Return the first of these attributes that is present, as text; empty if none is."""
         for key in keys:
             value = self.attributes.get(key)
             if value is not None and value != "":
@@ -94,22 +94,22 @@ class Span:
 
     @property
     def is_step(self) -> bool:
-        """Whether it is what a call of the checkpointer consists of: a round trip, a statement, a wait."""
+        """Whether it is a part of a call of the checkpointer: a round trip, a statement, a wait."""
         return self.name.startswith("checkpoint.") and not self.is_call
 
 
 def by_start(span: Span) -> tuple[int, int]:
-    """Sort key: the first first; of two that began together, the one around the other."""
+    """Return a sort key: by start; of two spans with the same start, the longer one comes first."""
     return span.start, -span.end
 
 
 def conversation_of(span: Span) -> str:
-    """Return the conversation that it names, as it stands there; empty if it names none."""
+    """Return the conversation that a span names, as it is written there; empty if it names none."""
     return span.text("gen_ai.conversation.id", "session.id")
 
 
 def step_tier(span: Span) -> str:
-    """Return `l1`, `l2` or `redis` for a step of the checkpointer's, else nothing.
+    """Return `l1`, `l2` or `redis` for a step of the checkpointer, else an empty text.
 
     Example:
         >>> step_tier(Span("", "", "", "checkpoint.l2.put", 0, 1, {}, {}))
@@ -120,7 +120,7 @@ def step_tier(span: Span) -> str:
 
 
 def work_of(span: Span) -> Work:
-    """Say what its time went into."""
+    """Return the kind of work that a span measures."""
     operation = span.text("gen_ai.operation.name")
     if operation == "invoke_agent" or (span.name.startswith("invoke_agent") and span.scope == "glasspoint"):
         return "turn"

@@ -1,7 +1,7 @@
-"""Spans from a Grafana Tempo, over its HTTP API: a search for the conversation's traces, then each of them.
+"""Reads spans from a Grafana Tempo, over HTTP: it searches for the conversation's traces, then reads each.
 
-Tempo searches what is older than a few minutes only within a range of time, and refuses ranges that are too
-long (a week, unless it is set up otherwise). So a long time is searched week by week.
+For traces that are older than a few minutes, Tempo wants a time range, and refuses ranges that are too long
+(by default, more than a week). So a long time is searched week by week.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _LONGEST_REASON = 160
 
 
 class Tempo:
-    """A Tempo, as a `with` block.
+    """A client of a Tempo, for a `with` block.
 
     Args:
-        url: Its base URL, with a path if it is behind a proxy; `user:password@` in it is sent as basic
+        url: The base URL, with a path if Tempo is behind a proxy; `user:password@` in it is sent as basic
             authentication.
-        headers: Sent with each request: a tenant (`X-Scope-OrgID`), an `Authorization`. Never shown.
-        timeout_seconds: How long one answer may take.
+        headers: Headers of each request: a tenant (`X-Scope-OrgID`), an `Authorization`. Never shown.
+        timeout_seconds: How long one response may take.
 
     Raises:
-        ConfigurationError: The URL is none.
+        ConfigurationError: The URL is not valid.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Tempo:
                 base_url=parsed,
                 headers=[("Accept", "application/json"), *headers],
                 timeout=timeout_seconds,
-                # Not followed: credentials would go along, and where they lead is a login page.
+                # A redirect would lead to a login page, and take the credentials there.
                 follow_redirects=False,
             )
         except (httpx.InvalidURL, ValueError, UnicodeError):
@@ -77,15 +77,15 @@ class Tempo:
         self._client.close()
 
     def read(self, wanted: Sequence[str], *, since_seconds: float, limit: int) -> Reading:
-        """Read a conversation's spans, and what else is in its traces.
+        """Read all spans of the traces that name a conversation.
 
         Args:
-            wanted: How it may be named: its id, plain and hashed.
+            wanted: The names that the conversation may have on spans: its id, plain and hashed.
             since_seconds: How far back to search.
-            limit: How many traces at most, the newest.
+            limit: The maximum number of traces; the newest are read.
 
         Raises:
-            TraceUnavailableError: Tempo does not answer, or not as a Tempo would.
+            TraceUnavailableError: Tempo does not answer, refuses, or does not respond as a Tempo would.
         """
         reading = Reading()
         found = self._search(wanted, since_seconds, limit)
@@ -104,7 +104,7 @@ class Tempo:
         return reading
 
     def _search(self, wanted: Sequence[str], since_seconds: float, limit: int) -> dict[str, int]:
-        """Return the ids of traces, and when each began."""
+        """Return trace id -> start, in nanoseconds since 1970."""
         query = " || ".join(f"span.gen_ai.conversation.id = {quoted(each)}" for each in wanted)
         found: dict[str, int] = {}
         end = int(time()) + _AHEAD_SECONDS
@@ -128,14 +128,14 @@ class Tempo:
         return found
 
     def _trace(self, trace_id: str) -> tuple[list[Span], str]:
-        """Return a trace's spans, and what is to be said about it. None if it is not there any more."""
+        """Return a trace's spans, and a remark about it. Without spans, the trace is not there any more."""
         answer = None
         if not self._is_old:
             answer = self._get(f"api/v2/traces/{trace_id}", {})
         if answer is None or answer.status_code == httpx.codes.NOT_FOUND:
             newer, answer = answer, self._get(f"api/traces/{trace_id}", {})
             if newer is not None and answer.status_code == httpx.codes.OK:
-                self._is_old = True  # older ones have nothing else
+                self._is_old = True  # an old Tempo has only the second path
         if answer.status_code == httpx.codes.NOT_FOUND:
             return [], ""
         if answer.status_code != httpx.codes.OK:
@@ -182,7 +182,7 @@ class Tempo:
         elif status == httpx.codes.TOO_MANY_REQUESTS:
             todo = "it is asked too often; try again later, or with a shorter --since."
         else:
-            # Only what a Tempo says in one line: a proxy's page is no help.
+            # Show plain text only, which is Tempo's own: the HTML page of a proxy does not help.
             is_text = answer.headers.get("content-type", "").startswith("text/plain")
             todo = _one_line(answer.text) if is_text else ""
             todo = todo or "look at Tempo's log."
@@ -195,7 +195,7 @@ class Tempo:
 
 
 def quoted(text: str) -> str:
-    r"""Return a TraceQL string: Go's rules, so that whatever stands in it ends neither it nor the query.
+    r"""Return a text as a TraceQL string, by Go's rules, so that no text can end the string or the query.
 
     Example:
         >>> print(quoted('a"b'))
@@ -209,10 +209,10 @@ def quoted(text: str) -> str:
 
 
 def header(text: str) -> tuple[str, str]:
-    """Read a header as curl's `-H` takes it: `Name: value`.
+    """Parse a header in the form of curl's `-H`: `Name: value`.
 
     Raises:
-        ConfigurationError: It is none. The message does not hold it.
+        ConfigurationError: It is not a header. The message does not contain it.
     """
     name, colon, value = text.partition(":")
     name, value = name.strip(), value.strip()
@@ -222,12 +222,12 @@ def header(text: str) -> tuple[str, str]:
 
 
 def headers_from_variable(text: str) -> Iterator[tuple[str, str]]:
-    """Read `TEMPO_HEADERS`, which is written as `OTEL_EXPORTER_OTLP_HEADERS`.
+    """Parse `TEMPO_HEADERS`, which has the form of `OTEL_EXPORTER_OTLP_HEADERS`.
 
-    That is `name=value,name=value`, values percent-encoded.
+    That is `name=value,name=value`, with percent-encoded values.
 
     Raises:
-        ConfigurationError: It cannot be read. The message does not hold it.
+        ConfigurationError: It cannot be parsed. The message does not contain it.
     """
     for pair in filter(str.strip, text.split(",")):
         name, equals, value = pair.partition("=")

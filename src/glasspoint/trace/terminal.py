@@ -1,4 +1,4 @@
-"""A conversation in the terminal: turn by turn, and what it comes to."""
+"""Shows a conversation in the terminal: turn by turn, and a summary."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def show_conversation(
     """Return a conversation as text.
 
     Args:
-        turns: Those of it to show.
-        all_spans: Also show what the checkpointer's calls consist of.
+        conversation: The conversation.
+        turns: The turns to show.
+        all_spans: Whether to show also the spans inside the checkpointer's calls.
     """
     services = {turn.service for turn in conversation.turns}
     parts: list[RenderableType] = [Block(_heading(conversation, turns), indent=0)]
@@ -52,10 +53,11 @@ def show_conversation(
 
 
 def show_summary(conversation: Conversation, *, page: str = "") -> RenderableType:
-    """Return what a conversation comes to: reads by tier, the checkpointer's share, the slowest.
+    """Return a summary: reads by server, the checkpointer's share of the time, the slowest turns, failures.
 
     Args:
-        page: Where its page was written.
+        conversation: The conversation.
+        page: The path of its page, if one was written.
     """
     grid = Table.grid(padding=(0, 2))
     grid.add_column(width=12)
@@ -68,7 +70,7 @@ def show_summary(conversation: Conversation, *, page: str = "") -> RenderableTyp
 
 
 def show_remarks(conversation: Conversation) -> RenderableType:
-    """Return what is to be known about the data."""
+    """Return the notes about gaps in the data."""
     return Group(
         *(
             Block(Text(f"note  {plain(each)}", "yellow"), indent=0, lines_after=0)
@@ -78,7 +80,7 @@ def show_remarks(conversation: Conversation) -> RenderableType:
 
 
 def moment(nanoseconds: int) -> str:
-    """Return a point in time, in UTC."""
+    """Return a time in UTC as text."""
     try:
         return f"{datetime.fromtimestamp(nanoseconds // 10**9, UTC):%Y-%m-%d %H:%M:%S}"
     except (OverflowError, ValueError, OSError):
@@ -86,12 +88,12 @@ def moment(nanoseconds: int) -> str:
 
 
 def title_of(turn: Turn) -> str:
-    """Return what a turn is called: its number, or its trace if it is none."""
+    """Return the title of a turn: its number; or its trace, for a trace outside of turns."""
     return f"turn {turn.number}" if turn.is_turn else f"outside of turns, trace {turn.trace_id[:8]}"
 
 
 def where_from(turn: Turn, turns: Sequence[Turn]) -> Iterator[str]:
-    """Say what a turn goes on from, a line a link."""
+    """Yield a line for each link: what the turn continues."""
     for origin in turn.origins:
         yield _where_from(turn, origin)
     if not turn.origins and turn.is_turn and any(each.is_turn for each in turns[: turns.index(turn)]):

@@ -1,4 +1,4 @@
-"""Spans as a tree in the terminal: name, what is to be known of it, when it began, how long it took."""
+"""Draws spans as a tree in the terminal: their names, facts, starts and durations."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _OURS = "glasspoint."
 
 
 class SpanTree:
-    """Trees, a line a span.
+    """Trees of spans, one line for each span.
 
     Args:
-        roots: What stands at the top.
-        since: Also say how long after this each began; nanoseconds.
-        is_folded: Leave out what a call of the checkpointer consists of, and say on its line how long each
-            tier took.
+        roots: The spans at the top.
+        since: If given, each line also shows how long after this the span began; nanoseconds since 1970.
+        is_folded: Whether to leave out the spans inside a call of the checkpointer. The call's line then
+            shows how long each server took.
     """
 
     def __init__(self, roots: Sequence[Node], *, since: int | None = None, is_folded: bool = False) -> None:
@@ -51,7 +51,7 @@ class SpanTree:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(options.max_width, WIDTH)
         for guides, node, event in self._rows():
-            # However deep it goes, there is room for a name.
+            # Long guides are cut, so that there is room for a name at any depth.
             shown = guides if len(guides) <= width // 3 else f"⋯{guides[len(guides) - width // 3 + 1 :]}"
             line = Text().append(shown, "dim")
             right = self._times(node) if event is None else self._offset(event.at)
@@ -91,7 +91,7 @@ class SpanTree:
             facts.append("  ").append_text(fact)
         name = plain(node.span.name) or "(no name)"
         if self._is_folded and node.span.is_call:
-            name = name.removeprefix("checkpoint.")  # it is LangGraph's name of the method
+            name = name.removeprefix("checkpoint.")  # leaves LangGraph's name of the method
         for_name = max(_NARROWEST_NAME, room - facts.cell_len)
         label = Text().append(_cut(name, for_name), _STYLES.get(work_of(node.span), ""))
         label.append_text(facts)
@@ -100,7 +100,7 @@ class SpanTree:
 
     def _times(self, node: Node) -> str:
         kind = "median " if len(node.spans) > 1 else ""
-        # In a fresh pool, the first of several is no measure for the rest.
+        # The median, because in a new pool the first call is much slower than the rest.
         duration = f"{kind}{took(median(span.duration for span in node.spans))}"
         return duration if self._since is None else f"{self._offset(node.span.start)} {duration:>8}"
 
@@ -130,7 +130,7 @@ def took(nanoseconds: float) -> str:
 
 
 def facts_of(node: Node, *, is_folded: bool = False) -> Iterator[Text]:
-    """Give what a reader wants to know of a span beside its name: L1's word, who answered, what failed."""
+    """Yield the facts of a span beside its name: L1's result, the store that served it, failures, …."""
     span = node.span
     result = plain(span.text("glasspoint.l1.result"))
     if span.name == "checkpoint.get_tuple":
@@ -151,7 +151,7 @@ def facts_of(node: Node, *, is_folded: bool = False) -> Iterator[Text]:
         namespace = span.text("langgraph.checkpoint.ns") if span.is_call else ""
         if namespace:
             yield Text(f"({plain(namespace)})", "dim")
-    # Last, for this is what may be cut off.
+    # These come last, because a narrow terminal cuts them off.
     if is_folded:
         if span.is_call and (times := _tier_times(node)):
             yield Text(times, "dim")
@@ -159,10 +159,11 @@ def facts_of(node: Node, *, is_folded: bool = False) -> Iterator[Text]:
 
 
 def events_of(node: Node, *, inner: bool) -> Iterator[Event]:
-    """Give what happened to the cache or to PostgreSQL during a span: a retry, a change of tier, ….
+    """Yield Glasspoint's events of a span: a retry, a change of tier, ….
 
     Args:
-        inner: During what is under it, too.
+        node: The span.
+        inner: Whether to include the events of the spans under it.
     """
     nodes: Iterable[Node] = (each for each, _ in walk([node])) if inner else [node]
     for each in nodes:
@@ -171,7 +172,7 @@ def events_of(node: Node, *, inner: bool) -> Iterator[Event]:
 
 
 def merged(nodes: Sequence[Node]) -> list[Node]:
-    """Let siblings of the same name and facts share a line."""
+    """Merge siblings of the same name and facts into one line."""
     groups: dict[tuple[str, ...], Node] = {}
     for node in nodes:
         key = (node.span.name, *(fact.plain for fact in facts_of(node)))
@@ -184,7 +185,7 @@ def merged(nodes: Sequence[Node]) -> list[Node]:
 
 
 def _tier_times(call: Node) -> str:
-    """Return `L1 0.93 · L2 2.1 ms`: where a call's time went, if not all to who answered."""
+    """Return `L1 0.93 · L2 2.1 ms`: the servers' times in a call; empty for a read of one server alone."""
     spent = tier_durations(call)
     if call.span.name == "checkpoint.get_tuple" and spent.keys() <= {call.span.text("glasspoint.served_by")}:
         return ""
