@@ -91,11 +91,11 @@ class _Keeper(logging.Handler):
 
 @contextmanager
 def kept_warnings(*, capacity: int, of: Iterable[str] = _SAVER_LOGGERS) -> Iterator[deque[str]]:
-    """Collect what is logged at WARNING and above meanwhile, the newest `capacity` lines of it.
+    """Keep the newest log lines at WARNING and above instead of printing them, until the block ends.
 
     Args:
         capacity: How many lines are kept.
-        of: The loggers; by default those that the saver, its pool and LangChain speak through.
+        of: The names of the loggers; by default those of the saver, its pool and LangChain.
     """
     kept: deque[str] = deque(maxlen=capacity)
     keeper = _Keeper(kept)
