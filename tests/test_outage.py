@@ -292,10 +292,10 @@ async def test_a_first_put_after_its_writes_were_moved_makes_a_branch(
         own_postgres.start()
         await until(lambda: early.tier == "cached")
 
-        async def saver_above() -> Any:
-            return early._chain.saver
+        async def tier_above() -> Any:
+            return late._chain._specs[0], early._chain.saver
 
-        monkeypatch.setattr(late._chain, "_saver_above", saver_above)  # it is on its way up
+        monkeypatch.setattr(late._chain, "_tier_above", tier_above)  # it is on its way up
         await late.aput(config, checkpoint, {}, {})
         assert await said(early, "42") == TURNS
     assert len(await threads_in(url)) == 2
@@ -445,6 +445,43 @@ async def test_a_tier_between_that_refuses_a_thread_is_passed_by(
         assert low.tier == "cached"
         assert await said(low, "42") == ["in redis"]
     assert len(await threads_in(url)) == 2
+
+
+async def test_a_call_that_passes_a_tier_by_sees_what_stands_there(
+    own_postgres: EmbeddedPostgres,
+    own_redis: EmbeddedRedis,
+    registry: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One thread has come from `memory` to Redis when PostgreSQL is back. The others go straight there."""
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    own_redis.stop()
+    async with pod(url, own_redis.url, registry, probe_interval=1000) as low:
+        await say(low, "42", "in memory")
+        await say(low, "held up", "in memory")
+        own_redis.start()
+        async with pod(url, own_redis.url) as other:
+            await say(other, "held up", "in redis")
+            own_postgres.start()
+            await until(lambda: other.tier == "cached")
+        own_postgres.stop()
+        climbing = asyncio.create_task(low._chain._climb())
+        await until(lambda: registry.get_sample_value("glasspoint_undrained_threads", labels("memory")) == 1)
+        await say(low, "42", "in redis")
+        own_postgres.start()
+        with pytest.raises(GlasspointError, match="cached is back"):
+            await climbing
+        seen, switch = [], low._chain._switch_while_calls_wait
+
+        async def called(*args: Any, **more: Any) -> str | None:
+            seen.append(await said(low, "42"))
+            return await switch(*args, **more)
+
+        monkeypatch.setattr(low._chain, "_switch_while_calls_wait", called)
+        await low._chain._climb()
+        assert low.tier == "cached"
+        assert [*seen, await said(low, "42")] == [["in memory", "in redis"]] * 2
 
 
 # ------------------------------------------------------------------ the cached state as a beginning
@@ -690,14 +727,14 @@ async def test_a_way_up_that_is_given_up_is_nothing_that_a_caller_hears_of(
         await say(early, "42", "during")
         own_postgres.start()
         await until(lambda: early.tier == "cached")
-        closed, above = MemorySaver(), late._chain._saver_above
+        closed, above = MemorySaver(), late._chain._tier_above
         await closed.close()
-        given_up = iter([closed])
+        given_up = iter([(late._chain._specs[0], closed)])
 
-        async def saver_above() -> Any:
+        async def tier_above() -> Any:
             return next(given_up, None) or await above()
 
-        monkeypatch.setattr(late._chain, "_saver_above", saver_above)
+        monkeypatch.setattr(late._chain, "_tier_above", tier_above)
         assert await said(late, "42") == ["during"]
         assert next(given_up, None) is None
 
@@ -1061,6 +1098,30 @@ async def test_a_branch_has_one_name_also_if_it_grows_between_two_drains(
         await drain(lower, upper)
         [aside] = set(await threads_in(database)) - {"42"}
         assert [each.metadata["step"] async for each in upper.alist(config_of(aside))] == [13, 12, 11]
+
+
+@pytest.mark.parametrize("first", ["the whole", "the part"])
+async def test_a_branch_of_which_a_part_comes_through_another_tier_is_set_aside_once(
+    database: str, redis_url: str, first: str
+) -> None:
+    """A drain from memory into Redis was cut off after the newest checkpoint, and PostgreSQL came back."""
+    lower, above, below = MemorySaver(), Thread("42"), Thread("42")
+    below.number = 10
+    async with (
+        RedisSaver.from_conn_string(redis_url) as between,
+        CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as upper,
+    ):
+        await upper.setup()
+        await above.put(upper)
+        for _ in range(3):
+            await below.put(lower)
+        items = [each async for each in lower.export_thread("42")]
+        await between.import_checkpoints([items[-1]])
+        for tier in (lower, between) if first == "the whole" else (between, lower):
+            await drain(tier, upper)
+        [aside] = set(await threads_in(database)) - {"42"}
+        assert [each.metadata["step"] async for each in upper.alist(config_of(aside))] == [13, 12, 11]
+        assert [each.metadata["step"] async for each in upper.alist(config_of("42"))] == [1]
 
 
 def but_the_answer_is_lost(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

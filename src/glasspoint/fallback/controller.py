@@ -134,7 +134,7 @@ class Chain:
         self._probe_seconds = probe_seconds
         self._gate = _Gate()
         self._active: tuple[Spec, TierSaver] | None = None
-        self._rising: TierSaver | None = None  # the tier above, while this one is drained into it
+        self._rising: tuple[Spec, TierSaver] | None = None  # the tier above, on the way up
         self._settled = asyncio.Event()  # set while every thread is in the tier that works
         self._settled.set()
         self._undrained: frozenset[str] = frozenset()  # tiers that may hold what no higher tier has
@@ -287,7 +287,7 @@ class Chain:
         while True:
             failure: Exception
             if thread_id is not None:
-                await self._bring_up(thread_id)
+                await self._bring_up(*self._current, thread_id)
             async with self._gate.passing():
                 spec, saver = self._current
                 try:
@@ -301,12 +301,13 @@ class Chain:
                     raise failure
                 if failure.moved_to is not None and isinstance(thread_id, str):
                     self._branches.add(SetAside(thread_id, failure.moved_to, UNKNOWN_TIME))
-                rising = await self._saver_above() if failure.moved else None
+                rising = await self._tier_above() if failure.moved else None
                 if rising is not None:
                     if isinstance(thread_id, str) and not isinstance(saver, CachedPostgresSaver):
                         self._branches.begun_anew(saver.begun_anew & {thread_id})
                     try:
-                        return await call(rising)
+                        await self._bring_up(*rising, thread_id)  # a tier between may be passed by
+                        return await call(rising[1])
                     except ThreadMovedError:
                         pass
                     except SaverClosedError:  # the ascent was given up just now, or this chain was closed
@@ -317,13 +318,12 @@ class Chain:
             else:
                 retries -= 1
 
-    async def _bring_up(self, thread_id: object) -> None:
-        """If another process has written to a thread below, move the thread up before the call is made.
+    async def _bring_up(self, spec: Spec, saver: TierSaver, thread_id: object) -> None:
+        """If a thread stands below a tier, move the thread up before a call is made on that tier.
 
         Raises:
             GlasspointError, psycopg.Error: The thread stands below, and cannot be moved now.
         """
-        spec, saver = self._current
         for below in self._below(spec):
             lookout = self._lookouts.get(below.name)
             if lookout is None or lookout.is_clear or not isinstance(thread_id, str) or not thread_id:
@@ -430,8 +430,8 @@ class Chain:
                 message,
             )
 
-    async def _saver_above(self) -> TierSaver | None:
-        """Return the saver of the tier above, if this process is on its way up. If not, start the ascent."""
+    async def _tier_above(self) -> tuple[Spec, TierSaver] | None:
+        """Return the tier above and its saver, if this process is on its way up. If not, start the ascent."""
         if self._rising is None and not self._climbing.locked():
             self._background(self._guarded(self._climb), "glasspoint-tier-ascent")
         return self._rising
@@ -468,7 +468,7 @@ class Chain:
                 them there.
         """
         spec, lower = self._current
-        self._rising = saver
+        self._rising = above, saver
         self._settled.clear()
         try:
             outcome = await self._move_up(spec, above, lower, saver)

@@ -91,6 +91,9 @@ class UpperTier(Protocol):
             ThreadInUseError: The branch does not continue the thread.
         """
 
+    async def set_aside_from(self, thread_id: str) -> list[SetAside]:
+        """Return the branches of a thread that were set aside, the newest first."""
+
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Record that a branch is about to be set aside. Repeating this changes nothing."""
 
@@ -269,7 +272,7 @@ class Drainer:
                 if fork := await upper.newest_held(thread_id, branch):
                     forks[branch.namespace] = fork
             branches = [from_fork(branch, forks.get(branch.namespace)) for branch in branches]
-            set_aside = name_apart(thread_id, branches)
+            set_aside = await _begun(upper, thread_id, branches) or name_apart(thread_id, branches)
             place, result = set_aside.thread_id, "set_aside"
         if set_aside is not None:
             await upper.note_set_aside(set_aside)
@@ -345,6 +348,20 @@ def _fate_of(exc: BaseException) -> Literal["lost", "passing", "never"]:
 def _word_for(exc: BaseException) -> str:
     cause = exc.__cause__ if isinstance(exc, GlasspointError) and exc.__cause__ is not None else exc
     return type(cause).__name__
+
+
+async def _begun(upper: UpperTier, thread_id: str, branches: Sequence[Branch]) -> SetAside | None:
+    """Return the branch that was set aside earlier, and that these branches continue.
+
+    A part of a branch may have come up through another tier: a drain into that tier was cut off after the
+    newest checkpoint. Ids of this part alone would give the branch a second name.
+    """
+    for earlier in await upper.set_aside_from(thread_id):
+        for branch in branches:
+            own = branch.own()
+            if own.ids and await upper.relate(earlier.thread_id, own) == "continued":
+                return earlier
+    return None
 
 
 async def _branches(

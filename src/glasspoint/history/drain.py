@@ -174,6 +174,10 @@ class DrainableSaver(OpenedSaver):
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Do nothing: the metadata of the checkpoints record this, and are drained with them."""
 
+    async def set_aside_from(self, thread_id: str) -> list[SetAside]:
+        """Return nothing: only the lowest tier is drained into this one, and its branch has the same name."""
+        return []
+
     async def import_checkpoints(
         self, items: Sequence[StoredCheckpoint | PendingWrites], *, branch: Branch | None = None
     ) -> int:

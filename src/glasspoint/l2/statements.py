@@ -127,6 +127,7 @@ LOCK_TO_IMPORT: Final = query("lock_to_import")
 NEWEST_AND_WHETHER: Final = query("newest_and_whether")
 NEWEST_OF: Final = query("newest_of")
 NOTE_SET_ASIDE: Final = query("note_set_aside")
+SET_ASIDE_FROM: Final = query("set_aside_from")
 SET_ASIDE_SINCE: Final = query("set_aside_since")
 DELETE_THREAD: Final = query("delete_thread")
 

@@ -352,6 +352,12 @@ class Store:
         async with self.connections.connection(Scope(set_aside.original, "")) as conn:
             await conn.execute(statements.NOTE_SET_ASIDE, set_aside._asdict())
 
+    async def set_aside_from(self, thread_id: str) -> list[SetAside]:
+        """Return the threads that were made from what was written to a thread in outages, newest first."""
+        async with self.connections.connection(Scope(thread_id, "")) as conn:
+            rows = await _fetch_all(conn, statements.SET_ASIDE_FROM, {"original": thread_id})
+        return [SetAside(*row) for row in rows]
+
     async def set_aside_since(self, age: timedelta) -> list[SetAside]:
         """Return the threads that were set aside, no longer ago than this."""
         async with self.connections.connection(None) as conn:

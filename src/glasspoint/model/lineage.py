@@ -58,6 +58,10 @@ class Branch(NamedTuple):
     tip: str
     brought: frozenset[str] = frozenset()
 
+    def own(self) -> Branch:
+        """Return the branch without its brought checkpoints, because two branches may have the same ones."""
+        return self._replace(ids=self.ids - self.brought, bases=self.bases - self.brought)
+
 
 class SetAside(NamedTuple):
     """A branch that is a separate thread now.

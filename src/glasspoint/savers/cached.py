@@ -402,6 +402,15 @@ class CachedPostgresSaver(MaintainedSaver):
         with self._lifetime.call():
             await self._l2.note_set_aside(set_aside)
 
+    async def set_aside_from(self, thread_id: str) -> list[SetAside]:
+        """Return the branches of a thread that have become threads of their own, the newest first.
+
+        Raises:
+            L2UnavailableError: PostgreSQL cannot be reached.
+        """
+        with self._lifetime.call():
+            return await self._l2.set_aside_from(thread_id)
+
     async def set_aside_since(self, age: timedelta) -> list[SetAside]:
         """Return the branches that have become threads of their own within the last `age`.
 

@@ -98,6 +98,15 @@ INSERT INTO glasspoint_set_aside (thread_id, original_thread_id, began_at)
 VALUES (%(thread_id)s, %(original)s, %(began_at)s)
 ON CONFLICT DO NOTHING
 
+-- name: set_aside_from
+-- Lists the threads that were made from what was written to one thread in outages, the newest first.
+--
+-- params   original: the thread
+-- returns  one row per thread that was made: original_thread_id, thread_id, began_at
+SELECT original_thread_id, thread_id, began_at FROM glasspoint_set_aside
+WHERE original_thread_id = %(original)s
+ORDER BY set_aside_at DESC
+
 -- name: set_aside_since
 -- Lists the threads that were set aside lately, the oldest first.
 --
