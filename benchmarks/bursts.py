@@ -34,7 +34,7 @@ import psycopg
 from prometheus_client import CollectorRegistry
 
 from glasspoint import CachedPostgresSaver
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.savers import bursts
 from glasspoint.savers.bursts import Bursts
 from load import CALLERS, among_callers, opened

@@ -53,7 +53,7 @@ from redis.asyncio import Redis
 
 import compression
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from load import among_callers, opened
 from realistic import Chat, messages
 

@@ -29,7 +29,7 @@ from langgraph.checkpoint.base.id import uuid6
 from prometheus_client import CollectorRegistry
 
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
 CONVERSATIONS = 256
 ROW = "{:>10}  {:>8}  {:>7}  {:>6}  {:>8}  {:>8}"

@@ -32,7 +32,7 @@ from prometheus_client import CollectorRegistry
 from psycopg.types.json import Jsonb
 
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.savers.maintenance import PruneReport
 
 CHECKPOINTS_A_THREAD: Final = 100

@@ -41,7 +41,7 @@ from comparison.calls import Hot, floor_of, only_hits
 from comparison.measuring import Figure, Slice, Spread, interleaved, ratio, settled
 from comparison.peers import FLOOR, OURS, POOL
 from comparison.turns import slices_of, turns_of
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from otlp_receiver import receiving
 
 

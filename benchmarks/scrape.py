@@ -33,7 +33,7 @@ from langgraph.checkpoint.base import empty_checkpoint
 from prometheus_client import CollectorRegistry
 
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError
 from glasspoint.telemetry.http import TelemetryServer, serve_telemetry
 

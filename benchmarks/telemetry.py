@@ -64,7 +64,7 @@ from comparison.conversations import Conversation
 from comparison.measuring import Spread
 from comparison.servers import facts_of
 from glasspoint import CachedPostgresSaver, Telemetry, configure_telemetry, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from otlp_receiver import receiving, take_count
 
 MESSAGES: Final = 10

@@ -41,7 +41,7 @@ from prometheus_client import CollectorRegistry
 from comparison.conversations import Conversation, message
 from comparison.measuring import Spread
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
 WITHOUT: Final = "without"
 WITH: Final = "with"

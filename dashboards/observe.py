@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 import yaml
 
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

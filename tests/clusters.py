@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from glasspoint.demo.embedded import EmbeddedPostgres, _postmaster_is_ready
+from glasspoint.embedded import EmbeddedPostgres, _postmaster_is_ready
 
 __all__ = ["Cluster"]
 

@@ -18,7 +18,7 @@ from psycopg import sql
 import dice  # also loads Hypothesis' profile, which has to be there before any test is imported
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
 from fast import is_slow, is_slow_file
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from steps import another_process
 
 EXPLORING_SECONDS = 3600

@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import psycopg
 
-from glasspoint.demo.embedded import EmbeddedPostgres
-from glasspoint.demo.guarded import GuardedDirectory
+from glasspoint.embedded import EmbeddedPostgres
+from glasspoint.embedded.guarded import GuardedDirectory
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 

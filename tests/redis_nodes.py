@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import EmbeddedServerUnavailable
 
 START_ATTEMPTS = 3

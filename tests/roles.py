@@ -10,7 +10,7 @@ from uuid import uuid4
 import psycopg
 from psycopg import sql
 
-from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.embedded import EmbeddedPostgres
 
 
 @contextmanager

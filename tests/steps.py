@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 
 import dice
 from glasspoint import CachedPostgresSaver
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.fallback import factory
 from glasspoint.fallback.draining import Drainer
 from glasspoint.model.lineage import Branch, SetAside

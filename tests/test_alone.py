@@ -29,7 +29,7 @@ from redis.exceptions import AskError, MovedError, ResponseError
 import glasspoint
 from glasspoint import CachedPostgresSaver, Settings, Telemetry, create_telemetry, get_checkpointer
 from glasspoint.coherence import sweeper as sweeping
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, L2RefusedError
 from glasspoint.l1 import entry
 from glasspoint.l1.cache import Cache, Intent

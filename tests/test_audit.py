@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import ConfigurationError
 from glasspoint.l2.connections import Connections
 from glasspoint.model.scope import Scope

@@ -28,7 +28,7 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis, RedisCluster
 
 from glasspoint import CachedPostgresSaver, Settings, create_cached_postgres_checkpointer, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import (
     ConfigurationError,
     GlasspointError,

@@ -18,7 +18,7 @@ from psycopg import sql
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L2RefusedError
 from glasspoint.l2 import batching, statements, writing
 from glasspoint.model import codec

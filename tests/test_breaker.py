@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from glasspoint import create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l1.breaker import Breaker
 from states import counts, open_saver
 from steps import Proxy, Thread, hits_at_last, nowhere, tcp, until

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from command_line import assert_fits, glasspoint
 from glasspoint import CachedPostgresSaver
 from glasspoint.cli.browsing import Browser
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import NotFoundError
 from glasspoint.model.scope import Scope
 from states import config_of, numbered_id, open_saver, open_upstream

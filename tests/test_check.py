@@ -17,9 +17,8 @@ from psycopg.conninfo import make_conninfo
 
 from command_line import assert_fits, glasspoint
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
-from glasspoint.cli.check import Finding, run_checks
-from glasspoint.demo.conversation import Answer, ConversationGraph, say
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.cli.check import Finding, run_checks, say
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
 from glasspoint.redis.permissions import COMMANDS
 from pgbouncer import PROGRAM, pgbouncer
@@ -361,10 +360,10 @@ async def test_no_broken_url_shows_its_password(authority: str) -> None:
 async def test_a_conversation_that_fails_is_taken_away(
     deployed: str, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail_at_the_second_turn(graph: ConversationGraph, thread_id: str, text: str) -> Answer:
+    async def fail_at_the_second_turn(saver: CachedPostgresSaver, thread_id: str, text: str) -> str:
         if await asyncio.to_thread(rows, deployed):
             raise L2UnavailableError("PostgreSQL went away.")
-        return await say(graph, thread_id, text)
+        return await say(saver, thread_id, text)
 
     monkeypatch.setattr("glasspoint.cli.check.say", fail_at_the_second_turn)
     findings = await find(deployed, own_redis.url)
@@ -378,11 +377,11 @@ async def test_a_conversation_that_is_interrupted_is_taken_away(
 ) -> None:
     stuck = asyncio.Event()
 
-    async def hang_at_the_second_turn(graph: ConversationGraph, thread_id: str, text: str) -> Answer:
+    async def hang_at_the_second_turn(saver: CachedPostgresSaver, thread_id: str, text: str) -> str:
         if await asyncio.to_thread(rows, deployed):
             stuck.set()
             await asyncio.Event().wait()
-        return await say(graph, thread_id, text)
+        return await say(saver, thread_id, text)
 
     monkeypatch.setattr("glasspoint.cli.check.say", hang_at_the_second_turn)
     checking = asyncio.create_task(find(deployed, own_redis.url))

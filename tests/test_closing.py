@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from psycopg.rows import DictRow
     from psycopg_pool import AsyncConnectionPool
 
-    from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+    from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
     Pool = AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]
 

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from conformance_suite import ALL as CAPABILITIES
 from conformance_suite import check_conformance
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from states import counts, open_saver
 from steps import settled
 

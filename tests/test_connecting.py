@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import pgbouncer as bouncers
 from glasspoint import Settings, create_telemetry, get_checkpointer
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, L2UnavailableError
 from glasspoint.l2 import connecting
 from glasspoint.l2.connecting import NOT_REACHED, REFUSED, TROUBLES, Trouble

@@ -19,7 +19,7 @@ from psycopg import sql
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.cli.check import run_checks
 from glasspoint.cli.setup import run_setup
-from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.errors import ConfigurationError, L2UnavailableError, WrongTypeError
 from glasspoint.l2.target import Target, fallback_secret
 from glasspoint.model.password import PasswordCommand

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, MemorySaver, RedisSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import DeltaChainError
 from states import config_of, exact, numbered_id, open_saver, open_upstream
 

@@ -24,11 +24,11 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from rich.console import Console
 
 from command_line import assert_fits, assert_gone, environment, glasspoint, running_glasspoint
-from glasspoint.demo.embedded import EmbeddedRedis
 from glasspoint.demo.model import RecallingChatModel
 from glasspoint.demo.servers import Servers
 from glasspoint.demo.story import tell_story
 from glasspoint.demo.telemetry import observe
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import ConfigurationError
 
 RESULTS = ["miss", "hit", "miss", "unavailable", "miss", "redis", "miss"]

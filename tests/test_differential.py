@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 
 import dice
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.embedded import EmbeddedPostgres
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import settled
 

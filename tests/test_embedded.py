@@ -20,7 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import EmbeddedServerUnavailable
 
 
@@ -71,7 +71,7 @@ def test_both_servers_answer_inside_their_context_and_are_gone_after_it(failing:
 
 PARENT = """
 import signal, sys
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
 with EmbeddedPostgres() as postgres, EmbeddedRedis() as redis:
     redis.freeze()

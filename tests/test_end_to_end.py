@@ -19,7 +19,7 @@ import pytest
 from redis.asyncio import Redis
 
 from agent_turn import AGENT
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from otlp import Collector, Span, Tree, collecting
 
 WORKER = Path(__file__).with_name("agent_turn.py")

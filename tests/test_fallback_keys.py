@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis, RedisCluster
 
 from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, RedisRefusedError, ThreadDamagedError
 from glasspoint.history.keys import Keyspace
 from glasspoint.l2.target import Target

@@ -17,7 +17,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.conninfo import make_conninfo
 
 from glasspoint import CachedPostgresSaver
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.l2 import pruning_statements, schema, schema_statements, statements
 from glasspoint.model.codec import Encoded, EncodedWrite, PendingWrites, StoredCheckpoint
 from glasspoint.model.scope import Scope

@@ -19,7 +19,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import dict_row
 
 from conversations import NEVER, SOON, Conversation, Process, execute, missing_values, process
-from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.l2.schema import renew_signing_key
 from states import open_upstream
 from steps import TABLES, keys_of, until

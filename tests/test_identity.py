@@ -28,7 +28,7 @@ from clusters import Cluster
 from conversations import NEVER, SOON, Conversation, Process, execute, missing_values, process
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.coherence import identity as keeping
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, L2UnavailableError
 from glasspoint.l2.identity import Look
 from glasspoint.savers import bursts

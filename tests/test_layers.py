@@ -71,7 +71,9 @@ DOORS = {
 }
 # What needs an extra is no core.
 CORE = sorted(
-    p for p in SRC.rglob("*.py") if p.relative_to(SRC).parts[0] not in {"demo", "__main__.py", "cli"}
+    p
+    for p in SRC.rglob("*.py")
+    if p.relative_to(SRC).parts[0] not in {"demo", "embedded", "__main__.py", "cli"}
 )
 
 # They use the package as its users do.
@@ -150,3 +152,11 @@ def test_importing_glasspoint_needs_no_extra() -> None:
     block = f"import sys; sys.modules.update(dict.fromkeys({extras!r}))"
     code = f"{block}; import glasspoint, glasspoint.telemetry.http"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_only_a_command_that_runs_the_demo_imports_it() -> None:
+    """`glasspoint check` works in an image without the extra `demo`."""
+    commands = [f"glasspoint.cli.{path.stem}" for path in (SRC / "cli").glob("*.py") if path.stem != "parts"]
+    code = "import sys; {}; assert not [each for each in sys.modules if each.startswith('glasspoint.demo')]"
+    imports = f"import {', '.join(sorted(commands))}"
+    subprocess.run([sys.executable, "-c", code.format(imports)], check=True, timeout=60)

@@ -14,7 +14,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, MemorySaver, create_redis_checkpointer
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import (
     ConfigurationError,
     DeltaChainError,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from glasspoint.demo.embedded import EmbeddedRedis
+    from glasspoint.embedded import EmbeddedRedis
 
 DOC = (Path(__file__).parents[1] / "docs" / "telemetry.md").read_text("utf-8")
 ROW = re.compile(r"^\| `(\w+)` \| (histogram|counter|gauge|info) \| ([\w, ]*) ?\| ", re.MULTILINE)

@@ -33,7 +33,7 @@ from glasspoint import (
     create_telemetry,
     migrate,
 )
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError
 from glasspoint.migration.copying import copy_threads
 from glasspoint.migration.sqlite import SqliteSource

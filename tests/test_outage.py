@@ -27,7 +27,7 @@ from glasspoint import (
     create_telemetry,
     get_checkpointer,
 )
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import (
     GlasspointError,
     L2UnavailableError,

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from glasspoint import RedisSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.redis.timeouts import answered_within
 from states import counts, open_saver
 from steps import Thread

@@ -35,7 +35,7 @@ from glasspoint import (
     create_telemetry,
     get_checkpointer,
 )
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import BlockingCallError, SaverClosedError, WrongLoopError
 from states import config_of, counts, open_saver
 from steps import Thread, settled, until

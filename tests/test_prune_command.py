@@ -19,7 +19,7 @@ from redis import Redis
 from command_line import Running, assert_fits, glasspoint, running_glasspoint
 from glasspoint.cli.commands import age_of
 from glasspoint.cli.prune import human_bytes
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from histories import id_at
 from pgbouncer import PROGRAM, pgbouncer
 from states import open_saver

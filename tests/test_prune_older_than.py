@@ -13,7 +13,7 @@ import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from glasspoint import CachedPostgresSaver
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import ConfigurationError, L1UnavailableError, L2UnavailableError, SaverClosedError
 from glasspoint.model.scope import Scope
 from glasspoint.savers.maintenance import PruneReport

@@ -6,7 +6,7 @@ import psycopg
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from states import open_saver
 from steps import Thread, keys_of, until
 

@@ -21,7 +21,7 @@ from psycopg.rows import dict_row
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import readiness
 from glasspoint.telemetry.http import serve_telemetry, telemetry_app

@@ -12,7 +12,7 @@ from redis.asyncio import RedisCluster
 
 from conformance_suite import ALL, check_conformance
 from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import (
     ConfigurationError,
     RedisRefusedError,

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import (
     ConfigurationError,
     DeltaChainError,

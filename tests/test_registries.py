@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import metrics
 from glasspoint.telemetry.catalogue import METRICS

@@ -21,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, L2UnavailableError
 from states import counts, exact, numbered_id, open_saver, open_upstream
 from steps import Proxy, Thread, keys_of, locked, seeded_dice, settled, tcp, until

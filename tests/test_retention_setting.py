@@ -27,7 +27,7 @@ from psycopg.conninfo import make_conninfo
 from clusters import Cluster
 from conversations import execute
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, L1UnavailableError, WrongTypeError
 from glasspoint.l2.schema import GRANTS
 from glasspoint.model.ages import age_as_text, parse_age

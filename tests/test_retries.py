@@ -26,7 +26,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.errors import L2DeadlineError, L2RefusedError, L2UnavailableError, SchemaError
 from glasspoint.l2 import liveness, retrying
 from glasspoint.l2.faults import FAULTS, REFUSALS, certainly_unchanged, classify

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from command_line import glasspoint
 from glasspoint import RedisSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError
 from glasspoint.l2.schema import GRANTS
 from states import counts

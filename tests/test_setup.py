@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver
-from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.errors import ConfigurationError, L2DeadlineError, SchemaError
 from glasspoint.l2 import schema
 from pgbouncer import PROGRAM, pgbouncer

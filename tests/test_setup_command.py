@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from command_line import assert_fits, glasspoint
 from glasspoint import CachedPostgresSaver
-from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.l2.schema_statements import OWN_TABLES as OWN
 from states import open_saver, open_upstream
 from steps import Thread

@@ -15,7 +15,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver
-from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.l2 import sizes
 from glasspoint.telemetry.events import TableSize
 from states import make_pool, open_saver

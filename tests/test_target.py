@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from glasspoint.demo.embedded import EmbeddedPostgres
+from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.errors import ConfigurationError
 from glasspoint.l2.target import Target, fallback_secret
 

@@ -37,7 +37,7 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, Telemetry, create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, SerializationError
 from glasspoint.savers import bursts
 from span_contract import SpanContract

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from command_line import Running, glasspoint, running_glasspoint
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
 WAIT_SECONDS = 60.0
 

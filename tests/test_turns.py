@@ -14,7 +14,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import MaxConnectionsError, ResponseError
 
 from glasspoint import RedisSaver, create_telemetry
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.redis.auto_pipeline import AutoPipeline
 from glasspoint.redis.client import open_redis
 from glasspoint.redis.limiter import Turns, connections_of, when_connected

@@ -26,7 +26,7 @@ from comparison.measuring import clocked
 from comparison.peers import OURS, QUICK, Peers, peers
 from comparison.servers import Databases, facts_of, own_databases
 from comparison.turns import KEPT, Durability, turns_of
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
 CALLS: Final = 256
 TURNS: Final = 64

@@ -16,7 +16,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from chaos.chain_faults import ChainFault
 from chaos.chain_history import Stored
 from glasspoint import CachedPostgresSaver
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.model.lineage import SET_ASIDE
 
 __all__ = ["ChainServers", "run_chain_servers"]

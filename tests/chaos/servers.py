@@ -23,7 +23,7 @@ from chaos.faults import Fault
 from chaos.history import Truth, digest, digest_of_values
 from chaos.windows import ALWAYS, Cut, Span
 from glasspoint import CachedPostgresSaver
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
 __all__ = ["FOREIGN_DATABASE", "FaultFailedError", "Servers", "run_servers"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.savers import opening as lifecycle
 from interleavings.world import (
     FrozenLoop,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import dice
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from interleavings.explorer import FAULTS, Counterexample, Report, explore, table
 from interleavings.identities import CHANGING
 from interleavings.mutations import MUTATIONS, Mutation, mutated, steps

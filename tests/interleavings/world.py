@@ -44,7 +44,7 @@ from redis._parsers.helpers import parse_info
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
-from glasspoint.demo.embedded import EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import GlasspointError, L2DeadlineError, L2UnavailableError
 from glasspoint.l1.breaker import Breaker
 from glasspoint.model import codec

@@ -28,6 +28,7 @@ from uuid import uuid4
 
 import psycopg
 from langgraph.checkpoint.postgres.base import BasePostgresSaver
+from langgraph.graph import START, MessagesState, StateGraph
 from prometheus_client import CollectorRegistry
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
@@ -36,8 +37,6 @@ from redis.exceptions import RedisError, ResponseError
 
 from glasspoint import CachedPostgresSaver, RedisSaver
 from glasspoint.coherence.attached import why_not_to_attach
-from glasspoint.demo.conversation import build_conversation, say
-from glasspoint.demo.model import RecallingChatModel
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.epoch import root_of
 from glasspoint.l2.pool import connect, postgres_conninfo
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
 
     from glasspoint.model.sync_methods import Opening
 
-__all__ = ["Finding", "Status", "run_checks"]
+__all__ = ["Finding", "Status", "run_checks", "say"]
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 
@@ -386,14 +385,14 @@ class _Checks:
         registry = CollectorRegistry()
         async with self._saver(registry) as saver:
             self._has_opened = True
-            answer = await say(build_conversation(RecallingChatModel(), saver), thread_id, text)
+            answer = await say(saver, thread_id, text)
         results = [
             sample.labels["result"]
             for family in registry.collect()
             for sample in family.samples
             if sample.name == "glasspoint_l1_reads_total" and sample.value
         ]
-        return answer.text, results
+        return answer, results
 
     async def _remove(self, thread_id: str) -> None:
         try:
@@ -422,6 +421,25 @@ class _Checks:
             password=self._saver_options.get("password"),
             connect_timeout_seconds=self._saver_options.get("connect_timeout_seconds", 5.0),
         )
+
+
+async def say(saver: CachedPostgresSaver, thread_id: str, text: str) -> str:
+    """Run one turn of a conversation, and return the answer: all that the user has said so far.
+
+    The graph has no memory of its own. So if the answer holds the text of an earlier turn, the saver has
+    brought it back.
+    """
+
+    async def answer(state: MessagesState) -> dict[str, list[tuple[str, str]]]:
+        said = [str(message.text) for message in state["messages"] if message.type == "human"]
+        return {"messages": [("ai", " ".join(said))]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("answer", answer)
+    graph = builder.add_edge(START, "answer").compile(checkpointer=saver)
+    given: Any = {"messages": [("user", text)]}
+    state = await graph.ainvoke(given, {"configurable": {"thread_id": thread_id}})
+    return str(state["messages"][-1].text)
 
 
 async def _count(cursor: psycopg.AsyncCursor[tuple[object, ...]], table: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from glasspoint.demo.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.l1.epoch import keys_of
 from glasspoint.model.scope import Scope
 from glasspoint.redis.client import open_redis

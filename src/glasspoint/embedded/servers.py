@@ -33,7 +33,7 @@ from psycopg import sql
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from glasspoint.demo.guarded import GuardedDirectory, OrphanSignal
+from glasspoint.embedded.guarded import GuardedDirectory, OrphanSignal
 from glasspoint.errors import EmbeddedServerUnavailable
 
 __all__ = ["EmbeddedPostgres", "EmbeddedRedis"]
