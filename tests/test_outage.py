@@ -1280,6 +1280,22 @@ async def test_subgraphs_that_are_stored_before_their_run_share_its_branch() -> 
     assert "42" not in found
 
 
+async def test_a_subgraph_of_a_run_that_has_stored_nothing_yet_goes_with_the_branch_of_its_run() -> None:
+    """With `durability="exit"`. The run has read its thread below, and what it read was set aside then."""
+    upper, branches, before = MemorySaver(), new_branches(), empty_checkpoint()["id"]
+    await Thread("42").put(upper)
+    branches.add(SetAside("42", "a branch", datetime.now(UTC)), has_left=True)
+
+    async def placed(run_stands_at: str) -> str:
+        with suppress(NotStoredYetError):
+            return await thread_of(branches, upper, calls[run_stands_at])
+        return ""
+
+    calls = {each: in_subgraph(each) for each in (before, empty_checkpoint()["id"])}
+    found = [await until(partial(placed, each)) for each in calls]
+    assert found == ["a branch", "42"]
+
+
 async def test_two_runs_that_began_below_with_nothing_have_a_branch_each() -> None:
     """LangGraph leaves the puts of a run that was cancelled to themselves, and the next turn begins."""
     upper = MemorySaver()

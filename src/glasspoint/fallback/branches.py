@@ -113,6 +113,8 @@ class _Known:
     Attributes:
         foreign: The checkpoints that do not belong to it, each with the tier in which that is so.
         awaits_root: Whether a subgraph has made the branch, and its run has not put a checkpoint yet.
+        left_at: When it left the tier that this process works in: the runs that were under way there belong
+            to it. `UNKNOWN_TIME`: it has not left that tier.
     """
 
     set_aside: SetAside
@@ -120,6 +122,7 @@ class _Known:
     ids: set[str] = field(default_factory=set)
     foreign: set[tuple[str, str]] = field(default_factory=set)
     awaits_root: bool = False
+    left_at: datetime = UNKNOWN_TIME
 
 
 @dataclass
@@ -156,16 +159,24 @@ class Branches:
         self._making = asyncio.Lock()
         self._expire_at = 0.0
 
-    def add(self, set_aside: SetAside, ids: Iterable[str] = ()) -> None:
-        """Remember a branch that was set aside, and some of its checkpoints."""
+    def add(self, set_aside: SetAside, ids: Iterable[str] = (), *, has_left: bool = False) -> None:
+        """Remember a branch that was set aside.
+
+        Args:
+            set_aside: The branch.
+            ids: Some of its checkpoints.
+            has_left: Whether it has left the tier that this process works in just now.
+        """
         self._expire()
-        for known in self._of[set_aside.original]:
-            if known.set_aside.thread_id == set_aside.thread_id:
-                known.ids.update(ids)
-                if known.set_aside.began_at == UNKNOWN_TIME:  # of this branch, only the name was known
-                    known.set_aside = set_aside
-                return
-        self._of[set_aside.original].append(_Known(set_aside, _until(), set(ids)))
+        known = next((each for each in self._of[set_aside.original] if _is(each, set_aside)), None)
+        if known is None:
+            known = _Known(set_aside, _until())
+            self._of[set_aside.original].append(known)
+        known.ids.update(ids)
+        if known.set_aside.began_at == UNKNOWN_TIME:  # of this branch, only the name was known
+            known.set_aside = set_aside
+        if has_left and known.left_at == UNKNOWN_TIME:
+            known.left_at = datetime.now(UTC)
 
     def switched(self, begun_anew: Iterable[str]) -> None:
         """Forget what the tier that is left now had of each thread: it may be lost.
@@ -271,6 +282,11 @@ class Branches:
         # A graph puts its checkpoints one after the other. All other calls may overtake a put.
         if puts is None or placement.is_of_subgraph:
             self._await(placement)
+        if placement.is_of_subgraph:  # with `durability="exit"`, its run puts nothing before the end
+            made_at = time_of_id(ids[0])
+            for known in reversed(branches):
+                if made_at < known.left_at:
+                    return known
         if puts is not None:
             return await self._of_orphan(saver, placement, branches)
         self._note_own(tier, thread_id, ids[0])
@@ -391,6 +407,10 @@ def _until() -> float:
 
 def _with_thread(config: RunnableConfig, thread_id: str) -> RunnableConfig:
     return {**config, "configurable": {**config["configurable"], "thread_id": thread_id}}
+
+
+def _is(known: _Known, set_aside: SetAside) -> bool:
+    return known.set_aside.thread_id == set_aside.thread_id
 
 
 async def _has(saver: TierSaver, known: _Known, start: Position) -> bool:

@@ -291,7 +291,7 @@ class Chain:
                 if monotonic() > give_up_at:
                     raise
                 if exc.moved_to is not None and isinstance(thread_id, str):
-                    self.branches.add(SetAside(thread_id, exc.moved_to, UNKNOWN_TIME))
+                    self.branches.add(SetAside(thread_id, exc.moved_to, UNKNOWN_TIME), has_left=True)
                 rising = await self._tier_above() if exc.moved else None
                 if rising is not None:
                     if isinstance(thread_id, str) and not isinstance(saver, CachedPostgresSaver):
