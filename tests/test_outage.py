@@ -1296,6 +1296,22 @@ async def test_a_subgraph_of_a_run_that_has_stored_nothing_yet_goes_with_the_bra
     assert found == ["a branch", "42"]
 
 
+async def test_what_a_task_of_a_lost_tier_writes_does_not_lead_its_run_into_the_thread() -> None:
+    """The checkpoint of the task stands in the lost tier. The next put of the run makes the branch."""
+    upper, branches = MemorySaver(), new_branches()
+    await Thread("42").put(upper)
+    branches.switched({"42"})
+    writes = Placement(config_of("42", checkpoint_id=numbered_id(7)))
+
+    async def placed() -> bool:
+        with suppress(NotStoredYetError):
+            return bool(await thread_of(branches, upper, writes))
+        return False
+
+    await until(placed)
+    assert await thread_of(branches, upper, Placement(writes.config, puts=numbered_id(8))) != "42"
+
+
 async def test_two_runs_that_began_below_with_nothing_have_a_branch_each() -> None:
     """LangGraph leaves the puts of a run that was cancelled to themselves, and the next turn begins."""
     upper = MemorySaver()

@@ -287,10 +287,8 @@ class Branches:
             for known in reversed(branches):
                 if made_at < known.left_at:
                     return known
-        if puts is not None:
-            return await self._of_orphan(saver, placement, branches)
-        self._note_own(tier, thread_id, ids[0])
-        return None
+        # Of a checkpoint that does not come, nothing is noted: the next put of its run may make a branch.
+        return None if puts is None else await self._of_orphan(saver, placement, branches)
 
     def _is_own(self, tier: str, thread_id: str, checkpoint_id: str) -> bool:
         """Tell whether a checkpoint is known to belong to the thread itself, as a tier has it."""
