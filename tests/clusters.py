@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from glasspoint.embedded import EmbeddedPostgres, _postmaster_is_ready
+from glasspoint.embedded import EmbeddedPostgres
+from glasspoint.embedded.servers import _postmaster_is_ready
 
 __all__ = ["Cluster"]
 
