@@ -70,7 +70,7 @@ check: $(VENV)/.installed-dev
 
 # ARGS="--fallbacks redis,memory" for WHAT=chain: no process is killed, and both servers may be away.
 chaos: $(VENV)/.installed-dev
-	@cd tests && exec ../$(BIN)/python -m chaos.$(CHAOS) --minutes $(MINUTES) $(ARGS)
+	@cd tests && PYTHONPATH=$(CURDIR)/tests/support exec ../$(BIN)/python -m chaos.$(CHAOS) --minutes $(MINUTES) $(ARGS)
 
 # It prints its TEST_SEED; with that in the environment it draws the same again.
 explore: $(VENV)/.installed-dev
