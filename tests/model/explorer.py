@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from glasspoint.embedded import EmbeddedRedis
-from glasspoint.savers import opening as lifecycle
+from glasspoint.savers import parts
 from model.world import (
     FrozenLoop,
     Move,
@@ -135,17 +135,17 @@ def explore(
 def _patched() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # The globals that their functions see, which of a mutated module are not the module's own.
-        cache = lifecycle.Cache.read.__globals__
+        cache = parts.Cache.read.__globals__
         patch.setitem(cache, "_new_token", new_token)
-        bursts = lifecycle.Bursts.join.__globals__
+        bursts = parts.Bursts.join.__globals__
         patch.setitem(bursts, "_new_id", new_token)
         patch.setitem(bursts, "monotonic", lambda: 0.0)
         patch.setitem(cache, "asyncio", NoSleep())
-        patch.setitem(lifecycle.Retries.run.__globals__, "asyncio", NoSleep())
-        sweeping = lifecycle.Sweeper.round.__globals__
+        patch.setitem(parts.Retries.run.__globals__, "asyncio", NoSleep())
+        sweeping = parts.Sweeper.round.__globals__
         patch.setitem(sweeping, "_PAUSE_SECONDS", 0.0)
         patch.setitem(sweeping, "monotonic", lambda: 0.0)
-        patch.setitem(lifecycle.IdentityKeeper.look.__globals__, "monotonic", clock)
+        patch.setitem(parts.IdentityKeeper.look.__globals__, "monotonic", clock)
         yield
 
 

@@ -32,7 +32,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -397,7 +397,7 @@ def _can_tell(process: _Process) -> bool:
     if process.is_foreign or process.is_cut_off or process.is_forbidden:
         return False
     l1 = process.saver._l1
-    return bool(process.saver._breaker.is_closed and l1.is_identified and not l1.quarantine)
+    return bool(process.saver._parts.breaker.is_closed and l1.is_identified and not l1.quarantine)
 
 
 class _Reigns(store.Reigns):
@@ -660,14 +660,14 @@ class World:
                 raise Violation(f"{actor.name} waits for ever, at {[g.label for g in self._gates]}")
         for intent in self._live_intents():
             self._expire(intent)
-        self._observer._l1.doubt()
+        self._observer._l1.trust.suspect()
         alive = [p for p in self._processes.values() if not any(actor.crashed for actor in p.actors)]
         savers = {p.name: p for p in alive if not p.is_foreign}
         if self._is_moved or any(not effect.is_settled for effect in self._effects if effect.required):
             # Each would sweep within a second, and one that is detached takes over within a minute.
             for process in [*savers.values(), *savers.values()]:
                 process.clock += _A_MINUTE
-                self._complete(process, process.saver._sweeper.round())
+                self._complete(process, process.saver._parts.sweeper.round())
         readers = [
             p for p in savers.values() if any(call.reads for actor in p.actors for call in actor.calls)
         ]
@@ -718,9 +718,9 @@ class World:
 
     def _may_wait(self, process: _Process) -> bool:
         """Whether it is detached, and its minute is not over."""
-        if process.is_foreign or process.done or process.saver._identity._detached_at is None:
+        if process.is_foreign or process.done or process.saver._parts.identity._detached_at is None:
             return False
-        return process.clock - process.saver._identity._detached_at < _A_MINUTE
+        return process.clock - process.saver._parts.identity._detached_at < _A_MINUTE
 
     def _fault_moves(self, kind: str, intents: Collection[str]) -> list[Move]:
         if kind == "evict":
@@ -755,7 +755,9 @@ class World:
             asking = {gate.actor.process.name for gate in self._gates if gate.tier == "l1"}
             return [("forbid", p.name) for p in processes if p.name in asking and not p.is_forbidden]
         if kind == "open":
-            return [("open", p.name) for p in processes if not p.is_foreign and p.saver._breaker.is_closed]
+            return [
+                ("open", p.name) for p in processes if not p.is_foreign and p.saver._parts.breaker.is_closed
+            ]
         if kind == "cancel":
             return [("cancel", actor.name) for actor in begun]
         if kind in ("unsaid", "unheard"):
@@ -1074,7 +1076,7 @@ class World:
         self._fault(f"open: {name}", lossy=True)
         process = self._processes[name]
         process.saver._l1._unavailable(TimeoutError())
-        process.saver._breaker.trip("explored")
+        process.saver._parts.breaker.trip("explored")
         self._is_wary(process)
         self._has_met(process.actors[0], "open", None)
         for actor in process.actors:
@@ -1245,7 +1247,7 @@ class World:
         actor = _ACTOR.get()
         if actor.connected != self._starts:
             actor.connected = self._starts
-            await actor.process.saver._identity.greet(None)
+            await actor.process.saver._parts.identity.greet(None)
 
     async def _pass(
         self,
@@ -1365,7 +1367,7 @@ class World:
 
     def _users_of_keys(self, process: _Process) -> set[str]:
         """The names of all processes that use the same keys."""
-        keys = process.saver._identity.identity
+        keys = process.saver._parts.identity.identity
         return {p.name for p in self._processes.values() if p is process or self._identity(p) == keys}
 
     def _fits(self, process: _Process, answer: Any) -> bool:
@@ -1382,7 +1384,7 @@ class World:
         )
 
     def _identity(self, process: _Process) -> Any:
-        return None if process.is_foreign else process.saver._identity.identity
+        return None if process.is_foreign else process.saver._parts.identity.identity
 
     def _has_met(self, actor: _Actor, label: str, answer: Any) -> None:
         """Something has happened to an actor, on which depends what it will do."""
@@ -1398,11 +1400,11 @@ class World:
         """What a saver remembers from one call to the next."""
         if process.is_foreign:
             return ()
-        cache, keeper = process.saver._l1, process.saver._identity
+        cache, keeper = process.saver._l1, process.saver._parts.identity
         epochs = cache._epochs
         return (
-            cache.trusted,
-            process.saver._breaker.state,
+            cache.trust.is_trusted,
+            process.saver._parts.breaker.state,
             epochs._trusted,
             epochs.server and self._reigns.name(epochs.server.reign),
             keeper.identity and keeper.identity.generation,
@@ -1519,13 +1521,10 @@ class World:
         self._loop.create_task(work, context=context)
 
     def _make_saver(self, name: str, where: str, servers: Mapping[str, EmbeddedRedis]) -> Any:
-        class ExploredSaver(saver.CachedPostgresSaver):
-            _pruner = property(lambda self: store.ModelPruner(self._l2))  # type: ignore[assignment]
-
         client = _SteppedRedis(port=servers[where].port)
         client.world, client.where = self, where
         pool: Any = AsyncConnectionPool("", open=False)
-        made = ExploredSaver(
+        made = saver.CachedPostgresSaver(
             AsyncPostgresSaver(pool),
             client,
             telemetry=Telemetry("explorer", ()),
@@ -1536,16 +1535,19 @@ class World:
         )
         model = store.ModelStore(self._pass_postgres, check_out=self._check_out, reigns=self._reigns)
         made._l2 = model  # type: ignore[assignment]
+        made._parts = replace(made._parts, l2=model)  # type: ignore[arg-type]
+        made._maintenance._parts = made._parts
+        made._maintenance._pruner = store.ModelPruner(model)  # type: ignore[assignment]
         model.fences.holder = name
         made._bursts._fences = model.fences  # type: ignore[assignment]
         made._bursts._in_background = model.fences.in_background = self._in_background
         made._bursts._look_later = lambda _burst: None  # type: ignore[method-assign]
-        made._sweeper._journal = made._identity._journal = model.journal  # type: ignore[assignment]
-        made._identity._identities = model.identities  # type: ignore[assignment]
-        assert made._sweeper._task is not None
-        made._sweeper._task.cancel()  # a sweep is explored as an actor's call
-        assert made._lifetime.end_of_loop is not None
-        made._lifetime.end_of_loop.dismiss()  # what is left over after each run is cancelled: see `_bury`
+        made._parts.sweeper._journal = made._parts.identity._journal = model.journal  # type: ignore[assignment]
+        made._parts.identity._identities = model.identities  # type: ignore[assignment]
+        assert made._parts.sweeper._task is not None
+        made._parts.sweeper._task.cancel()  # a sweep is explored as an actor's call
+        assert made._lifetime._end_of_loop is not None
+        made._lifetime._end_of_loop.dismiss()  # what is left over after each run is cancelled: see `_bury`
         return made
 
     def _prepare(self) -> None:
@@ -1578,8 +1580,8 @@ class World:
             server = self._loop.complete(each._l1.connect())
             self._reigns.meet(where, server.reign)
             if name not in (*scenario.opening, *scenario.there):
-                self._complete(_Process(name, each, where), each._sweeper.settle())
-                assert each._l1.trusted
+                self._complete(_Process(name, each, where), each._parts.sweeper.settle())
+                assert each._l1.trust.is_trusted
             self._minds[name] = _memory_of(each)
         key = self._observer._l1.epoch.key(SCOPE)
         self._first_place: Place = HERE, key
@@ -1591,11 +1593,11 @@ class World:
             _recall(each, self._minds[name])
             each._l1._available = True
             # It opens when the explorer says so, and may be probed at once.
-            each._l1._breaker = each._breaker = each._sweeper._breaker = Breaker(
-                failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0
-            )
+            breaker = Breaker(failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0)
+            each._l1._breaker = each._parts.sweeper._breaker = breaker
+            each._parts = replace(each._parts, breaker=breaker)
             if name in self.scenario.new:
-                each._l1._believed_at = None
+                each._l1.trust._trusted_at = None
 
     def _script_names(self) -> dict[str, str]:
         if not self._names:
@@ -1647,8 +1649,8 @@ _Memory = list[tuple[dict[str, Any], dict[str, Any]]]
 
 def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
-    parts = saver._l1, saver._l1._epochs, saver._l1._quarantine, saver._identity, saver._sweeper
-    return (*parts, saver._bursts, saver._bursts._fences)
+    l1 = saver._l1, saver._l1.trust, saver._l1._epochs, saver._l1._quarantine
+    return (*l1, saver._parts.identity, saver._parts.sweeper, saver._bursts, saver._bursts._fences)
 
 
 def _memory_of(saver: Any) -> _Memory:

@@ -66,7 +66,7 @@ class UnattachedSaver(CachedPostgresSaver):
     """A saver for dry runs: it makes no identity, so that it does not take the cache away from a service."""
 
     async def _connect_l1(self) -> None:
-        self._identity.attaches = False
+        self._parts.identity.attaches = False
 
 
 def registering(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,4 +1,4 @@
-"""Background work: a bug does not end it, and cancellation does not leave it half done.
+"""Background work: a bug does not end it.
 
 An unexpected exception in a task that nothing awaits would end the task silently. Until a restart of the
 process, the journal would not be swept, or the higher tiers would not be tried. So each background task
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +18,12 @@ from glasspoint.logs import get_logger
 from glasspoint.telemetry.events import BackgroundTaskFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-    from typing import Any
+    from collections.abc import Awaitable, Callable, Sequence
 
     from glasspoint.model.generics import ItemT, ResultT
     from glasspoint.telemetry.events import TaskName, Telemetry
 
-__all__ = ["BackgroundTask", "for_each", "heeding_cancellation", "run_to_the_end"]
+__all__ = ["BackgroundTask", "for_each"]
 
 
 _log = get_logger("glasspoint")
@@ -83,41 +81,6 @@ class BackgroundTask:
     def worked(self) -> None:
         """Record that an attempt succeeded, so that the pause after the next failure is short again."""
         self.pause = 0.0
-
-
-@contextmanager
-def heeding_cancellation() -> Iterator[None]:
-    """Raise `CancelledError` at the end of a block, if a cancellation was requested in it and got lost.
-
-    redis-py and psycopg wait with `asyncio.wait_for`. Before Python 3.12, this function loses a cancellation
-    that comes as the wait ends.
-    """
-    task = asyncio.current_task()
-    cancels = task.cancelling() if task else 0
-    yield
-    if task and task.cancelling() > cancels:
-        raise asyncio.CancelledError
-
-
-async def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Run work that must not be left half done, such as closing connections.
-
-    The work also ends if the caller is cancelled meanwhile, even several times.
-
-    Args:
-        work: A coroutine that ends by itself: all its waits have timeouts.
-
-    Raises:
-        CancelledError: The caller was cancelled meanwhile; the work has ended.
-    """
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
-        raise
 
 
 async def for_each(

@@ -168,7 +168,7 @@ async def test_what_a_trigger_of_others_writes_inside_a_statement_of_ours_is_not
     await rows(watched, ("marked", "", "1"))
     await run(watched, "DELETE FROM checkpoint_writes")
     async with open_saver(watched, redis_url, sweep_interval_seconds=NEVER) as saver:
-        await saver._sweeper.round()  # on a busy machine, the opening has not waited for it
+        await saver._parts.sweeper.round()  # on a busy machine, the opening has not waited for it
         await noted(watched)
         await Thread("a").put(saver)
         assert await noted(watched) == [("inner", "", WRITES), ("marked", "", CHECKPOINTS)]
