@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
@@ -16,7 +16,15 @@ from glasspoint.l1.compression import MIN_BYTES
 from glasspoint.l2 import pool as pools
 from glasspoint.logs import get_logger
 from glasspoint.model.cancellation import heeding_cancellation
-from glasspoint.model.option_types import Age, Seconds, age_of, check_options, checks_options, seconds_of
+from glasspoint.model.option_types import (
+    Age,
+    Seconds,
+    age_of,
+    check_options,
+    checks_options,
+    names_of,
+    seconds_of,
+)
 from glasspoint.model.sync_methods import Opening
 from glasspoint.redis import client
 from glasspoint.redis.faults import NeverTheCacheError
@@ -37,7 +45,6 @@ if TYPE_CHECKING:
 
     from glasspoint.coherence.last_used import LastUsed
     from glasspoint.l2.types import Pool
-    from glasspoint.model.password import Password
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["ManagedSaver"]
@@ -233,28 +240,16 @@ class ManagedSaver(OpenedSaver):
         return saver
 
     @classmethod
-    async def _open(
-        cls,
-        conn_string: str,
-        redis: Redis | str,
-        *,
-        pool_min_size: int = 1,
-        pool_max_size: int = 10,
-        pool_timeout_seconds: Seconds = 10.0,
-        connect_timeout_seconds: Seconds = 5.0,
-        prepare_threshold: int | None = 0,
-        schema: str | None = None,
-        password: Password | None = None,
-        **options: Any,
-    ) -> Self:
-        if pool_min_size > pool_max_size:
+    async def _open(cls, conn_string: str, redis: Redis | str, **options: Unpack[OpenCachedOptions]) -> Self:
+        min_size, max_size = options.get("pool_min_size", 1), options.get("pool_max_size", 10)
+        if min_size > max_size:
             raise ConfigurationError(
-                f"pool_min_size is {pool_min_size} and pool_max_size {pool_max_size}: pool_min_size must not "
-                "be greater than pool_max_size."
+                f"pool_min_size is {min_size} and pool_max_size {max_size}: pool_min_size must not be "
+                "greater than pool_max_size."
             )
-        pool_timeout_seconds = seconds_of(pool_timeout_seconds)
-        connect_timeout_seconds = seconds_of(connect_timeout_seconds)
-        telemetry = options["telemetry"] = options.get("telemetry") or create_telemetry()
+        names = names_of(CachedOptions)
+        own = cast("CachedOptions", {name: value for name, value in options.items() if name in names})
+        telemetry = own["telemetry"] = options.get("telemetry") or create_telemetry()
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = seconds_of(options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS))
@@ -264,20 +259,20 @@ class ManagedSaver(OpenedSaver):
             with heeding_cancellation():
                 pool = await pools.open_pool(
                     conn_string,
-                    min_size=pool_min_size,
-                    max_size=pool_max_size,
-                    timeout_seconds=pool_timeout_seconds,
-                    connect_timeout_seconds=connect_timeout_seconds,
-                    prepare_threshold=prepare_threshold,
+                    min_size=min_size,
+                    max_size=max_size,
+                    timeout_seconds=seconds_of(options.get("pool_timeout_seconds", 10.0)),
+                    connect_timeout_seconds=seconds_of(options.get("connect_timeout_seconds", 5.0)),
+                    prepare_threshold=options.get("prepare_threshold", 0),
                     statement_timeout_seconds=seconds_of(
                         options.get("write_deadline_seconds", _WRITE_DEADLINE_SECONDS)
                     ),
-                    schema=schema,
-                    password=password,
+                    schema=options.get("schema"),
+                    password=options.get("password"),
                     telemetry=telemetry,
                 )
                 opened.push_async_callback(pools.close_pool, pool)
-                saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
+                saver = cls(AsyncPostgresSaver(pool), redis, pool, **own)
                 # If the opening fails, the saver's tasks must not connect again.
                 opened.push_async_callback(saver._lifetime.close)
                 await saver._connect_l1()
