@@ -14,8 +14,10 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from threading import Lock
-from time import monotonic, perf_counter, time
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from glasspoint.logs import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,8 +76,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger("glasspoint.telemetry")
-
-_FAILURES_LOG_SECONDS = 60.0
 
 Tier = Literal["l1", "l2"]
 Server = Literal["l1", "l2", "redis"]
@@ -680,25 +680,22 @@ class Failures:
     def __init__(self) -> None:
         self.count = 0
         self._lock = Lock()
-        self._logged_at = -_FAILURES_LOG_SECONDS
-        self._logged_count = 0
+        self._lines = Throttle()
 
     def report(self, where: str, error: Exception) -> None:
         """Count a failure, and log it if none was logged in the last minute."""
         with self._lock:
             self.count += 1
-            if monotonic() - self._logged_at < _FAILURES_LOG_SECONDS:
-                return
-            since, self._logged_count = self.count - self._logged_count, self.count
-            self._logged_at = monotonic()
-        _log.warning(
-            "Telemetry failed in %s (%s): the call goes on, but metrics or spans of it are missing. (%d such "
-            "failures since the last such line; at most one in %d s.)",
-            where,
-            type(error).__qualname__,
-            since,
-            _FAILURES_LOG_SECONDS,
-        )
+            since = self._lines.due()
+        if since:
+            _log.warning(
+                "Telemetry failed in %s (%s): the call goes on, but metrics or spans of it are missing. (%d "
+                "such failures since the last such line; at most one in %d s.)",
+                where,
+                type(error).__qualname__,
+                since,
+                self._lines.seconds,
+            )
 
 
 failures = Failures()
