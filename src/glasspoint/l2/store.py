@@ -458,17 +458,7 @@ class _Walker(AsyncPostgresSaver):
 
     @staticmethod
     def _try_advance_walks(
-        target_id: str,
-        channels: Sequence[str],
-        parent_of: Mapping[str, str | None],
-        ver_by_i_by_cid: Sequence[Mapping[str, str | None]],
-        hb_by_i_by_cid: Sequence[Mapping[str, bool]],
-        inline_by_i_by_cid: Sequence[Mapping[str, Any]],
-        chain_by_ch: dict[str, list[str]],
-        seed_ver_by_ch: dict[str, str | None],
-        seed_inline_by_ch: dict[str, Any],
-        walk_cursor_by_ch: dict[str, str | None],
-        seeded: set[str],
+        target_id: str, channels: Sequence[str], parent_of: Mapping[str, str | None], *rest: Any
     ) -> None:
         passed: dict[str, None] = {}
         at = parent_of.get(target_id)
@@ -476,23 +466,12 @@ class _Walker(AsyncPostgresSaver):
             passed[at] = None
             at = parent_of[at]
         if at is not None and at in passed:
-            for has_blob, inline, channel in zip(hb_by_i_by_cid, inline_by_i_by_cid, channels, strict=True):
+            _, has_blobs, inlines, *_, seeded = rest
+            for has_blob, inline, channel in zip(has_blobs, inlines, channels, strict=True):
                 has_value = (has_blob.get(each) or inline.get(each) is not None for each in passed)
                 if channel not in seeded and not any(has_value):
                     raise DeltaChainError.of_circle(at)
-        AsyncPostgresSaver._try_advance_walks(
-            target_id,
-            channels,
-            parent_of,
-            ver_by_i_by_cid,
-            hb_by_i_by_cid,
-            inline_by_i_by_cid,
-            chain_by_ch,
-            seed_ver_by_ch,
-            seed_inline_by_ch,
-            walk_cursor_by_ch,
-            seeded,
-        )
+        AsyncPostgresSaver._try_advance_walks(target_id, channels, parent_of, *rest)
 
 
 async def _fetch_one(conn: Connection, sql: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
