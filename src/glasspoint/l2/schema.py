@@ -152,8 +152,6 @@ async def set_up(conn: Connection, *, foreign_writes: ForeignWrites, lifts_timeo
             )
         while index := await _in_turn(conn, state.schema, lambda: _migrate(conn, watch=watch)):
             await _build(conn, state.schema, index, lifts_timeout=lifts_timeout)
-        for name in state.invalid_indexes:
-            await _mend(conn, state.schema, name, lifts_timeout=lifts_timeout)
 
 
 async def triggers_stand(conn: Connection) -> bool:
@@ -248,7 +246,6 @@ class _State:
         tables: The tables, upstream's and ours, that are there.
         migration: The number of upstream's last migration. -1: none.
         version: The version of our own tables. 0: none.
-        invalid_indexes: Indexes of upstream's migrations that are invalid, and that this role may rebuild.
         triggers: The number of triggers that are there as this version makes them.
         may_make_triggers: Whether an attempt to make triggers may succeed.
         other_schema: Another schema, in which the search path finds tables. `None`: there is none.
@@ -258,7 +255,6 @@ class _State:
     tables: frozenset[str]
     migration: int
     version: int
-    invalid_indexes: tuple[str, ...]
     triggers: int
     may_make_triggers: bool
     other_schema: str | None
@@ -266,8 +262,7 @@ class _State:
     @property
     def is_complete(self) -> bool:
         """Whether everything except the triggers is there."""
-        is_migrated = self.migration >= len(BasePostgresSaver.MIGRATIONS) - 1
-        return is_migrated and self.has_own_tables and not self.invalid_indexes
+        return self.migration >= len(BasePostgresSaver.MIGRATIONS) - 1 and self.has_own_tables
 
     @property
     def has_own_tables(self) -> bool:
@@ -283,7 +278,6 @@ class _State:
 async def _look(conn: Connection) -> _State:
     params = {
         "tables": ["checkpoint_migrations", *statements.UPSTREAM_TABLES, *statements.OWN_TABLES],
-        "indexes": [index.name for index in _indexes()],
         "trigger_tables": [trigger.table for trigger in statements.TRIGGERS],
         "trigger_names": [trigger.name for trigger in statements.TRIGGERS],
         "functions": [trigger.function for trigger in statements.TRIGGERS],
@@ -295,7 +289,7 @@ async def _look(conn: Connection) -> _State:
             "The search_path of this connection leads to no schema: create that schema, or name another one "
             "(`options=-csearch_path=…` in the connection string)."
         )
-    schema, tables, invalid_indexes, triggers, may_make_triggers, other_schema, may_read_version = row
+    schema, tables, triggers, may_make_triggers, other_schema, may_read_version = row
     # A statement must not name a table that is missing.
     migration: sql.Composable = sql.SQL(query("withheld"))
     version: sql.Composable = sql.SQL(query("withheld"))
@@ -315,7 +309,6 @@ async def _look(conn: Connection) -> _State:
         tables=frozenset(tables),
         migration=-1 if found[0] is None else found[0],
         version=found[1] or 0,
-        invalid_indexes=tuple(invalid_indexes),
         triggers=triggers,
         may_make_triggers=may_make_triggers,
         other_schema=other_schema,
@@ -532,10 +525,6 @@ def _index_of(migration: str) -> _Index | None:
     return _Index(found["name"], found["table"], migration, before, after)
 
 
-def _indexes() -> list[_Index]:
-    return [index for index in map(_index_of, BasePostgresSaver.MIGRATIONS) if index]
-
-
 async def _status_of(conn: Connection, schema: str | None, index: _Index) -> _IndexStatus:
     params = {"schema": schema, "table": index.table, "index": index.name}
     row = await _fetch_one(conn, query("index_status"), params) or (None, ())
@@ -574,23 +563,6 @@ async def _build(conn: Connection, schema: str, index: _Index, *, lifts_timeout:
                     ", ".join(map(str, status.workers)) or "not known",
                 )
             await asyncio.sleep(random.uniform(0.05, 0.25))
-
-
-async def _mend(conn: Connection, schema: str, name: str, *, lifts_timeout: bool) -> None:
-    """Rebuild an index that is invalid although its migration is recorded.
-
-    LangGraph's setup leaves such an index if it was interrupted and called again. No call needs the index. So
-    this waits for no other process, and only logs a failure.
-    """
-    [index] = [index for index in _indexes() if index.name == name]
-    status = await _status_of(conn, schema, index)
-    if status.is_valid or status.workers:
-        return
-    try:
-        async with answered_within(_INDEX_SECONDS, "it took too long"):
-            await _try_build(conn, schema, index, status, lifts_timeout=lifts_timeout)
-    except (L2DeadlineError, errors.InsufficientPrivilege) as exc:
-        _log.warning("The index %s is invalid, and was not built anew. %s", name, exc)
 
 
 async def _try_build(
@@ -720,9 +692,6 @@ async def _set_up_script(conn: Connection, state: _State, *, watch: bool) -> str
         script.add(*statements.TABLES, _init_identity())
     if (watch and not state.has_triggers) or (standing and not state.has_own_tables):
         script.add(*_trigger_statements(standing))
-    for index in _indexes():
-        if index.name in state.invalid_indexes and index.table in state.tables:
-            await _add_index(script, conn, state, index)
     return script.text()
 
 
