@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 from psycopg.rows import tuple_row
 
 from glasspoint.l2.sql import query
+from glasspoint.l2.writing import columns
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -138,5 +139,4 @@ def _cached(scopes: Collection[Scope]) -> list[Scope]:
 
 def _params(told: Iterable[tuple[str, Collection[Scope]]]) -> dict[str, Any]:
     rows = [(cache, *scope) for cache, scopes in told for scope in sorted(set(scopes))]
-    names = ("untold_caches", "untold_threads", "untold_namespaces")
-    return {name: [row[column] for row in rows] for column, name in enumerate(names)}
+    return columns(("untold_caches", "untold_threads", "untold_namespaces"), rows)

@@ -24,6 +24,7 @@ from psycopg.rows import tuple_row
 
 from glasspoint.errors import DeltaChainError, ThreadExistsError, ThreadInUseError
 from glasspoint.l2.sql import query
+from glasspoint.l2.writing import columns
 from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
@@ -367,17 +368,13 @@ class Pruner:
                     writes = [*plan.doomed]
                     writes += map(Row._make, await _fetch(conn, query("orphaned_writes"), params))
                     garbage = await self._garbage(conn, thread_ids, without=plan.doomed)
-                    sizes = [
-                        await _fetch(conn, statement, columns)
-                        for statement, columns in (
-                            (query("checkpoint_sizes"), _columns(plan.doomed)),
-                            (query("write_sizes"), _columns(writes)),
-                            (query("blob_sizes"), _value_columns(garbage)),
-                        )
-                    ]
-        (checkpoints, a), (written, b), (blobs, c) = (each for [each] in sizes)
+                    doomed = _columns(plan.doomed)
+                    [(checkpoints, size)] = await _fetch(conn, query("checkpoint_sizes"), doomed)
+                    [(written, writes_size)] = await _fetch(conn, query("write_sizes"), _columns(writes))
+                    values = _value_columns(garbage)
+                    [(blobs, blobs_size)] = await _fetch(conn, query("blob_sizes"), values)
         threads = {row.thread_id for row in writes} | {value.thread_id for value in garbage}
-        return Removed(threads, checkpoints, written, blobs, a + b + c)
+        return Removed(threads, checkpoints, written, blobs, size + writes_size + blobs_size)
 
     @asynccontextmanager
     async def _transaction(
@@ -399,10 +396,10 @@ class Pruner:
 
     async def _drop_parents(self, conn: Connection, plan: Plan) -> None:
         if plan.severed:
+            names = ("threads", "namespaces", "ids", "parents")
             pairs = [(child, parent) for parent, children in plan.severed.items() for child in children]
-            columns = _columns(child for child, _ in pairs)
-            columns["parents"] = [parent.checkpoint_id for _, parent in pairs]
-            await _execute(conn, query("drop_parents"), columns)
+            severed = columns(names, [(*child, parent.checkpoint_id) for child, parent in pairs])
+            await _execute(conn, query("drop_parents"), severed)
 
     async def _check_gone(self, conn: Connection, thread_ids: Sequence[str]) -> None:
         """Raise an error if a put has added something since the deletion.
@@ -485,21 +482,11 @@ def _scopes(plan: Plan, garbage: Iterable[Value]) -> set[Scope]:
 
 
 def _columns(rows: Iterable[Row]) -> dict[str, list[str]]:
-    taken = list(rows)
-    return {
-        "threads": [row.thread_id for row in taken],
-        "namespaces": [row.checkpoint_ns for row in taken],
-        "ids": [row.checkpoint_id for row in taken],
-    }
+    return columns(("threads", "namespaces", "ids"), rows)
 
 
-def _value_columns(values: Sequence[Value]) -> dict[str, list[str]]:
-    return {
-        "threads": [value.thread_id for value in values],
-        "namespaces": [value.checkpoint_ns for value in values],
-        "channels": [value.channel for value in values],
-        "versions": [value.version for value in values],
-    }
+def _value_columns(values: Iterable[Value]) -> dict[str, list[str]]:
+    return columns(("threads", "namespaces", "channels", "versions"), values)
 
 
 def _names(thread_ids: Sequence[str]) -> str:

@@ -509,27 +509,21 @@ def _as_callers_see(found: CheckpointTuple) -> CheckpointTuple:
 
 
 def _import_statement(item: StoredCheckpoint | PendingWrites) -> tuple[str, dict[str, Any]]:
+    names = ("task_ids", "task_paths", "idxs", "write_channels", "write_types", "write_blobs")
+    writes = [(w.task_id, w.task_path, w.idx, w.channel, *w.value) for w in item.writes]
     params: dict[str, Any] = {
         **item.scope._asdict(),
         "checkpoint_id": item.checkpoint_id,
-        "task_ids": [w.task_id for w in item.writes],
-        "task_paths": [w.task_path for w in item.writes],
-        "idxs": [w.idx for w in item.writes],
-        "write_channels": [w.channel for w in item.writes],
-        "write_types": [w.value.type for w in item.writes],
-        "write_blobs": [w.value.data for w in item.writes],
+        **columns(names, writes),
     }
     if isinstance(item, PendingWrites):
         return query("import_writes"), params
-    channels = sorted(item.values)
+    values = [(channel, version, *value) for channel, (version, value) in sorted(item.values.items())]
     return query("import_checkpoint"), params | {
         "parent_id": item.parent_id,
         "checkpoint": item.document_json,
         "metadata": item.metadata_json,
-        "channels": channels,
-        "versions": [item.values[c][0] for c in channels],
-        "types": [item.values[c][1].type for c in channels],
-        "blobs": [item.values[c][1].data for c in channels],
+        **columns(("channels", "versions", "types", "blobs"), values),
     }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 from glasspoint.l2.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from glasspoint.model.codec import EncodedPut, EncodedWrite, PendingWrites
     from glasspoint.model.scope import Scope
@@ -320,8 +320,7 @@ def _few(names: Sequence[str], rows: Sequence[Row], no_row: Row) -> dict[str, An
     return {"count": len(rows), **dict(zip(names, values, strict=True))}
 
 
-def columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
+def columns(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict[str, list[Any]]:
     """Return rows as `unnest` takes them: one array for each column."""
-    if not rows:
-        return {name: [] for name in names}
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    found = list(zip(*rows, strict=True)) or [()] * len(names)
+    return dict(zip(names, map(list, found), strict=True))
