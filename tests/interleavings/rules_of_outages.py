@@ -194,7 +194,7 @@ RULES_OF_OUTAGES = (
         (
             (
                 _CACHE,
-                "        self._epochs.distrust()\n        self._doubts += 1\n",
+                "        self._epochs.distrust()\n        self.doubts += 1\n",
                 "        self._epochs.distrust()\n",
             ),
         ),
@@ -227,7 +227,7 @@ RULES_OF_OUTAGES = (
     ),
     Mutation(
         "a doubt that arises during a sweep outlives it",
-        ((_CACHE, "self._believed_at = doubts\n", "self._believed_at = self._doubts\n"),),
+        ((_CACHE, "self._believed_at = doubts\n", "self._believed_at = self.doubts\n"),),
         _OWN_SWEEPER,
         ("cut_off",),
         start=(*_DROPPED_AND_WARMED_UP, ("cut_off", "w")),
@@ -248,9 +248,9 @@ RULES_OF_OUTAGES = (
     Mutation(
         "what is in quarantine is not read",
         (
-            (_CACHE, "            if scope in self._quarantine:\n", "            if False:\n"),
-            (_CACHE, "if scope in self._quarantine and not is_sweep:", "if False:"),
-            (_CACHE, "if doubts != self._doubts or scope in self._quarantine:", "if doubts != self._doubts:"),
+            (_CACHE, "            if scope in self.quarantine:\n", "            if False:\n"),
+            (_CACHE, "if scope in self.quarantine and not is_sweep:", "if False:"),
+            (_CACHE, "if doubts != self.doubts or scope in self.quarantine:", "if doubts != self.doubts:"),
         ),
         _OWN,
         ("forbid",),

@@ -1647,7 +1647,7 @@ _Memory = list[tuple[dict[str, Any], dict[str, Any]]]
 
 def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
-    parts = saver._l1, saver._l1._epochs, saver._l1._quarantine, saver._identity, saver._sweeper
+    parts = saver._l1, saver._l1._epochs, saver._l1.quarantine, saver._identity, saver._sweeper
     return (*parts, saver._bursts, saver._bursts._fences)
 
 
