@@ -249,11 +249,11 @@ RULES_OF_OUTAGES = (
     Mutation(
         "what is in quarantine is not read",
         (
-            (_CACHE, "            if scope in self._quarantine:\n", "            if False:\n"),
-            (_CACHE, "if scope in self._quarantine and not is_sweep:", "if False:"),
+            (_CACHE, "            if scope in self.quarantine:\n", "            if False:\n"),
+            (_CACHE, "if scope in self.quarantine and not is_sweep:", "if False:"),
             (
                 _CACHE,
-                "if suspicions != self.trust.suspicions or scope in self._quarantine:",
+                "if suspicions != self.trust.suspicions or scope in self.quarantine:",
                 "if suspicions != self.trust.suspicions:",
             ),
         ),

@@ -1649,7 +1649,7 @@ _Memory = list[tuple[dict[str, Any], dict[str, Any]]]
 
 def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
-    l1 = saver._l1, saver._l1.trust, saver._l1._epochs, saver._l1._quarantine
+    l1 = saver._l1, saver._l1.trust, saver._l1._epochs, saver._l1.quarantine
     return (*l1, saver._parts.identity, saver._parts.sweeper, saver._bursts, saver._bursts._fences)
 
 

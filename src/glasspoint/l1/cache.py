@@ -167,7 +167,10 @@ class Cache:
         self._pipeline = AutoPipeline(redis, timeout_seconds=timeout_seconds)
         self._key_prefix = key_prefix
         self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._server_changed)
-        self._quarantine = Quarantine(telemetry)
+        self.root = self._epochs.root
+        """The common prefix of the keys of all epochs."""
+        self.quarantine = Quarantine(telemetry)
+        """The scopes whose key Redis refuses."""
         self._available = True
         self._unusable_logged = ""
         self._asks_for_rights = False
@@ -178,21 +181,17 @@ class Cache:
         self._breaker = breaker or Breaker()
         self.trust = trust or TrustState()
         """Whether this L1 is trusted."""
-        self._is_absent = False
+        self.is_absent = False
+        """Whether PostgreSQL has no tables for a cache, so that no process can use one on this database."""
         self.written: set[Written] = set()
         """The scopes that this process has changed. `coherence.identity` takes them out."""
-
-    @property
-    def quarantine(self) -> Quarantine:
-        """The scopes whose key Redis refuses."""
-        return self._quarantine
 
     def suspect(self, scope: Scope) -> None:
         """Make L1 suspect until the journal is swept, because Redis did not receive a write.
 
         If the scope of the write is in quarantine, L1 stays trusted for all others.
         """
-        if not self._quarantine.suspect(scope):
+        if not self.quarantine.suspect(scope):
             self.trust.suspect()
 
     @property
@@ -210,16 +209,6 @@ class Cache:
         """Whether the epoch is known. While it is not, each step fails without asking Redis."""
         return self._epochs.known is not None
 
-    @property
-    def is_absent(self) -> bool:
-        """Whether PostgreSQL has no tables for a cache, so that no process can use one on this database."""
-        return self._is_absent
-
-    @property
-    def root(self) -> str:
-        """The common prefix of the keys of all epochs."""
-        return self._epochs.root
-
     def wrote_unannounced(self, scopes: Iterable[Scope]) -> None:
         """Record that scopes were changed in L2, but neither in Redis nor in the journal."""
         self.written.update(Written(scope, None) for scope in scopes)
@@ -232,7 +221,7 @@ class Cache:
             is_absent: Whether no process can have an identity, so that writes need not be announced.
         """
         self.trust.suspect()
-        self._is_absent = is_absent
+        self.is_absent = is_absent
         self._epochs.identify(identity)
 
     async def open(self) -> Server:
@@ -338,7 +327,7 @@ class Cache:
             return Reading("bypassed")
         wanted = checkpoint_id or ""
         for _ in range(_READS):
-            if scope in self._quarantine:
+            if scope in self.quarantine:
                 break
             if not self.trust.is_trusted and not await self.trust.revalidate():
                 break
@@ -349,7 +338,7 @@ class Cache:
                 continue  # the server has changed: a sweep must look at the identity first
             except L1Error:
                 break
-            if suspicions != self.trust.suspicions or scope in self._quarantine:
+            if suspicions != self.trust.suspicions or scope in self.quarantine:
                 # Another call met an error, or this one met another epoch: the journal must be swept first.
                 continue
             return await self._reading(scope, answer)
@@ -580,7 +569,7 @@ class Cache:
             is_sweep: Whether to send the step for a scope in quarantine, too. A refused key then does not
                 count as a failure of Redis, because the sweeper tries it again and again.
         """
-        if scope in self._quarantine and not is_sweep:
+        if scope in self.quarantine and not is_sweep:
             raise OneKeyError("The scope is in quarantine: Redis refuses its key.")
         if not self._breaker.is_closed and not is_probe:
             # L1 need not become suspect: only a sweep that begins after the breaker has closed makes it
@@ -643,7 +632,7 @@ class Cache:
     async def _evalsha(self, step: str, scope: Scope, *args: Any) -> Any:
         epoch = self._epochs.trusted
         if epoch is None:
-            epoch = await self._in_time(self._epochs.current)
+            epoch = await self._in_time(self._epochs.refresh)
         try:
             return await self._send(epoch, step, scope, *args)
         except ResponseError as exc:
@@ -682,9 +671,9 @@ class Cache:
 
     def _refused(self, scope: Scope, exc: Exception, fault: faults.Fault, *, is_sweep: bool) -> L1Error:
         """Put a scope into quarantine, because Redis refuses its key. L1 stays trusted for other scopes."""
-        if scope in self._quarantine:
-            self._quarantine.refused_again(scope, is_sweep=is_sweep)
-        elif self._quarantine.enter(scope, fault.says):
+        if scope in self.quarantine:
+            self.quarantine.refused_again(scope, is_sweep=is_sweep)
+        elif self.quarantine.enter(scope, fault.says):
             if isinstance(exc, AskError):
                 # Only a node of a cluster returns this error. Perhaps another server has replaced this one:
                 # INFO will tell.

@@ -33,6 +33,8 @@ _LONGEST_PAUSE_SECONDS = 30.0
 
 _FRAMES_NAMED = 3
 
+_AT_ONCE = 16
+
 
 class BackgroundTask:
     """The failures of one background task, and its pauses.
@@ -83,22 +85,19 @@ class BackgroundTask:
         self.pause = 0.0
 
 
-async def for_each(
-    items: Sequence[ItemT], step: Callable[[ItemT], Awaitable[ResultT]], *, at_once: int = 16
-) -> list[ResultT]:
+async def for_each(items: Sequence[ItemT], step: Callable[[ItemT], Awaitable[ResultT]]) -> list[ResultT]:
     """Run a step for every item, a few at a time, and return the results in the order of the items.
 
     Args:
         items: The items.
         step: Awaited with each item.
-        at_once: How many steps run at the same time.
 
     Raises:
         Exception: The first error of a step. The steps that ran at the same time have ended by then.
     """
     results: list[ResultT] = []
-    for start in range(0, len(items), at_once):
-        some = map(step, items[start : start + at_once])
+    for start in range(0, len(items), _AT_ONCE):
+        some = map(step, items[start : start + _AT_ONCE])
         for result in await asyncio.gather(*some, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result

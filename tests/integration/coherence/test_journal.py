@@ -32,9 +32,10 @@ from glasspoint.errors import (
     L2RefusedError,
     L2UnavailableError,
 )
+from glasspoint.l2.writing import storing
 from glasspoint.model.scope import Scope
 from states import counts, exact, open_saver, open_upstream
-from steps import Proxy, Thread, keys_of, keys_with_intents, locked, nowhere, settled, tcp, until
+from steps import STORING, Proxy, Thread, keys_of, keys_with_intents, locked, nowhere, settled, tcp, until
 
 NEVER = 3600.0
 """An interval: nobody sweeps by himself while a test runs."""
@@ -749,9 +750,7 @@ async def test_a_batch_of_a_prune_is_swept_too(database: str, own_redis: Embedde
 
 
 def test_a_statement_that_also_records_scopes_is_the_same_otherwise() -> None:
-    from glasspoint.l2.statements import JOURNALLED
-
-    for plain, journalled in JOURNALLED.items():
+    for plain, journalled in ((storing(name), storing(name, is_journalled=True)) for name in STORING):
         rest = plain.removeprefix("/* glasspoint */\n").removeprefix("WITH\n")
         assert journalled.startswith(
             "/* glasspoint */\nWITH journalled AS (\n    INSERT INTO glasspoint_l1_journal"
