@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -479,8 +480,6 @@ def _report_json(report: PruneReport | None, failure: str) -> dict[str, object]:
 
 
 def _report_table(report: PruneReport) -> RenderableType:
-    from glasspoint.cli.prune import human_bytes
-
     title = "would remove" if report.dry_run else "removed"
     grid = Table.grid(padding=(0, 2))
     grid.add_column(width=12)
@@ -495,7 +494,7 @@ def _report_table(report: PruneReport) -> RenderableType:
         ("threads", report.threads),
     ):
         grid.add_row(name, f"{count:,}")
-    grid.add_row("size", human_bytes(report.bytes))
+    grid.add_row("size", decimal(report.bytes))
     if report.skipped_threads:
         grid.add_row("skipped", f"{report.skipped_threads:,} threads that were in use")
     return Block(grid, indent=0, lines_after=0)

@@ -18,6 +18,7 @@ import typer
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from prometheus_client import CollectorRegistry
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -37,7 +38,6 @@ from glasspoint.cli.parts import (
     registering,
     saver_options,
 )
-from glasspoint.cli.prune import human_bytes
 from glasspoint.console import Block, plain
 from glasspoint.errors import ConfigurationError, GlasspointError, SchemaError
 from glasspoint.l2.schema_statements import UPSTREAM_TABLES
@@ -186,7 +186,7 @@ class _Run:
 
     def _on_thread(self, report: MigrationReport) -> None:
         self.report = report
-        said = f"{report.checkpoints:,} checkpoints, {human_bytes(report.bytes)}"
+        said = f"{report.checkpoints:,} checkpoints, {decimal(report.bytes)}"
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=report.threads, description=said)
         elif self._writes_lines and monotonic() >= self._line_at:
@@ -282,7 +282,7 @@ def _report_table(report: MigrationReport) -> Block:
         ("values", report.values),
     ):
         grid.add_row(name, f"{count:,}")
-    grid.add_row("size", human_bytes(report.bytes))
+    grid.add_row("size", decimal(report.bytes))
     grid.add_row("threads", f"{report.copied:,} with something new, {report.unchanged:,} were complete")
     if report.refused:
         grid.add_row(Text("refused", "bold red"), f"{len(report.refused):,} threads, see below")

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
+from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from glasspoint.cli.parts import UnattachedSaver, check_cache
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from glasspoint.savers.maintenance import PruneReport
 
-__all__ = ["PruneRun", "human_bytes"]
+__all__ = ["PruneRun"]
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -127,18 +128,8 @@ class PruneRun:
             raise _Interrupted
 
 
-def human_bytes(count: int) -> str:
-    """Return a size as text, such as `1.2 GB`, in steps of 1000 as for disks."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
-
-
 def _so_far(report: PruneReport) -> str:
-    return f"{report.checkpoints:,} checkpoints, {human_bytes(report.bytes)}, {report.threads:,} threads"
+    return f"{report.checkpoints:,} checkpoints, {decimal(report.bytes)}, {report.threads:,} threads"
 
 
 def _progress(console: Console) -> Progress:
