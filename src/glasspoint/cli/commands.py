@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
 import signal
 import sys
@@ -36,7 +35,18 @@ from rich.text import Text
 from glasspoint._version import __version__
 from glasspoint.cli.browse import app as browse_app
 from glasspoint.cli.migrate import app as migrate_app
-from glasspoint.cli.parts import KeyPrefix, plain_endings, registering, saver_options
+from glasspoint.cli.parts import (
+    AsJson,
+    KeyPrefix,
+    PostgresUrl,
+    RedisUrl,
+    needed,
+    plain_endings,
+    print_error,
+    print_json,
+    registering,
+    saver_options,
+)
 from glasspoint.console import Block
 from glasspoint.errors import GlasspointError
 from glasspoint.logs import kept_warnings
@@ -165,9 +175,7 @@ def setup(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the SQL, for psql, and run none of it.")
     ] = False,
-    postgres_url: Annotated[
-        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
-    ] = "",
+    postgres_url: PostgresUrl = "",
 ) -> None:
     """Make the tables and triggers, or bring them up to date.
 
@@ -181,10 +189,7 @@ def setup(
     from glasspoint.cli.setup import run_setup, setup_script
     from glasspoint.settings import Settings
 
-    if not postgres_url:
-        raise typer.BadParameter(
-            "not configured: set POSTGRES_URL, or pass --postgres-url.", param_hint="--postgres-url"
-        )
+    needed("POSTGRES_URL", postgres_url)
     if remove and renew_signing_key:
         raise typer.BadParameter("there is no key left then.", param_hint="--renew-signing-key")
     task: Task = "remove" if remove else "renew the signing key" if renew_signing_key else "set up"
@@ -205,13 +210,9 @@ def setup(
 
 @_command
 def check(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    postgres_url: Annotated[
-        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
-    ] = "",
-    redis_url: Annotated[
-        str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
-    ] = "",
+    as_json: AsJson = False,
+    postgres_url: PostgresUrl = "",
+    redis_url: RedisUrl = "",
     key_prefix: KeyPrefix = "glasspoint",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one check may take.")] = 15.0,
 ) -> None:
@@ -256,8 +257,7 @@ def check(
             }
             for finding in findings
         ]
-        report = {"ok": passed, "version": __version__, "checks": checks}
-        typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(passed, {"checks": checks})
     raise typer.Exit(0 if passed else 1)
 
 
@@ -282,13 +282,9 @@ def prune(
     batch_size: Annotated[
         int, typer.Option(min=1, help="About how many checkpoints go in one transaction.")
     ] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    postgres_url: Annotated[
-        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
-    ] = "",
-    redis_url: Annotated[
-        str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
-    ] = "",
+    as_json: AsJson = False,
+    postgres_url: PostgresUrl = "",
+    redis_url: RedisUrl = "",
     key_prefix: KeyPrefix = "glasspoint",
 ) -> None:
     """Remove old checkpoints, while everything goes on.
@@ -305,10 +301,8 @@ def prune(
     from glasspoint.cli.prune import PruneRun
 
     age = age_of(older_than)
-    for name, url in (("POSTGRES_URL", postgres_url), ("REDIS_URL", redis_url)):
-        if not url:
-            option = f"--{name.lower().replace('_', '-')}"
-            raise typer.BadParameter(f"not configured: set {name}, or pass {option}.", param_hint=option)
+    needed("POSTGRES_URL", postgres_url)
+    needed("REDIS_URL", redis_url)
     with plain_endings():
         options = saver_options()
     run = PruneRun(
@@ -331,11 +325,11 @@ def prune(
             if run.undone:
                 failure = "interrupted; the batch under way was undone."
     if as_json:
-        typer.echo(json.dumps(_report_json(run.report, failure), ensure_ascii=False, indent=2))
+        print_json(not failure, _report_json(run.report, failure))
     elif run.report is not None:
         Console(highlight=False).print(_report_table(run.report))
     if failure and not as_json:
-        Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), failure))
+        print_error(failure)
     raise typer.Exit(130 if run.interrupted else 1 if failure else 0)
 
 
@@ -387,7 +381,7 @@ def trace(
         Path | None,
         typer.Option(metavar="FILE", help="Write a page to look at in a browser.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a conversation turn by turn: what took how long, and where each read came from.
 
@@ -462,10 +456,8 @@ def age_of(text: str, option: str = "--older-than") -> timedelta:
 
 def _report_json(report: PruneReport | None, failure: str) -> dict[str, object]:
     if report is None:
-        return {"ok": False, "version": __version__, "error": failure}
+        return {"error": failure}
     return {
-        "ok": not failure,
-        "version": __version__,
         **({"error": failure} if failure else {}),
         "dry_run": report.dry_run,
         "cutoff": report.cutoff.isoformat(timespec="seconds"),

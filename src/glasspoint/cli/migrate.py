@@ -6,7 +6,6 @@ The source is a URL or a file name.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +22,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from glasspoint._version import __version__
 from glasspoint.cli.parts import (
     AsJson,
     KeyPrefix,
@@ -35,6 +33,7 @@ from glasspoint.cli.parts import (
     needed,
     plain_endings,
     print_error,
+    print_json,
     registering,
     saver_options,
 )
@@ -145,7 +144,7 @@ def migrate(
             failure, status = "interrupted: run it again to copy the rest.", 130
     status = status or (1 if run.report.refused else 0)
     if as_json:
-        typer.echo(json.dumps(_report_json(run.report, failure), ensure_ascii=False, indent=2))
+        print_json(not status, _report_json(run.report, failure))
     elif run.report.threads or not failure:
         Console(highlight=False).print(_report_table(run.report))
     if not as_json:
@@ -255,8 +254,6 @@ def _progress(console: Console) -> Progress:
 
 def _report_json(report: MigrationReport, failure: str) -> dict[str, object]:
     return {
-        "ok": not failure and not report.refused,
-        "version": __version__,
         **({"error": " ".join(failure.split())} if failure else {}),
         "dry_run": report.dry_run,
         "threads": report.threads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.text import Text
 
+from glasspoint._version import __version__
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import (
     ConfigurationError,
@@ -39,6 +41,7 @@ __all__ = [
     "needed",
     "plain_endings",
     "print_error",
+    "print_json",
     "registering",
     "saver_options",
 ]
@@ -115,6 +118,11 @@ def print_error(text: str) -> None:
     """Print an error in one line of any length: a terminal wraps it, and a pipe keeps it whole."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())))
+
+
+def print_json(ok: bool, facts: Mapping[str, object]) -> None:
+    """Print the JSON object of `--json`: whether the command succeeded, the version, and its facts."""
+    typer.echo(json.dumps({"ok": ok, "version": __version__, **facts}, ensure_ascii=False, indent=2))
 
 
 @asynccontextmanager
