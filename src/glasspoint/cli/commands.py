@@ -40,6 +40,7 @@ from glasspoint.cli.parts import (
     KeyPrefix,
     PostgresUrl,
     RedisUrl,
+    counts_table,
     needed,
     plain_endings,
     print_error,
@@ -472,23 +473,17 @@ def _report_json(report: PruneReport | None, failure: str) -> dict[str, object]:
 
 
 def _report_table(report: PruneReport) -> RenderableType:
-    title = "would remove" if report.dry_run else "removed"
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(width=12)
-    grid.add_column()
-    grid.add_row(
-        Text(title, "bold green"), f"what is older than {report.cutoff:%Y-%m-%d %H:%M} UTC, and not needed"
-    )
-    for name, count in (
+    skipped = ("skipped", f"{report.skipped_threads:,} threads that were in use")
+    grid = counts_table(
+        "would remove" if report.dry_run else "removed",
+        f"what is older than {report.cutoff:%Y-%m-%d %H:%M} UTC, and not needed",
         ("checkpoints", report.checkpoints),
         ("writes", report.writes),
         ("values", report.blobs),
         ("threads", report.threads),
-    ):
-        grid.add_row(name, f"{count:,}")
-    grid.add_row("size", decimal(report.bytes))
-    if report.skipped_threads:
-        grid.add_row("skipped", f"{report.skipped_threads:,} threads that were in use")
+        ("size", decimal(report.bytes)),
+        *([skipped] if report.skipped_threads else []),
+    )
     return Block(grid, indent=0, lines_after=0)
 
 

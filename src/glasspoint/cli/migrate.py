@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
@@ -18,18 +17,19 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import TimeRemainingColumn
 from rich.text import Text
 
 from glasspoint.cli.parts import (
     AsJson,
     KeyPrefix,
     PostgresUrl,
+    ProgressDisplay,
     RedisUrl,
     UnattachedSaver,
     check_cache,
     connected,
+    counts_table,
     needed,
     plain_endings,
     print_error,
@@ -58,7 +58,6 @@ __all__ = ["app"]
 app = typer.Typer()
 _command = registering(app)
 
-_LINE_EVERY_SECONDS = 10.0
 _NAMED_AT_MOST = 10
 _MISSING_TABLES = query("missing_tables")
 
@@ -158,17 +157,16 @@ class _Run:
 
     def __init__(self, console: Console, *, dry_run: bool, shows_progress: bool) -> None:
         self.report = MigrationReport(dry_run)
-        self._console = console
         self._dry_run = dry_run
-        self._progress = _progress(console) if shows_progress and console.is_terminal else None
-        self._writes_lines = shows_progress and not console.is_terminal
-        self._line_at = monotonic() + _LINE_EVERY_SECONDS
+        self._display = ProgressDisplay(
+            console, "looking for threads", TimeRemainingColumn(), shown=shows_progress
+        )
         self._total = 0
 
     async def copy(
         self, source: Source, target: CachedPostgresSaver, thread_ids: Sequence[str] | None
     ) -> None:
-        with self._progress or nullcontext():
+        with self._display.bar:
             self.report = await copy_threads(
                 source,
                 target,
@@ -180,17 +178,15 @@ class _Run:
 
     def _on_begin(self, threads: int) -> None:
         self._total = threads
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], total=threads)
 
     def _on_thread(self, report: MigrationReport) -> None:
         self.report = report
-        said = f"{report.checkpoints:,} checkpoints, {decimal(report.bytes)}"
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=report.threads, description=said)
-        elif self._writes_lines and monotonic() >= self._line_at:
-            self._line_at = monotonic() + _LINE_EVERY_SECONDS
-            self._console.print(f"{report.threads:,} of {self._total:,} threads, {said} …")
+        self._display.show(
+            f"{report.threads:,} of {self._total:,} threads, {report.checkpoints:,} checkpoints, "
+            f"{decimal(report.bytes)}",
+            done=report.threads,
+            total=self._total,
+        )
 
 
 @asynccontextmanager
@@ -239,19 +235,6 @@ async def _check_tables(conn: psycopg.AsyncConnection[Any]) -> None:
         )
 
 
-def _progress(console: Console) -> Progress:
-    progress = Progress(
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("threads, {task.description}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    progress.add_task("looking for threads", total=None)
-    return progress
-
-
 def _report_json(report: MigrationReport, failure: str) -> dict[str, object]:
     return {
         **({"error": " ".join(failure.split())} if failure else {}),
@@ -268,19 +251,15 @@ def _report_json(report: MigrationReport, failure: str) -> dict[str, object]:
 
 
 def _report_table(report: MigrationReport) -> Block:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(width=12)
-    grid.add_column()
-    title = "would copy" if report.dry_run else "copied"
-    grid.add_row(Text(title, "bold green"), f"what was missing of {report.threads:,} threads")
-    for name, count in (
+    grid = counts_table(
+        "would copy" if report.dry_run else "copied",
+        f"what was missing of {report.threads:,} threads",
         ("checkpoints", report.checkpoints),
         ("writes", report.writes),
         ("values", report.values),
-    ):
-        grid.add_row(name, f"{count:,}")
-    grid.add_row("size", decimal(report.bytes))
-    grid.add_row("threads", f"{report.copied:,} with something new, {report.unchanged:,} were complete")
+        ("size", decimal(report.bytes)),
+        ("threads", f"{report.copied:,} with something new, {report.unchanged:,} were complete"),
+    )
     if report.refused:
         grid.add_row(Text("refused", "bold red"), f"{len(report.refused):,} threads, see below")
     return Block(grid, indent=0, lines_after=0)

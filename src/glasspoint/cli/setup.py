@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import psycopg
 
-from glasspoint.errors import GlasspointError, L2UnavailableError, SchemaError
+from glasspoint.cli.parts import connected
+from glasspoint.errors import GlasspointError, SchemaError
 from glasspoint.l2 import schema
-from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -108,16 +108,9 @@ async def _connected(
     postgres_url: str, schema_name: str | None, password: Password | None
 ) -> AsyncIterator[Connection]:
     """Open a connection, and turn PostgreSQL's refusals into errors that say what to do."""
-    try:
-        connection = await connect(postgres_url, schema=schema_name, password=password)
-    except psycopg.OperationalError as exc:
-        reason = in_one_line(exc, postgres_conninfo(postgres_url))
-        raise L2UnavailableError(
-            f"PostgreSQL cannot be reached: {reason}. Check POSTGRES_URL, and that the server is up."
-        ) from None
-    async with connection:
+    async with connected(postgres_url, {"schema": schema_name, "password": password}) as connection:
         try:
-            yield cast("Connection", connection)
+            yield connection
         except psycopg.errors.InsufficientPrivilege as exc:
             raise SchemaError(
                 f"PostgreSQL refused: {exc.diag.message_primary}. Run this with the owner of the tables. "
