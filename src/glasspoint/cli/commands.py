@@ -46,6 +46,7 @@ from glasspoint.cli.parts import (
     print_error,
     print_json,
     registering,
+    report_facts,
     saver_options,
 )
 from glasspoint.console import Block
@@ -187,7 +188,7 @@ def setup(
     Better set the environment variable than the option: other users of a machine can read its command
     lines, passwords and all.
     """
-    from glasspoint.cli.setup import run_setup, setup_script
+    from glasspoint.cli.setup import run_setup
     from glasspoint.settings import Settings
 
     needed("POSTGRES_URL", postgres_url)
@@ -196,16 +197,15 @@ def setup(
     task: Task = "remove" if remove else "renew the signing key" if renew_signing_key else "set up"
     with plain_endings(), kept_warnings(capacity=1):
         settings = Settings.from_environment()
-        do = setup_script if dry_run else run_setup
-        work = do(
+        work = run_setup(
             postgres_url,
             task,
             foreign_writes=foreign_writes.value,
             schema_name=settings.postgres_schema,
             password=settings.postgres_password,
+            dry_run=dry_run,
         )
-        done = asyncio.run(work)
-        for line in [done] if isinstance(done, str) else done:
+        for line in asyncio.run(work):
             typer.echo(line)
 
 
@@ -458,18 +458,7 @@ def age_of(text: str, option: str = "--older-than") -> timedelta:
 def _report_json(report: PruneReport | None, failure: str) -> dict[str, object]:
     if report is None:
         return {"error": failure}
-    return {
-        **({"error": failure} if failure else {}),
-        "dry_run": report.dry_run,
-        "cutoff": report.cutoff.isoformat(timespec="seconds"),
-        "threads": report.threads,
-        "checkpoints": report.checkpoints,
-        "writes": report.writes,
-        "blobs": report.blobs,
-        "bytes": report.bytes,
-        "batches": report.batches,
-        "skipped_threads": report.skipped_threads,
-    }
+    return report_facts(report, failure, cutoff=report.cutoff.isoformat(timespec="seconds"))
 
 
 def _report_table(report: PruneReport) -> RenderableType:

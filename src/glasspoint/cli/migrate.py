@@ -35,6 +35,7 @@ from glasspoint.cli.parts import (
     print_error,
     print_json,
     registering,
+    report_facts,
     saver_options,
 )
 from glasspoint.console import Block, plain
@@ -143,7 +144,7 @@ def migrate(
             failure, status = "interrupted: run it again to copy the rest.", 130
     status = status or (1 if run.report.refused else 0)
     if as_json:
-        print_json(not status, _report_json(run.report, failure))
+        print_json(not status, report_facts(run.report, failure, refused=dict(run.report.refused)))
     elif run.report.threads or not failure:
         Console(highlight=False).print(_report_table(run.report))
     if not as_json:
@@ -233,21 +234,6 @@ async def _check_tables(conn: psycopg.AsyncConnection[Any]) -> None:
             f"The source has no table {missing[0]}: it is not a database of LangGraph's PostgresSaver, or "
             "--from-schema is needed."
         )
-
-
-def _report_json(report: MigrationReport, failure: str) -> dict[str, object]:
-    return {
-        **({"error": " ".join(failure.split())} if failure else {}),
-        "dry_run": report.dry_run,
-        "threads": report.threads,
-        "copied": report.copied,
-        "unchanged": report.unchanged,
-        "checkpoints": report.checkpoints,
-        "writes": report.writes,
-        "values": report.values,
-        "bytes": report.bytes,
-        "refused": dict(report.refused),
-    }
 
 
 def _report_table(report: MigrationReport) -> Block:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import fields
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +50,7 @@ __all__ = [
     "print_error",
     "print_json",
     "registering",
+    "report_facts",
     "saver_options",
 ]
 
@@ -174,6 +176,12 @@ async def connect_once(postgres_url: str, options: Mapping[str, Any]) -> psycopg
         password=options.get("password"),
         connect_timeout_seconds=options.get("connect_timeout_seconds", _CONNECT_SECONDS),
     )
+
+
+def report_facts(report: Any, failure: str, **others: object) -> dict[str, object]:
+    """Return what `--json` prints of a report: the failure, if any, and all fields; `others` replace some."""
+    facts = {each.name: getattr(report, each.name) for each in fields(report)}
+    return {**({"error": " ".join(failure.split())} if failure else {}), **facts, **others}
 
 
 @asynccontextmanager
