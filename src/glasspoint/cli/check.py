@@ -36,10 +36,11 @@ from psycopg.rows import tuple_row
 from redis.exceptions import RedisError, ResponseError
 
 from glasspoint import CachedPostgresSaver, RedisSaver
+from glasspoint.cli.parts import connect_once
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.epoch import root_of
-from glasspoint.l2.pool import connect, postgres_conninfo
+from glasspoint.l2.pool import postgres_conninfo
 from glasspoint.l2.schema import GRANTS, triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.sql import query
@@ -415,12 +416,7 @@ class _Checks:
         )
 
     async def _connect(self) -> psycopg.AsyncConnection:
-        return await connect(
-            self._postgres_url,
-            schema=self._saver_options.get("schema"),
-            password=self._saver_options.get("password"),
-            connect_timeout_seconds=self._saver_options.get("connect_timeout_seconds", 5.0),
-        )
+        return await connect_once(self._postgres_url, self._saver_options)
 
 
 async def say(saver: CachedPostgresSaver, thread_id: str, text: str) -> str:
