@@ -4,7 +4,7 @@
 
 What a pod, a Redis and a PostgreSQL carry, from measured figures: docs/performance.json (`make bench
 WHAT=page`), docs/cost.md, and docs/scaling.json, which --measure renews in a minute, on embedded servers:
-what turns take of the servers. The rest is arithmetic.
+what calls and turns take of the servers. The rest is arithmetic.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _lines(document: dict[str, Any]) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", choices=NAMES, metavar="TABLE", help=", ".join(NAMES))
-    parser.add_argument("--measure", action="store_true", help="what turns take of the servers")
+    parser.add_argument("--measure", action="store_true", help="what calls and turns take of the servers")
     parser.add_argument("--json", type=Path, default=DOCS / "scaling.json", help="where --measure writes")
     return parser.parse_args()
 

@@ -146,8 +146,10 @@ class Arithmetic:
         return 1000 / pod, 1000 / redis, 1000 / postgres
 
     def _connection_seconds(self, durability: Durability) -> float:
-        """How long a turn has a connection, if nobody shares one: the statements, the ways, the flushes."""
-        statements = [kind for kind in TURN[durability] if kind != "hit"]
-        flushes = sum(kind != "miss" for kind in statements)
-        taken = self._figures.turn(OURS, durability, 1)["postgres_ms"] + len(statements) * _ROUND_TRIP_MS
-        return float(taken + flushes * self._figures.servers["flush_ms"]["p50"]) / 1000
+        """How long a turn has a connection, if nobody shares one: the way, the statement, the flush."""
+        taken = 0.0
+        for kind in TURN[durability]:
+            if kind != "hit":
+                flush = 0.0 if kind == "miss" else self._figures.servers["flush_ms"]["p50"]
+                taken += self._figures.postgres_ms(OURS, kind) + _ROUND_TRIP_MS + flush
+        return taken / 1000

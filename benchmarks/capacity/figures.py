@@ -71,7 +71,7 @@ class Figures:
         """The median of what the rounds of `make bench` have measured."""
         for each in self.performance["figures"]:
             if (each["workload"], each["contender"], each["variant"]) == (workload, contender, variant):
-                return float(median(each["rounds"][metric]))
+                return median(each["rounds"][metric])
         raise ValueError(f"docs/performance.json has no {workload} {variant} of {contender}")
 
     def turn(self, contender: str, durability: Durability, conversations: int = MANY) -> dict[str, Any]:
@@ -91,6 +91,13 @@ class Figures:
                 for each in (1, MANY)
             )
         )
+
+    def postgres_ms(self, contender: str, kind: Kind) -> float:
+        """Processor time of PostgreSQL for one call, alone."""
+        for each in self.servers["calls"]:
+            if (each["contender"], each["kind"], each["callers"]) == (contender, kind, 1):
+                return float(each["postgres_ms"])
+        raise ValueError(f"docs/scaling.json has no {kind} of {contender}")
 
 
 def _entries(page: str) -> tuple[Entry, ...]:

@@ -1,4 +1,4 @@
-"""What turns take of the servers, which `make bench` does not tell: `scaling.py --measure`.
+"""What calls and turns take of the servers, which `make bench` does not tell: `scaling.py --measure`.
 
 Processor time of Redis (its own count) and of PostgreSQL (of all its processes, as the system counts it), the
 write-ahead log, rows and bytes in the tables, entries and bytes in Redis, bytes on Redis's wire. Processor
@@ -20,13 +20,17 @@ import psutil
 import psycopg
 from redis.asyncio import Redis
 
-from comparison.peers import QUICK, Peers, peers
+from comparison.calls import Hot
+from comparison.conversations import Conversation
+from comparison.measuring import clocked
+from comparison.peers import OURS, QUICK, Peers, peers
 from comparison.servers import Databases, facts_of, own_databases
-from comparison.turns import CONVERSATIONS, KEPT, Durability, turns_of
+from comparison.turns import KEPT, Durability, turns_of
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
+CALLS: Final = 256
 TURNS: Final = 64
-COMMITS: Final = 256
+THREADS: Final = 64
 CALLERS: Final = (1, 16)
 DURABILITIES: Final[tuple[Durability, ...]] = ("sync", "exit")
 TABLES: Final = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
@@ -34,19 +38,19 @@ PREFIX: Final = "scaling"
 
 
 async def measured(
+    calls: int = CALLS,
     turns: int = TURNS,
-    warm_up_turns: int = CONVERSATIONS * KEPT // 4,
+    warm_up_turns: int = THREADS * KEPT // 4,
     *,
-    commits: int = COMMITS,
     durable: bool = True,
 ) -> dict[str, Any]:
     """Measure, and return everything as a JSON document.
 
     Args:
+        calls: How many of each kind.
         turns: How many for each durability mode.
         warm_up_turns: How many before them: by default so many that all conversations have the messages
             that they will keep, since a turn brings four.
-        commits: How many show what a flush takes.
         durable: Whether PostgreSQL waits for the disk, as a production server does.
     """
     with EmbeddedPostgres(durable=durable) as postgres, EmbeddedRedis() as redis:
@@ -59,8 +63,9 @@ async def measured(
             servers = _Servers(client, connections)
             return {
                 "facts": await facts_of(found.pool, client),
+                "calls": [each async for each in _calls(found, servers, calls)],
                 "turns": [each async for each in _turns(found, servers, turns, warm_up_turns)],
-                "flush_ms": await _flush_ms(databases.ours, commits),
+                "flush_ms": await _flush_ms(databases.ours, calls),
             }
 
 
@@ -147,6 +152,43 @@ def _processor_ms(process: psutil.Process) -> float:
 def _own(name: str, before: dict[str, float], after: dict[str, float]) -> float:
     counts = name in ("redis_ms", "redis_wire_bytes", "postgres_ms")
     return after[name] - before[name] if counts else 0.0
+
+
+async def _calls(found: Peers, servers: _Servers, calls: int) -> AsyncIterator[dict[str, Any]]:
+    for name in QUICK:
+        hot = await Hot.made(found[name], f"calls-{QUICK.index(name)}", 10, THREADS)
+        for callers in CALLERS:
+            for kind in ("hit", "miss", "put", "put_writes"):
+                if kind == "miss" and name != OURS:
+                    continue  # there it is the same read
+                share = min(calls, THREADS) if kind == "miss" else calls
+                repeated = [await _of(kind, hot, servers, share, callers) for _ in range(calls // share)]
+                taken = {key: statistics.fmean(each[key] for each in repeated) for key in repeated[0]}
+                yield {"contender": name, "kind": kind, "callers": callers, **_only_work(taken)}
+
+
+async def _of(kind: str, hot: Hot, servers: _Servers, calls: int, callers: int) -> dict[str, float]:
+    if kind == "put_writes":
+        return await servers.taken_by(partial(_pending_writes, hot, calls, callers), calls)
+    if kind == "put":
+        return await servers.taken_by(partial(hot.puts, calls, callers), calls)
+    await hot.hits(THREADS, 8)
+    if kind == "miss":
+        await servers.redis.flushdb()
+    return await servers.taken_by(partial(hot.hits, calls, callers), calls)
+
+
+async def _pending_writes(hot: Hot, calls: int, callers: int) -> None:
+    """As `Hot.writes`, which makes puts beforehand."""
+    writes: list[Any] = []
+    for i in range(calls):
+        conversation: Conversation = hot.conversations[i % len(hot.conversations)]
+        writes.append(partial(hot.saver.aput_writes, *conversation.next_writes()))
+    await clocked([writes[i::callers] for i in range(callers)])
+
+
+def _only_work(taken: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{taken[name]:.4g}") for name in ("redis_ms", "postgres_ms", "wal_bytes")}
 
 
 async def _turns(found: Peers, servers: _Servers, turns: int, warm_up: int) -> AsyncIterator[dict[str, Any]]:

@@ -75,10 +75,11 @@ async def test_a_turn_makes_the_calls_that_are_counted_on(capacity: Any) -> None
 
 
 async def test_what_the_servers_take_can_be_measured(capacity: Any) -> None:
-    document = await capacity.measuring.measured(turns=4, warm_up_turns=4, commits=16, durable=False)
+    document = await capacity.measuring.measured(calls=16, turns=4, warm_up_turns=4, durable=False)
     figures = capacity.figures.Figures.read(DOCS)
     assert document.keys() == figures.servers.keys()
-    assert [_named(each) for each in document["turns"]] == [_named(each) for each in figures.servers["turns"]]
+    for part in ("calls", "turns"):
+        assert [_named(each) for each in document[part]] == [_named(each) for each in figures.servers[part]]
     for each in document["turns"]:
         assert each["checkpoints_rows"] == {"sync": 8, "exit": 1}[each["durability"]]
         assert each["redis_entries"] == 0, "the conversations' stand there already, a run's subgraph has none"
