@@ -1,1 +1,1 @@
-"""What a pod, a Redis and a PostgreSQL carry: derived from measured figures."""
+"""What a pod, a Redis and a PostgreSQL carry: derived and simulated from measured figures."""

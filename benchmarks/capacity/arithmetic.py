@@ -1,10 +1,11 @@
-"""What follows from the measured figures by arithmetic: the tables of docs/scaling.md."""
+"""What follows from the measured figures by arithmetic: the tables of docs/scaling.md that need no dice."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from capacity.figures import MANY, TURN, Figures
+from capacity.simulation import HUMAN_SECONDS, System
 from comparison.page import table
 from comparison.peers import OURS, POOL
 from comparison.turns import Durability
@@ -18,12 +19,7 @@ POSTGRES_CORES: Final = 4
 MODES: Final[tuple[Durability, ...]] = ("sync", "exit")
 
 _DAY_SECONDS: Final = 86_400
-
-# Assumptions: two calls of a model and one of a tool in a turn; until a user answers; a round trip.
-_THINKING_SECONDS: Final = 2 * 2.0 + 0.3
-_BETWEEN_TURNS_SECONDS: Final = (30, 300)
-_ROUND_TRIP_MS: Final = 0.5
-
+_LONGER_SECONDS: Final = 300
 _TABLES: Final = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 
 
@@ -93,18 +89,19 @@ class Arithmetic:
         rows = []
         for durability in MODES:
             rate = TARGET * self.limits(durability)[0]
-            lasts = _THINKING_SECONDS + self._figures.pod_turn_ms(OURS, durability).many / 1000
+            lasts = System().thinking_seconds + self._figures.pod_turn_ms(OURS, durability).many / 1000
             rows.append(
                 [
                     durability,
                     f"{rate:,.1f}",
                     f"{rate * lasts:,.0f}",
-                    *(f"{rate * (lasts + each):,.0f}" for each in _BETWEEN_TURNS_SECONDS),
+                    f"{rate * (lasts + HUMAN_SECONDS):,.0f}",
+                    f"{rate * (lasts + _LONGER_SECONDS):,.0f}",
                     f"{rate * self._connection_seconds(durability):.2f}",
                 ]
             )
         head = ["durability", "turns a second", "turns under way"]
-        between = [f"conversations, {each} s between turns" for each in _BETWEEN_TURNS_SECONDS]
+        between = [f"conversations, {each:.0f} s between turns" for each in (HUMAN_SECONDS, _LONGER_SECONDS)]
         return table([*head, *between, "connections in use, mean"], rows)
 
     def redis(self) -> str:
@@ -150,6 +147,6 @@ class Arithmetic:
         taken = 0.0
         for kind in TURN[durability]:
             if kind != "hit":
-                flush = 0.0 if kind == "miss" else self._figures.servers["flush_ms"]["p50"]
-                taken += self._figures.postgres_ms(OURS, kind) + _ROUND_TRIP_MS + flush
+                flush = 0.0 if kind == "miss" else self._figures.flush_ms[0]
+                taken += self._figures.call(OURS, kind).postgres_ms.alone + System().round_trip_ms + flush
         return taken / 1000

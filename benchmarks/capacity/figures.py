@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, Literal
 
+from comparison.calls import FURTHER
 from comparison.measuring import Metric
+from comparison.peers import MEMORY, OURS, POOL
 from comparison.turns import Durability
 
 Kind = Literal["hit", "miss", "put", "put_writes"]
+KINDS: Final[tuple[Kind, ...]] = ("hit", "miss", "put", "put_writes")
 
 MANY: Final = 16
 """How many callers there were when "many" was measured."""
+
+ONE_BY_ONE: Final = 4
+"""So many calls of a process at once share nothing yet: see `glasspoint.model.load_detector`."""
+
+_CROWDED: Final = {"hit": 64, "miss": MANY, "put": MANY, "put_writes": MANY}
+_NINETY_NINTH: Final = 2.326
 
 TURN: Final[dict[str, tuple[Kind, ...]]] = {
     # The root's read, its input, agent and tools; the subgraph, whose namespace is new, so that its read is a
@@ -29,6 +39,12 @@ TURN: Final[dict[str, tuple[Kind, ...]]] = {
 }
 """The calls of a turn of `comparison/turns.py`, by durability mode: `test_scaling.py` counts them."""
 
+THINKS_BEFORE: Final[dict[str, dict[int, str]]] = {
+    # Before which calls something takes long: the model, the tool, the model that writes the answer.
+    "sync": {4: "model", 6: "tool", 12: "model"},
+    "exit": {1: "model tool", 2: "model"},
+}
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -36,6 +52,36 @@ class Cost:
 
     alone: float
     many: float
+
+    def among(self, callers: int) -> float:
+        """What it costs each of so many."""
+        if callers <= ONE_BY_ONE:
+            return self.alone
+        shared = (self.alone - self.many) * MANY / (MANY - 1)
+        return self.alone - shared + shared / callers if shared > 0 else self.many
+
+    def times(self, other: Cost) -> Cost:
+        """Both multiplied."""
+        return Cost(self.alone * other.alone, self.many * other.many)
+
+
+ONE: Final = Cost(1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kind of call.
+
+    Attributes:
+        pod_ms, redis_ms, postgres_ms: Processor time.
+        sigma: Of a lognormal distribution: how far single calls spread.
+    """
+
+    kind: Kind
+    pod_ms: Cost
+    redis_ms: Cost
+    postgres_ms: Cost
+    sigma: float
 
 
 @dataclass(frozen=True)
@@ -67,12 +113,19 @@ class Figures:
         )
         return cls(performance, servers, _entries((docs / "cost.md").read_text("utf-8")))
 
-    def bench(self, workload: str, contender: str, metric: Metric, **variant: Any) -> float:
-        """The median of what the rounds of `make bench` have measured."""
+    def rounds(
+        self, workload: str, contender: str, metric: Metric | Literal["calls"], **variant: Any
+    ) -> list[float]:
+        """What `make bench` has measured, a number for each round."""
         for each in self.performance["figures"]:
             if (each["workload"], each["contender"], each["variant"]) == (workload, contender, variant):
-                return median(each["rounds"][metric])
+                found: list[float] = each["rounds"][metric]
+                return found
         raise ValueError(f"docs/performance.json has no {workload} {variant} of {contender}")
+
+    def bench(self, workload: str, contender: str, metric: Metric, **variant: Any) -> float:
+        """The median of that."""
+        return median(self.rounds(workload, contender, metric, **variant))
 
     def turn(self, contender: str, durability: Durability, conversations: int = MANY) -> dict[str, Any]:
         """What a turn takes of the servers, in so many conversations at once: 1 or `MANY`."""
@@ -85,18 +138,78 @@ class Figures:
 
     def pod_turn_ms(self, contender: str, durability: Durability) -> Cost:
         """Processor time of a pod for a turn, LangGraph's included."""
+        return Cost(*(self._turn_cpu_ms(contender, durability, n) for n in (1, MANY)))
+
+    def graph_ms(self, durability: Durability) -> Cost:
+        """LangGraph's part of that: nearly all of a turn without a server."""
+        return self.pod_turn_ms(MEMORY, durability)
+
+    def call(self, contender: str, kind: Kind, scale: Cost = ONE) -> Call:
+        """One kind of call.
+
+        Args:
+            scale: Multiplies the pod's processor time.
+        """
+        workload = "hit" if kind == "miss" and contender == POOL else kind
+        alone, crowd = (self._variant(workload, n) for n in (1, _CROWDED[workload]))
+        p50, p99 = (self.bench(workload, contender, metric, **alone) for metric in ("p50_ms", "p99_ms"))
+        pod = (self.bench(workload, contender, "cpu_ms", **each) for each in (alone, crowd))
+        redis, postgres = (
+            Cost(*(self._server(contender, workload, n)[name] for n in (1, MANY)))
+            for name in ("redis_ms", "postgres_ms")
+        )
+        sigma = math.log(max(1.0, p99 / p50)) / _NINETY_NINTH
+        return Call(kind, Cost(*pod).times(scale), redis, postgres, sigma)
+
+    def parts_ms(self, contender: str, durability: Durability) -> Cost:
+        """A turn's processor time in a pod as the sum of its parts: single calls, and LangGraph."""
+        calls = [self.call(contender, kind).pod_ms for kind in TURN[durability]]
+        graph = self.graph_ms(durability)
+        return Cost(
+            graph.alone + sum(each.alone for each in calls), graph.many + sum(each.many for each in calls)
+        )
+
+    def scale(self, contender: str, durability: Durability) -> Cost:
+        """What a call's processor time is multiplied by, so that the parts make up the measured turn."""
+        graph, parts, turn = (
+            self.graph_ms(durability),
+            self.parts_ms(contender, durability),
+            self.pod_turn_ms(contender, durability),
+        )
         return Cost(
             *(
-                self.bench("turn", contender, "cpu_ms", conversations=each, durability=durability)
-                for each in (1, MANY)
+                max(0.1, (measured - of_graph) / (made - of_graph))
+                for measured, made, of_graph in (
+                    (turn.alone, parts.alone, graph.alone),
+                    (turn.many, parts.many, graph.many),
+                )
             )
         )
 
-    def postgres_ms(self, contender: str, kind: Kind) -> float:
-        """Processor time of PostgreSQL for one call, alone."""
+    @property
+    def flush_ms(self) -> tuple[float, float]:
+        """PostgreSQL's wait for the disk in a commit: the median, and the sigma of its spread."""
+        p50, p99 = (max(0.01, self.servers["flush_ms"][name]) for name in ("p50", "p99"))
+        return p50, math.log(max(1.0, p99 / p50)) / _NINETY_NINTH
+
+    def _variant(self, workload: str, callers: int) -> dict[str, Any]:
+        """Most writes of a turn are further ones of a burst. Older runs do not tell both kinds apart."""
+        plain: dict[str, Any] = {"messages": 10, "callers": callers}
+        in_burst = {**plain, "burst": FURTHER}
+        has_bursts = any(
+            (each["workload"], each["variant"]) == (workload, in_burst)
+            for each in self.performance["figures"]
+        )
+        return in_burst if has_bursts else plain
+
+    def _turn_cpu_ms(self, contender: str, durability: Durability, conversations: int) -> float:
+        return self.bench("turn", contender, "cpu_ms", conversations=conversations, durability=durability)
+
+    def _server(self, contender: str, kind: str, callers: int) -> dict[str, float]:
         for each in self.servers["calls"]:
-            if (each["contender"], each["kind"], each["callers"]) == (contender, kind, 1):
-                return float(each["postgres_ms"])
+            if (each["contender"], each["kind"], each["callers"]) == (contender, kind, callers):
+                found: dict[str, float] = each
+                return found if contender == OURS else {**found, "redis_ms": 0.0}
         raise ValueError(f"docs/scaling.json has no {kind} of {contender}")
 
 

@@ -1,10 +1,13 @@
 """docs/scaling.md: its tables, made from the measured figures.
 
 What is generated stands between `<!-- generated: NAME -->` and `<!-- end -->`, as in docs/performance.md.
+The last of them is a fingerprint of the figures and of the other tables: it tells, without simulating again,
+whether the page is made of these figures, and whether somebody has edited a table.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +15,28 @@ from typing import Final
 
 from capacity.arithmetic import Arithmetic
 from capacity.figures import Figures
+from capacity.simulated import Simulated
 
-NAMES: Final = ("facts", "turn", "carries", "open", "redis", "million")
+SEED: Final = 7
+"""Of the page; `benchmarks/scaling.py --seed` takes others."""
 
+TURNS: Final = 300
+"""Of each simulated run, at least."""
+
+ON_PAPER: Final = ("facts", "turn", "carries", "open", "redis", "million")
+SIMULATED: Final = ("validated", "rising", "fleet", "flushed", "stampede")
+
+_FINGERPRINT: Final = "fingerprint"
 _GENERATED: Final = re.compile(r"(<!-- generated: ([\w ,]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def tables(figures: Figures) -> dict[str, Callable[[], str]]:
+def tables(figures: Figures, seed: int = SEED, turns: int = TURNS) -> dict[str, Callable[[], str]]:
     """What makes each table, by name."""
-    arithmetic = Arithmetic(figures)
-    return {name: getattr(arithmetic, name) for name in NAMES}
+    arithmetic, simulated = Arithmetic(figures), Simulated(figures, seed, turns)
+    return {
+        **{name: getattr(arithmetic, name) for name in ON_PAPER},
+        **{name: getattr(simulated, name) for name in SIMULATED},
+    }
 
 
 def renewed(text: str, docs: Path) -> str:
@@ -31,4 +46,25 @@ def renewed(text: str, docs: Path) -> str:
         docs: Where the figures are.
     """
     made = tables(Figures.read(docs))
-    return _GENERATED.sub(lambda found: f"{found[1]}\n{made[found[2]]().strip()}\n\n{found[4]}", text)
+    text = _filled(text, {name: make() for name, make in made.items()})
+    return _filled(text, {_FINGERPRINT: fingerprint(text, docs)})
+
+
+def shown(text: str) -> dict[str, str]:
+    """The generated parts of a page, by name."""
+    return {found[2]: found[3].strip() for found in _GENERATED.finditer(text)}
+
+
+def fingerprint(text: str, docs: Path) -> str:
+    """Of what this page should show: the figures that it is made of, and the tables that it has."""
+    figures = Figures.read(docs)
+    parts = {name: part for name, part in shown(text).items() if name != _FINGERPRINT}
+    whole = repr((figures.performance, figures.servers, figures.entries, sorted(parts.items())))
+    return f"<!-- made of {hashlib.sha256(whole.encode()).hexdigest()[:16]} -->"
+
+
+def _filled(text: str, made: dict[str, str]) -> str:
+    def part(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{made[found[2]].strip()}\n\n{found[4]}" if found[2] in made else found[0]
+
+    return _GENERATED.sub(part, text)
