@@ -451,7 +451,7 @@ def _trigger_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Stateme
     yield from statements.MAKE_FUNCTIONS
     yield from _drop_statements(standing)
     for trigger in statements.TRIGGERS:
-        yield trigger.create
+        yield sql.SQL(trigger.create).format(table=sql.Identifier(trigger.table))
 
 
 def _drop_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]:
