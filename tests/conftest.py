@@ -19,6 +19,8 @@ import dice  # also loads Hypothesis' profile, which has to be there before any 
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
 from fast import is_slow, is_slow_file
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from recorder import spans_keep_the_contract  # noqa: F401 - a fixture
+from redis_users import any_redis  # noqa: F401 - a fixture
 from steps import another_process
 
 EXPLORING_SECONDS = 3600

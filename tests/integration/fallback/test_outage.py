@@ -18,6 +18,7 @@ from langgraph.types import Command, interrupt
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from delta_graph import make_graph as delta_graph
 from glasspoint import (
     CachedPostgresSaver,
     FallbackSaver,
@@ -42,7 +43,6 @@ from glasspoint.model.lineage import SET_ASIDE
 from glasspoint.model.scope import Scope
 from states import config_of, numbered_id, open_upstream
 from steps import Thread, another_process, drain, readyz, settled, until
-from test_delta import make_graph as delta_graph
 
 KEY = "a key that Redis does not know"
 

@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from redis.asyncio import Redis
 
+from chains import chain
 from command_line import glasspoint
 from glasspoint import RedisSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -20,7 +21,6 @@ from glasspoint.errors import GlasspointError
 from glasspoint.l2.schema import GRANTS
 from states import counts
 from steps import Thread, until
-from test_fallback import chain
 
 PAGE = (Path(__file__).parents[3] / "docs" / "rights.md").read_text("utf-8")
 ROLES, EXACT, IN_ADVANCE = re.findall(r"^```sql\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
