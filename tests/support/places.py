@@ -1,4 +1,4 @@
-"""Where things are that tests read: the project, its docs, and the package as it is imported."""
+"""Where the files are that tests read: the project, its docs, these modules, the package that is imported."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import glasspoint
 
-__all__ = ["DOCS", "ROOT", "SRC"]
+__all__ = ["DOCS", "ROOT", "SRC", "SUPPORT"]
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+SUPPORT = ROOT / "tests" / "support"
 SRC = Path(glasspoint.__file__).parent

@@ -6,7 +6,6 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -41,6 +40,7 @@ from glasspoint.fallback.branches import Branches
 from glasspoint.history.interface import HEARD_SECONDS
 from glasspoint.model.lineage import SET_ASIDE
 from glasspoint.model.scope import Scope
+from places import DOCS
 from states import config_of, numbered_id, open_upstream
 from steps import Thread, another_process, drain, readyz, settled, until
 
@@ -1203,5 +1203,5 @@ async def test_a_promotion_that_leaves_a_lost_tier_behind_never_says_that_all_is
 
 
 def test_the_page_says_how_long_the_first_write_waits() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "fallback.md").read_text("utf-8")
+    page = (DOCS / "fallback.md").read_text("utf-8")
     assert f"waits {HEARD_SECONDS} s before it acknowledges" in page

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -19,10 +18,11 @@ from glasspoint import RedisSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError
 from glasspoint.l2.schema import GRANTS
+from places import DOCS
 from states import counts
 from steps import Thread, until
 
-PAGE = (Path(__file__).parents[3] / "docs" / "rights.md").read_text("utf-8")
+PAGE = (DOCS / "rights.md").read_text("utf-8")
 ROLES, EXACT, IN_ADVANCE = re.findall(r"^```sql\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 USERS = {rule.split()[2]: rule for rule in re.findall(r"^ACL SETUSER .*$", PAGE, re.MULTILINE)}
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import glasspoint
 from glasspoint.l2 import schema, schema_statements, statements
 from glasspoint.l2.sql import BLOCKS, Include, parse, query
+from places import SRC
 from states import open_saver
 
-SRC = Path(glasspoint.__file__).parent
 PARAMETER = re.compile(r"%\((\w+)\)[sb]")
 
 INCLUDED = {line.name for block in BLOCKS.values() for line in block.lines if isinstance(line, Include)}
