@@ -15,8 +15,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from glasspoint.coherence.identity import IdentityKeeper
+from glasspoint.coherence.sweeper import Sweeper
 from glasspoint.embedded import EmbeddedRedis
-from glasspoint.savers import opening as lifecycle
+from glasspoint.l1.cache import Cache
+from glasspoint.l2.retrying import Retries
+from glasspoint.savers.bursts import Bursts
 from model.world import (
     FrozenLoop,
     Move,
@@ -135,17 +139,17 @@ def explore(
 def _patched() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # The globals that their functions see, which of a mutated module are not the module's own.
-        cache = lifecycle.Cache.read.__globals__
+        cache = Cache.read.__globals__
         patch.setitem(cache, "_new_token", new_token)
-        bursts = lifecycle.Bursts.join.__globals__
+        bursts = Bursts.join.__globals__
         patch.setitem(bursts, "_new_id", new_token)
         patch.setitem(bursts, "monotonic", lambda: 0.0)
         patch.setitem(cache, "asyncio", NoSleep())
-        patch.setitem(lifecycle.Retries.run.__globals__, "asyncio", NoSleep())
-        sweeping = lifecycle.Sweeper.round.__globals__
+        patch.setitem(Retries.run.__globals__, "asyncio", NoSleep())
+        sweeping = Sweeper.round.__globals__
         patch.setitem(sweeping, "_PAUSE_SECONDS", 0.0)
         patch.setitem(sweeping, "monotonic", lambda: 0.0)
-        patch.setitem(lifecycle.IdentityKeeper.look.__globals__, "monotonic", clock)
+        patch.setitem(IdentityKeeper.look.__globals__, "monotonic", clock)
         yield
 
 
@@ -270,7 +274,9 @@ class _Search:
 
 def table(reports: Iterable[Report]) -> str:
     """Print-ready: a line a scenario."""
-    rows = [("scenario", "schedules", "runs", "states", "steps", "faults", "reads", "")]
+    rows: list[tuple[str, ...]] = [
+        ("scenario", "schedules", "runs", "states", "steps", "faults", "reads", "")
+    ]
     for each in reports:
         counts = (each.schedules, each.runs, each.states, each.steps, each.faults.total(), each.reads)
         rows.append((each.scenario, *(f"{n:,}" for n in counts), "all" if each.exhaustive else "bounded"))

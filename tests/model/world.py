@@ -317,6 +317,9 @@ class _SteppedRedis(Redis):
         return _Pipeline(self.world.wires[self.where])
 
 
+_parse: Callable[[Any], Any] = parse_info
+
+
 class _Pipeline:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -337,7 +340,7 @@ class _Pipeline:
     async def execute(self) -> list[Any]:
         answers = [_raise_error(answer) for answer in self._wire.send(*self._commands)]
         return [
-            parse_info(answer) if command[0] == "INFO" else answer
+            _parse(answer) if command[0] == "INFO" else answer
             for command, answer in zip(self._commands, answers, strict=True)
         ]
 
@@ -720,7 +723,7 @@ class World:
         """Whether it is detached, and its minute is not over."""
         if process.is_foreign or process.done or process.saver._identity._detached_at is None:
             return False
-        return process.clock - process.saver._identity._detached_at < _A_MINUTE
+        return bool(process.clock - process.saver._identity._detached_at < _A_MINUTE)
 
     def _fault_moves(self, kind: str, intents: Collection[str]) -> list[Move]:
         if kind == "evict":
@@ -1520,7 +1523,7 @@ class World:
 
     def _make_saver(self, name: str, where: str, servers: Mapping[str, EmbeddedRedis]) -> Any:
         class ExploredSaver(saver.CachedPostgresSaver):
-            _pruner = property(lambda self: store.ModelPruner(self._l2))  # type: ignore[assignment]
+            _pruner = property(lambda self: store.ModelPruner(self._l2))
 
         client = _SteppedRedis(port=servers[where].port)
         client.world, client.where = self, where
@@ -1539,7 +1542,7 @@ class World:
         model.fences.holder = name
         made._bursts._fences = model.fences  # type: ignore[assignment]
         made._bursts._in_background = model.fences.in_background = self._in_background
-        made._bursts._look_later = lambda _burst: None  # type: ignore[method-assign]
+        made._bursts._look_later = lambda burst: None  # type: ignore[method-assign]
         made._sweeper._journal = made._identity._journal = model.journal  # type: ignore[assignment]
         made._identity._identities = model.identities  # type: ignore[assignment]
         assert made._sweeper._task is not None
@@ -1652,7 +1655,7 @@ def _parts_of(saver: Any) -> tuple[Any, ...]:
 
 
 def _memory_of(saver: Any) -> _Memory:
-    kinds = set | list | dict | asyncio.Lock
+    kinds = (set, list, dict, asyncio.Lock)
     return [
         (
             {name: value for name, value in vars(part).items() if not isinstance(value, kinds)},
@@ -1710,13 +1713,14 @@ def _changes(after: store.Tables, touched: Iterable[tuple[str, Any]]) -> tuple[A
 
 
 def _applied(tables: store.Tables, effect: _Effect) -> store.Tables:
-    rows = {name: dict(getattr(tables, name)) for name in _TABLES}
+    rows: dict[str, dict[Any, Any]] = {name: dict(getattr(tables, name)) for name in _TABLES}
     for name, key, row in effect.rows:
         if row is None:
             rows[name].pop(key, None)
         else:
             rows[name][key] = row
-    return store.Tables(**{name: frozenset(each.items()) for name, each in rows.items()})
+    fields: dict[str, Any] = {name: frozenset(each.items()) for name, each in rows.items()}
+    return store.Tables(**fields)
 
 
 def _is_live(field_: bytes, value: bytes) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 
 from glasspoint import (
     FallbackSaver,
@@ -22,7 +23,7 @@ from steps import another_process
 def settings_of(postgres_url: str, redis_url: str, **more: Any) -> Settings:
     # A machine that is busy for a moment is no outage of Redis.
     more = {"probe_interval": 0.1, "redis_timeout": 5.0, "l1_timeout": 5.0, **more}
-    return Settings(postgres_url=postgres_url, redis_url=redis_url, **more)
+    return Settings(postgres_url=SecretStr(postgres_url), redis_url=SecretStr(redis_url), **more)
 
 
 @asynccontextmanager

@@ -90,9 +90,10 @@ def put_metadata(value: Any) -> Callable[..., Awaitable[Any]]:
 
 
 def put_write(value: Any, channel: str = "x", task: str = "t1") -> Callable[..., Awaitable[Any]]:
-    return lambda saver, scope, new_id: saver.aput_writes(
-        config_of(*scope, new_id), [("y", 1), (channel, value)], task
-    )
+    def call(saver: BaseCheckpointSaver[Any], scope: Scope, new_id: str) -> Awaitable[Any]:
+        return saver.aput_writes(config_of(*scope, new_id), [("y", 1), (channel, value)], task)
+
+    return call
 
 
 # Small values that PostgreSQL's jsonb refuses. Ours keeps them as blobs, which upstream never does by itself.

@@ -19,6 +19,9 @@ from prometheus_client import CollectorRegistry
 from glasspoint import Telemetry, create_telemetry
 from span_contract import SpanContract
 
+Tree = tuple[str, list[Any]]
+"""The name of a span, and its children."""
+
 CANARY = "canary-Gefluester-0451"
 OFFENCES: list[str] = []
 
@@ -54,7 +57,7 @@ class Recorder:
     def named(self, name: str) -> list[ReadableSpan]:
         return [span for span in self.spans if span.name == name]
 
-    def forest(self) -> list[tuple[str, Any]]:
+    def forest(self) -> list[Tree]:
         """Names as nested (name, children), in the order of their start. Waits for a connection are left out:
         on a busy machine there may always be one."""
         ids = {id_of(span) for span in self.spans}
@@ -64,7 +67,7 @@ class Recorder:
             if span.name != "checkpoint.l2.acquire":
                 children.setdefault(parent, []).append(span)
 
-        def grow(parent: int | None) -> list[tuple[str, Any]]:
+        def grow(parent: int | None) -> list[Tree]:
             return [(span.name, grow(id_of(span))) for span in children.get(parent, [])]
 
         return grow(None)
@@ -87,7 +90,7 @@ class _Counting(Sampler):
 
 def id_of(span: ReadableSpan) -> int:
     assert span.context is not None
-    return span.context.span_id
+    return int(span.context.span_id)
 
 
 def attributes(span: ReadableSpan) -> dict[str, Any]:
@@ -95,9 +98,9 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
 
 
 # The first write of a burst, further ones, and the reader for whom it ends.
-FIRST_PUT = (
+FIRST_PUT: Tree = (
     "checkpoint.put",
     [("checkpoint.l1.begin", []), ("checkpoint.l2.put", []), ("checkpoint.l1.confirm", [])],
 )
-PUT = ("checkpoint.put", [("checkpoint.l2.put", [])])
-PUT_WRITES = ("checkpoint.put_writes", [("checkpoint.l2.put_writes", [])])
+PUT: Tree = ("checkpoint.put", [("checkpoint.l2.put", [])])
+PUT_WRITES: Tree = ("checkpoint.put_writes", [("checkpoint.l2.put_writes", [])])

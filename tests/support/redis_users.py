@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -16,7 +17,8 @@ from places import DOCS
 
 
 async def acl(redis: Redis, user: str, *rules: str) -> None:
-    await redis.execute_command("ACL SETUSER", user, *(rule for each in rules for rule in each.split()))
+    command: Any = redis.execute_command  # has no types
+    await command("ACL SETUSER", user, *(rule for each in rules for rule in each.split()))
 
 
 @pytest.fixture(params=["6.2", "7"])
