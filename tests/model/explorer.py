@@ -21,17 +21,10 @@ from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l1.cache import Cache
 from glasspoint.l2.retrying import Retries
 from glasspoint.savers.bursts import Bursts
-from model.world import (
-    FrozenLoop,
-    Move,
-    NoSleep,
-    Outcome,
-    Scenario,
-    Violation,
-    World,
-    clock,
-    new_token,
-)
+from model.cast import clock, new_token
+from model.frozen import FrozenLoop, NoSleep
+from model.terms import Move, Outcome, Scenario, Violation
+from model.world import World
 
 FAULTS = (
     "crash",
@@ -56,7 +49,7 @@ connection to PostgreSQL breaks, a statement may or may not take effect; `refuse
 error; `cancel` the caller gives up; `cut_off` a process does not reach Redis from now on, until it does
 again; `open` its breaker opens; `forbid` Redis refuses it the key of the scope from now on, until it does
 not any more; `lose_fences` all fences are gone. Also `reboot`: a restart that is one. What happens to
-PostgreSQL itself: `world.CHANGES`."""
+PostgreSQL itself: `terms.CHANGES`."""
 
 
 class Counterexample(AssertionError):
