@@ -91,10 +91,10 @@ def _no_identity() -> None:
 
     def broken(self: epoch.EpochKeeper) -> None:
         compose(self)
-        if self._epoch is not None:
-            assert self._epoch.identity.name in self._epoch.prefix
-            prefix = f"{self.root}{self._epoch.server.reign}:"
-            self._epoch = replace(self._epoch, prefix=prefix, signer=Signer(b"the same everywhere"))
+        if self.known is not None:
+            assert self.known.identity.name in self.known.prefix
+            prefix = f"{self.root}{self.known.server.reign}:"
+            self.known = replace(self.known, prefix=prefix, signer=Signer(b"the same everywhere"))
 
     epoch.EpochKeeper._compose = broken  # type: ignore[method-assign]
 

@@ -133,7 +133,7 @@ def can_tell(process: Process) -> bool:
     if process.is_foreign or process.is_cut_off or process.is_forbidden:
         return False
     l1 = process.saver._l1
-    return bool(process.saver._breaker.is_closed and l1.is_identified and not l1.quarantine)
+    return bool(process.saver._parts.breaker.is_closed and l1.is_identified and not l1.quarantine)
 
 
 def broken() -> L2UnavailableError:

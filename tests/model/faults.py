@@ -61,7 +61,7 @@ def fault_moves(world: World, kind: str, intents: Collection[str]) -> list[Move]
         asking = {gate.actor.process.name for gate in world.gates if gate.tier == "l1"}
         return [("forbid", p.name) for p in processes if p.name in asking and not p.is_forbidden]
     if kind == "open":
-        return [("open", p.name) for p in processes if not p.is_foreign and p.saver._breaker.is_closed]
+        return [("open", p.name) for p in processes if not p.is_foreign and p.saver._parts.breaker.is_closed]
     if kind == "cancel":
         return [("cancel", actor.name) for actor in begun]
     if kind in ("unsaid", "unheard"):
@@ -216,7 +216,7 @@ def open_breaker(world: World, name: str) -> None:
     world.fault(f"open: {name}", lossy=True)
     process = world.processes[name]
     process.saver._l1._unavailable(TimeoutError())
-    process.saver._breaker.trip("explored")
+    process.saver._parts.breaker.trip("explored")
     world.promise.is_wary(process)
     world.has_met(process.actors[0], "open", None)
     for actor in process.actors:

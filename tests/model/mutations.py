@@ -100,6 +100,7 @@ _TWO_PUTS = "two puts || reader"
 _TWO_PUTS_COLD = "two puts, cold"
 
 _SAVER = "glasspoint.savers.cached"
+_WRITE = "glasspoint.savers.write_through"
 _BURSTS = "glasspoint.savers.bursts"
 _MODEL = "model.store"
 
@@ -143,15 +144,15 @@ MUTATIONS = (
         # Either is enough: who finds no fence confirms.
         "the first statement sets the fence, or each write looks for it",
         (
-            (_SAVER, "opens=self._opens)", "opens=False)"),
-            (_SAVER, "(fence.stands and self._l1.is_heeded(intent))", "self._l1.is_heeded(intent)"),
+            (_WRITE, "opens=self._opens)", "opens=False)"),
+            (_WRITE, "(fence.stands and self._l1.is_heeded(intent))", "self._l1.is_heeded(intent)"),
         ),
         _BURST,
         ("evict",),
     ),
     Mutation(
         "a further write looks for its own fence",
-        ((_SAVER, "(fence.stands and self._l1.is_heeded(intent))", "self._l1.is_heeded(intent)"),),
+        ((_WRITE, "(fence.stands and self._l1.is_heeded(intent))", "self._l1.is_heeded(intent)"),),
         _BURST,
         ("evict", "lose_fences"),
         budget=2,
@@ -177,7 +178,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the fence of another saver contests",
-        ((_SAVER, "burst.is_contested or fence.is_contested", "burst.is_contested"),),
+        ((_WRITE, "burst.is_contested or fence.is_contested", "burst.is_contested"),),
         _BURST_PUT_AND_READER,
         ("evict",),
         start=_EVICTED_BETWEEN_TWO_WRITES,
@@ -187,12 +188,12 @@ MUTATIONS = (
         "BEGIN is awaited before PostgreSQL is asked",
         (
             (
-                _SAVER,
+                _WRITE,
                 "intent = burst.begun.result() if burst.begun.done() else await asyncio.shield(burst.begun)",
                 "intent = type('_', (), {'name': b'.', 'keys': self._l1._keys})",
             ),
             (
-                _SAVER,
+                _WRITE,
                 "        intent = burst.begun.result()\n        if fence.identity",
                 "        intent = await asyncio.shield(burst.begun)\n        if fence.identity",
             ),
@@ -225,7 +226,7 @@ MUTATIONS = (
         "CONFIRM is answered before the caller is",
         (
             (
-                _SAVER,
+                _WRITE,
                 "await self._lifetime.settle(self._tell(burst, fence, change))",
                 "asyncio.get_running_loop().create_task(self._tell(burst, fence, change))",
             ),
@@ -363,7 +364,7 @@ MUTATIONS = (
         "DROP when nobody knows what PostgreSQL did",
         (
             (
-                _SAVER,
+                _WRITE,
                 "            if self._in_doubt:\n                await self._forget",
                 "            if False:\n                await self._forget",
             ),
@@ -375,7 +376,7 @@ MUTATIONS = (
         "the entry is forgotten when an earlier attempt is in doubt",
         (
             (
-                _SAVER,
+                _WRITE,
                 "if self._in_doubt or self._is_journalled:",
                 "if self._is_journalled:",
             ),

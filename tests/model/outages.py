@@ -5,7 +5,7 @@ from __future__ import annotations
 from model.scenarios import DELETE, READ, put, put_writes
 from model.terms import Call, Move, Scenario
 
-SWEEP = Call("sweep", lambda saver: saver._sweeper.round())
+SWEEP = Call("sweep", lambda saver: saver._parts.sweeper.round())
 COMPACT = Call("compact", lambda saver: saver._l2.journal.compact())
 
 OUTAGES = {

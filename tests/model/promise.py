@@ -208,7 +208,7 @@ class Promise:
 
     def users_of_keys(self, process: Process) -> set[str]:
         """The names of all processes that use the same keys."""
-        keys = process.saver._identity.identity
+        keys = process.saver._parts.identity.identity
         return {p.name for p in self.processes.values() if p is process or self._identity(p) == keys}
 
     def _fits(self, process: Process, answer: Any) -> bool:
@@ -225,7 +225,7 @@ class Promise:
         )
 
     def _identity(self, process: Process) -> Any:
-        return None if process.is_foreign else process.saver._identity.identity
+        return None if process.is_foreign else process.saver._parts.identity.identity
 
     def view(self, tables: store.Tables) -> str:
         _, (row, _) = store.execute(tables, "", ("select", SCOPE, None))

@@ -126,8 +126,8 @@ RULES_OF_IDENTITY = (
             ),
             (
                 "glasspoint.coherence.sweeper",
-                "self._cache.believe(doubts)",
-                "self._cache.believe(self._cache.doubts)",
+                "self._trust.trust(suspicions)",
+                "self._trust.trust(self._trust.suspicions)",
             ),
         ),
         _OWN,
@@ -240,12 +240,12 @@ RULES_OF_IDENTITY = (
         "who is detached writes into the journal",
         (
             (
-                "glasspoint.savers.cached",
+                "glasspoint.savers.write_through",
                 "        if self._l1.is_absent:\n",
                 "        if not self._l1.is_identified:\n",
             ),
             (
-                "glasspoint.savers.cached",
+                "glasspoint.savers.write_through",
                 '"skipped" if result == "error" and self._l1.is_absent else result',
                 '"skipped" if result == "error" and not self._l1.is_identified else result',
             ),

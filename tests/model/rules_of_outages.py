@@ -17,8 +17,9 @@ _PLAIN = "put_writes || reader || sweeper"
 _QUARANTINED = QUARANTINED.name
 
 _SWEEPING = "glasspoint.coherence.sweeper"
-_SAVER = "glasspoint.savers.cached"
+_WRITE = "glasspoint.savers.write_through"
 _CACHE = "glasspoint.l1.cache"
+_TRUST = "glasspoint.l1.trust"
 _QUARANTINE = "glasspoint.l1.quarantine"
 _MODEL = "model.store"
 
@@ -65,7 +66,7 @@ RULES_OF_OUTAGES = (
     ),
     Mutation(
         "a write that Redis was not told of makes a row",
-        ((_SAVER, "return Announced(is_journalled=True)", "return Announced()"),),
+        ((_WRITE, "return Announced(is_journalled=True)", "return Announced()"),),
         _NEW,
         ("cut_off",),
     ),
@@ -85,7 +86,7 @@ RULES_OF_OUTAGES = (
         "a write that was not announced forgets the entry",
         (
             (
-                _SAVER,
+                _WRITE,
                 "                result = await self._forget(burst, intent)\n            elif burst",
                 "                result = await self._forget(burst, intent) if self._in_doubt else 'error'\n"
                 "            elif burst",
@@ -96,7 +97,7 @@ RULES_OF_OUTAGES = (
     ),
     Mutation(
         "a write whose CONFIRM was not heard makes a row",
-        ((_SAVER, '            if self._operation.l1_write == "error":\n', "            if False:\n"),),
+        ((_WRITE, '            if self._operation.l1_write == "error":\n', "            if False:\n"),),
         _PLAIN,
         ("evict", "cut_off"),
     ),
@@ -104,7 +105,7 @@ RULES_OF_OUTAGES = (
         "that row is made before the caller is answered",
         (
             (
-                _SAVER,
+                _WRITE,
                 "await self._retries.run("
                 "self._operation.name, lambda: self._journal.record_now([self._scope]))",
                 "asyncio.get_running_loop().create_task(self._journal.record_now([self._scope]))",
@@ -182,7 +183,7 @@ RULES_OF_OUTAGES = (
         (
             (
                 _CACHE,
-                "if not self.trusted and not await self._regain_trust():",
+                "if not self.trust.is_trusted and not await self.trust.revalidate():",
                 "if False:",
             ),
         ),
@@ -194,7 +195,7 @@ RULES_OF_OUTAGES = (
         (
             (
                 _CACHE,
-                "        self._epochs.distrust()\n        self._doubts += 1\n",
+                "        self._epochs.distrust()\n        self.trust.suspect()\n",
                 "        self._epochs.distrust()\n",
             ),
         ),
@@ -216,8 +217,8 @@ RULES_OF_OUTAGES = (
                 "            return 0.0\n",
             ),
             (
-                _SAVER,
-                "        self._l1.doubt(self._scope)\n        self._operation.l1_write",
+                _WRITE,
+                "        self._l1.suspect(self._scope)\n        self._operation.l1_write",
                 "        self._operation.l1_write",
             ),
         ),
@@ -227,7 +228,7 @@ RULES_OF_OUTAGES = (
     ),
     Mutation(
         "a doubt that arises during a sweep outlives it",
-        ((_CACHE, "self._believed_at = doubts\n", "self._believed_at = self._doubts\n"),),
+        ((_TRUST, "self._trusted_at = suspicions\n", "self._trusted_at = self.suspicions\n"),),
         _OWN_SWEEPER,
         ("cut_off",),
         start=(*_DROPPED_AND_WARMED_UP, ("cut_off", "w")),
@@ -236,8 +237,8 @@ RULES_OF_OUTAGES = (
         "who has made a row trusts Redis no more",
         (
             (
-                _SAVER,
-                "        self._l1.doubt(self._scope)\n        self._operation.l1_write",
+                _WRITE,
+                "        self._l1.suspect(self._scope)\n        self._operation.l1_write",
                 "        self._operation.l1_write",
             ),
         ),
@@ -248,9 +249,13 @@ RULES_OF_OUTAGES = (
     Mutation(
         "what is in quarantine is not read",
         (
-            (_CACHE, "            if scope in self._quarantine:\n", "            if False:\n"),
-            (_CACHE, "if scope in self._quarantine and not is_sweep:", "if False:"),
-            (_CACHE, "if doubts != self._doubts or scope in self._quarantine:", "if doubts != self._doubts:"),
+            (_CACHE, "            if scope in self.quarantine:\n", "            if False:\n"),
+            (_CACHE, "if scope in self.quarantine and not is_sweep:", "if False:"),
+            (
+                _CACHE,
+                "if suspicions != self.trust.suspicions or scope in self.quarantine:",
+                "if suspicions != self.trust.suspicions:",
+            ),
         ),
         _OWN,
         ("forbid",),
@@ -270,7 +275,7 @@ RULES_OF_OUTAGES = (
     ),
     Mutation(
         "a scope stays in quarantine for a write that was made since its DROP was sent",
-        ((_QUARANTINE, "if case is not None and case.doubt > dropped:", "if False:"),),
+        ((_QUARANTINE, "if case is not None and case.suspected_at > dropped:", "if False:"),),
         _QUARANTINED,
         ("forbid",),
         start=_REFUSED_AND_DROPPED_LATER,
@@ -279,8 +284,8 @@ RULES_OF_OUTAGES = (
         "who has made a row of a scope in quarantine keeps it there",
         (
             (
-                _SAVER,
-                "        self._l1.doubt(self._scope)\n        self._operation.l1_write",
+                _WRITE,
+                "        self._l1.suspect(self._scope)\n        self._operation.l1_write",
                 "        self._operation.l1_write",
             ),
         ),

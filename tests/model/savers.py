@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -27,13 +28,10 @@ if TYPE_CHECKING:
 def make_saver(world: World, name: str, where: str, server: EmbeddedRedis) -> Any:
     """A saver whose Redis and PostgreSQL wait at the gates of a world."""
 
-    class ExploredSaver(saver.CachedPostgresSaver):
-        _pruner = property(lambda self: store.ModelPruner(self._l2))
-
     client = SteppedRedis(port=server.port)
     client.world, client.where = world, where
     pool: Any = AsyncConnectionPool("", open=False)
-    made = ExploredSaver(
+    made = saver.CachedPostgresSaver(
         AsyncPostgresSaver(pool),
         client,
         telemetry=Telemetry("explorer", ()),
@@ -44,16 +42,19 @@ def make_saver(world: World, name: str, where: str, server: EmbeddedRedis) -> An
     )
     model = store.ModelStore(world.pass_postgres, check_out=world.check_out, reigns=world.entries.reigns)
     made._l2 = model  # type: ignore[assignment]
+    made._parts = replace(made._parts, l2=model)  # type: ignore[arg-type]
+    made._maintenance._parts = made._parts
+    made._maintenance._pruner = store.ModelPruner(model)  # type: ignore[assignment]
     model.fences.holder = name
     made._bursts._fences = model.fences  # type: ignore[assignment]
     made._bursts._in_background = model.fences.in_background = world.in_background
     made._bursts._look_later = lambda burst: None  # type: ignore[method-assign]
-    made._sweeper._journal = made._identity._journal = model.journal  # type: ignore[assignment]
-    made._identity._identities = model.identities  # type: ignore[assignment]
-    assert made._sweeper._task is not None
-    made._sweeper._task.cancel()  # a sweep is explored as an actor's call
-    assert made._lifetime.end_of_loop is not None
-    made._lifetime.end_of_loop.dismiss()  # what is left over after each run is cancelled: see `_bury`
+    made._parts.sweeper._journal = made._parts.identity._journal = model.journal  # type: ignore[assignment]
+    made._parts.identity._identities = model.identities  # type: ignore[assignment]
+    assert made._parts.sweeper._task is not None
+    made._parts.sweeper._task.cancel()  # a sweep is explored as an actor's call
+    assert made._lifetime._end_of_loop is not None
+    made._lifetime._end_of_loop.dismiss()  # what is left over after each run is cancelled: see `_bury`
     return made
 
 
@@ -83,8 +84,8 @@ Memory = list[tuple[dict[str, Any], dict[str, Any]]]
 
 def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
-    parts = saver._l1, saver._l1._epochs, saver._l1._quarantine, saver._identity, saver._sweeper
-    return (*parts, saver._bursts, saver._bursts._fences)
+    l1 = saver._l1, saver._l1.trust, saver._l1._epochs, saver._l1.quarantine
+    return (*l1, saver._parts.identity, saver._parts.sweeper, saver._bursts, saver._bursts._fences)
 
 
 def memory_of(saver: Any) -> Memory:

@@ -31,6 +31,7 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -302,14 +303,14 @@ class World:
                 raise Violation(f"{actor.name} waits for ever, at {[g.label for g in self.gates]}")
         for intent in self.entries.live_intents():
             self.entries.expire(intent)
-        self.observer._l1.doubt()
+        self.observer._l1.trust.suspect()
         alive = [p for p in self.processes.values() if not any(actor.crashed for actor in p.actors)]
         savers = {p.name: p for p in alive if not p.is_foreign}
         if self.is_moved or any(not effect.is_settled for effect in self.promise.effects if effect.required):
             # Each would sweep within a second, and one that is detached takes over within a minute.
             for process in [*savers.values(), *savers.values()]:
                 process.clock += A_MINUTE
-                self._complete(process, process.saver._sweeper.round())
+                self._complete(process, process.saver._parts.sweeper.round())
         readers = [
             p for p in savers.values() if any(call.reads for actor in p.actors for call in actor.calls)
         ]
@@ -360,9 +361,9 @@ class World:
 
     def _may_wait(self, process: Process) -> bool:
         """Whether it is detached, and its minute is not over."""
-        if process.is_foreign or process.done or process.saver._identity._detached_at is None:
+        if process.is_foreign or process.done or process.saver._parts.identity._detached_at is None:
             return False
-        return bool(process.clock - process.saver._identity._detached_at < A_MINUTE)
+        return bool(process.clock - process.saver._parts.identity._detached_at < A_MINUTE)
 
     def _do_step(self, name: str, label: str) -> None:
         [gate] = [g for g in self.gates if (g.actor.name, g.label) == (name, label)]
@@ -570,7 +571,7 @@ class World:
         actor = ACTOR.get()
         if actor.connected != self.starts:
             actor.connected = self.starts
-            await actor.process.saver._identity.greet(None)
+            await actor.process.saver._parts.identity.greet(None)
 
     async def _pass(
         self,
@@ -636,11 +637,11 @@ class World:
         """What a saver remembers from one call to the next."""
         if process.is_foreign:
             return ()
-        cache, keeper = process.saver._l1, process.saver._identity
+        cache, keeper = process.saver._l1, process.saver._parts.identity
         epochs = cache._epochs
         return (
-            cache.trusted,
-            process.saver._breaker.state,
+            cache.trust.is_trusted,
+            process.saver._parts.breaker.state,
             epochs._trusted,
             epochs.server and self.entries.reigns.name(epochs.server.reign),
             keeper.identity and keeper.identity.generation,
@@ -717,8 +718,8 @@ class World:
             server = self.loop.complete(each._l1.connect())
             self.entries.reigns.meet(where, server.reign)
             if name not in (*scenario.opening, *scenario.there):
-                self._complete(Process(name, each, where), each._sweeper.settle())
-                assert each._l1.trusted
+                self._complete(Process(name, each, where), each._parts.sweeper.settle())
+                assert each._l1.trust.is_trusted
             self._minds[name] = memory_of(each)
         key = self.observer._l1.epoch.key(SCOPE)
         self.entries.first = HERE, key
@@ -730,11 +731,11 @@ class World:
             recall(each, self._minds[name])
             each._l1._available = True
             # It opens when the explorer says so, and may be probed at once.
-            each._l1._breaker = each._breaker = each._sweeper._breaker = Breaker(
-                failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0
-            )
+            breaker = Breaker(failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0)
+            each._l1._breaker = each._parts.sweeper._breaker = breaker
+            each._parts = replace(each._parts, breaker=breaker)
             if name in self.scenario.new:
-                each._l1._believed_at = None
+                each._l1.trust._trusted_at = None
 
     def _script_names(self) -> dict[str, str]:
         if not self._names:

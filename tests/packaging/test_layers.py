@@ -41,6 +41,7 @@ DOORS = {
         "redis/limiter.py",
         "coherence/images.py",
         "savers/opening.py",
+        "savers/parts.py",
         "history/steps.py",
         "savers/redis_saver.py",
         "fallback/factory.py",

@@ -97,7 +97,7 @@ class Process:
 
     async def round(self) -> None:
         """Do now what the sweeper does each second."""
-        await self.saver._sweeper.round()
+        await self.saver._parts.sweeper.round()
 
     async def will_read(self, conversation: Conversation, expected: list[str]) -> None:
         """Wait until the conversation reads like this: within a sweep interval."""

@@ -31,6 +31,19 @@ from states import config_of, numbered_id
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpoint_migrations")
 
+STORING = [
+    f"{name}{fenced}{judged}"
+    for fenced in ("", "_fenced")
+    for name in ("put_few", "put", "put_together")
+    for judged in ("", "_judged")
+] + [
+    f"{kind}_{name}{fenced}"
+    for fenced in ("", "_fenced")
+    for kind in ("put", "upsert")
+    for name in ("few_writes", "writes", "writes_together")
+]
+"""The blocks of the statements that store what callers write."""
+
 
 class Thread:
     """One conversation: each `put` is its next checkpoint, whose two values tell which one it is."""

@@ -53,6 +53,7 @@ from glasspoint.telemetry import create_telemetry
 
 if TYPE_CHECKING:
     from glasspoint.migration.sources import Source
+    from glasspoint.savers.options import OpenCachedOptions
 
 __all__ = ["app"]
 
@@ -115,7 +116,7 @@ def migrate(
     needed("POSTGRES_URL", postgres_url)
     needed("REDIS_URL", redis_url)
     with plain_endings():
-        options = saver_options()
+        options: OpenCachedOptions = {**saver_options(), "key_prefix": key_prefix, "pool_max_size": 2}
     run = _Run(Console(stderr=True, highlight=False), dry_run=dry_run, shows_progress=not as_json)
     failure, status = "", 0
 
@@ -124,14 +125,8 @@ def migrate(
             if not dry_run:
                 await check_cache(postgres_url, redis_url, options, key_prefix=key_prefix, undone="copied")
             saver_class = UnattachedSaver if dry_run else CachedPostgresSaver
-            async with saver_class.from_conn_string(
-                postgres_url,
-                redis_url=redis_url,
-                key_prefix=key_prefix,
-                **options,
-                pool_max_size=2,
-                telemetry=create_telemetry(registry=CollectorRegistry()),
-            ) as target:
+            options["telemetry"] = create_telemetry(registry=CollectorRegistry())
+            async with saver_class.from_conn_string(postgres_url, redis_url=redis_url, **options) as target:
                 await run.copy(opened, target, thread)
 
     with kept_warnings(capacity=1):

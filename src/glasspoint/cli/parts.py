@@ -28,6 +28,8 @@ from glasspoint.savers.cached import CachedPostgresSaver
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from glasspoint.savers.options import OpenCachedOptions
+
 __all__ = [
     "AsJson",
     "KeyPrefix",
@@ -66,7 +68,7 @@ class UnattachedSaver(CachedPostgresSaver):
     """A saver for dry runs: it makes no identity, so that it does not take the cache away from a service."""
 
     async def _connect_l1(self) -> None:
-        self._identity.attaches = False
+        self._parts.identity.attaches = False
 
 
 def registering(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -83,11 +85,12 @@ def registering(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..
     return register
 
 
-def saver_options() -> dict[str, Any]:
+def saver_options() -> OpenCachedOptions:
     """Return the options of a saver from the environment: those with which the service opens its own."""
+    from glasspoint.savers.options import access_options
     from glasspoint.settings import Settings
 
-    return Settings.from_environment().saver_options
+    return access_options(Settings.from_environment())
 
 
 def needed(name: str, url: str) -> str:

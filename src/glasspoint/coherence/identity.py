@@ -200,8 +200,7 @@ class IdentityKeeper:
         if mark == self.mark or self._identity is None:
             return mark == self.mark
         self._forget()
-        if self._cache.wake is not None:
-            self._cache.wake()
+        self._cache.trust.look_soon()
         return False
 
     async def greet(self, connection: Any) -> None:
@@ -224,8 +223,7 @@ class IdentityKeeper:
             return
         if self._identity is identity:
             self._forget()
-            if self._cache.wake is not None:
-                self._cache.wake()
+            self._cache.trust.look_soon()
 
     # ---------------------------------------------------------------- helpers
 

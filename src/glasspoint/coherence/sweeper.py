@@ -128,8 +128,8 @@ class Sweeper:
         )
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        cache.regain_trust = self.regain_trust
-        cache.wake = self.look_soon
+        self._trust = cache.trust
+        self._trust.be_revalidated_by(self.revalidate, look_soon=self.look_soon)
 
     def start(self) -> None:
         """Begin to sweep in the background. A second call does nothing.
@@ -153,7 +153,7 @@ class Sweeper:
         """Begin the next round at once, because something has changed."""
         self._soon.set()
 
-    async def regain_trust(self) -> bool:
+    async def revalidate(self) -> bool:
         """Sweep for a read that waits. Other reads that arrive meanwhile wait for the same sweep.
 
         Returns:
@@ -166,8 +166,8 @@ class Sweeper:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 async with self._lock:
-                    if self._cache.trusted or self._attempts != attempts:
-                        return self._cache.trusted
+                    if self._trust.is_trusted or self._attempts != attempts:
+                        return self._trust.is_trusted
                     return await self._try(self._sweep_one_batch)
         self._not_before = monotonic() + _PAUSE_SECONDS
         return False
@@ -175,7 +175,7 @@ class Sweeper:
     async def settle(self) -> None:
         """Sweep now, if Redis responds. A saver calls this before it uses L1 for the first time."""
         self._not_before = 0.0
-        await self.regain_trust()
+        await self.revalidate()
 
     async def round(self) -> float:
         """Do one round in the background: probe Redis, sweep, or count the rows, as the state requires.
@@ -209,7 +209,7 @@ class Sweeper:
             self._retire_at = monotonic() + _RETIRE_EVERY_SECONDS * random.uniform(0.8, 1.0)
             await self._try_to_tidy(self._journal.retire)
             await self._try_to_tidy(self._expire_fences)
-        if self._purger is not None and self._cache.trusted and self._breaker.is_closed:
+        if self._purger is not None and self._trust.is_trusted and self._breaker.is_closed:
             await self._try_to_tidy(self._purger.advance)
 
     # ---------------------------------------------------------------- helpers
@@ -263,12 +263,12 @@ class Sweeper:
     async def _sweep_for_trust(self, at_most: int | None) -> bool:
         """Sweep, and trust L1 if nothing has gone wrong since the sweep began."""
         for _ in range(_LOOKS):
-            if not self._cache.trusted:
+            if not self._trust.is_trusted:
                 await self._cache.connect()
-            doubts = self._cache.doubts
+            suspicions = self._trust.suspicions
             swept = await self._sweep(at_most)
             if swept == "all":
-                return self._cache.believe(doubts)
+                return self._trust.trust(suspicions)
             if swept == "some":
                 self.look_soon()
             if swept != "changed":

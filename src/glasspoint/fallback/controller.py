@@ -42,10 +42,11 @@ from glasspoint.fallback.branches import UNDER_WAY, Branches
 from glasspoint.fallback.draining import Drainer, Round
 from glasspoint.fallback.lookout import Lookout
 from glasspoint.logs import Throttle, get_logger
+from glasspoint.model.cancellation import run_to_the_end
 from glasspoint.model.lineage import UNKNOWN_TIME, SetAside
 from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.savers.redis_saver import RedisSaver
-from glasspoint.telemetry.background import BackgroundTask, run_to_the_end
+from glasspoint.telemetry.background import BackgroundTask
 from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from glasspoint.l2.deadline import within
 from glasspoint.l2.sql import query
-from glasspoint.l2.writing import FenceParams
+from glasspoint.l2.writing import FenceParams, columns
 from glasspoint.logs import get_logger
 
 if TYPE_CHECKING:
@@ -107,14 +107,10 @@ class Fences:
         try:
             for start in range(0, len(ended), _AT_ONCE):
                 some = ended[start : start + _AT_ONCE]
-                params = {
-                    "threads": [scope.thread_id for scope, _ in some],
-                    "namespaces": [scope.checkpoint_ns for scope, _ in some],
-                    "bursts": [burst for _, burst in some],
-                    "holder": self.holder,
-                }
+                rows = [(*scope, burst) for scope, burst in some]
+                params = columns(("threads", "namespaces", "bursts"), rows)
                 async with within(_PATIENCE_SECONDS), self._connections.checkout() as conn:
-                    await conn.execute(_REMOVE, params)
+                    await conn.execute(_REMOVE, {"holder": self.holder, **params})
         except Exception as exc:
             _log.debug("the fences of ended bursts were not removed (%s)", type(exc).__name__)
             self._failed_at = self._failed_at or now

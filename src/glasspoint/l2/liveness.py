@@ -25,7 +25,8 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from glasspoint.l2.deadline import within
 from glasspoint.l2.faults import classify
-from glasspoint.telemetry.background import BackgroundTask, run_to_the_end
+from glasspoint.model.cancellation import run_to_the_end
+from glasspoint.telemetry.background import BackgroundTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

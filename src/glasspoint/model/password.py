@@ -90,14 +90,9 @@ async def ask_password(password: Password, *, timeout_seconds: float) -> str:
         timeout_seconds: How long the function may take.
 
     Raises:
-        ConfigurationError: This is not a function, or its result is not a usable password.
+        ConfigurationError: Its result is not a usable password.
         L2UnavailableError: The function raised an error, or took too long.
     """
-    if not callable(password):
-        raise WrongTypeError(
-            f"What should return PostgreSQL's password is of the type {type(password).__name__}: pass a "
-            "function. A password that never changes belongs into the connection string."
-        )
     try:
         async with asyncio.timeout(timeout_seconds):
             answer: object

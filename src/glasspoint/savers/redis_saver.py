@@ -18,7 +18,6 @@ from glasspoint.history.keys import Keyspace
 from glasspoint.history.saver import HistorySaver
 from glasspoint.history.steps import Steps
 from glasspoint.logs import get_logger
-from glasspoint.model.home import EndOfLoop
 from glasspoint.model.option_types import Seconds, check_options, checks_options, seconds_of
 from glasspoint.model.sync_methods import Opening
 from glasspoint.redis.client import (
@@ -169,7 +168,7 @@ class RedisSaver(HistorySaver):
                 await saver.close()
                 raise
             saver._lifetime.owned = opened.pop_all()
-            saver._lifetime.end_of_loop = EndOfLoop(cls.__name__, saver._lifetime)
+            saver._lifetime.end_with_loop(cls.__name__)
         saver.vitals.announce(lambda: _log.info("RedisSaver initialized (full history in Redis)"))
         return saver
 

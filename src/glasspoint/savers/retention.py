@@ -82,7 +82,7 @@ class Sums(Protocol):
 class Prune(Protocol):
     """Removes checkpoints that are older than an age, and calls back after each batch."""
 
-    def __call__(self, age: timedelta, on_batch: Callable[[Sums], object]) -> Awaitable[Sums]:
+    def __call__(self, age: timedelta, *, on_batch: Callable[[Sums], object]) -> Awaitable[Sums]:
         """Remove them. `on_batch` receives the sums so far."""
 
 
@@ -100,7 +100,7 @@ class Retention:
         vitals: Vitals,
         *,
         age: timedelta,
-        prune: weakref.WeakMethod[Prune],
+        prune: Prune,
     ) -> None:
         """Set the task up. `start` starts it.
 
@@ -109,7 +109,7 @@ class Retention:
             telemetry: Receives an event for each batch and for the end of each run.
             vitals: Receives the time of the last run that succeeded.
             age: Older checkpoints are removed; greater than 0.
-            prune: Removes them. A weak reference, so that this task does not keep the saver alive.
+            prune: Removes them.
         """
         self._telemetry = telemetry
         self._vitals = vitals
@@ -197,13 +197,10 @@ class Retention:
             _log.debug("whether a run of the retention is due is not known (%s)", type(error).__name__)
 
     async def _run(self, age: timedelta) -> None:
-        prune = self._prune()
-        if prune is None:  # the saver is garbage
-            return
         renewing = asyncio.create_task(self._keep_renewing(), name="glasspoint-retention-lease")
         self._counted = (0, 0, 0)
         try:
-            report = await prune(age, self._on_batch)
+            report = await self._prune(age, on_batch=self._on_batch)
         except _LeaseLostError:
             self._telemetry.note(RetentionRan("lost"))
             _log.info("Retention: the lease was not renewed in time; another process goes on.")

@@ -73,8 +73,7 @@ def _after_fork_in_child() -> None:
         each.forget_the_parent()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class SaverCollector(Collector):

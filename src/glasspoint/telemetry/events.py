@@ -14,8 +14,10 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from threading import Lock
-from time import monotonic, perf_counter, time
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from glasspoint.logs import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,8 +76,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger("glasspoint.telemetry")
-
-_FAILURES_LOG_SECONDS = 60.0
 
 Tier = Literal["l1", "l2"]
 Server = Literal["l1", "l2", "redis"]
@@ -426,21 +426,19 @@ class Vitals:
             log()
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class _Timed:
     """The common part of operations and steps: start, end and outcome."""
 
-    __slots__ = ("_listeners", "_started", "error", "name", "outcome", "scope", "seconds", "trace")
-
-    def __init__(self, listeners: _Listeners, name: str, scope: Scope | None) -> None:
-        self._listeners = listeners
-        self.name = name
-        self.scope = scope
-        self.outcome: Outcome = "ok"
-        self.error: BaseException | None = None
-        self.seconds = 0.0
-        self.trace: Any = None
-        """The tracer keeps its span here between start and end."""
-        self._started = 0.0
+    _listeners: _Listeners
+    name: str
+    scope: Scope | None
+    outcome: Outcome = field(default="ok", init=False)
+    error: BaseException | None = field(default=None, init=False)
+    seconds: float = field(default=0.0, init=False)
+    trace: Any = field(default=None, init=False)
+    """The tracer keeps its span here between start and end."""
+    _started: float = field(default=0.0, init=False)
 
     def _end(self, error: BaseException | None) -> None:
         self.seconds = perf_counter() - self._started
@@ -449,6 +447,7 @@ class _Timed:
             self.outcome = "cancelled" if isinstance(error, asyncio.CancelledError) else "error"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Operation(_Timed):
     """One call of the saver, from its start to its end.
 
@@ -469,43 +468,22 @@ class Operation(_Timed):
         stored_traceparent: The traceparent that a read has found in the checkpoint, as it was stored.
     """
 
-    __slots__ = (
-        "bytes_read",
-        "bytes_written",
-        "checkpoint_id",
-        "decode_seconds",
-        "encode_seconds",
-        "l1_result",
-        "l1_seconds",
-        "l1_write",
-        "l2_seconds",
-        "served_by",
-        "source",
-        "step",
-        "stored_traceparent",
-        "tier",
-        "trace_id",
-        "traceparent",
-    )
-
-    def __init__(self, listeners: _Listeners, name: str, scope: Scope | None) -> None:
-        super().__init__(listeners, name, scope)
-        self.checkpoint_id: str | None = None
-        self.step: int | None = None
-        self.source: str | None = None
-        self.l1_result: L1Result | None = None
-        self.served_by: Served | None = None
-        self.tier = "cached"
-        self.l1_write: WriteResult | None = None
-        self.l1_seconds: float | None = None
-        self.l2_seconds: float | None = None
-        self.encode_seconds: float | None = None
-        self.decode_seconds: float | None = None
-        self.bytes_read: int | None = None
-        self.bytes_written: int | None = None
-        self.trace_id: str | None = None
-        self.traceparent: str | None = None
-        self.stored_traceparent: object = None
+    checkpoint_id: str | None = None
+    step: int | None = None
+    source: str | None = None
+    l1_result: L1Result | None = None
+    served_by: Served | None = None
+    tier: str = "cached"
+    l1_write: WriteResult | None = None
+    l1_seconds: float | None = None
+    l2_seconds: float | None = None
+    encode_seconds: float | None = None
+    decode_seconds: float | None = None
+    bytes_read: int | None = None
+    bytes_written: int | None = None
+    trace_id: str | None = None
+    traceparent: str | None = None
+    stored_traceparent: object = None
 
     def __enter__(self) -> Operation:
         _tell(self._listeners.operation_started, self)
@@ -519,6 +497,7 @@ class Operation(_Timed):
         _tell(self._listeners.operation_ended, self)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Step(_Timed):
     """One round trip, or one wait, inside an operation.
 
@@ -527,11 +506,7 @@ class Step(_Timed):
         result: The result in one word, if there is one.
     """
 
-    __slots__ = ("result",)
-
-    def __init__(self, listeners: _Listeners, name: str, scope: Scope | None) -> None:
-        super().__init__(listeners, name, scope)
-        self.result: str | None = None
+    result: str | None = None
 
     def __enter__(self) -> Step:
         _tell(self._listeners.step_started, self)
@@ -599,18 +574,13 @@ class Telemetry:
         """
         self.show_thread = show_thread
         self.saver_name = saver_name
-        self._observers = tuple(observers)
-        self._listeners = _Listeners.of(self._observers)
+        self.observers = tuple(observers)
+        self._listeners = _Listeners.of(self.observers)
         self._standby = standby
-
-    @property
-    def observers(self) -> tuple[Observer, ...]:
-        """The observers."""
-        return self._observers
 
     def for_standby(self) -> Telemetry:
         """Return a copy for savers that serve no calls yet: the tiers of a fallback chain."""
-        return Telemetry(self.saver_name, self._observers, standby=True, show_thread=self.show_thread)
+        return Telemetry(self.saver_name, self.observers, standby=True, show_thread=self.show_thread)
 
     def operation(self, name: str, scope: Scope | None) -> Operation:
         """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`."""
@@ -680,25 +650,22 @@ class Failures:
     def __init__(self) -> None:
         self.count = 0
         self._lock = Lock()
-        self._logged_at = -_FAILURES_LOG_SECONDS
-        self._logged_count = 0
+        self._lines = Throttle()
 
     def report(self, where: str, error: Exception) -> None:
         """Count a failure, and log it if none was logged in the last minute."""
         with self._lock:
             self.count += 1
-            if monotonic() - self._logged_at < _FAILURES_LOG_SECONDS:
-                return
-            since, self._logged_count = self.count - self._logged_count, self.count
-            self._logged_at = monotonic()
-        _log.warning(
-            "Telemetry failed in %s (%s): the call goes on, but metrics or spans of it are missing. (%d such "
-            "failures since the last such line; at most one in %d s.)",
-            where,
-            type(error).__qualname__,
-            since,
-            _FAILURES_LOG_SECONDS,
-        )
+            since = self._lines.due()
+        if since:
+            _log.warning(
+                "Telemetry failed in %s (%s): the call goes on, but metrics or spans of it are missing. (%d "
+                "such failures since the last such line; at most one in %d s.)",
+                where,
+                type(error).__qualname__,
+                since,
+                self._lines.seconds,
+            )
 
 
 failures = Failures()

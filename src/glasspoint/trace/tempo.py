@@ -6,6 +6,7 @@ For traces that are older than a few minutes, Tempo wants a time range, and refu
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from time import time
@@ -28,7 +29,6 @@ __all__ = ["Tempo", "header", "headers_from_variable", "quoted"]
 _WEEK_SECONDS = 7 * 24 * 3600
 _AHEAD_SECONDS = 300
 _AT_ONCE = 8
-_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LONGEST_REASON = 160
 
 
@@ -201,11 +201,8 @@ def quoted(text: str) -> str:
         >>> print(quoted('a"b'))
         "a\"b"
     """
-    inner = "".join(
-        f"\\{each}" if each in '"\\' else each if _PRINTABLE.match(each) else f"\\u{ord(each):04x}"
-        for each in text
-    )
-    return f'"{inner}"'
+    # JSON's escapes are Go's, too, if nothing else is escaped.
+    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False)
 
 
 def header(text: str) -> tuple[str, str]:

@@ -80,11 +80,11 @@ async def test_a_renewed_key_makes_the_cache_start_anew(database: str, redis_url
     thread = Thread("a")
     async with open_saver(database, redis_url) as saver:
         await thread.put(saver)
-        before = saver._identity.identity
+        before = saver._parts.identity.identity
     done = glasspoint("setup", "--renew-signing-key", POSTGRES_URL=database)
     assert done.returncode == 0, done.stderr
     async with open_saver(database, redis_url) as saver:
-        after = saver._identity.identity
+        after = saver._parts.identity.identity
         assert await thread.turn(saver) == 1
     assert before is not None
     assert after is not None

@@ -107,7 +107,7 @@ def test_a_thread_id_never_ends_its_string_in_the_query(thread: str, tempo: Temp
 
 
 def test_quoting_follows_the_rules_of_go() -> None:
-    assert quoted('a"b\\c\n\x07é🙂') == '"a\\"b\\\\c\\u000a\\u0007é🙂"'
+    assert quoted('a"b\\c\n\x07é🙂') == '"a\\"b\\\\c\\n\\u0007é🙂"'
 
 
 def test_a_long_time_is_searched_week_by_week(tempo: Tempo) -> None:

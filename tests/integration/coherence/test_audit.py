@@ -50,7 +50,7 @@ class Audited:
 
     async def settled(self) -> None:
         """Return when no audit is under way."""
-        await until(lambda: not self.saver._auditor._running)
+        await until(lambda: not self.saver._parts.auditor._running)
 
 
 @asynccontextmanager
@@ -354,7 +354,7 @@ async def test_no_caller_waits_for_an_audit_and_no_more_than_two_run(
         for _ in range(5):
             assert await audited.saver.aget_tuple(thread.config)
         await waiter()
-        assert audited.saver._auditor._running == 2
+        assert audited.saver._parts.auditor._running == 2
     await audited.settled()
     assert audited.verdicts == {"consistent": 2}
 
@@ -366,8 +366,8 @@ async def test_callers_do_not_queue_behind_audits_for_a_connection(database: str
             writing = asyncio.create_task(thread.put_writes(audited.saver, "x", "other"))
             await waiter()  # it holds the only connection
             assert audited.saver._l2.connections.is_saturated
-            audited.saver._auditor.sample(Scope("other", ""), [])
-            assert audited.saver._auditor._running == 0
+            audited.saver._parts.auditor.sample(Scope("other", ""), [])
+            assert audited.saver._parts.auditor._running == 0
         await writing
         assert not audited.saver._l2.connections.is_saturated
 
@@ -449,7 +449,7 @@ async def test_an_audit_is_part_of_no_trace(
         monkeypatch.setattr(saver._l2, "select", seen)
         with provider.get_tracer("test").start_as_current_span("application"):
             await saver.aget_tuple(thread.config)
-            await until(lambda: not saver._auditor._running)
+            await until(lambda: not saver._parts.auditor._running)
     assert counts(registry, "glasspoint_l1_audits_total", "verdict") == {"consistent": 1}
     names = [span.name for span in spans.get_finished_spans()]
     assert names == ["checkpoint.l1.read", "checkpoint.get_tuple", "application"]
@@ -466,7 +466,7 @@ async def test_the_ratio_is_the_share_of_hits_that_is_audited(
 ) -> None:
     dice = seeded_dice()
     async with open_audited(database, redis_url, audit_ratio=ratio) as audited:
-        auditor = audited.saver._auditor
+        auditor = audited.saver._parts.auditor
         auditor._dice = dice
         started = 0
 
@@ -507,4 +507,4 @@ async def test_the_default_is_one_in_a_thousand(database: str, redis_url: str) -
     async with CachedPostgresSaver.from_conn_string(
         database, redis_url=redis_url, telemetry=telemetry
     ) as saver:
-        assert saver._auditor._ratio == 0.001
+        assert saver._parts.auditor._ratio == 0.001

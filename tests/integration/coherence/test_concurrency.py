@@ -419,7 +419,7 @@ async def test_no_read_is_stale_or_a_phantom_whatever_happens_at_the_same_time(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # While it is open, neither of a write's two steps is sent: the one window that is allowed.
-    monkeypatch.setattr("glasspoint.savers.opening.Breaker", partial(Breaker, failures=sys.maxsize))
+    monkeypatch.setattr("glasspoint.savers.parts.Breaker", partial(Breaker, failures=sys.maxsize))
     registry = CollectorRegistry()
     seeds = iter(SEEDS)
 

@@ -332,7 +332,7 @@ async def test_one_transaction_may_write_to_two_schemas(other_database: str, red
     ):
         for each in (one, another):
             await thread.turn(each.saver, "one")
-            await until(lambda each=each: each.saver._l1.trusted)  # type: ignore[misc]
+            await until(lambda each=each: each.saver._l1.trust.is_trusted)  # type: ignore[misc]
         async with await psycopg.AsyncConnection.connect(other_database) as connection:
             for schema in ("public", "tenant"):
                 row = await (await connection.execute(_NEWEST.format(schema))).fetchone()

@@ -649,7 +649,7 @@ async def test_two_redis_servers_that_are_kept_say_so_again(
         lines = []
         for seconds in (keeping._SAY_DETACHED_SECONDS, 0.0):
             for each in (one, another):
-                each.saver._identity._detached_lines.seconds = seconds
+                each.saver._parts.identity._detached_lines.seconds = seconds
             caplog.clear()
             for taker, left in 2 * ((one, another), (another, one)):
                 monkeypatch.setattr(keeping, "_DETACHED_SECONDS", 0.0)
@@ -1024,7 +1024,7 @@ async def test_what_a_process_wrote_before_it_is_detached_is_read_by_those_who_a
             assert await thread.turn(later.saver) == 1
             await thread.put(earlier.saver)
             async with await psycopg.AsyncConnection.connect(database, row_factory=dict_row) as connection:
-                await earlier.saver._identity.greet(connection)
+                await earlier.saver._parts.identity.greet(connection)
             await earlier.round()
             await later.round()
             assert await thread.turn(later.saver) == 2

@@ -32,9 +32,10 @@ from glasspoint.errors import (
     L2RefusedError,
     L2UnavailableError,
 )
+from glasspoint.l2.writing import storing
 from glasspoint.model.scope import Scope
 from states import counts, exact, open_saver, open_upstream
-from steps import Proxy, Thread, keys_of, keys_with_intents, locked, nowhere, settled, tcp, until
+from steps import STORING, Proxy, Thread, keys_of, keys_with_intents, locked, nowhere, settled, tcp, until
 
 NEVER = 3600.0
 """An interval: nobody sweeps by himself while a test runs."""
@@ -208,7 +209,7 @@ async def test_every_kind_of_write_is_recorded_and_swept(
         await WRITES[write](thread, writer)
         assert ("a", "") in await journal(database)
         # As if the interval had passed.
-        await reader.saver._sweeper.round()
+        await reader.saver._parts.sweeper.round()
         assert await _is_empty(database)
         truth = await upstream.aget_tuple(thread.config)
         assert exact(tuple(await reader.saver.aget_tuple(thread.config) or ())) == exact(tuple(truth or ()))
@@ -280,7 +281,7 @@ async def test_a_commit_that_redis_does_not_hear_is_recorded_before_the_answer(
         assert await journal(database) == [("a", "")]
         truth = await upstream.aget_tuple(thread.config)
         assert exact(tuple(await writer.saver.aget_tuple(thread.config) or ())) == exact(tuple(truth or ()))
-        await reader.saver._sweeper.round()
+        await reader.saver._parts.sweeper.round()
         assert exact(tuple(await reader.saver.aget_tuple(thread.config) or ())) == exact(tuple(truth or ()))
         if write != "delete_thread":
             assert writer.counted("write_through", "l1")["journalled"] == 1
@@ -363,7 +364,7 @@ async def test_after_an_outage_the_journal_comes_first(
         if outage == "one step fails":
             await proxy.switch(nowhere)
             assert await thread.turn(saver) == 1
-            assert saver._breaker.is_closed
+            assert saver._parts.breaker.is_closed
             await proxy.switch(tcp(own_redis))
         elif outage == "the breaker opens":
             await proxy.switch(nowhere)
@@ -383,12 +384,12 @@ async def test_after_an_outage_the_journal_comes_first(
 
 async def _is_open(saver: CachedPostgresSaver, thread: Thread) -> bool:
     await thread.turn(saver)
-    return not saver._breaker.is_closed
+    return not saver._parts.breaker.is_closed
 
 
 async def _trusts(saver: CachedPostgresSaver, thread: Thread) -> bool:
     assert await thread.turn(saver) == thread.number
-    return saver._l1.trusted
+    return saver._l1.trust.is_trusted
 
 
 async def test_while_the_journal_cannot_be_read_nothing_in_redis_is_believed(
@@ -398,7 +399,7 @@ async def test_while_the_journal_cannot_be_read_nothing_in_redis_is_believed(
     async with reader_of(database, own_redis.url, sweep_interval_seconds=NEVER) as reader:
         await thread.put(reader.saver)
         assert await reader.hit(thread) == 1
-        reader.saver._l1.doubt()
+        reader.saver._l1.trust.suspect()
 
         async def unavailable(*args: Any, **options: Any) -> Any:
             raise L2UnavailableError("gone")
@@ -428,11 +429,11 @@ async def test_sweepers_do_not_queue_and_none_takes_what_another_has_in_hand_for
         await put_behind_the_back_of_redis(database, thread)
         await record(database, "a")
         await another.execute("SELECT * FROM glasspoint_l1_journal FOR UPDATE")
-        saver._l1.doubt()
+        saver._l1.trust.suspect()
         assert await thread.turn(saver) == 2
         assert {*await journal(database)} == {("a", "")}, "who has it in hand takes it away"
         await another.rollback()
-        await saver._sweeper.round()
+        await saver._parts.sweeper.round()
         assert await _is_empty(database)
 
 
@@ -447,7 +448,7 @@ async def test_a_row_that_is_added_while_its_scope_is_swept_stays(database: str,
             return refused
 
         saver._l1.forget = and_another  # type: ignore[method-assign]
-        await saver._sweeper.round()
+        await saver._parts.sweeper.round()
         assert await journal(database) == [("a", "")]
 
 
@@ -460,12 +461,12 @@ async def test_a_row_whose_entry_could_not_be_dropped_stays(database: str, redis
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(saver._l1, "forget", fail)
-            saver._l1.doubt()
-            await saver._sweeper.round()
-            assert not saver._l1.trusted
+            saver._l1.trust.suspect()
+            await saver._parts.sweeper.round()
+            assert not saver._l1.trust.is_trusted
             assert await journal(database) == [("a", "")]
-        await saver._sweeper.round()
-        assert saver._l1.trusted
+        await saver._parts.sweeper.round()
+        assert saver._l1.trust.is_trusted
         assert await _is_empty(database)
 
 
@@ -481,10 +482,10 @@ async def test_what_went_wrong_during_a_sweep_makes_it_worth_nothing(database: s
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(saver._l2.identities, "look", and_a_failure)
-            await saver._sweeper.round()
-            assert not saver._l1.trusted
-        await saver._sweeper.round()
-        assert saver._l1.trusted
+            await saver._parts.sweeper.round()
+            assert not saver._l1.trust.is_trusted
+        await saver._parts.sweeper.round()
+        assert saver._l1.trust.is_trusted
 
 
 async def test_rows_of_another_cache_are_another_s(database: str, redis_url: str) -> None:
@@ -492,7 +493,7 @@ async def test_rows_of_another_cache_are_another_s(database: str, redis_url: str
     async with open_saver(database, redis_url, sweep_interval_seconds=NEVER) as saver:
         await thread.put(saver)
         await record(database, "a", cache="another prefix")
-        await saver._sweeper.round()
+        await saver._parts.sweeper.round()
         assert await journal(database) == [("a", "")]
 
 
@@ -504,7 +505,7 @@ async def test_thousands_of_rows_are_swept_by_the_batch_and_reads_do_not_wait_fo
         await thread.put(reader.saver)
         for number in range(10):
             await record(database, f"thread {number}", times=100)
-        reader.saver._l1.doubt()
+        reader.saver._l1.trust.suspect()
         assert await thread.turn(reader.saver) == 1
         assert reader.counted("l1_reads", "result") == {"unavailable": 1}, "it went to PostgreSQL"
         await until(lambda: _is_empty(database))  # in the background, at once
@@ -526,7 +527,7 @@ async def test_while_redis_stays_away_rows_do_not_pile_up(
         await until(lambda: _is_open(saver, Thread("a")))
         for number in range(3):
             await record(database, f"thread {number}", times=1000)
-        await saver._sweeper._count()
+        await saver._parts.sweeper._count()
         assert sorted(await journal(database)) == [(f"thread {number}", "") for number in range(3)]
         pending = registry.get_sample_value("glasspoint_l1_journal_pending", {"saver": "default"})
         assert pending == 3.0
@@ -670,7 +671,7 @@ async def test_what_else_to_do_in_an_outage_is_a_mistake(database: str, redis_ur
 
 async def test_the_sweeper_ends_with_its_saver(database: str, redis_url: str) -> None:
     async with open_saver(database, redis_url) as saver:
-        task = saver._sweeper._task
+        task = saver._parts.sweeper._task
         assert task is not None
         assert not task.done()
     assert task.done()
@@ -682,7 +683,7 @@ async def test_the_sweeper_ends_with_a_saver_that_nobody_holds_any_more(
     async with open_upstream(database) as upstream, Redis.from_url(redis_url) as redis:
         saver = CachedPostgresSaver(upstream, redis, sweep_interval_seconds=0.01)
         await saver.setup()
-        task, gone = saver._sweeper._task, weakref.ref(saver)
+        task, gone = saver._parts.sweeper._task, weakref.ref(saver)
         assert task is not None
         del saver
 
@@ -704,10 +705,10 @@ async def test_the_sweeper_stands_in_nobody_s_trace(database: str, redis_url: st
         saver = await CachedPostgresSaver.create(
             database, redis_url, telemetry=telemetry, sweep_interval_seconds=NEVER
         )
-        await until(lambda: saver._l1.trusted)
+        await until(lambda: saver._l1.trust.is_trusted)
         exporter.clear()
         await record(database, "a")
-        saver._sweeper.look_soon()
+        saver._parts.sweeper.look_soon()
         await until(lambda: _is_empty(database))
         await saver.close()
     spans = [span.name for span in exporter.get_finished_spans()]
@@ -719,7 +720,7 @@ async def test_a_sweep_that_fails_is_tried_again(
 ) -> None:
     caplog.set_level(logging.DEBUG, "glasspoint")
     async with open_saver(database, redis_url, sweep_interval_seconds=0.01) as saver:
-        await until(lambda: saver._l1.trusted)
+        await until(lambda: saver._l1.trust.is_trusted)
         look = saver._l2.identities.look
         failures = iter([L1Error("x"), L2UnavailableError("x"), OSError("x"), ValueError("x")])
 
@@ -749,9 +750,7 @@ async def test_a_batch_of_a_prune_is_swept_too(database: str, own_redis: Embedde
 
 
 def test_a_statement_that_also_records_scopes_is_the_same_otherwise() -> None:
-    from glasspoint.l2.statements import JOURNALLED
-
-    for plain, journalled in JOURNALLED.items():
+    for plain, journalled in ((storing(name), storing(name, is_journalled=True)) for name in STORING):
         rest = plain.removeprefix("/* glasspoint */\n").removeprefix("WITH\n")
         assert journalled.startswith(
             "/* glasspoint */\nWITH journalled AS (\n    INSERT INTO glasspoint_l1_journal"

@@ -18,7 +18,7 @@ NEVER = 3600.0
 
 async def _meet(*savers: CachedPostgresSaver) -> None:
     for saver in savers:
-        await saver._sweeper.round()
+        await saver._parts.sweeper.round()
 
 
 async def test_what_is_written_through_one_cache_is_read_through_the_other_after_its_sweep(
@@ -33,11 +33,11 @@ async def test_what_is_written_through_one_cache_is_read_through_the_other_after
         for _ in range(3):
             await thread.put(one)
             await thread.put_writes(one, "x")
-            await other._sweeper.round()
+            await other._parts.sweeper.round()
             assert await thread.turn(other) == thread.number
             assert await thread.turn(other) == thread.number, "a hit"
             await thread.put(other)
-            await one._sweeper.round()
+            await one._parts.sweeper.round()
             assert await thread.turn(one) == thread.number
 
 
@@ -50,8 +50,8 @@ async def test_a_write_from_before_the_other_cache_was_known_is_told_at_the_next
         async with open_saver(database, redis_url, key_prefix="other", sweep_interval_seconds=NEVER) as other:
             assert await thread.turn(other) == await thread.turn(other) == 1
             await thread.put(one)  # it does not know of the other yet
-            await one._sweeper.round()
-            await other._sweeper.round()
+            await one._parts.sweeper.round()
+            await other._parts.sweeper.round()
             assert await thread.turn(other) == 2
 
 
@@ -67,7 +67,7 @@ async def test_what_changes_whole_threads_reaches_the_other_cache(
         await _meet(one, other)
         await thread.put(one)
         await thread.put(one)
-        await other._sweeper.round()
+        await other._parts.sweeper.round()
         assert await thread.turn(other) == await thread.turn(other) == 2
         assert await copy.turn(other) is None
         if change == "delete":
@@ -80,7 +80,7 @@ async def test_what_changes_whole_threads_reaches_the_other_cache(
             stored = await one._l2.select(scope_of(thread.config), None)
             assert stored is not None
             await one.import_checkpoints([stored])
-        await other._sweeper.round()
+        await other._parts.sweeper.round()
         expected = {"delete": None, "prune": None}.get(change, 2)
         assert await thread.turn(other) == expected
         if change == "copy":
@@ -123,7 +123,7 @@ async def test_what_a_retired_cache_has_left_is_deleted_after_a_day(
                     "UPDATE glasspoint_l1_journal SET created_at = now() - %s::interval", [age]
                 )
                 before = await left()
-                await one._sweeper.tidy()
+                await one._parts.sweeper.tidy()
                 if age == "23 hours":
                     assert await left() == before
                     assert ("journal", "retired", "") in before

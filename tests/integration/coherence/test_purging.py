@@ -71,10 +71,10 @@ async def test_a_user_who_may_not_scan_keeps_a_working_cache(database: str, own_
         await thread.put(saver)
         await until(lambda: _is_purged(saver))
         assert await thread.turn(saver) == 1
-        assert saver._l1.trusted
+        assert saver._l1.trust.is_trusted
 
 
 async def _is_purged(saver: CachedPostgresSaver) -> bool:
-    await saver._sweeper.tidy()
-    await saver._sweeper.round()
-    return saver._identity.is_purged
+    await saver._parts.sweeper.tidy()
+    await saver._parts.sweeper.round()
+    return saver._parts.identity.is_purged

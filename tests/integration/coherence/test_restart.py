@@ -256,7 +256,7 @@ async def test_failing_back_to_the_first_server_brings_nothing_old_back(
         open_saver(database, own_redis.url) as sleeper,
     ):
         for each in (saver, sleeper):
-            each._sweeper._purger = None  # what stands there from before would be deleted
+            each._parts.sweeper._purger = None  # what stands there from before would be deleted
         await thread.put(saver)
         assert await thread.turn(sleeper) == 1, "it has met the first reign, and sees nothing of the second"
         await has_image(replica, 1)
@@ -324,8 +324,8 @@ async def test_while_redis_is_frozen_postgres_answers_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # An intent lasts for a second, however long a write may take.
-    monkeypatch.setattr("glasspoint.savers.opening._DEADLINES_AN_INTENT_LASTS", 0)
-    monkeypatch.setattr("glasspoint.savers.opening._INTENT_MARGIN_SECONDS", 1.0)
+    monkeypatch.setattr("glasspoint.savers.parts._DEADLINES_AN_INTENT_LASTS", 0)
+    monkeypatch.setattr("glasspoint.savers.parts._INTENT_MARGIN_SECONDS", 1.0)
     registry = CollectorRegistry()
     thread = Thread("a")
     options = {"l1_timeout_seconds": 0.1}
@@ -579,7 +579,7 @@ async def test_a_write_that_never_gets_a_connection_changes_nothing(database: st
     telemetry = create_telemetry(registry=registry)
     async with open_saver(database, redis_url, telemetry=telemetry, **options) as saver:
         await thread.put(saver)
-        await until(lambda: saver._l1.trusted)
+        await until(lambda: saver._l1.trust.is_trusted)
         async with locked(database, "checkpoints") as waiter:
             blocked = asyncio.ensure_future(other.put(saver))
             await waiter()

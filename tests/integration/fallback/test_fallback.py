@@ -137,7 +137,7 @@ async def test_the_whole_way_down_and_up(
         own_postgres.start()
         await until(lambda: saver.tier == "cached")
         assert tiers(registry) == ["cached"]
-        assert "Promoted from tier memory to cached" in caplog.text
+        await until(lambda: "Promoted from tier memory to cached" in caplog.text)
         status, found = await readyz(registry)
         assert (status, found["tier"], found["l1"], found["l2"]) == (200, "cached", "unavailable", "ok")
         assert sample(registry, "drained_checkpoints_total", from_tier="memory") == 30

@@ -612,8 +612,8 @@ async def test_a_branch_from_a_state_that_postgresql_has_left_is_set_aside(
         cached = saver._chain.saver
         assert isinstance(cached, CachedPostgresSaver)
         await settled(cached)
-        cached._breaker.trip("test")
-        cached._breaker.begin_probe = lambda: False  # type: ignore[method-assign]  # Redis stays away for this process
+        cached._parts.breaker.trip("test")
+        cached._parts.breaker.begin_probe = lambda: False  # type: ignore[method-assign]  # Redis stays away for this process
         await say(saver, "42", "second")
     own_postgres.stop()
     async with pod(url, own_redis.url, registry) as saver:

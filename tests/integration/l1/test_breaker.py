@@ -141,7 +141,7 @@ async def test_while_it_is_open_no_call_says_a_word_to_redis(database: str, own_
                 return await asked(*args)
 
             saver._l1._redis.evalsha = listen  # type: ignore[method-assign]
-            saver._sweeper._probe = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+            saver._parts.sweeper._probe = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
             for _ in range(20):
                 await thread.put(saver)
                 await thread.put_writes(saver, "x", task_id=str(thread.number))
@@ -153,7 +153,7 @@ async def test_while_it_is_open_no_call_says_a_word_to_redis(database: str, own_
 
 async def _read(thread: Thread, saver: Any, registry: CollectorRegistry, state: str) -> bool:
     await thread.turn(saver)
-    return saver._breaker.state == state
+    return saver._parts.breaker.state == state
 
 
 async def test_an_outage_is_seen_in_the_metrics_from_its_start_to_its_end(
@@ -200,7 +200,7 @@ async def test_a_redis_that_is_not_there_at_the_start_is_used_once_it_is(
     thread = Thread("a")
     own_redis.kill()
     async with open_saver(database, own_redis.url, telemetry=create_telemetry(registry=registry)) as saver:
-        assert saver._breaker.state == "open", "one failure is evidence enough, at the start"
+        assert saver._parts.breaker.state == "open", "one failure is evidence enough, at the start"
         await thread.put(saver)
         own_redis.start()
         await hits_at_last(own_redis.url, lambda: _hits(thread, saver, registry))

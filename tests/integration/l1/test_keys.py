@@ -90,7 +90,7 @@ async def test_the_key_names_the_reign_of_the_server_and_the_identity_of_the_dat
         keeper = EpochKeeper(redis, key_prefix="p", changed=lambda *_: None)
         reign = (await keeper.meet()).reign
         keeper.identify(Identity("database", "generation", reign, SECRET))
-        epoch = await keeper.current()
+        epoch = await keeper.refresh()
         server, replication = await redis.info("server"), await redis.info("replication")
     assert reign == f"{server['run_id']}.{replication['master_replid']}"
     assert epoch.key(Scope("t", "ns")) == f"p:3:{reign}:database.generation:{{t}}:ns".encode()
@@ -100,7 +100,7 @@ async def test_without_an_identity_for_this_server_there_is_no_key(redis_url: st
     async with Redis.from_url(redis_url) as redis:
         keeper = EpochKeeper(redis, key_prefix="p", changed=lambda *_: None)
         with pytest.raises(UnidentifiedError):
-            await keeper.current()
+            await keeper.refresh()
         keeper.identify(Identity("database", "generation", "another.reign", SECRET))
         with pytest.raises(UnidentifiedError):
-            await keeper.current()
+            await keeper.refresh()

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from glasspoint import CachedPostgresSaver
-from glasspoint.savers import opening as lifecycle
+from glasspoint.model import lifetime
 from recorder import Recorder
 from states import counts, exact, open_saver, open_upstream, warmed_up
 from steps import Thread, put_all, settled, until
@@ -121,7 +121,7 @@ async def test_closing_waits_for_warm_ups(cold: Cold) -> None:
 async def test_of_too_many_warm_ups_each_read_waits_for_its_own(
     cold: Cold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "_FOLLOW_UPS_AT_ONCE", 2)
+    monkeypatch.setattr(lifetime, "_FOLLOW_UPS_AT_ONCE", 2)
     one, two, three = cold.threads
     assert await one.turn(cold.saver) == await two.turn(cold.saver) == 1
     waiting = asyncio.create_task(three.turn(cold.saver))

@@ -20,7 +20,9 @@ from redis.asyncio import Redis
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L2RefusedError
-from glasspoint.l2 import batching, statements, writing
+from glasspoint.l2 import batching, writing
+from glasspoint.l2.sql import query
+from glasspoint.l2.writing import storing
 from glasspoint.model import codec
 from glasspoint.model.scope import Scope
 from states import config_of, exact, make_pool, numbered_id, open_saver, open_upstream
@@ -278,7 +280,7 @@ async def test_a_row_that_somebody_keeps_locked_holds_up_who_wants_it_alone(
         await writing[20]
         assert [await thread.turn(saver) for thread in threads] == [2] * MANY
         await agree_with_upstream(saver, database, threads)
-    assert "set_config('lock_timeout', '100ms', true)" in statements.PUT_TOGETHER
+    assert "set_config('lock_timeout', '100ms', true)" in storing("put_together")
 
 
 _HOLD = """
@@ -464,12 +466,12 @@ def _statements(deep: Thread, scopes: list[Scope]) -> dict[str, tuple[str, dict[
         return codec.encode_put(SERDE, deep.config, newest, checkpoint, metadata, versions)  # type: ignore[arg-type]
 
     made: dict[str, tuple[str, dict[str, Any]]] = {
-        "SELECT_NEWEST": (statements.SELECT_NEWEST, scopes[0]._asdict()),
+        "SELECT_NEWEST": (query("select_newest"), scopes[0]._asdict()),
         "SELECT_NEWEST_TOGETHER": (
-            statements.SELECT_NEWEST_TOGETHER,
+            query("select_newest_together"),
             writing.columns(("thread_ids", "namespaces"), scopes),
         ),
-        "SELECT_BY_ID": (statements.SELECT_BY_ID, {**scopes[0]._asdict(), "checkpoint_id": newest}),
+        "SELECT_BY_ID": (query("select_by_id"), {**scopes[0]._asdict(), "checkpoint_id": newest}),
         "PUT": writing.put_statement([(scopes[0], put_of(a=[1], b=[2], c=[3], d=[4]))]),
         "PUT_FEW": writing.put_statement([(scopes[0], put_of())]),
         "PUT_TOGETHER": writing.put_statement([(scope, put_of()) for scope in scopes]),

@@ -23,6 +23,7 @@ from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.errors import ConfigurationError, L2UnavailableError, WrongTypeError
 from glasspoint.l2.target import Target, fallback_secret
 from glasspoint.model.password import PasswordCommand
+from glasspoint.savers.options import access_options
 from pgbouncer import PROGRAM, pgbouncer
 from roles import role_with_password
 from states import make_pool, open_saver
@@ -228,7 +229,7 @@ async def test_the_chain_asks_for_the_password(
         async for each in run_checks(
             url_of(database, role),
             redis_url,
-            saver_options={**settings.saver_options, "password": password or settings.postgres_password},
+            saver_options={**access_options(settings), "password": password or settings.postgres_password},
             timeout_seconds=15.0,
         )
     ]
@@ -239,7 +240,7 @@ async def test_the_chain_asks_for_the_password(
 def test_a_command_that_cannot_be_understood_is_an_error_that_names_the_setting(command: str) -> None:
     settings = Settings(postgres_password_command=command)
     with pytest.raises(ConfigurationError, match="CHECKPOINT_POSTGRES_PASSWORD_COMMAND"):
-        _ = settings.saver_options
+        _ = access_options(settings)
 
 
 def test_a_password_that_changes_signs_nothing() -> None:
@@ -405,7 +406,7 @@ async def test_the_chain_and_the_commands_work_in_the_schema(
     async with get_checkpointer(settings, telemetry=telemetry) as saver:
         await Thread("a").put(saver)
     assert schemas_of(database) == {"tenant_b": 1}
-    options = settings.saver_options
+    options = access_options(settings)
     found = [
         each async for each in run_checks(database, redis_url, saver_options=options, timeout_seconds=15.0)
     ]

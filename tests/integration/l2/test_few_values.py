@@ -9,7 +9,7 @@ import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from psycopg.rows import tuple_row
 
-from glasspoint.l2 import statements
+from glasspoint.l2 import writing
 from glasspoint.l2.writing import (
     PutAnswer,
     WritesAnswer,
@@ -71,7 +71,7 @@ async def test_a_put_of_few_values_is_answered_as_one_of_many(
         await psycopg.AsyncConnection.connect(database, autocommit=True, row_factory=tuple_row) as conn,
     ):
         few = await answers(conn, Thread("few"))
-        monkeypatch.setattr(statements, "FEW", -1)
+        monkeypatch.setattr(writing, "FEW", -1)
         many = await answers(conn, Thread("many"))
         assert few == many
         expected = [True, False, not values, False, True, False]
@@ -100,7 +100,7 @@ async def test_few_writes_are_answered_as_many(
         await psycopg.AsyncConnection.connect(database, autocommit=True, row_factory=tuple_row) as conn,
     ):
         few = await answers(conn, "few")
-        monkeypatch.setattr(statements, "FEW", 0)
+        monkeypatch.setattr(writing, "FEW", 0)
         assert few == await answers(conn, "many")
         assert [len(answer.stored) for answer in few] == [1, count - 1, count]
         assert [answer.overwrote for answer in few] == [False, False, True]
@@ -114,13 +114,13 @@ async def test_few_values_are_one_prepared_statement_however_few(database: str, 
         ) as conn,
     ):
         thread = Thread("thread")
-        for values in range(statements.FEW + 1):
+        for values in range(writing.FEW + 1):
             put = encoded_put(thread, **{f"v{number}": [number] for number in range(values - 1)})
             if not values:
                 put.blobs.clear()
             statement, params = put_statement([(Scope("thread", ""), put)])
             await conn.cursor(binary=True).execute(statement.encode(), params)
-        for count in range(1, statements.FEW + 1):
+        for count in range(1, writing.FEW + 1):
             tasks = [codec.PendingWrites(Scope("thread", ""), numbered_id(1), encoded_writes(count))]
             statement, params = writes_statement(tasks, upsert=False)
             await conn.cursor(binary=True).execute(statement.encode(), params)

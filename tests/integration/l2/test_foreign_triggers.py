@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,13 +16,15 @@ import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.conninfo import make_conninfo
 
-from glasspoint import CachedPostgresSaver
+from glasspoint import CachedPostgresSaver, l2
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.l2 import pruning_statements, schema, schema_statements, statements
+from glasspoint.l2 import schema, schema_statements
+from glasspoint.l2.sql import query
+from glasspoint.l2.writing import storing
 from glasspoint.model.codec import Encoded, EncodedWrite, PendingWrites, StoredCheckpoint
 from glasspoint.model.scope import Scope
 from states import make_pool, numbered_id, open_saver
-from steps import Thread, put_all, until
+from steps import STORING, Thread, put_all, until
 
 NEVER = 3600.0
 
@@ -168,7 +170,7 @@ async def test_what_a_trigger_of_others_writes_inside_a_statement_of_ours_is_not
     await rows(watched, ("marked", "", "1"))
     await run(watched, "DELETE FROM checkpoint_writes")
     async with open_saver(watched, redis_url, sweep_interval_seconds=NEVER) as saver:
-        await saver._sweeper.round()  # on a busy machine, the opening has not waited for it
+        await saver._parts.sweeper.round()  # on a busy machine, the opening has not waited for it
         await noted(watched)
         await Thread("a").put(saver)
         assert await noted(watched) == [("inner", "", WRITES), ("marked", "", CHECKPOINTS)]
@@ -446,11 +448,11 @@ async def test_nothing_of_our_own_is_noted(
                     )
                 )
         for batch in (
-            statements.PUT_TOGETHER_FENCED,
-            statements.PUT_WRITES_TOGETHER_FENCED,
-            statements.UPSERT_WRITES_TOGETHER_FENCED,
+            "put_together_fenced",
+            "put_writes_together_fenced",
+            "upsert_writes_together_fenced",
         ):
-            assert batch in sent, "batches have formed"
+            assert storing(batch) in sent, "batches have formed"
         assert await seen() == [], "batches"
 
         items: list[StoredCheckpoint | PendingWrites] = [
@@ -512,28 +514,25 @@ async def count_statements(saver: CachedPostgresSaver) -> AsyncIterator[set[str]
 _CHANGES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM)\s+(checkpoints|checkpoint_writes)\b")
 
 
-@pytest.mark.parametrize("module", [statements, pruning_statements])
-def test_every_statement_that_changes_the_tables_begins_with_the_comment(module: ModuleType) -> None:
-    changing = [
-        text
-        for name, text in vars(module).items()
-        if name.isupper() and not name.startswith("_") and isinstance(text, str) and _CHANGES.search(text)
-    ]
-    assert len(changing) >= 5
-    for text in changing:
-        assert text.startswith(statements.OWN)
+def test_every_statement_that_changes_the_tables_begins_with_the_comment() -> None:
+    code = "\n".join(path.read_text("utf-8") for path in Path(l2.__file__).parent.rglob("*.py"))
+    texts = [query(name) for name in re.findall(r'\bquery\("(\w+)"\)', code)]
+    changing = [text for text in texts if _CHANGES.search(text)]
+    assert len(changing) >= 10
+    for text in [*changing, *map(storing, STORING)]:
+        assert text.startswith(query("own"))
 
 
 def test_the_statements_that_also_record_scopes_begin_with_the_comment() -> None:
-    assert len(statements.JOURNALLED) == 24
-    for text in statements.JOURNALLED.values():
-        assert text.startswith(statements.OWN)
-        assert text.count(statements.OWN) == 1
+    assert len(STORING) == 24
+    for text in (storing(name, is_journalled=True) for name in STORING):
+        assert text.startswith(query("own"))
+        assert text.count(query("own")) == 1
         assert "glasspoint_l1_journal" in text
 
 
 def test_the_comment_is_the_one_that_the_triggers_look_for() -> None:
-    assert statements.OWN == "/* glasspoint */"
+    assert query("own") == "/* glasspoint */"
     for trigger in schema_statements.TRIGGERS:
         if "TRUNCATE" not in trigger.create:
-            assert f"NOT LIKE '{statements.OWN[:13]}%'" in trigger.create
+            assert f"NOT LIKE '{query('own')[:13]}%'" in trigger.create

@@ -337,34 +337,6 @@ async def test_an_index_that_a_crash_has_left_on_a_table_that_is_empty_is_built_
         assert await everything_is_there(database)
 
 
-async def test_an_invalid_index_that_upstream_has_recorded_as_done_is_built_anew(database: str) -> None:
-    """Its setup says IF NOT EXISTS, so that one that was interrupted and repeated records it."""
-    await make_old_tables(database, rows=3)
-    await leave_an_invalid_index(database, BEFORE_INDEXES + 2)
-    async with open_upstream(database):
-        pass
-    assert await is_valid(database, INDEXES[1]) is False
-    assert await value(database, "SELECT max(v) FROM checkpoint_migrations") == len(MIGRATIONS) - 1
-    await set_up(database)
-    assert await everything_is_there(database)
-
-
-async def test_an_index_that_nobody_needs_and_that_cannot_be_built_anew_fails_no_setup(
-    database: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    await make_old_tables(database, rows=3)
-    await leave_an_invalid_index(database, BEFORE_INDEXES + 2)
-    async with open_upstream(database):
-        pass
-    async with old_snapshot(database):
-        await set_up(make_conninfo(database, options="-c statement_timeout=200"))
-    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(warnings) == 1
-    assert f"The index {INDEXES[1]} is invalid" in warnings[0]
-    assert await is_valid(database, INDEXES[1]) is False
-    assert await stand(database)
-
-
 async def test_an_index_that_another_process_builds_is_waited_for(
     database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

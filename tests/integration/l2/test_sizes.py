@@ -49,10 +49,10 @@ async def figures(saver: CachedPostgresSaver) -> Mapping[str, TableSize]:
 async def renewed(saver: CachedPostgresSaver, clock: Clock) -> Mapping[str, TableSize]:
     """What is known a minute later."""
     clock.seconds += 61
-    before = saver._sizes._found_at
-    saver._sizes.known()
-    await until(lambda: saver._sizes._found_at > before)
-    return saver._sizes.known()
+    before = saver._parts.sizes._found_at
+    saver._parts.sizes.known()
+    await until(lambda: saver._parts.sizes._found_at > before)
+    return saver._parts.sizes.known()
 
 
 async def execute(database: str, *statements: str) -> list[Any]:
@@ -125,8 +125,8 @@ async def test_without_tables_nothing_is_known_and_setup_makes_it_known(
     database: str, redis_url: str
 ) -> None:
     async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as saver:
-        await until(lambda: saver._sizes._task is not None and saver._sizes._task.done())
-        assert saver._sizes.known() == {}
+        await until(lambda: saver._parts.sizes._task is not None and saver._parts.sizes._task.done())
+        assert saver._parts.sizes.known() == {}
         await saver.setup()
         assert set(await figures(saver)) == set(sizes.TABLES)
 
@@ -136,18 +136,18 @@ async def test_one_query_a_minute_and_none_if_nobody_asks(
 ) -> None:
     async with open_saver(database, redis_url) as saver:
         await figures(saver)
-        first = saver._sizes._task
+        first = saver._parts.sizes._task
         for _ in range(100):
-            saver._sizes.known()
+            saver._parts.sizes.known()
             clock.seconds += 0.5
         await asyncio.sleep(0)
-        assert saver._sizes._task is first, "50 seconds, 100 scrapes: no look"
+        assert saver._parts.sizes._task is first, "50 seconds, 100 scrapes: no look"
         clock.seconds += 3000
         await asyncio.sleep(0)
-        assert saver._sizes._task is first, "nobody asks: no look"
-        assert saver._sizes.known(), "what is known, and an order for more"
-        await until(lambda: saver._sizes._task is not first)
-        assert not saver._sizes._task.done() or saver._sizes._found_at == clock.seconds
+        assert saver._parts.sizes._task is first, "nobody asks: no look"
+        assert saver._parts.sizes.known(), "what is known, and an order for more"
+        await until(lambda: saver._parts.sizes._task is not first)
+        assert not saver._parts.sizes._task.done() or saver._parts.sizes._found_at == clock.seconds
 
 
 async def test_asking_never_waits_for_the_loop_or_a_server(
@@ -158,10 +158,10 @@ async def test_asking_never_waits_for_the_loop_or_a_server(
         open_saver(database, redis_url) as saver,
         locked(database, "checkpoints", mode="ACCESS EXCLUSIVE"),
     ):
-        before = await figures(saver) if saver._sizes._found else {}
+        before = await figures(saver) if saver._parts.sizes._found else {}
         clock.seconds += 61
-        assert [saver._sizes.known() for _ in range(1000)] == [before] * 1000
-        assert saver._sizes._looking
+        assert [saver._parts.sizes.known() for _ in range(1000)] == [before] * 1000
+        assert saver._parts.sizes._looking
 
 
 @asynccontextmanager
@@ -178,13 +178,13 @@ async def test_no_look_while_every_connection_is_in_use(database: str, redis_url
         await figures(saver)
         clock.seconds += 61
         async with busy(saver):
-            before = saver._sizes._task
-            saver._sizes.known()
-            await until(lambda: saver._sizes._task is not before and saver._sizes._task.done())
+            before = saver._parts.sizes._task
+            saver._parts.sizes.known()
+            await until(lambda: saver._parts.sizes._task is not before and saver._parts.sizes._task.done())
             assert not saver._l2.connections.pool.get_stats().get("requests_waiting")
-            assert saver._sizes._found_at < clock.seconds
-        saver._sizes.known()  # the next scrape: at once, not in a minute
-        await until(lambda: saver._sizes._found_at == clock.seconds)
+            assert saver._parts.sizes._found_at < clock.seconds
+        saver._parts.sizes.known()  # the next scrape: at once, not in a minute
+        await until(lambda: saver._parts.sizes._found_at == clock.seconds)
 
 
 async def test_what_nobody_could_renew_for_five_minutes_is_not_shown(
@@ -194,14 +194,14 @@ async def test_what_nobody_could_renew_for_five_minutes_is_not_shown(
         await figures(saver)
         async with busy(saver):
             clock.seconds += 61
-            assert saver._sizes.known(), "a minute old"
+            assert saver._parts.sizes.known(), "a minute old"
             clock.seconds += 299
-            assert saver._sizes.known()
+            assert saver._parts.sizes.known()
             clock.seconds += 2
-            assert not saver._sizes.known()
+            assert not saver._parts.sizes.known()
         assert await figures(saver), "and then they are there again"
         clock.seconds += 3601
-        assert not saver._sizes.known(), "nobody has asked for an hour"
+        assert not saver._parts.sizes.known(), "nobody has asked for an hour"
 
 
 async def test_a_look_that_meets_a_lock_ends_soon_and_says_nothing(
@@ -212,11 +212,11 @@ async def test_a_look_that_meets_a_lock_ends_soon_and_says_nothing(
         async with locked(database, "checkpoints", mode="ACCESS EXCLUSIVE"):
             clock.seconds += 61
             with caplog.at_level(logging.DEBUG, "glasspoint.l2"):
-                saver._sizes.known()
-                await until(lambda: saver._sizes._task.done() and not saver._sizes._looking)
+                saver._parts.sizes.known()
+                await until(lambda: saver._parts.sizes._task.done() and not saver._parts.sizes._looking)
         assert "not known (QueryCanceled)" in caplog.text
         assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
-        assert saver._sizes.known() == before
+        assert saver._parts.sizes.known() == before
         async with saver._l2.connections.checkout() as conn:
             row = await (await conn.execute("SHOW statement_timeout")).fetchone()
         assert row == {"statement_timeout": "10s"}, "it was for that look alone"
@@ -233,8 +233,8 @@ async def test_a_server_that_refuses_is_a_warning_once(
     async with open_saver(database, redis_url) as saver:
         for _ in range(3):
             clock.seconds += 61
-            saver._sizes.known()
-            await until(lambda: saver._sizes._task.done() and not saver._sizes._looking)
+            saver._parts.sizes.known()
+            await until(lambda: saver._parts.sizes._task.done() and not saver._parts.sizes._looking)
     warnings = [record.message for record in caplog.records if "sizes of the tables" in record.message]
     assert warnings == ["The sizes of the tables are not known (UndefinedFunction)."]
 
@@ -244,21 +244,21 @@ async def test_closing_breaks_a_look_off(database: str, redis_url: str, clock: C
         await figures(saver)
         async with locked(database, "checkpoints", mode="ACCESS EXCLUSIVE") as waiter:
             clock.seconds += 61
-            saver._sizes.known()
+            saver._parts.sizes.known()
             await waiter()
             await saver.close()
-        assert saver._sizes._task.cancelled()
+        assert saver._parts.sizes._task.cancelled()
         clock.seconds += 61
-        saver._sizes.known()
+        saver._parts.sizes.known()
         await asyncio.sleep(0)
-        assert saver._sizes._task.done(), "no look after close"
+        assert saver._parts.sizes._task.done(), "no look after close"
 
 
 def test_a_synchronous_saver_is_looked_at_on_its_own_loop(database: str, redis_url: str) -> None:
     with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as saver:
         saver.setup()
         for _ in range(1000):
-            if found := saver._sizes.known():
+            if found := saver._parts.sizes.known():
                 break
             sleep(0.005)
         assert set(found) == set(sizes.TABLES)
@@ -268,13 +268,13 @@ def test_a_saver_whose_loop_has_ended_only_tells_what_was_known(database: str, r
     async def open_and_forget() -> CachedPostgresSaver:
         async with open_saver(database, redis_url) as saver:
             await figures(saver)
-        saver._sizes._stopped = False  # as if nobody had closed it
+        saver._parts.sizes._stopped = False  # as if nobody had closed it
         return saver
 
     saver = asyncio.run(open_and_forget())
-    saver._sizes._ask_from = 0.0
-    assert saver._sizes.known()
-    assert saver._sizes.known()
+    saver._parts.sizes._ask_from = 0.0
+    assert saver._parts.sizes.known()
+    assert saver._parts.sizes.known()
 
 
 @pytest.mark.parametrize("outage", ["down", "frozen"])
@@ -285,12 +285,12 @@ async def test_while_postgres_is_away_the_looks_end_and_the_figures_go_and_come_
         await figures(saver)
         clock.seconds += 61
         with away(own_postgres, outage):
-            assert saver._sizes.known(), "a minute old"
-            await until(lambda: not saver._sizes._looking)
-            assert saver._sizes._found_at < clock.seconds, "in vain"
+            assert saver._parts.sizes.known(), "a minute old"
+            await until(lambda: not saver._parts.sizes._looking)
+            assert saver._parts.sizes._found_at < clock.seconds, "in vain"
             clock.seconds += 301
-            assert saver._sizes.known() == {}
-            await until(lambda: not saver._sizes._looking)
+            assert saver._parts.sizes.known() == {}
+            await until(lambda: not saver._parts.sizes._looking)
         clock.seconds += 61
         assert await figures(saver)
 
@@ -306,10 +306,10 @@ async def test_one_connection_alone_is_left_to_calls(database: str, redis_url: s
         await figures(saver)
         clock.seconds += 61
         async with upstream.lock:
-            before = saver._sizes._task
-            saver._sizes.known()
-            await until(lambda: saver._sizes._task is not before and saver._sizes._task.done())
-            assert saver._sizes._found_at < clock.seconds
+            before = saver._parts.sizes._task
+            saver._parts.sizes.known()
+            await until(lambda: saver._parts.sizes._task is not before and saver._parts.sizes._task.done())
+            assert saver._parts.sizes._found_at < clock.seconds
         await saver.close()
 
 
@@ -317,7 +317,7 @@ async def test_a_pool_that_is_not_open_is_no_error(database: str, redis_url: str
     pool = make_pool(database, size=1)
     async with Redis.from_url(redis_url) as redis:
         saver = CachedPostgresSaver(AsyncPostgresSaver(pool), redis)
-        saver._sizes.known()
-        await until(lambda: saver._sizes._task is not None and saver._sizes._task.done())
-        assert saver._sizes.known() == {}
+        saver._parts.sizes.known()
+        await until(lambda: saver._parts.sizes._task is not None and saver._parts.sizes._task.done())
+        assert saver._parts.sizes.known() == {}
         await saver.close()

@@ -10,10 +10,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from glasspoint.l2 import schema, schema_statements, statements
-from glasspoint.l2.sql import BLOCKS, Include, parse, query
+from glasspoint.l2 import schema, schema_statements
+from glasspoint.l2.sql import BLOCKS, Include, compose, parse, query
+from glasspoint.l2.writing import storing
 from places import SRC
 from states import open_saver
+from steps import STORING
 
 PARAMETER = re.compile(r"%\((\w+)\)[sb]")
 
@@ -35,9 +37,11 @@ def test_a_block_says_what_it_does_and_what_it_takes(name: str) -> None:
 
 def test_every_block_is_used() -> None:
     code = "\n".join(path.read_text("utf-8") for path in SRC.rglob("*.py"))
-    named = set(re.findall(r'\b(?:query|_storing)\(\s*"([a-z0-9_]+)"', code))
-    beginnings = {*statements._OWN, *statements._WITH}
-    assert set(BLOCKS) - named - beginnings - INCLUDED == set()
+    named = {
+        name for call in re.findall(r"\bquery\(([^()]*)\)", code) for name in re.findall(r'"(\w+)"', call)
+    }
+    beginnings = {"own", "own_journalled", "with", "with_journalled"}
+    assert named | beginnings | {*STORING} | INCLUDED == set(BLOCKS)
 
 
 _STATEMENT = re.compile(
@@ -76,7 +80,8 @@ async def test_postgresql_understands_what_stores_checkpoints_and_writes(
         open_saver(database, redis_url),
         await psycopg.AsyncConnection.connect(database, autocommit=True) as conn,
     ):
-        for number, text in enumerate([*statements.JOURNALLED, *statements.JOURNALLED.values()]):
+        texts = [storing(name, is_journalled=each) for name in STORING for each in (False, True)]
+        for number, text in enumerate(texts):
             numbers = {name: f"${n}" for n, name in enumerate(dict.fromkeys(PARAMETER.findall(text)), 1)}
             plain = PARAMETER.sub(lambda found, numbers=numbers: numbers[found[1]], text)  # type: ignore[misc]
             await conn.execute(f"PREPARE s{number} AS {plain}")
@@ -97,8 +102,8 @@ def test_blocks_are_composed_by_name() -> None:
             "-- name: columns\n-- Two.\na,\nb\n\n-- name: limited\n-- An end.\nLIMIT 1",
         ]
     )
-    assert query("all", blocks=blocks) == "SELECT\n    a,\n    b\nFROM t"
-    assert query("all", "limited", blocks=blocks) == "SELECT\n    a,\n    b\nFROM t\nLIMIT 1"
+    assert compose(blocks, "all") == "SELECT\n    a,\n    b\nFROM t"
+    assert compose(blocks, "all", "limited") == "SELECT\n    a,\n    b\nFROM t\nLIMIT 1"
     assert blocks["all"].comment == ["-- Reads all."]
 
 
@@ -108,13 +113,13 @@ def test_a_name_that_is_not_there_is_an_error_that_says_where_it_was_wanted() ->
     blocks = parse(["-- name: outer\n-- include: middle\n-- name: middle\n-- include: lost"])
     path = r"'lost', included by 'middle', included by 'outer' is in no \.sql file"
     with pytest.raises(LookupError, match=path):
-        query("outer", blocks=blocks)
+        compose(blocks, "outer")
 
 
 def test_a_block_that_includes_itself_is_an_error() -> None:
     blocks = parse(["-- name: a\n-- include: b\n-- name: b\n-- include: a"])
     with pytest.raises(LookupError, match="'a', included by 'b', included by 'a' includes itself"):
-        query("a", blocks=blocks)
+        compose(blocks, "a")
 
 
 def test_a_name_that_occurs_twice_is_an_error() -> None:

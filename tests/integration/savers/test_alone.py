@@ -340,7 +340,7 @@ async def test_a_key_of_another_type_is_taken_away_and_nobody_else_notices(
         assert "unavailable" not in one.reads
         assert one.reads["hit"] >= (5 if first == "delete" else 6), "and that one hits again"
         assert one.quarantined == 0
-        assert one.saver._breaker.is_closed
+        assert one.saver._parts.breaker.is_closed
         assert one.dropped["tampered"] == 1
         assert await journal(database) == []
     [line] = [each for each in caplog.messages if "held another type" in each]
@@ -468,7 +468,7 @@ async def test_a_scope_whose_key_is_refused_is_alone(
             await good.put(one.saver)
             assert await one.hits(good)
         assert one.quarantined == 1
-        assert one.saver._breaker.is_closed
+        assert one.saver._parts.breaker.is_closed
         assert one.saver.vitals.breaker == "closed"
         assert (await journal(database) != []) == (first == "put"), "its writes are recorded"
         refusing.refused = frozenset()
@@ -514,7 +514,7 @@ async def test_where_all_keys_are_refused_the_breaker_opens_and_its_probe_closes
         refusing.refused = frozenset({*(thread.thread_id for thread in threads), ":probe"})
         for thread in threads:
             assert not await one.hits(thread)
-        assert one.saver._breaker.state != "closed"
+        assert one.saver._parts.breaker.state != "closed"
         for thread in threads:
             await thread.put(one.saver)
             assert not await one.hits(thread)
@@ -543,7 +543,7 @@ async def test_a_confirmation_that_is_refused_concerns_its_scope_alone(
         one.saver._l1.confirm = refused  # type: ignore[method-assign]
         await bad.put(one.saver)
         assert await journal(database) == ["bad"]
-        assert one.saver._l1.trusted, "nothing is to be doubted of the others"
+        assert one.saver._l1.trust.is_trusted, "nothing is to be doubted of the others"
         assert await one.hits(good)
         assert not await one.hits(bad)
         assert "unavailable" in one.reads
@@ -601,7 +601,7 @@ async def test_a_row_that_redis_refuses_stays_and_stops_nobody(
                     assert each.quarantined == 0
                 assert await is_empty(database)
                 for each in (one, later):
-                    assert each.saver._breaker.is_closed
+                    assert each.saver._parts.breaker.is_closed
                     assert counts(each.registry, "glasspoint_l1_breaker_transitions_total", "to") == {}
     assert sum("is in quarantine" in each for each in caplog.messages) == 2, "a line in each process"
 
@@ -613,12 +613,12 @@ async def only_bad_is_left(database: str) -> bool:
 async def test_a_quarantine_does_not_end_before_its_drop_worked(database: str, refusing: Refusing) -> None:
     good, bad = Thread("good"), Thread("bad")
     async with watched(database, refusing, sweep_interval_seconds=NEVER) as one:
-        await one.saver._sweeper.round()
+        await one.saver._parts.sweeper.round()
         await good.put(one.saver)
         refusing.refused = frozenset({"bad"})
         await record(database, "bad")
         for number in range(1, 6):
-            await one.saver._sweeper.round()
+            await one.saver._parts.sweeper.round()
             assert refusing.asked == number, "once a sweep"
             assert one.quarantined == 1
             assert await one.hits(good)
@@ -626,7 +626,7 @@ async def test_a_quarantine_does_not_end_before_its_drop_worked(database: str, r
         refusing.refused = frozenset()
         await bad.put(one.saver)
         assert not await one.hits(bad), "nor by a Redis that would take the key again"
-        await one.saver._sweeper.round()
+        await one.saver._parts.sweeper.round()
         assert one.quarantined == 0
         assert await is_empty(database)
         assert not await one.hits(bad)
@@ -652,10 +652,10 @@ async def test_a_write_since_its_drop_was_sent_keeps_a_scope_in_quarantine(
             return refused
 
         one.saver._l1.forget = and_then_a_write  # type: ignore[method-assign]
-        await one.saver._sweeper.round()
+        await one.saver._parts.sweeper.round()
         assert one.quarantined == 1
         assert await journal(database) == ["bad"]
-        await one.saver._sweeper.round()
+        await one.saver._parts.sweeper.round()
         assert one.quarantined == 0
         assert await is_empty(database)
 
@@ -669,17 +669,17 @@ async def test_many_refused_rows_hold_nothing_up_and_are_not_hammered(
         await good.put(one.saver)
         refusing.refused = frozenset(name.replace(" ", "%20") for name in bad)
         await record(database, *bad, "good", *bad, "good")
-        one.saver._l1.doubt()
+        one.saver._l1.trust.suspect()
         await until(
             lambda: _sweep_quarantines(one, 600)
         )  # on a busy machine, a round ends before all is done
-        assert one.saver._breaker.is_closed
+        assert one.saver._parts.breaker.is_closed
         assert not await one.hits(good), "it was dropped for its rows"
         assert await one.hits(good)
         assert sorted(set(await journal(database))) == sorted(bad)
         for _ in range(3):
             before = refusing.asked
-            await one.saver._sweeper.round()
+            await one.saver._parts.sweeper.round()
             assert refusing.asked - before <= 16
         refusing.refused = frozenset()
         await until(lambda: _sweep_quarantines(one, 0))
@@ -687,7 +687,7 @@ async def test_many_refused_rows_hold_nothing_up_and_are_not_hammered(
 
 
 async def _sweep_quarantines(one: Watched, scopes: int) -> bool:
-    await one.saver._sweeper.round()
+    await one.saver._parts.sweeper.round()
     return one.quarantined == scopes
 
 
@@ -697,10 +697,10 @@ async def test_the_rows_of_a_busy_scope_in_quarantine_do_not_grow_without_end(
     async with watched(database, refusing, sweep_interval_seconds=NEVER) as one:
         refusing.refused = frozenset({"bad"})
         await record(database, *["bad"] * 1500)
-        await one.saver._sweeper.round()
+        await one.saver._parts.sweeper.round()
         assert await journal(database) == ["bad"]
         await record(database, "bad")
-        await one.saver._sweeper.round()
+        await one.saver._parts.sweeper.round()
         assert await journal(database) == ["bad", "bad"], "only many of them are worth it"
 
 
@@ -940,7 +940,7 @@ async def test_a_credential_provider_that_raises_is_a_redis_that_is_away(
                     assert await asyncio.gather(*(t.turn(one.saver) for t in threads)) == [
                         thread.number for thread in threads
                     ]
-                assert one.saver._breaker.state != "closed"
+                assert one.saver._parts.breaker.state != "closed"
         await until(lambda: is_empty(database))
         assert one.failed_tasks == {}, "a client's error is foreseen"
     assert "token service" not in caplog.text
@@ -1034,7 +1034,7 @@ async def test_an_opening_survives_a_client_that_raises_anything(database: str, 
     async with Broken.from_url(redis_url) as client:
         client.how = AnyError("x")  # type: ignore[attr-defined]
         async with watched(database, client) as one:
-            assert one.saver._breaker.state != "closed"
+            assert one.saver._parts.breaker.state != "closed"
             await thread.put(one.saver)
             assert not await one.hits(thread)
             client.how = None  # type: ignore[attr-defined]
@@ -1068,7 +1068,7 @@ async def test_a_bug_in_the_sweeper_ends_no_sweeper(
     thread = Thread("a")
     async with watched(database, redis) as one:
         await thread.put(one.saver)
-        async with failing(one.saver._sweeper, bug) as is_over:
+        async with failing(one.saver._parts.sweeper, bug) as is_over:
             await record(database, "a")
             for _ in range(5):
                 assert await thread.turn(one.saver) == thread.number, "no read is failed by it"
@@ -1099,10 +1099,10 @@ async def test_a_bug_in_an_audit_ends_no_audits(
     thread = Thread("a")
     async with watched(database, redis, audit_ratio=1.0) as one:
         await thread.put(one.saver)
-        async with failing(one.saver._auditor, "_judge") as is_over:
+        async with failing(one.saver._parts.auditor, "_judge") as is_over:
             while not is_over():
                 assert await one.hits(thread)
-                await until(lambda: not one.saver._auditor._running)
+                await until(lambda: not one.saver._parts.auditor._running)
         assert one.failed_tasks == {"auditor": 3}
         assert counts(one.registry, "glasspoint_l1_audits_total", "verdict") == {"consistent": 1}
     assert_said_once("auditor", caplog)
@@ -1112,7 +1112,7 @@ async def test_a_bug_in_looking_at_sizes_does_not_end_it(
     database: str, redis: Redis, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watched(database, redis) as one:
-        sizes = one.saver._sizes
+        sizes = one.saver._parts.sizes
         await until(sizes.known)
         async with failing(sizes, "_query") as is_over:
             sizes._found, sizes._ask_from = {}, float("-inf")
@@ -1197,13 +1197,13 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
             "burst = Burst(scope, _new_id(), asyncio.create_task(begin()), monotonic(), after)",
         ),
         ("fallback/draining.py", 'moving.create_task(move(thread_id), name="glasspoint-drain-thread")'),
-        ("telemetry/background.py", "task = asyncio.create_task(work)"),
+        ("model/cancellation.py", "task = asyncio.create_task(work)"),
         ("l2/connections.py", "task = asyncio.create_task(work, context=context)"),
         (
             "l2/liveness.py",
             'await asyncio.create_task(self.greet(connection), name="glasspoint-greet", context=Context())',
         ),
-        ("savers/opening.py", "return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))"),
+        ("model/lifetime.py", "return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))"),
         ("model/home.py", "self._task = loop.create_task("),  # waits for the loop to end, and warns
         (  # without it the lease runs out, and the run ends
             "savers/retention.py",
@@ -1212,13 +1212,13 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
     }
     answer_their_callers_whatever_happens = {
         ("redis/auto_pipeline.py", "task = asyncio.create_task(self._run(steps))"),
-        ("savers/opening.py", "task = self._to_the_end(asyncio.create_task(work))"),  # warm-ups
+        ("model/lifetime.py", "task = self._to_the_end(asyncio.create_task(work))"),  # warm-ups
     }
     supervised = {
         ("coherence/sweeper.py", "self._task = asyncio.create_task("),
         ("savers/retention.py", "self._task = asyncio.create_task("),
         (  # audits, ends of bursts
-            "savers/opening.py",
+            "model/lifetime.py",
             "self._to_the_end(asyncio.create_task(work, context=context or Context()))",
         ),
         ("l2/sizes.py", "self._task = self._loop.create_task("),
@@ -1278,7 +1278,7 @@ async def test_a_url_that_leads_to_a_cluster_later_is_said_once(
 
             # The breaker may have opened before the cluster was there: then a probe meets it.
             await until(lambda before=before: said(before))  # type: ignore[misc]
-            await until(lambda: one.saver._breaker.state == "open")
+            await until(lambda: one.saver._parts.breaker.state == "open")
             assert len(said(before)) == 1
             async with Redis.from_url(cluster_node.url) as node:
                 assert await node.dbsize() == 0
@@ -1375,7 +1375,7 @@ async def probed(saver: CachedPostgresSaver, *, times: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(saver._l1, "probe", counted)
         await until(lambda: probes > times)
-    assert saver._breaker.state != "closed"
+    assert saver._parts.breaker.state != "closed"
 
 
 async def test_a_user_who_may_not_even_select_the_database_is_told_so(
@@ -1423,7 +1423,7 @@ async def test_a_server_that_may_recover_is_no_misconfiguration(
         else:
             await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
         async with watched(database, any_redis.url) as one:
-            assert one.saver._breaker.state != "closed"
+            assert one.saver._parts.breaker.state != "closed"
             assert ("maxmemory" if of == "a full one" else "connect to its master") in the_error(caplog)
             await thread.put(one.saver)
             assert not await one.hits(thread)

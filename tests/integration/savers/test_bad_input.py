@@ -470,7 +470,7 @@ async def test_a_wrong_redis_password_is_said_aloud_and_the_cache_comes_to_life_
             [error] = [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
             assert "Redis refuses this user or password" in error
             assert "REDIS_URL" in error
-            assert saver._breaker.state != "closed"
+            assert saver._parts.breaker.state != "closed"
             assert (await saver._check())["l1"] == "unavailable"
             await admin.config_set("requirepass", {"none": "", "wrong": PASSWORD}[given])
             await until(lambda: is_a_hit(saver, thread, registry))

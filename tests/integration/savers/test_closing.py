@@ -21,8 +21,8 @@ from glasspoint import CachedPostgresSaver, RedisSaver, Settings, create_telemet
 from glasspoint.l2 import liveness
 from glasspoint.l2.store import Store
 from glasspoint.model import home
+from glasspoint.model.cancellation import run_to_the_end
 from glasspoint.model.scope import Scope
-from glasspoint.telemetry.background import run_to_the_end
 from glasspoint.telemetry.events import Telemetry
 from states import config_of, make_pool, numbered_id, open_saver
 from steps import OTHER_CONNECTIONS, Thread, away, until

@@ -26,6 +26,7 @@ from glasspoint.errors import (
     ThreadInUseError,
 )
 from glasspoint.l2 import pruning
+from glasspoint.l2.sql import query
 from glasspoint.model.scope import Scope
 from histories import Rows, TwoChannels, ids, make_graph, rows_of_thread, write_random_history
 from states import config_of, exact, numbered_id, open_saver, open_upstream
@@ -396,8 +397,8 @@ async def test_the_index_that_is_recommended_is_used(database: str, saver: Cache
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
         await conn.execute(index)  # type: ignore[call-overload]
         await conn.execute("SET enable_seqscan = off")
-        query = pruning.statements.THREADS_OF_RUNS
-        rows = await conn.execute(f"EXPLAIN {query}", {"run_ids": ["a", "b"]})  # type: ignore[call-overload]
+        explain = "EXPLAIN " + query("threads_of_runs")
+        rows = await conn.execute(explain, {"run_ids": ["a", "b"]})
         plan = "\n".join(row[0] for row in await rows.fetchall())
     assert "checkpoints_run_id_idx" in plan
 

@@ -47,7 +47,9 @@ async def test_nothing_stays_behind_of_a_conversation(database: str, redis_url: 
             start = 80 + part * CONVERSATIONS
             await converse_among(4, start, start + CONVERSATIONS)
             await settled(saver)  # until then, bursts and their fences are remembered
-            await saver._sweeper.round()  # until then, what was written since the last one is remembered
+            await (
+                saver._parts.sweeper.round()
+            )  # until then, what was written since the last one is remembered
             sizes.append(blocks())
         # A name that is kept is a block at least, in each part; anything else comes and goes.
         assert min(after - before for before, after in pairwise(sizes)) < CONVERSATIONS / 2, sizes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import pickle
+import re
 import subprocess
 import sys
 import types
@@ -95,7 +96,8 @@ def test_the_types_of_the_options_name_what_the_constructors_take() -> None:
         return {each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
 
     assert names_of(CachedOptions) == keywords(CachedPostgresSaver.__init__)
-    assert names_of(OpenCachedOptions) == keywords(CachedPostgresSaver._open) | names_of(CachedOptions)
+    pool_options = set(re.findall(r"`(\w+)`(?= \(|[,:])", str(CachedPostgresSaver.create.__doc__)))
+    assert names_of(OpenCachedOptions) - names_of(CachedOptions) <= pool_options, "documented"
     assert names_of(OpenRedisOptions) == keywords(RedisSaver.__init__)
 
 

@@ -46,7 +46,20 @@ def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "FAILED_SECONDS", 0.05)
 
 
-class Watched(CachedPostgresSaver):
+class Pruning(CachedPostgresSaver):
+    """A saver whose retention prunes by a method that its subclasses replace."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        assert self._retention is not None
+        self._prune = self._retention._prune
+        self._retention._prune = lambda age, *, on_batch: self._prune_for_retention(age, on_batch)
+
+    async def _prune_for_retention(self, age: timedelta, on_batch: Any) -> Any:
+        return await self._prune(age, on_batch=on_batch)
+
+
+class Watched(Pruning):
     """A saver whose runs are noted, and may be held."""
 
     log: list[str]
@@ -140,7 +153,7 @@ async def test_without_the_setting_nothing_is_removed_and_no_figure_is_shown(
     database: str, redis_url: str, registry: CollectorRegistry
 ) -> None:
     async with open_saver(database, redis_url, telemetry=create_telemetry(registry=registry)) as saver:
-        assert saver._lifetime.retention is None
+        assert saver._retention is None
         assert registry.get_sample_value(SUCCEEDED_AT, {"saver": "default"}) is None
 
 
@@ -156,7 +169,7 @@ async def test_one_process_at_a_time_prunes_and_the_next_run_is_due_later(
         await until(lambda: log)
         for _ in range(3):  # looks that find the lease taken
             for saver in savers:
-                assert not await saver._lifetime.retention._claim()
+                assert not await saver._retention._claim()
         assert len(log) == 1
         for saver in savers:
             saver.goes_on.set()
@@ -168,7 +181,7 @@ async def test_one_process_at_a_time_prunes_and_the_next_run_is_due_later(
 
         await until(is_written_down)
         for saver in savers:
-            assert not await saver._lifetime.retention._claim()  # an hour has not passed
+            assert not await saver._retention._claim()  # an hour has not passed
         assert len(log) == 2
 
 
@@ -191,7 +204,7 @@ async def test_of_a_process_that_died_another_takes_the_lease_when_it_has_run_ou
             "INSERT INTO glasspoint_retention VALUES (true, 'dead', now() + interval '1 hour', NULL)",
         )
         async with watched(database, redis_url, log, "b", held=False) as saver:
-            assert not await saver._lifetime.retention._claim()
+            assert not await saver._retention._claim()
             assert not log
             await execute(database, "UPDATE glasspoint_retention SET until = now() - interval '1 s'")
             await until(lambda: log == ["b begins", "b ends"])
@@ -200,10 +213,10 @@ async def test_of_a_process_that_died_another_takes_the_lease_when_it_has_run_ou
 async def test_a_run_that_lost_its_lease_ends_after_the_batch_under_way(
     database: str, redis_url: str, registry: CollectorRegistry
 ) -> None:
-    class Stalled(CachedPostgresSaver):
+    class Stalled(Pruning):
         async def _prune_for_retention(self, age: timedelta, on_batch: Any) -> Any:
-            assert self._lifetime.retention is not None
-            self._lifetime.retention._held_until = 0.0  # as a process that was stopped for long finds it
+            assert self._retention is not None
+            self._retention._held_until = 0.0  # as a process that was stopped for long finds it
             on_batch(PruneReport(cutoff=datetime.now(UTC), checkpoints=1))
             raise AssertionError("the run went on")
 
@@ -216,7 +229,7 @@ async def test_a_run_that_lost_its_lease_ends_after_the_batch_under_way(
 async def test_a_run_that_fails_is_counted_and_tried_again(
     database: str, redis_url: str, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Failing(CachedPostgresSaver):
+    class Failing(Pruning):
         runs = 0
 
         async def _prune_for_retention(self, age: timedelta, on_batch: Any) -> Any:
@@ -241,7 +254,7 @@ async def test_what_fails_is_tried_again_by_one_process_a_minute_however_many_th
     monkeypatch.setattr(retention, "FAILED_SECONDS", 60.0)
     failed: list[str] = []
 
-    class Failing(CachedPostgresSaver):
+    class Failing(Pruning):
         async def _prune_for_retention(self, age: timedelta, on_batch: Any) -> Any:
             failed.append("a run")
             raise L1UnavailableError("Redis does not answer.")
@@ -258,8 +271,8 @@ async def test_what_fails_is_tried_again_by_one_process_a_minute_however_many_th
 
         await until(is_free_later)
         for saver in (one, other):
-            assert saver._lifetime.retention is not None
-            assert await saver._lifetime.retention._claim() is None
+            assert saver._retention is not None
+            assert await saver._retention._claim() is None
         assert failed == ["a run"]
 
 
@@ -345,7 +358,7 @@ async def test_a_clock_that_is_ahead_does_not_make_young_checkpoints_old(
 ) -> None:
     ages: list[timedelta] = []
 
-    class Asked(CachedPostgresSaver):
+    class Asked(Pruning):
         async def _prune_for_retention(self, age: timedelta, on_batch: Any) -> Any:
             ages.append(age)
             return await super()._prune_for_retention(age, on_batch)
@@ -424,8 +437,8 @@ async def test_on_a_standby_it_says_when_a_run_succeeded_and_is_quiet(
                     name = {"saver": "default"}
                     await until(lambda: registry.get_sample_value(SUCCEEDED_AT, name))
                     assert registry.get_sample_value(SUCCEEDED_AT, name) == yesterday
-                    assert behind._lifetime.retention is not None
-                    assert await behind._lifetime.retention._claim() is None
+                    assert behind._retention is not None
+                    assert await behind._retention._claim() is None
                 assert not runs(registry)
                 [line] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
                 assert line.startswith("PostgreSQL is a standby"), "which the cache says"
@@ -574,8 +587,8 @@ async def test_of_a_process_that_is_killed_in_the_middle_of_a_batch_another_goes
     assert await lease_of(database) == (True, False)
     assert await rows(database) == 3
     async with open_saver(database, redis_url, retention=MONTH) as saver:
-        assert saver._lifetime.retention is not None
-        assert await saver._lifetime.retention._claim() is None, "its lease stands yet"
+        assert saver._retention is not None
+        assert await saver._retention._claim() is None, "its lease stands yet"
         await execute(database, "UPDATE glasspoint_retention SET until = now()")  # a minute later
         await until(lambda: is_over(database))
         assert await rows(database) == 1
@@ -596,14 +609,14 @@ loop = asyncio.new_event_loop()
 saver = loop.run_until_complete(open_one())
 loop.run_until_complete(until(lambda: looks))
 # Nothing else is on its way on a connection that the child shares.
-loop.run_until_complete(saver._lifetime.sweeper.stop())
-loop.run_until_complete(until(saver._sizes.known))
-sizes = saver._sizes._task
-saver._sizes.look_soon()  # when the loop has time: in both processes
-task = saver._lifetime.retention._task
+loop.run_until_complete(saver._parts.sweeper.stop())
+loop.run_until_complete(until(saver._parts.sizes.known))
+sizes = saver._parts.sizes._task
+saver._parts.sizes.look_soon()  # when the loop has time: in both processes
+task = saver._retention._task
 if not (pid := os.fork()):  # the parent's loop goes on in the child
     loop.run_until_complete(asyncio.wait([task], timeout=30))
-    is_idle = os.getpid() not in looks and saver._sizes._task is sizes
+    is_idle = os.getpid() not in looks and saver._parts.sizes._task is sizes
     os._exit(0 if task.done() and is_idle else 1)
 assert os.waitpid(pid, 0)[1] == 0
 retention.Retention.round = real
@@ -628,16 +641,16 @@ async def test_a_child_does_not_go_on_with_the_task_of_its_parent(database: str,
 
 
 UNCLOSED = """
-class Held(CachedPostgresSaver):
-    async def _prune_for_retention(self, age, on_batch):
-        begun.set()
-        await asyncio.Event().wait()
+async def held(age, *, on_batch):
+    begun.set()
+    await asyncio.Event().wait()
 
 
 async def main():
     global begun
     begun = asyncio.Event()
-    saver = await Held.create(POSTGRES, REDIS, retention="30d")
+    saver = await CachedPostgresSaver.create(POSTGRES, REDIS, retention="30d")
+    saver._retention._prune = held
     await begun.wait()
 
 

@@ -152,7 +152,7 @@ async def test_rows_that_are_there_all_the_same_are_swept(
         )
 
     async def is_swept() -> bool:
-        saver._sweeper.look_soon()
+        saver._parts.sweeper.look_soon()
         return await journal(database) == []
 
     await until(is_swept)

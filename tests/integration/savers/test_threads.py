@@ -22,7 +22,7 @@ from glasspoint import (
     get_checkpointer,
 )
 from glasspoint.errors import ConfigurationError, InvalidConfigError
-from glasspoint.l2 import statements
+from glasspoint.l2.sql import query
 from glasspoint.model.scope import first_id_of, time_of_id
 from glasspoint.model.sync_methods import SyncFace
 from glasspoint.model.threads import summary_of
@@ -221,7 +221,7 @@ async def test_threads_are_found_by_skips_in_the_primary_key(
             await conn.execute(CHECKPOINTS)  # type: ignore[arg-type]
             if analyzed:
                 await conn.execute("VACUUM ANALYZE checkpoints")
-            statement = statements.LIST_MATCHING_THREADS if filter else statements.LIST_THREADS
+            statement = query("list_matching_threads") if filter else query("list_threads")
             params = {"filter": json.dumps(filter), "limit": 20, "before": None}
             explained = await (
                 await conn.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", params)  # type: ignore[arg-type]

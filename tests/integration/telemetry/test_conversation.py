@@ -444,7 +444,7 @@ async def test_an_audit_finds_the_cache_consistent(database: str, redis_url: str
             with conversation_turn("42", telemetry=recorder.telemetry):
                 await thread.put(saver)
                 await saver.aget_tuple(thread.config)
-            await until(lambda: not saver._auditor._running)
+            await until(lambda: not saver._parts.auditor._running)
     assert counts(recorder.registry, "glasspoint_l1_audits_total", "verdict") == {"consistent": 3}
 
 

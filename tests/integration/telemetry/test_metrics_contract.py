@@ -95,7 +95,7 @@ async def families(database: str, own_redis: EmbeddedRedis) -> list[Metric]:
             await Thread("c").put(lower)
             await drain(lower, saver)
         await saver._l2.journal.record_now([Scope("a", "")])
-        await saver._sweeper.round()
+        await saver._parts.sweeper.round()
         await _read_what_is_wrong(database, redis, own_redis.url, registry)
         own_redis.kill()
         await saver.aget_tuple(thread.config)
@@ -123,7 +123,7 @@ async def _read_what_is_wrong(
         (key,) = [key async for key in redis.scan_iter("*{d}*")]
         await conn.execute("UPDATE checkpoints SET metadata = '{}' WHERE thread_id = 'd'")
         await saver.aget_tuple(thread.config)
-        await until(lambda: not saver._auditor._running)
+        await until(lambda: not saver._parts.auditor._running)
         await redis.hset(key, mapping={"id": "x", "head": "x"})
         await saver.aget_tuple(thread.config)
 

@@ -276,10 +276,10 @@ async def test_a_scrape_waits_neither_for_a_server_nor_for_the_loop(
             own_postgres.create_database("scraped"), redis_url, telemetry=create_telemetry(registry=registry)
         ) as saver:
             await until(saver.vitals.storage)
-            saver._sizes._ask_from = 0.0  # it is time for another look
+            saver._parts.sizes._ask_from = 0.0  # it is time for another look
             with away(own_postgres, outage):
                 page = httpx.get(f"{server.url}/metrics").text  # noqa: ASYNC210
-                assert saver._sizes._looking
+                assert saver._parts.sizes._looking
     for name in ("storage_bytes", "storage_rows", "pool_connections", "info"):
         assert f"\nglasspoint_{name}{{" in page
 

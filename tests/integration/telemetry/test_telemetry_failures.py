@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from glasspoint import Telemetry, conversation_turn, create_telemetry
+from glasspoint.logs import Throttle
 from glasspoint.telemetry.events import Observer, failures
 from states import open_saver
 from steps import Thread
@@ -28,8 +28,7 @@ CANARY = "canary-Gefluester-0452"
 def fresh_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if nothing had failed in this process."""
     monkeypatch.setattr(failures, "count", 0)
-    monkeypatch.setattr(failures, "_logged_count", 0)
-    monkeypatch.setattr(failures, "_logged_at", -math.inf)
+    monkeypatch.setattr(failures, "_lines", Throttle())
 
 
 def fail(*args: Any, **kwargs: Any) -> Any:
@@ -181,7 +180,7 @@ def test_after_a_minute_another_line_says_how_many_there_were(
     for _ in range(3):
         with telemetry.operation("put", None):
             pass
-    monkeypatch.setattr(failures, "_logged_at", failures._logged_at - 61)
+    monkeypatch.setattr(failures._lines, "_logged_at", failures._lines._logged_at - 61)
     with telemetry.operation("put", None):
         pass
     told = [record.getMessage() for record in caplog.records]

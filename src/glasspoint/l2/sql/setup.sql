@@ -330,11 +330,11 @@ SELECT pg_advisory_xact_lock({key})
 SELECT set_config('search_path', quote_ident(%(schema)s) || ', pg_temp', true)
 
 -- name: look_at_schema
--- Looks which tables, indexes and triggers are there, and in which schema. The schema is the first one of the
+-- Looks which tables and triggers are there, and in which schema. The schema is the first one of the
 -- search path, where upstream's setup makes the tables, if they are there or may be made there. Otherwise it
 -- is the schema in which the search path finds them.
 --
--- params   tables, indexes: names; trigger_tables, trigger_names, functions, bodies: one item per trigger
+-- params   tables: names; trigger_tables, trigger_names, functions, bodies: one item per trigger
 -- returns  one row, none if the search path leads to no schema: see its columns; `triggers` is the number of
 --          triggers that are there, are enabled, and have this body
 WITH first AS (
@@ -356,11 +356,6 @@ SELECT
         SELECT c.relname::text FROM pg_class AS c
         WHERE c.relnamespace = h.oid AND c.relname = ANY(%(tables)s::text[])
     ) AS tables,
-    ARRAY(
-        SELECT i.relname::text FROM pg_class AS i JOIN pg_index AS x ON x.indexrelid = i.oid
-        WHERE i.relnamespace = h.oid AND i.relname = ANY(%(indexes)s::text[])
-          AND NOT x.indisvalid AND pg_has_role(i.relowner, 'USAGE')
-    ) AS invalid_indexes,
     (
         SELECT count(*) FROM unnest(
             %(trigger_tables)s::text[], %(trigger_names)s::text[], %(functions)s::text[], %(bodies)s::text[]
