@@ -68,7 +68,8 @@ def _no_l2() -> None:
             return WritesAnswer(writes, False, [])
         return await put_writes(self, scope, checkpoint_id, writes, ready, upsert=upsert)
 
-    Store.put, Store.put_writes = broken_put, broken_put_writes  # type: ignore[method-assign]
+    Store.put = broken_put  # type: ignore[method-assign, assignment]
+    Store.put_writes = broken_put_writes  # type: ignore[method-assign]
 
 
 def _no_answer() -> None:

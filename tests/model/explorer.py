@@ -15,19 +15,16 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from glasspoint.coherence.identity import IdentityKeeper
+from glasspoint.coherence.sweeper import Sweeper
 from glasspoint.embedded import EmbeddedRedis
-from glasspoint.savers import parts
-from model.world import (
-    FrozenLoop,
-    Move,
-    NoSleep,
-    Outcome,
-    Scenario,
-    Violation,
-    World,
-    clock,
-    new_token,
-)
+from glasspoint.l1.cache import Cache
+from glasspoint.l2.retrying import Retries
+from glasspoint.savers.bursts import Bursts
+from model.cast import clock, new_token
+from model.frozen import FrozenLoop, NoSleep
+from model.terms import Move, Outcome, Scenario, Violation
+from model.world import World
 
 FAULTS = (
     "crash",
@@ -52,7 +49,7 @@ connection to PostgreSQL breaks, a statement may or may not take effect; `refuse
 error; `cancel` the caller gives up; `cut_off` a process does not reach Redis from now on, until it does
 again; `open` its breaker opens; `forbid` Redis refuses it the key of the scope from now on, until it does
 not any more; `lose_fences` all fences are gone. Also `reboot`: a restart that is one. What happens to
-PostgreSQL itself: `world.CHANGES`."""
+PostgreSQL itself: `terms.CHANGES`."""
 
 
 class Counterexample(AssertionError):
@@ -135,17 +132,17 @@ def explore(
 def _patched() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # The globals that their functions see, which of a mutated module are not the module's own.
-        cache = parts.Cache.read.__globals__
+        cache = Cache.read.__globals__
         patch.setitem(cache, "_new_token", new_token)
-        bursts = parts.Bursts.join.__globals__
+        bursts = Bursts.join.__globals__
         patch.setitem(bursts, "_new_id", new_token)
         patch.setitem(bursts, "monotonic", lambda: 0.0)
         patch.setitem(cache, "asyncio", NoSleep())
-        patch.setitem(parts.Retries.run.__globals__, "asyncio", NoSleep())
-        sweeping = parts.Sweeper.round.__globals__
+        patch.setitem(Retries.run.__globals__, "asyncio", NoSleep())
+        sweeping = Sweeper.round.__globals__
         patch.setitem(sweeping, "_PAUSE_SECONDS", 0.0)
         patch.setitem(sweeping, "monotonic", lambda: 0.0)
-        patch.setitem(parts.IdentityKeeper.look.__globals__, "monotonic", clock)
+        patch.setitem(IdentityKeeper.look.__globals__, "monotonic", clock)
         yield
 
 
@@ -270,7 +267,9 @@ class _Search:
 
 def table(reports: Iterable[Report]) -> str:
     """Print-ready: a line a scenario."""
-    rows = [("scenario", "schedules", "runs", "states", "steps", "faults", "reads", "")]
+    rows: list[tuple[str, ...]] = [
+        ("scenario", "schedules", "runs", "states", "steps", "faults", "reads", "")
+    ]
     for each in reports:
         counts = (each.schedules, each.runs, each.states, each.steps, each.faults.total(), each.reads)
         rows.append((each.scenario, *(f"{n:,}" for n in counts), "all" if each.exhaustive else "bounded"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from glasspoint.model.scope import Scope
 from model.outages import SWEEP
 from model.scenarios import DELETE, READ, put, put_writes
-from model.world import Scenario
+from model.terms import Scenario
 
 OTHER = Scope("other", "")
 

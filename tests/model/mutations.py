@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from glasspoint.l1 import epoch
-from model.world import Move
+from model.terms import Move
 
 _OURS = ("glasspoint", "model")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.scenarios import DELETE, READ, put, put_writes
-from model.world import Call, Move, Scenario
+from model.terms import Call, Move, Scenario
 
 SWEEP = Call("sweep", lambda saver: saver._parts.sweeper.round())
 COMPACT = Call("compact", lambda saver: saver._l2.journal.compact())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.mutations import Mutation, steps
-from model.world import Move
+from model.terms import Move
 
 _OPENS = "put, its sweeper || reader that opens"
 _SLOW = "put, its slow sweeper || reader that opens"

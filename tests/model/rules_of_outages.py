@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from model.mutations import Mutation
 from model.outages import QUARANTINED, REFUSED_ONCE
-from model.world import Move
+from model.terms import Move
 
 _OWN = "put_writes || reader of the same process"
 _NEW = "put_writes, its sweeper || reader || new reader"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from glasspoint.model.scope import Scope
-from model.world import CONFIG, SCOPE, Call, Scenario
+from model.terms import CONFIG, SCOPE, Call, Scenario
 from states import config_of, numbered_id
 
 

@@ -265,11 +265,14 @@ def _still_there(tables: Tables, who: str, thread_ids: Sequence[str]) -> tuple[T
 
 
 def _commit(tables: Tables, who: str, untold: Collection[Scope] = ()) -> tuple[Tables, Any]:
-    rows = {name: dict(getattr(tables, name)) for name in ("checkpoints", "blobs", "writes")}
+    rows: dict[str, dict[Any, Any]] = {
+        name: dict(getattr(tables, name)) for name in ("checkpoints", "blobs", "writes")
+    }
     for session, name, key in tables.changes:
         if session == who:
             rows[name].pop(key, None)
-    tables = tables._replace(**{n: frozenset(r.items()) for n, r in rows.items()})
+    changed: dict[str, Any] = {name: frozenset(each.items()) for name, each in rows.items()}
+    tables = tables._replace(**changed)
     return _rollback(_recorded(tables, untold), who)
 
 

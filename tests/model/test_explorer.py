@@ -15,7 +15,8 @@ from model.outages import OUTAGES, QUARANTINED, REFUSED_ONCE
 from model.rules_of_identity import RULES_OF_IDENTITY
 from model.rules_of_outages import RULES_OF_OUTAGES
 from model.scenarios import LARGE, SCENARIOS
-from model.world import CHANGES, Outcome, Scenario, World
+from model.terms import CHANGES, Outcome, Scenario
+from model.world import World
 
 # `make explore` goes through all schedules with a fault, too; here it is a sample.
 EXHAUSTIVE = dice.EXPLORING
@@ -208,7 +209,7 @@ def test_what_a_process_writes_before_it_has_noticed_is_missing_elsewhere_until_
         "others may miss it",
         (
             (
-                "model.world",
+                "model.promise",
                 "effect.astray = writer.name if writer.is_late and not effect.has_row else None",
                 "effect.astray = None",
             ),

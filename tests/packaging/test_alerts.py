@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from dashboards.rules import ALERTS, RECORDING, expressions, rules
 from glasspoint import create_telemetry
 from glasspoint.telemetry.catalogue import METRICS
+from places import ROOT
 from promtool import assert_understood, needs_promtool, promtool
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ALERTS.parent
 RULE_TESTS = sorted((FOLDER / "tests").glob("*.yml"))
 BOARDS = [

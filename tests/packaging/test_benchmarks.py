@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from command_line import END_SECONDS, assert_fits, environment
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
 WORKLOADS = {

@@ -11,10 +11,10 @@ import pytest
 
 from glasspoint.telemetry.catalogue import METRICS, SPANS
 from glasspoint.telemetry.tracing import _STATEMENTS
+from places import ROOT
 from promtool import assert_understood, needs_promtool
 from span_contract import group_of
 
-ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "glasspoint"
 
 

@@ -21,9 +21,9 @@ import pytest
 import yaml
 
 from glasspoint import Settings
+from places import ROOT
 from promtool import needs_promtool, promtool
 
-ROOT = Path(__file__).parents[2]
 DASHBOARDS = ROOT / "dashboards"
 PROVISIONING = DASHBOARDS / "grafana-provisioning"
 COMPOSE = ROOT / "docker-compose.observability.yml"

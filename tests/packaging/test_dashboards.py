@@ -25,10 +25,11 @@ from dashboards.queries import FOLDER, boards, expressions, panels, variables_of
 from dashboards.rules import RECORDING, rules
 from glasspoint.telemetry.catalogue import METRICS, SPANS
 from glasspoint.telemetry.metrics import BUCKETS_SECONDS
+from places import DOCS
 from promtool import assert_understood, needs_promtool
 from span_contract import group_of
 
-DOC = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text("utf-8")
+DOC = (DOCS / "telemetry.md").read_text("utf-8")
 
 BOARDS = boards()
 PANELS = [(name, panel) for name, board in BOARDS.items() for panel in panels(board)]

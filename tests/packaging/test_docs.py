@@ -15,10 +15,9 @@ import glasspoint
 from command_line import glasspoint as command
 from glasspoint import Settings, errors
 from glasspoint.telemetry.catalogue import METRICS
+from places import DOCS, ROOT
 from promtool import assert_understood, needs_promtool
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text("utf-8") for path in DOCS.rglob("*.md")}
 SETTINGS = {str(field.validation_alias) for field in Settings.model_fields.values()}
 

@@ -18,9 +18,10 @@ import httpx
 import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
+from places import ROOT
 from states import config_of
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture

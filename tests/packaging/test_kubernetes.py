@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,8 +21,8 @@ from prometheus_client import CollectorRegistry
 from command_line import environment, glasspoint
 from glasspoint import Settings
 from glasspoint.telemetry.http import telemetry_app
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "kubernetes"
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text("utf-8")
 

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import glasspoint
-
-SRC = Path(glasspoint.__file__).parent
-ROOT = Path(__file__).parents[2]
+from places import ROOT, SRC
 
 DOORS = {
     "prometheus_client": {

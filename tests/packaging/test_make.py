@@ -15,8 +15,8 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from fast import FAST
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 

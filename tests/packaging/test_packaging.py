@@ -16,8 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from command_line import environment, glasspoint
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "glasspoint"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]

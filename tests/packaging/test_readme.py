@@ -25,8 +25,8 @@ from glasspoint.cli.commands import app
 from glasspoint.errors import ConfigurationError
 from glasspoint.model.option_types import names_of
 from glasspoint.savers.options import OpenCachedOptions
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 USAGE = (ROOT / "docs" / "usage.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

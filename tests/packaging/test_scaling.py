@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +16,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from command_line import environment
 from dashboards.queries import boards
 from glasspoint.settings import Settings
+from places import DOCS, ROOT
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 PAGE = (DOCS / "scaling.md").read_text("utf-8")
 
 

@@ -58,7 +58,8 @@ class Running:
 
     def servers(self) -> list[psutil.Process]:
         """Return the processes that the command has started."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        children: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return children
 
     def end(self, signal_number: int) -> tuple[int, str]:
         """Send a signal, and return the exit status and what was written to standard error."""

@@ -32,7 +32,8 @@ def checkpoint_format(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 
     for module in ("test_utils", *(f"spec.test_{capability}" for capability in ALL)):
         monkeypatch.setattr(import_module(f"{SUITE}.{module}"), "generate_checkpoint", generate)
-    return request.param
+    version: int = request.param
+    return version
 
 
 async def check_conformance(

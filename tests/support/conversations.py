@@ -65,11 +65,12 @@ class Conversation:
         """Whether LangGraph's own saver reads the newest checkpoint the same, field by field."""
         async with open_upstream(database) as upstream:
             truth = await upstream.aget_tuple(self.config)
-        return exact(tuple(await saver.aget_tuple(self.config) or ())) == exact(tuple(truth or ()))
+        return bool(exact(tuple(await saver.aget_tuple(self.config) or ())) == exact(tuple(truth or ())))
 
 
 def _texts(state: dict[str, Any]) -> list[str]:
-    return [text for text in state.get("said", ()) if not text.endswith("!")] + state.get("note", [])
+    note: list[str] = state.get("note", [])
+    return [text for text in state.get("said", ()) if not text.endswith("!")] + note
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,13 @@ async def execute(database: str, *statements: str) -> list[tuple[Any, ...]]:
     """Run statements as other software would; return the rows of the last one."""
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
         for statement in statements:
-            cursor = await conn.execute(statement)  # type: ignore[arg-type]
+            cursor = await conn.execute(statement)
         return await cursor.fetchall() if cursor.description else []
 
 
 async def missing_values(database: str) -> list[tuple[str, str]]:
     """Return thread and channel of each value that a checkpoint names, and that PostgreSQL does not have."""
-    return await execute(database, _MISSING_VALUES)  # type: ignore[return-value]
+    return await execute(database, _MISSING_VALUES)
 
 
 _MISSING_VALUES = """

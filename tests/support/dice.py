@@ -15,7 +15,7 @@ import importlib
 import os
 import pkgutil
 import random
-from typing import Final
+from typing import Any, Final
 
 from hypothesis import HealthCheck, settings
 
@@ -40,7 +40,7 @@ def rounds(usual: int) -> int:
 
 
 # No judgement by the clock, and no examples that an earlier run has left on the disk.
-_CERTAIN: Final = {
+_CERTAIN: Final[dict[str, Any]] = {
     "deadline": None,
     "database": None,
     "print_blob": True,

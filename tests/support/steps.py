@@ -14,7 +14,7 @@ import httpx
 import psutil
 import psycopg
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, ChannelVersions, Checkpoint, CheckpointMetadata
 from prometheus_client import CollectorRegistry
 from psycopg import sql
 from redis.asyncio import Redis
@@ -56,11 +56,11 @@ class Thread:
 
     def next_put(
         self, saver: BaseCheckpointSaver[str], **more_values: Any
-    ) -> tuple[RunnableConfig, Checkpoint, dict[str, Any], dict[str, Any]]:
+    ) -> tuple[RunnableConfig, Checkpoint, CheckpointMetadata, ChannelVersions]:
         """What `aput` takes for the checkpoint after the newest."""
         self.number += 1
         channels = ("messages", "turn", "branch:to:agent", *more_values)
-        versions = dict.fromkeys(channels, f"{self.number:032}.5")
+        versions: ChannelVersions = dict.fromkeys(channels, f"{self.number:032}.5")
         checkpoint: Checkpoint = {
             "v": 4,
             "id": numbered_id(self.number),
@@ -159,7 +159,8 @@ async def rows_of(postgres_url: str) -> dict[str, int | None]:
 async def keys_of(redis_url: str) -> dict[bytes, dict[bytes, bytes]]:
     """Everything that stands in Redis."""
     async with Redis.from_url(redis_url) as redis:
-        return {key: await redis.hgetall(key) async for key in redis.scan_iter()}
+        found: dict[Any, Any] = {key: await redis.hgetall(key) async for key in redis.scan_iter()}
+        return found
 
 
 async def keys_with_intents(redis_url: str) -> list[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import sys
 import threading
@@ -68,14 +67,16 @@ def test_where_other_processes_look_each_call_is_counted_at_once(tmp_path: Path)
     """The Prometheus client decides when it is imported, so in a process of its own."""
     code = """
 from prometheus_client import CollectorRegistry
-from test_counting import Families, Metrics, Telemetry, call
+from glasspoint import Telemetry
+from glasspoint.telemetry.metrics import Families, Metrics
 
 registry = CollectorRegistry()
-call(Telemetry("default", (Metrics("default", registry),)))
+with Telemetry("default", (Metrics("default", registry),)).operation("put", None) as operation:
+    operation.l1_write = "applied"
 assert not Families.of(registry).ended.waiting
 """
-    variables = environment(PROMETHEUS_MULTIPROC_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, env=variables, check=True)
+    variables = environment(PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], env=variables, check=True)
 
 
 def test_no_call_is_lost_or_counted_twice_whatever_threads_do() -> None:

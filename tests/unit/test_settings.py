@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from glasspoint import Settings
 from glasspoint.errors import ConfigurationError
+from places import DOCS
 
-DOC = (Path(__file__).parents[2] / "docs" / "settings.md").read_text("utf-8")
+DOC = (DOCS / "settings.md").read_text("utf-8")
 ROWS = {
     row[0]: row[1:]
     for row in re.findall(r"^\| `(\w+)` \| (.+?) \| (.*?) \| (.*?) \| ?(.*?) ?\|$", DOC, re.MULTILINE)

@@ -20,7 +20,7 @@ from glasspoint.errors import NotFoundError
 from glasspoint.model.scope import Scope
 from states import config_of, numbered_id, open_saver, open_upstream
 from steps import Thread, keys_of, settled
-from test_migration import talkative
+from talkative import talkative
 
 SECRET = "Geheimnis"
 LONG = (

@@ -16,7 +16,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -24,12 +23,12 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 import preforked
+from chains import chain, settings_of
 from conformance_suite import ALL, check_conformance
 from glasspoint import (
     CachedPostgresSaver,
     FallbackSaver,
     MemorySaver,
-    Settings,
     create_redis_checkpointer,
     create_telemetry,
     get_checkpointer,
@@ -44,7 +43,7 @@ from glasspoint.errors import (
 from glasspoint.fallback.draining import Drainer, Round
 from glasspoint.redis.permissions import COMMANDS
 from states import config_of, exact, open_upstream
-from steps import Thread, another_process, drain, readyz, seeded_dice, until
+from steps import Thread, drain, readyz, seeded_dice, until
 
 # Redis writes before it acknowledges: a process that is killed has lost nothing. Only the disk comes later.
 DURABLE = ("--appendonly", "yes", "--appendfsync", "no")
@@ -64,28 +63,6 @@ def durable_redis() -> Iterator[EmbeddedRedis]:
         server.stop()
         server.start(*DURABLE)
         yield server
-
-
-def settings_of(postgres_url: str, redis_url: str, **more: Any) -> Settings:
-    # A machine that is busy for a moment is no outage of Redis.
-    more = {"probe_interval": 0.1, "redis_timeout": 5.0, "l1_timeout": 5.0, **more}
-    return Settings(postgres_url=postgres_url, redis_url=redis_url, **more)
-
-
-@asynccontextmanager
-async def chain(
-    postgres_url: str,
-    redis_url: str,
-    registry: CollectorRegistry | None = None,
-    *,
-    serde: SerializerProtocol | None = None,
-    **more: Any,
-) -> AsyncIterator[FallbackSaver]:
-    telemetry = create_telemetry(registry=registry or CollectorRegistry())
-    settings = settings_of(postgres_url, redis_url, **more)
-    another_process()
-    async with get_checkpointer(settings, serde=serde, telemetry=telemetry) as saver:
-        yield saver
 
 
 def make_graph(saver: Any) -> CompiledStateGraph[Any]:

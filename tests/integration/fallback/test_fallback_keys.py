@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from itertools import combinations
 from typing import Any
 
@@ -15,30 +14,20 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis, RedisCluster
 
+from chains import NOWHERE, chain
 from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, RedisRefusedError, ThreadDamagedError
 from glasspoint.history.keys import Keyspace
 from glasspoint.l2.target import Target
+from passwords import PASSWORD
+from redis_savers import USES, listed, two_namespaces
+from redis_tier import KEY, TARGET, opened
 from states import config_of, numbered_id, open_upstream
 from steps import Thread, until
-from test_bad_input import PASSWORD
-from test_fallback import chain
-from test_redis_saver import USES, listed, two_namespaces
 
-NOWHERE = f"postgresql://me:{PASSWORD}@127.0.0.1:1"
-TARGET = Target("db", "5432", "app")
 REGISTRY = Keyspace("glasspoint", target=TARGET.id).registry
-KEY = b"sixteen bytes..!"
 LONG = 60.0
-
-
-@asynccontextmanager
-async def opened(redis: Redis | str, **options: Any) -> AsyncIterator[RedisSaver]:
-    options = {"target": TARGET, "signing_key": KEY} | options
-    options.setdefault("telemetry", create_telemetry(registry=CollectorRegistry()))
-    async with await RedisSaver.create(redis, **options) as saver:
-        yield saver
 
 
 @pytest.fixture

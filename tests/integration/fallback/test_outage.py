@@ -6,7 +6,6 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -18,6 +17,7 @@ from langgraph.types import Command, interrupt
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from delta_graph import make_graph as delta_graph
 from glasspoint import (
     CachedPostgresSaver,
     FallbackSaver,
@@ -40,9 +40,9 @@ from glasspoint.fallback.branches import Branches
 from glasspoint.history.interface import HEARD_SECONDS
 from glasspoint.model.lineage import SET_ASIDE
 from glasspoint.model.scope import Scope
+from places import DOCS
 from states import config_of, numbered_id, open_upstream
 from steps import Thread, another_process, drain, readyz, settled, until
-from test_delta import make_graph as delta_graph
 
 KEY = "a key that Redis does not know"
 
@@ -1203,5 +1203,5 @@ async def test_a_promotion_that_leaves_a_lost_tier_behind_never_says_that_all_is
 
 
 def test_the_page_says_how_long_the_first_write_waits() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "fallback.md").read_text("utf-8")
+    page = (DOCS / "fallback.md").read_text("utf-8")
     assert f"waits {HEARD_SECONDS} s before it acknowledges" in page

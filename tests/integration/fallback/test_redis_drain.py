@@ -12,15 +12,15 @@ import psycopg
 import pytest
 from redis.asyncio import Redis
 
+from delta_graph import CHANNELS, CONFIG, play
 from glasspoint import RedisSaver
 from glasspoint.errors import GlasspointError, ThreadMovedError
 from glasspoint.l2.target import Target
 from glasspoint.model.codec import PendingWrites, StoredCheckpoint
+from redis_savers import USES, listed, opened, two_namespaces
+from redis_tier import SIGNED
 from states import config_of, exact, numbered_id, open_upstream
 from steps import Thread, until
-from test_delta import CHANNELS, CONFIG, play
-from test_history_conformance import SIGNED
-from test_redis_saver import USES, listed, opened, two_namespaces
 
 LONG = 60.0
 Item = StoredCheckpoint | PendingWrites

@@ -19,16 +19,16 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from delta_graph import CHANNELS, CONFIG, make_graph, play
 from glasspoint import RedisSaver, create_telemetry
 from glasspoint.errors import ConfigurationError, ThreadDamagedError, ThreadTamperedError
 from glasspoint.l2.target import Target
 from glasspoint.model.codec import Encoded
 from glasspoint.redis.signature import SIZE
+from payloads import PAYLOADS, Watched, armed
+from redis_tier import TARGET, opened
 from states import config_of, counts, exact, numbered_id
 from steps import Thread
-from test_delta import CHANNELS, CONFIG, make_graph, play
-from test_fallback_keys import TARGET, opened
-from test_untrusted_redis import PAYLOADS, Watched, armed
 
 THREAD_ID = CONFIG["configurable"]["thread_id"]
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from entries import FIELDS, SCOPE, SERDE, SIGNER, stored
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.l1.entry import TamperedImageError, UnusableImageError, decode_image
 from glasspoint.model import codec
@@ -26,7 +27,6 @@ from glasspoint.model.scope import scope_of
 from glasspoint.redis.signature import SIZE
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, seeded_dice, settled
-from test_entry import FIELDS, SCOPE, SERDE, SIGNER, stored
 
 Fields = dict[bytes, bytes]
 ROUNDS = 200

@@ -14,26 +14,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from chains import NOWHERE, chain
 from glasspoint import RedisSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, RedisRefusedError
 from glasspoint.history import permissions as tier
 from glasspoint.l2.target import Target
 from glasspoint.redis import permissions as cache
+from places import SRC
+from redis_users import USER, acl, allow, commands_in, url_of_user, what_a_user_needs
 from states import config_of, counts, open_upstream
 from steps import Thread, until
-from test_alone import (
-    SRC,
-    USER,
-    acl,
-    allow,
-    any_redis,  # noqa: F401 - a fixture
-    commands_in,
-    url_of_user,
-    what_a_user_needs,
-)
-from test_fallback import chain
-from test_fallback_keys import NOWHERE
 
 TARGET = Target("db", "5432", "app")
 NEVER = 1000.0
@@ -80,7 +71,7 @@ def test_the_chain_s_rule_is_that_of_the_cache_and_that_of_the_tier_in_one() -> 
 
 async def test_the_chain_s_rule_is_enough_in_the_tier_cached(
     database: str,
-    any_redis: EmbeddedRedis,  # noqa: F811 - the fixture
+    any_redis: EmbeddedRedis,
 ) -> None:
     await allow(any_redis, *FOR_THE_CHAIN)
     registry, thread = CollectorRegistry(), Thread("대화 {42}")
@@ -98,7 +89,7 @@ async def test_the_chain_s_rule_is_enough_in_the_tier_cached(
 
 async def test_the_chain_s_rule_is_enough_in_the_tier_redis_and_to_drain_it(
     own_postgres: EmbeddedPostgres,
-    any_redis: EmbeddedRedis,  # noqa: F811 - the fixture
+    any_redis: EmbeddedRedis,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await allow(any_redis, *FOR_THE_CHAIN)
@@ -151,7 +142,7 @@ async def use(saver: Any, thread: Thread) -> None:
 @pytest.mark.parametrize("options", [{}, {"target": TARGET}, {"ttl": None}], ids=str)
 async def test_the_rule_for_a_saver_by_itself_is_enough(
     options: dict[str, Any],
-    any_redis: EmbeddedRedis,  # noqa: F811 - the fixture
+    any_redis: EmbeddedRedis,
 ) -> None:
     await allow(any_redis, *FOR_A_SAVER)
     thread = Thread("대화 {42}", "")
@@ -174,7 +165,7 @@ async def test_the_rule_for_a_saver_by_itself_is_enough(
 
 
 async def test_a_user_who_lacks_a_command_is_told_which_and_the_rule_to_add(
-    any_redis: EmbeddedRedis,  # noqa: F811 - the fixture
+    any_redis: EmbeddedRedis,
 ) -> None:
     for lacks in tier.COMMANDS:
         await allow(any_redis, *(rule for rule in FOR_A_SAVER if rule != f"+{lacks}"))
@@ -194,7 +185,7 @@ async def test_a_user_who_lacks_a_command_is_told_which_and_the_rule_to_add(
 
 
 async def test_a_user_who_lacks_keys_is_told_so(
-    any_redis: EmbeddedRedis,  # noqa: F811 - the fixture
+    any_redis: EmbeddedRedis,
 ) -> None:
     await allow(any_redis, "~other:*", *FOR_A_SAVER[1:])
     with pytest.raises(RedisRefusedError, match=r"may not read and write the keys glasspoint:\*") as caught:
@@ -203,7 +194,7 @@ async def test_a_user_who_lacks_keys_is_told_so(
 
 
 async def test_a_saver_needs_no_info(
-    any_redis: EmbeddedRedis,  # noqa: F811 - the fixture
+    any_redis: EmbeddedRedis,
 ) -> None:
     await allow(any_redis, *(rule for rule in FOR_A_SAVER if rule != "+info"))
     async with opened(any_redis) as saver:
@@ -211,7 +202,7 @@ async def test_a_saver_needs_no_info(
 
 
 async def test_a_chain_whose_tier_redis_lacks_a_command_does_not_start(
-    any_redis: EmbeddedRedis,  # noqa: F811 - the fixture
+    any_redis: EmbeddedRedis,
 ) -> None:
     await allow(any_redis, *(rule for rule in FOR_THE_CHAIN if rule != "+zremrangebyscore"))
     with pytest.raises(ConfigurationError, match=r"may not run ZREMRANGEBYSCORE.*ACL SETUSER app \+zrem"):
@@ -220,7 +211,7 @@ async def test_a_chain_whose_tier_redis_lacks_a_command_does_not_start(
 
 
 async def test_a_right_that_is_taken_away_later_is_named_as_one(
-    any_redis: EmbeddedRedis,  # noqa: F811 - the fixture
+    any_redis: EmbeddedRedis,
 ) -> None:
     """Inside a script Redis 6.2 gives the error no code, and does not name the command."""
     async with Redis.from_url(any_redis.url) as admin:
@@ -239,7 +230,7 @@ async def test_a_right_that_is_taken_away_later_is_named_as_one(
 
 
 async def test_a_key_that_a_script_may_not_use_is_named_as_one(
-    any_redis: EmbeddedRedis,  # noqa: F811 - the fixture
+    any_redis: EmbeddedRedis,
 ) -> None:
     """The script may begin, because its keys are allowed. It then names one that is not."""
     await allow(any_redis, *FOR_A_SAVER)
@@ -254,7 +245,7 @@ async def test_a_key_that_a_script_may_not_use_is_named_as_one(
 @pytest.mark.parametrize("of", ["a full one", "a replica"])
 async def test_a_redis_that_takes_no_writes_is_not_refused_for_that(
     of: str,
-    any_redis: EmbeddedRedis,  # noqa: F811 - the fixture
+    any_redis: EmbeddedRedis,
 ) -> None:
     thread = Thread("a")
     await allow(any_redis, *FOR_A_SAVER)

@@ -13,9 +13,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from glasspoint import CachedPostgresSaver
 from glasspoint.model import lifetime
+from recorder import Recorder
 from states import counts, exact, open_saver, open_upstream, warmed_up
 from steps import Thread, put_all, settled, until
-from test_tracing import Recorder
 
 
 class HeldRedis(Redis):

@@ -28,9 +28,9 @@ from glasspoint.errors import ConfigurationError, L2UnavailableError
 from glasspoint.l2 import connecting
 from glasspoint.l2.connecting import NOT_REACHED, REFUSED, TROUBLES, Trouble
 from glasspoint.l2.pool import open_pool, postgres_conninfo
+from places import DOCS
 from steps import until
 
-DOCS = Path(__file__).parents[3] / "docs"
 PASSWORD = "geheim"
 
 

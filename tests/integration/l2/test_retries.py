@@ -11,7 +11,6 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from pathlib import Path
 from time import monotonic
 from typing import Any, get_args
 
@@ -31,11 +30,9 @@ from glasspoint.errors import L2DeadlineError, L2RefusedError, L2UnavailableErro
 from glasspoint.l2 import liveness, retrying
 from glasspoint.l2.faults import FAULTS, REFUSALS, certainly_unchanged, classify
 from glasspoint.telemetry.events import RetryReason
+from places import DOCS
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, locked, rows_of, settled, until
-
-DOCS = Path(__file__).parents[3] / "docs"
-
 
 # ------------------------------------------------------------------ the table
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -13,16 +12,17 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from redis.asyncio import Redis
 
+from chains import chain
 from command_line import glasspoint
 from glasspoint import RedisSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError
 from glasspoint.l2.schema import GRANTS
+from places import DOCS
 from states import counts
 from steps import Thread, until
-from test_fallback import chain
 
-PAGE = (Path(__file__).parents[3] / "docs" / "rights.md").read_text("utf-8")
+PAGE = (DOCS / "rights.md").read_text("utf-8")
 ROLES, EXACT, IN_ADVANCE = re.findall(r"^```sql\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 USERS = {rule.split()[2]: rule for rule in re.findall(r"^ACL SETUSER .*$", PAGE, re.MULTILINE)}
 

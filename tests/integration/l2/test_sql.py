@@ -10,14 +10,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import glasspoint
 from glasspoint.l2 import schema, schema_statements
 from glasspoint.l2.sql import BLOCKS, Include, compose, parse, query
 from glasspoint.l2.writing import storing
+from places import SRC
 from states import open_saver
 from steps import STORING
 
-SRC = Path(glasspoint.__file__).parent
 PARAMETER = re.compile(r"%\((\w+)\)[sb]")
 
 INCLUDED = {line.name for block in BLOCKS.values() for line in block.lines if isinstance(line, Include)}

@@ -10,12 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -26,7 +23,6 @@ from redis.asyncio import Redis
 from redis.credentials import CredentialProvider
 from redis.exceptions import AskError, MovedError, ResponseError
 
-import glasspoint
 from glasspoint import CachedPostgresSaver, Settings, Telemetry, create_telemetry, get_checkpointer
 from glasspoint.coherence import sweeper as sweeping
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -41,11 +37,11 @@ from glasspoint.model.identity import Identity
 from glasspoint.model.scope import Scope, scope_of
 from glasspoint.redis import faults, permissions
 from glasspoint.telemetry import background
+from places import SRC
 from redis_nodes import start_node
+from redis_users import USER, acl, allow, commands_in, url_of_user, what_a_user_needs
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Proxy, Thread, hits_at_last, keys_of, nowhere, settled, tcp, until
-
-SRC = Path(glasspoint.__file__).parent
 
 SOON = 0.05
 """How often the journal is swept where a test waits for it, in seconds."""
@@ -281,10 +277,6 @@ async def test_a_script_that_fails_at_any_command_takes_nobody_s_intent_away(
         assert left.get(b"i:other", b"")[:-1] == deadline[:-1].encode(), command
     await redis.acl_deluser("probed")
     assert refused or step == "clear", "that one takes away what is no entry, and nothing else"
-
-
-async def acl(redis: Redis, user: str, *rules: str) -> None:
-    await redis.execute_command("ACL SETUSER", user, *(rule for each in rules for rule in each.split()))
 
 
 # ------------------------------------------------------------------ a key of another type
@@ -1242,25 +1234,6 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
 # ------------------------------------------------------------------ a server that cannot be the cache
 
 
-REDIS_7 = shutil.which("redis-server")
-
-
-@pytest.fixture(params=["6.2", "7"])
-def any_redis(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
-    """A Redis of both wordings of ACL errors: the wheel's, and the one of the system if it is newer."""
-    server = EmbeddedRedis()
-    if request.param == "7":
-        version = (
-            subprocess.run([REDIS_7, "--version"], capture_output=True, text=True).stdout if REDIS_7 else ""
-        )
-        if "v=7." not in version:
-            pytest.skip("there is no redis-server 7 on the PATH")
-        assert REDIS_7 is not None
-        server._program = Path(REDIS_7)
-    with server:
-        yield server
-
-
 @pytest.fixture
 def cluster_node() -> Iterator[EmbeddedRedis]:
     server = start_node()
@@ -1312,18 +1285,6 @@ async def test_a_url_that_leads_to_a_cluster_later_is_said_once(
             await proxy.switch(tcp(own_redis))
             await until(lambda: one.hits(thread))
         assert await until(lambda: is_empty(database))
-
-
-USER = "app"
-
-
-def url_of_user(server: EmbeddedRedis) -> str:
-    return server.url.replace("//", f"//{USER}:secret@")
-
-
-async def allow(server: EmbeddedRedis, *rules: str) -> None:
-    async with Redis.from_url(server.url) as admin:
-        await acl(admin, USER, "reset on >secret", *rules)
 
 
 NEEDED = [f"+{name}" for name in permissions.COMMANDS]
@@ -1473,24 +1434,6 @@ async def test_a_server_that_may_recover_is_no_misconfiguration(
 
 
 # ------------------------------------------------------------------ the list in the docs of what a user needs
-
-
-DOCS = Path(__file__).parents[3] / "docs"
-
-
-def what_a_user_needs() -> str:
-    page = (DOCS / "rights.md").read_text("utf-8")
-    return page.partition("## Which rights does the Redis user need?")[2].partition("\n## ")[0]
-
-
-def commands_in(scripts: Path) -> set[str]:
-    """The commands that scripts run: the texts in the first argument of each call."""
-    return {
-        name.lower()
-        for path in scripts.glob("*.lua")
-        for first in re.findall(r"redis\.p?call\(([^,)]*)", path.read_text("utf-8"))
-        for name in re.findall(r"'(\w+)'", first)
-    }
 
 
 def test_the_list_is_what_the_scripts_and_the_client_use() -> None:

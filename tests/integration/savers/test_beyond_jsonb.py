@@ -13,11 +13,11 @@ from langgraph.graph import START, StateGraph
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from drawn import BEYOND_JSONB
 from glasspoint import MemorySaver, RedisSaver, create_telemetry
 from glasspoint.errors import SerializationError
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, drain, settled
-from test_differential import BEYOND_JSONB
 
 Values = dict[str, Any]
 

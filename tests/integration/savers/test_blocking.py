@@ -21,9 +21,9 @@ from conformance_suite import ALL, check_conformance
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.errors import BlockingCallError, L2UnavailableError, SaverClosedError, WrongLoopError
 from glasspoint.model.sync_methods import SyncFace
+from recorder import FIRST_PUT, PUT_WRITES, Recorder
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, locked, until
-from test_tracing import FIRST_PUT, PUT_WRITES, Recorder, spans_keep_the_contract  # noqa: F401 - a fixture
 
 OF_OUR_OWN = "list_threads"
 SYNC_METHODS = sorted(

@@ -12,9 +12,7 @@ from redis.asyncio import Redis
 
 from conformance_suite import ALL, check_conformance
 from glasspoint import MemorySaver, RedisSaver, create_telemetry
-from glasspoint.l2.target import Target
-
-SIGNED = {"target": Target("db", "5432", "app"), "signing_key": b"sixteen bytes..!"}
+from redis_tier import SIGNED
 
 pytestmark = pytest.mark.usefixtures("checkpoint_format")
 

@@ -21,12 +21,7 @@ from psycopg.types.json import Jsonb
 from redis.asyncio import Redis
 
 import dice
-from glasspoint import MemorySaver, RedisSaver, create_telemetry
-from glasspoint.history.containment import contains
-from glasspoint.history.keys import Keyspace
-from glasspoint.l2.target import Target
-from states import config_of, exact, numbered_id, open_upstream
-from test_differential import (
+from drawn import (
     BEYOND_JSONB,
     OTHER_IDS,
     SCOPES,
@@ -43,6 +38,11 @@ from test_differential import (
     texts,
     writes,
 )
+from glasspoint import MemorySaver, RedisSaver, create_telemetry
+from glasspoint.history.containment import contains
+from glasspoint.history.keys import Keyspace
+from glasspoint.l2.target import Target
+from states import config_of, exact, numbered_id, open_upstream
 
 # A namespace with ":" is a call of a subgraph, which goes with the root checkpoint that it started from.
 ALL_SCOPES: list[Scope] = [*SCOPES, ("a", "call:1"), ("a", "sub")]

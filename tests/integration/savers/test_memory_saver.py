@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
 
+from delta_graph import make_graph, play
 from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry
 from glasspoint.errors import (
     L2UnavailableError,
@@ -22,7 +23,6 @@ from glasspoint.errors import (
 from glasspoint.fallback.draining import Drainer
 from states import config_of, exact, numbered_id, open_saver, open_upstream
 from steps import Moves, Thread, until
-from test_delta import make_graph, play
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -21,11 +21,12 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import Command, Send, interrupt
+from langgraph.types import Command, interrupt
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from command_line import assert_fits, glasspoint
+from delta_graph import CONFIG, make_graph, play
 from glasspoint import (
     CachedPostgresSaver,
     MemorySaver,
@@ -40,33 +41,9 @@ from glasspoint.migration.sqlite import SqliteSource
 from glasspoint.model.codec import encode_found
 from states import config_of, exact, open_saver, open_upstream
 from steps import Thread
-from test_delta import CONFIG, make_graph, play
+from talkative import State, talkative
 
 KINDS = ("memory", "postgres", "redis", "tier memory", "sqlite", "sqlite, synchronous")
-
-
-class State(TypedDict, total=False):
-    text: str
-    parts: list[str]
-
-
-def talkative(saver: BaseCheckpointSaver[Any]) -> Any:
-    """Subgraphs of both kinds, tasks that were sent, and a question that waits for its answer."""
-
-    def ask(state: State) -> State:
-        return {"text": f"{state['text']} {interrupt('which one?')}"}
-
-    inner = StateGraph(State).add_node("ask", ask).add_edge(START, "ask").add_edge("ask", END)
-    keeping = StateGraph(State).add_node("keep", lambda state: {"parts": ["kept"]}).add_edge(START, "keep")
-    graph = StateGraph(State)
-    graph.add_node("fan", lambda state: {"text": "fanned"})
-    graph.add_node("one", lambda state: None)
-    graph.add_node("asks", inner.compile())
-    graph.add_node("keeps", keeping.compile(checkpointer=True))
-    graph.add_edge(START, "keeps").add_edge("keeps", "fan")
-    graph.add_conditional_edges("fan", lambda state: [Send("one", {"text": "b"}), Send("one", {"text": "a"})])
-    graph.add_edge("one", "asks").add_edge("asks", END)
-    return graph.compile(saver)
 
 
 async def fill(saver: BaseCheckpointSaver[Any], *, is_synchronous: bool = False) -> None:

@@ -33,6 +33,7 @@ from glasspoint.fallback.factory import ChainOptions
 from glasspoint.model.option_types import names_of
 from glasspoint.savers.memory_saver import MemoryOptions
 from glasspoint.savers.options import CachedOptions, OpenCachedOptions, OpenRedisOptions
+from places import ROOT
 from states import make_pool, open_saver
 from steps import Thread
 
@@ -123,12 +124,11 @@ def test_a_type_checker_sees_a_mistyped_option(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     code = tmp_path / "service.py"
     code.write_text(TYPED)
-    root = Path(__file__).parents[3]
     # In the project's folder: what `make check` knows of the sources is not found out again.
     answer = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", str(code)],
-        cwd=root,
-        env={**os.environ, "MYPYPATH": str(root / "src")},
+        cwd=ROOT,
+        env={**os.environ, "MYPYPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
         check=False,

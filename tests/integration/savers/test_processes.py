@@ -37,24 +37,24 @@ from glasspoint import (
 )
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import BlockingCallError, SaverClosedError, WrongLoopError
+from places import DOCS
 from states import config_of, counts, open_saver
 from steps import Thread, settled, until
 
 # What each script begins with. The servers are named as every deployment names them.
 BEGINNING = """
 import asyncio, os, sys, threading
-sys.path.insert(0, {tests!r})
 from glasspoint import CachedPostgresSaver, RedisSaver, get_checkpointer
 from glasspoint.errors import ForkedError, SaverClosedError
 from states import config_of
 from steps import Thread
 
 POSTGRES, REDIS = os.environ["POSTGRES_URL"], os.environ["REDIS_URL"]
-DOORS = {{
+DOORS = {
     "cached": lambda: CachedPostgresSaver.from_conn_string(POSTGRES, redis_url=REDIS),
     "redis": lambda: RedisSaver.from_conn_string(REDIS),
     "chain": get_checkpointer,
-}}
+}
 
 
 def in_a_child(work):
@@ -67,8 +67,6 @@ def in_a_child(work):
 """
 
 SECONDS = 60
-
-TESTS = str(Path(__file__).parents[2] / "support")
 
 KEY = "a key that Redis does not know"
 
@@ -85,7 +83,7 @@ def run(script: str, postgres_url: str, redis_url: str, *args: str, may_warn: bo
         may_warn: Whether it may write to stderr, which is bad news otherwise.
     """
     ended = preforked.run(
-        BEGINNING.format(tests=TESTS) + script,
+        BEGINNING + script,
         *args,
         env=environment_of(postgres_url, redis_url),
         timeout=SECONDS,
@@ -367,7 +365,7 @@ def test_a_process_ends_while_its_servers_do_not_answer(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
     url = own_postgres.create_database("test")
-    code = BEGINNING.format(tests=TESTS) + (
+    code = BEGINNING + (
         'saver = DOORS["cached"]().open()\nsaver.setup()\nprint("open", flush=True)\nsys.stdin.read()\n'
     )
     with subprocess.Popen(
@@ -661,7 +659,7 @@ def test_gunicorn_with_preload_serves_and_stops(tables: str, redis_url: str, tmp
     """Two workers, forked from an application whose module has opened a saver, and closes it nowhere."""
     app = tmp_path / "flask_like.py"
     app.write_text(
-        BEGINNING.format(tests=TESTS)
+        BEGINNING
         + MEET
         + """
 saver = DOORS["cached"]().open()
@@ -717,7 +715,7 @@ def test_celery_with_prefork_works_and_stops(
 ) -> None:
     """Two children, forked from a worker whose module has opened a saver, and closes it nowhere."""
     (tmp_path / "celery_tasks.py").write_text(
-        BEGINNING.format(tests=TESTS)
+        BEGINNING
         + MEET
         + """
 from celery import Celery
@@ -763,7 +761,7 @@ def turn(thread_id):
 
 # ------------------------------------------------------------------ notebooks
 
-NOTEBOOKS = (Path(__file__).parents[3] / "docs" / "processes.md").read_text("utf-8")
+NOTEBOOKS = (DOCS / "processes.md").read_text("utf-8")
 NOTEBOOKS = NOTEBOOKS.partition("\n## Notebooks\n")[2].partition("\n## ")[0]
 
 

@@ -4,13 +4,11 @@ says so, and delta channels outlive pruning."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from langchain_core.runnables import RunnableConfig
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
@@ -21,6 +19,8 @@ from opentelemetry.trace import SpanKind
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from bad_configs import CALLS, CONFIGS
+from delta_graph import CHANNELS, CONFIG, extend, make_graph, play
 from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import (
@@ -36,22 +36,15 @@ from glasspoint.errors import (
     ThreadExistsError,
 )
 from glasspoint.model.codec import StoredCheckpoint
+from passwords import HALVES, PASSWORD, shown
+from recorder import CANARY, Recorder, attributes
+from redis_savers import USES, listed, opened, two_namespaces
 from states import config_of, counts, exact, numbered_id
 from steps import Thread, until
-from test_bad_input import CALLS, CONFIGS, HALVES, PASSWORD, shown
-from test_delta import CHANNELS, CONFIG, extend, make_graph, play
-from test_tracing import CANARY, Recorder, attributes, spans_keep_the_contract  # noqa: F401 - a fixture
 
 # How many keys a thread has that holds checkpoints, values and writes.
 KEYS = 6
 TTL = 60.0
-
-
-@asynccontextmanager
-async def opened(redis: Redis | str, **options: Any) -> AsyncIterator[RedisSaver]:
-    options.setdefault("telemetry", create_telemetry(registry=CollectorRegistry()))
-    async with await create_redis_checkpointer(redis, **options) as saver:
-        yield saver
 
 
 @pytest.fixture
@@ -66,10 +59,6 @@ async def saver(redis_url: str) -> AsyncIterator[RedisSaver]:
         yield opened_saver
 
 
-async def listed(saver: RedisSaver, config: RunnableConfig | None, **options: Any) -> list[Any]:
-    return [each async for each in saver.alist(config, **options)]
-
-
 async def lifetimes(redis: Redis) -> list[int]:
     """Milliseconds that each key has to live, all looked at in one instant; -1 for ever."""
     script = """
@@ -80,33 +69,7 @@ async def lifetimes(redis: Redis) -> list[int]:
     return await redis.eval(script, 0)
 
 
-async def two_namespaces(saver: RedisSaver, thread_id: str = "대화") -> tuple[Thread, Thread]:
-    """A thread with checkpoints, values and writes, in its root and in a subgraph's namespace."""
-    threads = Thread(thread_id), Thread(thread_id, "sub|graph:1")
-    for each in threads:
-        await each.put(saver)
-        await each.put_writes(saver, "x")
-        await each.put(saver)
-        await each.put_writes(saver, "y")
-    return threads
-
-
 # ------------------------------------------------------------------ the life of a thread
-
-USES: dict[str, Callable[[RedisSaver, Thread], Awaitable[Any]]] = {
-    "aget_tuple": lambda saver, thread: saver.aget_tuple(thread.config),
-    "nothing found": lambda saver, thread: saver.aget_tuple(config_of(thread.thread_id, "no such")),
-    "alist": lambda saver, thread: listed(saver, thread.config, filter={"step": 1}),
-    "alist of all": lambda saver, thread: listed(saver, None, limit=1),
-    "aput": lambda saver, thread: thread.put(saver),
-    "aput_writes": lambda saver, thread: thread.put_writes(saver, "z", "other task"),
-    "aget_delta_channel_history": lambda saver, thread: saver.aget_delta_channel_history(
-        config=thread.config, channels=["no such"]
-    ),
-    "adelete_for_runs": lambda saver, thread: saver.adelete_for_runs(["run"]),
-    "acopy_thread": lambda saver, thread: saver.acopy_thread(thread.thread_id, "copy"),
-    "aprune": lambda saver, thread: saver.aprune([thread.thread_id]),
-}
 
 
 @pytest.mark.parametrize("use", USES)

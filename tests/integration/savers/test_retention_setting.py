@@ -13,7 +13,6 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from time import time
 from typing import Any
 
@@ -542,9 +541,8 @@ def test_a_saver_for_synchronous_callers_has_it_too(database: str, redis_url: st
         assert saver.get_tuple(config_of("old")) is not None
 
 
-BEGINNING = f"""
+BEGINNING = """
 import asyncio, os, sys
-sys.path.insert(0, {str(Path(__file__).parents[2] / "support")!r})
 from glasspoint import CachedPostgresSaver
 from glasspoint.savers import retention
 from steps import until

@@ -34,9 +34,9 @@ from glasspoint import (
 from glasspoint.errors import ConfigurationError, SerializationError
 from glasspoint.model import traceparent
 from glasspoint.telemetry.conversation import _TurnContext
+from recorder import Recorder, attributes
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import Thread, drain, settled, until
-from test_tracing import Recorder, attributes, spans_keep_the_contract  # noqa: F401 - a fixture
 
 TIERS = ("cached", "redis", "memory")
 AGENT = "invoke_agent concierge"

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +20,9 @@ from redis.asyncio import Redis
 from agent_turn import AGENT
 from glasspoint.embedded import EmbeddedRedis
 from otlp import Collector, Span, Tree, collecting
+from places import SUPPORT
 
-WORKER = Path(__file__).parents[2] / "support" / "agent_turn.py"
+WORKER = SUPPORT / "agent_turn.py"
 CANARY = "canary-Gefluester-0451"
 TURN = f"invoke_agent {AGENT}"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -14,6 +13,7 @@ from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry
 from glasspoint.model.scope import Scope
+from places import DOCS
 from states import config_of
 from steps import Thread, drain, settled, until
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from glasspoint.embedded import EmbeddedRedis
 
-DOC = (Path(__file__).parents[3] / "docs" / "telemetry.md").read_text("utf-8")
+DOC = (DOCS / "telemetry.md").read_text("utf-8")
 ROW = re.compile(r"^\| `(\w+)` \| (histogram|counter|gauge|info) \| ([\w, ]*) ?\| ", re.MULTILINE)
 
 

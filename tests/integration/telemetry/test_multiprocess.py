@@ -26,10 +26,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from glasspoint.telemetry.catalogue import METRICS
 from multiprocess_app import POOL_SIZE
+from places import DOCS, SUPPORT
 
-TESTS = Path(__file__).parents[2] / "support"
+TESTS = SUPPORT
 
-DOC = (TESTS.parents[1] / "docs" / "telemetry.md").read_text("utf-8")
+DOC = (DOCS / "telemetry.md").read_text("utf-8")
 [GUNICORN_CONF] = re.findall(r"^```python\n(# gunicorn.conf.py.*?)^```", DOC, re.DOTALL | re.MULTILINE)
 
 POOL_OF_BOTH = f'glasspoint_pool_max_connections{{saver="default"}} {float(2 * POOL_SIZE)}'

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,9 +15,6 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, MessagesState, StateGraph
 from opentelemetry import trace
 from opentelemetry.instrumentation.redis import RedisInstrumentor
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
@@ -36,90 +32,15 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver, Telemetry, create_telemetry
+from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, SerializationError
 from glasspoint.savers import bursts
-from span_contract import SpanContract
+from recorder import CANARY, FIRST_PUT, PUT, PUT_WRITES, Recorder, attributes, id_of
 from states import config_of, open_saver
 from steps import Thread, locked, seeded_dice, settled, until
 
 Tree = dict[str, Any]
-CANARY = "canary-Gefluester-0451"
-
-
-OFFENCES: list[str] = []
-
-
-@pytest.fixture(autouse=True)
-def spans_keep_the_contract() -> Iterator[None]:
-    """Import it: what a test records is what the catalogue promises."""
-    OFFENCES.clear()
-    yield
-    assert not OFFENCES
-
-
-class Recorder:
-    """An OpenTelemetry SDK of the test's own: every span that ended, and how many were asked for."""
-
-    def __init__(self, sampler: Sampler = ALWAYS_ON) -> None:
-        self._exporter = InMemorySpanExporter()
-        self.sampler = _Counting(sampler)
-        self.provider = TracerProvider(sampler=self.sampler)
-        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.provider.add_span_processor(SpanContract(OFFENCES))
-        self.registry = CollectorRegistry()
-        self.telemetry: Telemetry = create_telemetry(registry=self.registry, tracer_provider=self.provider)
-
-    @property
-    def spans(self) -> Sequence[ReadableSpan]:
-        return self._exporter.get_finished_spans()
-
-    def clear(self) -> None:
-        self._exporter.clear()
-        self.sampler.asked.clear()
-
-    def named(self, name: str) -> list[ReadableSpan]:
-        return [span for span in self.spans if span.name == name]
-
-    def forest(self) -> list[tuple[str, Any]]:
-        """Names as nested (name, children), in the order of their start. Waits for a connection are left out:
-        on a busy machine there may always be one."""
-        ids = {_id(span) for span in self.spans}
-        children: dict[int | None, list[ReadableSpan]] = {}
-        for span in sorted(self.spans, key=lambda s: s.start_time or 0):
-            parent = span.parent.span_id if span.parent and span.parent.span_id in ids else None
-            if span.name != "checkpoint.l2.acquire":
-                children.setdefault(parent, []).append(span)
-
-        def grow(parent: int | None) -> list[tuple[str, Any]]:
-            return [(span.name, grow(_id(span))) for span in children.get(parent, [])]
-
-        return grow(None)
-
-
-class _Counting(Sampler):
-    def __init__(self, inner: Sampler) -> None:
-        self._inner = inner
-        self.asked: list[str] = []
-
-    def should_sample(
-        self, parent_context: Any, trace_id: int, name: str, *args: Any, **kw: Any
-    ) -> SamplingResult:
-        self.asked.append(name)
-        return self._inner.should_sample(parent_context, trace_id, name, *args, **kw)
-
-    def get_description(self) -> str:
-        return "counting"
-
-
-def _id(span: ReadableSpan) -> int:
-    assert span.context is not None
-    return span.context.span_id
-
-
-def attributes(span: ReadableSpan) -> dict[str, Any]:
-    return dict(span.attributes or {})
 
 
 @pytest.fixture
@@ -137,13 +58,6 @@ MISS = (
     ],
 )
 NOT_THERE = ("checkpoint.get_tuple", [("checkpoint.l1.read", []), ("checkpoint.l2.select", [])])
-# The first write of a burst, further ones, and the reader for whom it ends.
-FIRST_PUT = (
-    "checkpoint.put",
-    [("checkpoint.l1.begin", []), ("checkpoint.l2.put", []), ("checkpoint.l1.confirm", [])],
-)
-PUT = ("checkpoint.put", [("checkpoint.l2.put", [])])
-PUT_WRITES = ("checkpoint.put_writes", [("checkpoint.l2.put_writes", [])])
 HIT_AFTER_A_BURST = ("checkpoint.get_tuple", [("checkpoint.l1.commit", [])])
 DELETE = (
     "checkpoint.delete_thread",
@@ -445,7 +359,7 @@ async def test_a_write_that_redis_was_not_told_of_is_traced_to_the_journal(
         [journal] = recorder.named("checkpoint.l2.journal")
     assert attributes(put)["glasspoint.l1.result"] == "journalled"
     assert journal.parent is not None
-    assert journal.parent.span_id == _id(put)
+    assert journal.parent.span_id == id_of(put)
     assert attributes(journal)["db.collection.name"] == "glasspoint_l1_journal"
 
 
@@ -476,7 +390,7 @@ async def test_waiting_for_a_connection_is_a_span_only_when_there_was_a_wait(
         await writing
         [acquire], [put] = recorder.named("checkpoint.l2.acquire"), recorder.named("checkpoint.put")
         assert acquire.parent is not None
-        assert acquire.parent.span_id == _id(put)
+        assert acquire.parent.span_id == id_of(put)
         assert acquire.start_time is not None
         assert acquire.end_time is not None
         assert 0.02 < (acquire.end_time - acquire.start_time) / 1e9 < 5
@@ -602,7 +516,7 @@ async def test_calls_that_run_at_once_keep_their_children_apart(
         ]
         dice.shuffle(calls)
         await asyncio.gather(*calls)
-    by_id = {_id(span): span for span in recorder.spans}
+    by_id = {id_of(span): span for span in recorder.spans}
     roots = 0
     for span in recorder.spans:
         if span.parent is None:
@@ -642,7 +556,7 @@ async def test_redis_instrumentation_nests_below_the_round_trips(
         finally:
             RedisInstrumentor.uninstrument_client(redis)
             await saver.close()
-    by_id = {_id(span): span for span in recorder.spans}
+    by_id = {id_of(span): span for span in recorder.spans}
     theirs = [span for span in recorder.spans if not span.name.startswith("checkpoint.")]
     parents = [by_id[span.parent.span_id].name for span in theirs if span.parent]
     assert sorted(parents) == [
