@@ -58,8 +58,8 @@ async def test_two_savers_share_a_registry(database: str, redis_url: str) -> Non
     async with open_saver(database, redis_url, telemetry=one, pool_max_size=2) as saver:
         async with open_saver(database, redis_url, telemetry=two, pool_max_size=3) as other:
             for each in (saver, other):
-                await until(each.vitals.storage)
-                await Thread(each.vitals.tier + str(id(each))).put(each)
+                await until(each.status.storage)
+                await Thread(each.status.tier + str(id(each))).put(each)
             for name, size in (("one", 2), ("two", 3)):
                 assert sample_names(registry, name) >= ALWAYS
                 assert registry.get_sample_value("glasspoint_pool_max_connections", {"saver": name}) == size
@@ -79,7 +79,7 @@ async def test_savers_of_one_name_add_up_but_look_at_one_database(database: str,
         await psycopg.AsyncConnection.connect(database) as conn,
     ):
         for saver in (one, two):
-            await until(saver.vitals.storage)
+            await until(saver.status.storage)
         row = await (await conn.execute("SELECT pg_total_relation_size('glasspoint_l1_journal')")).fetchone()
         assert row is not None
         assert registry.get_sample_value("glasspoint_storage_bytes", labels) == row[0]
@@ -275,7 +275,7 @@ async def test_a_scrape_waits_neither_for_a_server_nor_for_the_loop(
         async with open_saver(
             own_postgres.create_database("scraped"), redis_url, telemetry=create_telemetry(registry=registry)
         ) as saver:
-            await until(saver.vitals.storage)
+            await until(saver.status.storage)
             saver._parts.sizes._ask_from = 0.0  # it is time for another look
             with away(own_postgres, outage):
                 page = httpx.get(f"{server.url}/metrics").text  # noqa: ASYNC210
