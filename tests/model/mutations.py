@@ -268,7 +268,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a put is followed if PostgreSQL has it as it was sent, and no newer one",
-        ((_SAVER, "is_as_sent=answer.followable", "is_as_sent=True"),),
+        ((_SAVER, "is_as_sent=result.followable", "is_as_sent=True"),),
         _TWO_PUTS_COLD,
     ),
     Mutation(
@@ -279,7 +279,7 @@ MUTATIONS = (
     ),
     Mutation(
         "upserts of one process that are under way together are not followed",
-        ((_SAVER, "if answer.overwrote and write.is_among_others:", "if False:"),),
+        ((_SAVER, "if result.overwrote and write.is_among_others:", "if False:"),),
         _SPECIAL_OF_ONE,
     ),
     Mutation(

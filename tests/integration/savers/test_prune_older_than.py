@@ -390,7 +390,7 @@ async def test_a_plan_is_made_anew_when_somebody_goes_back_in_time(
     tuples = [each async for each in other.alist(config_of("a"))]
     old = next(t for t in tuples[6:] if t.metadata.get("counters_since_delta_snapshot"))
     expected: list[Any] = []
-    original = saver._remove
+    original = saver._maintenance._remove
 
     async def remove_after_the_fork(run: Any, *args: Any) -> Any:
         if run.report.batches == 1 and not expected:
@@ -402,7 +402,7 @@ async def test_a_plan_is_made_anew_when_somebody_goes_back_in_time(
     async def history_of(config: Any) -> Any:
         return await other.aget_delta_channel_history(config=config, channels=["log"])
 
-    saver._remove = remove_after_the_fork  # type: ignore[method-assign]
+    saver._maintenance._remove = remove_after_the_fork  # type: ignore[method-assign]
     await saver.aprune_older_than(30 * DAY, batch_size=2)
     fork, history = expected
     assert exact(await history_of(fork)) == history
@@ -509,7 +509,7 @@ async def test_cancelled_in_the_middle_finished_batches_stay(
 ) -> None:
     await make_many(saver, 20)
     second = asyncio.Event()
-    original = saver._remove
+    original = saver._maintenance._remove
 
     async def remove(*args: Any) -> Any:
         answer = await original(*args)
@@ -518,7 +518,7 @@ async def test_cancelled_in_the_middle_finished_batches_stay(
             await asyncio.Event().wait()
         return answer
 
-    saver._remove = remove  # type: ignore[method-assign]
+    saver._maintenance._remove = remove  # type: ignore[method-assign]
     run = asyncio.create_task(saver.aprune_older_than(30 * DAY, batch_size=6))
     await second.wait()
     run.cancel()
