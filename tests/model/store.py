@@ -28,8 +28,8 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from glasspoint.l2.identity import Attachment, JournalRow, Look
 from glasspoint.l2.pruning import Barrier, in_use
-from glasspoint.l2.store import PutAnswer, WritesAnswer
-from glasspoint.l2.writing import Announced, FenceAnswer, Ready
+from glasspoint.l2.store import PutResult, WritesResult
+from glasspoint.l2.writing import Announced, FenceResult, Ready
 from glasspoint.model import codec
 from glasspoint.model.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint
 from glasspoint.model.scope import Scope, checkpoint_id_of, scope_of
@@ -540,14 +540,14 @@ class ModelStore:
         row, is_fenced = await self.ask(("select", scope, checkpoint_id))
         return stored_checkpoint(scope, row, is_fenced=is_fenced)
 
-    async def put(self, scope: Scope, put: EncodedPut, ready: Ready, **_: Any) -> PutAnswer:
+    async def put(self, scope: Scope, put: EncodedPut, ready: Ready, **_: Any) -> PutResult:
         await self.check_out()
         announced = await ready(CONNECTION)
         statement = (scope, put_params(put), announced.is_journalled, self.fences.of(announced))
         newest, shadowed, known_writes, seen = await self.ask(("put snapshot", *statement))
         stored = await self.ask(("put", *statement))
         is_as_sent = newest and not shadowed and stored == len(put.blobs)
-        return PutAnswer(is_as_sent, list(known_writes), FenceAnswer(*seen))
+        return PutResult(is_as_sent, list(known_writes), FenceResult(*seen))
 
     async def put_writes(
         self,
@@ -558,7 +558,7 @@ class ModelStore:
         *,
         upsert: bool,
         **_: Any,
-    ) -> WritesAnswer:
+    ) -> WritesResult:
         await self.check_out()
         announced = await ready(CONNECTION)
         rows = tuple(_row(write) for write in writes)
@@ -570,7 +570,7 @@ class ModelStore:
         stored = [w._replace(task_path=paths[w.idx]) for w in writes if w.idx in paths]
         ignored = [w for w in writes if w.idx not in paths]
         overwrote = any(overwrote for *_, overwrote in answers)
-        return WritesAnswer(stored, overwrote, ignored, FenceAnswer(*seen))
+        return WritesResult(stored, overwrote, ignored, FenceResult(*seen))
 
     async def delete_thread(
         self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[Collection[Scope]]], **_: Any

@@ -18,7 +18,7 @@ import dice
 from glasspoint.l2.fences import Fences
 from glasspoint.l2.identity import JournalRow, Look
 from glasspoint.l2.store import Store
-from glasspoint.l2.writing import Announced, FenceAnswer, Ready
+from glasspoint.l2.writing import Announced, FenceResult, Ready
 from glasspoint.model import codec
 from glasspoint.model.codec import StoredCheckpoint
 from glasspoint.model.scope import Scope
@@ -172,9 +172,9 @@ async def do(stores: list[Any], rng: random.Random) -> list[Any]:
             return found
 
 
-async def seen(each: Any, answer: Any) -> FenceAnswer:
+async def seen(each: Any, answer: Any) -> FenceResult:
     """What a write has seen of fences; of the identity, whether it is that of the last look."""
-    fence: FenceAnswer = answer.fence
+    fence: FenceResult = answer.fence
     look: Look = await each.identities.look()
     return fence._replace(identity=fence.identity and str(fence.identity == look.mark))
 

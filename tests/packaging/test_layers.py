@@ -57,7 +57,7 @@ DOORS = {
         "l2/faults.py",
         "l2/journal.py",
         "l2/lease.py",
-        "l2/liveness.py",
+        "l2/connection_health.py",
         "l2/schema.py",
         "l2/search_path.py",
         "l2/sizes.py",

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from command_line import environment
 from glasspoint import Telemetry
-from glasspoint.telemetry.events import Vitals
+from glasspoint.telemetry.events import SaverStatus
 from glasspoint.telemetry.metrics import Families, Metrics
 
 COUNT = "glasspoint_operation_duration_seconds_count"
@@ -59,7 +59,7 @@ def test_without_anybody_who_looks_no_more_than_some_wait() -> None:
     for _ in range(1000):
         call(telemetry)
         assert len(waiting) < 32
-    metrics.closed(Vitals(None, None))
+    metrics.closed(SaverStatus(None, None))
     assert not waiting
 
 

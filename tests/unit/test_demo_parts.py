@@ -1,4 +1,4 @@
-"""The parts of the demo that can be looked at alone: names, model, graph, percentiles, spans."""
+"""The parts of the demo that can be looked at alone: model, graph, percentiles, spans."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from glasspoint.demo.conversation import build_conversation, say
 from glasspoint.demo.model import SUMMARY_PROMPT, RecallingChatModel, choose_chat_model
-from glasspoint.demo.names import asks_for_name, name_given_in, with_copula
 from glasspoint.demo.quantiles import SampleWindow, quantile
 from glasspoint.demo.telemetry import CounterWatch, Moved, SpanCollector
+from glasspoint.demo.traffic import _NAMES
 from glasspoint.errors import ConfigurationError
 
 TOLD = HumanMessage("내 이름은 철수야")
@@ -26,63 +26,22 @@ NEVER_TOLD = "이름을 아직 말씀해 주지 않으셨어요."
 
 
 @pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("내 이름은 철수야", "철수"),
-        ("내 이름은 지은이야.", "지은"),
-        ("내 이름은 하이야", "하이"),
-        ("내 이름은 김하늘이야!", "김하늘"),
-        ("제 이름은 혜진이에요", "혜진"),
-        ("제 이름은 철수예요", "철수"),
-        ("제 이름은 홍길동입니다. 반갑습니다", "홍길동"),
-        ("제 이름은 지은이라고 해요", "지은"),
-        ("나는 민수라고 해", "민수"),
-        ("저는 지은이라고 합니다", "지은"),
-        ("내 이름은 Alice야", "Alice"),
-        ("내 이름은 Bob이야", "Bob"),
-        ("내 이름은 김 철수야", "김 철수"),
-        ("내 이름은 철수", "철수"),
-        ("안녕, 내 이름은 철수야 만나서 반가워", "철수"),
-        ("내 이름은 철수가 아니라 영희야", "영희"),
-        ("내 이름은 철수야. 아니, 내 이름은 영희야", "영희"),
-        ("사용자의 이름은 철수.", "철수"),
-        ("my name is Bob", "Bob"),
-        ("Hello! My name is Ada Lovelace and I count.", "Ada Lovelace"),
-        ("내 이름이 뭐라고 했지?", None),
-        ("내 이름은 뭐야?", None),
-        ("내 이름은 뭐라고 했지", None),
-        ("what is my name", None),
-        ("날씨가 좋네", None),
-    ],
-)
-def test_a_name_is_cut_out_of_its_sentence(text: str, name: str | None) -> None:
-    assert name_given_in(text) == name
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["내 이름이 뭐라고 했지?", "내 이름 기억해?", "내가 누구라고 했지?", "What is my name?", "Who am I?"],
-)
-def test_a_question_for_the_name_is_understood(text: str) -> None:
-    assert asks_for_name(text)
-
-
-def test_an_ending_is_glued_to_a_name_as_korean_wants_it() -> None:
-    assert [with_copula(name, "라고") for name in ("철수", "지은", "Bob")] == [
-        "철수라고",
-        "지은이라고",
-        "Bob이라고",
-    ]
-
-
-@pytest.mark.parametrize(
     ("messages", "answer"),
     [
         ([TOLD, ASKED], "철수라고 하셨어요."),
         ([HumanMessage("내 이름은 지은이야"), ASKED], "지은이라고 하셨어요."),
+        ([HumanMessage("안녕, 제 이름은 영희예요. 반가워요"), ASKED], "영희라고 하셨어요."),
+        (
+            [TOLD, HumanMessage("아니, 내 이름은 영희야"), HumanMessage("내 이름 기억해?")],
+            "영희라고 하셨어요.",
+        ),
+        ([HumanMessage("내 이름은 Bob이야"), ASKED], "Bob이라고 하셨어요."),
+        ([TOLD, HumanMessage("내 이름은 뭐야?")], "철수라고 하셨어요."),
         ([HumanMessage("my name is Bob"), ASKED_IN_ENGLISH], "You said that your name is Bob."),
         ([SystemMessage("사용자의 이름은 철수."), ASKED], "철수라고 하셨어요."),
+        ([SystemMessage("이름은 아직 모름."), ASKED], NEVER_TOLD),
         ([ASKED], NEVER_TOLD),
+        ([HumanMessage("오늘 날씨가 참 좋네")], "네, 듣고 있어요."),
         ([ASKED_IN_ENGLISH], "You have not told me your name yet."),
         # What the model itself once said is no source: it would cover up a lost state.
         ([AIMessage("내 이름은 철수야"), ASKED], NEVER_TOLD),
@@ -93,6 +52,13 @@ def test_the_model_answers_from_the_messages_it_is_given_and_nothing_else(
     messages: list[HumanMessage | SystemMessage | AIMessage], answer: str
 ) -> None:
     assert RecallingChatModel().invoke(messages).text == answer
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_the_people_of_the_traffic_say_their_names_in_correct_korean(name: str) -> None:
+    """`야` and `라고` follow a vowel; after a consonant it would be `이야` and `이라고`."""
+    told = HumanMessage(f"내 이름은 {name}야")
+    assert RecallingChatModel().invoke([told, ASKED]).text == f"{name}라고 하셨어요."
 
 
 async def test_a_long_conversation_is_summarised_and_the_name_survives() -> None:

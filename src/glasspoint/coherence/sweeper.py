@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from glasspoint.l2.identity import JournalRow
     from glasspoint.l2.journal import Journal
     from glasspoint.model.scope import Scope
-    from glasspoint.telemetry.events import Telemetry, Vitals
+    from glasspoint.telemetry.events import SaverStatus, Telemetry
 
 __all__ = ["Sweeper"]
 
@@ -56,7 +56,7 @@ _BATCH = 256
 _LOOKS = 4
 
 # The timeout of one sweep, or of one other task, in the background.
-_PATIENCE_SECONDS = 10.0
+_TIMEOUT_SECONDS = 10.0
 
 # How long reads go to L2 without another sweep, after a sweep that failed.
 _PAUSE_SECONDS = 1.0
@@ -82,7 +82,7 @@ class Sweeper:
         identity: IdentityKeeper,
         breaker: Breaker,
         telemetry: Telemetry,
-        vitals: Vitals,
+        status: SaverStatus,
         *,
         every_seconds: float,
         timeout_seconds: float,
@@ -97,7 +97,7 @@ class Sweeper:
             identity: Tells which entries belong to L2, and which rows are pending.
             breaker: Decides whether Redis is asked at all. Its probes are made here.
             telemetry: Receives an event for each dropped entry.
-            vitals: Shows how many rows are pending.
+            status: Shows how many rows are pending.
             every_seconds: The time between two sweeps in the background.
             timeout_seconds: How long a read waits for a sweep.
             purger: Deletes entries of older epochs; `None`: they stay until they expire.
@@ -108,7 +108,7 @@ class Sweeper:
         self._identity = identity
         self._breaker = breaker
         self._telemetry = telemetry
-        self._vitals = vitals
+        self._status = status
         self._every = every_seconds
         self._timeout = timeout_seconds
         self._purger = purger
@@ -220,7 +220,7 @@ class Sweeper:
 
     async def _try_to_tidy(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
                 await work()
         except FORESEEN as exc:
             _log.debug("what the past has left is yet to be deleted (%s)", type(exc).__name__)
@@ -241,7 +241,7 @@ class Sweeper:
         """Run a task, and return whether it succeeded. Errors are not raised: another round follows soon."""
         self._attempts += 1
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
                 done = await work()
         except FORESEEN as exc:
             _log.debug("the journal was not swept (%s)", type(exc).__name__)
@@ -292,7 +292,7 @@ class Sweeper:
                 kept += await self._drop(batch, generation, refused)
                 after, swept = batch[-1].id, swept + len(batch)
             if len(batch) < _BATCH:
-                self._vitals.journal_pending = 0
+                self._status.journal_pending = 0
                 self._backlog = False
                 self._compact_from = _COMPACT_FROM
                 if at_most is None:
@@ -312,7 +312,7 @@ class Sweeper:
             The rows that stay.
         """
         scopes = {entry.scope for entry in batch if entry.scope not in self._cache.quarantine}
-        self._vitals.journal_pending = sum(entry.scope in scopes for entry in batch)
+        self._status.journal_pending = sum(entry.scope in scopes for entry in batch)
         refused |= await self._cache.forget(scopes)
         done = scopes - refused
         await self._forgotten(done, batch, generation)
@@ -345,9 +345,9 @@ class Sweeper:
         """Delete the rows of scopes whose DROP has succeeded."""
         if swept := [entry for entry in rows if entry.scope in scopes]:
             for _ in {entry.scope for entry in swept if entry.scope.is_cached}:
-                self._telemetry.note(Invalidated("journal"))
+                self._telemetry.emit(Invalidated("journal"))
             for table, rows_of_others in Counter(await self._journal.delete(swept, generation)).items():
-                self._telemetry.note(ForeignWrites(table, rows_of_others))
+                self._telemetry.emit(ForeignWrites(table, rows_of_others))
             _log.debug("%d rows of the journal were swept", len(swept))
 
     async def _count(self) -> bool:
@@ -359,7 +359,7 @@ class Sweeper:
                 await self._journal.compact()
                 pending = await self._journal.count()
                 self._compact_from = max(_COMPACT_FROM, 2 * pending)
-            self._vitals.journal_pending = pending
+            self._status.journal_pending = pending
         return True
 
 

@@ -159,7 +159,7 @@ class Branches:
         await saver.note_set_aside(set_aside)
         self._anew.pop(thread_id, None)
         self.add(set_aside)
-        self._telemetry.note(ThreadDrained("set_aside"))
+        self._telemetry.emit(ThreadDrained("set_aside"))
         _log.warning(
             "A run in thread %r began in a lower tier, and this tier has another history of the thread. "
             "The run writes to the thread %r.",

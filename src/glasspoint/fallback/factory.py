@@ -89,7 +89,7 @@ class _Memory:
         """Open a saver on the tier."""
         saver = MemorySaver(history=self.history, **options)
         with self._lock:
-            if not any(each.vitals.active for each in self._savers):
+            if not any(each.status.active for each in self._savers):
                 self.history.forget_moved()  # a chain that works here still has to follow moved threads
             self._savers.add(saver)
         return saver
@@ -311,7 +311,7 @@ class _Tiers:
         if record is None:
             return None
         return Images(
-            saver.vitals.redis,
+            saver.status.redis,
             record,
             self._telemetry,
             key_prefix=self._settings.key_prefix,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from glasspoint.history.interface import History
     from glasspoint.model.codec import PendingWrites
     from glasspoint.model.lineage import Branch, Relation, SetAside
-    from glasspoint.telemetry.events import Operation, Served, Telemetry, Vitals
+    from glasspoint.telemetry.events import Operation, SaverStatus, Served, Telemetry
 
 __all__ = ["DrainableSaver"]
 
@@ -40,16 +40,16 @@ class DrainableSaver(OpenedSaver):
     """The calls with which a fallback chain moves threads into the tier above, and out of a tier below."""
 
     def __init__(
-        self, history: History, vitals: Vitals, telemetry: Telemetry, serde: SerializerProtocol | None
+        self, history: History, status: SaverStatus, telemetry: Telemetry, serde: SerializerProtocol | None
     ) -> None:
         """Open a saver on a history.
 
         Args:
             history: The history to read and write.
-            vitals, telemetry, serde: See `OpenedSaver`.
+            status, telemetry, serde: See `OpenedSaver`.
         """
-        super().__init__(vitals, telemetry, serde)
-        self._served_by: Served = "memory" if vitals.tier == "memory" else "redis"
+        super().__init__(status, telemetry, serde)
+        self._served_by: Served = "memory" if status.tier == "memory" else "redis"
         self._history = history
         self._beginning: Beginning | None = None
         self._written: OrderedDict[str, None] = OrderedDict()

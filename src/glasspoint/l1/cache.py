@@ -333,7 +333,7 @@ class Cache:
                 break
             suspicions = self.trust.suspicions
             try:
-                answer = await self._run("read", scope, _new_token(), wanted, self._ttl_ms, self._intent_ms)
+                result = await self._run("read", scope, _new_token(), wanted, self._ttl_ms, self._intent_ms)
             except UnidentifiedError:
                 continue  # the server has changed: a sweep must look at the identity first
             except L1Error:
@@ -341,7 +341,7 @@ class Cache:
             if suspicions != self.trust.suspicions or scope in self.quarantine:
                 # Another call met an error, or this one met another epoch: the journal must be swept first.
                 continue
-            return await self._reading(scope, answer)
+            return await self._reading(scope, result)
         return Reading("unavailable")
 
     async def _reading(self, scope: Scope, answer: list[Any]) -> Reading:
@@ -448,14 +448,14 @@ class Cache:
         newest = changes.newest.checkpoint_id if changes.newest is not None else ""
         flags = (newest, int(changes.is_whole), self._ttl_ms, *read, len(needed), len(fields) // 2)
         try:
-            done, *answers = await self._run(
+            done, *results = await self._run(
                 "commit", intent.scope, intent.name, *flags, *needed, *fields, *writes
             )
         except L1Error:
             return Committed("error")
-        if not answers or suspicions != self.trust.suspicions:
+        if not results or suspicions != self.trust.suspicions:
             return Committed(_COMMIT_RESULTS[done])
-        return Committed(_COMMIT_RESULTS[done], await self._reading(intent.scope, answers[0]))
+        return Committed(_COMMIT_RESULTS[done], await self._reading(intent.scope, results[0]))
 
     async def abort(self, intent: Intent) -> bool:
         """ABORT: L2 certainly did not change, or changed only in a way that does not concern the image.
@@ -577,7 +577,7 @@ class Cache:
             raise L1UnavailableError("Redis is left alone for a while: it has not done its part lately.")
         try:
             evalsha = self._evalsha_on_probe if is_probe else self._evalsha
-            answer = await self._step(evalsha, step, scope, *args)
+            result = await self._step(evalsha, step, scope, *args)
         except UnidentifiedError:
             raise  # nothing is wrong with Redis, and nothing was sent
         except Exception as exc:
@@ -593,7 +593,7 @@ class Cache:
                     raise self._too_large(scope, size) from exc
             raise self._unavailable(exc) from exc
         self._answered()
-        return answer
+        return result
 
     async def _answers_others(self) -> bool:
         """Whether Redis responds to a PING. If so, a large step was late because of its size."""
@@ -622,12 +622,12 @@ class Cache:
 
     async def _ask(self, evalsha: Callable[..., Awaitable[Any]], step: str, scope: Scope, *args: Any) -> Any:
         with self._telemetry.step(f"l1.{step}", scope):
-            answer = await evalsha(step, scope, *args)
-            if not _is_answer(step, answer):
+            result = await evalsha(step, scope, *args)
+            if not _is_answer(step, result):
                 raise L1Error(
                     f"What answers is no Redis that runs the script {step}: it said something else."
                 )
-        return answer
+        return result
 
     async def _evalsha(self, step: str, scope: Scope, *args: Any) -> Any:
         epoch = self._epochs.trusted
@@ -644,14 +644,14 @@ class Cache:
         return await self._send(epoch, step, scope, *args)
 
     async def _send(self, epoch: Epoch, step: str, scope: Scope, *args: Any) -> Any:
-        answer = await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+        result = await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
         if step in _CHANGING:
             self.written.add(Written(scope, epoch.identity.generation))
         current = self._epochs.known
         if current is not epoch and (current is None or current.prefix != epoch.prefix):
             # The step was done under keys that this process does not use any more.
             raise UnidentifiedError("The identity has changed while a step was under way: it was in vain.")
-        return answer
+        return result
 
     async def _evalsha_on_probe(self, step: str, scope: Scope, *args: Any) -> Any:
         """Do the same as `_evalsha` on a key without an identity, because PostgreSQL may be away, too."""
@@ -705,7 +705,7 @@ class Cache:
         self._unusable_logged = unusable or self._unusable_logged
         if self._available:
             self._available = False
-            self._telemetry.note(L1Availability(available=False, reason=reason))
+            self._telemetry.emit(L1Availability(available=False, reason=reason))
             _log.log(
                 logging.DEBUG if unusable or refusal else logging.WARNING,
                 "L1 (Redis) %s (%s): PostgreSQL answers alone, slower but complete.",
@@ -730,7 +730,7 @@ class Cache:
         # a write needs.
         if not self._available and self._breaker.state != "open":
             self._available, self._unusable_logged = True, ""
-            self._telemetry.note(L1Availability(available=True, reason="answers"))
+            self._telemetry.emit(L1Availability(available=True, reason="answers"))
             _log.info("L1 (Redis) answers again: the cache is back in use, once the journal is swept.")
 
     def _cannot_encode(self, scope: Scope, exc: Exception) -> None:
@@ -765,7 +765,7 @@ class Cache:
         return L1UnavailableError(f"{size / 1e6:.1f} MB were not sent to Redis within {self._timeout} s.")
 
     def _tampered(self, scope: Scope, what: str) -> None:
-        self._telemetry.note(Invalidated("tampered"))
+        self._telemetry.emit(Invalidated("tampered"))
         # Not a line for each event: otherwise anybody who can write to Redis could fill the disk.
         if not (since := self._tampered_lines.due()):
             return
@@ -783,7 +783,7 @@ class Cache:
         self.trust.suspect()
         self.trust.look_soon()
         if previous is not None:
-            self._telemetry.note(EpochChanged())
+            self._telemetry.emit(EpochChanged())
             _log.warning(
                 "L1 (Redis) was restarted or failed over (epoch %s…, was %s…): nothing that stands in it "
                 "from before is believed, and the cache warms up anew.",

@@ -82,7 +82,7 @@ class Quarantine:
         if len(self._cases) >= self._most:
             return False
         self._cases[scope] = _Case(self.now(), self.now())
-        self._telemetry.note(Quarantined(reason))
+        self._telemetry.emit(Quarantined(reason))
         self._say(scope, reason)
         return True
 

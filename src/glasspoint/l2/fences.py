@@ -39,7 +39,7 @@ _log = get_logger("glasspoint.l2")
 REMOVE_SECONDS: Final = 0.5
 """How long the fences of ended bursts are gathered before they are removed together."""
 
-_PATIENCE_SECONDS: Final = 2.0
+_TIMEOUT_SECONDS: Final = 2.0
 """The timeout of one removal. No call waits for it, so it must not keep a connection for longer."""
 
 _AGAIN_SECONDS: Final = 1.0
@@ -109,7 +109,7 @@ class Fences:
                 some = ended[start : start + _AT_ONCE]
                 rows = [(*scope, burst) for scope, burst in some]
                 params = columns(("threads", "namespaces", "bursts"), rows)
-                async with within(_PATIENCE_SECONDS), self._connections.checkout() as conn:
+                async with within(_TIMEOUT_SECONDS), self._connections.checkout() as conn:
                     await conn.execute(_REMOVE, {"holder": self.holder, **params})
         except Exception as exc:
             _log.debug("the fences of ended bursts were not removed (%s)", type(exc).__name__)

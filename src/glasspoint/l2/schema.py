@@ -150,7 +150,7 @@ async def set_up(conn: Connection, *, foreign_writes: ForeignWrites, lifts_timeo
                 state.schema,
                 state.other_schema,
             )
-        while index := await _in_turn(conn, state.schema, lambda: _migrate(conn, watch=watch)):
+        while index := await _in_slot(conn, state.schema, lambda: _migrate(conn, watch=watch)):
             await _build(conn, state.schema, index, lifts_timeout=lifts_timeout)
 
 
@@ -183,7 +183,7 @@ async def remove(conn: Connection) -> None:
             schema = (await _look(conn)).schema
         except errors.InsufficientPrivilege as exc:
             raise _refused_to_remove(conn, "", exc) from exc
-        await _in_turn(conn, schema, lambda: _remove(conn, schema), refused=_refused_to_remove)
+        await _in_slot(conn, schema, lambda: _remove(conn, schema), refused=_refused_to_remove)
 
 
 async def renew_signing_key(conn: Connection) -> None:
@@ -323,7 +323,7 @@ def _with_identity(statement: LiteralString, schema: str) -> sql.Composed:
 # ------------------------------------------------------------------------------------------- migrate
 
 
-async def _in_turn(
+async def _in_slot(
     conn: Connection,
     schema: str,
     work: Callable[[], Awaitable[_Result]],
@@ -451,7 +451,7 @@ def _trigger_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Stateme
     yield from statements.MAKE_FUNCTIONS
     yield from _drop_statements(standing)
     for trigger in statements.TRIGGERS:
-        yield trigger.create
+        yield sql.SQL(trigger.create).format(table=sql.Identifier(trigger.table))
 
 
 def _drop_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]:

@@ -59,7 +59,10 @@ MAKE_FUNCTIONS: Final = (
 
 
 class Trigger(NamedTuple):
-    """A trigger on one of upstream's tables, the function that it calls, and the statement that makes it."""
+    """A trigger on one of upstream's tables, the function that it calls, and the statement that makes it.
+
+    The statement has a place for the name of the table.
+    """
 
     table: str
     name: str
@@ -68,31 +71,15 @@ class Trigger(NamedTuple):
 
 
 # On the tables that a cached image is made of. A blob never changes, so its table has one for TRUNCATE only.
+_CHANGING = ("checkpoints", "checkpoint_writes")
 _INSERT, _WRITES, _CONTENT = FUNCTIONS
-TRIGGERS: Final = (
-    Trigger("checkpoints", "glasspoint_insert", _INSERT, query("create_insert_trigger_of_checkpoints")),
-    Trigger("checkpoints", "glasspoint_update", _WRITES, query("create_update_trigger_of_checkpoints")),
-    Trigger("checkpoints", "glasspoint_delete", _WRITES, query("create_delete_trigger_of_checkpoints")),
-    Trigger(
-        "checkpoint_writes", "glasspoint_insert", _INSERT, query("create_insert_trigger_of_checkpoint_writes")
-    ),
-    Trigger(
-        "checkpoint_writes", "glasspoint_update", _WRITES, query("create_update_trigger_of_checkpoint_writes")
-    ),
-    Trigger(
-        "checkpoint_writes", "glasspoint_delete", _WRITES, query("create_delete_trigger_of_checkpoint_writes")
-    ),
-    Trigger("checkpoints", "glasspoint_truncate", _CONTENT, query("create_truncate_trigger_of_checkpoints")),
-    Trigger(
-        "checkpoint_blobs",
-        "glasspoint_truncate",
-        _CONTENT,
-        query("create_truncate_trigger_of_checkpoint_blobs"),
-    ),
-    Trigger(
-        "checkpoint_writes",
-        "glasspoint_truncate",
-        _CONTENT,
-        query("create_truncate_trigger_of_checkpoint_writes"),
-    ),
+TRIGGERS: Final = tuple(
+    Trigger(table, name, function, create)
+    for tables, name, function, create in (
+        (_CHANGING, "glasspoint_insert", _INSERT, query("create_insert_trigger")),
+        (_CHANGING, "glasspoint_update", _WRITES, query("create_update_trigger")),
+        (_CHANGING, "glasspoint_delete", _WRITES, query("create_delete_trigger")),
+        (UPSTREAM_TABLES, "glasspoint_truncate", _CONTENT, query("create_truncate_trigger")),
+    )
+    for table in tables
 )

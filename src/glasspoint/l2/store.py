@@ -30,10 +30,10 @@ from glasspoint.l2.identity import Identities
 from glasspoint.l2.pool import bounds_statements
 from glasspoint.l2.sql import query
 from glasspoint.l2.writing import (
-    FenceAnswer,
     FenceParams,
-    PutAnswer,
-    WritesAnswer,
+    FenceResult,
+    PutResult,
+    WritesResult,
     columns,
     put_answers,
     put_statement,
@@ -64,10 +64,10 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.events import Telemetry
 
     _Select = Call[bool, StoredCheckpoint | None]
-    _Put = Call[EncodedPut, PutAnswer]
-    _PutWrites = Call[PendingWrites, WritesAnswer]
+    _Put = Call[EncodedPut, PutResult]
+    _PutWrites = Call[PendingWrites, WritesResult]
 
-__all__ = ["PutAnswer", "Store", "WritesAnswer"]
+__all__ = ["PutResult", "Store", "WritesResult"]
 
 
 # The errors where the fences cannot be used: on a standby, which cannot read unlogged tables; after the
@@ -78,7 +78,7 @@ _WITHOUT_FENCES = (
     psycopg.errors.InsufficientPrivilege,
 )
 
-_NO_FENCES = FenceAnswer(identity="")
+_NO_FENCES = FenceResult(identity="")
 """For a write of a burst without fences. This is another PostgreSQL than before, or it can have no cache."""
 
 
@@ -102,7 +102,7 @@ class Store:
             telemetry: Receives events for every statement and every wait.
             cache: The name of L1 in the journal: see `Journal`.
             foreign_writes: See `schema.set_up`.
-            refuses_forks: Whether a put that would fork its thread is not stored: see `PutAnswer.forked_by`.
+            refuses_forks: Whether a put that would fork its thread is not stored: see `PutResult.forked_by`.
 
         Raises:
             ConfigurationError: With this saver, a call would return before its write is durable.
@@ -127,7 +127,7 @@ class Store:
         self.journal = journal.Journal(self.connections, cache=cache)
         self.identities = Identities(self.connections, cache=cache)
         self._selects: Batcher[bool, StoredCheckpoint | None] = self._batcher("l2.select", self._select_all)
-        self._puts: Batcher[EncodedPut, PutAnswer] = self._batcher("l2.put", self._put_all)
+        self._puts: Batcher[EncodedPut, PutResult] = self._batcher("l2.put", self._put_all)
         self._writes, self._upserts = (
             self._batcher("l2.put_writes", functools.partial(self._put_all_writes, upsert=upsert))
             for upsert in (False, True)
@@ -197,7 +197,7 @@ class Store:
             for scope, row in zip(scopes, rows, strict=True)
         ]
 
-    async def put(self, scope: Scope, put: EncodedPut, ready: Ready) -> PutAnswer:
+    async def put(self, scope: Scope, put: EncodedPut, ready: Ready) -> PutResult:
         """Store a checkpoint, together with those of concurrent callers.
 
         Args:
@@ -213,7 +213,7 @@ class Store:
         ready: Ready,
         *,
         upsert: bool,
-    ) -> WritesAnswer:
+    ) -> WritesResult:
         """Store a task's pending writes, together with those of concurrent callers.
 
         Args:
@@ -221,13 +221,13 @@ class Store:
             upsert: Whether they replace what is there. Otherwise it stays.
             ready: See `Ready`.
         """
-        batcher: Batcher[PendingWrites, WritesAnswer] = self._upserts if upsert else self._writes
+        batcher: Batcher[PendingWrites, WritesResult] = self._upserts if upsert else self._writes
         task = PendingWrites(scope, checkpoint_id, writes)
         size = sum(len(w.value.data) for w in writes)
         company = (scope, checkpoint_id)
         return await batcher.run(Call(scope, task, writes[0].task_id, size, ready, company))
 
-    async def _put_all(self, conn: Connection, calls: Sequence[_Put]) -> Sequence[PutAnswer]:
+    async def _put_all(self, conn: Connection, calls: Sequence[_Put]) -> Sequence[PutResult]:
         puts = [(call.scope, call.item) for call in calls]
         fences, recorded = self._fence_params(calls), self._recorded(calls)
         options = {"refuses_forks": self._refuses_forks, "is_journalled": bool(recorded)}
@@ -238,12 +238,12 @@ class Store:
                 return put_answers(puts, rows)
         statement, params = put_statement(puts, None, **options)
         rows = await _fetch_all(conn, statement, params | recorded)
-        answers = put_answers(puts, rows)
-        return answers if fences is None else [each._replace(fence=_NO_FENCES) for each in answers]
+        results = put_answers(puts, rows)
+        return results if fences is None else [each._replace(fence=_NO_FENCES) for each in results]
 
     async def _put_all_writes(
         self, conn: Connection, calls: Sequence[_PutWrites], *, upsert: bool
-    ) -> Sequence[WritesAnswer]:
+    ) -> Sequence[WritesResult]:
         tasks = [call.item for call in calls]
         fences, recorded = self._fence_params(calls), self._recorded(calls)
         options = {"upsert": upsert, "is_journalled": bool(recorded)}
@@ -254,8 +254,8 @@ class Store:
                 return writes_answers(tasks, rows)
         statement, params = writes_statement(tasks, fences=None, **options)
         rows = await _fetch_all(conn, statement, params | recorded)
-        answers = writes_answers(tasks, rows)
-        return answers if fences is None else [each._replace(fence=_NO_FENCES) for each in answers]
+        results = writes_answers(tasks, rows)
+        return results if fences is None else [each._replace(fence=_NO_FENCES) for each in results]
 
     def _fence_params(self, calls: Sequence[Call[Any, Any]]) -> FenceParams | None:
         """Return the parameters for the fences of some writes. `None`: none of them belongs to a burst."""

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Announced",
-    "FenceAnswer",
     "FenceParams",
-    "PutAnswer",
+    "FenceResult",
+    "PutResult",
     "Ready",
-    "WritesAnswer",
+    "WritesResult",
     "columns",
     "put_answers",
     "put_statement",
@@ -75,7 +75,7 @@ Returns what the statement also does, depending on how L1 was told of the write.
 """
 
 
-class FenceAnswer(NamedTuple):
+class FenceResult(NamedTuple):
     """What the statement of a write has seen of fences, before it set one.
 
     Attributes:
@@ -90,7 +90,7 @@ class FenceAnswer(NamedTuple):
     identity: str | None = None
 
 
-class PutAnswer(NamedTuple):
+class PutResult(NamedTuple):
     """The result of a put: what L1 must know of it, and whether it forks its thread. See `sql/put.sql`.
 
     Attributes:
@@ -104,11 +104,11 @@ class PutAnswer(NamedTuple):
 
     followable: bool
     known_writes: list[str]
-    fence: FenceAnswer = FenceAnswer()
+    fence: FenceResult = FenceResult()
     forked_by: str | None = None
 
 
-class WritesAnswer(NamedTuple):
+class WritesResult(NamedTuple):
     """The result of storing some pending writes.
 
     Attributes:
@@ -121,7 +121,7 @@ class WritesAnswer(NamedTuple):
     stored: list[EncodedWrite]
     overwrote: bool
     ignored: list[EncodedWrite]
-    fence: FenceAnswer = FenceAnswer()
+    fence: FenceResult = FenceResult()
 
 
 class FenceParams(NamedTuple):
@@ -229,17 +229,17 @@ def _blobs(put: EncodedPut) -> list[Row]:
     return [(channel, version, *value) for channel, (version, value) in sorted(put.blobs.items())]
 
 
-def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutAnswer]:
+def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutResult]:
     """Return the result of each put."""
     width = 1 if is_judged(puts) else 0
-    answers = []
+    results = []
     for (_, put), (newest, stored, shadowed, known_writes, latest, *more) in zip(puts, rows, strict=True):
         forked_by = more[0] if width else None
         if put.follows_own and latest not in (None, put.checkpoint_id) and latest > put.parent_id:
             forked_by = latest
         followable = newest and not shadowed and stored == len(put.blobs)
-        answers.append(PutAnswer(followable, known_writes, FenceAnswer(*more[width:]), forked_by))
-    return answers
+        results.append(PutResult(followable, known_writes, FenceResult(*more[width:]), forked_by))
+    return results
 
 
 def writes_statement(
@@ -285,23 +285,23 @@ def writes_statement(
     return storing(f"{kind}_writes_together{variant}", is_journalled=is_journalled), params
 
 
-def writes_answers(tasks: Sequence[PendingWrites], rows: Sequence[Row]) -> list[WritesAnswer]:
+def writes_answers(tasks: Sequence[PendingWrites], rows: Sequence[Row]) -> list[WritesResult]:
     """Return the result for each task."""
-    fences = {number: FenceAnswer(*fence) for task_id, number, _, _, *fence in rows if task_id is None}
+    fences = {number: FenceResult(*fence) for task_id, number, _, _, *fence in rows if task_id is None}
     stored = {
         (task_id, idx): (task_path, overwrote)
         for task_id, idx, task_path, overwrote, *_ in rows
         if task_id is not None
     }
     return [
-        _writes_answer(task.writes, stored)._replace(fence=fences.get(number, FenceAnswer()))
+        _writes_answer(task.writes, stored)._replace(fence=fences.get(number, FenceResult()))
         for number, task in enumerate(tasks, 1)
     ]
 
 
 def _writes_answer(
     writes: Sequence[EncodedWrite], rows: Mapping[tuple[str, int], tuple[str, bool]]
-) -> WritesAnswer:
+) -> WritesResult:
     stored, ignored, overwrote = [], [], False
     for write in writes:
         row = rows.get((write.task_id, write.idx))
@@ -310,7 +310,7 @@ def _writes_answer(
         else:
             stored.append(write._replace(task_path=row[0]))
             overwrote = overwrote or row[1]
-    return WritesAnswer(stored, overwrote, ignored)
+    return WritesResult(stored, overwrote, ignored)
 
 
 def _few(names: Sequence[str], rows: Sequence[Row], no_row: Row) -> dict[str, Any]:

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from glasspoint.model.generics import ResultT
 
-__all__ = ["Turns", "connections_of", "when_connected"]
+__all__ = ["Limiter", "connections_of", "when_connected"]
 
 # The first and the longest pause before a client without a free connection is asked again. redis-py gives no
 # notice when a connection becomes free.
 _PAUSES_SECONDS = 0.001, 0.016
 
 
-class Turns:
+class Limiter:
     """A fixed number of slots for calls. The calls without a slot wait, first come, first served."""
 
     def __init__(self, at_once: int, *, timeout_seconds: float) -> None:
@@ -61,16 +61,16 @@ class Turns:
         try:
             with answered_within(self._timeout):
                 try:
-                    answer = await ask(*args)
+                    result = await ask(*args)
                 except MaxConnectionsError:
-                    answer = await when_connected(ask, *args)
+                    result = await when_connected(ask, *args)
         except ResponseError:
             self._answers += 1
             raise
         finally:
             self._slots.release()
         self._answers += 1
-        return answer
+        return result
 
 
 async def when_connected(ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:

@@ -31,7 +31,7 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 from glasspoint.errors import InvalidConfigError, L2UnavailableError
 from glasspoint.l1.entry import Changes
 from glasspoint.l2.deadline import answered_within
-from glasspoint.l2.writing import FenceAnswer
+from glasspoint.l2.writing import FenceResult
 from glasspoint.logs import get_logger
 from glasspoint.model import codec, traceparent
 from glasspoint.model.index_rows import check_put, check_writes
@@ -269,20 +269,20 @@ class CachedPostgresSaver(ManagedSaver):
             check_put(scope, put)
             fork = self._forks.check(scope, put)
             write = await begin_write(self._parts, operation, scope)
-            answer = await write.to_l2(lambda: self._l2.put(scope, write.judged(put), write.ready))
-            if fork is None and answer.forked_by is not None:
-                fork = kind_of(put, answer.forked_by)
+            result = await write.to_l2(lambda: self._l2.put(scope, write.judged(put), write.ready))
+            if fork is None and result.forked_by is not None:
+                fork = kind_of(put, result.forked_by)
             if fork is not None:
-                self._forks.tell(fork, scope, put, answer.forked_by)
-            is_refused = answer.forked_by is not None and self._forks.refuses
+                self._forks.tell(fork, scope, put, result.forked_by)
+            is_refused = result.forked_by is not None and self._forks.refuses
 
             def follow(changes: Changes) -> None:
                 if is_refused:
                     changes.give_up()
                 else:
-                    changes.put(put, is_as_sent=answer.followable, known_writes=answer.known_writes)
+                    changes.put(put, is_as_sent=result.followable, known_writes=result.known_writes)
 
-            await write.to_l1(answer.fence, follow)
+            await write.to_l1(result.fence, follow)
             if fork is not None and is_refused:
                 raise self._forks.error(fork, scope, put)
             own_id = self._forks.wrote(scope, checkpoint["id"])
@@ -316,16 +316,16 @@ class CachedPostgresSaver(ManagedSaver):
                 return
             check_writes(scope, checkpoint_id, task_id)
             write = await begin_write(self._parts, operation, scope)
-            answer = await write.to_l2(
+            result = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
             )
 
             def follow(changes: Changes) -> None:
-                changes.put_writes(checkpoint_id, answer.stored, answer.ignored)
-                if answer.overwrote and write.is_among_others:
+                changes.put_writes(checkpoint_id, result.stored, result.ignored)
+                if result.overwrote and write.is_among_others:
                     changes.give_up()  # the write that it has replaced may be added to the burst after it
 
-            await write.to_l1(answer.fence, follow)
+            await write.to_l1(result.fence, follow)
 
     # ---------------------------------------------------------------- deleting, copying, pruning
 
@@ -517,7 +517,7 @@ class CachedPostgresSaver(ManagedSaver):
         with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
             write = await begin_write(self._parts, operation, scope, opens=True)
             new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready, branch=branch))
-            await write.to_l1(FenceAnswer(), Changes.give_up)
+            await write.to_l1(FenceResult(), Changes.give_up)
         return new
 
     async def holding_of(self, thread_id: str) -> Holding:
@@ -601,7 +601,7 @@ class CachedPostgresSaver(ManagedSaver):
         reading = reading or await self._l1.read(scope, checkpoint_id)
         if reading.image is not None:
             try:
-                answer = self._decode(operation, reading.image)
+                result = self._decode(operation, reading.image)
             except Exception as exc:
                 # The serializer cannot read the bytes: L2 has the right ones, or raises the right error. The
                 # text of this error may quote the value, so only its type is logged.
@@ -610,7 +610,7 @@ class CachedPostgresSaver(ManagedSaver):
             else:
                 operation.l1_result, operation.served_by = reading.result, "l1"
                 self._parts.auditor.sample(scope, reading.fields)
-                return answer
+                return result
         operation.l1_result, operation.served_by = reading.result, "l2"
         warms_up = reading.lease is not None and checkpoint_id is None
         stored = await self._ask_l2(lambda: self._l2.select(scope, checkpoint_id, warms_up=warms_up))
@@ -623,9 +623,9 @@ class CachedPostgresSaver(ManagedSaver):
         if reading.lease is None or not warms_up or stored.is_fenced or not stored.cacheable:
             return self._decode(operation, stored)
         image = stored.detached()
-        answer = self._decode(operation, stored)
+        result = self._decode(operation, stored)
         await self._lifetime.follow_up(self._l1.warm_up(scope, reading.lease, image))
-        return answer
+        return result
 
     async def _ask_l2(self, query: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Read one checkpoint from L2, and repeat that if it may help."""
@@ -635,10 +635,10 @@ class CachedPostgresSaver(ManagedSaver):
 
     def _decode(self, operation: Operation, stored: StoredCheckpoint) -> CheckpointTuple:
         started = perf_counter()
-        answer = codec.decode_tuple(self.serde, stored)
+        result = codec.decode_tuple(self.serde, stored)
         operation.decode_seconds = perf_counter() - started
         operation.bytes_read = stored.size
         operation.checkpoint_id = stored.checkpoint_id
         operation.step, operation.source = stored.metadata.get("step"), stored.metadata.get("source")
         operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
-        return answer
+        return result

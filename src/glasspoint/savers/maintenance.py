@@ -343,7 +343,7 @@ class _Intents:
             """Return the intent, if Redis did not confirm DROP."""
             if not await self._l1.drop(intent, still_running=in_doubt):
                 return intent
-            self._telemetry.note(Invalidated(self._source))
+            self._telemetry.emit(Invalidated(self._source))
             return None
 
         left = [intent for intent in await for_each(self._intents, drop) if intent is not None]

@@ -34,7 +34,7 @@ from glasspoint.savers.options import CachedOptions, OpenCachedOptions
 from glasspoint.savers.parts import SaverOptions, build_parts, build_store
 from glasspoint.savers.retention import Retention
 from glasspoint.telemetry import create_telemetry
-from glasspoint.telemetry.events import Vitals
+from glasspoint.telemetry.events import SaverStatus
 from glasspoint.telemetry.opened import OpenedSaver
 
 if TYPE_CHECKING:
@@ -163,10 +163,10 @@ class ManagedSaver(OpenedSaver):
         telemetry = telemetry or create_telemetry()
         store = build_store(postgres_saver, telemetry, options)
         addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.connections.pool)}
-        vitals = Vitals(store.connections.pool, redis, addresses)  # type: ignore[arg-type]
-        super().__init__(vitals, telemetry, serde or postgres_saver.serde)
+        status = SaverStatus(store.connections.pool, redis, addresses)  # type: ignore[arg-type]
+        super().__init__(status, telemetry, serde or postgres_saver.serde)
         self._parts = parts = build_parts(
-            postgres_saver, redis, store, telemetry, vitals, self._lifetime, options
+            postgres_saver, redis, store, telemetry, status, self._lifetime, options
         )
         # The parts that the calls of this class use.
         self._l1, self._l2, self._bursts = parts.l1, parts.l2, parts.bursts
@@ -176,7 +176,7 @@ class ManagedSaver(OpenedSaver):
         if options.retention is not None:
             prune = self._maintenance.prune_older_than
             self._retention = Retention(
-                store.connections, telemetry, vitals, age=options.retention, prune=prune
+                store.connections, telemetry, status, age=options.retention, prune=prune
             )
             self._lifetime.stops.insert(0, self._retention.stop)
             self._retention.start()
@@ -278,7 +278,7 @@ class ManagedSaver(OpenedSaver):
                 await saver._connect_l1()
             saver._lifetime.owned = opened.pop_all()
         saver._parts.sizes.look_soon()
-        saver.vitals.announce(lambda: _log.info("CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)"))
+        saver.status.announce(lambda: _log.info("CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)"))
         return saver
 
     async def _connect_l1(self) -> None:
@@ -290,7 +290,7 @@ class ManagedSaver(OpenedSaver):
         except L1Error as exc:
             self._parts.breaker.trip(type(exc.__cause__ or exc).__name__)
             return
-        self.vitals.versions["redis"] = server.version
+        self.status.versions["redis"] = server.version
         await self._parts.sweeper.settle()
 
     async def ping(self) -> None:
@@ -309,16 +309,16 @@ class ManagedSaver(OpenedSaver):
             "l1": l1,
             "l2": l2,
             "epoch": server.reign if server else "unknown",
-            "identity": self.vitals.identity or "unknown",
+            "identity": self.status.identity or "unknown",
             "breaker": self._parts.breaker.state,
-            "journal": self.vitals.journal_pending,
+            "journal": self.status.journal_pending,
             "quarantined": len(self._l1.quarantine),
         }
 
     async def _look_at_l1(self) -> str:
         # While the breaker is open, Redis is not asked: it may respond to PING, and refuse everything else.
-        answers = self._parts.breaker.is_closed and await _answers(self._l1.ping, _SIGN_OF_LIFE_SECONDS)
-        return "ok" if answers and self._parts.breaker.is_closed else "unavailable"
+        results = self._parts.breaker.is_closed and await _answers(self._l1.ping, _SIGN_OF_LIFE_SECONDS)
+        return "ok" if results and self._parts.breaker.is_closed else "unavailable"
 
     async def _look_at_l2(self) -> str:
         """Distinguish a PostgreSQL that is away from a pool whose connections are all in use.
@@ -357,7 +357,7 @@ class ManagedSaver(OpenedSaver):
     async def _setup(self) -> None:
         with self._lifetime.call():
             version = await self._l2.setup()
-        self.vitals.versions["postgres"] = f"{version // 10000}.{version % 10000}"
+        self.status.versions["postgres"] = f"{version // 10000}.{version % 10000}"
         if not self._parts.sizes.known():
             self._parts.sizes.look_soon()
         if not self._l1.is_identified:

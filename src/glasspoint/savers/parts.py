@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from glasspoint.coherence.last_used import LastUsed
     from glasspoint.model.lifetime import Lifetime
-    from glasspoint.telemetry.events import BreakerState, Telemetry, Vitals
+    from glasspoint.telemetry.events import BreakerState, SaverStatus, Telemetry
 
 __all__ = ["Parts", "SaverOptions", "build_parts", "build_store"]
 
@@ -73,7 +73,7 @@ class Parts:
     Attributes:
         upstream: LangGraph's saver for PostgreSQL, as the caller gave it.
         telemetry: Receives all events.
-        vitals: The status of the saver.
+        status: The status of the saver.
         lifetime: The calls and tasks under way.
         l1: The cache in Redis.
         l2: The tables in PostgreSQL.
@@ -92,7 +92,7 @@ class Parts:
 
     upstream: AsyncPostgresSaver
     telemetry: Telemetry
-    vitals: Vitals
+    status: SaverStatus
     lifetime: Lifetime
     l1: Cache
     l2: Store
@@ -133,7 +133,7 @@ def build_parts(
     redis: Redis,
     store: Store,
     telemetry: Telemetry,
-    vitals: Vitals,
+    status: SaverStatus,
     lifetime: Lifetime,
     options: SaverOptions,
 ) -> Parts:
@@ -144,7 +144,7 @@ def build_parts(
         redis: The client of L1.
         store: L2, from `build_store`.
         telemetry: Receives all events.
-        vitals: The status of the saver, which the parts keep up to date.
+        status: The status of the saver, which the parts keep up to date.
         lifetime: Receives what has to be stopped when the saver is closed.
         options: The options of the saver.
     """
@@ -154,7 +154,7 @@ def build_parts(
     # A Redis that hangs must not use up the deadline of every write.
     l1_timeout = min(options.l1_timeout_seconds, write_deadline / 4)
     pool = store.connections.pool
-    watch = _BreakerWatch(telemetry, vitals)
+    watch = _BreakerWatch(telemetry, status)
     breaker = Breaker(changed=watch.changed)
     l1 = Cache(
         redis,
@@ -179,7 +179,7 @@ def build_parts(
         store.identities,
         store.journal,
         telemetry,
-        vitals,
+        status,
         signing_key=options.l1_signing_key,
         last_used=options.last_used,
         statement_seconds=(_DEADLINES_AN_INTENT_LASTS - 1) * write_deadline,
@@ -191,21 +191,21 @@ def build_parts(
         identity,
         breaker,
         telemetry,
-        vitals,
+        status,
         every_seconds=options.sweep_interval_seconds,
         timeout_seconds=l1_timeout,
         purger=Purger(l1, store.identities, identity),
         expire_fences=store.fences.expire,
     )
     bursts = Bursts(l1, store.fences, telemetry, in_background=lifetime.in_background)
-    vitals.breaker, vitals.storage, vitals.quarantined = breaker.state, sizes.known, l1.quarantine.__len__
+    status.breaker, status.storage, status.quarantined = breaker.state, sizes.known, l1.quarantine.__len__
     lifetime.stops += [sweeper.stop, sizes.stop]
     lifetime.ends += [bursts.close, store.connections.drain]
     sweeper.start()
     return Parts(
         upstream=upstream,
         telemetry=telemetry,
-        vitals=vitals,
+        status=status,
         lifetime=lifetime,
         l1=l1,
         l2=store,
@@ -226,14 +226,14 @@ def build_parts(
 class _BreakerWatch:
     """Reports each change of the breaker, and makes the sweeper look soon."""
 
-    def __init__(self, telemetry: Telemetry, vitals: Vitals) -> None:
+    def __init__(self, telemetry: Telemetry, status: SaverStatus) -> None:
         self._telemetry = telemetry
-        self._vitals = vitals
+        self._status = status
         self.sweeper: Sweeper | None = None  # the sweeper needs the breaker, so it comes later
 
     def changed(self, state: BreakerState, reason: str) -> None:
-        was_closed, self._vitals.breaker = self._vitals.breaker == "closed", state
-        self._telemetry.note(BreakerChanged(state, reason))
+        was_closed, self._status.breaker = self._status.breaker == "closed", state
+        self._telemetry.emit(BreakerChanged(state, reason))
         if self.sweeper is not None:
             self.sweeper.look_soon()
         if state == "open" and was_closed:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from glasspoint.errors import L1UnavailableError, L2DeadlineError
 from glasspoint.l2.deadline import answered_within, within
 from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
-from glasspoint.l2.writing import Announced, FenceAnswer
+from glasspoint.l2.writing import Announced, FenceResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -140,7 +140,7 @@ class WriteThrough:
             async with within(self._deadline):
                 if self._burst is not None:
                     await self._burst.may_begin()
-                answer = await self._retries.run(self._operation.name, statement, failed=self._attempt_failed)
+                result = await self._retries.run(self._operation.name, statement, failed=self._attempt_failed)
         except BaseException as exc:
             self._failed(exc)
             if self._burst is not None:
@@ -155,9 +155,9 @@ class WriteThrough:
             raise
         assert self._sent_at is not None
         self._operation.l2_seconds = perf_counter() - self._sent_at
-        return answer
+        return result
 
-    async def to_l1(self, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
+    async def to_l1(self, fence: FenceResult, change: Callable[[Changes], None]) -> None:
         """Add the write to its burst.
 
         L1 receives something only after a first write, or if something went wrong. That runs in a task of its
@@ -186,7 +186,7 @@ class WriteThrough:
         self._operation.l1_write = "contested" if burst.is_contested else "covered"
         self._bursts.leave(burst)
 
-    async def _tell(self, burst: Burst, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
+    async def _tell(self, burst: Burst, fence: FenceResult, change: Callable[[Changes], None]) -> None:
         intent, started = burst.begun.result(), perf_counter()
         try:
             if self._in_doubt or self._is_journalled:
@@ -205,7 +205,7 @@ class WriteThrough:
             self._bursts.leave(burst)
 
     async def _confirm(
-        self, burst: Burst, intent: Intent, fence: FenceAnswer, change: Callable[[Changes], None]
+        self, burst: Burst, intent: Intent, fence: FenceResult, change: Callable[[Changes], None]
     ) -> WriteResult:
         """Check that no reader can install the state from before this write."""
         confirmed = await self._l1.confirm(intent)
@@ -269,6 +269,6 @@ class WriteThrough:
         return "discarded" if await self._l1.drop(intent, still_running=self._still_running) else "error"
 
 
-def _add(burst: Burst, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
+def _add(burst: Burst, fence: FenceResult, change: Callable[[Changes], None]) -> None:
     burst.is_contested = burst.is_contested or fence.is_contested
     change(burst.changes)

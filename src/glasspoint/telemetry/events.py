@@ -37,6 +37,7 @@ __all__ = [
     "DrainResult",
     "Drained",
     "EpochChanged",
+    "Event",
     "Failures",
     "ForeignWrites",
     "ForkKind",
@@ -48,7 +49,6 @@ __all__ = [
     "L1Availability",
     "L1Result",
     "L2Retried",
-    "Note",
     "Observer",
     "Operation",
     "PoolTimedOut",
@@ -58,6 +58,7 @@ __all__ = [
     "RetentionRan",
     "RetentionResult",
     "RetryReason",
+    "SaverStatus",
     "Served",
     "Server",
     "Step",
@@ -69,7 +70,6 @@ __all__ = [
     "TierChanged",
     "TierName",
     "Verdict",
-    "Vitals",
     "WarmUpResult",
     "WriteResult",
     "failures",
@@ -315,7 +315,7 @@ class ThreadDrained:
     result: DrainResult
 
 
-Note = (
+Event = (
     Audited
     | BurstEnded
     | BackgroundTaskFailed
@@ -346,7 +346,7 @@ class TableSize(NamedTuple):
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
-class Vitals:
+class SaverStatus:
     """The current status of an open saver. Collectors and `/readyz` read it whenever they want.
 
     Attributes:
@@ -486,7 +486,7 @@ class Operation(_Timed):
     stored_traceparent: object = None
 
     def __enter__(self) -> Operation:
-        _tell(self._listeners.operation_started, self)
+        _emit(self._listeners.operation_started, self)
         self._started = perf_counter()
         return self
 
@@ -494,7 +494,7 @@ class Operation(_Timed):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._end(error)
-        _tell(self._listeners.operation_ended, self)
+        _emit(self._listeners.operation_ended, self)
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -509,7 +509,7 @@ class Step(_Timed):
     result: str | None = None
 
     def __enter__(self) -> Step:
-        _tell(self._listeners.step_started, self)
+        _emit(self._listeners.step_started, self)
         self._started = perf_counter()
         return self
 
@@ -517,7 +517,7 @@ class Step(_Timed):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._end(error)
-        _tell(self._listeners.step_ended, self)
+        _emit(self._listeners.step_ended, self)
 
 
 class Observer:
@@ -538,13 +538,13 @@ class Observer:
     def step_ended(self, step: Step) -> None:
         """Receive the end of a round trip."""
 
-    def noted(self, note: Note) -> None:
+    def emitted(self, event: Event) -> None:
         """Receive a single event."""
 
-    def opened(self, vitals: Vitals) -> None:
+    def opened(self, status: SaverStatus) -> None:
         """Receive a saver that was opened."""
 
-    def closed(self, vitals: Vitals) -> None:
+    def closed(self, status: SaverStatus) -> None:
         """Receive a saver that is closed. Its pools are closed after this."""
 
 
@@ -569,7 +569,7 @@ class Telemetry:
         """Take the observers.
 
         Args:
-            standby: Whether the savers that report here serve no calls until `Vitals.set_active` is called.
+            standby: Whether the savers that report here serve no calls until `set_active` of their status.
             show_thread: Returns a thread id as spans and logs show it; `None` if it must not be shown.
         """
         self.show_thread = show_thread
@@ -590,37 +590,37 @@ class Telemetry:
         """Wrap one round trip."""
         return Step(self._listeners, name, scope)
 
-    def note(self, note: Note) -> None:
+    def emit(self, event: Event) -> None:
         """Emit a single event."""
-        _tell(self._listeners.noted, note)
+        _emit(self._listeners.emitted, event)
 
-    def opened(self, vitals: Vitals) -> None:
+    def opened(self, status: SaverStatus) -> None:
         """Emit that a saver was opened, and can be watched."""
-        vitals.active = not self._standby
-        _tell(self._listeners.opened, vitals)
+        status.active = not self._standby
+        _emit(self._listeners.opened, status)
 
-    def closed(self, vitals: Vitals) -> None:
+    def closed(self, status: SaverStatus) -> None:
         """Emit that a saver is about to close."""
-        _tell(self._listeners.closed, vitals)
+        _emit(self._listeners.closed, status)
 
 
-_Told = tuple[Callable[[Any], None], ...]
+_Receivers = tuple[Callable[[Any], None], ...]
 
 
 class _Listeners(NamedTuple):
     """The methods of all observers, looked up once; the observer that starts first ends last."""
 
-    operation_started: _Told
-    operation_ended: _Told
-    step_started: _Told
-    step_ended: _Told
-    noted: _Told
-    opened: _Told
-    closed: _Told
+    operation_started: _Receivers
+    operation_ended: _Receivers
+    step_started: _Receivers
+    step_ended: _Receivers
+    emitted: _Receivers
+    opened: _Receivers
+    closed: _Receivers
 
     @classmethod
     def of(cls, observers: Sequence[Observer]) -> _Listeners:
-        def told(what: str) -> _Told:
+        def told(what: str) -> _Receivers:
             default = getattr(Observer, what)
             found = tuple(
                 getattr(each, what) for each in observers if getattr(type(each), what) is not default
@@ -630,12 +630,12 @@ class _Listeners(NamedTuple):
         return cls(*map(told, cls._fields))
 
 
-def _tell(listeners: _Told, what: object) -> None:
-    for listener in listeners:
+def _emit(receivers: _Receivers, what: object) -> None:
+    for receiver in receivers:
         try:
-            listener(what)
+            receiver(what)
         except Exception as exc:
-            failures.report(getattr(listener, "__qualname__", "an observer"), exc)
+            failures.report(getattr(receiver, "__qualname__", "an observer"), exc)
 
 
 class Failures:

@@ -27,6 +27,7 @@ from glasspoint.telemetry.events import (
     Drained,
     DrainResult,
     EpochChanged,
+    Event,
     ForeignWrites,
     Forked,
     ForkKind,
@@ -36,7 +37,6 @@ from glasspoint.telemetry.events import (
     InvalidationSource,
     L1Result,
     L2Retried,
-    Note,
     Observer,
     Operation,
     Outcome,
@@ -46,12 +46,12 @@ from glasspoint.telemetry.events import (
     RetentionRan,
     RetentionResult,
     RetryReason,
+    SaverStatus,
     Step,
     TaskName,
     ThreadDrained,
     TierChanged,
     Verdict,
-    Vitals,
     WarmUpResult,
     WriteResult,
     failures,
@@ -327,56 +327,56 @@ class Metrics(Observer):
             self._children["l1_warm_ups_total", step.result].inc()
             self._children["l1_warm_up_duration_seconds"].observe(step.seconds)
 
-    def noted(self, note: Note) -> None:
+    def emitted(self, event: Event) -> None:
         """Count a single event."""
         children = self._children
-        match note:
+        match event:
             case PoolWaited():
-                children["pool_wait_seconds"].observe(note.seconds)
+                children["pool_wait_seconds"].observe(event.seconds)
             case PoolTimedOut():
                 children["pool_timeouts_total"].inc()
             case EpochChanged():
                 children["l1_epoch_changes_total"].inc()
             case IdentityChanged():
-                children["l1_identity_changes_total", note.reason].inc()
+                children["l1_identity_changes_total", event.reason].inc()
             case ForeignWrites():
-                children["foreign_writes_total", note.table].inc(note.scopes)
+                children["foreign_writes_total", event.table].inc(event.scopes)
             case Forked():
-                children["forks_total", note.kind, "stored" if note.is_stored else "refused"].inc()
+                children["forks_total", event.kind, "stored" if event.is_stored else "refused"].inc()
             case RetentionPruned():
-                children["retention_pruned_total", "checkpoints"].inc(note.checkpoints)
-                children["retention_pruned_total", "checkpoint_writes"].inc(note.writes)
-                children["retention_pruned_total", "checkpoint_blobs"].inc(note.blobs)
+                children["retention_pruned_total", "checkpoints"].inc(event.checkpoints)
+                children["retention_pruned_total", "checkpoint_writes"].inc(event.writes)
+                children["retention_pruned_total", "checkpoint_blobs"].inc(event.blobs)
             case RetentionRan():
-                children["retention_runs_total", note.result].inc()
+                children["retention_runs_total", event.result].inc()
             case Invalidated():
-                children["l1_invalidations_total", note.source].inc()
+                children["l1_invalidations_total", event.source].inc()
             case BreakerChanged():
-                children["l1_breaker_transitions_total", note.state].inc()
+                children["l1_breaker_transitions_total", event.state].inc()
             case L2Retried():
-                children["l2_retries_total", note.operation, note.reason].inc()
+                children["l2_retries_total", event.operation, event.reason].inc()
             case BurstEnded():
-                children["bursts_total", note.end].inc()
-                children["burst_writes_total"].inc(note.writes)
+                children["bursts_total", event.end].inc()
+                children["burst_writes_total"].inc(event.writes)
             case Audited():
-                children["l1_audits_total", note.verdict].inc()
+                children["l1_audits_total", event.verdict].inc()
             case TierChanged():
-                children["fallback_events_total", note.from_tier, note.to_tier, note.reason].inc()
+                children["fallback_events_total", event.from_tier, event.to_tier, event.reason].inc()
             case BackgroundTaskFailed():
-                children["background_task_failures_total", note.task].inc()
+                children["background_task_failures_total", event.task].inc()
             case Drained():
-                children["drained_checkpoints_total", note.from_tier].inc(note.checkpoints)
+                children["drained_checkpoints_total", event.from_tier].inc(event.checkpoints)
             case ThreadDrained():
-                children["drained_threads_total", note.result].inc()
+                children["drained_threads_total", event.result].inc()
 
-    def opened(self, vitals: Vitals) -> None:
+    def opened(self, status: SaverStatus) -> None:
         """Read this saver at every scrape from now on."""
-        self._savers.add(self._saver, vitals)
+        self._savers.add(self._saver, status)
 
-    def closed(self, vitals: Vitals) -> None:
+    def closed(self, status: SaverStatus) -> None:
         """Stop reading this saver, after its calls are counted."""
         self._ended.count()
-        self._savers.remove(self._saver, vitals)
+        self._savers.remove(self._saver, status)
 
 
 class _Children(dict[str | tuple[str, ...], Any]):

@@ -38,7 +38,7 @@ from glasspoint.telemetry.events import failures
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from glasspoint.telemetry.events import Vitals
+    from glasspoint.telemetry.events import SaverStatus
 
 __all__ = ["AllProcesses", "SharedSaverCollector", "directory", "is_on"]
 
@@ -107,9 +107,9 @@ class SharedSaverCollector(SaverCollector):
         """The families to be registered."""
         return [*self._gauges.values(), self._lost_connections]
 
-    def add(self, saver_name: str, vitals: Vitals) -> None:
+    def add(self, saver_name: str, status: SaverStatus) -> None:
         """Watch a saver for as long as it lives."""
-        super().add(saver_name, vitals)
+        super().add(saver_name, status)
         with self._publishing:
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -118,9 +118,9 @@ class SharedSaverCollector(SaverCollector):
                 self._thread.start()
         self._soon.set()
 
-    def remove(self, saver_name: str, vitals: Vitals) -> None:
+    def remove(self, saver_name: str, status: SaverStatus) -> None:
         """Stop watching a saver. The connections that its pool has lost stay counted."""
-        super().remove(saver_name, vitals)
+        super().remove(saver_name, status)
         self.publish()
 
     def publish(self) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
-    from glasspoint.telemetry.events import Telemetry, Vitals
+    from glasspoint.telemetry.events import SaverStatus, Telemetry
 
 __all__ = ["OpenedSaver"]
 
@@ -22,21 +22,21 @@ __all__ = ["OpenedSaver"]
 class OpenedSaver(SyncFace):
     """A saver that is opened and closed. Its subclasses add reads and writes."""
 
-    def __init__(self, vitals: Vitals, telemetry: Telemetry, serde: SerializerProtocol | None) -> None:
+    def __init__(self, status: SaverStatus, telemetry: Telemetry, serde: SerializerProtocol | None) -> None:
         """Open the saver on the running event loop.
 
         Args:
-            vitals: The status of the saver, for metrics and health checks.
+            status: The status of the saver, for metrics and health checks.
             telemetry: Receives all events.
             serde: Serialises the values. By default, the serializer of LangGraph's savers.
         """
         super().__init__(serde=serde)
         self.home = Home(self)
-        vitals.loop, vitals.check, vitals.reopen = self.home.loop, self._check, self.home.reopen
-        self._vitals = vitals
+        status.loop, status.check, status.reopen = self.home.loop, self._check, self.home.reopen
+        self._status = status
         self._telemetry = telemetry
-        self._lifetime = Lifetime(self.home, ended=lambda: telemetry.closed(vitals))
-        telemetry.opened(vitals)
+        self._lifetime = Lifetime(self.home, ended=lambda: telemetry.closed(status))
+        telemetry.opened(status)
 
     async def __aenter__(self) -> Self:
         self._lifetime.check_open()
@@ -51,9 +51,9 @@ class OpenedSaver(SyncFace):
         await self.close()
 
     @property
-    def vitals(self) -> Vitals:
+    def status(self) -> SaverStatus:
         """The state of the saver and its servers, as metrics and health checks read it."""
-        return self._vitals
+        return self._status
 
     def close(self) -> Awaitable[None]:
         """Finish the work that is under way, and close what this saver has opened. May be called twice.

@@ -18,7 +18,6 @@ from redis import Redis
 
 from command_line import Running, assert_fits, glasspoint, running_glasspoint
 from glasspoint.cli.commands import age_of
-from glasspoint.cli.prune import human_bytes
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from histories import id_at
 from pgbouncer import PROGRAM, pgbouncer
@@ -224,9 +223,3 @@ def test_a_second_ctrl_c_undoes_the_batch_under_way(filled: str, redis_url: str)
     with Redis.from_url(redis_url) as redis:
         fields = [field for key in redis.scan_iter() for field in redis.hkeys(key)]
     assert not [field for field in fields if field.startswith(b"i:")]
-
-
-def test_sizes_are_written_for_people() -> None:
-    assert [human_bytes(n) for n in (0, 999, 1500, 2_340_000, 5 * 10**9, 7 * 10**15)] == [
-        "0 bytes", "999 bytes", "1.5 kB", "2.3 MB", "5.0 GB", "7,000.0 TB"
-    ]  # fmt: skip

@@ -663,7 +663,7 @@ async def test_two_redis_servers_that_are_kept_say_so_again(
 
 async def health(one: Process) -> dict[str, Any]:
     """What `/readyz` says of a saver."""
-    check = one.saver.vitals.check
+    check = one.saver.status.check
     assert check is not None
     return await check()
 

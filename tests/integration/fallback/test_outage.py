@@ -413,7 +413,7 @@ async def test_a_thread_that_can_never_be_stored_holds_up_nobody(
         await until(lambda: saver.tier == "cached")
         assert [await said(saver, f"thread {number}") for number in range(5)] == [["during"]] * 5
         assert registry.get_sample_value("glasspoint_undrained_threads", labels(tier)) == 1
-        assert saver._chain.saver.vitals.undrained == (tier,)
+        assert saver._chain.saver.status.undrained == (tier,)
     assert drained(registry) == {"new": 5, "refused": 1}
     assert f"Thread {never!r} cannot be drained (CheckViolation)" in caplog.text
     if tier == "memory":
@@ -889,7 +889,7 @@ async def test_a_deleted_thread_does_not_come_back_from_a_lower_tier(
         await say(saver, "42", "during")
     own_postgres.start()
     async with pod(url, own_redis.url) as saver:
-        assert saver._chain.saver.vitals.undrained_threads == {"redis": 1}
+        assert saver._chain.saver.status.undrained_threads == {"redis": 1}
         await saver.adelete_thread("42")
         await until(lambda: saver._chain.whole)
     async with Redis.from_url(own_redis.url) as redis:

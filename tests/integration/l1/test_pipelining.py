@@ -63,7 +63,7 @@ async def test_one_that_fails_fails_alone(
         await redis.set(key, "no hash")
         assert await turns(saver, threads) == [1] * MANY
         assert reads(registry) == {"hit": MANY - 1, "miss": 1}
-        assert saver.vitals.breaker == "closed"
+        assert saver.status.breaker == "closed"
 
 
 async def test_who_leaves_leaves_alone(database: str, redis_url: str, threads: list[Thread]) -> None:

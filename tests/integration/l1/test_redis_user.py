@@ -147,7 +147,7 @@ async def test_the_rule_for_a_saver_by_itself_is_enough(
     await allow(any_redis, *FOR_A_SAVER)
     thread = Thread("대화 {42}", "")
     async with opened(any_redis, **options) as saver:
-        assert saver.vitals.versions["redis"]
+        assert saver.status.versions["redis"]
         for _ in range(2):
             await thread.put(saver)
             await thread.put_writes(saver, "x")

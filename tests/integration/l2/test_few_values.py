@@ -11,8 +11,8 @@ from psycopg.rows import tuple_row
 
 from glasspoint.l2 import writing
 from glasspoint.l2.writing import (
-    PutAnswer,
-    WritesAnswer,
+    PutResult,
+    WritesResult,
     put_answers,
     put_statement,
     writes_answers,
@@ -43,8 +43,8 @@ async def test_a_put_of_few_values_is_answered_as_one_of_many(
     """A new one, once more, with an older value in its way, with one that shadows it, with an early write."""
     more = {f"v{number}": [number] for number in range(values - 1)}
 
-    async def answers(conn: psycopg.AsyncConnection[Any], thread: Thread) -> list[PutAnswer]:
-        scope, given = Scope(thread.thread_id, ""), list[PutAnswer]()
+    async def answers(conn: psycopg.AsyncConnection[Any], thread: Thread) -> list[PutResult]:
+        scope, given = Scope(thread.thread_id, ""), list[PutResult]()
         blob = (
             "INSERT INTO checkpoint_blobs (thread_id, channel, version, type, blob) "
             "VALUES (%s, %s, %s, 't', '')"
@@ -86,7 +86,7 @@ async def test_a_put_of_few_values_is_answered_as_one_of_many(
 async def test_few_writes_are_answered_as_many(
     count: int, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def answers(conn: psycopg.AsyncConnection[Any], thread_id: str) -> list[WritesAnswer]:
+    async def answers(conn: psycopg.AsyncConnection[Any], thread_id: str) -> list[WritesResult]:
         given = []
         for number, upsert in ((1, False), (count, False), (count, True)):
             tasks = [codec.PendingWrites(Scope(thread_id, ""), numbered_id(1), encoded_writes(number))]

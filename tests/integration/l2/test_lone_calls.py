@@ -21,12 +21,12 @@ from redis.asyncio import Redis
 from conversations import execute
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.errors import L2RefusedError, L2UnavailableError
-from glasspoint.l2 import eager, liveness
-from glasspoint.l2.store import Store, WritesAnswer
+from glasspoint.l2 import connection_health, eager
+from glasspoint.l2.store import Store, WritesResult
 from glasspoint.l2.writing import Announced
 from glasspoint.model import codec
 from glasspoint.model.scope import Scope
-from glasspoint.telemetry.events import Note, Observer, PoolTimedOut, Telemetry
+from glasspoint.telemetry.events import Event, Observer, PoolTimedOut, Telemetry
 from states import exact, make_pool, numbered_id, open_saver, open_upstream
 from steps import Thread, locked, until
 
@@ -356,8 +356,8 @@ class Timeouts(Observer):
     def __init__(self) -> None:
         self.count = 0
 
-    def noted(self, note: Note) -> None:
-        self.count += isinstance(note, PoolTimedOut)
+    def emitted(self, event: Event) -> None:
+        self.count += isinstance(event, PoolTimedOut)
 
 
 @pytest.mark.parametrize("when", ["before the first is ready", "from the beginning"])
@@ -385,7 +385,7 @@ async def test_tasks_that_get_no_connection_together_are_told_so_together(
                 begun.set()
                 await is_over.wait()
 
-        def write(task_id: str) -> asyncio.Task[WritesAnswer]:
+        def write(task_id: str) -> asyncio.Task[WritesResult]:
             writes = encoded_writes(1, task_id)
             return asyncio.create_task(
                 store.put_writes(scope, numbered_id(1), writes, ready_later, upsert=False)
@@ -412,7 +412,7 @@ async def test_tasks_go_together_also_when_their_connection_was_idle_for_long(
     async with open_saver(database, redis_url) as saver:
         thread = Thread("thread")
         await thread.put(saver)
-        monkeypatch.setattr(liveness, "_IDLE_SECONDS", 0.0)
+        monkeypatch.setattr(connection_health, "_IDLE_SECONDS", 0.0)
         await asyncio.gather(*(put_writes(saver, thread, task_id) for task_id in TASKS))
         assert await statements_that_wrote(database, "checkpoint_writes") == 1
         await agree(saver, database, thread)

@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.errors import L2DeadlineError, L2RefusedError, L2UnavailableError, SchemaError
-from glasspoint.l2 import liveness, retrying
+from glasspoint.l2 import connection_health, retrying
 from glasspoint.l2.faults import FAULTS, REFUSALS, certainly_unchanged, classify
 from glasspoint.telemetry.events import RetryReason
 from places import DOCS
@@ -310,7 +310,7 @@ async def test_a_young_connection_costs_no_round_trip_and_an_old_one_is_asked(
         for _ in range(5):
             await thread.put(saver)
         assert asked == 0
-        monkeypatch.setattr(liveness, "_IDLE_SECONDS", 0.0)
+        monkeypatch.setattr(connection_health, "_IDLE_SECONDS", 0.0)
         await thread.put(saver)
         assert asked == 1
 
@@ -319,7 +319,7 @@ async def test_connections_that_a_firewall_forgot_are_replaced_once_one_is_silen
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing shows on the socket. One is asked; to ask each of the others would use up the caller's time."""
-    monkeypatch.setattr(liveness, "_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(connection_health, "_IDLE_SECONDS", 0.0)
     silent = 0
     check = AsyncConnectionPool.check_connection
 
@@ -343,7 +343,7 @@ async def test_connections_that_a_firewall_forgot_are_replaced_once_one_is_silen
     async with BadLine(database).opened() as line, open_saver(line.url, redis_url, **options) as saver:
         await thread.put(saver)
         line.forget()
-        monkeypatch.setattr(liveness, "_ANSWER_SECONDS", 0.5)
+        monkeypatch.setattr(connection_health, "_ANSWER_SECONDS", 0.5)
         await thread.put(saver)
         assert await thread.turn(saver) == 2
     assert silent == 1

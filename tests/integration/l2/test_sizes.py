@@ -54,8 +54,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 async def figures(saver: CachedPostgresSaver) -> Mapping[str, TableSize]:
     """What is known once somebody has looked."""
-    assert saver.vitals.storage is not None
-    found: Mapping[str, TableSize] = await until(saver.vitals.storage)
+    assert saver.status.storage is not None
+    found: Mapping[str, TableSize] = await until(saver.status.storage)
     return found
 
 

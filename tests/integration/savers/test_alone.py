@@ -31,7 +31,7 @@ from glasspoint.l1 import entry
 from glasspoint.l1.cache import Cache, Intent
 from glasspoint.l1.entry import Changes
 from glasspoint.l1.quarantine import Quarantine
-from glasspoint.l2 import liveness
+from glasspoint.l2 import connection_health
 from glasspoint.model import codec
 from glasspoint.model.identity import Identity
 from glasspoint.model.scope import Scope, scope_of
@@ -469,7 +469,7 @@ async def test_a_scope_whose_key_is_refused_is_alone(
             assert await one.hits(good)
         assert one.quarantined == 1
         assert one.saver._parts.breaker.is_closed
-        assert one.saver.vitals.breaker == "closed"
+        assert one.saver.status.breaker == "closed"
         assert (await journal(database) != []) == (first == "put"), "its writes are recorded"
         refusing.refused = frozenset()
         await until(lambda: one.hits(bad))
@@ -590,7 +590,7 @@ async def test_a_row_that_redis_refuses_stays_and_stops_nobody(
                 assert not await one.hits(bad), "the image from before the write is not shown"
                 assert await one.hits(good)
             assert one.quarantined == 1
-            assert one.saver.vitals.journal_pending == 0
+            assert one.saver.status.journal_pending == 0
             async with watched(database, restricted) as later:
                 await until(lambda: later.hits(good))
                 assert not await later.hits(bad)
@@ -1129,7 +1129,7 @@ async def test_a_bug_in_the_reconnector_does_not_end_it(
     async with watched(database, redis, pool_min_size=0, pool_max_size=1, pool_timeout_seconds=30) as one:
         await thread.put(one.saver)
         await redis.flushdb()
-        async with failing(liveness, "_is_waited_for") as is_over:
+        async with failing(connection_health, "_is_waited_for") as is_over:
             await sql(postgres.url, "ALTER DATABASE test ALLOW_CONNECTIONS false")
             try:
                 await sql(
@@ -1200,7 +1200,7 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
         ("model/cancellation.py", "task = asyncio.create_task(work)"),
         ("l2/connections.py", "task = asyncio.create_task(work, context=context)"),
         (
-            "l2/liveness.py",
+            "l2/connection_health.py",
             'await asyncio.create_task(self.greet(connection), name="glasspoint-greet", context=Context())',
         ),
         ("model/lifetime.py", "return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))"),
@@ -1223,8 +1223,8 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
         ),
         ("l2/sizes.py", "self._task = self._loop.create_task("),
         (
-            "l2/liveness.py",
-            'self._task = asyncio.create_task(self._revive(pool), name="glasspoint-reviver")',
+            "l2/connection_health.py",
+            'self._task = asyncio.create_task(self._reconnect(pool), name="glasspoint-reconnector")',
         ),
         ("fallback/controller.py", "task = asyncio.create_task(work, name=name)"),
     }

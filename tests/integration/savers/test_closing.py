@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from conversations import execute
 from glasspoint import CachedPostgresSaver, RedisSaver, Settings, create_telemetry, get_checkpointer
-from glasspoint.l2 import liveness
+from glasspoint.l2 import connection_health
 from glasspoint.l2.store import Store
 from glasspoint.model import home
 from glasspoint.model.cancellation import run_to_the_end
@@ -208,7 +208,7 @@ async def test_close_does_not_wait_for_connections_that_the_caller_has_in_use(
 async def test_a_connection_that_comes_as_its_caller_gives_up_stays_in_the_pool(
     autocommit: bool, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(liveness, "_IDLE_SECONDS", 0.0)  # it is asked for a sign of life, too
+    monkeypatch.setattr(connection_health, "_IDLE_SECONDS", 0.0)  # it is asked for a sign of life, too
     async with over_a_foreign_pool(database, redis_url, size=1, autocommit=autocommit) as (saver, pool):
         for turns in range(50):
             async with pool.connection():

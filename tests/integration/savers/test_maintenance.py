@@ -427,7 +427,7 @@ async def test_a_copy_is_read_where_there_was_nothing_before(
 
 
 async def test_a_copy_of_a_thread_that_does_not_exist_is_nothing(saver: CachedPostgresSaver) -> None:
-    in_redis = await create_redis_checkpointer(saver.vitals.redis)
+    in_redis = await create_redis_checkpointer(saver.status.redis)
     for tier in (saver, in_redis, MemorySaver()):
         await tier.acopy_thread("nobody", "target")
         assert await Thread("target").turn(tier) is None

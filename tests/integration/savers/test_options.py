@@ -155,8 +155,8 @@ async def test_a_length_of_time_may_be_a_timedelta(database: str, redis_url: str
         assert await thread.turn(saver) == 1
         ttls = [await redis.pttl(key) async for key in redis.scan_iter()]
         assert all(0 < ttl <= 7_000 for ttl in ttls if ttl != -1), ttls
-        assert saver.vitals.pool is not None
-        assert saver.vitals.pool.timeout == 7
+        assert saver.status.pool is not None
+        assert saver.status.pool.timeout == 7
     alone = await create_redis_checkpointer(
         redis_url, timedelta(minutes=1), timeout_seconds=timedelta(seconds=3)
     )

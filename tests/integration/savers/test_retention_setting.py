@@ -620,7 +620,7 @@ if not (pid := os.fork()):  # the parent's loop goes on in the child
     os._exit(0 if task.done() and is_idle else 1)
 assert os.waitpid(pid, 0)[1] == 0
 retention.Retention.round = real
-loop.run_until_complete(until(lambda: saver.vitals.retention_succeeded_at))
+loop.run_until_complete(until(lambda: saver.status.retention_succeeded_at))
 
 
 async def close():

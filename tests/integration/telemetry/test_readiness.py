@@ -262,9 +262,9 @@ async def test_a_saver_whose_loop_has_ended_does_not_answer(
                 database, redis_url, telemetry=create_telemetry(registry=registry)
             )
         )
-        vitals = kept[0].vitals
+        status = kept[0].status
         await kept[0].close()
-        kept[0]._telemetry.opened(vitals)  # as if nobody had closed it
+        kept[0]._telemetry.opened(status)  # as if nobody had closed it
 
     await asyncio.to_thread(asyncio.run, open_and_forget())
     transport = httpx.ASGITransport(telemetry_app(registry))
@@ -277,7 +277,7 @@ async def test_a_setting_narrows_the_tiers_that_are_ready(
     tiers: tuple[str, ...], status: int, registry: CollectorRegistry, database: str, redis_url: str
 ) -> None:
     async with open_saver(database, redis_url, telemetry=create_telemetry(registry=registry)) as saver:
-        saver.vitals.tier = "memory"
+        saver.status.tier = "memory"
         with serve_telemetry(0, registry=registry, ready_tiers=tiers) as server:
             response = await asyncio.to_thread(httpx.get, f"{server.url}/readyz")
     assert response.status_code == status

@@ -42,8 +42,8 @@ PROMTOOL = shutil.which("promtool")
 
 def stored_by(saver: CachedPostgresSaver) -> Any:
     """What a scrape says of the tables, once they were looked at."""
-    assert saver.vitals.storage is not None
-    return saver.vitals.storage()
+    assert saver.status.storage is not None
+    return saver.status.storage()
 
 
 def sample_names(registry: CollectorRegistry, saver: str) -> set[str]:
@@ -66,7 +66,7 @@ async def test_two_savers_share_a_registry(database: str, redis_url: str) -> Non
         async with open_saver(database, redis_url, telemetry=two, pool_max_size=3) as other:
             for each in (saver, other):
                 await until(partial(stored_by, each))
-                await Thread(each.vitals.tier + str(id(each))).put(each)
+                await Thread(each.status.tier + str(id(each))).put(each)
             for name, size in (("one", 2), ("two", 3)):
                 assert sample_names(registry, name) >= ALWAYS
                 assert registry.get_sample_value("glasspoint_pool_max_connections", {"saver": name}) == size

@@ -62,10 +62,10 @@ class Listening(Observer):
     def noted(self, note: Any) -> None:
         self.told.append(type(note).__name__)
 
-    def opened(self, vitals: Any) -> None:
+    def opened(self, status: Any) -> None:
         self.told.append("opened")
 
-    def closed(self, vitals: Any) -> None:
+    def closed(self, status: Any) -> None:
         self.told.append("closed")
 
 

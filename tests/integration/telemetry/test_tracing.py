@@ -612,11 +612,11 @@ async def test_below_a_call_that_is_not_sampled_an_instrumentation_begins_no_tra
 ) -> None:
     recorder, thread = Recorder(ParentBased(_AllButOurs())), Thread("a")
     async with open_saver(database, redis_url, telemetry=recorder.telemetry) as saver:
-        RedisInstrumentor.instrument_client(saver.vitals.redis, tracer_provider=recorder.provider)
+        RedisInstrumentor.instrument_client(saver.status.redis, tracer_provider=recorder.provider)
         await thread.put(saver)
         await thread.turn(saver)
         assert recorder.spans == ()
-        await saver.vitals.redis.ping()
+        await saver.status.redis.ping()
         assert len(recorder.spans) == 1, "it is on"
         assert not trace.get_current_span().get_span_context().is_valid
 

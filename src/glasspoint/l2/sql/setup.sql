@@ -245,61 +245,38 @@ $glasspoint$
 -- Lets no other role use glasspoint_renew_content_id() in a trigger of another table.
 REVOKE ALL ON FUNCTION glasspoint_renew_content_id() FROM PUBLIC
 
--- name: create_insert_trigger_of_checkpoints
--- Notes what other software inserts into checkpoints.
-CREATE TRIGGER glasspoint_insert AFTER INSERT ON checkpoints
+-- name: create_insert_trigger
+-- Notes what other software inserts into a table.
+--
+-- {table}
+CREATE TRIGGER glasspoint_insert AFTER INSERT ON {table}
 FOR EACH ROW
 -- include: by_others
 EXECUTE FUNCTION glasspoint_note_foreign_insert()
 
--- name: create_update_trigger_of_checkpoints
--- Notes what other software updates in checkpoints.
-CREATE TRIGGER glasspoint_update AFTER UPDATE ON checkpoints
+-- name: create_update_trigger
+-- Notes what other software updates in a table.
+--
+-- {table}
+CREATE TRIGGER glasspoint_update AFTER UPDATE ON {table}
 REFERENCING OLD TABLE AS former NEW TABLE AS changed FOR EACH STATEMENT
 -- include: by_others
 EXECUTE FUNCTION glasspoint_note_foreign_writes()
 
--- name: create_delete_trigger_of_checkpoints
--- Notes what other software deletes from checkpoints.
-CREATE TRIGGER glasspoint_delete AFTER DELETE ON checkpoints
+-- name: create_delete_trigger
+-- Notes what other software deletes from a table.
+--
+-- {table}
+CREATE TRIGGER glasspoint_delete AFTER DELETE ON {table}
 REFERENCING OLD TABLE AS changed FOR EACH STATEMENT
 -- include: by_others
 EXECUTE FUNCTION glasspoint_note_foreign_writes()
 
--- name: create_insert_trigger_of_checkpoint_writes
--- Notes what other software inserts into checkpoint_writes.
-CREATE TRIGGER glasspoint_insert AFTER INSERT ON checkpoint_writes
-FOR EACH ROW
--- include: by_others
-EXECUTE FUNCTION glasspoint_note_foreign_insert()
-
--- name: create_update_trigger_of_checkpoint_writes
--- Notes what other software updates in checkpoint_writes.
-CREATE TRIGGER glasspoint_update AFTER UPDATE ON checkpoint_writes
-REFERENCING OLD TABLE AS former NEW TABLE AS changed FOR EACH STATEMENT
--- include: by_others
-EXECUTE FUNCTION glasspoint_note_foreign_writes()
-
--- name: create_delete_trigger_of_checkpoint_writes
--- Notes what other software deletes from checkpoint_writes.
-CREATE TRIGGER glasspoint_delete AFTER DELETE ON checkpoint_writes
-REFERENCING OLD TABLE AS changed FOR EACH STATEMENT
--- include: by_others
-EXECUTE FUNCTION glasspoint_note_foreign_writes()
-
--- name: create_truncate_trigger_of_checkpoints
--- Notes that checkpoints was truncated.
-CREATE TRIGGER glasspoint_truncate AFTER TRUNCATE ON checkpoints FOR EACH STATEMENT
-EXECUTE FUNCTION glasspoint_renew_content_id()
-
--- name: create_truncate_trigger_of_checkpoint_blobs
--- Notes that checkpoint_blobs was truncated.
-CREATE TRIGGER glasspoint_truncate AFTER TRUNCATE ON checkpoint_blobs FOR EACH STATEMENT
-EXECUTE FUNCTION glasspoint_renew_content_id()
-
--- name: create_truncate_trigger_of_checkpoint_writes
--- Notes that checkpoint_writes was truncated.
-CREATE TRIGGER glasspoint_truncate AFTER TRUNCATE ON checkpoint_writes FOR EACH STATEMENT
+-- name: create_truncate_trigger
+-- Notes that a table was truncated.
+--
+-- {table}
+CREATE TRIGGER glasspoint_truncate AFTER TRUNCATE ON {table} FOR EACH STATEMENT
 EXECUTE FUNCTION glasspoint_renew_content_id()
 
 -- name: by_others

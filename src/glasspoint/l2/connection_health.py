@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Greet = Callable[[Connection], Coroutine[Any, Any, None]]
 
-__all__ = ["Liveness", "Reviver"]
+__all__ = ["ConnectionHealth", "Reconnector"]
 
 # A connection that was idle for longer is checked by a round trip: the socket does not show that its peer
 # has vanished without a word (a firewall that forgot the connection).
@@ -50,7 +50,7 @@ _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 1.0
 
 
-class Liveness:
+class ConnectionHealth:
     """Hands out the connections of a pool, except dead ones."""
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ class Liveness:
         return True
 
 
-class Reviver:
+class Reconnector:
     """Makes a pool try to connect for as long as a caller waits for a connection.
 
     The pool itself doubles its pauses. After an outage of five seconds, no caller would get a connection for
@@ -183,9 +183,9 @@ class Reviver:
     async def reconnect_failed(self, pool: Pool) -> None:
         """Start to reconnect. The pool calls this when it gives up making a connection."""
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._revive(pool), name="glasspoint-reviver")
+            self._task = asyncio.create_task(self._reconnect(pool), name="glasspoint-reconnector")
 
-    async def _revive(self, pool: Pool) -> None:
+    async def _reconnect(self, pool: Pool) -> None:
         pause = _FIRST_PAUSE_SECONDS
         while not pool.closed:
             try:

@@ -17,7 +17,7 @@ from glasspoint import RedisSaver, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.redis.auto_pipeline import AutoPipeline
 from glasspoint.redis.client import open_redis
-from glasspoint.redis.limiter import Turns, connections_of, when_connected
+from glasspoint.redis.limiter import Limiter, connections_of, when_connected
 from states import counts, open_saver
 from steps import Thread
 
@@ -58,14 +58,14 @@ def server() -> Server:
     return Server()
 
 
-async def started(turns: Turns, server: Server, names: str) -> list[asyncio.Task[str]]:
+async def started(turns: Limiter, server: Server, names: str) -> list[asyncio.Task[str]]:
     tasks = [asyncio.create_task(turns.run(server.ask, name)) for name in names]
     await settle()
     return tasks
 
 
 async def test_so_many_at_once_and_the_others_in_order(server: Server) -> None:
-    turns = Turns(2, timeout_seconds=PATIENT_SECONDS)
+    turns = Limiter(2, timeout_seconds=PATIENT_SECONDS)
     tasks = await started(turns, server, "abcde")
     assert server.names == "ab"
     await server.answer("b")
@@ -82,7 +82,7 @@ async def test_so_many_at_once_and_the_others_in_order(server: Server) -> None:
 
 
 async def test_who_leaves_the_line_takes_nobodys_turn(server: Server) -> None:
-    turns = Turns(1, timeout_seconds=PATIENT_SECONDS)
+    turns = Limiter(1, timeout_seconds=PATIENT_SECONDS)
     tasks = await started(turns, server, "abcd")
     tasks[1].cancel()
     await settle()
@@ -99,7 +99,7 @@ async def test_who_leaves_the_line_takes_nobodys_turn(server: Server) -> None:
 
 async def test_while_nobody_is_answered_a_turn_is_awaited_as_long_as_an_answer(server: Server) -> None:
     """So a silence ends for all at once, however long the line."""
-    turns = Turns(1, timeout_seconds=0.1)
+    turns = Limiter(1, timeout_seconds=0.1)
     first, *others = await started(turns, server, "abc")
     outcomes = await asyncio.gather(first, *others, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {TimeoutError}
@@ -108,7 +108,7 @@ async def test_while_nobody_is_answered_a_turn_is_awaited_as_long_as_an_answer(s
 
 async def test_while_others_are_answered_a_turn_is_awaited_longer(server: Server) -> None:
     """Each answer takes three quarters of the timeout, so the third caller waits longer than the timeout."""
-    turns = Turns(1, timeout_seconds=0.2)
+    turns = Limiter(1, timeout_seconds=0.2)
     first, second, third = await started(turns, server, "abc")
     for name, caller in ("a", first), ("b", second):
         await asyncio.sleep(0.15)  # from its turn on; a busy machine makes both this and the timeout longer
@@ -130,7 +130,7 @@ async def test_a_client_without_a_connection_is_asked_again() -> None:
 
     assert await when_connected(ask) == "answer"
     asked = 0
-    assert await Turns(1, timeout_seconds=PATIENT_SECONDS).run(ask) == "answer"
+    assert await Limiter(1, timeout_seconds=PATIENT_SECONDS).run(ask) == "answer"
     assert asked == 4
 
 
@@ -139,7 +139,7 @@ async def test_a_client_that_never_has_one_is_given_up() -> None:
         raise MaxConnectionsError
 
     with pytest.raises(TimeoutError):
-        await Turns(1, timeout_seconds=0.05).run(ask)
+        await Limiter(1, timeout_seconds=0.05).run(ask)
 
 
 def test_one_connection_is_left() -> None:
@@ -193,7 +193,7 @@ async def test_many_large_states_at_once_are_no_outage(
         assert await asyncio.gather(*(thread.turn(saver) for thread in threads)) == [1] * len(threads)
         assert counts(registry, "glasspoint_l1_reads_total", "result") == {"hit": len(threads)}
         assert counts(registry, "glasspoint_write_through_total", "l1") == {"announced": len(threads)}
-        assert saver.vitals.breaker == "closed"
+        assert saver.status.breaker == "closed"
 
 
 @pytest.mark.parametrize("own", [False, True])
