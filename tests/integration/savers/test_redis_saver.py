@@ -334,7 +334,7 @@ async def test_a_thread_that_is_pruned_while_it_is_copied_is_copied_anew(
             yield item
             if not pruned:
                 await saver.aprune(["a"])
-            pruned.append("a")
+                pruned.append("a")
 
     monkeypatch.setattr("glasspoint.history.in_redis._LOADED_AT_ONCE", 1)
     monkeypatch.setattr(saver._history, "export", export_and_prune)
