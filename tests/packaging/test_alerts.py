@@ -69,7 +69,8 @@ def test_prometheus_understands_every_query_of_the_runbooks(tmp_path: Path) -> N
 
 
 def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_quiet() -> None:
-    fires, quiet = set(), set()
+    fires: set[tuple[str, str]] = set()
+    quiet: set[tuple[str, str]] = set()
     for _, suite in rule_tests():
         for case in suite["tests"]:
             for asked in case["alert_rule_test"]:

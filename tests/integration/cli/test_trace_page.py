@@ -197,6 +197,7 @@ def test_everything_can_be_reached_with_the_keyboard(opened: Any) -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
 def test_what_others_wrote_is_shown_as_text_and_never_runs(attack: str, opened: Any) -> None:
+    more: dict[str, Any] = {attack: attack}
     event = {"name": attack, "timeUnixNano": str(START), "attributes": []}
     spans = [
         turn(
@@ -209,7 +210,7 @@ def test_what_others_wrote_is_shown_as_text_and_never_runs(attack: str, opened: 
             events=(event,),
         ),
         read(2, trace=1, parent=1, thread=attack, glasspoint__l1__result=attack, served_by=attack),
-        span(attack, 3, trace=1, parent=1, **{attack: attack}),
+        span(attack, 3, trace=1, parent=1, **more),
     ]
     spans[0]["attributes"][1]["value"] = {"stringValue": attack}
     made = conversation_from(

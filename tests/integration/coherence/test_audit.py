@@ -56,7 +56,7 @@ class Audited:
 @asynccontextmanager
 async def open_audited(postgres_url: str, redis_url: str, **options: Any) -> AsyncIterator[Audited]:
     registry = CollectorRegistry()
-    options = {"audit_ratio": 1.0, "telemetry": create_telemetry(registry=registry)} | options
+    options = {"audit_ratio": 1.0, "telemetry": create_telemetry(registry=registry), **options}
     async with open_saver(postgres_url, redis_url, **options) as saver:
         yield Audited(saver, registry)
 
@@ -164,7 +164,7 @@ async def test_a_stale_entry_in_redis_is_found_and_the_next_read_is_right(
     await settled(audited.saver)
     async with Redis.from_url(redis_url) as redis:
         (key,) = await redis.keys()
-        before = await redis.hgetall(key)
+        before: Any = await redis.hgetall(key)
         await thread.put(audited.saver)
         await settled(audited.saver)
         await redis.delete(key)

@@ -94,7 +94,7 @@ async def sql(database: str, ours: Watched) -> AsyncIterator[Callable[..., Await
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
 
         async def run(statement: str, *params: Any) -> Any:
-            cursor = await conn.execute(statement, params)  # type: ignore[arg-type]
+            cursor = await conn.execute(statement, params)
             return await cursor.fetchall() if cursor.description else None
 
         yield run
@@ -624,7 +624,7 @@ async def test_a_write_that_fails_leaves_the_burst_of_the_others_alone(
     config, checkpoint, metadata, versions = thread.next_put(ours.saver)
     await sql("ALTER TABLE checkpoints ADD CHECK (checkpoint ->> 'ts' <> 'refused')")
     with pytest.raises(L2RefusedError, match="CheckViolation"):
-        await ours.saver.aput(config, {**checkpoint, "ts": "refused"}, metadata, versions)  # type: ignore[arg-type]
+        await ours.saver.aput(config, {**checkpoint, "ts": "refused"}, metadata, versions)
     thread.number -= 1
     await thread.put(ours.saver)
     await settled(ours.saver)

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import Checkpoint, CheckpointTuple
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from prometheus_client import CollectorRegistry
 from psycopg_pool import AsyncConnectionPool
@@ -235,7 +235,7 @@ class History:
         else:
             possible = self.possible((read,), began)
         assert values in possible, f"stale or phantom: {read} with {values}"
-        pending = {(read, task, channel): value for task, channel, value in answer.pending_writes}
+        pending = {(read, task, channel): value for task, channel, value in answer.pending_writes or ()}
         lost = {key for key in there if key[0] == read and len(key) > 1} - pending.keys()
         assert not lost, f"lost pending writes: {lost}"
         for key, value in pending.items():
@@ -307,15 +307,19 @@ class Schedule:
             # What was not acknowledged yet may be read all the same, but only if PostgreSQL has it.
             there = await self.scene.upstream.aget_tuple(answer.config)
             assert there is not None, "phantom: PostgreSQL does not have it"
-            stored = {write[:2] for write in there.pending_writes}
-            assert stored.issuperset(write[:2] for write in answer.pending_writes), "phantom pending writes"
+            stored = {write[:2] for write in there.pending_writes or ()}
+            assert stored.issuperset(write[:2] for write in answer.pending_writes or ()), (
+                "phantom pending writes"
+            )
 
     async def put(self, number: int | None = None, turn: int | None = None) -> None:
         if number is None:
             number = self.newest = self.newest + 1
         checkpoint = make_checkpoint(number, turn or number, base_version=number if self.whole else 1)
         change = self.history.begin((checkpoint["id"],), checkpoint["channel_values"])
-        new = {c: version for c, version in checkpoint["channel_versions"].items() if version == number}
+        new: ChannelVersions = {
+            c: version for c, version in checkpoint["channel_versions"].items() if version == number
+        }
         config = self.config(number - 1)
         await self.under_fire(self.saver.aput(config, checkpoint, {"step": number}, new), change)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.base import BaseCheckpointSaver, ChannelVersions, Checkpoint
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from redis.asyncio import Redis
 
@@ -57,7 +57,7 @@ class Stage:
 @pytest.fixture
 async def stage(database: str, redis_url: str) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as opened:
-        steps = await opened.enter_async_context(StagedRedis.from_url(redis_url))
+        steps: Any = await opened.enter_async_context(StagedRedis.from_url(redis_url))
         yield Stage(
             await opened.enter_async_context(open_saver(database, steps)),
             await opened.enter_async_context(open_saver(database, redis_url, cache_ttl=0.5)),
@@ -69,7 +69,7 @@ async def stage(database: str, redis_url: str) -> AsyncIterator[Stage]:
 
 async def put(saver: BaseCheckpointSaver[Any], number: int, *, log: int | None = None) -> None:
     """Store the `number`th checkpoint. With `log` it is a copy: it refers to that version of the channel."""
-    checkpoint = {
+    checkpoint: Checkpoint = {
         "v": 4,
         "id": numbered_id(number),
         "ts": "2026-01-01T00:00:00+00:00",
@@ -78,7 +78,7 @@ async def put(saver: BaseCheckpointSaver[Any], number: int, *, log: int | None =
         "versions_seen": {},
         "updated_channels": None,
     }
-    new_versions = {} if log else {"log": number}
+    new_versions: ChannelVersions = {} if log else {"log": number}
     await saver.aput(config_of("thread", "", numbered_id(number - 1)), checkpoint, {}, new_versions)
 
 

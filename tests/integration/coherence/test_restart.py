@@ -73,7 +73,7 @@ async def test_after_a_restart_from_a_snapshot_no_turn_is_forgotten(
         config = {"configurable": {"thread_id": "철수"}}
 
         async def turn(text: str) -> list[str]:
-            state = await graph.ainvoke({"messages": [("user", text)]}, config)
+            state = await graph.ainvoke({"messages": [("user", text)]}, config)  # type: ignore[call-overload]
             return [str(m.content) for m in state["messages"][::2]]
 
         await turn("one")
@@ -328,7 +328,7 @@ async def test_while_redis_is_frozen_postgres_answers_in_time(
     monkeypatch.setattr("glasspoint.savers.parts._INTENT_MARGIN_SECONDS", 1.0)
     registry = CollectorRegistry()
     thread = Thread("a")
-    options = {"l1_timeout_seconds": 0.1}
+    options: dict[str, Any] = {"l1_timeout_seconds": 0.1}
     telemetry = create_telemetry(registry=registry)
     async with open_saver(database, own_redis.url, telemetry=telemetry, **options) as saver:
 
@@ -575,7 +575,7 @@ async def test_a_read_that_postgres_does_not_finish_is_an_error_of_ours(
 async def test_a_write_that_never_gets_a_connection_changes_nothing(database: str, redis_url: str) -> None:
     registry = CollectorRegistry()
     thread, other = Thread("a"), Thread("b")
-    options = {"pool_max_size": 1, "pool_timeout_seconds": 0.2, "write_deadline_seconds": 5.0}
+    options: dict[str, Any] = {"pool_max_size": 1, "pool_timeout_seconds": 0.2, "write_deadline_seconds": 5.0}
     telemetry = create_telemetry(registry=registry)
     async with open_saver(database, redis_url, telemetry=telemetry, **options) as saver:
         await thread.put(saver)

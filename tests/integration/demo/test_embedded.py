@@ -30,7 +30,7 @@ def redis_client(url: str, **options: Any) -> redis.Redis:
 
 def scalar(url: str, statement: str) -> Any:
     with psycopg.connect(url) as connection:
-        row = connection.execute(statement).fetchone()  # type: ignore[call-overload]
+        row = connection.execute(statement).fetchone()
     return row[0] if row else None
 
 

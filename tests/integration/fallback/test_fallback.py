@@ -197,7 +197,7 @@ class Slow:
     async def run(self, thread_id: str) -> asyncio.Task[Any]:
         said = {"messages": [("user", "hello")], "topics": ["weather"]}
         # Each step is stored before the next begins: when the node is held, all before it is.
-        call = self.graph.ainvoke(said, config_of(thread_id), durability="sync")
+        call = self.graph.ainvoke(said, config_of(thread_id), durability="sync")  # type: ignore[call-overload]
         running = asyncio.create_task(call)
         await self.arrived.wait()
         return running
@@ -267,7 +267,7 @@ async def test_a_run_that_loses_redis_in_the_middle_goes_on_with_its_whole_state
         assert (await slow.graph.aget_state(config_of("42"))).values == state
         durable_redis.start(*DURABLE)
         await until(lambda: saver._chain.whole)
-        history = [each.metadata["step"] async for each in slow.graph.aget_state_history(config_of("42"))]
+        history = [each.metadata["step"] async for each in slow.graph.aget_state_history(config_of("42"))]  # type: ignore[index]
         assert history == [2, 1, 0, -1]
 
 
@@ -678,7 +678,7 @@ async def test_a_clone_with_another_serializer_works_in_every_tier(
         assert clone is not saver
         thread = Thread("a")
         for tier in ("redis", "cached"):
-            await until(lambda tier=tier: clone.tier == tier)  # type: ignore[misc]
+            await until(lambda tier=tier: clone.tier == tier)  # type: ignore[misc, attr-defined]
             await thread.put(clone, note=Note(tier))
             for reader, sees in ((clone, Note), (saver, dict)):
                 found = await reader.aget_tuple(thread.config)

@@ -24,7 +24,7 @@ from passwords import PASSWORD
 from redis_savers import USES, listed, two_namespaces
 from redis_tier import KEY, TARGET, opened
 from states import config_of, numbered_id, open_upstream
-from steps import Thread, until
+from steps import Thread, keys_in, until
 
 REGISTRY = Keyspace("glasspoint", target=TARGET.id).registry
 LONG = 60.0
@@ -44,7 +44,8 @@ async def saver(redis: Redis) -> AsyncIterator[RedisSaver]:
 
 async def registered(redis: Redis) -> set[str]:
     """The threads in the list. What else stands there has negative scores."""
-    return {member.decode() for member in await redis.zrangebyscore(REGISTRY, "(0", "+inf")}
+    members: list[Any] = await redis.zrangebyscore(REGISTRY, "(0", "+inf")
+    return {member.decode() for member in members}
 
 
 async def evict(redis: Redis, thread_id: str) -> None:
@@ -68,7 +69,7 @@ async def test_a_saver_by_itself_stores_what_it_always_stored(redis: Redis) -> N
     versions = [f"{number:032}.5".encode() for number in (1, 2)]
     head = b"\0\0\0messages\0%b\0\0turn\0%b\0v\0branch:to:agent\0%b\0\0"
     key = "glasspoint:history:1:{a}:"
-    docs = await redis.hgetall(key + "docs")
+    docs: Any = await redis.hgetall(key + "docs")
     assert {name: docs[name] for name in docs if not name.startswith(b"d")} == {
         b"h" + names[0]: head % (versions[0], versions[0], versions[0]),
         b"h" + names[1]: numbered_id(1).encode() + head % (versions[1], versions[1], versions[1]),
@@ -105,7 +106,7 @@ async def test_two_applications_and_a_saver_by_itself_never_meet_in_one_redis(re
         await production.adelete_thread("42")
         assert [await Thread("42").turn(saver) for saver in savers] == [None, 2, 3]
         ids = [Target.of(f"{NOWHERE}/{name}").id for name in ("production", "staging")]
-        begins = {key.decode().rpartition("{")[0] for key in await redis.keys("*{*")}
+        begins = {key.decode().rpartition("{")[0] for key in await keys_in(redis, "*{*")}
         assert begins == {f"glasspoint:fallback:1:{ids[1]}:", "glasspoint:history:1:"}
 
 
@@ -139,7 +140,7 @@ async def test_the_password_is_another_key_and_the_setting_outlives_it(redis_url
     def url(password: str) -> str:
         return f"postgresql://me:{password}@127.0.0.1:1/db"
 
-    fixed = {"l1_signing_key": KEY.decode(), "probe_interval": 1000}
+    fixed: dict[str, Any] = {"l1_signing_key": KEY.decode(), "probe_interval": 1000}
     async with (
         chain(url("old"), redis_url, probe_interval=1000) as old,
         chain(url("old"), redis_url, **fixed) as one,
@@ -276,7 +277,7 @@ async def test_whatever_keys_of_a_thread_are_evicted_it_is_damaged(saver: RedisS
                 with pytest.raises(ThreadDamagedError):
                     await thread.turn(saver)
             for key in lost:
-                await redis.restore(key, 0, before[key])
+                await redis.restore(key, 0, before[key])  # type: ignore[arg-type]
     assert await root.turn(saver) == 2
 
 

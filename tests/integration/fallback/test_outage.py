@@ -150,7 +150,7 @@ async def test_what_does_not_go_on_from_the_history_is_set_aside(
         [aside] = set(await threads_in(url)) - {"42", "43"}
         assert aside.startswith("42 (set aside 2")
         assert await said(upstream, aside) == ["during"]
-        noted = [each.metadata[SET_ASIDE]["thread_id"] async for each in upstream.alist(config_of(aside))]
+        noted = [each.metadata[SET_ASIDE]["thread_id"] async for each in upstream.alist(config_of(aside))]  # type: ignore[literal-required]
         assert set(noted) == {"42"}
     assert f"set aside as the thread {aside!r}" in caplog.text
 
@@ -232,7 +232,7 @@ class Held:
         self.graph = builder.compile(checkpointer=saver)
 
     async def begin(self, thread_id: str, durability: Any) -> asyncio.Task[Any]:
-        call = self.graph.ainvoke(
+        call = self.graph.ainvoke(  # type: ignore[call-overload]
             {"messages": [("user", "during")]}, config_of(thread_id), durability=durability
         )
         running = asyncio.create_task(call)
@@ -271,7 +271,7 @@ async def test_a_run_under_way_ends_in_its_branch(
         assert not found.next
         history = [each async for each in upstream.alist(config_of(aside))]
         assert len(history) == (1 if durability == "exit" else 4)
-        assert history[-1].metadata[SET_ASIDE]["thread_id"] == "42", "it says where it belongs"
+        assert history[-1].metadata[SET_ASIDE]["thread_id"] == "42", "it says where it belongs"  # type: ignore[literal-required]
 
 
 async def test_a_first_put_after_its_writes_were_moved_makes_a_branch(
@@ -557,7 +557,7 @@ async def test_a_turn_that_begins_in_the_tier_redis_runs_its_subgraphs_there(
             assert found["__interrupt__"]
             graph = outer(saver, order(charged).compile())
             state = await graph.aget_state(config_of(thread_id), subgraphs=True)
-            assert state.tasks[0].state.next == ("confirm",)
+            assert state.tasks[0].state.next == ("confirm",)  # type: ignore[union-attr]
             found = await turn(saver, Command(resume="yes"), thread_id)
             assert [each.content for each in found["messages"]][-3:] == ["two", "charged", "yes"]
     assert charged == ["charged"] * 3
@@ -590,7 +590,7 @@ async def test_a_state_that_a_write_may_have_overtaken_is_no_beginning(
     url = own_postgres.create_database("test")
     async with pod(url, own_redis.url) as saver:
         await say(saver, "42", "first")
-        intent = await saver._chain.saver._l1.begin(Scope("42", ""))
+        intent = await saver._chain.saver._l1.begin(Scope("42", ""))  # type: ignore[union-attr]
         assert intent.name
     own_postgres.stop()
     async with pod(url, own_redis.url, registry) as saver:
@@ -662,8 +662,8 @@ async def test_only_a_record_of_the_same_target_and_key_leads_to_cached_states(
     else:
         async with Redis.from_url(own_redis.url) as redis:
             [record] = await redis.keys("*last-used*")
-            signed = await redis.hget(record, "record")  # type: ignore[misc]
-            await redis.hset(record, "record", signed.replace(b"generation", b"Generation"))  # type: ignore[misc]
+            signed = await redis.hget(record, "record")
+            await redis.hset(record, "record", signed.replace(b"generation", b"Generation"))  # type: ignore[union-attr, arg-type]
     async with pod(url, own_redis.url, **options) as saver:
         assert saver.tier == "redis"
         assert await said(saver, "42") == []
@@ -680,9 +680,9 @@ async def test_the_record_does_not_show_the_key_of_the_cache(
         [(key,)] = await (await conn.execute("SELECT signing_key FROM glasspoint_identity")).fetchall()
     async with Redis.from_url(own_redis.url) as redis:
         [record] = await redis.keys("*last-used*")
-        stored = await redis.hget(record, "record")  # type: ignore[misc]
+        stored = await redis.hget(record, "record")
     for spelling in (key, base64.b64encode(key), key.hex().encode()):
-        assert spelling not in stored
+        assert spelling not in stored  # type: ignore[operator]
     own_postgres.stop()
     async with pod(url, own_redis.url, l1_signing_key=None) as saver:
         assert await said(saver, "42") == ["first"]
@@ -1031,7 +1031,7 @@ def database_of(server: EmbeddedPostgres) -> str:
 async def list_of_threads(server: EmbeddedRedis) -> list[bytes]:
     async with Redis.from_url(server.url) as redis:
         (key,) = await redis.keys("*:fallback:*:threads")
-        named: list[bytes] = await redis.zrangebyscore(key, "(0", "+inf")
+        named: list[bytes] = await redis.zrangebyscore(key, "(0", "+inf")  # type: ignore[assignment]
         return named
 
 

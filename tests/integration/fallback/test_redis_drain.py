@@ -20,7 +20,7 @@ from glasspoint.model.codec import PendingWrites, StoredCheckpoint
 from redis_savers import USES, listed, opened, two_namespaces
 from redis_tier import SIGNED
 from states import config_of, exact, numbered_id, open_upstream
-from steps import Thread, until
+from steps import Thread, keys_in, until
 
 LONG = 60.0
 Item = StoredCheckpoint | PendingWrites
@@ -116,7 +116,9 @@ async def test_nothing_can_be_done_with_a_sealed_or_a_moved_thread(
     assert caught.value.moved is True
     with pytest.raises(ThreadMovedError):
         await exported(saver, root.thread_id)
-    assert not [key for key in await redis.keys("*{*") if b"source" not in key and not key.endswith(b":seal")]
+    assert not [
+        key for key in await keys_in(redis, "*{*") if b"source" not in key and not key.endswith(b":seal")
+    ]
 
 
 async def test_other_threads_go_on(saver: RedisSaver) -> None:
@@ -157,7 +159,7 @@ async def test_one_seals_and_renews_until_it_has_expired(saver: RedisSaver, redi
     assert await saver.seal_thread(name, lease_seconds=LONG) is None, "another holds it"
     assert await saver.seal_thread(name, lease_seconds=LONG, token="foreign") is None
     assert await saver.seal_thread(name, lease_seconds=LONG, token=token.encode()) == token
-    (seal,) = [key for key in await redis.keys() if key.endswith(b":seal")]
+    (seal,) = [key for key in await keys_in(redis) if key.endswith(b":seal")]
     assert await redis.pttl(seal) > 30_000
     await saver.seal_thread(name, lease_seconds=0.001, token=token)
     await until(lambda: _gone(redis, seal))
@@ -409,7 +411,7 @@ async def test_postgresql_shows_a_drained_thread_as_it_was_here(saver: RedisSave
             await each.aget_delta_channel_history(config=config_of("nulls"), channels=["log"])
             for each in (saver, upstream)
         ]
-        assert ours == theirs == {"log": {"writes": [], "seed": [1]}}, "a null is no value"
+        assert ours == theirs == {"log": {"writes": [], "seed": [1]}}, "a null is no value"  # type: ignore[comparison-overlap]
         completed = await saver.aget_tuple(old.config)
         assert completed is not None
         assert completed.checkpoint["channel_values"]["__pregel_tasks"] == ["first", 2, "b", "elsewhere"]

@@ -28,7 +28,7 @@ from glasspoint.redis.signature import SIZE
 from payloads import PAYLOADS, Watched, armed
 from redis_tier import TARGET, opened
 from states import config_of, counts, exact, numbered_id
-from steps import Thread
+from steps import Thread, keys_in
 
 THREAD_ID = CONFIG["configurable"]["thread_id"]
 
@@ -66,7 +66,7 @@ async def copied(saver: RedisSaver, thread_id: str) -> Any:
 
 
 async def filtered(saver: RedisSaver, thread_id: str) -> Any:
-    config = {"configurable": {"thread_id": thread_id}}
+    config: Any = {"configurable": {"thread_id": thread_id}}
     return [each.config async for each in saver.alist(config, filter={"source": "loop"})]
 
 
@@ -86,10 +86,11 @@ def reads_of(thread_id: str) -> dict[str, Read]:
 
 async def hashes(redis: Redis) -> dict[bytes, Fields]:
     """What stands in the hashes that hold documents, values and writes."""
-    keys = [
+    keys: list[Any] = [
         key async for key in redis.scan_iter() if key.rpartition(b":")[2] in (b"docs", b"blobs", b"writes")
     ]
-    return {key: await redis.hgetall(key) for key in sorted(keys)}
+    found: dict[Any, Any] = {key: await redis.hgetall(key) for key in sorted(keys)}
+    return found
 
 
 async def fill(saver: RedisSaver, thread_id: str) -> None:
@@ -205,7 +206,7 @@ async def test_a_planted_thread_is_refused_and_runs_no_code(
 ) -> None:
     path = tmp_path / "made"
     serde, payload = armed(what, path)
-    options = {
+    options: Any = {
         "unsigned": {"signing_key": None},
         "another key": {"signing_key": b"another sixteen!"},
         "another target": {"target": Target("db", "5432", "staging")},
@@ -221,7 +222,7 @@ async def test_a_planted_thread_is_refused_and_runs_no_code(
             await other.aput_writes(thread.newest, [("log", "planted")], "task")
         await other.aput_writes(CONFIG_OF_STRAY, [("log", "planted")], "task")
         if forger == "another target":
-            for key in await redis.keys("*{*"):
+            for key in await keys_in(redis, "*{*"):
                 await redis.rename(key, key.replace(options["target"].id.encode(), TARGET.id.encode()))
         for read in reads_of(THREAD_ID).values():
             with pytest.raises(ThreadTamperedError, match="not signed with this process's key"):
@@ -322,7 +323,7 @@ async def test_a_whole_checkpoint_of_another_place_is_refused(
                 await saver.aget_tuple(config_of("a"))
             for key, fields in before.items():
                 await redis.delete(key)
-                await redis.hset(key, mapping=fields)
+                await redis.hset(key, mapping=fields)  # type: ignore[arg-type]
         assert await Thread("a").turn(saver) == 2
 
 

@@ -213,7 +213,8 @@ async def test_whatever_stands_in_an_entry_the_answer_is_postgress(database: str
             await thread.put_writes(saver, ["more"], "task2")
         await settled(saver)
         names = [_key(saver, thread) for thread in threads]
-        right, foreign = [await redis.hgetall(name) for name in names]
+        found: list[Any] = [await redis.hgetall(name) for name in names]
+        right, foreign = found
         assert {b"id", b"head", b"c:messages"} <= right.keys()
         expected = exact(await upstream.aget_tuple(threads[0].config))
         for number in range(ROUNDS):
@@ -238,6 +239,6 @@ async def test_a_key_that_holds_no_entry_at_all_is_survived(database: str, redis
         assert await thread.turn(saver) == 2
 
 
-def _key(saver: CachedPostgresSaver, thread: Thread) -> str:
+def _key(saver: CachedPostgresSaver, thread: Thread) -> bytes:
     assert saver._l1.epoch is not None
     return saver._l1.epoch.key(scope_of(thread.config))

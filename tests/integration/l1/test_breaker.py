@@ -140,7 +140,7 @@ async def test_while_it_is_open_no_call_says_a_word_to_redis(database: str, own_
                 sent.append(args)
                 return await asked(*args)
 
-            saver._l1._redis.evalsha = listen  # type: ignore[method-assign]
+            saver._l1._redis.evalsha = listen  # type: ignore[method-assign, assignment]
             saver._parts.sweeper._probe = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
             for _ in range(20):
                 await thread.put(saver)

@@ -119,7 +119,7 @@ class Sealed(bytes):
     def _break(self, *_: Any, **__: Any) -> NoReturn:
         raise SealBrokenError
 
-    decode = split = rsplit = partition = rpartition = find = index = __iter__ = _break  # type: ignore[assignment]
+    decode = split = rsplit = partition = rpartition = find = index = __iter__ = _break
 
 
 @given(st.lists(st.tuples(st.sampled_from([*FIELDS[::2], b"c:x", b"w:", b""]), st.binary())))

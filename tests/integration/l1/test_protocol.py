@@ -41,7 +41,7 @@ def make_put(number: int, values: dict[str, Any] | None = None, **versions: str)
         "channel_versions": new | versions,
         "versions_seen": {},
     }
-    return codec.encode_put(SERDE, config_of("t"), None, checkpoint, {"step": number}, new)
+    return codec.encode_put(SERDE, config_of("t"), None, checkpoint, {"step": number}, new)  # type: ignore[arg-type]
 
 
 def make_writes(value: Any, task_id: str = "task") -> list[EncodedWrite]:
@@ -134,7 +134,7 @@ async def lease_of(cache: Cache) -> bytes:
 async def stored(redis: Redis) -> StoredCheckpoint:
     """The image that stands in Redis, as PostgreSQL would hand it to a warm-up."""
     (key,) = await redis.keys()
-    fields = [part for pair in (await redis.hgetall(key)).items() for part in pair]
+    fields: list[Any] = [part for pair in (await redis.hgetall(key)).items() for part in pair]
     image = decode_image(SCOPE, fields, SIGNER)
     as_put = make_put(1)
     image.document_json, image.metadata_json = as_put.document_json, as_put.metadata_json
@@ -381,7 +381,8 @@ async def test_a_late_commit_that_nobody_has_met_discards(cache: Cache, redis: R
 
     async def is_late() -> bool:
         seconds, micros = await redis.time()
-        deadline = (await redis.hget(key, field)).split(b":")[0]
+        value: Any = await redis.hget(key, field)
+        deadline = value.split(b":")[0]
         return int(deadline) < seconds * 1000 + micros // 1000
 
     await until(is_late)
@@ -585,7 +586,7 @@ async def test_writes_of_an_older_checkpoint_are_skipped_and_go_with_it(cache: C
     assert await committed(cache, await cache.begin(SCOPE), of_writes(1, "y")) == "kept"
     assert await seen(cache) == ("hit", 2)
     (key,) = await redis.keys()
-    assert not [name for name in await redis.hkeys(key) if name.startswith(b"w:")]
+    assert not [name for name in await redis.hkeys(key) if name.startswith(b"w:")]  # type: ignore[arg-type]
 
 
 async def test_writes_of_an_id_that_no_image_has_are_kept_out(cache: Cache, redis: Redis) -> None:
@@ -595,7 +596,7 @@ async def test_writes_of_an_id_that_no_image_has_are_kept_out(cache: Cache, redi
     changes.put_writes("any id", make_writes("x"), ())
     assert await committed(cache, await cache.begin(SCOPE), changes) == "kept"
     (key,) = await redis.keys()
-    assert not [name for name in await redis.hkeys(key) if name.startswith(b"w:")]
+    assert not [name for name in await redis.hkeys(key) if name.startswith(b"w:")]  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- DROP and REFUSE

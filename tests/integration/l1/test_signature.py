@@ -38,7 +38,7 @@ class Signed:
         self.redis = redis
         self._registry = registry
         self.threads = [Thread("t"), Thread("t", "ns"), Thread("u"), Thread("tn", "s")]
-        self.parents: dict[str, Fields] = {}
+        self.parents: dict[bytes, Fields] = {}
 
     async def write(self) -> None:
         for thread in self.threads:
@@ -50,17 +50,18 @@ class Signed:
             await thread.put_writes(self.saver, "more", "task2")
         await settled(self.saver)
 
-    def key(self, thread: Thread) -> str:
+    def key(self, thread: Thread) -> bytes:
         epoch = self.saver._l1.epoch
         assert epoch is not None
         return epoch.key(scope_of(thread.config))
 
     async def entry(self, thread: Thread) -> Fields:
-        return await self.redis.hgetall(self.key(thread))
+        found: Any = await self.redis.hgetall(self.key(thread))
+        return dict(found)
 
     async def plant(self, thread: Thread, fields: Fields) -> None:
         async with self.redis.pipeline() as pipe:
-            await pipe.delete(self.key(thread)).hset(self.key(thread), mapping=fields).execute()
+            await pipe.delete(self.key(thread)).hset(self.key(thread), mapping=fields).execute()  # type: ignore[attr-defined]
 
     async def read(self, thread: Thread) -> tuple[Any, str]:
         """What the saver answers, in a strict form, and what L1 answered to it."""

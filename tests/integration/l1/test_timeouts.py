@@ -91,7 +91,7 @@ async def test_the_time_may_be_had_once_more_if_there_is_a_reason() -> None:
     asked: list[float] = []
 
     def answer(reason: bool) -> Callable[[], bool]:
-        return lambda: bool(asked.append(time.monotonic())) or reason
+        return lambda: bool(asked.append(time.monotonic())) or reason  # type: ignore[func-returns-value]
 
     for reason, times in ((False, 1), (True, 2)):
         asked.clear()

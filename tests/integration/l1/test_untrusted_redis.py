@@ -113,7 +113,7 @@ async def test_bytes_that_run_code_are_refused_unread_wherever_they_stand(
         await settled(saver)
         expected = exact(await upstream.aget_tuple(thread.config))
         (key,) = await redis.keys()
-        right = await redis.hgetall(key)
+        right: Any = await redis.hgetall(key)
         put_there = list(places(scope, right, payload))
         for where, fields in put_there:
             await redis.delete(key)

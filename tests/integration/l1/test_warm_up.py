@@ -67,6 +67,7 @@ class Cold:
 @pytest.fixture
 async def cold(database: str, redis_url: str) -> AsyncIterator[Cold]:
     threads, recorder = [Thread(f"thread {number}") for number in range(3)], Recorder()
+    redis: Any
     async with HeldRedis.from_url(redis_url) as redis:
         opened = open_saver(
             database, redis, CachedPostgresSaver, telemetry=recorder.telemetry, l1_timeout_seconds=30.0
@@ -139,7 +140,7 @@ async def test_what_a_caller_does_to_the_checkpoint_does_not_reach_the_image(col
     found.checkpoint["channel_versions"]["turn"] = "another"
     found.checkpoint["channel_versions"]["more"] = "another"
     found.checkpoint["channel_values"].clear()
-    found.metadata.clear()
+    dict.clear(found.metadata)  # type: ignore[arg-type]
     cold.redis.let_go.set()
     await warmed_up(cold.saver)
     found = await cold.saver.aget_tuple(thread.config)

@@ -463,7 +463,7 @@ def _statements(deep: Thread, scopes: list[Scope]) -> dict[str, tuple[str, dict[
     def put_of(**more_values: Any) -> codec.EncodedPut:
         _, checkpoint, metadata, versions = deep.next_put(None, **more_values)  # type: ignore[arg-type]
         deep.number -= 1
-        return codec.encode_put(SERDE, deep.config, newest, checkpoint, metadata, versions)  # type: ignore[arg-type]
+        return codec.encode_put(SERDE, deep.config, newest, checkpoint, metadata, versions)
 
     made: dict[str, tuple[str, dict[str, Any]]] = {
         "SELECT_NEWEST": (query("select_newest"), scopes[0]._asdict()),

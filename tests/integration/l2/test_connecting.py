@@ -39,7 +39,7 @@ class TcpPostgres(EmbeddedPostgres):
 
     def __init__(self) -> None:
         super().__init__()
-        self._PORT = bouncers._free_port()  # type: ignore[misc]
+        self._PORT = bouncers._free_port()
         self.options: dict[str, str] = {}
 
     def _run_until(self, done: Callable[[int], bool], argv: Any) -> None:
@@ -54,13 +54,18 @@ class TcpPostgres(EmbeddedPostgres):
 
     def address(self, **parts: Any) -> str:
         """A connection string over TCP."""
-        given = {"host": "127.0.0.1", "port": self._PORT, "dbname": "test", "user": "postgres"} | parts
+        given: dict[str, Any] = {
+            "host": "127.0.0.1",
+            "port": self._PORT,
+            "dbname": "test",
+            "user": "postgres",
+        } | parts
         return make_conninfo(**{name: value for name, value in given.items() if value is not None})
 
     def sql(self, *statements: str) -> None:
         with psycopg.connect(self.url, autocommit=True) as connection:
             for statement in statements:
-                connection.execute(statement)  # type: ignore[arg-type]
+                connection.execute(statement)
 
     def restart_with(self, **options: str) -> None:
         self.stop()
@@ -118,8 +123,20 @@ async def behind_tls(server: TcpPostgres, folder: Path) -> AsyncIterator[str]:
     """
     key, crt = folder / "server.key", folder / "server.crt"
     subject = ["-subj", "/CN=elsewhere", "-days", "1"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject]
-    await asyncio.to_thread(subprocess.run, [*command, "-keyout", key, "-out", crt], check=True)
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        *subject,
+        "-keyout",
+        str(key),
+        "-out",
+        str(crt),
+    ]
+    await asyncio.to_thread(subprocess.run, command, check=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(crt, key)
 
@@ -518,7 +535,7 @@ async def connected(url: str) -> psycopg.AsyncConnection[Any] | None:
 
 
 def settings_of(postgres_url: str, redis_url: str) -> Settings:
-    return Settings(postgres_url=postgres_url, redis_url=redis_url, probe_interval=0.05, connect_timeout=2.0)  # type: ignore[arg-type]
+    return Settings(postgres_url=postgres_url, redis_url=redis_url, probe_interval=0.05, connect_timeout=2.0)
 
 
 @pytest.mark.parametrize(

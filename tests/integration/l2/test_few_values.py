@@ -28,7 +28,7 @@ SERDE = JsonPlusSerializer()
 
 def encoded_put(thread: Thread, **more_values: Any) -> codec.EncodedPut:
     config, checkpoint, metadata, versions = thread.next_put(None, **more_values)  # type: ignore[arg-type]
-    return codec.encode_put(SERDE, config, None, checkpoint, metadata, versions)  # type: ignore[arg-type]
+    return codec.encode_put(SERDE, config, None, checkpoint, metadata, versions)
 
 
 def encoded_writes(count: int, task_id: str = "task") -> list[codec.EncodedWrite]:

@@ -399,7 +399,7 @@ async def seen(watched: str) -> Callable[[], Awaitable[list[tuple[Any, ...]]]]:
 async def _put_with_run(saver: CachedPostgresSaver, thread: Thread, run_id: str) -> None:
     config, checkpoint, metadata, versions = thread.next_put(saver)
     metadata["run_id"] = run_id
-    thread.newest = await saver.aput(config, checkpoint, metadata, versions)  # type: ignore[arg-type]
+    thread.newest = await saver.aput(config, checkpoint, metadata, versions)
 
 
 def _stored(thread_id: str) -> StoredCheckpoint:

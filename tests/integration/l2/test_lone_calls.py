@@ -39,7 +39,7 @@ async def ready(_connection: object) -> Announced:
 
 def encoded_put(thread: Thread, **more_values: Any) -> codec.EncodedPut:
     config, checkpoint, metadata, versions = thread.next_put(None, **more_values)  # type: ignore[arg-type]
-    return codec.encode_put(SERDE, config, None, checkpoint, metadata, versions)  # type: ignore[arg-type]
+    return codec.encode_put(SERDE, config, None, checkpoint, metadata, versions)
 
 
 def encoded_writes(count: int, task_id: str = "task") -> list[codec.EncodedWrite]:
@@ -91,7 +91,7 @@ async def test_a_lone_call_makes_no_task(database: str, redis_url: str) -> None:
         await store.select(scope, None)  # a new connection is asked for a sign of life, in a task
         loop = asyncio.get_running_loop()
         before = asyncio.all_tasks()
-        loop.set_task_factory(counting)
+        loop.set_task_factory(counting)  # type: ignore[arg-type]
         try:
             for values in ({}, {name: [1] for name in "abcde"}):
                 await store.put(scope, encoded_put(thread, **values), ready)

@@ -70,7 +70,7 @@ async def test_the_host_that_takes_writes_is_found_behind_one_that_is_away(
         await thread.put(saver)
         assert await thread.turn(saver) == 1
         port = int(str(given["port"]))
-        assert address_of(saver.status.pool) == (f"/nowhere,{given['host']}", port)  # type: ignore[arg-type]
+        assert address_of(saver.status.pool) == (f"/nowhere,{given['host']}", port)
     target = Target.of(url)
     assert (target.host, target.port) == (f"/nowhere,{given['host']}", str(given["port"]))
     found = [each async for each in run_checks(url, redis_url, timeout_seconds=15.0)]

@@ -144,7 +144,7 @@ class Watched:
 
 async def sql(url: str, statement: str, *params: Any) -> list[tuple[Any, ...]]:
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
-        cursor = await conn.execute(statement, params)  # type: ignore[arg-type]
+        cursor = await conn.execute(statement, params)
         return await cursor.fetchall() if cursor.description else []
 
 
@@ -335,7 +335,11 @@ async def test_connections_that_a_firewall_forgot_are_replaced_once_one_is_silen
     watched = Watched()
     thread = Thread("a")
     # Nothing in the background asks a connection, too.
-    options = {"pool_min_size": 5, "sweep_interval_seconds": 3600, "telemetry": watched.telemetry}
+    options: dict[str, Any] = {
+        "pool_min_size": 5,
+        "sweep_interval_seconds": 3600,
+        "telemetry": watched.telemetry,
+    }
     async with BadLine(database).opened() as line, open_saver(line.url, redis_url, **options) as saver:
         await thread.put(saver)
         line.forget()
@@ -571,7 +575,7 @@ async def test_a_lock_that_is_held_too_long_is_a_clear_error_and_nothing_was_don
     await sql(database, f"ALTER DATABASE {name} SET lock_timeout = '20ms'")
     watched = Watched()
     thread = Thread("a")
-    options = {"write_deadline_seconds": 2.0, "telemetry": watched.telemetry}
+    options: dict[str, Any] = {"write_deadline_seconds": 2.0, "telemetry": watched.telemetry}
     async with open_saver(database, redis_url, **options) as saver:
         await thread.put(saver)
         async with locked(database, "checkpoints"):
@@ -619,7 +623,7 @@ async def test_a_server_that_stays_read_only_is_a_clear_error_at_the_deadline(
     async with open_saver(database, redis_url) as saver:
         await thread.put(saver)
     await read_only("on")
-    options = {"write_deadline_seconds": 2.0, "telemetry": watched.telemetry}
+    options: dict[str, Any] = {"write_deadline_seconds": 2.0, "telemetry": watched.telemetry}
     async with open_saver(database, redis_url, **options) as saver:
         assert await thread.turn(saver) == 1
         started = monotonic()
@@ -634,7 +638,7 @@ async def test_a_server_that_stays_read_only_is_a_clear_error_at_the_deadline(
 async def test_a_server_that_gives_no_connection_is_asked_until_it_does(
     postgres: EmbeddedPostgres, database: str, redis_url: str
 ) -> None:
-    given = conninfo_to_dict(database)
+    given: dict[str, Any] = conninfo_to_dict(database)
     async with open_saver(database, redis_url):
         pass
     for statement in (
@@ -664,7 +668,11 @@ async def test_a_server_that_gives_no_connection_is_asked_until_it_does(
 async def test_a_pool_that_is_exhausted_is_not_asked_twice(database: str, redis_url: str) -> None:
     watched = Watched()
     thread, other = Thread("a"), Thread("b")
-    options = {"pool_max_size": 1, "pool_timeout_seconds": 0.1, "telemetry": watched.telemetry}
+    options: dict[str, Any] = {
+        "pool_max_size": 1,
+        "pool_timeout_seconds": 0.1,
+        "telemetry": watched.telemetry,
+    }
     async with open_saver(database, redis_url, **options) as saver:
         async with locked(database, "checkpoints") as waiter:
             blocked = asyncio.ensure_future(other.put(saver))
@@ -754,7 +762,7 @@ async def test_no_attempt_begins_after_the_deadline(in_doubt: bool) -> None:
 
 def test_pauses_are_drawn_below_a_bound_that_doubles_up_to_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: (low, high))
-    pauses = [retrying._pause_after(attempt) for attempt in (1, 2, 3, 4, 5, 6, 5000)]
+    pauses: list[Any] = [retrying._pause_after(attempt) for attempt in (1, 2, 3, 4, 5, 6, 5000)]
     assert pauses == [(0, bound) for bound in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)]
 
 
@@ -765,7 +773,7 @@ async def test_a_server_that_swallows_everything_costs_a_call_its_deadline_and_n
     """Not even the request to cancel the statement arrives."""
     thread = Thread("a")
     async with BadLine(database).opened() as line, open_saver(database, redis_url) as reader:
-        options = {"write_deadline_seconds": 1.5, "pool_timeout_seconds": 1.5}
+        options: dict[str, Any] = {"write_deadline_seconds": 1.5, "pool_timeout_seconds": 1.5}
         async with open_saver(line.url, redis_url, **options) as saver, Redis.from_url(redis_url) as redis:
             await thread.put(saver)
             if call == "get_tuple":

@@ -837,7 +837,7 @@ async def test_ignoring_what_others_write_makes_no_triggers_and_removes_none(
 
 async def test_anything_else_is_a_mistake(database: str, redis_url: str) -> None:
     with pytest.raises(ConfigurationError, match="foreign_writes"):
-        await CachedPostgresSaver.create(database, redis_url, foreign_writes="maybe")
+        await CachedPostgresSaver.create(database, redis_url, foreign_writes="maybe")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,19 @@ from states import make_pool, open_saver
 from steps import Thread, away, locked, until
 
 
+def task_of(saver: CachedPostgresSaver) -> asyncio.Task[None]:
+    """The look at the tables that is under way, or was the last."""
+    task = saver._parts.sizes._task
+    assert task is not None
+    return task
+
+
+def pool_of(saver: CachedPostgresSaver) -> Any:
+    pool = saver._l2.connections.pool
+    assert pool is not None
+    return pool
+
+
 class Clock:
     """The time that `sizes` goes by."""
 
@@ -125,7 +138,7 @@ async def test_without_tables_nothing_is_known_and_setup_makes_it_known(
     database: str, redis_url: str
 ) -> None:
     async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as saver:
-        await until(lambda: saver._parts.sizes._task is not None and saver._parts.sizes._task.done())
+        await until(lambda: saver._parts.sizes._task is not None and task_of(saver).done())
         assert saver._parts.sizes.known() == {}
         await saver.setup()
         assert set(await figures(saver)) == set(sizes.TABLES)
@@ -147,7 +160,7 @@ async def test_one_query_a_minute_and_none_if_nobody_asks(
         assert saver._parts.sizes._task is first, "nobody asks: no look"
         assert saver._parts.sizes.known(), "what is known, and an order for more"
         await until(lambda: saver._parts.sizes._task is not first)
-        assert not saver._parts.sizes._task.done() or saver._parts.sizes._found_at == clock.seconds
+        assert not task_of(saver).done() or saver._parts.sizes._found_at == clock.seconds
 
 
 async def test_asking_never_waits_for_the_loop_or_a_server(
@@ -180,8 +193,8 @@ async def test_no_look_while_every_connection_is_in_use(database: str, redis_url
         async with busy(saver):
             before = saver._parts.sizes._task
             saver._parts.sizes.known()
-            await until(lambda: saver._parts.sizes._task is not before and saver._parts.sizes._task.done())
-            assert not saver._l2.connections.pool.get_stats().get("requests_waiting")
+            await until(lambda: saver._parts.sizes._task is not before and task_of(saver).done())
+            assert not pool_of(saver).get_stats().get("requests_waiting")
             assert saver._parts.sizes._found_at < clock.seconds
         saver._parts.sizes.known()  # the next scrape: at once, not in a minute
         await until(lambda: saver._parts.sizes._found_at == clock.seconds)
@@ -213,7 +226,7 @@ async def test_a_look_that_meets_a_lock_ends_soon_and_says_nothing(
             clock.seconds += 61
             with caplog.at_level(logging.DEBUG, "glasspoint.l2"):
                 saver._parts.sizes.known()
-                await until(lambda: saver._parts.sizes._task.done() and not saver._parts.sizes._looking)
+                await until(lambda: task_of(saver).done() and not saver._parts.sizes._looking)
         assert "not known (QueryCanceled)" in caplog.text
         assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
         assert saver._parts.sizes.known() == before
@@ -234,7 +247,7 @@ async def test_a_server_that_refuses_is_a_warning_once(
         for _ in range(3):
             clock.seconds += 61
             saver._parts.sizes.known()
-            await until(lambda: saver._parts.sizes._task.done() and not saver._parts.sizes._looking)
+            await until(lambda: task_of(saver).done() and not saver._parts.sizes._looking)
     warnings = [record.message for record in caplog.records if "sizes of the tables" in record.message]
     assert warnings == ["The sizes of the tables are not known (UndefinedFunction)."]
 
@@ -247,11 +260,11 @@ async def test_closing_breaks_a_look_off(database: str, redis_url: str, clock: C
             saver._parts.sizes.known()
             await waiter()
             await saver.close()
-        assert saver._parts.sizes._task.cancelled()
+        assert task_of(saver).cancelled()
         clock.seconds += 61
         saver._parts.sizes.known()
         await asyncio.sleep(0)
-        assert saver._parts.sizes._task.done(), "no look after close"
+        assert task_of(saver).done(), "no look after close"
 
 
 def test_a_synchronous_saver_is_looked_at_on_its_own_loop(database: str, redis_url: str) -> None:
@@ -308,7 +321,7 @@ async def test_one_connection_alone_is_left_to_calls(database: str, redis_url: s
         async with upstream.lock:
             before = saver._parts.sizes._task
             saver._parts.sizes.known()
-            await until(lambda: saver._parts.sizes._task is not before and saver._parts.sizes._task.done())
+            await until(lambda: saver._parts.sizes._task is not before and task_of(saver).done())
             assert saver._parts.sizes._found_at < clock.seconds
         await saver.close()
 
@@ -318,6 +331,6 @@ async def test_a_pool_that_is_not_open_is_no_error(database: str, redis_url: str
     async with Redis.from_url(redis_url) as redis:
         saver = CachedPostgresSaver(AsyncPostgresSaver(pool), redis)
         saver._parts.sizes.known()
-        await until(lambda: saver._parts.sizes._task is not None and saver._parts.sizes._task.done())
+        await until(lambda: saver._parts.sizes._task is not None and task_of(saver).done())
         assert saver._parts.sizes.known() == {}
         await saver.close()

@@ -98,7 +98,7 @@ def key_of(saver: CachedPostgresSaver, thread: Thread) -> bytes:
 
 async def sql(database: str, statement: str, *params: Any) -> list[tuple[Any, ...]]:
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
-        cursor = await conn.execute(statement, params or None)  # type: ignore[arg-type]
+        cursor = await conn.execute(statement, params or None)
         return await cursor.fetchall() if cursor.description else []
 
 
@@ -149,7 +149,7 @@ def make_put(number: int) -> codec.EncodedPut:
         "channel_versions": versions,
         "versions_seen": {},
     }
-    return codec.encode_put(SERDE, config_of("t"), None, checkpoint, {"step": number}, versions)
+    return codec.encode_put(SERDE, config_of("t"), None, checkpoint, {"step": number}, versions)  # type: ignore[arg-type]
 
 
 def of_put(number: int) -> Changes:
@@ -182,11 +182,11 @@ async def test_a_discard_loses_no_intent_however_many_there_are(
     (key,) = await redis.keys()
     (deadline,) = [v for k, v in (await redis.hgetall(key)).items() if k == b"i:" + own.name]
     others = {f"i:{number}".encode(): deadline for number in range(MANY_INTENTS)}
-    await redis.hset(key, mapping=others)
+    await redis.hset(key, mapping=others)  # type: ignore[arg-type]
     await DISCARDS[discard](cache, own)
     left = await redis.hgetall(key)
     assert others.keys() <= left.keys()
-    assert {left[name] for name in others} == {deadline.replace(b":1", b":0")}, "disarmed, with its deadline"
+    assert {left[name] for name in others} == {deadline.replace(b":1", b":0")}, "disarmed, with its deadline"  # type: ignore[arg-type]
     assert not any(name[:2] in (b"c:", b"w:") or name in (b"id", b"head", b"lease") for name in left)
     assert (await cache.read(SCOPE, None)).result == "busy"
     assert 0 < await redis.pttl(key) <= 60_000
@@ -266,10 +266,10 @@ async def test_a_script_that_fails_at_any_command_takes_nobody_s_intent_away(
     for command in COMMANDS_OF_SCRIPTS:
         await acl(redis, "probed", "reset on nopass ~* +@all", f"-{command}")
         await redis.delete(key)
-        await redis.hset(key, mapping=entry)
+        await redis.hset(key, mapping=entry)  # type: ignore[arg-type]
         async with Redis(port=port, username="probed", password="any") as probed:
             answers = probed.pipeline(transaction=False).evalsha(epoch.shas[step], 1, key, *STEPS[step])
-            [answer] = await answers.execute(raise_on_error=False)
+            [answer] = await answers.execute(raise_on_error=False)  # type: ignore[attr-defined]
         if isinstance(answer, ResponseError):
             assert faults.classify(answer).is_final, answer
             refused.append(command)
@@ -369,7 +369,7 @@ async def test_an_entry_that_is_written_over_between_two_steps_is_lost_like_an_e
                 await set_string(redis, key)
             return await step(evalsha, name, *args)
 
-        one.saver._l1._step = after_somebody  # type: ignore[method-assign]
+        one.saver._l1._step = after_somebody  # type: ignore[method-assign, assignment]
         if before == "confirm":
             await thread.put(one.saver)
         elif before == "commit":
@@ -520,7 +520,7 @@ async def test_where_all_keys_are_refused_the_breaker_opens_and_its_probe_closes
             assert not await one.hits(thread)
         refusing.refused = frozenset()
         for thread in threads:
-            await hits_at_last(redis_url, lambda thread=thread: one.hits(thread))
+            await hits_at_last(redis_url, lambda thread=thread: one.hits(thread))  # type: ignore[misc]
         assert one.quarantined == 0
 
 
@@ -597,7 +597,7 @@ async def test_a_row_that_redis_refuses_stays_and_stops_nobody(
                 assert later.quarantined == 1
                 await restrict(own_redis, "*{bad*")
                 for each in (one, later):
-                    await until(lambda each=each: each.hits(bad))
+                    await until(lambda each=each: each.hits(bad))  # type: ignore[misc]
                     assert each.quarantined == 0
                 assert await is_empty(database)
                 for each in (one, later):
@@ -932,7 +932,7 @@ async def test_a_credential_provider_that_raises_is_a_redis_that_is_away(
             provider.error = None if back else error
             if back:
                 for thread in threads:
-                    await until(lambda thread=thread: one.hits(thread))
+                    await until(lambda thread=thread: one.hits(thread))  # type: ignore[misc]
             else:
                 for _ in range(10):  # more often than the client has connections, if one were lost each time
                     await client.connection_pool.disconnect()
@@ -1024,7 +1024,7 @@ async def test_a_client_that_raises_or_answers_anything_reaches_no_caller(
             assert (await one.saver._check())["l1"] == "unavailable"
         client.how = None  # type: ignore[attr-defined]
         for thread in threads:
-            await hits_at_last(redis_url, lambda thread=thread: one.hits(thread))
+            await hits_at_last(redis_url, lambda thread=thread: one.hits(thread))  # type: ignore[misc]
         await until(lambda: is_empty(database))
         assert one.failed_tasks == {}
 
@@ -1150,8 +1150,8 @@ async def test_a_bug_in_climbing_ends_no_climbing(
 ) -> None:
     registry = CollectorRegistry()
     settings = Settings(
-        postgres_url="postgresql://postgres@127.0.0.1:1/test",  # type: ignore[arg-type]
-        redis_url=own_redis.url,  # type: ignore[arg-type]
+        postgres_url="postgresql://postgres@127.0.0.1:1/test",
+        redis_url=own_redis.url,
         probe_interval=0.02,
     )
     telemetry = create_telemetry(registry=registry)

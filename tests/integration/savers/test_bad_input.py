@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 from asyncio.subprocess import PIPE
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
@@ -88,7 +88,7 @@ async def test_writes_need_a_checkpoint_to_belong_to(database: str, redis_url: s
 
 # ------------------------------------------------------------------ values
 
-VALUES = {
+VALUES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "an object that no serializer knows": (
         lambda: {"messages": threading.Lock()},
         r"channel 'messages' \(lock\)",
@@ -151,7 +151,7 @@ async def test_metadata_that_cannot_be_stored_fails_before_a_server_is_touched(
         config, checkpoint, plain, versions = Thread("a").next_put(saver)
         before = await rows_of(database), await _scripts_run(redis)
         try:
-            await saver.aput(config, checkpoint, {**plain, **metadata}, versions)
+            await saver.aput(config, checkpoint, {**plain, **metadata}, versions)  # type: ignore[typeddict-item]
         except SerializationError as exc:
             assert "Nothing was stored" in str(exc)  # noqa: PT017 - the else is the other half
             assert place
@@ -230,7 +230,7 @@ async def test_a_client_that_decodes_responses_is_refused_wherever_it_is_passed_
         with pytest.raises(ConfigurationError, match="decode_responses"):
             await create(database, f"{redis_url}?decode_responses=True")
         with pytest.raises(ConfigurationError, match="decode_responses"):
-            CachedPostgresSaver(AsyncPostgresSaver(pool), redis, pool)
+            CachedPostgresSaver(AsyncPostgresSaver(pool), redis, pool)  # type: ignore[arg-type]
     assert (await rows_of(database))["checkpoints"] is None, "refused before a table was made"
 
 
@@ -251,7 +251,7 @@ async def test_the_pool_must_be_the_one_that_the_postgres_saver_works_on(
         AsyncConnectionPool(database, open=False) as other,
     ):
         with pytest.raises(ConfigurationError, match="pass that one"):
-            CachedPostgresSaver(AsyncPostgresSaver(pool), redis, other)
+            CachedPostgresSaver(AsyncPostgresSaver(pool), redis, other)  # type: ignore[arg-type]
 
 
 async def test_a_connection_in_pipeline_mode_is_refused(database: str, redis_url: str) -> None:
@@ -616,7 +616,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 async def test_many_processes_may_set_up_an_empty_database_at_once(database: str, redis_url: str) -> None:
     command = [sys.executable, "-c", SETUP_AT_ONCE, database, redis_url]
-    pipes = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
+    pipes: Any = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
     processes = [await asyncio.create_subprocess_exec(*command, **pipes) for _ in range(3)]
     try:
         for process in processes:
@@ -673,7 +673,7 @@ async def test_option_b_of_the_reference_works(autocommit: bool, database: str, 
     redis = Redis.from_url(redis_url)
     pool = AsyncConnectionPool(conninfo=database, kwargs=kwargs, open=False)
     await pool.open()
-    saver = CachedPostgresSaver(postgres_saver=AsyncPostgresSaver(pool), redis=redis, pool=pool)
+    saver = CachedPostgresSaver(postgres_saver=AsyncPostgresSaver(pool), redis=redis, pool=pool)  # type: ignore[arg-type]
     await saver.setup()
     thread = Thread("a")
     await thread.put(saver)
@@ -706,7 +706,7 @@ async def test_a_connection_outside_autocommit_is_refused(database: str, redis_u
     """Nobody would commit on it: a put would be acknowledged and cached, and PostgreSQL never have it."""
     async with Redis.from_url(redis_url) as redis, await psycopg.AsyncConnection.connect(database) as conn:
         with pytest.raises(ConfigurationError, match="autocommit"):
-            CachedPostgresSaver(AsyncPostgresSaver(conn), redis)
+            CachedPostgresSaver(AsyncPostgresSaver(conn), redis)  # type: ignore[arg-type]
 
 
 async def test_a_closed_saver_says_so(database: str, redis_url: str) -> None:
@@ -717,7 +717,7 @@ async def test_a_closed_saver_says_so(database: str, redis_url: str) -> None:
         await saver.close()
         await saver.close()  # again: harmless
         calls = [
-            *(call(closed, thread.newest) for call in CALLS.values() for closed in (saver, clone)),
+            *(call(closed, thread.newest) for call in CALLS.values() for closed in (saver, clone)),  # type: ignore[arg-type]
             saver.adelete_thread("a"),
             saver.setup(),
         ]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import psycopg
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata, CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
@@ -151,7 +152,7 @@ class Agreement(RuleBasedStateMachine):
     is their saver."""
 
     scene: ClassVar[Scene]
-    run: ClassVar[Callable[[Coroutine[Any, Any, Any]], Any]]
+    run: ClassVar[Any]
     begun: ClassVar[int]
 
     @initialize(
@@ -220,7 +221,7 @@ class Agreement(RuleBasedStateMachine):
         async def ask_all() -> None:
             await self.scene.agree(lambda saver: newest(saver, scope), times=2)
             for config in (config_of(*scope, each) for each in checkpoint_ids):
-                await self.scene.agree(lambda saver, config=config: saver.aget_tuple(config))
+                await self.scene.agree(lambda saver, config=config: saver.aget_tuple(config))  # type: ignore[misc]
 
         self.run(ask_all())
 
@@ -261,7 +262,7 @@ class Agreement(RuleBasedStateMachine):
         announced: str,
         early: list[tuple[str, Any]] | None,
         loses: bool,
-        metadata: dict[str, Any],
+        metadata: CheckpointMetadata,
     ) -> None:
         """A checkpoint that follows another: newer than all, older, or stored again with other content.
         What its tasks wrote may have come before it, as LangGraph sends it, and Redis may have lost that."""
@@ -405,7 +406,7 @@ class Agreement(RuleBasedStateMachine):
     def teardown(self) -> None:
         for scope, checkpoint_ids in getattr(self, "ids", {}).items():
             self.compare(scope, *sorted(checkpoint_ids))
-            self.run(self.scene.agree(lambda saver, scope=scope: listed(saver, scope)))
+            self.run(self.scene.agree(partial(listed, scope=scope)))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata, CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from prometheus_client import CollectorRegistry
 from psycopg.types.json import Jsonb
@@ -163,7 +163,7 @@ operations = st.sampled_from(
 
 class Agreement(RuleBasedStateMachine):
     scene: ClassVar[Scene]
-    run: ClassVar[Callable[[Coroutine[Any, Any, Any]], Any]]
+    run: ClassVar[Any]
 
     @initialize(version=st.sampled_from(VERSIONS))
     def start(self, version: Callable[[int], Any]) -> None:
@@ -185,7 +185,7 @@ class Agreement(RuleBasedStateMachine):
     def compare(self, scope: Scope, *checkpoint_ids: str) -> None:
         for checkpoint_id in (None, *checkpoint_ids):
             config = config_of(*scope, checkpoint_id)
-            self.run(self.scene.agree(lambda saver, config=config: saver.aget_tuple(config)))
+            self.run(self.scene.agree(lambda saver, config=config: saver.aget_tuple(config)))  # type: ignore[misc]
 
     def put(
         self,
@@ -196,7 +196,7 @@ class Agreement(RuleBasedStateMachine):
         format_: int,
         changes: dict[str, tuple[str, int | None, Any]],
         announced: str,
-        metadata: dict[str, Any],
+        metadata: CheckpointMetadata,
     ) -> None:
         """A checkpoint that follows another: newer than all, older, or stored again with other content."""
         base = self.base(scope, parent)

@@ -175,7 +175,7 @@ async def test_a_negative_limit_is_one_error_everywhere(saver: Saver) -> None:
 
 async def test_a_filter_with_a_backslash_before_u0000_is_plain_text(saver: Saver) -> None:
     config, checkpoint, metadata, versions = Thread("a").next_put(saver)
-    await saver.aput(config, checkpoint, {**metadata, "user": "\\u0000"}, versions)
+    await saver.aput(config, checkpoint, {**metadata, "user": "\\u0000"}, versions)  # type: ignore[typeddict-unknown-key]
     assert len(await listed(saver, None, filter={"user": "\\u0000"})) == 1
     assert await listed(saver, None, filter={"user": "\\u0001"}) == []
 

@@ -96,7 +96,7 @@ async def test_an_interrupted_run_waits_and_goes_on_with_the_answer(savers: Save
 
 
 async def test_of_two_interrupts_one_can_be_answered_before_the_other(savers: Savers) -> None:
-    def ask(question: str) -> Callable[[State], State]:
+    def ask(question: str) -> Any:
         return lambda state: {"log": [f"{question} {interrupt(question)}"]}
 
     builder = StateGraph(State).add_node("a", ask("a?")).add_node("b", ask("b?"))
@@ -127,7 +127,7 @@ async def test_after_a_failure_only_the_failed_task_runs_again(savers: Savers) -
             others_are_done.set()
         return {"log": [number]}
 
-    builder = StateGraph(State).add_node("work", work)
+    builder = StateGraph(State).add_node("work", work)  # type: ignore[arg-type]
     builder.add_conditional_edges(START, lambda state: [Send("work", number) for number in range(4)])
 
     async with savers() as saver:
@@ -135,7 +135,8 @@ async def test_after_a_failure_only_the_failed_task_runs_again(savers: Savers) -
             await builder.compile(saver).ainvoke({"log": []}, CONFIG)
     async with savers() as saver:
         failed = await builder.compile(saver).aget_state(CONFIG)
-        assert [task.error for task in failed.tasks] == [None, None, repr(ZeroDivisionError()), None]
+        errors: list[Any] = [task.error for task in failed.tasks]
+        assert errors == [None, None, repr(ZeroDivisionError()), None]
     async with savers() as saver:
         answer = await builder.compile(saver).ainvoke(None, CONFIG)
         assert answer["log"] == [0, 1, 2, 3]
@@ -197,6 +198,7 @@ async def test_a_copied_checkpoint_has_the_values_of_the_old_one(savers: Savers,
         await graph.aupdate_state(old.config, None, as_node="__copy__")
     async with savers() as saver:
         copy = await builder.compile(saver).aget_state(CONFIG)
+        assert copy.metadata is not None
         assert copy.metadata["source"] == "fork"
         assert (copy.values, copy.next) == (old.values, old.next)
     async with savers() as saver:
@@ -224,7 +226,12 @@ async def test_every_durability_leaves_the_same_history_as_in_memory(
         async with savers() as saver:
             states = one_node(add).compile(saver).aget_state_history(CONFIG)
             return [
-                (each.values, each.next, each.metadata["step"], each.tasks and each.tasks[0].error)
+                (
+                    each.values,
+                    each.next,
+                    (each.metadata or {}).get("step"),
+                    each.tasks and each.tasks[0].error,
+                )
                 async for each in states
             ]
 
@@ -268,7 +275,7 @@ async def test_encrypted_state_is_in_plain_text_in_neither_server(database: str,
             await graph.ainvoke({"log": ["secret-4"]}, CONFIG)
         for _ in ("hit", "miss"):
             assert (await graph.aget_state(CONFIG)).values["log"] == ["secret-1", "secret-2", "secret-4"]
-            stored = [await redis.hgetall(key) for key in await redis.keys()]
+            stored: list[Any] = [await redis.hgetall(key) for key in await redis.keys()]
             for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
                 stored += await (await admin.execute(f"SELECT * FROM {table}")).fetchall()
             assert "rot" in repr(stored)

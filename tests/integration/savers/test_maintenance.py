@@ -237,7 +237,7 @@ class Blocked:
     async def turn(self, thread_id: str, while_blocked: Callable[[], Awaitable[Any]]) -> list[str]:
         self.arrived.clear()
         self.go_on.clear()
-        run = asyncio.create_task(self.graph.ainvoke({"messages": [("user", "hello")]}, config_of(thread_id)))
+        run = asyncio.create_task(self.graph.ainvoke({"messages": [("user", "hello")]}, config_of(thread_id)))  # type: ignore[call-overload]
         await self.arrived.wait()
         await while_blocked()
         self.go_on.set()
@@ -301,7 +301,7 @@ async def test_a_thread_is_not_deleted_while_something_is_written_to_it(
         with pytest.raises(ThreadInUseError):
             await saver.aprune(["b"], strategy="delete")
         assert [await rows_of_thread(database, thread_id) for thread_id in ("a", "b")] == before
-        intents = [f for key in await redis.keys() for f in await redis.hkeys(key) if f.startswith(b"i:")]
+        intents = [f for key in await redis.keys() for f in await redis.hkeys(key) if f.startswith(b"i:")]  # type: ignore[arg-type]
         assert intents == [b"i:" + writing.name], "an intent was not taken back"
         assert await one.turn(other) == 1
         await other._l1.abort(writing)
@@ -395,7 +395,7 @@ async def test_the_index_that_is_recommended_is_used(database: str, saver: Cache
     statement = CachedPostgresSaver.adelete_for_runs.__doc__ or ""
     index = statement[statement.index("CREATE INDEX") :].split("`")[0]
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
-        await conn.execute(index)  # type: ignore[call-overload]
+        await conn.execute(index)
         await conn.execute("SET enable_seqscan = off")
         explain = "EXPLAIN " + query("threads_of_runs")
         rows = await conn.execute(explain, {"run_ids": ["a", "b"]})

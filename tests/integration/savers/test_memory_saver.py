@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -120,7 +121,7 @@ async def test_writes_whose_checkpoint_is_in_a_lost_tier_are_drained(
     saver: MemorySaver, database: str, redis_url: str
 ) -> None:
     """The run fell from `redis` to `memory` between a checkpoint and what a task wrote from it."""
-    config = {"configurable": {"thread_id": "a", "checkpoint_ns": "", "checkpoint_id": numbered_id(1)}}
+    config = config_of("a", "", numbered_id(1))
     await saver.aput_writes(config, [("log", "written")], "task")
     drainer = Drainer("memory", Moves())
     drainer.held_elsewhere = frozenset({"a"})
@@ -184,7 +185,7 @@ async def test_two_branches_that_are_drained_at_once_become_two_threads(
         )
         assert sorted(each.moved for each in rounds) == [0, 1], "the other one looks again"
         for lower in (saver, beside):
-            await until(lambda lower=lower: _is_drained(lower, upper, moves))
+            await until(partial(_is_drained, lower, upper, moves))
     await beside.close()
     assert sorted(moves.results) == ["new", "set_aside"]
     async with await psycopg.AsyncConnection.connect(database) as connection:

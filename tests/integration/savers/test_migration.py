@@ -223,7 +223,8 @@ async def test_a_second_question_replaces_the_first(
     config = config_of("asks twice")
     graph = twice(source)
     step = graph.invoke if isinstance(source, SqliteSaver) else graph.ainvoke
-    for answer in ({"text": ""}, Command(resume="one")):
+    said: tuple[Any, ...] = {"text": ""}, Command(resume="one")
+    for answer in said:
         done = step(answer, config)
         if not isinstance(source, SqliteSaver):
             await done

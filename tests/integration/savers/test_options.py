@@ -138,7 +138,7 @@ def test_a_type_checker_sees_a_mistyped_option(tmp_path: Path) -> None:
 
 
 async def test_a_length_of_time_may_be_a_timedelta(database: str, redis_url: str) -> None:
-    lengths = dict.fromkeys(
+    lengths: dict[str, Any] = dict.fromkeys(
         (
             "cache_ttl",
             "l1_timeout_seconds",
@@ -157,11 +157,11 @@ async def test_a_length_of_time_may_be_a_timedelta(database: str, redis_url: str
         assert all(0 < ttl <= 7_000 for ttl in ttls if ttl != -1), ttls
         assert saver.status.pool is not None
         assert saver.status.pool.timeout == 7
-    saver = await create_redis_checkpointer(
+    alone = await create_redis_checkpointer(
         redis_url, timedelta(minutes=1), timeout_seconds=timedelta(seconds=3)
     )
-    await Thread("b").put(saver)
-    await saver.close()
+    await Thread("b").put(alone)
+    await alone.close()
     assert Settings(cache_ttl=timedelta(minutes=2)).cache_ttl == 120
 
 
@@ -188,8 +188,12 @@ SAMPLES: list[Any] = [
     {SECRET: SECRET},
     Hidden(),
 ]
+nothing: Any = None
 DECLARED: dict[str, tuple[type, Callable[..., Any]]] = {
-    "CachedPostgresSaver": (CachedOptions, lambda **options: CachedPostgresSaver(None, None, **options)),
+    "CachedPostgresSaver": (
+        CachedOptions,
+        lambda **options: CachedPostgresSaver(nothing, nothing, **options),
+    ),
     "CachedPostgresSaver.create": (OpenCachedOptions, WITH_OPTIONS["CachedPostgresSaver.create"]),
     "CachedPostgresSaver.from_conn_string": (
         OpenCachedOptions,

@@ -390,11 +390,12 @@ async def test_a_plan_is_made_anew_when_somebody_goes_back_in_time(
     tuples = [each async for each in other.alist(config_of("a"))]
     old = next(t for t in tuples[6:] if t.metadata.get("counters_since_delta_snapshot"))
     expected: list[Any] = []
-    original = saver._maintenance._remove
+    maintenance: Any = saver._maintenance
+    original = maintenance._remove
 
     async def remove_after_the_fork(run: Any, *args: Any) -> Any:
         if run.report.batches == 1 and not expected:
-            checkpoint = {**old.checkpoint, "id": id_at(datetime.now(UTC))}
+            checkpoint: Any = {**old.checkpoint, "id": id_at(datetime.now(UTC))}
             fork = await other.aput(old.config, checkpoint, old.metadata, {})
             expected.extend([fork, exact(await history_of(fork))])
         return await original(run, *args)
@@ -402,7 +403,7 @@ async def test_a_plan_is_made_anew_when_somebody_goes_back_in_time(
     async def history_of(config: Any) -> Any:
         return await other.aget_delta_channel_history(config=config, channels=["log"])
 
-    saver._maintenance._remove = remove_after_the_fork  # type: ignore[method-assign]
+    maintenance._remove = remove_after_the_fork
     await saver.aprune_older_than(30 * DAY, batch_size=2)
     fork, history = expected
     assert exact(await history_of(fork)) == history
@@ -509,7 +510,8 @@ async def test_cancelled_in_the_middle_finished_batches_stay(
 ) -> None:
     await make_many(saver, 20)
     second = asyncio.Event()
-    original = saver._maintenance._remove
+    maintenance: Any = saver._maintenance
+    original = maintenance._remove
 
     async def remove(*args: Any) -> Any:
         answer = await original(*args)
@@ -518,7 +520,7 @@ async def test_cancelled_in_the_middle_finished_batches_stay(
             await asyncio.Event().wait()
         return answer
 
-    saver._maintenance._remove = remove  # type: ignore[method-assign]
+    maintenance._remove = remove
     run = asyncio.create_task(saver.aprune_older_than(30 * DAY, batch_size=6))
     await second.wait()
     run.cancel()
@@ -601,7 +603,7 @@ async def test_a_closed_saver_ends_the_run_after_the_batch(database: str, redis_
         await make_many(saver, 10)
 
         def close(report: PruneReport) -> None:
-            closing.append(asyncio.create_task(saver.close()))
+            closing.append(asyncio.ensure_future(saver.close()))
 
         with pytest.raises(SaverClosedError):
             await saver.aprune_older_than(30 * DAY, batch_size=3, on_batch=close)

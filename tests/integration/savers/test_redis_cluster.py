@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 import redis as sync_redis
@@ -61,7 +62,7 @@ async def cluster(nodes: list[EmbeddedRedis]) -> AsyncIterator[RedisCluster]:
 
 
 @asynccontextmanager
-async def opened(cluster: RedisCluster, **options: object) -> AsyncIterator[RedisSaver]:
+async def opened(cluster: RedisCluster, **options: Any) -> AsyncIterator[RedisSaver]:
     options.setdefault("telemetry", create_telemetry(registry=CollectorRegistry()))
     async with await create_redis_checkpointer(cluster, **options) as saver:
         yield saver

@@ -40,7 +40,7 @@ from passwords import HALVES, PASSWORD, shown
 from recorder import CANARY, Recorder, attributes
 from redis_savers import USES, listed, opened, two_namespaces
 from states import config_of, counts, exact, numbered_id
-from steps import Thread, until
+from steps import Thread, keys_in, until
 
 # How many keys a thread has that holds checkpoints, values and writes.
 KEYS = 6
@@ -141,7 +141,7 @@ async def test_values_go_with_the_last_checkpoint_that_refers_to_them(
     assert first is not None
     checkpoint["channel_versions"] = dict(first.checkpoint["channel_versions"])
     await saver.aput(shared, checkpoint, metadata, {})  # shows the values of the first one
-    blobs = next(key for key in await redis.keys() if key.endswith(b":blobs"))
+    blobs = next(key for key in await keys_in(redis) if key.endswith(b":blobs"))
     assert await redis.hlen(blobs) == 1
     await saver.aprune(["a"])
     newest = await saver.aget_tuple(thread.config)
@@ -177,7 +177,7 @@ async def test_a_thread_that_redis_has_evicted_in_part_is_never_read(
 
 async def test_writes_alone_are_not_read_when_their_count_is_lost(saver: RedisSaver, redis: Redis) -> None:
     await saver.aput_writes(config_of("a", "", "1"), [("x", 1)], "task")
-    (meta,) = [key for key in await redis.keys() if key.endswith(b":meta")]
+    (meta,) = [key for key in await keys_in(redis) if key.endswith(b":meta")]
     await redis.delete(meta)
     with pytest.raises(ThreadDamagedError):
         await saver.aget_tuple(config_of("a"))
@@ -225,7 +225,7 @@ async def test_a_call_goes_with_all_that_it_wrote(saver: RedisSaver, redis: Redi
     await saver.aprune(["a"])
     assert await saver.aget_tuple(call.config) is None
     assert [type(each) async for each in saver.export_thread("a")] == [StoredCheckpoint]
-    (blobs,) = [key for key in await redis.keys() if key.endswith(b":blobs")]
+    (blobs,) = [key for key in await keys_in(redis) if key.endswith(b":blobs")]
     assert await redis.hlen(blobs) == 1
 
 
@@ -296,7 +296,7 @@ async def test_pruning_while_others_write_never_shows_a_hole(redis_url: str) -> 
 async def test_a_copy_is_seen_as_a_whole_or_not_at_all(redis_url: str) -> None:
     async with opened(redis_url) as saver, opened(redis_url) as reader:
         root, sub = await two_namespaces(saver)
-        everywhere = {"configurable": {"thread_id": "copy"}}
+        everywhere: Any = {"configurable": {"thread_id": "copy"}}
         copying = asyncio.create_task(saver.acopy_thread(root.thread_id, "copy"))
         seen = set()
         while not copying.done():
@@ -326,13 +326,15 @@ async def test_a_thread_that_is_pruned_while_it_is_copied_is_copied_anew(
     thread = Thread("a")
     for _ in range(3):
         await thread.put(saver)
-    export, pruned = saver._history.export, []
+    pruned: list[Any] = []
+    export = saver._history.export
 
     async def export_and_prune(*args: Any, **options: Any) -> AsyncIterator[Any]:
         async for item in export(*args, **options):
             yield item
             if not pruned:
-                pruned.append(await saver.aprune(["a"]))
+                await saver.aprune(["a"])
+                pruned.append("a")
 
     monkeypatch.setattr("glasspoint.history.in_redis._LOADED_AT_ONCE", 1)
     monkeypatch.setattr(saver._history, "export", export_and_prune)
@@ -345,11 +347,12 @@ async def test_a_copy_of_which_something_is_lost_is_made_anew(
     saver: RedisSaver, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, _ = await two_namespaces(saver)
-    adopt, lost = saver._history.adopt, []
+    lost: list[Any] = []
+    adopt = saver._history.adopt
 
     async def lose_and_adopt(*args: Any) -> Any:
         if not lost:
-            lost.extend([key for key in await redis.keys() if b":copy:" in key and key.endswith(b":ids")])
+            lost.extend([key for key in await keys_in(redis) if b":copy:" in key and key.endswith(b":ids")])
             await redis.delete(*lost)
         return await adopt(*args)
 
@@ -396,7 +399,8 @@ async def test_a_redis_that_does_not_answer_is_an_error_in_time(how: str, own_re
 
 async def dump(redis: Redis) -> dict[bytes, bytes]:
     """Everything that stands in Redis, but for when it expires."""
-    return {key: await redis.dump(key) async for key in redis.scan_iter()}
+    found: dict[Any, Any] = {key: await redis.dump(key) async for key in redis.scan_iter()}
+    return found
 
 
 async def test_a_full_redis_refuses_writes_stores_nothing_and_can_be_read_pruned_and_drained(
@@ -473,7 +477,7 @@ async def test_a_user_who_may_not_is_told_so_without_the_password(own_redis: Emb
 
 async def test_data_of_somebody_else_under_the_prefix_is_an_error(saver: RedisSaver, redis: Redis) -> None:
     root, _ = await two_namespaces(saver)
-    (ids,) = [key for key in await redis.keys() if key.endswith(b":ids")]
+    (ids,) = [key for key in await keys_in(redis) if key.endswith(b":ids")]
     await redis.delete(ids)
     await redis.set(ids, "x")
     with pytest.raises(RedisRefusedError, match="does nobody else use the key prefix"):
@@ -508,7 +512,7 @@ async def test_close_waits_for_what_is_under_way_and_then_nothing_works(own_redi
     own_redis.freeze()
     call = asyncio.create_task(thread.turn(saver))
     await asyncio.sleep(0)
-    closing = asyncio.create_task(saver.close())
+    closing = asyncio.ensure_future(saver.close())
     for _ in range(10):
         await asyncio.sleep(0)
     assert not closing.done()
@@ -568,7 +572,7 @@ async def test_a_config_that_names_no_thread_is_refused_before_anything_is_touch
                 await call(saver, config)  # type: ignore[arg-type]
             assert isinstance(caught.value, ValueError), f"{name}, {what}"
     for bad in ("", "a\0b", "\ud800", None, 7):
-        for call in (
+        for refused in (
             lambda bad=bad: saver.adelete_thread(bad),
             lambda bad=bad: saver.aprune(["a", bad]),
             lambda bad=bad: saver.acopy_thread("a", bad),
@@ -578,7 +582,7 @@ async def test_a_config_that_names_no_thread_is_refused_before_anything_is_touch
             lambda bad=bad: anext(saver.export_thread(bad)),
         ):
             with pytest.raises(InvalidConfigError, match="thread_id"):
-                await call()
+                await refused()
     assert await dump(redis) == before
 
 
@@ -599,7 +603,7 @@ async def test_arguments_that_cannot_be_meant_are_errors_that_say_what_is_right(
         ),
     ):
         with pytest.raises(error, match=says) as caught:
-            await call()  # type: ignore[operator]
+            await call()
         assert isinstance(caught.value, GlasspointError)
 
 
@@ -705,7 +709,7 @@ async def test_a_run_that_delta_channels_need_is_not_deleted(saver: RedisSaver, 
     graph = make_graph(saver)
     for turn in range(4):
         run = {**CONFIG, "metadata": {"run_id": f"run {turn}"}}
-        await graph.ainvoke({"log": [f"turn {turn}"]}, run)
+        await graph.ainvoke({"log": [f"turn {turn}"]}, run)  # type: ignore[call-overload]
     other = Thread("other")
     config, checkpoint, metadata, versions = other.next_put(saver)
     await saver.aput(config, checkpoint, {**metadata, "run_id": "run 0"}, versions)
@@ -730,13 +734,14 @@ async def test_a_delta_thread_that_is_written_while_it_is_pruned_is_decided_anew
         await graph.ainvoke({"log": [f"turn {turn}"]}, CONFIG)
     history = await listed(saver, CONFIG)
     old = next(each for each in history[8:] if "log" not in each.checkpoint["channel_values"])
-    outline, forked = saver._history.outline, []
+    forked: list[Any] = []
+    outline = saver._history.outline
 
     async def outline_and_then_fork(thread_id: str) -> Any:
         answer = await outline(thread_id)
         if not forked:
             fork = {**old.checkpoint, "id": numbered_id(0).replace("1f", "ff", 1)}
-            forked.append(await saver.aput(old.config, fork, {"source": "fork", "step": 99}, {}))
+            forked.append(await saver.aput(old.config, fork, {"source": "fork", "step": 99}, {}))  # type: ignore[arg-type]
             forked.append(await saver.aget_delta_channel_history(config=CONFIG, channels=["log"]))
         return answer
 

@@ -69,7 +69,7 @@ async def three_threads(saver: SyncFace) -> None:
         for number in numbers:
             thread.number = number - 1
             config, checkpoint, metadata, versions = thread.next_put(saver)
-            metadata |= {
+            metadata |= {  # type: ignore[misc]
                 "user": thread_id.upper(),
                 "is_last": number == numbers[-1],
                 "tags": ["x", thread_id],
@@ -218,13 +218,13 @@ async def test_threads_are_found_by_skips_in_the_primary_key(
 ) -> None:
     async with open_saver(database, redis_url) as saver:
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
-            await conn.execute(CHECKPOINTS)  # type: ignore[arg-type]
+            await conn.execute(CHECKPOINTS)
             if analyzed:
                 await conn.execute("VACUUM ANALYZE checkpoints")
             statement = query("list_matching_threads") if filter else query("list_threads")
             params = {"filter": json.dumps(filter), "limit": 20, "before": None}
             explained = await (
-                await conn.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", params)  # type: ignore[arg-type]
+                await conn.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", params)
             ).fetchone()
         assert explained
         cost = _cost(explained[0][0]["Plan"])

@@ -63,7 +63,7 @@ def turn(under: ConfiguredTelemetry) -> None:
 
 
 def are_on() -> set[str]:
-    return {name for name, each in INSTRUMENTORS.items() if each().is_instrumented_by_opentelemetry}
+    return {name for name, each in INSTRUMENTORS.items() if each().is_instrumented_by_opentelemetry}  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------ variables

@@ -168,7 +168,7 @@ async def test_the_app_lives_with_its_server(registry: CollectorRegistry) -> Non
     async def send(message: dict[str, str]) -> None:
         sent.append(message["type"])
 
-    await telemetry_app(registry)({"type": "lifespan"}, receive, send)
+    await telemetry_app(registry)({"type": "lifespan"}, receive, send)  # type: ignore[arg-type]
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 

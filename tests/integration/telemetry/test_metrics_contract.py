@@ -100,7 +100,7 @@ async def families(database: str, own_redis: EmbeddedRedis) -> list[Metric]:
         own_redis.kill()
         await saver.aget_tuple(thread.config)
         await Thread("d").put(saver)
-        await until(saver.status.storage)
+        await until(lambda: saver.status.storage and saver.status.storage())
         found = list(registry.collect())
         generate_latest(registry)  # and it can be encoded
         await saver.close()

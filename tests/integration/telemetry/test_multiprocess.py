@@ -186,7 +186,7 @@ def test_two_workers_are_one(served: Served, database: str) -> None:
     if served.own_page is not None:  # no worker has been scraped: they write their figures down by themselves
         own_page = served.own_page
         for line in (POOL_OF_BOTH, 'glasspoint_storage_bytes{saver="default",table="checkpoints"}'):
-            until(lambda line=line: line in httpx.get(own_page).text)
+            until(lambda line=line: line in httpx.get(own_page).text)  # type: ignore[misc]
     turns: Counter[int] = Counter()
 
     def turn() -> int:

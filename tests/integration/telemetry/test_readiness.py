@@ -203,7 +203,7 @@ NOWHERE = "postgresql://postgres@127.0.0.1:1/none"
 async def test_a_lower_tier_that_works_is_ready_and_degraded(
     served: httpx.AsyncClient, registry: CollectorRegistry, own_redis: EmbeddedRedis
 ) -> None:
-    settings = Settings(postgres_url=NOWHERE, redis_url=own_redis.url, fallbacks="redis", probe_interval=1000)  # type: ignore[arg-type]
+    settings = Settings(postgres_url=NOWHERE, redis_url=own_redis.url, fallbacks="redis", probe_interval=1000)
     async with get_checkpointer(settings, telemetry=create_telemetry(registry=registry)):
         status, found = await ask(served)
         assert (status, found["ready"], found["degraded"]) == (200, True, True)
@@ -217,7 +217,7 @@ async def test_a_lower_tier_that_works_is_ready_and_degraded(
 async def test_the_memory_tier_is_ready_and_degraded(
     served: httpx.AsyncClient, registry: CollectorRegistry
 ) -> None:
-    settings = Settings(postgres_url=NOWHERE, redis_url="redis://127.0.0.1:1/0", probe_interval=1000)  # type: ignore[arg-type]
+    settings = Settings(postgres_url=NOWHERE, redis_url="redis://127.0.0.1:1/0", probe_interval=1000)
     async with get_checkpointer(settings, telemetry=create_telemetry(registry=registry)):
         status, found = await ask(served)
         assert (status, found["ready"], found["degraded"]) == (200, True, True)

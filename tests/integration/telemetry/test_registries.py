@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -28,7 +29,7 @@ from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import metrics
 from glasspoint.telemetry.catalogue import METRICS
-from glasspoint.telemetry.collectors import READ_AT_SCRAPE
+from glasspoint.telemetry.collectors import READ_AT_SCRAPE, SaverCollector
 from glasspoint.telemetry.http import serve_telemetry
 from states import make_pool, open_saver
 from steps import Thread, away, until
@@ -37,6 +38,12 @@ from steps import Thread, away, until
 ALWAYS = set(READ_AT_SCRAPE) - {"retention_last_success_timestamp_seconds"}
 
 PROMTOOL = shutil.which("promtool")
+
+
+def stored_by(saver: CachedPostgresSaver) -> Any:
+    """What a scrape says of the tables, once they were looked at."""
+    assert saver.status.storage is not None
+    return saver.status.storage()
 
 
 def sample_names(registry: CollectorRegistry, saver: str) -> set[str]:
@@ -58,7 +65,7 @@ async def test_two_savers_share_a_registry(database: str, redis_url: str) -> Non
     async with open_saver(database, redis_url, telemetry=one, pool_max_size=2) as saver:
         async with open_saver(database, redis_url, telemetry=two, pool_max_size=3) as other:
             for each in (saver, other):
-                await until(each.status.storage)
+                await until(partial(stored_by, each))
                 await Thread(each.status.tier + str(id(each))).put(each)
             for name, size in (("one", 2), ("two", 3)):
                 assert sample_names(registry, name) >= ALWAYS
@@ -79,7 +86,7 @@ async def test_savers_of_one_name_add_up_but_look_at_one_database(database: str,
         await psycopg.AsyncConnection.connect(database) as conn,
     ):
         for saver in (one, two):
-            await until(saver.status.storage)
+            await until(partial(stored_by, saver))
         row = await (await conn.execute("SELECT pg_total_relation_size('glasspoint_l1_journal')")).fetchone()
         assert row is not None
         assert registry.get_sample_value("glasspoint_storage_bytes", labels) == row[0]
@@ -179,16 +186,19 @@ def test_what_is_no_registry_is_refused(registry: Any) -> None:
 async def test_a_registry_that_describes_collects_nothing_for_it(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collected = []
-    collect = metrics.SaverCollector.collect
-    monkeypatch.setattr(
-        metrics.SaverCollector, "collect", lambda self: [collected.append(1), *collect(self)][1:]
-    )
+    collected: list[SaverCollector] = []
+    collect = SaverCollector.collect
+
+    def noted(self: SaverCollector) -> Any:
+        collected.append(self)
+        return collect(self)
+
+    monkeypatch.setattr(SaverCollector, "collect", noted)
     registry = CollectorRegistry(auto_describe=True)
     async with open_saver(database, redis_url, telemetry=create_telemetry(registry=registry)):
         assert not collected
         assert ALWAYS - {"storage_bytes", "storage_rows"} <= sample_names(registry, "default")
-        assert collected == [1]
+        assert len(collected) == 1
 
 
 def test_what_was_unregistered_is_there_again_with_the_next_saver() -> None:
@@ -249,7 +259,7 @@ async def test_savers_open_and_close_while_they_are_scraped(database: str, redis
             async with open_saver(database, redis_url, telemetry=telemetry, pool_max_size=2) as saver:
                 await Thread(name).put(saver)
                 before = len(pages)
-                await until(lambda before=before: len(pages) > before + 2)
+                await until(lambda before=before: len(pages) > before + 2)  # type: ignore[misc]
 
     async with open_saver(database, redis_url):
         pass  # the tables are made
@@ -275,7 +285,7 @@ async def test_a_scrape_waits_neither_for_a_server_nor_for_the_loop(
         async with open_saver(
             own_postgres.create_database("scraped"), redis_url, telemetry=create_telemetry(registry=registry)
         ) as saver:
-            await until(saver.status.storage)
+            await until(partial(stored_by, saver))
             saver._parts.sizes._ask_from = 0.0  # it is time for another look
             with away(own_postgres, outage):
                 page = httpx.get(f"{server.url}/metrics").text  # noqa: ASYNC210

@@ -36,11 +36,9 @@ from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, SerializationError
 from glasspoint.savers import bursts
-from recorder import CANARY, FIRST_PUT, PUT, PUT_WRITES, Recorder, attributes, id_of
+from recorder import CANARY, FIRST_PUT, PUT, PUT_WRITES, Recorder, Tree, attributes, id_of
 from states import config_of, open_saver
 from steps import Thread, locked, seeded_dice, settled, until
-
-Tree = dict[str, Any]
 
 
 @pytest.fixture
@@ -48,8 +46,8 @@ def recorder() -> Recorder:
     return Recorder()
 
 
-HIT = ("checkpoint.get_tuple", [("checkpoint.l1.read", [])])
-MISS = (
+HIT: Tree = ("checkpoint.get_tuple", [("checkpoint.l1.read", [])])
+MISS: Tree = (
     "checkpoint.get_tuple",
     [
         ("checkpoint.l1.read", []),
@@ -57,9 +55,9 @@ MISS = (
         ("checkpoint.warm_up", [("checkpoint.l1.warm_up", [])]),
     ],
 )
-NOT_THERE = ("checkpoint.get_tuple", [("checkpoint.l1.read", []), ("checkpoint.l2.select", [])])
-HIT_AFTER_A_BURST = ("checkpoint.get_tuple", [("checkpoint.l1.commit", [])])
-DELETE = (
+NOT_THERE: Tree = ("checkpoint.get_tuple", [("checkpoint.l1.read", []), ("checkpoint.l2.select", [])])
+HIT_AFTER_A_BURST: Tree = ("checkpoint.get_tuple", [("checkpoint.l1.commit", [])])
+DELETE: Tree = (
     "checkpoint.delete_thread",
     [("checkpoint.l2.delete_thread", [("checkpoint.l1.begin", [])]), ("checkpoint.l1.drop", [])],
 )
@@ -137,7 +135,7 @@ async def test_the_turns_of_a_real_graph_are_trees(
         for read in (NOT_THERE, HIT):
             recorder.clear()
             with tracer.start_as_current_span("turn"):
-                await graph.ainvoke({"messages": [("user", "hello")]}, config_of("철수"))
+                await graph.ainvoke({"messages": [("user", "hello")]}, config_of("철수"))  # type: ignore[call-overload]
             [(name, calls)] = recorder.forest()
             assert name == "turn"
             assert calls[0] == read
@@ -146,8 +144,9 @@ async def test_the_turns_of_a_real_graph_are_trees(
             )
             assert sum(("checkpoint.l1.begin", []) in steps for _, steps in calls) == 1
             for call, steps in calls[1:]:
-                to_l2 = (f"checkpoint.l2.{call.removeprefix('checkpoint.')}", [])
-                begin, confirm = ("checkpoint.l1.begin", []), ("checkpoint.l1.confirm", [])
+                to_l2: Tree = (f"checkpoint.l2.{call.removeprefix('checkpoint.')}", [])
+                begin: Tree = ("checkpoint.l1.begin", [])
+                confirm: Tree = ("checkpoint.l1.confirm", [])
                 assert steps in ([to_l2], [to_l2, confirm], [begin, to_l2, confirm])
             await settled(saver)
             assert len({span.context.trace_id for span in recorder.spans if span.context}) == 1
@@ -166,8 +165,8 @@ async def test_what_changes_whole_threads_is_a_tree_too(
     """One transaction each; readers are sent away inside it. Of `prune_older_than` each batch is a call."""
 
     def tree(operation: str, *, scopes: int = 1, step: str = "") -> tuple[str, Any]:
-        begins = [("checkpoint.l1.begin", [])] * scopes
-        drops = [("checkpoint.l1.drop", [])] * scopes
+        begins: list[Tree] = [("checkpoint.l1.begin", [])] * scopes
+        drops: list[Tree] = [("checkpoint.l1.drop", [])] * scopes
         return (f"checkpoint.{operation}", [(f"checkpoint.l2.{step or operation}", begins), *drops])
 
     one, other = Thread("a"), Thread("b")
@@ -294,7 +293,7 @@ async def test_a_failure_stands_on_the_round_trip_and_on_the_call_that_it_failed
     database: str, own_redis: EmbeddedRedis, recorder: Recorder
 ) -> None:
     thread = Thread("a")
-    options = {"telemetry": recorder.telemetry, "write_deadline_seconds": 2.0}
+    options: dict[str, Any] = {"telemetry": recorder.telemetry, "write_deadline_seconds": 2.0}
     async with open_saver(database, own_redis.url, **options) as saver:
         await thread.put(saver)
         recorder.clear()
@@ -373,7 +372,7 @@ async def test_waiting_for_a_connection_is_a_span_only_when_there_was_a_wait(
     thread = Thread("a")
     async with Redis.from_url(redis_url) as redis, pool:
         await pool.wait()
-        saver = CachedPostgresSaver(AsyncPostgresSaver(pool), redis, pool, telemetry=recorder.telemetry)
+        saver = CachedPostgresSaver(AsyncPostgresSaver(pool), redis, pool, telemetry=recorder.telemetry)  # type: ignore[arg-type]
 
         async def no_wait() -> bool:
             recorder.clear()
@@ -644,7 +643,11 @@ async def test_no_content_and_no_password_in_any_telemetry_log_or_error(
 
     await lock_redis()
     redis_url = own_redis.url.replace("//", f"//:{password}@")
-    options = {"telemetry": recorder.telemetry, "write_deadline_seconds": 2.0, "l1_timeout_seconds": 0.1}
+    options: dict[str, Any] = {
+        "telemetry": recorder.telemetry,
+        "write_deadline_seconds": 2.0,
+        "l1_timeout_seconds": 0.1,
+    }
     async with open_saver(f"{database}&password={password}", redis_url, **options) as saver:
         thread = Thread("a")
         state = {"secret": [CANARY], "inline": CANARY, "raw": CANARY.encode()}
