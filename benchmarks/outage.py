@@ -17,65 +17,39 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import resource
-from pathlib import Path
+import random
 from time import perf_counter
 from typing import Any
 
+import psutil
 import psycopg
-from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import Checkpoint
-from langgraph.checkpoint.base.id import uuid6
 from prometheus_client import CollectorRegistry
 
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from realistic import Chat, messages
 
 CONVERSATIONS = 256
+SAID = messages(2, random.Random(20))
 ROW = "{:>10}  {:>8}  {:>7}  {:>6}  {:>8}  {:>8}"
 
 
-class Conversation:
-    """One thread; each checkpoint replaces the values of the one before."""
-
-    def __init__(self, number: int) -> None:
-        self.config: RunnableConfig = {"configurable": {"thread_id": f"{number}", "checkpoint_ns": ""}}
-        self.newest = self.config
-        self.version = 0
-
-    async def operation(self, saver: CachedPostgresSaver, number: int) -> None:
-        """A put, a put_writes or a read, in turn."""
-        if number % 3 == 0:
-            self.version += 1
-            checkpoint: Checkpoint = {
-                "v": 4,
-                "id": str(uuid6()),
-                "ts": "2026-01-01T00:00:00+00:00",
-                "channel_values": {"messages": ["a message of some length"] * 20},
-                "channel_versions": {"messages": f"{self.version:032}.5"},
-                "versions_seen": {},
-                "updated_channels": None,
-            }
-            self.newest = await saver.aput(
-                self.newest,
-                checkpoint,
-                {"source": "loop", "step": self.version},
-                checkpoint["channel_versions"],
-            )
-        elif number % 3 == 1:
-            await saver.aput_writes(self.newest, [("messages", "a write")], f"task {self.version}")
-        else:
-            assert await saver.aget_tuple(self.config)
+async def operation(saver: CachedPostgresSaver, chat: Chat, number: int) -> None:
+    """A put, a put_writes or a read, in turn."""
+    if number % 3 == 0:
+        await saver.aput(*chat.next_put(SAID))
+    elif number % 3 == 1:
+        await saver.aput_writes(chat.newest, [("messages", "a write")], f"task {chat.version}")
+    else:
+        assert await saver.aget_tuple(chat.config)
 
 
-async def run(
-    saver: CachedPostgresSaver, conversations: list[Conversation], calls: int, callers: int
-) -> float:
+async def run(saver: CachedPostgresSaver, conversations: list[Chat], calls: int, callers: int) -> float:
     """Let callers, who have conversations of their own, make so many calls; return the seconds."""
 
-    async def caller(own: list[Conversation], count: int) -> None:
+    async def caller(own: list[Chat], count: int) -> None:
         for number in range(count):
-            await own[number // 3 % len(own)].operation(saver, number)
+            await operation(saver, own[number // 3 % len(own)], number)
 
     share = calls // callers // 3 * 3  # each ends with a read, and begins with a put
     started = perf_counter()
@@ -90,14 +64,22 @@ async def measure(postgres: EmbeddedPostgres, redis: EmbeddedRedis, options: arg
     saver = await CachedPostgresSaver.create(
         url, redis.url, telemetry=create_telemetry(registry=registry), pool_max_size=10
     )
-    conversations = [Conversation(number) for number in range(CONVERSATIONS)]
+    conversations = [Chat(f"{number}") for number in range(CONVERSATIONS)]
     print(ROW.format("operations", "Redis", "RSS MB", "tasks", "journal", "calls/s"))
 
     async def report(done: int, state: str, rate: float) -> None:
         gc.collect()
         tasks = len(asyncio.all_tasks())
         print(
-            ROW.format(done, state, f"{_rss_mb():.1f}", tasks, await _journal(url), f"{rate:.0f}"), flush=True
+            ROW.format(
+                done,
+                state,
+                f"{psutil.Process().memory_info().rss / 1e6:.1f}",
+                tasks,
+                await _journal(url),
+                f"{rate:.0f}",
+            ),
+            flush=True,
         )
 
     tenth = options.operations // 10
@@ -133,13 +115,6 @@ async def _journal(url: str) -> int:
         row = await (await connection.execute("SELECT count(*) FROM glasspoint_l1_journal")).fetchone()
     assert row is not None
     return int(row[0])
-
-
-def _rss_mb() -> float:
-    statm = Path("/proc/self/statm")
-    if not statm.exists():  # macOS: the highest so far, in bytes
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return int(statm.read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 def _options() -> argparse.Namespace:

@@ -197,7 +197,7 @@ class Bench:
             ):
                 await self._add_recording(opened, name, self._provider(opened, sampler))
             await self._add_configured(opened)
-            pool = self.configurations[0].saver.vitals.pool
+            pool = self.configurations[0].saver.status.pool
             self.facts = await facts_of(pool, self._redis) | self.facts
             yield self
 
@@ -272,7 +272,7 @@ class Bench:
         configured = opened.enter_context(configure_telemetry(service_name="benchmark", set_global=False))
         provider = configured.tracer_provider
         saver = await self._add_recording(opened, "configured", provider)
-        RedisInstrumentor.instrument_client(saver.vitals.redis, tracer_provider=provider)
+        RedisInstrumentor.instrument_client(saver.status.redis, tracer_provider=provider)
         self.facts["configured"] = f"configured: with {', '.join(('redis', *configured.instrumented))}"
 
     async def _add_recording(

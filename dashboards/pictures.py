@@ -32,34 +32,6 @@ PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
 INK, DIM, PANEL, PAGE, LINE = "#d8d9da", "#8e9299", "#181b1f", "#111217", "#2c3036"
 PALETTE = ["#73bf69", "#5794f2", "#ff9830", "#f2495c", "#b877d9", "#fade2a", "#8ab8ff", "#ca95e5"]
-NAMED = {
-    "green": "#73bf69",
-    "semi-dark-green": "#56a64b",
-    "dark-green": "#37872d",
-    "light-green": "#96d98d",
-    "blue": "#5794f2",
-    "light-blue": "#8ab8ff",
-    "semi-dark-blue": "#3274d9",
-    "dark-blue": "#1f60c4",
-    "red": "#f2495c",
-    "semi-dark-red": "#e02f44",
-    "dark-red": "#c4162a",
-    "orange": "#ff9830",
-    "light-orange": "#ffb357",
-    "semi-dark-orange": "#ff780a",
-    "dark-orange": "#fa6400",
-    "yellow": "#fade2a",
-    "light-yellow": "#ffee52",
-    "semi-dark-yellow": "#f2cc0c",
-    "purple": "#b877d9",
-    "light-purple": "#ca95e5",
-    "semi-dark-purple": "#a352cc",
-    "dark-purple": "#8f3bb8",
-    "gray": "#8e9299",
-    "text": INK,
-    "transparent": PANEL,
-}
-
 _COLUMNS = 24
 _INCHES_A_COLUMN, _INCHES_A_ROW = 0.62, 0.31
 
@@ -188,7 +160,7 @@ def _draw_panel(
     inner = [box[0] + margin, box[1] + 0.16 * box[3], box[2] - margin - 0.008, box[3] * 0.68]
     if kind == "state-timeline":
         return _states(figure, inner, panel, exprs, asking)
-    if kind in ("timeseries", "barchart"):
+    if kind == "timeseries":
         return _timeseries(figure, inner, panel, exprs, asking)
     if kind == "heatmap":
         return _heatmap(figure, inner, panel, exprs, asking)
@@ -201,7 +173,7 @@ def _timeseries(
     axes = figure.add_axes(box, facecolor=PANEL)  # type: ignore[call-overload]
     defaults = panel.get("fieldConfig", {}).get("defaults", {})
     custom = defaults.get("custom", {})
-    stacked = custom.get("stacking", {}).get("mode") in ("normal", "percent")
+    stacked = custom.get("stacking", {}).get("mode") == "normal"
     lines = []
     for target in targets:
         for series in asking.range(target["expr"]):
@@ -221,9 +193,7 @@ def _timeseries(
             axes.plot(times, values, color=colour, linewidth=1.2, marker="." if alone else None)
             if fill:
                 axes.fill_between(times, values, color=colour, alpha=min(0.25, fill / 100))
-    if custom.get("scaleDistribution", {}).get("type") == "log" and lines:
-        axes.set_yscale("log")
-    elif lines:
+    if lines:
         axes.set_ylim(bottom=defaults.get("min", None if any(min(v) < 0 for _, _, v in lines) else 0))
     axes.set_xlim(datetime.fromtimestamp(asking.start, UTC), datetime.fromtimestamp(asking.end, UTC))
     axes.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M"))
@@ -305,7 +275,7 @@ def _values(frame: Any, panel: dict[str, Any], targets: list[Any], asking: _Aski
             shown.append((name, float(series["value"][1])))
     if not shown:
         frame.text(0.5, 0.45, "no data", transform=frame.transAxes, color=DIM, ha="center", fontsize=8)
-    if kind in ("stat", "gauge") and len(shown) <= 4:
+    if kind == "stat" and len(shown) <= 4:
         for index, (name, value) in enumerate(shown):
             x = (index + 0.5) / len(shown)
             text, colour = _mapped(value, defaults)
@@ -332,17 +302,12 @@ def _mapped(value: float, defaults: dict[str, Any]) -> tuple[str, str]:
     for mapping in defaults.get("mappings", []):
         options = mapping.get("options", {})
         if mapping.get("type") == "value" and (found := options.get(f"{value:g}")):
-            return found.get("text", f"{value:g}"), _hex(found.get("color", ""))
+            return found.get("text", f"{value:g}"), found["color"]
     colour = INK
     for step in defaults.get("thresholds", {}).get("steps", []):
         if step.get("value") is None or value >= step["value"]:
-            colour = _hex(step["color"])
+            colour = step["color"]
     return in_unit(value, defaults.get("unit", "short")), colour
-
-
-def _hex(colour: str) -> str:
-    """Return one of Grafana's colours as matplotlib knows it."""
-    return colour if colour.startswith("#") else NAMED.get(colour, INK)
 
 
 def _legend(target: dict[str, Any], labels: dict[str, str]) -> str:
@@ -353,24 +318,13 @@ def _legend(target: dict[str, Any], labels: dict[str, str]) -> str:
 
 
 def _colours(panel: dict[str, Any], names: list[str]) -> list[str]:
-    fixed: dict[str, str] = {}
-    patterns: list[tuple[str, str]] = []
-    for override in panel.get("fieldConfig", {}).get("overrides", []):
-        for each in override.get("properties", []):
-            if each["id"] == "color" and (colour := each["value"].get("fixedColor")):
-                matcher = override["matcher"]
-                colour = NAMED.get(colour, colour)
-                if matcher["id"] == "byName":
-                    fixed[matcher["options"]] = colour
-                elif matcher["id"] == "byRegexp":
-                    patterns.append((matcher["options"].strip("/"), colour))
-    default = panel.get("fieldConfig", {}).get("defaults", {}).get("color", {})
-    only = NAMED.get(default.get("fixedColor", "")) if default.get("mode") == "fixed" else None
-    found = []
-    for index, name in enumerate(names):
-        by_pattern = next((c for pattern, c in patterns if re.search(pattern, name)), None)
-        found.append(fixed.get(name) or by_pattern or only or PALETTE[index % len(PALETTE)])
-    return [colour if colour.startswith("#") else INK for colour in found]
+    fixed = {
+        override["matcher"]["options"]: each["value"]["fixedColor"]
+        for override in panel["fieldConfig"]["overrides"]
+        for each in override["properties"]
+        if each["id"] == "color"
+    }
+    return [fixed.get(name) or PALETTE[index % len(PALETTE)] for index, name in enumerate(names)]
 
 
 def in_unit(value: float, unit: str) -> str:
@@ -384,19 +338,16 @@ def in_unit(value: float, unit: str) -> str:
         return "–"
     if unit == "percentunit":
         return f"{value * 100:.3g}%"
-    if unit == "percent":
-        return f"{value:.3g}%"
-    if unit in ("s", "dtdurations"):
+    if unit == "s":
         for below, factor, name in ((1e-3, 1e6, "µs"), (1, 1e3, "ms"), (120, 1, "s"), (7200, 1 / 60, "min")):
             if abs(value) < below:
                 return f"{value * factor:.3g} {name}"
         return f"{value / 3600:.3g} h" if abs(value) < 172800 else f"{value / 86400:.3g} d"
-    if unit in ("bytes", "decbytes", "Bps", "binBps"):
-        return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB")) + (
-            "/s" if unit.endswith("Bps") else ""
-        )
-    ends = {"ops": "/s", "reqps": "/s", "wps": "/s", "rps": "/s", "cps": "/s", "opm": "/min", "d": " d"}
-    return _scaled(value, 1000, ("", "K", "M", "G", "T")) + ends.get(unit, "")
+    if unit == "bytes":
+        return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+    return _scaled(value, 1000, ("", "K", "M", "G", "T")) + {"ops": "/s", "opm": "/min", "d": " d"}.get(
+        unit, ""
+    )
 
 
 def _scaled(value: float, base: int, names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ EXPLORE and TEST_SEED change the dice: see `dice.py`.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ import dice  # also loads Hypothesis' profile, which has to be there before any 
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
 from fast import is_slow, is_slow_file
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from places import SUPPORT
+from recorder import spans_keep_the_contract  # noqa: F401 - a fixture
+from redis_users import any_redis  # noqa: F401 - a fixture
 from steps import another_process
 
 EXPLORING_SECONDS = 3600
@@ -43,7 +47,11 @@ EMPTY = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """When exploring, seed Hypothesis, too, before its plugin looks for a seed."""
+    """Let the processes that tests start import what tests share. When exploring, seed Hypothesis, too.
+
+    Its plugin looks for the seed afterwards.
+    """
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))
     if dice.EXPLORING and config.getoption("hypothesis_seed") is None:
         config.option.hypothesis_seed = dice.SEED
 

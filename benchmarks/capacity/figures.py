@@ -37,7 +37,7 @@ TURN: Final[dict[str, tuple[Kind, ...]]] = {
     ),
     "exit": ("hit", "miss", "put"),
 }
-"""The calls of a turn of `comparison/turns.py`, by durability mode: `tests/test_scaling.py` counts them."""
+"""The calls of a turn of `comparison/turns.py`, by durability mode: `test_scaling.py` counts them."""
 
 THINKS_BEFORE: Final[dict[str, dict[int, str]]] = {
     # Before which calls something takes long: the model, the tool, the model that writes the answer.

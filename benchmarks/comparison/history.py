@@ -19,7 +19,7 @@ from comparison.calls import Hot, only_hits, read
 from comparison.measuring import Figure, Sample, Slice, clocked_apart
 from comparison.peers import OURS, POOL, Peers
 from comparison.servers import Databases
-from glasspoint.l2.statements import OWN
+from glasspoint.l2.sql import query
 
 CONTENDERS: Final = (OURS, POOL)
 THREADS: Final = {10: 8}
@@ -81,7 +81,7 @@ async def fill(conninfo: str, statement: str, **params: Any) -> None:
     """
     async with await psycopg.AsyncConnection.connect(conninfo) as conn:
         await conn.execute("SET LOCAL synchronous_commit = off")
-        await conn.execute(OWN + statement, params)
+        await conn.execute(query("own") + statement, params)
 
 
 async def _ask_each(databases: Databases, *statements: str) -> None:

@@ -173,7 +173,6 @@ def graph(
     share: bool = False,
     limits: Sequence[tuple[float, str]] = (),
     calcs: Sequence[str] = ("mean", "max", "lastNotNull"),
-    logarithmic: bool = False,
     links: Sequence[DashboardLink] = (),
 ) -> Panel:
     """Return lines over time.

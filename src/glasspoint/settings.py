@@ -220,21 +220,6 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def saver_options(self) -> dict[str, Any]:
-        """Keyword arguments for `CachedPostgresSaver.create`, the same for the service and the commands."""
-        return {
-            "prepare_threshold": self.prepare_threshold,
-            "connect_timeout_seconds": self.connect_timeout,
-            "pool_timeout_seconds": self.pool_timeout,
-            "l1_timeout_seconds": self.l1_timeout,
-            "write_deadline_seconds": self.write_deadline,
-            "l1_signing_key": self.l1_signing_key and self.l1_signing_key.get_secret_value(),
-            "foreign_writes": self.foreign_writes,
-            "schema": self.postgres_schema,
-            "password": self.postgres_password,
-        }
-
-    @property
     def postgres_password(self) -> PasswordCommand | None:
         """The command that returns PostgreSQL's password; `None` if the password is in the URL.
 

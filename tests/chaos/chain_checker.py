@@ -444,8 +444,10 @@ class _Thread:
                 if excuse := self._excuse(state, read):
                     self._verdict.excused[f"run again: {excuse}"] += 1
                     continue
-                said = f"{each.node} for {each.word} ran again at {each.at:.3f}, {each.worker}, {each.tier}"
-                yield ChainViolation("twice", self._name, said, (state, *([again] if again else [])))
+                again_said = (
+                    f"{each.node} for {each.word} ran again at {each.at:.3f}, {each.worker}, {each.tier}"
+                )
+                yield ChainViolation("twice", self._name, again_said, (state, *([again] if again else [])))
                 break
 
     # ------------------------------------------------------------ what was set aside

@@ -153,7 +153,8 @@ class ChainPlace:
         try:
             self._process.stdin.write(f"{json.dumps({'key': key, **wanted})}\n".encode())
             async with asyncio.timeout(seconds):
-                return await answer
+                said: dict[str, Any] = await answer
+                return said
         except TimeoutError:
             self.unexpected.append(f"{self.name} hung ({wanted}): killed")
             self.kill()

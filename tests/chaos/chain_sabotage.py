@@ -10,7 +10,8 @@ from glasspoint.fallback import draining
 from glasspoint.history import drain
 from glasspoint.history.beginning import Beginning
 from glasspoint.l2 import store
-from glasspoint.savers import cached as cached
+from glasspoint.model import lineage
+from glasspoint.savers import cached
 
 __all__ = ["SABOTAGES", "VARIABLE", "sabotage"]
 
@@ -26,15 +27,16 @@ def sabotage(name: str) -> None:
 
 def _never_set_aside() -> None:
     """Every branch is taken for one that goes on from what is above."""
-    relation_of: Any = cached.relation_of
+    relation_of = lineage.relation_of
 
     def broken(*args: Any, **options: Any) -> Any:
         found = relation_of(*args, **options)
         return "continued" if found == "apart" else found
 
-    for module in (cached, drain, store):
+    modules: tuple[Any, ...] = (cached, drain, store)
+    for module in modules:
         assert module.relation_of is relation_of
-        module.relation_of = broken  # type: ignore[assignment]
+        module.relation_of = broken
 
 
 def _never_goes_on() -> None:

@@ -102,7 +102,8 @@ class ChainServers:
         """Return all checkpoints of the graph that PostgreSQL holds, as LangGraph's own saver reads them."""
         found: list[Stored] = []
         async with AsyncPostgresSaver.from_conn_string(self.url) as upstream:
-            cursor = await upstream.conn.execute("SELECT DISTINCT thread_id FROM checkpoints ORDER BY 1")
+            connection: Any = upstream.conn  # no pool
+            cursor = await connection.execute("SELECT DISTINCT thread_id FROM checkpoints ORDER BY 1")
             for row in await cursor.fetchall():
                 where: Any = {"configurable": {"thread_id": row["thread_id"], "checkpoint_ns": ""}}
                 async for each in upstream.alist(where):

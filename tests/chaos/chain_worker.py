@@ -117,6 +117,7 @@ class Talking:
 
     async def _talk(self, attempt: Attempt, *, resumes: bool) -> None:
         config: RunnableConfig = {"configurable": {"thread_id": attempt.thread}}
+        given: Any
         if resumes and random.random() < _BLIND:
             attempt.did, given = "resumed", Command(resume=attempt.word)
         else:

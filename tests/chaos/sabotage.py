@@ -12,7 +12,7 @@ from typing import Any
 from glasspoint.coherence.identity import IdentityKeeper
 from glasspoint.l1 import epoch
 from glasspoint.l2.identity import Attachment, Look
-from glasspoint.l2.store import PutAnswer, Store, WritesAnswer
+from glasspoint.l2.store import PutResult, Store, WritesResult
 from glasspoint.redis.signature import Signer
 
 __all__ = ["NO_TRIGGERS", "SABOTAGES", "VARIABLE", "sabotage"]
@@ -54,32 +54,33 @@ def _no_l2() -> None:
     """Every seventh checkpoint, and every seventh task's writes, are acknowledged without PostgreSQL."""
     put, put_writes, calls = Store.put, Store.put_writes, iter(range(10**9))
 
-    async def broken_put(self: Store, scope: Any, what: Any, ready: Any) -> PutAnswer:
+    async def broken_put(self: Store, scope: Any, what: Any, ready: Any) -> PutResult:
         if next(calls) % 7 == 6:
             await ready(None)
-            return PutAnswer(True, [])
+            return PutResult(True, [])
         return await put(self, scope, what, ready)
 
     async def broken_put_writes(
         self: Store, scope: Any, checkpoint_id: str, writes: Any, ready: Any, *, upsert: bool
-    ) -> WritesAnswer:
+    ) -> WritesResult:
         if next(calls) % 7 == 6:
             await ready(None)
-            return WritesAnswer(writes, False, [])
+            return WritesResult(writes, False, [])
         return await put_writes(self, scope, checkpoint_id, writes, ready, upsert=upsert)
 
-    Store.put, Store.put_writes = broken_put, broken_put_writes  # type: ignore[method-assign]
+    Store.put = broken_put  # type: ignore[method-assign, assignment]
+    Store.put_writes = broken_put_writes  # type: ignore[method-assign]
 
 
 def _no_answer() -> None:
     """What PostgreSQL did not answer is acknowledged all the same."""
     put_writes = Store.put_writes
 
-    async def broken(self: Store, *args: Any, **options: Any) -> WritesAnswer:
+    async def broken(self: Store, *args: Any, **options: Any) -> WritesResult:
         try:
             return await put_writes(self, *args, **options)
         except ConnectionError:
-            return WritesAnswer([], False, [])
+            return WritesResult([], False, [])
 
     Store.put_writes = broken  # type: ignore[method-assign]
 
@@ -90,10 +91,10 @@ def _no_identity() -> None:
 
     def broken(self: epoch.EpochKeeper) -> None:
         compose(self)
-        if self._epoch is not None:
-            assert self._epoch.identity.name in self._epoch.prefix
-            prefix = f"{self.root}{self._epoch.server.reign}:"
-            self._epoch = replace(self._epoch, prefix=prefix, signer=Signer(b"the same everywhere"))
+        if self.known is not None:
+            assert self.known.identity.name in self.known.prefix
+            prefix = f"{self.root}{self.known.server.reign}:"
+            self.known = replace(self.known, prefix=prefix, signer=Signer(b"the same everywhere"))
 
     epoch.EpochKeeper._compose = broken  # type: ignore[method-assign]
 

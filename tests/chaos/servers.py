@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -122,7 +123,8 @@ class Servers:
         pending: dict[tuple[str, str, str, str, str], str] = {}
         said_in: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         async with AsyncPostgresSaver.from_conn_string(self.url(name)) as upstream:
-            threads = await upstream.conn.execute("SELECT DISTINCT thread_id FROM checkpoints")
+            connection: Any = upstream.conn  # no pool
+            threads = await connection.execute("SELECT DISTINCT thread_id FROM checkpoints")
             for row in await threads.fetchall():
                 # A thread at a time: all of a long run at once would not fit into memory.
                 async for found in upstream.alist({"configurable": {"thread_id": row["thread_id"]}}):
@@ -131,7 +133,7 @@ class Servers:
                     values = found.checkpoint["channel_values"]
                     checkpoints[key] = digest_of_values(values)
                     said_in[key] |= set(databases_of(values.values()))
-            cursor = await upstream.conn.execute(
+            cursor = await connection.execute(
                 "SELECT thread_id, checkpoint_ns, checkpoint_id, task_id, channel, type, blob "
                 "FROM checkpoint_writes"
             )

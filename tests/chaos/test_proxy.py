@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from chaos.proxy import Proxy
+from chaos.proxy import Mode, Proxy
 
 MESSAGE = b"0123456789"
 
@@ -63,7 +63,7 @@ async def test_delayed_data_arrives(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("mode", ["reset", "refuse"])
-async def test_connections_are_lost_and_come_back(proxy: Proxy, mode: str) -> None:
+async def test_connections_are_lost_and_come_back(proxy: Proxy, mode: Mode) -> None:
     async with Client(proxy) as client:
         assert await client.ask() == MESSAGE
         await proxy.switch(mode)

@@ -38,14 +38,11 @@ _PAUSE_SECONDS = 0.02
 _STEPS_OF_A_WRITE = {"l1.begin", "l1.confirm", "l1.commit", "l1.drop"}
 
 
-class Witness:
+class Witness(events.Observer):
     """Learns from the saver's own telemetry what the answer does not say: did Redis hear of it?"""
 
     def __init__(self, history: HistoryFile) -> None:
         self._history = history
-
-    def operation_started(self, operation: events.Operation) -> None:
-        pass
 
     def operation_ended(self, operation: events.Operation) -> None:
         current = current_operation.get()
@@ -53,9 +50,6 @@ class Witness:
             self._history.confirm(current)  # the burst was announced before
         if current is not None:
             current.hit = operation.served_by == "l1"
-
-    def step_started(self, step: events.Step) -> None:
-        pass
 
     def step_ended(self, step: events.Step) -> None:
         current = current_operation.get()
@@ -67,15 +61,6 @@ class Witness:
             and step.scope == (current.thread, current.namespace)
         ):
             self._history.confirm(current)
-
-    def noted(self, note: events.Note) -> None:
-        pass
-
-    def opened(self, vitals: events.Vitals) -> None:
-        pass
-
-    def closed(self, vitals: events.Vitals) -> None:
-        pass
 
 
 class RecordingSaver(Recording, CachedPostgresSaver):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from glasspoint._version import __version__
 from glasspoint.cli.parts import (
     AsJson,
     KeyPrefix,
@@ -19,6 +17,7 @@ from glasspoint.cli.parts import (
     RedisUrl,
     needed,
     plain_endings,
+    print_json,
     registering,
     saver_options,
 )
@@ -26,7 +25,11 @@ from glasspoint.errors import GlasspointError
 from glasspoint.logs import kept_warnings
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from glasspoint.cli.browsing import Browser
+
+    Facts: TypeAlias = dict[str, Any]
 
 __all__ = ["app"]
 
@@ -75,15 +78,13 @@ def threads(
 
     wanted = dict(map(_pair, filter or ()))
 
-    async def find(browser: Browser) -> list[dict[str, Any]]:
-        return await browser.threads(filter=wanted, limit=limit, before=before or None)
+    async def find(browser: Browser) -> Facts:
+        return {"threads": await browser.threads(filter=wanted, limit=limit, before=before or None)}
 
-    with _ending(as_json):
-        found = _browse(find, postgres_url, "", "glasspoint", content=content)
-        if as_json:
-            _print_json({"threads": found})
-        else:
-            print_threads(Console(highlight=False), found, limit=limit)
+    def print_found(console: Console, found: Facts) -> None:
+        print_threads(console, found["threads"], limit=limit)
+
+    _browse(find, print_found, postgres_url, content=content, as_json=as_json)
 
 
 @_command
@@ -102,18 +103,10 @@ def history(
     """
     from glasspoint.cli.browsing_view import print_history
 
-    with _ending(as_json):
-        found = _browse(
-            lambda browser: browser.history(thread_id, namespace=namespace, limit=limit),
-            postgres_url,
-            "",
-            "glasspoint",
-            content=content,
-        )
-        if as_json:
-            _print_json(found)
-        else:
-            print_history(Console(highlight=False), found)
+    def find(browser: Browser) -> Awaitable[Facts]:
+        return browser.history(thread_id, namespace=namespace, limit=limit)
+
+    _browse(find, print_history, postgres_url, content=content, as_json=as_json)
 
 
 @_command
@@ -139,18 +132,10 @@ def show(
     """
     from glasspoint.cli.browsing_view import print_show
 
-    with _ending(as_json):
-        found = _browse(
-            lambda browser: browser.show(thread_id, checkpoint_id, namespace=namespace),
-            postgres_url,
-            redis_url,
-            key_prefix,
-            content=content,
-        )
-        if as_json:
-            _print_json(found)
-        else:
-            print_show(Console(highlight=False), found)
+    def find(browser: Browser) -> Awaitable[Facts]:
+        return browser.show(thread_id, checkpoint_id, namespace=namespace)
+
+    _browse(find, print_show, postgres_url, redis_url, key_prefix, content=content, as_json=as_json)
 
 
 @_command
@@ -170,18 +155,10 @@ def diff(
     """
     from glasspoint.cli.browsing_view import print_diff
 
-    with _ending(as_json):
-        found = _browse(
-            lambda browser: browser.diff(thread_id, a, b, namespace=namespace),
-            postgres_url,
-            "",
-            "glasspoint",
-            content=content,
-        )
-        if as_json:
-            _print_json(found)
-        else:
-            print_diff(Console(highlight=False), found)
+    def find(browser: Browser) -> Awaitable[Facts]:
+        return browser.diff(thread_id, a, b, namespace=namespace)
+
+    _browse(find, print_diff, postgres_url, content=content, as_json=as_json)
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -196,40 +173,36 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _browse(
-    find: Callable[[Browser], Awaitable[Any]],
+    find: Callable[[Browser], Awaitable[Facts]],
+    print_found: Callable[[Console, Facts], None],
     postgres_url: str,
-    redis_url: str,
-    key_prefix: str,
+    redis_url: str = "",
+    key_prefix: str = "glasspoint",
     *,
     content: bool,
-) -> Any:
+    as_json: bool,
+) -> None:
+    """Find something, and print it. A failure is one line, or JSON that says the same."""
     from glasspoint.cli.browsing import Browser
 
     needed("POSTGRES_URL", postgres_url)
 
-    async def run() -> Any:
+    async def run() -> Facts:
         async with Browser.open(
             postgres_url, redis_url, key_prefix=key_prefix, options=saver_options(), content=content
         ) as browser:
             return await find(browser)
 
-    with kept_warnings(capacity=1):
-        return asyncio.run(run())
-
-
-def _print_json(found: dict[str, Any]) -> None:
-    typer.echo(json.dumps({"ok": True, "version": __version__, **found}, ensure_ascii=False, indent=2))
-
-
-@contextmanager
-def _ending(as_json: bool) -> Iterator[None]:
-    """End a command that fails with one line, or with JSON that says the same."""
-    try:
-        with nullcontext() if as_json else plain_endings():
-            yield
-    except GlasspointError as error:
-        failure = {"ok": False, "version": __version__, "error": " ".join(str(error).split())}
-        typer.echo(json.dumps(failure, ensure_ascii=False, indent=2))
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    with plain_endings():
+        try:
+            with kept_warnings(capacity=1):
+                found = asyncio.run(run())
+        except GlasspointError as error:
+            if not as_json:
+                raise
+            print_json(False, {"error": " ".join(str(error).split())})
+            raise typer.Exit(1) from None
+        if as_json:
+            print_json(True, found)
+        else:
+            print_found(Console(highlight=False), found)

@@ -93,7 +93,7 @@ class Browser:
         Args:
             postgres_url, redis_url: The servers; Redis may be empty.
             key_prefix: The beginning of the service's keys in Redis.
-            options: The options of the service's saver: see `Settings.saver_options`.
+            options: The options of the service's saver: see `savers.options.access_options`.
             content: Whether to return values and metadata, too.
 
         Raises:

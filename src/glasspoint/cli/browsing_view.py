@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from glasspoint.cli.prune import human_bytes
 from glasspoint.console import WIDTH, Block, plain
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def print_show(console: Console, facts: Facts) -> None:
         ("", newest),
         ("parent", plain(facts["parent_id"]) if facts["parent_id"] else "none: the thread begins here"),
         ("made", f"{_time(facts['created_at'])} UTC, step {_text(facts['step'])}, {_text(facts['source'])}"),
-        ("size", f"{human_bytes(facts['bytes'])}, format {_text(facts['format'])}"),
+        ("size", f"{decimal(facts['bytes'])}, format {_text(facts['format'])}"),
         ("next", ", ".join(map(plain, facts["next"])) or "no node, as far as its edges tell"),
         *_waits(facts),
         ("L1 (Redis)", _l1(facts["l1"])),
@@ -271,7 +271,7 @@ def _short_time(iso: str | None, *, is_of_one_day: bool) -> str:
 
 
 def _size(count: int) -> str:
-    return f"{count} B" if count < 1000 else human_bytes(count)
+    return f"{count} B" if count < 1000 else decimal(count)
 
 
 def _version(version: str | None) -> str:
@@ -321,7 +321,7 @@ def _l1(l1: Facts) -> str:
     if l1.get("journalled"):
         said += "; the journal names it, so savers drop it before they read"
     if l1.get("bytes"):
-        said += f" ({human_bytes(l1['bytes'])}"
+        said += f" ({decimal(l1['bytes'])}"
         said += (
             f", gone in {_duration(l1['expires_in_seconds'])} if nobody reads it)"
             if l1["expires_in_seconds"]
@@ -340,7 +340,7 @@ def _duration(seconds: float) -> str:
 def _side(side: Facts) -> str:
     return (
         f"{plain(side['checkpoint_id'])}\n{_time(side['created_at'])} UTC, step {_text(side['step'])}, "
-        f"{_text(side['source'])}, {human_bytes(side['bytes'])}, {side['pending_writes']} pending"
+        f"{_text(side['source'])}, {decimal(side['bytes'])}, {side['pending_writes']} pending"
     )
 
 

@@ -36,10 +36,11 @@ from psycopg.rows import tuple_row
 from redis.exceptions import RedisError, ResponseError
 
 from glasspoint import CachedPostgresSaver, RedisSaver
+from glasspoint.cli.parts import connect_once
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.epoch import root_of
-from glasspoint.l2.pool import connect, postgres_conninfo
+from glasspoint.l2.pool import postgres_conninfo
 from glasspoint.l2.schema import GRANTS, triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.sql import query
@@ -282,26 +283,26 @@ class _Checks:
             self._obstacle = "this command must not use the cache"
             raise _Failed(why_not)
         async with self._saver() as saver:
-            vitals = saver.vitals
-        if vitals.identity is None:
-            why = vitals.no_identity_because or "It has no identity of this database. See the service's log."
+            status = saver.status
+        if status.identity is None:
+            why = status.no_identity_because or "It has no identity of this database. See the service's log."
             raise _Failed(f"L1 (Redis) is not used. {why}")
-        others = await self._other_databases(vitals.identity)
-        said, warnings = [vitals.identity], []
+        others = await self._other_databases(status.identity)
+        said, warnings = [status.identity], []
         if has_triggers:
             said.append("other software's writes are noted")
         elif self._saver_options.get("foreign_writes") == "ignore":
             said.append("other software's writes are not noted, as CHECKPOINT_FOREIGN_WRITES wants it")
         else:
             warnings.append(f"other software's writes are NOT noted ({_SET_UP})")
-        if vitals.withheld:
-            said.append(f"PostgreSQL withholds: {', '.join(vitals.withheld)}")
-        if vitals.synchronous_commit not in DURABLE:
+        if status.withheld:
+            said.append(f"PostgreSQL withholds: {', '.join(status.withheld)}")
+        if status.synchronous_commit not in DURABLE:
             warnings.append(
-                f"synchronous_commit is {vitals.synchronous_commit}: a crash can lose acknowledged writes "
+                f"synchronous_commit is {status.synchronous_commit}: a crash can lose acknowledged writes "
                 "(ALTER ROLE ... SET synchronous_commit = on)"
             )
-        if vitals.has_unbounded_statements:
+        if status.has_unbounded_statements:
             seconds = self._saver_options.get("write_deadline_seconds", 10.0)
             warnings.append(
                 "statement_timeout is 0, or longer than the write's deadline: a late statement can go "
@@ -415,12 +416,7 @@ class _Checks:
         )
 
     async def _connect(self) -> psycopg.AsyncConnection:
-        return await connect(
-            self._postgres_url,
-            schema=self._saver_options.get("schema"),
-            password=self._saver_options.get("password"),
-            connect_timeout_seconds=self._saver_options.get("connect_timeout_seconds", 5.0),
-        )
+        return await connect_once(self._postgres_url, self._saver_options)
 
 
 async def say(saver: CachedPostgresSaver, thread_id: str, text: str) -> str:

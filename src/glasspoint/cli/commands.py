@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
 import signal
 import sys
@@ -29,13 +28,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from glasspoint._version import __version__
 from glasspoint.cli.browse import app as browse_app
 from glasspoint.cli.migrate import app as migrate_app
-from glasspoint.cli.parts import KeyPrefix, plain_endings, registering, saver_options
+from glasspoint.cli.parts import (
+    AsJson,
+    KeyPrefix,
+    PostgresUrl,
+    RedisUrl,
+    counts_table,
+    needed,
+    plain_endings,
+    print_error,
+    print_json,
+    registering,
+    report_facts,
+    saver_options,
+)
 from glasspoint.console import Block
 from glasspoint.errors import GlasspointError
 from glasspoint.logs import kept_warnings
@@ -164,9 +177,7 @@ def setup(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the SQL, for psql, and run none of it.")
     ] = False,
-    postgres_url: Annotated[
-        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
-    ] = "",
+    postgres_url: PostgresUrl = "",
 ) -> None:
     """Make the tables and triggers, or bring them up to date.
 
@@ -177,40 +188,32 @@ def setup(
     Better set the environment variable than the option: other users of a machine can read its command
     lines, passwords and all.
     """
-    from glasspoint.cli.setup import run_setup, setup_script
+    from glasspoint.cli.setup import run_setup
     from glasspoint.settings import Settings
 
-    if not postgres_url:
-        raise typer.BadParameter(
-            "not configured: set POSTGRES_URL, or pass --postgres-url.", param_hint="--postgres-url"
-        )
+    needed("POSTGRES_URL", postgres_url)
     if remove and renew_signing_key:
         raise typer.BadParameter("there is no key left then.", param_hint="--renew-signing-key")
     task: Task = "remove" if remove else "renew the signing key" if renew_signing_key else "set up"
     with plain_endings(), kept_warnings(capacity=1):
         settings = Settings.from_environment()
-        do = setup_script if dry_run else run_setup
-        work = do(
+        work = run_setup(
             postgres_url,
             task,
             foreign_writes=foreign_writes.value,
             schema_name=settings.postgres_schema,
             password=settings.postgres_password,
+            dry_run=dry_run,
         )
-        done = asyncio.run(work)
-        for line in [done] if isinstance(done, str) else done:
+        for line in asyncio.run(work):
             typer.echo(line)
 
 
 @_command
 def check(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    postgres_url: Annotated[
-        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
-    ] = "",
-    redis_url: Annotated[
-        str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
-    ] = "",
+    as_json: AsJson = False,
+    postgres_url: PostgresUrl = "",
+    redis_url: RedisUrl = "",
     key_prefix: KeyPrefix = "glasspoint",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one check may take.")] = 15.0,
 ) -> None:
@@ -255,8 +258,7 @@ def check(
             }
             for finding in findings
         ]
-        report = {"ok": passed, "version": __version__, "checks": checks}
-        typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(passed, {"checks": checks})
     raise typer.Exit(0 if passed else 1)
 
 
@@ -281,13 +283,9 @@ def prune(
     batch_size: Annotated[
         int, typer.Option(min=1, help="About how many checkpoints go in one transaction.")
     ] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    postgres_url: Annotated[
-        str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
-    ] = "",
-    redis_url: Annotated[
-        str, typer.Option(envvar="REDIS_URL", show_default=False, show_envvar=True, help="Redis.")
-    ] = "",
+    as_json: AsJson = False,
+    postgres_url: PostgresUrl = "",
+    redis_url: RedisUrl = "",
     key_prefix: KeyPrefix = "glasspoint",
 ) -> None:
     """Remove old checkpoints, while everything goes on.
@@ -304,10 +302,8 @@ def prune(
     from glasspoint.cli.prune import PruneRun
 
     age = age_of(older_than)
-    for name, url in (("POSTGRES_URL", postgres_url), ("REDIS_URL", redis_url)):
-        if not url:
-            option = f"--{name.lower().replace('_', '-')}"
-            raise typer.BadParameter(f"not configured: set {name}, or pass {option}.", param_hint=option)
+    needed("POSTGRES_URL", postgres_url)
+    needed("REDIS_URL", redis_url)
     with plain_endings():
         options = saver_options()
     run = PruneRun(
@@ -330,11 +326,11 @@ def prune(
             if run.undone:
                 failure = "interrupted; the batch under way was undone."
     if as_json:
-        typer.echo(json.dumps(_report_json(run.report, failure), ensure_ascii=False, indent=2))
+        print_json(not failure, _report_json(run.report, failure))
     elif run.report is not None:
         Console(highlight=False).print(_report_table(run.report))
     if failure and not as_json:
-        Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), failure))
+        print_error(failure)
     raise typer.Exit(130 if run.interrupted else 1 if failure else 0)
 
 
@@ -386,7 +382,7 @@ def trace(
         Path | None,
         typer.Option(metavar="FILE", help="Write a page to look at in a browser.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a conversation turn by turn: what took how long, and where each read came from.
 
@@ -461,43 +457,22 @@ def age_of(text: str, option: str = "--older-than") -> timedelta:
 
 def _report_json(report: PruneReport | None, failure: str) -> dict[str, object]:
     if report is None:
-        return {"ok": False, "version": __version__, "error": failure}
-    return {
-        "ok": not failure,
-        "version": __version__,
-        **({"error": failure} if failure else {}),
-        "dry_run": report.dry_run,
-        "cutoff": report.cutoff.isoformat(timespec="seconds"),
-        "threads": report.threads,
-        "checkpoints": report.checkpoints,
-        "writes": report.writes,
-        "blobs": report.blobs,
-        "bytes": report.bytes,
-        "batches": report.batches,
-        "skipped_threads": report.skipped_threads,
-    }
+        return {"error": failure}
+    return report_facts(report, failure, cutoff=report.cutoff.isoformat(timespec="seconds"))
 
 
 def _report_table(report: PruneReport) -> RenderableType:
-    from glasspoint.cli.prune import human_bytes
-
-    title = "would remove" if report.dry_run else "removed"
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(width=12)
-    grid.add_column()
-    grid.add_row(
-        Text(title, "bold green"), f"what is older than {report.cutoff:%Y-%m-%d %H:%M} UTC, and not needed"
-    )
-    for name, count in (
+    skipped = ("skipped", f"{report.skipped_threads:,} threads that were in use")
+    grid = counts_table(
+        "would remove" if report.dry_run else "removed",
+        f"what is older than {report.cutoff:%Y-%m-%d %H:%M} UTC, and not needed",
         ("checkpoints", report.checkpoints),
         ("writes", report.writes),
         ("values", report.blobs),
         ("threads", report.threads),
-    ):
-        grid.add_row(name, f"{count:,}")
-    grid.add_row("size", human_bytes(report.bytes))
-    if report.skipped_threads:
-        grid.add_row("skipped", f"{report.skipped_threads:,} threads that were in use")
+        ("size", decimal(report.bytes)),
+        *([skipped] if report.skipped_threads else []),
+    )
     return Block(grid, indent=0, lines_after=0)
 
 

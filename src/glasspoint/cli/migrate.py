@@ -6,11 +6,9 @@ The source is a URL or a file name.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
@@ -18,26 +16,28 @@ import typer
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from prometheus_client import CollectorRegistry
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.filesize import decimal
+from rich.progress import TimeRemainingColumn
 from rich.text import Text
 
-from glasspoint._version import __version__
 from glasspoint.cli.parts import (
     AsJson,
     KeyPrefix,
     PostgresUrl,
+    ProgressDisplay,
     RedisUrl,
     UnattachedSaver,
     check_cache,
     connected,
+    counts_table,
     needed,
     plain_endings,
     print_error,
+    print_json,
     registering,
+    report_facts,
     saver_options,
 )
-from glasspoint.cli.prune import human_bytes
 from glasspoint.console import Block, plain
 from glasspoint.errors import ConfigurationError, GlasspointError, SchemaError
 from glasspoint.l2.schema_statements import UPSTREAM_TABLES
@@ -53,13 +53,13 @@ from glasspoint.telemetry import create_telemetry
 
 if TYPE_CHECKING:
     from glasspoint.migration.sources import Source
+    from glasspoint.savers.options import OpenCachedOptions
 
 __all__ = ["app"]
 
 app = typer.Typer()
 _command = registering(app)
 
-_LINE_EVERY_SECONDS = 10.0
 _NAMED_AT_MOST = 10
 _MISSING_TABLES = query("missing_tables")
 
@@ -115,7 +115,7 @@ def migrate(
     needed("POSTGRES_URL", postgres_url)
     needed("REDIS_URL", redis_url)
     with plain_endings():
-        options = saver_options()
+        options: OpenCachedOptions = {**saver_options(), "key_prefix": key_prefix, "pool_max_size": 2}
     run = _Run(Console(stderr=True, highlight=False), dry_run=dry_run, shows_progress=not as_json)
     failure, status = "", 0
 
@@ -124,14 +124,8 @@ def migrate(
             if not dry_run:
                 await check_cache(postgres_url, redis_url, options, key_prefix=key_prefix, undone="copied")
             saver_class = UnattachedSaver if dry_run else CachedPostgresSaver
-            async with saver_class.from_conn_string(
-                postgres_url,
-                redis_url=redis_url,
-                key_prefix=key_prefix,
-                **options,
-                pool_max_size=2,
-                telemetry=create_telemetry(registry=CollectorRegistry()),
-            ) as target:
+            options["telemetry"] = create_telemetry(registry=CollectorRegistry())
+            async with saver_class.from_conn_string(postgres_url, redis_url=redis_url, **options) as target:
                 await run.copy(opened, target, thread)
 
     with kept_warnings(capacity=1):
@@ -145,7 +139,7 @@ def migrate(
             failure, status = "interrupted: run it again to copy the rest.", 130
     status = status or (1 if run.report.refused else 0)
     if as_json:
-        typer.echo(json.dumps(_report_json(run.report, failure), ensure_ascii=False, indent=2))
+        print_json(not status, report_facts(run.report, failure, refused=dict(run.report.refused)))
     elif run.report.threads or not failure:
         Console(highlight=False).print(_report_table(run.report))
     if not as_json:
@@ -159,17 +153,16 @@ class _Run:
 
     def __init__(self, console: Console, *, dry_run: bool, shows_progress: bool) -> None:
         self.report = MigrationReport(dry_run)
-        self._console = console
         self._dry_run = dry_run
-        self._progress = _progress(console) if shows_progress and console.is_terminal else None
-        self._writes_lines = shows_progress and not console.is_terminal
-        self._line_at = monotonic() + _LINE_EVERY_SECONDS
+        self._display = ProgressDisplay(
+            console, "looking for threads", TimeRemainingColumn(), shown=shows_progress
+        )
         self._total = 0
 
     async def copy(
         self, source: Source, target: CachedPostgresSaver, thread_ids: Sequence[str] | None
     ) -> None:
-        with self._progress or nullcontext():
+        with self._display.bar:
             self.report = await copy_threads(
                 source,
                 target,
@@ -181,17 +174,15 @@ class _Run:
 
     def _on_begin(self, threads: int) -> None:
         self._total = threads
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], total=threads)
 
     def _on_thread(self, report: MigrationReport) -> None:
         self.report = report
-        said = f"{report.checkpoints:,} checkpoints, {human_bytes(report.bytes)}"
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=report.threads, description=said)
-        elif self._writes_lines and monotonic() >= self._line_at:
-            self._line_at = monotonic() + _LINE_EVERY_SECONDS
-            self._console.print(f"{report.threads:,} of {self._total:,} threads, {said} …")
+        self._display.show(
+            f"{report.threads:,} of {self._total:,} threads, {report.checkpoints:,} checkpoints, "
+            f"{decimal(report.bytes)}",
+            done=report.threads,
+            total=self._total,
+        )
 
 
 @asynccontextmanager
@@ -240,50 +231,16 @@ async def _check_tables(conn: psycopg.AsyncConnection[Any]) -> None:
         )
 
 
-def _progress(console: Console) -> Progress:
-    progress = Progress(
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("threads, {task.description}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    progress.add_task("looking for threads", total=None)
-    return progress
-
-
-def _report_json(report: MigrationReport, failure: str) -> dict[str, object]:
-    return {
-        "ok": not failure and not report.refused,
-        "version": __version__,
-        **({"error": " ".join(failure.split())} if failure else {}),
-        "dry_run": report.dry_run,
-        "threads": report.threads,
-        "copied": report.copied,
-        "unchanged": report.unchanged,
-        "checkpoints": report.checkpoints,
-        "writes": report.writes,
-        "values": report.values,
-        "bytes": report.bytes,
-        "refused": dict(report.refused),
-    }
-
-
 def _report_table(report: MigrationReport) -> Block:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(width=12)
-    grid.add_column()
-    title = "would copy" if report.dry_run else "copied"
-    grid.add_row(Text(title, "bold green"), f"what was missing of {report.threads:,} threads")
-    for name, count in (
+    grid = counts_table(
+        "would copy" if report.dry_run else "copied",
+        f"what was missing of {report.threads:,} threads",
         ("checkpoints", report.checkpoints),
         ("writes", report.writes),
         ("values", report.values),
-    ):
-        grid.add_row(name, f"{count:,}")
-    grid.add_row("size", human_bytes(report.bytes))
-    grid.add_row("threads", f"{report.copied:,} with something new, {report.unchanged:,} were complete")
+        ("size", decimal(report.bytes)),
+        ("threads", f"{report.copied:,} with something new, {report.unchanged:,} were complete"),
+    )
     if report.refused:
         grid.add_row(Text("refused", "bold red"), f"{len(report.refused):,} threads, see below")
     return Block(grid, indent=0, lines_after=0)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import fields
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
 import typer
 from redis.exceptions import RedisError
 from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+from rich.table import Table
 from rich.text import Text
 
+from glasspoint._version import __version__
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import (
     ConfigurationError,
@@ -28,22 +34,31 @@ from glasspoint.savers.cached import CachedPostgresSaver
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from glasspoint.savers.options import OpenCachedOptions
+
 __all__ = [
     "AsJson",
     "KeyPrefix",
     "PostgresUrl",
+    "ProgressDisplay",
     "RedisUrl",
     "UnattachedSaver",
     "check_cache",
+    "connect_once",
     "connected",
+    "counts_table",
     "needed",
     "plain_endings",
     "print_error",
+    "print_json",
     "registering",
+    "report_facts",
     "saver_options",
 ]
 
 _REDIS_SECONDS = 2.0
+_CONNECT_SECONDS = 5.0
+_LINE_EVERY_SECONDS = 10.0
 
 PostgresUrl = Annotated[
     str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
@@ -62,11 +77,44 @@ KeyPrefix = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
+class ProgressDisplay:
+    """The progress of a command: a bar in a terminal, a line every ten seconds in a pipe, or nothing."""
+
+    def __init__(self, console: Console, beginning: str, time: ProgressColumn, *, shown: bool) -> None:
+        self._console = console
+        columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), time)
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._task = self._bar.add_task(beginning, total=None)
+        self._writes_lines = shown and not console.is_terminal
+        self._line_at = monotonic() + _LINE_EVERY_SECONDS
+        self.bar: AbstractContextManager[object] = (
+            self._bar if shown and console.is_terminal else nullcontext()
+        )
+
+    def show(self, text: str, *, done: int | None = None, total: int | None = None) -> None:
+        """Show how far the command is: in words, and as a share of a total if that is known."""
+        self._bar.update(self._task, description=text, completed=done, total=total)
+        if self._writes_lines and monotonic() >= self._line_at:
+            self._line_at = monotonic() + _LINE_EVERY_SECONDS
+            self._console.print(f"{text} …")
+
+
+def counts_table(title: str, about: str, *counts: tuple[str, int | str]) -> Table:
+    """Return what a command has done: a heading, and a line for each count."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=12)
+    grid.add_column()
+    grid.add_row(Text(title, "bold green"), about)
+    for name, count in counts:
+        grid.add_row(name, count if isinstance(count, str) else f"{count:,}")
+    return grid
+
+
 class UnattachedSaver(CachedPostgresSaver):
     """A saver for dry runs: it makes no identity, so that it does not take the cache away from a service."""
 
     async def _connect_l1(self) -> None:
-        self._identity.attaches = False
+        self._parts.identity.attaches = False
 
 
 def registering(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -83,11 +131,12 @@ def registering(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..
     return register
 
 
-def saver_options() -> dict[str, Any]:
+def saver_options() -> OpenCachedOptions:
     """Return the options of a saver from the environment: those with which the service opens its own."""
+    from glasspoint.savers.options import access_options
     from glasspoint.settings import Settings
 
-    return Settings.from_environment().saver_options
+    return access_options(Settings.from_environment())
 
 
 def needed(name: str, url: str) -> str:
@@ -117,6 +166,27 @@ def print_error(text: str) -> None:
     console.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())))
 
 
+def print_json(ok: bool, facts: Mapping[str, object]) -> None:
+    """Print the JSON object of `--json`: whether the command succeeded, the version, and its facts."""
+    typer.echo(json.dumps({"ok": ok, "version": __version__, **facts}, ensure_ascii=False, indent=2))
+
+
+async def connect_once(postgres_url: str, options: Mapping[str, Any]) -> psycopg.AsyncConnection[Any]:
+    """Open one connection with the service's options. Raises what `glasspoint.l2.pool.connect` does."""
+    return await connect(
+        postgres_url,
+        schema=options.get("schema"),
+        password=options.get("password"),
+        connect_timeout_seconds=options.get("connect_timeout_seconds", _CONNECT_SECONDS),
+    )
+
+
+def report_facts(report: Any, failure: str, **others: object) -> dict[str, object]:
+    """Return what `--json` prints of a report: the failure, if any, and all fields; `others` replace some."""
+    facts = {each.name: getattr(report, each.name) for each in fields(report)}
+    return {**({"error": " ".join(failure.split())} if failure else {}), **facts, **others}
+
+
 @asynccontextmanager
 async def connected(
     postgres_url: str, options: Mapping[str, Any], *, variable: str = "POSTGRES_URL"
@@ -132,15 +202,10 @@ async def connected(
         ConfigurationError: The URL cannot be parsed.
         L2UnavailableError: PostgreSQL cannot be reached.
     """
-    seconds = options.get("connect_timeout_seconds", 5.0)
+    seconds = options.get("connect_timeout_seconds", _CONNECT_SECONDS)
     try:
         async with asyncio.timeout(2 * seconds):
-            connection = await connect(
-                postgres_url,
-                schema=options.get("schema"),
-                password=options.get("password"),
-                connect_timeout_seconds=seconds,
-            )
+            connection = await connect_once(postgres_url, options)
     except (psycopg.OperationalError, TimeoutError) as exc:
         reason = in_one_line(exc, postgres_conninfo(postgres_url)).rstrip("?") or "it does not answer"
         raise L2UnavailableError(
@@ -175,12 +240,7 @@ async def check_cache(
                 "nothing was. Check REDIS_URL, and that the server is up."
             ) from None
         with suppress(psycopg.Error, RedisError, L1Error):  # the saver meets these too, and explains them
-            async with await connect(
-                postgres_url,
-                schema=options.get("schema"),
-                password=options.get("password"),
-                connect_timeout_seconds=options.get("connect_timeout_seconds", 5.0),
-            ) as conn:
+            async with await connect_once(postgres_url, options) as conn:
                 obstacle = await why_not_to_attach(conn, redis, key_prefix=key_prefix)
             if obstacle:
                 raise ConfigurationError(f"Nothing was {undone}: {obstacle}")

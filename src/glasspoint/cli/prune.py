@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import nullcontext
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.filesize import decimal
+from rich.progress import TimeElapsedColumn
 
-from glasspoint.cli.parts import UnattachedSaver, check_cache
+from glasspoint.cli.parts import ProgressDisplay, UnattachedSaver, check_cache
 from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.telemetry import create_telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractContextManager
     from datetime import timedelta
 
     from rich.console import Console
 
     from glasspoint.savers.maintenance import PruneReport
 
-__all__ = ["PruneRun", "human_bytes"]
-
-_LINE_EVERY_SECONDS = 10.0
+__all__ = ["PruneRun"]
 
 
 class _Interrupted(Exception):
@@ -60,9 +56,9 @@ class PruneRun:
         self._key_prefix = key_prefix
         self._saver_options = saver_options or {}
         self._console = console
-        self._progress = _progress(console) if show_progress and console.is_terminal else None
-        self._writes_lines = show_progress and not console.is_terminal
-        self._line_at = monotonic() + _LINE_EVERY_SECONDS
+        self._display = ProgressDisplay(
+            console, "looking for what is old", TimeElapsedColumn(), shown=show_progress
+        )
 
     async def prune(self, age: timedelta, *, keep_latest: bool, batch_size: int, dry_run: bool) -> None:
         """Remove old checkpoints. The arguments are those of `aprune_older_than`.
@@ -79,7 +75,6 @@ class PruneRun:
                 undone="removed",
             )
         saver_class = UnattachedSaver if dry_run else CachedPostgresSaver
-        bar: AbstractContextManager[object] = self._progress or nullcontext()
         async with saver_class.from_conn_string(
             self._postgres_url,
             redis_url=self._redis_url,
@@ -91,7 +86,7 @@ class PruneRun:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             loop.add_signal_handler(signal.SIGINT, lambda: self._interrupt(task))
             try:
-                with bar:
+                with self._display.bar:
                     self.report = await saver.aprune_older_than(
                         age,
                         keep_latest=keep_latest,
@@ -118,38 +113,8 @@ class PruneRun:
 
     def _on_batch(self, report: PruneReport) -> None:
         self.report = report
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], description=_so_far(report))
-        elif self._writes_lines and monotonic() >= self._line_at:
-            self._line_at = monotonic() + _LINE_EVERY_SECONDS
-            self._console.print(f"{_so_far(report)} …")
+        self._display.show(
+            f"{report.checkpoints:,} checkpoints, {decimal(report.bytes)}, {report.threads:,} threads"
+        )
         if self.interrupted:
             raise _Interrupted
-
-
-def human_bytes(count: int) -> str:
-    """Return a size as text, such as `1.2 GB`, in steps of 1000 as for disks."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
-
-
-def _so_far(report: PruneReport) -> str:
-    return f"{report.checkpoints:,} checkpoints, {human_bytes(report.bytes)}, {report.threads:,} threads"
-
-
-def _progress(console: Console) -> Progress:
-    """Return a progress bar without an end, because the total is known only at the end."""
-    progress = Progress(
-        SpinnerColumn(),
-        BarColumn(bar_width=20),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    progress.add_task("looking for what is old", total=None)
-    return progress

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import psycopg
 
-from glasspoint.errors import GlasspointError, L2UnavailableError, SchemaError
+from glasspoint.cli.parts import connected
+from glasspoint.errors import GlasspointError, SchemaError
 from glasspoint.l2 import schema
-from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glasspoint.l2.types import Connection
     from glasspoint.model.password import Password
 
-__all__ = ["Task", "run_setup", "setup_script"]
+__all__ = ["Task", "run_setup"]
 
 Task = Literal["set up", "renew the signing key", "remove"]
 
@@ -30,6 +30,7 @@ async def run_setup(
     foreign_writes: ForeignWrites,
     schema_name: str | None = None,
     password: Password | None = None,
+    dry_run: bool = False,
 ) -> list[str]:
     """Do one task, and report the result.
 
@@ -39,52 +40,38 @@ async def run_setup(
         foreign_writes: Whether to create triggers that note the writes of other software.
         schema_name: The schema of the tables; if `None`, the one that the `search_path` leads to.
         password: The source of PostgreSQL's password, in place of the URL's.
+        dry_run: Whether to change nothing, and return the SQL as a script for psql. A role that may read is
+            enough for that.
 
     Returns:
-        What was done, one sentence in each line.
+        What was done, one sentence in each line; or the lines of the script. Comments in the script say where
+        and with which role to run it, or that there is nothing to do.
 
     Raises:
         GlasspointError: The task failed, or triggers were wanted and could not be created. The message says
             why, and never holds a password.
     """
     async with _connected(postgres_url, schema_name, password) as conn:
+        if dry_run:
+            return await _script(conn, task, foreign_writes, schema_name)
         return await _do(conn, task, foreign_writes)
 
 
-async def setup_script(
-    postgres_url: str,
-    task: Task,
-    *,
-    foreign_writes: ForeignWrites,
-    schema_name: str | None = None,
-    password: Password | None = None,
-) -> str:
-    """Return the SQL of a task as a script for psql, and change nothing.
-
-    Args:
-        postgres_url: As for `run_setup`. A role that may read is enough.
-        task, foreign_writes, schema_name, password: As for `run_setup`.
-
-    Returns:
-        Comments that say where and with which role to run the script, then its statements; or one comment
-        that says that there is nothing to do.
-
-    Raises:
-        GlasspointError: PostgreSQL could not be reached, or refused to be read.
-    """
-    async with _connected(postgres_url, schema_name, password) as conn:
-        database = conn.info.dbname.replace("\n", " ")
-        if task == "remove":
-            script = await schema.removal_script(conn)
-            about = "remove what is Glasspoint's from"
-        else:
-            parts = [await schema.set_up_script(conn, foreign_writes=foreign_writes)]
-            if task == "renew the signing key":
-                parts.append(await schema.renewal_script(conn))
-            script = "\n".join(filter(None, parts))
-            about = "set up"
+async def _script(
+    conn: Connection, task: Task, foreign_writes: ForeignWrites, schema_name: str | None
+) -> list[str]:
+    database = conn.info.dbname.replace("\n", " ")
+    if task == "remove":
+        script = await schema.removal_script(conn)
+        about = "remove what is Glasspoint's from"
+    else:
+        parts = [await schema.set_up_script(conn, foreign_writes=foreign_writes)]
+        if task == "renew the signing key":
+            parts.append(await schema.renewal_script(conn))
+        script = "\n".join(filter(None, parts))
+        about = "set up"
     if not script:
-        return f"-- Nothing to do: the database {database} is as it should be."
+        return [f"-- Nothing to do: the database {database} is as it should be."]
     lines = [
         f"-- What glasspoint setup would run to {about} the database {database}, as it is now.",
         "-- To run it: psql --set ON_ERROR_STOP=1 --file FILE, as the owner of LangGraph's tables.",
@@ -96,7 +83,7 @@ async def setup_script(
         ]
     if schema_name is not None:
         lines += ["", f"SET search_path TO {_quoted(schema_name)};"]
-    return "\n".join([*lines, "", script])
+    return [*lines, "", script]
 
 
 def _quoted(identifier: str) -> str:
@@ -108,16 +95,9 @@ async def _connected(
     postgres_url: str, schema_name: str | None, password: Password | None
 ) -> AsyncIterator[Connection]:
     """Open a connection, and turn PostgreSQL's refusals into errors that say what to do."""
-    try:
-        connection = await connect(postgres_url, schema=schema_name, password=password)
-    except psycopg.OperationalError as exc:
-        reason = in_one_line(exc, postgres_conninfo(postgres_url))
-        raise L2UnavailableError(
-            f"PostgreSQL cannot be reached: {reason}. Check POSTGRES_URL, and that the server is up."
-        ) from None
-    async with connection:
+    async with connected(postgres_url, {"schema": schema_name, "password": password}) as connection:
         try:
-            yield cast("Connection", connection)
+            yield connection
         except psycopg.errors.InsufficientPrivilege as exc:
             raise SchemaError(
                 f"PostgreSQL refused: {exc.diag.message_primary}. Run this with the owner of the tables. "

@@ -92,7 +92,7 @@ class Auditor:
             self._background.failed(exc)
         else:
             if verdict is not None:
-                self._telemetry.note(Audited(verdict))
+                self._telemetry.emit(Audited(verdict))
         finally:
             self._running -= 1
 
@@ -121,7 +121,7 @@ class Auditor:
     async def _forget(self, served: StoredCheckpoint, different: list[str]) -> None:
         dropped = await self._l1.drop(Intent(served.scope, b""))
         if dropped:
-            self._telemetry.note(Invalidated("audit"))
+            self._telemetry.emit(Invalidated("audit"))
         names = ", ".join(different[:_NAMED_AT_MOST]) + (", …" if len(different) > _NAMED_AT_MOST else "")
         _log.error(
             "A stale entry was found in L1 (Redis): thread %r, namespace %r, checkpoint %s differs from "

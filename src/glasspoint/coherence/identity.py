@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from glasspoint.l1.cache import Cache, Written
     from glasspoint.l2.identity import Attachment, Identities, JournalRow, Look
     from glasspoint.l2.journal import Journal
-    from glasspoint.telemetry.events import IdentityReason, Telemetry, Vitals
+    from glasspoint.telemetry.events import IdentityReason, SaverStatus, Telemetry
 
 __all__ = ["Found", "IdentityKeeper"]
 
@@ -109,7 +109,7 @@ class IdentityKeeper:
         identities: Identities,
         journal: Journal,
         telemetry: Telemetry,
-        vitals: Vitals,
+        status: SaverStatus,
         *,
         signing_key: bytes | None = None,
         last_used: LastUsed | None = None,
@@ -122,7 +122,7 @@ class IdentityKeeper:
             identities: Reads and renews the row of the cache.
             journal: Receives the scopes that were written under old keys.
             telemetry: Receives an event for each change.
-            vitals: Shows the identity.
+            status: Shows the identity.
             signing_key: Signs the entries, in place of the key that PostgreSQL keeps.
             last_used: Makes the record in Redis for processes that cannot ask PostgreSQL; `None`: there is no
                 record.
@@ -133,7 +133,7 @@ class IdentityKeeper:
         self._identities = identities
         self._journal = journal
         self._telemetry = telemetry
-        self._vitals = vitals
+        self._status = status
         self._signing_key = signing_key
         self._last_used = last_used
         self._said_last_used: tuple[Identity, float] | None = None
@@ -182,7 +182,7 @@ class IdentityKeeper:
         self._no_tables_since = None
         self._check_durability(look)
         self._check_statement_timeout(look)
-        self._vitals.withheld = tuple(self._identities.withheld)
+        self._status.withheld = tuple(self._identities.withheld)
         await self._meet_others(look)
         status = await self._settle(look)
         if status != "fits" or look.attachment is None:
@@ -200,8 +200,7 @@ class IdentityKeeper:
         if mark == self.mark or self._identity is None:
             return mark == self.mark
         self._forget()
-        if self._cache.wake is not None:
-            self._cache.wake()
+        self._cache.trust.look_soon()
         return False
 
     async def greet(self, connection: Any) -> None:
@@ -224,8 +223,7 @@ class IdentityKeeper:
             return
         if self._identity is identity:
             self._forget()
-            if self._cache.wake is not None:
-                self._cache.wake()
+            self._cache.trust.look_soon()
 
     # ---------------------------------------------------------------- helpers
 
@@ -333,7 +331,7 @@ class IdentityKeeper:
         row = look.attachment
         if row is None:
             return
-        self._telemetry.note(IdentityChanged(reason))
+        self._telemetry.emit(IdentityChanged(reason))
         if reason == "generation" and row.reign != reign:
             _log.info("The cache is attached to this Redis now, and warms up anew.")
             return
@@ -355,15 +353,15 @@ class IdentityKeeper:
         self._reign, self._position = row.reign, look.position
         self.mark = look.mark
         self._detached_at = None
-        self._vitals.identity = self._identity.name
-        self._vitals.no_identity_because = ""
+        self._status.identity = self._identity.name
+        self._status.no_identity_because = ""
         self._cache.identify(self._identity)
 
     def _note_renewal_by_others(self, row: Attachment) -> None:
         if self._known is None or row.generation in (self._known.generation, self._renewed):
             return
         reason = row.reason
-        self._telemetry.note(IdentityChanged(reason))
+        self._telemetry.emit(IdentityChanged(reason))
         _log.info("Another process has renewed the identity of the cache (%s).", reason)
 
     async def _confirm(self, row: Attachment) -> None:
@@ -398,7 +396,7 @@ class IdentityKeeper:
         """Use no keys, and log why: once, or once in ten minutes if the state may come and go."""
         is_new, may_recur = why not in self._warned, why == _DETACHED
         self._leave_keys()
-        self._vitals.no_identity_because = why
+        self._status.no_identity_because = why
         self._warned.add(why)
         if self._detached_lines.due() if may_recur else is_new:
             _log.warning(why)
@@ -410,7 +408,7 @@ class IdentityKeeper:
 
     def _forget(self, *, is_absent: bool = False) -> None:
         self._identity = None
-        self._vitals.identity = None
+        self._status.identity = None
         self._cache.identify(None, is_absent=is_absent)
 
     def _written_before(self, row: Attachment) -> set[Written]:
@@ -433,7 +431,7 @@ class IdentityKeeper:
         return bool(written)
 
     def _check_durability(self, look: Look) -> None:
-        self._vitals.synchronous_commit = look.synchronous_commit
+        self._status.synchronous_commit = look.synchronous_commit
         if look.synchronous_commit not in DURABLE and "durability" not in self._warned:
             self._warned.add("durability")
             _log.warning(
@@ -447,8 +445,8 @@ class IdentityKeeper:
         limit, timeout = self._statement_seconds, look.statement_timeout_seconds
         if limit is None:
             return
-        self._vitals.has_unbounded_statements = not 0 < timeout <= limit
-        if self._vitals.has_unbounded_statements and "statement_timeout" not in self._warned:
+        self._status.has_unbounded_statements = not 0 < timeout <= limit
+        if self._status.has_unbounded_statements and "statement_timeout" not in self._warned:
             self._warned.add("statement_timeout")
             _log.warning(
                 "PostgreSQL's statement_timeout is %s on the saver's connections, and should be at most "

@@ -87,8 +87,8 @@ class Images:
         give_up_at = monotonic() + _DOUBT_SECONDS
         while True:
             with self._telemetry.step("l1.peek", scope):
-                answer, fields, epoch = await self._peek(scope)
-            if answer != _IN_DOUBT or monotonic() > give_up_at:
+                result, fields, epoch = await self._peek(scope)
+            if result != _IN_DOUBT or monotonic() > give_up_at:
                 break
             await asyncio.sleep(_DOUBT_STEP_SECONDS)
         if fields is None or epoch is None:
@@ -122,16 +122,16 @@ class Images:
             epoch = self._epochs.trusted or await self._meet()
             if epoch is None:
                 return _MISS, None, None
-            record, answer = await self._asked(lambda e=epoch: self._look(e, scope))  # type: ignore[misc]
+            record, result = await self._asked(lambda e=epoch: self._look(e, scope))  # type: ignore[misc]
             if record != self._record:
                 self._epochs.identify(None)
-            elif _is_of_another_epoch(answer):
+            elif _is_of_another_epoch(result):
                 self._epochs.distrust()
-            elif isinstance(answer, Exception):
-                self._warn(answer)
+            elif isinstance(result, Exception):
+                self._warn(result)
                 return _MISS, None, None
             else:
-                return answer[0], (answer[1] if answer[0] == _FOUND else None), epoch
+                return result[0], (result[1] if result[0] == _FOUND else None), epoch
         return _MISS, None, None
 
     async def _look(self, epoch: Epoch, scope: Scope) -> Any:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from glasspoint.l2.identity import JournalRow
     from glasspoint.l2.journal import Journal
     from glasspoint.model.scope import Scope
-    from glasspoint.telemetry.events import Telemetry, Vitals
+    from glasspoint.telemetry.events import SaverStatus, Telemetry
 
 __all__ = ["Sweeper"]
 
@@ -56,7 +56,7 @@ _BATCH = 256
 _LOOKS = 4
 
 # The timeout of one sweep, or of one other task, in the background.
-_PATIENCE_SECONDS = 10.0
+_TIMEOUT_SECONDS = 10.0
 
 # How long reads go to L2 without another sweep, after a sweep that failed.
 _PAUSE_SECONDS = 1.0
@@ -82,7 +82,7 @@ class Sweeper:
         identity: IdentityKeeper,
         breaker: Breaker,
         telemetry: Telemetry,
-        vitals: Vitals,
+        status: SaverStatus,
         *,
         every_seconds: float,
         timeout_seconds: float,
@@ -97,7 +97,7 @@ class Sweeper:
             identity: Tells which entries belong to L2, and which rows are pending.
             breaker: Decides whether Redis is asked at all. Its probes are made here.
             telemetry: Receives an event for each dropped entry.
-            vitals: Shows how many rows are pending.
+            status: Shows how many rows are pending.
             every_seconds: The time between two sweeps in the background.
             timeout_seconds: How long a read waits for a sweep.
             purger: Deletes entries of older epochs; `None`: they stay until they expire.
@@ -108,7 +108,7 @@ class Sweeper:
         self._identity = identity
         self._breaker = breaker
         self._telemetry = telemetry
-        self._vitals = vitals
+        self._status = status
         self._every = every_seconds
         self._timeout = timeout_seconds
         self._purger = purger
@@ -128,8 +128,8 @@ class Sweeper:
         )
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        cache.regain_trust = self.regain_trust
-        cache.wake = self.look_soon
+        self._trust = cache.trust
+        self._trust.be_revalidated_by(self.revalidate, look_soon=self.look_soon)
 
     def start(self) -> None:
         """Begin to sweep in the background. A second call does nothing.
@@ -153,7 +153,7 @@ class Sweeper:
         """Begin the next round at once, because something has changed."""
         self._soon.set()
 
-    async def regain_trust(self) -> bool:
+    async def revalidate(self) -> bool:
         """Sweep for a read that waits. Other reads that arrive meanwhile wait for the same sweep.
 
         Returns:
@@ -166,8 +166,8 @@ class Sweeper:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 async with self._lock:
-                    if self._cache.trusted or self._attempts != attempts:
-                        return self._cache.trusted
+                    if self._trust.is_trusted or self._attempts != attempts:
+                        return self._trust.is_trusted
                     return await self._try(self._sweep_one_batch)
         self._not_before = monotonic() + _PAUSE_SECONDS
         return False
@@ -175,7 +175,7 @@ class Sweeper:
     async def settle(self) -> None:
         """Sweep now, if Redis responds. A saver calls this before it uses L1 for the first time."""
         self._not_before = 0.0
-        await self.regain_trust()
+        await self.revalidate()
 
     async def round(self) -> float:
         """Do one round in the background: probe Redis, sweep, or count the rows, as the state requires.
@@ -209,7 +209,7 @@ class Sweeper:
             self._retire_at = monotonic() + _RETIRE_EVERY_SECONDS * random.uniform(0.8, 1.0)
             await self._try_to_tidy(self._journal.retire)
             await self._try_to_tidy(self._expire_fences)
-        if self._purger is not None and self._cache.trusted and self._breaker.is_closed:
+        if self._purger is not None and self._trust.is_trusted and self._breaker.is_closed:
             await self._try_to_tidy(self._purger.advance)
 
     # ---------------------------------------------------------------- helpers
@@ -220,7 +220,7 @@ class Sweeper:
 
     async def _try_to_tidy(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
                 await work()
         except FORESEEN as exc:
             _log.debug("what the past has left is yet to be deleted (%s)", type(exc).__name__)
@@ -241,7 +241,7 @@ class Sweeper:
         """Run a task, and return whether it succeeded. Errors are not raised: another round follows soon."""
         self._attempts += 1
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
                 done = await work()
         except FORESEEN as exc:
             _log.debug("the journal was not swept (%s)", type(exc).__name__)
@@ -263,12 +263,12 @@ class Sweeper:
     async def _sweep_for_trust(self, at_most: int | None) -> bool:
         """Sweep, and trust L1 if nothing has gone wrong since the sweep began."""
         for _ in range(_LOOKS):
-            if not self._cache.trusted:
+            if not self._trust.is_trusted:
                 await self._cache.connect()
-            doubts = self._cache.doubts
+            suspicions = self._trust.suspicions
             swept = await self._sweep(at_most)
             if swept == "all":
-                return self._cache.believe(doubts)
+                return self._trust.trust(suspicions)
             if swept == "some":
                 self.look_soon()
             if swept != "changed":
@@ -292,7 +292,7 @@ class Sweeper:
                 kept += await self._drop(batch, generation, refused)
                 after, swept = batch[-1].id, swept + len(batch)
             if len(batch) < _BATCH:
-                self._vitals.journal_pending = 0
+                self._status.journal_pending = 0
                 self._backlog = False
                 self._compact_from = _COMPACT_FROM
                 if at_most is None:
@@ -312,7 +312,7 @@ class Sweeper:
             The rows that stay.
         """
         scopes = {entry.scope for entry in batch if entry.scope not in self._cache.quarantine}
-        self._vitals.journal_pending = sum(entry.scope in scopes for entry in batch)
+        self._status.journal_pending = sum(entry.scope in scopes for entry in batch)
         refused |= await self._cache.forget(scopes)
         done = scopes - refused
         await self._forgotten(done, batch, generation)
@@ -345,9 +345,9 @@ class Sweeper:
         """Delete the rows of scopes whose DROP has succeeded."""
         if swept := [entry for entry in rows if entry.scope in scopes]:
             for _ in {entry.scope for entry in swept if entry.scope.is_cached}:
-                self._telemetry.note(Invalidated("journal"))
+                self._telemetry.emit(Invalidated("journal"))
             for table, rows_of_others in Counter(await self._journal.delete(swept, generation)).items():
-                self._telemetry.note(ForeignWrites(table, rows_of_others))
+                self._telemetry.emit(ForeignWrites(table, rows_of_others))
             _log.debug("%d rows of the journal were swept", len(swept))
 
     async def _count(self) -> bool:
@@ -359,7 +359,7 @@ class Sweeper:
                 await self._journal.compact()
                 pending = await self._journal.count()
                 self._compact_from = max(_COMPACT_FROM, 2 * pending)
-            self._vitals.journal_pending = pending
+            self._status.journal_pending = pending
         return True
 
 

@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from glasspoint.demo.names import asks_for_name, name_given_in, with_copula
 from glasspoint.errors import ConfigurationError
 
 __all__ = ["MODEL_VARIABLE", "SUMMARY_PROMPT", "RecallingChatModel", "choose_chat_model"]
 
 MODEL_VARIABLE = "GLASSPOINT_DEMO_MODEL"
 SUMMARY_PROMPT = "Summarise the conversation so far in one short line. Keep every name."
+
+# A name of one word, without Korean's copula behind it: `철수야`, `지은이에요`. `이름은 뭐야` gives no name.
+_NAME = re.compile(
+    r"이름은 (?!뭐|무엇|누구|기억|아직)(?P<korean>[^\s.,!?]+?)"
+    r"(?:이?(?:야|라고|에요|예요)|입니다)?(?=[\s.,!?]|$)"
+    r"|name is (?P<english>[^\W\d_][\w'’-]*)",
+    re.IGNORECASE,
+)
+_QUESTION = re.compile(
+    r"이름.*(?:뭐|무엇|기억)|누구|(?:what|remember|know).*\bmy name\b|\bwho am i\b", re.IGNORECASE
+)
 
 
 class RecallingChatModel(BaseChatModel):
@@ -52,16 +62,6 @@ class RecallingChatModel(BaseChatModel):
     ) -> ChatResult:
         return ChatResult(generations=[ChatGeneration(message=AIMessage(_reply_to(messages)))])
 
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        # The inherited method would use a thread for a few microseconds of work.
-        return self._generate(messages, stop)
-
     def _stream(
         self,
         messages: list[BaseMessage],
@@ -71,16 +71,6 @@ class RecallingChatModel(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         for word in re.findall(r"\S+\s*", _reply_to(messages)):
             yield ChatGenerationChunk(message=AIMessageChunk(content=word))
-
-    async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        for chunk in self._stream(messages, stop):
-            yield chunk
 
 
 def choose_chat_model() -> BaseChatModel:
@@ -120,14 +110,18 @@ def _reply_to(messages: Sequence[BaseMessage]) -> str:
         if name is None:
             return "이름은 아직 모름." if korean else "No name was given yet."
         return f"사용자의 이름은 {name}." if korean else f"The user's name is {name}."
-    if told := name_given_in(latest):
+    if told := _given_in(latest):
         return (
             f"반가워요, {told}님. 기억해 둘게요." if korean else f"Nice to meet you, {told}. I will remember."
         )
-    if asks_for_name(latest):
+    if _QUESTION.search(latest):
         if name is None:
             return "이름을 아직 말씀해 주지 않으셨어요." if korean else "You have not told me your name yet."
-        return f"{with_copula(name, '라고')} 하셨어요." if korean else f"You said that your name is {name}."
+        return (
+            f"{name}{'이' * _ends_with_consonant(name)}라고 하셨어요."
+            if korean
+            else f"You said that your name is {name}."
+        )
     if korean:
         return f"네, {name}님, 듣고 있어요." if name else "네, 듣고 있어요."
     return f"I am listening, {name}." if name else "I am listening."
@@ -135,13 +129,22 @@ def _reply_to(messages: Sequence[BaseMessage]) -> str:
 
 def _name_in(messages: Sequence[BaseMessage]) -> str | None:
     """Return the newest name that a human or a summary gave. The model's own messages do not count."""
-    for message in reversed(messages):
-        if isinstance(message, HumanMessage | SystemMessage):
-            name = name_given_in(str(message.text))
-            if name is not None:
-                return name
-    return None
+    said = (str(each.text) for each in reversed(messages) if isinstance(each, HumanMessage | SystemMessage))
+    return next(filter(None, map(_given_in, said)), None)
+
+
+def _given_in(text: str) -> str | None:
+    """Return the name that a text gives; if there are several, the last one."""
+    names = [found["korean"] or found["english"] for found in _NAME.finditer(text)]
+    return names[-1] if names else None
 
 
 def _is_korean(text: str) -> bool:
     return any("가" <= character <= "힣" for character in text)
+
+
+def _ends_with_consonant(name: str) -> bool:
+    """Tell whether Korean says `이라고` after a name, and not `라고`."""
+    if _is_korean(name[-1]):
+        return (ord(name[-1]) - ord("가")) % 28 != 0
+    return name[-1].lower() not in "aeiouy"

@@ -37,7 +37,7 @@ _LOOKS_BACK = 0.2
 _CHECKPOINTS_SHOWN = 10
 _REMOVAL_SECONDS = 10
 
-_NAMES = ("철수", "영희", "지은", "민준", "하늘", "서연")
+_NAMES = ("철수", "영희", "민수", "지우", "수지", "현우")  # end in a vowel: `야` may follow
 _TALK = ("내 이름이 뭐라고 했지?", "오늘 날씨가 참 좋네", "내 이름 기억해?", "주말에 뭐 하면 좋을까?")
 
 

@@ -77,21 +77,8 @@ class _EmbeddedServer:
         """
         return self._running_process().pid
 
-    @classmethod
-    def require(cls) -> None:
-        """Check that the server's programs are installed. This starts nothing.
-
-        Raises:
-            EmbeddedServerUnavailable: They are not installed; the message says what to install.
-        """
-        raise NotImplementedError
-
     def start(self) -> None:
         """Start the server, in a new directory or in the directory of an earlier start."""
-        raise NotImplementedError
-
-    def stop(self) -> None:
-        """Stop the server in order. The directory stays, so that a later `start()` continues with it."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -213,7 +200,7 @@ class EmbeddedPostgres(_EmbeddedServer):
 
     @classmethod
     def require(cls) -> None:
-        """Raise `EmbeddedServerUnavailable` if PostgreSQL's programs are not installed."""
+        """Raise `EmbeddedServerUnavailable`, which says what to install, if PostgreSQL is not installed."""
         _find_postgres()
 
     @property
@@ -344,7 +331,7 @@ class EmbeddedRedis(_EmbeddedServer):
 
     @classmethod
     def require(cls) -> None:
-        """Raise `EmbeddedServerUnavailable` if no program of Redis is installed."""
+        """Raise `EmbeddedServerUnavailable`, which says what to install, if no program of Redis is there."""
         _find_redis()
 
     @property

@@ -238,7 +238,7 @@ class Branches:
         known = await self._branch_of(saver, placement)
         if known is None:
             if puts is not None:
-                self._note_own(saver.vitals.tier, thread_id, puts)
+                self._note_own(saver.status.tier, thread_id, puts)
             return config
         await _check_that_stays(saver, placement, known)
         if puts is not None:
@@ -268,7 +268,7 @@ class Branches:
         for known in branches:
             if not known.ids.isdisjoint(ids):
                 return known
-        tier = saver.vitals.tier
+        tier = saver.status.tier
         if placement.resumes or self._is_own(tier, thread_id, ids[0]):
             return None
         # Look in the thread itself first: a branch also holds the checkpoint that it goes on from.
@@ -377,7 +377,7 @@ class Branches:
             known = _Known(set_aside, _until(), {each.checkpoint_id for each in placement.starts})
             known.awaits_root = placement.is_of_subgraph
             self._of[thread_id].append(known)
-        self._telemetry.note(ThreadDrained("set_aside"))
+        self._telemetry.emit(ThreadDrained("set_aside"))
         _log.warning(
             "A run in thread %r began in a lower tier, and this tier has another history of the thread. "
             "The run writes to the thread %r.",

@@ -42,10 +42,11 @@ from glasspoint.fallback.branches import UNDER_WAY, Branches, NotStoredYetError
 from glasspoint.fallback.draining import Drainer, Round
 from glasspoint.fallback.lookout import Lookout
 from glasspoint.logs import Throttle, get_logger
+from glasspoint.model.cancellation import run_to_the_end
 from glasspoint.model.lineage import UNKNOWN_TIME, SetAside
 from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.savers.redis_saver import RedisSaver
-from glasspoint.telemetry.background import BackgroundTask, run_to_the_end
+from glasspoint.telemetry.background import BackgroundTask
 from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class Chain:
                 self._fell(spec, self._below(spec)[0], exc)
             else:
                 self._active = (spec, saver)
-                saver.vitals.set_active(True)
+                saver.status.set_active(True)
                 break
         self._note_undrained(
             frozenset(
@@ -374,7 +375,7 @@ class Chain:
         return self._specs[: self._specs.index(spec)]
 
     def _fell(self, spec: Spec, below: Spec, why: Exception) -> None:
-        self._telemetry.note(TierChanged(spec.name, below.name, spec.reason))
+        self._telemetry.emit(TierChanged(spec.name, below.name, spec.reason))
         _log.warning(
             "Fallback from tier %s to %s (%s): %s %s", spec.name, below.name, spec.reason, below.means, why
         )
@@ -479,7 +480,7 @@ class Chain:
         finally:
             self._rising = None
             self._settled.set()
-        self._telemetry.note(TierChanged(spec.name, above.name, "recovered"))
+        self._telemetry.emit(TierChanged(spec.name, above.name, "recovered"))
         _log.warning("Promoted from tier %s to %s: %s.", spec.name, above.name, outcome)
 
     async def _move_up(self, spec: Spec, above: Spec, lower: TierSaver, upper: TierSaver) -> str:
@@ -656,11 +657,11 @@ class Chain:
     async def _work_below(self, spec: Spec, below: Spec, lower: TierSaver, done: Round) -> None:
         above = self.saver
         self._active = (below, lower)
-        above.vitals.set_active(False)
-        lower.vitals.set_active(True)
+        above.status.set_active(False)
+        lower.status.set_active(True)
         self._note_undrained(self._undrained - {below.name})
         await above.close()
-        self._telemetry.note(TierChanged(spec.name, below.name, spec.reason))
+        self._telemetry.emit(TierChanged(spec.name, below.name, spec.reason))
         _log.warning(
             "Fallback from tier %s to %s: threads that stand in %s cannot be drained now (%s). They are "
             "tried again; until then, all conversations go on below.",
@@ -712,11 +713,11 @@ class Chain:
 
     def _note_undrained(self, tiers: frozenset[str]) -> None:
         self._undrained = tiers
-        self.saver.vitals.undrained = tuple(sorted(tiers))
+        self.saver.status.undrained = tuple(sorted(tiers))
 
     def _note_threads(self, tier: str, threads: int) -> None:
         self._threads_below[tier] = threads
-        self.saver.vitals.undrained_threads = dict(self._threads_below)
+        self.saver.status.undrained_threads = dict(self._threads_below)
 
     def _background(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -731,9 +732,9 @@ class Chain:
         passed_by = {each.name for each in self._above(of_before) if each in self._below(spec)}
         self._active = (spec, saver)
         self._note_undrained((self._undrained | passed_by) - {spec.name})
-        saver.vitals.undrained_threads = dict(self._threads_below)
-        before.vitals.set_active(False)
-        saver.vitals.set_active(True)
+        saver.status.undrained_threads = dict(self._threads_below)
+        before.status.set_active(False)
+        saver.status.set_active(True)
         if of_before.name == "memory" and self._drainers["memory"].refused:
             self._kept = (of_before, before)  # if it were closed, these threads would be lost
             return
@@ -764,10 +765,10 @@ class _Report:
         self.branches = branches
 
     def imported(self, checkpoints: int) -> None:
-        self._telemetry.note(Drained(self._tier, checkpoints))
+        self._telemetry.emit(Drained(self._tier, checkpoints))
 
     def drained(self, result: DrainResult) -> None:
-        self._telemetry.note(ThreadDrained(result))
+        self._telemetry.emit(ThreadDrained(result))
 
     def set_aside(self, set_aside: SetAside, branches: Sequence[Branch]) -> None:
         # Without the checkpoint that the branch goes on from: the thread itself has it, too.

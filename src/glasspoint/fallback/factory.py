@@ -30,7 +30,7 @@ from glasspoint.model.sync_methods import Opening
 from glasspoint.redis.signature import secret_of
 from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.savers.memory_saver import MemorySaver
-from glasspoint.savers.options import OpenCachedOptions, OpenRedisOptions, RedisOptions
+from glasspoint.savers.options import OpenCachedOptions, OpenRedisOptions, RedisOptions, service_options
 from glasspoint.savers.redis_saver import RedisSaver
 from glasspoint.settings import Settings
 from glasspoint.telemetry import create_telemetry
@@ -89,7 +89,7 @@ class _Memory:
         """Open a saver on the tier."""
         saver = MemorySaver(history=self.history, **options)
         with self._lock:
-            if not any(each.vitals.active for each in self._savers):
+            if not any(each.status.active for each in self._savers):
                 self.history.forget_moved()  # a chain that works here still has to follow moved threads
             self._savers.add(saver)
         return saver
@@ -198,134 +198,149 @@ async def _open_chain(
     telemetry: Telemetry | None,
     postgres_password: Password | None,
 ) -> FallbackSaver:
-    postgres_url = _required(settings.postgres_url, "POSTGRES_URL")
-    redis_url = _required(settings.redis_url, "REDIS_URL")
     telemetry = telemetry or create_telemetry(thread_ids=settings.telemetry_thread_ids)
-    shared: dict[str, Any] = {"serde": serde or JsonPlusSerializer(), "telemetry": telemetry.for_standby()}
-    saver_options = settings.saver_options
-    if postgres_password is not None:
-        saver_options["password"] = postgres_password
-    l1_signing_key, schema = saver_options["l1_signing_key"], settings.postgres_schema
-    target = Target.of(postgres_url, schema=schema)
-    opened_before: list[RedisSaver] = []  # the last saver of the tier redis
-    secrets: list[bytes | None] = []  # of the tier redis, once it was opened: making it takes a moment
+    tiers = _Tiers(settings, serde or JsonPlusSerializer(), telemetry.for_standby(), postgres_password)
+    chain = Chain(tiers.specs(), telemetry, probe_seconds=settings.probe_interval)
+    return await FallbackSaver.open(chain)
 
-    async def secret() -> bytes | None:
-        if not secrets:
-            secrets.append(
-                await asyncio.to_thread(
-                    fallback_secret,
-                    postgres_url,
-                    l1_signing_key,
-                    schema=schema,
-                    password_rotates=saver_options["password"] is not None,
-                )
-            )
-        return secrets[0]
 
-    async def last_used() -> LastUsed | None:
-        """Return the record that processes of this target leave in Redis, `None` if they cannot sign it."""
-        shared_secret = await secret() if "redis" in settings.fallbacks else None
-        if shared_secret is None:
-            return None
-        return LastUsed(
-            target.id,
-            shared_secret,
-            key_prefix=settings.key_prefix,
-            signing_key=None if l1_signing_key is None else secret_of(l1_signing_key),
-        )
+class _Tiers:
+    """Opens the savers of the tiers of one chain."""
 
-    async def open_cached() -> CachedPostgresSaver:
-        return await CachedPostgresSaver.create(
-            postgres_url,
-            redis_url,
-            cache_ttl=settings.cache_ttl,
-            key_prefix=settings.key_prefix,
-            on_l1_outage=settings.on_l1_outage,
-            on_fork=settings.on_fork,
-            retention=settings.retention,
-            sweep_interval_seconds=settings.sweep_interval,
-            last_used=await last_used(),
-            audit_ratio=settings.audit_ratio,
-            l1_compression=settings.l1_compression,
-            l1_compression_min_bytes=settings.l1_compression_min_bytes,
-            pool_min_size=settings.pool_min_size,
-            pool_max_size=settings.pool_max_size,
-            **saver_options,
-            **shared,
-        )
+    def __init__(
+        self,
+        settings: Settings,
+        serde: SerializerProtocol,
+        telemetry: Telemetry,
+        postgres_password: Password | None,
+    ) -> None:
+        self._settings = settings
+        self._serde = serde
+        self._telemetry = telemetry
+        self._postgres_url = _required(settings.postgres_url, "POSTGRES_URL")
+        self._redis_url = _required(settings.redis_url, "REDIS_URL")
+        self._password = postgres_password or settings.postgres_password
+        key = settings.l1_signing_key
+        self._l1_signing_key = None if key is None else key.get_secret_value()
+        self._target = Target.of(self._postgres_url, schema=settings.postgres_schema)
+        place = os.getpid(), self._target, settings.key_prefix
+        self._memory = _memories.setdefault(place, _Memory())
+        self._last_redis: RedisSaver | None = None  # the last saver of the tier redis
+        self._secrets: list[bytes | None] = []  # of the tier redis, once it was made: that takes a moment
 
-    async def open_redis() -> RedisSaver:
-        if await secret() is None and target not in _unsigned:
-            _unsigned.add(target)
+    def specs(self) -> list[Spec]:
+        """Return the tiers of the settings, best first."""
+        lost_postgres = L2UnavailableError, L2DeadlineError
+        specs = {
+            "redis": Spec(
+                "redis",
+                self._open_redis,
+                (RedisUnavailableError,),
+                "redis_unavailable",
+                _MEANS_REDIS,
+                is_shared=True,
+            ),
+            "memory": Spec(
+                "memory",
+                self._open_memory,
+                (),
+                "",
+                _MEANS_MEMORY,
+                is_shared=True,
+                is_empty=lambda: self._memory.history.is_empty,
+            ),
+        }
+        best = Spec("cached", self._open_cached, lost_postgres, "postgres_unavailable", "")
+        return [best, *(specs[name] for name in self._settings.fallbacks)]
+
+    async def _open_cached(self) -> CachedPostgresSaver:
+        options: OpenCachedOptions = {
+            **service_options(self._settings),
+            "password": self._password,
+            "last_used": await self._last_used(),
+            "serde": self._serde,
+            "telemetry": self._telemetry,
+        }
+        return await CachedPostgresSaver.create(self._postgres_url, self._redis_url, **options)
+
+    async def _open_redis(self) -> RedisSaver:
+        settings = self._settings
+        if await self._secret() is None and self._target not in _unsigned:
+            _unsigned.add(self._target)
             _log.warning(
                 "The tier redis of %s is not signed: POSTGRES_URL has no password that stays the same, and "
                 "CHECKPOINT_L1_SIGNING_KEY is not set. Somebody who can write to Redis can change what a "
                 "conversation remembers during an outage, and run code in this process. And no conversation "
                 "goes on from its cached state. Set the key.",
-                target.name,
+                self._target.name,
             )
         try:
             saver = await RedisSaver.create(
-                redis_url,
+                self._redis_url,
                 ttl=settings.redis_ttl,
                 key_prefix=settings.key_prefix,
                 timeout_seconds=settings.redis_timeout,
-                target=target,
-                signing_key=await secret(),
-                **shared,
+                target=self._target,
+                signing_key=await self._secret(),
+                serde=self._serde,
+                telemetry=self._telemetry,
             )
         except RedisRefusedError as exc:
             raise ConfigurationError(
                 f"The tier redis cannot be used as it is configured. {exc} Correct REDIS_URL, or the user's "
                 "rights on the server."
             ) from exc
-        record = await last_used()
-        states = None
-        if record is not None:
-            states = Images(
-                saver.vitals.redis,
-                record,
-                shared["telemetry"],
-                key_prefix=settings.key_prefix,
-                timeout_seconds=settings.redis_timeout,
+        try:
+            saver.begin_from(await self._cached_states(saver), unknown=settings.fallback_unknown)
+            if self._last_redis is not None:
+                await saver.expect_list(self._last_redis.list_made)
+        except BaseException:
+            await saver.close()
+            raise
+        self._last_redis = saver
+        return saver
+
+    async def _open_memory(self) -> MemorySaver:
+        saver = self._memory.open(serde=self._serde, telemetry=self._telemetry)
+        saver.begin_from(None, unknown=self._settings.fallback_unknown)
+        return saver
+
+    async def _cached_states(self, saver: RedisSaver) -> Images | None:
+        """Return the cached states that conversations can go on from, `None` if no record leads to them."""
+        record = await self._last_used()
+        if record is None:
+            return None
+        return Images(
+            saver.status.redis,
+            record,
+            self._telemetry,
+            key_prefix=self._settings.key_prefix,
+            timeout_seconds=self._settings.redis_timeout,
+        )
+
+    async def _last_used(self) -> LastUsed | None:
+        """Return the record that processes of this target leave in Redis, `None` if they cannot sign it."""
+        secret = await self._secret() if "redis" in self._settings.fallbacks else None
+        if secret is None:
+            return None
+        key_prefix = self._settings.key_prefix
+        key = self._l1_signing_key
+        signing_key = None if key is None else secret_of(key)
+        return LastUsed(self._target.id, secret, key_prefix=key_prefix, signing_key=signing_key)
+
+    async def _secret(self) -> bytes | None:
+        """Return the secret that signs the tier redis, `None` if there is none."""
+        if not self._secrets:
+            self._secrets.append(
+                await asyncio.to_thread(
+                    fallback_secret,
+                    self._postgres_url,
+                    self._l1_signing_key,
+                    schema=self._settings.postgres_schema,
+                    password_rotates=self._password is not None,
+                )
             )
-        saver.begin_from(states, unknown=settings.fallback_unknown)
-        if opened_before:
-            await saver.expect_list(opened_before.pop().list_made)
-        opened_before.append(saver)
-        return saver
-
-    memory = _memories.setdefault((os.getpid(), target, settings.key_prefix), _Memory())
-
-    async def open_memory() -> MemorySaver:
-        saver = memory.open(**shared)
-        saver.begin_from(None, unknown=settings.fallback_unknown)
-        return saver
-
-    specs = {
-        "cached": Spec(
-            "cached", open_cached, (L2UnavailableError, L2DeadlineError), "postgres_unavailable", ""
-        ),
-        "redis": Spec(
-            "redis", open_redis, (RedisUnavailableError,), "redis_unavailable", _MEANS_REDIS, is_shared=True
-        ),
-        "memory": Spec(
-            "memory",
-            open_memory,
-            (),
-            "",
-            _MEANS_MEMORY,
-            is_shared=True,
-            is_empty=lambda: memory.history.is_empty,
-        ),
-    }
-    chain = Chain(
-        [specs[name] for name in ("cached", *settings.fallbacks)],
-        telemetry,
-        probe_seconds=settings.probe_interval,
-    )
-    return await FallbackSaver.open(chain)
+        return self._secrets[0]
 
 
 def _required(url: SecretStr | None, variable: str) -> str:

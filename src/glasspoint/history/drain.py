@@ -11,26 +11,48 @@ So no write is acknowledged here that the other store will not have.
 from __future__ import annotations
 
 import secrets
+from collections import OrderedDict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from glasspoint.errors import ConfigurationError, ThreadDamagedError, ThreadInUseError
 from glasspoint.history.beginning import with_mark, without_mark
-from glasspoint.history.opened import OpenedSaver
 from glasspoint.model.codec import StoredCheckpoint
 from glasspoint.model.lineage import relation_of
 from glasspoint.model.scope import Scope, validate_thread_id
+from glasspoint.telemetry.opened import OpenedSaver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+
+    from glasspoint.history.beginning import Beginning
+    from glasspoint.history.interface import History
     from glasspoint.model.codec import PendingWrites
     from glasspoint.model.lineage import Branch, Relation, SetAside
+    from glasspoint.telemetry.events import Operation, SaverStatus, Served, Telemetry
 
 __all__ = ["DrainableSaver"]
 
 
 class DrainableSaver(OpenedSaver):
     """The calls with which a fallback chain moves threads into the tier above, and out of a tier below."""
+
+    def __init__(
+        self, history: History, status: SaverStatus, telemetry: Telemetry, serde: SerializerProtocol | None
+    ) -> None:
+        """Open a saver on a history.
+
+        Args:
+            history: The history to read and write.
+            status, telemetry, serde: See `OpenedSaver`.
+        """
+        super().__init__(status, telemetry, serde)
+        self._served_by: Served = "memory" if status.tier == "memory" else "redis"
+        self._history = history
+        self._beginning: Beginning | None = None
+        self._written: OrderedDict[str, None] = OrderedDict()
 
     async def thread_ids(self) -> AsyncIterator[str]:
         """Yield the id of every thread that has data here. Sealed threads are included, moved ones are not.
@@ -252,6 +274,13 @@ class DrainableSaver(OpenedSaver):
                 parent_id = None if found is None else found.stored.parent_id
             has_tip = parent_id == branch.tip or await self._history.read(scope, branch.tip) is not None
             return relation_of(branch, newest, has_tip=has_tip), newest
+
+    @contextmanager
+    def _call(self, name: str, scope: Scope | None) -> Iterator[Operation]:
+        """Wrap a call of the saver."""
+        with self._lifetime.call(), self._telemetry.operation(name, scope) as operation:
+            operation.tier = operation.served_by = self._served_by
+            yield operation
 
 
 def _milliseconds(name: str, seconds: float) -> int:

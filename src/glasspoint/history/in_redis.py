@@ -142,10 +142,10 @@ class RedisHistory:
         )
         values = records.value_arguments(fields, namespace, item.values)
         expected = _ANY if newest is None else newest
-        answer = await self._run("import", scope, *checkpoint, expected, len(item.values), *values, *writes)
-        if answer == [AGAIN]:
+        result = await self._run("import", scope, *checkpoint, expected, len(item.values), *values, *writes)
+        if result == [AGAIN]:
             raise ThreadInUseError("Something else was stored in this thread meanwhile.")
-        listed, new = answer
+        listed, new = result
         await self._heard(listed)
         return bool(new)
 
@@ -186,22 +186,22 @@ class RedisHistory:
         beside = replace(self._keyspace, copy=token).parts_of_thread(thread_id)
         keys = [*own, *beside[:6], *([registry] if registry else [])]
         scope = Scope(thread_id, "")
-        answer = await self._steps.run("adopt", scope, keys, self._ttl, token, checkpoints, writes)
-        if answer in ([EXISTS], [AGAIN]):
-            return "exists" if answer == [EXISTS] else "incomplete"
-        await self._heard(answer[0])
+        result = await self._steps.run("adopt", scope, keys, self._ttl, token, checkpoints, writes)
+        if result in ([EXISTS], [AGAIN]):
+            return "exists" if result == [EXISTS] else "incomplete"
+        await self._heard(result[0])
         return "adopted"
 
     # ---------------------------------------------------------------- reading
 
     async def read(self, scope: Scope, checkpoint_id: str | None) -> Found | None:
         """Return a checkpoint, the newest if no id is given."""
-        answer = await self._run("read", scope, scope.checkpoint_ns, checkpoint_id or "")
-        if not answer or not answer[0]:
+        result = await self._run("read", scope, scope.checkpoint_ns, checkpoint_id or "")
+        if not result or not result[0]:
             await self._must_be_empty(scope.thread_id)
             return None
         with self._verifying(scope.thread_id) as fields:
-            return Found(*records.to_stored(fields, scope.thread_id, answer[0]))
+            return Found(*records.to_stored(fields, scope.thread_id, result[0]))
 
     async def removals(self, thread_id: str) -> bytes:
         """Return a value that changes each time that checkpoints are removed from a thread."""
@@ -345,8 +345,8 @@ class RedisHistory:
 
     async def seal(self, thread_id: str, lease_ms: int, token: str, *, renew: bool) -> bool:
         """Keep all other callers from a thread, or renew the seal that does so."""
-        answer = await self._run("seal", Scope(thread_id, ""), lease_ms, token, records.flag(renew))
-        return bool(answer[0])
+        result = await self._run("seal", Scope(thread_id, ""), lease_ms, token, records.flag(renew))
+        return bool(result[0])
 
     async def export(
         self, thread_id: str, *, sealed_too: bool
@@ -395,7 +395,7 @@ class RedisHistory:
             raise error from None
 
     def _tampered(self, thread_id: str, error: ThreadTamperedError) -> None:
-        self._telemetry.note(Invalidated("tampered"))
+        self._telemetry.emit(Invalidated("tampered"))
         # Not a line for each: an attacker who can write to Redis could fill the disk with log lines.
         if since := self._tampered_lines.due():
             _log.warning(
@@ -447,15 +447,15 @@ class RedisHistory:
         self, scope: Scope, order: str, lower: str, upper: str, *, sealed_too: bool
     ) -> AsyncGenerator[list[Position], None]:
         while True:
-            answer = await self._run(
+            result = await self._run(
                 "page", scope, records.flag(sealed_too), order, lower, upper, _IDS_A_PAGE
             )
-            names = [records.split_member(each) for each in answer]
+            names = [records.split_member(each) for each in result]
             if names:
                 yield [Position(Scope(scope.thread_id, ns), checkpoint_id) for ns, checkpoint_id in names]
             if len(names) < _IDS_A_PAGE:
                 return
             if order == "up":
-                lower = f"({answer[-1].decode()}"
+                lower = f"({result[-1].decode()}"
             else:
-                upper = f"({answer[-1].decode()}"
+                upper = f"({result[-1].decode()}"

@@ -138,15 +138,15 @@ def _meets(
     `known` has the results of earlier walks, because many walks end in the same way.
     """
     passed = [start.checkpoint_id]
-    answer = False
+    result = False
     for each in _walk(history, start):
         if each in doomed:
-            answer = True
+            result = True
         elif not _has_value(history[each].channels.get(channel)):
             if (each, channel) not in known:
                 passed.append(each)
                 continue
-            answer = known[each, channel]
+            result = known[each, channel]
         break
-    known.update(((each, channel), answer) for each in passed)
-    return answer
+    known.update(((each, channel), result) for each in passed)
+    return result

@@ -362,14 +362,14 @@ class HistorySaver(DrainableSaver):
         started = perf_counter()
         if found.sends:
             self._complete(found)
-        answer = codec.decode_tuple(self.serde, stored)
+        result = codec.decode_tuple(self.serde, stored)
         operation.decode_seconds = (operation.decode_seconds or 0.0) + perf_counter() - started
         operation.bytes_read = (operation.bytes_read or 0) + stored.size
         if operation.name == "get_tuple":
             operation.checkpoint_id = stored.checkpoint_id
             operation.step, operation.source = stored.metadata.get("step"), stored.metadata.get("source")
             operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
-        return answer
+        return result
 
     def _complete(self, found: Found) -> None:
         """Complete a checkpoint of an old format with its parent's TASKS writes, as upstream does."""

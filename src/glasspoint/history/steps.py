@@ -38,7 +38,7 @@ from glasspoint.errors import (
 )
 from glasspoint.history.permissions import NEEDS
 from glasspoint.redis.faults import is_a_refused_command, is_a_refused_database, is_a_refused_key
-from glasspoint.redis.limiter import Turns, connections_of, when_connected
+from glasspoint.redis.limiter import Limiter, connections_of, when_connected
 from glasspoint.redis.permissions import ask_for_rights
 from glasspoint.redis.timeouts import answered_within
 
@@ -110,7 +110,7 @@ class Steps:
         self._redis: Any = redis
         self._telemetry = telemetry
         self._timeout = timeout_seconds
-        self._turns = Turns(connections_of(redis, most=_CONNECTIONS), timeout_seconds=timeout_seconds)
+        self._limiter = Limiter(connections_of(redis, most=_CONNECTIONS), timeout_seconds=timeout_seconds)
 
     async def run(
         self, step: str, scope: Scope | None, keys: Sequence[str], *args: bytes | str | int
@@ -133,7 +133,7 @@ class Steps:
         """
         with self._telemetry.step(f"redis.{step}", scope):
             try:
-                status, *answer = await self._in_turn(self._evalsha, step, keys, args)
+                status, *result = await self._in_slot(self._evalsha, step, keys, args)
             except RedisUnavailableError as exc:
                 # If a value was too large, Redis's error may be lost with the connection.
                 largest = max((len(each) for each in args if isinstance(each, bytes)), default=0)
@@ -152,14 +152,14 @@ class Steps:
                     "This thread stands in another store now, which this process does not reach: ask "
                     "again in a minute.",
                     moved=True,
-                    moved_to=answer[0].decode() or None if answer else None,
+                    moved_to=result[0].decode() or None if result else None,
                 )
             if status == _DAMAGED:
                 raise ThreadDamagedError(
                     "Redis has evicted a part of this thread, or all of it, so that nothing of it can be "
                     "believed: delete the thread, and give Redis the maxmemory-policy noeviction."
                 )
-        return [status] if status in (AGAIN, EXISTS) else answer
+        return [status] if status in (AGAIN, EXISTS) else result
 
     async def ping(self) -> None:
         """Check that Redis responds.
@@ -182,12 +182,12 @@ class Steps:
             RedisUnavailableError: Redis does not respond.
         """
         if not isinstance(self._redis, RedisCluster):
-            await self._in_turn(ask_for_rights, self._redis, key_prefix, NEEDS)
+            await self._in_slot(ask_for_rights, self._redis, key_prefix, NEEDS)
 
     async def server_version(self) -> str:
         """Return the version of Redis (in a cluster, of one node), `""` if Redis does not tell it."""
         try:
-            info = await self._in_turn(self._redis.info, "server")
+            info = await self._in_slot(self._redis.info, "server")
         except GlasspointError:
             return ""
         if "redis_version" not in info:  # a cluster: node -> its information
@@ -198,7 +198,7 @@ class Steps:
         """Return INFO memory of Redis, in a cluster of each primary; nothing if Redis does not tell it."""
         nodes = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(self._redis, RedisCluster) else {}
         try:
-            info = await self._in_turn(partial(self._redis.info, "memory", **nodes))
+            info = await self._in_slot(partial(self._redis.info, "memory", **nodes))
         except GlasspointError:
             return []
         return [info] if "maxmemory" in info else [each for each in info.values() if isinstance(each, dict)]
@@ -208,8 +208,8 @@ class Steps:
         cursor = None
         while cursor != 0:
             with self._telemetry.step("redis.scan", None):
-                seconds, microseconds = await self._in_turn(self._redis.time)
-                cursor, members = await self._in_turn(self._zscan_page, key, cursor or 0)
+                seconds, microseconds = await self._in_slot(self._redis.time)
+                cursor, members = await self._in_slot(self._zscan_page, key, cursor or 0)
             now = seconds * 1000 + microseconds // 1000
             yield [member for member, score in members if score > now]
 
@@ -221,13 +221,13 @@ class Steps:
         """Yield the keys that match a pattern, of every primary. Some may come twice."""
         nodes: list[Any] = [None]
         if isinstance(self._redis, RedisCluster):
-            await self._in_turn(self._redis.initialize)
+            await self._in_slot(self._redis.initialize)
             nodes = self._redis.get_primaries()
         for node in nodes:
             cursor = None
             while cursor != 0:
                 with self._telemetry.step("redis.scan", None):
-                    cursor, keys = await self._in_turn(self._scan_page, node, cursor or 0, pattern)
+                    cursor, keys = await self._in_slot(self._scan_page, node, cursor or 0, pattern)
                 yield keys
 
     async def _scan_page(self, node: Any, cursor: int, pattern: str) -> tuple[int, list[bytes]]:
@@ -243,23 +243,23 @@ class Steps:
     async def _evalsha(self, step: str, keys: Sequence[str], args: Sequence[bytes | str | int]) -> list[Any]:
         text, sha = _script(step)
         try:
-            answer = await self._redis.evalsha(sha, len(keys), *keys, *args)
+            result = await self._redis.evalsha(sha, len(keys), *keys, *args)
         except NoScriptError:
             # Send the whole text, do not load it first: in a cluster, it must reach the node that runs it.
-            answer = await self._redis.eval(text, len(keys), *keys, *args)
-        return list(answer)
+            result = await self._redis.eval(text, len(keys), *keys, *args)
+        return list(result)
 
     async def _bulk_bytes(self) -> int:
         """Return the largest value, in bytes, that Redis takes; the default, if Redis does not tell it."""
         try:
-            found = await self._in_turn(self._redis.config_get, "proto-max-bulk-len")
+            found = await self._in_slot(self._redis.config_get, "proto-max-bulk-len")
             return int(next(iter(found.values())))
         except (RedisRefusedError, RedisUnavailableError, StopIteration, ValueError):
             return _BULK_BYTES
 
-    async def _in_turn(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
+    async def _in_slot(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
         try:
-            return await self._turns.run(ask, *args)
+            return await self._limiter.run(ask, *args)
         except _FAILURES as exc:
             if _is_too_large(exc):
                 await self._drop_idle_connections()

@@ -56,53 +56,48 @@ class Breaker:
         self._clock = clock
         self._jitter = jitter
         self._changed = changed
-        self._state: BreakerState = "closed"
+        self.state: BreakerState = "closed"
         self._failures = 0
         self._delay = delay_seconds
         self._probe_at = 0.0
 
     @property
-    def state(self) -> BreakerState:
-        """The state."""
-        return self._state
-
-    @property
     def is_closed(self) -> bool:
         """Whether steps may go to Redis."""
-        return self._state == "closed"
+        return self.state == "closed"
 
     @property
     def seconds_to_probe(self) -> float:
         """The time until a probe may be sent; 0 if it may be sent now, or if the breaker is not open."""
-        return max(0.0, self._probe_at - self._clock()) if self._state == "open" else 0.0
+        return max(0.0, self._probe_at - self._clock()) if self.state == "open" else 0.0
 
     def failed(self, reason: str) -> None:
         """Count a failed step. A late failure, of a step sent before the breaker opened, does not count."""
-        if self._state == "closed":
+        if self.state == "closed":
             self._failures += 1
             if self._failures >= self._limit:
                 self._open(reason)
 
     def succeeded(self) -> None:
         """Count a successful step. It does not close an open breaker; only a probe does."""
-        if self._state == "closed":
+        if self.state == "closed":
             self._failures, self._delay = 0, self._first_delay
 
     def trip(self, reason: str) -> None:
         """Open at once, because a single failure of this kind is enough."""
-        if self._state == "closed":
+        if self.state == "closed":
             self._open(reason)
 
     def begin_probe(self) -> bool:
         """Return whether the caller must probe now. After the probe, the caller calls `end_probe`."""
-        if self._state != "open" or self._clock() < self._probe_at:
+        if self.state != "open" or self._clock() < self._probe_at:
             return False
         self._to("half_open", "probe")
         return True
 
     def end_probe(self, *, succeeded: bool, reason: str = "") -> None:
         """Record the result of the probe."""
-        if self._state != "half_open":
+        if self.state != "half_open":
             return
         if succeeded:
             self._failures = 0
@@ -116,5 +111,5 @@ class Breaker:
         self._to("open", reason)
 
     def _to(self, state: BreakerState, reason: str) -> None:
-        self._state = state
+        self.state = state
         self._changed(state, reason)

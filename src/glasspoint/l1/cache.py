@@ -21,6 +21,7 @@ from glasspoint.l1 import entry
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper, Server, UnidentifiedError
 from glasspoint.l1.quarantine import OneKeyError, Quarantine
+from glasspoint.l1.trust import TrustState
 from glasspoint.logs import Throttle, get_logger
 from glasspoint.model.scope import Scope
 from glasspoint.redis import faults
@@ -142,6 +143,7 @@ class Cache:
         intent_seconds: float,
         timeout_seconds: float,
         breaker: Breaker | None = None,
+        trust: TrustState | None = None,
         packer: Packer | None = None,
     ) -> None:
         """Take the Redis that holds the entries.
@@ -154,6 +156,7 @@ class Cache:
             intent_seconds: How long a write may take. This must be longer than the deadline that L2 enforces.
             timeout_seconds: How long one step may take.
             breaker: Decides whether Redis is asked at all; by default a new breaker.
+            trust: Whether this L1 is trusted; by default, it is suspect.
             packer: Compresses stored values; `None`: they stay plain. Reading accepts both.
         """
         self._redis = redis
@@ -164,7 +167,10 @@ class Cache:
         self._pipeline = AutoPipeline(redis, timeout_seconds=timeout_seconds)
         self._key_prefix = key_prefix
         self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._server_changed)
-        self._quarantine = Quarantine(telemetry)
+        self.root = self._epochs.root
+        """The common prefix of the keys of all epochs."""
+        self.quarantine = Quarantine(telemetry)
+        """The scopes whose key Redis refuses."""
         self._available = True
         self._unusable_logged = ""
         self._asks_for_rights = False
@@ -173,53 +179,20 @@ class Cache:
         self._unencodable_lines = Throttle()
         self._too_large_lines = Throttle()
         self._breaker = breaker or Breaker()
-        self._doubts = 0
-        self._believed_at: int | None = None
-        self._is_absent = False
-        self.regain_trust: Callable[[], Awaitable[bool]] | None = None
-        """Sweeps the journal, and returns whether that is done. A read awaits this while L1 is not trusted.
-        `None`: there is no journal, and reads always trust L1."""
-        self.wake: Callable[[], object] | None = None
-        """Called when a sweep should begin at once, to look at the identity."""
+        self.trust = trust or TrustState()
+        """Whether this L1 is trusted."""
+        self.is_absent = False
+        """Whether PostgreSQL has no tables for a cache, so that no process can use one on this database."""
         self.written: set[Written] = set()
         """The scopes that this process has changed. `coherence.identity` takes them out."""
 
-    @property
-    def doubts(self) -> int:
-        """How often L1 has become suspect: see `believe`."""
-        return self._doubts
+    def suspect(self, scope: Scope) -> None:
+        """Make L1 suspect until the journal is swept, because Redis did not receive a write.
 
-    @property
-    def trusted(self) -> bool:
-        """Whether L1 may be used: nothing has gone wrong since the journal was swept."""
-        return self._believed_at == self._doubts
-
-    @property
-    def quarantine(self) -> Quarantine:
-        """The scopes whose key Redis refuses."""
-        return self._quarantine
-
-    def doubt(self, scope: Scope | None = None) -> None:
-        """Make L1 suspect until the journal is swept.
-
-        Args:
-            scope: The scope of a write that Redis did not receive. If the scope is in quarantine, L1 stays
-                trusted for all others.
+        If the scope of the write is in quarantine, L1 stays trusted for all others.
         """
-        if scope is None or not self._quarantine.doubt(scope):
-            self._doubts += 1
-
-    def believe(self, doubts: int) -> bool:
-        """Trust L1 again after a sweep of the journal.
-
-        Args:
-            doubts: The value of `doubts` when the sweep began.
-
-        Returns:
-            Whether L1 is trusted now. It is not, if something went wrong during the sweep.
-        """
-        self._believed_at = doubts
-        return self.trusted
+        if not self.quarantine.suspect(scope):
+            self.trust.suspect()
 
     @property
     def epoch(self) -> Epoch | None:
@@ -236,16 +209,6 @@ class Cache:
         """Whether the epoch is known. While it is not, each step fails without asking Redis."""
         return self._epochs.known is not None
 
-    @property
-    def is_absent(self) -> bool:
-        """Whether PostgreSQL has no tables for a cache, so that no process can use one on this database."""
-        return self._is_absent
-
-    @property
-    def root(self) -> str:
-        """The common prefix of the keys of all epochs."""
-        return self._epochs.root
-
     def wrote_unannounced(self, scopes: Iterable[Scope]) -> None:
         """Record that scopes were changed in L2, but neither in Redis nor in the journal."""
         self.written.update(Written(scope, None) for scope in scopes)
@@ -257,8 +220,8 @@ class Cache:
             identity: The identity; `None`: there is none, and L1 is unavailable.
             is_absent: Whether no process can have an identity, so that writes need not be announced.
         """
-        self._doubts += 1
-        self._is_absent = is_absent
+        self.trust.suspect()
+        self.is_absent = is_absent
         self._epochs.identify(identity)
 
     async def open(self) -> Server:
@@ -364,21 +327,21 @@ class Cache:
             return Reading("bypassed")
         wanted = checkpoint_id or ""
         for _ in range(_READS):
-            if scope in self._quarantine:
+            if scope in self.quarantine:
                 break
-            if not self.trusted and not await self._regain_trust():
+            if not self.trust.is_trusted and not await self.trust.revalidate():
                 break
-            doubts = self._doubts
+            suspicions = self.trust.suspicions
             try:
-                answer = await self._run("read", scope, _new_token(), wanted, self._ttl_ms, self._intent_ms)
+                result = await self._run("read", scope, _new_token(), wanted, self._ttl_ms, self._intent_ms)
             except UnidentifiedError:
                 continue  # the server has changed: a sweep must look at the identity first
             except L1Error:
                 break
-            if doubts != self._doubts or scope in self._quarantine:
+            if suspicions != self.trust.suspicions or scope in self.quarantine:
                 # Another call met an error, or this one met another epoch: the journal must be swept first.
                 continue
-            return await self._reading(scope, answer)
+            return await self._reading(scope, result)
         return Reading("unavailable")
 
     async def _reading(self, scope: Scope, answer: list[Any]) -> Reading:
@@ -479,20 +442,20 @@ class Cache:
         except Exception as exc:
             self._cannot_encode(intent.scope, exc)
             return Committed("discarded" if await self.drop(intent) else "error")
-        reads, doubts = then_read is not None and self.trusted, self._doubts
+        reads, suspicions = then_read is not None and self.trust.is_trusted, self.trust.suspicions
         read = (_new_token() if reads else "", then_read or "", self._intent_ms)
         needed = changes.needed_names()
         newest = changes.newest.checkpoint_id if changes.newest is not None else ""
         flags = (newest, int(changes.is_whole), self._ttl_ms, *read, len(needed), len(fields) // 2)
         try:
-            done, *answers = await self._run(
+            done, *results = await self._run(
                 "commit", intent.scope, intent.name, *flags, *needed, *fields, *writes
             )
         except L1Error:
             return Committed("error")
-        if not answers or doubts != self._doubts:
+        if not results or suspicions != self.trust.suspicions:
             return Committed(_COMMIT_RESULTS[done])
-        return Committed(_COMMIT_RESULTS[done], await self._reading(intent.scope, answers[0]))
+        return Committed(_COMMIT_RESULTS[done], await self._reading(intent.scope, results[0]))
 
     async def abort(self, intent: Intent) -> bool:
         """ABORT: L2 certainly did not change, or changed only in a way that does not concern the image.
@@ -545,9 +508,6 @@ class Cache:
         if self.epoch is None:
             raise UnidentifiedError("The identity of PostgreSQL is not known: the key is not, either.")
         return self.epoch.signer
-
-    async def _regain_trust(self) -> bool:
-        return self.regain_trust is None or await self.regain_trust()
 
     async def _decode(self, scope: Scope, fields: list[bytes]) -> Reading:
         try:
@@ -609,15 +569,15 @@ class Cache:
             is_sweep: Whether to send the step for a scope in quarantine, too. A refused key then does not
                 count as a failure of Redis, because the sweeper tries it again and again.
         """
-        if scope in self._quarantine and not is_sweep:
+        if scope in self.quarantine and not is_sweep:
             raise OneKeyError("The scope is in quarantine: Redis refuses its key.")
         if not self._breaker.is_closed and not is_probe:
-            # `_doubts` need not grow. Only a sweep that begins after the breaker has closed makes L1 trusted
-            # again, and that sweep sees the journal's row of a write that was held back here.
+            # L1 need not become suspect: only a sweep that begins after the breaker has closed makes it
+            # trusted again, and that sweep sees the journal's row of a write that was held back here.
             raise L1UnavailableError("Redis is left alone for a while: it has not done its part lately.")
         try:
             evalsha = self._evalsha_on_probe if is_probe else self._evalsha
-            answer = await self._step(evalsha, step, scope, *args)
+            result = await self._step(evalsha, step, scope, *args)
         except UnidentifiedError:
             raise  # nothing is wrong with Redis, and nothing was sent
         except Exception as exc:
@@ -628,12 +588,12 @@ class Cache:
             if size > _LARGE_BYTES and isinstance(exc, TimeoutError | RedisTimeoutError):
                 # Redis may or may not have done the step.
                 self._epochs.distrust()
-                self._doubts += 1
+                self.trust.suspect()
                 if await self._answers_others():
                     raise self._too_large(scope, size) from exc
             raise self._unavailable(exc) from exc
         self._answered()
-        return answer
+        return result
 
     async def _answers_others(self) -> bool:
         """Whether Redis responds to a PING. If so, a large step was late because of its size."""
@@ -662,17 +622,17 @@ class Cache:
 
     async def _ask(self, evalsha: Callable[..., Awaitable[Any]], step: str, scope: Scope, *args: Any) -> Any:
         with self._telemetry.step(f"l1.{step}", scope):
-            answer = await evalsha(step, scope, *args)
-            if not _is_answer(step, answer):
+            result = await evalsha(step, scope, *args)
+            if not _is_answer(step, result):
                 raise L1Error(
                     f"What answers is no Redis that runs the script {step}: it said something else."
                 )
-        return answer
+        return result
 
     async def _evalsha(self, step: str, scope: Scope, *args: Any) -> Any:
         epoch = self._epochs.trusted
         if epoch is None:
-            epoch = await self._in_time(self._epochs.current)
+            epoch = await self._in_time(self._epochs.refresh)
         try:
             return await self._send(epoch, step, scope, *args)
         except ResponseError as exc:
@@ -684,14 +644,14 @@ class Cache:
         return await self._send(epoch, step, scope, *args)
 
     async def _send(self, epoch: Epoch, step: str, scope: Scope, *args: Any) -> Any:
-        answer = await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
+        result = await self._pipeline.evalsha(epoch.shas[step], epoch.key(scope), *args)
         if step in _CHANGING:
             self.written.add(Written(scope, epoch.identity.generation))
         current = self._epochs.known
         if current is not epoch and (current is None or current.prefix != epoch.prefix):
             # The step was done under keys that this process does not use any more.
             raise UnidentifiedError("The identity has changed while a step was under way: it was in vain.")
-        return answer
+        return result
 
     async def _evalsha_on_probe(self, step: str, scope: Scope, *args: Any) -> Any:
         """Do the same as `_evalsha` on a key without an identity, because PostgreSQL may be away, too."""
@@ -711,9 +671,9 @@ class Cache:
 
     def _refused(self, scope: Scope, exc: Exception, fault: faults.Fault, *, is_sweep: bool) -> L1Error:
         """Put a scope into quarantine, because Redis refuses its key. L1 stays trusted for other scopes."""
-        if scope in self._quarantine:
-            self._quarantine.refused_again(scope, is_sweep=is_sweep)
-        elif self._quarantine.enter(scope, fault.says):
+        if scope in self.quarantine:
+            self.quarantine.refused_again(scope, is_sweep=is_sweep)
+        elif self.quarantine.enter(scope, fault.says):
             if isinstance(exc, AskError):
                 # Only a node of a cluster returns this error. Perhaps another server has replaced this one:
                 # INFO will tell.
@@ -729,7 +689,7 @@ class Cache:
     def _unavailable(self, exc: Exception, *, is_opening: bool = False) -> L1Error:
         # Any failure of the connection may hide a restart or a failover.
         self._epochs.distrust()
-        self._doubts += 1
+        self.trust.suspect()
         reason, fault = type(exc).__name__, faults.classify(exc)
         unusable = str(exc) if isinstance(exc, faults.CannotBeTheCacheError) else ""
         refusal = faults.remedy(exc) if is_opening else ""
@@ -745,7 +705,7 @@ class Cache:
         self._unusable_logged = unusable or self._unusable_logged
         if self._available:
             self._available = False
-            self._telemetry.note(L1Availability(available=False, reason=reason))
+            self._telemetry.emit(L1Availability(available=False, reason=reason))
             _log.log(
                 logging.DEBUG if unusable or refusal else logging.WARNING,
                 "L1 (Redis) %s (%s): PostgreSQL answers alone, slower but complete.",
@@ -770,7 +730,7 @@ class Cache:
         # a write needs.
         if not self._available and self._breaker.state != "open":
             self._available, self._unusable_logged = True, ""
-            self._telemetry.note(L1Availability(available=True, reason="answers"))
+            self._telemetry.emit(L1Availability(available=True, reason="answers"))
             _log.info("L1 (Redis) answers again: the cache is back in use, once the journal is swept.")
 
     def _cannot_encode(self, scope: Scope, exc: Exception) -> None:
@@ -805,7 +765,7 @@ class Cache:
         return L1UnavailableError(f"{size / 1e6:.1f} MB were not sent to Redis within {self._timeout} s.")
 
     def _tampered(self, scope: Scope, what: str) -> None:
-        self._telemetry.note(Invalidated("tampered"))
+        self._telemetry.emit(Invalidated("tampered"))
         # Not a line for each event: otherwise anybody who can write to Redis could fill the disk.
         if not (since := self._tampered_lines.due()):
             return
@@ -820,11 +780,10 @@ class Cache:
         )
 
     def _server_changed(self, server: Server, previous: Server | None) -> None:
-        self._doubts += 1
-        if self.wake is not None:
-            self.wake()
+        self.trust.suspect()
+        self.trust.look_soon()
         if previous is not None:
-            self._telemetry.note(EpochChanged())
+            self._telemetry.emit(EpochChanged())
             _log.warning(
                 "L1 (Redis) was restarted or failed over (epoch %s…, was %s…): nothing that stands in it "
                 "from before is believed, and the cache warms up anew.",

@@ -159,26 +159,18 @@ class EpochKeeper:
         self.root = root_of(key_prefix)
         """The common prefix of the keys of all epochs."""
         self._changed = changed
-        self._server: Server | None = None
+        self.server: Server | None = None
+        """The last known server, trusted or not."""
         self._identity: Identity | None = None
-        self._epoch: Epoch | None = None
+        self.known: Epoch | None = None
+        """The epoch of the last known server, `None` while there is no identity for it."""
         self._trusted = False
         self._lock = asyncio.Lock()
 
     @property
-    def server(self) -> Server | None:
-        """The last known server, trusted or not."""
-        return self._server
-
-    @property
-    def known(self) -> Epoch | None:
-        """The epoch of the last known server, `None` while there is no identity for it."""
-        return self._epoch
-
-    @property
     def trusted(self) -> Epoch | None:
         """The epoch to use; `None` if Redis must be asked first."""
-        return self._epoch if self._trusted else None
+        return self.known if self._trusted else None
 
     def probe_key(self, server: Server) -> bytes:
         """Return the key that probes write to. It is no entry's key, because these hold braces."""
@@ -208,16 +200,8 @@ class EpochKeeper:
         self._identity = identity
         self._compose()
 
-    async def current(self) -> Epoch:
-        """Return the epoch to use. This needs a round trip only if the server is not known or not trusted.
-
-        Raises:
-            UnidentifiedError: There is no identity for this server.
-        """
-        return self.trusted or await self.refresh(None)
-
-    async def refresh(self, wrong: Epoch | None) -> Epoch:
-        """Ask the server for its reign, and return the epoch to use.
+    async def refresh(self, wrong: Epoch | None = None) -> Epoch:
+        """Return the epoch to use. Ask the server for its reign, if it is not known or not trusted.
 
         Args:
             wrong: The epoch with which a step has just failed. If another caller has replaced it meanwhile,
@@ -227,11 +211,11 @@ class EpochKeeper:
             UnidentifiedError: There is no identity for this server.
         """
         await self.meet(wrong.server if wrong else None)
-        if self._epoch is None:
+        if self.known is None:
             raise UnidentifiedError(
                 "The identity of PostgreSQL is not known for this Redis yet; PostgreSQL answers alone."
             )
-        return self._epoch
+        return self.known
 
     async def meet(self, wrong: Server | None = None) -> Server:
         """Ask the server for its reign and load the scripts, unless the server is trusted.
@@ -240,23 +224,23 @@ class EpochKeeper:
             wrong: The server of the epoch with which a step has just failed: see `refresh`.
         """
         async with self._lock:
-            if self._trusted and self._server is not None and self._server is not wrong:
-                return self._server
+            if self._trusted and self.server is not None and self.server is not wrong:
+                return self.server
             self._trusted = False
             server = await self._load(*await _ask_for_reign(self._redis))
-            previous, self._server, self._trusted = self._server, server, True
+            previous, self.server, self._trusted = self.server, server, True
             self._compose()
             if previous is None or previous.reign != server.reign:
                 self._changed(server, previous)
             return server
 
     def _compose(self) -> None:
-        server, identity = self._server, self._identity
+        server, identity = self.server, self._identity
         if server is None or identity is None or identity.reign != server.reign:
-            self._epoch = None
+            self.known = None
         else:
             prefix = _prefix_of(self.root, identity)
-            self._epoch = Epoch(server, identity, prefix, Signer(identity.secret, identity.generation))
+            self.known = Epoch(server, identity, prefix, Signer(identity.secret, identity.generation))
 
     async def _load(self, reign: _Reign, version: str) -> Server:
         texts = _script_texts(reign, copied=_copies_scripts(version))

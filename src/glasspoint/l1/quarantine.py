@@ -40,11 +40,11 @@ class _Case:
     """A scope in quarantine. Moments are those of `Quarantine.now`.
 
     Attributes:
-        doubt: The moment of the last write that Redis did not receive.
+        suspected_at: The moment of the last write that Redis did not receive.
         tried: The moment when its DROP was last refused.
     """
 
-    doubt: int
+    suspected_at: int
     tried: int
 
 
@@ -82,11 +82,11 @@ class Quarantine:
         if len(self._cases) >= self._most:
             return False
         self._cases[scope] = _Case(self.now(), self.now())
-        self._telemetry.note(Quarantined(reason))
+        self._telemetry.emit(Quarantined(reason))
         self._say(scope, reason)
         return True
 
-    def doubt(self, scope: Scope) -> bool:
+    def suspect(self, scope: Scope) -> bool:
         """Record a write to a scope that Redis did not receive.
 
         Returns:
@@ -95,7 +95,7 @@ class Quarantine:
         case = self._cases.get(scope)
         if case is None:
             return False
-        case.doubt = self.now()
+        case.suspected_at = self.now()
         return True
 
     def now(self) -> int:
@@ -116,7 +116,7 @@ class Quarantine:
         if is_sweep:
             self._cases[scope].tried = self.now()
         else:
-            self.doubt(scope)
+            self.suspect(scope)
 
     def release(self, scope: Scope, dropped: int) -> bool:
         """Release a scope whose DROP has succeeded.
@@ -128,7 +128,7 @@ class Quarantine:
             Whether the scope is released. `False`: Redis did not receive a write that was made since then.
         """
         case = self._cases.get(scope)
-        if case is not None and case.doubt > dropped:
+        if case is not None and case.suspected_at > dropped:
             return False
         if self._cases.pop(scope, None) is not None and not self._cases:
             _log.info("Quarantine is over: L1 (Redis) has dropped the entries of all scopes that were in it.")

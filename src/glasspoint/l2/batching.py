@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from glasspoint.l2.faults import certainly_unchanged
 from glasspoint.l2.writing import Announced
 from glasspoint.model.generics import ItemT, ResultT
-from glasspoint.model.load_detector import Crowd
+from glasspoint.model.load_detector import LoadDetector
 from glasspoint.telemetry.events import PoolWaited
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class _Batch(Generic[ItemT, ResultT]):
             self._in_context(waiter, self._begin, step, PoolWaited(now - waiter.call.asked_at, scope))
 
     def _begin(self, step: Step, waited: PoolWaited) -> None:
-        self._telemetry.note(waited)
+        self._telemetry.emit(waited)
         step.__enter__()
 
     def end(self, error: BaseException | None) -> None:
@@ -206,7 +206,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._connection = connection
         self._start = start
         self._telemetry = telemetry
-        self._crowd = Crowd(beyond=ALONE)
+        self._load = LoadDetector(beyond=ALONE)
         self._waiting: list[_Waiter[ItemT, ResultT]] = []
         # Company -> when its first call came, and the calls that follow it. Removed when that call is sent.
         self._gathering: dict[Hashable, tuple[float, list[_Waiter[ItemT, ResultT]]]] = {}
@@ -223,7 +223,7 @@ class Batcher(Generic[ItemT, ResultT]):
         Raises:
             Exception: The error of the statement.
         """
-        if self._crowd.is_there(self._under_way):
+        if self._load.is_there(self._under_way):
             waiter = _Waiter(call)
             self._waiting.append(waiter)
             self._look()
@@ -271,10 +271,10 @@ class Batcher(Generic[ItemT, ResultT]):
 
     async def _alone(self, call: Call[ItemT, ResultT], connection: Connection) -> ResultT:
         """Send one call in its caller's own task: if that is cancelled, psycopg ends the statement."""
-        self._telemetry.note(PoolWaited(perf_counter() - call.asked_at, call.scope))
+        self._telemetry.emit(PoolWaited(perf_counter() - call.asked_at, call.scope))
         with self._telemetry.step(self._step_name, call.scope):
-            [answer] = await self._execute(connection, [call])
-        return answer
+            [result] = await self._execute(connection, [call])
+        return result
 
     async def _answer_to(self, waiter: _Waiter[ItemT, ResultT]) -> ResultT:
         try:
@@ -313,7 +313,7 @@ class Batcher(Generic[ItemT, ResultT]):
 
     async def _run(self, batch: _Batch[ItemT, ResultT]) -> None:
         started = perf_counter()
-        answers: Sequence[ResultT] = ()
+        results: Sequence[ResultT] = ()
         try:
             if not self._is_wanted(batch):  # all callers have left before this began
                 return
@@ -325,9 +325,9 @@ class Batcher(Generic[ItemT, ResultT]):
                     self._take(batch)
                 await batch.ready(connection)
                 if batch.waiters:
-                    answers = await self._answer(connection, batch)
+                    results = await self._answer(connection, batch)
             # Not earlier: without autocommit, the statement is committed at the end of the block.
-            for waiter, answer in zip(batch.waiters, answers, strict=True):
+            for waiter, answer in zip(batch.waiters, results, strict=True):
                 if not waiter.answer.done():
                     waiter.answer.set_result(answer)
         except Exception as exc:
@@ -350,12 +350,12 @@ class Batcher(Generic[ItemT, ResultT]):
     async def _answer(self, connection: Connection, batch: _Batch[ItemT, ResultT]) -> Sequence[ResultT]:
         batch.begin()
         try:
-            answers = await self._execute(connection, batch.calls)
+            results = await self._execute(connection, batch.calls)
         except BaseException as exc:
             batch.end(exc)
             raise
         batch.end(None)
-        return answers
+        return results
 
     def _failed(self, batch: _Batch[ItemT, ResultT], error: Exception, started: float) -> None:
         if not batch.has_connection and not batch.waiters:

@@ -22,9 +22,9 @@ from glasspoint.errors import (
     SchemaError,
 )
 from glasspoint.l2 import eager
+from glasspoint.l2.connection_health import ConnectionHealth
 from glasspoint.l2.deadline import give_up
 from glasspoint.l2.faults import naming_refusals
-from glasspoint.l2.liveness import Liveness
 from glasspoint.l2.pool import connect_beside, why_not_connected
 from glasspoint.l2.schema import GRANTS
 from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
-    from glasspoint.l2.liveness import Greet
+    from glasspoint.l2.connection_health import Greet
     from glasspoint.l2.types import Connection, Pool
     from glasspoint.model.generics import ResultT
     from glasspoint.model.scope import Scope
@@ -62,16 +62,16 @@ class Connections:
         self.telemetry = telemetry
         self._upstream = upstream
         self._unfinished: set[asyncio.Task[Any]] = set()
-        self._liveness = Liveness()
+        self._health = ConnectionHealth()
 
     @property
     def greet(self) -> Greet | None:
         """Awaited with each new connection of the pool, before its first use."""
-        return self._liveness.greet
+        return self._health.greet
 
     @greet.setter
     def greet(self, greet: Greet) -> None:
-        self._liveness.greet = greet
+        self._health.greet = greet
 
     @property
     def pool(self) -> Pool | None:
@@ -104,7 +104,7 @@ class Connections:
     @property
     def in_use(self) -> int:
         """The number of the pool's connections that are handed out."""
-        return self._liveness.in_use
+        return self._health.in_use
 
     async def is_busy(self) -> bool:
         """Tell whether it is worth waiting for a connection: connect once, beside the pool.
@@ -128,7 +128,7 @@ class Connections:
         """Check out a connection, measure the wait, and name errors."""
         started = perf_counter()
         async with self.checked_out() as conn:
-            self.telemetry.note(PoolWaited(perf_counter() - started, scope))
+            self.telemetry.emit(PoolWaited(perf_counter() - started, scope))
             yield conn
 
     @asynccontextmanager
@@ -145,7 +145,7 @@ class Connections:
             with naming_refusals():
                 yield
         except PoolTimeout as exc:
-            self.telemetry.note(PoolTimedOut())
+            self.telemetry.emit(PoolTimedOut())
             raise L2UnavailableError(self._why_none_came_free(perf_counter() - started)) from exc
         except (psycopg.Error, PoolClosed) as exc:
             named = _named(exc, has_pool=self.pool is not None)
@@ -179,9 +179,9 @@ class Connections:
         # Not `pool.connection()`. There a cancelled caller loses its connection for good in two cases: just
         # as it receives the connection, or while it waits for the pool's lock to give it back. So the parts
         # that have to wait run to their end in a task. Mostly no part has to wait.
-        checked_out = await self._liveness.get_idle(conn)
-        if checked_out is None or not self._liveness.hand_out(checked_out):
-            getting = self.start(self._liveness.getconn(conn, checked_out))
+        checked_out = await self._health.get_idle(conn)
+        if checked_out is None or not self._health.hand_out(checked_out):
+            getting = self.start(self._health.getconn(conn, checked_out))
             try:
                 checked_out = await asyncio.shield(getting)
             except asyncio.CancelledError:
@@ -192,13 +192,13 @@ class Connections:
             async with _finished(checked_out):
                 yield checked_out
         except psycopg.Error as exc:
-            await asyncio.shield(self.start(self._liveness.after(exc, conn, checked_out)))
+            await asyncio.shield(self.start(self._health.after(exc, conn, checked_out)))
             raise
         finally:
             await self._return(conn, checked_out)
 
     async def _return(self, pool: Pool, conn: Connection) -> None:
-        if (rest := eager.start(self._liveness.putconn(pool, conn))) is not None:
+        if (rest := eager.start(self._health.putconn(pool, conn))) is not None:
             await asyncio.shield(self.start(rest))
 
     def start(
@@ -212,7 +212,7 @@ class Connections:
 
     def _give_back(self, pool: Pool, got: asyncio.Task[Connection]) -> None:
         if not got.cancelled() and got.exception() is None:
-            self.start(self._liveness.putconn(pool, got.result()))
+            self.start(self._health.putconn(pool, got.result()))
 
 
 def _named(error: Exception, *, has_pool: bool) -> GlasspointError | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from psycopg.rows import tuple_row
 
 from glasspoint.l2.sql import query
+from glasspoint.l2.writing import columns
 from glasspoint.model.codec import (
     Encoded,
     EncodedWrite,
@@ -181,10 +182,8 @@ async def read_missing(
         of_checkpoint.setdefault(each[:2], []).append(each)
     for start in range(0, len(checkpoints), _CHECKPOINTS_AT_ONCE):
         some = checkpoints[start : start + _CHECKPOINTS_AT_ONCE]
-        namespaces, ids = [ns for ns, _ in some], [id_ for _, id_ in some]
-        found = await _rows(
-            conn, _SOME_CHECKPOINTS, {"thread_id": thread_id, "namespaces": namespaces, "ids": ids}
-        )
+        params = {"thread_id": thread_id, **columns(("namespaces", "ids"), some)}
+        found = await _rows(conn, _SOME_CHECKPOINTS, params)
         documents = [json.loads(row[3]) for row in found]
         values = await _values(
             conn,
@@ -227,27 +226,15 @@ def _names(ns: str, document: dict[str, Any]) -> list[tuple[str, str, str]]:
 async def _values(
     conn: Connection, thread_id: str, names: Iterable[tuple[str, str, str]]
 ) -> dict[tuple[str, str, str], Encoded]:
-    wanted = list(names)
-    params = {
-        "thread_id": thread_id,
-        "namespaces": [ns for ns, _, _ in wanted],
-        "channels": [channel for _, channel, _ in wanted],
-        "versions": [version for _, _, version in wanted],
-    }
-    rows = await _rows(conn, _SOME_VALUES, params)
+    params = columns(("namespaces", "channels", "versions"), names)
+    rows = await _rows(conn, _SOME_VALUES, {"thread_id": thread_id, **params})
     return {(ns, channel, version): Encoded(type_, blob) for ns, channel, version, type_, blob in rows}
 
 
 async def _writes(
     conn: Connection, thread_id: str, statement: str, names: Sequence[tuple[str, str, str, int]]
 ) -> dict[tuple[str, str], list[EncodedWrite]]:
-    params = {
-        "thread_id": thread_id,
-        "namespaces": [ns for ns, _, _, _ in names],
-        "ids": [id_ for _, id_, _, _ in names],
-        "tasks": [task_id for _, _, task_id, _ in names],
-        "idxs": [idx for _, _, _, idx in names],
-    }
+    params = {"thread_id": thread_id, **columns(("namespaces", "ids", "tasks", "idxs"), names)}
     found: dict[tuple[str, str], list[EncodedWrite]] = {}
     for ns, id_, task_id, idx, channel, type_, blob, path in await _rows(conn, statement, params):
         write = EncodedWrite(task_id, idx, channel, Encoded(type_ or "", blob), path)

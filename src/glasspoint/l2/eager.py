@@ -40,12 +40,12 @@ async def _finish(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
 def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
     while True:
         try:
-            answer = yield waits_for
+            result = yield waits_for
         except BaseException as exc:
             error: BaseException | None = exc
         else:
             error = None
         try:
-            waits_for = work.send(answer) if error is None else work.throw(error)
+            waits_for = work.send(result) if error is None else work.throw(error)
         except StopIteration:
             return

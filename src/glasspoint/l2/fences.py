@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from glasspoint.l2.deadline import within
 from glasspoint.l2.sql import query
-from glasspoint.l2.writing import FenceParams
+from glasspoint.l2.writing import FenceParams, columns
 from glasspoint.logs import get_logger
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _log = get_logger("glasspoint.l2")
 REMOVE_SECONDS: Final = 0.5
 """How long the fences of ended bursts are gathered before they are removed together."""
 
-_PATIENCE_SECONDS: Final = 2.0
+_TIMEOUT_SECONDS: Final = 2.0
 """The timeout of one removal. No call waits for it, so it must not keep a connection for longer."""
 
 _AGAIN_SECONDS: Final = 1.0
@@ -107,14 +107,10 @@ class Fences:
         try:
             for start in range(0, len(ended), _AT_ONCE):
                 some = ended[start : start + _AT_ONCE]
-                params = {
-                    "threads": [scope.thread_id for scope, _ in some],
-                    "namespaces": [scope.checkpoint_ns for scope, _ in some],
-                    "bursts": [burst for _, burst in some],
-                    "holder": self.holder,
-                }
-                async with within(_PATIENCE_SECONDS), self._connections.checkout() as conn:
-                    await conn.execute(_REMOVE, params)
+                rows = [(*scope, burst) for scope, burst in some]
+                params = columns(("threads", "namespaces", "bursts"), rows)
+                async with within(_TIMEOUT_SECONDS), self._connections.checkout() as conn:
+                    await conn.execute(_REMOVE, {"holder": self.holder, **params})
         except Exception as exc:
             _log.debug("the fences of ended bursts were not removed (%s)", type(exc).__name__)
             self._failed_at = self._failed_at or now

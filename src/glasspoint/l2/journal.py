@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 from psycopg.rows import tuple_row
 
 from glasspoint.l2.sql import query
-from glasspoint.l2.statements import JOURNALLED
+from glasspoint.l2.writing import columns
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from glasspoint.model.scope import Scope
 
 
-__all__ = ["Journal", "journalled"]
+__all__ = ["Journal"]
 
 
 _RECORD = query("record_scopes")
@@ -122,14 +122,14 @@ class Journal:
         async with self._connections.checkout() as conn:
             await conn.execute(_RETIRE)
 
-    def params(self, untold: Collection[Scope], changed: Collection[Scope]) -> dict[str, Any] | None:
-        """Return the parameters of a statement that records scopes: see `journalled`. `None`: no scopes.
+    def params(self, untold: Collection[Scope], changed: Collection[Scope]) -> dict[str, Any]:
+        """Return the parameters of a statement that also records scopes. Empty: it need not.
 
         Args:
             untold, changed: As for `record`.
         """
         told = [(self.cache, _cached(untold)), *((other, _cached(changed)) for other in self.others)]
-        return _params(told) if any(scopes for _, scopes in told) else None
+        return _params(told) if any(scopes for _, scopes in told) else {}
 
 
 def _cached(scopes: Collection[Scope]) -> list[Scope]:
@@ -139,16 +139,4 @@ def _cached(scopes: Collection[Scope]) -> list[Scope]:
 
 def _params(told: Iterable[tuple[str, Collection[Scope]]]) -> dict[str, Any]:
     rows = [(cache, *scope) for cache, scopes in told for scope in sorted(set(scopes))]
-    names = ("untold_caches", "untold_threads", "untold_namespaces")
-    return {name: [row[column] for row in rows] for column, name in enumerate(names)}
-
-
-def journalled(statement: str) -> str:
-    """Return the statement that does the same and also records scopes, in the same transaction.
-
-    Its further parameters are those of `Journal.params`.
-
-    Args:
-        statement: A statement that stores what callers write: a key of `statements.JOURNALLED`.
-    """
-    return JOURNALLED[statement]
+    return columns(("untold_caches", "untold_threads", "untold_namespaces"), rows)

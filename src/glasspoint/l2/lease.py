@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Claim", "Lease"]
 
-_PATIENCE_SECONDS: Final = 5.0
+_TIMEOUT_SECONDS: Final = 5.0
 """The timeout of one statement, including the wait for a connection."""
 
-_PATIENCE_ON_ONLY_CONNECTION_SECONDS: Final = 10.0
+_TIMEOUT_ON_ONLY_CONNECTION_SECONDS: Final = 10.0
 """The timeout if the saver has a single connection, which a timeout may break. Calls have as long, too."""
 
-_PATIENCE_AT_THE_END_SECONDS: Final = 2.0
+_TIMEOUT_AT_THE_END_SECONDS: Final = 2.0
 """The timeout for giving the lease back. The caller is closing its saver, and the lease expires anyway."""
 
 _LOOK: Final = query("look_at_lease")
@@ -92,7 +92,7 @@ class Lease:
 
     async def give_back(self) -> None:
         """Let any process take the lease."""
-        await self._ask(_GIVE_BACK, within_seconds=_PATIENCE_AT_THE_END_SECONDS)
+        await self._ask(_GIVE_BACK, within_seconds=_TIMEOUT_AT_THE_END_SECONDS)
         self.may_be_held = False
 
     async def postpone(self, seconds: float) -> None:
@@ -114,10 +114,10 @@ class Lease:
         self, statement: str, *, within_seconds: float | None = None, **params: float
     ) -> tuple[Any, ...] | None:
         if self._connections.pool is None:
-            within_seconds = _PATIENCE_ON_ONLY_CONNECTION_SECONDS
+            within_seconds = _TIMEOUT_ON_ONLY_CONNECTION_SECONDS
         try:
             async with (
-                within(within_seconds or _PATIENCE_SECONDS),
+                within(within_seconds or _TIMEOUT_SECONDS),
                 self._connections.checkout() as conn,
                 conn.cursor(row_factory=tuple_row) as cursor,
             ):

@@ -20,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from glasspoint.errors import ConfigurationError, GlasspointError, L2UnavailableError
 from glasspoint.l2 import connecting
-from glasspoint.l2.liveness import Reviver
+from glasspoint.l2.connection_health import Reconnector
 from glasspoint.l2.search_path import enter_schema
 from glasspoint.l2.sql import query
 from glasspoint.logs import get_logger
@@ -75,7 +75,7 @@ _bounded: WeakSet[Pool] = WeakSet()
 # Why the last attempt to connect failed, for each pool that was opened here.
 _failures: WeakKeyDictionary[Pool, _Failures] = WeakKeyDictionary()
 
-# How long the pool itself tries again to make a connection that failed. After that, `Reviver` does.
+# How long the pool itself tries again to make a connection that failed. After that, `Reconnector` does.
 _RECONNECT_SECONDS = 0.2
 
 # How long the closing of a pool waits for connections that are being made.
@@ -233,9 +233,9 @@ async def open_pool(
         timeout=timeout_seconds,
         max_idle=300,
         max_lifetime=1800,
-        # The pool gives up soon. `Reviver` goes on while a caller waits.
+        # The pool gives up soon. `Reconnector` goes on while a caller waits.
         reconnect_timeout=_RECONNECT_SECONDS,
-        reconnect_failed=Reviver(telemetry).reconnect_failed,
+        reconnect_failed=Reconnector(telemetry).reconnect_failed,
         configure=configure if own_timeout or own_schema is not None else None,
         name="glasspoint",
         open=False,
@@ -406,8 +406,8 @@ async def connect_beside(given: Pool | psycopg.AsyncConnection[DictRow]) -> bool
 
 async def _resolved(given: object) -> object:
     """Return a value that a pool was given, or the result of a function that it was given instead."""
-    answer = cast("Callable[[], object]", given)() if callable(given) else given
-    return await answer if inspect.isawaitable(answer) else answer
+    result = cast("Callable[[], object]", given)() if callable(given) else given
+    return await result if inspect.isawaitable(result) else result
 
 
 async def _probe(

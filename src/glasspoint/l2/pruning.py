@@ -23,7 +23,8 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from glasspoint.errors import DeltaChainError, ThreadExistsError, ThreadInUseError
-from glasspoint.l2 import pruning_statements as statements
+from glasspoint.l2.sql import query
+from glasspoint.l2.writing import columns
 from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class Pruner:
         """
         params = {"thread_ids": sorted(set(thread_ids))}
         async with self._transaction("l2.prune", None, barrier) as conn:
-            rows = await _fetch(conn, statements.DELETE_THREADS, params)
+            rows = await _fetch(conn, query("delete_threads"), params)
             await barrier.block([Scope(*row) for row in rows], alone=thread_ids)
             await self._check_gone(conn, thread_ids)
 
@@ -208,15 +209,15 @@ class Pruner:
         """Keep the newest checkpoint of each namespace and what it needs, and delete the rest."""
         params: dict[str, Any] = {"thread_ids": sorted(set(thread_ids))}
         async with self._transaction("l2.prune", None, barrier) as conn:
-            plan = _plan_of(await _fetch(conn, statements.PLAN_KEEP_LATEST, params))
-            await _fetch(conn, statements.DELETE_CHECKPOINTS, _columns(plan.doomed))
-            await _fetch(conn, statements.DELETE_WRITES, _columns(plan.doomed))
+            plan = _plan_of(await _fetch(conn, query("plan_keep_latest"), params))
+            await _fetch(conn, query("delete_checkpoints"), _columns(plan.doomed))
+            await _fetch(conn, query("delete_writes"), _columns(plan.doomed))
             if plan.over:
                 over = _columns(Row(*scope, "") for scope in plan.over)
-                await _execute(conn, statements.DELETE_WRITES_OF_SCOPES, over)
+                await _execute(conn, query("delete_writes_of_scopes"), over)
             await self._drop_parents(conn, plan)
             garbage = await self._garbage(conn, params["thread_ids"])
-            await _fetch(conn, statements.DELETE_BLOBS, _value_columns(garbage))
+            await _fetch(conn, query("delete_blobs"), _value_columns(garbage))
             await barrier.block(_scopes(plan, garbage))
 
     async def delete_for_runs(self, run_ids: Sequence[str], barrier: Barrier) -> None:
@@ -227,19 +228,19 @@ class Pruner:
         """
         async with self._transaction("l2.delete_for_runs", None, barrier) as conn:
             params: dict[str, Any] = {"run_ids": list(run_ids)}
-            found = await _fetch(conn, statements.THREADS_OF_RUNS, params)
+            found = await _fetch(conn, query("threads_of_runs"), params)
             params["thread_ids"] = thread_ids = sorted(thread_id for (thread_id,) in found)
-            rows = await _fetch(conn, statements.PLAN_RUNS, params) if thread_ids else []
+            rows = await _fetch(conn, query("plan_runs"), params) if thread_ids else []
             if broken := sorted({thread_id for thread_id, _, _, needed in rows if needed}):
                 raise DeltaChainError(
                     f"Not deleted: {_names(broken)} would lose what a DeltaChannel of a later checkpoint is "
                     "rebuilt from. Delete the whole thread, or all its runs after these as well."
                 )
             doomed = [Row(*row[:3]) for row in rows]
-            await _fetch(conn, statements.DELETE_CHECKPOINTS, _columns(doomed))
-            await _fetch(conn, statements.DELETE_WRITES, _columns(doomed))
+            await _fetch(conn, query("delete_checkpoints"), _columns(doomed))
+            await _fetch(conn, query("delete_writes"), _columns(doomed))
             garbage = await self._garbage(conn, thread_ids)
-            await _fetch(conn, statements.DELETE_BLOBS, _value_columns(garbage))
+            await _fetch(conn, query("delete_blobs"), _value_columns(garbage))
             await barrier.block(_scopes(Plan(doomed), garbage))
 
     async def copy_thread(self, source: str, target: str, barrier: Barrier) -> None:
@@ -250,11 +251,11 @@ class Pruner:
             ThreadInUseError: Something is being written to the target.
         """
         async with self._transaction("l2.copy_thread", Scope(target, ""), barrier) as conn:
-            await _fetch(conn, statements.LOCK_TO_COPY, {"thread_id": target})
-            if await _fetch(conn, statements.THREAD_EXISTS, {"thread_id": target}) == [(True,)]:
+            await _fetch(conn, query("lock_to_copy"), {"thread_id": target})
+            if await _fetch(conn, query("thread_exists"), {"thread_id": target}) == [(True,)]:
                 raise _exists(target)
             try:
-                rows = await _fetch(conn, statements.COPY_THREAD, {"source": source, "target": target})
+                rows = await _fetch(conn, query("copy_thread"), {"source": source, "target": target})
             except psycopg.errors.UniqueViolation as exc:  # another process has put into it meanwhile
                 raise _exists(target) from exc
             await barrier.block([Scope(target, namespace) for (namespace,) in rows], alone=[target])
@@ -268,7 +269,7 @@ class Pruner:
             with self._telemetry.step("l2.prune_find", None):
                 async with conn.transaction():
                     await _settings(conn)
-                    return cast("list[tuple[str, int]]", await _fetch(conn, statements.FIND_THREADS, params))
+                    return cast("list[tuple[str, int]]", await _fetch(conn, query("find_threads"), params))
 
     async def remove_older(
         self,
@@ -300,7 +301,7 @@ class Pruner:
         # Several threads together have few checkpoints each, so only a single thread is pruned in batches.
         batch_size = at_most if len(thread_ids) == 1 else None
         async with self._transaction("l2.prune_older_than", None, barrier) as conn:
-            locked = [r[0] for r in await _fetch(conn, statements.LOCK_THREADS, {"thread_ids": thread_ids})]
+            locked = [r[0] for r in await _fetch(conn, query("lock_threads"), {"thread_ids": thread_ids})]
             skipped = {*thread_ids} - {*locked}
             if not locked:
                 return Removed(skipped=skipped)
@@ -326,10 +327,10 @@ class Pruner:
         second plan removes the newest checkpoint together with what it needs. So no reader takes an older
         checkpoint for the newest one.
         """
-        plan = _plan_of(await _fetch(conn, statements.PLAN_OLDER, {**params, "keep_latest": keep_latest}))
+        plan = _plan_of(await _fetch(conn, query("plan_older"), {**params, "keep_latest": keep_latest}))
         if keep_latest or batch_size is None or len(plan.doomed) <= batch_size:
             return plan
-        first = _plan_of(await _fetch(conn, statements.PLAN_OLDER, {**params, "keep_latest": True}))
+        first = _plan_of(await _fetch(conn, query("plan_older"), {**params, "keep_latest": True}))
         first.is_partial = True
         return first if first.doomed else plan
 
@@ -339,12 +340,12 @@ class Pruner:
         """Remove a batch. With the last batch, also remove what no checkpoint refers to."""
         writes = list(batch.doomed)
         if is_last:
-            writes += map(Row._make, await _fetch(conn, statements.ORPHANED_WRITES, params))
-        [(checkpoints, size)] = await _fetch(conn, statements.DELETE_CHECKPOINTS, _columns(batch.doomed))
-        [(written, writes_size)] = await _fetch(conn, statements.DELETE_WRITES, _columns(writes))
+            writes += map(Row._make, await _fetch(conn, query("orphaned_writes"), params))
+        [(checkpoints, size)] = await _fetch(conn, query("delete_checkpoints"), _columns(batch.doomed))
+        [(written, writes_size)] = await _fetch(conn, query("delete_writes"), _columns(writes))
         await self._drop_parents(conn, batch)
         garbage = await self._garbage(conn, params["thread_ids"]) if is_last else []
-        [(blobs, blobs_size)] = await _fetch(conn, statements.DELETE_BLOBS, _value_columns(garbage))
+        [(blobs, blobs_size)] = await _fetch(conn, query("delete_blobs"), _value_columns(garbage))
         scopes = _scopes(batch, garbage) | {Scope(*row[:2]) for row in writes}
         await barrier.block(scopes, alone=batch.whole)
         await self._check_gone(conn, batch.whole)
@@ -363,21 +364,17 @@ class Pruner:
                         "thread_ids": sorted(set(thread_ids)),
                         "keep_latest": keep_latest,
                     }
-                    plan = _plan_of(await _fetch(conn, statements.PLAN_OLDER, params))
+                    plan = _plan_of(await _fetch(conn, query("plan_older"), params))
                     writes = [*plan.doomed]
-                    writes += map(Row._make, await _fetch(conn, statements.ORPHANED_WRITES, params))
+                    writes += map(Row._make, await _fetch(conn, query("orphaned_writes"), params))
                     garbage = await self._garbage(conn, thread_ids, without=plan.doomed)
-                    sizes = [
-                        await _fetch(conn, statement, columns)
-                        for statement, columns in (
-                            (statements.CHECKPOINT_SIZES, _columns(plan.doomed)),
-                            (statements.WRITE_SIZES, _columns(writes)),
-                            (statements.BLOB_SIZES, _value_columns(garbage)),
-                        )
-                    ]
-        (checkpoints, a), (written, b), (blobs, c) = (each for [each] in sizes)
+                    doomed = _columns(plan.doomed)
+                    [(checkpoints, size)] = await _fetch(conn, query("checkpoint_sizes"), doomed)
+                    [(written, writes_size)] = await _fetch(conn, query("write_sizes"), _columns(writes))
+                    values = _value_columns(garbage)
+                    [(blobs, blobs_size)] = await _fetch(conn, query("blob_sizes"), values)
         threads = {row.thread_id for row in writes} | {value.thread_id for value in garbage}
-        return Removed(threads, checkpoints, written, blobs, a + b + c)
+        return Removed(threads, checkpoints, written, blobs, size + writes_size + blobs_size)
 
     @asynccontextmanager
     async def _transaction(
@@ -395,14 +392,14 @@ class Pruner:
         self, conn: Connection, thread_ids: Sequence[str], *, without: Iterable[Row] = ()
     ) -> list[Value]:
         params = {"thread_ids": list(thread_ids), **_columns(without)}
-        return sorted(map(Value._make, await _fetch(conn, statements.GARBAGE_BLOBS, params)))
+        return sorted(map(Value._make, await _fetch(conn, query("garbage_blobs"), params)))
 
     async def _drop_parents(self, conn: Connection, plan: Plan) -> None:
         if plan.severed:
+            names = ("threads", "namespaces", "ids", "parents")
             pairs = [(child, parent) for parent, children in plan.severed.items() for child in children]
-            columns = _columns(child for child, _ in pairs)
-            columns["parents"] = [parent.checkpoint_id for _, parent in pairs]
-            await _execute(conn, statements.DROP_PARENTS, columns)
+            severed = columns(names, [(*child, parent.checkpoint_id) for child, parent in pairs])
+            await _execute(conn, query("drop_parents"), severed)
 
     async def _check_gone(self, conn: Connection, thread_ids: Sequence[str]) -> None:
         """Raise an error if a put has added something since the deletion.
@@ -412,14 +409,14 @@ class Pruner:
         """
         if not thread_ids:
             return
-        there = await _fetch(conn, statements.STILL_THERE, {"thread_ids": list(thread_ids)})
+        there = await _fetch(conn, query("still_there"), {"thread_ids": list(thread_ids)})
         if there:
             raise in_use(t for (t,) in there)
 
     async def _gone_on(self, conn: Connection, plan: Plan) -> bool:
         """Tell whether the thread has gone on from a doomed checkpoint since the plan was made."""
         newest = _columns(Row(*scope, checkpoint_id) for scope, checkpoint_id in plan.newest.items())
-        parents = {Row(*row) for row in await _fetch(conn, statements.PARENTS_SINCE, newest)}
+        parents = {Row(*row) for row in await _fetch(conn, query("parents_since"), newest)}
         return bool(parents) and not parents.isdisjoint(plan.doomed)
 
 
@@ -439,7 +436,7 @@ async def _settings(conn: Connection) -> None:
         "statement_timeout_ms": str(int(_STATEMENT_TIMEOUT_SECONDS * 1000)),
         "lock_timeout_ms": str(int(_LOCK_TIMEOUT_SECONDS * 1000)),
     }
-    await _fetch(conn, statements.SETTINGS, timeouts)
+    await _fetch(conn, query("set_for_pruning"), timeouts)
 
 
 # Not prepared, so each statement is planned for the arrays that it gets. A plan for arrays of any size would
@@ -485,21 +482,11 @@ def _scopes(plan: Plan, garbage: Iterable[Value]) -> set[Scope]:
 
 
 def _columns(rows: Iterable[Row]) -> dict[str, list[str]]:
-    taken = list(rows)
-    return {
-        "threads": [row.thread_id for row in taken],
-        "namespaces": [row.checkpoint_ns for row in taken],
-        "ids": [row.checkpoint_id for row in taken],
-    }
+    return columns(("threads", "namespaces", "ids"), rows)
 
 
-def _value_columns(values: Sequence[Value]) -> dict[str, list[str]]:
-    return {
-        "threads": [value.thread_id for value in values],
-        "namespaces": [value.checkpoint_ns for value in values],
-        "channels": [value.channel for value in values],
-        "versions": [value.version for value in values],
-    }
+def _value_columns(values: Iterable[Value]) -> dict[str, list[str]]:
+    return columns(("threads", "namespaces", "channels", "versions"), values)
 
 
 def _names(thread_ids: Sequence[str]) -> str:

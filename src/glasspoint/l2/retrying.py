@@ -103,7 +103,7 @@ class Retries:
     def _tell(self, operation: str, error: Exception) -> None:
         fault = classify(error)
         assert fault.reason is not None
-        self._telemetry.note(L2Retried(operation, fault.reason))
+        self._telemetry.emit(L2Retried(operation, fault.reason))
         now = monotonic()
         in_burst = now - self._last.get(fault.reason, -_BURST_SECONDS) < _BURST_SECONDS
         self._last[fault.reason] = now

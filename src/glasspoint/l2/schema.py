@@ -35,6 +35,7 @@ from psycopg.rows import tuple_row
 from glasspoint.errors import L2DeadlineError, SchemaError
 from glasspoint.l2 import schema_statements as statements
 from glasspoint.l2.deadline import answered_within
+from glasspoint.l2.sql import query
 from glasspoint.logs import get_logger
 
 if TYPE_CHECKING:
@@ -149,10 +150,8 @@ async def set_up(conn: Connection, *, foreign_writes: ForeignWrites, lifts_timeo
                 state.schema,
                 state.other_schema,
             )
-        while index := await _in_turn(conn, state.schema, lambda: _migrate(conn, watch=watch)):
+        while index := await _in_slot(conn, state.schema, lambda: _migrate(conn, watch=watch)):
             await _build(conn, state.schema, index, lifts_timeout=lifts_timeout)
-        for name in state.invalid_indexes:
-            await _mend(conn, state.schema, name, lifts_timeout=lifts_timeout)
 
 
 async def triggers_stand(conn: Connection) -> bool:
@@ -184,7 +183,7 @@ async def remove(conn: Connection) -> None:
             schema = (await _look(conn)).schema
         except errors.InsufficientPrivilege as exc:
             raise _refused_to_remove(conn, "", exc) from exc
-        await _in_turn(conn, schema, lambda: _remove(conn, schema), refused=_refused_to_remove)
+        await _in_slot(conn, schema, lambda: _remove(conn, schema), refused=_refused_to_remove)
 
 
 async def renew_signing_key(conn: Connection) -> None:
@@ -200,7 +199,7 @@ async def renew_signing_key(conn: Connection) -> None:
         state = await _look(conn)
         if "glasspoint_identity" not in state.tables:
             raise SchemaError("There is no signing key to renew: call `await saver.setup()` once.")
-        await _execute(conn, _with_identity(statements.RENEW_SIGNING_KEY, state.schema))
+        await _execute(conn, _with_identity(query("renew_signing_key"), state.schema))
 
 
 async def set_up_script(conn: Connection, *, foreign_writes: ForeignWrites) -> str:
@@ -221,7 +220,7 @@ async def renewal_script(conn: Connection) -> str:
     """Return the SQL that `renew_signing_key` would run after `set_up`, and run none of it."""
     async with _reading(conn) as state:
         script = _Script(conn, state.schema)
-        script.add(_with_identity(statements.RENEW_SIGNING_KEY, state.schema))
+        script.add(_with_identity(query("renew_signing_key"), state.schema))
         return script.text()
 
 
@@ -247,7 +246,6 @@ class _State:
         tables: The tables, upstream's and ours, that are there.
         migration: The number of upstream's last migration. -1: none.
         version: The version of our own tables. 0: none.
-        invalid_indexes: Indexes of upstream's migrations that are invalid, and that this role may rebuild.
         triggers: The number of triggers that are there as this version makes them.
         may_make_triggers: Whether an attempt to make triggers may succeed.
         other_schema: Another schema, in which the search path finds tables. `None`: there is none.
@@ -257,7 +255,6 @@ class _State:
     tables: frozenset[str]
     migration: int
     version: int
-    invalid_indexes: tuple[str, ...]
     triggers: int
     may_make_triggers: bool
     other_schema: str | None
@@ -265,8 +262,7 @@ class _State:
     @property
     def is_complete(self) -> bool:
         """Whether everything except the triggers is there."""
-        is_migrated = self.migration >= len(BasePostgresSaver.MIGRATIONS) - 1
-        return is_migrated and self.has_own_tables and not self.invalid_indexes
+        return self.migration >= len(BasePostgresSaver.MIGRATIONS) - 1 and self.has_own_tables
 
     @property
     def has_own_tables(self) -> bool:
@@ -282,39 +278,37 @@ class _State:
 async def _look(conn: Connection) -> _State:
     params = {
         "tables": ["checkpoint_migrations", *statements.UPSTREAM_TABLES, *statements.OWN_TABLES],
-        "indexes": [index.name for index in _indexes()],
         "trigger_tables": [trigger.table for trigger in statements.TRIGGERS],
         "trigger_names": [trigger.name for trigger in statements.TRIGGERS],
         "functions": [trigger.function for trigger in statements.TRIGGERS],
         "bodies": [statements.FUNCTIONS[trigger.function] for trigger in statements.TRIGGERS],
     }
-    row = await _fetch_one(conn, statements.LOOK, params)
+    row = await _fetch_one(conn, query("look_at_schema"), params)
     if row is None:
         raise SchemaError(
             "The search_path of this connection leads to no schema: create that schema, or name another one "
             "(`options=-csearch_path=…` in the connection string)."
         )
-    schema, tables, invalid_indexes, triggers, may_make_triggers, other_schema, may_read_version = row
+    schema, tables, triggers, may_make_triggers, other_schema, may_read_version = row
     # A statement must not name a table that is missing.
-    migration: sql.Composable = sql.SQL(statements.UNKNOWN)
-    version: sql.Composable = sql.SQL(statements.UNKNOWN)
+    migration: sql.Composable = sql.SQL(query("withheld"))
+    version: sql.Composable = sql.SQL(query("withheld"))
     if "checkpoint_migrations" in tables:
         migrations = sql.Identifier(schema, "checkpoint_migrations")
-        migration = sql.SQL(statements.LAST_MIGRATION).format(migrations=migrations)
+        migration = sql.SQL(query("last_migration")).format(migrations=migrations)
     if not may_read_version:
         # A role without rights on our tables works without the cache, and the sweeper says so. It could not
         # migrate them in any case.
         version = sql.Literal(VERSION)
     elif {*statements.OWN_TABLES} <= {*tables}:
-        version = _with_identity(statements.TABLES_VERSION, schema)
-    versions = sql.SQL(statements.VERSIONS).format(migration=migration, version=version)
+        version = _with_identity(query("tables_version"), schema)
+    versions = sql.SQL(query("look_at_versions")).format(migration=migration, version=version)
     found = await _fetch_one(conn, versions) or (None, None)
     return _State(
         schema=schema,
         tables=frozenset(tables),
         migration=-1 if found[0] is None else found[0],
         version=found[1] or 0,
-        invalid_indexes=tuple(invalid_indexes),
         triggers=triggers,
         may_make_triggers=may_make_triggers,
         other_schema=other_schema,
@@ -329,7 +323,7 @@ def _with_identity(statement: LiteralString, schema: str) -> sql.Composed:
 # ------------------------------------------------------------------------------------------- migrate
 
 
-async def _in_turn(
+async def _in_slot(
     conn: Connection,
     schema: str,
     work: Callable[[], Awaitable[_Result]],
@@ -370,13 +364,13 @@ async def _take_lock(conn: Connection, timeout_seconds: float) -> bool:
     # The default may be another one, but each statement must see what others have just committed.
     await _execute(conn, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
     params = {"lock_timeout_ms": str(int(timeout_seconds * 1000)), "key": _SETUP_LOCK}
-    row = await _fetch_one(conn, statements.TAKE_LOCK, params)
+    row = await _fetch_one(conn, query("take_setup_lock"), params)
     return row is not None and bool(row[-1])
 
 
 async def _enter(conn: Connection, schema: str) -> None:
     """Make every name in this transaction refer to this schema."""
-    await _fetch_one(conn, statements.ENTER, {"schema": schema})
+    await _fetch_one(conn, query("enter_schema"), {"schema": schema})
 
 
 async def _migrate(conn: Connection, *, watch: bool) -> _Index | None:
@@ -416,11 +410,11 @@ async def _migrate_upstream(conn: Connection, state: _State) -> _Index | None:
 
 
 def _init_identity() -> sql.Composed:
-    return sql.SQL(statements.IDENTITY).format(version=sql.Literal(VERSION))
+    return sql.SQL(query("init_identity")).format(version=sql.Literal(VERSION))
 
 
 def _record_migration(number: int) -> sql.Composed:
-    return sql.SQL(statements.RECORD_MIGRATION).format(number=sql.Literal(number))
+    return sql.SQL(query("record_migration")).format(number=sql.Literal(number))
 
 
 async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
@@ -431,10 +425,10 @@ async def _make_index_if_empty(conn: Connection, index: _Index) -> bool:
     status = await _status_of(conn, None, index)
     if status.is_valid or status.workers:
         return bool(status.is_valid)
-    has_rows = sql.SQL(statements.HAS_ROWS).format(table=sql.Identifier(index.table))
+    has_rows = sql.SQL(query("has_rows")).format(table=sql.Identifier(index.table))
     if await _fetch_one(conn, has_rows) == (True,):
         return False
-    await _execute(conn, sql.SQL(statements.DROP_INDEX).format(index=sql.Identifier(index.name)))
+    await _execute(conn, sql.SQL(query("drop_index")).format(index=sql.Identifier(index.name)))
     await _execute(conn, _CONCURRENTLY.sub("", index.migration))
     return True
 
@@ -443,7 +437,7 @@ async def _make_triggers(conn: Connection) -> bool:
     """Make the functions and triggers anew, all or none. Returns whether this role may do that."""
     try:
         async with conn.transaction():
-            if await _fetch_one(conn, statements.MAY_NOTE) != (True,):
+            if await _fetch_one(conn, query("may_note")) != (True,):
                 return False
             for statement in _trigger_statements(await _standing_triggers(conn)):
                 await _execute(conn, statement)
@@ -457,11 +451,11 @@ def _trigger_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Stateme
     yield from statements.MAKE_FUNCTIONS
     yield from _drop_statements(standing)
     for trigger in statements.TRIGGERS:
-        yield trigger.create
+        yield sql.SQL(trigger.create).format(table=sql.Identifier(trigger.table))
 
 
 def _drop_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]:
-    drop = sql.SQL(statements.DROP_TRIGGER)
+    drop = sql.SQL(query("drop_trigger"))
     for table, name in standing:
         yield drop.format(trigger=sql.Identifier(name), table=sql.Identifier(table))
 
@@ -469,7 +463,7 @@ def _drop_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]
 async def _standing_triggers(conn: Connection) -> list[tuple[Any, ...]]:
     names = sorted({trigger.name for trigger in statements.TRIGGERS})
     params = {"tables": list(statements.UPSTREAM_TABLES), "names": names}
-    return await _fetch_all(conn, statements.STANDING_TRIGGERS, params)
+    return await _fetch_all(conn, query("standing_triggers"), params)
 
 
 async def _remove(conn: Connection, schema: str) -> None:
@@ -481,9 +475,9 @@ async def _remove(conn: Connection, schema: str) -> None:
 def _removal_statements(standing: Sequence[tuple[Any, ...]]) -> Iterator[Statement]:
     yield from _drop_statements(standing)
     for name in statements.FUNCTIONS:
-        yield sql.SQL(statements.DROP_FUNCTION).format(function=sql.Identifier(name))
+        yield sql.SQL(query("drop_function")).format(function=sql.Identifier(name))
     for table in statements.OWN_TABLES:
-        yield sql.SQL(statements.DROP_TABLE).format(table=sql.Identifier(table))
+        yield sql.SQL(query("drop_table")).format(table=sql.Identifier(table))
 
 
 # ------------------------------------------------------------------------------------------- build
@@ -531,13 +525,9 @@ def _index_of(migration: str) -> _Index | None:
     return _Index(found["name"], found["table"], migration, before, after)
 
 
-def _indexes() -> list[_Index]:
-    return [index for index in map(_index_of, BasePostgresSaver.MIGRATIONS) if index]
-
-
 async def _status_of(conn: Connection, schema: str | None, index: _Index) -> _IndexStatus:
     params = {"schema": schema, "table": index.table, "index": index.name}
-    row = await _fetch_one(conn, statements.INDEX_STATUS, params) or (None, ())
+    row = await _fetch_one(conn, query("index_status"), params) or (None, ())
     return _IndexStatus(row[0], tuple(row[1]))
 
 
@@ -575,23 +565,6 @@ async def _build(conn: Connection, schema: str, index: _Index, *, lifts_timeout:
             await asyncio.sleep(random.uniform(0.05, 0.25))
 
 
-async def _mend(conn: Connection, schema: str, name: str, *, lifts_timeout: bool) -> None:
-    """Rebuild an index that is invalid although its migration is recorded.
-
-    LangGraph's setup leaves such an index if it was interrupted and called again. No call needs the index. So
-    this waits for no other process, and only logs a failure.
-    """
-    [index] = [index for index in _indexes() if index.name == name]
-    status = await _status_of(conn, schema, index)
-    if status.is_valid or status.workers:
-        return
-    try:
-        async with answered_within(_INDEX_SECONDS, "it took too long"):
-            await _try_build(conn, schema, index, status, lifts_timeout=lifts_timeout)
-    except (L2DeadlineError, errors.InsufficientPrivilege) as exc:
-        _log.warning("The index %s is invalid, and was not built anew. %s", name, exc)
-
-
 async def _try_build(
     conn: Connection, schema: str, index: _Index, status: _IndexStatus, *, lifts_timeout: bool
 ) -> bool:
@@ -601,7 +574,7 @@ async def _try_build(
     snapshot, the other holds a snapshot and waits for the lock. So a process first claims the index, then
     looks whether another one holds the lock, and keeps the claim until it holds the lock itself.
     """
-    if await _fetch_one(conn, _with_identity(statements.CLAIM_INDEX, schema)) is None:
+    if await _fetch_one(conn, _with_identity(query("claim_index"), schema)) is None:
         return False
     try:
         if (await _status_of(conn, schema, index)) != status:
@@ -613,9 +586,9 @@ async def _try_build(
         )
         async with _timeout_lifted(conn, lifts_timeout):
             if status.is_valid is False:
-                drop = sql.SQL(statements.DROP_INDEX_CONCURRENTLY)
+                drop = sql.SQL(query("drop_index_concurrently"))
                 await _execute(conn, drop.format(index=sql.Identifier(schema, index.name)))
-                await _execute(conn, _with_identity(statements.EXTEND_CLAIM, schema))
+                await _execute(conn, _with_identity(query("extend_claim"), schema))
             await _execute(conn, index.create_in(schema))
     except _IN_THE_WAY as exc:
         _log.debug("the index %s will be tried again (%s)", index.name, type(exc).__name__)
@@ -628,7 +601,7 @@ async def _try_build(
         ) from exc
     finally:
         if conn.info.transaction_status is psycopg.pq.TransactionStatus.IDLE:
-            await _execute(conn, _with_identity(statements.END_CLAIM, schema))
+            await _execute(conn, _with_identity(query("end_claim"), schema))
     return True
 
 
@@ -638,7 +611,7 @@ async def _timeout_lifted(conn: Connection, is_ours: bool) -> AsyncIterator[None
 
     It is not lifted if a pooler is in between: the setting would reach other clients.
     """
-    row = await _fetch_one(conn, statements.SERVER_PROCESS)
+    row = await _fetch_one(conn, query("server_process"))
     if row is None or not is_ours or row[0] != conn.info.backend_pid:
         yield
         return
@@ -647,7 +620,7 @@ async def _timeout_lifted(conn: Connection, is_ours: bool) -> AsyncIterator[None
         yield
     finally:
         if not conn.closed:
-            put_back = statements.PUT_STATEMENT_TIMEOUT_BACK
+            put_back = query("put_statement_timeout_back")
             await conn.execute(put_back, {"value": row[1]}, prepare=False)
 
 
@@ -669,7 +642,7 @@ class _Script:
             if not self._is_in_transaction:
                 self._is_in_transaction = True
                 self._add("BEGIN")
-                self._add(sql.SQL(statements.WAIT_FOR_SETUP).format(key=sql.Literal(_SETUP_LOCK)))
+                self._add(sql.SQL(query("wait_for_setup")).format(key=sql.Literal(_SETUP_LOCK)))
                 self._add(sql.SQL("SET LOCAL search_path = {}, pg_temp").format(sql.Identifier(self._schema)))
             self._add(statement)
 
@@ -719,9 +692,6 @@ async def _set_up_script(conn: Connection, state: _State, *, watch: bool) -> str
         script.add(*statements.TABLES, _init_identity())
     if (watch and not state.has_triggers) or (standing and not state.has_own_tables):
         script.add(*_trigger_statements(standing))
-    for index in _indexes():
-        if index.name in state.invalid_indexes and index.table in state.tables:
-            await _add_index(script, conn, state, index)
     return script.text()
 
 
@@ -731,15 +701,15 @@ async def _add_index(script: _Script, conn: Connection, state: _State, index: _I
     has_rows = False
     if index.table in state.tables:
         status = await _status_of(conn, state.schema, index)
-        query = sql.SQL(statements.HAS_ROWS).format(table=sql.Identifier(index.table))
-        has_rows = await _fetch_one(conn, query) == (True,)
+        found = sql.SQL(query("has_rows")).format(table=sql.Identifier(index.table))
+        has_rows = await _fetch_one(conn, found) == (True,)
     if status.is_valid:
         return
     name = sql.Identifier(state.schema, index.name)
     if not has_rows:
-        script.add(sql.SQL(statements.DROP_INDEX).format(index=name), _in_transaction(index.migration))
+        script.add(sql.SQL(query("drop_index")).format(index=name), _in_transaction(index.migration))
         return
-    script.add_alone(sql.SQL(statements.DROP_INDEX_CONCURRENTLY).format(index=name))
+    script.add_alone(sql.SQL(query("drop_index_concurrently")).format(index=name))
     script.add_alone(index.create_in(state.schema))
 
 
@@ -776,7 +746,7 @@ async def _why_no_triggers(conn: Connection, schema: str) -> str:
         "functions": list(statements.FUNCTIONS),
         "triggers": sorted({trigger.name for trigger in statements.TRIGGERS}),
     }
-    row = await _fetch_one(conn, statements.LACKING_RIGHTS, params)
+    row = await _fetch_one(conn, query("lacking_rights"), params)
     grants, functions, tables = row or ([], [], [])
     role = sql.Identifier(conn.info.user).as_string()
     lacks = [f"GRANT {right} TO {role}" for right in grants]

@@ -1,4 +1,4 @@
-"""The statements of `schema`, by name. Their texts are in `sql/setup.sql`."""
+"""The tables, functions and triggers that `schema` makes. The texts are in `sql/setup.sql`."""
 
 from __future__ import annotations
 
@@ -7,38 +7,12 @@ from typing import Final, LiteralString, NamedTuple
 from glasspoint.l2.sql import query
 
 __all__ = [
-    "CLAIM_INDEX",
-    "DROP_FUNCTION",
-    "DROP_INDEX",
-    "DROP_INDEX_CONCURRENTLY",
-    "DROP_TABLE",
-    "DROP_TRIGGER",
-    "END_CLAIM",
-    "ENTER",
-    "EXTEND_CLAIM",
     "FUNCTIONS",
-    "HAS_ROWS",
-    "IDENTITY",
-    "INDEX_STATUS",
-    "LACKING_RIGHTS",
-    "LAST_MIGRATION",
-    "LOOK",
     "MAKE_FUNCTIONS",
-    "MAY_NOTE",
     "OWN_TABLES",
-    "PUT_STATEMENT_TIMEOUT_BACK",
-    "RECORD_MIGRATION",
-    "RENEW_SIGNING_KEY",
-    "SERVER_PROCESS",
-    "STANDING_TRIGGERS",
     "TABLES",
-    "TABLES_VERSION",
-    "TAKE_LOCK",
     "TRIGGERS",
-    "UNKNOWN",
     "UPSTREAM_TABLES",
-    "VERSIONS",
-    "WAIT_FOR_SETUP",
     "Trigger",
 ]
 
@@ -66,8 +40,6 @@ TABLES: Final = (
 )
 """The statements that make Glasspoint's own tables. Each may run again."""
 
-IDENTITY: Final = query("init_identity")
-RENEW_SIGNING_KEY: Final = query("renew_signing_key")
 
 FUNCTIONS: Final = {
     "glasspoint_note_foreign_insert": f"\n{query('note_foreign_insert_body')}\n",
@@ -87,7 +59,10 @@ MAKE_FUNCTIONS: Final = (
 
 
 class Trigger(NamedTuple):
-    """A trigger on one of upstream's tables, the function that it calls, and the statement that makes it."""
+    """A trigger on one of upstream's tables, the function that it calls, and the statement that makes it.
+
+    The statement has a place for the name of the table.
+    """
 
     table: str
     name: str
@@ -96,56 +71,15 @@ class Trigger(NamedTuple):
 
 
 # On the tables that a cached image is made of. A blob never changes, so its table has one for TRUNCATE only.
+_CHANGING = ("checkpoints", "checkpoint_writes")
 _INSERT, _WRITES, _CONTENT = FUNCTIONS
-TRIGGERS: Final = (
-    Trigger("checkpoints", "glasspoint_insert", _INSERT, query("create_insert_trigger_of_checkpoints")),
-    Trigger("checkpoints", "glasspoint_update", _WRITES, query("create_update_trigger_of_checkpoints")),
-    Trigger("checkpoints", "glasspoint_delete", _WRITES, query("create_delete_trigger_of_checkpoints")),
-    Trigger(
-        "checkpoint_writes", "glasspoint_insert", _INSERT, query("create_insert_trigger_of_checkpoint_writes")
-    ),
-    Trigger(
-        "checkpoint_writes", "glasspoint_update", _WRITES, query("create_update_trigger_of_checkpoint_writes")
-    ),
-    Trigger(
-        "checkpoint_writes", "glasspoint_delete", _WRITES, query("create_delete_trigger_of_checkpoint_writes")
-    ),
-    Trigger("checkpoints", "glasspoint_truncate", _CONTENT, query("create_truncate_trigger_of_checkpoints")),
-    Trigger(
-        "checkpoint_blobs",
-        "glasspoint_truncate",
-        _CONTENT,
-        query("create_truncate_trigger_of_checkpoint_blobs"),
-    ),
-    Trigger(
-        "checkpoint_writes",
-        "glasspoint_truncate",
-        _CONTENT,
-        query("create_truncate_trigger_of_checkpoint_writes"),
-    ),
+TRIGGERS: Final = tuple(
+    Trigger(table, name, function, create)
+    for tables, name, function, create in (
+        (_CHANGING, "glasspoint_insert", _INSERT, query("create_insert_trigger")),
+        (_CHANGING, "glasspoint_update", _WRITES, query("create_update_trigger")),
+        (_CHANGING, "glasspoint_delete", _WRITES, query("create_delete_trigger")),
+        (UPSTREAM_TABLES, "glasspoint_truncate", _CONTENT, query("create_truncate_trigger")),
+    )
+    for table in tables
 )
-
-TAKE_LOCK: Final = query("take_setup_lock")
-WAIT_FOR_SETUP: Final = query("wait_for_setup")
-ENTER: Final = query("enter_schema")
-LOOK: Final = query("look_at_schema")
-VERSIONS: Final = query("look_at_versions")
-LAST_MIGRATION: Final = query("last_migration")
-TABLES_VERSION: Final = query("tables_version")
-UNKNOWN: Final = query("withheld")
-RECORD_MIGRATION: Final = query("record_migration")
-HAS_ROWS: Final = query("has_rows")
-STANDING_TRIGGERS: Final = query("standing_triggers")
-MAY_NOTE: Final = query("may_note")
-LACKING_RIGHTS: Final = query("lacking_rights")
-INDEX_STATUS: Final = query("index_status")
-CLAIM_INDEX: Final = query("claim_index")
-EXTEND_CLAIM: Final = query("extend_claim")
-END_CLAIM: Final = query("end_claim")
-DROP_INDEX: Final = query("drop_index")
-DROP_INDEX_CONCURRENTLY: Final = query("drop_index_concurrently")
-DROP_TRIGGER: Final = query("drop_trigger")
-DROP_FUNCTION: Final = query("drop_function")
-DROP_TABLE: Final = query("drop_table")
-SERVER_PROCESS: Final = query("server_process")
-PUT_STATEMENT_TIMEOUT_BACK: Final = query("put_statement_timeout_back")

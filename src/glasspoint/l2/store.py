@@ -23,16 +23,17 @@ from glasspoint.errors import (
     DeltaChainError,
     ThreadInUseError,
 )
-from glasspoint.l2 import contents, journal, schema, statements
+from glasspoint.l2 import contents, journal, schema
 from glasspoint.l2.batching import Batcher, Call
 from glasspoint.l2.connections import Connections
 from glasspoint.l2.identity import Identities
 from glasspoint.l2.pool import bounds_statements
+from glasspoint.l2.sql import query
 from glasspoint.l2.writing import (
-    FenceAnswer,
     FenceParams,
-    PutAnswer,
-    WritesAnswer,
+    FenceResult,
+    PutResult,
+    WritesResult,
     columns,
     put_answers,
     put_statement,
@@ -63,10 +64,10 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.events import Telemetry
 
     _Select = Call[bool, StoredCheckpoint | None]
-    _Put = Call[EncodedPut, PutAnswer]
-    _PutWrites = Call[PendingWrites, WritesAnswer]
+    _Put = Call[EncodedPut, PutResult]
+    _PutWrites = Call[PendingWrites, WritesResult]
 
-__all__ = ["PutAnswer", "Store", "WritesAnswer"]
+__all__ = ["PutResult", "Store", "WritesResult"]
 
 
 # The errors where the fences cannot be used: on a standby, which cannot read unlogged tables; after the
@@ -77,7 +78,7 @@ _WITHOUT_FENCES = (
     psycopg.errors.InsufficientPrivilege,
 )
 
-_NO_FENCES = FenceAnswer(identity="")
+_NO_FENCES = FenceResult(identity="")
 """For a write of a burst without fences. This is another PostgreSQL than before, or it can have no cache."""
 
 
@@ -101,7 +102,7 @@ class Store:
             telemetry: Receives events for every statement and every wait.
             cache: The name of L1 in the journal: see `Journal`.
             foreign_writes: See `schema.set_up`.
-            refuses_forks: Whether a put that would fork its thread is not stored: see `PutAnswer.forked_by`.
+            refuses_forks: Whether a put that would fork its thread is not stored: see `PutResult.forked_by`.
 
         Raises:
             ConfigurationError: With this saver, a call would return before its write is durable.
@@ -126,7 +127,7 @@ class Store:
         self.journal = journal.Journal(self.connections, cache=cache)
         self.identities = Identities(self.connections, cache=cache)
         self._selects: Batcher[bool, StoredCheckpoint | None] = self._batcher("l2.select", self._select_all)
-        self._puts: Batcher[EncodedPut, PutAnswer] = self._batcher("l2.put", self._put_all)
+        self._puts: Batcher[EncodedPut, PutResult] = self._batcher("l2.put", self._put_all)
         self._writes, self._upserts = (
             self._batcher("l2.put_writes", functools.partial(self._put_all_writes, upsert=upsert))
             for upsert in (False, True)
@@ -157,7 +158,7 @@ class Store:
             Whether PostgreSQL takes writes.
         """
         async with self.connections.connection(None) as conn:
-            row = await _fetch_one(conn, statements.TAKES_WRITES, {})
+            row = await _fetch_one(conn, query("takes_writes"), {})
             return row == (True,)
 
     async def select(
@@ -173,17 +174,17 @@ class Store:
         params = {**scope._asdict(), "checkpoint_id": checkpoint_id}
         async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.select", scope):
-                row = await _fetch_one(conn, statements.SELECT_BY_ID, params)
+                row = await _fetch_one(conn, query("select_by_id"), params)
         return None if row is None else _stored_checkpoint(scope, row)
 
     async def _select_all(self, conn: Connection, calls: Sequence[_Select]) -> list[StoredCheckpoint | None]:
         scopes = [call.scope for call in calls]
         if len(scopes) == 1:
             params: dict[str, Any] = scopes[0]._asdict()
-            plain, fenced = statements.SELECT_NEWEST, statements.SELECT_NEWEST_FENCED
+            plain, fenced = query("select_newest"), query("select_newest_fenced")
         else:
             params = columns(("thread_ids", "namespaces"), scopes)
-            plain, fenced = statements.SELECT_NEWEST_TOGETHER, statements.SELECT_NEWEST_TOGETHER_FENCED
+            plain, fenced = query("select_newest_together"), query("select_newest_together_fenced")
         rows = None
         if any(call.item for call in calls):
             rows = await _fetch_fenced(conn, fenced, params)
@@ -196,7 +197,7 @@ class Store:
             for scope, row in zip(scopes, rows, strict=True)
         ]
 
-    async def put(self, scope: Scope, put: EncodedPut, ready: Ready) -> PutAnswer:
+    async def put(self, scope: Scope, put: EncodedPut, ready: Ready) -> PutResult:
         """Store a checkpoint, together with those of concurrent callers.
 
         Args:
@@ -212,7 +213,7 @@ class Store:
         ready: Ready,
         *,
         upsert: bool,
-    ) -> WritesAnswer:
+    ) -> WritesResult:
         """Store a task's pending writes, together with those of concurrent callers.
 
         Args:
@@ -220,38 +221,41 @@ class Store:
             upsert: Whether they replace what is there. Otherwise it stays.
             ready: See `Ready`.
         """
-        batcher: Batcher[PendingWrites, WritesAnswer] = self._upserts if upsert else self._writes
+        batcher: Batcher[PendingWrites, WritesResult] = self._upserts if upsert else self._writes
         task = PendingWrites(scope, checkpoint_id, writes)
         size = sum(len(w.value.data) for w in writes)
         company = (scope, checkpoint_id)
         return await batcher.run(Call(scope, task, writes[0].task_id, size, ready, company))
 
-    async def _put_all(self, conn: Connection, calls: Sequence[_Put]) -> Sequence[PutAnswer]:
+    async def _put_all(self, conn: Connection, calls: Sequence[_Put]) -> Sequence[PutResult]:
         puts = [(call.scope, call.item) for call in calls]
-        fences = self._fence_params(calls)
+        fences, recorded = self._fence_params(calls), self._recorded(calls)
+        options = {"refuses_forks": self._refuses_forks, "is_journalled": bool(recorded)}
         if fences is not None:
-            statement = put_statement(puts, fences, refuses_forks=self._refuses_forks)
-            rows = await _fetch_fenced(conn, *self._recorded(*statement, calls))
+            statement, params = put_statement(puts, fences, **options)
+            rows = await _fetch_fenced(conn, statement, params | recorded)
             if rows is not None:
                 return put_answers(puts, rows)
-        statement = put_statement(puts, refuses_forks=self._refuses_forks)
-        rows = await _fetch_all(conn, *self._recorded(*statement, calls))
-        answers = put_answers(puts, rows)
-        return answers if fences is None else [each._replace(fence=_NO_FENCES) for each in answers]
+        statement, params = put_statement(puts, None, **options)
+        rows = await _fetch_all(conn, statement, params | recorded)
+        results = put_answers(puts, rows)
+        return results if fences is None else [each._replace(fence=_NO_FENCES) for each in results]
 
     async def _put_all_writes(
         self, conn: Connection, calls: Sequence[_PutWrites], *, upsert: bool
-    ) -> Sequence[WritesAnswer]:
+    ) -> Sequence[WritesResult]:
         tasks = [call.item for call in calls]
-        fences = self._fence_params(calls)
+        fences, recorded = self._fence_params(calls), self._recorded(calls)
+        options = {"upsert": upsert, "is_journalled": bool(recorded)}
         if fences is not None:
-            statement = writes_statement(tasks, upsert=upsert, fences=fences)
-            rows = await _fetch_fenced(conn, *self._recorded(*statement, calls))
+            statement, params = writes_statement(tasks, fences=fences, **options)
+            rows = await _fetch_fenced(conn, statement, params | recorded)
             if rows is not None:
                 return writes_answers(tasks, rows)
-        rows = await _fetch_all(conn, *self._recorded(*writes_statement(tasks, upsert=upsert), calls))
-        answers = writes_answers(tasks, rows)
-        return answers if fences is None else [each._replace(fence=_NO_FENCES) for each in answers]
+        statement, params = writes_statement(tasks, fences=None, **options)
+        rows = await _fetch_all(conn, statement, params | recorded)
+        results = writes_answers(tasks, rows)
+        return results if fences is None else [each._replace(fence=_NO_FENCES) for each in results]
 
     def _fence_params(self, calls: Sequence[Call[Any, Any]]) -> FenceParams | None:
         """Return the parameters for the fences of some writes. `None`: none of them belongs to a burst."""
@@ -289,7 +293,7 @@ class Store:
                 async with conn.transaction(), conn.pipeline():
                     if self.fences is not None and announced.burst:
                         of_burst = scope._asdict() | self.fences.params([announced]).alone()
-                        await conn.execute(cast("Any", statements.SET_FENCE), of_burst)
+                        await conn.execute(cast("Any", query("set_fence")), of_burst)
                     if branch is not None:
                         await self._check_that_fits(conn, scope, branch)
                     await self.journal.record(conn, untold, [scope])
@@ -300,8 +304,8 @@ class Store:
 
     async def _check_that_fits(self, conn: Connection, scope: Scope, branch: Branch) -> None:
         params = {**scope._asdict(), "checkpoint_ns": branch.namespace, "tip": branch.tip}
-        await conn.execute(statements.LOCK_TO_IMPORT, params)
-        rows = await _fetch_all(conn, statements.NEWEST_AND_WHETHER, params)
+        await conn.execute(query("lock_to_import"), params)
+        rows = await _fetch_all(conn, query("newest_and_whether"), params)
         newest, has_tip = rows[0] if rows else (None, False)
         if relation_of(branch, newest, has_tip=has_tip) == "apart":
             raise ThreadInUseError("Something else was stored in this thread meanwhile.")
@@ -315,7 +319,7 @@ class Store:
         params = {**scope._asdict(), "tip": tip}
         async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.relate", scope):
-                rows = await _fetch_all(conn, statements.NEWEST_AND_WHETHER, params)
+                rows = await _fetch_all(conn, query("newest_and_whether"), params)
         return rows[0] if rows else (None, False)
 
     async def newest_of(self, scope: Scope, ids: Collection[str]) -> str | None:
@@ -323,7 +327,7 @@ class Store:
         async with self.connections.connection(scope) as conn:
             with self._telemetry.step("l2.relate", scope):
                 params = {**scope._asdict(), "ids": list(ids)}
-                rows = await _fetch_all(conn, statements.NEWEST_OF, params)
+                rows = await _fetch_all(conn, query("newest_of"), params)
         return rows[0][0] if rows else None
 
     async def namespaces_of(self, thread_id: str) -> list[Namespace]:
@@ -350,20 +354,18 @@ class Store:
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Record that a thread was made from what was written to another thread in an outage."""
         async with self.connections.connection(Scope(set_aside.original, "")) as conn:
-            await conn.execute(statements.NOTE_SET_ASIDE, set_aside._asdict())
+            await conn.execute(query("note_set_aside"), set_aside._asdict())
 
     async def set_aside_from(self, thread_id: str) -> list[SetAside]:
         """Return the threads that were made from what was written to a thread in outages, newest first."""
         async with self.connections.connection(Scope(thread_id, "")) as conn:
-            rows = await _fetch_all(conn, statements.SET_ASIDE_FROM, {"original": thread_id})
+            rows = await _fetch_all(conn, query("set_aside_from"), {"original": thread_id})
         return [SetAside(*row) for row in rows]
 
     async def set_aside_since(self, age: timedelta) -> list[SetAside]:
         """Return the threads that were set aside, no longer ago than this."""
         async with self.connections.connection(None) as conn:
-            return [
-                SetAside(*row) for row in await _fetch_all(conn, statements.SET_ASIDE_SINCE, {"age": age})
-            ]
+            return [SetAside(*row) for row in await _fetch_all(conn, query("set_aside_since"), {"age": age})]
 
     async def delete_thread(
         self, thread_id: str, before_commit: Callable[[list[str]], Awaitable[Collection[Scope]]]
@@ -380,7 +382,7 @@ class Store:
             with self._telemetry.step("l2.delete_thread", root):
                 async with conn.transaction():
                     await conn.execute("SET LOCAL statement_timeout = 0")
-                    rows = await _fetch_all(conn, statements.DELETE_THREAD, {"thread_id": thread_id})
+                    rows = await _fetch_all(conn, query("delete_thread"), {"thread_id": thread_id})
                     changed = [Scope(thread_id, namespace) for (namespace,) in rows]
                     untold = await before_commit([scope.checkpoint_ns for scope in changed])
                     await self.journal.record(conn, untold, changed)
@@ -411,7 +413,7 @@ class Store:
 
     async def list_threads(self, choice: ThreadChoice) -> Sequence[ThreadSummary]:
         """List threads, sorted by their newest checkpoint, newest first."""
-        statement = statements.LIST_MATCHING_THREADS if choice.filter else statements.LIST_THREADS
+        statement = query("list_matching_threads") if choice.filter else query("list_threads")
         params = {"filter": json.dumps(choice.filter), "limit": choice.limit, "before": choice.before}
         async with self.connections.connection(None) as conn:
             with self._telemetry.step("l2.list_threads", None):
@@ -429,13 +431,10 @@ class Store:
                 upstream = _Walker(conn, serde=serde)
                 return await upstream.aget_delta_channel_history(config=config, channels=channels)
 
-    def _recorded(
-        self, sql: str, params: dict[str, Any], calls: Sequence[Call[Any, Any]]
-    ) -> tuple[str, dict[str, Any]]:
-        """Make a statement also record the scopes that a cache was not told of, in the same transaction."""
+    def _recorded(self, calls: Sequence[Call[Any, Any]]) -> dict[str, Any]:
+        """Return the parameters that record the scopes that a cache was not told of; empty: none are."""
         untold = [call.scope for call in calls if call.announced.is_journalled]
-        recorded = self.journal.params(untold, [call.scope for call in calls])
-        return (sql, params) if recorded is None else (journal.journalled(sql), params | recorded)
+        return self.journal.params(untold, [call.scope for call in calls])
 
     def _batcher(
         self,
@@ -459,17 +458,7 @@ class _Walker(AsyncPostgresSaver):
 
     @staticmethod
     def _try_advance_walks(
-        target_id: str,
-        channels: Sequence[str],
-        parent_of: Mapping[str, str | None],
-        ver_by_i_by_cid: Sequence[Mapping[str, str | None]],
-        hb_by_i_by_cid: Sequence[Mapping[str, bool]],
-        inline_by_i_by_cid: Sequence[Mapping[str, Any]],
-        chain_by_ch: dict[str, list[str]],
-        seed_ver_by_ch: dict[str, str | None],
-        seed_inline_by_ch: dict[str, Any],
-        walk_cursor_by_ch: dict[str, str | None],
-        seeded: set[str],
+        target_id: str, channels: Sequence[str], parent_of: Mapping[str, str | None], *rest: Any
     ) -> None:
         passed: dict[str, None] = {}
         at = parent_of.get(target_id)
@@ -477,23 +466,12 @@ class _Walker(AsyncPostgresSaver):
             passed[at] = None
             at = parent_of[at]
         if at is not None and at in passed:
-            for has_blob, inline, channel in zip(hb_by_i_by_cid, inline_by_i_by_cid, channels, strict=True):
+            _, has_blobs, inlines, *_, seeded = rest
+            for has_blob, inline, channel in zip(has_blobs, inlines, channels, strict=True):
                 has_value = (has_blob.get(each) or inline.get(each) is not None for each in passed)
                 if channel not in seeded and not any(has_value):
                     raise DeltaChainError.of_circle(at)
-        AsyncPostgresSaver._try_advance_walks(
-            target_id,
-            channels,
-            parent_of,
-            ver_by_i_by_cid,
-            hb_by_i_by_cid,
-            inline_by_i_by_cid,
-            chain_by_ch,
-            seed_ver_by_ch,
-            seed_inline_by_ch,
-            walk_cursor_by_ch,
-            seeded,
-        )
+        AsyncPostgresSaver._try_advance_walks(target_id, channels, parent_of, *rest)
 
 
 async def _fetch_one(conn: Connection, sql: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
@@ -531,27 +509,21 @@ def _as_callers_see(found: CheckpointTuple) -> CheckpointTuple:
 
 
 def _import_statement(item: StoredCheckpoint | PendingWrites) -> tuple[str, dict[str, Any]]:
+    names = ("task_ids", "task_paths", "idxs", "write_channels", "write_types", "write_blobs")
+    writes = [(w.task_id, w.task_path, w.idx, w.channel, *w.value) for w in item.writes]
     params: dict[str, Any] = {
         **item.scope._asdict(),
         "checkpoint_id": item.checkpoint_id,
-        "task_ids": [w.task_id for w in item.writes],
-        "task_paths": [w.task_path for w in item.writes],
-        "idxs": [w.idx for w in item.writes],
-        "write_channels": [w.channel for w in item.writes],
-        "write_types": [w.value.type for w in item.writes],
-        "write_blobs": [w.value.data for w in item.writes],
+        **columns(names, writes),
     }
     if isinstance(item, PendingWrites):
-        return statements.IMPORT_WRITES, params
-    channels = sorted(item.values)
-    return statements.IMPORT_CHECKPOINT, params | {
+        return query("import_writes"), params
+    values = [(channel, version, *value) for channel, (version, value) in sorted(item.values.items())]
+    return query("import_checkpoint"), params | {
         "parent_id": item.parent_id,
         "checkpoint": item.document_json,
         "metadata": item.metadata_json,
-        "channels": channels,
-        "versions": [item.values[c][0] for c in channels],
-        "types": [item.values[c][1].type for c in channels],
-        "blobs": [item.values[c][1].data for c in channels],
+        **columns(("channels", "versions", "types", "blobs"), values),
     }
 
 

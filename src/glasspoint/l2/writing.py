@@ -7,32 +7,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
-from glasspoint.l2 import statements
+from glasspoint.l2.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from glasspoint.model.codec import EncodedPut, EncodedWrite, PendingWrites
     from glasspoint.model.scope import Scope
 
 __all__ = [
     "Announced",
-    "FenceAnswer",
     "FenceParams",
-    "PutAnswer",
+    "FenceResult",
+    "PutResult",
     "Ready",
-    "WritesAnswer",
+    "WritesResult",
     "columns",
     "put_answers",
     "put_statement",
+    "storing",
     "writes_answers",
     "writes_statement",
 ]
 
 Row = tuple[Any, ...]
 Statement = tuple[str, dict[str, Any]]
+
+FEW = 4
+"""How many values the statements `…_few…` take at most: their texts have a place for each."""
 
 _PUT = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_id", "checkpoint", "metadata")
 _PUTS = ("thread_ids", "namespaces", "checkpoint_ids", "parent_ids", "checkpoints", "metadata")
@@ -41,8 +46,8 @@ _BARE = ("bare_of", "bare_channels", "bare_versions")
 _WRITES = ("idxs", "channels", "types", "blobs")
 _TASKS = ("thread_ids", "namespaces", "checkpoint_ids", "task_ids", "task_paths")
 
-# The parameters of a statement `…_FEW…`, and the rows that fill it up.
-_NUMBERS = range(1, statements.FEW + 1)
+# The parameters of a statement `…_few…`, and the rows that fill it up.
+_NUMBERS = range(1, FEW + 1)
 _FEW_BLOBS = tuple(f"{name}_{n}" for n in _NUMBERS for name in ("channel", "version", "type", "blob"))
 _FEW_WRITES = tuple(f"{name}_{n}" for n in _NUMBERS for name in ("idx", "channel", "type", "blob"))
 _NO_BLOB = ("", "", "", b"")
@@ -70,7 +75,7 @@ Returns what the statement also does, depending on how L1 was told of the write.
 """
 
 
-class FenceAnswer(NamedTuple):
+class FenceResult(NamedTuple):
     """What the statement of a write has seen of fences, before it set one.
 
     Attributes:
@@ -85,7 +90,7 @@ class FenceAnswer(NamedTuple):
     identity: str | None = None
 
 
-class PutAnswer(NamedTuple):
+class PutResult(NamedTuple):
     """The result of a put: what L1 must know of it, and whether it forks its thread. See `sql/put.sql`.
 
     Attributes:
@@ -99,11 +104,11 @@ class PutAnswer(NamedTuple):
 
     followable: bool
     known_writes: list[str]
-    fence: FenceAnswer = FenceAnswer()
+    fence: FenceResult = FenceResult()
     forked_by: str | None = None
 
 
-class WritesAnswer(NamedTuple):
+class WritesResult(NamedTuple):
     """The result of storing some pending writes.
 
     Attributes:
@@ -116,7 +121,7 @@ class WritesAnswer(NamedTuple):
     stored: list[EncodedWrite]
     overwrote: bool
     ignored: list[EncodedWrite]
-    fence: FenceAnswer = FenceAnswer()
+    fence: FenceResult = FenceResult()
 
 
 class FenceParams(NamedTuple):
@@ -155,20 +160,33 @@ class FenceParams(NamedTuple):
         }
 
 
+@cache
+def storing(block: str, *, is_journalled: bool = False) -> LiteralString:
+    """Return a statement that stores what callers write.
+
+    Args:
+        block: The name of its block in `put.sql` or `writes.sql`. The tops of these files say how to choose.
+        is_journalled: Whether it also records scopes, in the same transaction: see `Journal.params`.
+    """
+    beginning = "own" if "_writes" in block and not block.endswith("_fenced") else "with"
+    return query(f"{beginning}_journalled" if is_journalled else beginning, block)
+
+
 def put_statement(
     puts: Sequence[tuple[Scope, EncodedPut]],
     fences: FenceParams | None = None,
     *,
     refuses_forks: bool = False,
+    is_journalled: bool = False,
 ) -> Statement:
     """Return the statement that stores checkpoints of different scopes, and its parameters.
 
     Args:
         fences: The parameters for fences, in the same order. `None`: no checkpoint belongs to a burst.
         refuses_forks: Whether a put that would fork its thread is not stored.
+        is_journalled: See `storing`.
     """
-    variant = fences is not None, is_judged(puts)
-    few, one, together = _PUT_STATEMENTS[variant]
+    variant = f"{'' if fences is None else '_fenced'}{'_judged' if is_judged(puts) else ''}"
     on_fork = 2 if refuses_forks else 1
     if len(puts) == 1:
         [(scope, put)] = puts
@@ -179,9 +197,10 @@ def put_statement(
         if fences is not None:
             params |= fences.alone()
         values = _blobs(put)
-        if len(values) <= statements.FEW:
-            return few, params | _few(_FEW_BLOBS, values, _NO_BLOB)
-        return one, params | columns(_BLOBS, values)
+        if len(values) <= FEW:
+            params |= _few(_FEW_BLOBS, values, _NO_BLOB)
+            return storing(f"put_few{variant}", is_journalled=is_journalled), params
+        return storing(f"put{variant}", is_journalled=is_journalled), params | columns(_BLOBS, values)
     blobs: list[Row] = []
     bare: list[Row] = []
     for number, (_, put) in enumerate(puts, 1):
@@ -193,25 +212,12 @@ def put_statement(
         params |= fences.together()
     if is_judged(puts):
         params["on_forks"] = [on_fork if put.follows_newest else 0 for _, put in puts]
-    return together, params
+    return storing(f"put_together{variant}", is_journalled=is_journalled), params
 
 
 def is_judged(puts: Sequence[tuple[Scope, EncodedPut]]) -> bool:
     """Tell whether any put follows a checkpoint that was read as the newest: it may fork its thread."""
     return any(put.follows_newest for _, put in puts)
-
-
-# With fences or not, judged or not -> the statement for one put with few values, for one, for several.
-_PUT_STATEMENTS = {
-    (False, False): (statements.PUT_FEW, statements.PUT, statements.PUT_TOGETHER),
-    (True, False): (statements.PUT_FEW_FENCED, statements.PUT_FENCED, statements.PUT_TOGETHER_FENCED),
-    (False, True): (statements.PUT_FEW_JUDGED, statements.PUT_JUDGED, statements.PUT_TOGETHER_JUDGED),
-    (True, True): (
-        statements.PUT_FEW_FENCED_JUDGED,
-        statements.PUT_FENCED_JUDGED,
-        statements.PUT_TOGETHER_FENCED_JUDGED,
-    ),
-}
 
 
 def _put(scope: Scope, put: EncodedPut) -> Row:
@@ -223,21 +229,25 @@ def _blobs(put: EncodedPut) -> list[Row]:
     return [(channel, version, *value) for channel, (version, value) in sorted(put.blobs.items())]
 
 
-def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutAnswer]:
+def put_answers(puts: Sequence[tuple[Scope, EncodedPut]], rows: Sequence[Row]) -> list[PutResult]:
     """Return the result of each put."""
     width = 1 if is_judged(puts) else 0
-    answers = []
+    results = []
     for (_, put), (newest, stored, shadowed, known_writes, latest, *more) in zip(puts, rows, strict=True):
         forked_by = more[0] if width else None
         if put.follows_own and latest not in (None, put.checkpoint_id) and latest > put.parent_id:
             forked_by = latest
         followable = newest and not shadowed and stored == len(put.blobs)
-        answers.append(PutAnswer(followable, known_writes, FenceAnswer(*more[width:]), forked_by))
-    return answers
+        results.append(PutResult(followable, known_writes, FenceResult(*more[width:]), forked_by))
+    return results
 
 
 def writes_statement(
-    tasks: Sequence[PendingWrites], *, upsert: bool, fences: FenceParams | None = None
+    tasks: Sequence[PendingWrites],
+    *,
+    upsert: bool,
+    fences: FenceParams | None = None,
+    is_journalled: bool = False,
 ) -> Statement:
     """Return the statement that stores the writes of tasks, and its parameters.
 
@@ -245,9 +255,9 @@ def writes_statement(
         tasks: The writes. No task occurs twice.
         upsert: Whether the writes replace what is there.
         fences: As for `put_statement`.
+        is_journalled: See `storing`.
     """
-    plain, fenced = _WRITES_STATEMENTS[upsert]
-    few, one, together = plain if fences is None else fenced
+    kind, variant = "upsert" if upsert else "put", "" if fences is None else "_fenced"
     if len(tasks) == 1:
         scope, checkpoint_id, writes = tasks[0]
         params = scope._asdict() | {
@@ -258,9 +268,11 @@ def writes_statement(
         if fences is not None:
             params |= fences.alone()
         values: list[Row] = [(w.idx, w.channel, *w.value) for w in writes]
-        if len(values) <= statements.FEW:
-            return few, params | _few(_FEW_WRITES, values, _NO_WRITE)
-        return one, params | columns(_WRITES, values)
+        if len(values) <= FEW:
+            params |= _few(_FEW_WRITES, values, _NO_WRITE)
+            return storing(f"{kind}_few_writes{variant}", is_journalled=is_journalled), params
+        params |= columns(_WRITES, values)
+        return storing(f"{kind}_writes{variant}", is_journalled=is_journalled), params
     rows = [
         (*task.scope, task.checkpoint_id, w.task_id, w.task_path, w.idx, w.channel, *w.value)
         for task in tasks
@@ -270,47 +282,26 @@ def writes_statement(
     if fences is not None:
         params |= columns(("burst_threads", "burst_namespaces"), [task.scope for task in tasks])
         params |= fences.together()
-    return together, params
+    return storing(f"{kind}_writes_together{variant}", is_journalled=is_journalled), params
 
 
-# Upsert or not -> without and with fences: the statement for one task with few writes, for one, for several.
-_WRITES_STATEMENTS = {
-    False: (
-        (statements.PUT_FEW_WRITES, statements.PUT_WRITES, statements.PUT_WRITES_TOGETHER),
-        (
-            statements.PUT_FEW_WRITES_FENCED,
-            statements.PUT_WRITES_FENCED,
-            statements.PUT_WRITES_TOGETHER_FENCED,
-        ),
-    ),
-    True: (
-        (statements.UPSERT_FEW_WRITES, statements.UPSERT_WRITES, statements.UPSERT_WRITES_TOGETHER),
-        (
-            statements.UPSERT_FEW_WRITES_FENCED,
-            statements.UPSERT_WRITES_FENCED,
-            statements.UPSERT_WRITES_TOGETHER_FENCED,
-        ),
-    ),
-}
-
-
-def writes_answers(tasks: Sequence[PendingWrites], rows: Sequence[Row]) -> list[WritesAnswer]:
+def writes_answers(tasks: Sequence[PendingWrites], rows: Sequence[Row]) -> list[WritesResult]:
     """Return the result for each task."""
-    fences = {number: FenceAnswer(*fence) for task_id, number, _, _, *fence in rows if task_id is None}
+    fences = {number: FenceResult(*fence) for task_id, number, _, _, *fence in rows if task_id is None}
     stored = {
         (task_id, idx): (task_path, overwrote)
         for task_id, idx, task_path, overwrote, *_ in rows
         if task_id is not None
     }
     return [
-        _writes_answer(task.writes, stored)._replace(fence=fences.get(number, FenceAnswer()))
+        _writes_answer(task.writes, stored)._replace(fence=fences.get(number, FenceResult()))
         for number, task in enumerate(tasks, 1)
     ]
 
 
 def _writes_answer(
     writes: Sequence[EncodedWrite], rows: Mapping[tuple[str, int], tuple[str, bool]]
-) -> WritesAnswer:
+) -> WritesResult:
     stored, ignored, overwrote = [], [], False
     for write in writes:
         row = rows.get((write.task_id, write.idx))
@@ -319,18 +310,17 @@ def _writes_answer(
         else:
             stored.append(write._replace(task_path=row[0]))
             overwrote = overwrote or row[1]
-    return WritesAnswer(stored, overwrote, ignored)
+    return WritesResult(stored, overwrote, ignored)
 
 
 def _few(names: Sequence[str], rows: Sequence[Row], no_row: Row) -> dict[str, Any]:
-    """Return rows as a statement `…_FEW…` takes them: one parameter for each value of `FEW` rows."""
+    """Return rows as a statement `…_few…` takes them: one parameter for each value of `FEW` rows."""
     values = [value for row in rows for value in row]
-    values += no_row * (statements.FEW - len(rows))
+    values += no_row * (FEW - len(rows))
     return {"count": len(rows), **dict(zip(names, values, strict=True))}
 
 
-def columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
+def columns(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict[str, list[Any]]:
     """Return rows as `unnest` takes them: one array for each column."""
-    if not rows:
-        return {name: [] for name in names}
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    found = list(zip(*rows, strict=True)) or [()] * len(names)
+    return dict(zip(names, map(list, found), strict=True))

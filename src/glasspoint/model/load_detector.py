@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from time import monotonic
 
-__all__ = ["Crowd"]
+__all__ = ["LoadDetector"]
 
 _MOMENT_SECONDS = 0.1
 
 
-class Crowd:
+class LoadDetector:
     """Tells whether many calls are under way at once (a crowd)."""
 
     def __init__(self, *, beyond: int) -> None:

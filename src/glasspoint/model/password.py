@@ -90,23 +90,18 @@ async def ask_password(password: Password, *, timeout_seconds: float) -> str:
         timeout_seconds: How long the function may take.
 
     Raises:
-        ConfigurationError: This is not a function, or its result is not a usable password.
+        ConfigurationError: Its result is not a usable password.
         L2UnavailableError: The function raised an error, or took too long.
     """
-    if not callable(password):
-        raise WrongTypeError(
-            f"What should return PostgreSQL's password is of the type {type(password).__name__}: pass a "
-            "function. A password that never changes belongs into the connection string."
-        )
     try:
         async with asyncio.timeout(timeout_seconds):
-            answer: object
+            result: object
             if inspect.iscoroutinefunction(password):
-                answer = await password()
+                result = await password()
             else:
-                answer = await asyncio.to_thread(password)
-            if inspect.isawaitable(answer):
-                answer = await answer
+                result = await asyncio.to_thread(password)
+            if inspect.isawaitable(result):
+                result = await result
     except GlasspointError:
         raise
     except TimeoutError as exc:
@@ -118,10 +113,10 @@ async def ask_password(password: Password, *, timeout_seconds: float) -> str:
             f"The function that returns PostgreSQL's password raised {type(exc).__name__}: see the error "
             "that this one was caused by."
         ) from exc
-    if not isinstance(answer, str):
+    if not isinstance(result, str):
         raise WrongTypeError(
-            f"The password for PostgreSQL is of the type {type(answer).__name__}: it must be a string."
+            f"The password for PostgreSQL is of the type {type(result).__name__}: it must be a string."
         )
-    if not answer or "\0" in answer:
+    if not result or "\0" in result:
         raise ConfigurationError("The password for PostgreSQL is empty, or holds a NUL character.")
-    return answer
+    return result

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.asyncio import Redis
 
-from glasspoint.model.load_detector import Crowd
-from glasspoint.redis.limiter import Turns, connections_of
+from glasspoint.model.load_detector import LoadDetector
+from glasspoint.redis.limiter import Limiter, connections_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,11 +60,11 @@ class AutoPipeline:
         self._redis = redis
         connections = connections_of(redis, most=_CONNECTIONS)
         large = max(1, int(connections * _LARGE_SHARE))
-        self._large = Turns(large, timeout_seconds=timeout_seconds)
-        self._turns = Turns(max(1, connections - large), timeout_seconds=timeout_seconds)
-        self._pipelines = min(_PIPELINES, self._turns.at_once)
+        self._large = Limiter(large, timeout_seconds=timeout_seconds)
+        self._limiter = Limiter(max(1, connections - large), timeout_seconds=timeout_seconds)
+        self._pipelines = min(_PIPELINES, self._limiter.at_once)
         self._can_pipeline = type(redis).evalsha is Redis.evalsha
-        self._crowd = Crowd(beyond=min(_ALONE, self._turns.at_once))
+        self._load = LoadDetector(beyond=min(_ALONE, self._limiter.at_once))
         self._under_way = 0
         self._waiting: list[_Step] = []
         self._sending: set[asyncio.Task[None]] = set()
@@ -83,8 +83,8 @@ class AutoPipeline:
         # Texts are sent as UTF-8, whatever the encoding of the client.
         script, *rest = (arg.encode() if isinstance(arg, str) else arg for arg in (sha, key, *args))
         command = (script, 1, *rest)
-        if not (self._can_pipeline and self._crowd.is_there(self._under_way)):
-            return await self._go_alone(self._turns, *command)
+        if not (self._can_pipeline and self._load.is_there(self._under_way)):
+            return await self._go_alone(self._limiter, *command)
         if _size(command) > _LARGE_BYTES:
             return await self._go_alone(self._large, *command)
         loop = asyncio.get_running_loop()
@@ -94,10 +94,10 @@ class AutoPipeline:
         self._waiting.append(step)
         return await step.answer
 
-    async def _go_alone(self, turns: Turns, *args: Any) -> Any:
+    async def _go_alone(self, limiter: Limiter, *args: Any) -> Any:
         self._under_way += 1
         try:
-            return await turns.run(self._redis.evalsha, *args)
+            return await limiter.run(self._redis.evalsha, *args)
         finally:
             self._under_way -= 1
 
@@ -115,23 +115,23 @@ class AutoPipeline:
 
     async def _run(self, steps: Sequence[_Step]) -> None:
         """Send some steps, and hand each result to its caller, unless the caller was cancelled meanwhile."""
-        answers: Sequence[Any]
+        results: Sequence[Any]
         self._under_way += 1
         try:
-            answers = await self._turns.run(self._ask, steps)
+            results = await self._limiter.run(self._ask, steps)
         except TimeoutError as exc:
             # The steps that wait behind these fail, too: they would only wait for the same time again.
             steps, self._waiting = [*steps, *self._waiting], []
-            answers = [exc] * len(steps)
+            results = [exc] * len(steps)
         except Exception as exc:
-            answers = [exc] * len(steps)
+            results = [exc] * len(steps)
         except asyncio.CancelledError:
             for step in steps:
                 step.answer.cancel()
             raise
         finally:
             self._under_way -= 1
-        for step, answer in zip(steps, answers, strict=True):
+        for step, answer in zip(steps, results, strict=True):
             if step.answer.done():
                 continue
             if isinstance(answer, Exception):
@@ -145,10 +145,10 @@ class AutoPipeline:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for step in steps:
                 pipeline.evalsha(*step.args)
-            answers: Sequence[Any] = await pipeline.execute(raise_on_error=False)
-        if len(answers) != len(steps):
-            raise RuntimeError(f"The Redis client has {len(answers)} answers to {len(steps)} steps.")
-        return answers
+            results: Sequence[Any] = await pipeline.execute(raise_on_error=False)
+        if len(results) != len(steps):
+            raise RuntimeError(f"The Redis client has {len(results)} results for {len(steps)} steps.")
+        return results
 
 
 def _size(args: tuple[Any, ...]) -> int:

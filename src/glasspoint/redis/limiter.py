@@ -9,7 +9,6 @@ one, because the length of the queue says nothing about Redis.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import MaxConnectionsError, ResponseError
@@ -23,14 +22,14 @@ if TYPE_CHECKING:
 
     from glasspoint.model.generics import ResultT
 
-__all__ = ["Turns", "connections_of", "when_connected"]
+__all__ = ["Limiter", "connections_of", "when_connected"]
 
 # The first and the longest pause before a client without a free connection is asked again. redis-py gives no
 # notice when a connection becomes free.
 _PAUSES_SECONDS = 0.001, 0.016
 
 
-class Turns:
+class Limiter:
     """A fixed number of slots for calls. The calls without a slot wait, first come, first served."""
 
     def __init__(self, at_once: int, *, timeout_seconds: float) -> None:
@@ -42,8 +41,7 @@ class Turns:
                 same time before; or twice that, if other calls get results from Redis meanwhile.
         """
         self.at_once = at_once
-        self._free = at_once
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._slots = asyncio.Semaphore(at_once)
         self._timeout = timeout_seconds
         self._answers = 0
 
@@ -54,43 +52,25 @@ class Turns:
             TimeoutError: There was no slot or no result in time: see the constructor.
             Exception: The error of `ask`. After a `MaxConnectionsError`, `ask` is called again instead.
         """
-        if self._free:
-            self._free -= 1
+        if self._slots.locked():
+            before = self._answers
+            with answered_within(self._timeout, once_more=lambda: self._answers != before):
+                await self._slots.acquire()
         else:
-            await self._wait()
+            await self._slots.acquire()  # takes no time
         try:
             with answered_within(self._timeout):
                 try:
-                    answer = await ask(*args)
+                    result = await ask(*args)
                 except MaxConnectionsError:
-                    answer = await when_connected(ask, *args)
+                    result = await when_connected(ask, *args)
         except ResponseError:
             self._answers += 1
             raise
         finally:
-            self._next()
+            self._slots.release()
         self._answers += 1
-        return answer
-
-    async def _wait(self) -> None:
-        before, turn = self._answers, asyncio.get_running_loop().create_future()
-        self._line.append(turn)
-        try:
-            with answered_within(self._timeout, once_more=lambda: self._answers != before):
-                await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self._next()  # this call got the slot, but was cancelled at the same moment
-            raise
-
-    def _next(self) -> None:
-        """Give the slot to the next waiting call, or keep it free."""
-        while self._line:
-            turn = self._line.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._free += 1
+        return result
 
 
 async def when_connected(ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:

@@ -90,9 +90,9 @@ async def check_permissions(redis: Redis, key_prefix: str) -> None:
         CannotBeTheCacheError: A right is missing. The message names the commands and the rule to add.
         Exception: The client's error, if Redis does not respond, is full, or cannot save.
     """
-    for answer in await ask_for_rights(redis, key_prefix, _CACHE):
-        if isinstance(answer, Exception) and not isinstance(answer, ReadOnlyError) and remedy(answer):
-            raise answer
+    for result in await ask_for_rights(redis, key_prefix, _CACHE):
+        if isinstance(result, Exception) and not isinstance(result, ReadOnlyError) and remedy(result):
+            raise result
 
 
 async def ask_for_rights(redis: Redis, key_prefix: str, needs: Needs) -> list[object]:
@@ -112,17 +112,17 @@ async def ask_for_rights(redis: Redis, key_prefix: str, needs: Needs) -> list[ob
             for name, args in asked.items():
                 command = name.upper().replace("|", " ")
                 pipe.execute_command(command, *(key if arg is KEY else arg for arg in args))
-            answers = dict(zip(asked, await pipe.execute(raise_on_error=False), strict=True))
+            results = dict(zip(asked, await pipe.execute(raise_on_error=False), strict=True))
     except ResponseError as exc:  # the error came while connecting, from SELECT for example
         if not is_a_refused_command(exc):
             raise
         raise _refusal(redis, None, key_prefix, needs, _NAMED.findall(str(exc)), keys=False) from exc
-    whoami = answers.pop(_WHOAMI)
-    denied = [name for name, answer in answers.items() if is_a_refused_command(answer)]
-    keys = any(is_a_refused_key(answer) for answer in answers.values())
+    whoami = results.pop(_WHOAMI)
+    denied = [name for name, result in results.items() if is_a_refused_command(result)]
+    keys = any(is_a_refused_key(result) for result in results.values())
     if denied or keys:
         raise _refusal(redis, whoami, key_prefix, needs, denied, keys=keys)
-    return list(answers.values())
+    return list(results.values())
 
 
 def refuse_cluster(server: Mapping[str, Any]) -> None:

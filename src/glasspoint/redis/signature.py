@@ -19,8 +19,6 @@ import hashlib
 import hmac
 from typing import TYPE_CHECKING, Protocol, Self
 
-from glasspoint.errors import ConfigurationError
-
 if TYPE_CHECKING:
     from glasspoint.model.scope import Scope
 
@@ -30,24 +28,11 @@ SIZE = 16
 """The length of a signature in bytes."""
 
 _DOMAIN = b"glasspoint.l1.entry"
-_SECRET_BYTES_MIN = 16
 
 
 def secret_of(key: bytes | str) -> bytes:
-    """Return the bytes of an `l1_signing_key`; a text is encoded as UTF-8.
-
-    Raises:
-        ConfigurationError: The key is too short, or neither bytes nor text.
-    """
-    if not isinstance(key, bytes | str):
-        raise ConfigurationError(f"l1_signing_key must be bytes or a string, not {type(key).__name__}.")
-    secret = key.encode() if isinstance(key, str) else key
-    if len(secret) < _SECRET_BYTES_MIN:
-        raise ConfigurationError(
-            f"l1_signing_key has {len(secret)} bytes: it needs at least {_SECRET_BYTES_MIN} that nobody can "
-            "guess, for example what `openssl rand -hex 32` prints."
-        )
-    return secret
+    """Return the bytes of an `l1_signing_key`, checked before; a text is encoded as UTF-8."""
+    return key.encode() if isinstance(key, str) else key
 
 
 class Signer:
@@ -61,9 +46,6 @@ class Signer:
         Args:
             secret: At least 16 bytes that nobody can guess, or a text of as many.
             context: The context in which the signatures are valid: the generation of the cache.
-
-        Raises:
-            ConfigurationError: The secret is too short, or neither bytes nor text.
         """
         self._keyed = _keyed(hmac.digest(secret_of(secret), _framed(_DOMAIN) + context.encode(), "sha256"))
 

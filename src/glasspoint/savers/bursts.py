@@ -238,7 +238,7 @@ class Bursts:
             if burst.is_fenced and not burst.is_in_doubt:
                 self._fences.ended(burst.scope, burst.id)
             burst.closed.set_result(None)
-            self._telemetry.note(BurstEnded(end, burst.writes))
+            self._telemetry.emit(BurstEnded(end, burst.writes))
 
     async def _settle(self, burst: Burst, intent: Intent) -> BurstEnd:
         if burst.is_contested:

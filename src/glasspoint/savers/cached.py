@@ -23,18 +23,15 @@ Bursts are explained in `bursts`, opening and closing in `opening`, deleting, pr
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
-from glasspoint.errors import InvalidConfigError, L1UnavailableError, L2DeadlineError, L2UnavailableError
+from glasspoint.errors import InvalidConfigError, L2UnavailableError
 from glasspoint.l1.entry import Changes
-from glasspoint.l2.deadline import answered_within, within
-from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
-from glasspoint.l2.writing import Announced, FenceAnswer
+from glasspoint.l2.deadline import answered_within
+from glasspoint.l2.writing import FenceResult
 from glasspoint.logs import get_logger
 from glasspoint.model import codec, traceparent
 from glasspoint.model.index_rows import check_put, check_writes
@@ -43,11 +40,13 @@ from glasspoint.model.listing_options import check_limit, plain_filter
 from glasspoint.model.scope import Scope, checkpoint_id_of, listed_scope_of, scope_of
 from glasspoint.model.threads import choose_threads
 from glasspoint.savers.forks import kind_of
-from glasspoint.savers.maintenance import MaintainedSaver
+from glasspoint.savers.opening import ManagedSaver
+from glasspoint.savers.write_through import begin_write
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from datetime import timedelta
+    from uuid import UUID
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import (
@@ -58,21 +57,20 @@ if TYPE_CHECKING:
         DeltaChannelHistory,
     )
 
-    from glasspoint.l1.cache import Intent
     from glasspoint.l2.contents import Holding
-    from glasspoint.model.codec import EncodedPut, PendingWrites, StoredCheckpoint
+    from glasspoint.model.codec import PendingWrites, StoredCheckpoint
     from glasspoint.model.generics import ResultT
     from glasspoint.model.lineage import Branch, Relation, SetAside
     from glasspoint.model.threads import ThreadSummary
-    from glasspoint.savers.bursts import Burst
-    from glasspoint.telemetry.events import Operation, WriteResult
+    from glasspoint.savers.maintenance import PruneReport
+    from glasspoint.telemetry.events import Operation
 
 __all__ = ["CachedPostgresSaver"]
 
 _log = get_logger("glasspoint")
 
 
-class CachedPostgresSaver(MaintainedSaver):
+class CachedPostgresSaver(ManagedSaver):
     """A LangGraph checkpointer on PostgreSQL, cached in Redis. Every step is traced and counted.
 
     It returns what `AsyncPostgresSaver` returns on the same database. Both savers may be used on one database
@@ -270,21 +268,21 @@ class CachedPostgresSaver(MaintainedSaver):
             operation.bytes_written = put.size
             check_put(scope, put)
             fork = self._forks.check(scope, put)
-            write = await self._begin_write(operation, scope)
-            answer = await write.to_l2(lambda: self._l2.put(scope, write.judged(put), write.ready))
-            if fork is None and answer.forked_by is not None:
-                fork = kind_of(put, answer.forked_by)
+            write = await begin_write(self._parts, operation, scope)
+            result = await write.to_l2(lambda: self._l2.put(scope, write.judged(put), write.ready))
+            if fork is None and result.forked_by is not None:
+                fork = kind_of(put, result.forked_by)
             if fork is not None:
-                self._forks.tell(fork, scope, put, answer.forked_by)
-            is_refused = answer.forked_by is not None and self._forks.refuses
+                self._forks.tell(fork, scope, put, result.forked_by)
+            is_refused = result.forked_by is not None and self._forks.refuses
 
             def follow(changes: Changes) -> None:
                 if is_refused:
                     changes.give_up()
                 else:
-                    changes.put(put, is_as_sent=answer.followable, known_writes=answer.known_writes)
+                    changes.put(put, is_as_sent=result.followable, known_writes=result.known_writes)
 
-            await write.to_l1(answer.fence, follow)
+            await write.to_l1(result.fence, follow)
             if fork is not None and is_refused:
                 raise self._forks.error(fork, scope, put)
             own_id = self._forks.wrote(scope, checkpoint["id"])
@@ -317,17 +315,186 @@ class CachedPostgresSaver(MaintainedSaver):
             if not encoded:
                 return
             check_writes(scope, checkpoint_id, task_id)
-            write = await self._begin_write(operation, scope)
-            answer = await write.to_l2(
+            write = await begin_write(self._parts, operation, scope)
+            result = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
             )
 
             def follow(changes: Changes) -> None:
-                changes.put_writes(checkpoint_id, answer.stored, answer.ignored)
-                if answer.overwrote and write.is_among_others:
+                changes.put_writes(checkpoint_id, result.stored, result.ignored)
+                if result.overwrote and write.is_among_others:
                     changes.give_up()  # the write that it has replaced may be added to the burst after it
 
-            await write.to_l1(answer.fence, follow)
+            await write.to_l1(result.fence, follow)
+
+    # ---------------------------------------------------------------- deleting, copying, pruning
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete all checkpoints and writes of a thread, in all its namespaces.
+
+        A run that is still working on the thread is not stopped. What it stores later stays, without what was
+        deleted.
+
+        Args:
+            thread_id: The id of the thread.
+
+        Raises:
+            InvalidConfigError: The id cannot be stored.
+            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
+                deleted.
+            L2DeadlineError: Other transactions kept the rows locked. Nothing was deleted.
+            L2UnavailableError: PostgreSQL did not respond. It may have deleted the thread.
+        """
+        await self._maintenance.delete_thread(thread_id)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
+        """Delete all checkpoints of some runs, with their writes, and the values that no other one uses.
+
+        Either everything is deleted, or nothing. The other checkpoints keep the ids of their parents, even of
+        deleted ones.
+
+        LangGraph's tables have no index on the run id, so each call reads all checkpoints once. If you call
+        this often, make an index: `CREATE INDEX CONCURRENTLY checkpoints_run_id_idx ON checkpoints
+        ((metadata ->> 'run_id')) WHERE (metadata ->> 'run_id') IS NOT NULL`.
+
+        Args:
+            run_ids: The ids of the runs, as strings or UUIDs: the `run_id` in the checkpoints' metadata.
+                Unknown ids are ignored.
+
+        Raises:
+            DeltaChainError: A checkpoint that stays has a `DeltaChannel` that is rebuilt from one of these.
+            InvalidConfigError: An id cannot be stored.
+            ConfigurationError: `run_ids` is a single string. (The error is a `TypeError`, too.)
+            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
+                deleted.
+            L2DeadlineError: Other transactions kept the rows locked. Nothing was deleted.
+            L2UnavailableError: PostgreSQL did not respond. It may have deleted the checkpoints.
+        """
+        await self._maintenance.delete_for_runs(run_ids)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread: all its checkpoints, writes and values, in all its namespaces, as they are now.
+
+        If the source does not exist, nothing is copied, and no error is raised. (LangGraph's interface leaves
+        that open.) If the metadata contain the id of the thread, as LangGraph Server stores them, the copy's
+        metadata contain the id of the copy.
+
+        Args:
+            source_thread_id: The id of the thread to copy. The thread is not changed.
+            target_thread_id: The id of the copy. No thread may have this id yet.
+
+        Raises:
+            ThreadExistsError: The target exists already, even if only a part of it.
+            ThreadInUseError: Something is being written to the target.
+            InvalidConfigError: An id cannot be stored, or the two are the same.
+            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
+                copied.
+            L2DeadlineError: Other transactions kept the rows locked. Nothing was copied.
+            L2UnavailableError: PostgreSQL did not respond. It may have copied the thread.
+        """
+        await self._maintenance.copy_thread(source_thread_id, target_thread_id)
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Prune some threads: keep what their newest checkpoints need, or delete them.
+
+        Either all of the threads are pruned, or none.
+
+        `"keep_latest"` keeps the newest checkpoint of each namespace, with its pending writes and its values.
+        It also keeps the ancestors that this checkpoint needs:
+
+        - If a `DeltaChannel` has no value in it: the ancestors from which the value is rebuilt, back to the
+          last snapshot.
+        - In formats before 4: the parent, which holds pending sends.
+
+        The other checkpoints are removed. The namespace of a subgraph call is removed together with the root
+        checkpoint that the call started from. You may prune in the middle of a run, which goes on
+        undisturbed. But do not prune while a run starts from a checkpoint that is not the newest. A kept
+        ancestor serves the newest checkpoint only: with several delta channels, its own state may be
+        incomplete.
+
+        `"delete"` deletes everything of the threads. If a saver of this class, on the same Redis, is writing
+        to one of them, nothing is deleted, and this fails. Some runs are not noticed: a run between two
+        writes, a run that writes in a subgraph without a memory of its own, and any run while Redis does not
+        respond. What such a run stores later stays, without what was deleted. So end the runs of a thread
+        before you delete it.
+
+        Args:
+            thread_ids: The ids of the threads. Unknown ids are ignored.
+            strategy: `"keep_latest"` or `"delete"`.
+
+        Raises:
+            ConfigurationError: The strategy is unknown; or `thread_ids` is a single string, and the error is
+                a `TypeError`, too.
+            InvalidConfigError: An id cannot be stored.
+            ThreadInUseError: Something is being written to a thread that is to be deleted.
+            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
+                pruned.
+            L2DeadlineError: Other transactions kept the rows locked. Nothing was pruned.
+            L2UnavailableError: PostgreSQL did not respond. It may have pruned the threads.
+        """
+        await self._maintenance.prune(thread_ids, strategy=strategy)
+
+    async def aprune_older_than(
+        self,
+        age: timedelta,
+        *,
+        keep_latest: bool = True,
+        batch_size: int = 1000,
+        dry_run: bool = False,
+        on_batch: Callable[[PruneReport], object] | None = None,
+    ) -> PruneReport:
+        """Remove the checkpoints of all threads that are older than `age`, unless they are needed.
+
+        Needed are the newest checkpoint of each namespace, and the ancestors that this one or a younger one
+        needs: see `aprune`. Also removed are the writes of removed checkpoints, old writes without a
+        checkpoint, and values that no checkpoint uses any more. The age of a checkpoint is in its id (a UUID
+        of version 6, as LangGraph makes it), or else in its `ts`. If neither has a time, the checkpoint is
+        never old.
+
+        The work is done in batches, each in a short transaction: an error, a crash or a cancellation undoes
+        only the current batch. Active runs are not disturbed, except a run that starts from an old
+        checkpoint, which may be gone. Several calls at once share the work: each skips the threads that
+        another one works on.
+
+        Args:
+            age: Checkpoints that are older than this are old; greater than 0.
+            keep_latest: `False`: a thread whose newest checkpoint is old is removed as a whole.
+            batch_size: How many checkpoints one transaction removes, approximately; at least 1.
+            dry_run: Only count. Nothing is locked or written.
+            on_batch: Called after each batch with the sums so far. If it raises an error, the call ends.
+
+        Returns:
+            What was removed.
+
+        Raises:
+            ConfigurationError: `age` or `batch_size` is out of its range.
+            L1UnavailableError: Redis did not confirm a batch, so this batch was not removed.
+            L2DeadlineError: Other transactions kept the rows of a batch locked, or PostgreSQL cancelled a
+                statement that took too long.
+            L2UnavailableError: PostgreSQL did not respond. It may have removed the last batch.
+        """
+        return await self._maintenance.prune_older_than(
+            age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run, on_batch=on_batch
+        )
+
+    def prune_older_than(
+        self,
+        age: timedelta,
+        *,
+        keep_latest: bool = True,
+        batch_size: int = 1000,
+        dry_run: bool = False,
+        on_batch: Callable[[PruneReport], object] | None = None,
+    ) -> PruneReport:
+        """Remove old checkpoints: see `aprune_older_than`. `on_batch` is called on the saver's event loop."""
+        return self._wait_for(
+            "aprune_older_than",
+            lambda saver: saver.aprune_older_than(
+                age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run, on_batch=on_batch
+            ),
+        )
+
+    # ---------------------------------------------------------------- for other tiers
 
     async def import_checkpoints(
         self, items: Sequence[StoredCheckpoint | PendingWrites], *, branch: Branch | None = None
@@ -348,9 +515,9 @@ class CachedPostgresSaver(MaintainedSaver):
         """
         scope = items[0].scope
         with self._lifetime.call(), self._telemetry.operation("import_checkpoints", scope) as operation:
-            write = await self._begin_write(operation, scope, opens=True)
+            write = await begin_write(self._parts, operation, scope, opens=True)
             new = await write.to_l2(lambda: self._l2.import_items(scope, items, write.ready, branch=branch))
-            await write.to_l1(FenceAnswer(), Changes.give_up)
+            await write.to_l1(FenceResult(), Changes.give_up)
         return new
 
     async def holding_of(self, thread_id: str) -> Holding:
@@ -442,7 +609,7 @@ class CachedPostgresSaver(MaintainedSaver):
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """Return the next version of a channel, which is greater than `current` and unique."""
-        return self._upstream.get_next_version(current, channel)
+        return self._parts.upstream.get_next_version(current, channel)
 
     # ---------------------------------------------------------------- helpers
 
@@ -454,7 +621,7 @@ class CachedPostgresSaver(MaintainedSaver):
         reading = reading or await self._l1.read(scope, checkpoint_id)
         if reading.image is not None:
             try:
-                answer = self._decode(operation, reading.image)
+                result = self._decode(operation, reading.image)
             except Exception as exc:
                 # The serializer cannot read the bytes: L2 has the right ones, or raises the right error. The
                 # text of this error may quote the value, so only its type is logged.
@@ -462,8 +629,8 @@ class CachedPostgresSaver(MaintainedSaver):
                 reading = await self._l1.refuse(scope, reading.image.checkpoint_id)
             else:
                 operation.l1_result, operation.served_by = reading.result, "l1"
-                self._auditor.sample(scope, reading.fields)
-                return answer
+                self._parts.auditor.sample(scope, reading.fields)
+                return result
         operation.l1_result, operation.served_by = reading.result, "l2"
         warms_up = reading.lease is not None and checkpoint_id is None
         stored = await self._ask_l2(lambda: self._l2.select(scope, checkpoint_id, warms_up=warms_up))
@@ -476,251 +643,22 @@ class CachedPostgresSaver(MaintainedSaver):
         if reading.lease is None or not warms_up or stored.is_fenced or not stored.cacheable:
             return self._decode(operation, stored)
         image = stored.detached()
-        answer = self._decode(operation, stored)
+        result = self._decode(operation, stored)
         await self._lifetime.follow_up(self._l1.warm_up(scope, reading.lease, image))
-        return answer
-
-    async def _begin_write(self, operation: Operation, scope: Scope, *, opens: bool = False) -> _WriteThrough:
-        if scope.is_cached:
-            await self._ready_l1()
-        return _WriteThrough(self, operation, scope, opens=opens)
+        return result
 
     async def _ask_l2(self, query: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Read one checkpoint from L2, and repeat that if it may help."""
-        seconds = self._read_deadline
+        seconds = self._parts.read_deadline_seconds
         async with answered_within(seconds, f"PostgreSQL did not answer a read within {seconds} s."):
             return await self._retries.run("get_tuple", query)
 
     def _decode(self, operation: Operation, stored: StoredCheckpoint) -> CheckpointTuple:
         started = perf_counter()
-        answer = codec.decode_tuple(self.serde, stored)
+        result = codec.decode_tuple(self.serde, stored)
         operation.decode_seconds = perf_counter() - started
         operation.bytes_read = stored.size
         operation.checkpoint_id = stored.checkpoint_id
         operation.step, operation.source = stored.metadata.get("step"), stored.metadata.get("source")
         operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
-        return answer
-
-
-class _WriteThrough:
-    """One write to both levels, as a part of a burst.
-
-    The constructor sends BEGIN of a new burst. So BEGIN and the wait for a connection to PostgreSQL overlap.
-    BEGIN is awaited before the first statement.
-
-    The write to L2 may take several attempts. An attempt is in doubt if nobody knows whether it changed L2.
-    Then the result of the next attempt does not say how this write is ordered among others, so L1 cannot
-    follow, and forgets the entry.
-
-    A scope that is not cached has no entry: neither Redis nor the journal receives anything.
-    """
-
-    def __init__(
-        self, saver: CachedPostgresSaver, operation: Operation, scope: Scope, *, opens: bool = False
-    ) -> None:
-        self._l1 = saver._l1
-        self._lifetime = saver._lifetime
-        self._journal = saver._l2.journal
-        self._retries = saver._retries
-        self._deadline = saver._write_deadline
-        self._must_tell_l1 = saver._must_tell_l1
-        self._scope = scope
-        self._operation = operation
-        self._identity = saver._identity
-        self._bursts = saver._bursts
-        self._burst = saver._bursts.join(scope) if scope.is_cached else None
-        self._always_opens = opens
-        self._opens = opens
-        self._sent_on: object = None
-        self._sent_at: float | None = None
-        self._in_doubt = False
-        self._still_running = False
-        self._last_fault: str | None = None
-        self._is_journalled = False
-
-    @property
-    def is_among_others(self) -> bool:
-        """Whether another write of the burst is under way."""
-        return self._burst is not None and self._burst.writers > 1
-
-    def judged(self, put: EncodedPut) -> EncodedPut:
-        """Return the put as it is sent now.
-
-        After an attempt in doubt, a newer checkpoint may be the put's own, so forks cannot be found.
-        """
-        return replace(put, follows_newest=False, follows_own=False) if self._in_doubt else put
-
-    async def ready(self, connection: object) -> Announced:
-        """Wait until Redis sends readers to L2. After this, PostgreSQL may change.
-
-        Returns:
-            What else the statement has to do. If Redis has confirmed BEGIN: set the fence of the burst, or
-            look for it. If not: record the scope in the journal.
-
-        Raises:
-            L1UnavailableError: Redis has not confirmed BEGIN, and `on_l1_outage` is `"raise"`.
-        """
-        burst = self._burst
-        if burst is None:
-            self._sending(connection)
-            return Announced()
-        intent = burst.begun.result() if burst.begun.done() else await asyncio.shield(burst.begun)
-        is_heeded = self._l1.is_heeded(intent)
-        if self._must_tell_l1 and not is_heeded:
-            raise L1UnavailableError(
-                'Redis does not do its part, and on_l1_outage is "raise": nothing was written. Repeat the '
-                "call when Redis is back."
-            )
-        self._sending(connection)
-        self._is_journalled = False
-        if is_heeded:
-            self._opens = self._always_opens or not burst.is_covered
-            burst.is_fenced = burst.is_fenced or self._opens
-            return Announced(burst=burst.id, opens=self._opens)
-        burst.is_lost = True
-        if self._l1.is_absent:
-            # The cache's tables may be made while this write is under way. So remember it: it goes into the
-            # journal before the tables are used.
-            self._l1.wrote_unannounced([self._scope])
-            return Announced()
-        self._is_journalled = True
-        return Announced(is_journalled=True)
-
-    async def to_l2(self, statement: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        """Run the statement within the deadline, and repeat it if that may help."""
-        try:
-            async with within(self._deadline):
-                if self._burst is not None:
-                    await self._burst.may_begin()
-                answer = await self._retries.run(self._operation.name, statement, failed=self._attempt_failed)
-        except BaseException as exc:
-            self._failed(exc)
-            if self._burst is not None:
-                await self._lifetime.settle(self._abandon(self._burst))
-            if isinstance(exc, TimeoutError) and not isinstance(exc, L2DeadlineError):
-                outcome = "whether it has it is not known" if self._in_doubt else "it does not have it"
-                before = f" (before, {self._last_fault})" if self._last_fault else ""
-                raise L2DeadlineError(
-                    f"PostgreSQL did not finish a write within {self._deadline} s{before}; {outcome}. The "
-                    "write may be repeated: it stores the same again."
-                ) from exc
-            raise
-        assert self._sent_at is not None
-        self._operation.l2_seconds = perf_counter() - self._sent_at
-        return answer
-
-    async def to_l1(self, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
-        """Add the write to its burst.
-
-        L1 receives something only after a first write, or if something went wrong. That runs in a task of its
-        own, so that a cancelled caller does not leave half a step behind.
-
-        Args:
-            fence: What the statement has found out about fences.
-            change: Adds the changes that L1 has to follow.
-
-        Raises:
-            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`.
-            L2UnavailableError, L2DeadlineError: Redis did not do its part, and the journal was not written.
-        """
-        burst = self._burst
-        if burst is None:
-            self._operation.l1_write = "bypassed"
-            return
-        intent = burst.begun.result()
-        if fence.identity is not None and self._l1.is_heeded(intent):
-            self._identity.is_of(fence.identity)  # if it is another identity, the intent is not heeded now
-        if self._opens or self._in_doubt or not (fence.stands and self._l1.is_heeded(intent)):
-            await self._lifetime.settle(self._tell(burst, fence, change))
-            return
-        self._l1.wrote(intent)
-        _add(burst, fence, change)
-        self._operation.l1_write = "contested" if burst.is_contested else "covered"
-        self._bursts.leave(burst)
-
-    async def _tell(self, burst: Burst, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
-        intent, started = burst.begun.result(), perf_counter()
-        try:
-            if self._in_doubt or self._is_journalled:
-                # If Redis responds again, no reader has to wait until the sweep finds the journal's row.
-                result = await self._forget(burst, intent)
-            elif burst.is_lost and not intent.name:
-                result = "skipped"
-            else:
-                result = await self._confirm(burst, intent, fence, change)
-            self._operation.l1_seconds = perf_counter() - started
-            self._operation.l1_write = "skipped" if result == "error" and self._l1.is_absent else result
-            if self._operation.l1_write == "error":
-                burst.is_lost = True
-                await self._fall_behind()
-        finally:
-            self._bursts.leave(burst)
-
-    async def _confirm(
-        self, burst: Burst, intent: Intent, fence: FenceAnswer, change: Callable[[Changes], None]
-    ) -> WriteResult:
-        """Check that no reader can install the state from before this write."""
-        confirmed = await self._l1.confirm(intent)
-        if confirmed is None:
-            burst.must_drop = True
-            return "error"
-        # Without the fence, the next write is a first one again.
-        burst.is_covered = self._opens
-        burst.is_contested = burst.is_contested or not confirmed
-        _add(burst, fence, change)
-        return "contested" if burst.is_contested else "announced"
-
-    async def _fall_behind(self) -> None:
-        """Record the write in the journal, because L2 has it and L1 may not know.
-
-        This must be done before the caller gets a result. A sweep, in any process, finds the row and drops
-        the entry.
-        """
-        if not self._is_journalled:
-            async with answered_within(
-                self._deadline,
-                f"PostgreSQL has the write, but Redis could not be told of it, nor the journal within "
-                f"{self._deadline} s. The write may be repeated: it stores the same again.",
-            ):
-                await self._retries.run(self._operation.name, lambda: self._journal.record_now([self._scope]))
-        self._l1.doubt(self._scope)
-        self._operation.l1_write = "journalled"
-        if self._must_tell_l1:
-            raise L1UnavailableError(
-                'PostgreSQL has the write, but Redis did not do its part, and on_l1_outage is "raise". The '
-                "write may be repeated: it stores the same again."
-            )
-
-    def _attempt_failed(self, error: Exception) -> None:
-        self._last_fault = classify(error).says
-        self._failed(error)
-
-    def _failed(self, error: BaseException) -> None:
-        """Remember how the statement that is under way, if any, has ended."""
-        if self._sent_on is not None and not certainly_unchanged(error):
-            self._in_doubt = True
-            self._still_running = self._still_running or may_still_run(self._sent_on)
-        self._sent_on = None
-
-    def _sending(self, connection: object) -> None:
-        self._sent_on = connection
-        self._sent_at = self._sent_at or perf_counter()
-
-    async def _abandon(self, burst: Burst) -> None:
-        try:
-            intent = await burst.begun
-            if self._in_doubt:
-                await self._forget(burst, intent)
-        finally:
-            self._bursts.leave(burst)
-
-    async def _forget(self, burst: Burst, intent: Intent) -> WriteResult:
-        """Make L1 forget the entry, because L1 cannot follow."""
-        burst.is_lost = True
-        burst.is_in_doubt = burst.is_in_doubt or self._in_doubt
-        return "discarded" if await self._l1.drop(intent, still_running=self._still_running) else "error"
-
-
-def _add(burst: Burst, fence: FenceAnswer, change: Callable[[Changes], None]) -> None:
-    burst.is_contested = burst.is_contested or fence.is_contested
-    change(burst.changes)
+        return result

@@ -169,7 +169,7 @@ class Forks:
         if stored:
             for known in filter(None, (put.checkpoint_id, other_id)):
                 _remember(self._known, known, None)
-        self._telemetry.note(Forked(scope, kind, stored, put.checkpoint_id, put.parent_id, other_id))
+        self._telemetry.emit(Forked(scope, kind, stored, put.checkpoint_id, put.parent_id, other_id))
         _log.warning(
             "Thread %s%s %s: checkpoint %s was %s after its parent %s. The newest before it: %s. (%s)",
             self._thread(scope),

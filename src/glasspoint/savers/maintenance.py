@@ -40,7 +40,6 @@ from glasspoint.l1.cache import Intent
 from glasspoint.l2.faults import certainly_unchanged
 from glasspoint.l2.pruning import Cutoff, Pruner, Removed, in_use
 from glasspoint.model.scope import FIRST_TIME, Scope, first_id_of, list_of_ids, run_ids_of, validate_thread_id
-from glasspoint.savers.opening import ManagedSaver
 from glasspoint.telemetry.background import for_each
 from glasspoint.telemetry.events import Invalidated
 
@@ -50,10 +49,10 @@ if TYPE_CHECKING:
 
     from glasspoint.l2.pruning import Barrier, Plan
     from glasspoint.model.generics import ResultT
-    from glasspoint.savers.retention import Sums
+    from glasspoint.savers.parts import Parts
     from glasspoint.telemetry.events import InvalidationSource
 
-__all__ = ["MaintainedSaver", "PruneReport"]
+__all__ = ["Maintenance", "PruneReport"]
 
 _STRATEGIES = ("keep_latest", "delete")
 
@@ -97,25 +96,19 @@ class PruneReport:
     skipped_threads: int = 0
 
 
-class MaintainedSaver(ManagedSaver):
-    """The calls that delete, copy and prune threads."""
+class Maintenance:
+    """Deletes, copies and prunes threads for a `CachedPostgresSaver`."""
 
-    async def adelete_thread(self, thread_id: str) -> None:
-        """Delete all checkpoints and writes of a thread, in all its namespaces.
+    def __init__(self, parts: Parts) -> None:
+        """Take the parts of the saver."""
+        self._parts = parts
+        self._lifetime = parts.lifetime
+        self._telemetry = parts.telemetry
+        self._bursts = parts.bursts
+        self._pruner = Pruner(parts.l2.connections, parts.l2.journal)
 
-        A run that is still working on the thread is not stopped. What it stores later stays, without what was
-        deleted.
-
-        Args:
-            thread_id: The id of the thread.
-
-        Raises:
-            InvalidConfigError: The id cannot be stored.
-            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
-                deleted.
-            L2DeadlineError: Other transactions kept the rows locked. Nothing was deleted.
-            L2UnavailableError: PostgreSQL did not respond. It may have deleted the thread.
-        """
+    async def delete_thread(self, thread_id: str) -> None:
+        """Delete a thread: see `CachedPostgresSaver.adelete_thread`."""
         validate_thread_id(thread_id)
 
         async def delete(barrier: Barrier) -> None:
@@ -124,35 +117,17 @@ class MaintainedSaver(ManagedSaver):
                 barrier.committing()
                 return barrier.untold()
 
-            await self._l2.delete_thread(thread_id, block_readers)
+            await self._parts.l2.delete_thread(thread_id, block_readers)
 
-        with self._lifetime.call(), self._telemetry.operation("delete_thread", Scope(thread_id, "")):
+        with (
+            self._lifetime.call(),
+            self._telemetry.operation("delete_thread", Scope(thread_id, "")),
+        ):
             await self._bursts.end_threads([thread_id])
             await self._change("delete_thread", "delete", delete)
 
-    async def adelete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
-        """Delete all checkpoints of some runs, with their writes, and the values that no other one uses.
-
-        Either everything is deleted, or nothing. The other checkpoints keep the ids of their parents, even of
-        deleted ones.
-
-        LangGraph's tables have no index on the run id, so each call reads all checkpoints once. If you call
-        this often, make an index: `CREATE INDEX CONCURRENTLY checkpoints_run_id_idx ON checkpoints
-        ((metadata ->> 'run_id')) WHERE (metadata ->> 'run_id') IS NOT NULL`.
-
-        Args:
-            run_ids: The ids of the runs, as strings or UUIDs: the `run_id` in the checkpoints' metadata.
-                Unknown ids are ignored.
-
-        Raises:
-            DeltaChainError: A checkpoint that stays has a `DeltaChannel` that is rebuilt from one of these.
-            InvalidConfigError: An id cannot be stored.
-            ConfigurationError: `run_ids` is a single string. (The error is a `TypeError`, too.)
-            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
-                deleted.
-            L2DeadlineError: Other transactions kept the rows locked. Nothing was deleted.
-            L2UnavailableError: PostgreSQL did not respond. It may have deleted the checkpoints.
-        """
+    async def delete_for_runs(self, run_ids: Sequence[str | UUID]) -> None:
+        """Delete the checkpoints of runs: see `CachedPostgresSaver.adelete_for_runs`."""
         runs = run_ids_of(list_of_ids("run_ids", run_ids))
         with self._lifetime.call(), self._telemetry.operation("delete_for_runs", None):
             if runs:
@@ -162,26 +137,8 @@ class MaintainedSaver(ManagedSaver):
                     lambda barrier: self._pruner.delete_for_runs(runs, barrier),
                 )
 
-    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy a thread: all its checkpoints, writes and values, in all its namespaces, as they are now.
-
-        If the source does not exist, nothing is copied, and no error is raised. (LangGraph's interface leaves
-        that open.) If the metadata contain the id of the thread, as LangGraph Server stores them, the copy's
-        metadata contain the id of the copy.
-
-        Args:
-            source_thread_id: The id of the thread to copy. The thread is not changed.
-            target_thread_id: The id of the copy. No thread may have this id yet.
-
-        Raises:
-            ThreadExistsError: The target exists already, even if only a part of it.
-            ThreadInUseError: Something is being written to the target.
-            InvalidConfigError: An id cannot be stored, or the two are the same.
-            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
-                copied.
-            L2DeadlineError: Other transactions kept the rows locked. Nothing was copied.
-            L2UnavailableError: PostgreSQL did not respond. It may have copied the thread.
-        """
+    async def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread: see `CachedPostgresSaver.acopy_thread`."""
         source, target = validate_thread_id(source_thread_id), validate_thread_id(target_thread_id)
         if source == target:
             raise InvalidConfigError(
@@ -193,44 +150,8 @@ class MaintainedSaver(ManagedSaver):
                 "copy_thread", "copy", lambda barrier: self._pruner.copy_thread(source, target, barrier)
             )
 
-    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Prune some threads: keep what their newest checkpoints need, or delete them.
-
-        Either all of the threads are pruned, or none.
-
-        `"keep_latest"` keeps the newest checkpoint of each namespace, with its pending writes and its values.
-        It also keeps the ancestors that this checkpoint needs:
-
-        - If a `DeltaChannel` has no value in it: the ancestors from which the value is rebuilt, back to the
-          last snapshot.
-        - In formats before 4: the parent, which holds pending sends.
-
-        The other checkpoints are removed. The namespace of a subgraph call is removed together with the root
-        checkpoint that the call started from. You may prune in the middle of a run, which goes on
-        undisturbed. But do not prune while a run starts from a checkpoint that is not the newest. A kept
-        ancestor serves the newest checkpoint only: with several delta channels, its own state may be
-        incomplete.
-
-        `"delete"` deletes everything of the threads. If a saver of this class, on the same Redis, is writing
-        to one of them, nothing is deleted, and this fails. Some runs are not noticed: a run between two
-        writes, a run that writes in a subgraph without a memory of its own, and any run while Redis does not
-        respond. What such a run stores later stays, without what was deleted. So end the runs of a thread
-        before you delete it.
-
-        Args:
-            thread_ids: The ids of the threads. Unknown ids are ignored.
-            strategy: `"keep_latest"` or `"delete"`.
-
-        Raises:
-            ConfigurationError: The strategy is unknown; or `thread_ids` is a single string, and the error is
-                a `TypeError`, too.
-            InvalidConfigError: An id cannot be stored.
-            ThreadInUseError: Something is being written to a thread that is to be deleted.
-            L1UnavailableError: Redis did not do its part, and `on_l1_outage` is `"raise"`. Nothing was
-                pruned.
-            L2DeadlineError: Other transactions kept the rows locked. Nothing was pruned.
-            L2UnavailableError: PostgreSQL did not respond. It may have pruned the threads.
-        """
+    async def prune(self, thread_ids: Sequence[str], *, strategy: str) -> None:
+        """Prune threads: see `CachedPostgresSaver.aprune`."""
         if strategy not in _STRATEGIES:
             names = " and ".join(f'"{name}"' for name in _STRATEGIES)
             raise ConfigurationError(f"Unknown strategy {strategy!r}: there are {names}.")
@@ -246,7 +167,7 @@ class MaintainedSaver(ManagedSaver):
                     "prune", "prune", lambda barrier: self._pruner.keep_latest(threads, barrier)
                 )
 
-    async def aprune_older_than(
+    async def prune_older_than(
         self,
         age: timedelta,
         *,
@@ -255,36 +176,7 @@ class MaintainedSaver(ManagedSaver):
         dry_run: bool = False,
         on_batch: Callable[[PruneReport], object] | None = None,
     ) -> PruneReport:
-        """Remove the checkpoints of all threads that are older than `age`, unless they are needed.
-
-        Needed are the newest checkpoint of each namespace, and the ancestors that this one or a younger one
-        needs: see `aprune`. Also removed are the writes of removed checkpoints, old writes without a
-        checkpoint, and values that no checkpoint uses any more. The age of a checkpoint is in its id (a UUID
-        of version 6, as LangGraph makes it), or else in its `ts`. If neither has a time, the checkpoint is
-        never old.
-
-        The work is done in batches, each in a short transaction: an error, a crash or a cancellation undoes
-        only the current batch. Active runs are not disturbed, except a run that starts from an old
-        checkpoint, which may be gone. Several calls at once share the work: each skips the threads that
-        another one works on.
-
-        Args:
-            age: Checkpoints that are older than this are old; greater than 0.
-            keep_latest: `False`: a thread whose newest checkpoint is old is removed as a whole.
-            batch_size: How many checkpoints one transaction removes, approximately; at least 1.
-            dry_run: Only count. Nothing is locked or written.
-            on_batch: Called after each batch with the sums so far. If it raises an error, the call ends.
-
-        Returns:
-            What was removed.
-
-        Raises:
-            ConfigurationError: `age` or `batch_size` is out of its range.
-            L1UnavailableError: Redis did not confirm a batch, so this batch was not removed.
-            L2DeadlineError: Other transactions kept the rows of a batch locked, or PostgreSQL cancelled a
-                statement that took too long.
-            L2UnavailableError: PostgreSQL did not respond. It may have removed the last batch.
-        """
+        """Remove old checkpoints: see `CachedPostgresSaver.aprune_older_than`."""
         _check_age(age)
         if batch_size < 1:
             raise ConfigurationError(f"batch_size is {batch_size!r}: it must be at least 1.")
@@ -314,31 +206,7 @@ class MaintainedSaver(ManagedSaver):
                 break
         return run.report
 
-    def prune_older_than(
-        self,
-        age: timedelta,
-        *,
-        keep_latest: bool = True,
-        batch_size: int = 1000,
-        dry_run: bool = False,
-        on_batch: Callable[[PruneReport], object] | None = None,
-    ) -> PruneReport:
-        """Remove old checkpoints: see `aprune_older_than`. `on_batch` is called on the saver's event loop."""
-        return self._wait_for(
-            "aprune_older_than",
-            lambda saver: saver.aprune_older_than(
-                age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run, on_batch=on_batch
-            ),
-        )
-
     # ---------------------------------------------------------------- helpers
-
-    async def _prune_for_retention(self, age: timedelta, on_batch: Callable[[Sums], object]) -> Sums:
-        return await self.aprune_older_than(age, on_batch=on_batch)
-
-    @property
-    def _pruner(self) -> Pruner:
-        return Pruner(self._l2.connections, self._l2.journal)
 
     async def _find(self, run: _Run, after: str | None) -> list[tuple[str, int]]:
         with self._lifetime.call():
@@ -390,14 +258,14 @@ class MaintainedSaver(ManagedSaver):
     ) -> ResultT:
         """Run a transaction behind a barrier. Repeat it if L2 certainly did not change, and that may help."""
         barriers: list[_Intents] = []
-        await self._ready_l1()
+        await self._parts.identify_l1()
 
         async def attempt() -> ResultT:
             async with self._barrier(operation, source, must_tell_l1=must_tell_l1) as barrier:
                 barriers.append(barrier)
                 return await transaction(barrier)
 
-        return await self._retries.run(
+        return await self._parts.retries.run(
             operation, attempt, may_repeat=lambda: not barriers[-1].in_doubt, attempts=_ATTEMPTS
         )
 
@@ -405,7 +273,7 @@ class MaintainedSaver(ManagedSaver):
     async def _barrier(
         self, operation: str, source: InvalidationSource, *, must_tell_l1: bool
     ) -> AsyncIterator[_Intents]:
-        barrier = _Intents(self, operation, source, must_tell_l1=must_tell_l1)
+        barrier = _Intents(self._parts, operation, source, must_tell_l1=must_tell_l1)
         try:
             yield barrier
         except BaseException as exc:
@@ -422,17 +290,17 @@ class _Intents:
     """The barrier of one transaction: an intent in the entry of every cached scope that it changes."""
 
     def __init__(
-        self, saver: MaintainedSaver, operation: str, source: InvalidationSource, *, must_tell_l1: bool
+        self, parts: Parts, operation: str, source: InvalidationSource, *, must_tell_l1: bool
     ) -> None:
-        self._l1 = saver._l1
-        self._journal = saver._l2.journal
-        self._retries = saver._retries
-        self._lifetime = saver._lifetime
-        self._telemetry = saver._telemetry
+        self._l1 = parts.l1
+        self._journal = parts.l2.journal
+        self._retries = parts.retries
+        self._lifetime = parts.lifetime
+        self._telemetry = parts.telemetry
         self._operation = operation
         self._source = source
-        self._must_tell_l1 = must_tell_l1 or saver._must_tell_l1
-        self._heeds_quarantine = not saver._must_tell_l1
+        self._must_tell_l1 = must_tell_l1 or parts.must_tell_l1
+        self._heeds_quarantine = not parts.must_tell_l1
         self._intents: list[Intent] = []
         self._beginning = asyncio.Event()
         self._beginning.set()
@@ -475,7 +343,7 @@ class _Intents:
             """Return the intent, if Redis did not confirm DROP."""
             if not await self._l1.drop(intent, still_running=in_doubt):
                 return intent
-            self._telemetry.note(Invalidated(self._source))
+            self._telemetry.emit(Invalidated(self._source))
             return None
 
         left = [intent for intent in await for_each(self._intents, drop) if intent is not None]
@@ -483,7 +351,7 @@ class _Intents:
             if begun := [intent.scope for intent in left if intent.name]:  # the others are in the journal
                 await self._retries.run(self._operation, lambda: self._journal.record_now(begun))
             for intent in left:
-                self._l1.doubt(intent.scope)
+                self._l1.suspect(intent.scope)
 
     def _is_settled(self, intent: Intent) -> bool:
         """Whether Redis confirmed BEGIN; or refuses this key only, so that a row in the journal is enough."""

@@ -12,7 +12,7 @@ from glasspoint.history.in_memory import MemoryHistory
 from glasspoint.history.saver import HistorySaver
 from glasspoint.model.option_types import Serde, checks_options
 from glasspoint.telemetry import create_telemetry
-from glasspoint.telemetry.events import Telemetry, Vitals
+from glasspoint.telemetry.events import SaverStatus, Telemetry
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -60,9 +60,9 @@ class MemorySaver(HistorySaver):
             history: The history to use, for a fallback chain: all chains of a process share one, even if they
                 work on several event loops. By default, the saver has a history of its own.
         """
-        vitals = Vitals(pool=None, redis=None, tier="memory")
+        status = SaverStatus(pool=None, redis=None, tier="memory")
         self._memory = MemoryHistory() if history is None else history
-        super().__init__(self._memory, vitals, telemetry or create_telemetry(), serde)
+        super().__init__(self._memory, status, telemetry or create_telemetry(), serde)
 
     async def ping(self) -> None:
         """Check that the saver is open. Nothing else can be wrong with it."""

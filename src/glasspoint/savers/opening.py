@@ -1,64 +1,51 @@
-"""Opens, sets up and closes a `CachedPostgresSaver`, and connects its parts.
+"""Opens and sets up a `CachedPostgresSaver`, and tells whether its servers respond.
 
-Open this file to see which parts a saver has, or when a saver does not open or close as it should.
+Open this file when a saver does not open as it should. `parts` connects the parts of a saver.
 """
 
 from __future__ import annotations
 
 import asyncio
-import weakref
-from contextlib import AsyncExitStack, contextmanager
-from contextvars import Context
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
-from glasspoint.coherence.audit import Auditor
-from glasspoint.coherence.identity import IdentityKeeper
-from glasspoint.coherence.purging import Purger
-from glasspoint.coherence.sweeper import Sweeper
-from glasspoint.errors import (
-    ConfigurationError,
-    L1Error,
-    SaverClosedError,
-    WrongTypeError,
-)
-from glasspoint.l1.breaker import Breaker
-from glasspoint.l1.cache import Cache
-from glasspoint.l1.compression import MIN_BYTES, packer_of
+from glasspoint.errors import ConfigurationError, L1Error, WrongTypeError
+from glasspoint.l1.compression import MIN_BYTES
 from glasspoint.l2 import pool as pools
-from glasspoint.l2.fences import Fences
-from glasspoint.l2.retrying import Retries
-from glasspoint.l2.sizes import Sizes
-from glasspoint.l2.store import Store
 from glasspoint.logs import get_logger
-from glasspoint.model.home import EndOfLoop, Home
-from glasspoint.model.option_types import Age, Seconds, age_of, check_options, checks_options, seconds_of
-from glasspoint.model.sync_methods import Opening, SyncFace
+from glasspoint.model.cancellation import heeding_cancellation
+from glasspoint.model.option_types import (
+    Age,
+    Seconds,
+    age_of,
+    check_options,
+    checks_options,
+    names_of,
+    seconds_of,
+)
+from glasspoint.model.sync_methods import Opening
 from glasspoint.redis import client
 from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.signature import secret_of
-from glasspoint.savers.bursts import BURST_SECONDS, Bursts
-from glasspoint.savers.forks import Forks
+from glasspoint.savers.maintenance import Maintenance
 from glasspoint.savers.options import CachedOptions, OpenCachedOptions
+from glasspoint.savers.parts import SaverOptions, build_parts, build_store
 from glasspoint.savers.retention import Retention
 from glasspoint.telemetry import create_telemetry
-from glasspoint.telemetry.background import heeding_cancellation, run_to_the_end
-from glasspoint.telemetry.events import BreakerChanged, Vitals
+from glasspoint.telemetry.events import SaverStatus
+from glasspoint.telemetry.opened import OpenedSaver
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
-    from datetime import timedelta
+    from collections.abc import Awaitable, Callable
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from redis.asyncio import Redis
 
     from glasspoint.coherence.last_used import LastUsed
     from glasspoint.l2.types import Pool
-    from glasspoint.model.generics import ResultT
-    from glasspoint.model.password import Password
-    from glasspoint.savers.retention import Sums
-    from glasspoint.telemetry.events import BreakerState, Telemetry
+    from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["ManagedSaver"]
 
@@ -67,22 +54,11 @@ _log = get_logger("glasspoint")
 _L1_TIMEOUT_SECONDS = 0.5
 _WRITE_DEADLINE_SECONDS = 10.0
 
-# How long readers heed an intent that nobody takes back, and how long a fence stands. A burst takes writes
-# for `BURST_SECONDS`; a statement is sent before the write's deadline; PostgreSQL may work on it for as long
-# again (`statement_timeout`). No statement may end after the intent or the fence is gone.
-_DEADLINES_AN_INTENT_LASTS = 2
-_INTENT_MARGIN_SECONDS = 5.0
-
-# The maximum number of warm-ups without a waiting call. Each holds one state in memory until Redis has it, or
-# until a step's timeout. A warm-up takes about 1 ms. So while Redis responds, only 30,000 misses a second
-# would reach this number.
-_FOLLOW_UPS_AT_ONCE = 32
-
 # How long a server may take to respond to a health check.
 _SIGN_OF_LIFE_SECONDS = 0.5
 
 
-class ManagedSaver(SyncFace):
+class ManagedSaver(OpenedSaver):
     """PostgreSQL and Redis, opened and closed together. `CachedPostgresSaver` adds reads and writes."""
 
     @checks_options(CachedOptions)
@@ -163,108 +139,48 @@ class ManagedSaver(SyncFace):
                 f"postgres_saver is of the type {type(postgres_saver).__name__}: it must be an "
                 "AsyncPostgresSaver (langgraph.checkpoint.postgres.aio)."
             )
-        super().__init__(serde=serde or postgres_saver.serde)
-        cache_ttl = seconds_of(cache_ttl)
-        l1_timeout_seconds = seconds_of(l1_timeout_seconds)
-        write_deadline_seconds = seconds_of(write_deadline_seconds)
-        sweep_interval_seconds = seconds_of(sweep_interval_seconds)
-        retention = None if retention is None else age_of(retention)
-        signing_key = None if l1_signing_key is None else secret_of(l1_signing_key)
         if pool is not None and pool is not postgres_saver.conn:
             raise ConfigurationError(
                 "pool is not the pool that postgres_saver works on: pass that one, or none."
             )
-        self.home = Home(self)
-        self._telemetry = telemetry or create_telemetry()
-        self._write_deadline = write_deadline_seconds
-        self._upstream = postgres_saver
-        self._must_tell_l1 = on_l1_outage == "raise"
-        self._forks = Forks(self._telemetry, on_fork=on_fork)
-        self._l2 = Store(
-            postgres_saver,
-            self._telemetry,
-            cache=key_prefix,
-            foreign_writes=foreign_writes,
-            refuses_forks=self._forks.refuses,
-        )
-        pool_timeout = self._l2.connections.pool.timeout if self._l2.connections.pool is not None else 0.0
-        self._read_deadline = pool_timeout + write_deadline_seconds
-        self._retries = Retries(
-            self._telemetry,
-            seconds=write_deadline_seconds,
-            can_reconnect=self._l2.connections.pool is not None,
-        )
-        statement_seconds = _DEADLINES_AN_INTENT_LASTS * write_deadline_seconds
-        # A Redis that hangs must not use up the deadline of every write.
-        l1_timeout = min(l1_timeout_seconds, write_deadline_seconds / 4)
-        self._breaker = Breaker(changed=self._breaker_changed)
-        self._l1 = Cache(
-            client.check_redis(redis),
-            self._telemetry,
+        options = SaverOptions(
+            cache_ttl_seconds=seconds_of(cache_ttl),
             key_prefix=key_prefix,
-            ttl_seconds=cache_ttl,
-            intent_seconds=BURST_SECONDS + statement_seconds + _INTENT_MARGIN_SECONDS,
-            timeout_seconds=l1_timeout,
-            breaker=self._breaker,
-            packer=packer_of(l1_compression, l1_compression_min_bytes),
-        )
-        self._lifetime = _Lifetime(self.home, self._telemetry, redis, self._l2)
-        self._l2.fences = Fences(
-            self._l2.connections,
-            cache=key_prefix,
-            stand_seconds=BURST_SECONDS + statement_seconds + _INTENT_MARGIN_SECONDS,
-            margin_seconds=statement_seconds,
-            in_background=self._lifetime.in_background,
-        )
-        self._bursts = self._lifetime.bursts = Bursts(
-            self._l1, self._l2.fences, self._telemetry, in_background=self._lifetime.in_background
-        )
-        self._auditor = Auditor(
-            self._l1, self._l2, self._telemetry, ratio=audit_ratio, start=self._lifetime.in_background
-        )
-        vitals = self._lifetime.vitals
-        self._sizes = self._lifetime.sizes = Sizes(self._l2.connections)
-        vitals.storage = self._sizes.known
-        vitals.check, vitals.loop, vitals.breaker = self._check, self.home.loop, self._breaker.state
-        vitals.reopen = self.home.reopen
-        vitals.quarantined = self._l1.quarantine.__len__
-        self._identity = IdentityKeeper(
-            self._l1,
-            self._l2.identities,
-            self._l2.journal,
-            self._telemetry,
-            vitals,
-            signing_key=signing_key,
+            l1_timeout_seconds=seconds_of(l1_timeout_seconds),
+            write_deadline_seconds=seconds_of(write_deadline_seconds),
+            on_l1_outage=on_l1_outage,
+            sweep_interval_seconds=seconds_of(sweep_interval_seconds),
+            audit_ratio=audit_ratio,
+            l1_signing_key=None if l1_signing_key is None else secret_of(l1_signing_key),
+            l1_compression=l1_compression,
+            l1_compression_min_bytes=l1_compression_min_bytes,
+            foreign_writes=foreign_writes,
+            on_fork=on_fork,
+            retention=None if retention is None else age_of(retention),
             last_used=last_used,
-            statement_seconds=(_DEADLINES_AN_INTENT_LASTS - 1) * write_deadline_seconds,
         )
-        self._l2.connections.greet = self._identity.greet
-        self._sweeper = self._lifetime.sweeper = Sweeper(
-            self._l1,
-            self._l2.journal,
-            self._identity,
-            self._breaker,
-            self._telemetry,
-            vitals,
-            every_seconds=sweep_interval_seconds,
-            timeout_seconds=l1_timeout,
-            purger=Purger(self._l1, self._l2.identities, self._identity),
-            expire_fences=self._l2.fences.expire,
+        client.check_redis(redis)
+        telemetry = telemetry or create_telemetry()
+        store = build_store(postgres_saver, telemetry, options)
+        addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.connections.pool)}
+        status = SaverStatus(store.connections.pool, redis, addresses)  # type: ignore[arg-type]
+        super().__init__(status, telemetry, serde or postgres_saver.serde)
+        self._parts = parts = build_parts(
+            postgres_saver, redis, store, telemetry, status, self._lifetime, options
         )
-        self._sweeper.start()
-        if retention is not None:
-            self._lifetime.retention = Retention(
-                self._l2.connections,
-                self._telemetry,
-                vitals,
-                age=retention,
-                prune=weakref.WeakMethod(self._prune_for_retention),
+        # The parts that the calls of this class use.
+        self._l1, self._l2, self._bursts = parts.l1, parts.l2, parts.bursts
+        self._retries, self._forks = parts.retries, parts.forks
+        self._maintenance = Maintenance(parts)
+        self._retention: Retention | None = None
+        if options.retention is not None:
+            prune = self._maintenance.prune_older_than
+            self._retention = Retention(
+                store.connections, telemetry, status, age=options.retention, prune=prune
             )
-            self._lifetime.retention.start()
-        self._lifetime.end_of_loop = EndOfLoop(type(self).__name__, self._lifetime)
-
-    async def _prune_for_retention(self, age: timedelta, on_batch: Callable[[Sums], object]) -> Sums:
-        raise NotImplementedError
+            self._lifetime.stops.insert(0, self._retention.stop)
+            self._retention.start()
+        self._lifetime.end_with_loop(type(self).__name__)
 
     @classmethod
     def from_conn_string(
@@ -324,28 +240,16 @@ class ManagedSaver(SyncFace):
         return saver
 
     @classmethod
-    async def _open(
-        cls,
-        conn_string: str,
-        redis: Redis | str,
-        *,
-        pool_min_size: int = 1,
-        pool_max_size: int = 10,
-        pool_timeout_seconds: Seconds = 10.0,
-        connect_timeout_seconds: Seconds = 5.0,
-        prepare_threshold: int | None = 0,
-        schema: str | None = None,
-        password: Password | None = None,
-        **options: Any,
-    ) -> Self:
-        if pool_min_size > pool_max_size:
+    async def _open(cls, conn_string: str, redis: Redis | str, **options: Unpack[OpenCachedOptions]) -> Self:
+        min_size, max_size = options.get("pool_min_size", 1), options.get("pool_max_size", 10)
+        if min_size > max_size:
             raise ConfigurationError(
-                f"pool_min_size is {pool_min_size} and pool_max_size {pool_max_size}: pool_min_size must not "
-                "be greater than pool_max_size."
+                f"pool_min_size is {min_size} and pool_max_size {max_size}: pool_min_size must not be "
+                "greater than pool_max_size."
             )
-        pool_timeout_seconds = seconds_of(pool_timeout_seconds)
-        connect_timeout_seconds = seconds_of(connect_timeout_seconds)
-        telemetry = options["telemetry"] = options.get("telemetry") or create_telemetry()
+        names = names_of(CachedOptions)
+        own = cast("CachedOptions", {name: value for name, value in options.items() if name in names})
+        telemetry = own["telemetry"] = options.get("telemetry") or create_telemetry()
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = seconds_of(options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS))
@@ -355,26 +259,26 @@ class ManagedSaver(SyncFace):
             with heeding_cancellation():
                 pool = await pools.open_pool(
                     conn_string,
-                    min_size=pool_min_size,
-                    max_size=pool_max_size,
-                    timeout_seconds=pool_timeout_seconds,
-                    connect_timeout_seconds=connect_timeout_seconds,
-                    prepare_threshold=prepare_threshold,
+                    min_size=min_size,
+                    max_size=max_size,
+                    timeout_seconds=seconds_of(options.get("pool_timeout_seconds", 10.0)),
+                    connect_timeout_seconds=seconds_of(options.get("connect_timeout_seconds", 5.0)),
+                    prepare_threshold=options.get("prepare_threshold", 0),
                     statement_timeout_seconds=seconds_of(
                         options.get("write_deadline_seconds", _WRITE_DEADLINE_SECONDS)
                     ),
-                    schema=schema,
-                    password=password,
+                    schema=options.get("schema"),
+                    password=options.get("password"),
                     telemetry=telemetry,
                 )
                 opened.push_async_callback(pools.close_pool, pool)
-                saver = cls(AsyncPostgresSaver(pool), redis, pool, **options)
+                saver = cls(AsyncPostgresSaver(pool), redis, pool, **own)
                 # If the opening fails, the saver's tasks must not connect again.
                 opened.push_async_callback(saver._lifetime.close)
                 await saver._connect_l1()
             saver._lifetime.owned = opened.pop_all()
-        saver._sizes.look_soon()
-        saver.vitals.announce(lambda: _log.info("CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)"))
+        saver._parts.sizes.look_soon()
+        saver.status.announce(lambda: _log.info("CachedPostgresSaver initialized (Redis L1 + PostgreSQL L2)"))
         return saver
 
     async def _connect_l1(self) -> None:
@@ -384,15 +288,10 @@ class ManagedSaver(SyncFace):
         except NeverTheCacheError as exc:
             raise ConfigurationError(f"This Redis cannot be the cache: {exc}") from exc
         except L1Error as exc:
-            self._breaker.trip(type(exc.__cause__ or exc).__name__)
+            self._parts.breaker.trip(type(exc.__cause__ or exc).__name__)
             return
-        self._lifetime.vitals.versions["redis"] = server.version
-        await self._sweeper.settle()
-
-    @property
-    def vitals(self) -> Vitals:
-        """The state of the saver and its servers, as metrics and health checks read it."""
-        return self._lifetime.vitals
+        self.status.versions["redis"] = server.version
+        await self._parts.sweeper.settle()
 
     async def ping(self) -> None:
         """Check that PostgreSQL responds.
@@ -410,16 +309,16 @@ class ManagedSaver(SyncFace):
             "l1": l1,
             "l2": l2,
             "epoch": server.reign if server else "unknown",
-            "identity": self.vitals.identity or "unknown",
-            "breaker": self._breaker.state,
-            "journal": self.vitals.journal_pending,
+            "identity": self.status.identity or "unknown",
+            "breaker": self._parts.breaker.state,
+            "journal": self.status.journal_pending,
             "quarantined": len(self._l1.quarantine),
         }
 
     async def _look_at_l1(self) -> str:
         # While the breaker is open, Redis is not asked: it may respond to PING, and refuse everything else.
-        answers = self._breaker.is_closed and await _answers(self._l1.ping, _SIGN_OF_LIFE_SECONDS)
-        return "ok" if answers and self._breaker.is_closed else "unavailable"
+        results = self._parts.breaker.is_closed and await _answers(self._l1.ping, _SIGN_OF_LIFE_SECONDS)
+        return "ok" if results and self._parts.breaker.is_closed else "unavailable"
 
     async def _look_at_l2(self) -> str:
         """Distinguish a PostgreSQL that is away from a pool whose connections are all in use.
@@ -443,36 +342,6 @@ class ManagedSaver(SyncFace):
             seconds /= 2
         return "busy" if await _answers(self._l2.connections.is_busy, seconds) else "unavailable"
 
-    async def _ready_l1(self) -> None:
-        """Find out which keys L1 uses, if that is unknown.
-
-        This runs before a write takes a connection to PostgreSQL.
-        """
-        if not self._l1.is_identified:
-            await self._sweeper.regain_trust()
-
-    def _breaker_changed(self, state: BreakerState, reason: str) -> None:
-        was_closed, self.vitals.breaker = self.vitals.breaker == "closed", state
-        self._telemetry.note(BreakerChanged(state, reason))
-        self._sweeper.look_soon()
-        if state == "open" and was_closed:
-            _log.warning(
-                "L1 (Redis) is left alone (%s), and probed. PostgreSQL answers alone, and writes go into the "
-                "journal, too, so that no older state is read from Redis later.",
-                reason,
-            )
-        elif state == "closed":
-            _log.info("L1 (Redis) is asked again: the breaker has closed.")
-        else:
-            _log.debug("The breaker of L1 (Redis) is %s (%s).", state, reason)
-
-    def close(self) -> Awaitable[None]:
-        """Finish the work that is under way, and close what this saver has opened. May be called twice.
-
-        On the saver's event loop, await the result. Everywhere else, the saver is closed when this returns.
-        """
-        return self._close_on_either_face(self._lifetime.close, done=not self._lifetime.is_open)
-
     def setup(self) -> Awaitable[None]:
         """Create the checkpoint tables, or bring them up to date. Many processes may call this at once.
 
@@ -488,11 +357,11 @@ class ManagedSaver(SyncFace):
     async def _setup(self) -> None:
         with self._lifetime.call():
             version = await self._l2.setup()
-        self._lifetime.vitals.versions["postgres"] = f"{version // 10000}.{version % 10000}"
-        if not self._sizes.known():
-            self._sizes.look_soon()
+        self.status.versions["postgres"] = f"{version // 10000}.{version % 10000}"
+        if not self._parts.sizes.known():
+            self._parts.sizes.look_soon()
         if not self._l1.is_identified:
-            await self._sweeper.settle()
+            await self._parts.sweeper.settle()
 
 
 async def _answers(ask: Callable[[], Awaitable[Any]], seconds: float) -> bool:
@@ -501,129 +370,3 @@ async def _answers(ask: Callable[[], Awaitable[Any]], seconds: float) -> bool:
             return await ask() is not False
     except Exception:
         return False
-
-
-class _Lifetime:
-    """The calls and tasks of a saver, and what `close` closes. The clones of `with_allowlist` share it."""
-
-    def __init__(self, home: Home, telemetry: Telemetry, redis: Redis, store: Store) -> None:
-        addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.connections.pool)}
-        self.vitals = Vitals(store.connections.pool, redis, addresses)  # type: ignore[arg-type]
-        self.owned = AsyncExitStack()
-        self.sweeper: Sweeper | None = None
-        self.sizes: Sizes | None = None
-        self.bursts: Bursts | None = None
-        self.retention: Retention | None = None
-        self.end_of_loop: EndOfLoop | None = None
-        self._home = home
-        self._telemetry = telemetry
-        self._store = store
-        self._calls = 0
-        self._settling: set[asyncio.Task[Any]] = set()
-        self._following: set[asyncio.Task[Any]] = set()  # those of `_settling` that no call waits for
-        self._closed = False
-        self._idle = asyncio.Event()  # set when the saver is closed and nothing is under way
-        telemetry.opened(self.vitals)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether `close` was not called yet."""
-        return not self._closed
-
-    def check_open(self) -> None:
-        """Raise an error if the saver is closed, or is used in the wrong process or on the wrong loop."""
-        if self._closed:
-            raise SaverClosedError("This saver was closed: open a new one, or close it later.")
-        self._home.check()
-
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """Wrap a call of the saver. `close` waits for calls that have begun; later ones raise an error."""
-        self.check_open()
-        self._calls += 1
-        try:
-            with heeding_cancellation():
-                yield
-        finally:
-            self._calls -= 1
-            self._look()
-
-    async def settle(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Run work to its end, even if the caller is cancelled: it must not be left half done."""
-        return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))
-
-    async def follow_up(self, work: Coroutine[Any, Any, object]) -> None:
-        """Run work after a call, in the call's trace. The call does not wait for it; `close` does.
-
-        If `_FOLLOW_UPS_AT_ONCE` are running, the call waits for its own: a slow Redis must not fill the
-        memory.
-
-        Args:
-            work: The work. It raises nothing, and has a deadline.
-        """
-        if len(self._following) >= _FOLLOW_UPS_AT_ONCE:
-            await work
-            return
-        task = self._to_the_end(asyncio.create_task(work))
-        self._following.add(task)
-        task.add_done_callback(self._following.discard)
-
-    async def followed_up(self) -> None:
-        """Wait until the work that `follow_up` has started so far is done."""
-        if self._following:
-            await asyncio.wait(set(self._following))
-
-    def in_background(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> None:
-        """Run work that no caller waits for. `close` waits for it, so it must have a deadline.
-
-        Args:
-            work: The work.
-            context: The context that it runs in. By default an empty one, so that it belongs to no trace.
-        """
-        if not self._home.is_in_this_process:  # the parent's loop is run in a forked child
-            work.close()
-            return
-        self._to_the_end(asyncio.create_task(work, context=context or Context()))
-
-    def _to_the_end(self, task: asyncio.Task[ResultT]) -> asyncio.Task[ResultT]:
-        self._settling.add(task)
-        task.add_done_callback(self._settled)
-        return task
-
-    def _settled(self, task: asyncio.Task[Any]) -> None:
-        self._settling.discard(task)
-        self._look()
-
-    def _look(self) -> None:
-        if self._closed and not self._calls and not self._settling:
-            self._idle.set()
-
-    async def close(self) -> None:
-        """Wait for the work under way, then close what was opened here.
-
-        The wait ends, because all work has a deadline. If the caller is cancelled meanwhile, everything is
-        closed all the same: no connection stays open.
-        """
-        if self._closed:
-            return
-        self._closed = True
-        if self.end_of_loop is not None:
-            self.end_of_loop.dismiss()
-        self._look()
-        await run_to_the_end(self._close())
-
-    async def _close(self) -> None:
-        try:
-            if self.retention is not None:
-                await self.retention.stop()
-            if self.sweeper is not None:
-                await self.sweeper.stop()
-            if self.sizes is not None:
-                await self.sizes.stop()
-            await self._idle.wait()
-            if self.bursts is not None:
-                await self.bursts.close()
-            await self._store.connections.drain()
-        finally:
-            self._telemetry.closed(self.vitals)
-            await self.owned.aclose()

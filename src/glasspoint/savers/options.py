@@ -1,12 +1,13 @@
 """Keyword options of the public constructors and factories: their names, their types, and their check.
 
 Open this file to add an option. Type checkers and the checks at run time (an unknown name, a wrong value)
-read these `TypedDict`s, so an option needs no other check. The types are in `model.option_types`.
+read these `TypedDict`s, so an option needs no other check. The types are in `model.option_types`. At the end,
+functions make options of the settings in the environment.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from glasspoint.coherence.last_used import LastUsed
 from glasspoint.l2.target import Target
@@ -28,11 +29,17 @@ from glasspoint.model.option_types import (
 )
 from glasspoint.telemetry.events import Telemetry
 
+if TYPE_CHECKING:
+    from glasspoint.settings import Settings
+
 __all__ = [
     "CachedOptions",
     "OpenCachedOptions",
     "OpenRedisOptions",
+    "PoolOptions",
     "RedisOptions",
+    "access_options",
+    "service_options",
 ]
 
 
@@ -57,8 +64,8 @@ class CachedOptions(TypedDict, total=False):
     telemetry: Telemetry | None
 
 
-class OpenCachedOptions(CachedOptions, total=False):
-    """Keyword arguments of `CachedPostgresSaver.create` and `from_conn_string`, which `create` explains."""
+class PoolOptions(TypedDict, total=False):
+    """Keyword arguments of `CachedPostgresSaver.create` for the pool of connections."""
 
     pool_min_size: FewConnections
     pool_max_size: ManyConnections
@@ -67,6 +74,10 @@ class OpenCachedOptions(CachedOptions, total=False):
     prepare_threshold: Uses | None
     schema: Schema | None
     password: PasswordSource | None
+
+
+class OpenCachedOptions(CachedOptions, PoolOptions, total=False):
+    """Keyword arguments of `CachedPostgresSaver.create` and `from_conn_string`, which `create` explains."""
 
 
 class RedisOptions(TypedDict, total=False):
@@ -84,3 +95,37 @@ class OpenRedisOptions(RedisOptions, total=False):
     """Keyword arguments of `RedisSaver.create` and `from_conn_string`."""
 
     ttl: Seconds | None
+
+
+def access_options(settings: Settings) -> OpenCachedOptions:
+    """Return how a saver accesses the servers: the same for the service and for commands."""
+    key = settings.l1_signing_key
+    return {
+        "prepare_threshold": settings.prepare_threshold,
+        "connect_timeout_seconds": settings.connect_timeout,
+        "pool_timeout_seconds": settings.pool_timeout,
+        "l1_timeout_seconds": settings.l1_timeout,
+        "write_deadline_seconds": settings.write_deadline,
+        "l1_signing_key": None if key is None else key.get_secret_value(),
+        "foreign_writes": settings.foreign_writes,
+        "schema": settings.postgres_schema,
+        "password": settings.postgres_password,
+    }
+
+
+def service_options(settings: Settings) -> OpenCachedOptions:
+    """Return all options of the service's saver, but for its serializer and telemetry."""
+    return {
+        **access_options(settings),
+        "cache_ttl": settings.cache_ttl,
+        "key_prefix": settings.key_prefix,
+        "on_l1_outage": settings.on_l1_outage,
+        "on_fork": settings.on_fork,
+        "retention": settings.retention,
+        "sweep_interval_seconds": settings.sweep_interval,
+        "audit_ratio": settings.audit_ratio,
+        "l1_compression": settings.l1_compression,
+        "l1_compression_min_bytes": settings.l1_compression_min_bytes,
+        "pool_min_size": settings.pool_min_size,
+        "pool_max_size": settings.pool_max_size,
+    }

@@ -18,7 +18,6 @@ from glasspoint.history.keys import Keyspace
 from glasspoint.history.saver import HistorySaver
 from glasspoint.history.steps import Steps
 from glasspoint.logs import get_logger
-from glasspoint.model.home import EndOfLoop
 from glasspoint.model.option_types import Seconds, check_options, checks_options, seconds_of
 from glasspoint.model.sync_methods import Opening
 from glasspoint.redis.client import (
@@ -31,7 +30,7 @@ from glasspoint.redis.client import (
 from glasspoint.redis.signature import Signer
 from glasspoint.savers.options import OpenRedisOptions
 from glasspoint.telemetry import create_telemetry
-from glasspoint.telemetry.events import Vitals
+from glasspoint.telemetry.events import SaverStatus
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -135,8 +134,8 @@ class RedisSaver(HistorySaver):
             ttl_seconds=None if ttl is None else seconds_of(ttl),
             signer=Signer(signing_key, f"fallback:{target_id}") if signing_key is not None else None,
         )
-        vitals = Vitals(pool=None, redis=redis, tier="redis", addresses={"redis": address_of(redis)})
-        super().__init__(self._redis_history, vitals, telemetry, serde)
+        status = SaverStatus(pool=None, redis=redis, tier="redis", addresses={"redis": address_of(redis)})
+        super().__init__(self._redis_history, status, telemetry, serde)
 
     @classmethod
     async def create(cls, redis: Redis | RedisCluster | str, **options: Unpack[OpenRedisOptions]) -> Self:
@@ -162,15 +161,15 @@ class RedisSaver(HistorySaver):
             try:
                 await saver.ping()
                 await saver._steps.check_permissions(saver._key_prefix)
-                saver.vitals.versions["redis"] = await saver._steps.server_version()
+                saver.status.versions["redis"] = await saver._steps.server_version()
                 await saver._redis_history.meet()
                 saver._warn_of_eviction(await saver._steps.memory())
             except BaseException:
                 await saver.close()
                 raise
             saver._lifetime.owned = opened.pop_all()
-            saver._lifetime.end_of_loop = EndOfLoop(cls.__name__, saver._lifetime)
-        saver.vitals.announce(lambda: _log.info("RedisSaver initialized (full history in Redis)"))
+            saver._lifetime.end_with_loop(cls.__name__)
+        saver.status.announce(lambda: _log.info("RedisSaver initialized (full history in Redis)"))
         return saver
 
     @classmethod
@@ -246,7 +245,7 @@ class RedisSaver(HistorySaver):
 
     def _warn_of_eviction(self, nodes: list[dict[str, Any]]) -> None:
         how = "; ".join(sorted({found for node in nodes if (found := eviction_of(node)) is not None}))
-        redis = (self.vitals.addresses["redis"], how)
+        redis = (self.status.addresses["redis"], how)
         if not how or redis in _named:
             return
         _named.add(redis)

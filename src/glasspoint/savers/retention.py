@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from glasspoint.l2.connections import Connections
-    from glasspoint.telemetry.events import Telemetry, Vitals
+    from glasspoint.telemetry.events import SaverStatus, Telemetry
 
 __all__ = ["Prune", "Retention", "Sums"]
 
@@ -82,7 +82,7 @@ class Sums(Protocol):
 class Prune(Protocol):
     """Removes checkpoints that are older than an age, and calls back after each batch."""
 
-    def __call__(self, age: timedelta, on_batch: Callable[[Sums], object]) -> Awaitable[Sums]:
+    def __call__(self, age: timedelta, *, on_batch: Callable[[Sums], object]) -> Awaitable[Sums]:
         """Remove them. `on_batch` receives the sums so far."""
 
 
@@ -97,22 +97,22 @@ class Retention:
         self,
         connections: Connections,
         telemetry: Telemetry,
-        vitals: Vitals,
+        status: SaverStatus,
         *,
         age: timedelta,
-        prune: weakref.WeakMethod[Prune],
+        prune: Prune,
     ) -> None:
         """Set the task up. `start` starts it.
 
         Args:
             connections: Connections to the PostgreSQL that has the lease.
             telemetry: Receives an event for each batch and for the end of each run.
-            vitals: Receives the time of the last run that succeeded.
+            status: Receives the time of the last run that succeeded.
             age: Older checkpoints are removed; greater than 0.
-            prune: Removes them. A weak reference, so that this task does not keep the saver alive.
+            prune: Removes them.
         """
         self._telemetry = telemetry
-        self._vitals = vitals
+        self._status = status
         self._age = age
         self._prune = prune
         self._lease = Lease(connections)
@@ -147,7 +147,7 @@ class Retention:
             Seconds until the next look.
         """
         pause = LOOK_SECONDS * random.uniform(0.8, 1.0)
-        if not self._vitals.active:
+        if not self._status.active:
             return pause
         try:
             age = await self._claim()
@@ -174,7 +174,7 @@ class Retention:
         """Take the lease if a run is due. Return the age to prune by, `None` if the lease was not taken."""
         sent_at = monotonic()
         claim = await self._lease.claim(LEASE_SECONDS, every_seconds=EVERY_SECONDS)
-        self._vitals.retention_succeeded_at = claim.succeeded_at or 0.0
+        self._status.retention_succeeded_at = claim.succeeded_at or 0.0
         if not claim.is_mine:
             return None
         self._held_until = sent_at + LEASE_SECONDS
@@ -184,8 +184,8 @@ class Retention:
             return timedelta.max
 
     def _not_claimed(self, error: Exception) -> None:
-        if self._vitals.retention_succeeded_at is None:
-            self._vitals.retention_succeeded_at = 0.0  # unknown; but an alert must be possible
+        if self._status.retention_succeeded_at is None:
+            self._status.retention_succeeded_at = 0.0  # unknown; but an alert must be possible
         if isinstance(error, SchemaError):
             if since := self._lines.due():
                 _log.warning(
@@ -197,15 +197,12 @@ class Retention:
             _log.debug("whether a run of the retention is due is not known (%s)", type(error).__name__)
 
     async def _run(self, age: timedelta) -> None:
-        prune = self._prune()
-        if prune is None:  # the saver is garbage
-            return
         renewing = asyncio.create_task(self._keep_renewing(), name="glasspoint-retention-lease")
         self._counted = (0, 0, 0)
         try:
-            report = await prune(age, self._on_batch)
+            report = await self._prune(age, on_batch=self._on_batch)
         except _LeaseLostError:
-            self._telemetry.note(RetentionRan("lost"))
+            self._telemetry.emit(RetentionRan("lost"))
             _log.info("Retention: the lease was not renewed in time; another process goes on.")
         except (ForkedError, SaverClosedError):
             pass  # the parent's loop is run in a forked child; or the saver is being closed
@@ -224,7 +221,7 @@ class Retention:
     async def _finish(self, report: Sums) -> None:
         if not self._is_in_this_process:
             return
-        self._telemetry.note(RetentionRan("succeeded"))
+        self._telemetry.emit(RetentionRan("succeeded"))
         _log.info(
             "Retention: %d checkpoints, %d writes and %d values that are older than %s, and not needed, "
             "were removed.",
@@ -236,12 +233,12 @@ class Retention:
         with suppress(*FORESEEN):  # then the lease expires, and another run is due, which finds little
             succeeded_at = await self._lease.finish()
             if succeeded_at is not None:
-                self._vitals.retention_succeeded_at = succeeded_at
+                self._status.retention_succeeded_at = succeeded_at
 
     async def _postpone(self) -> None:
         if not self._is_in_this_process:
             return
-        self._telemetry.note(RetentionRan("failed"))
+        self._telemetry.emit(RetentionRan("failed"))
         with suppress(*FORESEEN):  # then the lease expires
             await self._lease.postpone(FAILED_SECONDS)
 
@@ -269,7 +266,7 @@ class Retention:
         now = (sums.checkpoints, sums.writes, sums.blobs)
         new = [count - before for count, before in zip(now, self._counted, strict=True)]
         self._counted = now
-        self._telemetry.note(RetentionPruned(*new))
+        self._telemetry.emit(RetentionPruned(*new))
         if monotonic() >= self._held_until:
             raise _LeaseLostError
 

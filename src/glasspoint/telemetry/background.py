@@ -1,4 +1,4 @@
-"""Background work: a bug does not end it, and cancellation does not leave it half done.
+"""Background work: a bug does not end it.
 
 An unexpected exception in a task that nothing awaits would end the task silently. Until a restart of the
 process, the journal would not be swept, or the higher tiers would not be tried. So each background task
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +18,12 @@ from glasspoint.logs import get_logger
 from glasspoint.telemetry.events import BackgroundTaskFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-    from typing import Any
+    from collections.abc import Awaitable, Callable, Sequence
 
     from glasspoint.model.generics import ItemT, ResultT
     from glasspoint.telemetry.events import TaskName, Telemetry
 
-__all__ = ["BackgroundTask", "for_each", "heeding_cancellation", "run_to_the_end"]
+__all__ = ["BackgroundTask", "for_each"]
 
 
 _log = get_logger("glasspoint")
@@ -34,6 +32,8 @@ _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 30.0
 
 _FRAMES_NAMED = 3
+
+_AT_ONCE = 16
 
 
 class BackgroundTask:
@@ -67,7 +67,7 @@ class BackgroundTask:
         """
         self.pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self.pause), _LONGEST_PAUSE_SECONDS)
         if self._telemetry is not None:
-            self._telemetry.note(BackgroundTaskFailed(self._name))
+            self._telemetry.emit(BackgroundTaskFailed(self._name))
         kind = (type(error).__qualname__, _places(error))
         if kind not in self._logged:
             self._logged.add(kind)
@@ -85,57 +85,19 @@ class BackgroundTask:
         self.pause = 0.0
 
 
-@contextmanager
-def heeding_cancellation() -> Iterator[None]:
-    """Raise `CancelledError` at the end of a block, if a cancellation was requested in it and got lost.
-
-    redis-py and psycopg wait with `asyncio.wait_for`. Before Python 3.12, this function loses a cancellation
-    that comes as the wait ends.
-    """
-    task = asyncio.current_task()
-    cancels = task.cancelling() if task else 0
-    yield
-    if task and task.cancelling() > cancels:
-        raise asyncio.CancelledError
-
-
-async def run_to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Run work that must not be left half done, such as closing connections.
-
-    The work also ends if the caller is cancelled meanwhile, even several times.
-
-    Args:
-        work: A coroutine that ends by itself: all its waits have timeouts.
-
-    Raises:
-        CancelledError: The caller was cancelled meanwhile; the work has ended.
-    """
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
-        raise
-
-
-async def for_each(
-    items: Sequence[ItemT], step: Callable[[ItemT], Awaitable[ResultT]], *, at_once: int = 16
-) -> list[ResultT]:
+async def for_each(items: Sequence[ItemT], step: Callable[[ItemT], Awaitable[ResultT]]) -> list[ResultT]:
     """Run a step for every item, a few at a time, and return the results in the order of the items.
 
     Args:
         items: The items.
         step: Awaited with each item.
-        at_once: How many steps run at the same time.
 
     Raises:
         Exception: The first error of a step. The steps that ran at the same time have ended by then.
     """
     results: list[ResultT] = []
-    for start in range(0, len(items), at_once):
-        some = map(step, items[start : start + at_once])
+    for start in range(0, len(items), _AT_ONCE):
+        some = map(step, items[start : start + _AT_ONCE])
         for result in await asyncio.gather(*some, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result

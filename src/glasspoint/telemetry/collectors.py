@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from glasspoint.telemetry.catalogue import Metric as Described
-    from glasspoint.telemetry.events import Vitals
+    from glasspoint.telemetry.events import SaverStatus
 
 __all__ = ["READ_AT_SCRAPE", "TIERS", "Figure", "SaverCollector"]
 
@@ -73,8 +73,7 @@ def _after_fork_in_child() -> None:
         each.forget_the_parent()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class SaverCollector(Collector):
@@ -84,27 +83,27 @@ class SaverCollector(Collector):
         _collectors.add(self)
         self.to_reopen: list[Callable[[], object]] = []
         self._lock = threading.Lock()
-        self._open: dict[str, WeakSet[Vitals]] = {}
+        self._open: dict[str, WeakSet[SaverStatus]] = {}
         self._lost = Counter[str]()  # lost connections, by the saver's name; a closed pool's stay counted
         self._lost_before: WeakKeyDictionary[Any, Counter[str]] = WeakKeyDictionary()
 
-    def add(self, saver_name: str, vitals: Vitals) -> None:
+    def add(self, saver_name: str, status: SaverStatus) -> None:
         """Watch a saver for as long as it lives."""
         with self._lock:
-            self._open.setdefault(saver_name, WeakSet()).add(vitals)
+            self._open.setdefault(saver_name, WeakSet()).add(status)
 
-    def remove(self, saver_name: str, vitals: Vitals) -> None:
+    def remove(self, saver_name: str, status: SaverStatus) -> None:
         """Stop watching a saver. The connections that its pool has lost stay counted."""
         with self._lock:
-            self._open.get(saver_name, WeakSet()).discard(vitals)
-            if vitals.pool is not None:
-                self._count_lost(saver_name, vitals.pool, vitals.pool.get_stats())
+            self._open.get(saver_name, WeakSet()).discard(status)
+            if status.pool is not None:
+                self._count_lost(saver_name, status.pool, status.pool.get_stats())
 
     def forget_the_parent(self) -> None:
         """In a child after a fork, forget the parent's savers, but remember which can be reopened."""
         self._lock = threading.Lock()  # a thread of the parent may have held it
-        vitals = [each for open_ in self._open.values() for each in open_]
-        self.to_reopen += [each.reopen for each in vitals if each.reopen is not None and each.active]
+        status = [each for open_ in self._open.values() for each in open_]
+        self.to_reopen += [each.reopen for each in status if each.reopen is not None and each.active]
         self._open = {}
 
     def reopen(self) -> None:
@@ -124,7 +123,7 @@ class SaverCollector(Collector):
         with self._lock:
             return sum(len(open_) for open_ in self._open.values())
 
-    def active(self) -> list[tuple[str, Vitals]]:
+    def active(self) -> list[tuple[str, SaverStatus]]:
         """Return the open savers that serve calls, with their names."""
         with self._lock:
             return [(name, v) for name, open_ in sorted(self._open.items()) for v in open_ if v.active]
@@ -233,7 +232,7 @@ def _of_redis(name: str, clients: Mapping[int, Any]) -> Iterator[Figure]:
         yield Figure("redis_pool_connections", (name, state), sum(each[state] for each in connections))
 
 
-def _of_storage(name: str, savers: Iterable[Vitals]) -> Iterator[Figure]:
+def _of_storage(name: str, savers: Iterable[SaverStatus]) -> Iterator[Figure]:
     found = [v.storage() for v in savers if v.storage is not None]
     for table in sorted({table for sizes in found for table in sizes}):
         # The largest: savers of one name measure the same database, though not at the same moment.

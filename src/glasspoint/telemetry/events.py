@@ -14,8 +14,10 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from threading import Lock
-from time import monotonic, perf_counter, time
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from glasspoint.logs import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,6 +37,7 @@ __all__ = [
     "DrainResult",
     "Drained",
     "EpochChanged",
+    "Event",
     "Failures",
     "ForeignWrites",
     "ForkKind",
@@ -46,7 +49,6 @@ __all__ = [
     "L1Availability",
     "L1Result",
     "L2Retried",
-    "Note",
     "Observer",
     "Operation",
     "PoolTimedOut",
@@ -56,6 +58,7 @@ __all__ = [
     "RetentionRan",
     "RetentionResult",
     "RetryReason",
+    "SaverStatus",
     "Served",
     "Server",
     "Step",
@@ -67,15 +70,12 @@ __all__ = [
     "TierChanged",
     "TierName",
     "Verdict",
-    "Vitals",
     "WarmUpResult",
     "WriteResult",
     "failures",
 ]
 
 _log = logging.getLogger("glasspoint.telemetry")
-
-_FAILURES_LOG_SECONDS = 60.0
 
 Tier = Literal["l1", "l2"]
 Server = Literal["l1", "l2", "redis"]
@@ -315,7 +315,7 @@ class ThreadDrained:
     result: DrainResult
 
 
-Note = (
+Event = (
     Audited
     | BurstEnded
     | BackgroundTaskFailed
@@ -346,7 +346,7 @@ class TableSize(NamedTuple):
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
-class Vitals:
+class SaverStatus:
     """The current status of an open saver. Collectors and `/readyz` read it whenever they want.
 
     Attributes:
@@ -426,21 +426,19 @@ class Vitals:
             log()
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class _Timed:
     """The common part of operations and steps: start, end and outcome."""
 
-    __slots__ = ("_listeners", "_started", "error", "name", "outcome", "scope", "seconds", "trace")
-
-    def __init__(self, listeners: _Listeners, name: str, scope: Scope | None) -> None:
-        self._listeners = listeners
-        self.name = name
-        self.scope = scope
-        self.outcome: Outcome = "ok"
-        self.error: BaseException | None = None
-        self.seconds = 0.0
-        self.trace: Any = None
-        """The tracer keeps its span here between start and end."""
-        self._started = 0.0
+    _listeners: _Listeners
+    name: str
+    scope: Scope | None
+    outcome: Outcome = field(default="ok", init=False)
+    error: BaseException | None = field(default=None, init=False)
+    seconds: float = field(default=0.0, init=False)
+    trace: Any = field(default=None, init=False)
+    """The tracer keeps its span here between start and end."""
+    _started: float = field(default=0.0, init=False)
 
     def _end(self, error: BaseException | None) -> None:
         self.seconds = perf_counter() - self._started
@@ -449,6 +447,7 @@ class _Timed:
             self.outcome = "cancelled" if isinstance(error, asyncio.CancelledError) else "error"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Operation(_Timed):
     """One call of the saver, from its start to its end.
 
@@ -469,46 +468,25 @@ class Operation(_Timed):
         stored_traceparent: The traceparent that a read has found in the checkpoint, as it was stored.
     """
 
-    __slots__ = (
-        "bytes_read",
-        "bytes_written",
-        "checkpoint_id",
-        "decode_seconds",
-        "encode_seconds",
-        "l1_result",
-        "l1_seconds",
-        "l1_write",
-        "l2_seconds",
-        "served_by",
-        "source",
-        "step",
-        "stored_traceparent",
-        "tier",
-        "trace_id",
-        "traceparent",
-    )
-
-    def __init__(self, listeners: _Listeners, name: str, scope: Scope | None) -> None:
-        super().__init__(listeners, name, scope)
-        self.checkpoint_id: str | None = None
-        self.step: int | None = None
-        self.source: str | None = None
-        self.l1_result: L1Result | None = None
-        self.served_by: Served | None = None
-        self.tier = "cached"
-        self.l1_write: WriteResult | None = None
-        self.l1_seconds: float | None = None
-        self.l2_seconds: float | None = None
-        self.encode_seconds: float | None = None
-        self.decode_seconds: float | None = None
-        self.bytes_read: int | None = None
-        self.bytes_written: int | None = None
-        self.trace_id: str | None = None
-        self.traceparent: str | None = None
-        self.stored_traceparent: object = None
+    checkpoint_id: str | None = None
+    step: int | None = None
+    source: str | None = None
+    l1_result: L1Result | None = None
+    served_by: Served | None = None
+    tier: str = "cached"
+    l1_write: WriteResult | None = None
+    l1_seconds: float | None = None
+    l2_seconds: float | None = None
+    encode_seconds: float | None = None
+    decode_seconds: float | None = None
+    bytes_read: int | None = None
+    bytes_written: int | None = None
+    trace_id: str | None = None
+    traceparent: str | None = None
+    stored_traceparent: object = None
 
     def __enter__(self) -> Operation:
-        _tell(self._listeners.operation_started, self)
+        _emit(self._listeners.operation_started, self)
         self._started = perf_counter()
         return self
 
@@ -516,9 +494,10 @@ class Operation(_Timed):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._end(error)
-        _tell(self._listeners.operation_ended, self)
+        _emit(self._listeners.operation_ended, self)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Step(_Timed):
     """One round trip, or one wait, inside an operation.
 
@@ -527,14 +506,10 @@ class Step(_Timed):
         result: The result in one word, if there is one.
     """
 
-    __slots__ = ("result",)
-
-    def __init__(self, listeners: _Listeners, name: str, scope: Scope | None) -> None:
-        super().__init__(listeners, name, scope)
-        self.result: str | None = None
+    result: str | None = None
 
     def __enter__(self) -> Step:
-        _tell(self._listeners.step_started, self)
+        _emit(self._listeners.step_started, self)
         self._started = perf_counter()
         return self
 
@@ -542,7 +517,7 @@ class Step(_Timed):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._end(error)
-        _tell(self._listeners.step_ended, self)
+        _emit(self._listeners.step_ended, self)
 
 
 class Observer:
@@ -563,13 +538,13 @@ class Observer:
     def step_ended(self, step: Step) -> None:
         """Receive the end of a round trip."""
 
-    def noted(self, note: Note) -> None:
+    def emitted(self, event: Event) -> None:
         """Receive a single event."""
 
-    def opened(self, vitals: Vitals) -> None:
+    def opened(self, status: SaverStatus) -> None:
         """Receive a saver that was opened."""
 
-    def closed(self, vitals: Vitals) -> None:
+    def closed(self, status: SaverStatus) -> None:
         """Receive a saver that is closed. Its pools are closed after this."""
 
 
@@ -594,23 +569,18 @@ class Telemetry:
         """Take the observers.
 
         Args:
-            standby: Whether the savers that report here serve no calls until `Vitals.set_active` is called.
+            standby: Whether the savers that report here serve no calls until `set_active` of their status.
             show_thread: Returns a thread id as spans and logs show it; `None` if it must not be shown.
         """
         self.show_thread = show_thread
         self.saver_name = saver_name
-        self._observers = tuple(observers)
-        self._listeners = _Listeners.of(self._observers)
+        self.observers = tuple(observers)
+        self._listeners = _Listeners.of(self.observers)
         self._standby = standby
-
-    @property
-    def observers(self) -> tuple[Observer, ...]:
-        """The observers."""
-        return self._observers
 
     def for_standby(self) -> Telemetry:
         """Return a copy for savers that serve no calls yet: the tiers of a fallback chain."""
-        return Telemetry(self.saver_name, self._observers, standby=True, show_thread=self.show_thread)
+        return Telemetry(self.saver_name, self.observers, standby=True, show_thread=self.show_thread)
 
     def operation(self, name: str, scope: Scope | None) -> Operation:
         """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`."""
@@ -620,37 +590,37 @@ class Telemetry:
         """Wrap one round trip."""
         return Step(self._listeners, name, scope)
 
-    def note(self, note: Note) -> None:
+    def emit(self, event: Event) -> None:
         """Emit a single event."""
-        _tell(self._listeners.noted, note)
+        _emit(self._listeners.emitted, event)
 
-    def opened(self, vitals: Vitals) -> None:
+    def opened(self, status: SaverStatus) -> None:
         """Emit that a saver was opened, and can be watched."""
-        vitals.active = not self._standby
-        _tell(self._listeners.opened, vitals)
+        status.active = not self._standby
+        _emit(self._listeners.opened, status)
 
-    def closed(self, vitals: Vitals) -> None:
+    def closed(self, status: SaverStatus) -> None:
         """Emit that a saver is about to close."""
-        _tell(self._listeners.closed, vitals)
+        _emit(self._listeners.closed, status)
 
 
-_Told = tuple[Callable[[Any], None], ...]
+_Receivers = tuple[Callable[[Any], None], ...]
 
 
 class _Listeners(NamedTuple):
     """The methods of all observers, looked up once; the observer that starts first ends last."""
 
-    operation_started: _Told
-    operation_ended: _Told
-    step_started: _Told
-    step_ended: _Told
-    noted: _Told
-    opened: _Told
-    closed: _Told
+    operation_started: _Receivers
+    operation_ended: _Receivers
+    step_started: _Receivers
+    step_ended: _Receivers
+    emitted: _Receivers
+    opened: _Receivers
+    closed: _Receivers
 
     @classmethod
     def of(cls, observers: Sequence[Observer]) -> _Listeners:
-        def told(what: str) -> _Told:
+        def told(what: str) -> _Receivers:
             default = getattr(Observer, what)
             found = tuple(
                 getattr(each, what) for each in observers if getattr(type(each), what) is not default
@@ -660,12 +630,12 @@ class _Listeners(NamedTuple):
         return cls(*map(told, cls._fields))
 
 
-def _tell(listeners: _Told, what: object) -> None:
-    for listener in listeners:
+def _emit(receivers: _Receivers, what: object) -> None:
+    for receiver in receivers:
         try:
-            listener(what)
+            receiver(what)
         except Exception as exc:
-            failures.report(getattr(listener, "__qualname__", "an observer"), exc)
+            failures.report(getattr(receiver, "__qualname__", "an observer"), exc)
 
 
 class Failures:
@@ -680,25 +650,22 @@ class Failures:
     def __init__(self) -> None:
         self.count = 0
         self._lock = Lock()
-        self._logged_at = -_FAILURES_LOG_SECONDS
-        self._logged_count = 0
+        self._lines = Throttle()
 
     def report(self, where: str, error: Exception) -> None:
         """Count a failure, and log it if none was logged in the last minute."""
         with self._lock:
             self.count += 1
-            if monotonic() - self._logged_at < _FAILURES_LOG_SECONDS:
-                return
-            since, self._logged_count = self.count - self._logged_count, self.count
-            self._logged_at = monotonic()
-        _log.warning(
-            "Telemetry failed in %s (%s): the call goes on, but metrics or spans of it are missing. (%d such "
-            "failures since the last such line; at most one in %d s.)",
-            where,
-            type(error).__qualname__,
-            since,
-            _FAILURES_LOG_SECONDS,
-        )
+            since = self._lines.due()
+        if since:
+            _log.warning(
+                "Telemetry failed in %s (%s): the call goes on, but metrics or spans of it are missing. (%d "
+                "such failures since the last such line; at most one in %d s.)",
+                where,
+                type(error).__qualname__,
+                since,
+                self._lines.seconds,
+            )
 
 
 failures = Failures()

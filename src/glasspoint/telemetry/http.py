@@ -115,15 +115,15 @@ def telemetry_app(
             await send({"type": "websocket.close"})
         else:
             path = _path_below_mount(scope)
-            answer = _answer(scope["method"], path)
-            if answer is None and path == _METRICS:
+            result = _answer(scope["method"], path)
+            if result is None and path == _METRICS:
                 await metrics(scope, receive, send)
                 return
-            if answer is None:
-                answer = _ready_answer(scope["method"], await readiness(served, ready_tiers))
-            headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
-            await send({"type": "http.response.start", "status": answer.status.value, "headers": headers})
-            await send({"type": "http.response.body", "body": answer.body})
+            if result is None:
+                result = _ready_answer(scope["method"], await readiness(served, ready_tiers))
+            headers = [(name.lower().encode(), value.encode()) for name, value in result.headers]
+            await send({"type": "http.response.start", "status": result.status.value, "headers": headers})
+            await send({"type": "http.response.body", "body": result.body})
 
     return app
 
@@ -256,14 +256,14 @@ def _wsgi_app(registry: CollectorRegistry, ready_tiers: Collection[str]) -> WSGI
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        answer = _answer(method, path)
-        if answer is None and path == _METRICS:
+        result = _answer(method, path)
+        if result is None and path == _METRICS:
             page: Iterable[bytes] = metrics(environ, start_response)
             return page
-        if answer is None:
-            answer = _ready_answer(method, asyncio.run(readiness(registry, ready_tiers)))
-        start_response(f"{answer.status.value} {answer.status.phrase}", answer.headers)
-        return [answer.body]
+        if result is None:
+            result = _ready_answer(method, asyncio.run(readiness(registry, ready_tiers)))
+        start_response(f"{result.status.value} {result.status.phrase}", result.headers)
+        return [result.body]
 
     return app
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar, get_args
+from itertools import product
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
@@ -15,7 +16,7 @@ from glasspoint.errors import ConfigurationError
 from glasspoint.model import traceparent
 from glasspoint.telemetry import multiprocess
 from glasspoint.telemetry.catalogue import METRICS
-from glasspoint.telemetry.collectors import TIERS, SaverCollector
+from glasspoint.telemetry.collectors import READ_AT_SCRAPE, TIERS, SaverCollector
 from glasspoint.telemetry.events import (
     Audited,
     BackgroundTaskFailed,
@@ -26,6 +27,7 @@ from glasspoint.telemetry.events import (
     Drained,
     DrainResult,
     EpochChanged,
+    Event,
     ForeignWrites,
     Forked,
     ForkKind,
@@ -35,7 +37,6 @@ from glasspoint.telemetry.events import (
     InvalidationSource,
     L1Result,
     L2Retried,
-    Note,
     Observer,
     Operation,
     Outcome,
@@ -45,21 +46,21 @@ from glasspoint.telemetry.events import (
     RetentionRan,
     RetentionResult,
     RetryReason,
+    SaverStatus,
     Step,
     TaskName,
     ThreadDrained,
     TierChanged,
     Verdict,
-    Vitals,
     WarmUpResult,
     WriteResult,
     failures,
 )
 
 if TYPE_CHECKING:
-    from prometheus_client.metrics import MetricWrapperBase
+    from collections.abc import Mapping, Sequence
 
-    from glasspoint.telemetry.catalogue import Metric, MetricKind
+    from glasspoint.telemetry.catalogue import Metric
 
 __all__ = ["BUCKETS_BYTES", "BUCKETS_SECONDS", "Families", "Metrics"]
 
@@ -84,12 +85,31 @@ _TIER_CHANGES = (
 )
 
 _HOT = ("get_tuple", "put", "put_writes")
-_ERRORS = tuple((operation, "error") for operation in _HOT)
-_WRITES = tuple((operation, l1) for operation in ("put", "put_writes") for l1 in get_args(WriteResult))
-_FORKS = tuple((kind, outcome) for kind in get_args(ForkKind) for outcome in ("stored", "refused"))
-_RETRIES = tuple((operation, reason) for operation in _HOT for reason in get_args(RetryReason))
 
-_Metric = TypeVar("_Metric", bound="MetricWrapperBase")
+# Metric -> the labels that it certainly gets, without the saver's name.
+_KNOWN: dict[str, Sequence[str | tuple[str, ...]]] = {
+    "operation_duration_seconds": tuple(product(_HOT, ("error",))),
+    "l1_reads_total": get_args(L1Result),
+    "l1_warm_ups_total": get_args(WarmUpResult),
+    "write_through_total": tuple(product(("put", "put_writes"), get_args(WriteResult))),
+    "entry_bytes": ("read", "write"),
+    "serde_duration_seconds": ("read", "write"),
+    "l1_identity_changes_total": get_args(IdentityReason),
+    "bursts_total": get_args(BurstEnd),
+    "foreign_writes_total": ("checkpoints", "checkpoint_writes"),
+    "forks_total": tuple(product(get_args(ForkKind), ("stored", "refused"))),
+    "l1_invalidations_total": get_args(InvalidationSource),
+    "l1_breaker_transitions_total": get_args(BreakerState),
+    "l1_audits_total": get_args(Verdict),
+    "fallback_events_total": _TIER_CHANGES,
+    "drained_checkpoints_total": TIERS[1:],
+    "drained_threads_total": get_args(DrainResult),
+    "retention_pruned_total": ("checkpoints", "checkpoint_writes", "checkpoint_blobs"),
+    "retention_runs_total": get_args(RetentionResult),
+    "l2_retries_total": tuple(product(_HOT, get_args(RetryReason))),
+    "background_task_failures_total": get_args(TaskName),
+    "traceparents_ignored_total": get_args(traceparent.Unusable),
+}
 
 
 class Families:
@@ -127,49 +147,12 @@ class Families:
 
     def __init__(self) -> None:
         self.ended = _EndedCalls()
-        self._collectors: list[Collector] = [self.ended]  # first: it counts before the others are collected
-
-        def counter(name: str) -> Counter:
-            metric = _described(name, "counter")
-            name = f"glasspoint_{name.removesuffix('_total')}"
-            family = Counter(name, metric.help, ("saver", *metric.labels), registry=None)
-            self._collectors.append(family)
-            return family
-
-        def histogram(name: str, buckets: tuple[float, ...] = BUCKETS_SECONDS) -> Histogram:
-            metric = _described(name, "histogram")
-            labels = ("saver", *metric.labels)
-            family = Histogram(f"glasspoint_{name}", metric.help, labels, buckets=buckets, registry=None)
-            self._collectors.append(family)
-            return family
-
-        self.operation_duration = histogram("operation_duration_seconds")
-        self.l1_reads = counter("l1_reads_total")
-        self.l1_warm_ups = counter("l1_warm_ups_total")
-        self.l1_warm_up_duration = histogram("l1_warm_up_duration_seconds")
-        self.write_through_duration = histogram("write_through_duration_seconds")
-        self.write_through = counter("write_through_total")
-        self.entry_bytes = histogram("entry_bytes", BUCKETS_BYTES)
-        self.serde_duration = histogram("serde_duration_seconds")
-        self.l1_epoch_changes = counter("l1_epoch_changes_total")
-        self.l1_identity_changes = counter("l1_identity_changes_total")
-        self.bursts = counter("bursts_total")
-        self.burst_writes = counter("burst_writes_total")
-        self.foreign_writes = counter("foreign_writes_total")
-        self.forks = counter("forks_total")
-        self.l1_invalidations = counter("l1_invalidations_total")
-        self.l1_breaker_transitions = counter("l1_breaker_transitions_total")
-        self.l1_audits = counter("l1_audits_total")
-        self.fallback_events = counter("fallback_events_total")
-        self.drained_checkpoints = counter("drained_checkpoints_total")
-        self.drained_threads = counter("drained_threads_total")
-        self.retention_pruned = counter("retention_pruned_total")
-        self.retention_runs = counter("retention_runs_total")
-        self.l2_retries = counter("l2_retries_total")
-        self.pool_wait = histogram("pool_wait_seconds")
-        self.pool_timeouts = counter("pool_timeouts_total")
-        self.background_task_failures = counter("background_task_failures_total")
-        self.traceparents_ignored = counter("traceparents_ignored_total")
+        self.counted = {
+            name: _family(metric) for name, metric in METRICS.items() if name not in READ_AT_SCRAPE
+        }
+        """The families that events change, by their names in the catalogue."""
+        # First: it counts before the others are collected.
+        self._collectors: list[Collector] = [self.ended, *self.counted.values()]
         if multiprocess.is_on():
             self.savers: SaverCollector = multiprocess.SharedSaverCollector()
             self._collectors += self.savers.families
@@ -197,8 +180,16 @@ class Families:
             ) from exc
 
 
-@dataclass(slots=True)
-class _EndedCall:
+def _family(metric: Metric) -> Counter | Histogram:
+    labels = ("saver", *metric.labels)
+    if metric.kind == "counter":
+        name = metric.name.removesuffix("_total")
+        return Counter(f"glasspoint_{name}", metric.help, labels, registry=None)
+    buckets = BUCKETS_BYTES if metric.name.endswith("_bytes") else BUCKETS_SECONDS
+    return Histogram(f"glasspoint_{metric.name}", metric.help, labels, buckets=buckets, registry=None)
+
+
+class _EndedCall(NamedTuple):
     """The facts of a call that are counted: attributes of `Operation`, under the same names.
 
     The operation itself is not kept: its error may refer to frames, and so to all their local variables.
@@ -218,24 +209,8 @@ class _EndedCall:
     encode_seconds: float | None
     stored_traceparent: object
 
-    @classmethod
-    def of(cls, operation: Operation) -> _EndedCall:
-        """Copy the facts of an operation that has ended."""
-        return cls(
-            name=operation.name,
-            outcome=operation.outcome,
-            seconds=operation.seconds,
-            trace_id=operation.trace_id,
-            l1_result=operation.l1_result,
-            l1_write=operation.l1_write,
-            l1_seconds=operation.l1_seconds,
-            l2_seconds=operation.l2_seconds,
-            bytes_read=operation.bytes_read,
-            bytes_written=operation.bytes_written,
-            decode_seconds=operation.decode_seconds,
-            encode_seconds=operation.encode_seconds,
-            stored_traceparent=operation.stored_traceparent,
-        )
+
+_facts_of = attrgetter(*_EndedCall._fields)
 
 
 class _EndedCalls(Collector):
@@ -268,12 +243,6 @@ class _EndedCalls(Collector):
         except Exception as exc:
             failures.report("Metrics.count", exc)
         return ()
-
-
-def _described(name: str, kind: MetricKind) -> Metric:
-    metric = METRICS[name]
-    assert metric.kind == kind
-    return metric
 
 
 def _check_label(saver_name: object) -> None:
@@ -311,158 +280,117 @@ class Metrics(Observer):
         self._ended = families.ended
         self._saver = saver_name
         self._savers = families.savers
-        self._operations = _Children(families.operation_duration, saver_name)
-        self._reads = _Children(families.l1_reads, saver_name)
-        self._warm_ups = _Children(families.l1_warm_ups, saver_name)
-        self._warm_up_seconds = families.l1_warm_up_duration.labels(saver_name)
-        self._tier_seconds = _Children(families.write_through_duration, saver_name)
-        self._writes = _Children(families.write_through, saver_name)
-        self._bytes_read = families.entry_bytes.labels(saver_name, "read")
-        self._bytes_written = families.entry_bytes.labels(saver_name, "write")
-        self._decode_seconds = families.serde_duration.labels(saver_name, "read")
-        self._encode_seconds = families.serde_duration.labels(saver_name, "write")
-        self._epoch_changes = families.l1_epoch_changes.labels(saver_name)
-        self._identity_changes = _Children(families.l1_identity_changes, saver_name)
-        self._bursts = _Children(families.bursts, saver_name)
-        self._burst_writes = families.burst_writes.labels(saver_name)
-        self._foreign_writes = _Children(families.foreign_writes, saver_name)
-        self._forks = _Children(families.forks, saver_name)
-        self._invalidations = _Children(families.l1_invalidations, saver_name)
-        self._breaker = _Children(families.l1_breaker_transitions, saver_name)
-        self._audits = _Children(families.l1_audits, saver_name)
-        self._fallbacks = _Children(families.fallback_events, saver_name)
-        self._drained = _Children(families.drained_checkpoints, saver_name)
-        self._drained_threads = _Children(families.drained_threads, saver_name)
-        self._retention_pruned = _Children(families.retention_pruned, saver_name)
-        self._retention_runs = _Children(families.retention_runs, saver_name)
-        self._retries = _Children(families.l2_retries, saver_name)
-        self._background = _Children(families.background_task_failures, saver_name)
-        self._traceparents = _Children(families.traceparents_ignored, saver_name)
-        self._pool_wait = families.pool_wait.labels(saver_name)
-        self._pool_timeouts = families.pool_timeouts.labels(saver_name)
-        for children, known in (
-            (self._operations, _ERRORS),
-            (self._reads, get_args(L1Result)),
-            (self._warm_ups, get_args(WarmUpResult)),
-            (self._writes, _WRITES),
-            (self._identity_changes, get_args(IdentityReason)),
-            (self._bursts, get_args(BurstEnd)),
-            (self._foreign_writes, ("checkpoints", "checkpoint_writes")),
-            (self._forks, _FORKS),
-            (self._invalidations, get_args(InvalidationSource)),
-            (self._breaker, get_args(BreakerState)),
-            (self._audits, get_args(Verdict)),
-            (self._fallbacks, _TIER_CHANGES),
-            (self._drained, TIERS[1:]),
-            (self._drained_threads, get_args(DrainResult)),
-            (self._retention_pruned, ("checkpoints", "checkpoint_writes", "checkpoint_blobs")),
-            (self._retention_runs, get_args(RetentionResult)),
-            (self._retries, _RETRIES),
-            (self._background, get_args(TaskName)),
-            (self._traceparents, get_args(traceparent.Unusable)),
-        ):
+        self._children = _Children(families.counted, saver_name)
+        # Created at once: so no part of a ratio is missing, and the first event shows as an increase.
+        for name in families.counted:
+            if not METRICS[name].labels:
+                self._children[name]
+        for name, known in _KNOWN.items():
             for labels in known:
-                # Created at once: so no part of a ratio is missing, and the first event shows as an increase.
-                children[labels]
+                self._children[(name, labels) if isinstance(labels, str) else (name, *labels)]
 
     def operation_ended(self, operation: Operation) -> None:
         """Queue a call for `count`."""
-        self._ended.waiting.append((self, _EndedCall.of(operation)))
+        self._ended.waiting.append((self, _EndedCall._make(_facts_of(operation))))
         if len(self._ended.waiting) >= self._at_a_time:
             self._ended.count()
 
     def count(self, call: _EndedCall) -> None:
         """Count and time a call."""
+        children, name = self._children, call.name
         exemplar = {"trace_id": call.trace_id} if call.trace_id else None
-        name = call.name
-        self._operations[name, call.outcome].observe(call.seconds, exemplar)
+        children["operation_duration_seconds", name, call.outcome].observe(call.seconds, exemplar)
         if call.l1_result is not None:
-            self._reads[call.l1_result].inc()
+            children["l1_reads_total", call.l1_result].inc()
         if call.l1_write is not None:
-            self._writes[name, call.l1_write].inc()
+            children["write_through_total", name, call.l1_write].inc()
         if call.l1_seconds is not None:
-            self._tier_seconds[name, "l1"].observe(call.l1_seconds, exemplar)
+            children["write_through_duration_seconds", name, "l1"].observe(call.l1_seconds, exemplar)
         if call.l2_seconds is not None:
-            self._tier_seconds[name, "l2"].observe(call.l2_seconds, exemplar)
+            children["write_through_duration_seconds", name, "l2"].observe(call.l2_seconds, exemplar)
         if call.bytes_read is not None:
-            self._bytes_read.observe(call.bytes_read)
+            children["entry_bytes", "read"].observe(call.bytes_read)
         if call.bytes_written is not None:
-            self._bytes_written.observe(call.bytes_written)
+            children["entry_bytes", "write"].observe(call.bytes_written)
         if call.decode_seconds is not None:
-            self._decode_seconds.observe(call.decode_seconds)
+            children["serde_duration_seconds", "read"].observe(call.decode_seconds)
         if call.encode_seconds is not None:
-            self._encode_seconds.observe(call.encode_seconds)
+            children["serde_duration_seconds", "write"].observe(call.encode_seconds)
         if call.stored_traceparent is not None:
             problem = traceparent.problem_of(call.stored_traceparent)
             if problem is not None:
-                self._traceparents[problem].inc()
+                children["traceparents_ignored_total", problem].inc()
 
     def step_ended(self, step: Step) -> None:
         """Count and time a warm-up; metrics ignore other steps."""
         if step.name == "warm_up" and step.result is not None:
-            self._warm_ups[step.result].inc()
-            self._warm_up_seconds.observe(step.seconds)
+            self._children["l1_warm_ups_total", step.result].inc()
+            self._children["l1_warm_up_duration_seconds"].observe(step.seconds)
 
-    def noted(self, note: Note) -> None:
+    def emitted(self, event: Event) -> None:
         """Count a single event."""
-        match note:
+        children = self._children
+        match event:
             case PoolWaited():
-                self._pool_wait.observe(note.seconds)
+                children["pool_wait_seconds"].observe(event.seconds)
             case PoolTimedOut():
-                self._pool_timeouts.inc()
+                children["pool_timeouts_total"].inc()
             case EpochChanged():
-                self._epoch_changes.inc()
+                children["l1_epoch_changes_total"].inc()
             case IdentityChanged():
-                self._identity_changes[note.reason].inc()
+                children["l1_identity_changes_total", event.reason].inc()
             case ForeignWrites():
-                self._foreign_writes[note.table].inc(note.scopes)
+                children["foreign_writes_total", event.table].inc(event.scopes)
             case Forked():
-                self._forks[note.kind, "stored" if note.is_stored else "refused"].inc()
+                children["forks_total", event.kind, "stored" if event.is_stored else "refused"].inc()
             case RetentionPruned():
-                self._retention_pruned["checkpoints"].inc(note.checkpoints)
-                self._retention_pruned["checkpoint_writes"].inc(note.writes)
-                self._retention_pruned["checkpoint_blobs"].inc(note.blobs)
+                children["retention_pruned_total", "checkpoints"].inc(event.checkpoints)
+                children["retention_pruned_total", "checkpoint_writes"].inc(event.writes)
+                children["retention_pruned_total", "checkpoint_blobs"].inc(event.blobs)
             case RetentionRan():
-                self._retention_runs[note.result].inc()
+                children["retention_runs_total", event.result].inc()
             case Invalidated():
-                self._invalidations[note.source].inc()
+                children["l1_invalidations_total", event.source].inc()
             case BreakerChanged():
-                self._breaker[note.state].inc()
+                children["l1_breaker_transitions_total", event.state].inc()
             case L2Retried():
-                self._retries[note.operation, note.reason].inc()
+                children["l2_retries_total", event.operation, event.reason].inc()
             case BurstEnded():
-                self._bursts[note.end].inc()
-                self._burst_writes.inc(note.writes)
+                children["bursts_total", event.end].inc()
+                children["burst_writes_total"].inc(event.writes)
             case Audited():
-                self._audits[note.verdict].inc()
+                children["l1_audits_total", event.verdict].inc()
             case TierChanged():
-                self._fallbacks[note.from_tier, note.to_tier, note.reason].inc()
+                children["fallback_events_total", event.from_tier, event.to_tier, event.reason].inc()
             case BackgroundTaskFailed():
-                self._background[note.task].inc()
+                children["background_task_failures_total", event.task].inc()
             case Drained():
-                self._drained[note.from_tier].inc(note.checkpoints)
+                children["drained_checkpoints_total", event.from_tier].inc(event.checkpoints)
             case ThreadDrained():
-                self._drained_threads[note.result].inc()
+                children["drained_threads_total", event.result].inc()
 
-    def opened(self, vitals: Vitals) -> None:
+    def opened(self, status: SaverStatus) -> None:
         """Read this saver at every scrape from now on."""
-        self._savers.add(self._saver, vitals)
+        self._savers.add(self._saver, status)
 
-    def closed(self, vitals: Vitals) -> None:
+    def closed(self, status: SaverStatus) -> None:
         """Stop reading this saver, after its calls are counted."""
         self._ended.count()
-        self._savers.remove(self._saver, vitals)
+        self._savers.remove(self._saver, status)
 
 
-class _Children(dict[str | tuple[str, ...], _Metric]):
-    """The children of one family for one saver's name, by their other labels; each is bound once."""
+class _Children(dict[str | tuple[str, ...], Any]):
+    """The children of all families for one saver's name: each is bound once.
 
-    def __init__(self, family: _Metric, saver_name: str) -> None:
+    A key is the name of a metric in the catalogue, alone or followed by its labels without the saver's name.
+    """
+
+    def __init__(self, families: Mapping[str, Counter | Histogram], saver_name: str) -> None:
         super().__init__()
-        self._family = family
+        self._families = families
         self._saver = saver_name
 
-    def __missing__(self, labels: str | tuple[str, ...]) -> _Metric:
-        others = (labels,) if isinstance(labels, str) else labels
-        child = self[labels] = self._family.labels(self._saver, *others)
+    def __missing__(self, key: str | tuple[str, ...]) -> Any:
+        name, *labels = (key,) if isinstance(key, str) else key
+        child = self[key] = self._families[name].labels(self._saver, *labels)
         return child

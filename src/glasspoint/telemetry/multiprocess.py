@@ -32,39 +32,21 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import dead_processes
 from glasspoint.telemetry.catalogue import METRICS
-from glasspoint.telemetry.collectors import SaverCollector
+from glasspoint.telemetry.collectors import READ_AT_SCRAPE, SaverCollector
 from glasspoint.telemetry.events import failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from glasspoint.telemetry.events import Vitals
+    from glasspoint.telemetry.events import SaverStatus
 
 __all__ = ["AllProcesses", "SharedSaverCollector", "directory", "is_on"]
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
-# How the client combines the gauges of all live processes.
-_MODES: dict[str, Literal["livesum", "livemax"]] = {
-    "pool_connections": "livesum",
-    "pool_max_connections": "livesum",
-    "pool_requests_waiting": "livesum",
-    "redis_pool_connections": "livesum",
-    "l1_breaker_open": "livemax",
-    "l1_journal_pending": "livemax",
-    "l1_quarantined_scopes": "livemax",
-    "l2_asynchronous_commit": "livemax",
-    "l2_unbounded_statements": "livemax",
-    "active_tier": "livemax",
-    "undrained_threads": "livemax",
-    "retention_last_success_timestamp_seconds": "livemax",
-    "storage_bytes": "livemax",
-    "storage_rows": "livemax",
-    "info": "livemax",
-}
+# The figures that add up. Of the others, the largest of all live processes is shown.
+_ADDED_UP = {"pool_connections", "pool_max_connections", "pool_requests_waiting", "redis_pool_connections"}
 _LOST = "pool_connections_lost_total"
-
-_NO_FIGURE = {"livesum": 0.0, "livemax": -1.0}
 
 _PUBLISH_EVERY_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.1
@@ -100,7 +82,7 @@ class SharedSaverCollector(SaverCollector):
     def __init__(self) -> None:
         directory()
         super().__init__()
-        self._gauges = {name: _gauge(name) for name in _MODES}
+        self._gauges = {name: _gauge(name) for name in READ_AT_SCRAPE if name != _LOST}
         lost = METRICS[_LOST]
         self._lost_connections = Counter(
             f"glasspoint_{lost.name}", lost.help, ("saver", *lost.labels), registry=None
@@ -125,9 +107,9 @@ class SharedSaverCollector(SaverCollector):
         """The families to be registered."""
         return [*self._gauges.values(), self._lost_connections]
 
-    def add(self, saver_name: str, vitals: Vitals) -> None:
+    def add(self, saver_name: str, status: SaverStatus) -> None:
         """Watch a saver for as long as it lives."""
-        super().add(saver_name, vitals)
+        super().add(saver_name, status)
         with self._publishing:
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -136,9 +118,9 @@ class SharedSaverCollector(SaverCollector):
                 self._thread.start()
         self._soon.set()
 
-    def remove(self, saver_name: str, vitals: Vitals) -> None:
+    def remove(self, saver_name: str, status: SaverStatus) -> None:
         """Stop watching a saver. The connections that its pool has lost stay counted."""
-        super().remove(saver_name, vitals)
+        super().remove(saver_name, status)
         self.publish()
 
     def publish(self) -> None:
@@ -158,7 +140,7 @@ class SharedSaverCollector(SaverCollector):
                 gauge = self._written[metric, labels] = self._gauges[metric].labels(*labels)
                 gauge.set(value)
         for metric, labels in before.keys() - self._written.keys():
-            before[metric, labels].set(_NO_FIGURE[_MODES[metric]])
+            before[metric, labels].set(0 if metric in _ADDED_UP else -1)
 
     def _keep_publishing(self) -> None:
         """Publish every few seconds, until no saver is left."""
@@ -227,7 +209,8 @@ class AllProcesses:
 def _gauge(name: str) -> Gauge:
     metric = METRICS[name]
     labels = ("saver", *metric.labels)
-    return Gauge(f"glasspoint_{name}", metric.help, labels, multiprocess_mode=_MODES[name], registry=None)
+    mode: Literal["livesum", "livemax"] = "livesum" if name in _ADDED_UP else "livemax"
+    return Gauge(f"glasspoint_{name}", metric.help, labels, multiprocess_mode=mode, registry=None)
 
 
 def _as_info(help_: str, gauge: Metric | None) -> Metric:

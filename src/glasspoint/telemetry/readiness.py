@@ -24,7 +24,7 @@ from glasspoint.telemetry.metrics import Families
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from glasspoint.telemetry.events import Vitals
+    from glasspoint.telemetry.events import SaverStatus
 
 __all__ = ["READY_TIERS", "check_ready_tiers", "readiness"]
 
@@ -73,7 +73,7 @@ async def readiness(registry: CollectorRegistry, ready_tiers: Collection[str]) -
     if families is not None and families.savers.to_reopen:
         await _reopen(families)
     savers = families.savers.active() if families is not None else []
-    found = await asyncio.gather(*(_look_at(name, vitals) for name, vitals in savers))
+    found = await asyncio.gather(*(_look_at(name, status) for name, status in savers))
     for each in found:
         serves = _serves_writes(each)
         each["ready"] = serves and each["tier"] in ready_tiers
@@ -99,26 +99,26 @@ def _serves_writes(about: dict[str, Any]) -> bool:
     return "check" not in about and about.get(server, "ok") in _TAKES_WRITES
 
 
-async def _look_at(name: str, vitals: Vitals) -> dict[str, Any]:
-    since = datetime.fromtimestamp(vitals.since, UTC).isoformat(timespec="seconds")
-    about: dict[str, Any] = {"saver": name, "tier": vitals.tier, "since": since}
-    if vitals.undrained:
-        about["undrained"] = list(vitals.undrained)
+async def _look_at(name: str, status: SaverStatus) -> dict[str, Any]:
+    since = datetime.fromtimestamp(status.since, UTC).isoformat(timespec="seconds")
+    about: dict[str, Any] = {"saver": name, "tier": status.tier, "since": since}
+    if status.undrained:
+        about["undrained"] = list(status.undrained)
     try:
         async with asyncio.timeout(_CHECK_SECONDS):
-            return about | await _check(vitals)
+            return about | await _check(status)
     except Exception:
         return about | {"check": "no answer"}
 
 
-async def _check(vitals: Vitals) -> dict[str, Any]:
-    if vitals.check is None or vitals.loop is None:
+async def _check(status: SaverStatus) -> dict[str, Any]:
+    if status.check is None or status.loop is None:
         return {}
-    checking = vitals.check()
-    if vitals.loop is asyncio.get_running_loop():
+    checking = status.check()
+    if status.loop is asyncio.get_running_loop():
         return await checking
     try:
-        asking = asyncio.run_coroutine_threadsafe(checking, vitals.loop)
+        asking = asyncio.run_coroutine_threadsafe(checking, status.loop)
     except RuntimeError:  # the saver's loop has ended
         checking.close()
         raise

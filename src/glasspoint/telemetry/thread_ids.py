@@ -47,17 +47,11 @@ def shown_as(way: ThreadIds) -> Callable[[str], str | None]:
         >>> shown_as("hashed")("42")
         '73475cb40a568e8d'
     """
-    return {"plain": _plain, "hashed": _hashed, "none": _nothing}[way]
+    ways: dict[ThreadIds, Callable[[str], str | None]]
+    ways = {"plain": str, "hashed": _hashed, "none": lambda thread_id: None}
+    return ways[way]
 
 
-def _plain(thread_id: str) -> str | None:
-    return thread_id
-
-
-def _hashed(thread_id: str) -> str | None:
+def _hashed(thread_id: str) -> str:
     # A lone surrogate cannot be encoded in UTF-8, and an id with one is refused only later.
     return hashlib.sha256(thread_id.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
-
-
-def _nothing(thread_id: str) -> str | None:
-    return None

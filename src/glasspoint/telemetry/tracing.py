@@ -18,18 +18,18 @@ from glasspoint.telemetry.conversation import end_span, link_to_writer, to_store
 from glasspoint.telemetry.events import (
     BreakerChanged,
     EpochChanged,
+    Event,
     Forked,
     IdentityChanged,
     L1Availability,
     L2Retried,
-    Note,
     Observer,
     Operation,
     PoolWaited,
     Quarantined,
+    SaverStatus,
     Step,
     TierChanged,
-    Vitals,
 )
 from glasspoint.telemetry.thread_ids import shown_as
 
@@ -143,44 +143,44 @@ class Tracing(Observer):
         finally:
             context.detach(token)
 
-    def noted(self, note: Note) -> None:
+    def emitted(self, event: Event) -> None:
         """Show a wait for a connection as a span, and other events as events on the current span."""
         current = trace.get_current_span()
         if not current.is_recording():
             return
-        if isinstance(note, PoolWaited):
-            if note.seconds >= ACQUIRE_WAITED_SECONDS:
+        if isinstance(event, PoolWaited):
+            if event.seconds >= ACQUIRE_WAITED_SECONDS:
                 now = time_ns()
                 span = self._tracer.start_span(
                     "checkpoint.l2.acquire",
-                    attributes=self._scope_attributes(note.scope),
-                    start_time=now - int(note.seconds * 1e9),
+                    attributes=self._scope_attributes(event.scope),
+                    start_time=now - int(event.seconds * 1e9),
                 )
                 span.end(now)
-        elif isinstance(note, EpochChanged):
+        elif isinstance(event, EpochChanged):
             current.add_event("glasspoint.l1.epoch_changed")
-        elif isinstance(note, IdentityChanged):
-            current.add_event("glasspoint.l1.identity_changed", {"reason": note.reason})
-        elif isinstance(note, BreakerChanged):
+        elif isinstance(event, IdentityChanged):
+            current.add_event("glasspoint.l1.identity_changed", {"reason": event.reason})
+        elif isinstance(event, BreakerChanged):
             current.add_event(
-                "glasspoint.l1.breaker", {"glasspoint.state": note.state, "reason": note.reason}
+                "glasspoint.l1.breaker", {"glasspoint.state": event.state, "reason": event.reason}
             )
-        elif isinstance(note, Quarantined):
-            current.add_event("glasspoint.l1.quarantine", {"reason": note.reason})
-        elif isinstance(note, Forked):
-            current.add_event("glasspoint.fork", _of_fork(note))
-        elif isinstance(note, L2Retried):
-            current.add_event("glasspoint.l2.retry", {"reason": note.reason})
-        elif isinstance(note, TierChanged):
-            tiers = {"glasspoint.from_tier": note.from_tier, "glasspoint.to_tier": note.to_tier}
-            current.add_event("glasspoint.fallback", {**tiers, "reason": note.reason})
-        elif isinstance(note, L1Availability):
-            name = "glasspoint.l1.available" if note.available else "glasspoint.l1.unavailable"
-            current.add_event(name, {"reason": note.reason})
+        elif isinstance(event, Quarantined):
+            current.add_event("glasspoint.l1.quarantine", {"reason": event.reason})
+        elif isinstance(event, Forked):
+            current.add_event("glasspoint.fork", _of_fork(event))
+        elif isinstance(event, L2Retried):
+            current.add_event("glasspoint.l2.retry", {"reason": event.reason})
+        elif isinstance(event, TierChanged):
+            tiers = {"glasspoint.from_tier": event.from_tier, "glasspoint.to_tier": event.to_tier}
+            current.add_event("glasspoint.fallback", {**tiers, "reason": event.reason})
+        elif isinstance(event, L1Availability):
+            name = "glasspoint.l1.available" if event.available else "glasspoint.l1.unavailable"
+            current.add_event(name, {"reason": event.reason})
 
-    def opened(self, vitals: Vitals) -> None:
+    def opened(self, status: SaverStatus) -> None:
         """Learn the addresses of the servers."""
-        for tier, (host, port) in vitals.addresses.items():
+        for tier, (host, port) in status.addresses.items():
             self._addresses[tier] = _address(host, port)
         self._steps.clear()
 

@@ -10,6 +10,7 @@ Calls outside of turns, or of an application without turns, are shown trace by t
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -57,15 +58,13 @@ class Origin:
 class Reads:
     """Counts of `get_tuple` calls, by the store that served them (`l1`, `l2`, …) and by the result of L1."""
 
-    by_server: dict[str, int] = field(default_factory=dict)
-    by_result: dict[str, int] = field(default_factory=dict)
+    by_server: Counter[str] = field(default_factory=Counter)
+    by_result: Counter[str] = field(default_factory=Counter)
 
-    def count(self, span: Span) -> None:
-        """Count one call."""
-        server = span.text("glasspoint.served_by") or "nobody"
-        self.by_server[server] = self.by_server.get(server, 0) + 1
-        if result := span.text("glasspoint.l1.result"):
-            self.by_result[result] = self.by_result.get(result, 0) + 1
+    def add(self, others: Reads) -> None:
+        """Add the counts of other calls."""
+        self.by_server += others.by_server
+        self.by_result += others.by_result
 
     @property
     def total(self) -> int:
@@ -98,10 +97,11 @@ class Turn:
         self.start = min(span.start for span in self.spans)
         self.end = max(span.end for span in self.spans)
         self.calls = [span for span in self.spans if span.is_call]
-        self.reads = Reads()
-        for span in self.calls:
-            if span.name == "checkpoint.get_tuple":
-                self.reads.count(span)
+        reads = [span for span in self.calls if span.name == "checkpoint.get_tuple"]
+        results = filter(None, (span.text("glasspoint.l1.result") for span in reads))
+        self.reads = Reads(
+            Counter(span.text("glasspoint.served_by") or "nobody" for span in reads), Counter(results)
+        )
 
     @property
     def duration(self) -> int:
@@ -175,9 +175,7 @@ class Conversation:
         """The reads of all turns."""
         found = Reads()
         for turn in self.turns:
-            for span in turn.calls:
-                if span.name == "checkpoint.get_tuple":
-                    found.count(span)
+            found.add(turn.reads)
         return found
 
 

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from glasspoint.console import plain
 from glasspoint.errors import ConfigurationError
-from glasspoint.trace.conversation import walk
+from glasspoint.trace.conversation import Reads, walk
 from glasspoint.trace.spans import Value, step_tier, work_of
 from glasspoint.trace.terminal import moment, title_of
 from glasspoint.trace.tree import facts_of, took
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from glasspoint.trace.conversation import Conversation, Node, Origin, Turn
@@ -116,11 +116,9 @@ def _json(found: object) -> str:
 def _page_data(conversation: Conversation, turns: Sequence[Turn]) -> dict[str, Any]:
     ids = {id(turn): f"turn-{number}" for number, turn in enumerate(turns, start=1)}
     known: dict[str, int] = {}
-    reads = [span for turn in turns for span in turn.calls if span.name == "checkpoint.get_tuple"]
-    by_server: dict[str, int] = {}
-    for span in reads:
-        server = plain(span.text("glasspoint.served_by") or "nobody")
-        by_server[server] = by_server.get(server, 0) + 1
+    reads = Reads()
+    for turn in turns:
+        reads.add(turn.reads)
     period = f"{moment(turns[0].start)} to {moment(max(turn.end for turn in turns))} UTC" if turns else ""
     notes = [plain(each) for each in conversation.remarks]
     if len(turns) < len(conversation.turns):
@@ -132,8 +130,8 @@ def _page_data(conversation: Conversation, turns: Sequence[Turn]) -> dict[str, A
         "thread_id": plain(conversation.thread_id),
         "period": period,
         "notes": notes,
-        "reads": dict(sorted(by_server.items())),
-        "hits": sum(span.text("glasspoint.l1.result") == "hit" for span in reads),
+        "reads": {plain(server): count for server, count in sorted(reads.by_server.items())},
+        "hits": reads.by_result["hit"],
         "turns": shown,
         "resources": [json.loads(each) for each in known],
     }
@@ -237,11 +235,7 @@ def _shown(value: Value) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if len(text) > _LONGEST_VALUE:
         text = f"{text[:_LONGEST_VALUE]}… ({len(text) - _LONGEST_VALUE:,} more characters)"
-    return "\n".join(_lines(text.split("\n")))
-
-
-def _lines(lines: Iterable[str]) -> Iterable[str]:
-    return (plain(line.replace("\t", "    ").removesuffix("\r")) for line in lines)
+    return "\n".join(plain(line.replace("\t", "    ").removesuffix("\r")) for line in text.split("\n"))
 
 
 def _microseconds(nanoseconds: int) -> float:

@@ -6,6 +6,7 @@ For traces that are older than a few minutes, Tempo wants a time range, and refu
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from time import time
@@ -28,7 +29,6 @@ __all__ = ["Tempo", "header", "headers_from_variable", "quoted"]
 _WEEK_SECONDS = 7 * 24 * 3600
 _AHEAD_SECONDS = 300
 _AT_ONCE = 8
-_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LONGEST_REASON = 160
 
 
@@ -111,12 +111,12 @@ class Tempo:
         first = end - _AHEAD_SECONDS - int(since_seconds)
         while end > first and len(found) < limit:
             start = max(first, end - _WEEK_SECONDS)
-            answer = self._get(
+            result = self._get(
                 "api/search", {"q": f"{{ {query} }}", "start": start, "end": end, "limit": limit, "spss": 1}
             )
-            if answer.status_code != httpx.codes.OK:
-                raise self._refused(answer)
-            body = self._body(answer)
+            if result.status_code != httpx.codes.OK:
+                raise self._refused(result)
+            body = self._body(result)
             if not isinstance(body.get("traces", []), list) or not {"traces", "metrics"} & body.keys():
                 raise self._stranger()
             for each in body.get("traces", []):
@@ -129,18 +129,18 @@ class Tempo:
 
     def _trace(self, trace_id: str) -> tuple[list[Span], str]:
         """Return a trace's spans, and a remark about it. Without spans, the trace is not there any more."""
-        answer = None
+        result = None
         if not self._is_old:
-            answer = self._get(f"api/v2/traces/{trace_id}", {})
-        if answer is None or answer.status_code == httpx.codes.NOT_FOUND:
-            newer, answer = answer, self._get(f"api/traces/{trace_id}", {})
-            if newer is not None and answer.status_code == httpx.codes.OK:
+            result = self._get(f"api/v2/traces/{trace_id}", {})
+        if result is None or result.status_code == httpx.codes.NOT_FOUND:
+            newer, result = result, self._get(f"api/traces/{trace_id}", {})
+            if newer is not None and result.status_code == httpx.codes.OK:
                 self._is_old = True  # an old Tempo has only the second path
-        if answer.status_code == httpx.codes.NOT_FOUND:
+        if result.status_code == httpx.codes.NOT_FOUND:
             return [], ""
-        if answer.status_code != httpx.codes.OK:
-            raise self._refused(answer)
-        body = self._body(answer)
+        if result.status_code != httpx.codes.OK:
+            raise self._refused(result)
+        body = self._body(result)
         remark = ""
         if body.get("status") in ("PARTIAL", 1):
             remark = f"Tempo gave only a part of a trace: {_one_line(str(body.get('message', '')))}".rstrip(
@@ -201,11 +201,8 @@ def quoted(text: str) -> str:
         >>> print(quoted('a"b'))
         "a\"b"
     """
-    inner = "".join(
-        f"\\{each}" if each in '"\\' else each if _PRINTABLE.match(each) else f"\\u{ord(each):04x}"
-        for each in text
-    )
-    return f'"{inner}"'
+    # JSON's escapes are Go's, too, if nothing else is escaped.
+    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False)
 
 
 def header(text: str) -> tuple[str, str]:

@@ -26,13 +26,14 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, LiteralString, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["BLOCKS", "Block", "Include", "parse", "query"]
+__all__ = ["BLOCKS", "Block", "Include", "compose", "parse", "query"]
 
 _DIRECTIVE = re.compile(r"( *)-- (name|include): ([a-z0-9_]+)")
 _MISTYPED = re.compile(r" *--+ *(name|include)s?\b *:")
@@ -101,19 +102,23 @@ def _directive(line: str) -> Include:
     return Include(name=found[3], indent=found[1])
 
 
-def query(*names: str, blocks: Mapping[str, Block] | None = None) -> LiteralString:
-    """Return a statement.
+@cache
+def query(*names: str) -> LiteralString:
+    """Return a statement of the files: see `compose`."""
+    return compose(BLOCKS, *names)
+
+
+def compose(blocks: Mapping[str, Block], *names: str) -> LiteralString:
+    """Return the text of blocks that follow each other.
 
     Args:
-        names: The block, or several blocks whose texts follow each other.
-        blocks: Where they are looked up. `None`: in the blocks of the files.
+        blocks: Where they are looked up.
 
     Raises:
         LookupError: There is no block of this name, or of one that it includes; or a block includes itself.
     """
-    known = BLOCKS if blocks is None else blocks
     # As literal as a text in the code: the files are a part of it, and nothing in them comes from outside.
-    return "\n".join(_resolved(name, known, ()) for name in names)
+    return "\n".join(_resolved(name, blocks, ()) for name in names)
 
 
 def _resolved(name: str, blocks: Mapping[str, Block], within: tuple[str, ...]) -> str:

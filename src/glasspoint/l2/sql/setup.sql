@@ -245,61 +245,38 @@ $glasspoint$
 -- Lets no other role use glasspoint_renew_content_id() in a trigger of another table.
 REVOKE ALL ON FUNCTION glasspoint_renew_content_id() FROM PUBLIC
 
--- name: create_insert_trigger_of_checkpoints
--- Notes what other software inserts into checkpoints.
-CREATE TRIGGER glasspoint_insert AFTER INSERT ON checkpoints
+-- name: create_insert_trigger
+-- Notes what other software inserts into a table.
+--
+-- {table}
+CREATE TRIGGER glasspoint_insert AFTER INSERT ON {table}
 FOR EACH ROW
 -- include: by_others
 EXECUTE FUNCTION glasspoint_note_foreign_insert()
 
--- name: create_update_trigger_of_checkpoints
--- Notes what other software updates in checkpoints.
-CREATE TRIGGER glasspoint_update AFTER UPDATE ON checkpoints
+-- name: create_update_trigger
+-- Notes what other software updates in a table.
+--
+-- {table}
+CREATE TRIGGER glasspoint_update AFTER UPDATE ON {table}
 REFERENCING OLD TABLE AS former NEW TABLE AS changed FOR EACH STATEMENT
 -- include: by_others
 EXECUTE FUNCTION glasspoint_note_foreign_writes()
 
--- name: create_delete_trigger_of_checkpoints
--- Notes what other software deletes from checkpoints.
-CREATE TRIGGER glasspoint_delete AFTER DELETE ON checkpoints
+-- name: create_delete_trigger
+-- Notes what other software deletes from a table.
+--
+-- {table}
+CREATE TRIGGER glasspoint_delete AFTER DELETE ON {table}
 REFERENCING OLD TABLE AS changed FOR EACH STATEMENT
 -- include: by_others
 EXECUTE FUNCTION glasspoint_note_foreign_writes()
 
--- name: create_insert_trigger_of_checkpoint_writes
--- Notes what other software inserts into checkpoint_writes.
-CREATE TRIGGER glasspoint_insert AFTER INSERT ON checkpoint_writes
-FOR EACH ROW
--- include: by_others
-EXECUTE FUNCTION glasspoint_note_foreign_insert()
-
--- name: create_update_trigger_of_checkpoint_writes
--- Notes what other software updates in checkpoint_writes.
-CREATE TRIGGER glasspoint_update AFTER UPDATE ON checkpoint_writes
-REFERENCING OLD TABLE AS former NEW TABLE AS changed FOR EACH STATEMENT
--- include: by_others
-EXECUTE FUNCTION glasspoint_note_foreign_writes()
-
--- name: create_delete_trigger_of_checkpoint_writes
--- Notes what other software deletes from checkpoint_writes.
-CREATE TRIGGER glasspoint_delete AFTER DELETE ON checkpoint_writes
-REFERENCING OLD TABLE AS changed FOR EACH STATEMENT
--- include: by_others
-EXECUTE FUNCTION glasspoint_note_foreign_writes()
-
--- name: create_truncate_trigger_of_checkpoints
--- Notes that checkpoints was truncated.
-CREATE TRIGGER glasspoint_truncate AFTER TRUNCATE ON checkpoints FOR EACH STATEMENT
-EXECUTE FUNCTION glasspoint_renew_content_id()
-
--- name: create_truncate_trigger_of_checkpoint_blobs
--- Notes that checkpoint_blobs was truncated.
-CREATE TRIGGER glasspoint_truncate AFTER TRUNCATE ON checkpoint_blobs FOR EACH STATEMENT
-EXECUTE FUNCTION glasspoint_renew_content_id()
-
--- name: create_truncate_trigger_of_checkpoint_writes
--- Notes that checkpoint_writes was truncated.
-CREATE TRIGGER glasspoint_truncate AFTER TRUNCATE ON checkpoint_writes FOR EACH STATEMENT
+-- name: create_truncate_trigger
+-- Notes that a table was truncated.
+--
+-- {table}
+CREATE TRIGGER glasspoint_truncate AFTER TRUNCATE ON {table} FOR EACH STATEMENT
 EXECUTE FUNCTION glasspoint_renew_content_id()
 
 -- name: by_others
@@ -330,11 +307,11 @@ SELECT pg_advisory_xact_lock({key})
 SELECT set_config('search_path', quote_ident(%(schema)s) || ', pg_temp', true)
 
 -- name: look_at_schema
--- Looks which tables, indexes and triggers are there, and in which schema. The schema is the first one of the
+-- Looks which tables and triggers are there, and in which schema. The schema is the first one of the
 -- search path, where upstream's setup makes the tables, if they are there or may be made there. Otherwise it
 -- is the schema in which the search path finds them.
 --
--- params   tables, indexes: names; trigger_tables, trigger_names, functions, bodies: one item per trigger
+-- params   tables: names; trigger_tables, trigger_names, functions, bodies: one item per trigger
 -- returns  one row, none if the search path leads to no schema: see its columns; `triggers` is the number of
 --          triggers that are there, are enabled, and have this body
 WITH first AS (
@@ -356,11 +333,6 @@ SELECT
         SELECT c.relname::text FROM pg_class AS c
         WHERE c.relnamespace = h.oid AND c.relname = ANY(%(tables)s::text[])
     ) AS tables,
-    ARRAY(
-        SELECT i.relname::text FROM pg_class AS i JOIN pg_index AS x ON x.indexrelid = i.oid
-        WHERE i.relnamespace = h.oid AND i.relname = ANY(%(indexes)s::text[])
-          AND NOT x.indisvalid AND pg_has_role(i.relowner, 'USAGE')
-    ) AS invalid_indexes,
     (
         SELECT count(*) FROM unnest(
             %(trigger_tables)s::text[], %(trigger_names)s::text[], %(functions)s::text[], %(bodies)s::text[]

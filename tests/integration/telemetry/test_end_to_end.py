@@ -1,0 +1,170 @@
+"""A conversation in several processes, on real servers, traced by what an application would use.
+
+What arrives over OTLP is one tree a turn: the graph, its nodes, the model and the tool, every call of the
+saver, every round trip and every statement; linked from turn to turn; and nothing of what was said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import subprocess
+import sys
+from itertools import groupby
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from agent_turn import AGENT
+from glasspoint.embedded import EmbeddedRedis
+from otlp import Collector, Span, Tree, collecting
+from places import SUPPORT
+
+WORKER = SUPPORT / "agent_turn.py"
+CANARY = "canary-Gefluester-0451"
+TURN = f"invoke_agent {AGENT}"
+
+SCRIPT = (("EVALSHA", ()),)
+READ = ("checkpoint.l1.read", SCRIPT)
+SELECT = ("checkpoint.l2.select", (("SELECT", ()),))
+NOT_THERE = ("checkpoint.get_tuple", (READ, SELECT))
+HIT = ("checkpoint.get_tuple", (READ,))
+MISS = (
+    "checkpoint.get_tuple",
+    (READ, SELECT, ("checkpoint.warm_up", (("checkpoint.l1.warm_up", SCRIPT),))),
+)
+# What a write may do: begin a burst, confirm it, nothing of that; and after the last one the burst ends.
+BEGIN, CONFIRM, COMMIT = (
+    (f"checkpoint.l1.{step}", (("EVALSHA", ()),)) for step in ("begin", "confirm", "commit")
+)
+MODEL = ("model", (("Model", ()), ("tools_condition", ())))
+GRAPH = (
+    "agent",
+    (("remember", (("notes", (("note", ()),)),)), MODEL, ("tools", (("look_up", ()),)), MODEL),
+)
+
+
+async def one_turn(
+    collector: Collector, database: str, redis_url: str, text: str, thread_id: str = "42", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Have a turn in a process of its own, which has ended when this returns."""
+    # Nothing of this process's own settings, so that what is on is what the defaults turn on.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "CHECKPOINT_"))}
+    environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, **variables}
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, str(WORKER), database, redis_url, thread_id, text],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+
+def without_checks(tree: Tree) -> Tree:
+    """Leave out what depends on the moment: waits for a connection, a look at whether it is still good, and a
+    commit that has to be sent again, because LangGraph sends writes while their put is under way."""
+    name, children = tree
+    kept = [without_checks(child) for child in children if child[0] not in ("checkpoint.l2.acquire", "test")]
+    return name, tuple(child for child, _ in groupby(kept))
+
+
+async def test_three_turns_in_three_processes_are_three_linked_traces(database: str, redis_url: str) -> None:
+    with collecting() as collector:
+        for number in range(3):
+            if number == 2:
+                async with Redis.from_url(redis_url) as redis:
+                    await redis.flushall()
+            worker = await one_turn(
+                collector,
+                database,
+                redis_url,
+                "hello",
+                OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test",
+                OTEL_EXPORTER_OTLP_HEADERS="x-tenant=seven",
+            )
+            assert worker.stdout.split() == ["redis", "psycopg", "langchain"]
+    turns = collector.named(TURN)
+    assert len({turn.trace_id for turn in turns}) == 3
+    assert [turn.parent_id for turn in turns] == [""] * 3
+    first, second, third = turns
+    assert [turn.links for turn in turns] == [
+        [],
+        [(first.trace_id, first.span_id)],
+        [(second.trace_id, second.span_id)],
+    ]
+    assert not [span for span in collector.spans if span.links and span not in turns]
+    for turn, read in ((first, NOT_THERE), (second, HIT), (third, MISS)):
+        _, (graph, *calls) = without_checks(collector.tree(turn))
+        assert graph == GRAPH
+        reads = [call for call in calls if call[0] == "checkpoint.get_tuple"]
+        assert reads == [read, read], "the graph's, and its subgraph's"
+        writes = [call for call in calls if call not in reads]
+        assert {name for name, _ in writes} == {"checkpoint.put", "checkpoint.put_writes"}
+        for name, steps in writes:
+            to_l2 = (f"checkpoint.l2.{name.removeprefix('checkpoint.')}", (("WITH", ()),))
+            told = [step for step in steps if step != COMMIT]
+            # Another write of the burst may have overtaken the one that has announced it, and covers it.
+            assert told in ([BEGIN, to_l2, CONFIRM], [BEGIN, to_l2], [to_l2, CONFIRM], [to_l2])
+        told = [step for _, steps in writes for step in steps]
+        # A burst of the graph, and one of its subgraph, unless the machine was slow.
+        assert told.count(BEGIN) >= 2
+    for span in collector.spans:
+        assert span.resource["service.name"] == AGENT
+        assert span.resource["deployment.environment.name"] == "test"
+        if span.scope == "glasspoint":
+            assert span.attributes.get("gen_ai.conversation.id", "42") == "42"
+    assert {headers["x-tenant"] for headers in collector.headers} == {"seven"}
+
+
+def secrets_in(collector: Collector, *outputs: str) -> list[str]:
+    """Everything that was emitted and holds the canary: spans as they came over the wire, metrics, logs."""
+    everything = [request.SerializeToString().decode("latin-1") for request in collector.requests]
+    return [CANARY for text in (*everything, *outputs) if CANARY in text or CANARY.encode().hex() in text]
+
+
+@pytest.mark.parametrize("text", [CANARY, f"fail {CANARY}"], ids=["answers", "fails"])
+async def test_nothing_that_was_said_and_no_credential_is_emitted(
+    text: str, database: str, own_redis: EmbeddedRedis
+) -> None:
+    """With every instrumentation on: those see the state, the thread id and the passwords."""
+    password, hashed = CANARY.encode().hex(), hashlib.sha256(CANARY.encode()).hexdigest()[:16]
+    async with Redis.from_url(own_redis.url) as redis:
+        await redis.config_set("requirepass", password)
+    servers = f"{database}&password={password}", own_redis.url.replace("//", f"//:{password}@")
+    with collecting() as collector:
+        for _ in range(2):
+            worker = await one_turn(
+                collector, *servers, text, CANARY, CHECKPOINT_TELEMETRY_THREAD_IDS="hashed"
+            )
+            assert "LookupError" in worker.stdout if text != CANARY else "LookupError" not in worker.stdout
+            assert "glasspoint_operation_duration_seconds_count" in worker.stderr, "the metrics are there"
+            assert not secrets_in(collector, worker.stdout, worker.stderr)
+    turns, tools = collector.named(TURN), collector.named("look_up")
+    assert len(turns) == len(tools) == 2
+    assert [turn.attributes["gen_ai.conversation.id"] for turn in turns] == [hashed] * 2
+    assert [tool.attributes["session.id"] for tool in tools] == [hashed] * 2
+    assert turns[1].links == [(turns[0].trace_id, turns[0].span_id)]
+    if text != CANARY:
+        assert _errors_of(turns + tools) == ["builtins.LookupError"] * 2
+
+
+def _errors_of(spans: list[Span]) -> list[Any]:
+    return [span.attributes["error.type"] for span in spans if "error.type" in span.attributes]
+
+
+async def test_content_is_there_for_whoever_asks_for_it(database: str, redis_url: str) -> None:
+    """So that the test above has something to find."""
+    with collecting() as collector:
+        await one_turn(
+            collector,
+            database,
+            redis_url,
+            CANARY,
+            OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT="true",
+        )
+    assert secrets_in(collector)
+    assert not [span for span in collector.spans if span.scope == "glasspoint" and CANARY in str(span)]

@@ -1,0 +1,58 @@
+"""An event loop without I/O and without time, so that nothing happens by chance."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Awaitable
+from typing import Any
+
+
+class _NoIO(selectors.SelectSelector):
+    """Nothing ever comes from outside; who waits for it would wait for ever."""
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        assert timeout == 0, "the loop waits for something that no gate stands in front of"
+        return []
+
+
+class FrozenLoop(asyncio.SelectorEventLoop):
+    """An event loop without I/O and without time: no timeout ever fires."""
+
+    def __init__(self) -> None:
+        super().__init__(_NoIO())
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.set_task_factory(self._make_task)
+
+    def time(self) -> float:
+        return 0.0
+
+    def drain(self) -> None:
+        """Run until everybody waits at a gate."""
+        asyncio._set_running_loop(self)
+        try:
+            while self._ready:  # type: ignore[attr-defined]
+                self._run_once()  # type: ignore[attr-defined]
+        finally:
+            asyncio._set_running_loop(None)
+
+    def complete(self, work: Awaitable[Any]) -> Any:
+        """Run what meets no closed gate."""
+        task = asyncio.ensure_future(work, loop=self)
+        self.drain()
+        return task.result()
+
+    def _make_task(self, loop: Any, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coro, loop=loop, **options)
+        self.tasks.append(task)
+        return task
+
+
+class NoSleep:
+    """For `asyncio` in `cache` and `retrying`: a pause costs nothing, the explorer says what is next."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, _seconds: float) -> None:
+        await asyncio.sleep(0)

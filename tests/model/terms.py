@@ -1,0 +1,86 @@
+"""The words of the explorer: scenarios, moves, and the constants of every run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from glasspoint.model.scope import Scope
+
+SCOPE = Scope("thread", "")
+CONFIG: Any = {"configurable": SCOPE._asdict()}
+
+# An intent lasts longer than an image here, and no run as long as either.
+WRITE_DEADLINE_SECONDS = 100_000.0
+TTL_SECONDS = 100.0
+REIGNS = ("restart", "failover", "reboot")
+HERE, THERE = "here", "there"
+"""The two servers that a process may take for its Redis. Faults of Redis happen to the first."""
+
+# How long a process waits that is detached, and a little more.
+A_MINUTE = 61.0
+CHANGES = ("set_back", "lose", "truncate", "renew", "attach")
+"""Kinds of faults after which what Redis holds is not what PostgreSQL has, or belongs to others: `set_back`
+PostgreSQL is as it was when the run began, on another timeline; `lose` the same on the same one; `truncate`
+its tables are empty; `renew` somebody else has renewed the generation; `attach` somebody else has attached
+the cache to another Redis."""
+
+Move = tuple[str, ...]
+"""What can be done next: `step`, `crash`, … and whom or what it is about."""
+
+Place = tuple[str, bytes]
+"""A server, and a key there."""
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a saver."""
+
+    name: str
+    make: Callable[[Any], Awaitable[Any]]
+    reads: bool = False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is explored.
+
+    Attributes:
+        actors: Name -> its calls, one after the other; each actor is a process of its own.
+        before: What was stored before, through a saver like theirs.
+        cold: Whether the entry is lost after that.
+        behind: What was stored after that by somebody who was cut off from Redis.
+        leftover: Whether a row is in the journal whose entry was dropped already.
+        shares: Actor -> whose process it is in, and whose saver it uses, instead of one of its own.
+        new: Processes that have not swept yet, and so do not trust Redis.
+        opening: Processes that have not even looked at PostgreSQL yet.
+        there: Processes of another Redis; they are opening, too.
+        foreign: Other software: it writes to PostgreSQL, and knows of no Redis.
+        slow: Actors whose answers are under way for a step of its own.
+    """
+
+    name: str
+    actors: dict[str, Sequence[Call]]
+    before: Sequence[Call] = ()
+    cold: bool = False
+    behind: Sequence[Call] = ()
+    leftover: bool = False
+    shares: Mapping[str, str] = field(default_factory=dict)
+    new: Collection[str] = ()
+    opening: Collection[str] = ()
+    there: Collection[str] = ()
+    foreign: Collection[str] = ()
+    slow: Collection[str] = ()
+
+
+class Outcome(NamedTuple):
+    """What a script answered, and the entry afterwards, as field, value, …"""
+
+    answer: Any
+    entry: list[bytes]
+    ttl_ms: int

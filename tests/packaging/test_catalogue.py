@@ -1,0 +1,87 @@
+"""The catalogue is the contract: docs, queries and the code say what it says."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glasspoint.telemetry.catalogue import METRICS, SPANS
+from glasspoint.telemetry.tracing import _STATEMENTS
+from places import ROOT
+from promtool import assert_understood, needs_promtool
+from span_contract import group_of
+
+SRC = ROOT / "src" / "glasspoint"
+
+
+def test_the_tables_in_the_docs_are_as_generated() -> None:
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    page = (ROOT / "docs" / "telemetry.md").read_text("utf-8")
+    assert page.count("<!-- generated: ") == 4
+    assert page == generate["renewed"](page), "make generate"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_can_be_asked_for(name: str) -> None:
+    assert any(f"glasspoint_{name}" in query.text for query in METRICS[name].queries)
+
+
+def test_queries_name_only_metrics_that_there_are() -> None:
+    parts = {"_bucket", "_sum", "_count"}
+    known = {f"glasspoint_{name}" for name in METRICS}
+    known |= {
+        f"glasspoint_{name}{part}"
+        for name, metric in METRICS.items()
+        if metric.kind == "histogram"
+        for part in parts
+    }
+    asked = {
+        name
+        for metric in METRICS.values()
+        for query in metric.queries
+        for name in re.findall(r"glasspoint_\w+", query.text)
+    }
+    assert asked <= known
+
+
+@needs_promtool
+def test_prometheus_understands_every_query(tmp_path: Path) -> None:
+    assert_understood((query.text for metric in METRICS.values() for query in metric.queries), tmp_path)
+
+
+def test_every_step_in_the_code_is_in_the_catalogue_and_can_be_traced() -> None:
+    named = {
+        found
+        for path in SRC.rglob("*.py")
+        for found in re.findall(r'\bstep\(\s*"([a-z_.0-9]+)"', path.read_text("utf-8"))
+    }
+    scripts = {"l1": SRC / "l1" / "scripts", "redis": SRC / "history" / "scripts"}
+    named |= {
+        f"{tier}.{path.stem}"
+        for tier, folder in scripts.items()
+        for path in folder.glob("*.lua")
+        if path.stem != "prelude"
+    }
+    named |= {f"l2.{statement}" for statement in _STATEMENTS}
+    steps = {f"checkpoint.{name}" for name in named} | {"checkpoint.l2.acquire"}
+    calls = next(group for group in SPANS if "get_tuple" in group.names and group.kind == "internal")
+    assert steps == {group.prefix + name for group in SPANS[1:] if group is not calls for name in group.names}
+    assert {name for name in steps if name.startswith("checkpoint.l2.")} - {"checkpoint.l2.acquire"} == {
+        f"checkpoint.l2.{statement}" for statement in _STATEMENTS
+    }
+
+
+def test_no_two_spans_have_one_name() -> None:
+    names = [group.prefix + name for group in SPANS for name in group.names]
+    assert len(names) == len(set(names))
+    assert group_of("checkpoint.nonsense") is None
+
+
+def test_every_group_of_spans_has_a_question() -> None:
+    asked: list[Any] = [query for group in SPANS for query in group.queries]
+    assert all(group.queries for group in SPANS)
+    assert len({query.question for query in asked}) == len(asked)

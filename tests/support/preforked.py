@@ -1,0 +1,262 @@
+"""Python processes that have their imports behind them: forked off one that has made them.
+
+A Python that imports Glasspoint works for a second before it does anything else, and the tests start
+hundreds. Each of these is a process of its own all the same, with its own environment, files and folder. It
+ends as any does: threads are joined, `atexit` runs, the interpreter is taken down. What is missing is its
+beginning. A test of what happens while Python starts or Glasspoint is imported uses `subprocess`; so does
+`run`, for variables that are read by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import gc
+import json
+import os
+import pkgutil
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from threading import Lock, Thread
+from types import ModuleType
+from typing import IO, Any
+
+__all__ = ["Process", "run", "start"]
+
+# What is read while Python starts, or a module is imported.
+_READ_EARLY = re.compile(
+    r"PYTHON(?!PATH$|UTF8$|DONTWRITEBYTECODE$).*|OTEL_.*|prometheus_multiproc_dir", re.IGNORECASE
+)
+
+_TESTS = Path(__file__).parents[1]
+_LARGEST = 1 << 20
+_starting = Lock()
+
+
+def run(
+    code: str, *args: str, env: Mapping[str, str], timeout: float, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end.
+
+    Args:
+        code: What it does, as with `python -c`.
+        args: Its arguments.
+        env: All of its environment.
+        timeout: Seconds after which it is killed.
+        cwd: The folder in which it works; this process's by default.
+
+    Raises:
+        subprocess.TimeoutExpired: it was killed.
+    """
+    if any(_READ_EARLY.fullmatch(name) and os.environ.get(name) != value for name, value in env.items()):
+        return subprocess.run(
+            [sys.executable, "-c", code, *args],
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    with open(os.devnull) as nothing, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        files = [nothing.fileno(), output.fileno(), errors.fileno()]
+        with _ordered(code, args, env, cwd, files) as ours, ours.makefile() as said:
+            pid = int(said.readline())
+            if not select.select([ours], [], [], timeout)[0]:
+                os.kill(pid, signal.SIGKILL)
+                said.readline()
+                raise subprocess.TimeoutExpired(code, timeout)
+            status = int(said.readline())
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(
+            [code, *args], status, output.read().decode(), errors.read().decode()
+        )
+
+
+class Process:
+    """What `asyncio.create_subprocess_exec` gives, as far as the tests use it.
+
+    Attributes:
+        pid: The process.
+        stdin: Where it can be written to.
+        stdout: What it says.
+    """
+
+    def __init__(self, pid: int, stdin: asyncio.WriteTransport, stdout: asyncio.StreamReader) -> None:
+        self.pid = pid
+        self.stdin = stdin
+        self.stdout = stdout
+        self.returncode: int | None = None
+        self._ended = asyncio.Event()
+
+    async def wait(self) -> int:
+        """Return its exit status when it has ended."""
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    async def _watch(self, said: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.returncode = int(await said.readline())
+        self._ended.set()
+        self.stdin.close()
+        writer.close()
+
+
+_watching: set[asyncio.Task[None]] = set()
+
+
+async def start(code: str, *args: str, env: Mapping[str, str], stderr: IO[Any]) -> Process:
+    """Start a program. It is killed if this process ends before it does.
+
+    Args:
+        code: What it does, as with `python -c`.
+        args: Its arguments.
+        env: All of its environment.
+        stderr: Where it writes its errors.
+    """
+    loop = asyncio.get_running_loop()
+    its_input, to_input = os.pipe()
+    from_output, its_output = os.pipe()
+    ours = _ordered(code, args, env, None, [its_input, its_output, stderr.fileno()])
+    os.close(its_input)
+    os.close(its_output)
+    stdin, _ = await loop.connect_write_pipe(asyncio.Protocol, os.fdopen(to_input, "wb", buffering=0))
+    stdout = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdout), os.fdopen(from_output, "rb"))
+    said, writer = await asyncio.open_connection(sock=ours)
+    process = Process(int(await said.readline()), stdin, stdout)
+    task = asyncio.create_task(process._watch(said, writer))
+    _watching.add(task)
+    task.add_done_callback(_watching.discard)
+    return process
+
+
+def _ordered(
+    code: str, args: Sequence[str], env: Mapping[str, str], cwd: Path | None, files: list[int]
+) -> socket.socket:
+    """Have a process made; return where its id and, at its end, its exit status can be read. It lives no
+    longer than this socket.
+
+    Args:
+        files: Its standard input, output and error.
+    """
+    order = json.dumps({"code": code, "args": args, "env": dict(env), "cwd": str(cwd or Path.cwd())}).encode()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with _starting:
+            server = _server()
+        socket.send_fds(server, [order], [*files, theirs.fileno()])
+    return ours
+
+
+@functools.cache
+def _server() -> socket.socket:
+    """Start the process that the others are forked off; it ends with this one."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for each in ours, theirs:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__)), str(theirs.fileno())],
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": os.pathsep.join([str(_TESTS), *sys.path])},
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+    )
+    theirs.close()
+
+    @atexit.register
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    return ours
+
+
+# ------------------------------------------------------------------ in the process that others are forked off
+
+
+def _serve(orders: socket.socket) -> dict[str, Any] | None:
+    """Fork for each order. Return it in the process that has to obey, and None when there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C meets everything in the terminal
+    waiting: set[int] = set()
+    while True:
+        message, files, *_ = socket.recv_fds(orders, _LARGEST, 4)
+        waiting = {pid for pid in waiting if not os.waitpid(pid, os.WNOHANG)[0]}
+        if not message:
+            return None
+        if pid := os.fork():
+            waiting.add(pid)
+        else:
+            orders.close()
+            if not (pid := os.fork()):
+                os.setsid()  # Ctrl-C meets the tests alone, and they end it
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                for number, file in enumerate(files[:3]):
+                    os.dup2(file, number)
+                for file in files:
+                    os.close(file)
+                order: dict[str, Any] = json.loads(message)
+                return order
+            with socket.socket(fileno=files[3]) as asking:
+                asking.sendall(f"{pid}\n".encode())
+                for file in files[:3]:
+                    os.close(file)
+                Thread(target=_kill_unless_asked_for, args=(asking, pid), daemon=True).start()
+                status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with suppress(BrokenPipeError):
+                    asking.sendall(f"{status}\n".encode())
+            os._exit(0)
+        for file in files:
+            os.close(file)
+
+
+def _kill_unless_asked_for(asking: socket.socket, pid: int) -> None:
+    """Kill a process as soon as nobody is there any more to whom its end could be told."""
+    with suppress(OSError):
+        asking.recv(1)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _import_all() -> None:
+    import glasspoint
+
+    for module in pkgutil.walk_packages(glasspoint.__path__, f"{glasspoint.__name__}."):
+        import_module(module.name)
+    for name in "langgraph.graph", "langgraph.prebuilt", "steps":
+        import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def _obey(order: dict[str, Any]) -> None:
+    """Do it in a `__main__` of its own."""
+    os.environ.clear()
+    os.environ.update(order["env"])
+    os.chdir(order["cwd"])
+    sys.argv = ["-c", *order["args"]]
+    sys.path[0] = ""
+    sys.modules["__main__"] = main = ModuleType("__main__")
+    exec(compile(order["code"], "<string>", "exec"), vars(main))
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=int(sys.argv[1])) as _orders:
+        _import_all()
+        if (_order := _serve(_orders)) is not None:
+            _obey(_order)

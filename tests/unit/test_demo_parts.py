@@ -1,0 +1,155 @@
+"""The parts of the demo that can be looked at alone: model, graph, percentiles, spans."""
+
+from __future__ import annotations
+
+import math
+import sys
+from types import ModuleType
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from glasspoint.demo.conversation import build_conversation, say
+from glasspoint.demo.model import SUMMARY_PROMPT, RecallingChatModel, choose_chat_model
+from glasspoint.demo.quantiles import SampleWindow, quantile
+from glasspoint.demo.telemetry import CounterWatch, Moved, SpanCollector
+from glasspoint.demo.traffic import _NAMES
+from glasspoint.errors import ConfigurationError
+
+TOLD = HumanMessage("내 이름은 철수야")
+ASKED = HumanMessage("내 이름이 뭐라고 했지?")
+ASKED_IN_ENGLISH = HumanMessage("what is my name?")
+NEVER_TOLD = "이름을 아직 말씀해 주지 않으셨어요."
+
+
+@pytest.mark.parametrize(
+    ("messages", "answer"),
+    [
+        ([TOLD, ASKED], "철수라고 하셨어요."),
+        ([HumanMessage("내 이름은 지은이야"), ASKED], "지은이라고 하셨어요."),
+        ([HumanMessage("안녕, 제 이름은 영희예요. 반가워요"), ASKED], "영희라고 하셨어요."),
+        (
+            [TOLD, HumanMessage("아니, 내 이름은 영희야"), HumanMessage("내 이름 기억해?")],
+            "영희라고 하셨어요.",
+        ),
+        ([HumanMessage("내 이름은 Bob이야"), ASKED], "Bob이라고 하셨어요."),
+        ([TOLD, HumanMessage("내 이름은 뭐야?")], "철수라고 하셨어요."),
+        ([HumanMessage("my name is Bob"), ASKED_IN_ENGLISH], "You said that your name is Bob."),
+        ([SystemMessage("사용자의 이름은 철수."), ASKED], "철수라고 하셨어요."),
+        ([SystemMessage("이름은 아직 모름."), ASKED], NEVER_TOLD),
+        ([ASKED], NEVER_TOLD),
+        ([HumanMessage("오늘 날씨가 참 좋네")], "네, 듣고 있어요."),
+        ([ASKED_IN_ENGLISH], "You have not told me your name yet."),
+        # What the model itself once said is no source: it would cover up a lost state.
+        ([AIMessage("내 이름은 철수야"), ASKED], NEVER_TOLD),
+        ([SystemMessage(SUMMARY_PROMPT), TOLD], "사용자의 이름은 철수."),
+    ],
+)
+def test_the_model_answers_from_the_messages_it_is_given_and_nothing_else(
+    messages: list[HumanMessage | SystemMessage | AIMessage], answer: str
+) -> None:
+    assert RecallingChatModel().invoke(messages).text == answer
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_the_people_of_the_traffic_say_their_names_in_correct_korean(name: str) -> None:
+    """`야` and `라고` follow a vowel; after a consonant it would be `이야` and `이라고`."""
+    told = HumanMessage(f"내 이름은 {name}야")
+    assert RecallingChatModel().invoke([told, ASKED]).text == f"{name}라고 하셨어요."
+
+
+async def test_a_long_conversation_is_summarised_and_the_name_survives() -> None:
+    graph = build_conversation(RecallingChatModel(), InMemorySaver())
+    await say(graph, "a", "내 이름은 철수야")
+    for _ in range(12):
+        await say(graph, "a", "오늘 날씨가 참 좋네")
+    answer = await say(graph, "a", "내 이름이 뭐라고 했지?")
+    assert (answer.text, answer.message_count) == ("철수라고 하셨어요.", 28)
+    recalled = [
+        each async for each in graph.aget_state_history({"configurable": {"thread_id": "a"}}, limit=1)
+    ]
+    assert not any("내 이름은" in str(message.text) for message in recalled[0].values["context"])
+
+
+def test_the_model_is_the_built_in_one_unless_another_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLASSPOINT_DEMO_MODEL", raising=False)
+    assert isinstance(choose_chat_model(), RecallingChatModel)
+
+
+def test_a_named_model_comes_from_langchain(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat_models = ModuleType("langchain.chat_models")
+    asked: list[str] = []
+
+    def init_chat_model(name: str) -> RecallingChatModel:
+        asked.append(name)
+        return RecallingChatModel()
+
+    chat_models.init_chat_model = init_chat_model  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "langchain", ModuleType("langchain"))
+    monkeypatch.setitem(sys.modules, "langchain.chat_models", chat_models)
+    monkeypatch.setenv("GLASSPOINT_DEMO_MODEL", "somebody:large")
+    assert isinstance(choose_chat_model(), RecallingChatModel)
+    assert asked == ["somebody:large"]
+
+
+def test_without_langchain_a_named_model_is_an_error_that_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "langchain", None)
+    monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
+    monkeypatch.setenv("GLASSPOINT_DEMO_MODEL", "somebody:large")
+    with pytest.raises(ConfigurationError, match="pip install langchain"):
+        choose_chat_model()
+
+
+def test_a_quantile_is_interpolated_within_its_bucket() -> None:
+    buckets = {1.0: 10.0, 2.0: 20.0, 4.0: 20.0, math.inf: 20.0}
+    assert quantile(0.25, buckets) == pytest.approx(0.5)
+    assert quantile(0.75, buckets) == pytest.approx(1.5)
+    assert quantile(1.0, buckets) == pytest.approx(2.0)
+    assert math.isnan(quantile(0.5, {1.0: 0.0, math.inf: 0.0}))
+    assert quantile(0.99, {1.0: 1.0, math.inf: 10.0}) == 1.0
+
+
+def test_a_window_forgets_what_came_before_it() -> None:
+    registry = CollectorRegistry()
+    histogram = Histogram("h", "help", ("kind",), buckets=(1.0, 2.0), registry=registry)
+    histogram.labels("a").observe(1.5)
+    window = SampleWindow(registry, length=2)
+    histogram.labels("a").observe(0.5)
+    histogram.labels("b").observe(1.5)
+    window.read()
+    assert window.grown("h_count") == 2
+    assert window.grown("h_count", kind="a") == 1
+    assert window.now("h_count", kind="a") == 2
+    assert window.quantiles("h", 1.0, kind="a") == [1.0]
+    window.read()
+    assert window.grown("h_count") == 0
+
+
+def test_only_counters_that_moved_are_told() -> None:
+    registry = CollectorRegistry()
+    counter = Counter("glasspoint_things", "help", ("saver", "result"), registry=registry)
+    Counter("other_things", "help", registry=registry).inc()
+    counter.labels("default", "hit").inc()
+    watch = CounterWatch(registry)
+    counter.labels("default", "hit").inc(2)
+    counter.labels("default", "miss")
+    assert watch.moved() == [Moved("glasspoint_things_total", ("hit",), 2)]
+    assert watch.moved() == []
+
+
+def test_the_span_collector_is_bounded_and_hands_out_one_trace() -> None:
+    collector = SpanCollector(capacity=3)
+    provider = TracerProvider()
+    provider.add_span_processor(collector)
+    tracer, another = provider.get_tracer("glasspoint"), provider.get_tracer("an instrumentation")
+    for number in range(10):
+        with tracer.start_as_current_span(str(number)) as span, another.start_as_current_span("not shown"):
+            pass
+    last = span.get_span_context().trace_id
+    assert [each.name for each in collector.take(last)] == ["9"]
+    assert collector.take(last) == []
