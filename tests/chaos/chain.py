@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from chaos.chain_servers import ChainServers, run_chain_servers
 from chaos.chain_worker import ASKS
 from chaos.run import draw_seed
 
-__all__ = ["ChainOutcome", "ChainSettings", "judge_directory", "run_chain"]
+__all__ = ["ChainOutcome", "ChainSettings", "judge_directory", "judge_end", "run_chain"]
 
 _START_SECONDS = 60.0
 _LAST_ATTEMPTS = 3
@@ -110,15 +111,22 @@ async def run_chain(settings: ChainSettings) -> ChainOutcome:
         started = monotonic()
         await run.go_on()
         seconds = monotonic() - started
-        end = {
-            "stored": [asdict(each) for each in await servers.stored()],
-            "standings": [standing for place in run.places for standing in place.standings],
-            "away": servers.away,
-            "full": servers.full,
-        }
-        (directory / "end.json").write_text(json.dumps(end))
-        attempts, verdict = judge_directory(directory)
+        attempts, verdict = await judge_end(directory, servers, run.places)
         return ChainOutcome(settings, attempts, verdict, run.happened, seconds, run.unexpected)
+
+
+async def judge_end(
+    directory: Path, servers: ChainServers, places: Sequence[ChainPlace]
+) -> tuple[list[Attempt], ChainVerdict]:
+    """Leave what PostgreSQL has in the end beside what the workers have written down, and judge it all."""
+    end = {
+        "stored": [asdict(each) for each in await servers.stored()],
+        "standings": [standing for place in places for standing in place.standings],
+        "away": servers.away,
+        "full": servers.full,
+    }
+    (directory / "end.json").write_text(json.dumps(end))
+    return judge_directory(directory)
 
 
 def judge_directory(directory: Path) -> tuple[list[Attempt], ChainVerdict]:

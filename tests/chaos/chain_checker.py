@@ -7,6 +7,8 @@ Some things make a later state lack what an earlier one had, and are no violatio
     set aside         the earlier one stands in a branch of its own in the end. That is right if the branch
                       began anew, or if another process may have written to the thread in `cached` meanwhile
     in the window     the earlier one was written by a process that could not reach Redis, up to 3 s before
+    taken over        a run was cut off after a task, and LangGraph leaves its puts to themselves; the attempt
+                      went on from what the task wrote. So the same state stands in a checkpoint of each
     run beside its    a turn in another tier began before the earlier one was drained, and ended after it: the
     drain             thread has two lines, and the earlier one stands in its history
 
@@ -38,6 +40,7 @@ WHATS = {
     "doubled": "an acknowledged state stands in two checkpoints",
     "shorter": "a state lacks what an acknowledged state of its thread had",
     "torn": "a state has a part of an acknowledged state, neither all of it nor nothing",
+    "forgotten": "the memory of a subgraph lacks what the state of its graph has",
     "twice": "a task was run again after its turn was acknowledged",
     "needless": "a thread was set aside, although it goes on from what was there, and nothing else does",
     "unmarked": "a thread in PostgreSQL does not say from which one it was set aside",
@@ -234,6 +237,7 @@ class _Thread:
         yield from self._lost_or_doubled()
         yield from self._shorter_or_torn()
         yield from self._torn_in_the_end()
+        yield from self._forgotten()
         yield from self._twice()
         yield from self._needless()
 
@@ -259,6 +263,8 @@ class _Thread:
             if not ids:
                 said = f"{len(attempt.words or ())} words are nowhere"
                 yield ChainViolation("lost", self._name, said, (attempt,))
+            elif len(ids) > 1 and self._took_over(attempt):
+                self._verdict.excused["taken over"] += 1
             elif len(ids) > 1:
                 yield ChainViolation("doubled", self._name, f"in {sorted(ids)}", (attempt,))
             elif len(places[next(iter(ids))]) > 1 and attempt.tier_before != attempt.tier_after:
@@ -267,6 +273,13 @@ class _Thread:
             elif len(places[next(iter(ids))]) > 1:
                 said = f"in the threads {sorted(places[next(iter(ids))])}"
                 yield ChainViolation("doubled", self._name, said, (attempt,))
+
+    def _took_over(self, attempt: Attempt) -> bool:
+        """Tell whether nobody had acknowledged a state before, and a task of another attempt made it."""
+        words = attempt.words or [""]
+        return words[-1] not in attempt.made and not any(
+            each.words == words and (each.end or 0.0) <= attempt.start for each in self._acknowledged
+        )
 
     def _torn_in_the_end(self) -> Iterator[ChainViolation]:
         """Each checkpoint has all that its parent had."""
@@ -387,12 +400,42 @@ class _Thread:
         words = state.words or []
         return any(each.words == words for some in self._aside.values() for each in some)
 
+    # ------------------------------------------------------------ the memory of a subgraph
+
+    def _forgotten(self) -> Iterator[ChainViolation]:
+        """Where all turns are acknowledged in one tier, the memory has what the state has.
+
+        Otherwise it may begin anew: it may not be cached, or another line of the thread may have it.
+        """
+        for attempt in self._attempts:
+            for word in attempt.lacks:
+                maker = next((each for each in self._attempts if word in each.made), None)
+                if maker is None or not self._in_one_tier(maker, attempt):
+                    self._verdict.excused["memory begun anew"] += 1
+                    continue
+                yield ChainViolation("forgotten", self._name, f"the memory lacks {word}", (maker, attempt))
+                break
+
+    def _in_one_tier(self, first: Attempt, last: Attempt) -> bool:
+        some = self._attempts[self._attempts.index(first) : self._attempts.index(last) + 1]
+        tiers = {tier for each in some for tier in (each.tier_before, each.tier_after)}
+        before = [each for each in some if each is not last]
+        if len(tiers) != 1 or not all(each.is_acknowledged for each in before):
+            return False
+        if tiers == {"memory"}:
+            return len({each.worker for each in some}) == 1
+        return tiers != {"cached"} or last.start > max(each.end or 0.0 for each in before) + WINDOW_SECONDS
+
     # ------------------------------------------------------------ tasks
 
     def _twice(self) -> Iterator[ChainViolation]:
         """What was done for a turn is not done again once the turn, or its question, was answered."""
         for state in self._acknowledged:
             done = {tuple(word.split(" ")[:2]) for word in state.words or ()}
+            # If a subgraph asks, LangGraph says nothing of a put of it that has failed, except with "sync".
+            if state.asked and state.durability == "sync":
+                said = [word for node, word in done if node == "said"]
+                done |= {("prepare", word) for word in said}
             for each in self._ran:
                 if state.end is None or each.at <= state.end or (each.node, each.word) not in done:
                     continue
@@ -401,8 +444,10 @@ class _Thread:
                 if excuse := self._excuse(state, read):
                     self._verdict.excused[f"run again: {excuse}"] += 1
                     continue
-                said = f"{each.node} for {each.word} ran again at {each.at:.3f}, {each.worker}, {each.tier}"
-                yield ChainViolation("twice", self._name, said, (state, *([again] if again else [])))
+                again_said = (
+                    f"{each.node} for {each.word} ran again at {each.at:.3f}, {each.worker}, {each.tier}"
+                )
+                yield ChainViolation("twice", self._name, again_said, (state, *([again] if again else [])))
                 break
 
     # ------------------------------------------------------------ what was set aside
@@ -452,7 +497,8 @@ class _Thread:
         return said in own or bool(attempt.words and set(attempt.words) & own)
 
     def _may_have_written(self, attempt: Attempt) -> bool:
-        if "cached" not in (attempt.tier_before, attempt.tier_after):
+        # Of an attempt whose worker was killed, the tier is not known.
+        if not {attempt.tier_before, attempt.tier_after} & {"cached", ""}:
             return False
         end = attempt.end
         return not (end is not None and any(a <= attempt.start and end <= b for a, b in self._away))

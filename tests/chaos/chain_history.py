@@ -39,6 +39,8 @@ class Attempt:
         found_in: The tier that it was read in; empty: that changed meanwhile.
         words: The words of the state that the graph has returned; `None`: it has returned none.
         asked: Whether the graph waits for an answer.
+        made: The words that its nodes have made.
+        lacks: The words of `tool` that the state had, and that the memory of `tool` had not.
         durability: Of the call.
     """
 
@@ -59,6 +61,8 @@ class Attempt:
     words: list[str] | None = None
     asked: bool = False
     durability: str = ""
+    made: list[str] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)
 
     @property
     def is_acknowledged(self) -> bool:
@@ -89,7 +93,7 @@ class Ran:
 
     Attributes:
         word: What was said last in the state that it was given.
-        node: `charge` or `tool`.
+        node: `charge`, `tool` or `prepare`.
         at: Seconds.
         tier: The tier that worked then.
     """

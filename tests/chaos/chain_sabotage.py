@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 from glasspoint.fallback import draining
@@ -60,15 +61,20 @@ def _gives_up() -> None:
     draining._fate_of = broken
 
 
-def _drops_some() -> None:
+def _drops_some(every: int = 7) -> None:
     """Every seventh batch of a drain is not imported."""
     import_checkpoints: Any = cached.CachedPostgresSaver.import_checkpoints
-    calls = iter(range(10**9))
+    calls = count(1)
 
     async def broken(self: Any, items: Any, **options: Any) -> int:
-        return 0 if next(calls) % 7 == 6 else int(await import_checkpoints(self, items, **options))
+        return 0 if next(calls) % every == 0 else int(await import_checkpoints(self, items, **options))
 
     cached.CachedPostgresSaver.import_checkpoints = broken  # type: ignore[method-assign]
+
+
+def _drops_all() -> None:
+    """Nothing of a drain is imported."""
+    _drops_some(every=1)
 
 
 SABOTAGES: dict[str, Callable[[], None]] = {
@@ -76,5 +82,6 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "never goes on": _never_goes_on,
     "gives up": _gives_up,
     "drops some": _drops_some,
+    "drops all": _drops_all,
 }
 """Every way to break it."""

@@ -99,13 +99,13 @@ class ChainServers:
             await self.suffer(ChainFault(kind, 0.0))
 
     async def stored(self) -> list[Stored]:
-        """Return everything that PostgreSQL holds, as LangGraph's own saver reads it."""
+        """Return all checkpoints of the graph that PostgreSQL holds, as LangGraph's own saver reads them."""
         found: list[Stored] = []
         async with AsyncPostgresSaver.from_conn_string(self.url) as upstream:
             connection: Any = upstream.conn  # no pool
             cursor = await connection.execute("SELECT DISTINCT thread_id FROM checkpoints ORDER BY 1")
             for row in await cursor.fetchall():
-                where: Any = {"configurable": {"thread_id": row["thread_id"]}}
+                where: Any = {"configurable": {"thread_id": row["thread_id"], "checkpoint_ns": ""}}
                 async for each in upstream.alist(where):
                     metadata = cast("dict[str, Any]", each.metadata)
                     parent = each.parent_config["configurable"] if each.parent_config else {}

@@ -43,6 +43,11 @@ class State(TypedDict, total=False):
     words: Annotated[list[str], operator.add]
 
 
+class Question(TypedDict, total=False):
+    word: str
+    answer: str
+
+
 class NothingSaidError(Exception):
     """A node was called with an empty state: the turn was to be resumed, and the thread is not known.
 
@@ -69,12 +74,22 @@ def is_promised(exc: Exception, tiers: set[str]) -> bool:
 
 
 class Talking:
-    """The conversation: START -> charge -> tool -> confirm, which asks in some turns -> END."""
+    """The conversation: START -> charge -> tool -> confirm -> END, with two subgraphs.
+
+    `tool` calls a subgraph with a memory of its own, `compile(checkpointer=True)`: all that it has done in
+    the thread. `confirm` calls one that lives for its run: prepare -> ask, which asks the user in some turns.
+    """
 
     def __init__(self, saver: FallbackSaver, history: ChainHistory) -> None:
         self._saver = saver
         self._history = history
         self._numbers = count(1)
+        self._under_way: dict[str, Attempt] = {}
+        memory = StateGraph(State).add_node("remember", lambda state: {})
+        self._memory = memory.add_edge(START, "remember").add_edge("remember", END).compile(checkpointer=True)
+        asking = StateGraph(Question).add_node("prepare", self._prepare).add_node("ask", self._ask)
+        asking.add_edge(START, "prepare").add_edge("prepare", "ask").add_edge("ask", END)
+        self._asking = asking.compile()
         builder = StateGraph(State)
         builder.add_node("charge", self._charge)
         builder.add_node("tool", self._tool)
@@ -89,6 +104,7 @@ class Talking:
         with self._history.attempt(thread, word) as attempt:
             attempt.tier_before = self._saver.tier
             attempt.durability = random.choice(["sync", "async", "async", "exit"])
+            self._under_way[thread] = attempt
             try:
                 async with asyncio.timeout(_TURN_SECONDS):
                     await self._talk(attempt, resumes=wanted["resumes"])
@@ -124,23 +140,49 @@ class Talking:
         return "said", {"words": [f"said {attempt.word}"]}
 
     async def _charge(self, state: State, config: RunnableConfig) -> State:
-        return await self._work("charge", state, config)
+        return {"words": [await self._work("charge", state, config)]}
 
     async def _tool(self, state: State, config: RunnableConfig) -> State:
-        return await self._work("tool", state, config)
+        done = await self._work("tool", state, config)
+        # A run that went on after it was cut off goes on in the subgraph, too, with what it was given then.
+        remembered = {_key(word) for word in (await self._memory.ainvoke({"words": [done]}, config))["words"]}
+        tools = [word for word in state.get("words", []) if word.startswith("tool ")]
+        self._attempt_of(config).lacks += [word for word in tools if _key(word) not in remembered]
+        return {"words": [done]}
 
-    async def _work(self, node: str, state: State, config: RunnableConfig) -> State:
+    async def _work(self, node: str, state: State, config: RunnableConfig) -> str:
         word = word_of(state.get("words", []))
-        thread = config["configurable"]["thread_id"]
-        self._history.ran(thread, word, node, self._saver.tier)
+        self._ran(node, word, config)
         await asyncio.sleep(random.choice([0, 0, 0.01, 0.05]))
-        # Another word each time that it is called: so no two checkpoints have the same words.
-        return {"words": [f"{node} {word} #{self._history.worker}.{next(self._numbers)}"]}
+        return self._made(f"{node} {word}", config)
 
-    async def _confirm(self, state: State) -> State:
+    async def _confirm(self, state: State, config: RunnableConfig) -> State:
         word = word_of(state.get("words", []))
-        answer = interrupt("Shall I?") if word.endswith(ASKS) else "done"
-        return {"words": [f"confirm {word} {answer} #{self._history.worker}.{next(self._numbers)}"]}
+        answer = (await self._asking.ainvoke({"word": word}, config))["answer"]
+        return {"words": [self._made(f"confirm {word} {answer}", config)]}
+
+    async def _prepare(self, state: Question, config: RunnableConfig) -> Question:
+        self._ran("prepare", state["word"], config)
+        return {}
+
+    async def _ask(self, state: Question) -> Question:
+        return {"answer": interrupt("Shall I?") if state["word"].endswith(ASKS) else "done"}
+
+    def _attempt_of(self, config: RunnableConfig) -> Attempt:
+        return self._under_way[config["configurable"]["thread_id"]]
+
+    def _ran(self, node: str, word: str, config: RunnableConfig) -> None:
+        self._history.ran(config["configurable"]["thread_id"], word, node, self._saver.tier)
+
+    def _made(self, what: str, config: RunnableConfig) -> str:
+        """Return a word, another one each time: so no two checkpoints have the same words."""
+        made = f"{what} #{self._history.worker}.{next(self._numbers)}"
+        self._attempt_of(config).made.append(made)
+        return made
+
+
+def _key(word: str) -> str:
+    return word.partition(" #")[0]
 
 
 class Worker:

@@ -90,7 +90,18 @@ def test_what_stands_aside_is_not_lost() -> None:
 
 def test_what_stands_twice_is_doubled() -> None:
     again = stands(ONE, since="5")
-    assert found(judged([did("1", 1.0, ONE)], [*stands(ONE), *again])) == {"doubled"}
+    assert found(judged([did("1", 1.0, ONE, made=ONE[1:])], [*stands(ONE), *again])) == {"doubled"}
+
+
+def test_what_a_run_that_was_cut_off_still_puts_is_no_double() -> None:
+    """The attempt goes on from what a task of that run has written."""
+    cut_off = did("1", 1.0, outcome="TimeoutError", made=ONE[1:])
+    took_over = did("2", 2.0, ONE)
+    stored = [*stands(ONE), *stands(ONE, since="5")]
+    verdict = judged([cut_off, took_over], stored)
+    assert not verdict.violations
+    assert verdict.excused == {"taken over": 1}
+    assert found(judged([did("1", 1.0, ONE, made=ONE[1:]), took_over], stored)) == {"doubled"}
 
 
 def test_what_stands_in_two_threads_is_doubled() -> None:
@@ -235,6 +246,32 @@ def test_a_task_may_run_again_above_before_it_is_drained() -> None:
     assert verdict.excused == {"run again: not drained yet": 1}
 
 
+def test_what_a_subgraph_did_before_it_asked_is_not_done_again() -> None:
+    asked = did("2?", 1.0, [*ONE, "said 2?", "charge 2? #a"], asked=True, durability="sync")
+    resumed = did("3", 6.0, [*ONE, "said 2?", "charge 2? #a", "confirm 2? 3 #a"])
+    stored = stands(*(each.words or [] for each in (asked, resumed)))
+    first, again = (Ran("a", "t", "2?", "prepare", at, "cached") for at in (1.05, 6.05))
+    assert not judged([asked, resumed], stored, first).violations
+    assert found(judged([asked, resumed], stored, first, again)) == {"twice"}
+    asked.durability = "async"
+    assert not judged([asked, resumed], stored, first, again).violations
+
+
+# ------------------------------------------------------------ forgotten
+
+
+def test_a_subgraph_forgets_nothing_while_all_turns_are_in_one_tier() -> None:
+    first, lacking = did("1", 1.0, ONE, made=ONE[1:]), did("2", 6.0, TWO, lacks=["charge 1 #a"])
+    stored = stands(ONE, TWO)
+    assert found(judged([first, lacking], stored)) == {"forgotten"}
+    between = did("x", 3.0, outcome="killed", end=None)
+    assert not judged([first, between, lacking], stored).violations
+    first.tier_before = "redis"
+    verdict = judged([first, lacking], stored)
+    assert not verdict.violations
+    assert verdict.excused["memory begun anew"] == 1
+
+
 # ------------------------------------------------------------ needless
 
 
@@ -252,7 +289,7 @@ def test_a_branch_that_goes_on_is_not_set_aside() -> None:
 
 def test_a_branch_beside_which_somebody_may_have_written_is() -> None:
     assert not aside(did("x", 2.0)).violations
-    assert not aside(did("x", 4.0, end=None, outcome="killed")).violations
+    assert not aside(did("x", 4.0, end=None, outcome="killed", tier="")).violations
 
 
 # ------------------------------------------------------------ errors
@@ -270,7 +307,8 @@ def test_a_full_disk_is_an_explanation_while_it_is_full() -> None:
 
 
 def test_there_is_a_test_for_every_kind() -> None:
-    assert set(WHATS) == {"lost", "doubled", "shorter", "torn", "twice", "needless", "unmarked", "error"}
+    kinds = {"lost", "doubled", "shorter", "torn", "forgotten", "twice", "needless", "unmarked", "error"}
+    assert set(WHATS) == kinds
 
 
 # ------------------------------------------------------------ the faults

@@ -38,7 +38,7 @@ from glasspoint.errors import (
     SchemaError,
     ThreadMovedError,
 )
-from glasspoint.fallback.branches import UNDER_WAY, Branches
+from glasspoint.fallback.branches import UNDER_WAY, Branches, NotStoredYetError
 from glasspoint.fallback.draining import Drainer, Round
 from glasspoint.fallback.lookout import Lookout
 from glasspoint.logs import Throttle, get_logger
@@ -50,8 +50,6 @@ from glasspoint.telemetry.background import BackgroundTask
 from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
 
 if TYPE_CHECKING:
-    from langchain_core.runnables import RunnableConfig
-
     from glasspoint.fallback.branches import TierSaver
     from glasspoint.model.generics import ResultT
     from glasspoint.model.lineage import Branch
@@ -139,9 +137,10 @@ class Chain:
         self._settled = asyncio.Event()  # set while every thread is in the tier that works
         self._settled.set()
         self._undrained: frozenset[str] = frozenset()  # tiers that may hold what no higher tier has
-        self._branches = Branches(telemetry)
+        self.branches = Branches(telemetry)
+        """Tells which thread a call belongs to: its own, or a branch that was set aside."""
         self._drainers = {
-            spec.name: Drainer(spec.name, _Report(spec.name, telemetry, self._branches)) for spec in specs[1:]
+            spec.name: Drainer(spec.name, _Report(spec.name, telemetry, self.branches)) for spec in specs[1:]
         }
         self._lookouts = {
             spec.name: Lookout(cast("Any", spec.open), is_empty=spec.is_empty)
@@ -154,6 +153,7 @@ class Chain:
         self._count_at = 0.0
         self._misconfigured: set[str] = set()  # logged already: why a tier cannot be used as configured
         self._climbing = asyncio.Lock()
+        self._falling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing = BackgroundTask(
             "tier_probe", telemetry, means="Meanwhile this process stays in the tier that it works in."
@@ -260,16 +260,6 @@ class Chain:
             finally:
                 await self._close_lower(lower)
 
-    async def placed(
-        self, saver: TierSaver, config: RunnableConfig, *, puts: str | None = None
-    ) -> RunnableConfig:
-        """Return a call's config with the thread that the call belongs to: see `Branches.place`."""
-        return await self._branches.place(saver, config, puts=puts)
-
-    def mark(self, config: RunnableConfig, placed: RunnableConfig) -> dict[str, Any]:
-        """Return the metadata that a put of a branch adds: see `Branches.mark`."""
-        return self._branches.mark(config, placed)
-
     async def run(
         self, call: Callable[[TierSaver], Awaitable[ResultT]], *, thread_id: object = None
     ) -> ResultT:
@@ -286,69 +276,83 @@ class Chain:
                 async with asyncio.timeout(_FOLLOW_SECONDS):
                     await self._settled.wait()
         while True:
-            failure: Exception
-            if thread_id is not None:
-                await self._bring_up(*self._current, thread_id)
-            async with self._gate.passing():
-                spec, saver = self._current
-                try:
-                    return await call(saver)
-                except ThreadMovedError as exc:
-                    failure = exc
-                except spec.lost as exc:
-                    failure = exc
-            if isinstance(failure, ThreadMovedError):
+            spec, saver = self._current
+            try:
+                await self._bring_up(spec, saver, thread_id)
+                async with self._gate.passing():
+                    if self._current[1] is saver:  # otherwise, a tier between may have been passed by
+                        return await call(saver)
+                continue
+            except NotStoredYetError:
+                await asyncio.sleep(_FOLLOW_STEP_SECONDS)
+            except SaverClosedError:
+                if self._current[1] is saver:
+                    raise
+            except ThreadMovedError as exc:
                 if monotonic() > give_up_at:
-                    raise failure
-                if failure.moved_to is not None and isinstance(thread_id, str):
-                    self._branches.add(SetAside(thread_id, failure.moved_to, UNKNOWN_TIME))
-                rising = await self._tier_above() if failure.moved else None
+                    raise
+                if exc.moved_to is not None and isinstance(thread_id, str):
+                    self.branches.add(SetAside(thread_id, exc.moved_to, UNKNOWN_TIME), has_left=True)
+                rising = await self._tier_above() if exc.moved else None
                 if rising is not None:
                     if isinstance(thread_id, str) and not isinstance(saver, CachedPostgresSaver):
-                        self._branches.begun_anew(saver.begun_anew & {thread_id})
+                        self.branches.left_before(saver.begun_anew & {thread_id})
                     try:
                         await self._bring_up(*rising, thread_id)  # a tier between may be passed by
                         return await call(rising[1])
-                    except ThreadMovedError:
+                    except (ThreadMovedError, NotStoredYetError):
                         pass
                     except SaverClosedError:  # the ascent was given up just now, or this chain was closed
                         _ = self._current
                 await asyncio.sleep(_FOLLOW_STEP_SECONDS)
-            elif spec is self._specs[0] or not retries or not await self._fall(spec, failure):
-                raise failure
-            else:
+            except spec.lost as exc:
+                if spec is self._specs[0] or not retries or not await self._fall(spec, exc):
+                    raise
                 retries -= 1
 
     async def _bring_up(self, spec: Spec, saver: TierSaver, thread_id: object) -> None:
-        """If a thread stands below a tier, move the thread up before a call is made on that tier.
+        """If a thread, or a branch of it, stands below a tier, move it up before a call is made on that tier.
 
         Raises:
             GlasspointError, psycopg.Error: The thread stands below, and cannot be moved now.
         """
+        if not isinstance(thread_id, str) or not thread_id:
+            return
         for below in self._below(spec):
             lookout = self._lookouts.get(below.name)
-            if lookout is None or lookout.is_clear or not isinstance(thread_id, str) or not thread_id:
+            if lookout is None:
                 continue
-            drainer, give_up_at = self._drainers[below.name], monotonic() + _FOLLOW_SECONDS
-            while thread_id not in drainer.refused and (await lookout.look(thread_id)).this:
-                if await drainer.one(lookout.saver, saver, thread_id):
-                    break
-                if monotonic() > give_up_at:
-                    raise ThreadMovedError(
-                        f"This thread stands in the tier {below.name}, and another process keeps it sealed: "
-                        "ask again in a moment.",
-                        moved=False,
-                    )
-                await asyncio.sleep(_FOLLOW_STEP_SECONDS)
+            for each in (thread_id, *self.branches.ids_of(thread_id)):
+                if not lookout.is_clear:
+                    await self._bring_up_from(below.name, lookout, saver, each)
+
+    async def _bring_up_from(self, tier: str, lookout: Lookout, saver: TierSaver, thread_id: str) -> None:
+        drainer, give_up_at = self._drainers[tier], monotonic() + _FOLLOW_SECONDS
+        while thread_id not in drainer.refused and (await lookout.look(thread_id)).this:
+            if await drainer.one(lookout.saver, saver, thread_id):
+                break
+            if monotonic() > give_up_at:
+                raise ThreadMovedError(
+                    f"This thread stands in the tier {tier}, and another process keeps it sealed: ask again "
+                    "in a moment.",
+                    moved=False,
+                )
+            await asyncio.sleep(_FOLLOW_STEP_SECONDS)
 
     # ---------------------------------------------------------------- down
 
     async def _fall(self, spec: Spec, why: Exception) -> bool:
         """Leave a tier whose server is lost. Return whether the call should be tried again."""
         below = next(iter(self._below(spec)), None)
-        async with self._gate.shut():
+        async with self._falling:
             if self._current[0] is not spec:
                 return True  # another call has left the tier already
+            return await self._fall_from(spec, below, why)
+
+    async def _fall_from(self, spec: Spec, below: Spec | None, why: Exception) -> bool:
+        async with self._gate.shut():
+            if self._current[0] is not spec:
+                return True  # it was promoted meanwhile
             try:
                 await self.saver.ping()
             except spec.lost:
@@ -584,7 +588,7 @@ class Chain:
         """Read which branches were set aside, also by other processes: runs under way may belong to them."""
         if isinstance(upper, CachedPostgresSaver):
             for set_aside in await upper.set_aside_since(UNDER_WAY):
-                self._branches.add(set_aside)
+                self.branches.add(set_aside)
 
     async def _drain_leftovers(self, *, is_start: bool = False) -> None:
         """Drain the lower tiers that no process works in, if they can be reached.
@@ -723,9 +727,11 @@ class Chain:
     async def _switch(self, spec: Spec, saver: TierSaver) -> None:
         of_before, before = self._current
         if not isinstance(before, CachedPostgresSaver):  # runs under way may have begun there
-            self._branches.begun_anew(before.begun_anew)
+            self.branches.switched(before.begun_anew)
+        # A tier that was passed by may hold threads of processes that have died.
+        passed_by = {each.name for each in self._above(of_before) if each in self._below(spec)}
         self._active = (spec, saver)
-        self._note_undrained(self._undrained - {spec.name})
+        self._note_undrained((self._undrained | passed_by) - {spec.name})
         saver.status.undrained_threads = dict(self._threads_below)
         before.status.set_active(False)
         saver.status.set_active(True)
@@ -756,7 +762,7 @@ class _Report:
     def __init__(self, tier: str, telemetry: Telemetry, branches: Branches) -> None:
         self._tier = tier
         self._telemetry = telemetry
-        self._branches = branches
+        self.branches = branches
 
     def imported(self, checkpoints: int) -> None:
         self._telemetry.emit(Drained(self._tier, checkpoints))
@@ -767,7 +773,7 @@ class _Report:
     def set_aside(self, set_aside: SetAside, branches: Sequence[Branch]) -> None:
         # Without the checkpoint that the branch goes on from: the thread itself has it, too.
         own = [each for branch in branches for each in sorted(branch.ids)[1 if branch.bases else 0 :]]
-        self._branches.add(set_aside, own)
+        self.branches.add(set_aside, own)
 
 
 def _most_common(words: Iterable[str]) -> str:

@@ -246,18 +246,20 @@ class Drainer:
         )
 
     async def _move(self, lower: LowerTier, upper: UpperTier, thread_id: str) -> bool:
+        sealed_at = monotonic()
         token = await lower.seal_thread(thread_id, lease_seconds=_LEASE_SECONDS)
         if token is None:
             return False
         try:
-            return await self._move_sealed(lower, upper, thread_id, token)
+            seal = _Seal(lower, thread_id, token, renew_at=sealed_at + _LEASE_SECONDS / 2)
+            return await self._move_sealed(lower, upper, thread_id, seal)
         except BaseException:
             # End the seal, so that the thread's callers do not wait until it expires.
             with suppress(Exception):
                 await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
             raise
 
-    async def _move_sealed(self, lower: LowerTier, upper: UpperTier, thread_id: str, token: str) -> bool:
+    async def _move_sealed(self, lower: LowerTier, upper: UpperTier, thread_id: str, seal: _Seal) -> bool:
         branches, tips, earlier = await _branches(lower.export_thread(thread_id))
         relations = {await upper.relate(thread_id, branch) for branch in branches}
         place, forks = thread_id, dict[str, str]()
@@ -276,27 +278,28 @@ class Drainer:
             place, result = set_aside.thread_id, "set_aside"
         if set_aside is not None:
             await upper.note_set_aside(set_aside)
-        renew_at = monotonic() + _LEASE_SECONDS / 2
         unbegun = {branch.namespace: branch for branch in branches} if place == thread_id else {}
         try:
+            if not await seal.holds():
+                return False
             done = await self._import_tips(upper, unbegun, tips)
             exported = lower.export_thread(thread_id)
             if place != thread_id and set_aside is not None:
                 exported = _moved_from(forks, exported, set_aside)
             async for items in in_batches(exported, without=done):
+                if not await seal.holds():
+                    return False
                 begun = unbegun.pop(items[0].scope.checkpoint_ns, None)
                 self._report.imported(await upper.import_checkpoints(items, branch=begun))
-                if monotonic() > renew_at:
-                    if await lower.seal_thread(thread_id, lease_seconds=_LEASE_SECONDS, token=token) is None:
-                        return False
-                    renew_at = monotonic() + _LEASE_SECONDS / 2
         except ThreadInUseError:
             # Another process has begun to move another branch of this thread, and that one continues the
             # history above. Look at this branch again.
-            await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
+            await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=seal.token)
             return False
         moved_to = place if place != thread_id else None
-        if not await lower.retire_thread(thread_id, token, marker_seconds=_MARKER_SECONDS, moved_to=moved_to):
+        if not await lower.retire_thread(
+            thread_id, seal.token, marker_seconds=_MARKER_SECONDS, moved_to=moved_to
+        ):
             return False
         self._report.drained(result)
         if moved_to is not None and set_aside is not None:
@@ -332,6 +335,27 @@ class Drainer:
             self._report.imported(await upper.import_checkpoints([tip], branch=unbegun.pop(namespace)))
             done.add((namespace, tip.checkpoint_id))
         return done
+
+
+@dataclass
+class _Seal:
+    """The seal of a thread that is being moved."""
+
+    lower: LowerTier
+    thread_id: str
+    token: str
+    renew_at: float
+
+    async def holds(self) -> bool:
+        """Renew the seal in time, and return whether it was there all the time.
+
+        If it was not, another process may have moved the thread, and somebody may have deleted it above.
+        """
+        if monotonic() < self.renew_at:
+            return True
+        self.renew_at = monotonic() + _LEASE_SECONDS / 2
+        renewed = await self.lower.seal_thread(self.thread_id, lease_seconds=_LEASE_SECONDS, token=self.token)
+        return renewed is not None
 
 
 def _fate_of(exc: BaseException) -> Literal["lost", "passing", "never"]:

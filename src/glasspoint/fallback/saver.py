@@ -9,7 +9,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from langgraph.checkpoint.serde.types import RESUME
+
 from glasspoint.errors import L2UnavailableError
+from glasspoint.fallback.branches import Placement
 from glasspoint.model.codec import versions_of
 from glasspoint.model.home import EndOfLoop, Home
 from glasspoint.model.sync_methods import Done, SyncFace
@@ -153,7 +156,7 @@ class FallbackSaver(SyncFace):
         """Store a checkpoint: see `CachedPostgresSaver.aput`."""
 
         def put(saver: TierSaver, placed: RunnableConfig) -> Awaitable[RunnableConfig]:
-            mark = self._chain.mark(config, placed)
+            mark = self._chain.branches.mark(config, placed)
             marked = cast("CheckpointMetadata", {**metadata, **mark}) if mark else metadata
             if self._chain.whole:
                 return saver.aput(placed, checkpoint, marked, new_versions)
@@ -171,7 +174,11 @@ class FallbackSaver(SyncFace):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task wrote: see `CachedPostgresSaver.aput_writes`."""
-        await self._run(config, lambda saver, placed: saver.aput_writes(placed, writes, task_id, task_path))
+        await self._run(
+            config,
+            lambda saver, placed: saver.aput_writes(placed, writes, task_id, task_path),
+            resumes=any(channel == RESUME for channel, _ in writes),
+        )
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """Return the next version of a channel, which is greater than `current` and unique."""
@@ -248,16 +255,20 @@ class FallbackSaver(SyncFace):
         call: Callable[[TierSaver, RunnableConfig], Awaitable[ResultT]],
         *,
         puts: str | None = None,
+        resumes: bool = False,
     ) -> ResultT:
         """Make a call that concerns one thread, in the tier that the thread is in."""
         self.home.check()
 
+        placement = Placement(config, puts, resumes)
+
         async def placed_call(saver: TierSaver) -> ResultT:
-            placed = await self._chain.placed(saver, config, puts=puts)
+            placed = await self._chain.branches.place(saver, placement)
             return await call(self._with_own_serde(saver), placed)
 
-        thread_id = config.get("configurable", {}).get("thread_id")
-        return await self._chain.run(placed_call, thread_id="" if thread_id is None else thread_id)
+        thread_id = placement.thread_id
+        with self._chain.branches.putting(placement):
+            return await self._chain.run(placed_call, thread_id="" if thread_id is None else thread_id)
 
     async def _run_on_several(self, call: Callable[[TierSaver], Awaitable[ResultT]]) -> ResultT:
         self.home.check()

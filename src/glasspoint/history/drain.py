@@ -157,27 +157,8 @@ class DrainableSaver(OpenedSaver):
             ThreadMovedError: The thread is sealed or has moved.
             RedisUnavailableError: Redis did not respond.
         """
-        scope = Scope(thread_id, branch.namespace)
-        with self._call("relate", scope):
-            try:
-                found = await self._history.read(scope, None)
-            except ThreadDamagedError:
-                if not self._history.list_is_lost:
-                    raise
-                found = (
-                    None  # the thread is lost; if only a part is lost, nothing can be stored beside the rest
-                )
-            if found is None and self._beginning is not None and await self._beginning.take(scope):
-                found = await self._history.read(scope, None)
-            if found is None:
-                return "new"
-            newest, parent_id, seen = found.stored.checkpoint_id, found.stored.parent_id, {branch.tip}
-            while parent_id is not None and parent_id not in seen:
-                seen.add(parent_id)
-                found = await self._history.read(scope, parent_id)
-                parent_id = None if found is None else found.stored.parent_id
-            has_tip = parent_id == branch.tip or await self._history.read(scope, branch.tip) is not None
-            return relation_of(branch, newest, has_tip=has_tip)
+        relation, _ = await self._relate(Scope(thread_id, branch.namespace), branch)
+        return relation
 
     async def newest_held(self, thread_id: str, branch: Branch) -> str | None:
         """Return the newest checkpoint id of a branch that is here too, `None` if none is.
@@ -192,6 +173,45 @@ class DrainableSaver(OpenedSaver):
                 if await self._history.read(scope, checkpoint_id) is not None:
                     return checkpoint_id
         return None
+
+    async def has_checkpoint(self, scope: Scope, checkpoint_id: str) -> bool:
+        """Tell whether a checkpoint is here. A scope that has nothing here begins with its cached state.
+
+        Raises:
+            ThreadMovedError: The thread is sealed or has moved.
+            RedisUnavailableError: Redis did not respond.
+        """
+        with self._call("relate", scope):
+            if await self._history.read(scope, checkpoint_id) is not None:
+                return True
+            if self._beginning is None or await self._history.read(scope, None) is not None:
+                return False
+            return await self._beginning.take(scope) and (
+                await self._history.read(scope, checkpoint_id) is not None
+            )
+
+    async def has_thread(self, thread_id: str) -> bool:
+        """Tell whether a thread has a history here, or in the cache, whose state is brought here then.
+
+        Raises:
+            ThreadMovedError: The thread is sealed or has moved.
+            RedisUnavailableError: Redis did not respond.
+        """
+        scope = Scope(thread_id, "")
+        with self._call("relate", scope):
+            if await self._history.read(scope, None) is not None:
+                return True
+            return self._beginning is not None and await self._beginning.take(scope)
+
+    async def check_here(self, thread_id: str) -> None:
+        """Check that calls on a thread can be made here.
+
+        Raises:
+            ThreadMovedError: The thread is sealed or has moved.
+            RedisUnavailableError: Redis did not respond.
+        """
+        with self._call("relate", Scope(thread_id, "")):
+            await self._history.removals(thread_id)
 
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Do nothing: the metadata of the checkpoints record this, and are drained with them."""
@@ -220,10 +240,40 @@ class DrainableSaver(OpenedSaver):
             ThreadInUseError: The branch does not continue the thread. Nothing was stored.
         """
         validate_thread_id(items[0].scope.thread_id)
-        if branch is not None and await self.relate(items[0].scope.thread_id, branch) == "apart":
-            raise ThreadInUseError("Something else was stored in this thread meanwhile.")
+        newest = None
+        if branch is not None:
+            relation, newest = await self._relate(items[0].scope, branch)
+            newest = newest or ""
+            if relation == "apart":
+                raise ThreadInUseError("Something else was stored in this thread meanwhile.")
         with self._call("import_checkpoints", items[0].scope):
-            return sum([await self._history.add(_marked(item)) for item in items])
+            new = await self._history.add(_marked(items[0]), newest=newest)
+            return new + sum([await self._history.add(_marked(item)) for item in items[1:]])
+
+    # ---------------------------------------------------------------- helpers
+
+    async def _relate(self, scope: Scope, branch: Branch) -> tuple[Relation, str | None]:
+        """Compare a branch with what is here, and return also the id of the newest checkpoint here."""
+        with self._call("relate", scope):
+            try:
+                found = await self._history.read(scope, None)
+            except ThreadDamagedError:
+                if not self._history.list_is_lost:
+                    raise
+                found = (
+                    None  # the thread is lost; if only a part is lost, nothing can be stored beside the rest
+                )
+            if found is None and self._beginning is not None and await self._beginning.take(scope):
+                found = await self._history.read(scope, None)
+            if found is None:
+                return "new", None
+            newest, parent_id, seen = found.stored.checkpoint_id, found.stored.parent_id, {branch.tip}
+            while parent_id is not None and parent_id not in seen:
+                seen.add(parent_id)
+                found = await self._history.read(scope, parent_id)
+                parent_id = None if found is None else found.stored.parent_id
+            has_tip = parent_id == branch.tip or await self._history.read(scope, branch.tip) is not None
+            return relation_of(branch, newest, has_tip=has_tip), newest
 
     @contextmanager
     def _call(self, name: str, scope: Scope | None) -> Iterator[Operation]:

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from langgraph.checkpoint.serde.types import TASKS
 
-from glasspoint.errors import DeltaChainError, ThreadMovedError
+from glasspoint.errors import DeltaChainError, ThreadInUseError, ThreadMovedError
 from glasspoint.history.interface import Ancestor, Channel, Found, Holding, Outline, Position, Removal
 from glasspoint.history.records import inline_mark
 from glasspoint.model.codec import (
@@ -160,8 +160,11 @@ class MemoryHistory:
         self._to_write(scope).add_writes(checkpoint_id, writes, replaces=replaces)
 
     @_as_a_whole
-    async def add(self, item: StoredCheckpoint | PendingWrites) -> bool:
-        """Store an item from another store. Return whether it is a checkpoint that was not here before."""
+    async def add(self, item: StoredCheckpoint | PendingWrites, *, newest: str | None = None) -> bool:
+        """Store an item from another store: see `History.add`."""
+        there = self._of(item.scope.thread_id).namespaces.get(item.scope.checkpoint_ns, _Namespace())
+        if newest is not None and max(there.checkpoints, default="") != newest:
+            raise ThreadInUseError("Something else was stored in this thread meanwhile.")
         namespace, new = self._to_write(item.scope), False
         if isinstance(item, StoredCheckpoint):
             for channel, (version, value) in item.values.items():

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from glasspoint.errors import DeltaChainError, ThreadDamagedError, ThreadTamperedError
+from glasspoint.errors import DeltaChainError, ThreadDamagedError, ThreadInUseError, ThreadTamperedError
 from glasspoint.history import records
 from glasspoint.history.interface import HEARD_SECONDS, Found, Holding, Position
 from glasspoint.history.signing import Fields, SignedFields, tampered
@@ -45,6 +45,9 @@ _LOADED_AT_ONCE = 100
 _BYTES_AT_ONCE = 2**20
 _ANCESTORS_AT_ONCE = 256
 _STRAYS_AT_ONCE = 500
+
+# Stands for any id of a newest checkpoint, in `import.lua`: no text holds a NUL.
+_ANY = "\0"
 
 _LIST_LOST = (
     "Redis has lost the list of the threads that it must hold: it was evicted, flushed, or not there after a "
@@ -115,12 +118,8 @@ class RedisHistory:
         listed, *_ = await self._run("put_writes", scope, name, records.flag(replaces), *some)
         await self._heard(listed)
 
-    async def add(self, item: StoredCheckpoint | PendingWrites) -> bool:
-        """Store an item from another store. What is here already stays, except special writes (index < 0).
-
-        Returns:
-            Whether the item is a checkpoint that was not here before.
-        """
+    async def add(self, item: StoredCheckpoint | PendingWrites, *, newest: str | None = None) -> bool:
+        """Store an item from another store: see `History.add`."""
         scope, namespace, checkpoint_id = item.scope, item.scope.checkpoint_ns, item.checkpoint_id
         fields = self._fields(scope.thread_id)
         if isinstance(item, PendingWrites):
@@ -142,7 +141,11 @@ class RedisHistory:
             item.metadata_json or json.dumps(item.metadata),
         )
         values = records.value_arguments(fields, namespace, item.values)
-        listed, new = await self._run("import", scope, *checkpoint, len(item.values), *values, *writes)
+        expected = _ANY if newest is None else newest
+        result = await self._run("import", scope, *checkpoint, expected, len(item.values), *values, *writes)
+        if result == [AGAIN]:
+            raise ThreadInUseError("Something else was stored in this thread meanwhile.")
+        listed, new = result
         await self._heard(listed)
         return bool(new)
 

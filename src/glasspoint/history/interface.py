@@ -142,11 +142,19 @@ class History(Protocol):
     ) -> None:
         """Store pending writes. With `replaces`, they replace those of the same name; else, those stay."""
 
-    async def add(self, item: StoredCheckpoint | PendingWrites) -> bool:
+    async def add(self, item: StoredCheckpoint | PendingWrites, *, newest: str | None = None) -> bool:
         """Store an item from another store. What is here already stays, except special writes (index < 0).
+
+        Args:
+            item: The item.
+            newest: If the item is a checkpoint: the id that its scope's newest checkpoint must have. `""`:
+                there must be none. `None`: any.
 
         Returns:
             Whether the item is a checkpoint that was not here before.
+
+        Raises:
+            ThreadInUseError: The scope has another newest checkpoint. Nothing was stored.
         """
 
     async def delete_thread(self, thread_id: str) -> None:

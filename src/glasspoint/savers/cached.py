@@ -560,6 +560,26 @@ class CachedPostgresSaver(ManagedSaver):
         with self._lifetime.call(), self._telemetry.operation("relate", scope):
             return await self._l2.newest_of(scope, branch.ids)
 
+    async def has_checkpoint(self, scope: Scope, checkpoint_id: str) -> bool:
+        """Tell whether PostgreSQL has a checkpoint.
+
+        Raises:
+            L2UnavailableError: PostgreSQL cannot be reached.
+        """
+        with self._lifetime.call(), self._telemetry.operation("relate", scope):
+            return await self._ask_l2(lambda: self._l2.newest_of(scope, [checkpoint_id])) is not None
+
+    async def has_thread(self, thread_id: str) -> bool:
+        """Tell whether PostgreSQL has a history of a thread.
+
+        Raises:
+            L2UnavailableError: PostgreSQL cannot be reached.
+        """
+        scope = Scope(thread_id, "")
+        with self._lifetime.call(), self._telemetry.operation("relate", scope):
+            newest, _ = await self._ask_l2(lambda: self._l2.newest_and_whether(scope, tip=""))
+            return newest is not None
+
     async def note_set_aside(self, set_aside: SetAside) -> None:
         """Record that a branch of another tier becomes a thread of its own. Repeating this changes nothing.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -31,14 +33,16 @@ from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import (
     GlasspointError,
     L2UnavailableError,
+    RedisUnavailableError,
     ThreadDamagedError,
     ThreadMovedError,
     ThreadTamperedError,
     ThreadUnknownError,
 )
-from glasspoint.fallback.branches import Branches
+from glasspoint.fallback import draining
+from glasspoint.fallback.branches import Branches, NotStoredYetError, Placement
 from glasspoint.history.interface import HEARD_SECONDS
-from glasspoint.model.lineage import SET_ASIDE
+from glasspoint.model.lineage import SET_ASIDE, UNKNOWN_TIME, SetAside
 from glasspoint.model.scope import Scope
 from places import DOCS
 from states import config_of, numbered_id, open_upstream
@@ -218,21 +222,33 @@ class Held:
     """A graph whose node can be held, to do something in the middle of a run."""
 
     def __init__(self, saver: Any) -> None:
-        self.arrived, self.go_on = asyncio.Event(), asyncio.Event()
-        builder = StateGraph(MessagesState)
+        self.arrived, self.go_on, self.times = asyncio.Event(), asyncio.Event(), 0
+        builder = self._begin()
+        builder.add_node("then", lambda state: {"messages": [("ai", "and that is all")]})
+        self.graph = builder.compile(checkpointer=saver)
 
+    @classmethod
+    def within(cls, saver: Any, *, memory: bool | None) -> Held:
+        """Hold a node of a subgraph, which asks something then."""
+        held = cls(saver)
+        builder = held._begin()
+        builder.add_node("then", lambda state: {"messages": [("user", interrupt("send it?"))]})
+        held.graph = outer(saver, builder.compile(checkpointer=memory))
+        return held
+
+    def _begin(self) -> StateGraph[Any]:
         async def think(state: MessagesState) -> dict[str, Any]:
+            self.times += 1
             self.arrived.set()
             await self.go_on.wait()
             return {"messages": [("ai", "thought")]}
 
+        builder = StateGraph(MessagesState)
         builder.add_node("think", think)
-        builder.add_node("then", lambda state: {"messages": [("ai", "and that is all")]})
-        builder.add_edge(START, "think").add_edge("think", "then").add_edge("then", END)
-        self.graph = builder.compile(checkpointer=saver)
+        return builder.add_edge(START, "think").add_edge("think", "then").add_edge("then", END)
 
     async def begin(self, thread_id: str, durability: Any) -> asyncio.Task[Any]:
-        call = self.graph.ainvoke(  # type: ignore[call-overload]
+        call = self.graph.ainvoke(
             {"messages": [("user", "during")]}, config_of(thread_id), durability=durability
         )
         running = asyncio.create_task(call)
@@ -305,16 +321,16 @@ async def test_a_first_put_that_has_to_wait_is_a_first_one_still() -> None:
     """The thread above is sealed for a moment; the call is made again."""
     upper, thread = MemorySaver(), Thread("42")
     await thread.put(upper)
-    branches = Branches(create_telemetry(registry=CollectorRegistry()))
-    branches.begun_anew(["42"])
+    branches, first = new_branches(), Placement(config_of("42"), puts="first")
+    branches.switched(["42"])
     token = await upper.seal_thread("42", lease_seconds=60.0)
     with pytest.raises(ThreadMovedError):
-        await branches.place(upper, config_of("42"), puts="first")
+        await branches.place(upper, first)
     assert await upper.seal_thread("42", lease_seconds=0.001, token=token)
 
     async def placed() -> str:
         try:
-            found = await branches.place(upper, config_of("42"), puts="first")
+            found = await branches.place(upper, first)
         except ThreadMovedError:
             return ""
         return str(found["configurable"]["thread_id"])
@@ -413,7 +429,7 @@ async def test_a_thread_that_can_never_be_stored_holds_up_nobody(
         await until(lambda: saver.tier == "cached")
         assert [await said(saver, f"thread {number}") for number in range(5)] == [["during"]] * 5
         assert registry.get_sample_value("glasspoint_undrained_threads", labels(tier)) == 1
-        assert saver._chain.saver.status.undrained == (tier,)
+        assert tier in saver._chain.saver.status.undrained
     assert drained(registry) == {"new": 5, "refused": 1}
     assert f"Thread {never!r} cannot be drained (CheckViolation)" in caplog.text
     if tier == "memory":
@@ -1100,6 +1116,31 @@ async def test_a_branch_has_one_name_also_if_it_grows_between_two_drains(
         assert [each.metadata["step"] async for each in upper.alist(config_of(aside))] == [13, 12, 11]
 
 
+async def test_a_process_that_stands_still_in_a_drain_brings_no_deleted_thread_back(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its seal expires, another process moves the thread, and its user deletes it."""
+    lower, thread = MemorySaver(), Thread("42")
+    monkeypatch.setattr(draining, "_LEASE_SECONDS", 0.05)
+    await thread.put(lower)
+    async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as upper:
+        await upper.setup()
+        relate = upper.relate
+
+        async def meanwhile(*args: Any) -> Any:
+            relation = await relate(*args)
+            await until(lambda: is_unsealed(lower, "42"))
+            monkeypatch.setattr(upper, "relate", relate)
+            monkeypatch.setattr(draining, "_LEASE_SECONDS", 10.0)
+            assert (await drain(lower, upper)).results == ["new"]
+            await upper.adelete_thread("42")
+            return relation
+
+        monkeypatch.setattr(upper, "relate", meanwhile)
+        assert (await drain(lower, upper)).results == []
+        assert await threads_in(database) == []
+
+
 @pytest.mark.parametrize("first", ["the whole", "the part"])
 async def test_a_branch_of_which_a_part_comes_through_another_tier_is_set_aside_once(
     database: str, redis_url: str, first: str
@@ -1124,6 +1165,42 @@ async def test_a_branch_of_which_a_part_comes_through_another_tier_is_set_aside_
         assert [each.metadata["step"] async for each in upper.alist(config_of("42"))] == [1]
 
 
+async def test_two_processes_that_drain_one_thread_into_redis_at_once_store_two_branches(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both were in `memory`, and both find nothing in Redis. One of the two is the thread's state then."""
+    one, two = MemorySaver(), MemorySaver()
+    async with RedisSaver.from_conn_string(redis_url) as upper:
+        for lower, number in ((one, 0), (two, 10)):
+            thread = Thread("42")
+            thread.number = number
+            for _ in range(3):
+                await thread.put(lower)
+        both, found, read = asyncio.Barrier(2), [], upper._history.read
+
+        async def at_once(scope: Scope, checkpoint_id: str | None) -> Any:
+            result = await read(scope, checkpoint_id)
+            found.append(result)
+            if (
+                len(found) <= 4
+            ):  # each of them relates the thread, and looks again before it imports the first
+                await both.wait()
+            return result
+
+        monkeypatch.setattr(upper._history, "read", at_once)
+        moves = await asyncio.gather(drain(one, upper), drain(two, upper))
+        assert found[:4] == [None] * 4
+        assert sorted(len(each.results) for each in moves) == [0, 1], "one of them has to look again"
+        [late] = [lower for lower, each in zip((one, two), moves, strict=True) if not each.results]
+        await until(lambda: is_unsealed(late, "42"))
+        await drain(late, upper)
+        stored = {
+            thread_id: [each.metadata["step"] async for each in upper.alist(config_of(thread_id))]
+            async for thread_id in upper.thread_ids()
+        }
+    assert sorted(stored.values()) == [[3, 2, 1], [13, 12, 11]]
+
+
 def but_the_answer_is_lost(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def done(*args: Any, **kwargs: Any) -> None:
         await call(*args, **kwargs)
@@ -1140,6 +1217,21 @@ async def is_unsealed(saver: MemorySaver, thread_id: str) -> bool:
     return True
 
 
+def new_branches() -> Branches:
+    return Branches(create_telemetry(registry=CollectorRegistry()))
+
+
+def in_subgraph(run_stands_at: str, puts: str | None = None) -> Placement:
+    config = config_of("42", "sub:1")
+    config["configurable"]["checkpoint_map"] = {"": run_stands_at}
+    return Placement(config, puts)
+
+
+async def thread_of(branches: Branches, saver: Any, placement: Placement) -> str:
+    """The thread that a call is sent to."""
+    return str((await branches.place(saver, placement))["configurable"]["thread_id"])
+
+
 async def test_the_first_put_of_a_subgraph_may_overtake_the_one_of_its_run(
     database: str, redis_url: str, registry: CollectorRegistry
 ) -> None:
@@ -1148,15 +1240,341 @@ async def test_the_first_put_of_a_subgraph_may_overtake_the_one_of_its_run(
     async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as upper:
         await upper.setup()
         await thread.put(upper)
-        branches.begun_anew({"42"})
-        within = config_of("42", "sub:1")
-        within["configurable"]["checkpoint_map"] = {"": numbered_id(2)}
-        placing = asyncio.create_task(branches.place(upper, within, puts=numbered_id(3)))
-        done, _ = await asyncio.wait({placing}, timeout=0.2)
-        assert not done
+        branches.switched({"42"})
+        within = in_subgraph(numbered_id(2), puts=numbered_id(3))
+        with pytest.raises(NotStoredYetError):
+            await branches.place(upper, within)
         await thread.put(upper)
-        assert await placing is within
+        assert await branches.place(upper, within) is within.config
     assert drained(registry) == {}
+
+
+async def test_a_subgraph_that_is_ahead_of_its_run_ends_in_the_branch_that_its_run_makes() -> None:
+    upper = MemorySaver()
+    await Thread("42").put(upper)
+    branches, within = new_branches(), in_subgraph("first", puts="of the subgraph")
+    branches.switched({"42"})
+    with pytest.raises(NotStoredYetError):
+        await branches.place(upper, within)
+    aside = await thread_of(branches, upper, Placement(config_of("42"), puts="first"))
+    assert aside != "42"
+    assert await thread_of(branches, upper, within) == aside
+
+
+async def test_subgraphs_that_are_stored_before_their_run_share_its_branch() -> None:
+    """With `durability="exit"`. They do not wait for each other."""
+    upper = MemorySaver()
+    await Thread("42").put(upper)
+    branches, some = new_branches(), [in_subgraph("the run", puts=each) for each in ("one", "two")]
+    branches.switched({"42"})
+
+    async def placed(each: Placement) -> str:
+        with suppress(NotStoredYetError):
+            return await thread_of(branches, upper, each)
+        return ""
+
+    with branches.putting(some[0]), branches.putting(some[1]):
+        found = await asyncio.gather(*(until(partial(placed, each)) for each in some))
+    run = Placement(config_of("42"), puts="the run")
+    assert [await thread_of(branches, upper, run)] * 2 == found
+    assert "42" not in found
+
+
+async def test_a_subgraph_of_a_run_that_has_stored_nothing_yet_goes_with_the_branch_of_its_run() -> None:
+    """With `durability="exit"`. The run has read its thread below, and what it read was set aside then."""
+    upper, branches, before = MemorySaver(), new_branches(), empty_checkpoint()["id"]
+    await Thread("42").put(upper)
+    branches.add(SetAside("42", "a branch", datetime.now(UTC)), has_left=True)
+
+    async def placed(run_stands_at: str) -> str:
+        with suppress(NotStoredYetError):
+            return await thread_of(branches, upper, calls[run_stands_at])
+        return ""
+
+    calls = {each: in_subgraph(each) for each in (before, empty_checkpoint()["id"])}
+    found = [await until(partial(placed, each)) for each in calls]
+    assert found == ["a branch", "42"]
+
+
+async def test_what_a_task_of_a_lost_tier_writes_does_not_lead_its_run_into_the_thread() -> None:
+    """The checkpoint of the task stands in the lost tier. The next put of the run makes the branch."""
+    upper, branches = MemorySaver(), new_branches()
+    await Thread("42").put(upper)
+    branches.switched({"42"})
+    writes = Placement(config_of("42", checkpoint_id=numbered_id(7)))
+
+    async def placed() -> bool:
+        with suppress(NotStoredYetError):
+            return bool(await thread_of(branches, upper, writes))
+        return False
+
+    await until(placed)
+    assert await thread_of(branches, upper, Placement(writes.config, puts=numbered_id(8))) != "42"
+
+
+async def test_two_runs_that_began_below_with_nothing_have_a_branch_each() -> None:
+    """LangGraph leaves the puts of a run that was cancelled to themselves, and the next turn begins."""
+    upper = MemorySaver()
+    await Thread("42").put(upper)
+    branches = new_branches()
+    branches.switched({"42"})
+    placed = [await thread_of(branches, upper, Placement(config_of("42"), each)) for each in ("one", "two")]
+    assert len({"42", *placed}) == 3
+
+
+async def test_what_a_lost_tier_had_of_a_thread_is_not_taken_for_what_the_next_one_has() -> None:
+    """A run has gone on in the thread itself, beside a branch, in a tier that is lost then."""
+    lost, upper, run = MemorySaver(), MemorySaver(), Thread("42")
+    branches = new_branches()
+    branches.add(SetAside("42", "a branch", datetime.now(UTC)))
+    await run.put(lost)
+    assert await thread_of(branches, lost, Placement(run.newest, puts=numbered_id(2))) == "42"
+    await run.put(lost)
+    other = Thread("42")
+    other.number = 10
+    await other.put(upper)
+    branches.switched({"42"})
+    assert await thread_of(branches, upper, Placement(run.newest, puts=numbered_id(3))) != "42"
+
+
+async def test_what_a_tier_had_of_a_thread_is_not_taken_for_what_the_tier_above_has(
+    database: str, redis_url: str
+) -> None:
+    """Another process has set aside what the tier had. This process has not come up yet, and follows."""
+    run, other = Thread("42"), Thread("42")
+    branches, other.number = new_branches(), 10
+    branches.switched({"42"})
+    async with (
+        RedisSaver.from_conn_string(redis_url) as lower,
+        CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as upper,
+    ):
+        await upper.setup()
+        await other.put(upper)
+        for _ in range(2):
+            assert (
+                await thread_of(branches, lower, Placement(run.newest, puts=numbered_id(run.number + 1)))
+                == "42"
+            )
+            await run.put(lower)
+        moves = await drain(lower, upper)
+        [aside] = moves.set_aside_as
+        branches.add(aside._replace(began_at=UNKNOWN_TIME))
+        assert await thread_of(branches, upper, Placement(run.newest, puts=numbered_id(3))) == aside.thread_id
+
+
+def test_a_branch_of_which_the_name_is_known_first_marks_its_checkpoints_later() -> None:
+    branches, began_at = new_branches(), datetime.now(UTC)
+    for time in (UNKNOWN_TIME, began_at):
+        branches.add(SetAside("42", "a branch", time))
+    assert SET_ASIDE in branches.mark(config_of("42"), config_of("a branch"))
+
+
+async def test_a_call_that_waits_for_its_checkpoint_holds_up_no_switch(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LangGraph may store what a task wrote before the checkpoint. Between the two, the tier is switched."""
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        chain, thread = saver._chain, Thread("42")
+        await thread.put(saver)
+        chain.branches.add(SetAside("42", "a branch", datetime.now(UTC)), [numbered_id(1)])
+        put = thread.next_put(saver)
+        looks, look = [], RedisSaver.has_checkpoint
+
+        async def looked(self: RedisSaver, *args: Any) -> bool:
+            looks.append(args)
+            return await look(self, *args)
+
+        monkeypatch.setattr(RedisSaver, "has_checkpoint", looked)
+        written = config_of("42", checkpoint_id=numbered_id(2))
+        writing = asyncio.create_task(saver.aput_writes(written, [("messages", "written")], "task"))
+        await until(lambda: looks)
+        async with asyncio.timeout(60):
+            async with chain._gate.shut():
+                putting = asyncio.create_task(saver.aput(*put))
+                assert not writing.done()
+            await asyncio.gather(writing, putting)
+        found = await chain.saver.aget_tuple(config_of("a branch"))
+        assert found is not None
+        assert found.pending_writes == [("task", "messages", "written")]
+
+
+async def test_a_tier_that_was_left_already_is_not_left_again(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """Many calls fail at once when Redis is lost. Only one of them has to wait for those under way."""
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with pod(url, own_redis.url, redis_timeout=0.3, l1_timeout=0.3) as saver:
+        spec, _ = saver._chain._current
+        own_redis.stop()
+        await say(saver, "42", "in memory")
+        async with asyncio.timeout(60), saver._chain._gate.passing():
+            assert await saver._chain._fall(spec, RedisUnavailableError("It is lost."))
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+@pytest.mark.parametrize("memory", [True, None])
+async def test_after_a_thread_has_begun_below_its_subgraphs_stay_with_it(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, durability: Any, memory: bool | None
+) -> None:
+    """With `exit`, a subgraph is stored before the run that it belongs to."""
+    url, charged = own_postgres.create_database("test"), list[str]()
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "below")
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        graph = outer(saver, order(charged).compile(checkpointer=memory))
+        given: Any
+        for given in ({"messages": [("user", "above")]}, Command(resume="yes")):
+            state = await graph.ainvoke(given, config_of("42"), durability=durability)
+        assert [each.content for each in state["messages"]][-3:] == ["above", "charged", "yes"]
+    assert charged == ["charged"]
+    assert await threads_in(url) == ["42"]
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+@pytest.mark.parametrize("memory", [True, None])
+async def test_a_run_under_way_ends_in_its_branch_with_its_subgraphs(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, durability: Any, memory: bool | None
+) -> None:
+    url = await five_turns_and_an_outage(own_postgres, own_redis, redis_forgets=True)
+    async with pod(url, own_redis.url) as saver:
+        held = Held.within(saver, memory=memory)
+        running = await held.begin("42", durability)
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        held.go_on.set()
+        assert (await running)["__interrupt__"]
+        assert await said(saver, "42") == TURNS
+        [aside] = set(await threads_in(url)) - {"42"}
+        of_thread = [
+            each.config["configurable"]["checkpoint_ns"] async for each in saver.alist(config_of("42"))
+        ]
+        assert set(of_thread) == {""}
+        found: Any = await held.graph.aget_state(config_of(aside), subgraphs=True)
+        assert found.tasks[0].state.values["messages"][-1].content == "thought"
+        state = await held.graph.ainvoke(Command(resume="yes"), config_of(aside))
+        assert [each.content for each in state["messages"]] == ["during", "thought", "yes"]
+    assert held.times == 1
+    assert held.times == 1
+
+
+async def test_a_run_under_way_goes_on_from_the_cached_state_in_a_tier_that_it_comes_to(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """It began in memory and followed its thread to PostgreSQL, which is lost again. So Redis is next."""
+    url, checkpoint = own_postgres.create_database("test"), empty_checkpoint()
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "before")
+        config = (await chat(saver).aget_state(config_of("42"))).config
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        saver._chain.branches.switched({"42"})
+        await saver.aput(config, checkpoint, {}, {})
+        lower = saver._chain.saver
+        assert isinstance(lower, RedisSaver)
+        assert [each async for each in lower.thread_ids()] == ["42"]
+
+
+async def test_a_refused_resume_leaves_nothing_behind_in_a_tier_that_the_process_has_fallen_to(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    url = own_postgres.create_database("test")
+    own_postgres.stop()
+    async with pod(url, own_redis.url, redis_timeout=0.3, l1_timeout=0.3) as saver:
+        assert await said(saver, "42") == []
+        own_redis.stop()
+        await say(saver, "another", "in memory")
+        graph = order([]).compile(checkpointer=saver)
+        with pytest.raises(ThreadUnknownError):
+            await graph.ainvoke(Command(resume="yes"), config_of("42"), durability="sync")
+        assert [each async for each in saver.alist(config_of("42"))] == []
+
+
+async def test_a_run_of_a_known_thread_goes_on_in_memory_also_if_unknown_threads_are_refused(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    url = own_postgres.create_database("test")
+    async with pod(url, own_redis.url) as saver:
+        await chat(saver).ainvoke({"messages": [("user", "before")]}, config_of("42"), durability="exit")
+    own_postgres.stop()
+    refusing: Any = {"fallback_unknown": "refuse", "redis_timeout": 0.3, "l1_timeout": 0.3}
+    async with pod(url, own_redis.url, **refusing) as saver:
+        held = Held(saver)
+        running = await held.begin("42", "sync")
+        own_redis.stop()
+        held.go_on.set()
+        state = await running
+        assert saver.tier == "memory"
+        assert [each.content for each in state["messages"]][-2:] == ["thought", "and that is all"]
+        assert await said(saver, "42") == ["before", "during"]
+
+
+async def test_what_a_closed_process_has_left_in_a_tier_that_was_passed_by_is_drained(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """Not a minute later: nobody works in Redis any more."""
+    url = own_postgres.create_database("test")
+    own_redis.stop()
+    own_redis.start("--appendonly", "yes", "--appendfsync", "always")
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as closed:
+        await say(closed, "42", "in redis")
+    own_redis.kill()
+    async with pod(url, own_redis.url, probe_interval=1000) as saver:
+        assert saver.tier == "memory"
+        own_redis.start("--appendonly", "yes", "--appendfsync", "always")
+        own_postgres.start()
+        await saver._chain._rise()
+        assert saver.tier == "cached"
+        assert await threads_in(url) == ["42"]
+
+
+async def test_a_call_that_waits_while_a_tier_is_passed_by_sees_what_stands_there(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = own_postgres.create_database("test")
+    own_redis.stop()
+    own_redis.start("--appendonly", "yes", "--appendfsync", "always")
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as closed:
+        await say(closed, "42", "in redis")
+    own_redis.kill()
+    async with pod(url, own_redis.url, probe_interval=1000) as saver:
+        assert saver.tier == "memory"
+        own_redis.start("--appendonly", "yes", "--appendfsync", "always")
+        own_postgres.start()
+        bring_up = saver._chain._bring_up
+
+        async def and_switch(*args: Any) -> None:
+            await bring_up(*args)
+            if saver.tier == "memory":
+                await saver._chain._climb()
+
+        monkeypatch.setattr(saver._chain, "_bring_up", and_switch)
+        assert await said(saver, "42") == ["in redis"]
+
+
+async def test_a_call_of_a_branch_that_stands_below_brings_the_branch_up(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """It came from memory into Redis, where the thread had something else. Then PostgreSQL was back."""
+    branch = Thread("a branch")
+    async with one_above_and_one_below(own_postgres, own_redis) as (above, below):
+        for _ in range(2):
+            await branch.put(below)
+        own_postgres.start()
+        await until_it_answers(above)
+        above._chain.branches.add(SetAside("42", "a branch", datetime.now(UTC)), [numbered_id(2)])
+        _, *checkpoint = branch.next_put(above)
+        put: Any = above.aput
+        await put(config_of("42", checkpoint_id=numbered_id(2)), *checkpoint)
+        async with open_upstream(database_of(own_postgres)) as upstream:
+            steps = [each.metadata["step"] async for each in upstream.alist(config_of("a branch"))]
+        assert steps == [3, 2, 1]
 
 
 @pytest.mark.parametrize("of", ["this process", "another process"])
