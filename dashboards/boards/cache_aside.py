@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from dashboards.boards.colours import BAD, GOOD, NEUTRAL, WARNING
 from dashboards.boards.common import board, exporter
 from dashboards.boards.panels import About, Query, figures, graph, heat
-from dashboards.boards.promql import mean, metric, or_zero, quantile, rate, redis, share
+from dashboards.boards.promql import hit_ratio, mean, metric, or_zero, quantile, rate, redis, share
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
 
 __all__ = ["build"]
 
-_READ_RESULTS = ("hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable")
-_WARM_UPS = ("stored", "refused", "error")
+_READ_RESULTS = ("hit", "miss", "absent", "busy", "historical", "bypassed", "incomplete", "unavailable")
+_WARM_UPS = ("stored", "overtaken", "not_first", "fenced", "error")
 _WRITE_RESULTS = (
     "announced",
     "covered",
@@ -39,7 +39,7 @@ def build() -> Dashboard:
         " writes reach both tiers, what the audits find, and Redis itself.",
         {
             "": [_hits(), _refusals(), _followed(), _stale(), _breaker(), _memory_used()],
-            "Reads": [_served_from(), _why_not(), _warm_ups(), _warm_up_cost()],
+            "Reads": [_served_from(), _why_not(), _latencies(), _warm_ups(), _warm_up_cost()],
             "Writes": [_write_through(), _l1_told(), _l1_follows(), _burst_writes()],
             "Entries": [_sizes(), _serde(), _serde_cost()],
             "Is it true?": [_audits(), _invalidations(), _journal(), _breaker_changes()],
@@ -53,17 +53,11 @@ def _hits() -> Panel:
     return figures(
         "Reads that Redis answers",
         About(
-            "Hits, as a share of all reads.",
+            "Hits, as a share of the reads that could be hits.",
             "above 80 %, if conversations have more than a few turns.",
             "see below which answers took the hits' place.",
         ),
-        Query(
-            share(
-                f"sum({rate(metric('l1_reads_total', result='hit'))})",
-                f"sum({rate(metric('l1_reads_total'))})",
-            ),
-            "hits",
-        ),
+        Query(hit_ratio(), "hits"),
         unit="percentunit",
         decimals=1,
         steps=[(0, BAD), (0.5, WARNING), (0.8, GOOD)],
@@ -75,14 +69,14 @@ def _refusals() -> Panel:
     return figures(
         "Warm-ups refused",
         About(
-            "Warm-ups that came too late, because a write had begun meanwhile: of all, in the time shown.",
+            "Misses that were not stored, because a write had begun meanwhile: of all, in the time shown.",
             "a few per cent. A refusal is the cache being careful, and costs one more miss.",
             "above a third, several writers work on one conversation at once: see whether that is meant.",
             empty="as long as nothing was warmed up.",
         ),
         Query(
             share(
-                f"sum(increase({metric('l1_warm_ups_total', result='refused')}[$__range]))",
+                f"sum(increase({metric('l1_warm_ups_total', result='=~overtaken|fenced')}[$__range]))",
                 f"sum(increase({metric('l1_warm_ups_total')}[$__range]))",
             ),
             "refused",
@@ -176,8 +170,8 @@ def _served_from() -> Panel:
             "Reads a second by what Redis answered. Only a hit was served by Redis; all others PostgreSQL"
             " has answered.",
             "mostly green. Purple is time travel, by design; light blue is a read that met a burst.",
-            "blue (miss): new, expired, evicted or flushed. Orange (incomplete): what was there cannot be"
-            " used. Red (unavailable): Redis did not answer.",
+            "blue (miss): expired, evicted or flushed. Grey (absent): PostgreSQL has nothing either. Orange"
+            " (incomplete): what was there cannot be used. Red (unavailable): Redis did not answer.",
         ),
         Query(f"sum by (result) ({rate(metric('l1_reads_total'))})", "{{result}}", names=_READ_RESULTS),
         unit="ops",
@@ -204,16 +198,36 @@ def _why_not() -> Panel:
     )
 
 
+def _latencies() -> Panel:
+    name, results = "read_duration_seconds", ("hit", "miss")
+    return graph(
+        "Read latency, hits and misses",
+        About(
+            "How long reads take that Redis answers (hit), and that PostgreSQL answers because Redis has"
+            " nothing (miss): half and 95 % of them no longer than this.",
+            "hits clearly below misses: the distance is what the cache saves.",
+            "hits as slow as misses: Redis, or the way to it, is slow, or the states are large.",
+            empty="while nothing is read.",
+        ),
+        *(
+            Query(quantile(q, name, result=result), f"{result} {word}", exemplars=word == "p95")
+            for result in results
+            for word, q in (("p50", 0.5), ("p95", 0.95))
+        ),
+        unit="s",
+        width=24,
+    )
+
+
 def _warm_ups() -> Panel:
     return graph(
         "Warm-ups",
         About(
-            "What became of the state that a miss had read: stored, refused because a write came between, or"
-            " failed.",
-            "stored. Fewer than there are misses: a new conversation has nothing yet that could be stored,"
-            " and nothing is stored while a burst of writes is under way.",
-            "errors: Redis answered the read and then no longer. Many refused: several writers on one"
-            " conversation.",
+            "What became of the state that a miss had read: stored; overtaken by a write, or fenced, because"
+            " a burst of writes was under way; not the first reader to store it; or failed.",
+            "stored.",
+            "errors: Redis answered the read and then no longer. Many overtaken: several writers on one"
+            " conversation. Many not_first: many readers of one cold conversation at once.",
         ),
         Query(f"sum by (result) ({rate(metric('l1_warm_ups_total'))})", "{{result}}", names=_WARM_UPS),
         unit="ops",
@@ -311,7 +325,7 @@ def _burst_writes() -> Panel:
             empty="while nothing is written.",
         ),
         Query(
-            share(f"sum({rate(metric('burst_writes_total'))})", f"sum({rate(metric('bursts_total'))})"),
+            mean("burst_writes"),
             "writes",
         ),
         unit="none",
@@ -322,12 +336,15 @@ def _sizes() -> Panel:
     return heat(
         "Entry sizes",
         About(
-            "How large the states are that are read: each column a moment, brighter where more of them are.",
+            "How large the states are that are read, or written whole: each column a moment, brighter where"
+            " more of them are.",
             "level: a conversation's state grows with its messages, and all of it is read at every turn.",
             "rising: trim or summarise messages, or keep large things outside the state. Above a megabyte"
             " Redis and the network begin to feel it.",
         ),
-        Query(f"sum by (le) ({rate(metric('entry_bytes', 'bucket', direction='read'))})", "{{le}}"),
+        Query(
+            f"sum by (le) ({rate(metric('entry_bytes', 'bucket', operation='=~get_tuple|commit'))})", "{{le}}"
+        ),
         unit="bytes",
         width=8,
     )

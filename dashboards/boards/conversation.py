@@ -16,7 +16,7 @@ __all__ = ["build"]
 _THIS = 'span.gen_ai.conversation.id = "$conversation"'
 _TURN = 'name =~ "invoke_agent.*"'
 _CALL = 'name =~ "checkpoint[.][a-z_]+"'
-_READ_RESULTS = ("hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable")
+_READ_RESULTS = ("hit", "miss", "absent", "busy", "historical", "bypassed", "incomplete", "unavailable")
 
 
 def build() -> Dashboard:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dashboards.boards.colours import BAD, GOOD, NEUTRAL, WARNING
 from dashboards.boards.common import board, drill_down
 from dashboards.boards.panels import About, Query, figures, graph, states, versions
-from dashboards.boards.promql import burn_rate, metric, or_zero, pool_in_use, quantile, rate, share
+from dashboards.boards.promql import burn_rate, hit_ratio, metric, or_zero, pool_in_use, quantile, rate, share
 from dashboards.objectives import BURN_RATES, OBJECTIVES, READ_AVAILABILITY, READ_LATENCY, WRITE_LATENCY
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def build() -> Dashboard:
                 *(_burning(), _states_read(), _pool(), _stale(), _journal()),
             ],
             "How long callers wait": [_reads(), _writes()],
-            "What they ask for, and what goes wrong": [_calls(), _failures(), _budgets()],
+            "What they ask for, and what goes wrong": [
+                *(_calls(), _failures(), _budgets(), _last_success(), _dropped())
+            ],
             "What changed": [
                 *(
                     _changes(),
@@ -63,15 +65,41 @@ def build() -> Dashboard:
     )
 
 
+def _last_success() -> Panel:
+    name = "last_success_timestamp_seconds"
+    return graph(
+        "Time since the last success",
+        About(
+            "How long ago a read and a write of a checkpoint have last succeeded, in any process.",
+            "seconds under traffic; it grows while nobody calls.",
+            "it grows and calls fail: nothing gets through. See Saturation and storage.",
+        ),
+        *(
+            Query(f"time() - (max({metric(name, operation=operation)}) > 0)", word)
+            for operation, word in (("get_tuple", "reads"), ("put", "writes"))
+        ),
+        unit="s",
+    )
+
+
+def _dropped() -> Panel:
+    name = "telemetry_dropped_total"
+    return graph(
+        "What telemetry has lost",
+        About(
+            "A minute: metrics and spans that are missing because telemetry itself failed, or because the"
+            " collector took no spans.",
+            "nothing.",
+            "spans: is the collector up? The log says what failed.",
+        ),
+        Query(f"60 * sum by (what) (max by (instance, what) ({rate(metric(name))}))", "{{what}}"),
+        unit="opm",
+    )
+
+
 def _active_tier() -> str:
     tiers = (f"{number} * {metric('active_tier', tier=TIERS[number][0])}" for number in (1, 2, 3))
     return " or ".join(tiers)
-
-
-def _ratio_of_hits() -> str:
-    return share(
-        f"sum({rate(metric('l1_reads_total', result='hit'))})", f"sum({rate(metric('l1_reads_total'))})"
-    )
 
 
 def _tier() -> Panel:
@@ -98,12 +126,13 @@ def _hit_ratio() -> Panel:
     return figures(
         "Reads that Redis answers",
         About(
-            "Hits, as a share of all reads.",
+            "Hits, as a share of the reads that could be hits: not of new conversations, older checkpoints or"
+            " scopes that are not cached.",
             "above 80 %, if conversations have more than a few turns: only the first read of each must miss.",
             "Cache-aside says what the other reads met: a miss (expired, evicted, flushed), a write under"
             " way, or no Redis at all.",
         ),
-        Query(_ratio_of_hits(), "hits"),
+        Query(hit_ratio(), "hits"),
         unit="percentunit",
         decimals=1,
         steps=[(0, BAD), (0.5, WARNING), (0.8, GOOD)],
@@ -497,19 +526,13 @@ def _hit_ratio_over_time() -> Panel:
     return graph(
         "Reads that Redis answers, over time",
         About(
-            "Hits, as a share of all reads, of each saver and of all together.",
+            "Hits, as a share of the reads that could be hits, of each saver and of all together.",
             "level, and back within minutes after a mark.",
             "a step down after a new epoch or an eviction heals by itself; a slow fall means entries expire"
             " or are evicted before the next turn: see Redis itself on Cache-aside.",
         ),
-        Query(_ratio_of_hits(), "hits, all savers"),
-        Query(
-            share(
-                f"sum by (saver) ({rate(metric('l1_reads_total', result='hit'))})",
-                f"sum by (saver) ({rate(metric('l1_reads_total'))})",
-            ),
-            "{{saver}}",
-        ),
+        Query(hit_ratio(), "hits, all savers"),
+        Query(hit_ratio(" by (saver)"), "{{saver}}"),
         unit="percentunit",
         width=24,
         share=True,

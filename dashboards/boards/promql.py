@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glasspoint.telemetry.catalogue import METRICS
+from glasspoint.telemetry.catalogue import COULD_BE_HITS, METRICS
 
 if TYPE_CHECKING:
     from dashboards.objectives import Objective
@@ -13,6 +13,7 @@ __all__ = [
     "METRIC_LABELS",
     "allowed_failures",
     "burn_rate",
+    "hit_ratio",
     "mean",
     "metric",
     "or_zero",
@@ -60,6 +61,19 @@ def redis(name: str, **labels: str) -> str:
 def postgres(name: str, **labels: str) -> str:
     """Return a selector of a metric of the PostgreSQL exporter."""
     return _exported(f"pg_{name}", "postgres", labels)
+
+
+def hit_ratio(by: str = "") -> str:
+    """Return the hits as a share of the reads that could have been hits.
+
+    Args:
+        by: A grouping, such as ` by (saver)`.
+    """
+    hits, reads = (
+        metric("l1_reads_total", result="hit"),
+        metric("l1_reads_total", result=f"=~{COULD_BE_HITS}"),
+    )
+    return share(f"sum{by} ({rate(hits)})", f"sum{by} ({rate(reads)})")
 
 
 def rate(selector: str, window: str = "$__rate_interval") -> str:

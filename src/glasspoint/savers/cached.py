@@ -42,6 +42,7 @@ from glasspoint.model.threads import choose_threads
 from glasspoint.savers.forks import kind_of
 from glasspoint.savers.opening import ManagedSaver
 from glasspoint.savers.write_through import begin_write
+from glasspoint.telemetry.events import WarmUpSkipped
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -611,16 +612,21 @@ class CachedPostgresSaver(ManagedSaver):
                 operation.l1_result, operation.served_by = reading.result, "l1"
                 self._parts.auditor.sample(scope, reading.fields)
                 return result
-        operation.l1_result, operation.served_by = reading.result, "l2"
+        operation.l1_result = reading.result
         warms_up = reading.lease is not None and checkpoint_id is None
         stored = await self._ask_l2(lambda: self._l2.select(scope, checkpoint_id, warms_up=warms_up))
+        operation.served_by = "l2"
         if stored is None:
+            if reading.result == "miss":
+                operation.l1_result = "absent"
             return None
         if stored.needs_parent:
             operation.checkpoint_id = stored.checkpoint_id
             operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
             return await self._ask_l2(lambda: self._l2.get_tuple(scope, self.serde, config))
         if reading.lease is None or not warms_up or stored.is_fenced or not stored.cacheable:
+            if warms_up and stored.is_fenced:
+                self._telemetry.emit(WarmUpSkipped("fenced"))
             return self._decode(operation, stored)
         image = stored.detached()
         result = self._decode(operation, stored)

@@ -93,7 +93,7 @@ class ConversationTurn:
         try:
             end_span(self.span, error)
         except Exception as exc:
-            failures.report("conversation_turn", exc)
+            failures.report("conversation_turn", exc, "spans")
         # A stream that was not read to its end is closed by the event loop, in a copy of the context. The
         # context in which the turn was entered cannot be changed from there. So the turn's context object
         # itself becomes the one that was current before the turn.
@@ -147,7 +147,7 @@ class ConversationTurn:
                 attributes=self._attributes(),
             )
         except Exception as exc:
-            failures.report("conversation_turn", exc)
+            failures.report("conversation_turn", exc, "spans")
             # Spans inside the turn are then children of the span around the turn.
             return trace.NonRecordingSpan(trace.get_current_span().get_span_context())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from threading import Lock
@@ -36,6 +37,7 @@ __all__ = [
     "CommitResult",
     "DrainResult",
     "Drained",
+    "Dropped",
     "EpochChanged",
     "Event",
     "Failures",
@@ -51,7 +53,6 @@ __all__ = [
     "L2Retried",
     "Observer",
     "Operation",
-    "PoolTimedOut",
     "PoolWaited",
     "Quarantined",
     "RetentionPruned",
@@ -71,6 +72,7 @@ __all__ = [
     "TierName",
     "Verdict",
     "WarmUpResult",
+    "WarmUpSkipped",
     "WriteResult",
     "failures",
 ]
@@ -80,8 +82,8 @@ _log = logging.getLogger("glasspoint.telemetry")
 Tier = Literal["l1", "l2"]
 Server = Literal["l1", "l2", "redis"]
 Served = Literal["l1", "l2", "redis", "memory"]
-L1Result = Literal["hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable"]
-WarmUpResult = Literal["stored", "refused", "error"]
+L1Result = Literal["hit", "miss", "absent", "busy", "historical", "bypassed", "incomplete", "unavailable"]
+WarmUpResult = Literal["stored", "overtaken", "not_first", "fenced", "error"]
 WriteResult = Literal[
     "announced", "covered", "contested", "discarded", "journalled", "skipped", "bypassed", "error"
 ]
@@ -106,6 +108,7 @@ RetryReason = Literal[
     "lock_timeout",
 ]
 TierName = Literal["cached", "redis", "memory"]
+Dropped = Literal["metrics", "spans", "events"]
 
 DURABLE = frozenset(("on", "remote_apply"))
 """The settings of `synchronous_commit` with which a crash loses no acknowledged write."""
@@ -212,10 +215,12 @@ class BurstEnded:
             `lost`: Redis did not get a write, or the outcome of a write is not known. `error`: Redis did not
             answer COMMIT.
         writes: The number of its writes.
+        image_bytes: The size of the image that COMMIT stored, if the burst held all of it.
     """
 
     end: BurstEnd
     writes: int
+    image_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,16 +235,30 @@ class Audited:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolTimedOut:
-    """No connection to PostgreSQL became free in time."""
-
-
-@dataclass(frozen=True, slots=True)
 class PoolWaited:
-    """A connection to PostgreSQL was checked out, after a wait of so many seconds."""
+    """A caller has waited for a connection to PostgreSQL, and received it or not.
+
+    Attributes:
+        seconds: The length of the wait.
+        error: Why the caller did not receive a connection. `None`: it received one.
+        is_timeout: Whether its time was up: that of the pool, or the deadline of the call.
+    """
 
     seconds: float
     scope: Scope | None
+    error: BaseException | None = None
+    is_timeout: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpSkipped:
+    """The result of a read was not sent to Redis, although the read was a miss.
+
+    Attributes:
+        result: `fenced`: a burst of writes is under way in PostgreSQL. `error`: Redis is left alone.
+    """
+
+    result: WarmUpResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +343,6 @@ Event = (
     | Forked
     | IdentityChanged
     | Invalidated
-    | PoolTimedOut
     | PoolWaited
     | L1Availability
     | Quarantined
@@ -333,6 +351,7 @@ Event = (
     | BreakerChanged
     | L2Retried
     | TierChanged
+    | WarmUpSkipped
     | Drained
     | ThreadDrained
 )
@@ -351,6 +370,8 @@ class SaverStatus:
 
     Attributes:
         pool: The `psycopg_pool.AsyncConnectionPool`; `None` with a single connection.
+        waiting: Returns the number of callers that wait for a connection to PostgreSQL now. `None` if there
+            is no PostgreSQL. (The pool's own figure also counts callers that have left.)
         redis: The `redis.asyncio.Redis` or `RedisCluster` client.
         addresses: Server -> host (or socket path) and port, as far as they are known.
         tier: The tier that the saver is: `cached`, `redis`, `memory`.
@@ -402,6 +423,7 @@ class SaverStatus:
     reopen: Callable[[], object] | None = None
     retention_succeeded_at: float | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
+    waiting: Callable[[], int] | None = None
     _announcement: Callable[[], object] | None = field(default=None, init=False)
 
     def set_active(self, active: bool) -> None:
@@ -524,7 +546,12 @@ class Observer:
     """Receives all events. Inherit from it; methods that you do not override cost nothing.
 
     A method must be quick and must not block. An exception in it is logged, and does not reach the caller.
+
+    Attributes:
+        drops: What is missing after such an exception, for `telemetry_dropped_total`.
     """
+
+    drops: Dropped = "events"
 
     def operation_started(self, operation: Operation) -> None:
         """Receive the start of a call. Only its name and scope are known."""
@@ -635,7 +662,8 @@ def _emit(receivers: _Receivers, what: object) -> None:
         try:
             receiver(what)
         except Exception as exc:
-            failures.report(getattr(receiver, "__qualname__", "an observer"), exc)
+            drops: Dropped = getattr(getattr(receiver, "__self__", None), "drops", "events")
+            failures.report(getattr(receiver, "__qualname__", "an observer"), exc, drops)
 
 
 class Failures:
@@ -645,17 +673,26 @@ class Failures:
 
     Attributes:
         count: The number of failures.
+        dropped: What was lost by failures, and how often. Spans that could not be sent are counted one by
+            one.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self.dropped = Counter[Dropped]()
         self._lock = Lock()
         self._lines = Throttle()
 
-    def report(self, where: str, error: Exception) -> None:
+    def drop(self, what: Dropped, number: int) -> None:
+        """Count what was lost, without a log line."""
+        with self._lock:
+            self.dropped[what] += number
+
+    def report(self, where: str, error: Exception, what: Dropped) -> None:
         """Count a failure, and log it if none was logged in the last minute."""
         with self._lock:
             self.count += 1
+            self.dropped[what] += 1
             since = self._lines.due()
         if since:
             _log.warning(
