@@ -111,6 +111,8 @@ class CachedPostgresSaver(ManagedSaver):
             found = await self._get_tuple(operation, scope, checkpoint_id, config)
             if checkpoint_id is None:
                 self._forks.read_newest(scope, found)
+            if found is not None and found.pending_writes:
+                self._telemetry.read_writes(scope, found.pending_writes)
             return found
 
     async def alist(
@@ -316,6 +318,7 @@ class CachedPostgresSaver(ManagedSaver):
             if not encoded:
                 return
             check_writes(scope, checkpoint_id, task_id)
+            interrupts = self._telemetry.storing_writes(scope, task_id, writes)
             write = await begin_write(self._parts, operation, scope)
             result = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
@@ -327,6 +330,7 @@ class CachedPostgresSaver(ManagedSaver):
                     changes.give_up()  # the write that it has replaced may be added to the burst after it
 
             await write.to_l1(result.fence, follow)
+            self._telemetry.stored(scope, task_id, interrupts)
 
     # ---------------------------------------------------------------- deleting, copying, pruning
 

@@ -627,6 +627,64 @@ METRICS: dict[str, Metric] = {
             ),
         ),
         Metric(
+            "turns_total",
+            "counter",
+            ("agent", "outcome"),
+            "Turns of conversations, by agent and by how they ended.",
+            "how many turns there are, and how they end; only those that the application wraps in "
+            "`conversation_turn`",
+            (
+                Query(
+                    "What share of turns fails, by agent?",
+                    'sum by (agent) (rate(glasspoint_turns_total{outcome="error"}[5m]))'
+                    " / sum by (agent) (rate(glasspoint_turns_total[5m]))",
+                ),
+                Query(
+                    "How many turns a second, by agent?",
+                    "sum by (agent) (rate(glasspoint_turns_total[5m]))",
+                ),
+                Query(
+                    "What share of turns ends with a question to the user?",
+                    'sum(rate(glasspoint_turns_total{outcome="interrupted"}[1h]))'
+                    " / sum(rate(glasspoint_turns_total[1h]))",
+                ),
+            ),
+        ),
+        Metric(
+            "turn_duration_seconds",
+            "histogram",
+            ("agent", "outcome"),
+            "Time from the start of a turn to its end.",
+            "how long users wait for an answer",
+            (
+                Query(
+                    "How long do users wait, at the 95th percentile?",
+                    "histogram_quantile(0.95, sum by (le, agent)"
+                    ' (rate(glasspoint_turn_duration_seconds_bucket{outcome="ok"}[5m])))',
+                ),
+                Query(
+                    "What share of a turn's time goes into the checkpointer?",
+                    "sum(rate(glasspoint_operation_duration_seconds_sum[5m]))"
+                    " / sum(rate(glasspoint_turn_duration_seconds_sum[5m]))",
+                ),
+            ),
+        ),
+        Metric(
+            "interrupts_total",
+            "counter",
+            ("kind",),
+            "Questions of graphs to their users (interrupts), and the answers to them.",
+            "`raised`: a question was stored; `resumed`: the task that asked has received its answer and "
+            "gone on; see [Interrupts](#interrupts)",
+            (
+                Query(
+                    "How many questions wait for an answer, of those asked in the last day?",
+                    'sum(increase(glasspoint_interrupts_total{kind="raised"}[1d]))'
+                    ' - sum(increase(glasspoint_interrupts_total{kind="resumed"}[1d]))',
+                ),
+            ),
+        ),
+        Metric(
             "background_task_failures_total",
             "counter",
             ("task",),

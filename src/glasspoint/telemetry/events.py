@@ -14,17 +14,20 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from glasspoint.logs import Throttle
+from glasspoint.telemetry.interrupts import KnownInterrupts, interrupts_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from glasspoint.model.scope import Scope
+    from glasspoint.telemetry.interrupts import Interrupt, InterruptKind
 
 __all__ = [
     "DURABLE",
@@ -46,6 +49,7 @@ __all__ = [
     "Forked",
     "IdentityChanged",
     "IdentityReason",
+    "InterruptStored",
     "Invalidated",
     "InvalidationSource",
     "L1Availability",
@@ -70,6 +74,8 @@ __all__ = [
     "Tier",
     "TierChanged",
     "TierName",
+    "TurnEnded",
+    "TurnOutcome",
     "Verdict",
     "WarmUpResult",
     "WarmUpSkipped",
@@ -90,6 +96,7 @@ WriteResult = Literal[
 CommitResult = Literal["applied", "kept", "discarded", "error"]
 BurstEnd = Literal["applied", "kept", "discarded", "contested", "lost", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
+TurnOutcome = Literal["ok", "error", "interrupted", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
 IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated", "generation"]
 ForkKind = Literal["shadows", "shadowed", "older_than_parent"]
@@ -334,6 +341,40 @@ class ThreadDrained:
     result: DrainResult
 
 
+@dataclass(frozen=True, slots=True)
+class InterruptStored:
+    """A task's question to the user of the graph was stored, or an answer that the task has received.
+
+    Attributes:
+        scope: The scope of the task.
+        task_id: The task. A question of a subgraph is stored for each task around it, too.
+        kind: `raised`: a question. `resumed`: an answer.
+        is_new: Whether it is stored for the first time, as far as this process knows.
+    """
+
+    scope: Scope
+    task_id: str
+    kind: InterruptKind
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnded:
+    """A turn of `conversation_turn` is over.
+
+    Attributes:
+        agent_name: The agent that the application has named, if any.
+        outcome: `interrupted`: the graph waits for an answer of its user.
+        seconds: How long the turn took.
+        trace_id: The trace of the turn, as 32 hexadecimal digits, if the turn is sampled.
+    """
+
+    agent_name: str | None
+    outcome: TurnOutcome
+    seconds: float
+    trace_id: str | None
+
+
 Event = (
     Audited
     | BurstEnded
@@ -342,6 +383,7 @@ Event = (
     | ForeignWrites
     | Forked
     | IdentityChanged
+    | InterruptStored
     | Invalidated
     | PoolWaited
     | L1Availability
@@ -354,6 +396,7 @@ Event = (
     | WarmUpSkipped
     | Drained
     | ThreadDrained
+    | TurnEnded
 )
 
 
@@ -507,6 +550,11 @@ class Operation(_Timed):
     traceparent: str | None = None
     stored_traceparent: object = None
 
+    @property
+    def emit(self) -> Callable[[Event], None]:
+        """A function that emits an event to the observers of this call, also after the call has ended."""
+        return partial(_emit, self._listeners.emitted)
+
     def __enter__(self) -> Operation:
         _emit(self._listeners.operation_started, self)
         self._started = perf_counter()
@@ -592,22 +640,31 @@ class Telemetry:
         *,
         standby: bool = False,
         show_thread: Callable[[str], str | None] = str,
+        known_interrupts: KnownInterrupts | None = None,
     ) -> None:
         """Take the observers.
 
         Args:
             standby: Whether the savers that report here serve no calls until `set_active` of their status.
             show_thread: Returns a thread id as spans and logs show it; `None` if it must not be shown.
+            known_interrupts: The interrupts that were counted before. By default, none.
         """
         self.show_thread = show_thread
         self.saver_name = saver_name
         self.observers = tuple(observers)
         self._listeners = _Listeners.of(self.observers)
         self._standby = standby
+        self._interrupts = known_interrupts or KnownInterrupts()
 
     def for_standby(self) -> Telemetry:
         """Return a copy for savers that serve no calls yet: the tiers of a fallback chain."""
-        return Telemetry(self.saver_name, self.observers, standby=True, show_thread=self.show_thread)
+        return Telemetry(
+            self.saver_name,
+            self.observers,
+            standby=True,
+            show_thread=self.show_thread,
+            known_interrupts=self._interrupts,
+        )
 
     def operation(self, name: str, scope: Scope | None) -> Operation:
         """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`."""
@@ -620,6 +677,38 @@ class Telemetry:
     def emit(self, event: Event) -> None:
         """Emit a single event."""
         _emit(self._listeners.emitted, event)
+
+    def read_writes(self, scope: Scope, pending: Iterable[tuple[str, str, Any]]) -> None:
+        """Learn which interrupts another process has stored, from the pending writes of a checkpoint.
+
+        Args:
+            scope: The scope of the checkpoint.
+            pending: Task ids, channels and values.
+        """
+        try:
+            for task_id, channel, value in pending:
+                if found := interrupts_in(scope, task_id, ((channel, value),)):
+                    self._interrupts.read(found)
+        except Exception as exc:
+            failures.report("interrupts_in", exc, "spans")
+
+    def storing_writes(
+        self, scope: Scope, task_id: str, writes: Iterable[Sequence[Any]]
+    ) -> Sequence[Interrupt]:
+        """Return the interrupts in the writes of a task, before they are stored: pass them to `stored`."""
+        try:
+            found = interrupts_in(scope, task_id, writes)
+        except Exception as exc:
+            failures.report("interrupts_in", exc, "spans")
+            return ()
+        if found:
+            self._interrupts.storing(found)
+        return found
+
+    def stored(self, scope: Scope, task_id: str, interrupts: Sequence[Interrupt]) -> None:
+        """Emit the interrupts of a task that were stored; answers first, because questions follow them."""
+        for each in sorted(interrupts, key=lambda found: found.kind, reverse=True):
+            self.emit(InterruptStored(scope, task_id, each.kind, self._interrupts.stored(each)))
 
     def opened(self, status: SaverStatus) -> None:
         """Emit that a saver was opened, and can be watched."""

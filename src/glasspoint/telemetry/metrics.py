@@ -34,6 +34,7 @@ from glasspoint.telemetry.events import (
     ForkKind,
     IdentityChanged,
     IdentityReason,
+    InterruptStored,
     Invalidated,
     InvalidationSource,
     L1Result,
@@ -52,12 +53,15 @@ from glasspoint.telemetry.events import (
     TaskName,
     ThreadDrained,
     TierChanged,
+    TurnEnded,
+    TurnOutcome,
     Verdict,
     WarmUpResult,
     WarmUpSkipped,
     WriteResult,
     failures,
 )
+from glasspoint.telemetry.interrupts import InterruptKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,7 +70,7 @@ if TYPE_CHECKING:
 
     from glasspoint.telemetry.catalogue import Metric
 
-__all__ = ["BUCKETS_BYTES", "BUCKETS_SECONDS", "Families", "Metrics"]
+__all__ = ["BUCKETS_BYTES", "BUCKETS_OF_TURNS", "BUCKETS_SECONDS", "Families", "Metrics"]
 
 BUCKETS_SECONDS = (*(0.0001 * 2**i for i in range(2, 11)), *(0.0001 * 4**i for i in range(6, 10)))
 """Bounds of what callers wait: from 400 µs to 102.4 ms, each twice the one before; then, up to about 26 s,
@@ -82,10 +86,19 @@ BUCKETS_WRITES = tuple(2**i for i in range(6))
 """Bounds from 1 to 32 writes, each twice the one before."""
 
 _FINE = ("operation_duration_seconds", "read_duration_seconds")
+BUCKETS_OF_TURNS = tuple(0.04 * 2**i for i in range(15))
+"""Bounds from 40 ms to about 11 minutes, each twice the one before: in a turn, models and tools work."""
+
 
 _AT_A_TIME = 32
 """The number of calls that are counted together, unless a scrape counts them earlier. Counting many calls in
 a row costs a third of counting each call when it ends, because the code stays in the processor's caches."""
+
+_MOST_AGENTS = 50
+"""The number of agents that metrics show by their names. The turns of all others are counted together."""
+
+_OTHER_AGENTS = "other"
+_NO_AGENT = "unnamed"
 
 # From, to, reason.
 _TIER_CHANGES = (
@@ -122,6 +135,7 @@ _KNOWN: dict[str, Sequence[str | tuple[str, ...]]] = {
     "retention_runs_total": get_args(RetentionResult),
     "l2_retries_total": tuple(product(_HOT, get_args(RetryReason))),
     "background_task_failures_total": get_args(TaskName),
+    "interrupts_total": get_args(InterruptKind),
     "traceparents_ignored_total": get_args(traceparent.Unusable),
 }
 
@@ -161,6 +175,8 @@ class Families:
 
     def __init__(self) -> None:
         self.ended = _EndedCalls()
+        self.agents: dict[str, set[str]] = {}
+        """The agents that are shown by their names, for each saver's name."""
         self.counted = {
             name: _family(metric) for name, metric in METRICS.items() if name not in READ_AT_SCRAPE
         }
@@ -204,6 +220,8 @@ def _family(metric: Metric) -> Counter | Histogram:
         buckets = BUCKETS_BYTES
     elif metric.name.endswith("_writes"):
         buckets = BUCKETS_WRITES
+    elif metric.name == "turn_duration_seconds":
+        buckets = BUCKETS_OF_TURNS
     return Histogram(f"glasspoint_{metric.name}", metric.help, labels, buckets=buckets, registry=None)
 
 
@@ -289,11 +307,15 @@ def _check_label(saver_name: object) -> None:
         else "is empty"
         if not saver_name
         else "holds what is no character"
-        if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in saver_name)
+        if _has_no_character(saver_name)
         else ""
     )
     if problem:
         raise ConfigurationError(f"saver_name is {saver_name!r}, which {problem}: it labels every metric.")
+
+
+def _has_no_character(text: str) -> bool:
+    return any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
 
 
 class Metrics(Observer):
@@ -319,6 +341,7 @@ class Metrics(Observer):
         self._saver = saver_name
         self._savers = families.savers
         self._children = _Children(families.counted, saver_name)
+        self._agents = families.agents.setdefault(saver_name, set())
         # Created at once: so no part of a ratio is missing, and the first event shows as an increase.
         for name in families.counted:
             if not METRICS[name].labels:
@@ -415,6 +438,30 @@ class Metrics(Observer):
                 children["drained_checkpoints_total", event.from_tier].inc(event.checkpoints)
             case ThreadDrained():
                 children["drained_threads_total", event.result].inc()
+            case InterruptStored():
+                if event.is_new:
+                    children["interrupts_total", event.kind].inc()
+            case TurnEnded():
+                self._count_turn(event)
+
+    def _count_turn(self, turn: TurnEnded) -> None:
+        agent = self._label_of(turn.agent_name)
+        exemplar = {"trace_id": turn.trace_id} if turn.trace_id else None
+        for outcome in get_args(TurnOutcome):
+            self._children["turns_total", agent, outcome]  # so that no part of a ratio is missing
+        self._children["turns_total", agent, turn.outcome].inc()
+        self._children["turn_duration_seconds", agent, turn.outcome].observe(turn.seconds, exemplar)
+
+    def _label_of(self, agent_name: str | None) -> str:
+        """Return the label of an agent. The number of labels is bounded, whatever the application does."""
+        if not agent_name:
+            return _NO_AGENT
+        if agent_name in self._agents:
+            return agent_name
+        if len(self._agents) >= _MOST_AGENTS or _has_no_character(agent_name):
+            return _OTHER_AGENTS
+        self._agents.add(agent_name)
+        return agent_name
 
     def opened(self, status: SaverStatus) -> None:
         """Read this saver at every scrape from now on."""

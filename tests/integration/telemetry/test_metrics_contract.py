@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from redis.asyncio import Redis
 
-from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry
+from glasspoint import CachedPostgresSaver, MemorySaver, conversation_turn, create_telemetry
 from glasspoint.model.scope import Scope
 from places import DOCS
 from states import config_of
@@ -98,6 +98,8 @@ async def families(database: str, own_redis: EmbeddedRedis) -> list[Metric]:
         await saver._l2.journal.record_now([Scope("a", "")])
         await saver._parts.sweeper.round()
         await _read_what_is_wrong(database, redis, own_redis.url, registry)
+        with conversation_turn("a", telemetry=create_telemetry(registry=registry)):
+            pass
         own_redis.kill()
         await saver.aget_tuple(thread.config)
         await Thread("d").put(saver)
