@@ -23,9 +23,9 @@ _WORDS = {
     # PostgreSQL answers, or will the next time.
     FROM_L2: "miss l2 discarded",
     # A write is under way; nobody has to do anything.
-    IN_PASSING: "busy announced overtaken fenced raced half_open",
+    IN_PASSING: "busy announced overtaken not_first fenced raced half_open",
     # Something else was asked for than the newest state, or a scope that is not cached.
-    BY_DESIGN: "historical skipped kept bypassed not_first",
+    BY_DESIGN: "historical skipped kept bypassed interrupted",
     # Degraded, but right.
     WARNING: "incomplete journalled contested redis rolled_back evicted waiting down",
     # Somebody has to look.
