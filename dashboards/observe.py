@@ -38,6 +38,10 @@ PACKAGES = ("prometheus", "prometheus-postgres-exporter", "prometheus-redis-expo
 TRAFFIC = {"CHECKPOINT_CACHE_TTL": "10", "CHECKPOINT_AUDIT_RATIO": "0.05"}
 """What the conversations run with: entries are forgotten soon and audited often, so that one sees it."""
 
+_POSTGRES_INTERVAL = "3s"
+"""How often PostgreSQL's exporter is asked, if not as in the stack: it thinks for over a second before it
+says that its server is away."""
+
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 
@@ -91,6 +95,12 @@ class Backing:
         return f"http://127.0.0.1:{self.prometheus_port}"
 
     @property
+    def alerts_url(self) -> str:
+        """The page of rules and alerts: Debian's package has only the old pages, below `/classic`."""
+        pages = [f"{self.prometheus_url}{path}" for path in ("/alerts", "/classic/alerts")]
+        return next((page for page in pages if _answers(page)), f"{self.prometheus_url}/api/v1/alerts")
+
+    @property
     def metrics_url(self) -> str:
         return f"http://127.0.0.1:{self.traffic_port}/metrics"
 
@@ -134,8 +144,8 @@ class Backing:
             ),
         ]
         self._targets = {
-            "postgres": f"127.0.0.1:{postgres}",
-            "redis": f"127.0.0.1:{redis}",
+            "glasspoint-postgres": f"127.0.0.1:{postgres}",
+            "glasspoint-redis": f"127.0.0.1:{redis}",
         }
         for exporter, target in zip(exporters, self._targets.values(), strict=True):
             self._wait_for(f"http://{target}/metrics", exporter)
@@ -175,9 +185,8 @@ class Backing:
     def _wait_for(self, url: str, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while True:
-            with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-                if answer.status == 200:
-                    return
+            if _answers(url):
+                return
             if process.poll() is not None or time.monotonic() > deadline:
                 logs = "\n".join(path.read_text("utf-8")[-1500:] for path in self._folder.glob("*.log"))
                 raise RuntimeError(f"{url} does not answer:\n{logs}")
@@ -216,8 +225,10 @@ def local_config(
     for job in jobs:
         job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
         if interval:
-            job |= {"scrape_interval": interval, "scrape_timeout": interval}
+            slowest = _POSTGRES_INTERVAL if job["job_name"] == "glasspoint-postgres" else interval
+            job |= {"scrape_interval": slowest, "scrape_timeout": slowest}
     config["scrape_configs"] = jobs
+    config.pop("alerting", None)  # there is no Alertmanager
     return config
 
 
@@ -245,7 +256,8 @@ def observe(
         raise typer.Exit(1)
     try:
         with Backing(prometheus_port, port, people=people) as backing:
-            typer.echo(f"Prometheus  {backing.prometheus_url}  (rules and alerts: /alerts)")
+            typer.echo(f"Prometheus  {backing.prometheus_url}")
+            typer.echo(f"Alerts      {backing.alerts_url}")
             typer.echo(f"Metrics     {backing.metrics_url}")
             typer.echo(f"PostgreSQL  {backing.postgres.url}")
             typer.echo(f"Redis       {backing.redis.url}")
@@ -256,6 +268,12 @@ def observe(
             backing.wait()
     except KeyboardInterrupt:
         typer.echo("\nEverything that was started is gone again.")
+
+
+def _answers(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
 
 
 def _free_port() -> int:

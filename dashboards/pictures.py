@@ -162,8 +162,6 @@ def _draw_panel(
         return _states(figure, inner, panel, exprs, asking)
     if kind == "timeseries":
         return _timeseries(figure, inner, panel, exprs, asking)
-    if kind == "heatmap":
-        return _heatmap(figure, inner, panel, exprs, asking)
     return _values(frame, panel, exprs, asking, kind)
 
 
@@ -241,28 +239,6 @@ def _states(
     for spine in axes.spines.values():
         spine.set_visible(False)
     return len(rows)
-
-
-def _heatmap(
-    figure: Figure | SubFigure, box: list[float], panel: dict[str, Any], targets: list[Any], asking: _Asking
-) -> int:
-    axes = figure.add_axes(box, facecolor=PANEL)  # type: ignore[call-overload]
-    found = [s for target in targets for s in asking.range(target["expr"]) if "le" in s["metric"]]
-    found.sort(key=lambda s: float(s["metric"]["le"]))
-    times = sorted({t for s in found for t, _ in s["values"]})
-    rows, below = [], dict.fromkeys(times, 0.0)
-    for series in found:
-        values = {t: float(v) for t, v in series["values"]}
-        rows.append([max(0.0, values.get(t, 0.0) - below[t]) for t in times])
-        below = {t: values.get(t, below[t]) for t in times}
-    axes.set_xticks([])
-    if rows:
-        axes.imshow(rows, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest")
-        unit = panel.get("options", {}).get("yAxis", {}).get("unit", "short")
-        ticks = range(0, len(found), max(1, len(found) // 5))
-        axes.set_yticks(list(ticks), [in_unit(float(found[i]["metric"]["le"]), unit) for i in ticks])
-    axes.tick_params(colors=DIM, labelsize=6, length=0)
-    return len(found)
 
 
 def _values(frame: Any, panel: dict[str, Any], targets: list[Any], asking: _Asking, kind: str) -> int:

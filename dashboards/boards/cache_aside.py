@@ -1,21 +1,21 @@
-"""What the cache does: where reads are served from and why, how writes reach both tiers, and Redis itself."""
+"""What the cache does: how reads are answered, how writes reach both levels, is it true; and Redis itself."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dashboards.boards.colours import BAD, GOOD, NEUTRAL, WARNING
+from dashboards.boards.colours import BAD, GOOD, WARNING
 from dashboards.boards.common import board, exporter
-from dashboards.boards.panels import About, Query, figures, graph, heat
-from dashboards.boards.promql import mean, metric, or_zero, quantile, rate, redis, share
+from dashboards.boards.panels import About, Query, figures, graph
+from dashboards.boards.promql import hit_ratio, metric, or_zero, quantile, rate, redis, share
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
 
 __all__ = ["build"]
 
-_READ_RESULTS = ("hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable")
-_WARM_UPS = ("stored", "refused", "error")
+_READ_RESULTS = ("hit", "miss", "busy", "incomplete", "unavailable", "historical", "bypassed", "absent")
+_WARM_UPS = ("stored", "overtaken", "not_first", "fenced", "error")
 _WRITE_RESULTS = (
     "announced",
     "covered",
@@ -29,21 +29,21 @@ _WRITE_RESULTS = (
 _BURST_ENDS = ("applied", "kept", "discarded", "contested", "lost", "error")
 _VERDICTS = ("consistent", "raced", "stale")
 _BREAKER = {0: ("closed", GOOD), 1: ("open", BAD)}
+_WIDTH = 6
 
 
 def build() -> Dashboard:
     """Return the board."""
     return board(
         "Cache-aside",
-        "Does the cache earn its keep, and is it true? Where reads are served from, why not from Redis, how"
-        " writes reach both tiers, what the audits find, and Redis itself.",
+        "Does the cache earn its keep, and is it true? How reads are answered, how writes reach both levels,"
+        " what audits find, and Redis itself.",
         {
-            "": [_hits(), _refusals(), _followed(), _stale(), _breaker(), _memory_used()],
-            "Reads": [_served_from(), _why_not(), _warm_ups(), _warm_up_cost()],
+            "": [_hits(), _hit_latency(), _followed(), _stale(), _breaker(), _memory_used()],
+            "Reads": [_reads(), _latencies(), _warm_ups(), _sizes()],
             "Writes": [_write_through(), _l1_told(), _l1_follows(), _burst_writes()],
-            "Entries": [_sizes(), _serde(), _serde_cost()],
-            "Is it true?": [_audits(), _invalidations(), _journal(), _breaker_changes()],
-            "Redis itself": [_memory(), _removed(), _keyspace(), _clients(), _scripts(), _keys()],
+            "Consistency": [_audits(), _invalidations(), _journal(), _breaker_changes()],
+            "Redis": [_memory(), _removed(), _scripts(), _clients()],
         },
         variables=[exporter("redis", "Redis", "redis_up")],
     )
@@ -51,19 +51,14 @@ def build() -> Dashboard:
 
 def _hits() -> Panel:
     return figures(
-        "Reads that Redis answers",
+        "Hit ratio",
         About(
-            "Hits, as a share of all reads.",
-            "above 80 %, if conversations have more than a few turns.",
-            "see below which answers took the hits' place.",
+            "Hits, as a share of the reads that Redis could have answered: not those for a given checkpoint"
+            " (historical), of a scope that is not cached (bypassed), or of a new thread (absent).",
+            "above 80 %.",
+            "Reads by result, below, says what the other reads met.",
         ),
-        Query(
-            share(
-                f"sum({rate(metric('l1_reads_total', result='hit'))})",
-                f"sum({rate(metric('l1_reads_total'))})",
-            ),
-            "hits",
-        ),
+        Query(hit_ratio(), "hits"),
         unit="percentunit",
         decimals=1,
         steps=[(0, BAD), (0.5, WARNING), (0.8, GOOD)],
@@ -71,37 +66,29 @@ def _hits() -> Panel:
     )
 
 
-def _refusals() -> Panel:
+def _hit_latency() -> Panel:
     return figures(
-        "Warm-ups refused",
+        "Hit latency (p99)",
         About(
-            "Warm-ups that came too late, because a write had begun meanwhile: of all, in the time shown.",
-            "a few per cent. A refusal is the cache being careful, and costs one more miss.",
-            "above a third, several writers work on one conversation at once: see whether that is meant.",
-            empty="as long as nothing was warmed up.",
+            "99 % of the reads that Redis answered took no longer.",
+            "a few milliseconds.",
+            "see State size, Redis: script latency, and Overview › CPU by process.",
+            empty="while there are no hits.",
         ),
-        Query(
-            share(
-                f"sum(increase({metric('l1_warm_ups_total', result='refused')}[$__range]))",
-                f"sum(increase({metric('l1_warm_ups_total')}[$__range]))",
-            ),
-            "refused",
-        ),
-        unit="percentunit",
-        decimals=1,
-        steps=[(0, GOOD), (0.33, WARNING)],
-        sparkline=False,
-        no_value="no misses",
+        Query(quantile(0.99, "read_duration_seconds", result="hit"), "p99"),
+        unit="s",
+        steps=[(0, GOOD), (0.02, WARNING), (0.1, BAD)],
+        no_value="no hits",
     )
 
 
 def _followed() -> Panel:
     return figures(
-        "Bursts that Redis followed",
+        "Bursts applied",
         About(
-            "Bursts of writes after which the entry in Redis holds what PostgreSQL holds, of all.",
+            "Bursts of writes after which the entry in Redis holds what PostgreSQL holds, as a share of all.",
             "above 95 %; right after a new epoch fewer.",
-            "see Did L1 follow L2: discarded and contested cost a miss, lost mostly means that Redis does not"
+            "see Bursts by end: discarded and contested cost a miss, lost mostly means that Redis does not"
             " answer.",
         ),
         Query(
@@ -109,12 +96,134 @@ def _followed() -> Panel:
                 f"sum({rate(metric('bursts_total', end='=~applied|kept'))})",
                 f"sum({rate(metric('bursts_total'))})",
             ),
-            "followed",
+            "applied",
         ),
         unit="percentunit",
         decimals=1,
         steps=[(0, BAD), (0.8, WARNING), (0.95, GOOD)],
         no_value="no writes",
+    )
+
+
+def _memory_used() -> Panel:
+    return figures(
+        "Redis: memory utilisation",
+        About(
+            "Memory that Redis holds, as a share of its `maxmemory`.",
+            "below 80 %.",
+            "at 100 % Redis evicts: more memory, or a shorter `CHECKPOINT_CACHE_TTL` (alert"
+            " GlasspointRedisEvicts).",
+            empty="without Redis' exporter, and where `maxmemory` is 0: no limit.",
+        ),
+        Query(f"max({redis('memory_used_bytes')} / ({redis('memory_max_bytes')} > 0))", "used"),
+        unit="percentunit",
+        decimals=0,
+        steps=[(0, GOOD), (0.8, WARNING), (1, BAD)],
+        no_value="no limit",
+    )
+
+
+def _reads() -> Panel:
+    return graph(
+        "Reads by result",
+        About(
+            "Reads a second by what Redis answered. Only a hit was served by Redis.",
+            "mostly green. Purple is by design: time travel, scopes that are not cached. Grey (absent) are"
+            " new threads.",
+            "blue (miss): expired, evicted or flushed, see Redis below. Light blue (busy): somebody reads"
+            " while the graph runs. Orange (incomplete): the entry cannot be used, see"
+            " GlasspointEntriesTampered. Red (unavailable): Redis did not answer.",
+        ),
+        Query(f"sum by (result) ({rate(metric('l1_reads_total'))})", "{{result}}", names=_READ_RESULTS),
+        unit="ops",
+        width=_WIDTH,
+        stacked=True,
+    )
+
+
+def _latencies() -> Panel:
+    name, levels = "read_duration_seconds", ("l1", "l2")
+    return graph(
+        "Read latency by level",
+        About(
+            "How long reads took that Redis answered (l1) and that PostgreSQL answered (l2), and how long it"
+            " takes to store an entry after a miss (warm-up; nobody waits for it). The points are single"
+            " reads; each opens its trace.",
+            "l1 well below l2.",
+            "l1 high: State size, or Redis: script latency. l2 high: Saturation and storage.",
+        ),
+        *(
+            Query(
+                quantile(q, name, ("served_by",), served_by="=~l1|l2"),
+                f"{{{{served_by}}}} {word}",
+                names=tuple(f"{level} {word}" for level in levels),
+                exemplars=word == "p95",
+            )
+            for word, q in (("p50", 0.5), ("p95", 0.95))
+        ),
+        Query(quantile(0.95, "l1_warm_up_duration_seconds"), "warm-up p95"),
+        unit="s",
+        width=_WIDTH,
+    )
+
+
+def _warm_ups() -> Panel:
+    return graph(
+        "Warm-ups by result",
+        About(
+            "What became of the state that a miss had read: stored in Redis, or why not.",
+            "stored. overtaken (a write came between), not_first (another reader did it) and fenced (a burst"
+            " is under way) cost nothing but one more miss.",
+            "error: Redis answered the read and then no longer. Many overtaken: several writers on one"
+            " conversation.",
+        ),
+        Query(f"sum by (result) ({rate(metric('l1_warm_ups_total'))})", "{{result}}", names=_WARM_UPS),
+        unit="ops",
+        width=_WIDTH,
+        stacked=True,
+    )
+
+
+def _sizes() -> Panel:
+    return graph(
+        "State size",
+        About(
+            "How large the states are that are read: 50 % and 99 % of them no larger.",
+            "level: a conversation's state grows with its messages, and all of it is read at every turn.",
+            "rising: trim or summarise messages, or keep large things outside the state. Above a megabyte"
+            " Redis, the network and the CPU begin to feel it.",
+        ),
+        *(
+            Query(quantile(q, "entry_bytes", operation="get_tuple"), word)
+            for word, q in (("p50", 0.5), ("p99", 0.99))
+        ),
+        unit="bytes",
+        width=_WIDTH,
+    )
+
+
+def _write_through() -> Panel:
+    name, levels = "write_through_duration_seconds", ("l1", "l2")
+    return graph(
+        "Write latency by level",
+        About(
+            "Where a write's time goes before the caller is answered: Redis (l1, the first write of a burst"
+            " only), the statement in PostgreSQL (l2). The points are single writes; each opens its trace.",
+            "l1 well below l2: it is the price of the cache.",
+            "l2 high: PostgreSQL's disk or locks, see Saturation and storage. l1 high: Redis, or the way to"
+            " it.",
+        ),
+        *(
+            Query(
+                quantile(q, name, ("tier",)),
+                f"{{{{tier}}}} {word}",
+                names=tuple(f"{level} {word}" for level in levels),
+                exemplars=word == "p95",
+            )
+            for word, q in (("p50", 0.5), ("p95", 0.95))
+        ),
+        unit="s",
+        width=_WIDTH,
     )
 
 
@@ -152,121 +261,9 @@ def _breaker() -> Panel:
     )
 
 
-def _memory_used() -> Panel:
-    return figures(
-        "Memory of Redis",
-        About(
-            "What Redis holds, all together.",
-            "below its limit, which the graph at the bottom shows.",
-            "at the limit Redis evicts, and entries go before their time: more memory, or a shorter"
-            " `cache_ttl`.",
-        ),
-        Query(f"sum({redis('memory_used_bytes')})", "used"),
-        unit="bytes",
-        decimals=1,
-        steps=[(0, NEUTRAL)],
-        no_value="no exporter",
-    )
-
-
-def _served_from() -> Panel:
-    return graph(
-        "Where reads are served from",
-        About(
-            "Reads a second by what Redis answered. Only a hit was served by Redis; all others PostgreSQL"
-            " has answered.",
-            "mostly green. Purple is time travel, by design; light blue is a read that met a burst.",
-            "blue (miss): new, expired, evicted or flushed. Orange (incomplete): what was there cannot be"
-            " used. Red (unavailable): Redis did not answer.",
-        ),
-        Query(f"sum by (result) ({rate(metric('l1_reads_total'))})", "{{result}}", names=_READ_RESULTS),
-        unit="ops",
-        stacked=True,
-    )
-
-
-def _why_not() -> Panel:
-    return graph(
-        "Why the others were not hits",
-        About(
-            "Each answer but hit, as a share of all reads.",
-            "misses below a fifth; busy, incomplete and unavailable near nothing.",
-            "misses: compare with evicted and expired below. Busy: does somebody read while the graph runs?"
-            " Incomplete: forks with `update_state`, or a signing key that not all processes have.",
-        ),
-        Query(
-            f"sum by (result) ({rate(metric('l1_reads_total', result='!=hit'))})"
-            f" / on() group_left() (sum({rate(metric('l1_reads_total'))}) > 0)",
-            "{{result}}",
-            names=_READ_RESULTS[1:],
-        ),
-        unit="percentunit",
-    )
-
-
-def _warm_ups() -> Panel:
-    return graph(
-        "Warm-ups",
-        About(
-            "What became of the state that a miss had read: stored, refused because a write came between, or"
-            " failed.",
-            "stored. Fewer than there are misses: a new conversation has nothing yet that could be stored,"
-            " and nothing is stored while a burst of writes is under way.",
-            "errors: Redis answered the read and then no longer. Many refused: several writers on one"
-            " conversation.",
-        ),
-        Query(f"sum by (result) ({rate(metric('l1_warm_ups_total'))})", "{{result}}", names=_WARM_UPS),
-        unit="ops",
-        stacked=True,
-    )
-
-
-def _warm_up_cost() -> Panel:
-    name = "l1_warm_up_duration_seconds"
-    return graph(
-        "What warming up costs",
-        About(
-            "How long storing an entry after a miss takes. The reader who missed waits for it.",
-            "a few milliseconds.",
-            "compare with Entry sizes: a megabyte takes its time. Otherwise Redis is slow: see its scripts"
-            " below.",
-            empty="while nothing is warmed up.",
-        ),
-        Query(quantile(0.5, name), "p50"),
-        Query(quantile(0.95, name), "p95"),
-        unit="s",
-    )
-
-
-def _write_through() -> Panel:
-    name, tiers = "write_through_duration_seconds", ("l1", "l2")
-    return graph(
-        "Write-through, tier by tier",
-        About(
-            "Where a write's time goes: what Redis is told before the caller is answered (green), the"
-            " statement in PostgreSQL (blue). Dashed: 95 %, dots: half of them. The points are single writes;"
-            " each opens its trace. Green has the first writes of bursts only: the others say nothing to"
-            " Redis.",
-            "green well below blue: Redis' share is the price of the cache.",
-            "blue high: PostgreSQL's disk or locks, see Saturation and storage. Green high: Redis, or the"
-            " way to it.",
-        ),
-        *(
-            Query(
-                quantile(q, name, ("tier",)),
-                f"{{{{tier}}}} {word}",
-                names=tuple(f"{tier} {word}" for tier in tiers),
-                exemplars=word == "p95",
-            )
-            for word, q in (("p50", 0.5), ("p95", 0.95))
-        ),
-        unit="s",
-    )
-
-
 def _l1_told() -> Panel:
     return graph(
-        "How L1 was told",
+        "Writes by L1 result",
         About(
             "Writes a second by how Redis was told of them. Announced: the first write of a burst, which"
             " sends readers to PostgreSQL. Covered: a further one, of which Redis is not told at once.",
@@ -278,13 +275,14 @@ def _l1_told() -> Panel:
         ),
         Query(f"sum by (l1) ({rate(metric('write_through_total'))})", "{{l1}}", names=_WRITE_RESULTS),
         unit="ops",
+        width=_WIDTH,
         stacked=True,
     )
 
 
 def _l1_follows() -> Panel:
     return graph(
-        "Did L1 follow L2?",
+        "Bursts by end",
         About(
             "Bursts of writes a second by what became of the entry in Redis when they ended.",
             "applied. Kept is right, too: no write of the burst belongs to the newest checkpoint.",
@@ -295,79 +293,37 @@ def _l1_follows() -> Panel:
         ),
         Query(f"sum by (end) ({rate(metric('bursts_total'))})", "{{end}}", names=_BURST_ENDS),
         unit="ops",
+        width=_WIDTH,
         stacked=True,
     )
 
 
 def _burst_writes() -> Panel:
     return graph(
-        "Writes a burst",
+        "Writes per burst",
         About(
-            "How many writes share one announcement, on the mean: the writes of a burst come within 50 ms of"
-            " each other.",
+            "How many writes share one announcement in Redis, half of the bursts no more, and on the mean."
+            " The writes of a burst come within 50 ms of each other.",
             "several, while nodes are fast. Writes that wait for a model are bursts of their own.",
-            "near 1 with fast nodes: Redis is not told (see Did L1 follow L2), or `durability` is `exit`,"
-            " which writes once a turn.",
+            "near 1 with fast nodes: Redis is not told (see Bursts by end), or `durability` is `exit`, which"
+            " writes once a turn.",
             empty="while nothing is written.",
         ),
         Query(
-            share(f"sum({rate(metric('burst_writes_total'))})", f"sum({rate(metric('bursts_total'))})"),
-            "writes",
+            share(
+                f"sum({rate(metric('burst_writes', 'sum'))})", f"sum({rate(metric('burst_writes', 'count'))})"
+            ),
+            "mean",
         ),
+        Query(quantile(0.5, "burst_writes"), "p50"),
         unit="none",
-    )
-
-
-def _sizes() -> Panel:
-    return heat(
-        "Entry sizes",
-        About(
-            "How large the states are that are read: each column a moment, brighter where more of them are.",
-            "level: a conversation's state grows with its messages, and all of it is read at every turn.",
-            "rising: trim or summarise messages, or keep large things outside the state. Above a megabyte"
-            " Redis and the network begin to feel it.",
-        ),
-        Query(f"sum by (le) ({rate(metric('entry_bytes', 'bucket', direction='read'))})", "{{le}}"),
-        unit="bytes",
-        width=8,
-    )
-
-
-def _serde() -> Panel:
-    return graph(
-        "Time for (de)serialising",
-        About(
-            "The mean time that one state takes, to be written and to be read.",
-            "below a millisecond for states of some kilobytes.",
-            "it grows with the state: see Entry sizes. It is work of the process itself, in which nothing"
-            " else happens.",
-        ),
-        *(
-            Query(mean("serde_duration_seconds", direction=direction), direction)
-            for direction in ("read", "write")
-        ),
-        unit="s",
-        width=8,
-    )
-
-
-def _serde_cost() -> Panel:
-    return graph(
-        "Of a processor, for (de)serialising",
-        About(
-            "Seconds a second: what share of one processor goes into it, in the process where it is highest.",
-            "below a tenth.",
-            "near 1 the event loop has no time for anything else: smaller states, or more processes.",
-        ),
-        Query(f"max by (direction) ({rate(metric('serde_duration_seconds', 'sum'))})", "{{direction}}"),
-        unit="percentunit",
-        width=8,
+        width=_WIDTH,
     )
 
 
 def _audits() -> Panel:
     return graph(
-        "Audits",
+        "Audits by verdict",
         About(
             "A sample of the hits, compared with PostgreSQL afterwards: audits a minute, by what was found.",
             "consistent; a raced one differed only because a write came between.",
@@ -376,7 +332,7 @@ def _audits() -> Panel:
         ),
         Query(f"60 * sum by (verdict) ({rate(metric('l1_audits_total'))})", "{{verdict}}", names=_VERDICTS),
         unit="opm",
-        width=6,
+        width=_WIDTH,
         stacked=True,
     )
 
@@ -384,7 +340,7 @@ def _audits() -> Panel:
 def _invalidations() -> Panel:
     of = or_zero(f"60 * sum by (source) ({rate(metric('l1_invalidations_total'))})", "source")
     return graph(
-        "Entries dropped",
+        "Invalidations by source",
         About(
             "Entries that went for another reason than a write, a minute, by what asked for it. The journal's"
             " include those that other software wrote to, which are also shown by table.",
@@ -396,13 +352,13 @@ def _invalidations() -> Panel:
         Query(of, "{{source}}", names=("tampered", "none")),
         Query(f"60 * sum by (table) ({rate(metric('foreign_writes_total'))})", "other software: {{table}}"),
         unit="opm",
-        width=6,
+        width=_WIDTH,
     )
 
 
 def _journal() -> Panel:
     return graph(
-        "Journal",
+        "Journal and quarantine",
         About(
             "Entries that Redis is yet to be told to drop. All processes look at one table. And the scopes in"
             " quarantine: Redis refuses their keys, and PostgreSQL alone answers for them.",
@@ -413,14 +369,14 @@ def _journal() -> Panel:
         Query(f"max({metric('l1_journal_pending')})", "waiting"),
         Query(f"max({metric('l1_quarantined_scopes')})", "in quarantine"),
         unit="none",
-        width=6,
+        width=_WIDTH,
     )
 
 
 def _breaker_changes() -> Panel:
     to = ("open", "half_open", "closed")
     return graph(
-        "Breaker and epochs",
+        "Breaker, epochs and identities",
         About(
             "How often Redis was left alone, probed and asked again; how often it was another process than"
             " before (new epochs); and how often PostgreSQL was not what the cache was filled from (new"
@@ -443,7 +399,7 @@ def _breaker_changes() -> Panel:
             "new identity: {{reason}}",
         ),
         unit="none",
-        width=6,
+        width=_WIDTH,
         bars=True,
         calcs=("max",),
     )
@@ -451,57 +407,55 @@ def _breaker_changes() -> Panel:
 
 def _memory() -> Panel:
     return graph(
-        "Memory",
+        "Redis: memory",
         About(
             "What Redis holds, what the machine gave it for that, and its limit (0: none).",
-            "used below the limit, and the machine's share not much above used.",
-            "at the limit Redis evicts: more memory or a shorter `cache_ttl`. The policy should be one of"
-            " `allkeys-…` or `volatile-…`: with noeviction writes to Redis fail.",
+            "used below the limit, and resident not much above used.",
+            "at the limit Redis evicts: more memory, a shorter `CHECKPOINT_CACHE_TTL`, compression. With"
+            " noeviction writes to Redis fail instead.",
         ),
         Query(f"sum({redis('memory_used_bytes')})", "used"),
         Query(f"sum({redis('memory_used_rss_bytes')})", "resident"),
         Query(f"sum({redis('memory_max_bytes')})", "limit"),
         unit="bytes",
-        width=8,
+        width=_WIDTH,
     )
 
 
 def _removed() -> Panel:
     return graph(
-        "Keys removed by Redis",
+        "Redis: keys expired and evicted",
         About(
             "Keys a minute that went because they had expired, and because memory was short.",
             "no evictions. Expired ones are conversations that went quiet.",
-            "evictions make misses: see Memory. Many expired, and misses with them: a longer `cache_ttl`.",
+            "evictions make misses: see Redis: memory. Many expired, and misses with them: a longer"
+            " `CHECKPOINT_CACHE_TTL`.",
         ),
         Query(f"60 * sum({rate(redis('expired_keys_total'))})", "expired"),
         Query(f"60 * sum({rate(redis('evicted_keys_total'))})", "evicted"),
         unit="opm",
-        width=8,
+        width=_WIDTH,
     )
 
 
-def _keyspace() -> Panel:
-    found, missed = (f"sum({rate(redis(f'keyspace_{what}_total'))})" for what in ("hits", "misses"))
+def _scripts() -> Panel:
+    seconds, calls = (redis(f"commands_{what}total", cmd="evalsha") for what in ("duration_seconds_", ""))
     return graph(
-        "Keys found",
+        "Redis: script latency",
         About(
-            "Look-ups that found their key, as Redis counts them: each script makes several, and a write"
-            " looks before it leaps, so this is not our hit ratio.",
-            "level.",
-            "a fall together with our hit ratio: keys are gone (flushed, evicted, expired). Without it:"
-            " somebody else uses this Redis.",
+            "The mean time that Redis itself takes for a script. Redis does one thing at a time.",
+            "below a tenth of a millisecond for states of some kilobytes.",
+            "near a millisecond, large entries or a busy machine hold everybody up: see State size.",
         ),
-        Query(share(found, f"({found} + {missed})"), "found"),
-        unit="percentunit",
-        share=True,
-        width=8,
+        Query(share(f"sum({rate(seconds)})", f"sum({rate(calls)})"), "mean"),
+        unit="s",
+        width=_WIDTH,
     )
 
 
 def _clients() -> Panel:
     return graph(
-        "Clients of Redis",
+        "Redis: connections",
         About(
             "Connections to Redis, as it counts them, and ours by whether they are in use.",
             "level: connections are kept.",
@@ -509,38 +463,7 @@ def _clients() -> Panel:
             " far away.",
         ),
         Query(f"sum({redis('connected_clients')})", "connected"),
-        Query(f"sum({redis('blocked_clients')})", "blocked"),
         Query(f"sum by (state) ({metric('redis_pool_connections')})", "ours, {{state}}"),
         unit="none",
-        width=8,
-    )
-
-
-def _scripts() -> Panel:
-    seconds, calls = (redis(f"commands_{what}total", cmd="evalsha") for what in ("duration_seconds_", ""))
-    return graph(
-        "Time of a script, in Redis",
-        About(
-            "The mean time that Redis itself takes for one of our scripts. Redis does one thing at a time.",
-            "below a tenth of a millisecond for states of some kilobytes.",
-            "near a millisecond, large entries or a busy machine hold everybody up: see Entry sizes.",
-        ),
-        Query(share(f"sum({rate(seconds)})", f"sum({rate(calls)})"), "mean"),
-        unit="s",
-        width=8,
-    )
-
-
-def _keys() -> Panel:
-    return graph(
-        "Keys",
-        About(
-            "How many keys Redis holds: one for each conversation that is cached, and those of others.",
-            "as many as there are conversations within `cache_ttl`.",
-            "a fall to nothing: flushed, or restarted. Its entries come back one by one as they are read.",
-        ),
-        Query(f"sum({redis('db_keys')})", "keys"),
-        Query(f"sum({redis('db_keys_expiring')})", "with an end"),
-        unit="none",
-        width=8,
+        width=_WIDTH,
     )

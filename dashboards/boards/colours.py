@@ -23,14 +23,14 @@ _WORDS = {
     # PostgreSQL answers, or will the next time.
     FROM_L2: "miss l2 discarded",
     # A write is under way; nobody has to do anything.
-    IN_PASSING: "busy announced refused raced half_open",
+    IN_PASSING: "busy announced overtaken not_first fenced raced half_open",
     # Something else was asked for than the newest state, or a scope that is not cached.
-    BY_DESIGN: "historical skipped kept bypassed",
+    BY_DESIGN: "historical skipped kept bypassed interrupted",
     # Degraded, but right.
     WARNING: "incomplete journalled contested redis rolled_back evicted waiting down",
     # Somebody has to look.
     BAD: "unavailable error errors memory open stale tampered timeouts lost",
-    NEUTRAL: "cancelled idle limit none expired",
+    NEUTRAL: "cancelled idle limit none expired absent",
 }
 _COLOURS = {word: colour for colour, words in _WORDS.items() for word in words.split()}
 _PERCENTILES = dict(zip(("p50", "p95", "p99"), TIME, strict=True))

@@ -92,7 +92,7 @@ def board(
 def drill_down(title: str) -> DashboardLink:
     """Return a panel's link to the board that says more; time range and variables go along."""
     chosen = "&".join(f"${{{name}:queryparam}}" for name in CARRIED)
-    return DashboardLink(
+    return _LinkInSight(
         title=title, type_val=DashboardLinkType.LINK, url=f"/d/{UIDS[title]}?${{__url_time_range}}&{chosen}"
     )
 
@@ -124,6 +124,13 @@ class _Built(Builder[_Made]):
         return self._made
 
 
+class _LinkInSight(DashboardLink):
+    """Stands at the top of the board or panel: the SDK says `inControlsMenu` for every link."""
+
+    def to_json(self) -> dict[str, object]:
+        return {name: value for name, value in super().to_json().items() if name != "placement"}
+
+
 class _PrometheusAnnotation(AnnotationQuery):
     """With what Grafana's Prometheus plugin reads of an annotation, and the SDK does not know of."""
 
@@ -135,6 +142,9 @@ class _PrometheusAnnotation(AnnotationQuery):
         # Old releases read the expression beside the target, new ones in it.
         target = {"expr": self.expr, "refId": "Anno", "range": True, "legendFormat": ""}
         return {**super().to_json(), **self._texts, "target": target, "tagKeys": "instance,saver"}
+
+
+_INFO = metric("info")
 
 
 def _annotations() -> list[AnnotationQuery]:
@@ -164,6 +174,13 @@ def _annotations() -> list[AnnotationQuery]:
             "PostgreSQL was set back, replaced or emptied, or it crashed ({{reason}}): the cache begins anew",
             by.format(", reason", metric("l1_identity_changes_total", reason="!=generation")),
             WARNING,
+        ),
+        _PrometheusAnnotation(
+            "Start",
+            "{{instance}}: Glasspoint {{version}}, LangGraph {{langgraph}}, PostgreSQL {{postgres}},"
+            " Redis {{redis}}",
+            f"{_INFO} unless on (instance, saver, version, postgres, redis) {_INFO} offset $__rate_interval",
+            NEUTRAL,
         ),
     ]
 
@@ -205,7 +222,7 @@ def _choice(name: str, label: str, query: str) -> builders.QueryVariable:
 
 
 def _link(title: str, uid: str) -> DashboardLink:
-    return DashboardLink(
+    return _LinkInSight(
         title=title,
         type_val=DashboardLinkType.LINK,
         icon="dashboard",

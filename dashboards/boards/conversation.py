@@ -1,12 +1,12 @@
-"""One conversation, turn by turn, from its traces: pick it, see its turns, open one."""
+"""Turns and agents, and one conversation turn by turn: pick it, see its turns, open a trace."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from dashboards.boards.common import CARRIED, UIDS, board, text_box
-from dashboards.boards.panels import About, Query, Spans, graph, span_graph, spans, trace
-from dashboards.boards.promql import metric, quantile, rate
+from dashboards.boards.panels import About, Query, Spans, graph, spans, trace
+from dashboards.boards.promql import metric, or_zero, quantile, rate
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
@@ -16,25 +16,22 @@ __all__ = ["build"]
 _THIS = 'span.gen_ai.conversation.id = "$conversation"'
 _TURN = 'name =~ "invoke_agent.*"'
 _CALL = 'name =~ "checkpoint[.][a-z_]+"'
-_READ_RESULTS = ("hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable")
+_OUTCOMES = ("ok", "interrupted", "error", "cancelled")
+_FORKS = ("shadows", "shadowed", "older_than_parent", "none")
+_NO_TURNS = "where no process says what a turn is (`conversation_turn`, docs/telemetry.md, Turns)."
+_HEIGHT = 6
 
 
 def build() -> Dashboard:
     """Return the board."""
     return board(
         "Conversation",
-        "What happened in this conversation? Its turns, its slow calls, the reads that Redis did not answer,"
-        " what went wrong, and any trace of it.",
+        "How do turns go, by agent, and what happened in this conversation? Its turns, slow calls, misses,"
+        " errors, and any trace of it.",
         {
-            "": [_latest()],
-            "The conversation: $conversation": [_turns(), _slow(), _not_from_l1(), _wrong()],
-            "The trace: $trace": [_trace()],
-            "Everybody else, in the same time": [
-                _turns_of_all(),
-                _reads_of_all(),
-                _results_of_all(),
-                _links_ignored(),
-            ],
+            "": [_outcomes(), _durations(), _interrupts(), _forks(), _latest()],
+            "Conversation $conversation": [_turns(), _wrong(), _slow(), _not_from_l1()],
+            "Trace $trace": [_trace()],
         },
         variables=[
             text_box(
@@ -54,12 +51,88 @@ def build() -> Dashboard:
     )
 
 
+def _outcomes() -> Panel:
+    return graph(
+        "Turns by outcome",
+        About(
+            "Turns of all conversations, a second, by how they ended. interrupted: with a question to the"
+            " user.",
+            "what your traffic is, hardly any error.",
+            "errors: open failed turns below; Errors in it names what failed.",
+            empty=_NO_TURNS,
+        ),
+        Query(f"sum by (outcome) ({rate(metric('turns_total'))})", "{{outcome}}", names=_OUTCOMES),
+        unit="ops",
+        width=6,
+        height=_HEIGHT,
+        stacked=True,
+    )
+
+
+def _durations() -> Panel:
+    return graph(
+        "Turn duration by agent (p95)",
+        About(
+            "How long turns took that ended well, by agent: 95 % of them no longer. Models and tools are part"
+            " of it. The points are single turns; each opens its trace.",
+            "level, for each agent.",
+            "compare with Overview › Read latency and Write latency: if those are as before, the time goes"
+            " into models and tools.",
+            empty=_NO_TURNS,
+        ),
+        Query(quantile(0.95, "turn_duration_seconds", ("agent",), outcome="ok"), "{{agent}}", exemplars=True),
+        unit="s",
+        width=6,
+        height=_HEIGHT,
+    )
+
+
+def _interrupts() -> Panel:
+    return graph(
+        "Interrupts raised and resumed",
+        About(
+            "Questions of graphs to their users (raised), and answers to them (resumed), an hour.",
+            "as many resumed as raised, in the long run.",
+            "raised without resumed: users do not answer, or the answers do not reach the graph.",
+        ),
+        Query(f"3600 * sum by (kind) ({rate(metric('interrupts_total'))})", "{{kind}}"),
+        unit="short",
+        width=6,
+        height=_HEIGHT,
+    )
+
+
+def _forks() -> Panel:
+    links = f"3600 * sum by (reason) ({rate(metric('traceparents_ignored_total'))})"
+    return graph(
+        "Forked threads and broken links",
+        About(
+            "An hour: runs that wrote to a thread that another run had written to meanwhile, by whose answer"
+            " is lost; and links to the turn before that cannot be used.",
+            "none.",
+            "forks: the log names thread and checkpoints. Let one run of a thread begin after the other has"
+            " ended; set the clock of a machine that is behind. Links: somebody else writes"
+            " `glasspoint_traceparent` into the metadata.",
+        ),
+        Query(
+            or_zero(f"3600 * sum by (kind) ({rate(metric('forks_total', outcome='stored'))})", "kind"),
+            "{{kind}}",
+            names=_FORKS,
+        ),
+        Query(f"3600 * sum({rate(metric('forks_total', outcome='refused'))})", "refused"),
+        Query(links, "link: {{reason}}"),
+        unit="short",
+        width=6,
+        height=_HEIGHT,
+    )
+
+
 def _latest() -> Panel:
     return spans(
-        "Latest turns of anybody",
+        "Latest turns",
         About(
-            "The newest turns that were traced: click on a conversation's id to see it below, or type it at"
-            " the top.",
+            "The newest turns of all conversations that were traced: click on a conversation's id to see it"
+            " below, or type it at the top.",
             "turns come in as people talk.",
             "nothing here: the application does not say what a turn is (`conversation_turn`,"
             " docs/telemetry.md, Turns), does not sample, or sends its traces elsewhere.",
@@ -75,12 +148,13 @@ def _latest() -> Panel:
             ),
             **_to_trace('${__data.fields["gen_ai.conversation.id"]:percentencode}'),
         },
+        height=_HEIGHT,
     )
 
 
 def _turns() -> Panel:
     return spans(
-        "Its turns",
+        "Turns",
         About(
             "Every turn of the conversation in the time shown, newest first, with how long it took: click on"
             " a name to see its trace below, on a span's id to open it in Explore.",
@@ -94,50 +168,14 @@ def _turns() -> Panel:
             traces=100,
         ),
         links=_to_trace(),
-    )
-
-
-def _slow() -> Panel:
-    return spans(
-        "Its slow calls",
-        About(
-            "Calls of the checkpointer that took longer than `Slow from`, with where they were answered.",
-            "none.",
-            "open the trace: checkpoint.l2.acquire is the wait for a connection, checkpoint.l2… PostgreSQL,"
-            " checkpoint.l1… Redis. All of it in between is the process itself.",
-            empty="where no call of the conversation was slow.",
-        ),
-        Spans(
-            f"{{ {_CALL} && {_THIS} && duration > $slow }} | select(span.glasspoint.served_by,"
-            " span.glasspoint.l1.result, span.glasspoint.bytes)"
-        ),
-        links=_to_trace(),
         width=12,
-    )
-
-
-def _not_from_l1() -> Panel:
-    return spans(
-        "Its reads that Redis did not answer",
-        About(
-            "Reads that went to PostgreSQL (or, in a lower tier, elsewhere), and what Redis had said: miss,"
-            " busy, historical, bypassed, incomplete, unavailable.",
-            "the first turn's read, and one after a long pause.",
-            "one a turn: entries do not live until the next. See evicted and expired on Cache-aside.",
-            empty="where Redis has answered all of them.",
-        ),
-        Spans(
-            f'{{ name = "checkpoint.get_tuple" && {_THIS} && span.glasspoint.served_by != "l1" }}'
-            " | select(span.glasspoint.l1.result, span.glasspoint.served_by, span.glasspoint.bytes)"
-        ),
-        links=_to_trace(),
-        width=12,
+        height=_HEIGHT,
     )
 
 
 def _wrong() -> Panel:
     return spans(
-        "What went wrong in it",
+        "Errors and retries",
         About(
             "Spans that failed, and calls that met a retry, a change of the breaker or of the tier.",
             "none.",
@@ -149,6 +187,48 @@ def _wrong() -> Panel:
             " | select(name, span.error.type, status)"
         ),
         links=_to_trace(),
+        width=12,
+        height=_HEIGHT,
+    )
+
+
+def _slow() -> Panel:
+    return spans(
+        "Slow calls",
+        About(
+            "Calls of the checkpointer that took longer than `Slow from`, with the server that answered.",
+            "none.",
+            "open the trace: checkpoint.l2.acquire is the wait for a connection, checkpoint.l2… PostgreSQL,"
+            " checkpoint.l1… Redis. All of it in between is the process itself.",
+            empty="where no call of the conversation was slow.",
+        ),
+        Spans(
+            f"{{ {_CALL} && {_THIS} && duration > $slow }} | select(span.glasspoint.served_by,"
+            " span.glasspoint.l1.result, span.glasspoint.bytes)"
+        ),
+        links=_to_trace(),
+        width=12,
+        height=_HEIGHT,
+    )
+
+
+def _not_from_l1() -> Panel:
+    return spans(
+        "Reads that were no hits",
+        About(
+            "Reads that went to PostgreSQL (or, in a lower tier, elsewhere), and what Redis had said.",
+            "the first turn's read, and one after a long pause.",
+            "one a turn: entries do not live until the next. See Cache-aside › Redis: keys expired and"
+            " evicted.",
+            empty="where Redis has answered all of them.",
+        ),
+        Spans(
+            f'{{ name = "checkpoint.get_tuple" && {_THIS} && span.glasspoint.served_by != "l1" }}'
+            " | select(span.glasspoint.l1.result, span.glasspoint.served_by, span.glasspoint.bytes)"
+        ),
+        links=_to_trace(),
+        width=12,
+        height=_HEIGHT,
     )
 
 
@@ -163,80 +243,7 @@ def _trace() -> Panel:
             empty="until a trace is chosen; Grafana marks the panel meanwhile: a trace id is required.",
         ),
         "$trace",
-    )
-
-
-def _turns_of_all() -> Panel:
-    return span_graph(
-        "Turns a second",
-        About(
-            "Turns of all conversations, by whether they failed, as Tempo counts them: those that were"
-            " sampled.",
-            "what your traffic is, and no status error.",
-            "open failed ones: What went wrong in it, above, for their conversation.",
-            empty="if Tempo's metrics generator does not keep the newest spans (`local-blocks`).",
-        ),
-        f"{{ {_TURN} }} | rate() by (status)",
-        unit="ops",
-        width=6,
-        height=8,
-    )
-
-
-def _reads_of_all() -> Panel:
-    return graph(
-        "Reads of all conversations",
-        About(
-            "How long the reads of all conversations took, in the same time. The points are single calls;"
-            " each opens its trace.",
-            "as this conversation's.",
-            "all were slow: it is not this conversation. See Saturation and storage.",
-        ),
-        *(
-            Query(
-                quantile(q, "operation_duration_seconds", operation="get_tuple"),
-                name,
-                exemplars=name == "p99",
-            )
-            for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
-        ),
-        unit="s",
-        width=6,
-        height=8,
-    )
-
-
-def _results_of_all() -> Panel:
-    return graph(
-        "Where all reads were served from",
-        About(
-            "Reads a second of all conversations, by what Redis answered.",
-            "mostly green (hit).",
-            "all were missed: Redis is the cause, see Cache-aside. Only this one: look at its pauses and its"
-            " size.",
-        ),
-        Query(f"sum by (result) ({rate(metric('l1_reads_total'))})", "{{result}}", names=_READ_RESULTS),
-        unit="ops",
-        width=6,
-        height=8,
-        stacked=True,
-    )
-
-
-def _links_ignored() -> Panel:
-    return graph(
-        "Links to the turn before that cannot be used",
-        About(
-            "A minute: reads that found in a checkpoint what should name the turn that wrote it, and does"
-            " not.",
-            "none.",
-            "somebody else writes `glasspoint_traceparent` into the metadata. The turn is there all the"
-            " same; only its link to the one before is missing.",
-        ),
-        Query(f"60 * sum by (reason) ({rate(metric('traceparents_ignored_total'))})", "{{reason}}"),
-        unit="opm",
-        width=6,
-        height=8,
+        height=10,
     )
 
 

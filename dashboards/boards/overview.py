@@ -1,4 +1,4 @@
-"""Is it well? The board to open first; what it shows in red leads to the one that says why."""
+"""Is it well? The board to open first: rate, errors, duration; utilisation, saturation; what changed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING
 
 from dashboards.boards.colours import BAD, GOOD, NEUTRAL, WARNING
 from dashboards.boards.common import board, drill_down
-from dashboards.boards.panels import About, Query, figures, graph, states, versions
-from dashboards.boards.promql import burn_rate, metric, or_zero, pool_in_use, quantile, rate, share
+from dashboards.boards.panels import About, Query, figures, graph, states
+from dashboards.boards.promql import (
+    burn_rate,
+    cpu,
+    hit_ratio,
+    metric,
+    or_zero,
+    pool_in_use,
+    quantile,
+    rate,
+    share,
+)
 from dashboards.objectives import BURN_RATES, OBJECTIVES, READ_AVAILABILITY, READ_LATENCY, WRITE_LATENCY
 
 if TYPE_CHECKING:
@@ -27,7 +37,6 @@ TIERS = {
 
 _READ = {"operation": "get_tuple"}
 _WRITE = {"operation": "=~put|put_writes"}
-_FORKS = ("shadows", "shadowed", "older_than_parent", "none")
 _CALLS = "operation_duration_seconds"
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
@@ -39,26 +48,17 @@ def build() -> Dashboard:
     """Return the board."""
     return board(
         "Overview",
-        "Is it well? Tier, hit ratio, latencies, errors, error budgets, and what changed.",
+        "Is it well? Rate, errors and duration of the checkpointer's calls; hit ratio, CPU and connections;"
+        " and what changed.",
         {
             "": [
-                *(_tier(), _hit_ratio(), _slowest_reads(), _slowest_writes(), _errors(), _processes()),
-                *(_burning(), _states_read(), _pool(), _stale(), _journal()),
+                *(_tier(), _ratio_of_hits(), _slowest_reads(), _slowest_writes(), _errors()),
+                *(_last_success(), _instances()),
             ],
-            "How long callers wait": [_reads(), _writes()],
-            "What they ask for, and what goes wrong": [_calls(), _failures(), _budgets()],
-            "What changed": [
-                *(
-                    _changes(),
-                    _tiers(),
-                    _undrained(),
-                    _forks(),
-                    _retention(),
-                    _retention_rows(),
-                    _hit_ratio_over_time(),
-                    _runs_here(),
-                )
-            ],
+            "Rate and errors": [_requests(), _failures(), _budgets()],
+            "Duration": [_hits_and_misses(), _reads(), _writes()],
+            "Utilisation and saturation": [_hits_over_time(), _cpu(), _pool()],
+            "Tiers and events": [_tiers(), _undrained(), _events()],
         },
     )
 
@@ -68,25 +68,19 @@ def _active_tier() -> str:
     return " or ".join(tiers)
 
 
-def _ratio_of_hits() -> str:
-    return share(
-        f"sum({rate(metric('l1_reads_total', result='hit'))})", f"sum({rate(metric('l1_reads_total'))})"
-    )
-
-
 def _tier() -> Panel:
     return figures(
         "Tier",
         About(
-            "The lowest tier in which one of the chosen savers works: cached is PostgreSQL with Redis before"
-            " it; redis is Redis alone; memory is the process alone.",
-            "cached. In redis a checkpoint is as durable as that Redis, in memory it is gone with the"
-            " process.",
-            "find out below when it fell and why, and see whether PostgreSQL answers (Saturation and"
-            " storage). It comes back by itself, and what was written meanwhile is drained into PostgreSQL.",
+            "The lowest tier in which one of the chosen savers works. cached: PostgreSQL with Redis in front"
+            " of it. redis: Redis alone. memory: the process alone.",
+            "cached.",
+            "see below when it fell, and whether PostgreSQL answers (Saturation and storage). In redis a"
+            " checkpoint is as durable as that Redis; in memory it is gone with the process.",
         ),
         Query(f"max({_active_tier()})", "tier"),
         unit="none",
+        width=3,
         steps=[(0, NEUTRAL)],
         texts=TIERS,
         sparkline=False,
@@ -94,17 +88,18 @@ def _tier() -> Panel:
     )
 
 
-def _hit_ratio() -> Panel:
+def _ratio_of_hits() -> Panel:
     return figures(
-        "Reads that Redis answers",
+        "Hit ratio",
         About(
-            "Hits, as a share of all reads.",
-            "above 80 %, if conversations have more than a few turns: only the first read of each must miss.",
-            "Cache-aside says what the other reads met: a miss (expired, evicted, flushed), a write under"
-            " way, or no Redis at all.",
+            "Hits, as a share of the reads that Redis could have answered: not those for a given checkpoint"
+            " (historical), of a scope that is not cached (bypassed), or of a new thread (absent).",
+            "above 80 %.",
+            "Cache-aside › Reads by result says what the other reads met.",
         ),
-        Query(_ratio_of_hits(), "hits"),
+        Query(hit_ratio(), "hits"),
         unit="percentunit",
+        width=3,
         decimals=1,
         steps=[(0, BAD), (0.5, WARNING), (0.8, GOOD)],
         no_value="no reads",
@@ -113,11 +108,11 @@ def _hit_ratio() -> Panel:
 
 
 def _slowest_reads() -> Panel:
-    return _slowest("Reads, 99 % within", READ_LATENCY, _READ, "a hit takes a millisecond or two")
+    return _slowest("Read latency (p99)", READ_LATENCY, _READ, "a hit takes a millisecond or two")
 
 
 def _slowest_writes() -> Panel:
-    return _slowest("Writes, 99 % within", WRITE_LATENCY, _WRITE, "a write waits for PostgreSQL's disk")
+    return _slowest("Write latency (p99)", WRITE_LATENCY, _WRITE, "a write waits for PostgreSQL's disk")
 
 
 def _slowest(title: str, objective: Objective, calls: dict[str, str], usual: str) -> Panel:
@@ -125,13 +120,13 @@ def _slowest(title: str, objective: Objective, calls: dict[str, str], usual: str
     return figures(
         title,
         About(
-            f"The 99th percentile of what callers waited, failed calls included; {usual}.",
+            f"99 % of the calls took no longer, failed ones included; {usual}.",
             f"below {bound:g} s: the objective is {objective.target:.0%} within it.",
-            "open a slow point of the graph below: the trace behind it says where the time went. Waiting for"
-            " a connection is on Saturation and storage.",
+            "open a slow point of the graph below: its trace says where the time went.",
         ),
         Query(quantile(0.99, _CALLS, **calls), "p99"),
         unit="s",
+        width=3,
         steps=[(0, GOOD), (bound / 2, WARNING), (bound, BAD)],
         no_value="no calls",
         links=_TO_SATURATION,
@@ -141,168 +136,145 @@ def _slowest(title: str, objective: Objective, calls: dict[str, str], usual: str
 def _errors() -> Panel:
     failed = or_zero(f"sum({rate(metric(_CALLS, 'count', outcome='error'))})")
     return figures(
-        "Calls that fail",
+        "Error ratio",
         About(
             "Errors, as a share of all calls that were not cancelled by the caller.",
             f"0. The objective for reads and writes is {READ_AVAILABILITY.target:.1%} without error.",
-            "see below which operation fails; the log has a WARNING with the reason, the traces have status"
-            " = error.",
+            "see below which operation fails; the log has a WARNING with the reason.",
         ),
         Query(
             share(f"({failed})", f"sum({rate(metric(_CALLS, 'count', outcome='=~ok|error'))})"),
             "failed calls",
         ),
         unit="percentunit",
+        width=3,
         decimals=2,
         steps=[(0, GOOD), (0.0001, WARNING), (1 - READ_AVAILABILITY.target, BAD)],
         no_value="no calls",
     )
 
 
-def _processes() -> Panel:
+def _last_success() -> Panel:
+    name = "last_success_timestamp_seconds"
+    age = f"time() - max by (operation) ({metric(name)} > 0)"
+    return figures(
+        "Since the last success",
+        About(
+            "How long ago a read and a put succeeded last, in any of the chosen processes.",
+            "seconds, as long as somebody talks.",
+            "above a minute while calls fail: an outage (alerts GlasspointReadsFail, GlasspointWritesFail)."
+            " Without failures, nobody talks.",
+        ),
+        Query(age, "{{operation}}"),
+        unit="s",
+        width=5,
+        decimals=0,
+        steps=[(0, GOOD), (60, WARNING)],
+        sparkline=False,
+        no_value="none yet",
+    )
+
+
+def _instances() -> Panel:
     up = 'up{job=~"$job",instance=~"$instance"}'
     return figures(
-        "Processes scraped",
+        "Instances up and down",
         About(
             "How many of the chosen processes answer Prometheus, and how many do not.",
             "none down.",
-            "see whether the process runs, and whether Prometheus reaches its port: its page of targets has"
-            " the error.",
+            "see whether the process runs, and whether Prometheus reaches its port: its page Targets has the"
+            " error.",
         ),
         Query(f"sum({up})", "up"),
         Query(f"count({up}) - sum({up})", "down"),
         unit="none",
+        width=4,
         steps=[(0, GOOD), (1, BAD)],
         sparkline=False,
         plain=["up"],
     )
 
 
-def _burning() -> Panel:
-    return figures(
-        "Error budgets, burned in the last hour",
+def _requests() -> Panel:
+    return graph(
+        "Requests by operation",
         About(
-            "How many times faster than planned each objective's allowance was used up in the last hour: at"
-            " 1 it lasts 30 days, at 14.4 two days.",
-            "below 1.",
-            "above 14.4 somebody should be called; above 6 it is for today. The graph below shows since"
-            " when.",
+            "Calls of the checkpointer a second, by operation.",
+            "what your traffic is: a turn of a small graph is one get_tuple and a handful of writes.",
+            "a fall without a reason: nobody gets through to the agents. Many `list`: somebody pages through"
+            " histories, which Redis cannot answer.",
+        ),
+        Query(f"sum by (operation) ({rate(metric(_CALLS, 'count'))})", "{{operation}}"),
+        unit="reqps",
+        stacked=True,
+    )
+
+
+def _failures() -> Panel:
+    return graph(
+        "Errors by operation",
+        About(
+            "Calls that raised, a second, by operation.",
+            "none.",
+            "the log says what failed, at which server; Conversation has the traces.",
+        ),
+        Query(
+            or_zero(f"sum by (operation) ({rate(metric(_CALLS, 'count', outcome='error'))})", "operation"),
+            "{{operation}}",
+            names=("none",),
+        ),
+        unit="reqps",
+        stacked=True,
+    )
+
+
+def _budgets() -> Panel:
+    _, fast, page = BURN_RATES
+    return graph(
+        "Error budget burn rate (1 h)",
+        About(
+            "How many times faster than planned each objective's budget was used up in the hour before. At 1"
+            " it lasts 30 days.",
+            "below 1; the dashed lines are 1, 6 and 14.4.",
+            f"above {page:g} the month's budget is gone in two days; above {fast:g}, in five.",
         ),
         *(Query(burn_rate(each, "1h"), each.name) for each in OBJECTIVES),
         unit="none",
-        decimals=1,
-        width=8,
-        steps=_burn_steps(),
-        no_value="no calls",
+        limits=[(0, NEUTRAL), *zip(BURN_RATES, (NEUTRAL, WARNING, BAD), strict=True)],
     )
 
 
-def _burn_steps() -> list[tuple[float, str]]:
-    slow, fast, _ = BURN_RATES
-    return [(0, GOOD), (slow, WARNING), (fast, BAD)]
-
-
-def _states_read() -> Panel:
-    return figures(
-        "States read a minute",
+def _hits_and_misses() -> Panel:
+    name, results = "read_duration_seconds", ("hit", "miss")
+    return graph(
+        "Read latency: hit and miss",
         About(
-            "How often a conversation's state is asked for. LangGraph does so once a turn, and once for each"
-            " subgraph with a memory of its own; `get_state` does so, too. So it is about the turns, and"
-            " never fewer; there is no metric of turns (the traces have them: Conversation).",
-            "what your traffic is.",
-            "a fall without a reason means that nobody gets through to the agents.",
+            "How long reads took that Redis answered (hit), and those that PostgreSQL answered because Redis"
+            " had nothing (miss). The points are single reads; each opens its trace.",
+            "hits well below misses: that is what the cache is for.",
+            "both slow: the process has no CPU left, or states are large (Cache-aside › State size). Hits"
+            " slow: Redis, or the way to it. Misses slow: PostgreSQL, or the wait for a connection.",
         ),
-        Query(f"60 * sum({rate(metric(_CALLS, 'count', **_READ))})", "reads a minute"),
-        unit="none",
-        decimals=0,
-        steps=[(0, NEUTRAL)],
-        links=(drill_down("Conversation"),),
-    )
-
-
-def _pool() -> Panel:
-    return figures(
-        "Busiest pool",
-        About(
-            "Connections to PostgreSQL that are in use, as a share of those allowed, in the process where it"
-            " is highest.",
-            "below 80 %.",
-            "Saturation and storage says who waits, for how long, and what PostgreSQL does.",
+        *(
+            Query(
+                quantile(q, name, ("result",), result="=~hit|miss"),
+                f"{{{{result}}}} {word}",
+                names=tuple(f"{result} {word}" for result in results),
+                exemplars=word == "p99",
+            )
+            for word, q in (("p50", 0.5), ("p99", 0.99))
         ),
-        Query(f"max({pool_in_use()})", "in use"),
-        unit="percentunit",
-        decimals=0,
-        steps=[(0, GOOD), (0.8, WARNING), (0.95, BAD)],
-        no_value="no pool",
-        links=_TO_SATURATION,
-    )
-
-
-def _stale() -> Panel:
-    return figures(
-        "Stale audits",
-        About(
-            "Hits that were compared with PostgreSQL afterwards and were not what stands there, in the time"
-            " shown.",
-            "0, always: it would mean that a conversation was answered from an older state.",
-            "the log has an ERROR with thread, checkpoint and what differs; report it. The entry was dropped"
-            " already.",
-        ),
-        Query(f"sum(increase({metric('l1_audits_total', verdict='stale')}[$__range]))", "stale"),
-        unit="none",
-        decimals=0,
-        steps=[(0, GOOD), (0.5, BAD)],
-        sparkline=False,
+        unit="s",
         links=_TO_CACHE,
-    )
-
-
-def _journal() -> Panel:
-    return figures(
-        "Journal",
-        About(
-            "Entries that Redis is yet to be told to drop: writes that it could not be told of when they"
-            " were made.",
-            "0, or more only while Redis is away.",
-            "more than 0 for minutes: no process reaches both servers. See Cache-aside.",
-        ),
-        Query(f"max({metric('l1_journal_pending')})", "pending"),
-        unit="none",
-        decimals=0,
-        steps=[(0, GOOD), (1, WARNING)],
-        links=_TO_CACHE,
-    )
-
-
-def _runs_here() -> Panel:
-    columns = {
-        "instance": "Process",
-        "saver": "Saver",
-        "version": "Glasspoint",
-        "langgraph": "LangGraph",
-        "postgres": "PostgreSQL",
-        "redis": "Redis",
-    }
-    return versions(
-        "What runs here",
-        About(
-            "The versions that work together in each process.",
-            "the same everywhere, but while you deploy.",
-            "when something changed and nothing else did: it was one of these.",
-        ),
-        Query(f"max by ({', '.join(columns)}) ({metric('info')})", "{{instance}}"),
-        columns=columns,
-        width=24,
-        height=6,
     )
 
 
 def _reads() -> Panel:
-    return _waits("Reads", "aget_tuple", READ_LATENCY, _READ)
+    return _waits("Read latency", "get_tuple", READ_LATENCY, _READ)
 
 
 def _writes() -> Panel:
-    return _waits("Writes", "aput and aput_writes", WRITE_LATENCY, _WRITE)
+    return _waits("Write latency", "put and put_writes", WRITE_LATENCY, _WRITE)
 
 
 def _waits(title: str, calls: str, objective: Objective, of: dict[str, str]) -> Panel:
@@ -310,8 +282,8 @@ def _waits(title: str, calls: str, objective: Objective, of: dict[str, str]) -> 
     return graph(
         title,
         About(
-            f"How long callers of {calls} waited: half, 95 % and 99 % of them no longer than this. The"
-            " points are single calls; each opens its trace.",
+            f"How long callers of {calls} waited: 50 %, 95 % and 99 % of them no longer than this. The points"
+            " are single calls; each opens its trace.",
             f"the solid line below the dashed one: {objective.target:.0%} within {bound:g} s is the"
             " objective.",
             "open a point above the rest: its trace says whether Redis, PostgreSQL or the wait for a"
@@ -326,93 +298,61 @@ def _waits(title: str, calls: str, objective: Objective, of: dict[str, str]) -> 
     )
 
 
-def _calls() -> Panel:
+def _hits_over_time() -> Panel:
+    by = ("saver",)
     return graph(
-        "Calls a second",
+        "Hit ratio by saver",
         About(
-            "What callers ask for, by operation.",
-            "a turn of a small graph is one read and a handful of writes.",
-            "many `list` calls mean that somebody pages through histories, which Redis cannot answer.",
+            "Hits, as a share of the reads that Redis could have answered.",
+            "level, and back within minutes after a mark.",
+            "a step down after a new epoch heals by itself. A slow fall: entries expire or are evicted before"
+            " the next turn, see Cache-aside › Redis: keys expired and evicted.",
         ),
-        Query(f"sum by (operation) ({rate(metric(_CALLS, 'count'))})", "{{operation}}"),
-        unit="ops",
-        width=8,
-        stacked=True,
+        Query(hit_ratio(by), "{{saver}}"),
+        unit="percentunit",
+        share=True,
+        calcs=("min", "mean", "lastNotNull"),
+        links=_TO_CACHE,
     )
 
 
-def _failures() -> Panel:
+def _cpu() -> Panel:
     return graph(
-        "Errors a second",
+        "CPU by process",
         About(
-            "Calls that raised, by operation.",
-            "none.",
-            "the log says what failed, to which server; the Conversation board has the traces of it.",
+            "How many cores each process uses, by all that runs in it: the application's code, too.",
+            "below 0.8. A Python process has one event loop, and so one core.",
+            "near 1 all latencies rise together, while Redis and PostgreSQL stay fast: more processes,"
+            " uvloop, smaller states (docs/scaling.md).",
+            empty="where the registry that is scraped has no process collector, and with several workers"
+            " behind one port (PROMETHEUS_MULTIPROC_DIR).",
         ),
-        Query(
-            or_zero(f"sum by (operation) ({rate(metric(_CALLS, 'count', outcome='error'))})", "operation"),
-            "{{operation}}",
-            names=("none",),
-        ),
-        unit="ops",
-        width=8,
-        stacked=True,
-    )
-
-
-def _budgets() -> Panel:
-    _, fast, page = BURN_RATES
-    return graph(
-        "How fast the error budgets burn",
-        About(
-            "The burn rate of each objective, over the hour before.",
-            "below 1; the dashed lines are 1, 6 and 14.4.",
-            f"above {page:g} the month's allowance is gone in two days; above {fast:g}, in five.",
-        ),
-        *(Query(burn_rate(each, "1h"), each.name) for each in OBJECTIVES),
+        Query(cpu(), "{{instance}}"),
         unit="none",
-        width=8,
-        limits=[(0, NEUTRAL), *zip(BURN_RATES, (NEUTRAL, WARNING, BAD), strict=True)],
+        limits=[(0, NEUTRAL), (0.8, WARNING), (1, BAD)],
+        links=_TO_SATURATION,
     )
 
 
-def _changes() -> Panel:
-    def happened(selector: str, name: str) -> Query:
-        return Query(or_zero(f"sum(increase({selector}[$__range]))"), name)
-
-    return figures(
-        "Events in the time shown",
+def _pool() -> Panel:
+    return graph(
+        "Connection pool utilisation",
         About(
-            "How often each of these happened. They also stand as marks on the graphs: tier, breaker, epoch,"
-            " identity.",
-            "all 0. A new epoch is Redis restarted or failed over, a new identity PostgreSQL set back,"
-            " replaced or crashed: the cache begins anew, and nothing else.",
-            "look at what the graphs did at the marks. Retries were ridden out; timeouts were errors for"
-            " somebody; an error in the background is a bug, which the log names.",
+            "Connections to PostgreSQL that are in use, as a share of those allowed, in each process.",
+            "below the dashed lines, 80 % and 95 %.",
+            "Saturation and storage says who waits, for how long, and what PostgreSQL does.",
         ),
-        happened(metric("fallback_events_total", reason="!=recovered"), "falls to a lower tier"),
-        happened(metric("fallback_events_total", reason="recovered"), "recoveries"),
-        happened(metric("drained_checkpoints_total"), "checkpoints drained"),
-        happened(metric("drained_threads_total", result="=~set_aside|refused"), "threads aside or refused"),
-        happened(metric("l1_breaker_transitions_total", to="open"), "Redis left alone"),
-        happened(metric("l1_epoch_changes_total"), "new epochs"),
-        happened(metric("l1_identity_changes_total", reason="!=generation"), "new identities"),
-        happened(metric("write_through_total", l1="journalled"), "writes in the journal"),
-        happened(metric("l2_retries_total"), "retries on PostgreSQL"),
-        happened(metric("pool_timeouts_total"), "no connection in time"),
-        happened(metric("pool_connections_lost_total"), "connections broken"),
-        happened(metric("background_task_failures_total"), "errors in the background"),
-        unit="none",
-        decimals=0,
-        width=24,
-        steps=[(0, GOOD), (0.5, WARNING)],
-        sparkline=False,
+        Query(pool_in_use(), "{{instance}} {{saver}}"),
+        unit="percentunit",
+        share=True,
+        limits=[(0, NEUTRAL), (0.8, WARNING), (0.95, BAD)],
+        links=_TO_SATURATION,
     )
 
 
 def _tiers() -> Panel:
     return states(
-        "Tier of each process",
+        "Tier by process",
         About(
             "In which tier each saver worked, and since when.",
             "cached throughout.",
@@ -420,99 +360,54 @@ def _tiers() -> Panel:
         ),
         Query(f"max by (instance, saver) ({_active_tier()})", "{{instance}} {{saver}}"),
         texts=TIERS,
+        width=6,
     )
 
 
 def _undrained() -> Panel:
     return graph(
-        "Conversations that are not in PostgreSQL yet",
+        "Threads not yet in PostgreSQL",
         About(
-            "Threads that were found in a lower tier, of all processes.",
+            "Threads that were found in a lower tier, of all processes: what is at risk now.",
             "0, and back to 0 within a minute after an outage.",
             "it stays: PostgreSQL refuses them. The log names each and says why; `glasspoint check` names"
             " those in Redis.",
         ),
         Query(f"max by (saver, tier) ({metric('undrained_threads')})", "{{saver}} {{tier}}"),
         unit="short",
+        width=6,
     )
 
 
-def _forks() -> Panel:
-    return graph(
-        "Answers that are not seen any more",
+def _events() -> Panel:
+    def happened(selector: str, name: str) -> Query:
+        return Query(or_zero(f"sum(increase({selector}[$__range]))"), name)
+
+    return figures(
+        "Events in the time shown",
         About(
-            "Runs that wrote to a thread that another run had written to meanwhile, an hour, by whose"
-            " answer is lost.",
-            "none.",
-            "the log names thread and checkpoints. Let one run of a thread begin after the other has ended;"
-            " set the clock of a machine that is behind.",
+            "How often each of these happened. Changes of tier, breaker, epoch and identity also stand as"
+            " marks on the graphs.",
+            "all 0.",
+            "each has its alert: docs/runbooks.md says what to do. Retries were ridden out; timeouts were"
+            " errors for somebody.",
         ),
-        Query(
-            or_zero(f"3600 * sum by (kind) ({rate(metric('forks_total', outcome='stored'))})", "kind"),
-            "{{kind}}",
-            names=_FORKS,
-        ),
-        Query(or_zero(f"3600 * sum({rate(metric('forks_total', outcome='refused'))})"), "refused"),
-        unit="short",
-        stacked=True,
-    )
-
-
-def _retention() -> Panel:
-    return graph(
-        "Since the retention last succeeded",
-        About(
-            "How long ago a run that removes old checkpoints succeeded, in any process.",
-            "below an hour, but for the time that a run takes.",
-            "it grows: runs fail, or no process lives for long enough. The log says why a run failed.",
-            empty="where CHECKPOINT_RETENTION is not set, or no run has succeeded yet.",
-        ),
-        Query(
-            f"time() - max by (saver) ({metric('retention_last_success_timestamp_seconds')} > 0)", "{{saver}}"
-        ),
-        unit="s",
-    )
-
-
-def _retention_rows() -> Panel:
-    return graph(
-        "What the retention removes, an hour",
-        About(
-            "Rows that runs of the retention have removed, by table, and runs that did not succeed.",
-            "as much as is written, in the long run; no run fails.",
-            "runs fail: the log says why. Nothing is removed, and nothing fails: see how long ago a run"
-            " succeeded.",
-        ),
-        Query(f"3600 * sum by (table) ({rate(metric('retention_pruned_total'))})", "{{table}}"),
-        Query(
-            f"3600 * sum by (result) ({rate(metric('retention_runs_total', result='!=succeeded'))})",
-            "runs that {{result}}",
-        ),
-        unit="short",
-        width=24,
-    )
-
-
-def _hit_ratio_over_time() -> Panel:
-    return graph(
-        "Reads that Redis answers, over time",
-        About(
-            "Hits, as a share of all reads, of each saver and of all together.",
-            "level, and back within minutes after a mark.",
-            "a step down after a new epoch or an eviction heals by itself; a slow fall means entries expire"
-            " or are evicted before the next turn: see Redis itself on Cache-aside.",
-        ),
-        Query(_ratio_of_hits(), "hits, all savers"),
-        Query(
-            share(
-                f"sum by (saver) ({rate(metric('l1_reads_total', result='hit'))})",
-                f"sum by (saver) ({rate(metric('l1_reads_total'))})",
-            ),
-            "{{saver}}",
-        ),
-        unit="percentunit",
-        width=24,
-        share=True,
-        calcs=("min", "mean", "lastNotNull"),
-        links=_TO_CACHE,
+        happened(metric("fallback_events_total", reason="!=recovered"), "fallbacks"),
+        happened(metric("fallback_events_total", reason="recovered"), "recoveries"),
+        happened(metric("drained_checkpoints_total"), "checkpoints drained"),
+        happened(metric("drained_threads_total", result="=~set_aside|refused"), "threads aside or refused"),
+        happened(metric("forks_total", outcome="stored"), "forks"),
+        happened(metric("l1_breaker_transitions_total", to="open"), "breaker opened"),
+        happened(metric("l1_epoch_changes_total"), "Redis epochs"),
+        happened(metric("l1_identity_changes_total", reason="!=generation"), "PostgreSQL identities"),
+        happened(metric("l1_audits_total", verdict="stale"), "stale audits"),
+        happened(metric("l2_retries_total"), "retries"),
+        happened(metric("pool_timeouts_total"), "pool timeouts"),
+        happened(metric("background_task_failures_total"), "background errors"),
+        unit="none",
+        decimals=0,
+        width=12,
+        height=7,
+        steps=[(0, GOOD), (0.5, WARNING)],
+        sparkline=False,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.builders import common as common_builders
-from grafana_foundation_sdk.builders import heatmap, prometheus, stat, statetimeline, table, tempo, timeseries
+from grafana_foundation_sdk.builders import prometheus, stat, statetimeline, table, tempo, timeseries
 from grafana_foundation_sdk.builders.dashboard import Panel as AnyPanel
 from grafana_foundation_sdk.builders.dashboard import ThresholdsConfig
 from grafana_foundation_sdk.models.common import (
@@ -15,10 +15,8 @@ from grafana_foundation_sdk.models.common import (
     BigValueTextMode,
     GraphDrawStyle,
     GraphThresholdsStyleMode,
-    HeatmapCellLayout,
     LegendDisplayMode,
     LegendPlacement,
-    ScaleDistribution,
     SortOrder,
     StackingMode,
     TooltipDisplayMode,
@@ -27,7 +25,6 @@ from grafana_foundation_sdk.models.common import (
 from grafana_foundation_sdk.models.dashboard import (
     DashboardFieldConfigSourceOverrides,
     DataSourceRef,
-    DataTransformerConfig,
     DynamicConfigValue,
     FieldColor,
     FieldColorModeId,
@@ -39,9 +36,8 @@ from grafana_foundation_sdk.models.dashboard import (
     ValueMap,
     ValueMappingResult,
 )
-from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
-from grafana_foundation_sdk.models.prometheus import Dataquery, PromQueryFormat, QueryEditorMode
-from grafana_foundation_sdk.models.tempo import MetricsQueryType, SearchTableType
+from grafana_foundation_sdk.models.prometheus import Dataquery, QueryEditorMode
+from grafana_foundation_sdk.models.tempo import SearchTableType
 
 from dashboards.boards.colours import NEUTRAL, PERCENTILE_LINES, colour_of
 
@@ -59,12 +55,9 @@ __all__ = [
     "Spans",
     "figures",
     "graph",
-    "heat",
-    "span_graph",
     "spans",
     "states",
     "trace",
-    "versions",
 ]
 
 PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${prometheus}")
@@ -166,8 +159,8 @@ def graph(
     about: About,
     *queries: Query,
     unit: str,
-    width: int = 12,
-    height: int = 9,
+    width: int = 8,
+    height: int = 7,
     stacked: bool = False,
     bars: bool = False,
     share: bool = False,
@@ -218,8 +211,8 @@ def states(
     query: Query,
     *,
     texts: Mapping[int, tuple[str, str]],
-    width: int = 12,
-    height: int = 9,
+    width: int = 8,
+    height: int = 7,
 ) -> Panel:
     """Return bars over time that change their colour with the state, one for each series."""
     made = (
@@ -233,44 +226,6 @@ def states(
         .legend(_legend((), LegendDisplayMode.LIST))
     )
     return _asking(made, title, about, (query,), width, height)
-
-
-def heat(title: str, about: About, query: Query, *, unit: str, width: int = 12, height: int = 9) -> Panel:
-    """Return how observations are spread, over time: the buckets of a histogram."""
-    made = (
-        heatmap.Panel()
-        .unit(unit)
-        .calculate(False)
-        .color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Viridis").steps(64))
-        .rows_frame(heatmap.RowsHeatmapOptions().layout(HeatmapCellLayout.LE))
-        .y_axis(heatmap.YAxisConfig().unit(unit))
-        .cell_values(heatmap.CellValues().unit("ops"))
-        .scale_distribution(common_builders.ScaleDistributionConfig().type(ScaleDistribution.LINEAR))
-        .show_legend()
-        .show_y_histogram()
-        .exemplars_color("#FFFFFF")
-    )
-    panel = _asking(made, title, about, (query,), width, height)
-    for target in panel.targets or ():
-        assert isinstance(target, Dataquery)
-        target.format_val = PromQueryFormat.HEATMAP
-    return panel
-
-
-def span_graph(title: str, about: About, text: str, *, unit: str, width: int = 12, height: int = 9) -> Panel:
-    """Return lines over time that Tempo counts out of its spans: TraceQL metrics."""
-    made = (
-        timeseries.Panel()
-        .unit(unit)
-        .min(0)
-        .line_width(2)
-        .show_points(VisibilityMode.NEVER)
-        .legend(_legend(("mean", "max", "lastNotNull")))
-    )
-    panel = _described(made, title, about, width, height, TEMPO)
-    counted = tempo.TempoQuery().query_type("traceql").metrics_query_type(MetricsQueryType.RANGE).filters([])
-    panel.targets = [counted.query(text).ref_id("A").build()]
-    return panel
 
 
 def spans(
@@ -292,37 +247,15 @@ def spans(
     for column, (text, url) in links.items():
         made.override_by_name(column, [DynamicConfigValue("links", [{"title": text, "url": url}])])
     panel = _described(made, title, about, width, height, TEMPO)
-    found = tempo.TempoQuery().query_type("traceql").table_type(SearchTableType.SPANS).filters([])
+    found = tempo.Dataquery().query_type("traceql").table_type(SearchTableType.SPANS).filters([])
     panel.targets = [found.query(query.text).limit(query.traces).spss(query.spans).ref_id("A").build()]
-    return panel
-
-
-def versions(
-    title: str, about: About, query: Query, *, columns: Mapping[str, str], width: int = 12, height: int = 9
-) -> Panel:
-    """Return a table of labels, a row for each series.
-
-    Args:
-        columns: Label -> headline, from left to right.
-    """
-    panel = _asking(table.Panel().unit("none").filterable(True), title, about, (query,), width, height)
-    for target in panel.targets or ():
-        assert isinstance(target, Dataquery)
-        target.format_val, target.instant, target.range_val = PromQueryFormat.TABLE, True, False
-    order = {label: number for number, label in enumerate(columns)}
-    organised = {
-        "excludeByName": {"Time": True, "Value": True},
-        "indexByName": order,
-        "renameByName": columns,
-    }
-    panel.transformations = [DataTransformerConfig(id_val="organize", options=organised)]
     return panel
 
 
 def trace(title: str, about: About, trace_id: str, *, width: int = 24, height: int = 18) -> Panel:
     """Return the spans of one trace, as a waterfall."""
     panel = _described(AnyPanel().type("traces"), title, about, width, height, TEMPO)
-    panel.targets = [tempo.TempoQuery().query_type("traceql").query(trace_id).filters([]).ref_id("A").build()]
+    panel.targets = [tempo.Dataquery().query_type("traceql").query(trace_id).filters([]).ref_id("A").build()]
     return panel
 
 

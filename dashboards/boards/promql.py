@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glasspoint.telemetry.catalogue import METRICS
+from glasspoint.telemetry.catalogue import COULD_BE_HITS, METRICS
 
 if TYPE_CHECKING:
     from dashboards.objectives import Objective
@@ -13,7 +13,8 @@ __all__ = [
     "METRIC_LABELS",
     "allowed_failures",
     "burn_rate",
-    "mean",
+    "cpu",
+    "hit_ratio",
     "metric",
     "or_zero",
     "pool_in_use",
@@ -87,16 +88,26 @@ def quantile(q: float, name: str, by: tuple[str, ...] = (), /, **labels: str) ->
     return f"histogram_quantile({q}, sum by ({kept}) ({rate(metric(name, 'bucket', **labels))}))"
 
 
+def hit_ratio(by: tuple[str, ...] = ()) -> str:
+    """Return hits, as a share of the reads that Redis could have answered."""
+    kept = f" by ({', '.join(by)})" if by else ""
+    hits, reads = (
+        f"sum{kept} ({rate(metric('l1_reads_total', result=result))})"
+        for result in ("hit", f"=~{COULD_BE_HITS}")
+    )
+    return share(hits, reads)
+
+
+def cpu() -> str:
+    """Return how many cores each process with a saver uses, as `prometheus_client` tells it."""
+    used = rate('process_cpu_seconds_total{job=~"$job",instance=~"$instance"}')
+    return f"sum by (instance) ({used} and on (job, instance) {metric('info')})"
+
+
 def pool_in_use() -> str:
     """Return what share of its connections each pool uses."""
     in_use, allowed = metric("pool_connections", state="in_use"), metric("pool_max_connections")
     return f"{in_use} / ignoring(state) ({allowed} > 0)"
-
-
-def mean(name: str, /, **labels: str) -> str:
-    """Return the mean of what a histogram observed."""
-    seconds, calls = (f"sum({rate(metric(name, part, **labels))})" for part in ("sum", "count"))
-    return share(seconds, calls)
 
 
 def allowed_failures(objective: Objective, window: str) -> str:

@@ -19,7 +19,7 @@ __all__ = ["WIDTH", "Block", "milliseconds", "plain", "styled_result"]
 WIDTH = 80
 """The maximum width in characters. In wider lines the eye would lose the way from a name to its duration."""
 
-_RESULT_STYLES = {"hit": "green", "miss": "yellow", "unavailable": "red"}
+_RESULT_STYLES = {"hit": "green", "miss": "yellow", "absent": "yellow", "unavailable": "red"}
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 

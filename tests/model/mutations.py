@@ -333,7 +333,7 @@ MUTATIONS = (
     ),
     Mutation(
         "WARM_UP needs its lease",
-        (("warm_up.lua", "if redis.call('HGET', KEY, 'lease') ~= ARGV[1] then return 0 end", ""),),
+        (("warm_up.lua", "if lease ~= ARGV[1] then", "if false then"),),
         _COLD,
     ),
     Mutation(

@@ -31,8 +31,14 @@ TO_PASTE = [
 
 SEVERITIES = {"page", "ticket", "info"}
 
-# What others tell Prometheus: itself, and the exporter of PostgreSQL.
-OF_OTHERS = {"up", "pg_database_size_bytes"}
+# What others tell Prometheus: itself, and the exporters of PostgreSQL and Redis.
+OF_OTHERS = {
+    "up",
+    "pg_database_size_bytes",
+    "pg_stat_user_tables_n_live_tup",
+    "pg_up",
+    "redis_evicted_keys_total",
+}
 
 RECORDED = {rule.name for rule in rules(RECORDING)}
 NAMED = [(rule.name, rule.labels["severity"]) for rule in rules(ALERTS)]

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from dashboards.rules import ALERTS, rules
 from glasspoint import Settings
 from places import ROOT
 from promtool import needs_promtool, promtool
@@ -38,16 +39,22 @@ LISTENS = {
     "redis": {6379},
     "glasspoint-traffic": {9464},
     "prom/prometheus": {9090},
+    "prom/alertmanager": {9093},
     "grafana/tempo": {3200, 4317, 4318},
     "grafana/grafana": {3000},
     "prometheuscommunity/postgres-exporter": {9187},
     "oliver006/redis_exporter": {9121},
 }
-PUBLISHED = {"app": 9464, "prometheus": 9090, "tempo": 3200, "grafana": 3000}
+PUBLISHED = {"app": 9464, "prometheus": 9090, "tempo": 3200, "alertmanager": 9093, "grafana": 3000}
 
 BOARDS = sorted((DASHBOARDS / "grafana").glob("*.json"))
 
 DOCKER_COMPOSE = shutil.which("docker-compose")
+AMTOOL = shutil.which("amtool")
+
+needs_amtool = pytest.mark.skipif(
+    AMTOOL is None, reason="amtool (Debian's package prometheus-alertmanager) is not installed"
+)
 
 
 def read(path: Path) -> Any:
@@ -117,7 +124,7 @@ def test_every_variable_has_its_default_in_the_file_and_is_in_the_docs() -> None
 # ------------------------------------------------------------------ what the file promises
 
 
-def test_published_ports_are_those_of_four_services_on_loopback() -> None:
+def test_published_ports_are_those_of_five_services_on_loopback() -> None:
     found = {}
     for name, service in SERVICES.items():
         for port in service.get("ports", ()):
@@ -137,6 +144,42 @@ def test_an_image_is_pinned_to_a_version(name: str) -> None:
         assert tag == "local"
     else:
         assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?(-alpine)?", tag)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_takes_so_much_memory_and_no_more(name: str) -> None:
+    assert re.fullmatch(r"\d+[mg]", SERVICES[name]["mem_limit"])
+
+
+def test_only_the_alertmanager_has_to_be_asked_for() -> None:
+    assert {name: s["profiles"] for name, s in SERVICES.items() if "profiles" in s} == {
+        "alertmanager": ["alertmanager"]
+    }
+    assert not any("alertmanager" in service.get("depends_on", ()) for service in SERVICES.values())
+
+
+def test_every_severity_of_an_alert_has_its_route() -> None:
+    config = read(DASHBOARDS / "alertmanager" / "alertmanager.yml")
+    route = config["route"]
+    others = {matcher for each in route["routes"] for matcher in each["matchers"]}
+    severities = {rule.labels["severity"] for rule in rules(ALERTS)}
+    assert {f'severity = "{severity}"' for severity in severities - {route["receiver"]}} == others
+    assert {each["name"] for each in config["receivers"]} == severities
+    names = {rule.name for rule in rules(ALERTS)}
+    for inhibits in config["inhibit_rules"]:
+        for matcher in inhibits["source_matchers"] + inhibits["target_matchers"]:
+            pattern = re.fullmatch(r'alertname =~? "(.*)"', matcher)
+            assert pattern
+            assert any(re.fullmatch(pattern[1], name) for name in names), matcher
+
+
+@needs_amtool
+def test_alertmanager_understands_its_configuration() -> None:
+    assert AMTOOL is not None
+    config = inside("alertmanager", "/etc/alertmanager/alertmanager.yml")
+    run = [AMTOOL, "check-config", str(config)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -192,6 +235,10 @@ def addresses() -> Iterator[tuple[str, str]]:
         for config in scrape["static_configs"]:
             for target in config["targets"]:
                 yield "prometheus.yml", target
+    for alertmanager in prometheus["alerting"]["alertmanagers"]:
+        for config in alertmanager["static_configs"]:
+            for target in config["targets"]:
+                yield "prometheus.yml", target
     for written in read(DASHBOARDS / "tempo" / "tempo.yml")["metrics_generator"]["storage"]["remote_write"]:
         yield "tempo.yml", urlsplit(written["url"]).netloc
     for source in read(PROVISIONING / "datasources" / "datasources.yml")["datasources"]:
@@ -213,7 +260,7 @@ def test_every_address_is_a_service_and_a_port_that_it_listens_on(where: str, ad
 
 
 def test_every_address_was_found() -> None:
-    assert len(set(addresses())) == 13
+    assert len(set(addresses())) == 14
 
 
 def test_every_health_check_asks_a_port_that_is_listened_on() -> None:
@@ -242,7 +289,7 @@ def test_every_file_that_a_command_names_is_mounted() -> None:
         for argument in service.get("command", ())
         for path in re.findall(r"config\.file=(\S+)", argument)
     }
-    assert {name for name, _ in named} == {"prometheus", "tempo"}
+    assert {name for name, _ in named} == {"alertmanager", "prometheus", "tempo"}
     for name, path in named:
         assert inside(name, path).is_file()
 

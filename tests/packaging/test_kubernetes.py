@@ -159,11 +159,11 @@ def test_service_monitor_and_ports_fit_each_other() -> None:
         assert other["metadata"]["labels"].items().isdisjoint(service["spec"]["selector"].items())
 
 
-def test_the_alert_on_the_scrape_looks_for_the_job_that_the_monitor_names() -> None:
+def test_alerts_watch_the_job_that_the_monitor_names_from_its_first_scrape_on() -> None:
     [endpoint] = of_kind("ServiceMonitor")[0]["spec"]["endpoints"]
     [relabeling] = endpoint["relabelings"]
-    alerts = (ROOT / "dashboards" / "prometheus" / "alerts.yml").read_text("utf-8")
-    [jobs] = re.findall(r'up\{job=~"([^"]+)"\}', alerts)
+    recorded = (ROOT / "dashboards" / "prometheus" / "recording.yml").read_text("utf-8")
+    [jobs] = re.findall(r'up\{job=~"([^"]+)"\}', recorded)
     assert relabeling["targetLabel"] == "job"
     assert re.fullmatch(jobs, relabeling["replacement"])
 

@@ -36,6 +36,7 @@ def observed() -> Iterator[Prometheus]:
         backing.postgres.stop()
         backing.start_traffic(**FALLS_SOON)
         prometheus.wait_for('glasspoint_active_tier{tier="redis"} == 1')
+        prometheus.wait_for('ALERTS{alertname="GlasspointPostgresDown", alertstate="pending"}')
         prometheus.wait_for('glasspoint_operation_duration_seconds_count{operation="put"} > 20')
         backing.postgres.start()
         prometheus.wait_for('glasspoint_active_tier{tier="cached"} == 1')
@@ -60,7 +61,9 @@ def observed() -> Iterator[Prometheus]:
 
 def _wait_for_normal_traffic(prometheus: Prometheus) -> None:
     prometheus.wait_for('increase(glasspoint_l1_reads_total{result="hit"}[10s]) > 5')
-    for exported in ("glasspoint_storage_bytes", "pg_up", "pg_database_size_bytes", "redis_up"):
+    # Its connection was broken, too: the next scrape is whole again.
+    exporters = ("pg_up == 1", "pg_stat_activity_count", "pg_database_size_bytes", "redis_up")
+    for exported in ("glasspoint_storage_bytes", *exporters):
         prometheus.wait_for(exported)
     for name in dict.fromkeys(name for name, promql in RULES if _has_data(name, promql)):
         prometheus.wait_for(name)
@@ -113,7 +116,12 @@ def test_the_command_says_where_everything_is_and_leaves_nothing_behind() -> Non
         try:
             observing = Running(process)
             url = observing.wait_for(r"^Prometheus +(http://\S+)")[1]
+            alerts = observing.wait_for(r"^Alerts +(http://\S+)")[1]
+            metrics = observing.wait_for(r"^Metrics +(http://\S+)")[1]
             observing.wait_for("Ctrl-C ends it all")
+            for page in (alerts, url, metrics):
+                with urllib.request.urlopen(page, timeout=10) as answer:
+                    assert answer.status == 200
             with urllib.request.urlopen(f"{url}/api/v1/rules", timeout=10) as answer:
                 assert b"GlasspointWriteErrorBudgetBurn" in answer.read()
             started = observing.servers()

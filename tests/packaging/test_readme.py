@@ -188,7 +188,7 @@ def test_a_newcomer_sees_at_metrics_and_in_the_trace_what_the_readme_shows(
         r"^```console\n\$ glasspoint trace 42 .*?\n(.*?)^```", README, re.DOTALL | re.MULTILINE
     )
     assert _steps(pictured) == _steps(trace[trace.index("── turn 2") :])
-    assert "miss  from L2" in trace.partition("── turn 2")[0]
+    assert "absent  from L2" in trace.partition("── turn 2")[0]
     assert "get_tuple  hit  from L1" in pictured
 
     _, said = _converse(port_free_chat, environment, tmp_path, "And now?")

@@ -53,9 +53,9 @@ class Act:
 ACTS = (
     Act(
         title="a new conversation",
-        explanation="Nobody knows this thread: L1 misses, L2 has nothing, both get written.",
+        explanation="Nobody knows this thread: neither L1 nor L2 has anything, and both get written.",
         says=f"내 이름은 {_NAME}야",
-        expects="miss",
+        expects="absent",
     ),
     Act(
         title="the next turn",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from rich.box import SIMPLE_HEAD
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from glasspoint.console import WIDTH, milliseconds
 from glasspoint.demo.quantiles import SampleWindow
+from glasspoint.telemetry.catalogue import COULD_BE_HITS
 from glasspoint.telemetry.events import L1Result
 
 if TYPE_CHECKING:
@@ -114,8 +116,8 @@ class _Board:
         return trouble
 
     def _hit_ratio(self) -> str:
-        reads = self._window.grown("glasspoint_l1_reads_total")
-        hits = self._window.grown("glasspoint_l1_reads_total", result="hit")
+        grown = partial(self._window.grown, "glasspoint_l1_reads_total")
+        hits, reads = grown(result="hit"), sum(grown(result=each) for each in COULD_BE_HITS.split("|"))
         return f"{hits / reads:.0%}" if reads else "–"
 
     def _reads(self) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from glasspoint.demo.conversation import AGENT_NAME
 from glasspoint.errors import ConfigurationError
@@ -123,6 +123,7 @@ def observe(*, lost: Callable[[str], None], spans_file: Path | None = None) -> I
     """
     written = SpanFile(spans_file) if spans_file is not None else None
     spans, registry = SpanCollector(), CollectorRegistry()
+    ProcessCollector(registry=registry)  # CPU and memory of the process, as in the default registry
     with kept_warnings(capacity=1, of=_EXPORT_LOGGERS) as export_warnings:
         try:
             # Not the process's own provider, so that the demo shows only its own spans.

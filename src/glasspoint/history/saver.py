@@ -77,7 +77,12 @@ class HistorySaver(DrainableSaver):
                 found = await self._history.read(scope, checkpoint_id)
             if found is not None and self._beginning is not None:
                 await self._beginning.meet(scope)
-            return self._decode(operation, found) if found is not None else None
+            if found is None:
+                return None
+            result = self._decode(operation, found)
+            if result.pending_writes:
+                self._telemetry.read_writes(scope, result.pending_writes)
+            return result
 
     async def alist(
         self,
@@ -237,7 +242,9 @@ class HistorySaver(DrainableSaver):
                 check_writes(scope, checkpoint_id, task_id)
                 if self._beginning is not None:
                     await self._beginning.check_writes(scope, checkpoint_id, writes)
+                interrupts = self._telemetry.storing_writes(scope, task_id, writes)
                 await self._history.put_writes(scope, checkpoint_id, encoded, replaces=replaces)
+                self._telemetry.stored(scope, task_id, interrupts)
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete all checkpoints and writes of a thread, in all its namespaces.

@@ -37,6 +37,7 @@ from glasspoint.telemetry.events import (
     L1Availability,
     L1Result,
     WarmUpResult,
+    WarmUpSkipped,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ _log = get_logger("glasspoint.l1")
 _MISS, _HIT, _BUSY, _HISTORICAL = range(4)
 _READ_RESULTS: dict[int, L1Result] = {_MISS: "miss", _HIT: "hit", _BUSY: "busy", _HISTORICAL: "historical"}
 _COMMIT_RESULTS: tuple[CommitResult, ...] = ("discarded", "applied", "kept")
+_WARM_UP_RESULTS: tuple[WarmUpResult, ...] = ("overtaken", "stored", "not_first")
 
 # How many entries a sweep of the journal drops at once.
 _SCOPES_AT_ONCE = 16
@@ -372,6 +374,9 @@ class Cache:
         Returns:
             `error` after any failure: the reader has the result of L2 anyway.
         """
+        if self.is_left_alone(scope):  # the breaker has opened since the miss
+            self._telemetry.emit(WarmUpSkipped("error"))
+            return "error"
         with self._telemetry.step("warm_up", scope) as step:
             try:
                 fields = entry.image_fields(stored, self._signer(), self._packer)
@@ -382,9 +387,13 @@ class Cache:
                 self._cannot_encode(scope, exc)
                 result = "error"
             else:
-                result = "stored" if done else "refused"
+                result = _WARM_UP_RESULTS[done]
             step.result = result
         return result
+
+    def is_left_alone(self, scope: Scope) -> bool:
+        """Whether a step for this scope would fail without asking Redis."""
+        return not (self._breaker.is_closed and self.is_identified) or scope in self.quarantine
 
     async def begin(self, scope: Scope) -> Intent:
         """BEGIN: announce a write."""
@@ -819,7 +828,9 @@ def _is_answer(step: str, answer: Any) -> bool:
             if not isinstance(answer, list) or len(answer) not in (1, 2):
                 return False
             return answer[0] in range(len(_COMMIT_RESULTS)) and all(map(_is_read, answer[1:]))
-        case "warm_up" | "clear" | "confirm":
+        case "warm_up":
+            return answer in range(len(_WARM_UP_RESULTS))
+        case "clear" | "confirm":
             return answer in (0, 1)
         case _:
             return bool(answer == 1)

@@ -180,6 +180,22 @@ class Changes:
             channel in put.inline or channel in self._channels for channel in put.channels
         )
 
+    @property
+    def image_bytes(self) -> int:
+        """The size of the image after the burst, if the burst is whole: as `StoredCheckpoint.size` counts."""
+        put = self.newest
+        if put is None:
+            return 0
+        values = sum(
+            len(by.blobs[channel][1].data)
+            for channel, (_, by) in self._channels.items()
+            if channel in by.blobs
+        )
+        writes = sum(
+            len(write.value.data) for (id_, *_), write in self.writes.items() if id_ == put.checkpoint_id
+        )
+        return len(put.document_json) + len(put.metadata_json) + values + writes
+
     def fields(self, scope: Scope, signer: Signer, packer: Packer | None = None) -> list[bytes | str]:
         """Return the head and the changed channels, as field, value and so on."""
         put, scope_signer = self.newest, signer.of(scope)

@@ -78,6 +78,7 @@ class Call(Generic[ItemT, ResultT]):
         company: Calls of one company go together, if they can. `None`: the call has none.
         announced: The result of `ready`.
         asked_at: When the call began to wait for a connection, by `perf_counter`.
+        has_connection: Whether there is a connection for it, so that it waits for none any more.
     """
 
     scope: Scope
@@ -88,6 +89,7 @@ class Call(Generic[ItemT, ResultT]):
     company: Hashable = None
     announced: Announced = _UNANNOUNCED
     asked_at: float = field(default_factory=perf_counter)
+    has_connection: bool = False
 
 
 class _Waiter(Generic[ItemT, ResultT]):
@@ -144,6 +146,7 @@ class _Batch(Generic[ItemT, ResultT]):
         """Await `ready` of each call. Calls for which it fails, or whose callers have left, are dropped."""
         for waiter in self.waiters:
             call = waiter.call
+            call.has_connection = True
             try:
                 if call.ready is not None and not waiter.answer.done():
                     call.announced = await call.ready(connection)
@@ -188,7 +191,8 @@ class Batcher(Generic[ItemT, ResultT]):
         step_name: str,
         execute: Callable[[Connection, Sequence[Call[ItemT, ResultT]]], Awaitable[Sequence[ResultT]]],
         *,
-        connection: Callable[[], AbstractAsyncContextManager[Connection]],
+        connection: Callable[[Callable[[], int]], AbstractAsyncContextManager[Connection]],
+        waited_in_vain: Callable[[float, Scope, BaseException], None],
         start: Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]],
         telemetry: Telemetry,
     ) -> None:
@@ -197,13 +201,17 @@ class Batcher(Generic[ItemT, ResultT]):
         Args:
             step_name: The name of such a statement in telemetry.
             execute: Sends calls in one statement, and returns a result for each.
-            connection: Checks out a connection, and names errors. A cancelled caller does not lose it.
+            connection: Checks out a connection, and names errors. A cancelled caller does not lose it. It
+                takes a function that returns the number of callers that wait for this connection.
+            waited_in_vain: Called for each caller that receives no connection: when it began to wait, its
+                scope, and its error.
             start: Starts a task in a context. Closing the saver waits for the task.
             telemetry: Receives events for each call.
         """
         self._step_name = step_name
         self._execute = execute
         self._connection = connection
+        self._waited_in_vain = waited_in_vain
         self._start = start
         self._telemetry = telemetry
         self._load = LoadDetector(beyond=ALONE)
@@ -211,6 +219,8 @@ class Batcher(Generic[ItemT, ResultT]):
         # Company -> when its first call came, and the calls that follow it. Removed when that call is sent.
         self._gathering: dict[Hashable, tuple[float, list[_Waiter[ItemT, ResultT]]]] = {}
         self._under_way = 0
+        # The calls and batches that have no connection yet, in the order in which they asked for one.
+        self._asking: list[object] = []
         # The batch that fetches a connection for the waiting calls.
         self._acquiring: _Batch[ItemT, ResultT] | None = None
 
@@ -223,6 +233,14 @@ class Batcher(Generic[ItemT, ResultT]):
         Raises:
             Exception: The error of the statement.
         """
+        try:
+            return await self._run_call(call)
+        except BaseException as exc:
+            if not call.has_connection:
+                self._waited_in_vain(call.asked_at, call.scope, exc)
+            raise
+
+    async def _run_call(self, call: Call[ItemT, ResultT]) -> ResultT:
         if self._load.is_there(self._under_way):
             waiter = _Waiter(call)
             self._waiting.append(waiter)
@@ -245,9 +263,11 @@ class Batcher(Generic[ItemT, ResultT]):
             self._gathering[call.company] = (call.asked_at, followers)
         has_connection = False
         self._under_way += 1
+        self._asking.append(call)
         try:
-            async with self._connection() as connection:
-                has_connection = True
+            async with self._connection(lambda: 1 + self._callers(call, followers)) as connection:
+                has_connection = call.has_connection = True
+                self._asking.remove(call)
                 if call.ready is not None:
                     call.announced = await call.ready(connection)
                 if call.company is not None and not followers:
@@ -255,11 +275,13 @@ class Batcher(Generic[ItemT, ResultT]):
                 self._gathering.pop(call.company, None)
                 if not followers:
                     return await self._alone(call, connection)
+            call.has_connection = False  # it needs another one, together with the others
             first = _Waiter(call)
             followers.insert(0, first)
-        except Exception as exc:
-            if not has_connection:  # the followers have waited for one as long
-                while followers:
+        except BaseException as exc:
+            if not has_connection:
+                self._asking.remove(call)
+                while followers and isinstance(exc, Exception):  # they have waited for one as long
                     followers.pop().fail(exc)
             raise
         finally:
@@ -318,8 +340,10 @@ class Batcher(Generic[ItemT, ResultT]):
             if not self._is_wanted(batch):  # all callers have left before this began
                 return
             batch.is_acquiring = True
-            async with self._connection() as connection:
+            self._asking.append(batch)
+            async with self._connection(lambda: self._callers(batch, batch.waiters)) as connection:
                 batch.is_acquiring = False
+                self._asking.remove(batch)
                 batch.has_connection = True
                 if batch is self._acquiring:
                     self._take(batch)
@@ -333,11 +357,21 @@ class Batcher(Generic[ItemT, ResultT]):
         except Exception as exc:
             self._failed(batch, exc, started)
         finally:
-            batch.is_acquiring = False
+            if batch.is_acquiring:
+                batch.is_acquiring = False
+                self._asking.remove(batch)
             if batch is self._acquiring:
                 self._acquiring = None
             self._under_way -= 1
             self._look()
+
+    def _callers(self, asker: object, waiters: Sequence[_Waiter[ItemT, ResultT]]) -> int:
+        """Return how many of some callers still wait for a connection. May be called in any thread.
+
+        Calls that have no batch yet wait for whoever has asked for a connection first.
+        """
+        more = self._waiting if self._asking[:1] == [asker] else []
+        return sum(not waiter.answer.done() for waiter in [*waiters, *more])
 
     def _take(self, batch: _Batch[ItemT, ResultT]) -> None:
         """Add waiting calls to the batch."""
@@ -365,7 +399,7 @@ class Batcher(Generic[ItemT, ResultT]):
             self._waiting = [waiter for waiter in self._waiting if waiter.call.asked_at > started]
         elif batch.has_connection and len(batch.waiters) > 1 and certainly_unchanged(error):
             for waiter in batch.waiters:
-                waiter.call.asked_at = perf_counter()
+                waiter.call.asked_at, waiter.call.has_connection = perf_counter(), False
                 self._send_together([waiter])
             return
         for waiter in batch.waiters:

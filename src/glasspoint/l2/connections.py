@@ -23,14 +23,14 @@ from glasspoint.errors import (
 )
 from glasspoint.l2 import eager
 from glasspoint.l2.connection_health import ConnectionHealth
-from glasspoint.l2.deadline import give_up
+from glasspoint.l2.deadline import give_up, is_late
 from glasspoint.l2.faults import naming_refusals
 from glasspoint.l2.pool import connect_beside, why_not_connected
 from glasspoint.l2.schema import GRANTS
-from glasspoint.telemetry.events import PoolTimedOut, PoolWaited
+from glasspoint.telemetry.events import PoolWaited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from contextlib import AbstractAsyncContextManager
     from contextvars import Context
 
@@ -63,6 +63,7 @@ class Connections:
         self._upstream = upstream
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._health = ConnectionHealth()
+        self._waits: dict[object, Callable[[], int]] = {}
 
     @property
     def greet(self) -> Greet | None:
@@ -126,17 +127,51 @@ class Connections:
     @asynccontextmanager
     async def connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
         """Check out a connection, measure the wait, and name errors."""
-        started = perf_counter()
-        async with self.checked_out() as conn:
-            self.telemetry.emit(PoolWaited(perf_counter() - started, scope))
-            yield conn
+        started, has_connection = perf_counter(), False
+        try:
+            async with self.checked_out() as conn:
+                has_connection = True
+                self.telemetry.emit(PoolWaited(perf_counter() - started, scope))
+                yield conn
+        except BaseException as exc:
+            if not has_connection:
+                self.waited_in_vain(started, scope, exc)
+            raise
 
     @asynccontextmanager
-    async def checked_out(self) -> AsyncIterator[Connection]:
-        """Check out a connection, and name errors."""
+    async def checked_out(self, callers: Callable[[], int] = lambda: 1) -> AsyncIterator[Connection]:
+        """Check out a connection, and name errors. See `checkout`."""
         with self._naming_faults():
-            async with self.checkout() as conn:
+            async with self.checkout(callers) as conn:
                 yield conn
+
+    @property
+    def waiting(self) -> int:
+        """The number of callers that wait for a connection now. May be read in any thread."""
+        return sum(callers() for callers in list(self._waits.values()))
+
+    def waited_in_vain(self, started: float, scope: Scope | None, error: BaseException) -> None:
+        """Emit that a caller has received no connection. Note on its error what it waited for.
+
+        Args:
+            started: When the caller began to wait, by `perf_counter`.
+            scope: The scope of the call.
+            error: What the caller gets.
+        """
+        seconds, is_past = perf_counter() - started, is_late(error)
+        if is_past:
+            error.add_note(self._why_none_came_free(seconds))
+        is_timeout = is_past or isinstance(error.__cause__, PoolTimeout)
+        self.telemetry.emit(PoolWaited(seconds, scope, error, is_timeout))
+
+    @contextmanager
+    def _waiting_for(self, callers: Callable[[], int]) -> Iterator[None]:
+        key = object()
+        self._waits[key] = callers
+        try:
+            yield
+        finally:
+            del self._waits[key]
 
     @contextmanager
     def _naming_faults(self) -> Iterator[None]:
@@ -145,7 +180,6 @@ class Connections:
             with naming_refusals():
                 yield
         except PoolTimeout as exc:
-            self.telemetry.emit(PoolTimedOut())
             raise L2UnavailableError(self._why_none_came_free(perf_counter() - started)) from exc
         except (psycopg.Error, PoolClosed) as exc:
             named = _named(exc, has_pool=self.pool is not None)
@@ -169,12 +203,21 @@ class Connections:
         )
 
     @asynccontextmanager
-    async def checkout(self) -> AsyncIterator[Connection]:
-        """Check out a connection. Nothing is measured, and errors stay as they are."""
+    async def checkout(self, callers: Callable[[], int] = lambda: 0) -> AsyncIterator[Connection]:
+        """Check out a connection. The wait is not measured, and errors stay as they are.
+
+        Args:
+            callers: Returns how many callers of the saver wait for this connection. By default none, because
+                it is for background work. It may be called in any thread.
+        """
         conn = self._upstream.conn
         if not isinstance(conn, AsyncConnectionPool):
-            async with self._upstream.lock:
+            with self._waiting_for(callers):
+                await self._upstream.lock.acquire()
+            try:
                 yield conn
+            finally:
+                self._upstream.lock.release()
             return
         # Not `pool.connection()`. There a cancelled caller loses its connection for good in two cases: just
         # as it receives the connection, or while it waits for the pool's lock to give it back. So the parts
@@ -183,7 +226,8 @@ class Connections:
         if checked_out is None or not self._health.hand_out(checked_out):
             getting = self.start(self._health.getconn(conn, checked_out))
             try:
-                checked_out = await asyncio.shield(getting)
+                with self._waiting_for(callers):
+                    checked_out = await asyncio.shield(getting)
             except asyncio.CancelledError:
                 getting.add_done_callback(lambda got: self._give_back(conn, got))
                 give_up(getting)  # otherwise `drain` would wait for it

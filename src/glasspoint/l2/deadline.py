@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
 
-__all__ = ["answered_within", "give_up", "within"]
+__all__ = ["answered_within", "explained", "give_up", "is_late", "within"]
 
 _GRACE_SECONDS = 0.5
+
+# The message of a cancellation by `within`.
+_LATE = "the time is up"
 
 
 class within:
@@ -58,9 +61,26 @@ class within:
 
     def _cancel(self) -> None:
         self._cancels += 1
-        self._task.cancel()
+        self._task.cancel(_LATE)
         if self._cancels == 1:
             self._timer = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._cancel)
+
+
+def is_late(error: BaseException) -> bool:
+    """Tell whether an error is the cancellation by `within`, at the end of its time."""
+    return isinstance(error, asyncio.CancelledError) and error.args == (_LATE,)
+
+
+def explained(error: BaseException | None, text: str) -> str:
+    """Return the text of an error, after what was noted on its causes (`BaseException.add_note`).
+
+    A note says what a caller waited for when its time was up: the reason comes before the deadline.
+    """
+    notes: list[str] = []
+    while error is not None:
+        notes = [*getattr(error, "__notes__", ()), *notes]
+        error = error.__cause__
+    return " ".join([*notes, text])
 
 
 def give_up(task: asyncio.Task[Any]) -> None:
@@ -78,7 +98,7 @@ async def answered_within(seconds: float, otherwise: str) -> AsyncIterator[None]
     """Do as `within` does, but raise an error of ours.
 
     Raises:
-        L2DeadlineError: The time is up. Its text is `otherwise`.
+        L2DeadlineError: The time is up. Its text is `otherwise`, after what was waited for, if that is known.
     """
     try:
         async with within(seconds):
@@ -86,4 +106,4 @@ async def answered_within(seconds: float, otherwise: str) -> AsyncIterator[None]
     except TimeoutError as exc:
         if isinstance(exc, L2DeadlineError):
             raise
-        raise L2DeadlineError(otherwise) from exc
+        raise L2DeadlineError(explained(exc, otherwise)) from exc

@@ -445,6 +445,7 @@ class Store:
             step_name,
             execute,
             connection=self.connections.checked_out,
+            waited_in_vain=self.connections.waited_in_vain,
             start=self.connections.start,
             telemetry=self._telemetry,
         )

@@ -238,7 +238,10 @@ class Bursts:
             if burst.is_fenced and not burst.is_in_doubt:
                 self._fences.ended(burst.scope, burst.id)
             burst.closed.set_result(None)
-            self._telemetry.emit(BurstEnded(end, burst.writes))
+            is_whole = end == "applied" and burst.changes.is_whole
+            self._telemetry.emit(
+                BurstEnded(end, burst.writes, burst.changes.image_bytes if is_whole else None)
+            )
 
     async def _settle(self, burst: Burst, intent: Intent) -> BurstEnd:
         if burst.is_contested:

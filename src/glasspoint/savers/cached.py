@@ -42,6 +42,7 @@ from glasspoint.model.threads import choose_threads
 from glasspoint.savers.forks import kind_of
 from glasspoint.savers.opening import ManagedSaver
 from glasspoint.savers.write_through import begin_write
+from glasspoint.telemetry.events import WarmUpSkipped
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -110,6 +111,8 @@ class CachedPostgresSaver(ManagedSaver):
             found = await self._get_tuple(operation, scope, checkpoint_id, config)
             if checkpoint_id is None:
                 self._forks.read_newest(scope, found)
+            if found is not None and found.pending_writes:
+                self._telemetry.read_writes(scope, found.pending_writes)
             return found
 
     async def alist(
@@ -315,6 +318,7 @@ class CachedPostgresSaver(ManagedSaver):
             if not encoded:
                 return
             check_writes(scope, checkpoint_id, task_id)
+            interrupts = self._telemetry.storing_writes(scope, task_id, writes)
             write = await begin_write(self._parts, operation, scope)
             result = await write.to_l2(
                 lambda: self._l2.put_writes(scope, checkpoint_id, encoded, write.ready, upsert=upsert)
@@ -326,6 +330,7 @@ class CachedPostgresSaver(ManagedSaver):
                     changes.give_up()  # the write that it has replaced may be added to the burst after it
 
             await write.to_l1(result.fence, follow)
+            self._telemetry.stored(scope, task_id, interrupts)
 
     # ---------------------------------------------------------------- deleting, copying, pruning
 
@@ -631,16 +636,21 @@ class CachedPostgresSaver(ManagedSaver):
                 operation.l1_result, operation.served_by = reading.result, "l1"
                 self._parts.auditor.sample(scope, reading.fields)
                 return result
-        operation.l1_result, operation.served_by = reading.result, "l2"
+        operation.l1_result = reading.result
         warms_up = reading.lease is not None and checkpoint_id is None
         stored = await self._ask_l2(lambda: self._l2.select(scope, checkpoint_id, warms_up=warms_up))
+        operation.served_by = "l2"
         if stored is None:
+            if reading.result == "miss":
+                operation.l1_result = "absent"
             return None
         if stored.needs_parent:
             operation.checkpoint_id = stored.checkpoint_id
             operation.stored_traceparent = stored.metadata.get(traceparent.KEY)
             return await self._ask_l2(lambda: self._l2.get_tuple(scope, self.serde, config))
         if reading.lease is None or not warms_up or stored.is_fenced or not stored.cacheable:
+            if warms_up and stored.is_fenced:
+                self._telemetry.emit(WarmUpSkipped("fenced"))
             return self._decode(operation, stored)
         image = stored.detached()
         result = self._decode(operation, stored)

@@ -198,6 +198,7 @@ def build_parts(
         expire_fences=store.fences.expire,
     )
     bursts = Bursts(l1, store.fences, telemetry, in_background=lifetime.in_background)
+    status.waiting = lambda: store.connections.waiting
     status.breaker, status.storage, status.quarantined = breaker.state, sizes.known, l1.quarantine.__len__
     lifetime.stops += [sweeper.stop, sizes.stop]
     lifetime.ends += [bursts.close, store.connections.drain]

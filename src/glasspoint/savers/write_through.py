@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from glasspoint.errors import L1UnavailableError, L2DeadlineError
-from glasspoint.l2.deadline import answered_within, within
+from glasspoint.l2.deadline import answered_within, explained, within
 from glasspoint.l2.faults import certainly_unchanged, classify, may_still_run
 from glasspoint.l2.writing import Announced, FenceResult
 
@@ -148,10 +148,11 @@ class WriteThrough:
             if isinstance(exc, TimeoutError) and not isinstance(exc, L2DeadlineError):
                 outcome = "whether it has it is not known" if self._in_doubt else "it does not have it"
                 before = f" (before, {self._last_fault})" if self._last_fault else ""
-                raise L2DeadlineError(
+                text = (
                     f"PostgreSQL did not finish a write within {self._deadline} s{before}; {outcome}. The "
                     "write may be repeated: it stores the same again."
-                ) from exc
+                )
+                raise L2DeadlineError(explained(exc, text)) from exc
             raise
         assert self._sent_at is not None
         self._operation.l2_seconds = perf_counter() - self._sent_at
@@ -188,6 +189,7 @@ class WriteThrough:
 
     async def _tell(self, burst: Burst, fence: FenceResult, change: Callable[[Changes], None]) -> None:
         intent, started = burst.begun.result(), perf_counter()
+        asks_l1 = not self._l1.is_left_alone(self._scope)
         try:
             if self._in_doubt or self._is_journalled:
                 # If Redis responds again, no reader has to wait until the sweep finds the journal's row.
@@ -196,7 +198,8 @@ class WriteThrough:
                 result = "skipped"
             else:
                 result = await self._confirm(burst, intent, fence, change)
-            self._operation.l1_seconds = perf_counter() - started
+            if asks_l1 and result != "skipped":
+                self._operation.l1_seconds = perf_counter() - started
             self._operation.l1_write = "skipped" if result == "error" and self._l1.is_absent else result
             if self._operation.l1_write == "error":
                 burst.is_lost = True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from glasspoint.telemetry import thread_ids as _thread_ids
-from glasspoint.telemetry.conversation import ConversationTurn
+from glasspoint.telemetry.conversation import ConversationTurn, TurnWatch
 from glasspoint.telemetry.events import Telemetry
 from glasspoint.telemetry.metrics import Metrics
 from glasspoint.telemetry.tracing import Tracing
@@ -14,9 +16,13 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry
 
+    from glasspoint.telemetry.events import Event
     from glasspoint.telemetry.thread_ids import ThreadIds
 
 __all__ = ["ConversationTurn", "Telemetry", "conversation_turn", "create_telemetry"]
+
+# The telemetry that was created last: it counts the turns that call no saver.
+_latest: deque[ref[Telemetry]] = deque(maxlen=1)
 
 
 def create_telemetry(
@@ -47,8 +53,10 @@ def create_telemetry(
         'docs'
     """
     way = _thread_ids.choose(thread_ids)
-    observers = (Tracing(tracer_provider, thread_ids=way), Metrics(saver_name, registry))
-    return Telemetry(saver_name, observers, show_thread=_thread_ids.shown_as(way))
+    observers = (Tracing(tracer_provider, thread_ids=way), Metrics(saver_name, registry), TurnWatch())
+    telemetry = Telemetry(saver_name, observers, show_thread=_thread_ids.shown_as(way))
+    _latest.append(ref(telemetry))
+    return telemetry
 
 
 def conversation_turn(
@@ -64,13 +72,19 @@ def conversation_turn(
     previous turn: the turn that wrote the checkpoint that the graph continues from, however long ago and in
     whatever process. The link needs no request to a server.
 
+    The turn is counted in `glasspoint_turns_total` and `glasspoint_turn_duration_seconds`, also without an
+    OpenTelemetry SDK: as `ok`; as `interrupted` if the graph waits for an answer of its user
+    (`interrupt()`); as `cancelled` if the block was left by a cancellation, by a stream that was not read to
+    its end, or by Ctrl-C; as `error` if another exception left it.
+
     Args:
         thread_id: The conversation, as in the graph's config.
-        agent_name: The agent that answers.
+        agent_name: The agent that answers: one of a few names of your own, because it labels metrics.
         turn_number: The number of the turn, if the application counts turns.
-        telemetry: The saver's telemetry, if it was created with a `tracer_provider` or with `thread_ids`:
-            the turn then uses the same ones. By default the process's own provider, and thread ids as
-            `CHECKPOINT_TELEMETRY_THREAD_IDS` says.
+        telemetry: The saver's telemetry. If it was created with a `tracer_provider` or with `thread_ids`, the
+            turn then uses the same ones. By default the process's own provider, and thread ids as
+            `CHECKPOINT_TELEMETRY_THREAD_IDS` says; the turn is counted where the calls of its first saver
+            are counted, and without a call where the telemetry created last counts.
 
     Returns:
         A context manager. Entering it returns the OpenTelemetry span, for attributes of your own.
@@ -89,4 +103,12 @@ def conversation_turn(
         turn_number=turn_number,
         tracer_provider=tracing.tracer_provider if tracing else None,
         thread_ids_shown=tracing.thread_ids if tracing else None,
+        emit=telemetry.emit if telemetry else None,
+        emit_otherwise=_emit_by_the_latest,
     )
+
+
+def _emit_by_the_latest(event: Event) -> None:
+    latest = _latest[0]() if _latest else None
+    if latest is not None:
+        latest.emit(event)

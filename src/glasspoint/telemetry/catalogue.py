@@ -10,7 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["METRICS", "SPANS", "Metric", "MetricKind", "Query", "SpanKind", "Spans"]
+__all__ = ["COULD_BE_HITS", "METRICS", "SPANS", "Metric", "MetricKind", "Query", "SpanKind", "Spans"]
+
+COULD_BE_HITS = "hit|miss|busy|incomplete|unavailable"
+"""The results of reads that count for the hit ratio, as a pattern. Not in it: reads of what PostgreSQL does
+not have either, of older checkpoints, and of scopes that are not cached."""
 
 MetricKind = Literal["counter", "gauge", "histogram", "info"]
 SpanKind = Literal["client", "internal"]
@@ -92,16 +96,46 @@ METRICS: dict[str, Metric] = {
             ),
         ),
         Metric(
+            "read_duration_seconds",
+            "histogram",
+            ("served_by", "result"),
+            "Time of reads of one checkpoint that succeeded, by the server that had it.",
+            "how long hits take, and how long the other reads",
+            (
+                Query(
+                    "How much faster is a hit than a miss? (95th percentile of each)",
+                    "histogram_quantile(0.95, sum by (le, served_by, result)"
+                    ' (rate(glasspoint_read_duration_seconds_bucket{result=~"hit|miss"}[5m])))',
+                ),
+            ),
+        ),
+        Metric(
+            "last_success_timestamp_seconds",
+            "gauge",
+            ("operation",),
+            "When such a call succeeded last in this process, in seconds since 1970; 0: never.",
+            "does anything succeed at all: failures without a success are an outage",
+            (
+                Query(
+                    "For how long has no write succeeded, while writes fail? (seconds)",
+                    "time() - max by (job, saver)"
+                    ' (glasspoint_last_success_timestamp_seconds{operation="put"})'
+                    " and on (job, saver) sum by (job, saver) (increase("
+                    'glasspoint_operation_duration_seconds_count{operation="put", outcome="error"}[1m])) > 0',
+                ),
+            ),
+        ),
+        Metric(
             "l1_reads_total",
             "counter",
             ("result",),
-            "Reads by what L1 (Redis) answered; hit ratio = hit / all.",
-            "hit ratio = hit / all; why the rest were not hits",
+            "Reads by what L1 (Redis) answered; hit ratio = hit / those that could have been hits.",
+            "hit ratio = hit / (hit + miss + busy + incomplete + unavailable); why the rest were not hits",
             (
                 Query(
-                    "What share of reads does Redis answer?",
+                    "What share of the reads that Redis could answer does it answer?",
                     'sum(rate(glasspoint_l1_reads_total{result="hit"}[5m]))'
-                    " / sum(rate(glasspoint_l1_reads_total[5m]))",
+                    f' / sum(rate(glasspoint_l1_reads_total{{result=~"{COULD_BE_HITS}"}}[5m]))',
                 ),
                 Query(
                     "Why not the others?",
@@ -114,10 +148,12 @@ METRICS: dict[str, Metric] = {
             "counter",
             ("result",),
             "Entries stored in L1 after a miss, or why not.",
-            "does warm-up work, and how often does a race refuse it",
+            "does warm-up work, and what keeps a miss from being stored: `overtaken`, `fenced`: a write; "
+            "`not_first`: another reader was faster",
             (
                 Query(
-                    "Is warming up refused often?", "sum by (result) (rate(glasspoint_l1_warm_ups_total[5m]))"
+                    "Do writes keep misses from being stored?",
+                    'sum by (result) (rate(glasspoint_l1_warm_ups_total{result=~"overtaken|fenced"}[5m]))',
                 ),
             ),
         ),
@@ -178,28 +214,38 @@ METRICS: dict[str, Metric] = {
             (Query("Does L1 follow L2?", "sum by (end) (rate(glasspoint_bursts_total[5m]))"),),
         ),
         Metric(
-            "burst_writes_total",
-            "counter",
+            "burst_writes",
+            "histogram",
             (),
-            "Writes of bursts that have ended.",
+            "Writes of a burst that has ended.",
             "how many writes share an announcement in Redis",
             (
                 Query(
                     "How many writes has a burst?",
-                    "sum(rate(glasspoint_burst_writes_total[5m])) / sum(rate(glasspoint_bursts_total[5m]))",
+                    "sum(rate(glasspoint_burst_writes_sum[5m]))"
+                    " / sum(rate(glasspoint_burst_writes_count[5m]))",
                 ),
             ),
         ),
         Metric(
             "entry_bytes",
             "histogram",
-            ("direction",),
-            "Size of the serialised state read or written.",
-            "how large states are",
+            ("direction", "operation"),
+            "Size of what was serialised, before compression; with get_tuple and commit the whole state.",
+            "how large states are (`get_tuple`: states that are read; `commit`: states that a burst has "
+            "written whole), and how much a write sends (`put`: channels that have changed; `put_writes`)",
             (
                 Query(
                     "How large are the states?",
-                    "histogram_quantile(0.95, sum by (le) (rate(glasspoint_entry_bytes_bucket[1h])))",
+                    "histogram_quantile(0.95, sum by (le)"
+                    ' (rate(glasspoint_entry_bytes_bucket{operation=~"get_tuple|commit"}[1h])))',
+                ),
+                Query(
+                    "How much does a write send to PostgreSQL? (bytes)",
+                    "sum by (operation)"
+                    ' (rate(glasspoint_entry_bytes_sum{operation=~"put|put_writes"}[5m]))'
+                    " / sum by (operation)"
+                    ' (rate(glasspoint_entry_bytes_count{operation=~"put|put_writes"}[5m]))',
                 ),
             ),
         ),
@@ -512,16 +558,16 @@ METRICS: dict[str, Metric] = {
             "pool_requests_waiting",
             "gauge",
             (),
-            "Callers waiting for a PostgreSQL connection.",
-            "the queue for a connection",
+            "Callers that wait for a PostgreSQL connection now.",
+            "the queue for a connection: every caller, also those that go in one statement",
             (Query("Does anybody wait for a connection?", "glasspoint_pool_requests_waiting"),),
         ),
         Metric(
             "pool_wait_seconds",
             "histogram",
             (),
-            "Time spent waiting for a PostgreSQL connection.",
-            "time spent waiting for a connection",
+            "Time spent waiting for a PostgreSQL connection, also in vain.",
+            "time spent waiting for a connection, also by callers that got none",
             (
                 Query(
                     "How long do calls wait for one?",
@@ -533,8 +579,8 @@ METRICS: dict[str, Metric] = {
             "pool_timeouts_total",
             "counter",
             (),
-            "Times no PostgreSQL connection came free in time.",
-            "calls that got none in time",
+            "Callers for which no PostgreSQL connection came free in time.",
+            "calls that got none in time, each of them",
             (Query("Does one come too late?", "increase(glasspoint_pool_timeouts_total[5m])"),),
         ),
         Metric(
@@ -581,6 +627,64 @@ METRICS: dict[str, Metric] = {
             ),
         ),
         Metric(
+            "turns_total",
+            "counter",
+            ("agent", "outcome"),
+            "Turns of conversations, by agent and by how they ended.",
+            "how many turns there are, and how they end; only those that the application wraps in "
+            "`conversation_turn`",
+            (
+                Query(
+                    "What share of turns fails, by agent?",
+                    'sum by (agent) (rate(glasspoint_turns_total{outcome="error"}[5m]))'
+                    " / sum by (agent) (rate(glasspoint_turns_total[5m]))",
+                ),
+                Query(
+                    "How many turns a second, by agent?",
+                    "sum by (agent) (rate(glasspoint_turns_total[5m]))",
+                ),
+                Query(
+                    "What share of turns ends with a question to the user?",
+                    'sum(rate(glasspoint_turns_total{outcome="interrupted"}[1h]))'
+                    " / sum(rate(glasspoint_turns_total[1h]))",
+                ),
+            ),
+        ),
+        Metric(
+            "turn_duration_seconds",
+            "histogram",
+            ("agent", "outcome"),
+            "Time from the start of a turn to its end.",
+            "how long users wait for an answer",
+            (
+                Query(
+                    "How long do users wait, at the 95th percentile?",
+                    "histogram_quantile(0.95, sum by (le, agent)"
+                    ' (rate(glasspoint_turn_duration_seconds_bucket{outcome="ok"}[5m])))',
+                ),
+                Query(
+                    "What share of a turn's time goes into the checkpointer?",
+                    "sum(rate(glasspoint_operation_duration_seconds_sum[5m]))"
+                    " / sum(rate(glasspoint_turn_duration_seconds_sum[5m]))",
+                ),
+            ),
+        ),
+        Metric(
+            "interrupts_total",
+            "counter",
+            ("kind",),
+            "Questions of graphs to their users (interrupts), and the answers to them.",
+            "`raised`: a question was stored; `resumed`: the task that asked has received its answer and "
+            "gone on; see [Interrupts](#interrupts)",
+            (
+                Query(
+                    "How many questions wait for an answer, of those asked in the last day?",
+                    'sum(increase(glasspoint_interrupts_total{kind="raised"}[1d]))'
+                    ' - sum(increase(glasspoint_interrupts_total{kind="resumed"}[1d]))',
+                ),
+            ),
+        ),
+        Metric(
             "background_task_failures_total",
             "counter",
             ("task",),
@@ -590,6 +694,21 @@ METRICS: dict[str, Metric] = {
                 Query(
                     "Does a background task fail? (anything above 0 is worth a bug report)",
                     "sum by (task) (increase(glasspoint_background_task_failures_total[1h])) > 0",
+                ),
+            ),
+        ),
+        Metric(
+            "telemetry_dropped_total",
+            "counter",
+            ("what",),
+            "What telemetry itself has lost in this process.",
+            "can the metrics and traces be relied on. `metrics`, `spans`: telemetry failed, or spans could "
+            "not be sent (counted one by one, if `configure_telemetry` has set up the exporter); `events`: "
+            "an observer of your own failed. Every saver of a process shows the same number",
+            (
+                Query(
+                    "Does telemetry lose anything? (the log says what failed)",
+                    "max by (job, instance, what) (increase(glasspoint_telemetry_dropped_total[15m])) > 0",
                 ),
             ),
         ),
@@ -820,7 +939,7 @@ SPANS: tuple[Spans, ...] = (
         (
             Query(
                 "Misses that a write overtook",
-                '{ name = "checkpoint.warm_up" && span.glasspoint.result = "refused" }',
+                '{ name = "checkpoint.warm_up" && span.glasspoint.result = "overtaken" }',
             ),
         ),
     ),

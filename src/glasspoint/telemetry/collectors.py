@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from glasspoint._version import __version__
 from glasspoint.telemetry.catalogue import METRICS
-from glasspoint.telemetry.events import DURABLE, TierName
+from glasspoint.telemetry.events import DURABLE, Dropped, TierName, failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.catalogue import Metric as Described
     from glasspoint.telemetry.events import SaverStatus
 
-__all__ = ["READ_AT_SCRAPE", "TIERS", "Figure", "SaverCollector"]
+__all__ = ["READ_AT_SCRAPE", "SUCCEEDING", "TIERS", "Figure", "SaverCollector"]
 
 TIERS: tuple[TierName, ...] = get_args(TierName)
 
@@ -38,6 +38,8 @@ READ_AT_SCRAPE = (
     "pool_max_connections",
     "pool_requests_waiting",
     "pool_connections_lost_total",
+    "telemetry_dropped_total",
+    "last_success_timestamp_seconds",
     "redis_pool_connections",
     "l1_breaker_open",
     "l1_journal_pending",
@@ -52,6 +54,9 @@ READ_AT_SCRAPE = (
     "info",
 )
 """The metrics that are read here, by their names in the catalogue."""
+
+SUCCEEDING = ("get_tuple", "put")
+"""The operations whose last success is shown."""
 
 _VERSIONS = {"version": __version__, "langgraph": version("langgraph"), "postgres": "", "redis": ""}
 
@@ -81,6 +86,8 @@ class SaverCollector(Collector):
 
     def __init__(self) -> None:
         _collectors.add(self)
+        self.succeeded_at: dict[tuple[str, str], float] = {}
+        """Saver and operation -> when such a call succeeded last in this process, in seconds since 1970."""
         self.to_reopen: list[Callable[[], object]] = []
         self._lock = threading.Lock()
         self._open: dict[str, WeakSet[SaverStatus]] = {}
@@ -105,6 +112,9 @@ class SaverCollector(Collector):
         status = [each for open_ in self._open.values() for each in open_]
         self.to_reopen += [each.reopen for each in status if each.reopen is not None and each.active]
         self._open = {}
+        self._lost.clear()
+        self.succeeded_at.clear()
+        failures.dropped.clear()
 
     def reopen(self) -> None:
         """Reopen the savers that were open before a fork, without waiting for their next call.
@@ -155,6 +165,14 @@ class SaverCollector(Collector):
             # Savers may share a pool, or a client.
             yield from self._of_pools(name, {id(v.pool): v.pool for v in open_ if v.pool is not None})
             yield from _of_redis(name, {id(v.redis): v.redis for v in open_})
+            waiting = sum(v.waiting() for v in open_ if v.waiting is not None)
+            yield Figure("pool_requests_waiting", (name,), waiting)
+            for operation in SUCCEEDING:
+                at = self.succeeded_at.get((name, operation), 0.0)
+                yield Figure("last_success_timestamp_seconds", (name, operation), at)
+            # Telemetry fails in a process, not in a saver: so all savers show the same.
+            for what in get_args(Dropped):
+                yield Figure("telemetry_dropped_total", (name, what), failures.dropped[what])
             cached = [v for v in open_ if v.breaker is not None]
             if cached:
                 is_open = any(v.breaker != "closed" for v in cached)
@@ -200,7 +218,6 @@ class SaverCollector(Collector):
         yield Figure("pool_connections", (name, "idle"), idle)
         yield Figure("pool_connections", (name, "in_use"), max(0, total["pool_size"] - idle))
         yield Figure("pool_max_connections", (name,), total["pool_max"])
-        yield Figure("pool_requests_waiting", (name,), total["requests_waiting"])
         yield Figure("pool_connections_lost_total", (name,), lost)
 
     def _count_lost(self, name: str, pool: Any, stats: Mapping[str, int]) -> None:

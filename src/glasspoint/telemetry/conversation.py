@@ -5,6 +5,9 @@ The checkpoints connect them: a put stores the `traceparent` of the turn that wr
 `model.traceparent`), and the first read of the next turn finds it. Time travel reads an old checkpoint, so
 the link leads to the turn that wrote that checkpoint.
 
+A turn is also counted, with or without an SDK: `TurnEnded` goes to the telemetry of the first saver that the
+turn calls. Without such a call, it goes to the telemetry that was created last.
+
 Only the OpenTelemetry API is used here: without an SDK, a turn costs one span that records nothing.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context, trace
@@ -22,18 +26,20 @@ from glasspoint._version import __version__
 from glasspoint.errors import ConfigurationError
 from glasspoint.model import traceparent
 from glasspoint.telemetry import thread_ids
-from glasspoint.telemetry.events import failures
+from glasspoint.telemetry.events import InterruptStored, Observer, TurnEnded, failures
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextvars import Token
     from types import TracebackType
 
     from opentelemetry.trace import Span, TracerProvider
 
-    from glasspoint.telemetry.events import Operation
+    from glasspoint.model.scope import Scope
+    from glasspoint.telemetry.events import Event, Operation, TurnOutcome
     from glasspoint.telemetry.thread_ids import ThreadIds
 
-__all__ = ["ConversationTurn", "end_span", "link_to_writer", "to_store"]
+__all__ = ["ConversationTurn", "TurnWatch", "end_span", "link_to_writer", "to_store"]
 
 _TURN = context.create_key("glasspoint-turn")
 
@@ -55,14 +61,24 @@ class ConversationTurn:
         turn_number: int | None,
         tracer_provider: TracerProvider | None,
         thread_ids_shown: ThreadIds | None,
+        emit: Callable[[Event], None] | None = None,
+        emit_otherwise: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """Take the facts about the turn that the span shows.
 
         Args:
             thread_ids_shown: How the span shows the thread id; if `None`, as the environment says.
+            emit: Emits the end of the turn; if `None`, the telemetry of the first saver that is called does.
+            emit_otherwise: Emits the end of a turn that calls no saver.
         """
         self.thread_id = thread_id
         self.span: Span = trace.INVALID_SPAN
+        self.is_over = False
+        self.emit = emit
+        """Emits the end of the turn. `None`: no saver was called yet."""
+        self._emit_otherwise = emit_otherwise
+        self._started = 0.0
+        self._waiting: set[str] = set()
         self._agent_name = agent_name
         self._turn_number = turn_number
         self._tracer_provider = tracer_provider
@@ -85,15 +101,19 @@ class ConversationTurn:
         self._context = _TurnContext(inside, around=context.get_current())
         self._token = context.attach(self._context)
         self._entered = _entered.set(self)
+        self._started = perf_counter()
         return self.span
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.is_over = True
         try:
-            end_span(self.span, error)
+            outcome = self._outcome(error)
+            end_span(self.span, None if outcome == "interrupted" else error)
+            self._count(outcome)
         except Exception as exc:
-            failures.report("conversation_turn", exc)
+            failures.report("conversation_turn", exc, "spans")
         # A stream that was not read to its end is closed by the event loop, in a copy of the context. The
         # context in which the turn was entered cannot be changed from there. So the turn's context object
         # itself becomes the one that was current before the turn.
@@ -119,6 +139,33 @@ class ConversationTurn:
         except ValueError:
             return False
         return True
+
+    def hears(self, event: InterruptStored) -> None:
+        """Remember which tasks wait for an answer.
+
+        An answer also goes to the tasks around its own: their ids are in the namespace.
+        """
+        if event.kind == "raised":
+            self._waiting.add(event.task_id)
+        else:
+            around = (part.rpartition(":")[2] for part in event.scope.checkpoint_ns.split("|"))
+            self._waiting.difference_update((event.task_id, *around))
+
+    def _count(self, outcome: TurnOutcome) -> None:
+        seconds = perf_counter() - self._started
+        found = self.span.get_span_context()
+        trace_id = trace.format_trace_id(found.trace_id) if found.trace_flags.sampled else None
+        emit = self.emit or self._emit_otherwise
+        emit(TurnEnded(self._agent_name, outcome, seconds, trace_id))
+
+    def _outcome(self, error: BaseException | None) -> TurnOutcome:
+        if error is None:
+            return "interrupted" if self._waiting else "ok"
+        if not isinstance(error, Exception):  # cancelled, a stream that is not read to its end, Ctrl-C
+            return "cancelled"
+        from langgraph.errors import GraphInterrupt
+
+        return "interrupted" if isinstance(error, GraphInterrupt) else "error"
 
     def owns(self, writer: traceparent.Writer) -> bool:
         """Whether the writer is this turn, or a turn around it."""
@@ -147,7 +194,7 @@ class ConversationTurn:
                 attributes=self._attributes(),
             )
         except Exception as exc:
-            failures.report("conversation_turn", exc)
+            failures.report("conversation_turn", exc, "spans")
             # Spans inside the turn are then children of the span around the turn.
             return trace.NonRecordingSpan(trace.get_current_span().get_span_context())
 
@@ -165,6 +212,23 @@ class ConversationTurn:
             "glasspoint.turn": self._turn_number,
         }
         return {key: value for key, value in known.items() if value is not None}
+
+
+class TurnWatch(Observer):
+    """Tells the turn under way what its savers do."""
+
+    def operation_started(self, operation: Operation) -> None:
+        """Let the turn be counted where its first call is counted."""
+        turn = _turn_around(operation.scope)
+        if turn is not None and turn.emit is None:
+            turn.emit = operation.emit
+
+    def emitted(self, event: Event) -> None:
+        """Tell the turn of questions and answers; other events do not concern it."""
+        if isinstance(event, InterruptStored):
+            turn = _turn_around(event.scope)
+            if turn is not None:
+                turn.hears(event)
 
 
 class _TurnContext(Context):
@@ -242,6 +306,16 @@ def end_span(span: Span, error: BaseException | None) -> None:
 def _current_turn() -> ConversationTurn | None:
     found = context.get_value(_TURN)
     return found if isinstance(found, ConversationTurn) else None
+
+
+def _turn_around(scope: Scope | None) -> ConversationTurn | None:
+    """Return the turn under way, sampled or not, if it belongs to the same conversation."""
+    turn = _entered.get()
+    if turn is not None and turn.is_over:  # of a stream that was closed elsewhere, or before this task ended
+        turn = _current_turn()
+    if turn is None or turn.is_over or scope is None or turn.thread_id != scope.thread_id:
+        return None
+    return turn
 
 
 def _turn_of(operation: Operation) -> ConversationTurn | None:

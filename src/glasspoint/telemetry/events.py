@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from glasspoint.logs import Throttle
+from glasspoint.telemetry.interrupts import KnownInterrupts, interrupts_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from glasspoint.model.scope import Scope
+    from glasspoint.telemetry.interrupts import Interrupt, InterruptKind
 
 __all__ = [
     "DURABLE",
@@ -36,6 +40,7 @@ __all__ = [
     "CommitResult",
     "DrainResult",
     "Drained",
+    "Dropped",
     "EpochChanged",
     "Event",
     "Failures",
@@ -44,6 +49,7 @@ __all__ = [
     "Forked",
     "IdentityChanged",
     "IdentityReason",
+    "InterruptStored",
     "Invalidated",
     "InvalidationSource",
     "L1Availability",
@@ -51,7 +57,6 @@ __all__ = [
     "L2Retried",
     "Observer",
     "Operation",
-    "PoolTimedOut",
     "PoolWaited",
     "Quarantined",
     "RetentionPruned",
@@ -69,8 +74,11 @@ __all__ = [
     "Tier",
     "TierChanged",
     "TierName",
+    "TurnEnded",
+    "TurnOutcome",
     "Verdict",
     "WarmUpResult",
+    "WarmUpSkipped",
     "WriteResult",
     "failures",
 ]
@@ -80,14 +88,15 @@ _log = logging.getLogger("glasspoint.telemetry")
 Tier = Literal["l1", "l2"]
 Server = Literal["l1", "l2", "redis"]
 Served = Literal["l1", "l2", "redis", "memory"]
-L1Result = Literal["hit", "miss", "busy", "historical", "bypassed", "incomplete", "unavailable"]
-WarmUpResult = Literal["stored", "refused", "error"]
+L1Result = Literal["hit", "miss", "absent", "busy", "historical", "bypassed", "incomplete", "unavailable"]
+WarmUpResult = Literal["stored", "overtaken", "not_first", "fenced", "error"]
 WriteResult = Literal[
     "announced", "covered", "contested", "discarded", "journalled", "skipped", "bypassed", "error"
 ]
 CommitResult = Literal["applied", "kept", "discarded", "error"]
 BurstEnd = Literal["applied", "kept", "discarded", "contested", "lost", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
+TurnOutcome = Literal["ok", "error", "interrupted", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
 IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated", "generation"]
 ForkKind = Literal["shadows", "shadowed", "older_than_parent"]
@@ -106,6 +115,7 @@ RetryReason = Literal[
     "lock_timeout",
 ]
 TierName = Literal["cached", "redis", "memory"]
+Dropped = Literal["metrics", "spans", "events"]
 
 DURABLE = frozenset(("on", "remote_apply"))
 """The settings of `synchronous_commit` with which a crash loses no acknowledged write."""
@@ -212,10 +222,12 @@ class BurstEnded:
             `lost`: Redis did not get a write, or the outcome of a write is not known. `error`: Redis did not
             answer COMMIT.
         writes: The number of its writes.
+        image_bytes: The size of the image that COMMIT stored, if the burst held all of it.
     """
 
     end: BurstEnd
     writes: int
+    image_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,16 +242,30 @@ class Audited:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolTimedOut:
-    """No connection to PostgreSQL became free in time."""
-
-
-@dataclass(frozen=True, slots=True)
 class PoolWaited:
-    """A connection to PostgreSQL was checked out, after a wait of so many seconds."""
+    """A caller has waited for a connection to PostgreSQL, and received it or not.
+
+    Attributes:
+        seconds: The length of the wait.
+        error: Why the caller did not receive a connection. `None`: it received one.
+        is_timeout: Whether its time was up: that of the pool, or the deadline of the call.
+    """
 
     seconds: float
     scope: Scope | None
+    error: BaseException | None = None
+    is_timeout: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpSkipped:
+    """The result of a read was not sent to Redis, although the read was a miss.
+
+    Attributes:
+        result: `fenced`: a burst of writes is under way in PostgreSQL. `error`: Redis is left alone.
+    """
+
+    result: WarmUpResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +341,40 @@ class ThreadDrained:
     result: DrainResult
 
 
+@dataclass(frozen=True, slots=True)
+class InterruptStored:
+    """A task's question to the user of the graph was stored, or an answer that the task has received.
+
+    Attributes:
+        scope: The scope of the task.
+        task_id: The task. A question of a subgraph is stored for each task around it, too.
+        kind: `raised`: a question. `resumed`: an answer.
+        is_new: Whether it is stored for the first time, as far as this process knows.
+    """
+
+    scope: Scope
+    task_id: str
+    kind: InterruptKind
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnded:
+    """A turn of `conversation_turn` is over.
+
+    Attributes:
+        agent_name: The agent that the application has named, if any.
+        outcome: `interrupted`: the graph waits for an answer of its user.
+        seconds: How long the turn took.
+        trace_id: The trace of the turn, as 32 hexadecimal digits, if the turn is sampled.
+    """
+
+    agent_name: str | None
+    outcome: TurnOutcome
+    seconds: float
+    trace_id: str | None
+
+
 Event = (
     Audited
     | BurstEnded
@@ -323,8 +383,8 @@ Event = (
     | ForeignWrites
     | Forked
     | IdentityChanged
+    | InterruptStored
     | Invalidated
-    | PoolTimedOut
     | PoolWaited
     | L1Availability
     | Quarantined
@@ -333,8 +393,10 @@ Event = (
     | BreakerChanged
     | L2Retried
     | TierChanged
+    | WarmUpSkipped
     | Drained
     | ThreadDrained
+    | TurnEnded
 )
 
 
@@ -351,6 +413,8 @@ class SaverStatus:
 
     Attributes:
         pool: The `psycopg_pool.AsyncConnectionPool`; `None` with a single connection.
+        waiting: Returns the number of callers that wait for a connection to PostgreSQL now. `None` if there
+            is no PostgreSQL. (The pool's own figure also counts callers that have left.)
         redis: The `redis.asyncio.Redis` or `RedisCluster` client.
         addresses: Server -> host (or socket path) and port, as far as they are known.
         tier: The tier that the saver is: `cached`, `redis`, `memory`.
@@ -402,6 +466,7 @@ class SaverStatus:
     reopen: Callable[[], object] | None = None
     retention_succeeded_at: float | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
+    waiting: Callable[[], int] | None = None
     _announcement: Callable[[], object] | None = field(default=None, init=False)
 
     def set_active(self, active: bool) -> None:
@@ -485,6 +550,11 @@ class Operation(_Timed):
     traceparent: str | None = None
     stored_traceparent: object = None
 
+    @property
+    def emit(self) -> Callable[[Event], None]:
+        """A function that emits an event to the observers of this call, also after the call has ended."""
+        return partial(_emit, self._listeners.emitted)
+
     def __enter__(self) -> Operation:
         _emit(self._listeners.operation_started, self)
         self._started = perf_counter()
@@ -524,7 +594,12 @@ class Observer:
     """Receives all events. Inherit from it; methods that you do not override cost nothing.
 
     A method must be quick and must not block. An exception in it is logged, and does not reach the caller.
+
+    Attributes:
+        drops: What is missing after such an exception, for `telemetry_dropped_total`.
     """
+
+    drops: Dropped = "events"
 
     def operation_started(self, operation: Operation) -> None:
         """Receive the start of a call. Only its name and scope are known."""
@@ -565,22 +640,31 @@ class Telemetry:
         *,
         standby: bool = False,
         show_thread: Callable[[str], str | None] = str,
+        known_interrupts: KnownInterrupts | None = None,
     ) -> None:
         """Take the observers.
 
         Args:
             standby: Whether the savers that report here serve no calls until `set_active` of their status.
             show_thread: Returns a thread id as spans and logs show it; `None` if it must not be shown.
+            known_interrupts: The interrupts that were counted before. By default, none.
         """
         self.show_thread = show_thread
         self.saver_name = saver_name
         self.observers = tuple(observers)
         self._listeners = _Listeners.of(self.observers)
         self._standby = standby
+        self._interrupts = known_interrupts or KnownInterrupts()
 
     def for_standby(self) -> Telemetry:
         """Return a copy for savers that serve no calls yet: the tiers of a fallback chain."""
-        return Telemetry(self.saver_name, self.observers, standby=True, show_thread=self.show_thread)
+        return Telemetry(
+            self.saver_name,
+            self.observers,
+            standby=True,
+            show_thread=self.show_thread,
+            known_interrupts=self._interrupts,
+        )
 
     def operation(self, name: str, scope: Scope | None) -> Operation:
         """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`."""
@@ -593,6 +677,38 @@ class Telemetry:
     def emit(self, event: Event) -> None:
         """Emit a single event."""
         _emit(self._listeners.emitted, event)
+
+    def read_writes(self, scope: Scope, pending: Iterable[tuple[str, str, Any]]) -> None:
+        """Learn which interrupts another process has stored, from the pending writes of a checkpoint.
+
+        Args:
+            scope: The scope of the checkpoint.
+            pending: Task ids, channels and values.
+        """
+        try:
+            for task_id, channel, value in pending:
+                if found := interrupts_in(scope, task_id, ((channel, value),)):
+                    self._interrupts.read(found)
+        except Exception as exc:
+            failures.report("interrupts_in", exc, "spans")
+
+    def storing_writes(
+        self, scope: Scope, task_id: str, writes: Iterable[Sequence[Any]]
+    ) -> Sequence[Interrupt]:
+        """Return the interrupts in the writes of a task, before they are stored: pass them to `stored`."""
+        try:
+            found = interrupts_in(scope, task_id, writes)
+        except Exception as exc:
+            failures.report("interrupts_in", exc, "spans")
+            return ()
+        if found:
+            self._interrupts.storing(found)
+        return found
+
+    def stored(self, scope: Scope, task_id: str, interrupts: Sequence[Interrupt]) -> None:
+        """Emit the interrupts of a task that were stored; answers first, because questions follow them."""
+        for each in sorted(interrupts, key=lambda found: found.kind, reverse=True):
+            self.emit(InterruptStored(scope, task_id, each.kind, self._interrupts.stored(each)))
 
     def opened(self, status: SaverStatus) -> None:
         """Emit that a saver was opened, and can be watched."""
@@ -635,7 +751,8 @@ def _emit(receivers: _Receivers, what: object) -> None:
         try:
             receiver(what)
         except Exception as exc:
-            failures.report(getattr(receiver, "__qualname__", "an observer"), exc)
+            drops: Dropped = getattr(getattr(receiver, "__self__", None), "drops", "events")
+            failures.report(getattr(receiver, "__qualname__", "an observer"), exc, drops)
 
 
 class Failures:
@@ -645,17 +762,26 @@ class Failures:
 
     Attributes:
         count: The number of failures.
+        dropped: What was lost by failures, and how often. Spans that could not be sent are counted one by
+            one.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self.dropped = Counter[Dropped]()
         self._lock = Lock()
         self._lines = Throttle()
 
-    def report(self, where: str, error: Exception) -> None:
+    def drop(self, what: Dropped, number: int) -> None:
+        """Count what was lost, without a log line."""
+        with self._lock:
+            self.dropped[what] += number
+
+    def report(self, where: str, error: Exception, what: Dropped) -> None:
         """Count a failure, and log it if none was logged in the last minute."""
         with self._lock:
             self.count += 1
+            self.dropped[what] += 1
             since = self._lines.due()
         if since:
             _log.warning(

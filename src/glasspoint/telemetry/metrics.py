@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from itertools import product
 from operator import attrgetter
+from time import time
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ from glasspoint.errors import ConfigurationError
 from glasspoint.model import traceparent
 from glasspoint.telemetry import multiprocess
 from glasspoint.telemetry.catalogue import METRICS
-from glasspoint.telemetry.collectors import READ_AT_SCRAPE, TIERS, SaverCollector
+from glasspoint.telemetry.collectors import READ_AT_SCRAPE, SUCCEEDING, TIERS, SaverCollector
 from glasspoint.telemetry.events import (
     Audited,
     BackgroundTaskFailed,
@@ -33,6 +34,7 @@ from glasspoint.telemetry.events import (
     ForkKind,
     IdentityChanged,
     IdentityReason,
+    InterruptStored,
     Invalidated,
     InvalidationSource,
     L1Result,
@@ -40,39 +42,63 @@ from glasspoint.telemetry.events import (
     Observer,
     Operation,
     Outcome,
-    PoolTimedOut,
     PoolWaited,
     RetentionPruned,
     RetentionRan,
     RetentionResult,
     RetryReason,
     SaverStatus,
+    Served,
     Step,
     TaskName,
     ThreadDrained,
     TierChanged,
+    TurnEnded,
+    TurnOutcome,
     Verdict,
     WarmUpResult,
+    WarmUpSkipped,
     WriteResult,
     failures,
 )
+from glasspoint.telemetry.interrupts import InterruptKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from prometheus_client.core import Metric as Family
 
     from glasspoint.telemetry.catalogue import Metric
 
-__all__ = ["BUCKETS_BYTES", "BUCKETS_SECONDS", "Families", "Metrics"]
+__all__ = ["BUCKETS_BYTES", "BUCKETS_OF_TURNS", "BUCKETS_SECONDS", "Families", "Metrics"]
 
-BUCKETS_SECONDS = tuple(0.0001 * 2**i for i in range(19))
-"""Bounds from 100 µs to about 26 s, each twice the one before."""
+BUCKETS_SECONDS = (*(0.0001 * 2**i for i in range(2, 11)), *(0.0001 * 4**i for i in range(6, 10)))
+"""Bounds of what callers wait: from 400 µs to 102.4 ms, each twice the one before; then, up to about 26 s,
+each four times. They are few, because each bound is a series for each pair of operation and outcome."""
 
-BUCKETS_BYTES = tuple(256 * 4**i for i in range(11))
-"""Bounds from 256 bytes to 256 MiB, each four times the one before."""
+BUCKETS_SECONDS_WIDE = tuple(0.0001 * 4**i for i in range(1, 9))
+"""Bounds of times that only point at a cause: from 400 µs to about 6.6 s, each four times the one before."""
+
+BUCKETS_BYTES = tuple(256 * 4**i for i in range(9))
+"""Bounds from 256 bytes to 16 MiB, each four times the one before."""
+
+BUCKETS_WRITES = tuple(2**i for i in range(6))
+"""Bounds from 1 to 32 writes, each twice the one before."""
+
+_FINE = ("operation_duration_seconds", "read_duration_seconds")
+BUCKETS_OF_TURNS = tuple(0.04 * 2**i for i in range(15))
+"""Bounds from 40 ms to about 11 minutes, each twice the one before: in a turn, models and tools work."""
+
 
 _AT_A_TIME = 32
 """The number of calls that are counted together, unless a scrape counts them earlier. Counting many calls in
 a row costs a third of counting each call when it ends, because the code stays in the processor's caches."""
+
+_MOST_AGENTS = 50
+"""The number of agents that metrics show by their names. The turns of all others are counted together."""
+
+_OTHER_AGENTS = "other"
+_NO_AGENT = "unnamed"
 
 # From, to, reason.
 _TIER_CHANGES = (
@@ -88,11 +114,12 @@ _HOT = ("get_tuple", "put", "put_writes")
 
 # Metric -> the labels that it certainly gets, without the saver's name.
 _KNOWN: dict[str, Sequence[str | tuple[str, ...]]] = {
-    "operation_duration_seconds": tuple(product(_HOT, ("error",))),
+    "operation_duration_seconds": tuple(product(_HOT, ("ok", "error"))),
+    "read_duration_seconds": (("l1", "hit"), ("l2", "miss")),
     "l1_reads_total": get_args(L1Result),
     "l1_warm_ups_total": get_args(WarmUpResult),
     "write_through_total": tuple(product(("put", "put_writes"), get_args(WriteResult))),
-    "entry_bytes": ("read", "write"),
+    "entry_bytes": (("read", "get_tuple"), *(("write", each) for each in ("put", "put_writes", "commit"))),
     "serde_duration_seconds": ("read", "write"),
     "l1_identity_changes_total": get_args(IdentityReason),
     "bursts_total": get_args(BurstEnd),
@@ -108,6 +135,7 @@ _KNOWN: dict[str, Sequence[str | tuple[str, ...]]] = {
     "retention_runs_total": get_args(RetentionResult),
     "l2_retries_total": tuple(product(_HOT, get_args(RetryReason))),
     "background_task_failures_total": get_args(TaskName),
+    "interrupts_total": get_args(InterruptKind),
     "traceparents_ignored_total": get_args(traceparent.Unusable),
 }
 
@@ -147,12 +175,14 @@ class Families:
 
     def __init__(self) -> None:
         self.ended = _EndedCalls()
+        self.agents: dict[str, set[str]] = {}
+        """The agents that are shown by their names, for each saver's name."""
         self.counted = {
             name: _family(metric) for name, metric in METRICS.items() if name not in READ_AT_SCRAPE
         }
         """The families that events change, by their names in the catalogue."""
         # First: it counts before the others are collected.
-        self._collectors: list[Collector] = [self.ended, *self.counted.values()]
+        self._collectors: list[Collector] = [self.ended, *map(_Served, self.counted.values())]
         if multiprocess.is_on():
             self.savers: SaverCollector = multiprocess.SharedSaverCollector()
             self._collectors += self.savers.families
@@ -185,8 +215,31 @@ def _family(metric: Metric) -> Counter | Histogram:
     if metric.kind == "counter":
         name = metric.name.removesuffix("_total")
         return Counter(f"glasspoint_{name}", metric.help, labels, registry=None)
-    buckets = BUCKETS_BYTES if metric.name.endswith("_bytes") else BUCKETS_SECONDS
+    buckets: Sequence[float] = BUCKETS_SECONDS if metric.name in _FINE else BUCKETS_SECONDS_WIDE
+    if metric.name.endswith("_bytes"):
+        buckets = BUCKETS_BYTES
+    elif metric.name.endswith("_writes"):
+        buckets = BUCKETS_WRITES
+    elif metric.name == "turn_duration_seconds":
+        buckets = BUCKETS_OF_TURNS
     return Histogram(f"glasspoint_{metric.name}", metric.help, labels, buckets=buckets, registry=None)
+
+
+class _Served(Collector):
+    """A family as a scrape sees it: without its `_created` series, which are a fifth of a scrape."""
+
+    def __init__(self, family: Counter | Histogram) -> None:
+        self._family = family
+
+    def describe(self) -> Iterable[Family]:
+        """Return the family without samples, so that the registry knows its names."""
+        return self._family.describe()
+
+    def collect(self) -> Iterator[Family]:
+        """Return the family with its samples."""
+        for family in self._family.collect():
+            family.samples = [each for each in family.samples if not each.name.endswith("_created")]
+            yield family
 
 
 class _EndedCall(NamedTuple):
@@ -200,6 +253,7 @@ class _EndedCall(NamedTuple):
     seconds: float
     trace_id: str | None
     l1_result: L1Result | None
+    served_by: Served | None
     l1_write: WriteResult | None
     l1_seconds: float | None
     l2_seconds: float | None
@@ -241,7 +295,7 @@ class _EndedCalls(Collector):
         try:
             self.count()
         except Exception as exc:
-            failures.report("Metrics.count", exc)
+            failures.report("Metrics.count", exc, "metrics")
         return ()
 
 
@@ -253,15 +307,21 @@ def _check_label(saver_name: object) -> None:
         else "is empty"
         if not saver_name
         else "holds what is no character"
-        if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in saver_name)
+        if _has_no_character(saver_name)
         else ""
     )
     if problem:
         raise ConfigurationError(f"saver_name is {saver_name!r}, which {problem}: it labels every metric.")
 
 
+def _has_no_character(text: str) -> bool:
+    return any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
+
+
 class Metrics(Observer):
     """Observes the savers of one name for Prometheus. It binds the children of every family once."""
+
+    drops = "metrics"
 
     def __init__(self, saver_name: str, registry: CollectorRegistry | None = None) -> None:
         """Bind the children of every family to a saver's name.
@@ -281,6 +341,7 @@ class Metrics(Observer):
         self._saver = saver_name
         self._savers = families.savers
         self._children = _Children(families.counted, saver_name)
+        self._agents = families.agents.setdefault(saver_name, set())
         # Created at once: so no part of a ratio is missing, and the first event shows as an increase.
         for name in families.counted:
             if not METRICS[name].labels:
@@ -291,6 +352,8 @@ class Metrics(Observer):
 
     def operation_ended(self, operation: Operation) -> None:
         """Queue a call for `count`."""
+        if operation.outcome == "ok" and operation.name in SUCCEEDING:
+            self._savers.succeeded_at[self._saver, operation.name] = time()
         self._ended.waiting.append((self, _EndedCall._make(_facts_of(operation))))
         if len(self._ended.waiting) >= self._at_a_time:
             self._ended.count()
@@ -302,6 +365,9 @@ class Metrics(Observer):
         children["operation_duration_seconds", name, call.outcome].observe(call.seconds, exemplar)
         if call.l1_result is not None:
             children["l1_reads_total", call.l1_result].inc()
+            if call.outcome == "ok" and call.served_by is not None:
+                child = children["read_duration_seconds", call.served_by, call.l1_result]
+                child.observe(call.seconds, exemplar)
         if call.l1_write is not None:
             children["write_through_total", name, call.l1_write].inc()
         if call.l1_seconds is not None:
@@ -309,9 +375,9 @@ class Metrics(Observer):
         if call.l2_seconds is not None:
             children["write_through_duration_seconds", name, "l2"].observe(call.l2_seconds, exemplar)
         if call.bytes_read is not None:
-            children["entry_bytes", "read"].observe(call.bytes_read)
+            children["entry_bytes", "read", name].observe(call.bytes_read)
         if call.bytes_written is not None:
-            children["entry_bytes", "write"].observe(call.bytes_written)
+            children["entry_bytes", "write", name].observe(call.bytes_written)
         if call.decode_seconds is not None:
             children["serde_duration_seconds", "read"].observe(call.decode_seconds)
         if call.encode_seconds is not None:
@@ -333,8 +399,10 @@ class Metrics(Observer):
         match event:
             case PoolWaited():
                 children["pool_wait_seconds"].observe(event.seconds)
-            case PoolTimedOut():
-                children["pool_timeouts_total"].inc()
+                if event.is_timeout:
+                    children["pool_timeouts_total"].inc()
+            case WarmUpSkipped():
+                children["l1_warm_ups_total", event.result].inc()
             case EpochChanged():
                 children["l1_epoch_changes_total"].inc()
             case IdentityChanged():
@@ -357,7 +425,9 @@ class Metrics(Observer):
                 children["l2_retries_total", event.operation, event.reason].inc()
             case BurstEnded():
                 children["bursts_total", event.end].inc()
-                children["burst_writes_total"].inc(event.writes)
+                children["burst_writes"].observe(event.writes)
+                if event.image_bytes is not None:
+                    children["entry_bytes", "write", "commit"].observe(event.image_bytes)
             case Audited():
                 children["l1_audits_total", event.verdict].inc()
             case TierChanged():
@@ -368,6 +438,30 @@ class Metrics(Observer):
                 children["drained_checkpoints_total", event.from_tier].inc(event.checkpoints)
             case ThreadDrained():
                 children["drained_threads_total", event.result].inc()
+            case InterruptStored():
+                if event.is_new:
+                    children["interrupts_total", event.kind].inc()
+            case TurnEnded():
+                self._count_turn(event)
+
+    def _count_turn(self, turn: TurnEnded) -> None:
+        agent = self._label_of(turn.agent_name)
+        exemplar = {"trace_id": turn.trace_id} if turn.trace_id else None
+        for outcome in get_args(TurnOutcome):
+            self._children["turns_total", agent, outcome]  # so that no part of a ratio is missing
+        self._children["turns_total", agent, turn.outcome].inc()
+        self._children["turn_duration_seconds", agent, turn.outcome].observe(turn.seconds, exemplar)
+
+    def _label_of(self, agent_name: str | None) -> str:
+        """Return the label of an agent. The number of labels is bounded, whatever the application does."""
+        if not agent_name:
+            return _NO_AGENT
+        if agent_name in self._agents:
+            return agent_name
+        if len(self._agents) >= _MOST_AGENTS or _has_no_character(agent_name):
+            return _OTHER_AGENTS
+        self._agents.add(agent_name)
+        return agent_name
 
     def opened(self, status: SaverStatus) -> None:
         """Read this saver at every scrape from now on."""

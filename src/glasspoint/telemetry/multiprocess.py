@@ -46,7 +46,7 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 # The figures that add up. Of the others, the largest of all live processes is shown.
 _ADDED_UP = {"pool_connections", "pool_max_connections", "pool_requests_waiting", "redis_pool_connections"}
-_LOST = "pool_connections_lost_total"
+_COUNTERS = ("pool_connections_lost_total", "telemetry_dropped_total")
 
 _PUBLISH_EVERY_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.1
@@ -82,12 +82,9 @@ class SharedSaverCollector(SaverCollector):
     def __init__(self) -> None:
         directory()
         super().__init__()
-        self._gauges = {name: _gauge(name) for name in READ_AT_SCRAPE if name != _LOST}
-        lost = METRICS[_LOST]
-        self._lost_connections = Counter(
-            f"glasspoint_{lost.name}", lost.help, ("saver", *lost.labels), registry=None
-        )
-        self._written_lost = Tally[str]()
+        self._gauges = {name: _gauge(name) for name in READ_AT_SCRAPE if name not in _COUNTERS}
+        self._counters = {name: _counter(name) for name in _COUNTERS}
+        self._counted = Tally[tuple[str, tuple[str, ...]]]()
         self._written: dict[tuple[str, tuple[str, ...]], Gauge] = {}
         self._publishing = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -105,7 +102,7 @@ class SharedSaverCollector(SaverCollector):
     @property
     def families(self) -> list[Gauge | Counter]:
         """The families to be registered."""
-        return [*self._gauges.values(), self._lost_connections]
+        return [*self._gauges.values(), *self._counters.values()]
 
     def add(self, saver_name: str, status: SaverStatus) -> None:
         """Watch a saver for as long as it lives."""
@@ -133,9 +130,9 @@ class SharedSaverCollector(SaverCollector):
     def _publish(self) -> None:
         before, self._written = self._written, {}
         for metric, labels, value in self.figures(storage=_scraped_lately()):
-            if metric == _LOST:
-                self._lost_connections.labels(*labels).inc(value - self._written_lost[labels[0]])
-                self._written_lost[labels[0]] = int(value)
+            if metric in _COUNTERS:
+                self._counters[metric].labels(*labels).inc(value - self._counted[metric, labels])
+                self._counted[metric, labels] = int(value)
             else:
                 gauge = self._written[metric, labels] = self._gauges[metric].labels(*labels)
                 gauge.set(value)
@@ -157,7 +154,7 @@ class SharedSaverCollector(SaverCollector):
                 except OSError:
                     pass  # the directory is gone; /metrics reports that
                 except Exception as exc:
-                    failures.report("the thread that publishes metrics", exc)
+                    failures.report("the thread that publishes metrics", exc, "metrics")
                 if not self.watched:
                     self._thread = None
                     return
@@ -166,6 +163,7 @@ class SharedSaverCollector(SaverCollector):
         """In a child after a fork, forget the parent's thread. The next `publish` clears its figures."""
         self._soon = threading.Event()
         self._thread = None
+        self._counted.clear()
         self._publishing.release()
 
 
@@ -204,6 +202,11 @@ class AllProcesses:
         registry = CollectorRegistry(auto_describe=True)
         registry.register(self)
         return registry.restricted_registry(names)
+
+
+def _counter(name: str) -> Counter:
+    metric = METRICS[name]
+    return Counter(f"glasspoint_{name}", metric.help, ("saver", *metric.labels), registry=None)
 
 
 def _gauge(name: str) -> Gauge:

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Status
 
+from glasspoint.telemetry.events import failures
 from glasspoint.telemetry.thread_ids import shown_as
 
 if TYPE_CHECKING:
@@ -63,8 +64,15 @@ class RedactingExporter(SpanExporter):
         self._hidden: set[str] = set() if thread_ids == "plain" else {"metadata"}
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send spans."""
-        return self._exporter.export([self._redacted(span) for span in spans])
+        """Send spans. Those that are not sent are counted (`telemetry_dropped_total`)."""
+        is_sent = False
+        try:
+            result = self._exporter.export([self._redacted(span) for span in spans])
+            is_sent = result is SpanExportResult.SUCCESS
+        finally:
+            if not is_sent:
+                failures.drop("spans", len(spans))
+        return result
 
     def shutdown(self) -> None:
         """Shut the other exporter down."""

@@ -69,6 +69,8 @@ _STATEMENTS = {
 class Tracing(Observer):
     """Observes savers for OpenTelemetry."""
 
+    drops = "spans"
+
     def __init__(
         self, tracer_provider: TracerProvider | None = None, *, thread_ids: ThreadIds = "plain"
     ) -> None:
@@ -149,7 +151,7 @@ class Tracing(Observer):
         if not current.is_recording():
             return
         if isinstance(event, PoolWaited):
-            if event.seconds >= ACQUIRE_WAITED_SECONDS:
+            if event.seconds >= ACQUIRE_WAITED_SECONDS or event.error is not None:
                 now = time_ns()
                 span = self._tracer.start_span(
                     "checkpoint.l2.acquire",

@@ -116,7 +116,7 @@ async def test_a_conversation_is_shown_with_its_fork_its_nodes_and_where_reads_c
     assert [each.is_fork for each in made.numbered] == [False, False, True]
     assert [[origin.turn for origin in each.origins] for each in made.numbered] == [[], [first], [first]]
     assert first.reads.by_server == {"l2": 2}
-    assert first.reads.by_result == {"miss": 2}
+    assert first.reads.by_result == {"absent": 2}
     assert second.reads.by_server == {"l1": 2}
     # The read between the turns is no turn, but was made, and is shown.
     assert [each.number for each in made.turns] == [1, None, 2, 3]
@@ -184,7 +184,7 @@ def test_the_demo_says_how_to_look_at_its_conversation_and_that_works(
         re.search(r"get_tuple  (\S+)  from (\w+)", each) for each in traced.stdout.split("\n── turn ")[1:]
     ]
     assert [each and each.groups() for each in first_reads] == [
-        ("miss", "L2"),
+        ("absent", "L2"),
         ("hit", "L1"),
         ("miss", "L2"),
         ("unavailable", "L2"),

@@ -364,12 +364,12 @@ async def test_who_reads_from_postgres_during_a_burst_does_not_warm_up(
     await thread.put(ours.saver)
     assert await thread.turn(theirs.saver) == 2
     assert theirs.reads == {"miss": 2}
-    assert theirs.warm_ups == {}
+    assert theirs.warm_ups == {"fenced": 2}
     await settled(ours.saver, thread)
     assert ours.ends == {"discarded": 1}, "its intent was gone"
     assert await are_gone(sql)
     assert await thread.turn(theirs.saver) == 2
-    assert theirs.warm_ups == {"stored": 1}
+    assert theirs.warm_ups == {"fenced": 2, "stored": 1}
     assert await thread.turn(ours.saver) == 2
     assert ours.reads == {"hit": 1}
 
@@ -387,7 +387,7 @@ async def test_of_readers_together_only_those_of_a_fenced_scope_do_not_warm_up(
     await evict(redis)
     threads = [thread for pair in zip(quiet, busy, strict=True) for thread in pair]
     assert await asyncio.gather(*(thread.turn(theirs.saver) for thread in threads)) == [1] * 16
-    assert theirs.warm_ups == {"stored": 8}
+    assert theirs.warm_ups == {"stored": 8, "fenced": 8}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from glasspoint.demo.telemetry import observe
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import ConfigurationError
 
-RESULTS = ["miss", "hit", "miss", "unavailable", "miss", "redis", "miss"]
+RESULTS = ["absent", "hit", "miss", "unavailable", "miss", "redis", "miss"]
 
 
 @pytest.fixture(scope="module")

@@ -302,7 +302,7 @@ async def test_conforms_with_everything_compressed(capability: str, database: st
     )
     reads = counts(registry, "glasspoint_l1_reads_total", "result")
     assert reads["hit"]
-    assert reads.keys() <= {"hit", "miss", "historical", "bypassed"}
+    assert reads.keys() <= {"hit", "miss", "absent", "historical", "bypassed"}
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ async def test_conforms_with_signatures(capability: str, database: str, redis_ur
     )
     reads = counts(registry, "glasspoint_l1_reads_total", "result")
     assert reads["hit"]
-    assert reads.keys() <= {"hit", "miss", "historical", "bypassed"}
+    assert reads.keys() <= {"hit", "miss", "absent", "historical", "bypassed"}
 
 
 # ------------------------------------------------------------------ the key

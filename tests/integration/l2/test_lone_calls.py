@@ -26,7 +26,7 @@ from glasspoint.l2.store import Store, WritesResult
 from glasspoint.l2.writing import Announced
 from glasspoint.model import codec
 from glasspoint.model.scope import Scope
-from glasspoint.telemetry.events import Event, Observer, PoolTimedOut, Telemetry
+from glasspoint.telemetry.events import Event, Observer, PoolWaited, Telemetry
 from states import exact, make_pool, numbered_id, open_saver, open_upstream
 from steps import Thread, locked, until
 
@@ -351,13 +351,13 @@ async def test_the_same_task_twice_is_stored_once(database: str, redis_url: str)
 
 
 class Timeouts(Observer):
-    """Counts how often nobody got a connection in time."""
+    """Counts the callers that got no connection in time."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def emitted(self, event: Event) -> None:
-        self.count += isinstance(event, PoolTimedOut)
+        self.count += isinstance(event, PoolWaited) and event.is_timeout
 
 
 @pytest.mark.parametrize("when", ["before the first is ready", "from the beginning"])
@@ -400,7 +400,8 @@ async def test_tasks_that_get_no_connection_together_are_told_so_together(
         is_kept.set()
         outcomes = await asyncio.gather(*writing, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {L2UnavailableError}
-        assert timeouts.count == 1
+        assert timeouts.count == len(TASKS)
+        assert pool.get_stats()["requests_errors"] == 1, "they have waited together"
         is_over.set()
         await asyncio.gather(*keeping)
 

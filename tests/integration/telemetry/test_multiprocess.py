@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import Any
 
 import httpx
@@ -167,11 +167,12 @@ def page_of_a_process_alone(directory: Path) -> str:
 
 def counted(served: Served) -> dict[str, float]:
     """What all workers have done, by a counter and by a histogram."""
-    totals = dict.fromkeys(("reads", "puts", "puts in buckets", "writes"), 0.0)
+    totals = dict.fromkeys(("reads", "timed reads", "puts", "puts in buckets", "writes"), 0.0)
     for (name, labels), value in served.values().items():
         put = {("operation", "put"), ("outcome", "ok")} <= labels
         for key, belongs in {
             "reads": name == "l1_reads_total",
+            "timed reads": name == "read_duration_seconds_count" and ("served_by", "l1") in labels,
             "puts": name == "operation_duration_seconds_count" and put,
             "puts in buckets": name == "operation_duration_seconds_bucket"
             and {("le", "+Inf")} <= labels
@@ -188,6 +189,7 @@ def test_two_workers_are_one(served: Served, database: str) -> None:
         for line in (POOL_OF_BOTH, 'glasspoint_storage_bytes{saver="default",table="checkpoints"}'):
             until(lambda line=line: line in httpx.get(own_page).text)  # type: ignore[misc]
     turns: Counter[int] = Counter()
+    begun = time()
 
     def turn() -> int:
         pid: int = served.get(f"/turn/{sum(turns.values())}-{monotonic()}").json()["pid"]
@@ -208,7 +210,7 @@ def test_two_workers_are_one(served: Served, database: str) -> None:
     assert all(family.documentation.endswith(".") for family in families.values())
 
     # Counters and histograms: exactly what was done, whoever did it.
-    done = dict.fromkeys(("reads", "puts", "puts in buckets", "writes"), float(total))
+    done = dict.fromkeys(("reads", "timed reads", "puts", "puts in buckets", "writes"), float(total))
     assert counted(served) == done
 
     # Gauges: what adds up is added up, what is one thing for all is not.
@@ -217,6 +219,12 @@ def test_two_workers_are_one(served: Served, database: str) -> None:
     assert served.value("active_tier", tier="redis") == 0
     assert served.value("l1_breaker_open") == 0
     assert served.value("l1_journal_pending") == 0
+    assert served.value("pool_requests_waiting") == 0
+    assert served.value("telemetry_dropped_total", what="metrics") == 0
+    for operation in ("get_tuple", "put"):
+        last = served.value("last_success_timestamp_seconds", operation=operation)
+        assert last is not None
+        assert begun <= last <= time()
     until(lambda: (served.value("redis_pool_connections", state="idle") or 0) >= 2)
     with psycopg.connect(database) as conn:
         row = conn.execute("SELECT pg_total_relation_size('glasspoint_l1_journal')").fetchone()

@@ -1,0 +1,286 @@
+"""What the metrics say is what happened, to the last call: an application counts for itself, servers fail,
+and a scrape agrees. See `truth.py`: nothing there asks Glasspoint what to count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from glasspoint import create_telemetry
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.errors import L2UnavailableError
+from places import SUPPORT
+from states import open_saver
+from steps import Thread, locked
+from truth import Application, Truth, application, expected, scraped
+
+
+@pytest.fixture
+async def app(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
+) -> AsyncIterator[Application]:
+    async with application(
+        own_postgres.url,
+        own_redis.url,
+        telemetry=create_telemetry(registry=registry),
+        pool_timeout_seconds=0.5,
+        write_deadline_seconds=1,
+        l1_timeout_seconds=0.25,
+    ) as app:
+        yield app
+
+
+def said_by(registry: CollectorRegistry) -> Truth:
+    return scraped(list(registry.collect()))
+
+
+async def test_in_one_process_under_faults(
+    app: Application, own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
+) -> None:
+    # Nothing is wrong.
+    assert await app.read("talks") == "nothing"
+    for _ in range(3):
+        assert await app.talk("talks") == "ok"
+        await app.settle()
+    assert app.truth["hits"] == 2
+    for wants, answers in (("one", ["ok"]), ("two", ["interrupted", "ok"]), ("nested", ["ok"])):
+        assert await app.talk(wants, wants, "asker") == "interrupted"
+        assert [await app.answer(wants, agent="asker") for _ in answers] == answers
+    assert await app.talk("fails", "fail") == "error"
+    assert await app.again("fails") == "error"
+    assert (app.truth["raised"], app.truth["resumed"]) == (4, 4)
+    assert said_by(registry) == expected(app.truth)
+
+    # A turn is cancelled in the middle.
+    asking = asyncio.Event()
+    never = asyncio.Event()
+
+    async def hang() -> None:
+        asking.set()
+        await never.wait()
+
+    app.before_asking = hang
+    turn = asyncio.create_task(app.talk("cancelled", "one"))
+    await asking.wait()
+    turn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    assert said_by(registry) == expected(app.truth)
+
+    # Redis is killed, then frozen, while a node works.
+    async def kill() -> None:
+        own_redis.kill()
+
+    async def freeze() -> None:
+        own_redis.freeze()
+
+    for break_ in (kill, freeze):
+        app.before_asking = break_
+        assert await app.talk(break_.__name__, "one") == "interrupted"
+        app.before_asking = _nothing
+        before = app.truth["hits"]
+        assert await app.answer(break_.__name__) == "ok"
+        assert await app.talk("talks") == "ok"
+        assert app.truth["hits"] == before
+        assert said_by(registry) == expected(app.truth)
+        if break_ is kill:
+            own_redis.start()
+        else:
+            own_redis.thaw()
+        await app.hits("talks")
+        assert said_by(registry) == expected(app.truth)
+
+    # PostgreSQL is killed just before a question is stored.
+    async def crash() -> None:
+        own_postgres.crash()
+
+    app.before_asking = crash
+    assert await app.talk("crash", "one") == "error"
+    app.before_asking = _nothing
+    raised = app.truth["raised"]
+    assert await app.talk("new") == "error"
+    assert await app.read("new") == L2UnavailableError.__name__
+    assert said_by(registry) == expected(app.truth)
+    own_postgres.start()
+    await app.works("crash")
+    assert await app.again("crash") == "interrupted"
+    assert app.truth["raised"] == raised + 1
+    assert await app.answer("crash") == "ok"
+    assert await app.talk("new") == "ok"
+    assert said_by(registry) == expected(app.truth)
+    assert {key for key in app.truth if key.endswith(" error")} >= {
+        "get_tuple error",
+        "put_writes error",
+        "talker error",
+    }
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def test_waits_for_a_connection_and_callers_that_got_none(
+    database: str, redis_url: str, registry: CollectorRegistry
+) -> None:
+    """A pool of one connection, which a put holds, because somebody has locked the table."""
+
+    def said(name: str) -> float:
+        return registry.get_sample_value(f"glasspoint_pool_{name}", {"saver": "default"}) or 0.0
+
+    def slow() -> float:
+        """The callers that had to wait for a connection: no wait for an idle one takes 0.4 s."""
+        quick = registry.get_sample_value(
+            "glasspoint_pool_wait_seconds_bucket", {"saver": "default", "le": "0.4096"}
+        )
+        return said("wait_seconds_count") - (quick or 0.0)
+
+    options = {"pool_max_size": 1, "pool_timeout_seconds": 1.0, "write_deadline_seconds": 30}
+    telemetry = create_telemetry(registry=registry)
+    async with open_saver(database, redis_url, telemetry=telemetry, **options) as saver:
+        threads = [Thread(f"thread {number}") for number in range(4)]
+        for thread in threads:
+            await thread.put(saver)
+        await saver.aget_tuple(threads[0].config)
+        before = said("wait_seconds_count")
+        counted = said("timeouts_total")
+        failed = 0
+        async with locked(database, "checkpoints") as waiter:
+            holding = asyncio.create_task(threads[0].put(saver))
+            await waiter()
+            for _ in range(3):
+                try:
+                    await saver.aget_tuple({"configurable": {"thread_id": "42", "checkpoint_id": "none"}})
+                except L2UnavailableError:
+                    failed += 1
+        await holding
+        assert (failed, said("timeouts_total") - counted) == (3, 3)
+        assert said("wait_seconds_count") >= before + 1
+        assert slow() in (0, 3), "failed waits are waits, or they are not: all of them"
+
+
+class Worker:
+    """One of several processes."""
+
+    def __init__(self, postgres_url: str, redis_url: str, directory: Path) -> None:
+        self.truth = Truth()
+        self._process = subprocess.Popen(
+            [sys.executable, "truth.py", postgres_url, redis_url],
+            cwd=SUPPORT,
+            env=environment(directory),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def do(self, *command: str) -> str:
+        """Do it, and return how it ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(" ".join(command) + "\n")
+        self._process.stdin.flush()
+        said: dict[str, Any] = json.loads(self._process.stdout.readline())
+        self.truth = Truth(said["truth"])
+        return str(said["answer"])
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.send_signal(signal.SIGKILL)
+        self._end()
+
+    def close(self) -> None:
+        """Let it end, if it has not ended."""
+        if self._process.returncode is None:
+            self._end()
+
+    def _end(self) -> None:
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(30)
+
+
+def environment(directory: Path) -> dict[str, str]:
+    return {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)}
+
+
+@pytest.fixture
+def workers(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, tmp_path: Path
+) -> Iterator[tuple[Worker, Worker, Worker]]:
+    with ExitStack() as stack:
+        found = [Worker(own_postgres.url, own_redis.url, tmp_path) for _ in range(3)]
+        for each in found:
+            stack.callback(each.close)
+        one, two, three = found
+        yield one, two, three
+
+
+def said_by_all(directory: Path) -> Truth:
+    """What a process that serves nothing itself says of the others."""
+    page = subprocess.run(
+        [sys.executable, "truth.py", "--scrape"],
+        cwd=SUPPORT,
+        env=environment(directory),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return scraped(list(text_string_to_metric_families(page.stdout)))
+
+
+def test_in_several_processes_under_faults(
+    workers: tuple[Worker, Worker, Worker],
+    own_postgres: EmbeddedPostgres,
+    own_redis: EmbeddedRedis,
+    tmp_path: Path,
+) -> None:
+    one, two, three = workers
+
+    def truth() -> Truth:
+        return expected(sum((each.truth for each in workers), Truth()))
+
+    # What one asks, another one answers; of two questions it answers one, and asks the other again.
+    assert one.do("talk", "a") == "ok"
+    one.do("settle")
+    assert two.do("talk", "a") == "ok"
+    assert two.truth["hits"] == 1
+    for wants in ("one", "nested"):
+        assert one.do("talk", wants, wants, "asker") == "interrupted"
+        assert two.do("answer", wants, "1", "asker") == "ok"
+    assert one.do("talk", "two", "two", "asker") == "interrupted"
+    assert two.do("answer", "two", "1", "asker") == "interrupted"
+    assert three.do("answer", "two", "1", "asker") == "ok"
+    assert (truth()["raised"], truth()["resumed"]) == (4, 4)
+    assert said_by_all(tmp_path) == truth()
+
+    # Both servers are lost, one after the other, and a worker is killed.
+    own_redis.kill()
+    for worker in workers:
+        assert worker.do("talk", "b") == "ok"
+    own_redis.start()
+    for worker in workers:
+        assert worker.do("hits", "b") == "hit"
+    own_postgres.crash()
+    for worker in workers:
+        assert worker.do("talk", "new") == "error"
+    own_postgres.start()
+    for worker in workers:
+        assert worker.do("works", "b") == "something"
+        assert worker.do("talk", "b", "fail") == "error"
+    two.kill()
+    assert one.do("talk", "b", "one") == "interrupted"
+    assert three.do("answer", "b") == "ok"
+    assert said_by_all(tmp_path) == truth()
