@@ -175,7 +175,7 @@ async def test_a_burst_that_begins_takes_the_lease_away(cache: Cache, redis: Red
     lease = await lease_of(cache)
     intent = await cache.begin(SCOPE)
     assert await committed(cache, intent, of_put(2)) == "applied"
-    assert await cache.warm_up(SCOPE, lease, before) == "refused"
+    assert await cache.warm_up(SCOPE, lease, before) == "overtaken"
     assert await seen(cache) == ("hit", 2)
 
 
@@ -186,7 +186,7 @@ async def test_beginning_alone_takes_the_lease_away(cache: Cache, redis: Redis) 
     await redis.flushdb()
     lease = await lease_of(cache)
     await cache.abort(await cache.begin(SCOPE))
-    assert await cache.warm_up(SCOPE, lease, before) == "refused"
+    assert await cache.warm_up(SCOPE, lease, before) == "overtaken"
 
 
 async def test_only_the_last_of_several_readers_may_warm_up(cache: Cache, redis: Redis) -> None:
@@ -194,7 +194,7 @@ async def test_only_the_last_of_several_readers_may_warm_up(cache: Cache, redis:
     before = await stored(redis)
     await redis.flushdb()
     leases = [await lease_of(cache) for _ in range(2)]
-    assert [await cache.warm_up(SCOPE, lease, before) for lease in leases] == ["refused", "stored"]
+    assert [await cache.warm_up(SCOPE, lease, before) for lease in leases] == ["not_first", "stored"]
 
 
 @pytest.mark.parametrize("ends_first", ["first", "second"])
@@ -296,7 +296,7 @@ async def test_whose_intent_was_evicted_takes_the_lease_of_who_looked_before(
     await redis.flushdb()
     lease = await lease_of(cache)
     assert await cache.confirm(intent) is False
-    assert await cache.warm_up(SCOPE, lease, before) == "refused"
+    assert await cache.warm_up(SCOPE, lease, before) == "overtaken"
 
 
 async def test_whose_intent_was_evicted_disarms_who_began_meanwhile(cache: Cache, redis: Redis) -> None:
@@ -318,7 +318,7 @@ async def test_whose_time_was_up_is_not_confirmed(met: bool, cache: Cache, redis
     if met:
         reading = await until_nobody_is_busy(cache)
         assert await cache.confirm(intent) is False
-        assert await cache.warm_up(SCOPE, reading.lease, before) == "refused"
+        assert await cache.warm_up(SCOPE, reading.lease, before) == "overtaken"
     else:
 
         async def is_refused() -> bool:
@@ -370,7 +370,7 @@ async def test_a_late_commit_takes_the_lease_of_who_looked_before_it(cache: Cach
     intent = await begun_long_ago(redis)
     reading = await until_nobody_is_busy(cache)  # looks at PostgreSQL now: still 1
     assert await committed(cache, intent, of_put(2)) == "discarded"
-    assert await cache.warm_up(SCOPE, reading.lease, before) == "refused"
+    assert await cache.warm_up(SCOPE, reading.lease, before) == "overtaken"
 
 
 async def test_a_late_commit_that_nobody_has_met_discards(cache: Cache, redis: Redis) -> None:
