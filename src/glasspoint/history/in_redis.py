@@ -103,7 +103,7 @@ class RedisHistory:
         )
         values = records.value_arguments(fields, namespace, put.blobs)
         listed, *_ = await self._run("put", scope, *checkpoint, *values)
-        await self._heard(listed)
+        await self._heard(listed, scope)
 
     async def put_writes(
         self, scope: Scope, checkpoint_id: str, writes: Sequence[EncodedWrite], *, replaces: bool
@@ -113,7 +113,7 @@ class RedisHistory:
         some = records.write_arguments(self._fields(scope.thread_id), namespace, checkpoint_id, writes)
         name = records.member(namespace, checkpoint_id)
         listed, *_ = await self._run("put_writes", scope, name, records.flag(replaces), *some)
-        await self._heard(listed)
+        await self._heard(listed, scope)
 
     async def add(self, item: StoredCheckpoint | PendingWrites) -> bool:
         """Store an item from another store. What is here already stays, except special writes (index < 0).
@@ -130,7 +130,7 @@ class RedisHistory:
                 some = records.write_arguments(fields, namespace, checkpoint_id, of_kind)
                 if some:
                     listed, *_ = await self._run("put_writes", scope, name, records.flag(special), *some)
-                    await self._heard(listed)
+                    await self._heard(listed, scope)
             return False
         writes = records.write_arguments(fields, namespace, checkpoint_id, item.writes)
         checkpoint = records.checkpoint_arguments(
@@ -143,7 +143,7 @@ class RedisHistory:
         )
         values = records.value_arguments(fields, namespace, item.values)
         listed, new = await self._run("import", scope, *checkpoint, len(item.values), *values, *writes)
-        await self._heard(listed)
+        await self._heard(listed, scope)
         return bool(new)
 
     async def delete_thread(self, thread_id: str) -> None:
@@ -186,7 +186,7 @@ class RedisHistory:
         result = await self._steps.run("adopt", scope, keys, self._ttl, token, checkpoints, writes)
         if result in ([EXISTS], [AGAIN]):
             return "exists" if result == [EXISTS] else "incomplete"
-        await self._heard(result[0])
+        await self._heard(result[0], scope)
         return "adopted"
 
     # ---------------------------------------------------------------- reading
@@ -417,10 +417,12 @@ class RedisHistory:
         if self.list_is_lost and not there:
             raise ThreadDamagedError(f"{_LIST_LOST} This thread is not there, and may be lost as well. {_DO}")
 
-    async def _heard(self, listed_ms: int) -> None:
+    async def _heard(self, listed_ms: int, scope: Scope) -> None:
         """Wait until every process that works above knows of threads here: see `HEARD_SECONDS`."""
         if 0 <= listed_ms < HEARD_SECONDS * 1000:
-            await asyncio.sleep(HEARD_SECONDS - listed_ms / 1000)
+            with self._telemetry.step("announce_tier", scope) as step:
+                await asyncio.sleep(HEARD_SECONDS - listed_ms / 1000)
+                step.result = "heard"
 
     async def look_at_list(self) -> None:
         """Check whether Redis still has the same list of threads."""

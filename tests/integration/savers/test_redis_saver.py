@@ -35,6 +35,7 @@ from glasspoint.errors import (
     ThreadDamagedError,
     ThreadExistsError,
 )
+from glasspoint.l2.target import Target
 from glasspoint.model.codec import StoredCheckpoint
 from passwords import HALVES, PASSWORD, shown
 from recorder import CANARY, Recorder, attributes
@@ -810,3 +811,17 @@ async def test_the_tier_and_the_version_of_redis_are_shown(redis_url: str, redis
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
+
+
+async def test_the_wait_for_the_first_thread_of_a_tier_is_a_span(redis_url: str) -> None:
+    """It lasts 0.6 s, until the processes of the tier above have noticed."""
+    recorder = Recorder()
+    telemetry, target = recorder.telemetry, Target("db", "5432", "app")
+    async with await create_redis_checkpointer(redis_url, telemetry=telemetry, target=target) as saver:
+        thread = Thread("a")
+        await thread.put(saver)
+        await thread.put(saver)
+    [waited] = recorder.named("checkpoint.announce_tier")
+    assert waited.kind is SpanKind.INTERNAL
+    assert attributes(waited)["glasspoint.result"] == "heard"
+    assert attributes(waited)["gen_ai.conversation.id"] == "a"
