@@ -469,7 +469,7 @@ _WHAT_CHANGED: dict[IdentityReason, str] = {
 }
 _NO_IDENTITY = {
     "tables": "The tables of the cache are not there, so that Redis is not used: PostgreSQL answers alone. "
-    "Call `await saver.setup()` once, as after every upgrade.",
+    "Run `glasspoint setup` (or `await saver.setup()`) once, as after every upgrade.",
     "privilege": "The role that the saver connects with may not use the tables of the cache, so that Redis "
     f"is not used: PostgreSQL answers alone. {GRANTS}.",
     "standby": "PostgreSQL is a standby, which lags behind its primary, so that Redis is not used: the "

@@ -106,7 +106,7 @@ class RedisHistory:
         )
         values = records.value_arguments(fields, namespace, put.blobs)
         listed, *_ = await self._run("put", scope, *checkpoint, *values)
-        await self._heard(listed)
+        await self._heard(listed, scope)
 
     async def put_writes(
         self, scope: Scope, checkpoint_id: str, writes: Sequence[EncodedWrite], *, replaces: bool
@@ -116,7 +116,7 @@ class RedisHistory:
         some = records.write_arguments(self._fields(scope.thread_id), namespace, checkpoint_id, writes)
         name = records.member(namespace, checkpoint_id)
         listed, *_ = await self._run("put_writes", scope, name, records.flag(replaces), *some)
-        await self._heard(listed)
+        await self._heard(listed, scope)
 
     async def add(self, item: StoredCheckpoint | PendingWrites, *, newest: str | None = None) -> bool:
         """Store an item from another store: see `History.add`."""
@@ -129,7 +129,7 @@ class RedisHistory:
                 some = records.write_arguments(fields, namespace, checkpoint_id, of_kind)
                 if some:
                     listed, *_ = await self._run("put_writes", scope, name, records.flag(special), *some)
-                    await self._heard(listed)
+                    await self._heard(listed, scope)
             return False
         writes = records.write_arguments(fields, namespace, checkpoint_id, item.writes)
         checkpoint = records.checkpoint_arguments(
@@ -146,7 +146,7 @@ class RedisHistory:
         if result == [AGAIN]:
             raise ThreadInUseError("Something else was stored in this thread meanwhile.")
         listed, new = result
-        await self._heard(listed)
+        await self._heard(listed, scope)
         return bool(new)
 
     async def delete_thread(self, thread_id: str) -> None:
@@ -189,7 +189,7 @@ class RedisHistory:
         result = await self._steps.run("adopt", scope, keys, self._ttl, token, checkpoints, writes)
         if result in ([EXISTS], [AGAIN]):
             return "exists" if result == [EXISTS] else "incomplete"
-        await self._heard(result[0])
+        await self._heard(result[0], scope)
         return "adopted"
 
     # ---------------------------------------------------------------- reading
@@ -420,10 +420,12 @@ class RedisHistory:
         if self.list_is_lost and not there:
             raise ThreadDamagedError(f"{_LIST_LOST} This thread is not there, and may be lost as well. {_DO}")
 
-    async def _heard(self, listed_ms: int) -> None:
+    async def _heard(self, listed_ms: int, scope: Scope) -> None:
         """Wait until every process that works above knows of threads here: see `HEARD_SECONDS`."""
         if 0 <= listed_ms < HEARD_SECONDS * 1000:
-            await asyncio.sleep(HEARD_SECONDS - listed_ms / 1000)
+            with self._telemetry.step("announce_tier", scope) as step:
+                await asyncio.sleep(HEARD_SECONDS - listed_ms / 1000)
+                step.result = "heard"
 
     async def look_at_list(self) -> None:
         """Check whether Redis still has the same list of threads."""

@@ -111,6 +111,8 @@ class Steps:
         self._telemetry = telemetry
         self._timeout = timeout_seconds
         self._limiter = Limiter(connections_of(redis, most=_CONNECTIONS), timeout_seconds=timeout_seconds)
+        self._sent: set[str] = set()
+        """The scripts whose text was sent, so that their hash is enough."""
 
     async def run(
         self, step: str, scope: Scope | None, keys: Sequence[str], *args: bytes | str | int
@@ -242,12 +244,15 @@ class Steps:
 
     async def _evalsha(self, step: str, keys: Sequence[str], args: Sequence[bytes | str | int]) -> list[Any]:
         text, sha = _script(step)
-        try:
-            result = await self._redis.evalsha(sha, len(keys), *keys, *args)
-        except NoScriptError:
-            # Send the whole text, do not load it first: in a cluster, it must reach the node that runs it.
-            result = await self._redis.eval(text, len(keys), *keys, *args)
-        return list(result)
+        if step in self._sent:
+            # After a restart of Redis, and on another node of a cluster, the script is not there.
+            with suppress(NoScriptError):
+                return list(await self._redis.evalsha(sha, len(keys), *keys, *args))
+        # Send the whole text, do not load it first: in a cluster, it must reach the node that runs it. And do
+        # not try the hash first: the error of the first call would be red in the client's own spans.
+        result = list(await self._redis.eval(text, len(keys), *keys, *args))
+        self._sent.add(step)
+        return result
 
     async def _bulk_bytes(self) -> int:
         """Return the largest value, in bytes, that Redis takes; the default, if Redis does not tell it."""

@@ -267,11 +267,13 @@ def _named(error: Exception, *, has_pool: bool) -> GlasspointError | None:
         case psycopg.errors.UndefinedTable() if "glasspoint_l1_journal" in str(error):
             return SchemaError(
                 "Redis does not answer, which must be recorded in the table glasspoint_l1_journal, and "
-                "that is not there: call `await saver.setup()` once, as after every upgrade."
+                "that is not there: run `glasspoint setup` (or `await saver.setup()`) once, as after every "
+                "upgrade."
             )
         case psycopg.errors.UndefinedTable():
             return SchemaError(
-                "The checkpoint tables are not there: call `await saver.setup()` once, before the first use."
+                "The checkpoint tables are not there: run `glasspoint setup` (or `await saver.setup()`) "
+                "once, before the first use."
             )
         case psycopg.errors.InsufficientPrivilege():
             return SchemaError(

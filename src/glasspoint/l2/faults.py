@@ -169,7 +169,8 @@ REFUSALS = (
     Refusal(
         "the tables are not as this version needs them",
         ("42", "3F000"),
-        "Call `await saver.setup()` once, as after every upgrade. Look at what was changed or restored.",
+        "Run `glasspoint setup` (or `await saver.setup()`) once, as after every upgrade. Look at what was "
+        "changed or restored.",
         of_tables=True,
     ),
     Refusal(

@@ -126,6 +126,7 @@ class Lease:
         except (errors.UndefinedTable, errors.InsufficientPrivilege) as exc:
             raise SchemaError(
                 "The table glasspoint_retention is missing, or the role that the saver connects with may not "
-                "use it: call `await saver.setup()` once, with a role that may make tables, and GRANT "
+                "use it: run `glasspoint setup` (or `await saver.setup()`) once, with a role that may make "
+                "tables, and GRANT "
                 "SELECT, INSERT, UPDATE ON glasspoint_retention."
             ) from exc

@@ -253,6 +253,7 @@ async def open_pool(
             or f"PostgreSQL gave fewer than {min_size} connections within {connect_timeout_seconds} s: check "
             "its max_connections, or ask for fewer with pool_min_size."
         ) from exc
+    failures.is_open = True
     if own_timeout:
         _bounded.add(pool)
     return pool
@@ -269,6 +270,9 @@ class _Failures:
         """
         self.says: str | None = None
         """What happened, and what to do about it, in sentences. `None`: the last attempt succeeded."""
+        self.is_open = False
+        """Whether the pool was opened. Before, the caller that opens it receives the error."""
+        self._is_logged = False
         self._conninfo = conninfo
         self._password = ""
 
@@ -277,8 +281,11 @@ class _Failures:
         self._password = password
 
     def forget(self) -> None:
-        """Record that an attempt has succeeded."""
+        """Record that an attempt has succeeded, and log that if a failure was logged."""
         self.says = None
+        if self._is_logged:
+            self._is_logged = False
+            _log.warning("L2 (PostgreSQL) is back: it gives new connections again.")
 
     def note(self, error: psycopg.Error | GlasspointError, *, is_connected: bool = False) -> None:
         """Record that an attempt has failed. Only the text is kept: the error refers to the pool.
@@ -298,6 +305,13 @@ class _Failures:
             self.says = (
                 f"PostgreSQL gives no new connection ({found.trouble.says}): {said}"
                 f"{'' if said.endswith('?') else '.'} {found.trouble.do}"
+            )
+        if self.is_open and not is_connected and not self._is_logged:
+            self._is_logged = True
+            _log.warning(
+                "L2: %s Calls that need a new connection wait for it, and then fail. This is logged once, "
+                "until an attempt succeeds; the logger psycopg.pool has a line for each attempt.",
+                self.says,
             )
 
 

@@ -198,7 +198,9 @@ async def renew_signing_key(conn: Connection) -> None:
     async with _autocommit(conn):
         state = await _look(conn)
         if "glasspoint_identity" not in state.tables:
-            raise SchemaError("There is no signing key to renew: call `await saver.setup()` once.")
+            raise SchemaError(
+                "There is no signing key to renew: run `glasspoint setup` (or `await saver.setup()`) once."
+            )
         await _execute(conn, _with_identity(query("renew_signing_key"), state.schema))
 
 

@@ -932,6 +932,20 @@ SPANS: tuple[Spans, ...] = (
     ),
     Spans(
         "checkpoint.",
+        ("announce_tier",),
+        "internal",
+        "in the tier `redis`, for the first thread there: a wait of up to 0.6 s, until all processes that "
+        "work in the tier above have noticed",
+        ("glasspoint.result",),
+        (
+            Query(
+                "Calls that waited because their thread was the first in the tier `redis`",
+                '{ name = "checkpoint.announce_tier" }',
+            ),
+        ),
+    ),
+    Spans(
+        "checkpoint.",
         ("warm_up",),
         "internal",
         "after a miss; it may end later than its read, which does not wait for it",

@@ -17,6 +17,7 @@ import asyncio
 from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
@@ -45,6 +46,9 @@ _TURN = context.create_key("glasspoint-turn")
 
 # Shows in which context a turn was entered: every other context refuses its token.
 _entered: ContextVar[ConversationTurn | None] = ContextVar("glasspoint-turn-entered", default=None)
+
+# Thread -> the turn of it that has begun last in this process, as long as it is under way.
+_under_way: WeakValueDictionary[str, ConversationTurn] = WeakValueDictionary()
 
 _Link = tuple[SpanContext, dict[str, str]]
 """The target and the attributes of a link."""
@@ -101,6 +105,7 @@ class ConversationTurn:
         self._context = _TurnContext(inside, around=context.get_current())
         self._token = context.attach(self._context)
         self._entered = _entered.set(self)
+        _under_way[self.thread_id] = self
         self._started = perf_counter()
         return self.span
 
@@ -108,6 +113,8 @@ class ConversationTurn:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.is_over = True
+        if _under_way.get(self.thread_id) is self:
+            del _under_way[self.thread_id]
         try:
             outcome = self._outcome(error)
             end_span(self.span, None if outcome == "interrupted" else error)
@@ -309,13 +316,19 @@ def _current_turn() -> ConversationTurn | None:
 
 
 def _turn_around(scope: Scope | None) -> ConversationTurn | None:
-    """Return the turn under way, sampled or not, if it belongs to the same conversation."""
+    """Return the turn under way, sampled or not, if it belongs to the same conversation.
+
+    A call may come outside of every context, such as from a callback in another thread. Then it belongs to
+    the turn of its conversation that is under way in this process.
+    """
+    if scope is None:
+        return None
     turn = _entered.get()
     if turn is not None and turn.is_over:  # of a stream that was closed elsewhere, or before this task ended
         turn = _current_turn()
-    if turn is None or turn.is_over or scope is None or turn.thread_id != scope.thread_id:
-        return None
-    return turn
+    if turn is None:
+        turn = _under_way.get(scope.thread_id)
+    return turn if turn is not None and not turn.is_over and turn.thread_id == scope.thread_id else None
 
 
 def _turn_of(operation: Operation) -> ConversationTurn | None:

@@ -179,7 +179,7 @@ def test_without_tables_the_error_says_what_to_do(database: str, redis_url: str)
     assert refused.returncode == 1
     report = json.loads(refused.stdout)
     assert report["ok"] is False
-    assert "saver.setup()" in report["error"]
+    assert "glasspoint setup" in report["error"]
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from glasspoint.savers.options import access_options
 from pgbouncer import PROGRAM, pgbouncer
 from roles import role_with_password
 from states import make_pool, open_saver
-from steps import Thread, locked, rows_of
+from steps import Thread, locked, rows_of, until
 
 FIRST, SECOND = ("".join((word, "-", "word")) for word in ("opening", "changed"))
 
@@ -121,6 +121,43 @@ async def test_the_error_while_a_server_is_down_says_that_nothing_listens(
         ):
             await thread.put(saver)
         own_postgres.start()
+
+
+async def test_a_lost_postgres_is_one_line_of_ours_and_its_return_another(
+    own_postgres: EmbeddedPostgres, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """psycopg's pool has a line for each attempt to connect."""
+    database = own_postgres.create_database("test")
+
+    def ours() -> list[str]:
+        lines = [
+            each for each in caplog.records if each.name == "glasspoint.l2" and "new conn" in each.message
+        ]
+        assert {each.levelname for each in lines} <= {"WARNING"}
+        return [each.message for each in lines]
+
+    async with open_saver(database, redis_url, pool_timeout_seconds=0.5, pool_max_size=2) as saver:
+        thread = Thread("a")
+        await thread.put(saver)
+        for number in (1, 2):
+            own_postgres.stop()
+            for _ in range(3):
+                with pytest.raises(L2UnavailableError):
+                    await saver.alist(thread.config).__anext__()
+            *_, lost = ours()
+            assert lost.startswith("L2: PostgreSQL gives no new connection (nothing listens there): ")
+            own_postgres.start()
+            await until(lambda: _works(saver, thread))
+            *_, back = ours()
+            assert back == "L2 (PostgreSQL) is back: it gives new connections again."
+            assert len(ours()) == 2 * number
+
+
+async def _works(saver: CachedPostgresSaver, thread: Thread) -> bool:
+    try:
+        return [each async for each in saver.alist(thread.config)] != []
+    except L2UnavailableError:
+        return False
 
 
 async def test_the_error_of_a_pool_that_is_too_small_says_so(database: str, redis_url: str) -> None:

@@ -35,6 +35,7 @@ from glasspoint.errors import (
     ThreadDamagedError,
     ThreadExistsError,
 )
+from glasspoint.l2.target import Target
 from glasspoint.model.codec import StoredCheckpoint
 from passwords import HALVES, PASSWORD, shown
 from recorder import CANARY, Recorder, attributes
@@ -815,3 +816,33 @@ async def test_the_tier_and_the_version_of_redis_are_shown(redis_url: str, redis
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
+
+
+async def test_no_step_fails_on_a_redis_that_does_not_know_the_scripts(own_redis: EmbeddedRedis) -> None:
+    """A failed command would be red in the traces of the Redis client."""
+    async with (
+        await create_redis_checkpointer(own_redis.url) as saver,
+        Redis.from_url(own_redis.url) as redis,
+    ):
+        at_opening = await redis.info("errorstats")  # it has tried which commands it may run
+        thread = Thread("a")
+        await thread.put(saver)
+        await thread.put_writes(saver, "x")
+        assert await thread.turn(saver) == 1
+        assert await redis.info("errorstats") == at_opening
+        await redis.script_flush()  # as after a restart
+        assert await thread.turn(saver) == 1
+
+
+async def test_the_wait_for_the_first_thread_of_a_tier_is_a_span(redis_url: str) -> None:
+    """It lasts 0.6 s, until the processes of the tier above have noticed."""
+    recorder = Recorder()
+    telemetry, target = recorder.telemetry, Target("db", "5432", "app")
+    async with await create_redis_checkpointer(redis_url, telemetry=telemetry, target=target) as saver:
+        thread = Thread("a")
+        await thread.put(saver)
+        await thread.put(saver)
+    [waited] = recorder.named("checkpoint.announce_tier")
+    assert waited.kind is SpanKind.INTERNAL
+    assert attributes(waited)["glasspoint.result"] == "heard"
+    assert attributes(waited)["gen_ai.conversation.id"] == "a"

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import Context
 from typing import Any, TypedDict
 
 import pytest
@@ -71,6 +72,18 @@ async def tier(
         yield saver
 
 
+def ask(name: str) -> Any:
+    return lambda state: {name: interrupt(name)}
+
+
+def build(saver: BaseCheckpointSaver[Any]) -> Any:
+    """A graph of two parallel tasks, each with a question."""
+    graph = StateGraph(Asked)
+    for name in ("one", "two"):
+        graph.add_node(name, ask(name)).add_edge(START, name).add_edge(name, END)
+    return graph.compile(checkpointer=saver)
+
+
 async def test_a_turn_is_counted_by_how_it_ended(tier: Any, registry: CollectorRegistry) -> None:
     """Without an SDK, and in the registry of the saver that it calls."""
     graph, config = talkative(tier), config_of("42")
@@ -104,6 +117,41 @@ async def test_a_turn_that_asks_and_is_answered_in_it_has_ended(
         await graph.ainvoke({"text": "hello"}, config)
         await graph.ainvoke(Command(resume="this one"), config)
     assert turns(registry) == {("concierge", "ok"): 1}
+
+
+async def test_a_question_that_is_stored_outside_of_every_context_is_its_turn_s(
+    tier: Any, registry: CollectorRegistry
+) -> None:
+    """As by a callback in another thread. It belongs to the turn of its conversation that is under way."""
+    thread = Thread("42")
+    async with conversation_turn("42", agent_name="concierge"):
+        await thread.put(tier)
+        question = [(INTERRUPT, (Interrupt("?", id="a"),))]
+        store = tier.aput_writes(thread.newest, question, "task")
+        await asyncio.create_task(store, context=Context())
+    assert turns(registry) == {("concierge", "interrupted"): 1}
+
+
+async def test_a_turn_that_runs_synchronously_is_counted_alike(
+    tier: Any, registry: CollectorRegistry
+) -> None:
+    graph, config = build(tier), config_of("42")
+
+    def ask() -> dict[str, Any]:
+        questions = graph.invoke({}, config)["__interrupt__"]
+        assert len(questions) == 2
+        return {each.id: "yes" for each in questions}
+
+    def turn(*, answers: bool) -> None:
+        with conversation_turn("42", agent_name="answered" if answers else "asks"):
+            resume = ask()
+            if answers:
+                graph.invoke(Command(resume=resume), config)
+
+    await asyncio.to_thread(turn, answers=False)
+    await asyncio.to_thread(turn, answers=True)
+    assert turns(registry) == {("asks", "interrupted"): 1, ("answered", "ok"): 1}
+    assert interrupts(registry)["resumed"] == 2
 
 
 async def test_a_turn_of_another_thread_is_not_interrupted(tier: Any, registry: CollectorRegistry) -> None:
@@ -203,15 +251,6 @@ async def test_a_repeated_call_is_counted_once(tier: Any, registry: CollectorReg
 async def test_what_another_process_has_counted_is_not_counted_again(
     database: str, redis_url: str, registry: CollectorRegistry
 ) -> None:
-    def ask(name: str) -> Any:
-        return lambda state: {name: interrupt(name)}
-
-    def build(saver: BaseCheckpointSaver[Any]) -> Any:
-        graph = StateGraph(Asked)
-        for name in ("one", "two"):
-            graph.add_node(name, ask(name)).add_edge(START, name).add_edge(name, END)
-        return graph.compile(checkpointer=saver)
-
     here, there = registry, CollectorRegistry()
     async with (
         opened("cached", database, redis_url, here) as one,
