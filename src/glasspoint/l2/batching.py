@@ -78,6 +78,7 @@ class Call(Generic[ItemT, ResultT]):
         company: Calls of one company go together, if they can. `None`: the call has none.
         announced: The result of `ready`.
         asked_at: When the call began to wait for a connection, by `perf_counter`.
+        has_connection: Whether there is a connection for it, so that it waits for none any more.
     """
 
     scope: Scope
@@ -88,6 +89,7 @@ class Call(Generic[ItemT, ResultT]):
     company: Hashable = None
     announced: Announced = _UNANNOUNCED
     asked_at: float = field(default_factory=perf_counter)
+    has_connection: bool = False
 
 
 class _Waiter(Generic[ItemT, ResultT]):
@@ -144,6 +146,7 @@ class _Batch(Generic[ItemT, ResultT]):
         """Await `ready` of each call. Calls for which it fails, or whose callers have left, are dropped."""
         for waiter in self.waiters:
             call = waiter.call
+            call.has_connection = True
             try:
                 if call.ready is not None and not waiter.answer.done():
                     call.announced = await call.ready(connection)
@@ -157,7 +160,7 @@ class _Batch(Generic[ItemT, ResultT]):
         now = perf_counter()
         for waiter in self.waiters:
             scope = waiter.call.scope
-            step = self._telemetry.step(self._step_name, scope)
+            step = self._telemetry.step(self._step_name, scope, batch_size=len(self.waiters))
             self._steps.append((waiter, step))
             self._in_context(waiter, self._begin, step, PoolWaited(now - waiter.call.asked_at, scope))
 
@@ -223,6 +226,14 @@ class Batcher(Generic[ItemT, ResultT]):
         Raises:
             Exception: The error of the statement.
         """
+        try:
+            return await self._run_call(call)
+        except BaseException as exc:
+            if not call.has_connection:
+                self._telemetry.emit(PoolWaited(perf_counter() - call.asked_at, call.scope, exc))
+            raise
+
+    async def _run_call(self, call: Call[ItemT, ResultT]) -> ResultT:
         if self._load.is_there(self._under_way):
             waiter = _Waiter(call)
             self._waiting.append(waiter)
@@ -247,7 +258,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._under_way += 1
         try:
             async with self._connection() as connection:
-                has_connection = True
+                has_connection = call.has_connection = True
                 if call.ready is not None:
                     call.announced = await call.ready(connection)
                 if call.company is not None and not followers:
@@ -365,7 +376,7 @@ class Batcher(Generic[ItemT, ResultT]):
             self._waiting = [waiter for waiter in self._waiting if waiter.call.asked_at > started]
         elif batch.has_connection and len(batch.waiters) > 1 and certainly_unchanged(error):
             for waiter in batch.waiters:
-                waiter.call.asked_at = perf_counter()
+                waiter.call.asked_at, waiter.call.has_connection = perf_counter(), False
                 self._send_together([waiter])
             return
         for waiter in batch.waiters:

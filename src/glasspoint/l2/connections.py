@@ -126,10 +126,16 @@ class Connections:
     @asynccontextmanager
     async def connection(self, scope: Scope | None) -> AsyncIterator[Connection]:
         """Check out a connection, measure the wait, and name errors."""
-        started = perf_counter()
-        async with self.checked_out() as conn:
-            self.telemetry.emit(PoolWaited(perf_counter() - started, scope))
-            yield conn
+        started, has_one = perf_counter(), False
+        try:
+            async with self.checked_out() as conn:
+                has_one = True
+                self.telemetry.emit(PoolWaited(perf_counter() - started, scope))
+                yield conn
+        except BaseException as exc:
+            if not has_one:
+                self.telemetry.emit(PoolWaited(perf_counter() - started, scope, exc))
+            raise
 
     @asynccontextmanager
     async def checked_out(self) -> AsyncIterator[Connection]:

@@ -13,17 +13,22 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from glasspoint.logs import Throttle
+from glasspoint.telemetry.interrupts import KnownInterrupts, interrupts_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from langchain_core.runnables import RunnableConfig
+
     from glasspoint.model.scope import Scope
+    from glasspoint.telemetry.interrupts import Interrupt, InterruptKind
 
 __all__ = [
     "DURABLE",
@@ -44,6 +49,7 @@ __all__ = [
     "Forked",
     "IdentityChanged",
     "IdentityReason",
+    "InterruptStored",
     "Invalidated",
     "InvalidationSource",
     "L1Availability",
@@ -69,6 +75,8 @@ __all__ = [
     "Tier",
     "TierChanged",
     "TierName",
+    "TurnEnded",
+    "TurnOutcome",
     "Verdict",
     "WarmUpResult",
     "WriteResult",
@@ -88,6 +96,7 @@ WriteResult = Literal[
 CommitResult = Literal["applied", "kept", "discarded", "error"]
 BurstEnd = Literal["applied", "kept", "discarded", "contested", "lost", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
+TurnOutcome = Literal["ok", "error", "interrupted", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
 IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated", "generation"]
 ForkKind = Literal["shadows", "shadowed", "older_than_parent"]
@@ -236,10 +245,18 @@ class PoolTimedOut:
 
 @dataclass(frozen=True, slots=True)
 class PoolWaited:
-    """A connection to PostgreSQL was checked out, after a wait of so many seconds."""
+    """A caller has waited for a connection to PostgreSQL, and received it or not.
+
+    Attributes:
+        seconds: The length of the wait.
+        error: Why the caller did not receive a connection. `None`: it received one.
+        is_timeout: Whether its time was up: that of the pool, or the deadline of the call.
+    """
 
     seconds: float
     scope: Scope | None
+    error: BaseException | None = None
+    is_timeout: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +283,7 @@ class BackgroundTaskFailed:
     """A background task met an unexpected error. The task goes on."""
 
     task: TaskName
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +333,40 @@ class ThreadDrained:
     result: DrainResult
 
 
+@dataclass(frozen=True, slots=True)
+class InterruptStored:
+    """A task's question to the user of the graph was stored, or an answer that the task has received.
+
+    Attributes:
+        scope: The scope of the task.
+        task_id: The task. A question of a subgraph is stored for each task around it, too.
+        kind: `raised`: a question. `resumed`: an answer.
+        is_new: Whether it is stored for the first time, as far as this process knows.
+    """
+
+    scope: Scope
+    task_id: str
+    kind: InterruptKind
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnded:
+    """A turn of `conversation_turn` is over.
+
+    Attributes:
+        agent_name: The agent that the application has named, if any.
+        outcome: `interrupted`: the graph waits for an answer of its user.
+        seconds: How long the turn took.
+        trace_id: The trace of the turn, as 32 hexadecimal digits, if the turn is sampled.
+    """
+
+    agent_name: str | None
+    outcome: TurnOutcome
+    seconds: float
+    trace_id: str | None
+
+
 Event = (
     Audited
     | BurstEnded
@@ -323,6 +375,7 @@ Event = (
     | ForeignWrites
     | Forked
     | IdentityChanged
+    | InterruptStored
     | Invalidated
     | PoolTimedOut
     | PoolWaited
@@ -335,6 +388,7 @@ Event = (
     | TierChanged
     | Drained
     | ThreadDrained
+    | TurnEnded
 )
 
 
@@ -353,6 +407,7 @@ class SaverStatus:
         pool: The `psycopg_pool.AsyncConnectionPool`; `None` with a single connection.
         redis: The `redis.asyncio.Redis` or `RedisCluster` client.
         addresses: Server -> host (or socket path) and port, as far as they are known.
+        databases: Server -> the name or the number of the database there, as far as they are known.
         tier: The tier that the saver is: `cached`, `redis`, `memory`.
         versions: The known versions of the servers: `postgres`, `redis`.
         active: Whether the saver serves calls; in a fallback chain, one of the savers does.
@@ -383,6 +438,7 @@ class SaverStatus:
     pool: Any
     redis: Any
     addresses: dict[Server, tuple[str | None, int | None]] = field(default_factory=dict)
+    databases: dict[Server, str] = field(default_factory=dict)
     tier: str = "cached"
     versions: dict[str, str] = field(default_factory=dict)
     active: bool = True
@@ -456,6 +512,8 @@ class Operation(_Timed):
             `delete_for_runs`, `copy_thread`, `prune`, `prune_older_than`, `import_checkpoints`,
             `seal_thread`, `retire_thread`.
         tier: The tier that serves the call: `cached`, `redis`, `memory`.
+        config: The config that LangGraph gave with the call, for what caused it.
+        task_id, task_path: The task whose writes are stored, as LangGraph names it.
         checkpoint_id, step, source: Facts of the checkpoint that was read or written, if there is one.
         l1_result: The result of a read in L1.
         served_by: The store that the result came from.
@@ -468,6 +526,9 @@ class Operation(_Timed):
         stored_traceparent: The traceparent that a read has found in the checkpoint, as it was stored.
     """
 
+    config: RunnableConfig | None = None
+    task_id: str | None = None
+    task_path: str = ""
     checkpoint_id: str | None = None
     step: int | None = None
     source: str | None = None
@@ -484,6 +545,11 @@ class Operation(_Timed):
     trace_id: str | None = None
     traceparent: str | None = None
     stored_traceparent: object = None
+
+    @property
+    def emit(self) -> Callable[[Event], None]:
+        """A function that emits an event to the observers of this call, also after the call has ended."""
+        return partial(_emit, self._listeners.emitted)
 
     def __enter__(self) -> Operation:
         _emit(self._listeners.operation_started, self)
@@ -504,9 +570,11 @@ class Step(_Timed):
     Attributes:
         name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`; `redis.read`, ….
         result: The result in one word, if there is one.
+        batch_size: How many calls the statement serves.
     """
 
     result: str | None = None
+    batch_size: int = 1
 
     def __enter__(self) -> Step:
         _emit(self._listeners.step_started, self)
@@ -565,34 +633,99 @@ class Telemetry:
         *,
         standby: bool = False,
         show_thread: Callable[[str], str | None] = str,
+        known_interrupts: KnownInterrupts | None = None,
     ) -> None:
         """Take the observers.
 
         Args:
             standby: Whether the savers that report here serve no calls until `set_active` of their status.
             show_thread: Returns a thread id as spans and logs show it; `None` if it must not be shown.
+            known_interrupts: The interrupts that were counted before. By default, none.
         """
         self.show_thread = show_thread
         self.saver_name = saver_name
         self.observers = tuple(observers)
         self._listeners = _Listeners.of(self.observers)
         self._standby = standby
+        self._interrupts = known_interrupts or KnownInterrupts()
 
     def for_standby(self) -> Telemetry:
         """Return a copy for savers that serve no calls yet: the tiers of a fallback chain."""
-        return Telemetry(self.saver_name, self.observers, standby=True, show_thread=self.show_thread)
+        return Telemetry(
+            self.saver_name,
+            self.observers,
+            standby=True,
+            show_thread=self.show_thread,
+            known_interrupts=self._interrupts,
+        )
 
-    def operation(self, name: str, scope: Scope | None) -> Operation:
-        """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`."""
-        return Operation(self._listeners, name, scope)
+    def operation(
+        self,
+        name: str,
+        scope: Scope | None,
+        config: RunnableConfig | None = None,
+        *,
+        checkpoint_id: str | None = None,
+        step: int | None = None,
+        task_id: str | None = None,
+        task_path: str = "",
+    ) -> Operation:
+        """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`.
 
-    def step(self, name: str, scope: Scope | None) -> Step:
-        """Wrap one round trip."""
-        return Step(self._listeners, name, scope)
+        Args:
+            name, scope: See `Operation`.
+            config, checkpoint_id, step, task_id, task_path: What is known before the call; see `Operation`.
+        """
+        return Operation(
+            self._listeners,
+            name,
+            scope,
+            config=config,
+            task_id=task_id,
+            task_path=task_path,
+            checkpoint_id=checkpoint_id,
+            step=step,
+        )
+
+    def step(self, name: str, scope: Scope | None, *, batch_size: int = 1) -> Step:
+        """Wrap one round trip, which serves so many calls."""
+        return Step(self._listeners, name, scope, batch_size=batch_size)
 
     def emit(self, event: Event) -> None:
         """Emit a single event."""
         _emit(self._listeners.emitted, event)
+
+    def read_writes(self, scope: Scope, pending: Iterable[tuple[str, str, Any]]) -> None:
+        """Learn which interrupts another process has stored, from the pending writes of a checkpoint.
+
+        Args:
+            scope: The scope of the checkpoint.
+            pending: Task ids, channels and values.
+        """
+        try:
+            for task_id, channel, value in pending:
+                if found := interrupts_in(scope, task_id, ((channel, value),)):
+                    self._interrupts.read(found)
+        except Exception as exc:
+            failures.report("interrupts_in", exc)
+
+    def storing_writes(
+        self, scope: Scope, task_id: str, writes: Iterable[Sequence[Any]]
+    ) -> Sequence[Interrupt]:
+        """Return the interrupts in the writes of a task, before they are stored: pass them to `stored`."""
+        try:
+            found = interrupts_in(scope, task_id, writes)
+        except Exception as exc:
+            failures.report("interrupts_in", exc)
+            return ()
+        if found:
+            self._interrupts.storing(found)
+        return found
+
+    def stored(self, scope: Scope, task_id: str, interrupts: Sequence[Interrupt]) -> None:
+        """Emit the interrupts of a task that were stored; answers first, because questions follow them."""
+        for each in sorted(interrupts, key=lambda found: found.kind, reverse=True):
+            self.emit(InterruptStored(scope, task_id, each.kind, self._interrupts.stored(each)))
 
     def opened(self, status: SaverStatus) -> None:
         """Emit that a saver was opened, and can be watched."""
