@@ -12,13 +12,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph_sdk.runtime import _ExecutionRuntime, _ReadRuntime
+from opentelemetry import trace
 
 from places import ROOT
+from recorder import Recorder, attributes
 from states import config_of
 
 EXAMPLES = ROOT / "examples"
@@ -120,8 +123,17 @@ async def test_langgraph_server_takes_get_checkpointer_as_it_is(
         assert isinstance(saver, BaseCheckpointSaver)
         for method in ("adelete_thread", "adelete_for_runs", "acopy_thread", "aprune"):
             assert getattr(type(saver), method) is not getattr(BaseCheckpointSaver, method)
-        builder = load_as_the_server_does(config["graphs"]["agent"], folder).builder
-        graph = builder.compile(checkpointer=saver)
+        make_graph = load_as_the_server_does(config["graphs"]["agent"], folder)
+        recorder, nothing = Recorder(), cast("Any", None)
+        monkeypatch.setattr(trace, "get_tracer", lambda *args: recorder.provider.get_tracer("glasspoint"))
         for said in ("내 이름은 철수야", "내 이름이 뭐라고 했지?"):
-            state = await graph.ainvoke({"messages": [("user", said)]}, config_of("42"))
+            runtime: Any = _ExecutionRuntime(access_context="threads.create_run", store=nothing, context=None)
+            async with make_graph(config=config_of("42"), runtime=runtime) as graph:
+                running = graph.copy(update={"checkpointer": saver})
+                state = await running.ainvoke({"messages": [("user", said)]}, config_of("42"))
         assert state["messages"][-1].text == "철수라고 하셨어요."
+        reading: Any = _ReadRuntime(access_context="threads.read", store=nothing)
+        async with make_graph(config=config_of("42"), runtime=reading) as graph:
+            assert (await graph.copy(update={"checkpointer": saver}).aget_state(config_of("42"))).values
+    assert [span.name for span in recorder.spans] == ["invoke_agent agent"] * 2, "a read is no turn"
+    assert {attributes(span)["gen_ai.conversation.id"] for span in recorder.spans} == {"42"}

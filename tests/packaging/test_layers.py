@@ -25,7 +25,11 @@ DOORS = {
     },
     "opentelemetry": {
         "telemetry/tracing.py",
+        "telemetry/causes.py",
         "telemetry/conversation.py",
+        "telemetry/graph_spans.py",
+        "telemetry/quiet.py",
+        "telemetry/sampling.py",
         "logs.py",
         "telemetry/configure.py",
         "telemetry/redacting.py",

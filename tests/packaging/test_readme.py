@@ -79,6 +79,7 @@ EXCERPTS = {
     + "from langgraph.checkpoint.memory import InMemorySaver\n",
     "side-by-side.md#what-if-the-password-changes": BOTO3,
     "telemetry.md#turns": BUILDER,
+    "telemetry.md#turns (2)": BUILDER + 'question = "hello"\n',
     "telemetry.md#for-applications-configure_telemetry": BUILDER,
 }
 """Parts of programs, and the code that they need before them. `await` may stand anywhere in them."""

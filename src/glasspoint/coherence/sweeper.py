@@ -22,7 +22,6 @@ import random
 import weakref
 from collections import Counter
 from contextlib import suppress
-from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +30,7 @@ from glasspoint.l2.faults import FORESEEN
 from glasspoint.logs import get_logger
 from glasspoint.telemetry.background import BackgroundTask
 from glasspoint.telemetry.events import ForeignWrites, Invalidated
+from glasspoint.telemetry.quiet import quiet_context
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -140,7 +140,7 @@ class Sweeper:
             self._task = asyncio.create_task(
                 _keep_sweeping(weakref.ref(self), self._soon),
                 name="glasspoint-sweeper",
-                context=Context(),  # else its spans would belong to the trace of the caller
+                context=quiet_context(),
             )
 
     async def stop(self) -> None:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from glasspoint.console import Block, milliseconds, styled_result
 from glasspoint.trace.conversation import forest
-from glasspoint.trace.spans import Span
+from glasspoint.trace.spans import Span, work_of
 from glasspoint.trace.tree import SpanTree, merged
 
 if TYPE_CHECKING:
@@ -96,7 +96,13 @@ def summary(turns: Sequence[Turn]) -> RenderableType:
 
 def _trace_tree(spans: Sequence[ReadableSpan]) -> RenderableType:
     """Return a trace as a tree. Siblings of the same name and result share one line, with their count."""
-    roots = forest(_as_read(span) for span in spans)
+    read = [_as_read(span) for span in spans]
+    ids, turn = {span.span_id for span in read}, next((s for s in read if work_of(s) == "turn"), None)
+    for span in read:
+        # Calls stand below the spans of graphs and nodes, which are not shown here.
+        if turn is not None and span is not turn and span.parent_id not in ids:
+            span.parent_id = turn.span_id
+    roots = forest(read)
     return SpanTree(merged(roots)[:1]) if roots else Text("no spans", "red")
 
 

@@ -48,8 +48,11 @@ from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.savers.redis_saver import RedisSaver
 from glasspoint.telemetry.background import BackgroundTask
 from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
+from glasspoint.telemetry.quiet import quiet_context
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from glasspoint.fallback.branches import TierSaver
     from glasspoint.model.generics import ResultT
     from glasspoint.model.lineage import Branch
@@ -210,7 +213,7 @@ class Chain:
         except BaseException:
             await self.saver.close()
             raise
-        self._background(self._keep_watch(), "glasspoint-tier-probe")
+        self._background(self._keep_watch(), "glasspoint-tier-probe", quiet_context())
 
     async def close(self) -> None:
         """Wait for the calls under way, and close every open saver. May be called twice.
@@ -438,7 +441,7 @@ class Chain:
     async def _tier_above(self) -> tuple[Spec, TierSaver] | None:
         """Return the tier above and its saver, if this process is on its way up. If not, start the ascent."""
         if self._rising is None and not self._climbing.locked():
-            self._background(self._guarded(self._climb), "glasspoint-tier-ascent")
+            self._background(self._guarded(self._climb), "glasspoint-tier-ascent", quiet_context())
         return self._rising
 
     async def _climb(self) -> None:
@@ -719,8 +722,8 @@ class Chain:
         self._threads_below[tier] = threads
         self.saver.status.undrained_threads = dict(self._threads_below)
 
-    def _background(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
+    def _background(self, work: Coroutine[Any, Any, None], name: str, context: Context) -> None:
+        task = asyncio.create_task(work, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glasspoint.errors import ConfigurationError, ThreadDamagedError, ThreadInUseError
 from glasspoint.history.beginning import with_mark, without_mark
@@ -25,6 +25,7 @@ from glasspoint.telemetry.opened import OpenedSaver
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
+    from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
     from glasspoint.history.beginning import Beginning
@@ -276,11 +277,14 @@ class DrainableSaver(OpenedSaver):
             return relation_of(branch, newest, has_tip=has_tip), newest
 
     @contextmanager
-    def _call(self, name: str, scope: Scope | None) -> Iterator[Operation]:
-        """Wrap a call of the saver."""
-        with self._lifetime.call(), self._telemetry.operation(name, scope) as operation:
-            operation.tier = operation.served_by = self._served_by
+    def _call(
+        self, name: str, scope: Scope | None, config: RunnableConfig | None = None, **known: Any
+    ) -> Iterator[Operation]:
+        """Wrap a call of the saver: see `Telemetry.operation`."""
+        with self._lifetime.call(), self._telemetry.operation(name, scope, config, **known) as operation:
+            operation.tier = self._served_by
             yield operation
+            operation.served_by = self._served_by
 
 
 def _milliseconds(name: str, seconds: float) -> int:

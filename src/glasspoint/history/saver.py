@@ -71,7 +71,7 @@ class HistorySaver(DrainableSaver):
             The checkpoint, or `None` if it does not exist.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
-        with self._call("get_tuple", scope) as operation:
+        with self._call("get_tuple", scope, config) as operation:
             found = await self._history.read(scope, checkpoint_id)
             if found is None and await self._begins(scope, checkpoint_id, _above(config)):
                 found = await self._history.read(scope, checkpoint_id)
@@ -192,7 +192,9 @@ class HistorySaver(DrainableSaver):
             SerializationError: A value cannot be serialised. Nothing was stored.
         """
         scope, parent_id = scope_of(config), checkpoint_id_of(config)
-        with self._call("put", scope) as operation:
+        with self._call(
+            "put", scope, config, checkpoint_id=checkpoint["id"], step=metadata.get("step")
+        ) as operation:
             started = perf_counter()
             put = codec.encode_put(
                 self.serde,
@@ -229,12 +231,13 @@ class HistorySaver(DrainableSaver):
             SerializationError: A value cannot be serialised. Nothing was stored.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
-        with self._call("put_writes", scope) as operation:
+        with self._call(
+            "put_writes", scope, config, checkpoint_id=checkpoint_id, task_id=task_id, task_path=task_path
+        ) as operation:
             started = perf_counter()
             replaces = all(channel in WRITES_IDX_MAP for channel, _ in writes)
             encoded = codec.encode_writes(self.serde, writes, task_id, task_path, last_wins=replaces)
             operation.encode_seconds = perf_counter() - started
-            operation.checkpoint_id = checkpoint_id
             operation.bytes_written = sum(len(write.value.data) for write in encoded)
             if checkpoint_id is None:
                 raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")

@@ -160,7 +160,7 @@ class _Batch(Generic[ItemT, ResultT]):
         now = perf_counter()
         for waiter in self.waiters:
             scope = waiter.call.scope
-            step = self._telemetry.step(self._step_name, scope)
+            step = self._telemetry.step(self._step_name, scope, batch_size=len(self.waiters))
             self._steps.append((waiter, step))
             self._in_context(waiter, self._begin, step, PoolWaited(now - waiter.call.asked_at, scope))
 

@@ -14,7 +14,6 @@ import asyncio
 import random
 import select
 from contextlib import suppress
-from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -27,6 +26,7 @@ from glasspoint.l2.deadline import within
 from glasspoint.l2.faults import classify
 from glasspoint.model.cancellation import run_to_the_end
 from glasspoint.telemetry.background import BackgroundTask
+from glasspoint.telemetry.quiet import quiet, quiet_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -114,7 +114,9 @@ class ConnectionHealth:
     async def _greet(self, connection: Connection) -> None:
         if self.greet is not None and connection not in self._returned_at:
             # A context of its own: the greeting does not belong into the trace of the first call.
-            await asyncio.create_task(self.greet(connection), name="glasspoint-greet", context=Context())
+            await asyncio.create_task(
+                self.greet(connection), name="glasspoint-greet", context=quiet_context()
+            )
             self._returned_at[connection] = monotonic()
 
     async def putconn(self, pool: Pool, connection: Connection) -> None:
@@ -151,7 +153,8 @@ class ConnectionHealth:
             return True
         try:
             async with within(_ANSWER_SECONDS):
-                await AsyncConnectionPool.check_connection(connection)
+                with quiet():
+                    await AsyncConnectionPool.check_connection(connection)
         except TimeoutError:
             # A firewall that drops the packets of this connection has likely forgotten the others too.
             # Checking each of them would use up the caller's time.
@@ -183,7 +186,9 @@ class Reconnector:
     async def reconnect_failed(self, pool: Pool) -> None:
         """Start to reconnect. The pool calls this when it gives up making a connection."""
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._reconnect(pool), name="glasspoint-reconnector")
+            self._task = asyncio.create_task(
+                self._reconnect(pool), name="glasspoint-reconnector", context=quiet_context()
+            )
 
     async def _reconnect(self, pool: Pool) -> None:
         pause = _FIRST_PAUSE_SECONDS

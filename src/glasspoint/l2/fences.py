@@ -24,6 +24,7 @@ from glasspoint.l2.deadline import within
 from glasspoint.l2.sql import query
 from glasspoint.l2.writing import FenceParams, columns
 from glasspoint.logs import get_logger
+from glasspoint.telemetry.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -127,7 +128,8 @@ class Fences:
             self._timer.cancel()
             self._timer = None
         if self._ended:
-            await self.remove()
+            with quiet():
+                await self.remove()
 
     async def expire(self) -> None:
         """Remove the expired fences of all savers."""

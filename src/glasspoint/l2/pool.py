@@ -27,6 +27,7 @@ from glasspoint.logs import get_logger
 from glasspoint.model.option_types import check_schema
 from glasspoint.model.password import ask_password
 from glasspoint.model.urls import split_url
+from glasspoint.telemetry.quiet import quiet_context
 
 if TYPE_CHECKING:
     from glasspoint.l2.types import Pool
@@ -39,6 +40,7 @@ __all__ = [
     "close_pool",
     "connect",
     "connect_beside",
+    "database_of",
     "in_one_line",
     "open_pool",
     "postgres_conninfo",
@@ -243,7 +245,10 @@ async def open_pool(
     _failures[pool] = failures
     _hand_out_the_last_used_first(pool)
     try:
-        await pool.open(wait=True, timeout=connect_timeout_seconds)
+        # The pool's workers get the context of this task: what they do belongs to no caller's trace.
+        await asyncio.create_task(
+            pool.open(wait=True, timeout=connect_timeout_seconds), context=quiet_context()
+        )
     except BaseException as exc:  # also a cancellation: otherwise the pool's workers would run for ever
         await close_pool(pool)
         if not isinstance(exc, PoolTimeout):
@@ -388,6 +393,15 @@ def address_of(pool: Pool | None) -> tuple[str | None, int | None]:
     host, ports = given.get("host"), set(str(given.get("port") or "").split(","))
     port = ports.pop() if len(ports) == 1 else ""  # several hosts may listen on one port, or on several
     return (str(host) if host else None), (int(port) if port.isdigit() else None)
+
+
+def database_of(pool: Pool | None) -> str | None:
+    """Return the name of the database that a pool connects to, as the connection string says; else `None`."""
+    if pool is None or not isinstance(pool.conninfo, str):
+        return None
+    given = conninfo_to_dict(pool.conninfo)
+    name = given.get("dbname") or given.get("user")
+    return str(name) if name else None
 
 
 async def connect_beside(given: Pool | psycopg.AsyncConnection[DictRow]) -> bool:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +27,7 @@ from glasspoint.l2.faults import FORESEEN
 from glasspoint.l2.sql import query
 from glasspoint.telemetry.background import BackgroundTask
 from glasspoint.telemetry.events import TableSize
+from glasspoint.telemetry.quiet import quiet_context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,7 +118,7 @@ class Sizes:
         self._task = self._loop.create_task(
             self._look(),
             name="glasspoint-sizes",
-            context=Context(),  # in no trace
+            context=quiet_context(),
         )
 
     async def _look(self) -> None:

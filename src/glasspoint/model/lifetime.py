@@ -39,18 +39,22 @@ class Lifetime:
         owned: Closes what was opened for this saver. It is closed last.
     """
 
-    def __init__(self, home: Home, *, ended: Callable[[], object]) -> None:
+    def __init__(
+        self, home: Home, *, ended: Callable[[], object], background: Callable[[], Context] = Context
+    ) -> None:
         """Begin.
 
         Args:
             home: The process and the event loop of the saver.
             ended: Called when no call is under way any more, before `owned` is closed; also after an error.
+            background: Returns the context for work that no caller waits for.
         """
         self.stops: list[Callable[[], Awaitable[object]]] = []
         self.ends: list[Callable[[], Awaitable[object]]] = []
         self.owned = AsyncExitStack()
         self._home = home
         self._ended = ended
+        self._background = background
         self._end_of_loop: EndOfLoop | None = None
         self._calls = 0
         self._settling: set[asyncio.Task[Any]] = set()
@@ -133,12 +137,12 @@ class Lifetime:
 
         Args:
             work: The work.
-            context: The context that it runs in. By default an empty one, so that it belongs to no trace.
+            context: The context that it runs in. By default one that belongs to no trace.
         """
         if not self._home.is_in_this_process:  # the parent's loop is run in a forked child
             work.close()
             return
-        self._to_the_end(asyncio.create_task(work, context=context or Context()))
+        self._to_the_end(asyncio.create_task(work, context=context or self._background()))
 
     async def close(self) -> None:
         """Wait for the work under way, then close what was opened for this saver. May be called twice.

@@ -107,7 +107,7 @@ class CachedPostgresSaver(ManagedSaver):
             L2DeadlineError: PostgreSQL did not respond in time: see `write_deadline_seconds`.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
-        with self._lifetime.call(), self._telemetry.operation("get_tuple", scope) as operation:
+        with self._lifetime.call(), self._telemetry.operation("get_tuple", scope, config) as operation:
             found = await self._get_tuple(operation, scope, checkpoint_id, config)
             if checkpoint_id is None:
                 self._forks.read_newest(scope, found)
@@ -145,13 +145,13 @@ class CachedPostgresSaver(ManagedSaver):
         check_limit(limit)
         filter = plain_filter(filter)
         with self._lifetime.call(), self._telemetry.operation("list", scope) as operation:
-            operation.served_by = "l2"
             if traceparent.is_asked_for(filter):
                 return
             tuples = await self._retries.run(
                 "list",
                 lambda: self._l2.list(scope, self.serde, config, filter=filter, before=before, limit=limit),
             )
+            operation.served_by = "l2"
         for each in tuples:
             yield each
 
@@ -185,10 +185,10 @@ class CachedPostgresSaver(ManagedSaver):
         """
         choice = choose_threads(filter=filter, limit=limit, before=before)
         with self._lifetime.call(), self._telemetry.operation("list_threads", None) as operation:
-            operation.served_by = "l2"
             if choice.nothing:
                 return
             found = await self._retries.run("list_threads", lambda: self._l2.list_threads(choice))
+            operation.served_by = "l2"
         for each in found:
             yield each
 
@@ -210,10 +210,11 @@ class CachedPostgresSaver(ManagedSaver):
         scope = scope_of(config)
         checkpoint_id_of(config)
         with self._lifetime.call(), self._telemetry.operation("delta_history", scope) as operation:
-            operation.served_by = "l2"
-            return await self._retries.run(
+            found = await self._retries.run(
                 "delta_history", lambda: self._l2.delta_history(scope, self.serde, config, channels)
             )
+            operation.served_by = "l2"
+            return found
 
     # ---------------------------------------------------------------- writing
 
@@ -250,7 +251,12 @@ class CachedPostgresSaver(ManagedSaver):
             ThreadForkedError: The checkpoint forks its thread, and `on_fork` is `"raise"`. It was not stored.
         """
         scope, parent_id = scope_of(config), checkpoint_id_of(config)
-        with self._lifetime.call(), self._telemetry.operation("put", scope) as operation:
+        with (
+            self._lifetime.call(),
+            self._telemetry.operation(
+                "put", scope, config, checkpoint_id=checkpoint["id"], step=metadata.get("step")
+            ) as operation,
+        ):
             started = perf_counter()
             put = codec.encode_put(
                 self.serde,
@@ -306,12 +312,21 @@ class CachedPostgresSaver(ManagedSaver):
             GlasspointError: The same errors as from `aput`.
         """
         scope, checkpoint_id = scope_of(config), checkpoint_id_of(config)
-        with self._lifetime.call(), self._telemetry.operation("put_writes", scope) as operation:
+        with (
+            self._lifetime.call(),
+            self._telemetry.operation(
+                "put_writes",
+                scope,
+                config,
+                checkpoint_id=checkpoint_id,
+                task_id=task_id,
+                task_path=task_path,
+            ) as operation,
+        ):
             started = perf_counter()
             upsert = all(channel in WRITES_IDX_MAP for channel, _ in writes)
             encoded = codec.encode_writes(self.serde, writes, task_id, task_path, last_wins=upsert)
             operation.encode_seconds = perf_counter() - started
-            operation.checkpoint_id = checkpoint_id
             operation.bytes_written = sum(len(w.value.data) for w in encoded)
             if checkpoint_id is None:
                 raise InvalidConfigError("The config names no checkpoint_id: writes belong to a checkpoint.")

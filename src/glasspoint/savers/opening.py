@@ -36,6 +36,7 @@ from glasspoint.savers.retention import Retention
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import SaverStatus
 from glasspoint.telemetry.opened import OpenedSaver
+from glasspoint.telemetry.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -164,6 +165,9 @@ class ManagedSaver(OpenedSaver):
         store = build_store(postgres_saver, telemetry, options)
         addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.connections.pool)}
         status = SaverStatus(store.connections.pool, redis, addresses)  # type: ignore[arg-type]
+        status.databases["l1"] = str(client.database_of(redis))
+        if (database := pools.database_of(store.connections.pool)) is not None:
+            status.databases["l2"] = database
         super().__init__(status, telemetry, serde or postgres_saver.serde)
         self._parts = parts = build_parts(
             postgres_saver, redis, store, telemetry, status, self._lifetime, options
@@ -256,7 +260,7 @@ class ManagedSaver(OpenedSaver):
                 redis = client.open_redis(redis, timeout_seconds=client.TIMEOUTS_TO_CONNECT * timeout)
                 opened.push_async_callback(redis.aclose)
             client.check_redis(redis)
-            with heeding_cancellation():
+            with quiet(), heeding_cancellation():
                 pool = await pools.open_pool(
                     conn_string,
                     min_size=min_size,
@@ -303,7 +307,8 @@ class ManagedSaver(OpenedSaver):
             await self._l2.ping()
 
     async def _check(self) -> dict[str, Any]:
-        l1, l2 = await asyncio.gather(self._look_at_l1(), self._look_at_l2())
+        with quiet():
+            l1, l2 = await asyncio.gather(self._look_at_l1(), self._look_at_l2())
         server = self._l1.server
         return {
             "l1": l1,
@@ -355,13 +360,14 @@ class ManagedSaver(OpenedSaver):
         return self._on_either_face("setup", lambda saver: saver._setup())
 
     async def _setup(self) -> None:
-        with self._lifetime.call():
-            version = await self._l2.setup()
-        self.status.versions["postgres"] = f"{version // 10000}.{version % 10000}"
-        if not self._parts.sizes.known():
-            self._parts.sizes.look_soon()
-        if not self._l1.is_identified:
-            await self._parts.sweeper.settle()
+        with quiet():
+            with self._lifetime.call():
+                version = await self._l2.setup()
+            self.status.versions["postgres"] = f"{version // 10000}.{version % 10000}"
+            if not self._parts.sizes.known():
+                self._parts.sizes.look_soon()
+            if not self._l1.is_identified:
+                await self._parts.sweeper.settle()
 
 
 async def _answers(ask: Callable[[], Awaitable[Any]], seconds: float) -> bool:

@@ -24,6 +24,7 @@ from glasspoint.redis.client import (
     TIMEOUTS_TO_CONNECT,
     address_of,
     check_redis_or_cluster,
+    database_of,
     eviction_of,
     open_redis,
 )
@@ -31,6 +32,7 @@ from glasspoint.redis.signature import Signer
 from glasspoint.savers.options import OpenRedisOptions
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import SaverStatus
+from glasspoint.telemetry.quiet import quiet
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -134,7 +136,13 @@ class RedisSaver(HistorySaver):
             ttl_seconds=None if ttl is None else seconds_of(ttl),
             signer=Signer(signing_key, f"fallback:{target_id}") if signing_key is not None else None,
         )
-        status = SaverStatus(pool=None, redis=redis, tier="redis", addresses={"redis": address_of(redis)})
+        status = SaverStatus(
+            pool=None,
+            redis=redis,
+            tier="redis",
+            addresses={"redis": address_of(redis)},
+            databases={"redis": str(database_of(redis))},
+        )
         super().__init__(self._redis_history, status, telemetry, serde)
 
     @classmethod
@@ -257,8 +265,9 @@ class RedisSaver(HistorySaver):
 
     async def _check(self) -> dict[str, str]:
         try:
-            async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
-                await self.ping()
-                return {"redis": "lost" if await self.look_for_losses() else "ok"}
+            with quiet():
+                async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
+                    await self.ping()
+                    return {"redis": "lost" if await self.look_for_losses() else "ok"}
         except Exception:
             return {"redis": "unavailable"}

@@ -24,7 +24,6 @@ import os
 import random
 import weakref
 from contextlib import suppress
-from contextvars import Context
 from datetime import timedelta
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, Protocol
@@ -36,6 +35,7 @@ from glasspoint.logs import Throttle, get_logger
 from glasspoint.model.ages import age_as_text
 from glasspoint.telemetry.background import BackgroundTask
 from glasspoint.telemetry.events import RetentionPruned, RetentionRan
+from glasspoint.telemetry.quiet import quiet_context
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -128,7 +128,7 @@ class Retention:
     def start(self) -> None:
         """Start the task. It ends with `stop`, or when this object is garbage."""
         self._task = asyncio.create_task(
-            _keep_looking(weakref.ref(self)), name="glasspoint-retention", context=Context()
+            _keep_looking(weakref.ref(self)), name="glasspoint-retention", context=quiet_context()
         )
 
     async def stop(self) -> None:

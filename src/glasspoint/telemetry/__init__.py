@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from glasspoint.model.scope import validate_thread_id
 from glasspoint.telemetry import thread_ids as _thread_ids
 from glasspoint.telemetry.conversation import ConversationTurn, TurnWatch
 from glasspoint.telemetry.events import Telemetry
@@ -64,6 +65,8 @@ def conversation_turn(
     agent_name: str | None = None,
     *,
     turn_number: int | None = None,
+    provider_name: str = "langgraph",
+    capture_content: bool | None = None,
     telemetry: Telemetry | None = None,
 ) -> ConversationTurn:
     """Wrap one turn of a conversation: `with`, or `async with`, around the call of the graph.
@@ -81,6 +84,10 @@ def conversation_turn(
         thread_id: The conversation, as in the graph's config.
         agent_name: The agent that answers: one of a few names of your own, because it labels metrics.
         turn_number: The number of the turn, if the application counts turns.
+        provider_name: Who provides the model that answers, in the words of OpenTelemetry's conventions
+            (`openai`, `anthropic`, …): the span's `gen_ai.provider.name`.
+        capture_content: Whether the turn's `record_input` and `record_output` record what was said. By
+            default only if `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` is `true`.
         telemetry: The saver's telemetry. If it was created with a `tracer_provider` or with `thread_ids`, the
             turn then uses the same ones. By default the process's own provider, and thread ids as
             `CHECKPOINT_TELEMETRY_THREAD_IDS` says; the turn is counted where the calls of its first saver
@@ -88,6 +95,9 @@ def conversation_turn(
 
     Returns:
         A context manager. Entering it returns the OpenTelemetry span, for attributes of your own.
+
+    Raises:
+        InvalidConfigError: `thread_id` is empty, not a string, or cannot be the id of a thread.
 
     Example:
         >>> with conversation_turn("42", agent_name="concierge") as span:
@@ -98,9 +108,11 @@ def conversation_turn(
         next((each for each in telemetry.observers if isinstance(each, Tracing)), None) if telemetry else None
     )
     return ConversationTurn(
-        str(thread_id),
+        validate_thread_id(thread_id),
         agent_name,
         turn_number=turn_number,
+        provider_name=provider_name,
+        capture_content=capture_content,
         tracer_provider=tracing.tracer_provider if tracing else None,
         thread_ids_shown=tracing.thread_ids if tracing else None,
         emit=telemetry.emit if telemetry else None,

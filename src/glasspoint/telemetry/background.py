@@ -67,7 +67,7 @@ class BackgroundTask:
         """
         self.pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self.pause), _LONGEST_PAUSE_SECONDS)
         if self._telemetry is not None:
-            self._telemetry.emit(BackgroundTaskFailed(self._name))
+            self._telemetry.emit(BackgroundTaskFailed(self._name, error))
         kind = (type(error).__qualname__, _places(error))
         if kind not in self._logged:
             self._logged.add(kind)

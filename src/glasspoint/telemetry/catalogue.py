@@ -736,9 +736,14 @@ METRICS: dict[str, Metric] = {
     )
 }
 
-_DATABASE = ("db.system.name", "db.operation.name", "server.address", "server.port")
+_DATABASE = ("db.system.name", "db.namespace", "db.operation.name", "server.address", "server.port")
 _OF_REDIS = (*_DATABASE, "db.stored_procedure.name")
-_OF_POSTGRES = (*_DATABASE, "db.collection.name")
+_OF_POSTGRES = (
+    *_DATABASE,
+    "db.collection.name",
+    "db.operation.batch.size",
+    "db.response.status_code",
+)
 
 SPANS: tuple[Spans, ...] = (
     Spans(
@@ -748,9 +753,17 @@ SPANS: tuple[Spans, ...] = (
         "each turn, if the application says so: see Turns",
         (
             "gen_ai.operation.name",
+            "gen_ai.provider.name",
             "gen_ai.agent.name",
             "session.id",
             "glasspoint.turn",
+            "gen_ai.input.messages",
+            "gen_ai.output.messages",
+            "input.value",
+            "input.mime_type",
+            "output.value",
+            "output.mime_type",
+            "openinference.span.kind",
         ),
         (
             Query(
@@ -764,6 +777,7 @@ SPANS: tuple[Spans, ...] = (
             ),
             Query("Which turn came after this one?", '{ link:traceID = "0af7651916cd43dd8448eb211c80319c" }'),
             Query("Failed turns", '{ name =~ "invoke_agent.*" && status = error }'),
+            Query("Turns that ended with a question to the user", '{ event:name = "glasspoint.interrupt" }'),
         ),
     ),
     Spans(
@@ -791,6 +805,9 @@ SPANS: tuple[Spans, ...] = (
             "langgraph.checkpoint.id",
             "langgraph.checkpoint.step",
             "langgraph.checkpoint.source",
+            "langgraph.node",
+            "langgraph.task.id",
+            "langgraph.task.path",
             "glasspoint.l1.result",
             "glasspoint.served_by",
             "glasspoint.tier",
@@ -801,6 +818,11 @@ SPANS: tuple[Spans, ...] = (
                 "Why was this turn slow? (its calls, longest first)",
                 '{ trace:id = "0af7651916cd43dd8448eb211c80319c" && name =~ "checkpoint[.][a-z_]+" }'
                 " | select(span.glasspoint.served_by, span.glasspoint.l1.result)",
+            ),
+            Query(
+                "What did the parallel branches of a node store?",
+                '{ name = "checkpoint.put_writes" && span.langgraph.node = "search" }'
+                " | select(span.langgraph.checkpoint.step, span.langgraph.task.id)",
             ),
             Query(
                 "Reads of large states",
@@ -921,12 +943,16 @@ SPANS: tuple[Spans, ...] = (
         "checkpoint.l2.",
         ("acquire",),
         "internal",
-        "a wait of 1 ms or more for a connection",
-        (),
+        "a wait of 1 ms or more for a connection, and any wait that was in vain: then with its error",
+        ("db.response.status_code",),
         (
             Query(
                 "Turns in which the pool was the bottleneck",
                 '{ name =~ "invoke_agent.*" } >> { name = "checkpoint.l2.acquire" && duration > 50ms }',
+            ),
+            Query(
+                "Calls that got no connection",
+                '{ name = "checkpoint.l2.acquire" && status = error }',
             ),
         ),
     ),
@@ -943,6 +969,14 @@ SPANS: tuple[Spans, ...] = (
                 '{ name = "checkpoint.announce_tier" }',
             ),
         ),
+    ),
+    Spans(
+        "checkpoint.",
+        ("background",),
+        "internal",
+        "background work met an error that nobody foresaw; when it works, it has no spans",
+        ("glasspoint.task",),
+        (Query("What failed in the background?", '{ name = "checkpoint.background" }'),),
     ),
     Spans(
         "checkpoint.",

@@ -14,6 +14,7 @@ import atexit
 import logging
 import os
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -21,11 +22,12 @@ from urllib.parse import urlsplit
 
 from opentelemetry import trace
 
-from glasspoint.errors import ConfigurationError
+from glasspoint.errors import ConfigurationError, WrongTypeError
+from glasspoint.telemetry import content
 from glasspoint.telemetry import thread_ids as ways
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -37,7 +39,6 @@ __all__ = ["ConfiguredTelemetry", "configure_telemetry"]
 
 _log = logging.getLogger("glasspoint.telemetry")
 
-_CAPTURE_CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 _DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
 _OTLP = "OTEL_EXPORTER_OTLP_{}"
 _OTLP_TRACES = "OTEL_EXPORTER_OTLP_TRACES_{}"
@@ -144,6 +145,7 @@ def configure_telemetry(
     thread_ids: ThreadIds | None = None,
     capture_content: bool | None = None,
     span_processors: Sequence[SpanProcessor] = (),
+    conversation_ratio: float | None = None,
     set_global: bool = True,
     flush_seconds: float = 3.0,
 ) -> ConfiguredTelemetry:
@@ -161,44 +163,80 @@ def configure_telemetry(
         thread_ids: How LangChain's spans show thread ids, as in `create_telemetry`.
         capture_content: Whether spans of instrumentations may hold messages and other content. By default
             only if `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` is `true`.
-        span_processors: Further processors. They receive every span without redaction.
+        span_processors: Further processors. What they receive when a span ends is redacted like what is sent;
+            so is what processors receive that are added to the provider later. (A processor also receives
+            the span itself when it begins, so that it can add attributes: what it keeps of that is its own.)
+        conversation_ratio: The share of conversations whose turns are recorded, from 0 to 1: see
+            `ConversationSampler`. By default, `OTEL_TRACES_SAMPLER` says what is recorded.
         set_global: Whether to make the provider the process's own.
         flush_seconds: How long a shutdown waits until all spans are sent. Also the timeout of one export,
             unless `OTEL_EXPORTER_OTLP_TIMEOUT` is set.
 
     Raises:
         ConfigurationError: OpenTelemetry is set up already; or the environment names an exporter or a
-            protocol that is unknown or not installed.
+            protocol that is unknown or not installed; or `span_processors` or `conversation_ratio` cannot be
+            used. (If their type is wrong, the error is a `TypeError`, too.)
     """
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    from glasspoint.telemetry.redacting import RedactingExporter
+    from glasspoint.telemetry.graph_spans import GraphSpans
+    from glasspoint.telemetry.redacting import RedactingExporter, RedactingProvider
+    from glasspoint.telemetry.sampling import ConversationSampler
 
+    processors = _checked(span_processors)
+    sampler = None if conversation_ratio is None else ConversationSampler(conversation_ratio)
     if set_global and isinstance(trace.get_tracer_provider(), TracerProvider):
         raise ConfigurationError(
             "OpenTelemetry is set up already in this process: call configure_telemetry once, and not at all "
             "under opentelemetry-instrument, which does the same."
         )
-    if capture_content is None:
-        capture_content = os.environ.get(_CAPTURE_CONTENT, "").strip().lower() == "true"
+    capture_content = content.is_asked_for(capture_content)
     way = ways.choose(thread_ids)
     exporters = list(_exporters(flush_seconds))
     named = service_name is not None and not os.environ.get("OTEL_SERVICE_NAME")
     resource = Resource.create({SERVICE_NAME: service_name} if named and service_name else {})
     # No shutdown by the SDK when the process exits: that could take half a minute.
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    for processor in span_processors:
+    provider = RedactingProvider(
+        resource=resource,
+        sampler=sampler,
+        shutdown_on_exit=False,
+        thread_ids=way,
+        capture_content=capture_content,
+    )
+    provider.add_trusted_processor(GraphSpans())
+    for processor in processors:
         provider.add_span_processor(processor)
     for exporter in exporters:
+        # This redacts in the thread that sends, and not where a span ends.
         redacting = RedactingExporter(exporter, thread_ids=way, capture_content=capture_content)
-        provider.add_span_processor(BatchSpanProcessor(redacting))
+        provider.add_trusted_processor(BatchSpanProcessor(redacting))
     if set_global:
         trace.set_tracer_provider(provider)
     is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     instrumentors = {} if is_disabled else _instrument(provider)
     return ConfiguredTelemetry(provider, exporters, instrumentors, _exports_to(), flush_seconds)
+
+
+def _checked(span_processors: object) -> list[SpanProcessor]:
+    """Return the processors as a list, if they are such."""
+    if isinstance(span_processors, str | bytes) or not isinstance(span_processors, Iterable):
+        raise WrongTypeError(
+            f"span_processors is a single {type(span_processors).__name__}: pass a list of span processors."
+        )
+    found = list(span_processors)
+    for each in found:
+        if not (callable(getattr(each, "on_start", None)) and callable(getattr(each, "on_end", None))):
+            hint = " Wrap an exporter in a BatchSpanProcessor." if hasattr(each, "export") else ""
+            raise WrongTypeError(
+                f"span_processors holds {_a(type(each).__name__)}, which is no span processor.{hint}"
+            )
+    return found
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _exporters(seconds: float) -> Iterator[SpanExporter]:

@@ -26,7 +26,7 @@ from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 from glasspoint._version import __version__
 from glasspoint.errors import ConfigurationError
 from glasspoint.model import traceparent
-from glasspoint.telemetry import thread_ids
+from glasspoint.telemetry import content, thread_ids
 from glasspoint.telemetry.events import InterruptStored, Observer, TurnEnded, failures
 
 if TYPE_CHECKING:
@@ -40,9 +40,21 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.events import Event, Operation, TurnOutcome
     from glasspoint.telemetry.thread_ids import ThreadIds
 
-__all__ = ["ConversationTurn", "TurnWatch", "end_span", "link_to_writer", "to_store"]
+__all__ = [
+    "ConversationTurn",
+    "TurnWatch",
+    "context_of_turn",
+    "conversation_in",
+    "current_turn",
+    "end_span",
+    "link_to_writer",
+    "to_store",
+]
 
 _TURN = context.create_key("glasspoint-turn")
+
+# The thread id of the turn that begins: a sampler needs it, also if the span does not show it.
+_CONVERSATION = context.create_key("glasspoint-conversation")
 
 # Shows in which context a turn was entered: every other context refuses its token.
 _entered: ContextVar[ConversationTurn | None] = ContextVar("glasspoint-turn-entered", default=None)
@@ -65,6 +77,8 @@ class ConversationTurn:
         turn_number: int | None,
         tracer_provider: TracerProvider | None,
         thread_ids_shown: ThreadIds | None,
+        provider_name: str = "langgraph",
+        capture_content: bool | None = None,
         emit: Callable[[Event], None] | None = None,
         emit_otherwise: Callable[[Event], None] = lambda event: None,
     ) -> None:
@@ -72,6 +86,9 @@ class ConversationTurn:
 
         Args:
             thread_ids_shown: How the span shows the thread id; if `None`, as the environment says.
+            provider_name: Who provides the model: `gen_ai.provider.name`.
+            capture_content: Whether `record_input` and `record_output` record; if `None`, as the environment
+                says.
             emit: Emits the end of the turn; if `None`, the telemetry of the first saver that is called does.
             emit_otherwise: Emits the end of a turn that calls no saver.
         """
@@ -84,6 +101,8 @@ class ConversationTurn:
         self._started = 0.0
         self._waiting: set[str] = set()
         self._agent_name = agent_name
+        self._provider_name = provider_name
+        self._captures_content = content.is_asked_for(capture_content)
         self._turn_number = turn_number
         self._tracer_provider = tracer_provider
         self._thread_ids = thread_ids_shown
@@ -133,10 +152,36 @@ class ConversationTurn:
     async def __aenter__(self) -> Span:
         return self.__enter__()
 
+    @property
+    def context(self) -> Context | None:
+        """The OpenTelemetry context inside the turn; `None` before it has begun."""
+        return self._context
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, traceback)
+
+    def record_input(self, messages: object) -> None:
+        """Record what the user has said, if the application asks for content: see `conversation_turn`.
+
+        Args:
+            messages: A text, a message of LangChain's, or a list of messages in any form that LangChain
+                converts, such as `("user", "hello")`.
+        """
+        self._record(content.input_attributes, messages)
+
+    def record_output(self, messages: object) -> None:
+        """Record what the agent has answered, as `record_input` does."""
+        self._record(content.output_attributes, messages)
+
+    def _record(self, attributes_of: Callable[[object], dict[str, str]], messages: object) -> None:
+        if not self._captures_content or not self.span.is_recording():
+            return
+        try:
+            self.span.set_attributes(attributes_of(messages))
+        except Exception as exc:  # a form that LangChain does not know; no turn fails because of telemetry
+            failures.report("conversation_turn", exc, "spans")
 
     def _is_here(self) -> bool:
         """Whether this is the context in which the turn was entered, and not a copy of it. Call this once."""
@@ -198,6 +243,7 @@ class ConversationTurn:
             return tracer.start_span(
                 "invoke_agent" if self._agent_name is None else f"invoke_agent {self._agent_name}",
                 kind=SpanKind.INTERNAL,
+                context=context.set_value(_CONVERSATION, self.thread_id),
                 attributes=self._attributes(),
             )
         except Exception as exc:
@@ -213,6 +259,7 @@ class ConversationTurn:
         thread_id = thread_ids.shown_as(way)(self.thread_id)
         known = {
             "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.provider.name": self._provider_name,
             "gen_ai.agent.name": self._agent_name,
             "gen_ai.conversation.id": thread_id,
             "session.id": thread_id,
@@ -300,14 +347,42 @@ def _link_to(writer: traceparent.Writer, checkpoint_id: str) -> _Link:
     return target, {"glasspoint.link": "previous_turn", "langgraph.checkpoint.id": checkpoint_id}
 
 
-def end_span(span: Span, error: BaseException | None) -> None:
-    """End a span. It shows only the class of an error, because the text may quote messages."""
+def end_span(span: Span, error: BaseException | None, *, at: int | None = None) -> None:
+    """End a span. It shows only the class of an error, because the text may quote messages.
+
+    Args:
+        span: The span.
+        error: What it failed with, if it did.
+        at: When it ended, in nanoseconds since 1970; by default now.
+    """
     if error is not None:
         kind = type(error)
         span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
         outcome = "cancelled" if isinstance(error, asyncio.CancelledError) else "error"
         span.set_status(StatusCode.ERROR, outcome)
-    span.end()
+    span.end(at)
+
+
+def conversation_in(around: Context | None) -> str | None:
+    """Return the thread id of the turn that begins in this context, if one does."""
+    found = context.get_value(_CONVERSATION, around)
+    return found if isinstance(found, str) else None
+
+
+def context_of_turn(scope: Scope) -> Context | None:
+    """Return the context inside the turn of a thread that is under way in this process.
+
+    It is for calls that LangGraph makes outside of every context: see `causes`.
+    """
+    turn = _under_way.get(scope.thread_id)
+    return turn.context if turn is not None else None
+
+
+def current_turn(scope: Scope) -> ConversationTurn | None:
+    """Return the turn under way, if it belongs to this thread, and is recorded."""
+    turn = _current_turn()
+    is_it = turn is not None and turn.thread_id == scope.thread_id and turn.span.is_recording()
+    return turn if is_it else None
 
 
 def _current_turn() -> ConversationTurn | None:
@@ -336,7 +411,4 @@ def _turn_of(operation: Operation) -> ConversationTurn | None:
 
     Background work that continues after its turn has ended belongs to no turn.
     """
-    turn = _current_turn()
-    if turn is None or operation.scope is None or turn.thread_id != operation.scope.thread_id:
-        return None
-    return turn if turn.span.is_recording() else None
+    return current_turn(operation.scope) if operation.scope is not None else None

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from langchain_core.runnables import RunnableConfig
+
     from glasspoint.model.scope import Scope
     from glasspoint.telemetry.interrupts import Interrupt, InterruptKind
 
@@ -292,6 +294,7 @@ class BackgroundTaskFailed:
     """A background task met an unexpected error. The task goes on."""
 
     task: TaskName
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +420,7 @@ class SaverStatus:
             is no PostgreSQL. (The pool's own figure also counts callers that have left.)
         redis: The `redis.asyncio.Redis` or `RedisCluster` client.
         addresses: Server -> host (or socket path) and port, as far as they are known.
+        databases: Server -> the name or the number of the database there, as far as they are known.
         tier: The tier that the saver is: `cached`, `redis`, `memory`.
         versions: The known versions of the servers: `postgres`, `redis`.
         active: Whether the saver serves calls; in a fallback chain, one of the savers does.
@@ -447,6 +451,7 @@ class SaverStatus:
     pool: Any
     redis: Any
     addresses: dict[Server, tuple[str | None, int | None]] = field(default_factory=dict)
+    databases: dict[Server, str] = field(default_factory=dict)
     tier: str = "cached"
     versions: dict[str, str] = field(default_factory=dict)
     active: bool = True
@@ -521,6 +526,8 @@ class Operation(_Timed):
             `delete_for_runs`, `copy_thread`, `prune`, `prune_older_than`, `import_checkpoints`,
             `seal_thread`, `retire_thread`.
         tier: The tier that serves the call: `cached`, `redis`, `memory`.
+        config: The config that LangGraph gave with the call, for what caused it.
+        task_id, task_path: The task whose writes are stored, as LangGraph names it.
         checkpoint_id, step, source: Facts of the checkpoint that was read or written, if there is one.
         l1_result: The result of a read in L1.
         served_by: The store that the result came from.
@@ -533,6 +540,9 @@ class Operation(_Timed):
         stored_traceparent: The traceparent that a read has found in the checkpoint, as it was stored.
     """
 
+    config: RunnableConfig | None = None
+    task_id: str | None = None
+    task_path: str = ""
     checkpoint_id: str | None = None
     step: int | None = None
     source: str | None = None
@@ -574,9 +584,11 @@ class Step(_Timed):
     Attributes:
         name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`; `redis.read`, ….
         result: The result in one word, if there is one.
+        batch_size: How many calls the statement serves.
     """
 
     result: str | None = None
+    batch_size: int = 1
 
     def __enter__(self) -> Step:
         _emit(self._listeners.step_started, self)
@@ -666,13 +678,37 @@ class Telemetry:
             known_interrupts=self._interrupts,
         )
 
-    def operation(self, name: str, scope: Scope | None) -> Operation:
-        """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`."""
-        return Operation(self._listeners, name, scope)
+    def operation(
+        self,
+        name: str,
+        scope: Scope | None,
+        config: RunnableConfig | None = None,
+        *,
+        checkpoint_id: str | None = None,
+        step: int | None = None,
+        task_id: str | None = None,
+        task_path: str = "",
+    ) -> Operation:
+        """Wrap one call of the saver: `with telemetry.operation("put", scope) as operation:`.
 
-    def step(self, name: str, scope: Scope | None) -> Step:
-        """Wrap one round trip."""
-        return Step(self._listeners, name, scope)
+        Args:
+            name, scope: See `Operation`.
+            config, checkpoint_id, step, task_id, task_path: What is known before the call; see `Operation`.
+        """
+        return Operation(
+            self._listeners,
+            name,
+            scope,
+            config=config,
+            task_id=task_id,
+            task_path=task_path,
+            checkpoint_id=checkpoint_id,
+            step=step,
+        )
+
+    def step(self, name: str, scope: Scope | None, *, batch_size: int = 1) -> Step:
+        """Wrap one round trip, which serves so many calls."""
+        return Step(self._listeners, name, scope, batch_size=batch_size)
 
     def emit(self, event: Event) -> None:
         """Emit a single event."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from glasspoint.model.home import Home
 from glasspoint.model.lifetime import Lifetime
 from glasspoint.model.sync_methods import SyncFace
+from glasspoint.telemetry.quiet import quiet_context
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -35,7 +36,7 @@ class OpenedSaver(SyncFace):
         status.loop, status.check, status.reopen = self.home.loop, self._check, self.home.reopen
         self._status = status
         self._telemetry = telemetry
-        self._lifetime = Lifetime(self.home, ended=lambda: telemetry.closed(status))
+        self._lifetime = Lifetime(self.home, ended=lambda: telemetry.closed(status), background=quiet_context)
         telemetry.opened(status)
 
     async def __aenter__(self) -> Self:

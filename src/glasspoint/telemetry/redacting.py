@@ -1,4 +1,7 @@
-"""Removes the content of conversations from the spans of instrumentations.
+"""Removes the content of conversations from the spans of instrumentations, whichever way they leave.
+
+Our own exporters get redacted spans (`RedactingExporter`). So does every other processor of the provider that
+`configure_telemetry` makes, also one that is added later (`RedactingProvider`).
 
 LangChain's instrumentation writes inputs, outputs and prompts on its spans. This module lists the attributes
 that it keeps, so that attributes of future releases are removed as well. The instrumentations of Redis and
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Status
 
@@ -20,9 +23,12 @@ from glasspoint.telemetry.thread_ids import shown_as
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import Span
+
     from glasspoint.telemetry.thread_ids import ThreadIds
 
-__all__ = ["RedactingExporter"]
+__all__ = ["RedactingExporter", "RedactingProvider"]
 
 _LANGCHAIN = ("openinference.", "opentelemetry.instrumentation.langchain")
 _ALL = ("openinference.", "opentelemetry.instrumentation.")
@@ -46,6 +52,46 @@ _SAFE = {
 _SAFE_PREFIXES = ("llm.token_count.", "gen_ai.usage.")
 
 
+class RedactingProvider(TracerProvider):
+    """A provider whose processors receive the spans of instrumentations without content."""
+
+    def __init__(self, *, thread_ids: ThreadIds, capture_content: bool, **options: Any) -> None:
+        """Begin without processors.
+
+        Args:
+            thread_ids, capture_content: See `Redaction`.
+            options: Those of the SDK's provider.
+        """
+        super().__init__(**options)
+        self._redaction = Redaction(thread_ids=thread_ids, capture_content=capture_content)
+
+    def add_span_processor(self, span_processor: SpanProcessor) -> None:
+        """Add a processor. What it receives when a span ends is redacted."""
+        super().add_span_processor(_RedactingProcessor(span_processor, self._redaction))
+
+    def add_trusted_processor(self, span_processor: SpanProcessor) -> None:
+        """Add a processor that sends nothing, or redacts by itself."""
+        super().add_span_processor(span_processor)
+
+
+class _RedactingProcessor(SpanProcessor):
+    def __init__(self, processor: SpanProcessor, redaction: Redaction) -> None:
+        self._processor = processor
+        self._redaction = redaction
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        self._processor.on_start(span, parent_context)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._processor.on_end(self._redaction.of(span))
+
+    def shutdown(self) -> None:
+        self._processor.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return self._processor.force_flush(timeout_millis)
+
+
 class RedactingExporter(SpanExporter):
     """Passes spans to another exporter, those of instrumentations without content."""
 
@@ -54,20 +100,16 @@ class RedactingExporter(SpanExporter):
 
         Args:
             exporter: Sends the spans.
-            thread_ids: How thread ids are shown.
-            capture_content: Whether to keep the content, too. Unless thread ids are plain, this does not
-                include the attribute `metadata`, because it names the thread.
+            thread_ids, capture_content: See `Redaction`.
         """
         self._exporter = exporter
-        self._shown = shown_as(thread_ids)
-        self._capture_content = capture_content
-        self._hidden: set[str] = set() if thread_ids == "plain" else {"metadata"}
+        self._redaction = Redaction(thread_ids=thread_ids, capture_content=capture_content)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans. Those that are not sent are counted (`telemetry_dropped_total`)."""
         is_sent = False
         try:
-            result = self._exporter.export([self._redacted(span) for span in spans])
+            result = self._exporter.export([self._redaction.of(span) for span in spans])
             is_sent = result is SpanExportResult.SUCCESS
         finally:
             if not is_sent:
@@ -82,7 +124,24 @@ class RedactingExporter(SpanExporter):
         """Flush the other exporter."""
         return self._exporter.force_flush(timeout_millis)
 
-    def _redacted(self, span: ReadableSpan) -> ReadableSpan:
+
+class Redaction:
+    """What is removed from the spans of instrumentations."""
+
+    def __init__(self, *, thread_ids: ThreadIds, capture_content: bool) -> None:
+        """Take what is removed.
+
+        Args:
+            thread_ids: How thread ids are shown.
+            capture_content: Whether to keep the content, too. Unless thread ids are plain, this does not
+                include the attribute `metadata`, because it names the thread.
+        """
+        self._shown = shown_as(thread_ids)
+        self._capture_content = capture_content
+        self._hidden: set[str] = set() if thread_ids == "plain" else {"metadata"}
+
+    def of(self, span: ReadableSpan) -> ReadableSpan:
+        """Return the span without what is removed; other spans than those of instrumentations as they are."""
         scope = span.instrumentation_scope
         if scope is None or not scope.name.startswith(_ALL):
             return span

@@ -3,6 +3,10 @@
 Only the OpenTelemetry API is used here. Without an SDK, or in a trace that is not sampled, a call costs at
 most one non-recording span, and its steps cost nothing. Spans hold neither content of the state nor
 credentials.
+
+A call stands below what caused it: `causes` says how that is found. What no caller waits for (`quiet`) has
+spans only if it fails. A round trip is one span, this one: the instrumentations of Redis and psycopg are
+suppressed in it, otherwise a service graph would count it twice.
 """
 
 from __future__ import annotations
@@ -14,13 +18,22 @@ from opentelemetry import context, trace
 from opentelemetry.trace import SpanKind
 
 from glasspoint._version import __version__
-from glasspoint.telemetry.conversation import end_span, link_to_writer, to_store
+from glasspoint.telemetry.causes import Recent, causes, is_of_a_run, node_in
+from glasspoint.telemetry.conversation import (
+    context_of_turn,
+    current_turn,
+    end_span,
+    link_to_writer,
+    to_store,
+)
 from glasspoint.telemetry.events import (
+    BackgroundTaskFailed,
     BreakerChanged,
     EpochChanged,
     Event,
     Forked,
     IdentityChanged,
+    InterruptStored,
     L1Availability,
     L2Retried,
     Observer,
@@ -31,10 +44,12 @@ from glasspoint.telemetry.events import (
     Step,
     TierChanged,
 )
+from glasspoint.telemetry.quiet import is_quiet, without_instrumentations
 from glasspoint.telemetry.thread_ids import shown_as
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Span, TracerProvider
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, SpanContext, TracerProvider
 
     from glasspoint.model.scope import Scope
     from glasspoint.telemetry.thread_ids import ThreadIds
@@ -85,6 +100,10 @@ class Tracing(Observer):
         self._shown = shown_as(thread_ids)
         self._tracer = trace.get_tracer("glasspoint", __version__, tracer_provider)
         self._addresses: dict[str, dict[str, Any]] = {"l1": {}, "l2": {}, "redis": {}}
+        self._checkpoint_steps: Recent[str, int] = Recent()
+        """Checkpoint -> its step, for the calls that store writes to it."""
+        self._nodes: Recent[str, str] = Recent()
+        """Task -> its node."""
         self._steps: dict[str, tuple[str, SpanKind, dict[str, Any]]] = {}
         """Step -> its span's name, its span's kind, and the attributes that all such spans share."""
         self._has_sdk = True
@@ -95,17 +114,27 @@ class Tracing(Observer):
         self._has_sdk = self.tracer_provider is not None or not isinstance(
             trace.get_tracer_provider(), trace.ProxyTracerProvider
         )
-        if not self._has_sdk or _is_left_out(trace.get_current_span()):
+        current = trace.get_current_span()
+        if not self._has_sdk or _is_left_out(current) or is_quiet():
             return
+        around = _context_around(operation, current.get_span_context())
         span = self._tracer.start_span(
-            f"checkpoint.{operation.name}", attributes=self._scope_attributes(operation.scope)
+            f"checkpoint.{operation.name}",
+            context=around,
+            attributes=self._scope_attributes(operation.scope),
         )
         self._has_sdk = span is not trace.INVALID_SPAN
         if not self._has_sdk:
             return
         # Also if it is not sampled: otherwise instrumentations' spans would begin traces of their own.
-        operation.trace = (span, context.attach(trace.set_span_in_context(span)))
+        operation.trace = (span, context.attach(trace.set_span_in_context(span, around)))
+        if not trace.get_current_span(around).get_span_context().is_valid:
+            causes.is_first_of_run(operation.config, span.get_span_context())
         if span.is_recording():
+            if operation.task_id is not None and (node := node_in(operation.task_path)) is not None:
+                self._nodes.put(operation.task_id, node)
+            if operation.step is not None and operation.checkpoint_id is not None:
+                self._checkpoint_steps.put(operation.checkpoint_id, operation.step)
             span_context = span.get_span_context()
             if span_context.trace_flags.sampled:
                 operation.trace_id = trace.format_trace_id(span_context.trace_id)
@@ -115,6 +144,8 @@ class Tracing(Observer):
     def operation_ended(self, operation: Operation) -> None:
         """Write the facts of the call on its span, and end it."""
         if operation.trace is None:
+            if operation.outcome == "error" and self._has_sdk and is_quiet():
+                self._record_failure(operation)
             return
         span, token = operation.trace
         try:
@@ -131,7 +162,12 @@ class Tracing(Observer):
         span = self._tracer.start_span(
             name, kind=kind, attributes=self._scope_attributes(step.scope) | attributes
         )
-        step.trace = (span, context.attach(trace.set_span_in_context(span)))
+        if step.batch_size > 1:
+            span.set_attribute("db.operation.batch.size", step.batch_size)
+        inside = trace.set_span_in_context(span)
+        if kind is SpanKind.CLIENT:
+            inside = without_instrumentations(inside)
+        step.trace = (span, context.attach(inside))
 
     def step_ended(self, step: Step) -> None:
         """End a round trip's span."""
@@ -141,6 +177,8 @@ class Tracing(Observer):
         try:
             if step.result is not None:
                 span.set_attribute("glasspoint.result", step.result)
+            if step.error is not None and (sqlstate := _sqlstate_of(step.error)):
+                span.set_attribute("db.response.status_code", sqlstate)
             end_span(span, step.error)
         finally:
             context.detach(token)
@@ -148,17 +186,16 @@ class Tracing(Observer):
     def emitted(self, event: Event) -> None:
         """Show a wait for a connection as a span, and other events as events on the current span."""
         current = trace.get_current_span()
+        if isinstance(event, BackgroundTaskFailed):
+            self._record_background_failure(event)
         if not current.is_recording():
             return
         if isinstance(event, PoolWaited):
             if event.seconds >= ACQUIRE_WAITED_SECONDS or event.error is not None:
-                now = time_ns()
-                span = self._tracer.start_span(
-                    "checkpoint.l2.acquire",
-                    attributes=self._scope_attributes(event.scope),
-                    start_time=now - int(event.seconds * 1e9),
-                )
-                span.end(now)
+                self._record_wait(event)
+        elif isinstance(event, InterruptStored):
+            if event.is_new:
+                self._record_interrupt(event, current)
         elif isinstance(event, EpochChanged):
             current.add_event("glasspoint.l1.epoch_changed")
         elif isinstance(event, IdentityChanged):
@@ -184,12 +221,23 @@ class Tracing(Observer):
         """Learn the addresses of the servers."""
         for tier, (host, port) in status.addresses.items():
             self._addresses[tier] = _address(host, port)
+        for tier, database in status.databases.items():
+            self._addresses[tier] = {**self._addresses[tier], "db.namespace": database}
         self._steps.clear()
 
     def _complete(self, span: Span, operation: Operation) -> None:
+        step = operation.step
+        if operation.checkpoint_id is not None:
+            if step is None:
+                step = self._checkpoint_steps.get(operation.checkpoint_id)
+            elif operation.name == "get_tuple":
+                self._checkpoint_steps.put(operation.checkpoint_id, step)
         known = {
             "langgraph.checkpoint.id": operation.checkpoint_id,
-            "langgraph.checkpoint.step": operation.step,
+            "langgraph.checkpoint.step": step,
+            "langgraph.node": self._node_of(operation.task_id),
+            "langgraph.task.id": operation.task_id,
+            "langgraph.task.path": operation.task_path or None,
             "langgraph.checkpoint.source": operation.source,
             "glasspoint.l1.result": operation.l1_result or operation.l1_write,
             "glasspoint.served_by": operation.served_by,
@@ -200,6 +248,56 @@ class Tracing(Observer):
         if operation.name == "get_tuple":
             link_to_writer(span, operation)
         end_span(span, operation.error)
+
+    def _node_of(self, task_id: str | None) -> str | None:
+        if task_id is None:
+            return None
+        if (known := causes.tasks.get(task_id)) is not None and known.node:
+            return known.node
+        return self._nodes.get(task_id)
+
+    def _record_wait(self, waited: PoolWaited) -> None:
+        now = time_ns()
+        span = self._tracer.start_span(
+            "checkpoint.l2.acquire",
+            attributes=self._scope_attributes(waited.scope),
+            start_time=now - int(waited.seconds * 1e9),
+        )
+        if waited.error is not None and (sqlstate := _sqlstate_of(waited.error)):
+            span.set_attribute("db.response.status_code", sqlstate)
+        end_span(span, waited.error, at=now)
+
+    def _record_interrupt(self, event: InterruptStored, current: Span) -> None:
+        """Show a question or an answer on the turn; without a turn, on the call that stores it."""
+        turn = current_turn(event.scope)
+        known = {
+            "langgraph.node": self._node_of(event.task_id),
+            "langgraph.task.id": event.task_id,
+            "langgraph.checkpoint.ns": event.scope.checkpoint_ns,
+        }
+        name = "glasspoint.interrupt" if event.kind == "raised" else "glasspoint.resume"
+        (current if turn is None else turn.span).add_event(
+            name, {key: value for key, value in known.items() if value is not None}
+        )
+
+    def _record_failure(self, operation: Operation) -> None:
+        """Show a call in the background that has failed."""
+        now = time_ns()
+        span = self._tracer.start_span(
+            f"checkpoint.{operation.name}",
+            attributes=self._scope_attributes(operation.scope),
+            start_time=now - int(operation.seconds * 1e9),
+        )
+        if span.is_recording():
+            span.set_attribute("glasspoint.tier", operation.tier)
+        end_span(span, operation.error, at=now)
+
+    def _record_background_failure(self, failed: BackgroundTaskFailed) -> None:
+        if self._has_sdk:
+            span = self._tracer.start_span(
+                "checkpoint.background", attributes={"glasspoint.task": failed.task}
+            )
+            end_span(span, failed.error)
 
     def _meet(self, step_name: str) -> tuple[str, SpanKind, dict[str, Any]]:
         tier, _, what = step_name.partition(".")
@@ -232,6 +330,32 @@ class Tracing(Observer):
         if thread_id is not None:
             attributes["gen_ai.conversation.id"] = thread_id
         return attributes
+
+
+def _context_around(operation: Operation, current: SpanContext) -> Context:
+    """Return the context that a call belongs in: the current one, if nothing is known to be nearer."""
+    around = context.get_current()
+    cause = causes.of(operation, current)
+    if not current.is_valid and operation.scope is not None and is_of_a_run(operation.config):
+        # Perhaps LangGraph has called from a callback, outside of every context.
+        if (of_turn := context_of_turn(operation.scope)) is not None:
+            around, current = of_turn, trace.get_current_span(of_turn).get_span_context()
+        elif cause is None:
+            cause = causes.first_of_run(operation.config)
+    if cause is None or (current.is_valid and cause.trace_id != current.trace_id):
+        return around
+    return trace.set_span_in_context(trace.NonRecordingSpan(cause), around)
+
+
+def _sqlstate_of(error: BaseException) -> str | None:
+    """Return what PostgreSQL has said, of an error or of what caused it."""
+    found: BaseException | None = error
+    while found is not None:
+        sqlstate = getattr(found, "sqlstate", None)
+        if isinstance(sqlstate, str):
+            return sqlstate
+        found = found.__cause__
+    return None
 
 
 def _of_fork(fork: Forked) -> dict[str, Any]:

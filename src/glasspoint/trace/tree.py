@@ -135,9 +135,12 @@ def facts_of(node: Node, *, is_folded: bool = False) -> Iterator[Text]:
     result = plain(span.text("glasspoint.l1.result"))
     if span.name == "checkpoint.get_tuple":
         yield styled_result(result or "?")
-        yield Text(f"from {plain(span.text('glasspoint.served_by') or '?').upper()}")
+        if served_by := span.text("glasspoint.served_by"):  # a read that failed was served by nothing
+            yield Text(f"from {plain(served_by).upper()}")
     elif span.is_call and is_folded and result:
         yield Text(result, "yellow" if result in _WARNING_RESULTS else "dim")
+    if span.is_call and (node_name := span.text("langgraph.node")):
+        yield Text(f"of {plain(node_name)}", "dim")
     if span.is_call and (tier := span.text("glasspoint.tier")) not in ("", "cached"):
         yield Text(f"tier {plain(tier)}", "yellow")
     if any(each.failed for each in node.spans):

@@ -145,7 +145,12 @@ async def test_a_turn_is_a_span_by_the_conventions_for_agents(recorder: Recorder
     named, nameless = recorder.spans
     assert (named.name, nameless.name) == (AGENT, "invoke_agent")
     assert named.kind is SpanKind.INTERNAL
-    known = {"gen_ai.operation.name": "invoke_agent", "gen_ai.conversation.id": "42", "session.id": "42"}
+    known = {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.provider.name": "langgraph",
+        "gen_ai.conversation.id": "42",
+        "session.id": "42",
+    }
     assert attributes(named) == known | {"gen_ai.agent.name": "concierge", "glasspoint.turn": 3}
     assert attributes(nameless) == known
     assert not trace.get_current_span().get_span_context().is_valid

@@ -146,7 +146,7 @@ async def test_waits_for_a_connection_and_callers_that_got_none(
         )
         return said("wait_seconds_count") - (quick or 0.0)
 
-    options = {"pool_max_size": 1, "pool_timeout_seconds": 1.0, "write_deadline_seconds": 30}
+    options: Any = {"pool_max_size": 1, "pool_timeout_seconds": 1.0, "write_deadline_seconds": 30}
     telemetry = create_telemetry(registry=registry)
     async with open_saver(database, redis_url, telemetry=telemetry, **options) as saver:
         threads = [Thread(f"thread {number}") for number in range(4)]

@@ -245,7 +245,7 @@ async def test_while_postgresql_is_down_the_error_says_so_first(
 ) -> None:
     database = own_postgres.create_database("down")
     telemetry = create_telemetry(registry=scraped.registry)
-    options = {"pool_max_size": 2, "pool_timeout_seconds": 0.5}
+    options: Any = {"pool_max_size": 2, "pool_timeout_seconds": 0.5}
     async with open_saver(database, redis_url, telemetry=telemetry, **options) as saver:
         await Thread("a").put(saver)
         with away(own_postgres, "down"):
