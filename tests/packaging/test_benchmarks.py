@@ -205,7 +205,7 @@ def test_what_telemetry_costs_is_measured_for_every_configuration(tmp_path: Path
         if name in ("all sampled", "configured"):
             assert figure["sent_over"]["median"] > figure["cpu_over"]["median"]
     hits = document["plan"]["rounds"] * document["plan"]["hits"]
-    of_all, of_configured = 2 * hits, 3 * hits
+    of_all, of_configured = 2 * hits, 2 * hits  # what instruments Redis records nothing within our spans
     assert of_all + of_configured <= document["spans"]["hit"] < 1.2 * (of_all + of_configured)
 
 

@@ -564,7 +564,7 @@ async def test_what_does_not_pass_is_an_error_at_once(
 async def test_what_postgresql_itself_refuses_says_what_to_do(database: str, redis_url: str) -> None:
     async with open_saver(database, redis_url) as saver:
         await sql(database, "ALTER TABLE checkpoints RENAME COLUMN metadata TO meta")
-        with pytest.raises(SchemaError, match=r"UndefinedColumn, 42703\)\. Call `await saver\.setup"):
+        with pytest.raises(SchemaError, match=r"UndefinedColumn, 42703\)\. Run `glasspoint setup"):
             await Thread("a").put(saver)
 
 

@@ -1201,8 +1201,9 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
         ("l2/connections.py", "task = asyncio.create_task(work, context=context)"),
         (
             "l2/connection_health.py",
-            'await asyncio.create_task(self.greet(connection), name="glasspoint-greet", context=Context())',
+            "await asyncio.create_task(",  # the greeting of a connection
         ),
+        ("l2/pool.py", "await asyncio.create_task("),
         ("model/lifetime.py", "return await asyncio.shield(self._to_the_end(asyncio.create_task(work)))"),
         ("model/home.py", "self._task = loop.create_task("),  # waits for the loop to end, and warns
         (  # without it the lease runs out, and the run ends
@@ -1219,14 +1220,11 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
         ("savers/retention.py", "self._task = asyncio.create_task("),
         (  # audits, ends of bursts
             "model/lifetime.py",
-            "self._to_the_end(asyncio.create_task(work, context=context or Context()))",
+            "self._to_the_end(asyncio.create_task(work, context=context or self._background()))",
         ),
         ("l2/sizes.py", "self._task = self._loop.create_task("),
-        (
-            "l2/connection_health.py",
-            'self._task = asyncio.create_task(self._reconnect(pool), name="glasspoint-reconnector")',
-        ),
-        ("fallback/controller.py", "task = asyncio.create_task(work, name=name)"),
+        ("l2/connection_health.py", "self._task = asyncio.create_task("),  # the reconnector
+        ("fallback/controller.py", "task = asyncio.create_task(work, name=name, context=context)"),
     }
     assert found == awaited | answer_their_callers_whatever_happens | supervised
 

@@ -6,12 +6,13 @@
 -- guards  Fresh: BEGIN takes the lease away, so the lease still being here says that no write has begun
 --         since this reader looked at L2. Eviction takes the lease too.
 local lease = redis.call('HGET', KEY, 'lease')
-for _, field in ipairs(redis.call('HKEYS', KEY)) do
+local fields = redis.call('HKEYS', KEY)
+for _, field in ipairs(fields) do
   if is_intent(field) then return 0 end
 end
 if lease ~= ARGV[1] then
   -- An image of the same checkpoint with as many fields is the same one: a write would have added a field.
-  local is_same = redis.call('HGET', KEY, 'id') == ARGV[4] and redis.call('HLEN', KEY) == (#ARGV - 2) / 2
+  local is_same = redis.call('HGET', KEY, 'id') == ARGV[4] and #fields == (#ARGV - 2) / 2
   return (lease or is_same) and 2 or 0
 end
 redis.call('DEL', KEY)
