@@ -185,11 +185,9 @@ class DrainableSaver(OpenedSaver):
         with self._call("relate", scope):
             if await self._history.read(scope, checkpoint_id) is not None:
                 return True
-            if self._beginning is None or await self._history.read(scope, None) is not None:
+            if await self._history.read(scope, None) is not None or not await self._take_cached_state(scope):
                 return False
-            return await self._beginning.take(scope) and (
-                await self._history.read(scope, checkpoint_id) is not None
-            )
+            return await self._history.read(scope, checkpoint_id) is not None
 
     async def has_thread(self, thread_id: str) -> bool:
         """Tell whether a thread has a history here, or in the cache, whose state is brought here then.
@@ -200,9 +198,7 @@ class DrainableSaver(OpenedSaver):
         """
         scope = Scope(thread_id, "")
         with self._call("relate", scope):
-            if await self._history.read(scope, None) is not None:
-                return True
-            return self._beginning is not None and await self._beginning.take(scope)
+            return await self._history.read(scope, None) is not None or await self._take_cached_state(scope)
 
     async def check_here(self, thread_id: str) -> None:
         """Check that calls on a thread can be made here.
@@ -264,7 +260,7 @@ class DrainableSaver(OpenedSaver):
                 found = (
                     None  # the thread is lost; if only a part is lost, nothing can be stored beside the rest
                 )
-            if found is None and self._beginning is not None and await self._beginning.take(scope):
+            if found is None and await self._take_cached_state(scope):
                 found = await self._history.read(scope, None)
             if found is None:
                 return "new", None
@@ -275,6 +271,10 @@ class DrainableSaver(OpenedSaver):
                 parent_id = None if found is None else found.stored.parent_id
             has_tip = parent_id == branch.tip or await self._history.read(scope, branch.tip) is not None
             return relation_of(branch, newest, has_tip=has_tip), newest
+
+    async def _take_cached_state(self, scope: Scope) -> bool:
+        """Bring the cached state of a scope that has nothing here. Return whether the cache had one."""
+        return self._beginning is not None and await self._beginning.take(scope)
 
     @contextmanager
     def _call(

@@ -145,7 +145,6 @@ class Cache:
         intent_seconds: float,
         timeout_seconds: float,
         breaker: Breaker | None = None,
-        trust: TrustState | None = None,
         packer: Packer | None = None,
     ) -> None:
         """Take the Redis that holds the entries.
@@ -158,7 +157,6 @@ class Cache:
             intent_seconds: How long a write may take. This must be longer than the deadline that L2 enforces.
             timeout_seconds: How long one step may take.
             breaker: Decides whether Redis is asked at all; by default a new breaker.
-            trust: Whether this L1 is trusted; by default, it is suspect.
             packer: Compresses stored values; `None`: they stay plain. Reading accepts both.
         """
         self._redis = redis
@@ -181,7 +179,7 @@ class Cache:
         self._unencodable_lines = Throttle()
         self._too_large_lines = Throttle()
         self._breaker = breaker or Breaker()
-        self.trust = trust or TrustState()
+        self.trust = TrustState()
         """Whether this L1 is trusted."""
         self.is_absent = False
         """Whether PostgreSQL has no tables for a cache, so that no process can use one on this database."""

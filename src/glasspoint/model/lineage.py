@@ -126,7 +126,7 @@ def name_apart(thread_id: str, branches: Sequence[Branch]) -> SetAside:
     The name is the same each time, even if the branch has grown since a drain of it was cut off.
     """
     # Brought checkpoints do not count, because two branches may continue from the same one.
-    own = [each for branch in branches for each in branch.ids - branch.brought]
+    own = [each for branch in branches for each in branch.own().ids]
     return set_aside_at(thread_id, min(own or [each for branch in branches for each in branch.ids]))
 
 

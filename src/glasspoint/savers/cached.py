@@ -17,8 +17,8 @@ A run's subgraph is not cached (`Scope.is_cached`): its reads and writes use L2 
 
 Open this file when a read returns the wrong state, or when a call is slow. `docs/protocol.md` says why a read
 never returns an older state than an acknowledged one; each file in `l1/scripts` says the rule of its step.
-Bursts are explained in `bursts`, opening and closing in `opening`, deleting, pruning and copying in
-`maintenance`.
+The write path is in `write_through`, and `bursts` explains bursts. Opening is in `opening`; deleting, pruning
+and copying are in `maintenance`.
 """
 
 from __future__ import annotations

@@ -772,14 +772,14 @@ class _Listeners(NamedTuple):
 
     @classmethod
     def of(cls, observers: Sequence[Observer]) -> _Listeners:
-        def told(what: str) -> _Receivers:
+        def receivers(what: str) -> _Receivers:
             default = getattr(Observer, what)
             found = tuple(
                 getattr(each, what) for each in observers if getattr(type(each), what) is not default
             )
             return found[::-1] if what.endswith("_ended") else found
 
-        return cls(*map(told, cls._fields))
+        return cls(*map(receivers, cls._fields))
 
 
 def _emit(receivers: _Receivers, what: object) -> None:
