@@ -26,7 +26,13 @@ async def network(bench: Bench) -> list[Figure]:
         with ExitStack() as line:
             port = line.enter_context(delayed(bench.databases.ours, delay_ms))
             databases = bench.databases.at("127.0.0.1", port)
-            bench.notes.append(await _round_trips(bench.databases.ours, databases.ours, delay_ms))
+            near, far = [await _round_trip_ms(each) for each in (bench.databases.ours, databases.ours)]
+            if far < delay_ms and bench.amount != "smoke":  # whose figures count for nothing
+                raise SystemExit(f"A line that adds {delay_ms} ms was passed in {far:.2f} ms: not measured.")
+            bench.notes.append(
+                f"A round trip to PostgreSQL takes {near:.2f} ms; where {delay_ms} ms were added, "
+                f"{far:.2f} ms."
+            )
             async with bench.more_peers(databases, names, f"delay-{delay_ms}") as peers:
                 hot = {
                     name: await Hot.made(saver, f"network-{delay_ms}-{i}", 10, bench.threads)
@@ -44,14 +50,6 @@ async def network(bench: Bench) -> list[Figure]:
                     found = slices_of(turns, number, conversations, "sync", **more)
                     figures += await bench.measure("turn, network", found, 5.0, writes=True)
     return figures
-
-
-async def _round_trips(direct: str, by_the_line: str, delay_ms: int) -> str:
-    """What a round trip takes indeed, in words."""
-    near, far = await _round_trip_ms(direct), await _round_trip_ms(by_the_line)
-    if far < delay_ms:
-        raise SystemExit(f"A line that adds {delay_ms} ms was passed in {far:.2f} ms: not measured.")
-    return f"A round trip to PostgreSQL takes {near:.2f} ms; where {delay_ms} ms were added, {far:.2f} ms."
 
 
 async def _round_trip_ms(conninfo: str) -> float:

@@ -134,6 +134,7 @@ def test_a_flush_makes_the_next_read_of_each_conversation_a_miss(capacity: Any) 
     assert after.count("miss") == 4
 
 
+@pytest.mark.timeout(300)  # 6 s on a quiet machine, but two servers and seven savers on a busy one
 async def test_what_the_servers_take_can_be_measured(capacity: Any) -> None:
     document = await capacity.measuring.measured(calls=16, turns=4, warm_up_turns=4, durable=False)
     figures = capacity.figures.Figures.read(DOCS)

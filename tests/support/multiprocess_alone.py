@@ -54,7 +54,8 @@ assert hits() == 2
 
 with CachedPostgresSaver.from_conn_string(
     os.environ["POSTGRES_URL"], redis_url=os.environ["REDIS_URL"], pool_max_size=4, telemetry=one
-):
+) as saver:
+    saver.setup()
     over = threading.Event()
 
     def publish_all_the_time() -> None:

@@ -188,48 +188,19 @@ async def open_pool(
         ConfigurationError: The connection string cannot be used, or the server refuses: see `connecting`.
         L2UnavailableError: The server cannot be reached, or the password cannot be obtained.
     """
-    conninfo = postgres_conninfo(conn_string)
-    own_schema = None if schema is None else check_schema(schema)
-    own_timeout = prepare_threshold is not None
-    failures = _Failures(conninfo)
-
-    async def ask() -> dict[str, str]:
-        """Return the password for a new connection, as a parameter. Empty: none is asked for."""
-        if password is None:
-            return {}
-        try:
-            own = await ask_password(password, timeout_seconds=connect_timeout_seconds)
-        except GlasspointError as exc:
-            failures.note(exc)
-            raise
-        failures.hide(own)
-        return {"password": own}
-
-    async def enter(connection: psycopg.AsyncConnection[Any]) -> None:
-        if own_schema is not None:
-            await enter_schema(connection, own_schema, has_session=own_timeout)
-
-    async def configure(connection: psycopg.AsyncConnection[DictRow]) -> None:
-        milliseconds = str(int(statement_timeout_seconds * 1000))
-        try:
-            if own_timeout:
-                await connection.execute(_CONFIGURE, {"milliseconds": milliseconds})
-            await enter(connection)
-        except (psycopg.Error, GlasspointError) as exc:  # the pool would try again without saying why
-            failures.note(exc, is_connected=True)
-            raise
-
-    # Autocommit: a call is one statement, and upstream's migrations cannot run in a transaction.
-    kwargs = {"autocommit": True, "prepare_threshold": prepare_threshold, "row_factory": dict_row}
-
-    async def kwargs_with_password() -> dict[str, Any]:
-        return kwargs | await ask()
-
-    await _probe(make_conninfo(conninfo, **await ask()), connect_timeout_seconds, enter)
+    new = _NewConnections(
+        postgres_conninfo(conn_string),
+        schema=None if schema is None else check_schema(schema),
+        password=password,
+        connect_timeout_seconds=connect_timeout_seconds,
+        prepare_threshold=prepare_threshold,
+        statement_timeout_seconds=statement_timeout_seconds,
+    )
+    await new.probe()
     pool: Pool = AsyncConnectionPool(
-        conninfo,
-        connection_class=_remembering(failures),
-        kwargs=kwargs if password is None else kwargs_with_password,
+        new.conninfo,
+        connection_class=_remembering(new.failures),
+        kwargs=new.kwargs if password is None else new.kwargs_with_password,
         min_size=min_size,
         max_size=max_size,
         timeout=timeout_seconds,
@@ -238,11 +209,11 @@ async def open_pool(
         # The pool gives up soon. `Reconnector` goes on while a caller waits.
         reconnect_timeout=_RECONNECT_SECONDS,
         reconnect_failed=Reconnector(telemetry).reconnect_failed,
-        configure=configure if own_timeout or own_schema is not None else None,
+        configure=new.configure if new.is_configured else None,
         name="glasspoint",
         open=False,
     )
-    _failures[pool] = failures
+    _failures[pool] = new.failures
     _hand_out_the_last_used_first(pool)
     try:
         # The pool's workers get the context of this task: what they do belongs to no caller's trace.
@@ -258,10 +229,77 @@ async def open_pool(
             or f"PostgreSQL gave fewer than {min_size} connections within {connect_timeout_seconds} s: check "
             "its max_connections, or ask for fewer with pool_min_size."
         ) from exc
-    failures.is_open = True
-    if own_timeout:
+    new.failures.is_open = True
+    if new.has_session:
         _bounded.add(pool)
     return pool
+
+
+class _NewConnections:
+    """How a pool makes a connection: with which parameters, and what it sets on it before anybody uses it."""
+
+    def __init__(
+        self,
+        conninfo: str,
+        *,
+        schema: str | None,
+        password: Password | None,
+        connect_timeout_seconds: float,
+        prepare_threshold: int | None,
+        statement_timeout_seconds: float,
+    ) -> None:
+        """Take the arguments of `open_pool`, checked."""
+        self.conninfo = conninfo
+        self.failures = _Failures(conninfo)
+        # Autocommit: a call is one statement, and upstream's migrations cannot run in a transaction.
+        self.kwargs: dict[str, Any] = {
+            "autocommit": True,
+            "prepare_threshold": prepare_threshold,
+            "row_factory": dict_row,
+        }
+        self.has_session = prepare_threshold is not None
+        """Whether what is set on a connection stays on it. Behind PgBouncer it does not."""
+        self.is_configured = self.has_session or schema is not None
+        """Whether `configure` has anything to do."""
+        self._schema = schema
+        self._password = password
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._statement_timeout_milliseconds = str(int(statement_timeout_seconds * 1000))
+
+    async def probe(self) -> None:
+        """Make one connection, and close it. The errors are those of `open_pool`."""
+        conninfo = make_conninfo(self.conninfo, **await self._ask_password())
+        await _probe(conninfo, self._connect_timeout_seconds, self._enter_schema)
+
+    async def kwargs_with_password(self) -> dict[str, Any]:
+        """Return the parameters of the next connection, with the password of now."""
+        return self.kwargs | await self._ask_password()
+
+    async def configure(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
+        """Set the statement timeout and the schema."""
+        try:
+            if self.has_session:
+                await connection.execute(_CONFIGURE, {"milliseconds": self._statement_timeout_milliseconds})
+            await self._enter_schema(connection)
+        except (psycopg.Error, GlasspointError) as exc:  # the pool would try again without saying why
+            self.failures.note(exc, is_connected=True)
+            raise
+
+    async def _ask_password(self) -> dict[str, str]:
+        """Return the password for a new connection, as a parameter. Empty: none is asked for."""
+        if self._password is None:
+            return {}
+        try:
+            own = await ask_password(self._password, timeout_seconds=self._connect_timeout_seconds)
+        except GlasspointError as exc:
+            self.failures.note(exc)
+            raise
+        self.failures.hide(own)
+        return {"password": own}
+
+    async def _enter_schema(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        if self._schema is not None:
+            await enter_schema(connection, self._schema, has_session=self.has_session)
 
 
 class _Failures:

@@ -47,10 +47,11 @@ _OPENINFERENCE = "openinference.instrumentation.langchain"
 
 
 class TaskSpan(NamedTuple):
-    """The span of a task, and the name of its node."""
+    """The span of a task, the name of its node, and the step of the checkpoint that the task began from."""
 
     span: SpanContext
     node: str
+    step: int | None = None
 
 
 class Recent(Generic[_KeyT, _ValueT]):

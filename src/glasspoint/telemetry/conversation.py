@@ -273,6 +273,8 @@ class TurnWatch(Observer):
 
     def operation_started(self, operation: Operation) -> None:
         """Let the turn be counted where its first call is counted."""
+        if _entered.get() is None and not _under_way:
+            return
         turn = _turn_around(operation.scope)
         if turn is not None and turn.emit is None:
             turn.emit = operation.emit

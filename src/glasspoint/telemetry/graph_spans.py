@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["GraphSpans"]
 
 _LANGCHAIN = ("openinference.instrumentation.langchain", "opentelemetry.instrumentation.langchain")
-_NODE, _NAMESPACE = "langgraph_node", "langgraph_checkpoint_ns"
+_NODE, _NAMESPACE, _STEP = "langgraph_node", "langgraph_checkpoint_ns", "langgraph_step"
 _TRACELOOP = "traceloop.association.properties."
 
 
@@ -49,7 +49,9 @@ class GraphSpans(SpanProcessor):
             told = _metadata(span.attributes or {})
             task_id = str(told.get(_NAMESPACE) or "").rpartition(":")[2]
             if task_id:
-                causes.tasks.put(task_id, TaskSpan(found, str(told.get(_NODE) or "")))
+                step = told.get(_STEP)  # of the checkpoint that follows the task
+                before = step - 1 if isinstance(step, int) else None
+                causes.tasks.put(task_id, TaskSpan(found, str(told.get(_NODE) or ""), before))
         except Exception as exc:
             failures.report("GraphSpans.on_end", exc, "spans")
 
@@ -67,4 +69,4 @@ def _metadata(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
         except ValueError:  # cut off by a limit of the SDK
             return {}
         return told if isinstance(told, dict) else {}
-    return {key: attributes.get(_TRACELOOP + key) for key in (_NODE, _NAMESPACE)}
+    return {key: attributes.get(_TRACELOOP + key) for key in (_NODE, _NAMESPACE, _STEP)}

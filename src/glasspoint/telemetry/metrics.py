@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from itertools import product
 from operator import attrgetter
 from time import time
@@ -279,12 +279,17 @@ class _EndedCalls(Collector):
 
     def count(self) -> None:
         """Count all waiting calls."""
-        while True:
-            try:
-                metrics, call = self.waiting.popleft()
-            except IndexError:
-                return
-            metrics.count(call)
+        counted: defaultdict[Counter, int] = defaultdict(int)
+        try:
+            while True:
+                try:
+                    metrics, call = self.waiting.popleft()
+                except IndexError:
+                    return
+                metrics.count(call, counted)
+        finally:
+            for counter, number in counted.items():
+                counter.inc(number)
 
     def describe(self) -> tuple[()]:
         """Return nothing: this collector has no metrics of its own."""
@@ -358,18 +363,18 @@ class Metrics(Observer):
         if len(self._ended.waiting) >= self._at_a_time:
             self._ended.count()
 
-    def count(self, call: _EndedCall) -> None:
-        """Count and time a call."""
+    def count(self, call: _EndedCall, counted: defaultdict[Counter, int]) -> None:
+        """Time a call, and add it to `counted`: counters, and by how much they have grown."""
         children, name = self._children, call.name
         exemplar = {"trace_id": call.trace_id} if call.trace_id else None
         children["operation_duration_seconds", name, call.outcome].observe(call.seconds, exemplar)
         if call.l1_result is not None:
-            children["l1_reads_total", call.l1_result].inc()
+            counted[children["l1_reads_total", call.l1_result]] += 1
             if call.outcome == "ok" and call.served_by is not None:
                 child = children["read_duration_seconds", call.served_by, call.l1_result]
                 child.observe(call.seconds, exemplar)
         if call.l1_write is not None:
-            children["write_through_total", name, call.l1_write].inc()
+            counted[children["write_through_total", name, call.l1_write]] += 1
         if call.l1_seconds is not None:
             children["write_through_duration_seconds", name, "l1"].observe(call.l1_seconds, exemplar)
         if call.l2_seconds is not None:
@@ -385,7 +390,7 @@ class Metrics(Observer):
         if call.stored_traceparent is not None:
             problem = traceparent.problem_of(call.stored_traceparent)
             if problem is not None:
-                children["traceparents_ignored_total", problem].inc()
+                counted[children["traceparents_ignored_total", problem]] += 1
 
     def step_ended(self, step: Step) -> None:
         """Count and time a warm-up; metrics ignore other steps."""

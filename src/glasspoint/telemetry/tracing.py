@@ -114,8 +114,10 @@ class Tracing(Observer):
         self._has_sdk = self.tracer_provider is not None or not isinstance(
             trace.get_tracer_provider(), trace.ProxyTracerProvider
         )
+        if not self._has_sdk:
+            return
         current = trace.get_current_span()
-        if not self._has_sdk or _is_left_out(current) or is_quiet():
+        if _is_left_out(current) or is_quiet():
             return
         around = _context_around(operation, current.get_span_context())
         span = self._tracer.start_span(
@@ -226,12 +228,7 @@ class Tracing(Observer):
         self._steps.clear()
 
     def _complete(self, span: Span, operation: Operation) -> None:
-        step = operation.step
-        if operation.checkpoint_id is not None:
-            if step is None:
-                step = self._checkpoint_steps.get(operation.checkpoint_id)
-            elif operation.name == "get_tuple":
-                self._checkpoint_steps.put(operation.checkpoint_id, step)
+        step = self._step_of(operation)
         known = {
             "langgraph.checkpoint.id": operation.checkpoint_id,
             "langgraph.checkpoint.step": step,
@@ -248,6 +245,21 @@ class Tracing(Observer):
         if operation.name == "get_tuple":
             link_to_writer(span, operation)
         end_span(span, operation.error)
+
+    def _step_of(self, operation: Operation) -> int | None:
+        checkpoint_id, step = operation.checkpoint_id, operation.step
+        if checkpoint_id is None:
+            return step
+        if step is None:
+            known = self._checkpoint_steps.get(checkpoint_id)
+            if known is None and operation.task_id is not None:
+                # LangGraph may store a task's writes before the checkpoint that the task began from.
+                task = causes.tasks.get(operation.task_id)
+                known = task.step if task is not None else None
+            return known
+        if operation.name == "get_tuple":
+            self._checkpoint_steps.put(checkpoint_id, step)
+        return step
 
     def _node_of(self, task_id: str | None) -> str | None:
         if task_id is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.runnables import RunnableConfig
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
@@ -21,6 +22,7 @@ from glasspoint import MemorySaver, configure_telemetry, conversation_turn, crea
 from glasspoint.demo.telemetry import SpanFile
 from glasspoint.telemetry.causes import Causes, Recent, TaskSpan
 from glasspoint.telemetry.events import Telemetry
+from glasspoint.telemetry.graph_spans import GraphSpans
 from preforked import run
 from recorder import Recorder, attributes
 
@@ -213,6 +215,24 @@ def test_a_task_of_another_trace_is_not_a_cause() -> None:
     assert known.of(operation, now) is None
     assert known.of(operation, earlier) == earlier
     assert known.of(operation, trace.INVALID_SPAN_CONTEXT) == earlier
+
+
+async def test_writes_that_overtake_their_checkpoint_have_its_step() -> None:
+    """LangGraph begins to store a checkpoint when the one before is stored; a quick task may end earlier."""
+    recorder = Recorder()
+    recorder.provider.add_span_processor(GraphSpans())
+    langchain = recorder.provider.get_tracer("openinference.instrumentation.langchain")
+    told = {"langgraph_node": "answer", "langgraph_step": 3, "langgraph_checkpoint_ns": "answer:task-1"}
+    async with MemorySaver(telemetry=recorder.telemetry) as saver:
+        with langchain.start_as_current_span("answer", attributes={"metadata": json.dumps(told)}):
+            pass
+        config: RunnableConfig = {
+            "configurable": {"thread_id": "42", "checkpoint_ns": "", "checkpoint_id": "not yet stored"}
+        }
+        await saver.aput_writes(config, [("messages", "word")], "task-1")
+    [stored] = named(recorder.spans, "checkpoint.put_writes")
+    assert attributes(stored)["langgraph.checkpoint.step"] == 2
+    assert attributes(stored)["langgraph.node"] == "answer"
 
 
 def test_what_is_remembered_is_bounded() -> None:

@@ -164,7 +164,7 @@ async def test_the_time_of_the_last_success_stands_still_while_calls_fail(
     def last(operation: str) -> float:
         return scraped.value("last_success_timestamp_seconds", operation=operation)
 
-    async with open_saver(database, redis_url, telemetry=telemetry, write_deadline_seconds=0.5) as saver:
+    async with open_saver(database, redis_url, telemetry=telemetry, write_deadline_seconds=2.0) as saver:
         assert last("get_tuple") == last("put") == 0.0
         before = time()
         await thread.put(saver)
