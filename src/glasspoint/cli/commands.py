@@ -86,11 +86,17 @@ app = typer.Typer(
 _command = registering(app)
 
 
+def _end_as_ctrl_c_does(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script has started this command with `&`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+
+
 def run() -> None:
     """Run the command line; it ends with `SystemExit`."""
     # A closed terminal, or a supervisor, ends a command as Ctrl-C does: in order, with all servers stopped.
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(ending, _end_as_ctrl_c_does)
     # The demo prints Korean. If the terminal cannot show it, `?` is better than a traceback.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
