@@ -6,6 +6,9 @@ ARGS ?=
 WHAT ?=
 MINUTES ?= 10
 
+# Hundreds of Python processes start here: what they import is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
@@ -31,7 +34,7 @@ PICTURES_EXTRAS := '.[demo,dashboards]'
 
 help:
 	@echo 'make demo       one conversation on servers of its own, with metrics and traces'
-	@echo 'make test       all tests, on real servers: a quarter of an hour'
+	@echo 'make test       all tests, on real servers: some ten minutes'
 	@echo 'make test-fast  the tests without the marker "slow": a minute and a half'
 	@echo 'make check      ruff (rules, format) and mypy --strict'
 	@echo 'make chaos      10 minutes, or MINUTES=n: processes and servers are killed'

@@ -357,7 +357,8 @@ MUTATIONS = (
             *steps("p", "begin", "put snapshot"),
             ("cancel", "p"),
             *steps("p", "drop"),
-            *steps("r", "read", "select"),
+            *steps("r", "read", "select", "warm_up"),
+            ("late", "0", "put"),
         ),
     ),
     Mutation(

@@ -244,7 +244,13 @@ RULES_OF_OUTAGES = (
         ),
         _OWN,
         ("evict", "cut_off"),
-        start=(*_EVICTED, *_WARMED_UP_BEFORE_THE_WRITE, ("cut_off", "w")),
+        start=(
+            *_EVICTED,
+            *_WARMED_UP_BEFORE_THE_WRITE,
+            ("cut_off", "w"),
+            ("step", "w", "confirm"),
+            ("heal", "w"),
+        ),
     ),
     Mutation(
         "what is in quarantine is not read",

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import pytest
 import typer
 
+import preforked
 from glasspoint import CachedPostgresSaver, Settings
 from glasspoint.cli.commands import app
 from glasspoint.errors import ConfigurationError
@@ -88,6 +89,10 @@ ELSEWHERE = {"telemetry.md#several-processes": "test_multiprocess.py"}
 """Programs that another test runs, because they need a server of their own."""
 
 
+STRICT = "import warnings; warnings.simplefilter('error', ResourceWarning)\n"
+"""What is left open is an error, as with `python -W error::ResourceWarning`."""
+
+
 class Program(NamedTuple):
     name: str
     code: str
@@ -132,15 +137,7 @@ def environment(database: str, redis_url: str) -> dict[str, str]:
 
 
 def run(code: str, environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", code],
-        env=environment,
-        input="\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = preforked.run(STRICT + code, env=environment, timeout=60, reads="\n")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout

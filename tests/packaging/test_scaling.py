@@ -26,7 +26,10 @@ def capacity(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The benchmark's modules."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from capacity import figures, page, servers_share, simulation
+    from comparison import measuring
 
+    # Before each slice, the benchmark collects garbage: here, that of all other tests, too.
+    monkeypatch.setattr(measuring, "_collect", lambda: None)
     return SimpleNamespace(figures=figures, page=page, simulation=simulation, measuring=servers_share)
 
 

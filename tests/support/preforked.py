@@ -44,7 +44,7 @@ _starting = Lock()
 
 
 def run(
-    code: str, *args: str, env: Mapping[str, str], timeout: float, cwd: Path | None = None
+    code: str, *args: str, env: Mapping[str, str], timeout: float, cwd: Path | None = None, reads: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end.
 
@@ -54,6 +54,7 @@ def run(
         env: All of its environment.
         timeout: Seconds after which it is killed.
         cwd: The folder in which it works; this process's by default.
+        reads: What stands in its standard input.
 
     Raises:
         subprocess.TimeoutExpired: it was killed.
@@ -63,14 +64,20 @@ def run(
             [sys.executable, "-c", code, *args],
             env=env,
             cwd=cwd,
-            stdin=subprocess.DEVNULL,
+            input=reads,
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
         )
-    with open(os.devnull) as nothing, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        files = [nothing.fileno(), output.fileno(), errors.fileno()]
+    with (
+        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as errors,
+    ):
+        given.write(reads.encode())
+        given.seek(0)
+        files = [given.fileno(), output.fileno(), errors.fileno()]
         with _ordered(code, args, env, cwd, files) as ours, ours.makefile() as said:
             pid = int(said.readline())
             if not select.select([ours], [], [], timeout)[0]:

@@ -33,7 +33,7 @@ from glasspoint.errors import L2DeadlineError, L2UnavailableError
 from glasspoint.l2.identity import Look
 from glasspoint.savers import bursts
 from pgbouncer import PROGRAM, pgbouncer
-from states import exact, make_pool, open_saver, open_upstream, warmed_up
+from states import exact, make_pool, open_saver, open_upstream, value_of, warmed_up
 from steps import TABLES, Connect, Proxy, Thread, keys_of, settled, until
 
 NO_REDIS = "redis://127.0.0.1:1/0"
@@ -463,7 +463,7 @@ async def test_the_own_pool_waits_for_its_commits_whatever_database_and_role_say
         )
         async with process(url, redis_url, pool_max_size=4) as one:
             assert await settings_of(one.saver._l2.connections.pool) == [strict or "on"] * 4
-            assert one.registry.get_sample_value("glasspoint_l2_asynchronous_commit", NAMED) == 0
+            assert value_of(one.registry, "glasspoint_l2_asynchronous_commit", NAMED) == 0
     assert "synchronous_commit" not in caplog.text
 
 
@@ -479,7 +479,7 @@ async def test_a_statement_timeout_that_ends_no_late_statement_is_said_once(
     async with over_a_foreign_pool(url, redis_url, write_deadline_seconds=10) as one:
         for _ in range(2):
             await one.round()
-        gauge = one.registry.get_sample_value("glasspoint_l2_unbounded_statements", NAMED)
+        gauge = value_of(one.registry, "glasspoint_l2_unbounded_statements", NAMED)
         assert gauge == float(is_unbounded)
     said = [text for text in warnings_of(caplog) if "statement_timeout" in text]
     assert len(said) == is_unbounded
@@ -490,7 +490,7 @@ async def test_the_own_pool_ends_its_statements_itself(
     database: str, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with process(database, redis_url, write_deadline_seconds=0.3) as one:
-        assert one.registry.get_sample_value("glasspoint_l2_unbounded_statements", NAMED) == 0
+        assert value_of(one.registry, "glasspoint_l2_unbounded_statements", NAMED) == 0
     assert "statement_timeout" not in caplog.text
 
 
@@ -505,7 +505,7 @@ async def test_behind_a_pooler_the_role_s_settings_count(
             caplog.clear()
             with pgbouncer(cluster, "roled", size=3) as pooled:
                 async with process(pooled, redis_url, prepare_threshold=None) as one:
-                    gauge = one.registry.get_sample_value("glasspoint_l2_unbounded_statements", NAMED)
+                    gauge = value_of(one.registry, "glasspoint_l2_unbounded_statements", NAMED)
                     assert gauge == expected
             assert ("ALTER ROLE" in caplog.text) == bool(expected)
 
@@ -533,7 +533,7 @@ async def _lose_commits(crash: str, cluster: Cluster, stays: str, closed: str, r
                 for each in (one, another):
                     assert await thread.turn(each.saver, "two", note="lost") == ["one", "two", "lost"]
                 await asyncio.to_thread(cluster.crash if crash == "of the machine" else cluster.crash_backend)
-        assert one.registry.get_sample_value("glasspoint_l2_asynchronous_commit", NAMED) == 1
+        assert value_of(one.registry, "glasspoint_l2_asynchronous_commit", NAMED) == 1
         if crash == "of the machine":
             await asyncio.to_thread(cluster.start)
         async with open_upstream(closed) as upstream:

@@ -23,14 +23,14 @@ from redis.asyncio import Redis
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, L2UnavailableError
-from states import counts, exact, numbered_id, open_saver, open_upstream
+from states import counts, exact, numbered_id, open_saver, open_upstream, value_of
 from steps import Proxy, Thread, keys_of, locked, seeded_dice, settled, tcp, until
 
 NEW_EPOCH = "nothing that stands in it from before is believed"
 
 
 def epoch_changes(registry: CollectorRegistry) -> float | None:
-    return registry.get_sample_value("glasspoint_l1_epoch_changes_total", {"saver": "default"})
+    return value_of(registry, "glasspoint_l1_epoch_changes_total", {"saver": "default"})
 
 
 def reads(registry: CollectorRegistry) -> Counter[str]:
@@ -590,7 +590,7 @@ async def test_a_write_that_never_gets_a_connection_changes_nothing(database: st
             assert await thread.turn(saver) == 1, "and the image stays: PostgreSQL certainly did not change"
         await blocked
     assert reads(registry) == {"hit": 1}
-    assert registry.get_sample_value("glasspoint_pool_timeouts_total", {"saver": "default"}) == 1
+    assert value_of(registry, "glasspoint_pool_timeouts_total", {"saver": "default"}) == 1
 
 
 async def test_a_saver_over_a_redis_that_comes_and_goes_says_so_once_each_time(

@@ -42,7 +42,7 @@ from glasspoint.errors import (
 )
 from glasspoint.fallback.draining import Drainer, Round
 from glasspoint.redis.permissions import COMMANDS
-from states import config_of, exact, open_upstream
+from states import config_of, exact, open_upstream, value_of
 from steps import Thread, drain, readyz, seeded_dice, until
 
 # Redis writes before it acknowledges: a process that is killed has lost nothing. Only the disk comes later.
@@ -96,7 +96,7 @@ async def everything_in(saver: Any) -> dict[tuple[str, str], Any]:
 
 
 def sample(registry: CollectorRegistry, name: str, **labels: str) -> float:
-    value = registry.get_sample_value(f"glasspoint_{name}", {"saver": "default", **labels})
+    value = value_of(registry, f"glasspoint_{name}", {"saver": "default", **labels})
     assert value is not None
     return value
 
@@ -243,7 +243,7 @@ async def test_sixteen_conversations_go_on_through_a_promotion(
 
 def sample_of_puts(registry: CollectorRegistry) -> float:
     labels = {"saver": "default", "operation": "put", "outcome": "ok"}
-    return registry.get_sample_value("glasspoint_operation_duration_seconds_count", labels) or 0.0
+    return value_of(registry, "glasspoint_operation_duration_seconds_count", labels) or 0.0
 
 
 async def test_a_run_that_loses_redis_in_the_middle_goes_on_with_its_whole_state(
@@ -539,7 +539,7 @@ async def test_a_redis_that_refuses_does_not_stop_a_start_that_postgresql_can_se
 
 def sample_of_hits(registry: CollectorRegistry) -> float:
     labels = {"saver": "default", "result": "hit"}
-    return registry.get_sample_value("glasspoint_l1_reads_total", labels) or 0.0
+    return value_of(registry, "glasspoint_l1_reads_total", labels) or 0.0
 
 
 async def test_a_user_of_the_cache_alone_is_enough_to_start_in_cached(

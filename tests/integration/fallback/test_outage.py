@@ -45,7 +45,7 @@ from glasspoint.history.interface import HEARD_SECONDS
 from glasspoint.model.lineage import SET_ASIDE, UNKNOWN_TIME, SetAside
 from glasspoint.model.scope import Scope
 from places import DOCS
-from states import config_of, numbered_id, open_upstream
+from states import config_of, numbered_id, open_upstream, value_of
 from steps import Thread, another_process, drain, readyz, settled, until
 
 KEY = "a key that Redis does not know"
@@ -85,7 +85,7 @@ def drained(registry: CollectorRegistry) -> dict[str, float]:
     found = {}
     for result in results:
         labels = {"saver": "default", "result": result}
-        found[result] = registry.get_sample_value("glasspoint_drained_threads_total", labels)
+        found[result] = value_of(registry, "glasspoint_drained_threads_total", labels)
     return {result: count for result, count in found.items() if count}
 
 
@@ -365,7 +365,7 @@ async def test_a_full_disk_puts_the_promotion_off(
         for number in range(5):
             await say(saver, f"thread {number}", "during")
         own_postgres.start()
-        await until(lambda: registry.get_sample_value("glasspoint_undrained_threads", labels(tier)) == 5)
+        await until(lambda: value_of(registry, "glasspoint_undrained_threads", labels(tier)) == 5)
         assert saver.tier == tier
         for number in range(5):
             assert await said(saver, f"thread {number}") == ["during"], "calls go on meanwhile"
@@ -373,7 +373,7 @@ async def test_a_full_disk_puts_the_promotion_off(
             await conn.execute("DROP TRIGGER full_disk ON checkpoints")
         await until(lambda: saver.tier == "cached")
         assert [await said(saver, f"thread {number}") for number in range(5)] == [["during"]] * 5
-        assert registry.get_sample_value("glasspoint_undrained_threads", labels(tier)) == 0
+        assert value_of(registry, "glasspoint_undrained_threads", labels(tier)) == 0
     assert drained(registry) == {"new": 5}
 
 
@@ -428,7 +428,7 @@ async def test_a_thread_that_can_never_be_stored_holds_up_nobody(
         own_postgres.start()
         await until(lambda: saver.tier == "cached")
         assert [await said(saver, f"thread {number}") for number in range(5)] == [["during"]] * 5
-        assert registry.get_sample_value("glasspoint_undrained_threads", labels(tier)) == 1
+        assert value_of(registry, "glasspoint_undrained_threads", labels(tier)) == 1
         assert tier in saver._chain.saver.status.undrained
     assert drained(registry) == {"new": 5, "refused": 1}
     assert f"Thread {never!r} cannot be drained (CheckViolation)" in caplog.text
@@ -453,7 +453,7 @@ async def test_a_tier_between_that_refuses_a_thread_is_passed_by(
             await until(lambda: other.tier == "cached")
         own_postgres.stop()
         climbing = asyncio.create_task(low._chain._climb())
-        await until(lambda: registry.get_sample_value("glasspoint_undrained_threads", labels("memory")) == 1)
+        await until(lambda: value_of(registry, "glasspoint_undrained_threads", labels("memory")) == 1)
         own_postgres.start()
         with pytest.raises(GlasspointError, match="cached is back"):
             await climbing
@@ -483,7 +483,7 @@ async def test_a_call_that_passes_a_tier_by_sees_what_stands_there(
             await until(lambda: other.tier == "cached")
         own_postgres.stop()
         climbing = asyncio.create_task(low._chain._climb())
-        await until(lambda: registry.get_sample_value("glasspoint_undrained_threads", labels("memory")) == 1)
+        await until(lambda: value_of(registry, "glasspoint_undrained_threads", labels("memory")) == 1)
         await say(low, "42", "in redis")
         own_postgres.start()
         with pytest.raises(GlasspointError, match="cached is back"):

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from glasspoint import create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l1.breaker import Breaker
-from states import counts, open_saver
+from states import counts, open_saver, value_of
 from steps import Proxy, Thread, hits_at_last, nowhere, tcp, until
 
 
@@ -166,7 +166,7 @@ async def test_an_outage_is_seen_in_the_metrics_from_its_start_to_its_end(
         return counts(registry, "glasspoint_l1_breaker_transitions_total", "to")
 
     def is_open() -> float | None:
-        return registry.get_sample_value("glasspoint_l1_breaker_open", {"saver": "default"})
+        return value_of(registry, "glasspoint_l1_breaker_open", {"saver": "default"})
 
     async with (
         Proxy().to(tcp(own_redis)) as proxy,

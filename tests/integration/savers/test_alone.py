@@ -40,7 +40,7 @@ from glasspoint.telemetry import background
 from places import SRC
 from redis_nodes import start_node
 from redis_users import USER, acl, allow, commands_in, url_of_user, what_a_user_needs
-from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
+from states import config_of, counts, exact, numbered_id, open_saver, open_upstream, value_of
 from steps import Proxy, Thread, hits_at_last, keys_of, nowhere, settled, tcp, until
 
 SOON = 0.05
@@ -66,7 +66,7 @@ class Watched:
 
     @property
     def quarantined(self) -> float | None:
-        return self.registry.get_sample_value("glasspoint_l1_quarantined_scopes", {"saver": "default"})
+        return value_of(self.registry, "glasspoint_l1_quarantined_scopes", {"saver": "default"})
 
     @property
     def dropped(self) -> dict[str, int]:

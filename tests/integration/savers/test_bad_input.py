@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
-import sys
 import threading
-from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
@@ -26,6 +26,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis, RedisCluster
 
+import preforked
 from bad_configs import CALLS, CONFIGS
 from glasspoint import CachedPostgresSaver, Settings, create_cached_postgres_checkpointer, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -40,7 +41,7 @@ from glasspoint.errors import (
 )
 from passwords import HALVES, PASSWORD, shown
 from roles import role_with_password
-from states import config_of, open_saver
+from states import config_of, open_saver, value_of
 from steps import OTHER_CONNECTIONS, Thread, keys_of, rows_of, settled, until
 
 
@@ -480,9 +481,9 @@ async def test_a_wrong_redis_password_is_said_aloud_and_the_cache_comes_to_life_
 async def is_a_hit(saver: CachedPostgresSaver, thread: Thread, registry: CollectorRegistry) -> bool:
     """Read once; was it answered by L1?"""
     name, labels = "glasspoint_l1_reads_total", {"saver": "default", "result": "hit"}
-    before = registry.get_sample_value(name, labels) or 0.0
+    before = value_of(registry, name, labels) or 0.0
     assert await thread.turn(saver) == 1
-    return (registry.get_sample_value(name, labels) or 0.0) > before
+    return (value_of(registry, name, labels) or 0.0) > before
 
 
 # ------------------------------------------------------------------ URLs that can be used
@@ -614,21 +615,25 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def test_many_processes_may_set_up_an_empty_database_at_once(database: str, redis_url: str) -> None:
-    command = [sys.executable, "-c", SETUP_AT_ONCE, database, redis_url]
-    pipes: Any = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
-    processes = [await asyncio.create_subprocess_exec(*command, **pipes) for _ in range(3)]
+async def test_many_processes_may_set_up_an_empty_database_at_once(
+    database: str, redis_url: str, tmp_path: Path
+) -> None:
+    errors = tmp_path / "errors"
+    with errors.open("wb") as stderr:
+        arguments: Any = (SETUP_AT_ONCE, database, redis_url)
+        processes = [await preforked.start(*arguments, env=os.environ, stderr=stderr) for _ in range(3)]
     try:
         for process in processes:
-            assert process.stdout is not None
             assert await process.stdout.readline() == b"ready\n"
-        ends = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+        for process in processes:
+            process.stdin.write(b"go\n")
+        ends = [await process.wait() for process in processes]
     finally:
         for process in processes:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-    assert [p.returncode for p in processes] == [0, 0, 0], ends
+    assert ends == [0, 0, 0], errors.read_text()
     assert (await rows_of(database))["checkpoint_migrations"] == len(AsyncPostgresSaver.MIGRATIONS)
 
 
