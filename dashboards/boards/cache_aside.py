@@ -188,7 +188,8 @@ def _sizes() -> Panel:
     return graph(
         "State size",
         About(
-            "How large the states are that are read: 50 % and 99 % of them no larger.",
+            "How large the states are that are read: 50 % and 99 % of them no larger; and how much a write"
+            " sends to PostgreSQL, on the mean.",
             "level: a conversation's state grows with its messages, and all of it is read at every turn.",
             "rising: trim or summarise messages, or keep large things outside the state. Above a megabyte"
             " Redis, the network and the CPU begin to feel it.",
@@ -196,6 +197,12 @@ def _sizes() -> Panel:
         *(
             Query(quantile(q, "entry_bytes", operation="get_tuple"), word)
             for word, q in (("p50", 0.5), ("p99", 0.99))
+        ),
+        Query(
+            share(
+                *(f"sum by (operation) ({rate(metric('write_bytes', part))})" for part in ("sum", "count"))
+            ),
+            "sent by {{operation}}",
         ),
         unit="bytes",
         width=_WIDTH,

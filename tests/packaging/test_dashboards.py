@@ -320,8 +320,8 @@ def test_a_variable_that_is_not_defined_is_an_error(tmp_path: Path) -> None:
 
 
 def parts_of(name: str) -> set[str]:
-    parts = ("_bucket", "_sum", "_count") if METRICS[name].kind == "histogram" else ("",)
-    return {f"glasspoint_{name}{part}" for part in parts}
+    parts = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+    return {f"glasspoint_{name}{part}" for part in parts.get(METRICS[name].kind, ("",))}
 
 
 KNOWN = {part: name for name in METRIC_LABELS for part in parts_of(name)}
@@ -410,6 +410,7 @@ def test_objectives_are_bounds_of_buckets() -> None:
         ("l1_reads_total", "bucket", {}),
         ("operation_duration_seconds", "", {}),
         ("operation_duration_seconds", "count", {"le": "1"}),
+        ("serde_duration_seconds", "bucket", {}),
     ],
 )
 def test_what_is_not_in_the_catalogue_cannot_be_asked_for(
