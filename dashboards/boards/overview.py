@@ -366,14 +366,16 @@ def _tiers() -> Panel:
 
 def _undrained() -> Panel:
     return graph(
-        "Threads not yet in PostgreSQL",
+        "Undrained threads and checkpoints",
         About(
-            "Threads that were found in a lower tier, of all processes: what is at risk now.",
+            "Threads that were found in a lower tier, and their checkpoints, of all processes: what is at"
+            " risk now.",
             "0, and back to 0 within a minute after an outage.",
             "it stays: PostgreSQL refuses them. The log names each and says why; `glasspoint check` names"
             " those in Redis.",
         ),
-        Query(f"max by (saver, tier) ({metric('undrained_threads')})", "{{saver}} {{tier}}"),
+        Query(f"max by (saver, tier) ({metric('undrained_threads')})", "{{saver}} {{tier}}: threads"),
+        Query(f"max by (saver, tier) ({metric('undrained_checkpoints')})", "{{saver}} {{tier}}: checkpoints"),
         unit="short",
         width=6,
     )

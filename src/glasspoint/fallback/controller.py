@@ -41,6 +41,7 @@ from glasspoint.errors import (
 from glasspoint.fallback.branches import UNDER_WAY, Branches, NotStoredYetError
 from glasspoint.fallback.draining import Drainer, Round
 from glasspoint.fallback.lookout import Lookout
+from glasspoint.history.interface import Held
 from glasspoint.logs import Throttle, get_logger
 from glasspoint.model.cancellation import run_to_the_end
 from glasspoint.model.lineage import UNKNOWN_TIME, SetAside
@@ -86,6 +87,8 @@ _LONGEST_PAUSE_SECONDS = 5.0
 # How often the progress of a drain is logged, and how often the threads that wait for one are counted.
 _SAY_SECONDS = 60.0
 _COUNT_SECONDS = 30.0
+
+_NOTHING = Held(0, 0)
 
 # How many threads a log line names.
 _NAMED_AT_MOST = 20
@@ -151,7 +154,7 @@ class Chain:
             if spec.is_shared
         }
         self._kept: tuple[Spec, TierSaver] | None = None  # holds threads that no tier takes
-        self._threads_below: dict[str, int] = {}
+        self._held_below: dict[str, Held] = {}
         self._progress = Throttle(_SAY_SECONDS)
         self._count_at = 0.0
         self._misconfigured: set[str] = set()  # logged already: why a tier cannot be used as configured
@@ -680,7 +683,7 @@ class Chain:
         drainer = self._drainers[spec.name]
         done = await drainer.round(lower, upper)  # type: ignore[arg-type]
         waiting = done.found - done.moved
-        self._note_threads(spec.name, waiting + len(drainer.refused))
+        self._note_held(spec.name, await _held_by(lower) if waiting or drainer.refused else _NOTHING)
         if (waiting or done.put_off) and self._progress.due():
             _log.warning(
                 "Draining the tier %s: %d threads are moved in this round, %d wait (%s), %d cannot be moved.",
@@ -698,7 +701,7 @@ class Chain:
         if spec is self._specs[0] or isinstance(saver, CachedPostgresSaver) or monotonic() < self._count_at:
             return
         self._count_at = monotonic() + _COUNT_SECONDS
-        self._note_threads(spec.name, len([each async for each in saver.thread_ids()]))
+        self._note_held(spec.name, await _held_by(saver))
 
     # ---------------------------------------------------------------- helpers
 
@@ -718,9 +721,15 @@ class Chain:
         self._undrained = tiers
         self.saver.status.undrained = tuple(sorted(tiers))
 
-    def _note_threads(self, tier: str, threads: int) -> None:
-        self._threads_below[tier] = threads
-        self.saver.status.undrained_threads = dict(self._threads_below)
+    def _note_held(self, tier: str, held: Held) -> None:
+        self._held_below[tier] = held
+        self._show_held(self.saver)
+
+    def _show_held(self, saver: TierSaver) -> None:
+        saver.status.undrained_threads = {tier: held.threads for tier, held in self._held_below.items()}
+        saver.status.undrained_checkpoints = {
+            tier: held.checkpoints for tier, held in self._held_below.items()
+        }
 
     def _background(self, work: Coroutine[Any, Any, None], name: str, context: Context) -> None:
         task = asyncio.create_task(work, name=name, context=context)
@@ -735,7 +744,7 @@ class Chain:
         passed_by = {each.name for each in self._above(of_before) if each in self._below(spec)}
         self._active = (spec, saver)
         self._note_undrained((self._undrained | passed_by) - {spec.name})
-        saver.status.undrained_threads = dict(self._threads_below)
+        self._show_held(saver)
         before.status.set_active(False)
         saver.status.set_active(True)
         if of_before.name == "memory" and self._drainers["memory"].refused:
@@ -777,6 +786,12 @@ class _Report:
         # Without the checkpoint that the branch goes on from: the thread itself has it, too.
         own = [each for branch in branches for each in sorted(branch.ids)[1 if branch.bases else 0 :]]
         self.branches.add(set_aside, own)
+
+
+async def _held_by(lower: TierSaver) -> Held:
+    """Count what a lower tier holds. A thread that was refused may have expired since."""
+    assert not isinstance(lower, CachedPostgresSaver)  # the best tier is never drained
+    return await lower.count()
 
 
 def _most_common(words: Iterable[str]) -> str:

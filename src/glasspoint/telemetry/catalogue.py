@@ -481,6 +481,19 @@ METRICS: dict[str, Metric] = {
             ),
         ),
         Metric(
+            "undrained_checkpoints",
+            "gauge",
+            ("tier",),
+            "Checkpoints that were found in a lower tier, and are not in PostgreSQL yet.",
+            "how much is at risk: one long conversation is more than ten new ones",
+            (
+                Query(
+                    "How many checkpoints are not in PostgreSQL yet?",
+                    "max by (tier) (glasspoint_undrained_checkpoints)",
+                ),
+            ),
+        ),
+        Metric(
             "retention_last_success_timestamp_seconds",
             "gauge",
             (),

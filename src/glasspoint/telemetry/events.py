@@ -429,7 +429,8 @@ class SaverStatus:
             Await it on `loop`.
         loop: The event loop that the saver works on.
         undrained: The lower tiers of its chain that may hold threads that are not here yet.
-        undrained_threads: Lower tier -> the number of threads found there at the last look.
+        undrained_threads, undrained_checkpoints: Lower tier -> the number of threads, and of their
+            checkpoints, found there at the last look.
         breaker: The state of the breaker in front of L1; `None` if there is no breaker.
         journal_pending: The number of unswept rows in the journal at the last look, without those of scopes
             in quarantine.
@@ -460,6 +461,7 @@ class SaverStatus:
     loop: asyncio.AbstractEventLoop | None = None
     undrained: tuple[str, ...] = ()
     undrained_threads: Mapping[str, int] = field(default_factory=dict)
+    undrained_checkpoints: Mapping[str, int] = field(default_factory=dict)
     breaker: BreakerState | None = None
     journal_pending: int = 0
     identity: str | None = None
