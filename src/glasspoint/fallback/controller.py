@@ -45,6 +45,7 @@ from glasspoint.history.interface import Held
 from glasspoint.logs import Throttle, get_logger
 from glasspoint.model.cancellation import run_to_the_end
 from glasspoint.model.lineage import UNKNOWN_TIME, SetAside
+from glasspoint.model.scope import Scope
 from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.savers.redis_saver import RedisSaver
 from glasspoint.telemetry.background import BackgroundTask
@@ -334,16 +335,23 @@ class Chain:
 
     async def _bring_up_from(self, tier: str, lookout: Lookout, saver: TierSaver, thread_id: str) -> None:
         drainer, give_up_at = self._drainers[tier], monotonic() + _FOLLOW_SECONDS
-        while thread_id not in drainer.refused and (await lookout.look(thread_id)).this:
-            if await drainer.one(lookout.saver, saver, thread_id):
-                break
-            if monotonic() > give_up_at:
-                raise ThreadMovedError(
-                    f"This thread stands in the tier {tier}, and another process keeps it sealed: ask again "
-                    "in a moment.",
-                    moved=False,
-                )
-            await asyncio.sleep(_FOLLOW_STEP_SECONDS)
+        if thread_id in drainer.refused or not (await lookout.look(thread_id)).this:
+            return
+        done = Round()
+        with self._telemetry.step("drain", Scope(thread_id, "")) as step:
+            try:
+                while not await drainer.one(lookout.saver, saver, thread_id, done):
+                    if monotonic() > give_up_at:
+                        raise ThreadMovedError(
+                            f"This thread stands in the tier {tier}, and another process keeps it sealed: "
+                            "ask again in a moment.",
+                            moved=False,
+                        )
+                    await asyncio.sleep(_FOLLOW_STEP_SECONDS)
+                    if thread_id in drainer.refused or not (await lookout.look(thread_id)).this:
+                        break
+            finally:
+                step.facts |= _facts_of(tier, saver, done)
 
     # ---------------------------------------------------------------- down
 
@@ -680,8 +688,13 @@ class Chain:
 
     async def _drain(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> Round:
         # The best tier is never drained, so `lower` is a `RedisSaver` or a `MemorySaver`.
-        drainer = self._drainers[spec.name]
-        done = await drainer.round(lower, upper)  # type: ignore[arg-type]
+        drainer, done = self._drainers[spec.name], Round()
+        with self._telemetry.step("drain", None) as step:
+            try:
+                await drainer.round(lower, upper, done)  # type: ignore[arg-type]
+            finally:
+                if done.moved or done.checkpoints:
+                    step.facts |= _facts_of(spec.name, upper, done)
         waiting = done.found - done.moved
         self._note_held(spec.name, await _held_by(lower) if waiting or drainer.refused else _NOTHING)
         if (waiting or done.put_off) and self._progress.due():
@@ -786,6 +799,16 @@ class _Report:
         # Without the checkpoint that the branch goes on from: the thread itself has it, too.
         own = [each for branch in branches for each in sorted(branch.ids)[1 if branch.bases else 0 :]]
         self.branches.add(set_aside, own)
+
+
+def _facts_of(tier: str, upper: TierSaver, done: Round) -> dict[str, str | int]:
+    """Return what the span of a drain tells."""
+    return {
+        "from_tier": tier,
+        "to_tier": upper.status.tier,
+        "threads": done.moved,
+        "checkpoints": done.checkpoints,
+    }
 
 
 async def _held_by(lower: TierSaver) -> Held:

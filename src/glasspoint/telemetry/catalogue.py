@@ -991,6 +991,23 @@ SPANS: tuple[Spans, ...] = (
     ),
     Spans(
         "checkpoint.",
+        ("drain",),
+        "internal",
+        "each round in which threads of a lower tier were moved up; and in the trace of a call that waited"
+        " until its own thread was up",
+        ("glasspoint.from_tier", "glasspoint.to_tier", "glasspoint.threads", "glasspoint.checkpoints"),
+        (
+            Query(
+                "What came back after an outage, and how long did it take?", '{ name = "checkpoint.drain" }'
+            ),
+            Query(
+                "Turns that waited until their thread was moved up",
+                '{ name =~ "invoke_agent.*" } >> { name = "checkpoint.drain" }',
+            ),
+        ),
+    ),
+    Spans(
+        "checkpoint.",
         ("background",),
         "internal",
         "background work met an error that nobody foresaw; when it works, it has no spans",

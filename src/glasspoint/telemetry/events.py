@@ -584,13 +584,17 @@ class Step(_Timed):
     """One round trip, or one wait, inside an operation.
 
     Attributes:
-        name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`; `redis.read`, ….
+        name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`; `redis.read`, …;
+            `drain`.
         result: The result in one word, if there is one.
         batch_size: How many calls the statement serves.
+        facts: Further facts for the span, by the ends of their names. A step of background work is shown only
+            if there are any.
     """
 
     result: str | None = None
     batch_size: int = 1
+    facts: dict[str, str | int] = field(default_factory=dict)
 
     def __enter__(self) -> Step:
         _emit(self._listeners.step_started, self)
