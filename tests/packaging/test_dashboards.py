@@ -353,9 +353,13 @@ def assert_documented(label: str, value: str) -> None:
         assert any(f"`{each}`" in row for row in rows), f"{label}={each}"
 
 
-def test_every_metric_of_the_catalogue_is_on_some_board() -> None:
+# Metrics on which nobody acts: they answer questions of docs/telemetry.md.
+NOT_ON_A_BOARD = {"burst_writes", "redis_pool_connections", "storage_rows"}
+
+
+def test_every_other_metric_of_the_catalogue_is_on_some_board() -> None:
     asked = {found for each in PROMQL for found in re.findall(r"\bglasspoint_\w+", each.text)}
-    assert {name for name in METRIC_LABELS if not parts_of(name) & asked} == set()
+    assert {name for name in METRIC_LABELS if not parts_of(name) & asked} == NOT_ON_A_BOARD
 
 
 def test_series_are_coloured_by_values_that_there_are() -> None:
