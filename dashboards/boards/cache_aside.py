@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dashboards.boards.colours import BAD, GOOD, WARNING
 from dashboards.boards.common import board, exporter
 from dashboards.boards.panels import About, Query, figures, graph
-from dashboards.boards.promql import hit_ratio, metric, or_zero, quantile, rate, redis, share
+from dashboards.boards.promql import metric, or_zero, quantile, rate, redis, share
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.models.dashboard import Dashboard, Panel
@@ -39,30 +39,13 @@ def build() -> Dashboard:
         "Does the cache earn its keep, and is it true? How reads are answered, how writes reach both levels,"
         " what audits find, and Redis itself.",
         {
-            "": [_hits(), _hit_latency(), _followed(), _stale(), _breaker(), _memory_used()],
+            "": [_hit_latency(), _followed(), _stale(), _breaker(), _memory_used()],
             "Reads": [_reads(), _latencies(), _warm_ups(), _sizes()],
-            "Writes": [_write_through(), _l1_told(), _l1_follows(), _burst_writes()],
+            "Writes": [_write_through(), _l1_told(), _l1_follows()],
             "Consistency": [_audits(), _invalidations(), _journal(), _breaker_changes()],
-            "Redis": [_memory(), _removed(), _scripts(), _clients()],
+            "Redis": [_memory(), _removed(), _scripts()],
         },
         variables=[exporter("redis", "Redis", "redis_up")],
-    )
-
-
-def _hits() -> Panel:
-    return figures(
-        "Hit ratio",
-        About(
-            "Hits, as a share of the reads that Redis could have answered: not those for a given checkpoint"
-            " (historical), of a scope that is not cached (bypassed), or of a new thread (absent).",
-            "above 80 %.",
-            "Reads by result, below, says what the other reads met.",
-        ),
-        Query(hit_ratio(), "hits"),
-        unit="percentunit",
-        decimals=1,
-        steps=[(0, BAD), (0.5, WARNING), (0.8, GOOD)],
-        no_value="no reads",
     )
 
 
@@ -76,6 +59,7 @@ def _hit_latency() -> Panel:
             empty="while there are no hits.",
         ),
         Query(quantile(0.99, "read_duration_seconds", result="hit"), "p99"),
+        width=5,
         unit="s",
         steps=[(0, GOOD), (0.02, WARNING), (0.1, BAD)],
         no_value="no hits",
@@ -98,6 +82,7 @@ def _followed() -> Panel:
             ),
             "applied",
         ),
+        width=5,
         unit="percentunit",
         decimals=1,
         steps=[(0, BAD), (0.8, WARNING), (0.95, GOOD)],
@@ -188,7 +173,8 @@ def _sizes() -> Panel:
     return graph(
         "State size",
         About(
-            "How large the states are that are read: 50 % and 99 % of them no larger.",
+            "How large the states are that are read: 50 % and 99 % of them no larger; and how much a write"
+            " sends to PostgreSQL, on the mean.",
             "level: a conversation's state grows with its messages, and all of it is read at every turn.",
             "rising: trim or summarise messages, or keep large things outside the state. Above a megabyte"
             " Redis, the network and the CPU begin to feel it.",
@@ -196,6 +182,12 @@ def _sizes() -> Panel:
         *(
             Query(quantile(q, "entry_bytes", operation="get_tuple"), word)
             for word, q in (("p50", 0.5), ("p99", 0.99))
+        ),
+        Query(
+            share(
+                *(f"sum by (operation) ({rate(metric('write_bytes', part))})" for part in ("sum", "count"))
+            ),
+            "sent by {{operation}}",
         ),
         unit="bytes",
         width=_WIDTH,
@@ -223,7 +215,7 @@ def _write_through() -> Panel:
             for word, q in (("p50", 0.5), ("p95", 0.95))
         ),
         unit="s",
-        width=_WIDTH,
+        width=8,
     )
 
 
@@ -238,6 +230,7 @@ def _stale() -> Panel:
             " already.",
         ),
         Query(f"sum(increase({metric('l1_audits_total', verdict='stale')}[$__range]))", "stale"),
+        width=5,
         unit="none",
         decimals=0,
         steps=[(0, GOOD), (0.5, BAD)],
@@ -255,6 +248,7 @@ def _breaker() -> Panel:
             " does; probes go out in the background, and it closes by itself.",
         ),
         Query(f"max({metric('l1_breaker_open')})", "breaker"),
+        width=5,
         unit="none",
         steps=[(0, GOOD), (1, BAD)],
         texts=_BREAKER,
@@ -275,7 +269,7 @@ def _l1_told() -> Panel:
         ),
         Query(f"sum by (l1) ({rate(metric('write_through_total'))})", "{{l1}}", names=_WRITE_RESULTS),
         unit="ops",
-        width=_WIDTH,
+        width=8,
         stacked=True,
     )
 
@@ -293,31 +287,8 @@ def _l1_follows() -> Panel:
         ),
         Query(f"sum by (end) ({rate(metric('bursts_total'))})", "{{end}}", names=_BURST_ENDS),
         unit="ops",
-        width=_WIDTH,
+        width=8,
         stacked=True,
-    )
-
-
-def _burst_writes() -> Panel:
-    return graph(
-        "Writes per burst",
-        About(
-            "How many writes share one announcement in Redis, half of the bursts no more, and on the mean."
-            " The writes of a burst come within 50 ms of each other.",
-            "several, while nodes are fast. Writes that wait for a model are bursts of their own.",
-            "near 1 with fast nodes: Redis is not told (see Bursts by end), or `durability` is `exit`, which"
-            " writes once a turn.",
-            empty="while nothing is written.",
-        ),
-        Query(
-            share(
-                f"sum({rate(metric('burst_writes', 'sum'))})", f"sum({rate(metric('burst_writes', 'count'))})"
-            ),
-            "mean",
-        ),
-        Query(quantile(0.5, "burst_writes"), "p50"),
-        unit="none",
-        width=_WIDTH,
     )
 
 
@@ -418,7 +389,7 @@ def _memory() -> Panel:
         Query(f"sum({redis('memory_used_rss_bytes')})", "resident"),
         Query(f"sum({redis('memory_max_bytes')})", "limit"),
         unit="bytes",
-        width=_WIDTH,
+        width=8,
     )
 
 
@@ -434,7 +405,7 @@ def _removed() -> Panel:
         Query(f"60 * sum({rate(redis('expired_keys_total'))})", "expired"),
         Query(f"60 * sum({rate(redis('evicted_keys_total'))})", "evicted"),
         unit="opm",
-        width=_WIDTH,
+        width=8,
     )
 
 
@@ -449,21 +420,5 @@ def _scripts() -> Panel:
         ),
         Query(share(f"sum({rate(seconds)})", f"sum({rate(calls)})"), "mean"),
         unit="s",
-        width=_WIDTH,
-    )
-
-
-def _clients() -> Panel:
-    return graph(
-        "Redis: connections",
-        About(
-            "Connections to Redis, as it counts them, and ours by whether they are in use.",
-            "level: connections are kept.",
-            "rising without end: somebody does not close theirs. Ours in use all the time: Redis is slow, or"
-            " far away.",
-        ),
-        Query(f"sum({redis('connected_clients')})", "connected"),
-        Query(f"sum by (state) ({metric('redis_pool_connections')})", "ours, {{state}}"),
-        unit="none",
-        width=_WIDTH,
+        width=8,
     )

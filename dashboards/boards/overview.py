@@ -57,7 +57,7 @@ def build() -> Dashboard:
             ],
             "Rate and errors": [_requests(), _failures(), _budgets()],
             "Duration": [_hits_and_misses(), _reads(), _writes()],
-            "Utilisation and saturation": [_hits_over_time(), _cpu(), _pool()],
+            "Utilisation and saturation": [_cpu(), _pool()],
             "Tiers and events": [_tiers(), _undrained(), _events()],
         },
     )
@@ -298,24 +298,6 @@ def _waits(title: str, calls: str, objective: Objective, of: dict[str, str]) -> 
     )
 
 
-def _hits_over_time() -> Panel:
-    by = ("saver",)
-    return graph(
-        "Hit ratio by saver",
-        About(
-            "Hits, as a share of the reads that Redis could have answered.",
-            "level, and back within minutes after a mark.",
-            "a step down after a new epoch heals by itself. A slow fall: entries expire or are evicted before"
-            " the next turn, see Cache-aside › Redis: keys expired and evicted.",
-        ),
-        Query(hit_ratio(by), "{{saver}}"),
-        unit="percentunit",
-        share=True,
-        calcs=("min", "mean", "lastNotNull"),
-        links=_TO_CACHE,
-    )
-
-
 def _cpu() -> Panel:
     return graph(
         "CPU by process",
@@ -328,6 +310,7 @@ def _cpu() -> Panel:
             " behind one port (PROMETHEUS_MULTIPROC_DIR).",
         ),
         Query(cpu(), "{{instance}}"),
+        width=12,
         unit="none",
         limits=[(0, NEUTRAL), (0.8, WARNING), (1, BAD)],
         links=_TO_SATURATION,
@@ -343,6 +326,7 @@ def _pool() -> Panel:
             "Saturation and storage says who waits, for how long, and what PostgreSQL does.",
         ),
         Query(pool_in_use(), "{{instance}} {{saver}}"),
+        width=12,
         unit="percentunit",
         share=True,
         limits=[(0, NEUTRAL), (0.8, WARNING), (0.95, BAD)],
@@ -366,14 +350,16 @@ def _tiers() -> Panel:
 
 def _undrained() -> Panel:
     return graph(
-        "Threads not yet in PostgreSQL",
+        "Undrained threads and checkpoints",
         About(
-            "Threads that were found in a lower tier, of all processes: what is at risk now.",
+            "Threads that were found in a lower tier, and their checkpoints, of all processes: what is at"
+            " risk now.",
             "0, and back to 0 within a minute after an outage.",
             "it stays: PostgreSQL refuses them. The log names each and says why; `glasspoint check` names"
             " those in Redis.",
         ),
-        Query(f"max by (saver, tier) ({metric('undrained_threads')})", "{{saver}} {{tier}}"),
+        Query(f"max by (saver, tier) ({metric('undrained_threads')})", "{{saver}} {{tier}}: threads"),
+        Query(f"max by (saver, tier) ({metric('undrained_checkpoints')})", "{{saver}} {{tier}}: checkpoints"),
         unit="short",
         width=6,
     )

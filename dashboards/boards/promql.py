@@ -29,6 +29,7 @@ METRIC_LABELS: dict[str, tuple[str, ...]] = {each.name: each.labels for each in 
 """Every metric of Glasspoint, without its prefix, and its labels besides `saver`."""
 
 _CHOSEN = ("job", "instance", "saver")
+_PARTS = {"histogram": ("bucket", "sum", "count"), "summary": ("sum", "count")}
 _OPERATORS = ("=~", "!=", "!~")
 
 
@@ -37,15 +38,15 @@ def metric(name: str, part: str = "", /, **labels: str) -> str:
 
     Args:
         name: As the catalogue has it.
-        part: Of a histogram: `bucket`, `sum` or `count`.
+        part: Of a histogram: `bucket`, `sum` or `count`; of a summary: `sum` or `count`.
         labels: Label -> value; `=~`, `!=` and `!~` may stand before it.
 
     Raises:
         LookupError: there is no such metric, no such part of it, or no such label on it.
     """
     known = METRIC_LABELS[name]
-    if (name in METRICS and METRICS[name].kind == "histogram") != bool(part):
-        raise LookupError(f"{name} is a histogram or not: {part!r} does not go with it")
+    if part not in _PARTS.get(METRICS[name].kind, ("",)):
+        raise LookupError(f"{name} is a {METRICS[name].kind}: {part!r} does not go with it")
     if unknown := set(labels) - {*known, *(("le",) if part == "bucket" else ())}:
         raise LookupError(f"{name} has no label {', '.join(sorted(unknown))}")
     chosen = [f'{label}=~"${label}"' for label in _CHOSEN]

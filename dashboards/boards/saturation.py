@@ -40,12 +40,12 @@ def build() -> Dashboard:
         {
             "": [
                 *(_utilisation(), _waiting(), _slowest_wait(), _timeouts()),
-                *(_postgres_up(), _days_left(), _size(), _retention_age()),
+                *(_postgres_up(), _days_left(), _retention_age()),
             ],
             "Processes": [_cpu(), _serde(), _lost(), _commits()],
-            "Connection pool": [_in_use(), _connections(), _wait(), _trouble()],
+            "Connection pool": [_connections(), _wait(), _trouble()],
             "PostgreSQL": [_sessions(), _transactions(), _longest(), _buffers()],
-            "Storage": [_tables(), _rows(), _databases(), _retention()],
+            "Storage": [_tables(), _databases(), _retention()],
         },
         variables=[
             exporter("postgres", "PostgreSQL", "pg_up"),
@@ -152,7 +152,7 @@ def _postgres_up() -> Panel:
         ),
         Query(f"min({postgres('up')})", "up"),
         unit="none",
-        width=3,
+        width=4,
         steps=[(0, BAD), (1, GOOD)],
         texts={0: ("down", BAD), 1: ("up", GOOD)},
         no_value="no exporter",
@@ -174,29 +174,12 @@ def _days_left() -> Panel:
         ),
         Query(days, "days"),
         unit="d",
-        width=3,
+        width=4,
         decimals=0,
         steps=[(0, BAD), (7, WARNING), (30, GOOD)],
         texts={_TEN_YEARS_DAYS: ("over 10 years", GOOD)},
         no_value="no sizes",
         sparkline=False,
-    )
-
-
-def _size() -> Panel:
-    return figures(
-        "Table size",
-        About(
-            "What the checkpoints take on PostgreSQL's disk, with their indexes.",
-            "what your conversations need.",
-            "prune, or keep large things outside the state.",
-        ),
-        Query(f"sum({_SIZES})", "size"),
-        unit="bytes",
-        width=3,
-        decimals=1,
-        steps=[(0, NEUTRAL)],
-        no_value="no sizes",
     )
 
 
@@ -212,7 +195,7 @@ def _retention_age() -> Panel:
         ),
         Query(age, "age"),
         unit="s",
-        width=3,
+        width=4,
         decimals=0,
         steps=[(0, GOOD), (7200, WARNING), (28800, BAD)],
         no_value="not set",
@@ -296,22 +279,6 @@ def _commits() -> Panel:
     )
 
 
-def _in_use() -> Panel:
-    return graph(
-        "Connection pool utilisation",
-        About(
-            "How full the pool of each process is.",
-            "below the dashed lines, 80 % and 95 %.",
-            "all processes at once: PostgreSQL is slow. One alone: it gets more than its share of the calls.",
-        ),
-        Query(pool_in_use(), "{{instance}} {{saver}}"),
-        unit="percentunit",
-        width=_WIDTH,
-        share=True,
-        limits=[(0, NEUTRAL), (0.8, WARNING), (0.95, BAD)],
-    )
-
-
 def _connections() -> Panel:
     return graph(
         "Connections and callers waiting",
@@ -326,7 +293,7 @@ def _connections() -> Panel:
         Query(f"sum({metric('pool_requests_waiting')})", "waiting"),
         Query(f"sum({metric('pool_max_connections')})", "limit"),
         unit="none",
-        width=_WIDTH,
+        width=8,
     )
 
 
@@ -341,7 +308,7 @@ def _wait() -> Panel:
         ),
         *(Query(quantile(q, "pool_wait_seconds"), name) for name, q in percentiles.items()),
         unit="s",
-        width=_WIDTH,
+        width=8,
     )
 
 
@@ -360,7 +327,7 @@ def _trouble() -> Panel:
         Query(f"60 * sum({rate(metric('pool_connections_lost_total'))})", "lost"),
         Query(retries, "retried: {{reason}}"),
         unit="opm",
-        width=_WIDTH,
+        width=8,
     )
 
 
@@ -440,23 +407,8 @@ def _tables() -> Panel:
         ),
         Query(_SIZES, "{{saver}} {{table}}"),
         unit="bytes",
-        width=_WIDTH,
+        width=8,
         stacked=True,
-        calcs=("min", "max", "lastNotNull"),
-    )
-
-
-def _rows() -> Panel:
-    return graph(
-        "Rows by table",
-        About(
-            "About how many rows there are: PostgreSQL's own estimate.",
-            "slopes as those of the sizes.",
-            "bytes without rows: larger states. glasspoint_l1_journal should be empty but for moments.",
-        ),
-        Query(f"max by (saver, table) ({metric('storage_rows')})", "{{saver}} {{table}}"),
-        unit="short",
-        width=_WIDTH,
         calcs=("min", "max", "lastNotNull"),
     )
 
@@ -471,7 +423,7 @@ def _databases() -> Panel:
         ),
         Query(f"sum by (datname) ({_pg('database_size_bytes')})", "{{datname}}"),
         unit="bytes",
-        width=_WIDTH,
+        width=8,
         calcs=("min", "max", "lastNotNull"),
     )
 
@@ -490,7 +442,7 @@ def _retention() -> Panel:
             "runs: {{result}}",
         ),
         unit="short",
-        width=_WIDTH,
+        width=8,
     )
 
 

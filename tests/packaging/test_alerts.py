@@ -154,8 +154,10 @@ def asked_for(promql: str) -> set[str]:
 
 def known() -> set[str]:
     names = {f"glasspoint_{name}" for name in METRICS}
-    histograms = {f"glasspoint_{name}" for name, metric in METRICS.items() if metric.kind == "histogram"}
-    return names | {name + part for name in histograms for part in ("_bucket", "_sum", "_count")}
+    parts = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+    return names | {
+        f"glasspoint_{name}{part}" for name, metric in METRICS.items() for part in parts.get(metric.kind, ())
+    }
 
 
 @pytest.mark.parametrize(("name", "promql"), expressions())

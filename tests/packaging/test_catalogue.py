@@ -39,13 +39,10 @@ def test_a_metric_can_be_asked_for(name: str) -> None:
 
 
 def test_queries_name_only_metrics_that_there_are() -> None:
-    parts = {"_bucket", "_sum", "_count"}
+    parts = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
     known = {f"glasspoint_{name}" for name in METRICS}
     known |= {
-        f"glasspoint_{name}{part}"
-        for name, metric in METRICS.items()
-        if metric.kind == "histogram"
-        for part in parts
+        f"glasspoint_{name}{part}" for name, metric in METRICS.items() for part in parts.get(metric.kind, ())
     }
     asked = {
         name

@@ -320,8 +320,8 @@ def test_a_variable_that_is_not_defined_is_an_error(tmp_path: Path) -> None:
 
 
 def parts_of(name: str) -> set[str]:
-    parts = ("_bucket", "_sum", "_count") if METRICS[name].kind == "histogram" else ("",)
-    return {f"glasspoint_{name}{part}" for part in parts}
+    parts = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+    return {f"glasspoint_{name}{part}" for part in parts.get(METRICS[name].kind, ("",))}
 
 
 KNOWN = {part: name for name in METRIC_LABELS for part in parts_of(name)}
@@ -353,9 +353,13 @@ def assert_documented(label: str, value: str) -> None:
         assert any(f"`{each}`" in row for row in rows), f"{label}={each}"
 
 
-def test_every_metric_of_the_catalogue_is_on_some_board() -> None:
+# Metrics on which nobody acts: they answer questions of docs/telemetry.md.
+NOT_ON_A_BOARD = {"burst_writes", "redis_pool_connections", "storage_rows"}
+
+
+def test_every_other_metric_of_the_catalogue_is_on_some_board() -> None:
     asked = {found for each in PROMQL for found in re.findall(r"\bglasspoint_\w+", each.text)}
-    assert {name for name in METRIC_LABELS if not parts_of(name) & asked} == set()
+    assert {name for name in METRIC_LABELS if not parts_of(name) & asked} == NOT_ON_A_BOARD
 
 
 def test_series_are_coloured_by_values_that_there_are() -> None:
@@ -410,6 +414,7 @@ def test_objectives_are_bounds_of_buckets() -> None:
         ("l1_reads_total", "bucket", {}),
         ("operation_duration_seconds", "", {}),
         ("operation_duration_seconds", "count", {"le": "1"}),
+        ("serde_duration_seconds", "bucket", {}),
     ],
 )
 def test_what_is_not_in_the_catalogue_cannot_be_asked_for(

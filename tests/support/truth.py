@@ -1,7 +1,7 @@
 """An application that counts for itself what it does, to hold the metrics against: calls and how they ended,
 hits, turns, questions and answers. It uses nothing of Glasspoint's telemetry to count.
 
-As a program it is one process of several: `python truth.py POSTGRES_URL REDIS_URL`, with
+As a program it is one process of several: `python truth.py POSTGRES_URL REDIS_URL [one-connection]`, with
 PROMETHEUS_MULTIPROC_DIR set. It takes a command a line (`talk 42`), answers with a line, and writes down what
 it has counted after each. `python truth.py --scrape` prints the metrics of all processes.
 """
@@ -26,7 +26,7 @@ from psycopg import AsyncCursor
 from glasspoint import CachedPostgresSaver, conversation_turn
 from glasspoint.l2.sql import query
 from states import SettledSaver, config_of
-from steps import settled, until
+from steps import Thread, settled, until
 
 SELECTS = frozenset(
     query(name)
@@ -38,6 +38,9 @@ SELECTS = frozenset(
         "select_by_id",
     )
 )
+
+NO_CONNECTION = "came free"
+"""What the error of a call says that got no connection in time."""
 
 Truth = Counter[str]
 """What was counted: a name, and after a space the value of a label."""
@@ -102,8 +105,9 @@ class CountedSaver(SettledSaver):
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
-        except Exception:
+        except Exception as exc:
             outcome = "error"
+            self.truth["timeouts"] += NO_CONNECTION in str(exc)
             raise
         finally:
             self.truth[f"{operation} {outcome}"] += 1
@@ -129,6 +133,7 @@ class Application:
         self.before_asking: Callable[[], Awaitable[None]] = _nothing
         self._saver = saver
         self._graph = self._build()
+        self._holding: asyncio.Task[None] | None = None
         self._asked: set[str] = set()
         self._answered: set[str] = set()
 
@@ -177,6 +182,24 @@ class Application:
 
         await until(reads)
         return "hit"
+
+    async def hold(self, thread_id: str) -> str:
+        """Begin to write, outside of a turn. If the table is locked, that holds a connection."""
+        thread = Thread(thread_id)
+        self._holding = asyncio.create_task(thread.put(self._saver))
+        return "holding"
+
+    async def held(self) -> str:
+        """Wait until that is written."""
+        assert self._holding is not None
+        await self._holding
+        return "written"
+
+    async def crowd(self, count: str) -> str:
+        """Read threads that nobody knows, all at once, and return how many of the reads failed."""
+        reads = (self.read(f"nobody {number}") for number in range(int(count)))
+        ends = await asyncio.gather(*reads)
+        return str(len(ends) - ends.count("nothing"))
 
     async def settle(self) -> str:
         """Let Redis follow what was written."""
@@ -277,6 +300,8 @@ def scraped(families: Sequence[Metric]) -> Truth:
                     said["durations of turns"] += int(sample.value)
                 case "interrupts_total":
                     said[labels["kind"]] += int(sample.value)
+                case "pool_timeouts_total":
+                    said["timeouts"] += int(sample.value)
     return +said
 
 
@@ -287,11 +312,34 @@ def expected(truth: Truth) -> Truth:
     return +(truth + Truth({"durations of turns": sum(truth[key] for key in agents), "reads": reads}))
 
 
-async def _serve(postgres_url: str, redis_url: str) -> None:
+def waits_in(families: Sequence[Metric]) -> tuple[int, float]:
+    """How many calls have waited for a connection, and for how many seconds, as the metrics say."""
+    said = {
+        sample.name.rpartition("_")[2]: sample.value
+        for family in families
+        for sample in family.samples
+        if family.name == "glasspoint_pool_wait_seconds" and not sample.name.endswith("_bucket")
+    }
+    return int(said["count"]), said["sum"]
+
+
+HASTY: dict[str, Any] = {
+    "pool_timeout_seconds": 0.5,
+    "write_deadline_seconds": 1,
+    "l1_timeout_seconds": 0.25,
+}
+ONE_CONNECTION: dict[str, Any] = {
+    "pool_max_size": 1,
+    "pool_timeout_seconds": 0.5,
+    "write_deadline_seconds": 60,
+    "sweep_interval_seconds": 1000,
+}
+"""The background waits for no connection then, so that all waits are those of calls."""
+
+
+async def _serve(postgres_url: str, redis_url: str, *pool: str) -> None:
     loop = asyncio.get_running_loop()
-    async with application(
-        postgres_url, redis_url, pool_timeout_seconds=0.5, write_deadline_seconds=1, l1_timeout_seconds=0.25
-    ) as app:
+    async with application(postgres_url, redis_url, **(ONE_CONNECTION if pool else HASTY)) as app:
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             command, *args = line.split()
             answer = await getattr(app, command)(*args)

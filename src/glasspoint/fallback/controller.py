@@ -41,9 +41,11 @@ from glasspoint.errors import (
 from glasspoint.fallback.branches import UNDER_WAY, Branches, NotStoredYetError
 from glasspoint.fallback.draining import Drainer, Round
 from glasspoint.fallback.lookout import Lookout
+from glasspoint.history.interface import Held
 from glasspoint.logs import Throttle, get_logger
 from glasspoint.model.cancellation import run_to_the_end
 from glasspoint.model.lineage import UNKNOWN_TIME, SetAside
+from glasspoint.model.scope import Scope
 from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.savers.redis_saver import RedisSaver
 from glasspoint.telemetry.background import BackgroundTask
@@ -86,6 +88,8 @@ _LONGEST_PAUSE_SECONDS = 5.0
 # How often the progress of a drain is logged, and how often the threads that wait for one are counted.
 _SAY_SECONDS = 60.0
 _COUNT_SECONDS = 30.0
+
+_NOTHING = Held(0, 0)
 
 # How many threads a log line names.
 _NAMED_AT_MOST = 20
@@ -151,7 +155,7 @@ class Chain:
             if spec.is_shared
         }
         self._kept: tuple[Spec, TierSaver] | None = None  # holds threads that no tier takes
-        self._threads_below: dict[str, int] = {}
+        self._held_below: dict[str, Held] = {}
         self._progress = Throttle(_SAY_SECONDS)
         self._count_at = 0.0
         self._misconfigured: set[str] = set()  # logged already: why a tier cannot be used as configured
@@ -331,16 +335,23 @@ class Chain:
 
     async def _bring_up_from(self, tier: str, lookout: Lookout, saver: TierSaver, thread_id: str) -> None:
         drainer, give_up_at = self._drainers[tier], monotonic() + _FOLLOW_SECONDS
-        while thread_id not in drainer.refused and (await lookout.look(thread_id)).this:
-            if await drainer.one(lookout.saver, saver, thread_id):
-                break
-            if monotonic() > give_up_at:
-                raise ThreadMovedError(
-                    f"This thread stands in the tier {tier}, and another process keeps it sealed: ask again "
-                    "in a moment.",
-                    moved=False,
-                )
-            await asyncio.sleep(_FOLLOW_STEP_SECONDS)
+        if thread_id in drainer.refused or not (await lookout.look(thread_id)).this:
+            return
+        done = Round()
+        with self._telemetry.step("drain", Scope(thread_id, "")) as step:
+            try:
+                while not await drainer.one(lookout.saver, saver, thread_id, done):
+                    if monotonic() > give_up_at:
+                        raise ThreadMovedError(
+                            f"This thread stands in the tier {tier}, and another process keeps it sealed: "
+                            "ask again in a moment.",
+                            moved=False,
+                        )
+                    await asyncio.sleep(_FOLLOW_STEP_SECONDS)
+                    if thread_id in drainer.refused or not (await lookout.look(thread_id)).this:
+                        break
+            finally:
+                step.facts |= _facts_of(tier, saver, done)
 
     # ---------------------------------------------------------------- down
 
@@ -677,10 +688,15 @@ class Chain:
 
     async def _drain(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> Round:
         # The best tier is never drained, so `lower` is a `RedisSaver` or a `MemorySaver`.
-        drainer = self._drainers[spec.name]
-        done = await drainer.round(lower, upper)  # type: ignore[arg-type]
+        drainer, done = self._drainers[spec.name], Round()
+        with self._telemetry.step("drain", None) as step:
+            try:
+                await drainer.round(lower, upper, done)  # type: ignore[arg-type]
+            finally:
+                if done.moved or done.checkpoints:
+                    step.facts |= _facts_of(spec.name, upper, done)
         waiting = done.found - done.moved
-        self._note_threads(spec.name, waiting + len(drainer.refused))
+        self._note_held(spec.name, await _held_by(lower) if waiting or drainer.refused else _NOTHING)
         if (waiting or done.put_off) and self._progress.due():
             _log.warning(
                 "Draining the tier %s: %d threads are moved in this round, %d wait (%s), %d cannot be moved.",
@@ -698,7 +714,7 @@ class Chain:
         if spec is self._specs[0] or isinstance(saver, CachedPostgresSaver) or monotonic() < self._count_at:
             return
         self._count_at = monotonic() + _COUNT_SECONDS
-        self._note_threads(spec.name, len([each async for each in saver.thread_ids()]))
+        self._note_held(spec.name, await _held_by(saver))
 
     # ---------------------------------------------------------------- helpers
 
@@ -718,9 +734,15 @@ class Chain:
         self._undrained = tiers
         self.saver.status.undrained = tuple(sorted(tiers))
 
-    def _note_threads(self, tier: str, threads: int) -> None:
-        self._threads_below[tier] = threads
-        self.saver.status.undrained_threads = dict(self._threads_below)
+    def _note_held(self, tier: str, held: Held) -> None:
+        self._held_below[tier] = held
+        self._show_held(self.saver)
+
+    def _show_held(self, saver: TierSaver) -> None:
+        saver.status.undrained_threads = {tier: held.threads for tier, held in self._held_below.items()}
+        saver.status.undrained_checkpoints = {
+            tier: held.checkpoints for tier, held in self._held_below.items()
+        }
 
     def _background(self, work: Coroutine[Any, Any, None], name: str, context: Context) -> None:
         task = asyncio.create_task(work, name=name, context=context)
@@ -735,7 +757,7 @@ class Chain:
         passed_by = {each.name for each in self._above(of_before) if each in self._below(spec)}
         self._active = (spec, saver)
         self._note_undrained((self._undrained | passed_by) - {spec.name})
-        saver.status.undrained_threads = dict(self._threads_below)
+        self._show_held(saver)
         before.status.set_active(False)
         saver.status.set_active(True)
         if of_before.name == "memory" and self._drainers["memory"].refused:
@@ -777,6 +799,22 @@ class _Report:
         # Without the checkpoint that the branch goes on from: the thread itself has it, too.
         own = [each for branch in branches for each in sorted(branch.ids)[1 if branch.bases else 0 :]]
         self.branches.add(set_aside, own)
+
+
+def _facts_of(tier: str, upper: TierSaver, done: Round) -> dict[str, str | int]:
+    """Return what the span of a drain tells."""
+    return {
+        "from_tier": tier,
+        "to_tier": upper.status.tier,
+        "threads": done.moved,
+        "checkpoints": done.checkpoints,
+    }
+
+
+async def _held_by(lower: TierSaver) -> Held:
+    """Count what a lower tier holds. A thread that was refused may have expired since."""
+    assert not isinstance(lower, CachedPostgresSaver)  # the best tier is never drained
+    return await lower.count()
 
 
 def _most_common(words: Iterable[str]) -> str:

@@ -142,11 +142,13 @@ class Round:
     Attributes:
         found: Number of threads there, without those that can never be moved.
         moved: Number of threads that are above now.
+        checkpoints: Number of checkpoints that are new above.
         put_off: Threads that the tier above refused for a passing reason -> the reason, in one word.
     """
 
     found: int = 0
     moved: int = 0
+    checkpoints: int = 0
     put_off: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -172,23 +174,27 @@ class Drainer:
         self.refused: dict[str, str] = {}
         """Threads that can never be moved, as far as this process knows -> the reason, in one word."""
 
-    async def round(self, lower: LowerTier, upper: UpperTier) -> Round:
+    async def round(self, lower: LowerTier, upper: UpperTier, done: Round | None = None) -> Round:
         """Try to move every thread, once.
 
         Threads that are new, or that another process is draining, wait for the next round.
+
+        Args:
+            lower, upper: The tiers.
+            done: Where the result is kept, for a caller that wants it also after an error.
 
         Raises:
             ConnectionError, TimeoutError: One of the tiers cannot be reached.
             SaverClosedError: One of the savers was closed meanwhile.
         """
-        done = Round()
+        done = Round() if done is None else done
         slots = asyncio.Semaphore(_THREADS_AT_ONCE)
         await upper.check_takes_writes()  # before any thread's callers have to wait
 
         async def move(thread_id: str) -> None:
             try:
-                moved = await self._move(lower, upper, thread_id)
-                done.moved += moved
+                moved = await self._move(lower, upper, thread_id, done)
+                done.moved += moved  # not before the await, meanwhile others count here
             except Exception as exc:
                 match _fate_of(exc):
                     case "lost":
@@ -213,8 +219,13 @@ class Drainer:
             raise failures.exceptions[0] from None  # all have the same reason: a tier is lost
         return done
 
-    async def one(self, lower: LowerTier, upper: UpperTier, thread_id: str) -> bool:
+    async def one(self, lower: LowerTier, upper: UpperTier, thread_id: str, done: Round) -> bool:
         """Move one thread, for a call that waits for it.
+
+        Args:
+            lower, upper: The tiers.
+            thread_id: The thread.
+            done: Receives what was moved.
 
         Returns:
             `True`: the thread is above, or can never be moved. `False`: another process has its seal, so try
@@ -225,12 +236,14 @@ class Drainer:
         """
         await upper.check_takes_writes()
         try:
-            return await self._move(lower, upper, thread_id)
+            is_above = await self._move(lower, upper, thread_id, done)
         except Exception as exc:
             if _fate_of(exc) != "never":
                 raise
             self._refuse(thread_id, exc)
             return True
+        done.moved += is_above
+        return is_above
 
     # ---------------------------------------------------------------- helpers
 
@@ -245,21 +258,23 @@ class Drainer:
             self._tier,
         )
 
-    async def _move(self, lower: LowerTier, upper: UpperTier, thread_id: str) -> bool:
+    async def _move(self, lower: LowerTier, upper: UpperTier, thread_id: str, done: Round) -> bool:
         sealed_at = monotonic()
         token = await lower.seal_thread(thread_id, lease_seconds=_LEASE_SECONDS)
         if token is None:
             return False
         try:
             seal = _Seal(lower, thread_id, token, renew_at=sealed_at + _LEASE_SECONDS / 2)
-            return await self._move_sealed(lower, upper, thread_id, seal)
+            return await self._move_sealed(lower, upper, thread_id, seal, done)
         except BaseException:
             # End the seal, so that the thread's callers do not wait until it expires.
             with suppress(Exception):
                 await lower.seal_thread(thread_id, lease_seconds=_NO_LEASE_SECONDS, token=token)
             raise
 
-    async def _move_sealed(self, lower: LowerTier, upper: UpperTier, thread_id: str, seal: _Seal) -> bool:
+    async def _move_sealed(
+        self, lower: LowerTier, upper: UpperTier, thread_id: str, seal: _Seal, done: Round
+    ) -> bool:
         branches, tips, earlier = await _branches(lower.export_thread(thread_id))
         relations = {await upper.relate(thread_id, branch) for branch in branches}
         place, forks = thread_id, dict[str, str]()
@@ -282,15 +297,15 @@ class Drainer:
         try:
             if not await seal.holds():
                 return False
-            done = await self._import_tips(upper, unbegun, tips)
+            tips_above = await self._import_tips(upper, unbegun, tips, done)
             exported = lower.export_thread(thread_id)
             if place != thread_id and set_aside is not None:
                 exported = _moved_from(forks, exported, set_aside)
-            async for items in in_batches(exported, without=done):
+            async for items in in_batches(exported, without=tips_above):
                 if not await seal.holds():
                     return False
                 begun = unbegun.pop(items[0].scope.checkpoint_ns, None)
-                self._report.imported(await upper.import_checkpoints(items, branch=begun))
+                self._imported(await upper.import_checkpoints(items, branch=begun), done)
         except ThreadInUseError:
             # Another process has begun to move another branch of this thread, and that one continues the
             # history above. Look at this branch again.
@@ -313,8 +328,16 @@ class Drainer:
             )
         return True
 
+    def _imported(self, checkpoints: int, done: Round) -> None:
+        done.checkpoints += checkpoints
+        self._report.imported(checkpoints)
+
     async def _import_tips(
-        self, upper: UpperTier, unbegun: dict[str, Branch], tips: Mapping[str, StoredCheckpoint]
+        self,
+        upper: UpperTier,
+        unbegun: dict[str, Branch],
+        tips: Mapping[str, StoredCheckpoint],
+        done: Round,
     ) -> set[StoredId]:
         """Import the newest checkpoint of each namespace before all others; the root's is the last of these.
 
@@ -327,14 +350,14 @@ class Drainer:
         Returns:
             The checkpoints that were imported.
         """
-        done: set[StoredId] = set()
+        above: set[StoredId] = set()
         for namespace in sorted(unbegun, reverse=True):
             tip = tips[namespace]
             if tip.needs_ancestors:  # without them, its state would be incomplete
                 continue
-            self._report.imported(await upper.import_checkpoints([tip], branch=unbegun.pop(namespace)))
-            done.add((namespace, tip.checkpoint_id))
-        return done
+            self._imported(await upper.import_checkpoints([tip], branch=unbegun.pop(namespace)), done)
+            above.add((namespace, tip.checkpoint_id))
+        return above
 
 
 @dataclass

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
     from glasspoint.history.beginning import Beginning
-    from glasspoint.history.interface import History
+    from glasspoint.history.interface import Held, History
     from glasspoint.model.codec import PendingWrites
     from glasspoint.model.lineage import Branch, Relation, SetAside
     from glasspoint.telemetry.events import Operation, SaverStatus, Served, Telemetry
@@ -65,6 +65,15 @@ class DrainableSaver(OpenedSaver):
         """
         async for thread_id in self._lifetime.each(self._history.thread_ids()):
             yield thread_id
+
+    async def count(self) -> Held:
+        """Count the threads that have data here, and their checkpoints.
+
+        Raises:
+            RedisUnavailableError: Redis did not respond.
+        """
+        with self._lifetime.call():
+            return await self._history.count()
 
     async def seal_thread(
         self, thread_id: str, *, lease_seconds: float, token: bytes | str | None = None

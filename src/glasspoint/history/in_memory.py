@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 from langgraph.checkpoint.serde.types import TASKS
 
 from glasspoint.errors import DeltaChainError, ThreadInUseError, ThreadMovedError
-from glasspoint.history.interface import Ancestor, Channel, Found, Holding, Outline, Position, Removal
+from glasspoint.history.interface import Ancestor, Channel, Found, Held, Holding, Outline, Position, Removal
 from glasspoint.history.records import inline_mark
 from glasspoint.model.codec import (
     Encoded,
@@ -340,6 +340,12 @@ class MemoryHistory:
         thread = self._threads.get(thread_id)
         here = thread is not None and bool(thread.namespaces)
         return Holding(not self.is_empty, here, monotonic() - self._stored_at)
+
+    @_as_a_whole
+    async def count(self) -> Held:
+        """Count the threads with data, and their checkpoints."""
+        held = [thread.namespaces.values() for thread in self._threads.values() if thread.namespaces]
+        return Held(len(held), sum(len(each.checkpoints) for thread in held for each in thread))
 
     def forget_moved(self) -> None:
         """Forget which threads have moved. Only when no saver is left that worked here before they moved."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from glasspoint.errors import DeltaChainError, ThreadDamagedError, ThreadInUseError, ThreadTamperedError
 from glasspoint.history import records
-from glasspoint.history.interface import HEARD_SECONDS, Found, Holding, Position
+from glasspoint.history.interface import HEARD_SECONDS, Found, Held, Holding, Position
 from glasspoint.history.signing import Fields, SignedFields, tampered
 from glasspoint.history.steps import AGAIN, EXISTS
 from glasspoint.logs import Throttle, get_logger
@@ -45,6 +45,7 @@ _LOADED_AT_ONCE = 100
 _BYTES_AT_ONCE = 2**20
 _ANCESTORS_AT_ONCE = 256
 _STRAYS_AT_ONCE = 500
+_COUNTED_AT_ONCE = 1000
 
 # Stands for any id of a newest checkpoint, in `import.lua`: no text holds a NUL.
 _ANY = "\0"
@@ -342,6 +343,18 @@ class RedisHistory:
         return Holding(named > 0, bool(here), unused / 1000)
 
     # ---------------------------------------------------------------- draining
+
+    async def count(self) -> Held:
+        """Count the threads with data, and their checkpoints; with a target, also each listed thread."""
+        threads, ids = 0, list[str]()
+        checkpoints = 0
+        async for thread_id in self.thread_ids():
+            threads += 1
+            ids.append(self._keyspace.parts_of_thread(thread_id)[0])
+            if len(ids) == _COUNTED_AT_ONCE:
+                checkpoints += await self._steps.members_in(ids)
+                ids.clear()
+        return Held(threads, checkpoints + await self._steps.members_in(ids))
 
     async def seal(self, thread_id: str, lease_ms: int, token: str, *, renew: bool) -> bool:
         """Keep all other callers from a thread, or renew the seal that does so."""

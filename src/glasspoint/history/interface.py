@@ -21,6 +21,7 @@ __all__ = [
     "Ancestor",
     "Channel",
     "Found",
+    "Held",
     "History",
     "Holding",
     "Outline",
@@ -34,6 +35,13 @@ Adopted = Literal["adopted", "exists", "incomplete"]
 HEARD_SECONDS = 0.6
 """How long a tier delays the acknowledgement of a write after its list of threads became non-empty. Processes
 that work above trust the result "no thread" for a shorter time (`lookout`), so they learn of it in time."""
+
+
+class Held(NamedTuple):
+    """How much a tier holds: the number of threads with data, and of their checkpoints."""
+
+    threads: int
+    checkpoints: int
 
 
 class Holding(NamedTuple):
@@ -219,6 +227,9 @@ class History(Protocol):
 
     def thread_ids(self) -> AsyncGenerator[str, None]:
         """Return the id of every thread that has data here, once."""
+
+    async def count(self) -> Held:
+        """Count the threads that `thread_ids` returns, and their checkpoints."""
 
     async def seal(self, thread_id: str, lease_ms: int, token: str, *, renew: bool) -> bool:
         """Keep all other callers from a thread, or renew the seal that does so."""

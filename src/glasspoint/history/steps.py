@@ -219,6 +219,17 @@ class Steps:
         next_cursor, members = await self._redis.zscan(key, cursor, count=_SCAN_COUNT)
         return int(next_cursor), members
 
+    async def members_in(self, keys: Sequence[str]) -> int:
+        """Return how many members some sorted sets have together; what is no sorted set has none."""
+        return await self._in_slot(self._cards, keys) if keys else 0
+
+    async def _cards(self, keys: Sequence[str]) -> int:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.zcard(key)
+            found = await pipe.execute(raise_on_error=False)
+        return sum(each for each in found if isinstance(each, int))
+
     async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
         """Yield the keys that match a pattern, of every primary. Some may come twice."""
         nodes: list[Any] = [None]

@@ -16,7 +16,7 @@ COULD_BE_HITS = "hit|miss|busy|incomplete|unavailable"
 """The results of reads that count for the hit ratio, as a pattern. Not in it: reads of what PostgreSQL does
 not have either, of older checkpoints, and of scopes that are not cached."""
 
-MetricKind = Literal["counter", "gauge", "histogram", "info"]
+MetricKind = Literal["counter", "gauge", "histogram", "summary", "info"]
 SpanKind = Literal["client", "internal"]
 
 
@@ -100,7 +100,7 @@ METRICS: dict[str, Metric] = {
             "histogram",
             ("served_by", "result"),
             "Time of reads of one checkpoint that succeeded, by the server that had it.",
-            "how long hits take, and how long the other reads",
+            "how long hits take, how long misses (PostgreSQL had it), and how long all `other` reads",
             (
                 Query(
                     "How much faster is a hit than a miss? (95th percentile of each)",
@@ -231,27 +231,33 @@ METRICS: dict[str, Metric] = {
             "entry_bytes",
             "histogram",
             ("direction", "operation"),
-            "Size of what was serialised, before compression; with get_tuple and commit the whole state.",
+            "Size of a whole state, as serialised, before compression.",
             "how large states are (`get_tuple`: states that are read; `commit`: states that a burst has "
-            "written whole), and how much a write sends (`put`: channels that have changed; `put_writes`)",
+            "written whole)",
             (
                 Query(
                     "How large are the states?",
-                    "histogram_quantile(0.95, sum by (le)"
-                    ' (rate(glasspoint_entry_bytes_bucket{operation=~"get_tuple|commit"}[1h])))',
+                    "histogram_quantile(0.95, sum by (le) (rate(glasspoint_entry_bytes_bucket[1h])))",
                 ),
+            ),
+        ),
+        Metric(
+            "write_bytes",
+            "summary",
+            ("operation",),
+            "Size of what a write sends to PostgreSQL, as serialised.",
+            "how much writes send (`put`: the checkpoint and the channels that have changed; `put_writes`)",
+            (
                 Query(
                     "How much does a write send to PostgreSQL? (bytes)",
-                    "sum by (operation)"
-                    ' (rate(glasspoint_entry_bytes_sum{operation=~"put|put_writes"}[5m]))'
-                    " / sum by (operation)"
-                    ' (rate(glasspoint_entry_bytes_count{operation=~"put|put_writes"}[5m]))',
+                    "sum by (operation) (rate(glasspoint_write_bytes_sum[5m]))"
+                    " / sum by (operation) (rate(glasspoint_write_bytes_count[5m]))",
                 ),
             ),
         ),
         Metric(
             "serde_duration_seconds",
-            "histogram",
+            "summary",
             ("direction",),
             "Time to serialise (write) or deserialise (read) a state.",
             "what (de)serialising costs",
@@ -471,6 +477,19 @@ METRICS: dict[str, Metric] = {
                 Query(
                     "How many conversations are not in PostgreSQL yet?",
                     "max by (tier) (glasspoint_undrained_threads)",
+                ),
+            ),
+        ),
+        Metric(
+            "undrained_checkpoints",
+            "gauge",
+            ("tier",),
+            "Checkpoints that were found in a lower tier, and are not in PostgreSQL yet.",
+            "how much is at risk: one long conversation is more than ten new ones",
+            (
+                Query(
+                    "How many checkpoints are not in PostgreSQL yet?",
+                    "max by (tier) (glasspoint_undrained_checkpoints)",
                 ),
             ),
         ),
@@ -967,6 +986,23 @@ SPANS: tuple[Spans, ...] = (
             Query(
                 "Calls that waited because their thread was the first in the tier `redis`",
                 '{ name = "checkpoint.announce_tier" }',
+            ),
+        ),
+    ),
+    Spans(
+        "checkpoint.",
+        ("drain",),
+        "internal",
+        "each round in which threads of a lower tier were moved up; and in the trace of a call that waited"
+        " until its own thread was up",
+        ("glasspoint.from_tier", "glasspoint.to_tier", "glasspoint.threads", "glasspoint.checkpoints"),
+        (
+            Query(
+                "What came back after an outage, and how long did it take?", '{ name = "checkpoint.drain" }'
+            ),
+            Query(
+                "Turns that waited until their thread was moved up",
+                '{ name =~ "invoke_agent.*" } >> { name = "checkpoint.drain" }',
             ),
         ),
     ),

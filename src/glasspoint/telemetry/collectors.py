@@ -48,6 +48,7 @@ READ_AT_SCRAPE = (
     "l2_unbounded_statements",
     "active_tier",
     "undrained_threads",
+    "undrained_checkpoints",
     "retention_last_success_timestamp_seconds",
     "storage_bytes",
     "storage_rows",
@@ -193,11 +194,11 @@ class SaverCollector(Collector):
             tiers = {v.tier for v in open_ if v.active}
             for tier in TIERS:
                 yield Figure("active_tier", (name, tier), float(tier in tiers))
-            found = [v.undrained_threads for v in open_ if v.active]
             for tier in TIERS[1:]:
                 # Not the sum, because all savers of a name share one Redis, and the process's memory.
-                most = max((each.get(tier, 0) for each in found), default=0)
-                yield Figure("undrained_threads", (name, tier), float(most))
+                for what in ("undrained_threads", "undrained_checkpoints"):
+                    most = max((getattr(v, what).get(tier, 0) for v in open_ if v.active), default=0)
+                    yield Figure(what, (name, tier), float(most))
             if storage:
                 yield from _of_storage(name, open_)
             if open_:

@@ -429,7 +429,8 @@ class SaverStatus:
             Await it on `loop`.
         loop: The event loop that the saver works on.
         undrained: The lower tiers of its chain that may hold threads that are not here yet.
-        undrained_threads: Lower tier -> the number of threads found there at the last look.
+        undrained_threads, undrained_checkpoints: Lower tier -> the number of threads, and of their
+            checkpoints, found there at the last look.
         breaker: The state of the breaker in front of L1; `None` if there is no breaker.
         journal_pending: The number of unswept rows in the journal at the last look, without those of scopes
             in quarantine.
@@ -460,6 +461,7 @@ class SaverStatus:
     loop: asyncio.AbstractEventLoop | None = None
     undrained: tuple[str, ...] = ()
     undrained_threads: Mapping[str, int] = field(default_factory=dict)
+    undrained_checkpoints: Mapping[str, int] = field(default_factory=dict)
     breaker: BreakerState | None = None
     journal_pending: int = 0
     identity: str | None = None
@@ -582,13 +584,17 @@ class Step(_Timed):
     """One round trip, or one wait, inside an operation.
 
     Attributes:
-        name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`; `redis.read`, ….
+        name: `l1.read`, `l1.begin`, …; `l2.select`, `l2.put`, …; `l2.acquire`; `warm_up`; `redis.read`, …;
+            `drain`.
         result: The result in one word, if there is one.
         batch_size: How many calls the statement serves.
+        facts: Further facts for the span, by the ends of their names. A step of background work is shown only
+            if there are any.
     """
 
     result: str | None = None
     batch_size: int = 1
+    facts: dict[str, str | int] = field(default_factory=dict)
 
     def __enter__(self) -> Step:
         _emit(self._listeners.step_started, self)

@@ -10,7 +10,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, Summary
 from prometheus_client.registry import Collector
 
 from glasspoint.errors import ConfigurationError
@@ -70,25 +70,36 @@ if TYPE_CHECKING:
 
     from glasspoint.telemetry.catalogue import Metric
 
-__all__ = ["BUCKETS_BYTES", "BUCKETS_OF_TURNS", "BUCKETS_SECONDS", "Families", "Metrics"]
+__all__ = ["BUCKETS_SECONDS", "Families", "Metrics"]
 
-BUCKETS_SECONDS = (*(0.0001 * 2**i for i in range(2, 11)), *(0.0001 * 4**i for i in range(6, 10)))
-"""Bounds of what callers wait: from 400 µs to 102.4 ms, each twice the one before; then, up to about 26 s,
+BUCKETS_SECONDS = (*(0.0001 * 2**i for i in range(3, 9)), *(0.0001 * 4**i for i in range(5, 10)))
+"""Bounds of what callers wait: from 800 µs to 25.6 ms, each twice the one before; then, up to about 26 s,
 each four times. They are few, because each bound is a series for each pair of operation and outcome."""
+
+BUCKETS_OF_READS = (0.0004, *BUCKETS_SECONDS)
+"""Bounds of reads by their result: a hit may take half a millisecond."""
 
 BUCKETS_SECONDS_WIDE = tuple(0.0001 * 4**i for i in range(1, 9))
 """Bounds of times that only point at a cause: from 400 µs to about 6.6 s, each four times the one before."""
 
-BUCKETS_BYTES = tuple(256 * 4**i for i in range(9))
-"""Bounds from 256 bytes to 16 MiB, each four times the one before."""
+BUCKETS_BYTES = tuple(1024 * 4**i for i in range(8))
+"""Bounds from 1 KiB to 16 MiB, each four times the one before."""
 
 BUCKETS_WRITES = tuple(2**i for i in range(6))
 """Bounds from 1 to 32 writes, each twice the one before."""
 
-_FINE = ("operation_duration_seconds", "read_duration_seconds")
-BUCKETS_OF_TURNS = tuple(0.04 * 2**i for i in range(15))
-"""Bounds from 40 ms to about 11 minutes, each twice the one before: in a turn, models and tools work."""
+BUCKETS_OF_TURNS = (0.04, 0.16, *(0.64 * 2**i for i in range(7)), 163.84, 655.36)
+"""Bounds of turns, in which models and tools work: from 640 ms to 41 s, each twice the one before; below and
+above, up to about 11 minutes, each four times."""
 
+_BUCKETS: dict[str, Sequence[float]] = {
+    "operation_duration_seconds": BUCKETS_SECONDS,
+    "read_duration_seconds": BUCKETS_OF_READS,
+    "turn_duration_seconds": BUCKETS_OF_TURNS,
+    "entry_bytes": BUCKETS_BYTES,
+    "burst_writes": BUCKETS_WRITES,
+}
+"""The bounds of each histogram; of all others `BUCKETS_SECONDS_WIDE`."""
 
 _AT_A_TIME = 32
 """The number of calls that are counted together, unless a scrape counts them earlier. Counting many calls in
@@ -112,14 +123,24 @@ _TIER_CHANGES = (
 
 _HOT = ("get_tuple", "put", "put_writes")
 
+_OF_DRAINS = frozenset({"relate", "import_checkpoints", "seal_thread", "retire_thread"})
+"""The calls that move a thread between tiers. No application makes them, so they are not timed here: the
+`drained_…` and `undrained_…` metrics and the spans tell of draining."""
+
+_SHOWN_READS = frozenset[L1Result]({"hit", "miss"})
+"""The results of reads whose times are shown by themselves; the times of the others are one series."""
+
+_OTHER_READS = "other"
+
 # Metric -> the labels that it certainly gets, without the saver's name.
 _KNOWN: dict[str, Sequence[str | tuple[str, ...]]] = {
     "operation_duration_seconds": tuple(product(_HOT, ("ok", "error"))),
-    "read_duration_seconds": (("l1", "hit"), ("l2", "miss")),
+    "read_duration_seconds": (("l1", "hit"), ("l2", "miss"), ("l2", _OTHER_READS)),
     "l1_reads_total": get_args(L1Result),
     "l1_warm_ups_total": get_args(WarmUpResult),
     "write_through_total": tuple(product(("put", "put_writes"), get_args(WriteResult))),
-    "entry_bytes": (("read", "get_tuple"), *(("write", each) for each in ("put", "put_writes", "commit"))),
+    "entry_bytes": (("read", "get_tuple"), ("write", "commit")),
+    "write_bytes": ("put", "put_writes"),
     "serde_duration_seconds": ("read", "write"),
     "l1_identity_changes_total": get_args(IdentityReason),
     "bursts_total": get_args(BurstEnd),
@@ -210,25 +231,21 @@ class Families:
             ) from exc
 
 
-def _family(metric: Metric) -> Counter | Histogram:
+def _family(metric: Metric) -> Counter | Histogram | Summary:
     labels = ("saver", *metric.labels)
+    if metric.kind == "summary":
+        return Summary(f"glasspoint_{metric.name}", metric.help, labels, registry=None)
     if metric.kind == "counter":
         name = metric.name.removesuffix("_total")
         return Counter(f"glasspoint_{name}", metric.help, labels, registry=None)
-    buckets: Sequence[float] = BUCKETS_SECONDS if metric.name in _FINE else BUCKETS_SECONDS_WIDE
-    if metric.name.endswith("_bytes"):
-        buckets = BUCKETS_BYTES
-    elif metric.name.endswith("_writes"):
-        buckets = BUCKETS_WRITES
-    elif metric.name == "turn_duration_seconds":
-        buckets = BUCKETS_OF_TURNS
+    buckets = _BUCKETS.get(metric.name, BUCKETS_SECONDS_WIDE)
     return Histogram(f"glasspoint_{metric.name}", metric.help, labels, buckets=buckets, registry=None)
 
 
 class _Served(Collector):
     """A family as a scrape sees it: without its `_created` series, which are a fifth of a scrape."""
 
-    def __init__(self, family: Counter | Histogram) -> None:
+    def __init__(self, family: Counter | Histogram | Summary) -> None:
         self._family = family
 
     def describe(self) -> Iterable[Family]:
@@ -367,22 +384,23 @@ class Metrics(Observer):
         """Time a call, and add it to `counted`: counters, and by how much they have grown."""
         children, name = self._children, call.name
         exemplar = {"trace_id": call.trace_id} if call.trace_id else None
-        children["operation_duration_seconds", name, call.outcome].observe(call.seconds, exemplar)
+        if name not in _OF_DRAINS:
+            children["operation_duration_seconds", name, call.outcome].observe(call.seconds, exemplar)
+            if call.l1_seconds is not None:
+                children["write_through_duration_seconds", name, "l1"].observe(call.l1_seconds, exemplar)
+            if call.l2_seconds is not None:
+                children["write_through_duration_seconds", name, "l2"].observe(call.l2_seconds, exemplar)
         if call.l1_result is not None:
             counted[children["l1_reads_total", call.l1_result]] += 1
             if call.outcome == "ok" and call.served_by is not None:
-                child = children["read_duration_seconds", call.served_by, call.l1_result]
-                child.observe(call.seconds, exemplar)
+                result = call.l1_result if call.l1_result in _SHOWN_READS else _OTHER_READS
+                children["read_duration_seconds", call.served_by, result].observe(call.seconds, exemplar)
         if call.l1_write is not None:
             counted[children["write_through_total", name, call.l1_write]] += 1
-        if call.l1_seconds is not None:
-            children["write_through_duration_seconds", name, "l1"].observe(call.l1_seconds, exemplar)
-        if call.l2_seconds is not None:
-            children["write_through_duration_seconds", name, "l2"].observe(call.l2_seconds, exemplar)
-        if call.bytes_read is not None:
+        if call.bytes_read is not None and name == "get_tuple":
             children["entry_bytes", "read", name].observe(call.bytes_read)
         if call.bytes_written is not None:
-            children["entry_bytes", "write", name].observe(call.bytes_written)
+            children["write_bytes", name].observe(call.bytes_written)
         if call.decode_seconds is not None:
             children["serde_duration_seconds", "read"].observe(call.decode_seconds)
         if call.encode_seconds is not None:
@@ -484,7 +502,7 @@ class _Children(dict[str | tuple[str, ...], Any]):
     A key is the name of a metric in the catalogue, alone or followed by its labels without the saver's name.
     """
 
-    def __init__(self, families: Mapping[str, Counter | Histogram], saver_name: str) -> None:
+    def __init__(self, families: Mapping[str, Counter | Histogram | Summary], saver_name: str) -> None:
         super().__init__()
         self._families = families
         self._saver = saver_name

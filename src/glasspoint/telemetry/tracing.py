@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Tracing"]
 
+_DRAIN = "drain"
+
 ACQUIRE_WAITED_SECONDS = 0.001
 """The shortest wait for a connection that gets a span of its own."""
 
@@ -160,6 +162,8 @@ class Tracing(Observer):
         """Start a round trip's span if its call is recorded. A warm-up may start after its call has ended."""
         if not self._has_sdk or not _is_recorded(trace.get_current_span()):
             return
+        if step.name == _DRAIN and is_quiet():  # shown at its end, if it has moved anything
+            return
         name, kind, attributes = self._steps.get(step.name) or self._meet(step.name)
         span = self._tracer.start_span(
             name, kind=kind, attributes=self._scope_attributes(step.scope) | attributes
@@ -174,9 +178,12 @@ class Tracing(Observer):
     def step_ended(self, step: Step) -> None:
         """End a round trip's span."""
         if step.trace is None:
+            if step.facts and self._has_sdk and is_quiet():
+                self._record_in_background(step)
             return
         span, token = step.trace
         try:
+            span.set_attributes(_attributes_of(step))
             if step.result is not None:
                 span.set_attribute("glasspoint.result", step.result)
             if step.error is not None and (sqlstate := _sqlstate_of(step.error)):
@@ -304,6 +311,16 @@ class Tracing(Observer):
             span.set_attribute("glasspoint.tier", operation.tier)
         end_span(span, operation.error, at=now)
 
+    def _record_in_background(self, step: Step) -> None:
+        """Show a step of background work that has something to tell."""
+        now = time_ns()
+        span = self._tracer.start_span(
+            f"checkpoint.{step.name}",
+            attributes=self._scope_attributes(step.scope) | _attributes_of(step),
+            start_time=now - int(step.seconds * 1e9),
+        )
+        end_span(span, step.error, at=now)
+
     def _record_background_failure(self, failed: BackgroundTaskFailed) -> None:
         if self._has_sdk:
             span = self._tracer.start_span(
@@ -357,6 +374,10 @@ def _context_around(operation: Operation, current: SpanContext) -> Context:
     if cause is None or (current.is_valid and cause.trace_id != current.trace_id):
         return around
     return trace.set_span_in_context(trace.NonRecordingSpan(cause), around)
+
+
+def _attributes_of(step: Step) -> dict[str, str | int]:
+    return {f"glasspoint.{name}": value for name, value in step.facts.items()}
 
 
 def _sqlstate_of(error: BaseException) -> str | None:

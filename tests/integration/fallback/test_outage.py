@@ -365,7 +365,7 @@ async def test_a_full_disk_puts_the_promotion_off(
         for number in range(5):
             await say(saver, f"thread {number}", "during")
         own_postgres.start()
-        await until(lambda: value_of(registry, "glasspoint_undrained_threads", labels(tier)) == 5)
+        await until(lambda: undrained(registry, tier) == (5, 15))
         assert saver.tier == tier
         for number in range(5):
             assert await said(saver, f"thread {number}") == ["during"], "calls go on meanwhile"
@@ -373,12 +373,21 @@ async def test_a_full_disk_puts_the_promotion_off(
             await conn.execute("DROP TRIGGER full_disk ON checkpoints")
         await until(lambda: saver.tier == "cached")
         assert [await said(saver, f"thread {number}") for number in range(5)] == [["during"]] * 5
-        assert value_of(registry, "glasspoint_undrained_threads", labels(tier)) == 0
+        assert undrained(registry, tier) == (0, 0)
     assert drained(registry) == {"new": 5}
 
 
 def labels(tier: str) -> dict[str, str]:
     return {"saver": "default", "tier": tier}
+
+
+def undrained(registry: CollectorRegistry, tier: str) -> tuple[float | None, float | None]:
+    """How many threads wait in a lower tier, and how many checkpoints."""
+    threads, checkpoints = (
+        value_of(registry, f"glasspoint_undrained_{what}", labels(tier))
+        for what in ("threads", "checkpoints")
+    )
+    return threads, checkpoints
 
 
 async def test_a_start_with_a_full_disk_goes_on_where_the_threads_are(
@@ -428,7 +437,7 @@ async def test_a_thread_that_can_never_be_stored_holds_up_nobody(
         own_postgres.start()
         await until(lambda: saver.tier == "cached")
         assert [await said(saver, f"thread {number}") for number in range(5)] == [["during"]] * 5
-        assert value_of(registry, "glasspoint_undrained_threads", labels(tier)) == 1
+        assert undrained(registry, tier) == (1, 3)
         assert tier in saver._chain.saver.status.undrained
     assert drained(registry) == {"new": 5, "refused": 1}
     assert f"Thread {never!r} cannot be drained (CheckViolation)" in caplog.text
@@ -906,8 +915,10 @@ async def test_a_deleted_thread_does_not_come_back_from_a_lower_tier(
     own_postgres.start()
     async with pod(url, own_redis.url) as saver:
         assert saver._chain.saver.status.undrained_threads == {"redis": 1}
+        assert saver._chain.saver.status.undrained_checkpoints == {"redis": 3}
         await saver.adelete_thread("42")
         await until(lambda: saver._chain.whole)
+        assert saver._chain.saver.status.undrained_threads == {"redis": 0}
     async with Redis.from_url(own_redis.url) as redis:
         assert [key async for key in redis.scan_iter("*{42}*")] == []
 

@@ -85,6 +85,7 @@ async def test_threads_stand_on_all_nodes_and_are_found_and_copied_between_them(
             with sync_redis.Redis(host="127.0.0.1", port=each.port) as client:
                 assert client.dbsize(), "the threads are not spread"
         assert {each async for each in saver.thread_ids()} == threads
+        assert await saver.count() == (20, 20)
         assert len([each async for each in saver.alist(None)]) == len(threads)
         source = await saver.aget_tuple(config_of("대화 {0}"))
         assert source is not None

@@ -11,20 +11,22 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from glasspoint import create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
 from places import SUPPORT
-from states import open_saver
-from steps import Thread, locked
-from truth import Application, Truth, application, expected, scraped
+from steps import locked, until
+from truth import ONE_CONNECTION, Application, Truth, application, expected, scraped, waits_in
 
 
 @pytest.fixture
@@ -132,51 +134,39 @@ async def _nothing() -> None:
 
 
 async def test_waits_for_a_connection_and_callers_that_got_none(
-    database: str, redis_url: str, registry: CollectorRegistry
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
 ) -> None:
     """A pool of one connection, which a put holds, because somebody has locked the table."""
-
-    def said(name: str) -> float:
-        return registry.get_sample_value(f"glasspoint_pool_{name}", {"saver": "default"}) or 0.0
-
-    def slow() -> float:
-        """The callers that had to wait for a connection: no wait for an idle one takes 0.4 s."""
-        quick = registry.get_sample_value(
-            "glasspoint_pool_wait_seconds_bucket", {"saver": "default", "le": "0.4096"}
-        )
-        return said("wait_seconds_count") - (quick or 0.0)
-
-    options: Any = {"pool_max_size": 1, "pool_timeout_seconds": 1.0, "write_deadline_seconds": 30}
     telemetry = create_telemetry(registry=registry)
-    async with open_saver(database, redis_url, telemetry=telemetry, **options) as saver:
-        threads = [Thread(f"thread {number}") for number in range(4)]
-        for thread in threads:
-            await thread.put(saver)
-        await saver.aget_tuple(threads[0].config)
-        before = said("wait_seconds_count")
-        counted = said("timeouts_total")
-        failed = 0
+    database = own_postgres.create_database("one_connection")
+    async with application(database, own_redis.url, telemetry=telemetry, **ONE_CONNECTION) as app:
+        assert await app.talk("a") == "ok"
+        await app.settle()
+        count, seconds = waits_in(list(registry.collect()))
         async with locked(database, "checkpoints") as waiter:
-            holding = asyncio.create_task(threads[0].put(saver))
+            await app.hold("held")
             await waiter()
-            for _ in range(3):
-                try:
-                    await saver.aget_tuple({"configurable": {"thread_id": "42", "checkpoint_id": "none"}})
-                except L2UnavailableError:
-                    failed += 1
-        await holding
-        assert (failed, said("timeouts_total") - counted) == (3, 3)
-        assert said("wait_seconds_count") >= before + 1
-        assert slow() in (0, 3), "failed waits are waits, or they are not: all of them"
+            assert await app.crowd("3") == "3"
+        await app.held()
+        assert app.truth["timeouts"] == 3
+        counted, waited = waits_in(list(registry.collect()))
+        assert counted - count == 1 + 3, "the put, and the reads that waited in vain"
+        assert waited - seconds >= 3 * 0.5
+        assert said_by(registry) == expected(app.truth)
+        own_postgres.stop()
+        assert await app.crowd("5") == "5"
+        own_postgres.start()
+        await app.works("a")
+        assert said_by(registry) == expected(app.truth)
 
 
 class Worker:
     """One of several processes."""
 
-    def __init__(self, postgres_url: str, redis_url: str, directory: Path) -> None:
+    def __init__(self, postgres_url: str, redis_url: str, directory: Path, *options: str) -> None:
         self.truth = Truth()
         self._process = subprocess.Popen(
-            [sys.executable, "truth.py", postgres_url, redis_url],
+            [sys.executable, "truth.py", postgres_url, redis_url, *options],
             cwd=SUPPORT,
             env=environment(directory),
             stdin=subprocess.PIPE,
@@ -229,6 +219,10 @@ def workers(
 
 def said_by_all(directory: Path) -> Truth:
     """What a process that serves nothing itself says of the others."""
+    return scraped(families_of_all(directory))
+
+
+def families_of_all(directory: Path) -> list[Metric]:
     page = subprocess.run(
         [sys.executable, "truth.py", "--scrape"],
         cwd=SUPPORT,
@@ -238,7 +232,7 @@ def said_by_all(directory: Path) -> Truth:
         check=True,
         timeout=60,
     )
-    return scraped(list(text_string_to_metric_families(page.stdout)))
+    return list(text_string_to_metric_families(page.stdout))
 
 
 def test_in_several_processes_under_faults(
@@ -284,3 +278,51 @@ def test_in_several_processes_under_faults(
     assert one.do("talk", "b", "one") == "interrupted"
     assert three.do("answer", "b") == "ok"
     assert said_by_all(tmp_path) == truth()
+
+
+async def test_pools_that_are_too_small_in_several_processes_under_faults(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """Two processes with a connection each, which a put holds; then PostgreSQL stops."""
+    database = own_postgres.create_database("one_connection")
+    with ExitStack() as stack:
+        workers = [Worker(database, own_redis.url, tmp_path, "one-connection") for _ in range(2)]
+        for each in workers:
+            stack.callback(each.close)
+
+        def truth() -> Truth:
+            return expected(sum((each.truth for each in workers), Truth()))
+
+        for number, worker in enumerate(workers):
+            assert worker.do("talk", f"thread-{number}") == "ok"
+            worker.do("settle")
+        count, seconds = waits_in(families_of_all(tmp_path))
+        async with locked(database, "checkpoints") as waiter:
+            for number, worker in enumerate(workers):
+                worker.do("hold", f"held-{number}")
+            await until(partial(_wait_for_locks, database, len(workers)))
+            await waiter()
+            for worker in workers:
+                assert worker.do("crowd", "3") == "3"
+        for worker in workers:
+            assert worker.do("held") == "written"
+        counted, waited = waits_in(families_of_all(tmp_path))
+        assert counted - count == 2 * (1 + 3)
+        assert waited - seconds >= 2 * 3 * 0.5
+        assert truth()["timeouts"] == 6
+        assert said_by_all(tmp_path) == truth()
+
+        own_postgres.stop()
+        for worker in workers:
+            assert worker.do("crowd", "4") == "4"
+        own_postgres.start()
+        for number, worker in enumerate(workers):
+            assert worker.do("works", f"thread-{number}") == "something"
+        assert said_by_all(tmp_path) == truth()
+
+
+async def _wait_for_locks(database: str, count: int) -> bool:
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'checkpoints'::regclass"
+    async with await psycopg.AsyncConnection.connect(database) as conn:
+        row = await (await conn.execute(query)).fetchone()
+    return row is not None and row[0] >= count

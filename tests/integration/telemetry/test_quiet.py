@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
@@ -13,12 +13,14 @@ from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind, StatusCode
 
-from glasspoint import CachedPostgresSaver
+from chains import settings_of
+from glasspoint import CachedPostgresSaver, FallbackSaver, get_checkpointer
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError, SchemaError
 from glasspoint.telemetry.background import BackgroundTask
 from glasspoint.telemetry.quiet import quiet_context
 from recorder import Recorder, attributes
-from states import open_saver
+from states import config_of, open_saver
 from steps import Thread, settled, until
 
 
@@ -154,6 +156,76 @@ async def test_background_work_that_fails_is_shown() -> None:
     ]
     assert attributes(recorder.spans[1])["glasspoint.task"] == "sweeper"
     assert "canary" not in "".join(span.to_json() for span in recorder.spans)
+
+
+async def test_a_drain_that_moves_something_is_a_span_and_an_idle_look_is_none(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    recorder = Recorder()
+    database = own_postgres.create_database("drained")
+    own_postgres.stop()
+    settings = settings_of(database, own_redis.url)
+    async with get_checkpointer(settings, telemetry=recorder.telemetry) as saver:
+        assert saver.tier == "redis"
+        for name in ("a", "b"):
+            thread = Thread(name)
+            await thread.put(saver)
+            await thread.put(saver)
+        recorder.clear()
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        looks = [len(recorder.spans)]
+
+        async def looked() -> None:
+            looks.append(len(recorder.spans))
+
+        saver._chain._look_below = looked  # type: ignore[method-assign]
+        await until(lambda: len(looks) > 5)
+    drains = recorder.named("checkpoint.drain")
+    assert {span.name for span in recorder.spans if span.status.status_code is not StatusCode.ERROR} == {
+        "checkpoint.drain"
+    }
+    assert all(span.parent is None and span.end_time > span.start_time for span in drains)  # type: ignore[operator]
+    told = [attributes(span) for span in drains]
+    assert sum(each["glasspoint.threads"] for each in told) == 2
+    assert sum(each["glasspoint.checkpoints"] for each in told) == 4
+    assert {(each["glasspoint.from_tier"], each["glasspoint.to_tier"]) for each in told} == {
+        ("redis", "cached")
+    }
+
+
+async def test_a_call_that_waits_until_its_thread_is_up_has_the_drain_in_its_trace(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
+) -> None:
+    """Another process has written to the thread below, and has died."""
+    recorder = Recorder()
+    database = own_postgres.create_database("drained")
+    settings = settings_of(database, own_redis.url, probe_interval=1000)
+    async with get_checkpointer(settings, telemetry=recorder.telemetry) as above:
+        own_postgres.stop()
+        async with get_checkpointer(settings) as below:
+            await Thread("a").put(below)
+        own_postgres.start()
+        await until(lambda: reached(above))
+        recorder.clear()
+        with recorder.provider.get_tracer("application").start_as_current_span("request"):
+            assert await Thread("a").turn(above) == 1
+            assert await Thread("b").turn(above) is None
+    [(request, children)] = recorder.forest()
+    assert request == "request"
+    calls = [(name, inside) for name, inside in children if not name.startswith("checkpoint.redis.")]
+    assert [name for name, _ in calls] == ["checkpoint.drain", "checkpoint.get_tuple", "checkpoint.get_tuple"]
+    assert [name for name, _ in calls[0][1]][-1] == "checkpoint.retire_thread"
+    [drain] = recorder.named("checkpoint.drain")
+    told = attributes(drain)
+    assert (told["glasspoint.threads"], told["glasspoint.checkpoints"]) == (1, 1)
+    assert told["gen_ai.conversation.id"] == "a"
+
+
+async def reached(saver: FallbackSaver) -> bool:
+    with suppress(GlasspointError):
+        return (await saver.aget_tuple(config_of("nobody"))) is None
+    return False
 
 
 @pytest.mark.parametrize("calls", [1, 10], ids=["alone", "a crowd"])
