@@ -139,7 +139,7 @@ def test_glasspoint_trace_shows_from_tempo_what_it_shows_from_files(tempo: Tempo
     from_files = shown(*(text for file in tempo.story.files for text in ("--file", str(file))))
     for since in ("1h", "30d"):
         assert shown("--tempo", TEMPO_URL, "--since", since) == from_files
-    assert len(from_files["turns"]) == 7
+    assert {turn["trace_id"] for turn in from_files["turns"]} >= set(tempo.story.turns)
 
 
 def test_the_service_graph_has_redis_once_and_one_postgresql(tempo: Tempo) -> None:
