@@ -80,8 +80,10 @@ app = FastAPI(title="Glasspoint example", lifespan=lifespan)
 @app.post("/chat")
 async def chat(said: Message, request: Request) -> Answer:
     """Answer a message."""
-    async with conversation_turn(said.thread_id, agent_name=AGENT):
+    async with (turn := conversation_turn(said.thread_id, agent_name=AGENT)):
+        turn.record_input(said.message)
         state = await request.app.state.graph.ainvoke(*_turn(said))
+        turn.record_output(state["messages"][-1])
     return Answer(answer=state["messages"][-1].text)
 
 
@@ -90,11 +92,15 @@ async def stream(said: Message, request: Request) -> StreamingResponse:
     """Answer a message piece by piece, as server-sent events: `data: {"text": …}`, and `event: end`."""
 
     async def events() -> AsyncIterator[str]:
-        async with conversation_turn(said.thread_id, agent_name=AGENT):
+        async with (turn := conversation_turn(said.thread_id, agent_name=AGENT)):
+            turn.record_input(said.message)
+            answered = ""
             pieces = request.app.state.graph.astream(*_turn(said), stream_mode="messages")
             async for piece, _ in pieces:
                 if piece.text:
+                    answered += piece.text
                     yield f"data: {json.dumps({'text': piece.text}, ensure_ascii=False)}\n\n"
+            turn.record_output(answered)
         yield "event: end\ndata: {}\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream")

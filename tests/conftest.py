@@ -27,6 +27,9 @@ from steps import another_process
 
 EXPLORING_SECONDS = 3600
 
+OPT_IN = {"test_real_tempo.py": "TEMPO_URL"}
+"""Test files that need a server that nobody starts here, and the variable that says where it is."""
+
 # What a test that ended in the middle has left.
 OTHER_SCHEMAS = (
     "SELECT nspname FROM pg_namespace "
@@ -62,7 +65,9 @@ def pytest_report_header() -> str:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import test files of which `make test-fast` runs nothing."""
+    """Do not import test files that nobody has asked for, or of which `make test-fast` runs nothing."""
+    if (variable := OPT_IN.get(collection_path.name)) is not None and not os.environ.get(variable):
+        return True
     return True if config.option.markexpr == "not slow" and is_slow_file(collection_path) else None
 
 

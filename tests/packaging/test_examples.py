@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 import re
@@ -11,20 +9,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph_sdk.runtime import _ExecutionRuntime, _ReadRuntime
-from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 
-from places import ROOT
-from recorder import Recorder, attributes
-from states import config_of
+from as_langgraph_server import load
+from command_line import environment
+from otlp import Collector, Span, collecting
+from places import ROOT, SUPPORT
 
 EXAMPLES = ROOT / "examples"
+SERVER = EXAMPLES / "langgraph_server"
 
 
 @pytest.fixture
@@ -89,22 +87,6 @@ def test_the_fastapi_example_remembers_streams_and_is_watched(app: httpx.Client)
 # ------------------------------------------------------------------ LangGraph Server
 
 
-def load_as_the_server_does(path: str, folder: Path) -> Any:
-    """What a `path` in langgraph.json names, by the rules of langgraph-api 0.16, `_checkpointer/_adapter.py`:
-    a file and a name in it, else a module and a name, at the last dot."""
-    if "/" in path or ".py:" in path:
-        file, name = path.rsplit(":", 1)
-        spec = importlib.util.spec_from_file_location("named_by_langgraph_json", folder / file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        module_name, name = path.rsplit(".", 1)
-        module = importlib.import_module(module_name)
-    return module.__dict__[name]
-
-
 @pytest.mark.parametrize("path", [None, "glasspoint.get_checkpointer"], ids=["langgraph.json", "module"])
 async def test_langgraph_server_takes_get_checkpointer_as_it_is(
     path: str | None, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
@@ -112,9 +94,10 @@ async def test_langgraph_server_takes_get_checkpointer_as_it_is(
     """The server calls what it found, enters it once an event loop, and looks what is overridden."""
     monkeypatch.setenv("POSTGRES_URL", database)
     monkeypatch.setenv("REDIS_URL", redis_url)
-    folder = EXAMPLES / "langgraph_server"
-    config = json.loads((folder / "langgraph.json").read_text("utf-8"))
-    value = load_as_the_server_does(path or config["checkpointer"]["path"], folder)
+    ours = SimpleNamespace(tracer_provider=TracerProvider())  # not the process's
+    monkeypatch.setattr("glasspoint.configure_telemetry", lambda **options: ours)
+    config = json.loads((SERVER / "langgraph.json").read_text("utf-8"))
+    value = load(path or config["checkpointer"]["path"], SERVER)
     assert callable(value)
     assert not isinstance(value, BaseCheckpointSaver)
     entered = value()
@@ -123,17 +106,74 @@ async def test_langgraph_server_takes_get_checkpointer_as_it_is(
         assert isinstance(saver, BaseCheckpointSaver)
         for method in ("adelete_thread", "adelete_for_runs", "acopy_thread", "aprune"):
             assert getattr(type(saver), method) is not getattr(BaseCheckpointSaver, method)
-        make_graph = load_as_the_server_does(config["graphs"]["agent"], folder)
-        recorder, nothing = Recorder(), cast("Any", None)
-        monkeypatch.setattr(trace, "get_tracer", lambda *args: recorder.provider.get_tracer("glasspoint"))
-        for said in ("내 이름은 철수야", "내 이름이 뭐라고 했지?"):
-            runtime: Any = _ExecutionRuntime(access_context="threads.create_run", store=nothing, context=None)
-            async with make_graph(config=config_of("42"), runtime=runtime) as graph:
-                running = graph.copy(update={"checkpointer": saver})
-                state = await running.ainvoke({"messages": [("user", said)]}, config_of("42"))
-        assert state["messages"][-1].text == "철수라고 하셨어요."
-        reading: Any = _ReadRuntime(access_context="threads.read", store=nothing)
-        async with make_graph(config=config_of("42"), runtime=reading) as graph:
-            assert (await graph.copy(update={"checkpointer": saver}).aget_state(config_of("42"))).values
-    assert [span.name for span in recorder.spans] == ["invoke_agent agent"] * 2, "a read is no turn"
-    assert {attributes(span)["gen_ai.conversation.id"] for span in recorder.spans} == {"42"}
+
+
+def run_as_langgraph_server(
+    graph: str, database: str, redis_url: str, collector: Collector, **variables: str
+) -> list[list[Span]]:
+    """Two runs of the thread `42` and a look at its state.
+
+    Returns:
+        The spans, by trace, in the order of the traces' first spans.
+    """
+    variables |= {"POSTGRES_URL": database, "REDIS_URL": redis_url}
+    done = subprocess.run(
+        [
+            *(sys.executable, str(SUPPORT / "as_langgraph_server.py"), str(SERVER), graph, "42"),
+            *("내 이름은 철수야", "내 이름이 뭐라고 했지?"),
+        ],
+        env=environment(**variables, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert done.stdout.splitlines()[1] == "철수라고 하셨어요."
+    traces: dict[str, list[Span]] = {}
+    for span in sorted(collector.spans, key=lambda span: span.started):
+        traces.setdefault(span.trace_id, []).append(span)
+    *of_runs, reading = traces.values()
+    assert [span.name for span in reading if not span.parent_id] == ["checkpoint.get_tuple"], (
+        "a read is no turn"
+    )
+    return of_runs
+
+
+def names_of(trace_: list[Span], *, roots: bool = False) -> set[str]:
+    return {span.name for span in trace_ if not (roots and span.parent_id)}
+
+
+def test_a_run_of_the_langgraph_server_example_is_one_trace(database: str, redis_url: str) -> None:
+    with collecting() as collector:
+        traces = run_as_langgraph_server("agent", database, redis_url, collector)
+    assert [names_of(each, roots=True) for each in traces] == [{"invoke_agent agent"}] * 2
+    for each in traces:
+        assert names_of(each) >= {
+            *("agent", "answer", "RecallingChatModel"),
+            *("checkpoint.get_tuple", "checkpoint.put", "checkpoint.put_writes"),
+        }
+        assert {span.attributes.get("gen_ai.conversation.id", "42") for span in each} == {"42"}
+        assert {span.resource["service.name"] for span in each} == {"agent"}
+    first, second = ([span for span in each if not span.parent_id] for each in traces)
+    assert second[0].links == [(first[0].trace_id, first[0].span_id)]
+
+
+@pytest.mark.parametrize("instrumented", [True, False], ids=["instrumented", "alone"])
+def test_without_a_turn_all_calls_of_a_run_share_as_few_traces_as_the_docs_say(
+    database: str, redis_url: str, *, instrumented: bool
+) -> None:
+    """docs/tracing.md: the instrumentation's spans, if any, and that of the first call; nothing besides."""
+    off = {} if instrumented else {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "langchain"}
+    with collecting() as collector:
+        traces = run_as_langgraph_server("./agent.py:compiled", database, redis_url, collector, **off)
+    roots = sorted(sorted(names_of(each, roots=True)) for each in traces)
+    own = [["checkpoint.get_tuple"]] * 2
+    assert roots == ([["agent"]] * 2 + own if instrumented else own)
+    for each in traces:
+        if not instrumented:
+            assert names_of(each) >= {"checkpoint.put", "checkpoint.put_writes"}
+        elif names_of(each, roots=True) == {"agent"}:
+            assert "checkpoint.put_writes" in names_of(each), "what nodes store"
+        else:
+            assert "checkpoint.put" in names_of(each), "what the graph itself reads and puts"

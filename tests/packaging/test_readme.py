@@ -26,6 +26,7 @@ from glasspoint.cli.commands import app
 from glasspoint.errors import ConfigurationError
 from glasspoint.model.option_types import names_of
 from glasspoint.savers.options import OpenCachedOptions
+from otlp import collecting
 from places import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -85,7 +86,9 @@ EXCERPTS = {
 }
 """Parts of programs, and the code that they need before them. `await` may stand anywhere in them."""
 
-ELSEWHERE = {"telemetry.md#several-processes": "test_multiprocess.py"}
+OWN_SDK = "telemetry.md#i-have-an-opentelemetry-sdk-already"
+
+ELSEWHERE = {"telemetry.md#several-processes": "test_multiprocess.py", OWN_SDK: "test_readme.py"}
 """Programs that another test runs, because they need a server of their own."""
 
 
@@ -160,6 +163,41 @@ def test_a_part_of_a_program_runs_with_what_it_takes_from_elsewhere(
 ) -> None:
     body = textwrap.indent(PROGRAMS[name], "    ")
     run(f"{EXCERPTS[name]}\n\nasync def cell():\n{body}\n\nasyncio.run(cell())\n", environment)
+
+
+@pytest.mark.parametrize("has_processor", [True, False], ids=["as the page says", "without the processor"])
+def test_in_an_sdk_of_your_own_the_calls_stand_below_what_caused_them(
+    environment: dict[str, str], *, has_processor: bool
+) -> None:
+    code = PROGRAMS[OWN_SDK]
+    if not has_processor:
+        code = code.replace("provider.add_span_processor(GraphSpans())\n", "")
+        assert code != PROGRAMS[OWN_SDK]
+    conversation = f"""
+{BUILDER}
+async def main():
+    async with get_checkpointer() as saver, glasspoint.conversation_turn(thread_id, agent_name="chat"):
+        await graph.copy(update={{"checkpointer": saver}}).ainvoke(inputs, config)
+asyncio.run(main())
+provider.shutdown()
+"""
+    with collecting() as collector:
+        run(code + conversation, environment | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url})
+    names = {span.span_id: span.name for span in collector.spans}
+    assert [span.name for span in collector.spans if not span.parent_id] == ["invoke_agent chat"]
+    above = {(call.name, names[call.parent_id]) for call in collector.spans if call.name in _CALLS}
+    below_what_caused_them = {
+        ("checkpoint.put_writes", "answer"),
+        ("checkpoint.put_writes", "LangGraph"),  # the input of the graph
+        ("checkpoint.put", "LangGraph"),
+        ("checkpoint.get_tuple", "LangGraph"),
+    }
+    assert above == (
+        below_what_caused_them if has_processor else {(call, "invoke_agent chat") for call in _CALLS}
+    )
+
+
+_CALLS = {"checkpoint.get_tuple", "checkpoint.put", "checkpoint.put_writes"}
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from glasspoint import (
     FallbackSaver,
     Settings,
+    Telemetry,
     create_telemetry,
     get_checkpointer,
 )
@@ -33,9 +34,10 @@ async def chain(
     registry: CollectorRegistry | None = None,
     *,
     serde: SerializerProtocol | None = None,
+    telemetry: Telemetry | None = None,
     **more: Any,
 ) -> AsyncIterator[FallbackSaver]:
-    telemetry = create_telemetry(registry=registry or CollectorRegistry())
+    telemetry = telemetry or create_telemetry(registry=registry or CollectorRegistry())
     settings = settings_of(postgres_url, redis_url, **more)
     another_process()
     async with get_checkpointer(settings, serde=serde, telemetry=telemetry) as saver:

@@ -19,6 +19,7 @@ from glasspoint.demo.conversation import NAMESPACES, build_conversation, say
 from glasspoint.demo.telemetry import CounterWatch
 from glasspoint.logs import kept_warnings
 from glasspoint.model.scope import Scope
+from glasspoint.telemetry.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -78,15 +79,20 @@ class _Stage:
         """Prepare the servers for the act, run the turn, and return the record of it."""
         self._turns += 1
         with kept_warnings(capacity=5) as warnings:
-            prepared = await self._prepare(act)
+            with quiet():  # what the demo itself does to Redis is not the conversation's
+                prepared = await self._prepare(act)
             async with self._fresh_saver() as saver:
                 graph = build_conversation(self._model, saver)
                 watch = CounterWatch(self._observed.registry)
-                with self._observed.turn(self._thread_id) as span:
+                turn = self._observed.turn(self._thread_id)
+                with turn as span:
+                    turn.record_input(act.says)
                     answer = await say(graph, self._thread_id, act.says)
+                    turn.record_output(answer.text)
         if act.snapshot_after and self._servers.own_redis is not None:
-            self._servers.own_redis.save_snapshot()
-            self._run_id_of_snapshot, _ = await self._servers.redis_state()
+            with quiet():
+                self._servers.own_redis.save_snapshot()
+                self._run_id_of_snapshot, _ = await self._servers.redis_state()
         return Turn(
             number,
             act,

@@ -135,8 +135,10 @@ class Traffic:
     async def _turn(self, talk: _Talk) -> None:
         text = random.choice(_TALK) if talk.turns else f"내 이름은 {talk.name}야"
         try:
-            with self._observed.turn(talk.thread_id):
+            with (turn := self._observed.turn(talk.thread_id)):
+                turn.record_input(text)
                 answer = await say(self._graph, talk.thread_id, text)
+                turn.record_output(answer.text)
         except Exception as error:  # the traffic goes on, whatever happens to the servers
             self._failed(error)
             await asyncio.sleep(_AFTER_FAILURE_SECONDS)

@@ -50,7 +50,7 @@ from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.savers.redis_saver import RedisSaver
 from glasspoint.telemetry.background import BackgroundTask
 from glasspoint.telemetry.events import Drained, ThreadDrained, TierChanged
-from glasspoint.telemetry.quiet import quiet_context
+from glasspoint.telemetry.quiet import quiet, quiet_context
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -192,6 +192,11 @@ class Chain:
         Raises:
             GlasspointError: No tier can be reached, or a tier cannot be used as it is configured.
         """
+        with quiet():
+            await self._open()
+        self._background(self._keep_watch(), "glasspoint-tier-probe", quiet_context())
+
+    async def _open(self) -> None:
         for spec in self._specs:
             try:
                 saver = await spec.open()
@@ -217,7 +222,6 @@ class Chain:
         except BaseException:
             await self.saver.close()
             raise
-        self._background(self._keep_watch(), "glasspoint-tier-probe", quiet_context())
 
     async def close(self) -> None:
         """Wait for the calls under way, and close every open saver. May be called twice.

@@ -167,11 +167,8 @@ class RedisSaver(HistorySaver):
                 opened.push_async_callback(redis.aclose)
             saver = cls(redis, **options)
             try:
-                await saver.ping()
-                await saver._steps.check_permissions(saver._key_prefix)
-                saver.status.versions["redis"] = await saver._steps.server_version()
-                await saver._redis_history.meet()
-                saver._warn_of_eviction(await saver._steps.memory())
+                with quiet():
+                    await saver._meet()
             except BaseException:
                 await saver.close()
                 raise
@@ -193,6 +190,13 @@ class RedisSaver(HistorySaver):
         """
         check_options(f"{cls.__name__}.from_conn_string", options, OpenRedisOptions)
         return Opening(lambda: cls.create(redis_url, **options), reopens=isinstance(redis_url, str))
+
+    async def _meet(self) -> None:
+        await self.ping()
+        await self._steps.check_permissions(self._key_prefix)
+        self.status.versions["redis"] = await self._steps.server_version()
+        await self._redis_history.meet()
+        self._warn_of_eviction(await self._steps.memory())
 
     async def ping(self) -> None:
         """Check that Redis responds.

@@ -119,8 +119,8 @@ class Causes:
             return task.span
         around = _span_of_the_run_around(operation.config)
         if around is not None and _fits(around, current):
-            return self._graph_below(around) or around
-        return self._graph_below(current) if current.is_valid else None
+            return self.graph_below(around) or around
+        return self.graph_below(current) if current.is_valid else None
 
     def first_of_run(self, config: RunnableConfig | None) -> SpanContext | None:
         """Return the span of the first call of the same run, if that call is known."""
@@ -134,7 +134,8 @@ class Causes:
         if control is not None:
             self._runs.put(id(control), (control, span))  # holds the object, so that its id stays its own
 
-    def _graph_below(self, current: SpanContext) -> SpanContext | None:
+    def graph_below(self, current: SpanContext) -> SpanContext | None:
+        """Return the span of the graph that is under way directly below a span, if only one is."""
         with self._lock:
             below = self._below.get(current.span_id, ())
             ids = tuple(below) if len(below) == 1 else ()

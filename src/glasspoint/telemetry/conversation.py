@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ConversationTurn",
     "TurnWatch",
-    "context_of_turn",
     "conversation_in",
-    "current_turn",
     "end_span",
     "link_to_writer",
+    "recorded_turn_around",
     "to_store",
+    "turn_around",
 ]
 
 _TURN = context.create_key("glasspoint-turn")
@@ -275,14 +275,14 @@ class TurnWatch(Observer):
         """Let the turn be counted where its first call is counted."""
         if _entered.get() is None and not _under_way:
             return
-        turn = _turn_around(operation.scope)
+        turn = turn_around(operation.scope)
         if turn is not None and turn.emit is None:
             turn.emit = operation.emit
 
     def emitted(self, event: Event) -> None:
         """Tell the turn of questions and answers; other events do not concern it."""
         if isinstance(event, InterruptStored):
-            turn = _turn_around(event.scope)
+            turn = turn_around(event.scope)
             if turn is not None:
                 turn.hears(event)
 
@@ -315,7 +315,7 @@ def to_store(span: Span, operation: Operation) -> str | None:
     Returns:
         The traceparent; `None` if the span is not sampled, because then no link could lead to it.
     """
-    turn = _turn_of(operation)
+    turn = recorded_turn_around(operation.scope)
     found = (turn.span if turn is not None else span).get_span_context()
     if not found.is_valid or not found.trace_flags.sampled:
         return None
@@ -331,7 +331,7 @@ def link_to_writer(span: Span, operation: Operation) -> None:
     """
     if operation.scope is None or operation.checkpoint_id is None:
         return
-    turn = _turn_of(operation)
+    turn = recorded_turn_around(operation.scope)
     if turn is None:
         writer = traceparent.parse(operation.stored_traceparent)
         if writer is not None and writer.sampled and writer.trace_id != span.get_span_context().trace_id:
@@ -371,46 +371,30 @@ def conversation_in(around: Context | None) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def context_of_turn(scope: Scope) -> Context | None:
-    """Return the context inside the turn of a thread that is under way in this process.
+def turn_around(scope: Scope | None) -> ConversationTurn | None:
+    """Return the turn under way, sampled or not, to which a call on this scope belongs.
 
-    It is for calls that LangGraph makes outside of every context: see `causes`.
+    It is the turn in which the call is made, if that is a turn of the same conversation. LangGraph makes some
+    calls outside of every context, such as from a callback in another thread: then it is the turn of the
+    conversation that is under way in this process. Background work that goes on after its turn has ended
+    belongs to no turn.
     """
-    turn = _under_way.get(scope.thread_id)
-    return turn.context if turn is not None else None
+    if scope is None:
+        return None
+    entered = _entered.get()
+    # A turn is over in its own context if its stream was closed elsewhere.
+    turn = entered if entered is not None and not entered.is_over else _current_turn()
+    if turn is None and entered is None:
+        turn = _under_way.get(scope.thread_id)
+    return turn if turn is not None and not turn.is_over and turn.thread_id == scope.thread_id else None
 
 
-def current_turn(scope: Scope) -> ConversationTurn | None:
-    """Return the turn under way, if it belongs to this thread, and is recorded."""
-    turn = _current_turn()
-    is_it = turn is not None and turn.thread_id == scope.thread_id and turn.span.is_recording()
-    return turn if is_it else None
+def recorded_turn_around(scope: Scope | None) -> ConversationTurn | None:
+    """Return the turn under way to which a call on this scope belongs, if its span is recorded."""
+    turn = turn_around(scope)
+    return turn if turn is not None and turn.span.is_recording() else None
 
 
 def _current_turn() -> ConversationTurn | None:
     found = context.get_value(_TURN)
     return found if isinstance(found, ConversationTurn) else None
-
-
-def _turn_around(scope: Scope | None) -> ConversationTurn | None:
-    """Return the turn under way, sampled or not, if it belongs to the same conversation.
-
-    A call may come outside of every context, such as from a callback in another thread. Then it belongs to
-    the turn of its conversation that is under way in this process.
-    """
-    if scope is None:
-        return None
-    turn = _entered.get()
-    if turn is not None and turn.is_over:  # of a stream that was closed elsewhere, or before this task ended
-        turn = _current_turn()
-    if turn is None:
-        turn = _under_way.get(scope.thread_id)
-    return turn if turn is not None and not turn.is_over and turn.thread_id == scope.thread_id else None
-
-
-def _turn_of(operation: Operation) -> ConversationTurn | None:
-    """Return the turn under way, if it belongs to the same conversation as the call.
-
-    Background work that continues after its turn has ended belongs to no turn.
-    """
-    return current_turn(operation.scope) if operation.scope is not None else None

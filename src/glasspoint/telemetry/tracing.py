@@ -20,11 +20,11 @@ from opentelemetry.trace import SpanKind
 from glasspoint._version import __version__
 from glasspoint.telemetry.causes import Recent, causes, is_of_a_run, node_in
 from glasspoint.telemetry.conversation import (
-    context_of_turn,
-    current_turn,
     end_span,
     link_to_writer,
+    recorded_turn_around,
     to_store,
+    turn_around,
 )
 from glasspoint.telemetry.events import (
     BackgroundTaskFailed,
@@ -160,13 +160,25 @@ class Tracing(Observer):
 
     def step_started(self, step: Step) -> None:
         """Start a round trip's span if its call is recorded. A warm-up may start after its call has ended."""
-        if not self._has_sdk or not _is_recorded(trace.get_current_span()):
+        if not self._has_sdk:
+            return
+        current = trace.get_current_span()
+        if not _is_recorded(current):
+            if not current.get_span_context().is_valid and not is_quiet():
+                # A chain looks into its lower tier before the call. An instrumentation would begin a trace.
+                inside = without_instrumentations(context.get_current())
+                step.trace = (trace.INVALID_SPAN, context.attach(inside))
             return
         if step.name == _DRAIN and is_quiet():  # shown at its end, if it has moved anything
             return
         name, kind, attributes = self._steps.get(step.name) or self._meet(step.name)
+        # A chain looks into its lower tier before the call, so below the turn and not in the graph.
+        graph = causes.graph_below(current.get_span_context())
         span = self._tracer.start_span(
-            name, kind=kind, attributes=self._scope_attributes(step.scope) | attributes
+            name,
+            context=None if graph is None else trace.set_span_in_context(trace.NonRecordingSpan(graph)),
+            kind=kind,
+            attributes=self._scope_attributes(step.scope) | attributes,
         )
         if step.batch_size > 1:
             span.set_attribute("db.operation.batch.size", step.batch_size)
@@ -288,7 +300,7 @@ class Tracing(Observer):
 
     def _record_interrupt(self, event: InterruptStored, current: Span) -> None:
         """Show a question or an answer on the turn; without a turn, on the call that stores it."""
-        turn = current_turn(event.scope)
+        turn = recorded_turn_around(event.scope)
         known = {
             "langgraph.node": self._node_of(event.task_id),
             "langgraph.task.id": event.task_id,
@@ -367,8 +379,8 @@ def _context_around(operation: Operation, current: SpanContext) -> Context:
     cause = causes.of(operation, current)
     if not current.is_valid and operation.scope is not None and is_of_a_run(operation.config):
         # Perhaps LangGraph has called from a callback, outside of every context.
-        if (of_turn := context_of_turn(operation.scope)) is not None:
-            around, current = of_turn, trace.get_current_span(of_turn).get_span_context()
+        if (turn := turn_around(operation.scope)) is not None and turn.context is not None:
+            around, current = turn.context, turn.span.get_span_context()
         elif cause is None:
             cause = causes.first_of_run(operation.config)
     if cause is None or (current.is_valid and cause.trace_id != current.trace_id):

@@ -89,6 +89,8 @@ class Tempo:
         """
         reading = Reading()
         found = self._search(wanted, since_seconds, limit)
+        if not found:
+            reading.remarks.append("A Tempo may find a turn only 30 s after its end (query_end_cutoff).")
         if len(found) >= limit:
             reading.remarks.append(f"Only {limit:,} traces were read; there may be more (--limit).")
         missing = 0

@@ -224,6 +224,7 @@ def test_a_conversation_that_is_not_there_is_said_to_be_so(tempo: Tempo) -> None
     assert failed.exit_code == 1
     assert "error: No span of the conversation 42 in Tempo" in failed.stderr
     assert "CHECKPOINT_TELEMETRY_THREAD_IDS=none" in failed.stderr
+    assert "may find a turn only 30 s after its end" in failed.stderr
 
 
 def test_what_tempo_leaves_out_is_said(tempo: Tempo) -> None:

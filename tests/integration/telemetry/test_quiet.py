@@ -13,8 +13,8 @@ from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind, StatusCode
 
-from chains import settings_of
-from glasspoint import CachedPostgresSaver, FallbackSaver, get_checkpointer
+from chains import chain, settings_of
+from glasspoint import CachedPostgresSaver, FallbackSaver, RedisSaver, get_checkpointer
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError, SchemaError
 from glasspoint.telemetry.background import BackgroundTask
@@ -75,6 +75,27 @@ async def test_audits_and_the_end_of_bursts_begin_no_traces(database: str, redis
             await until(lambda: _audits(recorder) >= 1)
     roots = [span.name for span in recorder.spans if span.parent is None]
     assert roots == ["request"]
+
+
+async def test_a_chain_that_opens_and_moves_threads_up_sends_no_traces(
+    own_postgres: EmbeddedPostgres, redis_url: str
+) -> None:
+    own_postgres.stop()
+    async with chain(own_postgres.url, redis_url, connect_timeout=1.0) as saver:
+        assert saver.tier == "redis"
+        await Thread("a").put(saver)
+    own_postgres.start()
+    recorder = Recorder()
+    with instrumented(recorder):
+        async with (
+            chain(own_postgres.url, redis_url, telemetry=recorder.telemetry) as saver,
+            RedisSaver.from_conn_string(redis_url, telemetry=recorder.telemetry),
+        ):
+            assert saver.tier == "cached"
+        assert [span.name for span in recorder.spans] == []
+        async with chain(own_postgres.url, redis_url, telemetry=recorder.telemetry) as saver:
+            assert await Thread("a").turn(saver) == 1, "the thread was moved up"
+    assert [span.name for span in recorder.spans if span.parent is None] == ["checkpoint.get_tuple"]
 
 
 def _audits(recorder: Recorder) -> float:
