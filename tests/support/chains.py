@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -17,7 +17,9 @@ from glasspoint import (
     create_telemetry,
     get_checkpointer,
 )
+from glasspoint.errors import GlasspointError
 from passwords import PASSWORD
+from states import config_of
 from steps import another_process
 
 
@@ -42,6 +44,13 @@ async def chain(
     another_process()
     async with get_checkpointer(settings, serde=serde, telemetry=telemetry) as saver:
         yield saver
+
+
+async def reached(saver: FallbackSaver) -> bool:
+    """Whether a chain's PostgreSQL answers its calls."""
+    with suppress(GlasspointError):
+        return (await saver.aget_tuple(config_of("nobody"))) is None
+    return False
 
 
 NOWHERE = f"postgresql://me:{PASSWORD}@127.0.0.1:1"

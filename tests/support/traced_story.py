@@ -20,6 +20,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Send, interrupt
 from redis.asyncio import Redis
 
+from chains import chain, reached
 from command_line import glasspoint
 from glasspoint import CachedPostgresSaver
 from glasspoint.demo.telemetry import Observed, observe
@@ -129,6 +130,7 @@ async def _be_in_trouble(
         assert all(
             isinstance(each, GlasspointError) for each in await asyncio.gather(*calls, return_exceptions=True)
         )
+    await _after_an_outage(postgres, url, observed)
     async with open_saver(postgres.url, url, **options) as saver:
         redis.kill()
         await asyncio.gather(*(Thread(f"cut {number}").put(saver) for number in range(4)))
@@ -184,6 +186,18 @@ async def _busy_and_overtaken(
         await warmed_up(other)
     await writing
     await settled(saver)
+
+
+async def _after_an_outage(postgres: EmbeddedPostgres, redis_url: str, observed: Observed) -> None:
+    """A turn waits until its thread is moved up: another process has written to it below, and has ended."""
+    async with chain(postgres.url, redis_url, telemetry=observed.telemetry, probe_interval=1000) as above:
+        postgres.stop()
+        async with chain(postgres.url, redis_url, connect_timeout=1.0) as below:
+            await Thread("moved up").put(below)
+        postgres.start()
+        await until(lambda: reached(above))
+        async with observed.turn("moved up"):
+            assert await Thread("moved up").turn(above) == 1
 
 
 async def _fork(saver: CachedPostgresSaver, other: CachedPostgresSaver) -> None:

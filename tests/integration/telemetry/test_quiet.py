@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import pytest
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
@@ -13,14 +13,14 @@ from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind, StatusCode
 
-from chains import chain, settings_of
-from glasspoint import CachedPostgresSaver, FallbackSaver, RedisSaver, get_checkpointer
+from chains import chain, reached, settings_of
+from glasspoint import CachedPostgresSaver, RedisSaver, get_checkpointer
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError, SchemaError
 from glasspoint.telemetry.background import BackgroundTask
 from glasspoint.telemetry.quiet import quiet_context
 from recorder import Recorder, attributes
-from states import config_of, open_saver
+from states import open_saver
 from steps import Thread, settled, until
 
 
@@ -77,7 +77,7 @@ async def test_audits_and_the_end_of_bursts_begin_no_traces(database: str, redis
     assert roots == ["request"]
 
 
-async def test_a_chain_that_opens_and_moves_threads_up_sends_no_traces(
+async def test_of_a_chain_that_opens_and_moves_threads_up_only_the_drain_is_a_trace(
     own_postgres: EmbeddedPostgres, redis_url: str
 ) -> None:
     own_postgres.stop()
@@ -92,10 +92,11 @@ async def test_a_chain_that_opens_and_moves_threads_up_sends_no_traces(
             RedisSaver.from_conn_string(redis_url, telemetry=recorder.telemetry),
         ):
             assert saver.tier == "cached"
-        assert [span.name for span in recorder.spans] == []
+        assert [span.name for span in recorder.spans] == ["checkpoint.drain"]
         async with chain(own_postgres.url, redis_url, telemetry=recorder.telemetry) as saver:
             assert await Thread("a").turn(saver) == 1, "the thread was moved up"
-    assert [span.name for span in recorder.spans if span.parent is None] == ["checkpoint.get_tuple"]
+    begun = [span.name for span in recorder.spans if span.parent is None]
+    assert begun == ["checkpoint.drain", "checkpoint.get_tuple"]
 
 
 def _audits(recorder: Recorder) -> float:
@@ -241,12 +242,6 @@ async def test_a_call_that_waits_until_its_thread_is_up_has_the_drain_in_its_tra
     told = attributes(drain)
     assert (told["glasspoint.threads"], told["glasspoint.checkpoints"]) == (1, 1)
     assert told["gen_ai.conversation.id"] == "a"
-
-
-async def reached(saver: FallbackSaver) -> bool:
-    with suppress(GlasspointError):
-        return (await saver.aget_tuple(config_of("nobody"))) is None
-    return False
 
 
 @pytest.mark.parametrize("calls", [1, 10], ids=["alone", "a crowd"])
