@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 __all__ = [
+    "FRAMED",
     "HEADERS",
     "MOST_BODY_BYTES",
     "TOO_LARGE",
@@ -24,12 +25,12 @@ MOST_BODY_BYTES = 4096
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "font-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
 HEADERS = (
-    ("Content-Security-Policy", POLICY),
+    ("Content-Security-Policy", f"{POLICY}; frame-ancestors 'none'"),
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
@@ -37,6 +38,9 @@ HEADERS = (
     ("Cache-Control", "no-store"),
 )
 """What every answer of the live page carries."""
+
+FRAMED = (("Content-Security-Policy", f"{POLICY}; frame-ancestors 'self'"), *HEADERS[1:])
+"""The same for a turn: the page shows it in a frame. No other page can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +87,17 @@ class Answer:
     headers: tuple[tuple[str, str], ...]
 
     @classmethod
-    def of(cls, status: HTTPStatus, body: bytes, content_type: str, *headers: tuple[str, str]) -> Answer:
+    def of(
+        cls,
+        status: HTTPStatus,
+        body: bytes,
+        content_type: str,
+        *headers: tuple[str, str],
+        is_framed: bool = False,
+    ) -> Answer:
         """Make an answer with the headers that every answer carries."""
         own = (("Content-Type", content_type), ("Content-Length", str(len(body))))
-        return cls(status, body, (*own, *headers, *HEADERS))
+        return cls(status, body, (*own, *headers, *(FRAMED if is_framed else HEADERS)))
 
 
 @dataclass(frozen=True, slots=True)

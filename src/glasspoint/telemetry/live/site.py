@@ -196,7 +196,7 @@ class Site:
         asked = _asked(body)
         if asked is None:
             return as_json(
-                HTTPStatus.BAD_REQUEST, {"error": 'The body must be {"thread_id": "…", "text": "…"}.'}
+                HTTPStatus.BAD_REQUEST, {"error": 'The body must be {"thread": "…", "text": "…"}.'}
             )
         try:
             reply = await self._run(lambda: chat(*asked))
@@ -241,7 +241,7 @@ def _asked(body: bytes) -> tuple[str, str] | None:
         return None
     if not isinstance(found, dict):
         return None
-    thread_id, text = found.get("thread_id"), found.get("text")
+    thread_id, text = found.get("thread"), found.get("text")
     if not (isinstance(thread_id, str) and isinstance(text, str)):
         return None
     if not 0 < len(thread_id) <= _LONGEST_THREAD_ID or not text.strip():
@@ -283,4 +283,4 @@ def _turn(trace_id: str) -> Answer:
 
     conversation, turn = found
     text = live_page_of(conversation, at=turn, files="../static/trace/")
-    return Answer.of(HTTPStatus.OK, text.encode("utf-8", "replace"), _CONTENT_TYPES["html"])
+    return Answer.of(HTTPStatus.OK, text.encode("utf-8", "replace"), _CONTENT_TYPES["html"], is_framed=True)
