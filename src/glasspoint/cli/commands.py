@@ -111,8 +111,10 @@ def _common(
 def demo(
     once: Annotated[bool, typer.Option("--once", help="End after the story, without the traffic.")] = False,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Where /metrics is served; 0: any free one.")
+        int, typer.Option(min=0, max=65535, help="Where /live and /metrics are served; 0: any free one.")
     ] = 9464,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the live page in your browser.")] = False,
+    no_live: Annotated[bool, typer.Option("--no-live", help="Serve no live page.")] = False,
     spans: Annotated[
         Path | None,
         typer.Option(
@@ -122,19 +124,23 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Watch a conversation being remembered, cached, traced and counted.
+    """Watch a conversation being remembered, cached, traced and counted: here, and in a browser.
 
     Six acts on real servers, while Redis is flushed, killed and brought back from an old snapshot, and
     PostgreSQL is killed. Then a light traffic of conversations, with a live table and /metrics, until Ctrl-C.
+    The live page shows the same; its buttons break the servers, and its chat box talks to the agent.
 
     PostgreSQL and Redis are started for the demo and gone afterwards, unless POSTGRES_URL or REDIS_URL name
     others: those are neither flushed nor killed. GLASSPOINT_DEMO_MODEL=provider:name lets a real model
     answer. With OTEL_EXPORTER_OTLP_ENDPOINT, spans go there too.
     """
-    from glasspoint.demo.play import play_demo
+    from glasspoint.demo.play import DemoOptions, play_demo
 
+    if open_page and no_live:
+        raise typer.BadParameter("there is no page then.", param_hint="--open")
+    options = DemoOptions(once=once, port=port, spans_file=spans, live=not no_live, opens_browser=open_page)
     with plain_endings():
-        as_expected = play_demo(Console(highlight=False), once=once, port=port, spans_file=spans)
+        as_expected = play_demo(Console(highlight=False), options)
     raise typer.Exit(0 if as_expected else 1)
 
 
@@ -143,6 +149,9 @@ def traffic(
     host: Annotated[str, typer.Option(help="Where /metrics, /healthz and /readyz are served.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The same; 0: any free one.")] = 9464,
     people: Annotated[int, typer.Option(min=1, help="How many talk at once; each a turn a second.")] = 6,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve /live, too, as with GLASSPOINT_LIVE=1.")
+    ] = False,
 ) -> None:
     """Keep a light traffic of conversations going, for dashboards to show something.
 
@@ -153,7 +162,7 @@ def traffic(
     from glasspoint.settings import Settings
 
     with plain_endings():
-        serve_traffic(Settings.from_environment(), host=host, port=port, people=people)
+        serve_traffic(Settings.from_environment(), host=host, port=port, people=people, live=live or None)
 
 
 @_command

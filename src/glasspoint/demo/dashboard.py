@@ -109,6 +109,8 @@ class _Board:
     def _trouble(self) -> list[tuple[str, str]]:
         tally = self._tally
         trouble = []
+        if tally.begun_anew:
+            trouble.append((f" · {tally.begun_anew} began anew", "yellow"))
         if tally.forgotten:
             trouble.append((f" · {tally.forgotten} names FORGOTTEN", "bold red"))
         if tally.failed:
