@@ -1,0 +1,96 @@
+"""Reads the figures of all processes that a page shows, once a second for all pages together.
+
+There are three kinds: this process; with `PROMETHEUS_MULTIPROC_DIR`, the other processes of that directory;
+and peers, which are asked over HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry
+
+from glasspoint.telemetry import multiprocess
+from glasspoint.telemetry.figures import Change, Figures, Window, read_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from glasspoint.telemetry.live.peers import Peers
+
+__all__ = ["HERE", "Processes"]
+
+HERE = "here"
+"""The name of this process."""
+
+_MOST_SHOWN = 16
+"""The number of processes of the directory that are shown each. The sum is that of all."""
+
+
+class Processes:
+    """The processes that one hub shows."""
+
+    def __init__(self, registry: Callable[[], CollectorRegistry | None]) -> None:
+        """Read nothing yet.
+
+        Args:
+            registry: Returns the registry that the savers of this process report to.
+        """
+        self._registry = registry
+        self._window = Window()
+        self._here: Change | None = None
+        self._windows: dict[int, Window] = {}
+        self._others: dict[str, Change] = {}
+        self._all: Change | None = None
+        self._window_of_all = Window()
+
+    def read(self) -> None:
+        """Read this process, and the others of the directory, if there is one."""
+        registry = self._registry()
+        if registry is None:
+            return
+        if not multiprocess.is_on():
+            self._here = self._all = self._window.add(read_registry(registry))
+            return
+        self._all = self._window_of_all.add(read_registry(registry, source=multiprocess.AllProcesses()))
+        found = multiprocess.each_process()
+        own = os.getpid()
+        if own in found:
+            self._here = self._window.add(read_registry(registry, source=found.pop(own)))
+        elif self._here is None:
+            self._here = Window().add(read_registry(registry, source=CollectorRegistry()))
+        shown = sorted(found)[:_MOST_SHOWN]
+        self._windows = {pid: self._windows.get(pid) or Window() for pid in shown}
+        # Read without our registry: the identity of this process is not that of another one.
+        nothing = CollectorRegistry()
+        self._others = {
+            f"process {pid}": self._windows[pid].add(read_registry(nothing, source=found[pid]))
+            for pid in shown
+        }
+
+    def here(self) -> Figures | None:
+        """Return the figures of this process; `None` if nothing was read yet."""
+        return None if self._here is None else Figures.of(self._here)
+
+    def figures(self, peers: Peers, names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the sum of all processes, and the figures of each.
+
+        Args:
+            peers: Reads peers.
+            names: The peers that count.
+        """
+        assert self._here is not None
+        assert self._all is not None
+        each: dict[str, Any] = {HERE: Figures.of(self._here).as_dict()}
+        each |= {name: Figures.of(change).as_dict() for name, change in self._others.items()}
+        changes = [self._all]
+        for name in names:
+            found = peers.latest(name)
+            if isinstance(found, Change):
+                changes.append(found)
+                each[name] = Figures.of(found).as_dict()
+            else:
+                each[name] = {"error": found}
+        is_alone = len(changes) == 1 and self._all is self._here
+        return each[HERE] if is_alone else Figures.of(*changes).as_dict(), each
