@@ -30,7 +30,7 @@ PICTURES_EXTRAS := '.[demo,dashboards]'
 .PHONY: help demo test test-fast check chaos explore bench generate observe site wheel clean
 
 help:
-	@echo 'make demo       one conversation on servers of its own, with metrics and traces'
+	@echo 'make demo       a live page in your browser, on servers of its own'
 	@echo 'make test       all tests, on real servers: a quarter of an hour'
 	@echo 'make test-fast  the tests without the marker "slow": a minute and a half'
 	@echo 'make check      ruff (rules, format) and mypy --strict'

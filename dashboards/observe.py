@@ -101,6 +101,10 @@ class Backing:
         return next((page for page in pages if _answers(page)), f"{self.prometheus_url}/api/v1/alerts")
 
     @property
+    def live_url(self) -> str:
+        return self.metrics_url.replace("/metrics", "/live")
+
+    @property
     def metrics_url(self) -> str:
         return f"http://127.0.0.1:{self.traffic_port}/metrics"
 
@@ -110,7 +114,7 @@ class Backing:
         options = ["--port", str(self.traffic_port), "--people", str(self.people)]
         self._traffic = self._start(
             [sys.executable, "-m", "glasspoint.cli.main", "traffic", *options],
-            {**urls, **self.traffic, **variables},
+            {"GLASSPOINT_LIVE": "1", **urls, **self.traffic, **variables},
             "traffic",
         )
         self._wait_for(self.metrics_url.replace("/metrics", "/healthz"), self._traffic)
@@ -256,6 +260,7 @@ def observe(
         raise typer.Exit(1)
     try:
         with Backing(prometheus_port, port, people=people) as backing:
+            typer.echo(f"Live page   {backing.live_url}")
             typer.echo(f"Prometheus  {backing.prometheus_url}")
             typer.echo(f"Alerts      {backing.alerts_url}")
             typer.echo(f"Metrics     {backing.metrics_url}")

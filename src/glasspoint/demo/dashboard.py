@@ -55,7 +55,7 @@ async def watch_traffic(
         while True:
             for _ in range(_LINE_EVERY):
                 await board.tick()
-            console.print(board.line())
+            console.print(board.lines(), soft_wrap=True)
     with Live(board.table(console.width), console=console, auto_refresh=False) as live:
         while True:
             await board.tick()
@@ -74,12 +74,14 @@ class _Board:
         self._window.read()
         self._turns = [*self._turns, self._tally.turns][-_WINDOW:]
 
-    def line(self) -> Text:
+    def lines(self) -> Text:
+        """Return the figures in one line, and in another one what went wrong, if anything did."""
         read, put = (self._percentiles(metric, labels) for _, metric, labels in _ROWS[:2])
         text = (
             f"{self._turns_text()} · hits {self._hit_ratio()} · read {read} · put {put} · pool {self._pool()}"
         )
-        return Text.assemble(text, *self._trouble())
+        trouble = self._trouble()
+        return Text.assemble(text, "\n " if trouble else "", *trouble)
 
     def table(self, width: int) -> RenderableType:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, width=min(width, WIDTH))

@@ -15,9 +15,9 @@ from threading import Thread
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from rich.padding import Padding
 from rich.text import Text
 
+from glasspoint.console import Block
 from glasspoint.demo.chat import Chat
 from glasspoint.demo.faults import USUAL, Faults, Timing
 from glasspoint.demo.page_calls import PageCalls
@@ -116,7 +116,7 @@ class DemoPage:
         self._print(text, level)
 
     def _print(self, text: str, level: Level) -> None:
-        self._console.print(Padding(Text(text, _STYLES[level]), (0, 0, 0, 2)))
+        self._console.print(Block(Text(text, _STYLES[level]), indent=2, lines_after=0), end="")
 
 
 def open_browser(console: Console, address: str) -> None:
