@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from glasspoint.console import WIDTH, milliseconds
+from glasspoint.console import WIDTH, Block, milliseconds
 from glasspoint.demo.quantiles import SampleWindow
 from glasspoint.telemetry.catalogue import COULD_BE_HITS
 from glasspoint.telemetry.events import L1Result
@@ -55,7 +55,7 @@ async def watch_traffic(
         while True:
             for _ in range(_LINE_EVERY):
                 await board.tick()
-            console.print(board.lines(), soft_wrap=True)
+            console.print(Block(board.lines(), indent=0, lines_after=0), end="")
     with Live(board.table(console.width), console=console, auto_refresh=False) as live:
         while True:
             await board.tick()
@@ -137,7 +137,11 @@ class _Board:
 
     def _percentiles(self, metric: str, labels: dict[str, str]) -> str:
         p50, p99 = self._window.quantiles(f"glasspoint_{metric}", 0.5, 0.99, **labels)
-        return f"{p50 * 1000:.1f}/{p99 * 1000:.1f} ms" if not math.isnan(p50) else "–"
+        return f"{_number(p50 * 1000)}/{_number(p99 * 1000)} ms" if not math.isnan(p50) else "–"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def _seconds(value: float) -> str:

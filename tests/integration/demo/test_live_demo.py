@@ -458,3 +458,19 @@ def test_ctrl_c_leaves_nothing_whatever_was_pressed(is_starting: bool) -> None:
     assert folders
     assert not [each for each in folders if Path(each).exists()]
     assert_fits(demo.seen, columns=80)
+
+
+def test_a_demo_in_the_background_of_a_script_ends_with_sigterm() -> None:
+    """A shell without job control lets commands in the background ignore SIGINT."""
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with running_glasspoint("demo", "--no-live", "--once") as demo:
+            signal.signal(signal.SIGINT, ignored)
+            demo.wait_for("1 of 6")
+            servers = demo.servers()
+            status, _ = demo.end(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    assert status == 130
+    assert servers
+    assert_gone(servers)
