@@ -41,9 +41,6 @@ FEED = 200
 HISTORY = 300
 """The number of figures that are kept: five minutes."""
 
-LINGER_SECONDS = 30.0
-"""How long recording goes on after the last page has closed."""
-
 _TICK_SECONDS = 0.25
 _FIGURES_SECONDS = 1.0
 
@@ -65,6 +62,9 @@ class Shown(Protocol):
 
 class Hub:
     """Feeds the pages that show the savers of one registry."""
+
+    linger_seconds: ClassVar[float] = 30.0
+    """How long recording goes on after the last page has closed."""
 
     guard: ClassVar[threading.Lock] = threading.Lock()
     _of: ClassVar[WeakKeyDictionary[CollectorRegistry, Hub]] = WeakKeyDictionary()
@@ -175,7 +175,7 @@ class Hub:
         """Tell whether a run ends now: nobody looks, and nobody has for half a minute."""
         with self._lock:
             is_new = self._run is run
-            is_watched = any(self._viewers.values()) or monotonic() - self._left_at < LINGER_SECONDS
+            is_watched = any(self._viewers.values()) or monotonic() - self._left_at < self.linger_seconds
             if is_new and not is_watched:
                 run.detach()
             if is_new and (is_watched or self._keepers) and self._registry() is not None:

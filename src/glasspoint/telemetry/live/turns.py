@@ -75,6 +75,11 @@ class RecentTurns:
         self._bytes = 0
         self._changed: set[str] = set()
 
+    @property
+    def bytes(self) -> int:
+        """About how much memory the kept spans take."""
+        return self._bytes
+
     def open(self) -> None:
         """Keep spans from now on."""
         with self._lock:
