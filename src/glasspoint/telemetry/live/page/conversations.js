@@ -82,13 +82,13 @@ export class Conversations {
     const longest = Math.max(...kept.map((turn) => turn.ms), 1);
     const name = thread === null || thread === undefined ? "thread not shown" : short(thread, 80);
     const last = kept.at(-1);
-    const about = last ? `${plural(last.number ?? kept.length, "turn")} · last at ${time(last.at)}` : this.#spans ? "no turn yet" : plural(calls ?? 0, "call");
+    const about = last ? `${plural(last.number ?? kept.length, "turn")} · last at ${time(last.at)}` : plural(calls ?? 0, "call") + (this.#spans ? ", no turn seen" : "");
     const head = el("div", { class: "conversation-head" },
       el("h3", {}, el("bdi", { text: name })),
       agent ? el("bdi", { class: "agent", text: short(agent, 60) }) : null,
       el("span", { class: "soft", text: about }),
       thread ? el("button", { type: "button", class: "small", text: "Its calls", "aria-label": `Its calls: those of ${name}`, on: { click: () => this.#filter(String(thread)) } }) : null);
-    if (!kept.length) return el("li", {}, head);
+    if (!kept.length) return el("li", { class: "without-turns" }, head);
     const bars = el("ol", { class: "turns" });
     kept.forEach((turn, n) => bars.append(this.#bar(turn, kept[n - 1], kept, longest, name)));
     return el("li", {}, head, bars);

@@ -74,6 +74,7 @@ export class Demo {
       if (!turn) return true;
       const reads = Object.entries(turn.reads ?? {}).filter(([, number]) => number > 0).map(([server]) => SERVERS.get(server) ?? server);
       say(note, `${took(turn.ms / 1000)}${reads.length ? `, state read from ${reads.join(" and ")}` : ", nothing to read yet"}`);
+      this.#parts.log.scrollTop = this.#parts.log.scrollHeight;
       return false;
     });
   }

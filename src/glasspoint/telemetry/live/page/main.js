@@ -269,12 +269,11 @@ async function openTurn(trace, title) {
   if (!turn.open) turn.showModal();
   try {
     // Asked for before it is framed: a turn that is gone is told in a sentence.
-    const response = await fetch(address, { cache: "no-store" });
-    if (!response.ok) {
-      say(said, short(await response.text(), 300) || "This turn cannot be shown.");
+    const { ok } = await fetch(address, { method: "HEAD", cache: "no-store" });
+    if (!ok) {
+      say(said, short(await (await fetch(address, { cache: "no-store" })).text(), 300) || "This turn cannot be shown.");
       return;
     }
-    await response.body?.cancel();
   } catch {
     say(said, "The process does not answer.");
     return;

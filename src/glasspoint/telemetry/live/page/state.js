@@ -22,11 +22,11 @@ export function headline(figures, end, found) {
   if (row?.breaker === "open" || mean("read:unavailable") > 0) return ["warning", `Redis does not answer. PostgreSQL answers alone: slower, and nothing is lost.${where}`];
   if (mean("errors") > 0.05) return ["error", `Calls fail: ${rate(mean("errors"))} a second.${where}`];
   if (mean("waiting") >= 1) return ["warning", `Calls wait for a connection to PostgreSQL: ${count(Math.round(mean("waiting")))} now.${where}`];
-  const reads = mean("reads"), writes = mean("writes"), ratio = mean("hitRatio");
+  const reads = mean("reads"), writes = mean("writes"), ratio = (mean("read:hit") || 0) / reads;
   if (!(reads > 0) && !(writes > 0)) return ["none", `Quiet: no read and no write now.${where}`];
   const hit = figures.recent("hit50", end), miss = figures.recent("miss50", end);
   const beside = Number.isFinite(hit) && Number.isFinite(miss) ? ` in ${took(hit)}; PostgreSQL takes ${took(miss)}` : Number.isFinite(hit) ? ` in ${took(hit)}` : "";
-  const served = Number.isFinite(ratio) ? `: ${percent(ratio)} come from Redis${beside}` : "";
+  const served = reads > 0 ? `: ${percent(ratio)} come from Redis${beside}` : "";
   return ["good", `${rate(reads)} reads a second${served}. ${rate(writes)} writes a second.${where}`];
 }
 

@@ -18,6 +18,7 @@ const LANE_OF = new Map(LANES.flatMap(([lane, , kinds]) => kinds.map((kind) => [
 const MARKED = new Set(["fault", "tier", "breaker", "epoch"]);
 const MOST_MARKS = 200;
 const CARRIED_SECONDS = 10;
+const SHORTEST_SECONDS = 60;
 
 export const WINDOWS = [[60, "1 min"], [300, "5 min"], [900, "15 min"]];
 
@@ -77,7 +78,8 @@ export class Strips {
   show(figures) {
     this.#figures = figures;
     const now = figures.rows.at(-1)?.at ?? Date.now() / 1000;
-    const from = now - this.#seconds;
+    // A page that has just been opened does not show minutes of nothing.
+    const from = Math.max(now - this.#seconds, Math.min(now - SHORTEST_SECONDS, figures.rows[0]?.at ?? now));
     this.#rows = figures.rows.filter((row) => row.at >= from - 1);
     this.#end = figures.rows.length;
     const x = this.#rows.map((row) => row.at);
