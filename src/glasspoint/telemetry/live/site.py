@@ -30,7 +30,7 @@ from glasspoint.telemetry import multiprocess, thread_ids
 from glasspoint.telemetry.events import failures
 from glasspoint.telemetry.live.hub import FEED, Hub
 from glasspoint.telemetry.live.peers import Peers
-from glasspoint.telemetry.live.requests import Answer, Post, Request, Stream, as_json, as_text
+from glasspoint.telemetry.live.requests import Answer, Post, Request, Stream, as_json, as_text, framed
 from glasspoint.telemetry.live.security import refusal, refusal_of_post
 from glasspoint.telemetry.live.spans import is_set_up
 from glasspoint.telemetry.live.timeline import LINES
@@ -261,8 +261,7 @@ def _files() -> Mapping[str, Traversable]:
                 waiting.append((f"{prefix}{each.name}/", each))
             else:
                 found[f"{prefix}{each.name}"] = each
-    trace = resources.files("glasspoint.trace")
-    return found | {f"trace/{name}": trace.joinpath(name) for name in ("page.css", "page.js")}
+    return found
 
 
 def _file(name: str) -> Answer:
@@ -282,5 +281,10 @@ def _turn(trace_id: str) -> Answer:
     from glasspoint.trace.page import live_page_of
 
     conversation, turn = found
-    text = live_page_of(conversation, at=turn, files="../static/trace/")
-    return Answer.of(HTTPStatus.OK, text.encode("utf-8", "replace"), _CONTENT_TYPES["html"], is_framed=True)
+    page = live_page_of(conversation, at=turn)
+    return Answer.of(
+        HTTPStatus.OK,
+        page.text.encode("utf-8", "replace"),
+        _CONTENT_TYPES["html"],
+        common=framed(page.policy),
+    )
