@@ -18,7 +18,7 @@ from live import KINDS, Kind, Page, serving
 from steps import until
 
 TOKEN = "a-token-that-nobody-guesses"
-SCRIPT = "/live/static/trace/page.js"
+SCRIPT = "/live/static/main.js"
 POSTS = ("/live/actions/flush_redis", "/live/chat")
 RIGHT = {"X-Glasspoint-Token": TOKEN, "Content-Type": "application/json"}
 CHAT = b'{"thread": "t", "text": "hello"}'
@@ -360,16 +360,16 @@ async def test_a_message_that_is_none_is_refused(
         "../../http.py",
         "..%2foptions.py",
         "%2e%2e/options.py",
-        "trace/../../options.py",
+        "vendor/../../options.py",
         "/etc/passwd",
         "//etc/passwd",
         "C:\\x",
-        "trace",
-        "trace/",
-        "trace/page.html",
+        "vendor",
+        "vendor/",
+        "vendor/uplot",
         "",
         ".",
-        "trace/page.js\0",
+        "main.js\0",
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)

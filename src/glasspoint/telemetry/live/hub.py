@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from glasspoint.telemetry.figures import Figures
     from glasspoint.telemetry.live.options import Live
     from glasspoint.telemetry.live.peers import Peers
     from glasspoint.telemetry.live.timeline import Level
@@ -210,7 +209,7 @@ class _Run:
         self._timeline_to = 0
         self._figures_at = 0.0
         self._processes = Processes(hub.registry)
-        self._before: Figures | None = None
+        self._before: dict[str, Any] | None = None
         self._history: dict[Shown, deque[str]] = {}
         self._calls: deque[dict[str, Any]] = deque(maxlen=FEED)
         self._threads: OrderedDict[str, int] = OrderedDict()
@@ -326,17 +325,18 @@ class _Run:
         for gone in self._history.keys() - dict(viewers).keys():
             del self._history[gone]
 
-    def _compare(self, here: Figures) -> None:
+    def _compare(self, here: dict[str, Any]) -> None:
         """Put on the timeline what no event tells, but the figures do."""
         before, self._before = self._before, here
         if before is None:
             return
         add = self._hub.watch.timeline.add
-        if here.journal_pending and not before.journal_pending:
-            add("journal", "warning", f"{here.journal_pending} scopes wait in the journal")
-        elif before.journal_pending and not here.journal_pending:
+        was, is_ = before["journal_pending"], here["journal_pending"]
+        if is_ and not was:
+            add("journal", "warning", f"{is_} scopes wait in the journal")
+        elif was and not is_:
             add("journal", "good", "the journal is empty")
-        was, is_ = sum(before.undrained_threads.values()), sum(here.undrained_threads.values())
+        was, is_ = (sum(each["undrained_threads"].values()) for each in (before, here))
         if is_ and not was:
             add("drain", "warning", f"{is_} threads of lower tiers are not in PostgreSQL yet")
         elif was and not is_:
