@@ -173,7 +173,7 @@ class TelemetryServer:
                 "another; port 0 takes any that is free."
             ) from exc
         served = REGISTRY if registry is None else registry
-        self._site = _site(live or False, served)
+        self._site = _site(live or False, served, loop=_running_loop())
         self._server.set_app(_wsgi_app(served, ready_tiers, self._site))
         self._thread = threading.Thread(
             target=self._server.serve_forever,
@@ -280,14 +280,23 @@ async def _lifespan(receive: Receive, send: Send) -> None:
             return
 
 
-def _site(live: bool | Live | None, registry: CollectorRegistry) -> Site | None:
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _site(
+    live: bool | Live | None, registry: CollectorRegistry, *, loop: asyncio.AbstractEventLoop | None = None
+) -> Site | None:
     """Return the live page, if it is asked for. Only then it is imported."""
     found = chosen(live)
     if found is None:
         return None
     from glasspoint.telemetry.live.site import Site
 
-    return Site(found, registry)
+    return Site(found, registry, loop=loop)
 
 
 def _is_live(path: str) -> bool:

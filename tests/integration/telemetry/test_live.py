@@ -167,6 +167,7 @@ async def test_thread_ids_are_shown_as_the_saver_s_telemetry_says(
     telemetry = create_telemetry(registry=registry, thread_ids=way)
     with serving("thread", registry) as url, Page(url) as page:
         await until(lambda: page.of("figures"))
+        assert page.newest("hello")["thread_ids"] == way
         call(telemetry, "42")
         assert (await until(lambda: page.calls))[0]["thread"] == shown
         assert not page.conversations if shown is None else await until(lambda: shown in page.conversations)

@@ -252,9 +252,10 @@ class _Run:
                 return
 
     def _tick(self) -> None:
+        # In this order: who comes in between is a newcomer, and none of everybody, until the next tick.
+        everybody = self._hub.viewers()
         newcomers = [self._newcomers.popleft() for _ in range(len(self._newcomers))]
         new = {id(viewer) for _, viewer in newcomers}
-        everybody = self._hub.viewers()
         old = [(site, [viewer for viewer in there if id(viewer) not in new]) for site, there in everybody]
         self._send(old, self._news())
         for site, viewer in newcomers:
@@ -310,6 +311,7 @@ class _Run:
         at = round(time(), 3)
         for site, there in viewers:
             everybody = tuple(site.live.peers or ())
+            site.peers.ask(everybody)
             states = site.states()
             # The history is that of a page that follows everybody, which is what a page does by default.
             for peers in {everybody, *(viewer.peers for viewer in there)}:
