@@ -31,7 +31,7 @@ from comparison.conversations import Conversation
 from comparison.measuring import Spread
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.telemetry.http import serve_telemetry
-from glasspoint.telemetry.live.hub import Hub
+from glasspoint.telemetry.live.hubs import Hub
 
 PHASES: Final = ("metrics", "served", "open")
 BUDGETS: Final = {"served": 0, "open": 1}

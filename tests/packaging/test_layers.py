@@ -23,7 +23,7 @@ DOORS = {
         "telemetry/readiness.py",
         "telemetry/figures.py",
         "telemetry/live/__init__.py",
-        "telemetry/live/hub.py",
+        "telemetry/live/hubs.py",
         "telemetry/live/processes.py",
         "telemetry/live/site.py",
         "telemetry/live/watch.py",

@@ -36,7 +36,7 @@ from glasspoint.telemetry.events import (
 )
 from glasspoint.telemetry.http import serve_telemetry, telemetry_app
 from glasspoint.telemetry.live import Action, Live, hub
-from glasspoint.telemetry.live.hub import Hub
+from glasspoint.telemetry.live.hubs import Hub
 from glasspoint.telemetry.live.spans import LiveSpans
 from glasspoint.telemetry.live.turns import RecentTurns, recent
 from glasspoint.telemetry.live.viewers import Viewer
@@ -430,7 +430,7 @@ async def test_a_page_that_reads_too_slowly_is_dropped(
     """Nobody waits for it: neither the calls nor the other pages."""
     monkeypatch.setattr("glasspoint.telemetry.live.wsgi.SEND_SECONDS", 0.2)
     monkeypatch.setattr("glasspoint.telemetry.live.asgi.SEND_SECONDS", 0.2)
-    monkeypatch.setattr("glasspoint.telemetry.live.hub._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("glasspoint.telemetry.live.hubs._TICK_SECONDS", 0.01)
     with serving(kind, registry, Live(max_viewers=1)) as url, small_buffers(url) as slow:
         assert slow.recv(1), "it has begun"
         assert Page(url).status == 503

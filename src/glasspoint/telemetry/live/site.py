@@ -27,7 +27,7 @@ from glasspoint._version import __version__
 from glasspoint.errors import GlasspointError
 from glasspoint.telemetry import multiprocess
 from glasspoint.telemetry.events import failures
-from glasspoint.telemetry.live.hub import FEED, Hub
+from glasspoint.telemetry.live.hubs import FEED, Hub
 from glasspoint.telemetry.live.peers import Peers
 from glasspoint.telemetry.live.requests import Answer, Post, Request, Stream, as_json, as_text, framed
 from glasspoint.telemetry.live.security import refusal, refusal_of_post
