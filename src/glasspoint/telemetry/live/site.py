@@ -153,8 +153,6 @@ class Site:
     # ---------------------------------------------------------------- helpers
 
     def _stream(self, request: Request) -> Stream | Answer:
-        if request.method == "HEAD":
-            return as_text(HTTPStatus.METHOD_NOT_ALLOWED, "method not allowed", ("Allow", "GET"))
         known = tuple(self.live.peers or ())
         asked = parse_qs(request.query, keep_blank_values=True, max_num_fields=10).get("peers")
         if asked is None:
@@ -218,6 +216,8 @@ class Site:
 
 
 def _methods(path: str) -> tuple[str, ...]:
+    if path == _EVENTS:
+        return _GET[:1]
     return _POST if path == _CHAT or path.startswith(_ACTIONS) else _GET
 
 
