@@ -101,7 +101,7 @@ class Plan:
 
 
 FULL: Final = Plan(rounds=100, hits=128, puts=32, live_rounds=20, live_seconds=3.0)
-QUICK: Final = Plan(rounds=3, hits=64, puts=16, live_rounds=2, live_seconds=2.0)
+QUICK: Final = Plan(rounds=3, hits=64, puts=16, live_rounds=2, live_seconds=0.5)
 
 
 @dataclass(frozen=True)
