@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from glasspoint.errors import ConfigurationError
+from glasspoint.settings import Settings
 from glasspoint.telemetry.http import serve_telemetry, telemetry_app
 from glasspoint.telemetry.live import Action, Live, Reply, hub
 from live import KINDS, Kind, serving
@@ -557,3 +558,12 @@ def test_a_misspelt_variable_is_named_in_the_log(
     monkeypatch.setenv("GLASSPOINT_LIVE_HOST", "a.example")
     serve_telemetry(0, registry=registry).close()
     assert "GLASSPOINT_LIVE_HOST is not read: did you mean GLASSPOINT_LIVE_HOSTS?" in caplog.text
+
+
+def test_a_right_variable_is_no_misspelt_setting_of_the_saver(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("GLASSPOINT_LIVE", "GLASSPOINT_LIVE_HOSTS", "GLASSPOINT_LIVE_PEERS"):
+        monkeypatch.setenv(name, "1")
+    Settings.from_environment()
+    assert not caplog.text
