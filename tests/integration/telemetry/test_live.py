@@ -234,6 +234,21 @@ async def test_ten_thousand_drained_threads_do_not_hide_the_outage(registry: Col
     assert "times)" in lines[1]["text"]
 
 
+async def test_the_probes_of_an_open_breaker_do_not_hide_the_outage(registry: CollectorRegistry) -> None:
+    telemetry = create_telemetry(registry=registry)
+    telemetry.emit(BreakerChanged("open", "timeout"))
+    for _ in range(1000):
+        telemetry.emit(BreakerChanged("half_open", ""))
+        telemetry.emit(BreakerChanged("open", "refused"))
+    telemetry.emit(BreakerChanged("half_open", ""))
+    telemetry.emit(BreakerChanged("closed", ""))
+    lines, _ = hub(registry).watch.timeline.since(0)
+    assert [line["text"] for line in lines] == [
+        "breaker open: PostgreSQL answers alone (timeout)",
+        "breaker closed: Redis is used again",
+    ]
+
+
 async def test_savers_of_other_registries_are_not_shown(url: str, registry: CollectorRegistry) -> None:
     other = create_telemetry(registry=CollectorRegistry())
     own = create_telemetry(registry=registry)
