@@ -41,7 +41,7 @@ class Processes:
         self._window = Window()
         self._here: Change | None = None
         self._windows: dict[int, Window] = {}
-        self._others: dict[str, Change] = {}
+        self._each: dict[str, dict[str, Any]] = {}
         self._all: Change | None = None
         self._window_of_all = Window()
 
@@ -52,6 +52,7 @@ class Processes:
             return
         if not multiprocess.is_on():
             self._here = self._all = self._window.add(read_registry(registry))
+            self._each = {HERE: Figures.of(self._here).as_dict()}
             return
         self._all = self._window_of_all.add(read_registry(registry, source=multiprocess.AllProcesses()))
         found = multiprocess.each_process()
@@ -64,14 +65,15 @@ class Processes:
         self._windows = {pid: self._windows.get(pid) or Window() for pid in shown}
         # Read without our registry: the identity of this process is not that of another one.
         nothing = CollectorRegistry()
-        self._others = {
+        changes = {HERE: self._here} | {
             f"process {pid}": self._windows[pid].add(read_registry(nothing, source=found[pid]))
             for pid in shown
         }
+        self._each = {name: Figures.of(each).as_dict() for name, each in changes.items()}
 
-    def here(self) -> Figures | None:
+    def here(self) -> dict[str, Any] | None:
         """Return the figures of this process; `None` if nothing was read yet."""
-        return None if self._here is None else Figures.of(self._here)
+        return self._each.get(HERE)
 
     def figures(self, peers: Peers, names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the sum of all processes, and the figures of each.
@@ -82,8 +84,7 @@ class Processes:
         """
         assert self._here is not None
         assert self._all is not None
-        each: dict[str, Any] = {HERE: Figures.of(self._here).as_dict()}
-        each |= {name: Figures.of(change).as_dict() for name, change in self._others.items()}
+        each: dict[str, Any] = dict(self._each)
         changes = [self._all]
         for name in names:
             found = peers.latest(name)

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 __all__ = [
+    "CONNECTION",
     "HEADERS",
     "MOST_BODY_BYTES",
     "TOO_LARGE",
@@ -22,6 +23,9 @@ __all__ = [
 ]
 
 MOST_BODY_BYTES = 4096
+
+CONNECTION = "glasspoint.connection"
+"""The key of a WSGI environment with the client's socket, whose timeout a stream sets."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "

@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary, WeakSet
 
-from glasspoint.telemetry import multiprocess
+from glasspoint.telemetry import multiprocess, thread_ids
 from glasspoint.telemetry.events import Observer
 from glasspoint.telemetry.live.timeline import Timeline, line_of
 
@@ -70,6 +70,13 @@ class Watch:
             self._make = None
             for each in list(self._telemetry):
                 each.attach(())
+
+    def thread_ids(self) -> str:
+        """Return how the telemetry objects show thread ids; what hides most, if they differ."""
+        with self._lock:
+            known = [each.observers for each in self._telemetry]
+        ways = {getattr(each, "thread_ids", None) for observers in known for each in observers}
+        return next((way for way in ("none", "hashed", "plain") if way in ways), thread_ids.choose(None))
 
     def join(self, telemetry: Telemetry) -> None:
         """Remember a telemetry object for as long as it lives."""
