@@ -61,6 +61,7 @@ const heard = {
     newlyConnected = true;
     demo.begin(found);
     conversations.begin(found.spans !== false);
+    say($("processes-own"), `Events, conversations and calls are those of process ${short(found.pid, 20)}, which serves this page.`);
     $("conversation-key").hidden = found.spans === false;
     say($("about"), `Glasspoint ${short(found.version, 30)}, process ${short(found.pid, 20)}, since ${time(found.started)}. Thread ids are ${{ plain: "shown as they are", hashed: "hashed", none: "not shown" }[found.thread_ids] ?? "shown as the settings say"}; what is said in conversations is never shown.`);
   },
