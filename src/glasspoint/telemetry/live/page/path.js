@@ -132,7 +132,7 @@ export class Picture {
     });
     this.#box("l1", redisAway, {
       name: "Redis", role: tier === "redis" ? "holds the conversations" : redisAway ? "L1 · left alone" : "L1 · the cache",
-      big: redisAway ? "away" : tier === "redis" ? "alone" : percent(ratio), facts: [tier !== "redis" ? "hit ratio" : roomy ? "PostgreSQL is away" : ""],
+      big: redisAway ? "away" : tier === "redis" ? "alone" : percent(ratio), facts: [redisAway ? "" : tier !== "redis" ? "hit ratio" : roomy ? "PostgreSQL is away" : ""],
       share: redisAway || tier === "redis" ? 0 : ratio,
     });
     const inUse = row?.get("inUse"), max = row?.get("max"), waiting = row?.get("waiting");

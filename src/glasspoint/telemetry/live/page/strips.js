@@ -1,6 +1,7 @@
 // The charts, one below the other, on one axis of time; and beside each of them its figures in words.
 
 import { colour, el, mark, say, svg } from "./dom.js";
+import { striking } from "./events.js";
 import uPlot from "./vendor/uplot/uPlot.esm.js";
 import { KINDS, READS, WRITES, count, percent, rate, time, took } from "./words.js";
 
@@ -84,13 +85,14 @@ export class Strips {
     this.#end = figures.rows.length;
     const x = this.#rows.map((row) => row.at);
     this.#lanes.show(this.#rows, this.#events, from, now);
+    const marks = striking(this.#events.filter((line) => line.at > from), MARKED).slice(-MOST_MARKS);
     for (const strip of this.#strips) {
       const data = [x, ...this.#columns(strip)];
       if (!strip.chart) this.#draw(strip, data);
       const { chart } = strip;
       chart.from = from;
       chart.until = now;
-      chart.marks = this.#events.filter((line) => MARKED.has(line.kind) && line.at > from).slice(-MOST_MARKS);
+      chart.marks = marks;
       chart.setData(data);
     }
     if (!this.#hovered) this.#pointAgain();
