@@ -40,6 +40,7 @@ class Application:
     redis: EmbeddedRedis
     threads: tuple[str, ...]
     agent: str = "concierge"
+    most_turns: int | None = None
     url: str = ""
     _started: threading.Event = field(default_factory=threading.Event)
     _over: threading.Event = field(default_factory=threading.Event)
@@ -54,14 +55,17 @@ class Application:
             await saver.setup()
             graph = StateGraph(State).add_node("answer", lambda state: {"said": f"{state['said']}!"[:40]})
             self._graph = graph.add_edge(START, "answer").add_edge("answer", END).compile(checkpointer=saver)
-            live = Live(token=TOKEN, chat=self._talk, actions=self._actions())
+            live = Live(token=TOKEN, chat=self._talk, actions=self._actions(), keep=True)
             with serve_telemetry(0, registry=registry, live=live) as server:
                 self.url = f"{server.url}/live"
                 self._started.set()
+                turns = 0
                 while not self._over.is_set():
+                    await asyncio.sleep(0.02)
                     for thread in self.threads:
-                        await self._turn(thread, "hello")
-                        await asyncio.sleep(0.02)
+                        if self.most_turns is None or turns < self.most_turns:
+                            await self._turn(thread, "hello")
+                            turns += 1
 
     async def _turn(self, thread_id: str, text: str) -> str:
         telemetry: Telemetry = self._telemetry
@@ -146,7 +150,7 @@ def test_the_page_moves_while_calls_are_made(page: Page, database: str, own_redi
 def test_a_turn_opens_as_the_waterfall_that_glasspoint_trace_draws(
     page: Page, database: str, own_redis: EmbeddedRedis
 ) -> None:
-    with Application(database, own_redis, ("one",)).running() as application:
+    with Application(database, own_redis, ("one",), most_turns=3).running() as application:
         page.goto(f"{application.url}#token={TOKEN}")
         page.locator(".turns .turn button").first.click()
         frame = page.frame_locator("#turn-frame")

@@ -48,10 +48,15 @@ export class Events {
 function item({ at, kind, level, saver, text }) {
   const [sign, said] = LEVELS.get(level) ?? LEVELS.get("info");
   const name = LEVELS.has(level) ? level : "info";
-  const made = el("li", { class: `event ${name}` },
-    el("time", { text: time(at) }), el("i", { text: sign, role: "img", "aria-label": said }),
-    el("b", {}, el("bdi", { text: short(KINDS.get(kind) ?? kind, 40) })), el("span", { class: "said" }, el("bdi", { text: short(text, 600) }), el("span", { class: "times" })),
-    saver && saver !== "default" ? el("bdi", { class: "saver", text: short(saver, 60) }) : null);
+  const made = el(
+    "li",
+    { class: `event ${name}` },
+    el("time", { text: time(at) }),
+    el("i", { text: sign, role: "img", "aria-label": said }),
+    el("b", {}, el("bdi", { text: short(KINDS.get(kind) ?? kind, 40) })),
+    el("span", { class: "said" }, el("bdi", { text: short(text, 600) }), el("span", { class: "times" })),
+    saver && saver !== "default" ? el("bdi", { class: "saver", text: short(saver, 60) }) : null,
+  );
   made.said = saidBy({ kind, saver, text });
   made.times = 1;
   return made;
