@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from time import perf_counter, process_time, sleep
+from time import clock_gettime, perf_counter, process_time, pthread_getcpuclockid, sleep
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -51,11 +51,16 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as page:
 
 @dataclass(frozen=True)
 class Phase:
-    """What a hit took in one phase, in milliseconds: the median, the mean, and processor time."""
+    """What a hit took in one phase, in milliseconds: the median, the mean, and processor time.
+
+    Attributes:
+        threads: What the live page's own threads used, in per cent of a core. It is in `cpu`, too.
+    """
 
     median: float
     mean: float
     cpu: float
+    threads: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class LiveFigure:
     median_over: Spread
     mean_over: Spread
     cpu_over: Spread
+    threads: Spread
     budget: int | None
 
 
@@ -110,6 +116,7 @@ async def measure_live(
             Spread.of([_over(each.median, base.median) for each, base in pairs[name]]),
             Spread.of([_over(each.mean, base.mean) for each, base in pairs[name]]),
             Spread.of([_over(each.cpu, base.cpu) for each, base in pairs[name]]),
+            Spread.of([each.threads for each in taken[name]]),
             BUDGETS.get(name),
         )
         for name in PHASES
@@ -118,14 +125,21 @@ async def measure_live(
 
 async def _hits(saver: CachedPostgresSaver, conversations: list[Conversation], seconds: float) -> Phase:
     walls: list[float] = []
-    number, started_cpu, started = 0, process_time(), perf_counter()
+    number, started_threads = 0, _cpu_of_threads()
+    started_cpu, started = process_time(), perf_counter()
     until = started + seconds
     while (before := perf_counter()) < until:
         await saver.aget_tuple(conversations[number % len(conversations)].config)
         walls.append(perf_counter() - before)
         number += 1
-    cpu = process_time() - started_cpu
-    return Phase(1000 * statistics.median(walls), 1000 * statistics.mean(walls), 1000 * cpu / number)
+    cpu, took = process_time() - started_cpu, perf_counter() - started
+    threads = 100 * (_cpu_of_threads() - started_threads) / took
+    return Phase(1000 * statistics.median(walls), 1000 * statistics.mean(walls), 1000 * cpu / number, threads)
+
+
+def _cpu_of_threads() -> float:
+    found = [each.ident for each in threading.enumerate() if each.name.startswith("glasspoint-")]
+    return sum(clock_gettime(pthread_getcpuclockid(each)) for each in found if each is not None)
 
 
 @contextmanager

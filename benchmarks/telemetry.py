@@ -363,14 +363,15 @@ def _told(spread: Spread) -> str:
 def live_table_of(figures: list[LiveFigure]) -> Table:
     """The table of the live page."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ("live page, %", "median", "mean", "cpu", "budget"):
+    for header in ("live page, %", "median", "cpu", "threads", "budget"):
         table.add_column(header, justify="left" if header == "live page, %" else "right", no_wrap=True)
     for figure in figures:
         if figure.phase == "metrics":
             table.add_row("hit, none", f"{figure.median_ms.median:.3f} ms", "", "", "")
         else:
-            shown = map(_told, (figure.median_over, figure.mean_over, figure.cpu_over))
-            table.add_row(f"  {figure.phase}", *shown, f"{figure.budget}")
+            shown = map(_told, (figure.median_over, figure.cpu_over))
+            threads = f"{figure.threads.median:.1f}"
+            table.add_row(f"  {figure.phase}", *shown, threads, f"{figure.budget}")
     return table
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from socket import SHUT_RDWR
 from typing import Any, Literal
 
 import httpx
@@ -58,7 +59,7 @@ class Page:
         """Open the page, and wait for the status of the answer."""
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.is_over = False
-        self._client = httpx.Client(base_url=url, timeout=30)
+        self._client = httpx.Client(base_url=url, timeout=30, verify=False)  # no certificates to load
         request = self._client.build_request("GET", path, headers=headers)
         self._response = self._client.send(request, stream=True)
         self.status = self._response.status_code
@@ -67,6 +68,8 @@ class Page:
         self._thread = threading.Thread(target=self._read, name="page")
         if self.status == 200:
             self._thread.start()
+        else:
+            self.close()
 
     def of(self, name: str) -> list[dict[str, Any]]:
         """Return the data of all events of that name."""
@@ -93,6 +96,9 @@ class Page:
 
     def close(self) -> None:
         """Leave."""
+        if self._thread.is_alive():  # it waits for the next event
+            with suppress(OSError):
+                self._response.extensions["network_stream"].get_extra_info("socket").shutdown(SHUT_RDWR)
         self._response.close()
         if self._thread.is_alive():
             self._thread.join(30)

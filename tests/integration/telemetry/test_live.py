@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 
 import httpx
@@ -56,8 +57,10 @@ def url(request: pytest.FixtureRequest, registry: CollectorRegistry) -> Iterator
 
 
 @pytest.fixture(autouse=True)
-def _pages_are_forgotten_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nobody_waits_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hub, "linger_seconds", 0.0)
+    monkeypatch.setattr("glasspoint.telemetry.live.hubs._TICK_SECONDS", 0.02)
+    monkeypatch.setattr("glasspoint.telemetry.live.hubs._FIGURES_SECONDS", 0.1)
 
 
 def call(telemetry: Telemetry, thread: str = "t", error: ValueError | None = None, **facts: Any) -> None:
@@ -231,6 +234,21 @@ async def test_ten_thousand_drained_threads_do_not_hide_the_outage(registry: Col
     assert "times)" in lines[1]["text"]
 
 
+async def test_the_probes_of_an_open_breaker_do_not_hide_the_outage(registry: CollectorRegistry) -> None:
+    telemetry = create_telemetry(registry=registry)
+    telemetry.emit(BreakerChanged("open", "timeout"))
+    for _ in range(1000):
+        telemetry.emit(BreakerChanged("half_open", ""))
+        telemetry.emit(BreakerChanged("open", "refused"))
+    telemetry.emit(BreakerChanged("half_open", ""))
+    telemetry.emit(BreakerChanged("closed", ""))
+    lines, _ = hub(registry).watch.timeline.since(0)
+    assert [line["text"] for line in lines] == [
+        "breaker open: PostgreSQL answers alone (timeout)",
+        "breaker closed: Redis is used again",
+    ]
+
+
 async def test_savers_of_other_registries_are_not_shown(url: str, registry: CollectorRegistry) -> None:
     other = create_telemetry(registry=CollectorRegistry())
     own = create_telemetry(registry=registry)
@@ -258,6 +276,7 @@ async def test_a_page_that_is_loaded_again_finds_what_it_had(
         with Page(url) as page:
             await until(lambda: "meanwhile" in {each["thread"] for each in page.calls})
             assert {each["thread"] for each in page.calls} == {"before", "meanwhile"}
+            await until(lambda: page.of("figures"))
             history = page.newest("history")["figures"]
             assert history
             assert history[0]["sum"].keys() == page.newest("figures")["sum"].keys()
@@ -691,8 +710,11 @@ class Peer:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/metrics"
+        class Server(ThreadingHTTPServer):
+            server_bind = TCPServer.server_bind  # HTTPServer's own asks for this machine's name
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/metrics"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
 

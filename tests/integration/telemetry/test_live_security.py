@@ -12,10 +12,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from glasspoint.errors import ConfigurationError
+from glasspoint.settings import Settings
 from glasspoint.telemetry.http import serve_telemetry, telemetry_app
 from glasspoint.telemetry.live import Action, Live, Reply, hub
-from live import KINDS, Kind, Page, serving
-from steps import until
+from live import KINDS, Kind, serving
 
 TOKEN = "a-token-that-nobody-guesses"
 SCRIPT = "/live/static/main.js"
@@ -560,12 +560,10 @@ def test_a_misspelt_variable_is_named_in_the_log(
     assert "GLASSPOINT_LIVE_HOST is not read: did you mean GLASSPOINT_LIVE_HOSTS?" in caplog.text
 
 
-async def test_a_ninth_viewer_is_told_to_wait(registry: CollectorRegistry) -> None:
-    with serving("thread", registry) as url:
-        pages = [Page(url) for _ in range(8)]
-        ninth = Page(url)
-        assert (ninth.status, "8 live pages are open" in ninth.text) == (503, True)
-        pages[0].close()
-        await until(lambda: Page(url).status == 200)
-        for page in pages[1:]:
-            page.close()
+def test_a_right_variable_is_no_misspelt_setting_of_the_saver(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("GLASSPOINT_LIVE", "GLASSPOINT_LIVE_HOSTS", "GLASSPOINT_LIVE_PEERS"):
+        monkeypatch.setenv(name, "1")
+    Settings.from_environment()
+    assert not caplog.text
