@@ -19,6 +19,7 @@ DOORS = {
         "telemetry/collectors.py",
         "telemetry/http.py",
         "telemetry/dead_processes.py",
+        "telemetry/figures.py",
         "telemetry/multiprocess.py",
         "telemetry/readiness.py",
         "telemetry/__init__.py",
