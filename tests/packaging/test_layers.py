@@ -19,11 +19,11 @@ DOORS = {
         "telemetry/collectors.py",
         "telemetry/http.py",
         "telemetry/dead_processes.py",
+        "telemetry/figures.py",
         "telemetry/multiprocess.py",
         "telemetry/readiness.py",
-        "telemetry/figures.py",
         "telemetry/live/__init__.py",
-        "telemetry/live/hub.py",
+        "telemetry/live/hubs.py",
         "telemetry/live/processes.py",
         "telemetry/live/site.py",
         "telemetry/live/watch.py",
@@ -159,7 +159,8 @@ def test_importing_glasspoint_needs_no_extra() -> None:
         "pytest",
     ]
     block = f"import sys; sys.modules.update(dict.fromkeys({extras!r}))"
-    code = f"{block}; import glasspoint, glasspoint.telemetry.http"
+    live = "glasspoint.telemetry.live.site, glasspoint.trace.page"
+    code = f"{block}; import glasspoint, glasspoint.telemetry.http, {live}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
+WATCH = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) => {
+  window.violations.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`);
+});
+"""
+"""Records what a page's policy has forbidden: to run in a page before its own scripts."""
+
 
 @contextmanager
 def launched(*arguments: str) -> Iterator[Browser]:

@@ -418,7 +418,8 @@ def _handler_of(fake: Fake) -> type[BaseHTTPRequestHandler]:
                 if value:
                     self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def do_GET(self) -> None:
             asked = urlsplit(self.path)
@@ -439,6 +440,8 @@ def _handler_of(fake: Fake) -> type[BaseHTTPRequestHandler]:
                 self._turn(path.rpartition("/")[2])
             else:
                 self._answer(404, b"Nothing is here.", "text/plain")
+
+        do_HEAD = do_GET
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

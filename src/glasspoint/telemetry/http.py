@@ -25,6 +25,7 @@ from prometheus_client import REGISTRY, make_asgi_app, make_wsgi_app
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import multiprocess
 from glasspoint.telemetry.live.options import chosen
+from glasspoint.telemetry.live.requests import CONNECTION
 from glasspoint.telemetry.readiness import READY_TIERS, check_ready_tiers, readiness
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class TelemetryServer:
                 "another; port 0 takes any that is free."
             ) from exc
         served = REGISTRY if registry is None else registry
-        self._site = _site(live or False, served)
+        self._site = _site(live or False, served, loop=_running_loop())
         self._server.set_app(_wsgi_app(served, ready_tiers, self._site))
         self._thread = threading.Thread(
             target=self._server.serve_forever,
@@ -280,14 +281,23 @@ async def _lifespan(receive: Receive, send: Send) -> None:
             return
 
 
-def _site(live: bool | Live | None, registry: CollectorRegistry) -> Site | None:
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _site(
+    live: bool | Live | None, registry: CollectorRegistry, *, loop: asyncio.AbstractEventLoop | None = None
+) -> Site | None:
     """Return the live page, if it is asked for. Only then it is imported."""
     found = chosen(live)
     if found is None:
         return None
     from glasspoint.telemetry.live.site import Site
 
-    return Site(found, registry)
+    return Site(found, registry, loop=loop)
 
 
 def _is_live(path: str) -> bool:
@@ -322,12 +332,20 @@ def _wsgi_app(
     return app
 
 
-class _Logged(io.TextIOBase):
-    """What WSGI calls the stream of errors."""
+class _Wire(io.BufferedIOBase):
+    """What a client is sent. A client that takes nothing for too long has left, as far as WSGI is told."""
 
-    def write(self, text: str) -> int:
-        _log.debug("%s", text.rstrip())
-        return len(text)
+    def __init__(self, wire: io.BufferedIOBase) -> None:
+        self._wire = wire
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, sent: Any) -> int:
+        try:
+            return self._wire.write(sent)
+        except TimeoutError as exc:
+            raise ConnectionAbortedError(*exc.args) from None
 
 
 class _Handler(WSGIRequestHandler):
@@ -338,11 +356,12 @@ class _Handler(WSGIRequestHandler):
 
     def get_environ(self) -> WSGIEnvironment:
         environ = super().get_environ()
-        environ["glasspoint.connection"] = self.connection  # whose timeout a stream of events sets
+        environ[CONNECTION] = self.connection
         return environ
 
-    def get_stderr(self) -> Any:
-        return _Logged()  # a client that reads too slowly is no error
+    def setup(self) -> None:
+        super().setup()
+        self.wfile = _Wire(self.wfile)
 
 
 class _Server(ThreadingMixIn, WSGIServer):

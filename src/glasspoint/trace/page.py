@@ -1,6 +1,6 @@
 """Writes a conversation as one HTML file, which needs only a browser, and no network.
 
-The live page shows the same, with the style and the script in files of their own (`live_page_of`).
+The live page shows the same in a frame (`live_page_of`).
 
 The page shows data that others wrote: thread ids and attributes that came over a network. Three measures keep
 that safe:
@@ -20,7 +20,7 @@ import os
 import secrets
 from contextlib import suppress
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint.console import plain
 from glasspoint.errors import ConfigurationError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from glasspoint.trace.conversation import Conversation, Node, Origin, Turn
     from glasspoint.trace.spans import Span
 
-__all__ = ["live_page_of", "page_of", "write_page"]
+__all__ = ["LivePage", "live_page_of", "page_of", "write_page"]
 
 _FILES = resources.files("glasspoint.trace")
 _TEMPLATE, _STYLE, _SCRIPT = "page.html", "page.css", "page.js"
@@ -76,41 +76,37 @@ def write_page(path: Path, conversation: Conversation, turns: Sequence[Turn]) ->
 
 
 def page_of(conversation: Conversation, turns: Sequence[Turn]) -> str:
-    """Return the HTML of the page, which contains its style and its script."""
-    style, script = (_FILES.joinpath(name).read_text("utf-8") for name in (_STYLE, _SCRIPT))
-    policy = f"script-src '{_hash(script)}'; style-src '{_hash(style)}'"
-    data = _page_data(conversation, turns)
-    return _page(policy, f"<style>{style}</style>", f"<script>{script}</script>", data)
+    """Return the HTML of the page, which contains its style, its script, and its own policy."""
+    return _page(_page_data(conversation, turns)).text
 
 
-def live_page_of(conversation: Conversation, *, at: Turn, files: str) -> str:
-    """Return the HTML of the page as a server serves it, with the style and the script in files beside it.
-
-    So the server's Content-Security-Policy needs no exception for what is in the page.
+def live_page_of(conversation: Conversation, *, at: Turn) -> LivePage:
+    """Return the page as a server serves it.
 
     Args:
         conversation: The conversation, of which all turns are shown.
         at: The turn that the page begins with.
-        files: Where `page.css` and `page.js` are, as a relative URL with a slash at its end.
     """
-    where = html.escape(files)
     turns = conversation.turns
-    data = _page_data(conversation, turns) | {"at": f"turn-{turns.index(at) + 1}"}
-    return _page(
-        "script-src 'self'; style-src 'self'",
-        f'<link rel="stylesheet" href="{where}{_STYLE}">',
-        f'<script src="{where}{_SCRIPT}"></script>',
-        data,
+    return _page(_page_data(conversation, turns) | {"at": f"turn-{turns.index(at) + 1}"})
+
+
+class LivePage(NamedTuple):
+    """A page, and its Content-Security-Policy: the page contains it too, but a header cannot be late."""
+
+    text: str
+    policy: str
+
+
+def _page(data: dict[str, Any]) -> LivePage:
+    """Fill the template."""
+    style, script = (_FILES.joinpath(name).read_text("utf-8") for name in (_STYLE, _SCRIPT))
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'; "
+        "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
-
-
-def _page(policy: str, style: str, script: str, data: dict[str, Any]) -> str:
-    """Fill the template: both pages are made of it."""
     pieces = {
-        "policy": (
-            f"default-src 'none'; {policy}; base-uri 'none'; form-action 'none'; "
-            "require-trusted-types-for 'script'; trusted-types 'none'"
-        ),
+        "policy": policy,
         "title": html.escape(f"{data['thread_id']} · Glasspoint"),
         "style": style,
         "data": _json(data),
@@ -121,7 +117,7 @@ def _page(policy: str, style: str, script: str, data: dict[str, Any]) -> str:
     for number, part in enumerate(_FILES.joinpath(_TEMPLATE).read_text("utf-8").split("{{")):
         name, _, text = part.partition("}}") if number else ("", "", part)
         page += [pieces[name] if name else "", text]
-    return "".join(page)
+    return LivePage("".join(page), policy)
 
 
 def _is_ours(path: Path) -> bool:

@@ -9,16 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from chromium import launched
+from chromium import WATCH, launched
 from live_fake import HOSTILE, PAGE, TOKEN, Fake, faked
-
-# Reports what the policy has forbidden; the page itself cannot know.
-WATCH = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (event) => {
-  window.violations.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`);
-});
-"""
 
 
 @pytest.fixture(scope="module")

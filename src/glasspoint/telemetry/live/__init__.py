@@ -5,7 +5,7 @@
 - `options`: `Live`, what an application chooses; and the environment.
 - `watch`, `timeline`: know the telemetry of a registry, and record rare events. They are always on.
 - `recorder`, `turns`, `spans`: keep single calls and turns, while a page is open.
-- `hub`: sends what is new to all open pages, from a thread of its own.
+- `hubs`: sends what is new to all open pages, from a thread of its own.
 - `peers`: the figures of other processes.
 - `site`, `security`: the routes, without a server; `wsgi` and `asgi` connect them to one.
 - `page/`: what the browser loads.
@@ -20,7 +20,7 @@ from glasspoint.telemetry.live.options import Action, Live, Reply
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from glasspoint.telemetry.live.hub import Hub
+    from glasspoint.telemetry.live.hubs import Hub
 
 __all__ = ["Action", "Live", "Reply", "hub"]
 
@@ -37,6 +37,6 @@ def hub(registry: CollectorRegistry | None = None) -> Hub:
     """
     from prometheus_client import REGISTRY
 
-    from glasspoint.telemetry.live.hub import Hub
+    from glasspoint.telemetry.live.hubs import Hub
 
     return Hub.of(REGISTRY if registry is None else registry)

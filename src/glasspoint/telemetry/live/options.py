@@ -64,6 +64,9 @@ class Action:
 class Live:
     """What the live page shows, and to whom.
 
+    Buttons and the chat run on the event loop on which `serve_telemetry` was called. Outside of a loop, each
+    call has a loop of its own, in a thread. `telemetry_app` runs them on its server's loop.
+
     Attributes:
         hosts: Host names under which the page may be asked for, beyond `localhost` and the addresses of this
             machine's loopback. If there are none, only clients on this machine are served. If there are,
@@ -80,10 +83,6 @@ class Live:
 
     Raises:
         ConfigurationError: A value cannot be used.
-
-    Buttons and chat run on the event loop in which the server was started. If it was started outside of an
-    event loop, each call runs in a loop of its own, in a thread; `telemetry_app` runs them on the loop of its
-    server.
     """
 
     hosts: Sequence[str] | None = None

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 __all__ = [
-    "FRAMED",
+    "CONNECTION",
     "HEADERS",
     "MOST_BODY_BYTES",
     "TOO_LARGE",
@@ -19,9 +19,13 @@ __all__ = [
     "Stream",
     "as_json",
     "as_text",
+    "framed",
 ]
 
 MOST_BODY_BYTES = 4096
+
+CONNECTION = "glasspoint.connection"
+"""The key of a WSGI environment with the client's socket, whose timeout a stream sets."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -39,8 +43,21 @@ HEADERS = (
 )
 """What every answer of the live page carries."""
 
-FRAMED = (("Content-Security-Policy", f"{POLICY}; frame-ancestors 'self'"), *HEADERS[1:])
-"""The same for a turn: the page shows it in a frame. No other page can."""
+
+def framed(policy: str) -> tuple[tuple[str, str], ...]:
+    """Return the headers for what the page shows in a frame, as no other page can.
+
+    In its sandbox, the frame has an origin of its own, so nothing in it can reach the page's token. A browser
+    does not open in a tab what has both a sandbox and an opener policy.
+
+    Args:
+        policy: Its own Content-Security-Policy.
+    """
+    others = (each for each in HEADERS[1:] if each[0] != "Cross-Origin-Opener-Policy")
+    return (
+        ("Content-Security-Policy", f"{policy}; frame-ancestors 'self'; sandbox allow-scripts"),
+        *others,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +110,11 @@ class Answer:
         body: bytes,
         content_type: str,
         *headers: tuple[str, str],
-        is_framed: bool = False,
+        common: tuple[tuple[str, str], ...] = HEADERS,
     ) -> Answer:
-        """Make an answer with the headers that every answer carries."""
+        """Make an answer with the headers that every answer carries, or with those of `framed`."""
         own = (("Content-Type", content_type), ("Content-Length", str(len(body))))
-        return cls(status, body, (*own, *headers, *(FRAMED if is_framed else HEADERS)))
+        return cls(status, body, (*own, *headers, *common))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ import asyncio
 import json
 import os
 import re
-from contextlib import suppress
 from functools import cache
 from http import HTTPStatus
 from importlib import resources
@@ -26,11 +25,11 @@ from urllib.parse import parse_qs
 
 from glasspoint._version import __version__
 from glasspoint.errors import GlasspointError
-from glasspoint.telemetry import multiprocess, thread_ids
+from glasspoint.telemetry import multiprocess
 from glasspoint.telemetry.events import failures
-from glasspoint.telemetry.live.hub import FEED, Hub
+from glasspoint.telemetry.live.hubs import FEED, Hub
 from glasspoint.telemetry.live.peers import Peers
-from glasspoint.telemetry.live.requests import Answer, Post, Request, Stream, as_json, as_text
+from glasspoint.telemetry.live.requests import Answer, Post, Request, Stream, as_json, as_text, framed
 from glasspoint.telemetry.live.security import refusal, refusal_of_post
 from glasspoint.telemetry.live.spans import is_set_up
 from glasspoint.telemetry.live.timeline import LINES
@@ -70,12 +69,15 @@ _LONGEST_THREAD_ID = 200
 class Site:
     """The live page, as one server serves it."""
 
-    def __init__(self, live: Live, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, live: Live, registry: CollectorRegistry, *, loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
         """Serve nothing yet.
 
         Args:
             live: What the application has chosen.
             registry: The registry that the savers report to.
+            loop: The event loop for buttons and the chat; that of the request if `None`.
         """
         self.live = live
         self.hub = Hub.of(registry)
@@ -83,9 +85,7 @@ class Site:
         self._registry = registry  # the hub itself keeps no registry alive
         self._actions = {each.name: each for each in live.actions}
         self._under_way: set[str] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        with suppress(RuntimeError):  # none is running
-            self._loop = asyncio.get_running_loop()
+        self._loop = loop
         if live.keep:
             self.hub.keep(self)
 
@@ -122,7 +122,7 @@ class Site:
             "version": __version__,
             "pid": os.getpid(),
             "started": round(_STARTED, 3),
-            "thread_ids": thread_ids.choose(None),
+            "thread_ids": self.hub.watch.thread_ids(),
             "spans": is_set_up(),
             "multiprocess": multiprocess.is_on(),
             "peers": list(self.live.peers or ()),
@@ -153,8 +153,6 @@ class Site:
     # ---------------------------------------------------------------- helpers
 
     def _stream(self, request: Request) -> Stream | Answer:
-        if request.method == "HEAD":
-            return as_text(HTTPStatus.METHOD_NOT_ALLOWED, "method not allowed", ("Allow", "GET"))
         known = tuple(self.live.peers or ())
         asked = parse_qs(request.query, keep_blank_values=True, max_num_fields=10).get("peers")
         if asked is None:
@@ -205,7 +203,7 @@ class Site:
         return as_json(HTTPStatus.OK, {"text": reply.text, "trace_id": reply.trace_id})
 
     async def _run(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        """Run what an application has given, on the loop that the server was started on."""
+        """Run what an application has given."""
 
         async def running() -> Any:
             async with asyncio.timeout(_RUN_SECONDS):
@@ -218,6 +216,8 @@ class Site:
 
 
 def _methods(path: str) -> tuple[str, ...]:
+    if path == _EVENTS:
+        return _GET[:1]
     return _POST if path == _CHAT or path.startswith(_ACTIONS) else _GET
 
 
@@ -261,8 +261,7 @@ def _files() -> Mapping[str, Traversable]:
                 waiting.append((f"{prefix}{each.name}/", each))
             else:
                 found[f"{prefix}{each.name}"] = each
-    trace = resources.files("glasspoint.trace")
-    return found | {f"trace/{name}": trace.joinpath(name) for name in ("page.css", "page.js")}
+    return found
 
 
 def _file(name: str) -> Answer:
@@ -282,5 +281,10 @@ def _turn(trace_id: str) -> Answer:
     from glasspoint.trace.page import live_page_of
 
     conversation, turn = found
-    text = live_page_of(conversation, at=turn, files="../static/trace/")
-    return Answer.of(HTTPStatus.OK, text.encode("utf-8", "replace"), _CONTENT_TYPES["html"], is_framed=True)
+    page = live_page_of(conversation, at=turn)
+    return Answer.of(
+        HTTPStatus.OK,
+        page.text.encode("utf-8", "replace"),
+        _CONTENT_TYPES["html"],
+        common=framed(page.policy),
+    )

@@ -118,6 +118,10 @@ class LiveSpans(SpanProcessor):
         except Exception as exc:
             failures.report("LiveSpans.on_end", exc, "spans")
 
+    def shutdown(self) -> None:
+        """Keep nothing more."""
+        _processors.discard(self)
+
     def _kept(self, span: ReadableSpan) -> Span:
         found = span.get_span_context()
         assert found is not None

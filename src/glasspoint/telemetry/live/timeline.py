@@ -143,7 +143,6 @@ def line_of(event: Event) -> tuple[Kind, Level, str] | None:
 _BREAKER: Mapping[str, _Said] = {
     "closed": _Said("breaker", "good", "breaker closed: Redis is used again"),
     "open": _Said("breaker", "warning", "breaker open: PostgreSQL answers alone"),
-    "half_open": _Said("breaker", "info", "breaker half open: one call tries Redis"),
 }
 _DRAINED: Mapping[str, _Said] = {
     "continued": _Said("drain", "good", "thread drained: it continues what PostgreSQL had"),
@@ -158,8 +157,10 @@ _FORKS: Mapping[str, str] = {
 }
 
 
-def _breaker(event: BreakerChanged) -> _Said:
-    said = _BREAKER[event.state]
+def _breaker(event: BreakerChanged) -> _Said | None:
+    said = _BREAKER.get(event.state)
+    if said is None:
+        return None
     return said._replace(text=f"{said.text} ({event.reason})") if event.reason else said
 
 

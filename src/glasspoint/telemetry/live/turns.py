@@ -75,6 +75,11 @@ class RecentTurns:
         self._bytes = 0
         self._changed: set[str] = set()
 
+    @property
+    def bytes(self) -> int:
+        """About how much memory the kept spans take."""
+        return self._bytes
+
     def open(self) -> None:
         """Keep spans from now on."""
         with self._lock:
@@ -117,7 +122,8 @@ class RecentTurns:
             self._traces.move_to_end(span.trace_id)
             name = conversation_of(span)
             # The span of a turn ends last, and without it there is no turn.
-            if len(trace.spans) >= _SPANS_OF_A_TRACE and not (name and work_of(span) == "turn"):
+            most = 2 * _SPANS_OF_A_TRACE if name and work_of(span) == "turn" else _SPANS_OF_A_TRACE
+            if len(trace.spans) >= most:
                 trace.left_out += 1
                 return
             trace.spans.append(span)

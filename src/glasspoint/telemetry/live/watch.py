@@ -10,8 +10,8 @@ import threading
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary, WeakSet
 
-from glasspoint.telemetry import multiprocess
-from glasspoint.telemetry.events import Observer
+from glasspoint.telemetry import multiprocess, thread_ids
+from glasspoint.telemetry.events import BreakerChanged, Observer
 from glasspoint.telemetry.live.timeline import Timeline, line_of
 
 if TYPE_CHECKING:
@@ -71,6 +71,13 @@ class Watch:
             for each in list(self._telemetry):
                 each.attach(())
 
+    def thread_ids(self) -> str:
+        """Return how the telemetry objects show thread ids; what hides most, if they differ."""
+        with self._lock:
+            known = [each.observers for each in self._telemetry]
+        ways = {getattr(each, "thread_ids", None) for observers in known for each in observers}
+        return next((way for way in ("none", "hashed", "plain") if way in ways), thread_ids.choose(None))
+
     def join(self, telemetry: Telemetry) -> None:
         """Remember a telemetry object for as long as it lives."""
         with self._lock:
@@ -91,14 +98,24 @@ class _RareEvents(Observer):
     def __init__(self, watch: Watch, saver_name: str) -> None:
         self._watch = watch
         self._saver = saver_name
+        self._breaker = "closed"
 
     def joined(self, telemetry: Telemetry) -> None:
         self._watch.join(telemetry)
 
     def emitted(self, event: Event) -> None:
+        if isinstance(event, BreakerChanged) and not self._is_news(event.state):
+            return
         line = line_of(event)
         if line is not None:
             self._watch.timeline.add(*line, saver=self._saver)
+
+    def _is_news(self, state: str) -> bool:
+        """Tell whether the breaker has opened or closed. An open one probes Redis every few seconds."""
+        if state in ("half_open", self._breaker):
+            return False
+        self._breaker = state
+        return True
 
     def opened(self, status: SaverStatus) -> None:
         if status.active:

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from glasspoint.telemetry.live.requests import (
+    CONNECTION,
     MOST_BODY_BYTES,
     TOO_LARGE,
     Answer,
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
     from glasspoint.telemetry.live.site import Site
     from glasspoint.telemetry.live.viewers import Viewer
 
-__all__ = ["CONNECTION", "respond"]
-
-CONNECTION = "glasspoint.connection"
-"""The key of the environment with the client's socket, for its timeout."""
+__all__ = ["respond"]
 
 
 def respond(site: Site, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -5,8 +5,16 @@ import { SERVERS, plural, short, time, took } from "./words.js";
 
 const MOST = 50;
 const TURNS = 20;
-const OUTCOMES = new Map([["ok", ""], ["error", "failed"], ["interrupted", "waits for an answer"], ["cancelled", "cancelled"]]);
-const INTERRUPTS = new Map([["raised", "asks its user"], ["resumed", "goes on with an answer"]]);
+const OUTCOMES = new Map([
+  ["ok", ""],
+  ["error", "failed"],
+  ["interrupted", "waits for an answer"],
+  ["cancelled", "cancelled"],
+]);
+const INTERRUPTS = new Map([
+  ["raised", "asks its user"],
+  ["resumed", "goes on with an answer"],
+]);
 
 export class Conversations {
   #list;
@@ -25,8 +33,16 @@ export class Conversations {
     this.#open = open;
     this.#filter = filter;
     document.addEventListener("visibilitychange", () => this.#draw());
-    for (const [event, held] of [["focusin", true], ["focusout", false], ["pointerenter", true], ["pointerleave", false]]) {
-      list.addEventListener(event, () => { this.#held = held; this.#draw(); });
+    for (const [event, held] of [
+      ["focusin", true],
+      ["focusout", false],
+      ["pointerenter", true],
+      ["pointerleave", false],
+    ]) {
+      list.addEventListener(event, () => {
+        this.#held = held;
+        this.#draw();
+      });
     }
   }
 
@@ -82,13 +98,26 @@ export class Conversations {
     const longest = Math.max(...kept.map((turn) => turn.ms), 1);
     const name = thread === null || thread === undefined ? "thread not shown" : short(thread, 80);
     const last = kept.at(-1);
-    const about = last ? `${plural(last.number ?? kept.length, "turn")} · last at ${time(last.at)}` : this.#spans ? "no turn yet" : plural(calls ?? 0, "call");
-    const head = el("div", { class: "conversation-head" },
+    const about = last
+      ? `${plural(last.number ?? kept.length, "turn")} · last at ${time(last.at)}`
+      : plural(calls ?? 0, "call") + (this.#spans ? ", no turn seen" : "");
+    const head = el(
+      "div",
+      { class: "conversation-head" },
       el("h3", {}, el("bdi", { text: name })),
       agent ? el("bdi", { class: "agent", text: short(agent, 60) }) : null,
       el("span", { class: "soft", text: about }),
-      thread ? el("button", { type: "button", class: "small", text: "Its calls", "aria-label": `Its calls: those of ${name}`, on: { click: () => this.#filter(String(thread)) } }) : null);
-    if (!kept.length) return el("li", {}, head);
+      thread
+        ? el("button", {
+            type: "button",
+            class: "small",
+            text: "Its calls",
+            "aria-label": `Its calls: those of ${name}`,
+            on: { click: () => this.#filter(String(thread)) },
+          })
+        : null,
+    );
+    if (!kept.length) return el("li", { class: "without-turns" }, head);
     const bars = el("ol", { class: "turns" });
     kept.forEach((turn, n) => bars.append(this.#bar(turn, kept[n - 1], kept, longest, name)));
     return el("li", {}, head, bars);
@@ -97,13 +126,23 @@ export class Conversations {
   #bar(turn, before, all, longest, name) {
     const reads = Object.entries(turn.reads ?? {}).filter(([, number]) => number > 0);
     const origin = turn.follows ? all.find((each) => each.trace_id === turn.follows) : null;
-    const follows = !turn.follows ? "begins here" : before && turn.follows === before.trace_id ? "goes on from the turn before" : origin ? `goes on from turn ${origin.number}` : "goes on from an earlier turn";
+    const follows = !turn.follows
+      ? "begins here"
+      : before && turn.follows === before.trace_id
+        ? "goes on from the turn before"
+        : origin
+          ? `goes on from turn ${origin.number}`
+          : "goes on from an earlier turn";
     const forked = Boolean(turn.follows) && Boolean(before) && turn.follows !== before.trace_id;
     const asked = (turn.interrupts ?? []).map((kind) => INTERRUPTS.get(kind) ?? short(kind, 20));
     const more = [
       ...reads.map(([server, number]) => `${number} read from ${SERVERS.get(server) ?? short(server, 20)}`),
-      OUTCOMES.get(turn.outcome) ?? short(turn.outcome, 20), ...asked, follows,
-    ].filter(Boolean).join(", ");
+      OUTCOMES.get(turn.outcome) ?? short(turn.outcome, 20),
+      ...asked,
+      follows,
+    ]
+      .filter(Boolean)
+      .join(", ");
     const number = String(turn.number ?? "?");
     const bar = el("span", { class: "turn-bar" });
     for (const [server, number] of reads.length ? reads : [["none", 1]]) {
@@ -112,11 +151,24 @@ export class Conversations {
       bar.append(piece);
     }
     bar.style.height = `${Math.round(8 + 40 * Math.sqrt(Math.min(1, turn.ms / longest)))}px`;
-    const sign = turn.outcome === "error" ? "✕" : turn.outcome === "interrupted" ? "?" : asked.length ? "↩" : forked ? "↰" : "";
-    return el("li", { class: `turn ${follows === "begins here" ? "first" : forked ? "fork" : ""}` },
-      el("button", { type: "button", title: `Turn ${number}, ${took(turn.ms / 1000)}, ${more}`, on: { click: () => this.#open(turn.trace_id, `Turn ${number} of ${name}`) } },
+    const sign =
+      turn.outcome === "error" ? "✕" : turn.outcome === "interrupted" ? "?" : asked.length ? "↩" : forked ? "↰" : "";
+    return el(
+      "li",
+      { class: `turn ${follows === "begins here" ? "first" : forked ? "fork" : ""}` },
+      el(
+        "button",
+        {
+          type: "button",
+          title: `Turn ${number}, ${took(turn.ms / 1000)}, ${more}`,
+          on: { click: () => this.#open(turn.trace_id, `Turn ${number} of ${name}`) },
+        },
         el("span", { class: "column", "aria-hidden": "true" }, el("span", { class: "sign", text: sign }), bar),
-        el("span", { class: "turn-number" }, el("span", { class: "unseen", text: "Turn " }), number), el("span", { class: "turn-took", text: brief(turn.ms) }), el("span", { class: "unseen", text: more })));
+        el("span", { class: "turn-number" }, el("span", { class: "unseen", text: "Turn " }), number),
+        el("span", { class: "turn-took", text: brief(turn.ms) }),
+        el("span", { class: "unseen", text: more }),
+      ),
+    );
   }
 }
 
@@ -127,7 +179,17 @@ function brief(ms) {
 
 export function key(element) {
   element.replaceChildren(
-    ...[["l1", "read from Redis"], ["l2", "read from PostgreSQL"], ["redis", "from Redis alone"], ["memory", "from memory"]].map(([ink, text]) => el("span", {}, el("i", { class: `c-${ink}`, "aria-hidden": "true" }), text)),
-    ...[["✕", "failed"], ["?", "waits for an answer"], ["↩", "goes on with an answer"], ["↰", "fork: not from the turn before"]].map(([sign, text]) => el("span", {}, el("b", { text: sign }), text)));
+    ...[
+      ["l1", "read from Redis"],
+      ["l2", "read from PostgreSQL"],
+      ["redis", "from Redis alone"],
+      ["memory", "from memory"],
+    ].map(([ink, text]) => el("span", {}, el("i", { class: `c-${ink}`, "aria-hidden": "true" }), text)),
+    ...[
+      ["✕", "failed"],
+      ["?", "waits for an answer"],
+      ["↩", "goes on with an answer"],
+      ["↰", "fork: not from the turn before"],
+    ].map(([sign, text]) => el("span", {}, el("b", { text: sign }), text)),
+  );
 }
-

@@ -6,7 +6,8 @@ import { SERVERS, short, took } from "./words.js";
 const KEY = "glasspoint-token";
 const THREAD = "glasspoint-thread";
 const MOST_LINES = 60;
-const NO_KEY = "This page was opened without the demo's key, so it can only watch. Open the address that the demo printed, with all that follows the #.";
+const NO_KEY =
+  "This page was opened without the demo's key, so it can only watch. Open the address that the demo printed, with all that follows the #.";
 const IDEAS = ["내 이름은 철수야", "내 이름이 뭐라고 했지?", "My name is Ada", "What is my name?"];
 
 // Takes the key out of the address, where it would stand in the history and on screenshots.
@@ -41,7 +42,10 @@ export class Demo {
       this.#greet();
       parts.text.focus();
     });
-    for (const idea of IDEAS) parts.ideas.append(el("button", { type: "button", class: "small", text: idea, on: { click: () => this.#say(idea) } }));
+    for (const idea of IDEAS)
+      parts.ideas.append(
+        el("button", { type: "button", class: "small", text: idea, on: { click: () => this.#say(idea) } }),
+      );
     this.#greet();
   }
 
@@ -53,8 +57,19 @@ export class Demo {
     mark(document.body, "class", demo.hidden ? "" : "with-demo");
     this.#buttons.clear();
     const byGroup = new Map();
-    actions.slice(0, 40).forEach((action) => byGroup.set(action.group ?? "", [...(byGroup.get(action.group ?? "") ?? []), action]));
-    groups.replaceChildren(...[...byGroup].map(([group, found]) => el("div", { class: "fault-group" }, el("h3", { text: short(group, 40) }), ...found.map((action) => this.#button(action)))));
+    actions
+      .slice(0, 40)
+      .forEach((action) => byGroup.set(action.group ?? "", [...(byGroup.get(action.group ?? "") ?? []), action]));
+    groups.replaceChildren(
+      ...[...byGroup].map(([group, found]) =>
+        el(
+          "div",
+          { class: "fault-group" },
+          el("h3", { text: short(group, 40) }),
+          ...found.map((action) => this.#button(action)),
+        ),
+      ),
+    );
     if (!sessionStorage.getItem(KEY)) say(this.#parts.said, NO_KEY);
   }
 
@@ -72,15 +87,26 @@ export class Demo {
     this.#answers = this.#answers.filter(({ trace, note }) => {
       const turn = this.#turnOf(trace);
       if (!turn) return true;
-      const reads = Object.entries(turn.reads ?? {}).filter(([, number]) => number > 0).map(([server]) => SERVERS.get(server) ?? server);
-      say(note, `${took(turn.ms / 1000)}${reads.length ? `, state read from ${reads.join(" and ")}` : ", nothing to read yet"}`);
+      const reads = Object.entries(turn.reads ?? {})
+        .filter(([, number]) => number > 0)
+        .map(([server]) => SERVERS.get(server) ?? server);
+      say(
+        note,
+        `${took(turn.ms / 1000)}${reads.length ? `, state read from ${reads.join(" and ")}` : ", nothing to read yet"}`,
+      );
+      this.#parts.log.scrollTop = this.#parts.log.scrollHeight;
       return false;
     });
   }
 
   #button({ name, label, hint }) {
     const state = el("span", { class: "state" });
-    const button = el("button", { type: "button", on: { click: () => this.#act(name, button) } }, el("b", {}, el("bdi", { text: short(label, 80) }), state), el("span", { class: "hint", text: short(hint, 200) }));
+    const button = el(
+      "button",
+      { type: "button", on: { click: () => this.#act(name, button) } },
+      el("b", {}, el("bdi", { text: short(label, 80) }), state),
+      el("span", { class: "hint", text: short(hint, 200) }),
+    );
     this.#buttons.set(name, { state, button });
     return button;
   }
@@ -109,7 +135,20 @@ export class Demo {
     if (answer.trace_id) {
       const note = el("span", { class: "soft" });
       const trace = String(answer.trace_id);
-      line.append(el("div", { class: "turn-link" }, el("button", { type: "button", class: "small", text: "Show this turn", on: { click: () => this.#open(trace, "Your turn") } }), " ", note));
+      line.append(
+        el(
+          "div",
+          { class: "turn-link" },
+          el("button", {
+            type: "button",
+            class: "small",
+            text: "Show this turn",
+            on: { click: () => this.#open(trace, "Your turn") },
+          }),
+          " ",
+          note,
+        ),
+      );
       this.#answers.push({ trace, note });
       this.turnsChanged();
     }
@@ -117,7 +156,12 @@ export class Demo {
   }
 
   #line(kind, text) {
-    const line = el("div", { class: kind }, el("span", { class: "unseen", text: kind === "you" ? "You: " : "Agent: " }), el("bdi", { text }));
+    const line = el(
+      "div",
+      { class: kind },
+      el("span", { class: "unseen", text: kind === "you" ? "You: " : "Agent: " }),
+      el("bdi", { text }),
+    );
     const { log } = this.#parts;
     log.append(line);
     while (log.childElementCount > MOST_LINES) log.firstElementChild.remove();
@@ -126,7 +170,10 @@ export class Demo {
   }
 
   #greet() {
-    this.#line("note", "Tell the agent your name. Then break something below, and ask for it: what it answers comes from the checkpointer alone.");
+    this.#line(
+      "note",
+      "Tell the agent your name. Then break something below, and ask for it: what it answers comes from the checkpointer alone.",
+    );
   }
 }
 
@@ -142,7 +189,11 @@ async function post(path, body) {
   if (!token) return { error: NO_KEY };
   try {
     const response = await fetch(path, {
-      method: "POST", headers: { "Content-Type": "application/json", "X-Glasspoint-Token": token }, body: JSON.stringify(body), credentials: "omit", cache: "no-store",
+      method: "POST",
+      headers: { "Content-Type": "application/json", "X-Glasspoint-Token": token },
+      body: JSON.stringify(body),
+      credentials: "omit",
+      cache: "no-store",
     });
     const text = (await response.text()).slice(0, 20_000);
     try {

@@ -28,7 +28,10 @@ export class Feed {
     this.#said = said;
     this.#nothing = nothing;
     this.#open = open;
-    filter.addEventListener("input", () => { this.#filter = filter.value; this.#redraw(); });
+    filter.addEventListener("input", () => {
+      this.#filter = filter.value;
+      this.#redraw();
+    });
     pause.addEventListener("click", () => {
       this.#paused = !this.#paused;
       mark(pause, "aria-pressed", String(this.#paused));
@@ -37,7 +40,10 @@ export class Feed {
     });
     // Rows that move away below the pointer or the focus cannot be chosen.
     const table = body.closest("table");
-    const point = (pointed) => () => { this.#pointed = pointed; this.#plan(); };
+    const point = (pointed) => () => {
+      this.#pointed = pointed;
+      this.#plan();
+    };
     table.addEventListener("pointerenter", point(true));
     table.addEventListener("pointerleave", point(false));
     table.addEventListener("focusin", point(true));
@@ -75,7 +81,8 @@ export class Feed {
 
   #explain() {
     const skipped = this.#skipped ? `${count(this.#skipped)} more were too many to show. ` : "";
-    const why = this.#paused || this.#held ? "Paused." : this.#pointed ? "Held while you are in the table." : "Newest first.";
+    const why =
+      this.#paused || this.#held ? "Paused." : this.#pointed ? "Held while you are in the table." : "Newest first.";
     say(this.#said, skipped + why);
   }
 
@@ -85,7 +92,10 @@ export class Feed {
 
   #draw() {
     this.#drawnAt = performance.now();
-    const fresh = this.#calls.slice(-this.#new).filter((call) => this.#matches(call)).slice(-SHOWN);
+    const fresh = this.#calls
+      .slice(-this.#new)
+      .filter((call) => this.#matches(call))
+      .slice(-SHOWN);
     this.#new = 0;
     for (const call of fresh) this.#show(call);
     this.#nothing.hidden = this.#body.childElementCount > 0;
@@ -96,7 +106,12 @@ export class Feed {
     this.#body.replaceChildren();
     this.#new = 0;
     for (const call of this.#calls.filter((each) => this.#matches(each)).slice(-SHOWN)) this.#show(call);
-    say(this.#nothing, this.#filter ? "No call of a thread with this in its name." : "No call yet. The calls of the checkpointer appear here as they happen.");
+    say(
+      this.#nothing,
+      this.#filter
+        ? "No call of a thread with this in its name."
+        : "No call yet. The calls of the checkpointer appear here as they happen.",
+    );
     this.#nothing.hidden = this.#body.childElementCount > 0;
     this.#explain();
   }
@@ -109,7 +124,12 @@ export class Feed {
     say(op.firstChild, short(call.op, 40));
     say(op.lastChild, call.ns ? short(call.ns, 60) : "");
     const failed = call.outcome && call.outcome !== "ok";
-    say(result.firstChild, failed ? `${short(call.outcome, 20)}${call.error ? `: ${short(call.error, 60)}` : ""}` : short(call.result ?? "", 40));
+    say(
+      result.firstChild,
+      failed
+        ? `${short(call.outcome, 20)}${call.error ? `: ${short(call.error, 60)}` : ""}`
+        : short(call.result ?? "", 40),
+    );
     mark(row, "class", failed ? "failed" : ["hit", "miss"].includes(call.result) ? call.result : "");
     say(level, SERVERS.get(call.level) ?? short(call.level ?? "", 20));
     say(ms, Number.isFinite(call.ms) ? call.ms.toFixed(call.ms < 10 ? 2 : call.ms < 100 ? 1 : 0) : "");
@@ -119,9 +139,23 @@ export class Feed {
   }
 
   #row() {
-    const button = el("button", { type: "button", class: "small", text: "Show", "aria-label": "Show the turn of this call", on: { click: (event) => this.#open(event.currentTarget.value) } });
-    return el("tr", {},
-      el("td", { class: "at" }), el("td", { class: "who" }, el("bdi")), el("td", { class: "op" }, el("bdi"), el("bdi", { class: "ns" })),
-      el("td", { class: "result" }, el("bdi")), el("td", { class: "level" }), el("td", { class: "number" }), el("td", { class: "show" }, button));
+    const button = el("button", {
+      type: "button",
+      class: "small",
+      text: "Show",
+      "aria-label": "Show the turn of this call",
+      on: { click: (event) => this.#open(event.currentTarget.value) },
+    });
+    return el(
+      "tr",
+      {},
+      el("td", { class: "at" }),
+      el("td", { class: "who" }, el("bdi")),
+      el("td", { class: "op" }, el("bdi"), el("bdi", { class: "ns" })),
+      el("td", { class: "result" }, el("bdi")),
+      el("td", { class: "level" }),
+      el("td", { class: "number" }),
+      el("td", { class: "show" }, button),
+    );
   }
 }

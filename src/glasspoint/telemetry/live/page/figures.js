@@ -6,9 +6,35 @@ export const KEPT = 900;
 const RESULTS = [...READS.keys()];
 const WROTE = [...WRITES.keys()];
 const NAMES = [
-  "reads", "hitRatio", "hits", "hit50", "hit99", "misses", "miss50", "miss99", "writes", "write50", "write99", "warm", "warm50", "warm99", "inUse",
-  "idle", "max", "waiting", "journal", "turns", "turn50", "turn99", "cpu", "rss", "errors", "tier", "breaker",
-  ...RESULTS.map((each) => `read:${each}`), ...WROTE.map((each) => `write:${each}`),
+  "reads",
+  "hitRatio",
+  "hits",
+  "hit50",
+  "hit99",
+  "misses",
+  "miss50",
+  "miss99",
+  "writes",
+  "write50",
+  "write99",
+  "warm",
+  "warm50",
+  "warm99",
+  "inUse",
+  "idle",
+  "max",
+  "waiting",
+  "journal",
+  "turns",
+  "turn50",
+  "turn99",
+  "cpu",
+  "rss",
+  "errors",
+  "tier",
+  "breaker",
+  ...RESULTS.map((each) => `read:${each}`),
+  ...WROTE.map((each) => `write:${each}`),
 ];
 const COLUMN = new Map(NAMES.map((name, number) => [name, number]));
 const TIERS = ["cached", "redis", "memory"];
@@ -17,23 +43,43 @@ const BREAKERS = ["closed", "half_open", "open"];
 const number = (value) => (typeof value === "number" && Number.isFinite(value) ? value : NaN);
 
 // A number a column; NaN where there is nothing.
-export class Row {
+class Row {
   constructor(at, found) {
     this.at = at;
     this.values = new Float64Array(NAMES.length).fill(NaN);
     if (!found || found.error !== undefined) return;
-    const set = (name, value) => { this.values[COLUMN.get(name)] = number(value); };
+    const set = (name, value) => {
+      this.values[COLUMN.get(name)] = number(value);
+    };
     const { reads = {}, writes = {}, hit, miss, warm_ups: warm, pool, turns, process } = found;
-    set("reads", reads.rate); set("hitRatio", reads.hit_ratio);
-    set("hits", hit?.rate); set("hit50", hit?.p50); set("hit99", hit?.p99);
-    set("misses", miss?.rate); set("miss50", miss?.p50); set("miss99", miss?.p99);
-    set("writes", writes.rate); set("write50", writes.p50); set("write99", writes.p99);
-    set("warm", warm?.rate); set("warm50", warm?.p50); set("warm99", warm?.p99);
-    set("inUse", pool?.in_use); set("idle", pool?.idle); set("max", pool?.max); set("waiting", pool?.waiting);
+    set("reads", reads.rate);
+    set("hitRatio", reads.hit_ratio);
+    set("hits", hit?.rate);
+    set("hit50", hit?.p50);
+    set("hit99", hit?.p99);
+    set("misses", miss?.rate);
+    set("miss50", miss?.p50);
+    set("miss99", miss?.p99);
+    set("writes", writes.rate);
+    set("write50", writes.p50);
+    set("write99", writes.p99);
+    set("warm", warm?.rate);
+    set("warm50", warm?.p50);
+    set("warm99", warm?.p99);
+    set("inUse", pool?.in_use);
+    set("idle", pool?.idle);
+    set("max", pool?.max);
+    set("waiting", pool?.waiting);
     set("journal", found.journal_pending);
-    set("turns", turns?.rate); set("turn50", turns?.p50); set("turn99", turns?.p99);
-    set("cpu", process?.cpu); set("rss", process?.rss);
-    set("errors", Object.values(found.errors ?? {}).reduce((sum, each) => sum + (number(each) || 0), 0));
+    set("turns", turns?.rate);
+    set("turn50", turns?.p50);
+    set("turn99", turns?.p99);
+    set("cpu", process?.cpu);
+    set("rss", process?.rss);
+    set(
+      "errors",
+      Object.values(found.errors ?? {}).reduce((sum, each) => sum + (number(each) || 0), 0),
+    );
     set("tier", TIERS.indexOf(worst(found.tier, TIERS)));
     set("breaker", BREAKERS.indexOf(found.breaker ?? ""));
     for (const name of RESULTS) set(`read:${name}`, reads.results?.[name] ?? 0);
@@ -98,10 +144,14 @@ export class Figures {
 
   // The mean of the last three seconds, so that a number can be read before it changes.
   mean(name, end = this.rows.length) {
-    let sum = 0, seen = 0;
+    let sum = 0,
+      seen = 0;
     for (const row of this.rows.slice(Math.max(0, end - 3), end)) {
       const value = row.get(name);
-      if (!Number.isNaN(value)) { sum += value; seen += 1; }
+      if (!Number.isNaN(value)) {
+        sum += value;
+        seen += 1;
+      }
     }
     return seen ? sum / seen : NaN;
   }

@@ -33,7 +33,9 @@ const chips = new Chips($("chips"));
 const strips = new Strips($("strips"), pointed);
 const eventList = new Events($("event-list"), $("events").querySelector(".nothing"));
 const conversations = new Conversations({
-  list: $("conversation-list"), nothing: $("conversations").querySelector(".nothing"), open: openTurn,
+  list: $("conversation-list"),
+  nothing: $("conversations").querySelector(".nothing"),
+  open: openTurn,
   filter: (thread) => {
     $("calls-filter").value = thread;
     $("calls-filter").dispatchEvent(new Event("input"));
@@ -41,10 +43,29 @@ const conversations = new Conversations({
     $("calls-filter").focus({ preventScroll: true });
   },
 });
-const feed = new Feed({ body: $("call-rows"), said: $("calls-said"), nothing: $("calls").querySelector(".nothing"), filter: $("calls-filter"), pause: $("calls-pause"), open: (trace) => openTurn(trace, "The turn of a call") });
+const feed = new Feed({
+  body: $("call-rows"),
+  said: $("calls-said"),
+  nothing: $("calls").querySelector(".nothing"),
+  filter: $("calls-filter"),
+  pause: $("calls-pause"),
+  open: (trace) => openTurn(trace, "The turn of a call"),
+});
 const demo = new Demo(
-  { demo: $("demo"), chatSection: $("chat"), faults: $("faults"), groups: $("fault-groups"), said: $("faults-said"), log: $("chat-log"), form: $("chat-form"), text: $("chat-text"), fresh: $("chat-new"), ideas: $("chat-ideas") },
-  openTurn, (trace) => conversations.turn(trace),
+  {
+    demo: $("demo"),
+    chatSection: $("chat"),
+    faults: $("faults"),
+    groups: $("fault-groups"),
+    said: $("faults-said"),
+    log: $("chat-log"),
+    form: $("chat-form"),
+    text: $("chat-text"),
+    fresh: $("chat-new"),
+    ideas: $("chat-ideas"),
+  },
+  openTurn,
+  (trace) => conversations.turn(trace),
 );
 key($("conversation-key"));
 
@@ -61,8 +82,15 @@ const heard = {
     newlyConnected = true;
     demo.begin(found);
     conversations.begin(found.spans !== false);
+    say(
+      $("processes-own"),
+      `Events, conversations and calls are those of process ${short(found.pid, 20)}, which serves this page.`,
+    );
     $("conversation-key").hidden = found.spans === false;
-    say($("about"), `Glasspoint ${short(found.version, 30)}, process ${short(found.pid, 20)}, since ${time(found.started)}. Thread ids are ${{ plain: "shown as they are", hashed: "hashed", none: "not shown" }[found.thread_ids] ?? "shown as the settings say"}; what is said in conversations is never shown.`);
+    say(
+      $("about"),
+      `Glasspoint ${short(found.version, 30)}, process ${short(found.pid, 20)}, since ${time(found.started)}. Thread ids are ${{ plain: "shown as they are", hashed: "hashed", none: "not shown" }[found.thread_ids] ?? "shown as the settings say"}; what is said in conversations is never shown.`,
+    );
   },
   history({ figures }) {
     kept.get(SUM).precede(figures);
@@ -130,20 +158,41 @@ function drawProcesses() {
   $("processes").hidden = !several;
   $("source-choice").hidden = !several;
   if (!several) return;
-  const body = $("process-rows"), select = $("source");
+  const body = $("process-rows"),
+    select = $("source");
   const wanted = [SUM, ...names];
   if ([...body.children].map((row) => row.key).join("\n") !== wanted.join("\n")) {
-    body.replaceChildren(...wanted.map((name) => {
-      const radio = el("input", { type: "radio", name: "shown", on: { change: () => choose(name) } });
-      const row = el("tr", {}, el("th", { scope: "row" }, el("label", {}, radio, el("bdi", { text: name === SUM ? "All together" : name === "here" ? "This process" : short(name, 60) }))), ...Array.from({ length: 7 }, () => el("td")));
-      row.key = name;
-      return row;
-    }));
-    select.replaceChildren(...wanted.map((name) => {
-      const option = el("option", { text: name === SUM ? "All together" : name === "here" ? "This process" : short(name, 60) });
-      option.key = name;
-      return option;
-    }));
+    body.replaceChildren(
+      ...wanted.map((name) => {
+        const radio = el("input", { type: "radio", name: "shown", on: { change: () => choose(name) } });
+        const row = el(
+          "tr",
+          {},
+          el(
+            "th",
+            { scope: "row" },
+            el(
+              "label",
+              {},
+              radio,
+              el("bdi", { text: name === SUM ? "All together" : name === "here" ? "This process" : short(name, 60) }),
+            ),
+          ),
+          ...Array.from({ length: 7 }, () => el("td")),
+        );
+        row.key = name;
+        return row;
+      }),
+    );
+    select.replaceChildren(
+      ...wanted.map((name) => {
+        const option = el("option", {
+          text: name === SUM ? "All together" : name === "here" ? "This process" : short(name, 60),
+        });
+        option.key = name;
+        return option;
+      }),
+    );
     if (!wanted.includes(chosen)) chosen = SUM;
     choose(chosen);
   }
@@ -153,7 +202,15 @@ function drawProcesses() {
     const failed = of?.latest?.error;
     const said = failed
       ? [`cannot be read: ${short(failed, 100)}`]
-      : [rate(of?.mean("reads")), percent(of?.mean("hitRatio")), took(of?.recent("hit99")), rate(of?.mean("writes")), took(of?.recent("write99")), of?.rows.at(-1)?.tier ?? "–", of?.rows.at(-1)?.breaker?.replace("_", " ") ?? "–"];
+      : [
+          rate(of?.mean("reads")),
+          percent(of?.mean("hitRatio")),
+          took(of?.recent("hit99")),
+          rate(of?.mean("writes")),
+          took(of?.recent("write99")),
+          of?.rows.at(-1)?.tier ?? "–",
+          of?.rows.at(-1)?.breaker?.replace("_", " ") ?? "–",
+        ];
     cells.forEach((cell, n) => {
       say(cell, said[n] ?? "");
       cell.hidden = Boolean(failed) && n > 0;
@@ -173,23 +230,38 @@ $("source").addEventListener("change", (event) => choose(event.target.selectedOp
 
 // ---- the moment that the figures are of ------------------------------------------------------------------
 
-const slider = $("moment").querySelector("input"), output = $("moment").querySelector("output");
+const slider = $("moment").querySelector("input"),
+  output = $("moment").querySelector("output");
 
 function pointed(at) {
   const { moments } = strips;
   say(output, at === null ? "now" : time(at));
   const index = moments.findIndex((row) => row.at >= at);
-  slider.value = at !== null && index >= 0 && moments.length > 1 ? String(Math.round((100 * index) / (moments.length - 1))) : "100";
+  slider.value =
+    at !== null && index >= 0 && moments.length > 1 ? String(Math.round((100 * index) / (moments.length - 1))) : "100";
 }
 slider.addEventListener("input", () => {
   const { moments } = strips;
-  const index = slider.value === "100" || !moments.length ? null : Math.round((slider.value / 100) * (moments.length - 1));
+  const index =
+    slider.value === "100" || !moments.length ? null : Math.round((slider.value / 100) * (moments.length - 1));
   say(output, index === null ? "now" : time(moments[index].at));
   strips.look(index === null ? null : moments[index].at);
 });
 
 for (const [seconds, text] of WINDOWS) {
-  const radio = el("input", { type: "radio", name: "window", checked: seconds === 300, on: { change: () => { strips.seconds = seconds; strips.look(null); pointed(null); draw(); } } });
+  const radio = el("input", {
+    type: "radio",
+    name: "window",
+    checked: seconds === 300,
+    on: {
+      change: () => {
+        strips.seconds = seconds;
+        strips.look(null);
+        pointed(null);
+        draw();
+      },
+    },
+  });
   $("window").append(el("label", {}, radio, el("span", { text })));
 }
 
@@ -199,11 +271,21 @@ let retryAt = 0;
 let countdown = 0;
 
 function connection(state, reason, at) {
-  const banner = $("banner"), [text, button] = banner.children;
+  const banner = $("banner"),
+    [text, button] = banner.children;
   clearInterval(countdown);
   retryAt = at;
   mark($("link"), "data-state", state);
-  say($("link").lastElementChild, { connecting: "Connecting …", live: paused ? "Paused" : "Live", silent: "No news", lost: "Disconnected", dropped: "Dropped" }[state] ?? state);
+  say(
+    $("link").lastElementChild,
+    {
+      connecting: "Connecting …",
+      live: paused ? "Paused" : "Live",
+      silent: "No news",
+      lost: "Disconnected",
+      dropped: "Dropped",
+    }[state] ?? state,
+  );
   const broken = state === "lost" || state === "dropped";
   if (state === "live") banner.hidden = true;
   if (state === "silent") {
@@ -223,7 +305,9 @@ function connection(state, reason, at) {
   say(text, `${what} Trying again.`);
   countdown = setInterval(tell, 1000);
 }
-$("banner").querySelector("button").addEventListener("click", () => stream.connect());
+$("banner")
+  .querySelector("button")
+  .addEventListener("click", () => stream.connect());
 
 // ---- pause, theme, turns ---------------------------------------------------------------------------------
 
@@ -260,7 +344,8 @@ paint();
 async function openTurn(trace, title) {
   if (!/^[0-9a-f]{32}$/.test(trace)) return;
   const address = `live/turns/${trace}`;
-  const said = $("turn-said"), frame = $("turn-frame");
+  const said = $("turn-said"),
+    frame = $("turn-frame");
   say($("turn-title"), title);
   $("turn-tab").href = address;
   said.hidden = false;
@@ -269,12 +354,11 @@ async function openTurn(trace, title) {
   if (!turn.open) turn.showModal();
   try {
     // Asked for before it is framed: a turn that is gone is told in a sentence.
-    const response = await fetch(address, { cache: "no-store" });
-    if (!response.ok) {
-      say(said, short(await response.text(), 300) || "This turn cannot be shown.");
+    const { ok } = await fetch(address, { method: "HEAD", cache: "no-store" });
+    if (!ok) {
+      say(said, short(await (await fetch(address, { cache: "no-store" })).text(), 300) || "This turn cannot be shown.");
       return;
     }
-    await response.body?.cancel();
   } catch {
     say(said, "The process does not answer.");
     return;
@@ -284,8 +368,12 @@ async function openTurn(trace, title) {
   said.hidden = true;
 }
 $("turn-close").addEventListener("click", () => turn.close());
-turn.addEventListener("click", (event) => { if (event.target === turn) turn.close(); });
-turn.addEventListener("close", () => { $("turn-frame").removeAttribute("src"); });
+turn.addEventListener("click", (event) => {
+  if (event.target === turn) turn.close();
+});
+turn.addEventListener("close", () => {
+  $("turn-frame").removeAttribute("src");
+});
 
 // Last, because it calls what is above.
 const peers = new URLSearchParams(location.search).get("peers");

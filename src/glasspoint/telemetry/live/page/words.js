@@ -14,11 +14,24 @@ export const READS = new Map([
 ]);
 
 export const WRITES = new Map([
-  ["announced", ["announced", "The first write of a burst. Readers are sent to PostgreSQL until the burst is over.", "announced"]],
+  [
+    "announced",
+    ["announced", "The first write of a burst. Readers are sent to PostgreSQL until the burst is over.", "announced"],
+  ],
   ["covered", ["covered", "A further write of a burst. Redis is not asked: the announcement covers it.", "covered"]],
-  ["contested", ["contested", "Another writer was there. Redis forgets the conversation, and the next read is a miss.", "contested"]],
+  [
+    "contested",
+    [
+      "contested",
+      "Another writer was there. Redis forgets the conversation, and the next read is a miss.",
+      "contested",
+    ],
+  ],
   ["discarded", ["discarded", "Redis forgot the conversation, and the next read is a miss.", "historical"]],
-  ["journalled", ["journalled", "Redis did not do its part. A row in PostgreSQL says what Redis has to forget.", "failed"]],
+  [
+    "journalled",
+    ["journalled", "Redis did not do its part. A row in PostgreSQL says what Redis has to forget.", "failed"],
+  ],
   ["skipped", ["without cache", "There is no cache for this write.", "absent"]],
   ["bypassed", ["not cached", "State of a subgraph within one run. It is never cached.", "bypassed"]],
   ["redis", ["in Redis alone", "The tier is redis: PostgreSQL is away, and Redis holds the conversations.", "redis"]],
@@ -33,14 +46,34 @@ export const TIERS = new Map([
 ]);
 
 export const KINDS = new Map([
-  ["tier", "Tier"], ["breaker", "Breaker"], ["epoch", "Epoch"], ["identity", "Identity"], ["journal", "Journal"], ["drain", "Drain"],
-  ["quarantine", "Quarantine"], ["fork", "Fork"], ["foreign_writes", "Other software"], ["retention", "Retention"], ["saver", "Saver"],
-  ["fault", "Fault"], ["story", "Demo"],
+  ["tier", "Tier"],
+  ["breaker", "Breaker"],
+  ["epoch", "Epoch"],
+  ["identity", "Identity"],
+  ["journal", "Journal"],
+  ["drain", "Drain"],
+  ["quarantine", "Quarantine"],
+  ["fork", "Fork"],
+  ["foreign_writes", "Other software"],
+  ["retention", "Retention"],
+  ["saver", "Saver"],
+  ["fault", "Fault"],
+  ["story", "Demo"],
 ]);
 
-export const LEVELS = new Map([["info", ["•", "Information"]], ["good", ["✓", "Good"]], ["warning", ["!", "Warning"]], ["error", ["✕", "Error"]]]);
+export const LEVELS = new Map([
+  ["info", ["•", "Information"]],
+  ["good", ["✓", "Good"]],
+  ["warning", ["!", "Warning"]],
+  ["error", ["✕", "Error"]],
+]);
 
-export const SERVERS = new Map([["l1", "Redis (L1)"], ["l2", "PostgreSQL (L2)"], ["redis", "Redis alone"], ["memory", "memory"]]);
+export const SERVERS = new Map([
+  ["l1", "Redis (L1)"],
+  ["l2", "PostgreSQL (L2)"],
+  ["redis", "Redis alone"],
+  ["memory", "memory"],
+]);
 
 const plainNumber = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
@@ -65,7 +98,9 @@ export function took(seconds) {
   if (!Number.isFinite(seconds)) return "–";
   const ms = 1000 * seconds;
   if (ms < 1000) return `${ms < 1 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : ms.toFixed(0)} ms`;
-  return seconds < 60 ? `${seconds.toFixed(seconds < 10 ? 2 : 1)} s` : `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
+  return seconds < 60
+    ? `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`
+    : `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
 }
 
 export function bytes(number) {
@@ -74,12 +109,6 @@ export function bytes(number) {
 
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 export const time = (at) => (Number.isFinite(at) && Math.abs(at) < 8e12 ? clock.format(new Date(1000 * at)) : "–");
-
-export function ago(seconds) {
-  if (seconds < 2) return "now";
-  if (seconds < 60) return `${Math.round(seconds)} s ago`;
-  return seconds < 3600 ? `${Math.round(seconds / 60)} min ago` : `${Math.round(seconds / 3600)} h ago`;
-}
 
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
 

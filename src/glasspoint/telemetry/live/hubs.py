@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from glasspoint.telemetry.figures import Figures
     from glasspoint.telemetry.live.options import Live
     from glasspoint.telemetry.live.peers import Peers
     from glasspoint.telemetry.live.timeline import Level
@@ -40,9 +39,6 @@ FEED = 200
 
 HISTORY = 300
 """The number of figures that are kept: five minutes."""
-
-LINGER_SECONDS = 30.0
-"""How long recording goes on after the last page has closed."""
 
 _TICK_SECONDS = 0.25
 _FIGURES_SECONDS = 1.0
@@ -65,6 +61,9 @@ class Shown(Protocol):
 
 class Hub:
     """Feeds the pages that show the savers of one registry."""
+
+    linger_seconds: ClassVar[float] = 30.0
+    """How long recording goes on after the last page has closed."""
 
     guard: ClassVar[threading.Lock] = threading.Lock()
     _of: ClassVar[WeakKeyDictionary[CollectorRegistry, Hub]] = WeakKeyDictionary()
@@ -175,7 +174,7 @@ class Hub:
         """Tell whether a run ends now: nobody looks, and nobody has for half a minute."""
         with self._lock:
             is_new = self._run is run
-            is_watched = any(self._viewers.values()) or monotonic() - self._left_at < LINGER_SECONDS
+            is_watched = any(self._viewers.values()) or monotonic() - self._left_at < self.linger_seconds
             if is_new and not is_watched:
                 run.detach()
             if is_new and (is_watched or self._keepers) and self._registry() is not None:
@@ -210,7 +209,7 @@ class _Run:
         self._timeline_to = 0
         self._figures_at = 0.0
         self._processes = Processes(hub.registry)
-        self._before: Figures | None = None
+        self._before: dict[str, Any] | None = None
         self._history: dict[Shown, deque[str]] = {}
         self._calls: deque[dict[str, Any]] = deque(maxlen=FEED)
         self._threads: OrderedDict[str, int] = OrderedDict()
@@ -253,9 +252,10 @@ class _Run:
                 return
 
     def _tick(self) -> None:
+        # In this order: who comes in between is a newcomer, and none of everybody, until the next tick.
+        everybody = self._hub.viewers()
         newcomers = [self._newcomers.popleft() for _ in range(len(self._newcomers))]
         new = {id(viewer) for _, viewer in newcomers}
-        everybody = self._hub.viewers()
         old = [(site, [viewer for viewer in there if id(viewer) not in new]) for site, there in everybody]
         self._send(old, self._news())
         for site, viewer in newcomers:
@@ -311,6 +311,7 @@ class _Run:
         at = round(time(), 3)
         for site, there in viewers:
             everybody = tuple(site.live.peers or ())
+            site.peers.ask(everybody)
             states = site.states()
             # The history is that of a page that follows everybody, which is what a page does by default.
             for peers in {everybody, *(viewer.peers for viewer in there)}:
@@ -326,17 +327,18 @@ class _Run:
         for gone in self._history.keys() - dict(viewers).keys():
             del self._history[gone]
 
-    def _compare(self, here: Figures) -> None:
+    def _compare(self, here: dict[str, Any]) -> None:
         """Put on the timeline what no event tells, but the figures do."""
         before, self._before = self._before, here
         if before is None:
             return
         add = self._hub.watch.timeline.add
-        if here.journal_pending and not before.journal_pending:
-            add("journal", "warning", f"{here.journal_pending} scopes wait in the journal")
-        elif before.journal_pending and not here.journal_pending:
+        was, is_ = before["journal_pending"], here["journal_pending"]
+        if is_ and not was:
+            add("journal", "warning", f"{is_} scopes wait in the journal")
+        elif was and not is_:
             add("journal", "good", "the journal is empty")
-        was, is_ = sum(before.undrained_threads.values()), sum(here.undrained_threads.values())
+        was, is_ = (sum(each["undrained_threads"].values()) for each in (before, here))
         if is_ and not was:
             add("drain", "warning", f"{is_} threads of lower tiers are not in PostgreSQL yet")
         elif was and not is_:
