@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 import yaml
 
+from glasspoint.cli.parts import end_in_order_on_signals
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
 if TYPE_CHECKING:
@@ -253,8 +253,7 @@ def observe(
     people: Annotated[int, typer.Option(min=1, help="How many talk at once.")] = 6,
 ) -> None:
     """Start everything behind the boards on this machine, until Ctrl-C."""
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
+    end_in_order_on_signals()
     if lacking := missing():
         typer.echo(f"Not installed: {', '.join(lacking)}. They are Debian's packages of that name.", err=True)
         raise typer.Exit(1)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import signal
 import sys
 from datetime import timedelta
 from enum import StrEnum
@@ -41,6 +40,7 @@ from glasspoint.cli.parts import (
     PostgresUrl,
     RedisUrl,
     counts_table,
+    end_in_order_on_signals,
     needed,
     plain_endings,
     print_error,
@@ -89,21 +89,12 @@ _command = registering(app)
 
 def run() -> None:
     """Run the command line; it ends with `SystemExit`."""
-    # A closed terminal, or a supervisor, ends a command as Ctrl-C does: in order, with all servers stopped.
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _interrupt)
+    end_in_order_on_signals()
     # The demo prints Korean. If the terminal cannot show it, `?` is better than a traceback.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     app(prog_name="glasspoint")
-
-
-def _interrupt(*_: object) -> None:
-    """End as Ctrl-C does. A shell lets a command in the background ignore Ctrl-C itself."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        raise KeyboardInterrupt
-    signal.raise_signal(signal.SIGINT)
 
 
 @app.callback(invoke_without_command=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import fields
@@ -48,6 +49,7 @@ __all__ = [
     "connect_once",
     "connected",
     "counts_table",
+    "end_in_order_on_signals",
     "needed",
     "plain_endings",
     "print_error",
@@ -79,6 +81,18 @@ KeyPrefix = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def end_in_order_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: in order, with all servers stopped.
+
+    A supervisor sends the one, a closed terminal the other.
+    """
+    # A shell without job control lets a command in the background ignore SIGINT, and so all three of them.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 class ProgressDisplay:
