@@ -127,7 +127,7 @@ def open_browser(console: Console, address: str) -> None:
         browser = None
     name = Path(getattr(browser, "name", "")).name
     if browser is None or (name in _IN_THE_TERMINAL and not os.environ.get("BROWSER")):
-        console.print(Text("No browser was found here: open the address above yourself.", "yellow"))
+        console.print(Text("No browser was found here: open the address above yourself.\n", "yellow"))
         return
     # In a thread: some browsers return only when they are closed.
     Thread(target=browser.open, args=(address,), name="glasspoint-demo-browser", daemon=True).start()
