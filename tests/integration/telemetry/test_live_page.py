@@ -149,6 +149,16 @@ def test_a_fall_is_told_in_words_in_the_picture_and_on_the_axis_of_time(opened: 
         shown.text(".chip:has-text('To be brought back')").to_contain_text("8 in redis")
 
 
+def test_what_is_said_again_and_again_is_one_line_with_a_number(opened: Any) -> None:
+    with faked("calm", beat=0.1) as fake:
+        fake.repeats = ("breaker", "warning", "Redis does not answer.")
+        shown = opened(fake)
+        shown.text("#event-list .event").to_contain_text(
+            re.compile(r"Redis does not answer\.\s*\d+ times, last at \d\d:\d\d:\d\d")
+        )
+        expect(shown.page.locator("#event-list .event")).to_have_count(2)
+
+
 def test_figures_of_an_earlier_moment_are_told_beside_the_charts(opened: Any) -> None:
     with faked("fault") as fake:
         shown = opened(fake)

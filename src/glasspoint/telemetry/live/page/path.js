@@ -418,6 +418,7 @@ export class Picture {
     if (part.facts.length === 1) say(part.facts[0], facts.join(" · "));
     else part.facts.forEach((fact, n) => say(fact, facts[n] ?? ""));
     const share = Number.isFinite(said.share) ? Math.max(0, Math.min(1, said.share)) : 0;
+    mark(part.track, "visibility", Number.isFinite(said.share) ? "visible" : "hidden");
     mark(part.fill, "width", (part.bar.w * share).toFixed(1));
   }
 
