@@ -287,7 +287,7 @@ export class Picture {
       role: tier === "redis" ? "holds the conversations" : redisAway ? "L1 · left alone" : "L1 · the cache",
       big: redisAway ? "away" : tier === "redis" ? "alone" : percent(ratio),
       facts: [redisAway ? "" : tier !== "redis" ? "hit ratio" : roomy ? "PostgreSQL is away" : ""],
-      share: redisAway || tier === "redis" ? 0 : ratio,
+      share: redisAway || tier === "redis" ? NaN : ratio,
     });
     const inUse = row?.get("inUse"),
       max = row?.get("max"),
