@@ -1,14 +1,11 @@
-"""What the live page costs a hit: part of `benchmarks/telemetry.py`.
+"""What an open live page costs a hit: part of `benchmarks/telemetry.py`.
 
-One saver makes hits without a pause, in phases of some seconds, in random order:
+A page is open, and another process reads its events. One saver makes hits: half of them as they are while no
+page is open, without the observer of the live page, and half with it. The two alternate call by call, in
+random order, because a busy machine changes from one moment to the next.
 
-- metrics: there is no live page.
-- served: `serve_telemetry(live=True)`, and no page is open.
-- open: the same, and a page reads its events, in another process.
-
-The phases of a round are compared with "metrics" of the same round. What the hub's thread does is in the
-figures, because the calls run beside it: wall time for what callers wait, processor time for what the whole
-process uses.
+What the page's own threads use is the second part of the price, in per cent of a core. While no page is open,
+there are none.
 """
 
 from __future__ import annotations
@@ -19,9 +16,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from time import clock_gettime, perf_counter, process_time, pthread_getcpuclockid, sleep
+from time import clock_gettime, perf_counter, process_time, pthread_getcpuclockid
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -31,11 +28,10 @@ from comparison.conversations import Conversation
 from comparison.measuring import Spread
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.telemetry.http import serve_telemetry
-from glasspoint.telemetry.live.hubs import Hub
+from glasspoint.telemetry.live.watch import Watch
 
-PHASES: Final = ("metrics", "served", "open")
-BUDGETS: Final = {"served": 0, "open": 1}
-"""Per cent of a hit."""
+BUDGET: Final = 1
+"""Per cent of a hit, and of a core."""
 
 MESSAGES: Final = 10
 CONVERSATIONS: Final = 16
@@ -50,38 +46,28 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as page:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """What a hit took in one phase, in milliseconds: the median, the mean, and processor time.
+class LiveFigure:
+    """What an open page costs.
 
     Attributes:
-        threads: What the live page's own threads used, in per cent of a core. It is in `cpu`, too.
+        hit_ms: The median hit without a page, in milliseconds.
+        call_over, cpu_over: Per cent over that with a page, of the median wall time and processor time,
+            in the same round.
+        threads: What the page's own threads used, in per cent of a core.
+        hits_a_second: In the meantime.
     """
 
-    median: float
-    mean: float
-    cpu: float
-    threads: float
-
-
-@dataclass(frozen=True)
-class LiveFigure:
-    """One line of the table; `…_over` is per cent over "metrics" of the same round."""
-
-    phase: str
-    median_ms: Spread
-    median_over: Spread
-    mean_over: Spread
+    hit_ms: Spread
+    call_over: Spread
     cpu_over: Spread
-    threads: Spread
-    budget: int | None
+    threads: float
+    hits_a_second: float
+    budget: int = BUDGET
 
 
-async def measure_live(
-    postgres_url: str, redis_url: str, *, rounds: int, seconds: float, seed: int
-) -> list[LiveFigure]:
-    """Measure, and return a figure for each phase."""
+async def measure_live(postgres_url: str, redis_url: str, *, rounds: int, hits: int, seed: int) -> LiveFigure:
+    """Measure rounds of so many hits of each kind."""
     dice, registry = random.Random(seed), CollectorRegistry()
-    Hub.linger_seconds = 0.0  # the phase after it has no hub
     saver = await CachedPostgresSaver.create(
         postgres_url,
         redis_url,
@@ -94,64 +80,76 @@ async def measure_live(
             Conversation(saver, f"live-{i:02}", MESSAGES, random.Random(i)) for i in range(CONVERSATIONS)
         ]
         for each in conversations:
-            put = each.next_put()
-            await saver.aput(*put)
-            named = {**each.config["configurable"], "checkpoint_id": put[1]["id"]}
-            each.newest = {"configurable": named}
-        await _hits(saver, conversations, 1.0)
-        taken: dict[str, list[Phase]] = {name: [] for name in PHASES}
-        order = list(PHASES)
-        for _ in range(rounds):
-            dice.shuffle(order)
-            for name in order:
-                with _in_phase(name, registry):
-                    taken[name].append(await _hits(saver, conversations, seconds))
+            await saver.aput(*each.next_put())
+        with serve_telemetry(0, registry=registry, live=True) as server, _reader(server.url):
+            bench = _Bench(saver, conversations, registry, dice)
+            for _ in range(3):  # until all entries are in Redis
+                await bench.round(hits)
+            started, started_threads, calls = perf_counter(), _cpu_of_threads(), bench.calls
+            measured = [await bench.round(hits) for _ in range(rounds)]
+            took = perf_counter() - started
+            threads = 100 * (_cpu_of_threads() - started_threads) / took
     finally:
         await saver.close()
-    pairs = {name: list(zip(found, taken["metrics"], strict=True)) for name, found in taken.items()}
-    return [
-        LiveFigure(
-            name,
-            Spread.of([each.median for each in taken[name]]),
-            Spread.of([_over(each.median, base.median) for each, base in pairs[name]]),
-            Spread.of([_over(each.mean, base.mean) for each, base in pairs[name]]),
-            Spread.of([_over(each.cpu, base.cpu) for each, base in pairs[name]]),
-            Spread.of([each.threads for each in taken[name]]),
-            BUDGETS.get(name),
-        )
-        for name in PHASES
-    ]
+    return LiveFigure(
+        Spread.of([each.without_ms for each in measured]),
+        Spread.of([each.call_over for each in measured]),
+        Spread.of([each.cpu_over for each in measured]),
+        threads,
+        (bench.calls - calls) / took,
+    )
 
 
-async def _hits(saver: CachedPostgresSaver, conversations: list[Conversation], seconds: float) -> Phase:
-    walls: list[float] = []
-    number, started_threads = 0, _cpu_of_threads()
-    started_cpu, started = process_time(), perf_counter()
-    until = started + seconds
-    while (before := perf_counter()) < until:
-        await saver.aget_tuple(conversations[number % len(conversations)].config)
-        walls.append(perf_counter() - before)
-        number += 1
-    cpu, took = process_time() - started_cpu, perf_counter() - started
-    threads = 100 * (_cpu_of_threads() - started_threads) / took
-    return Phase(1000 * statistics.median(walls), 1000 * statistics.mean(walls), 1000 * cpu / number, threads)
+@dataclass(frozen=True)
+class _Round:
+    without_ms: float
+    call_over: float
+    cpu_over: float
+
+
+class _Bench:
+    """Makes hits, with a page and without one."""
+
+    def __init__(
+        self,
+        saver: CachedPostgresSaver,
+        conversations: list[Conversation],
+        registry: CollectorRegistry,
+        dice: random.Random,
+    ) -> None:
+        self.calls = 0
+        self._saver, self._conversations, self._dice = saver, conversations, dice
+        self._watch = Watch.of(registry)
+        make = self._watch._make  # that of the open page
+        assert make is not None
+        self._make = make
+
+    async def round(self, hits: int) -> _Round:
+        """Make so many hits of each kind."""
+        walls: dict[bool, list[float]] = {False: [], True: []}
+        cpus: dict[bool, list[float]] = {False: [], True: []}
+        for number in range(hits):
+            config = self._conversations[number % len(self._conversations)].config
+            for is_open in self._dice.sample((False, True), 2):
+                if is_open:
+                    self._watch.attach(self._make)
+                else:
+                    self._watch.detach()
+                started, started_cpu = perf_counter(), process_time()
+                await self._saver.aget_tuple(config)
+                ended, ended_cpu = perf_counter(), process_time()
+                walls[is_open].append(ended - started)
+                cpus[is_open].append(ended_cpu - started_cpu)
+                self.calls += 1
+        without, with_ = (statistics.median(walls[each]) for each in (False, True))
+        # The median here, too: what another thread used meanwhile is in the processor time.
+        cpu_without, cpu_with = (statistics.median(cpus[each]) for each in (False, True))
+        return _Round(1000 * without, 100 * (with_ / without - 1), 100 * (cpu_with / cpu_without - 1))
 
 
 def _cpu_of_threads() -> float:
     found = [each.ident for each in threading.enumerate() if each.name.startswith("glasspoint-")]
     return sum(clock_gettime(pthread_getcpuclockid(each)) for each in found if each is not None)
-
-
-@contextmanager
-def _in_phase(name: str, registry: CollectorRegistry) -> Iterator[None]:
-    with ExitStack() as stack:
-        if name != "metrics":
-            server = stack.enter_context(serve_telemetry(0, registry=registry, live=True))
-            if name == "open":
-                stack.enter_context(_reader(server.url))
-        yield
-    while any(each.name == "glasspoint-live" for each in threading.enumerate()):
-        sleep(0.01)
 
 
 @contextmanager
@@ -168,7 +166,3 @@ def _reader(url: str) -> Iterator[None]:
         finally:
             page.terminate()
             draining.join()
-
-
-def _over(value: float, base: float) -> float:
-    return 100 * (value / base - 1)

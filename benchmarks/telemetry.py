@@ -92,16 +92,13 @@ class Plan:
     hits: int
     """In a round, of each configuration."""
     puts: int
-    live_rounds: int
-    live_seconds: float
-    """Of a phase of the live page, of which a round has three."""
 
     def calls(self, operation: str) -> int:
         return self.hits if operation == "hit" else self.puts
 
 
-FULL: Final = Plan(rounds=100, hits=128, puts=32, live_rounds=20, live_seconds=3.0)
-QUICK: Final = Plan(rounds=3, hits=64, puts=16, live_rounds=2, live_seconds=0.5)
+FULL: Final = Plan(rounds=100, hits=128, puts=32)
+QUICK: Final = Plan(rounds=3, hits=64, puts=16)
 
 
 @dataclass(frozen=True)
@@ -360,33 +357,27 @@ def _told(spread: Spread) -> str:
     return f"{spread.median:+.{digits}f} ({spread.low:.{digits}f}…{spread.high:.{digits}f})"
 
 
-def live_table_of(figures: list[LiveFigure]) -> Table:
+def live_table_of(figure: LiveFigure) -> Table:
     """The table of the live page."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ("live page, %", "median", "cpu", "threads", "budget"):
+    for header in ("live page, %", "call", "cpu", "own threads", "budget"):
         table.add_column(header, justify="left" if header == "live page, %" else "right", no_wrap=True)
-    for figure in figures:
-        if figure.phase == "metrics":
-            table.add_row("hit, none", f"{figure.median_ms.median:.3f} ms", "", "", "")
-        else:
-            shown = map(_told, (figure.median_over, figure.cpu_over))
-            threads = f"{figure.threads.median:.1f}"
-            table.add_row(f"  {figure.phase}", *shown, threads, f"{figure.budget}")
+    table.add_row("hit, no page", f"{figure.hit_ms.median:.3f} ms", "", "", "")
+    shown = _told(figure.call_over), _told(figure.cpu_over), f"{figure.threads:.2f}"
+    table.add_row("  a page is open", *shown, f"{figure.budget}")
     return table
 
 
-async def run_live(plan: Plan, seed: int, postgres_url: str, redis_url: str) -> list[dict[str, Any]]:
+async def run_live(plan: Plan, seed: int, postgres_url: str, redis_url: str) -> dict[str, Any]:
     """Measure the live page, and print it."""
     load = os.getloadavg()[0]
-    figures = await measure_live(
-        postgres_url, redis_url, rounds=plan.live_rounds, seconds=plan.live_seconds, seed=seed
-    )
+    figure = await measure_live(postgres_url, redis_url, rounds=plan.rounds, hits=plan.hits, seed=seed)
     print(
-        f"{plan.live_rounds} rounds of 3 phases of {plan.live_seconds:.0f} s; load average {load:.1f} before,"
-        f" {os.getloadavg()[0]:.1f} after"
+        f"{plan.rounds} rounds of {plan.hits} hits of each, {figure.hits_a_second:.0f} hits a second; load"
+        f" average {load:.1f} before, {os.getloadavg()[0]:.1f} after"
     )
-    _print(live_table_of(figures))
-    return [asdict(each) for each in figures]
+    _print(live_table_of(figure))
+    return asdict(figure)
 
 
 async def run(plan: Plan, seed: int, postgres_url: str, redis_url: str, receiver_url: str) -> dict[str, Any]:

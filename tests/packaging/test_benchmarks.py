@@ -208,9 +208,8 @@ def test_what_telemetry_costs_is_measured_for_every_configuration(tmp_path: Path
     hits = document["plan"]["rounds"] * document["plan"]["hits"]
     of_all, of_configured = 2 * hits, 2 * hits  # what instruments Redis records nothing within our spans
     assert of_all + of_configured <= document["spans"]["hit"] < 1.2 * (of_all + of_configured)
-    phases = [(each["phase"], each["budget"]) for each in document["live"]]
-    assert phases == [("metrics", None), ("served", 0), ("open", 1)]
-    assert all(each["median_ms"]["median"] > 0 for each in document["live"])
+    assert document["live"]["hit_ms"]["median"] > 0
+    assert document["live"]["threads"] > 0, "a page was open"
 
 
 def test_what_the_triggers_cost_is_measured_beside_none(tmp_path: Path) -> None:

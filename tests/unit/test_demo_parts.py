@@ -1,8 +1,7 @@
-"""The parts of the demo that can be looked at alone: model, graph, percentiles, spans."""
+"""The parts of the demo that can be looked at alone: model, graph, counters, spans."""
 
 from __future__ import annotations
 
-import math
 import sys
 from types import ModuleType
 
@@ -10,14 +9,15 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from opentelemetry.sdk.trace import TracerProvider
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 
+from glasspoint import Telemetry
 from glasspoint.demo.conversation import build_conversation, say
 from glasspoint.demo.model import SUMMARY_PROMPT, RecallingChatModel, choose_chat_model
-from glasspoint.demo.quantiles import SampleWindow, quantile
 from glasspoint.demo.telemetry import CounterWatch, Moved, SpanCollector
 from glasspoint.demo.traffic import _NAMES
 from glasspoint.errors import ConfigurationError
+from glasspoint.telemetry.metrics import Metrics
 
 TOLD = HumanMessage("내 이름은 철수야")
 ASKED = HumanMessage("내 이름이 뭐라고 했지?")
@@ -105,40 +105,23 @@ def test_without_langchain_a_named_model_is_an_error_that_says_what_to_install(
         choose_chat_model()
 
 
-def test_a_quantile_is_interpolated_within_its_bucket() -> None:
-    buckets = {1.0: 10.0, 2.0: 20.0, 4.0: 20.0, math.inf: 20.0}
-    assert quantile(0.25, buckets) == pytest.approx(0.5)
-    assert quantile(0.75, buckets) == pytest.approx(1.5)
-    assert quantile(1.0, buckets) == pytest.approx(2.0)
-    assert math.isnan(quantile(0.5, {1.0: 0.0, math.inf: 0.0}))
-    assert quantile(0.99, {1.0: 1.0, math.inf: 10.0}) == 1.0
-
-
-def test_a_window_forgets_what_came_before_it() -> None:
-    registry = CollectorRegistry()
-    histogram = Histogram("h", "help", ("kind",), buckets=(1.0, 2.0), registry=registry)
-    histogram.labels("a").observe(1.5)
-    window = SampleWindow(registry, length=2)
-    histogram.labels("a").observe(0.5)
-    histogram.labels("b").observe(1.5)
-    window.read()
-    assert window.grown("h_count") == 2
-    assert window.grown("h_count", kind="a") == 1
-    assert window.now("h_count", kind="a") == 2
-    assert window.quantiles("h", 1.0, kind="a") == [1.0]
-    window.read()
-    assert window.grown("h_count") == 0
-
-
 def test_only_counters_that_moved_are_told() -> None:
     registry = CollectorRegistry()
-    counter = Counter("glasspoint_things", "help", ("saver", "result"), registry=registry)
     Counter("other_things", "help", registry=registry).inc()
-    counter.labels("default", "hit").inc()
+    telemetry = Telemetry("default", (Metrics("default", registry),))
+
+    def read() -> None:
+        with telemetry.operation("get_tuple", None) as operation:
+            operation.l1_result = "hit"
+
+    read()
     watch = CounterWatch(registry)
-    counter.labels("default", "hit").inc(2)
-    counter.labels("default", "miss")
-    assert watch.moved() == [Moved("glasspoint_things_total", ("hit",), 2)]
+    read()
+    read()
+    assert watch.moved() == [
+        Moved("glasspoint_operation_duration_seconds_count", ("get_tuple", "ok"), 2),
+        Moved("glasspoint_l1_reads_total", ("hit",), 2),
+    ]
     assert watch.moved() == []
 
 

@@ -4,65 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from glasspoint import Telemetry
-from glasspoint.telemetry.events import EpochChanged, IdentityChanged, SaverStatus, TurnEnded
+from command_line import environment
+from glasspoint.telemetry.events import EpochChanged, IdentityChanged, TurnEnded
 from glasspoint.telemetry.figures import (
     Change,
     Figures,
-    Reading,
     TextReader,
     Timing,
     Window,
     quantile,
     read_registry,
 )
-from glasspoint.telemetry.metrics import BUCKETS_SECONDS, Families, Metrics
-
-
-class Worker:
-    """A process with savers, as far as its metrics show."""
-
-    def __init__(self, *savers: str) -> None:
-        self.registry = CollectorRegistry()
-        self.savers = {
-            name: Telemetry(name, (Metrics(name, self.registry),)) for name in savers or ("default",)
-        }
-        self._text = TextReader()
-        self._open: list[SaverStatus] = []
-
-    def call(self, name: str, times: int = 1, saver: str = "default", **facts: object) -> None:
-        for _ in range(times):
-            with self.savers[saver].operation(name, None) as operation:
-                for fact, value in facts.items():
-                    setattr(operation, fact, value)
-
-    def fail(self, name: str) -> None:
-        with pytest.raises(OSError, match="no"), self.savers["default"].operation(name, None):
-            raise OSError("no")
-
-    def observe(self, metric: str, seconds: float, *labels: str, times: int = 1) -> None:
-        for _ in range(times):
-            child: Any = Families.of(self.registry).counted[metric].labels("default", *labels)
-            child.observe(seconds)
-
-    def open(self, saver: str = "default", **facts: Any) -> None:
-        status = SaverStatus(pool=None, redis=None, **facts)
-        self.savers[saver].opened(status)
-        self._open.append(status)  # the collectors do not keep it alive
-
-    def read(self, at: float) -> Reading:
-        return replace(read_registry(self.registry), at=at)
-
-    def read_text(self, at: float) -> Reading:
-        return replace(self._text.read(generate_latest(self.registry).decode()), at=at)
+from glasspoint.telemetry.metrics import BUCKETS_SECONDS
+from workers import Worker
 
 
 def hits(worker: Worker, times: int) -> None:
@@ -328,6 +292,46 @@ def test_states_of_processes_are_combined_by_what_they_mean() -> None:
     assert found.undrained_threads == {"redis": 5, "memory": 5}  # one Redis, but each its own memory
     assert found.process is not None
     assert (found.process.cpu, found.process.rss) == (0.0, 3e8)
+
+
+_PROCESSES = """
+import os
+from dataclasses import replace
+from prometheus_client import CollectorRegistry
+from glasspoint import Telemetry
+from glasspoint.telemetry.figures import Figures, Window, read_registry
+from glasspoint.telemetry.metrics import Metrics
+from glasspoint.telemetry.multiprocess import AllProcesses
+
+def process(hits):
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        return
+    telemetry = Telemetry("default", (Metrics("default", CollectorRegistry()),))
+    for _ in range(hits):
+        with telemetry.operation("get_tuple", None) as operation:
+            operation.l1_result, operation.served_by = "hit", "l1"
+    os._exit(0)
+
+window, registry = Window(), CollectorRegistry()
+for second, processes in enumerate([(1000,), (7, 3), (), (4,)]):
+    for hits in processes:
+        process(hits)
+    change = window.add(replace(read_registry(registry, source=AllProcesses()), at=float(second)))
+    print(Figures.of(change).reads.rate, change.is_restart)
+"""
+
+
+def test_a_directory_of_several_processes_is_one_sum_also_when_they_end(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _PROCESSES],
+        env=environment(PROMETHEUS_MULTIPROC_DIR=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.stdout.splitlines() == ["0.0 False", "10.0 False", "0.0 False", "4.0 False"], ended.stderr
 
 
 # -------------------------------------------------------------------- whatever happens

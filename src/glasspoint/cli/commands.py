@@ -1,7 +1,7 @@
 """Defines the commands of `glasspoint`, and reads their arguments.
 
 The commands `demo`, `traffic`, `setup`, `check`, `prune`, `trace` and `dashboards` are here. Those of the
-modules `browse` and `migrate` are added at the end.
+modules `top`, `browse` and `migrate` are added at the end.
 
 All commands need the extra `cli`. `demo` also needs the extra `demo`, unless the environment names servers.
 
@@ -49,6 +49,7 @@ from glasspoint.cli.parts import (
     report_facts,
     saver_options,
 )
+from glasspoint.cli.top import app as top_app
 from glasspoint.console import Block
 from glasspoint.errors import GlasspointError
 from glasspoint.logs import kept_warnings
@@ -443,6 +444,7 @@ def dashboards(
             typer.echo(path)
 
 
+app.add_typer(top_app)
 app.add_typer(browse_app)
 app.add_typer(migrate_app)
 

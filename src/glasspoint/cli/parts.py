@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import fields
@@ -59,6 +60,9 @@ __all__ = [
 _REDIS_SECONDS = 2.0
 _CONNECT_SECONDS = 5.0
 _LINE_EVERY_SECONDS = 10.0
+
+# What JSON may hold as it is, and a terminal acts on: control characters, and those that turn lines around.
+_UNSEEN = re.compile(r"[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 PostgresUrl = Annotated[
     str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
@@ -168,7 +172,8 @@ def print_error(text: str) -> None:
 
 def print_json(ok: bool, facts: Mapping[str, object]) -> None:
     """Print the JSON object of `--json`: whether the command succeeded, the version, and its facts."""
-    typer.echo(json.dumps({"ok": ok, "version": __version__, **facts}, ensure_ascii=False, indent=2))
+    text = json.dumps({"ok": ok, "version": __version__, **facts}, ensure_ascii=False, indent=2)
+    typer.echo(_UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 async def connect_once(postgres_url: str, options: Mapping[str, Any]) -> psycopg.AsyncConnection[Any]:

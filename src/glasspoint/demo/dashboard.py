@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from functools import partial
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -14,9 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glasspoint.console import WIDTH, milliseconds
-from glasspoint.demo.quantiles import SampleWindow
-from glasspoint.telemetry.catalogue import COULD_BE_HITS
-from glasspoint.telemetry.events import L1Result
+from glasspoint.telemetry.figures import Figures, Timing, Window, read_registry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +28,7 @@ _REFRESH_SECONDS = 1.0
 _LINE_EVERY = 5
 _WINDOW = 30
 
-# The rows of the table: title, histogram, labels.
+# The rows of the table: title, histogram, values of labels.
 _ROWS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("read", "operation_duration_seconds", {"operation": "get_tuple"}),
     ("put", "operation_duration_seconds", {"operation": "put"}),
@@ -64,18 +60,24 @@ async def watch_traffic(
 
 class _Board:
     def __init__(self, registry: CollectorRegistry, tally: Tally, warnings: Sequence[str]) -> None:
-        self._window = SampleWindow(registry, length=_WINDOW)
+        self._registry = registry
+        self._window = Window(length=_WINDOW)
         self._turns = [0]
         self._tally = tally
         self._warnings = warnings
+        self._read()
 
     async def tick(self) -> None:
         await asyncio.sleep(_REFRESH_SECONDS)
-        self._window.read()
+        self._read()
         self._turns = [*self._turns, self._tally.turns][-_WINDOW:]
 
+    def _read(self) -> None:
+        self._change = self._window.add(read_registry(self._registry))
+        self._figures = Figures.of(self._change)
+
     def line(self) -> Text:
-        read, put = (self._percentiles(metric, labels) for _, metric, labels in _ROWS[:2])
+        read, put = (_percentiles(self._timing(metric, labels)) for _, metric, labels in _ROWS[:2])
         text = (
             f"{self._turns_text()} · hits {self._hit_ratio()} · read {read} · put {put} · pool {self._pool()}"
         )
@@ -87,10 +89,10 @@ class _Board:
         for title in ("calls", "p50", "p99"):
             table.add_column(title, justify="right", min_width=8)
         for title, metric, labels in _ROWS:
-            calls = self._window.grown(f"glasspoint_{metric}_count", **labels)
-            p50, p99 = self._window.quantiles(f"glasspoint_{metric}", 0.5, 0.99, **labels)
+            timing = self._timing(metric, labels)
+            calls = timing.rate * self._change.seconds
             style = "dim" if title.startswith(" ") else ""
-            table.add_row(title, f"{calls:.0f}", _seconds(p50), _seconds(p99), style=style)
+            table.add_row(title, f"{calls:.0f}", _seconds(timing.p50), _seconds(timing.p99), style=style)
         facts = Table.grid(padding=(0, 2))
         facts.add_row(Text("turns", "bold"), Text.assemble(self._turns_text(), *self._trouble()))
         facts.add_row(Text("L1 hits", "bold"), Text(f"{self._hit_ratio()} ({self._reads()})", "green"))
@@ -116,25 +118,30 @@ class _Board:
         return trouble
 
     def _hit_ratio(self) -> str:
-        grown = partial(self._window.grown, "glasspoint_l1_reads_total")
-        hits, reads = grown(result="hit"), sum(grown(result=each) for each in COULD_BE_HITS.split("|"))
-        return f"{hits / reads:.0%}" if reads else "–"
+        ratio = self._figures.reads.hit_ratio
+        return f"{ratio:.0%}" if ratio is not None else "–"
 
     def _reads(self) -> str:
-        grown = {
-            result: self._window.grown("glasspoint_l1_reads_total", result=result)
-            for result in get_args(L1Result)
+        counts = {
+            result: rate * self._change.seconds
+            for result, rate in self._figures.reads.results.items()
+            if rate
         }
-        return ", ".join(f"{result} {count:.0f}" for result, count in grown.items() if count) or "no reads"
+        return ", ".join(f"{result} {count:.0f}" for result, count in counts.items()) or "no reads"
 
     def _pool(self) -> str:
-        in_use = self._window.now("glasspoint_pool_connections", state="in_use")
-        return f"{in_use:.0f}/{self._window.now('glasspoint_pool_max_connections'):.0f}"
+        pool = self._figures.pool
+        return f"{pool.in_use}/{pool.max}" if pool is not None else "–"
 
-    def _percentiles(self, metric: str, labels: dict[str, str]) -> str:
-        p50, p99 = self._window.quantiles(f"glasspoint_{metric}", 0.5, 0.99, **labels)
-        return f"{p50 * 1000:.1f}/{p99 * 1000:.1f} ms" if not math.isnan(p50) else "–"
+    def _timing(self, metric: str, labels: dict[str, str]) -> Timing:
+        return Timing.of([self._change], metric, **{label: (value,) for label, value in labels.items()})
 
 
-def _seconds(value: float) -> str:
-    return "–" if math.isnan(value) else milliseconds(value * 1e9)
+def _percentiles(timing: Timing) -> str:
+    if timing.p50 is None or timing.p99 is None:
+        return "–"
+    return f"{timing.p50 * 1000:.1f}/{timing.p99 * 1000:.1f} ms"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else milliseconds(value * 1e9)

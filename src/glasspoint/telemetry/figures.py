@@ -119,13 +119,14 @@ def read_registry(registry: CollectorRegistry, *, source: Source | None = None) 
         registry: The registry that the savers report to.
         source: What to collect instead of the registry: `multiprocess.AllProcesses()`, for example.
     """
-    found = _Found()
+    found, known = _Found(), _known_samples()
     for family in (source or registry).collect():
         is_ours = f"{family.name}_".startswith(_PREFIX)  # the family of glasspoint_info is named without it
         found.is_glasspoint = found.is_glasspoint or is_ours
         if is_ours or family.name in _FAMILIES_OF_THE_PROCESS:
             for sample in family.samples:
-                found.add(_place(sample), sample.value)
+                if sample.name in known:  # not the sum and the count of a histogram
+                    found.add(_place(sample), sample.value)
     families = Families.find(registry)
     status = [each for _, each in families.savers.active()] if families is not None else []
     cached = [each for each in status if each.tier == "cached"]

@@ -805,6 +805,20 @@ async def test_what_a_peer_answers_is_data(
         peer.close()
 
 
+async def test_a_peer_cannot_flood_the_pages(registry: CollectorRegistry) -> None:
+    names = "# TYPE glasspoint_info gauge\n" + "".join(
+        f'glasspoint_info{{saver="{number}{"x" * 300}",version="1"}} 1\n' for number in range(5000)
+    )
+    peer = Peer(200, {}, names.encode())
+    try:
+        with serving("thread", registry, Live(peers={"a": peer.url})) as url, Page(url) as page:
+            found = await until(lambda: newest_of(page, "a").get("savers"))
+            assert len(json.dumps(page.newest("figures"))) < 100_000
+            assert (len(found), max(map(len, found))) == (50, 200)
+    finally:
+        peer.close()
+
+
 async def test_states_of_buttons_are_told_with_the_figures(registry: CollectorRegistry) -> None:
     async def press() -> str:
         return "Stopped."

@@ -2,7 +2,7 @@
 
 A stream of events ends when the client leaves, and when the server shuts down. ASGI has no message for the
 second: a server waits for its open requests, and a stream never ends by itself. So uvicorn is asked, in the
-two ways that it offers. Any other server cancels the request, or closes it after a timeout.
+two ways that it offers. Another server needs a timeout for its graceful shutdown.
 """
 
 from __future__ import annotations

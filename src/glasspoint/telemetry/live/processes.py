@@ -7,6 +7,7 @@ and peers, which are asked over HTTP.
 from __future__ import annotations
 
 import os
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
@@ -26,6 +27,10 @@ HERE = "here"
 
 _MOST_SHOWN = 16
 """The number of processes of the directory that are shown each. The sum is that of all."""
+
+
+_MOST_NAMES = 50
+_LONGEST = 200
 
 
 class Processes:
@@ -90,8 +95,17 @@ class Processes:
             found = peers.latest(name)
             if isinstance(found, Change):
                 changes.append(found)
-                each[name] = Figures.of(found).as_dict()
+                each[name] = _bounded(Figures.of(found).as_dict())
             else:
                 each[name] = {"error": found}
         is_alone = len(changes) == 1 and self._all is self._here
-        return each[HERE] if is_alone else Figures.of(*changes).as_dict(), each
+        return each[HERE] if is_alone else _bounded(Figures.of(*changes).as_dict()), each
+
+
+def _bounded(figures: Any) -> Any:
+    """Return figures with few and short texts, whatever names a peer has sent."""
+    if isinstance(figures, str):
+        return figures[:_LONGEST]
+    if isinstance(figures, dict):
+        return {key[:_LONGEST]: _bounded(value) for key, value in islice(figures.items(), _MOST_NAMES)}
+    return [_bounded(each) for each in figures[:_MOST_NAMES]] if isinstance(figures, list) else figures
