@@ -141,6 +141,7 @@ class _Traffic:
         self._random = random.Random(SEED)
         self.calls = 0.0
         self.failed = 0
+        self._talking: set[str] = set()
         graph = StateGraph(State)
         graph.add_node("answer", lambda state: {"said": state["said"][:40]})
         graph.add_edge(START, "answer").add_edge("answer", END)
@@ -178,8 +179,14 @@ class _Traffic:
 
     async def _turn(self) -> None:
         thread = self._thread()
-        async with conversation_turn(thread, agent_name="parrot", telemetry=self._telemetry):
-            await self._graph.ainvoke({"said": "hello"}, _config(thread))
+        if thread in self._talking:  # two runs of one thread at once would be a fork
+            return
+        self._talking.add(thread)
+        try:
+            async with conversation_turn(thread, agent_name="parrot", telemetry=self._telemetry):
+                await self._graph.ainvoke({"said": "hello"}, _config(thread))
+        finally:
+            self._talking.discard(thread)
 
     async def _read(self) -> None:
         await self._saver.aget_tuple(_config(self._thread()))

@@ -283,6 +283,7 @@ class Fake:
         self.viewers = 0
         self.sent = 0
         self.forgets_turns = False
+        self.repeats: tuple[str, str, str] | None = None
         self._told = threading.Condition()
         self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler_of(self))
@@ -370,6 +371,8 @@ class Fake:
             for name in self.done.keys() - marked:
                 world.mark("fault", "warning", f"{name} was done.")
                 marked.add(name)
+            if self.repeats is not None:
+                world.mark(*self.repeats)
             states = dict.fromkeys(self.done, "done")
             if self.scenario == "fault":
                 states |= {"stop_postgres": "stopped", "kill_redis": "running"}

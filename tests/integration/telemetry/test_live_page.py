@@ -102,14 +102,15 @@ def test_at_one_glance_it_says_how_fast_the_cache_is_and_where_reads_go(opened: 
 
 
 def test_dots_run_along_the_edges_and_the_figures_change(opened: Any) -> None:
+    # Of all that the page draws on a canvas, only dots are round.
+    count = """
+    const drawing = CanvasRenderingContext2D.prototype, arc = drawing.arc;
+    window.dots = 0;
+    drawing.arc = function (...all) { window.dots += 1; return arc.apply(this, all); };
+    """
     with faked("calm", beat=0.2) as fake:
-        shown = opened(fake)
-        painted = """() => {
-          const canvas = document.querySelector("#picture canvas");
-          const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-          return pixels.some((value) => value > 0);
-        }"""
-        shown.page.wait_for_function(painted)
+        shown = opened(fake, before=count)
+        shown.page.wait_for_function("window.dots > 20")
         before = shown.page.locator(".strip.writes .big b").inner_text()
         shown.text(".strip.writes .big b").not_to_have_text(before)
 
@@ -147,6 +148,16 @@ def test_a_fall_is_told_in_words_in_the_picture_and_on_the_axis_of_time(opened: 
         # Signs, not only colours.
         assert set(shown.page.locator("#event-list .event i").all_inner_texts()) == {"•", "✓", "!", "✕"}
         shown.text(".chip:has-text('To be brought back')").to_contain_text("8 in redis")
+
+
+def test_what_is_said_again_and_again_is_one_line_with_a_number(opened: Any) -> None:
+    with faked("calm", beat=0.1) as fake:
+        fake.repeats = ("breaker", "warning", "Redis does not answer.")
+        shown = opened(fake)
+        shown.text("#event-list .event").to_contain_text(
+            re.compile(r"Redis does not answer\.\s*\d+ times, last at \d\d:\d\d:\d\d")
+        )
+        expect(shown.page.locator("#event-list .event")).to_have_count(2)
 
 
 def test_figures_of_an_earlier_moment_are_told_beside_the_charts(opened: Any) -> None:

@@ -36,7 +36,9 @@ export class Events {
 
   add(lines) {
     for (const line of lines.slice(-SHOWN)) {
-      const same = [...this.#list.children].slice(0, LOOKED_BACK).find((each) => each.said === saidBy(line));
+      const same = [...this.#list.children]
+        .slice(0, LOOKED_BACK)
+        .find((each) => each.said === saidBy(line) && line.at - each.at < AGAIN_SECONDS);
       if (same) again(same, line);
       else this.#list.prepend(item(line));
     }
@@ -59,6 +61,7 @@ function item({ at, kind, level, saver, text }) {
   );
   made.said = saidBy({ kind, saver, text });
   made.times = 1;
+  made.at = at;
   return made;
 }
 
@@ -66,5 +69,6 @@ const saidBy = ({ kind, saver, text }) => JSON.stringify([kind, saver, text]);
 
 function again(made, { at }) {
   made.times += 1;
+  made.at = at;
   say(made.querySelector(".times"), `${made.times} times, last at ${time(at)}`);
 }

@@ -287,7 +287,7 @@ export class Picture {
       role: tier === "redis" ? "holds the conversations" : redisAway ? "L1 · left alone" : "L1 · the cache",
       big: redisAway ? "away" : tier === "redis" ? "alone" : percent(ratio),
       facts: [redisAway ? "" : tier !== "redis" ? "hit ratio" : roomy ? "PostgreSQL is away" : ""],
-      share: redisAway || tier === "redis" ? 0 : ratio,
+      share: redisAway || tier === "redis" ? NaN : ratio,
     });
     const inUse = row?.get("inUse"),
       max = row?.get("max"),
@@ -418,6 +418,7 @@ export class Picture {
     if (part.facts.length === 1) say(part.facts[0], facts.join(" · "));
     else part.facts.forEach((fact, n) => say(fact, facts[n] ?? ""));
     const share = Number.isFinite(said.share) ? Math.max(0, Math.min(1, said.share)) : 0;
+    mark(part.track, "visibility", Number.isFinite(said.share) ? "visible" : "hidden");
     mark(part.fill, "width", (part.bar.w * share).toFixed(1));
   }
 
