@@ -17,7 +17,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version
 # WHAT, or the first of the words, if WHAT is empty. An error, if WHAT is another word.
 one_of = $(or $(filter $(or $(WHAT),$(firstword $(1))),$(1)),$(error WHAT is one of: $(1)))
 
-BENCH = $(call one_of,compare page regression memory outage prune telemetry triggers bursts scaling signing)
+BENCH = $(call one_of,compare page regression memory outage prune telemetry triggers bursts scaling signing live)
 CHAOS = $(call one_of,run chain)
 GENERATED = $(call one_of,text pictures)
 
@@ -33,7 +33,7 @@ PICTURES_EXTRAS := '.[demo,dashboards]'
 .PHONY: help demo test test-fast check chaos explore bench generate observe site wheel clean
 
 help:
-	@echo 'make demo       one conversation on servers of its own, with metrics and traces'
+	@echo 'make demo       a live page in your browser, on servers of its own'
 	@echo 'make test       all tests, on real servers: some ten minutes'
 	@echo 'make test-fast  the tests without the marker "slow": a minute and a half'
 	@echo 'make check      ruff (rules, format) and mypy --strict'
@@ -44,7 +44,7 @@ help:
 	@echo '                WHAT=page: measures all, and renews the figures in docs/'
 	@echo '                WHAT=regression: status 1 if Glasspoint has become slower'
 	@echo '                WHAT=memory|outage|prune|telemetry|triggers|bursts|'
-	@echo '                     scaling|signing: one benchmark of benchmarks/'
+	@echo '                     scaling|signing|live: one benchmark of benchmarks/'
 	@echo 'make generate   the tables of docs/telemetry.md and dashboards/grafana/*.json'
 	@echo '                WHAT=pictures: docs/pictures/*.png, in four minutes'
 	@echo 'make observe    the observability stack without Docker, until Ctrl-C'

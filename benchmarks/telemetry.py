@@ -1,6 +1,6 @@
 """What telemetry costs a call: a hit and a put, with none of it, with metrics, and with traces.
 
-    python benchmarks/telemetry.py [--quick] [--seed N] [--json FILE]
+    python benchmarks/telemetry.py [--quick] [--live] [--seed N] [--json FILE]
 
 One caller, one process, states of 10 messages. Each configuration has a saver of its own, all on the same
 servers:
@@ -24,6 +24,8 @@ of the rounds, with their quartiles.
 - cpu, sent: that, and what it takes to encode and send what the calls have recorded. In an application the
   exporter's thread does this beside the calls; here it is done, and timed, between the rounds, so that what
   one has recorded slows no other.
+
+At the end, `live_page` measures what the live page costs a hit; with `--live`, only that.
 
 Servers: embedded ones. PostgreSQL has fsync off: a disk is slow, and would make a put's share look small.
 What is there after the warm-up is frozen: garbage collection costs what the calls have left behind.
@@ -65,6 +67,7 @@ from comparison.measuring import Spread
 from comparison.servers import facts_of
 from glasspoint import CachedPostgresSaver, Telemetry, configure_telemetry, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from live_page import LiveFigure, measure_live
 from otlp_receiver import receiving, take_count
 
 MESSAGES: Final = 10
@@ -354,6 +357,29 @@ def _told(spread: Spread) -> str:
     return f"{spread.median:+.{digits}f} ({spread.low:.{digits}f}…{spread.high:.{digits}f})"
 
 
+def live_table_of(figure: LiveFigure) -> Table:
+    """The table of the live page."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for header in ("live page, %", "call", "cpu", "own threads", "budget"):
+        table.add_column(header, justify="left" if header == "live page, %" else "right", no_wrap=True)
+    table.add_row("hit, no page", f"{figure.hit_ms.median:.3f} ms", "", "", "")
+    shown = _told(figure.call_over), _told(figure.cpu_over), f"{figure.threads:.2f}"
+    table.add_row("  a page is open", *shown, f"{figure.budget}")
+    return table
+
+
+async def run_live(plan: Plan, seed: int, postgres_url: str, redis_url: str) -> dict[str, Any]:
+    """Measure the live page, and print it."""
+    load = os.getloadavg()[0]
+    figure = await measure_live(postgres_url, redis_url, rounds=plan.rounds, hits=plan.hits, seed=seed)
+    print(
+        f"{plan.rounds} rounds of {plan.hits} hits of each, {figure.hits_a_second:.0f} hits a second; load"
+        f" average {load:.1f} before, {os.getloadavg()[0]:.1f} after"
+    )
+    _print(live_table_of(figure))
+    return asdict(figure)
+
+
 async def run(plan: Plan, seed: int, postgres_url: str, redis_url: str, receiver_url: str) -> dict[str, Any]:
     """Measure and print; return everything as a JSON document."""
     figures: list[Figure] = []
@@ -374,10 +400,7 @@ async def run(plan: Plan, seed: int, postgres_url: str, redis_url: str, receiver
         f"spans received: {received}",
     ):
         print(textwrap.fill(line, 80))
-    console = Console(highlight=False)
-    with console.capture() as captured:
-        console.print(table_of(figures))
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    _print(table_of(figures))
     return {
         "facts": facts,
         "plan": asdict(plan),
@@ -388,10 +411,18 @@ async def run(plan: Plan, seed: int, postgres_url: str, redis_url: str, receiver
     }
 
 
+def _print(table: Table) -> None:
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes, rough figures")
+    parser.add_argument("--live", action="store_true", help="only what the live page costs")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of the calls")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE as well")
     arguments = parser.parse_args()
@@ -402,7 +433,10 @@ def main() -> None:
         redis = servers.enter_context(EmbeddedRedis())
         receiver_url = servers.enter_context(receiving())
         plan = QUICK if arguments.quick else FULL
-        document = asyncio.run(run(plan, arguments.seed, postgres.url, redis.url, receiver_url))
+        document: dict[str, Any] = {}
+        if not arguments.live:
+            document = asyncio.run(run(plan, arguments.seed, postgres.url, redis.url, receiver_url))
+        document["live"] = asyncio.run(run_live(plan, arguments.seed, postgres.url, redis.url))
     if arguments.json:
         arguments.json.write_text(json.dumps(document, indent=2) + "\n")
 

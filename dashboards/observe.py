@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 import yaml
 
+from glasspoint.cli.parts import end_in_order_on_signals
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ class Backing:
         return next((page for page in pages if _answers(page)), f"{self.prometheus_url}/api/v1/alerts")
 
     @property
+    def live_url(self) -> str:
+        return self.metrics_url.replace("/metrics", "/live")
+
+    @property
     def metrics_url(self) -> str:
         return f"http://127.0.0.1:{self.traffic_port}/metrics"
 
@@ -110,7 +114,7 @@ class Backing:
         options = ["--port", str(self.traffic_port), "--people", str(self.people)]
         self._traffic = self._start(
             [sys.executable, "-m", "glasspoint.cli.main", "traffic", *options],
-            {**urls, **self.traffic, **variables},
+            {"GLASSPOINT_LIVE": "1", **urls, **self.traffic, **variables},
             "traffic",
         )
         self._wait_for(self.metrics_url.replace("/metrics", "/healthz"), self._traffic)
@@ -249,13 +253,13 @@ def observe(
     people: Annotated[int, typer.Option(min=1, help="How many talk at once.")] = 6,
 ) -> None:
     """Start everything behind the boards on this machine, until Ctrl-C."""
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
+    end_in_order_on_signals()
     if lacking := missing():
         typer.echo(f"Not installed: {', '.join(lacking)}. They are Debian's packages of that name.", err=True)
         raise typer.Exit(1)
     try:
         with Backing(prometheus_port, port, people=people) as backing:
+            typer.echo(f"Live page   {backing.live_url}")
             typer.echo(f"Prometheus  {backing.prometheus_url}")
             typer.echo(f"Alerts      {backing.alerts_url}")
             typer.echo(f"Metrics     {backing.metrics_url}")

@@ -1,6 +1,7 @@
 """Helpers for all that Glasspoint prints: the width, durations, and text from outside.
 
 Colour never carries information alone: the words say the same, for pipes and for `NO_COLOR`.
+rich is imported only where it is used: the live page needs the texts, but not the extra that installs rich.
 """
 
 from __future__ import annotations
@@ -8,13 +9,11 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
-from rich.segment import Segment
-from rich.text import Text
-
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.text import Text
 
-__all__ = ["WIDTH", "Block", "milliseconds", "plain", "styled_result"]
+__all__ = ["WIDTH", "Block", "milliseconds", "plain", "style_of_result", "styled_result"]
 
 WIDTH = 80
 """The maximum width in characters. In wider lines the eye would lose the way from a name to its duration."""
@@ -37,7 +36,14 @@ def milliseconds(nanoseconds: float) -> str:
 
 def styled_result(result: str) -> Text:
     """Return an L1 result as a coloured word."""
-    return Text(result, _RESULT_STYLES.get(result, ""))
+    from rich.text import Text
+
+    return Text(result, style_of_result(result))
+
+
+def style_of_result(result: str) -> str:
+    """Return the style of an L1 result; empty if it has none."""
+    return _RESULT_STYLES.get(result, "")
 
 
 def plain(text: str) -> str:
@@ -72,6 +78,8 @@ class Block:
         self._indent = indent
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.segment import Segment
+
         width = min(options.max_width, self._widest) - self._indent
         for line in console.render_lines(self._content, options.update_width(width), pad=False):
             while line and not line[-1].text.strip():

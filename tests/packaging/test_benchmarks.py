@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from chromium import CHROMIUM
 from command_line import END_SECONDS, assert_fits, environment
 from places import ROOT
 
@@ -207,6 +208,8 @@ def test_what_telemetry_costs_is_measured_for_every_configuration(tmp_path: Path
     hits = document["plan"]["rounds"] * document["plan"]["hits"]
     of_all, of_configured = 2 * hits, 2 * hits  # what instruments Redis records nothing within our spans
     assert of_all + of_configured <= document["spans"]["hit"] < 1.2 * (of_all + of_configured)
+    assert document["live"]["hit_ms"]["median"] > 0
+    assert document["live"]["threads"] > 0, "a page was open"
 
 
 def test_what_the_triggers_cost_is_measured_beside_none(tmp_path: Path) -> None:
@@ -229,3 +232,12 @@ def test_what_open_bursts_and_fences_take_is_measured(tmp_path: Path) -> None:
     assert fences["puts"] == fences["bursts"] == 40
     assert fences["without"]["most_rows"] == 0 < fences["with"]["most_rows"]
     assert fences["left"]["rows"] == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+def test_what_the_live_page_takes_is_measured(tmp_path: Path) -> None:
+    document, _ = run("live.py", tmp_path / "figures.json", "--minutes", "0.05", "--rate", "50")
+    assert document["failed_calls"] == 0
+    assert document["measured"]
+    assert all(each["heap"] > 0 and each["process"] > 0 for each in document["measured"])
+    assert "reads a second" in document["headline"] or "No traffic yet" in document["headline"]

@@ -19,8 +19,14 @@ DOORS = {
         "telemetry/collectors.py",
         "telemetry/http.py",
         "telemetry/dead_processes.py",
+        "telemetry/figures.py",
         "telemetry/multiprocess.py",
         "telemetry/readiness.py",
+        "telemetry/live/__init__.py",
+        "telemetry/live/hubs.py",
+        "telemetry/live/processes.py",
+        "telemetry/live/site.py",
+        "telemetry/live/watch.py",
         "telemetry/__init__.py",
     },
     "opentelemetry": {
@@ -28,6 +34,7 @@ DOORS = {
         "telemetry/causes.py",
         "telemetry/conversation.py",
         "telemetry/graph_spans.py",
+        "telemetry/live/spans.py",
         "telemetry/quiet.py",
         "telemetry/sampling.py",
         "logs.py",
@@ -152,7 +159,8 @@ def test_importing_glasspoint_needs_no_extra() -> None:
         "pytest",
     ]
     block = f"import sys; sys.modules.update(dict.fromkeys({extras!r}))"
-    code = f"{block}; import glasspoint, glasspoint.telemetry.http"
+    live = "glasspoint.telemetry.live.site, glasspoint.trace.page"
+    code = f"{block}; import glasspoint, glasspoint.telemetry.http, {live}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

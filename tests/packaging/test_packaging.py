@@ -223,6 +223,21 @@ def test_boards_and_rules_are_written_and_what_was_changed_there_is_kept(tmp_pat
     assert "Traceback" not in impossible.stderr
 
 
+def test_the_wheel_holds_what_the_live_page_loads() -> None:
+    """Hatch takes all files of the package but those that Git ignores. `make wheel` looks at the result."""
+    page = SRC / "telemetry" / "live" / "page"
+    files = [each for each in page.rglob("*") if each.is_file()]
+    assert {"index.html", "main.js", "page.css"} <= {each.name for each in files}
+    asked = subprocess.run(
+        ["git", "check-ignore", "--no-index", *map(str, files)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.stdout == "", "Git ignores these"
+
+
 def test_the_wheel_holds_the_boards_and_the_rules() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]
     included = build["targets"]["wheel"]["force-include"]

@@ -73,8 +73,24 @@ client = types.SimpleNamespace(generate_db_auth_token=lambda **parameters: "unus
 sys.modules["boto3"] = types.SimpleNamespace(client=lambda name: client)
 """
 )
+# Another program may listen on the port that the page names, and each server is closed at the end.
+LIVE = """
+import asyncio, atexit, secrets, types
+from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client import CollectorRegistry
+from glasspoint.telemetry import http
+serve, app = http.serve_telemetry, types.SimpleNamespace(mount=lambda path, app: None)
+redis, registry, provider = None, CollectorRegistry(), TracerProvider()
+def serve_telemetry(port, **options):
+    atexit.register(serve(0, **options).close)
+http.serve_telemetry = serve_telemetry
+"""
 
 EXCERPTS = {
+    "live.md#how-do-i-see-it": LIVE,
+    "live.md#how-do-i-see-it (2)": LIVE,
+    "live.md#how-do-i-see-turns": LIVE,
+    "live.md#how-do-i-add-my-own-buttons": LIVE,
     "processes.md#notebooks": BUILDER,
     "processes.md#notebooks (2)": BUILDER,
     "side-by-side.md#moving-in-from-another-database-from-sqlite-from-redis-or-from-memory": BUILDER

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import psutil
 from rich.cells import cell_len
@@ -74,28 +72,12 @@ class Running:
 @contextmanager
 def running_glasspoint(*args: str, **variables: str) -> Iterator[Running]:
     """Start the command; at the end it is killed if it still runs."""
-    with _running(args, variables) as running:
-        yield running
-
-
-@contextmanager
-def running_in_background(*args: str) -> Iterator[Running]:
-    """The same, but it ignores SIGINT, as what a script has started with `&` does."""
-    with _running(args, {}, partial(signal.signal, signal.SIGINT, signal.SIG_IGN)) as running:
-        yield running
-
-
-@contextmanager
-def _running(
-    args: Sequence[str], variables: Mapping[str, str], before: Callable[[], object] | None = None
-) -> Iterator[Running]:
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "glasspoint.cli.main", *args],
         env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=before,
     ) as process:
         try:
             yield Running(process)

@@ -1,23 +1,32 @@
-"""The parts of the demo that can be looked at alone: model, graph, percentiles, spans."""
+"""The parts of the demo that can be looked at alone: model, graph, counters, spans."""
 
 from __future__ import annotations
 
-import math
+import asyncio
 import sys
+import webbrowser
+from io import StringIO
+from queue import Queue
+from threading import Thread
 from types import ModuleType
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from opentelemetry.sdk.trace import TracerProvider
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
+from rich.console import Console
 
+from glasspoint import Telemetry
 from glasspoint.demo.conversation import build_conversation, say
 from glasspoint.demo.model import SUMMARY_PROMPT, RecallingChatModel, choose_chat_model
-from glasspoint.demo.quantiles import SampleWindow, quantile
+from glasspoint.demo.page import open_browser
+from glasspoint.demo.page_calls import PageCalls
 from glasspoint.demo.telemetry import CounterWatch, Moved, SpanCollector
 from glasspoint.demo.traffic import _NAMES
-from glasspoint.errors import ConfigurationError
+from glasspoint.errors import ConfigurationError, GlasspointError
+from glasspoint.telemetry.metrics import Metrics
+from steps import until
 
 TOLD = HumanMessage("내 이름은 철수야")
 ASKED = HumanMessage("내 이름이 뭐라고 했지?")
@@ -105,40 +114,23 @@ def test_without_langchain_a_named_model_is_an_error_that_says_what_to_install(
         choose_chat_model()
 
 
-def test_a_quantile_is_interpolated_within_its_bucket() -> None:
-    buckets = {1.0: 10.0, 2.0: 20.0, 4.0: 20.0, math.inf: 20.0}
-    assert quantile(0.25, buckets) == pytest.approx(0.5)
-    assert quantile(0.75, buckets) == pytest.approx(1.5)
-    assert quantile(1.0, buckets) == pytest.approx(2.0)
-    assert math.isnan(quantile(0.5, {1.0: 0.0, math.inf: 0.0}))
-    assert quantile(0.99, {1.0: 1.0, math.inf: 10.0}) == 1.0
-
-
-def test_a_window_forgets_what_came_before_it() -> None:
-    registry = CollectorRegistry()
-    histogram = Histogram("h", "help", ("kind",), buckets=(1.0, 2.0), registry=registry)
-    histogram.labels("a").observe(1.5)
-    window = SampleWindow(registry, length=2)
-    histogram.labels("a").observe(0.5)
-    histogram.labels("b").observe(1.5)
-    window.read()
-    assert window.grown("h_count") == 2
-    assert window.grown("h_count", kind="a") == 1
-    assert window.now("h_count", kind="a") == 2
-    assert window.quantiles("h", 1.0, kind="a") == [1.0]
-    window.read()
-    assert window.grown("h_count") == 0
-
-
 def test_only_counters_that_moved_are_told() -> None:
     registry = CollectorRegistry()
-    counter = Counter("glasspoint_things", "help", ("saver", "result"), registry=registry)
     Counter("other_things", "help", registry=registry).inc()
-    counter.labels("default", "hit").inc()
+    telemetry = Telemetry("default", (Metrics("default", registry),))
+
+    def read() -> None:
+        with telemetry.operation("get_tuple", None) as operation:
+            operation.l1_result = "hit"
+
+    read()
     watch = CounterWatch(registry)
-    counter.labels("default", "hit").inc(2)
-    counter.labels("default", "miss")
-    assert watch.moved() == [Moved("glasspoint_things_total", ("hit",), 2)]
+    read()
+    read()
+    assert watch.moved() == [
+        Moved("glasspoint_operation_duration_seconds_count", ("get_tuple", "ok"), 2),
+        Moved("glasspoint_l1_reads_total", ("hit",), 2),
+    ]
     assert watch.moved() == []
 
 
@@ -153,3 +145,76 @@ def test_the_span_collector_is_bounded_and_hands_out_one_trace() -> None:
     last = span.get_span_context().trace_id
     assert [each.name for each in collector.take(last)] == ["9"]
     assert collector.take(last) == []
+
+
+class _Browser:
+    """A browser that notes what it opens."""
+
+    def __init__(self, name: str = "a browser") -> None:
+        self.name = name
+        self.opened: Queue[str] = Queue()
+
+    def open(self, address: str) -> None:
+        self.opened.put(address)
+
+
+def test_the_page_is_opened_in_the_users_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    browser, out = _Browser(), StringIO()
+    monkeypatch.setattr(webbrowser, "get", lambda: browser)
+    open_browser(Console(file=out), "http://127.0.0.1:1/live#token=t")
+    assert browser.opened.get(timeout=10) == "http://127.0.0.1:1/live#token=t"
+    assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("found", [None, _Browser("/usr/bin/w3m")])
+def test_where_there_is_no_browser_the_demo_says_so(
+    monkeypatch: pytest.MonkeyPatch, found: _Browser | None
+) -> None:
+    def get() -> _Browser:
+        if found is None:
+            raise webbrowser.Error("could not locate runnable browser")
+        return found  # it would take the terminal away
+
+    out = StringIO()
+    monkeypatch.delenv("BROWSER", raising=False)
+    monkeypatch.setattr(webbrowser, "get", get)
+    open_browser(Console(file=out, width=80), "http://127.0.0.1:1/live")
+    assert "No browser was found here" in out.getvalue()
+    assert found is None or found.opened.empty()
+
+
+async def test_calls_of_the_page_run_on_the_demos_loop_from_any_other() -> None:
+    calls = PageCalls("Not yet.")
+    work = asyncio.get_running_loop
+
+    async def where() -> asyncio.AbstractEventLoop:
+        return work()
+
+    with pytest.raises(GlasspointError, match=r"^Not yet\.$"):
+        await calls.run(where)
+    calls.open()
+    assert await calls.run(where) is asyncio.get_running_loop()
+    assert await asyncio.to_thread(lambda: asyncio.run(calls.run(where))) is asyncio.get_running_loop()
+    calls.close()
+    with pytest.raises(GlasspointError, match=r"^The demo ends\.$"):
+        await calls.run(where)
+
+
+def test_a_call_that_the_end_of_the_demo_cuts_off_is_told_so() -> None:
+    calls, answers = PageCalls("Not yet."), Queue[str]()
+
+    def ask() -> None:
+        try:
+            asyncio.run(calls.run(lambda: asyncio.sleep(3600)))
+        except GlasspointError as error:
+            answers.put(str(error))
+
+    async def demo() -> None:
+        calls.open()
+        asker = Thread(target=ask, daemon=True)
+        asker.start()
+        await until(lambda: len(asyncio.all_tasks()) > 1)  # the call is under way
+        calls.close()
+
+    asyncio.run(demo())
+    assert answers.get(timeout=10) == "The demo ends."

@@ -1,7 +1,7 @@
 """Defines the commands of `glasspoint`, and reads their arguments.
 
 The commands `demo`, `traffic`, `setup`, `check`, `prune`, `trace` and `dashboards` are here. Those of the
-modules `browse` and `migrate` are added at the end.
+modules `top`, `browse` and `migrate` are added at the end.
 
 All commands need the extra `cli`. `demo` also needs the extra `demo`, unless the environment names servers.
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import signal
 import sys
 from datetime import timedelta
 from enum import StrEnum
@@ -41,6 +40,7 @@ from glasspoint.cli.parts import (
     PostgresUrl,
     RedisUrl,
     counts_table,
+    end_in_order_on_signals,
     needed,
     plain_endings,
     print_error,
@@ -49,6 +49,7 @@ from glasspoint.cli.parts import (
     report_facts,
     saver_options,
 )
+from glasspoint.cli.top import app as top_app
 from glasspoint.console import Block
 from glasspoint.errors import GlasspointError
 from glasspoint.logs import kept_warnings
@@ -86,17 +87,9 @@ app = typer.Typer(
 _command = registering(app)
 
 
-def _end_as_ctrl_c_does(*_: object) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script has started this command with `&`
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.raise_signal(signal.SIGINT)
-
-
 def run() -> None:
     """Run the command line; it ends with `SystemExit`."""
-    # A closed terminal, or a supervisor, ends a command as Ctrl-C does: in order, with all servers stopped.
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _end_as_ctrl_c_does)
+    end_in_order_on_signals()
     # The demo prints Korean. If the terminal cannot show it, `?` is better than a traceback.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -117,8 +110,10 @@ def _common(
 def demo(
     once: Annotated[bool, typer.Option("--once", help="End after the story, without the traffic.")] = False,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Where /metrics is served; 0: any free one.")
+        int, typer.Option(min=0, max=65535, help="Where /live and /metrics are served; 0: any free one.")
     ] = 9464,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the live page in your browser.")] = False,
+    no_live: Annotated[bool, typer.Option("--no-live", help="Serve no live page.")] = False,
     spans: Annotated[
         Path | None,
         typer.Option(
@@ -128,19 +123,23 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Watch a conversation being remembered, cached, traced and counted.
+    """Watch a conversation being remembered, cached, traced and counted: here, and in a browser.
 
     Six acts on real servers, while Redis is flushed, killed and brought back from an old snapshot, and
     PostgreSQL is killed. Then a light traffic of conversations, with a live table and /metrics, until Ctrl-C.
+    The live page shows the same; its buttons break the servers, and its chat box talks to the agent.
 
     PostgreSQL and Redis are started for the demo and gone afterwards, unless POSTGRES_URL or REDIS_URL name
     others: those are neither flushed nor killed. GLASSPOINT_DEMO_MODEL=provider:name lets a real model
     answer. With OTEL_EXPORTER_OTLP_ENDPOINT, spans go there too.
     """
-    from glasspoint.demo.play import play_demo
+    from glasspoint.demo.play import DemoOptions, play_demo
 
+    if open_page and no_live:
+        raise typer.BadParameter("there is no page then.", param_hint="--open")
+    options = DemoOptions(once=once, port=port, spans_file=spans, live=not no_live, opens_browser=open_page)
     with plain_endings():
-        as_expected = play_demo(Console(highlight=False), once=once, port=port, spans_file=spans)
+        as_expected = play_demo(Console(highlight=False), options)
     raise typer.Exit(0 if as_expected else 1)
 
 
@@ -149,6 +148,9 @@ def traffic(
     host: Annotated[str, typer.Option(help="Where /metrics, /healthz and /readyz are served.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The same; 0: any free one.")] = 9464,
     people: Annotated[int, typer.Option(min=1, help="How many talk at once; each a turn a second.")] = 6,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve /live, too, as with GLASSPOINT_LIVE=1.")
+    ] = False,
 ) -> None:
     """Keep a light traffic of conversations going, for dashboards to show something.
 
@@ -159,7 +161,7 @@ def traffic(
     from glasspoint.settings import Settings
 
     with plain_endings():
-        serve_traffic(Settings.from_environment(), host=host, port=port, people=people)
+        serve_traffic(Settings.from_environment(), host=host, port=port, people=people, live=live or None)
 
 
 @_command
@@ -449,6 +451,7 @@ def dashboards(
             typer.echo(path)
 
 
+app.add_typer(top_app)
 app.add_typer(browse_app)
 app.add_typer(migrate_app)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import fields
@@ -47,6 +49,7 @@ __all__ = [
     "connect_once",
     "connected",
     "counts_table",
+    "end_in_order_on_signals",
     "needed",
     "plain_endings",
     "print_error",
@@ -59,6 +62,9 @@ __all__ = [
 _REDIS_SECONDS = 2.0
 _CONNECT_SECONDS = 5.0
 _LINE_EVERY_SECONDS = 10.0
+
+# What JSON may hold as it is, and a terminal acts on: control characters, and those that turn lines around.
+_UNSEEN = re.compile(r"[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 PostgresUrl = Annotated[
     str, typer.Option(envvar="POSTGRES_URL", show_default=False, show_envvar=True, help="PostgreSQL.")
@@ -75,6 +81,18 @@ KeyPrefix = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def end_in_order_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: in order, with all servers stopped.
+
+    A supervisor sends the one, a closed terminal the other.
+    """
+    # A shell without job control lets a command in the background ignore SIGINT, and so all three of them.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 class ProgressDisplay:
@@ -168,7 +186,8 @@ def print_error(text: str) -> None:
 
 def print_json(ok: bool, facts: Mapping[str, object]) -> None:
     """Print the JSON object of `--json`: whether the command succeeded, the version, and its facts."""
-    typer.echo(json.dumps({"ok": ok, "version": __version__, **facts}, ensure_ascii=False, indent=2))
+    text = json.dumps({"ok": ok, "version": __version__, **facts}, ensure_ascii=False, indent=2)
+    typer.echo(_UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 async def connect_once(postgres_url: str, options: Mapping[str, Any]) -> psycopg.AsyncConnection[Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from functools import partial
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -13,10 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from glasspoint.console import WIDTH, milliseconds
-from glasspoint.demo.quantiles import SampleWindow
-from glasspoint.telemetry.catalogue import COULD_BE_HITS
-from glasspoint.telemetry.events import L1Result
+from glasspoint.console import WIDTH, Block, milliseconds
+from glasspoint.telemetry.figures import Figures, Timing, Window, read_registry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +28,7 @@ _REFRESH_SECONDS = 1.0
 _LINE_EVERY = 5
 _WINDOW = 30
 
-# The rows of the table: title, histogram, labels.
+# The rows of the table: title, histogram, values of labels.
 _ROWS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("read", "operation_duration_seconds", {"operation": "get_tuple"}),
     ("put", "operation_duration_seconds", {"operation": "put"}),
@@ -55,7 +51,7 @@ async def watch_traffic(
         while True:
             for _ in range(_LINE_EVERY):
                 await board.tick()
-            console.print(board.line())
+            console.print(Block(board.lines(), indent=0, lines_after=0), end="")
     with Live(board.table(console.width), console=console, auto_refresh=False) as live:
         while True:
             await board.tick()
@@ -64,22 +60,30 @@ async def watch_traffic(
 
 class _Board:
     def __init__(self, registry: CollectorRegistry, tally: Tally, warnings: Sequence[str]) -> None:
-        self._window = SampleWindow(registry, length=_WINDOW)
+        self._registry = registry
+        self._window = Window(length=_WINDOW)
         self._turns = [0]
         self._tally = tally
         self._warnings = warnings
+        self._read()
 
     async def tick(self) -> None:
         await asyncio.sleep(_REFRESH_SECONDS)
-        self._window.read()
+        self._read()
         self._turns = [*self._turns, self._tally.turns][-_WINDOW:]
 
-    def line(self) -> Text:
-        read, put = (self._percentiles(metric, labels) for _, metric, labels in _ROWS[:2])
+    def _read(self) -> None:
+        self._change = self._window.add(read_registry(self._registry))
+        self._figures = Figures.of(self._change)
+
+    def lines(self) -> Text:
+        """Return the figures in one line, and in another one what went wrong, if anything did."""
+        read, put = (_percentiles(self._timing(metric, labels)) for _, metric, labels in _ROWS[:2])
         text = (
             f"{self._turns_text()} · hits {self._hit_ratio()} · read {read} · put {put} · pool {self._pool()}"
         )
-        return Text.assemble(text, *self._trouble())
+        trouble = self._trouble()
+        return Text.assemble(text, "\n " if trouble else "", *trouble)
 
     def table(self, width: int) -> RenderableType:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, width=min(width, WIDTH))
@@ -87,10 +91,10 @@ class _Board:
         for title in ("calls", "p50", "p99"):
             table.add_column(title, justify="right", min_width=8)
         for title, metric, labels in _ROWS:
-            calls = self._window.grown(f"glasspoint_{metric}_count", **labels)
-            p50, p99 = self._window.quantiles(f"glasspoint_{metric}", 0.5, 0.99, **labels)
+            timing = self._timing(metric, labels)
+            calls = timing.rate * self._change.seconds
             style = "dim" if title.startswith(" ") else ""
-            table.add_row(title, f"{calls:.0f}", _seconds(p50), _seconds(p99), style=style)
+            table.add_row(title, f"{calls:.0f}", _seconds(timing.p50), _seconds(timing.p99), style=style)
         facts = Table.grid(padding=(0, 2))
         facts.add_row(Text("turns", "bold"), Text.assemble(self._turns_text(), *self._trouble()))
         facts.add_row(Text("L1 hits", "bold"), Text(f"{self._hit_ratio()} ({self._reads()})", "green"))
@@ -109,6 +113,8 @@ class _Board:
     def _trouble(self) -> list[tuple[str, str]]:
         tally = self._tally
         trouble = []
+        if tally.begun_anew:
+            trouble.append((f" · {tally.begun_anew} began anew", "yellow"))
         if tally.forgotten:
             trouble.append((f" · {tally.forgotten} names FORGOTTEN", "bold red"))
         if tally.failed:
@@ -116,25 +122,34 @@ class _Board:
         return trouble
 
     def _hit_ratio(self) -> str:
-        grown = partial(self._window.grown, "glasspoint_l1_reads_total")
-        hits, reads = grown(result="hit"), sum(grown(result=each) for each in COULD_BE_HITS.split("|"))
-        return f"{hits / reads:.0%}" if reads else "–"
+        ratio = self._figures.reads.hit_ratio
+        return f"{ratio:.0%}" if ratio is not None else "–"
 
     def _reads(self) -> str:
-        grown = {
-            result: self._window.grown("glasspoint_l1_reads_total", result=result)
-            for result in get_args(L1Result)
+        counts = {
+            result: rate * self._change.seconds
+            for result, rate in self._figures.reads.results.items()
+            if rate
         }
-        return ", ".join(f"{result} {count:.0f}" for result, count in grown.items() if count) or "no reads"
+        return ", ".join(f"{result} {count:.0f}" for result, count in counts.items()) or "no reads"
 
     def _pool(self) -> str:
-        in_use = self._window.now("glasspoint_pool_connections", state="in_use")
-        return f"{in_use:.0f}/{self._window.now('glasspoint_pool_max_connections'):.0f}"
+        pool = self._figures.pool
+        return f"{pool.in_use}/{pool.max}" if pool is not None else "–"
 
-    def _percentiles(self, metric: str, labels: dict[str, str]) -> str:
-        p50, p99 = self._window.quantiles(f"glasspoint_{metric}", 0.5, 0.99, **labels)
-        return f"{p50 * 1000:.1f}/{p99 * 1000:.1f} ms" if not math.isnan(p50) else "–"
+    def _timing(self, metric: str, labels: dict[str, str]) -> Timing:
+        return Timing.of([self._change], metric, **{label: (value,) for label, value in labels.items()})
 
 
-def _seconds(value: float) -> str:
-    return "–" if math.isnan(value) else milliseconds(value * 1e9)
+def _percentiles(timing: Timing) -> str:
+    if timing.p50 is None or timing.p99 is None:
+        return "–"
+    return f"{_number(timing.p50 * 1000)}/{_number(timing.p99 * 1000)} ms"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else milliseconds(value * 1e9)

@@ -4,38 +4,67 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from contextlib import closing, suppress
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from glasspoint import CachedPostgresSaver, Settings, __version__
+from glasspoint import Settings, __version__
 from glasspoint.console import Block
+from glasspoint.demo.app import App
 from glasspoint.demo.dashboard import watch_traffic
 from glasspoint.demo.model import MODEL_VARIABLE, RecallingChatModel, choose_chat_model
-from glasspoint.demo.servers import Servers, run_servers
+from glasspoint.demo.page import DemoPage, open_browser
+from glasspoint.demo.servers import Servers, own_servers, run_servers
 from glasspoint.demo.story import tell_story
 from glasspoint.demo.telemetry import Observed, observe
-from glasspoint.demo.traffic import Traffic
 from glasspoint.errors import ConfigurationError
 from glasspoint.logs import kept_warnings
 from glasspoint.telemetry.http import TelemetryServer, serve_telemetry
 
-__all__ = ["play_demo"]
+if TYPE_CHECKING:
+    from glasspoint.settings import Fallback
+    from glasspoint.telemetry.live import Live
+
+__all__ = ["DemoOptions", "play_demo"]
 
 
-def play_demo(console: Console, *, once: bool, port: int, spans_file: Path | None = None) -> bool:
+# So that faults and recoveries are seen within seconds: a service has more patience.
+_QUICK = {"probe_interval": 1.0, "write_deadline": 3.0, "pool_timeout": 3.0, "connect_timeout": 2.0}
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The options of `glasspoint demo`.
+
+    Attributes:
+        once: Whether to end after the story.
+        port: The port of `/live` and `/metrics`; 0 for any free port. If it is taken, the demo says so, and
+            uses a free one.
+        spans_file: The file for the story's spans, if they are to be written.
+        live: Whether to serve the live page.
+        opens_browser: Whether to open the live page in a browser.
+    """
+
+    once: bool = False
+    port: int = 9464
+    spans_file: Path | None = None
+    live: bool = True
+    opens_browser: bool = False
+
+
+def play_demo(console: Console, options: DemoOptions) -> bool:
     """Play the story, then run traffic until Ctrl-C. At the end, everything that was started is gone.
 
     Args:
         console: Receives the output.
-        once: Whether to end after the story.
-        port: The port of `/metrics` during the traffic; 0 for any free port. If it is taken, the demo says so
-            and uses a free one.
-        spans_file: The file for the story's spans, if they are to be written.
+        options: What to play.
 
     Returns:
         Whether the story went as expected.
@@ -44,7 +73,7 @@ def play_demo(console: Console, *, once: bool, port: int, spans_file: Path | Non
         GlasspointError: A server or the model is not available.
         KeyboardInterrupt: Ctrl-C during the story. During the traffic it is the normal end.
     """
-    model = choose_chat_model()
+    model, settings = choose_chat_model(), Settings.from_environment()
     title = Text.assemble(
         ("Glasspoint", "bold"), f" {__version__}: a LangGraph checkpointer you can see through"
     )
@@ -53,21 +82,27 @@ def play_demo(console: Console, *, once: bool, port: int, spans_file: Path | Non
     def lost(reason: str) -> None:
         console.print(Text(f"\nSpans could not be sent: {reason}", "yellow"))
 
-    with (
-        run_servers(Settings.from_environment()) as servers,
-        observe(lost=lost, spans_file=spans_file) as observed,
-    ):
+    with ExitStack() as stack:
+        observed = stack.enter_context(observe(lost=lost, spans_file=options.spans_file))
+        page = DemoPage(console, observed, own=own_servers(settings)) if options.live else None
+        if page is not None:  # before the servers start: its address is the first thing that the demo shows
+            server = stack.enter_context(_serve(console, observed, options.port, live=page.live))
+            _show_address(console, page.address(server.url), options)
+        elif not options.once:
+            server = stack.enter_context(_serve(console, observed, options.port, live=False))
+        servers = stack.enter_context(run_servers(settings))
         built_in = isinstance(model, RecallingChatModel)
         console.print(_introduction(servers, observed, built_in_model=built_in))
 
         async def play() -> bool:
             thread_id = f"demo-{uuid4()}"
-            as_expected = await tell_story(console, servers, observed, model, thread_id=thread_id)
+            mark = partial(page.mark, "story") if page is not None else _mark_nothing
+            as_expected = await tell_story(console, servers, observed, model, thread_id=thread_id, mark=mark)
             if observed.spans_file is not None:
                 await asyncio.to_thread(observed.spans_file.shutdown)
                 console.print(_how_to_look(thread_id, observed.spans_file.path), soft_wrap=True)
-            if as_expected and not once:
-                await _keep_talking(console, servers, observed, port)
+            if as_expected and not options.once:
+                await _keep_talking(console, servers, observed, page, server)
             return as_expected
 
         as_expected = asyncio.run(play())
@@ -97,33 +132,45 @@ def _how_to_look(thread_id: str, path: Path) -> RenderableType:
     )
 
 
-async def _keep_talking(console: Console, servers: Servers, observed: Observed, port: int) -> None:
-    """Serve metrics and keep the traffic going until Ctrl-C, which cancels this task."""
-    with closing(_serve_metrics(console, observed, port)) as server, kept_warnings(capacity=1) as warnings:
-        console.print(
-            f"\nNow a light traffic of conversations. Metrics: {server.url}/metrics\nCtrl-C ends it."
-        )
-        async with CachedPostgresSaver.from_conn_string(
-            servers.postgres_url,
-            redis_url=servers.redis_url,
-            schema=servers.schema,
-            password=servers.password,
-            telemetry=observed.telemetry,
-        ) as saver:
-            traffic = Traffic(saver, observed)
-            with suppress(asyncio.CancelledError):
-                async with asyncio.TaskGroup() as together:
-                    together.create_task(traffic.run())
-                    await watch_traffic(console, observed.registry, traffic.tally, warnings)
-            if not servers.all_own:
-                await traffic.remove_conversations()
+def _show_address(console: Console, address: str, options: DemoOptions) -> None:
+    lasts = "until the story has ended" if options.once else "until Ctrl-C"
+    console.print(Text.assemble(f"Watch it live, {lasts}:\n  ", (address, "bold"), "\n"), soft_wrap=True)
+    if options.opens_browser:
+        open_browser(console, address)
 
 
-def _serve_metrics(console: Console, observed: Observed, port: int) -> TelemetryServer:
+async def _keep_talking(
+    console: Console, servers: Servers, observed: Observed, page: DemoPage | None, server: TelemetryServer
+) -> None:
+    """Keep the traffic going until Ctrl-C, which cancels this task."""
+    # Not on a user's Redis: threads of an outage would stay there.
+    fallbacks: tuple[Fallback, ...] = ("redis", "memory") if servers.own_redis else ("memory",)
+    app = App(
+        servers.settings(fallbacks=fallbacks, defaults=_QUICK),
+        observed,
+        password=servers.password,
+        leaves_conversations=servers.all_own,
+        cannot_start=page.cannot_start if page is not None else _mark_nothing,
+    )
+    with kept_warnings(capacity=1) as warnings, suppress(asyncio.CancelledError):
+        async with page.working_on(servers, app) if page is not None else nullcontext():
+            console.print(
+                f"\nNow a light traffic of conversations. Metrics: {server.url}/metrics\nCtrl-C ends it."
+            )
+            async with asyncio.TaskGroup() as together:
+                together.create_task(app.run())
+                await watch_traffic(console, observed.registry, app.traffic.tally, warnings)
+
+
+def _serve(console: Console, observed: Observed, port: int, *, live: Live | bool) -> TelemetryServer:
     try:
-        return serve_telemetry(port, registry=observed.registry)
+        return serve_telemetry(port, registry=observed.registry, live=live)
     except ConfigurationError:
         if not port:
             raise
-        console.print(Text(f"\nPort {port} is taken: another one is used, see below.", "yellow"))
-        return serve_telemetry(0, registry=observed.registry)
+        console.print(Text(f"Port {port} is taken: another one is used, see below.", "yellow"))
+        return serve_telemetry(0, registry=observed.registry, live=live)
+
+
+def _mark_nothing(*told: str) -> None:
+    """Tell nobody: there is no page."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
@@ -18,8 +18,9 @@ from glasspoint.settings import Settings
 
 if TYPE_CHECKING:
     from glasspoint.model.password import Password
+    from glasspoint.settings import Fallback
 
-__all__ = ["Servers", "run_servers"]
+__all__ = ["Servers", "own_servers", "run_servers"]
 
 _REDIS_TIMEOUT_SECONDS = 2.0
 _KEY_PREFIX = "glasspoint"  # the saver's default
@@ -58,6 +59,24 @@ class Servers:
         """Whether all servers vanish with the demo, so that there is nothing to clean up."""
         return self.own_postgres is not None and self.own_redis is not None
 
+    def settings(self, *, fallbacks: tuple[Fallback, ...], defaults: Mapping[str, Any] = {}) -> Settings:
+        """Return the settings with which an application uses these servers.
+
+        Args:
+            fallbacks: The tiers below `cached` that it may use.
+            defaults: Further settings, for those that the environment does not set.
+        """
+        of_environment = Settings().model_fields_set
+        return Settings(
+            postgres_url=SecretStr(self.postgres_url),
+            postgres_schema=self.schema,
+            postgres_password_command=None,
+            redis_url=SecretStr(self.redis_url),
+            fallbacks=fallbacks,
+            l1_signing_key=self.signing_key,
+            **{name: value for name, value in defaults.items() if name not in of_environment},
+        )
+
     async def redis_state(self) -> tuple[str, int]:
         """Return the `run_id` of the Redis process that answers now, and its number of keys."""
         async with open_redis(self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS) as redis:
@@ -70,6 +89,12 @@ class Servers:
             for scope in scopes:
                 async for key in redis.scan_iter(match=keys_of(scope, key_prefix=_KEY_PREFIX), count=1000):
                     await redis.unlink(key)
+
+
+def own_servers(settings: Settings) -> set[str]:
+    """Return the servers that the demo will start, and may break."""
+    urls = {"PostgreSQL": settings.postgres_url, "Redis": settings.redis_url}
+    return {name for name, url in urls.items() if url is None}
 
 
 @contextmanager

@@ -26,7 +26,7 @@ _log = logging.getLogger("glasspoint.traffic")
 _SAY_EVERY_SECONDS = 30.0
 
 
-def serve_traffic(settings: Settings, *, host: str, port: int, people: int) -> None:
+def serve_traffic(settings: Settings, *, host: str, port: int, people: int, live: bool | None = None) -> None:
     """Keep conversations going until Ctrl-C or SIGTERM, and then remove them.
 
     Args:
@@ -34,6 +34,7 @@ def serve_traffic(settings: Settings, *, host: str, port: int, people: int) -> N
         host: The address of `/metrics`, `/healthz` and `/readyz`.
         port: Their port; 0 for any free port.
         people: How many people talk at once; each makes about one turn a second.
+        live: Whether to serve the live page, too; by default as `GLASSPOINT_LIVE` says.
 
     Raises:
         GlasspointError: A setting is wrong, no tier is available, or the server cannot listen on the address.
@@ -44,7 +45,7 @@ def serve_traffic(settings: Settings, *, host: str, port: int, people: int) -> N
     with (
         observe(lost=lambda reason: _log.warning("spans could not be sent: %s", reason)) as observed,
         serve_telemetry(
-            port, host=host, registry=observed.registry, ready_tiers=settings.ready_tiers
+            port, host=host, registry=observed.registry, ready_tiers=settings.ready_tiers, live=live
         ) as server,
         suppress(KeyboardInterrupt),
     ):
@@ -52,7 +53,8 @@ def serve_traffic(settings: Settings, *, host: str, port: int, people: int) -> N
 
         async def talk() -> None:
             async with get_checkpointer(settings, telemetry=observed.telemetry) as saver:
-                traffic = Traffic(saver, observed, people=people)
+                traffic = Traffic(observed, people=people)
+                traffic.move_to(saver)
                 try:
                     async with asyncio.TaskGroup() as together:
                         together.create_task(traffic.run())

@@ -10,9 +10,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from pydantic import SecretStr
-
-from glasspoint import FallbackSaver, Settings, get_checkpointer
+from glasspoint import FallbackSaver, get_checkpointer
 from glasspoint.demo import view
 from glasspoint.demo.acts import ACTS, Prepared, Turn
 from glasspoint.demo.conversation import NAMESPACES, build_conversation, say
@@ -22,7 +20,7 @@ from glasspoint.model.scope import Scope
 from glasspoint.telemetry.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from langchain_core.language_models.chat_models import BaseChatModel
     from rich.console import Console
@@ -30,14 +28,29 @@ if TYPE_CHECKING:
     from glasspoint.demo.acts import Act
     from glasspoint.demo.servers import Servers
     from glasspoint.demo.telemetry import Observed
+    from glasspoint.telemetry.live.timeline import Level
 
 __all__ = ["tell_story"]
 
 
 async def tell_story(
-    console: Console, servers: Servers, observed: Observed, model: BaseChatModel, *, thread_id: str
+    console: Console,
+    servers: Servers,
+    observed: Observed,
+    model: BaseChatModel,
+    *,
+    thread_id: str,
+    mark: Callable[[str, Level], None] = lambda text, level: None,
 ) -> bool:
     """Play the six acts of one conversation and show each turn.
+
+    Args:
+        console: Receives the output.
+        servers: The servers, of which the demo's own are broken.
+        observed: The observability of the demo.
+        model: Answers.
+        thread_id: The conversation.
+        mark: Called with a line for the live page, and its level: each act, and how it went.
 
     Returns:
         Whether every answer had the name, and every result of L1 was the expected one.
@@ -54,14 +67,26 @@ async def tell_story(
                 if not act.goes_on:
                     why = f"This {' and this '.join(yours)} is yours: nothing of it is broken."
                     console.print(view.heading(f"{title} · skipped", why))
+                    mark(f"{title} · skipped. {why}", "info")
                 continue
             console.print(view.heading(title, act.explanation))
-            turns.append(await stage.play(number, act))
-            console.print(view.show_turn(turns[-1]))
+            mark(f"{title}. {act.explanation}", "info")
+            turns.append(turn := await stage.play(number, act))
+            console.print(view.show_turn(turn))
+            mark(*_outcome_of(number, turn))
     finally:
         await stage.clean_up()
     console.print(view.summary(turns))
+    mark(*view.verdict(turns))
     return not any(turn.problems for turn in turns)
+
+
+def _outcome_of(number: int, turn: Turn) -> tuple[str, Level]:
+    """Return how a turn went, for the live page: what the terminal says, without what was said."""
+    if turn.problems:
+        return f"{number}: WRONG. {'; '.join(turn.problems)}.", "error"
+    note = f" {turn.prepared.remark}" if turn.prepared.remark else ""
+    return f"{number}: as expected, {view.source_of(turn)}.{note}", "good"
 
 
 class _Stage:
@@ -140,15 +165,8 @@ class _Stage:
     @asynccontextmanager
     async def _fresh_saver(self) -> AsyncIterator[FallbackSaver]:
         """Open a saver as a new pod does."""
-        settings = Settings(
-            postgres_url=SecretStr(self._servers.postgres_url),
-            postgres_schema=self._servers.schema,
-            postgres_password_command=None,
-            redis_url=SecretStr(self._servers.redis_url),
-            # Not on a user's Redis: threads of an outage, and the record of cached states, would stay there.
-            fallbacks=("redis",) if self._servers.all_own else (),
-            l1_signing_key=self._servers.signing_key,
-        )
+        # Not on a user's Redis: threads of an outage, and the record of cached states, would stay there.
+        settings = self._servers.settings(fallbacks=("redis",) if self._servers.all_own else ())
         async with get_checkpointer(
             settings, telemetry=self._observed.telemetry, postgres_password=self._servers.password
         ) as saver:

@@ -9,7 +9,7 @@ that the terminal can show a turn's trace. It also sends spans to an OTLP collec
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,9 @@ from glasspoint.demo.conversation import AGENT_NAME
 from glasspoint.errors import ConfigurationError
 from glasspoint.logs import kept_warnings
 from glasspoint.telemetry import ConversationTurn, Telemetry, conversation_turn, create_telemetry
+from glasspoint.telemetry.catalogue import METRICS
 from glasspoint.telemetry.configure import configure_telemetry
+from glasspoint.telemetry.figures import Change, read_registry
 from glasspoint.telemetry.redacting import RedactingExporter
 from glasspoint.telemetry.thread_ids import choose
 
@@ -159,24 +161,16 @@ class CounterWatch:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._before = self._read()
+        self._before = read_registry(registry)
 
     def moved(self) -> list[Moved]:
         """Return every `glasspoint_*_total` and `glasspoint_*_count` that has grown since the last call."""
-        before, self._before = self._before, self._read()
+        before, self._before = self._before, read_registry(self._registry)
+        change = Change.between(before, self._before)
         return [
-            Moved(metric, labels, int(value - before.get((metric, labels), 0)))
-            for (metric, labels), value in self._before.items()
-            if value > before.get((metric, labels), 0)
+            Moved(f"glasspoint_{metric.name}{'_count' * (metric.kind == 'histogram')}", labels[1:], int(by))
+            for metric in METRICS.values()
+            if metric.kind in ("counter", "histogram")
+            for labels, by in change.grown(metric.name).items()
+            if by
         ]
-
-    def _read(self) -> Mapping[tuple[str, tuple[str, ...]], float]:
-        return {
-            (
-                sample.name,
-                tuple(value for label, value in sample.labels.items() if label != "saver"),
-            ): sample.value
-            for family in self._registry.collect()
-            for sample in family.samples
-            if sample.name.startswith("glasspoint_") and sample.name.endswith(("_total", "_count"))
-        }

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from glasspoint.demo.acts import Turn
     from glasspoint.demo.telemetry import Moved
+    from glasspoint.telemetry.live.timeline import Level
 
-__all__ = ["heading", "show_turn", "summary"]
+__all__ = ["heading", "show_turn", "source_of", "summary", "verdict"]
 
 _LOWER_TIERS = ("redis", "memory")
 _SIDE_BY_SIDE_WIDTH = 70
@@ -56,7 +57,7 @@ def show_turn(turn: Turn) -> RenderableType:
         said.append((Text("note", "cyan"), Text(turn.prepared.remark)))
     said += [(Text("WRONG", "bold red"), Text(problem, "red")) for problem in turn.problems]
     if not turn.problems:
-        says = "as expected, the tier is " if turn.result in _LOWER_TIERS else "as expected, L1 says "
+        says = f"as expected, {source_of(turn)}".removesuffix(turn.result)
         as_expected = Text.assemble(says, styled_result(turn.result))
         said.append((Text("ok", "bold green"), as_expected))
     parts = [
@@ -67,6 +68,18 @@ def show_turn(turn: Turn) -> RenderableType:
         _facts_grid(said),
     ]
     return Group(*(Block(part) for part in parts))
+
+
+def source_of(turn: Turn) -> str:
+    """Return what has answered the first read of a turn, in words."""
+    return f"the tier is {turn.result}" if turn.result in _LOWER_TIERS else f"L1 says {turn.result}"
+
+
+def verdict(turns: Sequence[Turn]) -> tuple[str, Level]:
+    """Return how the story went, in words, and the level of that: `good` or `error`."""
+    if wrong := sum(bool(turn.problems) for turn in turns):
+        return f"{wrong} of {len(turns)} turns did not go as they should; see above.", "error"
+    return f"The name was remembered in all {len(turns)} turns.", "good"
 
 
 def summary(turns: Sequence[Turn]) -> RenderableType:
@@ -85,13 +98,13 @@ def summary(turns: Sequence[Turn]) -> RenderableType:
             milliseconds(turn.read_nanoseconds),
             Text(turn.answer.text, "bold red" if turn.problems else ""),
         )
-    wrong = sum(bool(turn.problems) for turn in turns)
-    verdict = (
-        Text(f"WRONG  {wrong} of {len(turns)} turns did not go as they should; see above.", "bold red")
-        if wrong
-        else Text.assemble(("ok  ", "bold green"), f"The name was remembered in all {len(turns)} turns.")
+    said, level = verdict(turns)
+    shown = (
+        Text(f"WRONG  {said}", "bold red")
+        if level == "error"
+        else Text.assemble(("ok  ", "bold green"), said)
     )
-    return Group(Block(table, indent=0, lines_after=0), Block(verdict, indent=0))
+    return Group(Block(table, indent=0, lines_after=0), Block(shown, indent=0))
 
 
 def _trace_tree(spans: Sequence[ReadableSpan]) -> RenderableType:

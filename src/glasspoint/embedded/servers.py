@@ -42,6 +42,8 @@ _START_TIMEOUT_SECONDS: Final = 30.0
 _STOP_TIMEOUT_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.01
 
+_SNAPSHOT: Final = "dump.rdb"
+
 
 class _EmbeddedServer:
     """The common part of PostgreSQL and Redis: a private directory, and one process in it."""
@@ -374,7 +376,7 @@ class EmbeddedRedis(_EmbeddedServer):
                 [
                     self._program,
                     *("--bind", "127.0.0.1", "--port", str(self._port)),
-                    *("--dir", home.path, "--dbfilename", "dump.rdb", "--save", "", "--appendonly", "no"),
+                    *("--dir", home.path, "--dbfilename", _SNAPSHOT, "--save", "", "--appendonly", "no"),
                     *extra_args,
                 ],
             )
@@ -405,6 +407,10 @@ class EmbeddedRedis(_EmbeddedServer):
         """
         with self._client() as client:
             client.save()
+
+    def forget_snapshot(self) -> None:
+        """Remove the saved snapshot, if there is one: the next `start()` begins empty."""
+        (self.directory / _SNAPSHOT).unlink(missing_ok=True)
 
     def flush(self) -> None:
         """Remove all keys of all databases. A saved snapshot stays.

@@ -6,10 +6,13 @@ from collections import deque
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from prometheus_client import REGISTRY
+
 from glasspoint.model.scope import validate_thread_id
 from glasspoint.telemetry import thread_ids as _thread_ids
 from glasspoint.telemetry.conversation import ConversationTurn, TurnWatch
 from glasspoint.telemetry.events import Telemetry
+from glasspoint.telemetry.live.watch import Watch
 from glasspoint.telemetry.metrics import Metrics
 from glasspoint.telemetry.tracing import Tracing
 
@@ -54,7 +57,12 @@ def create_telemetry(
         'docs'
     """
     way = _thread_ids.choose(thread_ids)
-    observers = (Tracing(tracer_provider, thread_ids=way), Metrics(saver_name, registry), TurnWatch())
+    observers = (
+        Tracing(tracer_provider, thread_ids=way),
+        Metrics(saver_name, registry),
+        TurnWatch(),
+        Watch.of(REGISTRY if registry is None else registry).observer(saver_name),
+    )
     telemetry = Telemetry(saver_name, observers, show_thread=_thread_ids.shown_as(way))
     _latest.append(ref(telemetry))
     return telemetry

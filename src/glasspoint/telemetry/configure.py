@@ -182,6 +182,7 @@ def configure_telemetry(
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from glasspoint.telemetry.graph_spans import GraphSpans
+    from glasspoint.telemetry.live.spans import LiveSpans
     from glasspoint.telemetry.redacting import RedactingExporter, RedactingProvider
     from glasspoint.telemetry.sampling import ConversationSampler
 
@@ -206,6 +207,7 @@ def configure_telemetry(
         capture_content=capture_content,
     )
     provider.add_trusted_processor(GraphSpans())
+    provider.add_trusted_processor(LiveSpans(thread_ids=way))
     for processor in processors:
         provider.add_span_processor(processor)
     for exporter in exporters:

@@ -619,6 +619,9 @@ class Observer:
 
     drops: Dropped = "events"
 
+    def joined(self, telemetry: Telemetry) -> None:
+        """Receive the telemetry that passes its events to this observer from now on."""
+
     def operation_started(self, operation: Operation) -> None:
         """Receive the start of a call. Only its name and scope are known."""
 
@@ -673,6 +676,18 @@ class Telemetry:
         self._listeners = _Listeners.of(self.observers)
         self._standby = standby
         self._interrupts = known_interrupts or KnownInterrupts()
+        _emit(tuple(each.joined for each in self.observers), self)
+
+    def attach(self, observers: Sequence[Observer]) -> None:
+        """Pass the events of later calls to these observers, too, instead of those attached before.
+
+        A call that is under way keeps its observers. An operation knows them from its start, so changing
+        them costs a call nothing.
+
+        Args:
+            observers: What is attached from now on. None: only the observers that were there at first.
+        """
+        self._listeners = _Listeners.of((*self.observers, *observers))
 
     def for_standby(self) -> Telemetry:
         """Return a copy for savers that serve no calls yet: the tiers of a fallback chain."""

@@ -1,4 +1,4 @@
-"""Serves `/metrics`, `/healthz` and `/readyz`.
+"""Serves `/metrics`, `/healthz` and `/readyz`, and the live page at `/live` if that is asked for.
 
 They come from a server thread (`serve_telemetry`) or from an ASGI app (`telemetry_app`).
 
@@ -10,6 +10,7 @@ writes now (see `readiness`). Every other path is 404.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import socket
@@ -23,6 +24,8 @@ from prometheus_client import REGISTRY, make_asgi_app, make_wsgi_app
 
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry import multiprocess
+from glasspoint.telemetry.live.options import chosen
+from glasspoint.telemetry.live.requests import CONNECTION
 from glasspoint.telemetry.readiness import READY_TIERS, check_ready_tiers, readiness
 
 if TYPE_CHECKING:
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
+    from glasspoint.telemetry.live.options import Live
+    from glasspoint.telemetry.live.site import Site
+
     Message: TypeAlias = MutableMapping[str, Any]
     Receive: TypeAlias = Callable[[], Awaitable[Message]]
     Send: TypeAlias = Callable[[Message], Awaitable[None]]
@@ -42,7 +48,7 @@ __all__ = ["TelemetryServer", "serve_telemetry", "telemetry_app"]
 
 _log = logging.getLogger("glasspoint.telemetry")
 
-_METRICS, _HEALTHZ, _READYZ = "/metrics", "/healthz", "/readyz"
+_METRICS, _HEALTHZ, _READYZ, _LIVE = "/metrics", "/healthz", "/readyz", "/live"
 
 _FRESH = ("Cache-Control", "no-store")
 
@@ -59,6 +65,7 @@ def serve_telemetry(
     host: str = "127.0.0.1",
     registry: CollectorRegistry | None = None,
     ready_tiers: Collection[str] = READY_TIERS,
+    live: bool | Live | None = None,
 ) -> TelemetryServer:
     """Serve `/metrics`, `/healthz` and `/readyz` from a daemon thread, until `close`.
 
@@ -73,21 +80,26 @@ def serve_telemetry(
             one of them can have the port.
         ready_tiers: The tiers in which `/readyz` responds with 200 if the saver can serve writes; all by
             default.
+        live: Whether to serve the live page at `/live`, too; or what it shows. By default what
+            `GLASSPOINT_LIVE` says, which is no if it is not set.
 
     Raises:
-        ConfigurationError: The address cannot be listened on, or `ready_tiers` names no tier, or one that
-            does not exist.
+        ConfigurationError: The address cannot be listened on; or `ready_tiers` names no tier, or one that
+            does not exist; or a variable of the live page cannot be used.
 
     Example:
         >>> with serve_telemetry(0) as server:
         ...     server.url == f"http://127.0.0.1:{server.port}"
         True
     """
-    return TelemetryServer(port, host=host, registry=registry, ready_tiers=ready_tiers)
+    return TelemetryServer(port, host=host, registry=registry, ready_tiers=ready_tiers, live=live)
 
 
 def telemetry_app(
-    registry: CollectorRegistry | None = None, *, ready_tiers: Collection[str] = READY_TIERS
+    registry: CollectorRegistry | None = None,
+    *,
+    ready_tiers: Collection[str] = READY_TIERS,
+    live: bool | Live | None = None,
 ) -> ASGIApplication:
     """Return an ASGI app with `/metrics`, `/healthz` and `/readyz`, to be served or mounted.
 
@@ -99,22 +111,33 @@ def telemetry_app(
         registry: What to serve; the process's default registry if `None`. Where `PROMETHEUS_MULTIPROC_DIR` is
             set, `/metrics` is that of all its processes instead, whichever of them is asked.
         ready_tiers: In which tiers `/readyz` answers 200, if the saver can serve writes; by default in all.
+        live: Whether to serve the live page at `/live`, too; or what it shows. By default what
+            `GLASSPOINT_LIVE` says, which is no if it is not set.
 
     Raises:
-        ConfigurationError: `ready_tiers` names no tier, or one that does not exist.
+        ConfigurationError: `ready_tiers` names no tier, or one that does not exist; or a variable of the live
+            page cannot be used.
     """
     check_ready_tiers(ready_tiers)
     served = REGISTRY if registry is None else registry
+    site = _site(live, served)
     metrics: ASGIApplication = make_asgi_app(_source(served))
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await _lifespan(receive, send)
+            if site is not None:
+                site.close()
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close"})
         else:
             path = _path_below_mount(scope)
+            if site is not None and _is_live(path):
+                from glasspoint.telemetry.live import asgi
+
+                await asgi.respond(site, path, scope, receive, send)
+                return
             result = _answer(scope["method"], path)
             if result is None and path == _METRICS:
                 await metrics(scope, receive, send)
@@ -132,10 +155,17 @@ class TelemetryServer:
     """A running server thread, made by `serve_telemetry`. It ends with `close`, or with the process."""
 
     def __init__(
-        self, port: int, *, host: str, registry: CollectorRegistry | None, ready_tiers: Collection[str]
+        self,
+        port: int,
+        *,
+        host: str,
+        registry: CollectorRegistry | None,
+        ready_tiers: Collection[str],
+        live: bool | Live | None = None,
     ) -> None:
         """Start the server. The arguments are those of `serve_telemetry`."""
         check_ready_tiers(ready_tiers)
+        live = chosen(live)
         try:
             self._server = _Server(host, port)
         except (OSError, OverflowError) as exc:
@@ -143,7 +173,9 @@ class TelemetryServer:
                 f"Telemetry cannot be served on {host!r}, port {port} ({exc}): free that address or name "
                 "another; port 0 takes any that is free."
             ) from exc
-        self._server.set_app(_wsgi_app(REGISTRY if registry is None else registry, ready_tiers))
+        served = REGISTRY if registry is None else registry
+        self._site = _site(live or False, served, loop=_running_loop())
+        self._server.set_app(_wsgi_app(served, ready_tiers, self._site))
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             args=(_POLL_SECONDS,),
@@ -151,7 +183,8 @@ class TelemetryServer:
             daemon=True,
         )
         self._thread.start()
-        _log.info("Telemetry is served on %s/metrics, /healthz and /readyz", self.url)
+        also = "" if self._site is None else f"; the live page is {self.url}{_LIVE}"
+        _log.info("Telemetry is served on %s/metrics, /healthz and /readyz%s", self.url, also)
 
     @property
     def port(self) -> int:
@@ -165,6 +198,8 @@ class TelemetryServer:
 
     def close(self) -> None:
         """Stop listening, and wait until the thread has ended. May be called twice."""
+        if self._site is not None:
+            self._site.close()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -232,12 +267,12 @@ def _path_below_mount(scope: Message) -> str:
         if f"{path}/".startswith(f"{mount[start:]}/"):
             path = path[len(mount) - start :]
             break
-    if path in ("", "/") and mount.endswith((_METRICS, _HEALTHZ, _READYZ)):
+    if path in ("", "/") and mount.endswith((_METRICS, _HEALTHZ, _READYZ, _LIVE)):
         return mount[mount.rindex("/") :]
     return path
 
 
-async def _live(receive: Receive, send: Send) -> None:
+async def _lifespan(receive: Receive, send: Send) -> None:
     """Complete the server's lifespan messages. The app has nothing to open or close."""
     while True:
         message = await receive()
@@ -246,16 +281,45 @@ async def _live(receive: Receive, send: Send) -> None:
             return
 
 
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _site(
+    live: bool | Live | None, registry: CollectorRegistry, *, loop: asyncio.AbstractEventLoop | None = None
+) -> Site | None:
+    """Return the live page, if it is asked for. Only then it is imported."""
+    found = chosen(live)
+    if found is None:
+        return None
+    from glasspoint.telemetry.live.site import Site
+
+    return Site(found, registry, loop=loop)
+
+
+def _is_live(path: str) -> bool:
+    return path == _LIVE or path.startswith(f"{_LIVE}/")
+
+
 def _source(registry: CollectorRegistry) -> Any:
     """Return the source of the metrics: this process's registry, or the files of all processes."""
     return multiprocess.AllProcesses() if multiprocess.is_on() else registry
 
 
-def _wsgi_app(registry: CollectorRegistry, ready_tiers: Collection[str]) -> WSGIApplication:
+def _wsgi_app(
+    registry: CollectorRegistry, ready_tiers: Collection[str], site: Site | None
+) -> WSGIApplication:
     metrics = make_wsgi_app(_source(registry))
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        if site is not None and _is_live(path):
+            from glasspoint.telemetry.live import wsgi
+
+            return wsgi.respond(site, environ, start_response)
         result = _answer(method, path)
         if result is None and path == _METRICS:
             page: Iterable[bytes] = metrics(environ, start_response)
@@ -268,11 +332,36 @@ def _wsgi_app(registry: CollectorRegistry, ready_tiers: Collection[str]) -> WSGI
     return app
 
 
+class _Wire(io.BufferedIOBase):
+    """What a client is sent. A client that takes nothing for too long has left, as far as WSGI is told."""
+
+    def __init__(self, wire: io.BufferedIOBase) -> None:
+        self._wire = wire
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, sent: Any) -> int:
+        try:
+            return self._wire.write(sent)
+        except TimeoutError as exc:
+            raise ConnectionAbortedError(*exc.args) from None
+
+
 class _Handler(WSGIRequestHandler):
     timeout = _REQUEST_TIMEOUT_SECONDS
 
     def log_message(self, format: str, *args: Any) -> None:
         _log.debug(format, *args)
+
+    def get_environ(self) -> WSGIEnvironment:
+        environ = super().get_environ()
+        environ[CONNECTION] = self.connection
+        return environ
+
+    def setup(self) -> None:
+        super().setup()
+        self.wfile = _Wire(self.wfile)
 
 
 class _Server(ThreadingMixIn, WSGIServer):

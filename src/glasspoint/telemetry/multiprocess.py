@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from glasspoint.telemetry.events import SaverStatus
 
-__all__ = ["AllProcesses", "SharedSaverCollector", "directory", "is_on"]
+__all__ = ["AllProcesses", "OneProcess", "SharedSaverCollector", "directory", "each_process", "is_on"]
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -185,23 +185,51 @@ class AllProcesses:
         with dead_processes.alone(path):
             _bury_the_dead(path)
             dead_processes.merge(path, _lives)
-            found = {metric.name: metric for metric in _read(path)}
-        for described in METRICS.values():
-            name = f"glasspoint_{described.name}"
-            if described.kind == "info":
-                yield _as_info(described.help, found.pop(name, None))
-                continue
-            name = name.removesuffix("_total")
-            metric = found.pop(name, None) or Metric(name, described.help, described.kind)
-            metric.samples = [sample for sample in metric.samples if sample.value >= 0]
-            yield metric
-        yield from found.values()
+            found = _read(path.glob("*.db"))
+        yield from _shown(found)
 
     def restricted_registry(self, names: Iterable[str]) -> Any:
         """Return a registry of these names only, for `/metrics?name[]=…`."""
         registry = CollectorRegistry(auto_describe=True)
         registry.register(self)
         return registry.restricted_registry(names)
+
+
+class OneProcess:
+    """The metrics of one process of the directory. Of all processes, `AllProcesses` has to be read before."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        """Take the files of the process."""
+        self._files = list(files)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the files of the process."""
+        yield from _shown(_read(self._files))
+
+
+def each_process() -> dict[int, OneProcess]:
+    """Return the live processes of the directory, by process id."""
+    files: dict[int, list[Path]] = {}
+    for file in directory().glob("*.db"):
+        pid = file.stem.rpartition("_")[2]
+        if pid.isdigit():
+            files.setdefault(int(pid), []).append(file)
+    return {pid: OneProcess(own) for pid, own in files.items() if _lives(pid)}
+
+
+def _shown(read: Iterable[Metric]) -> Iterator[Metric]:
+    """Complete what was read from files: families without samples, and figures that are gone."""
+    found = {metric.name: metric for metric in read}
+    for described in METRICS.values():
+        name = f"glasspoint_{described.name}"
+        if described.kind == "info":
+            yield _as_info(described.help, found.pop(name, None))
+            continue
+        name = name.removesuffix("_total")
+        metric = found.pop(name, None) or Metric(name, described.help, described.kind)
+        metric.samples = [sample for sample in metric.samples if sample.value >= 0]
+        yield metric
+    yield from found.values()
 
 
 def _counter(name: str) -> Counter:
@@ -225,9 +253,9 @@ def _as_info(help_: str, gauge: Metric | None) -> Metric:
     return info
 
 
-def _read(path: Path) -> list[Metric]:
+def _read(paths: Iterable[Path]) -> list[Metric]:
     files = []
-    for file in path.glob("*.db"):
+    for file in paths:
         with suppress(FileNotFoundError):  # a dead process's file was removed at this very moment
             if file.stat().st_size:  # the client fails on an empty file, which was made at this very moment
                 files.append(str(file))

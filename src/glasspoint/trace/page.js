@@ -411,6 +411,7 @@
   const turns = document.getElementById("turns");
   for (const turn of data.turns) turns.appendChild(drawTurn(turn));
   // The browser looked for the turn in the address before the script had drawn it.
-  const named = location.hash && document.getElementById(location.hash.slice(1));
+  const wanted = location.hash.slice(1) || data.at;
+  const named = wanted && document.getElementById(wanted);
   if (named) named.scrollIntoView();
 })();

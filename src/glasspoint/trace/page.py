@@ -1,11 +1,13 @@
 """Writes a conversation as one HTML file, which needs only a browser, and no network.
 
+The live page shows the same in a frame (`live_page_of`).
+
 The page shows data that others wrote: thread ids and attributes that came over a network. Three measures keep
 that safe:
 
 - The data are in the page as JSON in which no tag can begin or end.
 - The page's script turns them into text, never into markup.
-- A Content-Security-Policy allows only that script to run; the page can neither load nor send anything.
+- A Content-Security-Policy allows only that script to run; the file can neither load nor send anything.
 """
 
 from __future__ import annotations
@@ -18,14 +20,13 @@ import os
 import secrets
 from contextlib import suppress
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint.console import plain
 from glasspoint.errors import ConfigurationError
 from glasspoint.trace.conversation import Reads, walk
+from glasspoint.trace.facts import facts_of, moment, title_of, took
 from glasspoint.trace.spans import Value, step_tier, work_of
-from glasspoint.trace.terminal import moment, title_of
-from glasspoint.trace.tree import facts_of, took
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from glasspoint.trace.conversation import Conversation, Node, Origin, Turn
     from glasspoint.trace.spans import Span
 
-__all__ = ["page_of", "write_page"]
+__all__ = ["LivePage", "live_page_of", "page_of", "write_page"]
 
+_FILES = resources.files("glasspoint.trace")
+_TEMPLATE, _STYLE, _SCRIPT = "page.html", "page.css", "page.js"
 _GENERATOR = b'<meta name="generator" content="glasspoint trace">'
 _LOOKED_AT_BYTES = 1024
 _LONGEST_VALUE = 10_000
@@ -73,25 +76,48 @@ def write_page(path: Path, conversation: Conversation, turns: Sequence[Turn]) ->
 
 
 def page_of(conversation: Conversation, turns: Sequence[Turn]) -> str:
-    """Return the HTML of the page."""
-    files = resources.files("glasspoint.trace")
-    style, script = (files.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    """Return the HTML of the page, which contains its style, its script, and its own policy."""
+    return _page(_page_data(conversation, turns)).text
+
+
+def live_page_of(conversation: Conversation, *, at: Turn) -> LivePage:
+    """Return the page as a server serves it.
+
+    Args:
+        conversation: The conversation, of which all turns are shown.
+        at: The turn that the page begins with.
+    """
+    turns = conversation.turns
+    return _page(_page_data(conversation, turns) | {"at": f"turn-{turns.index(at) + 1}"})
+
+
+class LivePage(NamedTuple):
+    """A page, and its Content-Security-Policy: the page contains it too, but a header cannot be late."""
+
+    text: str
+    policy: str
+
+
+def _page(data: dict[str, Any]) -> LivePage:
+    """Fill the template."""
+    style, script = (_FILES.joinpath(name).read_text("utf-8") for name in (_STYLE, _SCRIPT))
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'; "
+        "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
     pieces = {
-        "policy": (
-            f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'; "
-            "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-        ),
-        "title": html.escape(f"{plain(conversation.thread_id)} · Glasspoint"),
+        "policy": policy,
+        "title": html.escape(f"{data['thread_id']} · Glasspoint"),
         "style": style,
-        "data": _json(_page_data(conversation, turns)),
+        "data": _json(data),
         "script": script,
     }
     page = []
     # The template is split before any piece is inserted, so a piece may itself hold `{{`.
-    for number, part in enumerate(files.joinpath("page.html").read_text("utf-8").split("{{")):
+    for number, part in enumerate(_FILES.joinpath(_TEMPLATE).read_text("utf-8").split("{{")):
         name, _, text = part.partition("}}") if number else ("", "", part)
         page += [pieces[name] if name else "", text]
-    return "".join(page)
+    return LivePage("".join(page), policy)
 
 
 def _is_ours(path: Path) -> bool:
@@ -191,7 +217,7 @@ def _span_data(node: Node, depth: int, since: int, known: dict[str, int]) -> dic
     span = node.span
     work = work_of(span)
     resource = json.dumps(_pairs(span.resource), ensure_ascii=False)
-    facts = [fact.plain for fact in facts_of(node, is_folded=True)]
+    facts = [fact.text for fact in facts_of(node, is_folded=True)]
     return {
         "name": plain(span.name) or "(no name)",
         "depth": depth,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -11,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from glasspoint.console import Block, plain
-from glasspoint.trace.tree import SpanTree, took
+from glasspoint.trace.facts import moment, title_of, took
+from glasspoint.trace.tree import SpanTree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glasspoint.trace.conversation import Conversation, Origin, Reads, Turn
     from glasspoint.trace.spans import Span
 
-__all__ = ["moment", "show_conversation", "show_remarks", "show_summary", "title_of", "where_from"]
+__all__ = ["show_conversation", "show_remarks", "show_summary", "where_from"]
 
 _SERVERS = {"l1": "L1 Redis", "l2": "L2 PostgreSQL", "redis": "Redis alone", "memory": "memory"}
 _SLOWEST = 3
@@ -77,19 +77,6 @@ def show_remarks(conversation: Conversation) -> RenderableType:
             for each in conversation.remarks
         )
     )
-
-
-def moment(nanoseconds: int) -> str:
-    """Return a time in UTC as text."""
-    try:
-        return f"{datetime.fromtimestamp(nanoseconds // 10**9, UTC):%Y-%m-%d %H:%M:%S}"
-    except (OverflowError, ValueError, OSError):
-        return "?"
-
-
-def title_of(turn: Turn) -> str:
-    """Return the title of a turn: its number; or its trace, for a trace outside of turns."""
-    return f"turn {turn.number}" if turn.is_turn else f"outside of turns, trace {turn.trace_id[:8]}"
 
 
 def where_from(turn: Turn, turns: Sequence[Turn]) -> Iterator[str]:

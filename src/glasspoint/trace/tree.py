@@ -9,8 +9,9 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.text import Text
 
-from glasspoint.console import WIDTH, milliseconds, plain, styled_result
-from glasspoint.trace.conversation import Node, tier_durations, walk
+from glasspoint.console import WIDTH, plain
+from glasspoint.trace.conversation import Node, walk
+from glasspoint.trace.facts import facts_of, took
 from glasspoint.trace.spans import work_of
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from glasspoint.trace.spans import Event, Span, Work
+    from glasspoint.trace.spans import Event, Work
 
-__all__ = ["SpanTree", "events_of", "facts_of", "merged", "took"]
+__all__ = ["SpanTree", "events_of", "merged"]
 
 _STYLES: dict[Work, str] = {
     "turn": "bold",
@@ -28,7 +29,6 @@ _STYLES: dict[Work, str] = {
     "model": "magenta",
     "tool": "blue",
 }
-_WARNING_RESULTS = {"journalled", "discarded", "error", "unavailable", "incomplete"}
 _NARROWEST_NAME = 12
 _OURS = "glasspoint."
 
@@ -88,7 +88,7 @@ class SpanTree:
         if len(node.spans) > 1:
             facts.append(f" ×{len(node.spans)}", "bold")
         for fact in facts_of(node, is_folded=self._is_folded):
-            facts.append("  ").append_text(fact)
+            facts.append("  ").append(fact.text, fact.style)
         name = plain(node.span.name) or "(no name)"
         if self._is_folded and node.span.is_call:
             name = name.removeprefix("checkpoint.")  # leaves LangGraph's name of the method
@@ -111,56 +111,6 @@ class SpanTree:
         return f"{'+' if after >= 0 else '-'}{took(abs(after))}"
 
 
-def took(nanoseconds: float) -> str:
-    """Return a duration in the unit that suits it.
-
-    Example:
-        >>> took(1_500_000), took(2_340_000_000), took(3 * 3600 * 10**9)
-        ('1.50 ms', '2.34 s', '3 h 0 min')
-    """
-    seconds = nanoseconds / 1e9
-    if seconds < 1:
-        return milliseconds(nanoseconds)
-    if seconds < 60:
-        return f"{seconds:.{1 if seconds >= 10 else 2}f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes // 1440} days"
-
-
-def facts_of(node: Node, *, is_folded: bool = False) -> Iterator[Text]:
-    """Yield the facts of a span beside its name: L1's result, the store that served it, failures, …."""
-    span = node.span
-    result = plain(span.text("glasspoint.l1.result"))
-    if span.name == "checkpoint.get_tuple":
-        yield styled_result(result or "?")
-        if served_by := span.text("glasspoint.served_by"):  # a read that failed was served by nothing
-            yield Text(f"from {plain(served_by).upper()}")
-    elif span.is_call and is_folded and result:
-        yield Text(result, "yellow" if result in _WARNING_RESULTS else "dim")
-    if span.is_call and (node_name := span.text("langgraph.node")):
-        yield Text(f"of {plain(node_name)}", "dim")
-    if span.is_call and (tier := span.text("glasspoint.tier")) not in ("", "cached"):
-        yield Text(f"tier {plain(tier)}", "yellow")
-    if any(each.failed for each in node.spans):
-        error = plain(span.text("error.type", "exception.type")).rpartition(".")[2]
-        yield Text(f"failed: {error}".removesuffix(": "), "red")
-    if is_folded and span.is_call:
-        inner = (each for below, _ in walk(node.children) for each in below.spans)
-        for step in dict.fromkeys(each.name.removeprefix("checkpoint.") for each in inner if each.failed):
-            yield Text(f"{plain(step)} failed", "red")
-    if is_folded or span.name == "checkpoint.get_tuple":
-        namespace = span.text("langgraph.checkpoint.ns") if span.is_call else ""
-        if namespace:
-            yield Text(f"({plain(namespace)})", "dim")
-    # These come last, because a narrow terminal cuts them off.
-    if is_folded:
-        if span.is_call and (times := _tier_times(node)):
-            yield Text(times, "dim")
-        yield from _of_a_model(span)
-
-
 def events_of(node: Node, *, inner: bool) -> Iterator[Event]:
     """Yield Glasspoint's events of a span: a retry, a change of tier, ….
 
@@ -178,40 +128,13 @@ def merged(nodes: Sequence[Node]) -> list[Node]:
     """Merge siblings of the same name and facts into one line."""
     groups: dict[tuple[str, ...], Node] = {}
     for node in nodes:
-        key = (node.span.name, *(fact.plain for fact in facts_of(node)))
+        key = (node.span.name, *(fact.text for fact in facts_of(node)))
         group = groups.setdefault(key, Node([]))
         group.spans += node.spans
         group.children += node.children
     for group in groups.values():
         group.children = merged(group.children)
     return list(groups.values())
-
-
-def _tier_times(call: Node) -> str:
-    """Return `L1 0.93 · L2 2.1 ms`: the servers' times in a call; empty for a read of one server alone."""
-    spent = tier_durations(call)
-    if call.span.name == "checkpoint.get_tuple" and spent.keys() <= {call.span.text("glasspoint.served_by")}:
-        return ""
-    names = {tier: tier if tier == "wait" else tier.upper() for tier in spent}
-    if any(each >= 10**9 for each in spent.values()):
-        return " · ".join(f"{names[tier]} {took(each)}" for tier, each in spent.items())
-    times = " · ".join(f"{names[tier]} {_two_digits(each / 1e6)}" for tier, each in spent.items())
-    return f"{times} ms" if times else ""
-
-
-def _two_digits(value: float) -> str:
-    return f"{value:.{0 if value >= 10 else 1 if value >= 1 else 2}f}"
-
-
-def _of_a_model(span: Span) -> Iterator[Text]:
-    if work_of(span) != "model":
-        return
-    if model := span.text("gen_ai.response.model", "gen_ai.request.model", "llm.model_name"):
-        yield Text(plain(model), "magenta")
-    read = span.text("gen_ai.usage.input_tokens", "llm.token_count.prompt")
-    written = span.text("gen_ai.usage.output_tokens", "llm.token_count.completion")
-    if read or written:
-        yield Text(f"{plain(read) or '?'} → {plain(written) or '?'} tokens", "dim")
 
 
 def _event_text(event: Event, room: int) -> Text:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from chromium import launched
 from glasspoint.errors import ConfigurationError
 from glasspoint.trace.conversation import Conversation, conversation_from
 from glasspoint.trace.otlp import spans_of
 from glasspoint.trace.page import page_of, write_page
 from recorded import START, THREAD, read, request, span, turn
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ATTACKS = (
     "</script><img src=x onerror=\"window.owned='img'\">",
     "<!--<script>window.owned='script'</script>",
@@ -31,13 +30,8 @@ ATTACKS = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        # As root, as in a container, Chromium's sandbox cannot be had. It only sees pages that are made here.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 class Shown:

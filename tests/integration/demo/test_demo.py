@@ -29,7 +29,6 @@ from command_line import (
     environment,
     glasspoint,
     running_glasspoint,
-    running_in_background,
 )
 from glasspoint.demo.model import RecallingChatModel
 from glasspoint.demo.servers import Servers
@@ -104,17 +103,6 @@ def test_an_interrupted_story_leaves_no_server_behind(ending: signal.Signals) ->
     assert_gone(servers)
     assert status == 130
     assert errors.strip() == "Interrupted; everything that was started is gone."
-
-
-def test_what_a_script_has_started_with_an_ampersand_ends_with_sigterm() -> None:
-    with running_in_background("demo", "--once") as demo:
-        demo.wait_for("1 of 6")
-        servers = demo.servers()
-        demo.process.send_signal(signal.SIGINT)
-        demo.wait_for("2 of 6")  # that one is ignored
-        status, _ = demo.end(signal.SIGTERM)
-    assert_gone(servers)
-    assert status == 130
 
 
 def test_a_reader_that_goes_away_leaves_no_server_and_no_traceback_behind() -> None:

@@ -47,6 +47,17 @@ def test_it_talks_until_sigterm_and_leaves_no_conversation(database: str, own_re
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
 
 
+@pytest.mark.parametrize("asked", [("--live",), ()])
+def test_it_serves_the_live_page_if_it_is_asked_for(
+    database: str, redis_url: str, asked: tuple[str, ...]
+) -> None:
+    options = {"POSTGRES_URL": database, "REDIS_URL": redis_url}
+    with running_glasspoint("traffic", "--port", "0", "--people", "1", *asked, **options) as traffic:
+        page = httpx.get(f"{url_of(traffic)}/live")
+        assert page.status_code == (200 if asked else 404)
+        assert traffic.end(signal.SIGTERM)[0] == 0
+
+
 def test_it_falls_to_redis_at_the_start_and_comes_back(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:

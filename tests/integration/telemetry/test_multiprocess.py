@@ -25,6 +25,7 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from glasspoint.telemetry.catalogue import METRICS
+from live import Page
 from multiprocess_app import POOL_SIZE
 from places import DOCS, SUPPORT
 
@@ -123,6 +124,7 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[Served]
 def served(request: pytest.FixtureRequest, tmp_path: Path, database: str, redis_url: str) -> Iterator[Served]:
     """By uvicorn, and by gunicorn as the docs configure it, whose workers are forked from a loaded app."""
     environment = {**os.environ, "POSTGRES_URL": database, "REDIS_URL": redis_url, "TMPDIR": str(tmp_path)}
+    environment["GLASSPOINT_LIVE"] = "1"
     own_page = None
     if request.param == "uvicorn":
         environment["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="metrics-", dir=tmp_path)
@@ -181,6 +183,33 @@ def counted(served: Served) -> dict[str, float]:
         }.items():
             totals[key] += value if belongs else 0
     return totals
+
+
+def test_the_live_page_of_one_worker_shows_both(served: Served) -> None:
+    """The feed is that of the worker that serves the page, which says so."""
+    pids: set[int] = set()
+    while len(pids) < 2:
+        pids.add(served.get(f"/turn/{monotonic()}").json()["pid"])
+    with Page(served.url) as page:
+        until(lambda: page.of("hello"))
+        hello = page.newest("hello")
+        assert hello["multiprocess"]
+        [other] = pids - {hello["pid"]}
+
+        def both() -> bool:
+            served.get(f"/turn/{monotonic()}")
+            each = page.newest("figures").get("each", {})
+            return all(
+                each.get(name, {}).get("writes", {}).get("rate") for name in ("here", f"process {other}")
+            )
+
+        until(both)
+        figures = page.newest("figures")
+        assert figures["each"].keys() == {"here", f"process {other}"}
+        assert figures["sum"]["pool"]["max"] == 2 * POOL_SIZE
+        assert [each["pool"]["max"] for each in figures["each"].values()] == [POOL_SIZE] * 2
+        assert figures["sum"]["tier"] == "cached"
+        until(lambda: page.calls)
 
 
 def test_two_workers_are_one(served: Served, database: str) -> None:

@@ -1,0 +1,549 @@
+"""The live page in a real browser: what it shows of a process, and of what a process may send."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from chromium import WATCH, launched
+from live_fake import HOSTILE, PAGE, TOKEN, Fake, faked
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with launched() as browser:
+        yield browser
+
+
+class Shown:
+    """A page that is open, and what it said and asked for meanwhile."""
+
+    def __init__(self, page: Page, fake: Fake) -> None:
+        self.page, self.fake = page, fake
+        self.said: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def text(self, selector: str) -> Any:
+        return expect(self.page.locator(selector).first)
+
+    def evaluate(self, program: str) -> Any:
+        return self.page.evaluate(program)
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Any]:
+    """Opens the page of a server. Nothing may be said by it, be asked of others, or break the policy."""
+    pages: list[Shown] = []
+
+    def open_page(
+        fake: Fake,
+        *,
+        width: int = 1280,
+        height: int = 900,
+        scheme: Any = "light",
+        motion: Any = "no-preference",
+        address: str = f"#token={TOKEN}",
+        before: str = "",
+    ) -> Shown:
+        page = browser.new_page(
+            viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion=motion
+        )
+        page.set_default_timeout(20_000)
+        page.add_init_script(WATCH + before)
+        pages.append(Shown(page, fake))
+        page.goto(fake.url + address)
+        return pages[-1]
+
+    yield open_page
+    for each in pages:
+        assert [text for text in each.said if "Failed to load resource" not in text] == []
+        assert each.evaluate("window.violations") == []
+        origin = each.fake.url.removesuffix("/live").removesuffix(each.fake.prefix)
+        assert [url for url in each.requests if not url.startswith(f"{origin}/")] == []
+        each.page.close()
+
+
+# ---- what it shows --------------------------------------------------------------------------------------
+
+
+def test_at_one_glance_it_says_how_fast_the_cache_is_and_where_reads_go(opened: Any) -> None:
+    with faked("calm", demo=False) as fake:
+        shown = opened(fake, address="")
+        shown.text("#headline").to_have_text(
+            re.compile(
+                r"^\d+ reads a second: 9\d % come from Redis in 0\.\d+ ms; PostgreSQL takes \d\.\d ms\."
+                r" \d+ writes a second\.$"
+            )
+        )
+        for said in ("reads/s", "hits/s", "go on", "warm-ups/s", "answers/s", "writes/s", "announced/s"):
+            shown.text(f"#picture text:has-text('{said}')").to_have_text(re.compile(r"^\d"))
+        shown.text(".rung[aria-current]").to_contain_text("cachednow")
+        shown.text("#chips").to_contain_text("Breaker")
+        shown.text(".strip.reads .big").to_have_text(re.compile(r"^9\d %hit ratio$"))
+        shown.text(".strip.reads .share i").to_be_visible()
+        for strip in ("read-times", "write-times"):
+            shown.text(f".strip.{strip} .item b").to_have_text(re.compile(r"ms$"))
+        expect(shown.page.locator(".strip .uplot canvas")).to_have_count(5)
+        shown.text("#call-rows tr").to_contain_text("demo-")
+        expect(shown.page.locator("#demo")).to_be_hidden()
+        label = shown.page.locator("#picture svg").get_attribute("aria-label")
+        assert re.match(r"\d+ reads a second, 9\d % of them hits in Redis\.", label)
+
+
+def test_dots_run_along_the_edges_and_the_figures_change(opened: Any) -> None:
+    # Of all that the page draws on a canvas, only dots are round.
+    count = """
+    const drawing = CanvasRenderingContext2D.prototype, arc = drawing.arc;
+    window.dots = 0;
+    drawing.arc = function (...all) { window.dots += 1; return arc.apply(this, all); };
+    """
+    with faked("calm", beat=0.2) as fake:
+        shown = opened(fake, before=count)
+        shown.page.wait_for_function("window.dots > 20")
+        before = shown.page.locator(".strip.writes .big b").inner_text()
+        shown.text(".strip.writes .big b").not_to_have_text(before)
+
+
+def test_without_motion_the_numbers_stand_alone(opened: Any) -> None:
+    count = """
+    window.frames_asked = 0;
+    const ask = window.requestAnimationFrame.bind(window);
+    window.requestAnimationFrame = (then) => { window.frames_asked += 1; return ask(then); };
+    """
+    with faked("calm", beat=0.2) as fake:
+        shown = opened(fake, motion="reduce", before=count)
+        for _ in range(2):
+            before = shown.page.locator(".strip.writes .big b").inner_text()
+            shown.text(".strip.writes .big b").not_to_have_text(before)
+        assert shown.evaluate("window.frames_asked") == 0
+
+
+def test_a_fall_is_told_in_words_in_the_picture_and_on_the_axis_of_time(opened: Any) -> None:
+    with faked("fault") as fake:
+        shown = opened(fake)
+        shown.text("#headline").to_have_text(
+            "PostgreSQL is away. Conversations go on in Redis. 8 conversations will be brought back to"
+            " PostgreSQL."
+        )
+        shown.text("#headline").to_have_attribute("data-level", "error")
+        shown.text(".rung[aria-current]").to_contain_text(re.compile(r"redisnow, since \d\d:\d\d:\d\d"))
+        shown.text(".box.l2").to_have_class("box l2 away")
+        shown.text("#picture .announce").to_contain_text("kept in Redis")
+        shown.text(".band.redis").to_be_visible()
+        shown.text(".band.open").to_be_visible()
+        events = shown.page.locator("#event-list .event")
+        expect(events.first).to_contain_text("cached -> redis: PostgreSQL cannot be reached")
+        expect(events).to_have_count(11)
+        # Signs, not only colours.
+        assert set(shown.page.locator("#event-list .event i").all_inner_texts()) == {"•", "✓", "!", "✕"}
+        shown.text(".chip:has-text('To be brought back')").to_contain_text("8 in redis")
+
+
+def test_what_is_said_again_and_again_is_one_line_with_a_number(opened: Any) -> None:
+    with faked("calm", beat=0.1) as fake:
+        fake.repeats = ("breaker", "warning", "Redis does not answer.")
+        shown = opened(fake)
+        shown.text("#event-list .event").to_contain_text(
+            re.compile(r"Redis does not answer\.\s*\d+ times, last at \d\d:\d\d:\d\d")
+        )
+        expect(shown.page.locator("#event-list .event")).to_have_count(2)
+
+
+def test_figures_of_an_earlier_moment_are_told_beside_the_charts(opened: Any) -> None:
+    with faked("fault") as fake:
+        shown = opened(fake)
+        lower = shown.page.locator(".strip.reads .item:visible", has_text="from Redis alone")
+        expect(lower).to_have_count(1)
+        shown.page.locator("#moment input").focus()
+        shown.page.keyboard.press("Home")
+        shown.text("#moment output").to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+        expect(lower).to_have_count(0)
+        shown.page.keyboard.press("End")
+        shown.text("#moment output").to_have_text("now")
+        plot = shown.page.locator(".strip.reads .plot")
+        box = plot.bounding_box()
+        assert box is not None
+        plot.hover(position={"x": box["width"] / 2, "y": 30})
+        shown.text("#moment output").not_to_have_text("now")
+        assert shown.page.locator(".hair").get_attribute("visibility") == "visible"
+        shown.page.mouse.move(5, 5)
+        shown.text("#moment output").to_have_text("now")
+
+
+def test_each_chip_says_what_it_means_when_it_has_the_focus(opened: Any) -> None:
+    with faked("fault") as fake:
+        shown = opened(fake)
+        shown.text(".chip:visible").to_be_visible()
+        chips = shown.page.locator(".chip:visible")
+        for number in range(chips.count()):
+            chip = chips.nth(number)
+            tip = chip.locator(".tip")
+            chip.locator("button").focus()
+            expect(tip).to_be_visible()
+            assert len(tip.inner_text()) > 30
+            box = tip.bounding_box()
+            assert box is not None
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 1280
+            shown.page.keyboard.press("Escape")
+            expect(tip).to_be_hidden()
+
+
+def test_several_processes_are_shown_together_or_one_by_one(opened: Any) -> None:
+    with faked("peers", demo=False) as fake:
+        shown = opened(fake, address="?peers=worker-a,worker-b")
+        rows = shown.page.locator("#process-rows tr")
+        expect(rows).to_have_count(4)
+        assert [each.split("\t")[0].strip() for each in rows.all_inner_texts()] == [
+            "All together",
+            "This process",
+            "worker-a",
+            "worker-b",
+        ]
+        expect(rows.nth(3)).to_contain_text("cannot be read: connection refused")
+        rows.nth(3).locator("input").check()
+        shown.text("#headline").to_have_text("worker-b cannot be read: connection refused")
+        shown.page.locator("#source").select_option("worker-a")
+        expect(rows.nth(2).locator("input")).to_be_checked()
+        shown.text("#headline").to_contain_text("reads a second")
+        assert ("GET", "/live/events?peers=worker-a%2Cworker-b", None) in fake.asked
+
+
+# ---- what it says when there is nothing ------------------------------------------------------------------
+
+
+def test_without_traffic_it_says_so(opened: Any) -> None:
+    with faked("empty", demo=False) as fake:
+        shown = opened(fake, address="")
+        shown.text("#headline").to_contain_text("No traffic yet.")
+        for part in ("events", "conversations", "calls"):
+            shown.text(f"#{part} .nothing").to_be_visible()
+
+
+def test_a_connection_that_breaks_is_told_and_tried_again(opened: Any) -> None:
+    with faked("calm", beat=0.2) as fake:
+        shown = opened(fake)
+        shown.text("#link").to_have_text("Live")
+        fake.refuses = (503, "8 viewers watch already: close one of their pages.")
+        shown.text("#banner").to_contain_text("Disconnected: 8 viewers watch already")
+        shown.text("#link").to_have_text("Disconnected")
+        fake.refuses = None
+        shown.page.get_by_role("button", name="Try now").click()
+        shown.text("#link").to_have_text("Live")
+        shown.text("#banner").to_be_hidden()
+        fake.bye = "It read too slowly."
+        shown.text("#banner").to_contain_text("The process has dropped this viewer: It read too slowly.")
+        fake.bye = None
+        shown.page.get_by_role("button", name="Try now").click()
+        shown.text("#link").to_have_text("Live")
+    shown.text("#banner").to_contain_text("Disconnected: the process does not answer.")
+
+
+# ---- calls, conversations, turns -------------------------------------------------------------------------
+
+
+def test_calls_are_filtered_by_thread_and_paused(opened: Any) -> None:
+    with faked("calm", beat=0.1, rate=160) as fake:
+        shown = opened(fake)
+        rows = shown.page.locator("#call-rows tr")
+        expect(rows).to_have_count(100)  # no more, however many there are
+        shown.page.locator("#calls-filter").fill("demo-3")
+        shown.text("#call-rows tr").to_be_visible()
+        assert {text.strip() for text in shown.page.locator("#call-rows .who").all_inner_texts()} == {
+            "demo-3"
+        }
+        shown.page.get_by_role("button", name="Pause calls").click()
+        shown.text("#calls-said").to_contain_text("Paused.")
+        before = rows.all_inner_texts()
+        seconds = shown.page.locator(".strip.writes .big b").inner_text()
+        shown.text(".strip.writes .big b").not_to_have_text(seconds)
+        assert rows.all_inner_texts() == before
+        shown.page.locator("#calls-filter").fill("nobody")
+        shown.text("#calls .nothing").to_have_text("No call of a thread with this in its name.")
+
+
+def test_a_turn_opens_in_a_panel_and_leads_to_a_tab(opened: Any) -> None:
+    with faked("calm") as fake:
+        shown = opened(fake)
+        turn = shown.page.locator(".turns .turn button").first
+        turn.focus()
+        shown.page.keyboard.press("Enter")
+        frame = shown.page.frame_locator("#turn-frame")
+        expect(frame.locator("h1")).to_have_text(re.compile(r"^Turn [0-9a-f]{32}$"))
+        shown.text("#turn-title").to_have_text(re.compile(r"^Turn \d+ of demo-\d$"))
+        with shown.page.expect_popup() as popup:
+            shown.page.locator("#turn-tab").click()
+        expect(popup.value.locator("h1")).to_have_text(re.compile(r"^Turn [0-9a-f]{32}$"))
+        assert popup.value.evaluate("window.opener") is None
+        popup.value.close()
+        shown.page.keyboard.press("Escape")
+        expect(shown.page.locator("#turn")).to_be_hidden()
+
+
+def test_a_turn_that_is_not_kept_any_more_is_told_in_a_sentence(opened: Any) -> None:
+    with faked("calm") as fake:
+        fake.forgets_turns = True
+        shown = opened(fake)
+        shown.page.locator(".turns .turn button").first.click()
+        shown.text("#turn-said").to_have_text("This turn is not kept any more.")
+        shown.page.get_by_role("button", name="Close", exact=True).click()
+        expect(shown.page.locator("#turn")).to_be_hidden()
+
+
+def test_conversations_lead_to_their_calls(opened: Any) -> None:
+    with faked("calm") as fake:
+        shown = opened(fake)
+        button = shown.page.locator("#conversation-list button:has-text('Its calls')").first
+        thread = shown.page.locator("#conversation-list h3").first.inner_text()
+        button.click()
+        expect(shown.page.locator("#calls-filter")).to_have_value(thread)
+        expect(shown.page.locator("#calls-filter")).to_be_focused()
+
+
+# ---- the demo's part ------------------------------------------------------------------------------------
+
+
+def test_the_key_leaves_the_address_and_goes_with_each_press(opened: Any) -> None:
+    with faked("calm", beat=0.2) as fake:
+        shown = opened(fake)
+        shown.text("#link").to_have_text("Live")
+        assert shown.page.url == fake.url
+        shown.page.get_by_role("button", name="Flush Redis").click()
+        shown.text("#faults-said").to_have_text("flush_redis was done.")
+        shown.text("#event-list .event").to_contain_text("flush_redis was done.")
+        shown.text(".pin.warning").to_be_visible()
+        shown.page.get_by_role("button", name="Hold a lock").click()
+        shown.text("#faults-said").to_have_text("PostgreSQL is stopped, so no lock can be held.")
+        shown.page.reload()
+        shown.page.get_by_role("button", name="Kill Redis").click()
+        shown.text("#faults-said").to_have_text("kill_redis was done.")
+        posted = [path for method, path, _ in fake.asked if method == "POST"]
+        assert posted == [f"/live/actions/{name}" for name in ("flush_redis", "hold_lock", "kill_redis")]
+
+
+def test_without_the_key_nothing_is_pressed_and_the_page_says_why(opened: Any) -> None:
+    with faked("calm") as fake:
+        shown = opened(fake, address="")
+        shown.text("#faults-said").to_contain_text("This page was opened without the demo's key")
+        shown.page.get_by_role("button", name="Flush Redis").click()
+        shown.page.get_by_role("button", name="What is my name?").click()
+        shown.text("#chat-log .failed").to_contain_text("Open the address that the demo printed")
+        assert not [each for each in fake.asked if each[0] == "POST"]
+
+
+def test_what_is_typed_is_answered_and_the_answer_leads_to_its_turn(opened: Any) -> None:
+    with faked("calm") as fake:
+        shown = opened(fake)
+        shown.page.locator("#chat-text").fill("내 이름은 철수야")
+        shown.page.keyboard.press("Enter")
+        shown.text("#chat-log .agent").to_contain_text("You said: 내 이름은 철수야")
+        shown.page.get_by_role("button", name="Show this turn").click()
+        expect(shown.page.frame_locator("#turn-frame").locator("h1")).to_contain_text("Turn 0000")
+        shown.page.keyboard.press("Escape")
+        shown.page.get_by_role("button", name="New conversation").click()
+        shown.page.get_by_role("button", name="내 이름이 뭐라고 했지?").click()
+        shown.text("#chat-log .agent").to_contain_text("You said: 내 이름이")
+        threads = [body["thread"] for _, path, body in fake.asked if path == "/live/chat"]
+        assert len(set(threads)) == 2
+        assert all(re.fullmatch(r"you-[a-z]{6}", each) for each in threads)
+
+
+# ---- safety ---------------------------------------------------------------------------------------------
+
+
+def test_what_others_wrote_is_shown_as_text_and_never_runs(opened: Any) -> None:
+    with faked("hostile", beat=0.2) as fake:
+        shown = opened(fake)
+        for part in ("#call-rows tr", "#conversation-list li", "#event-list li", ".fault-group button"):
+            shown.text(part).to_be_visible()
+        for attack in HOSTILE[:4]:
+            expect(shown.page.locator("#conversation-list h3", has_text=attack).first).to_be_visible()
+        assert HOSTILE[0] in shown.page.locator(".fault-group").first.inner_text()
+        shown.page.locator("#conversation-list button:has-text('Its calls')").first.click()
+        shown.page.locator(".fault-group button").first.click()
+        shown.text("#faults-said").to_contain_text("was done")
+        shown.page.locator(".turns .turn button").first.click()
+        shown.text("#turn-title").to_contain_text("Turn")
+        assert shown.evaluate("window.owned") is None
+        assert shown.evaluate("document.querySelectorAll('img').length") == 1, "the page's own sign"
+        assert shown.evaluate("document.querySelectorAll('script').length") == 1
+        assert shown.evaluate("[...document.querySelectorAll('a[href^=javascript]')].length") == 0
+        assert shown.evaluate("({}).polluted") is None
+        assert shown.fits
+
+
+def test_the_browser_would_run_nothing_else_on_the_page(browser: Browser) -> None:
+    with faked("calm") as fake:
+        page = browser.new_page()
+        page.add_init_script(WATCH)
+        page.goto(fake.url)
+        with pytest.raises(Exception, match="TrustedHTML"):
+            page.evaluate("document.body.innerHTML = '<b>'")
+        sent = "fetch('http://127.0.0.1:1/').then(() => 'sent', () => 'refused')"
+        assert page.evaluate(sent) == "refused"
+        assert "connect-src" in page.evaluate("window.violations.join()")
+        page.close()
+
+
+def test_the_page_turns_no_string_into_markup_and_keeps_nothing_but_the_key_and_the_theme() -> None:
+    for file in PAGE.rglob("*.js"):
+        found = re.findall(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc",
+            file.read_text("utf-8"),
+        )
+        assert not found, f"{file.name}: {found}"
+    stored = {
+        name
+        for file in PAGE.glob("*.js")
+        for name in re.findall(r"Storage\.setItem\((\w+)", file.read_text("utf-8"))
+    }
+    assert stored == {"KEY", "THEME", "THREAD"}
+    assert not re.findall(r"\s(?:style|on\w+)=", (PAGE / "index.html").read_text("utf-8"))
+
+
+def test_it_works_wherever_the_app_is_mounted(opened: Any) -> None:
+    with faked("calm", prefix="/internal/glasspoint") as fake:
+        shown = opened(fake)
+        shown.text("#link").to_have_text("Live")
+        shown.page.get_by_role("button", name="Flush Redis").click()
+        shown.text("#faults-said").to_have_text("flush_redis was done.")
+        shown.page.locator(".turns .turn button").first.click()
+        expect(shown.page.frame_locator("#turn-frame").locator("h1")).to_be_visible()
+
+
+# ---- keyboard, widths, themes ----------------------------------------------------------------------------
+
+
+def test_everything_can_be_reached_with_the_keyboard(opened: Any) -> None:
+    with faked("calm") as fake:
+        shown = opened(fake)
+        shown.text(".turns .turn button").to_be_visible()
+        reached: list[str] = []
+        for _ in range(250):
+            shown.page.keyboard.press("Tab")
+            reached.append(
+                shown.evaluate(
+                    "(() => { const it = document.activeElement;"
+                    " return `${it.localName} ${it.id} ${it.textContent.slice(0, 40)}`; })()"
+                )
+            )
+            if "Pause calls" in reached[-1]:
+                break
+        everything = "\n".join(reached)
+        assert reached[0] == "a  Skip to the picture"
+        for part in (
+            "a  Over time",
+            "button pause",
+            "button theme",
+            "Breaker",
+            "input chat-text",
+            "Send",
+            "Flush Redis",
+            "Squeeze the pool",
+            "Turn 1",
+            "Its calls",
+            "input calls-filter",
+            "button calls-pause",
+        ):
+            assert part in everything, part
+
+
+@pytest.mark.parametrize("width", [320, 420, 760, 1280, 1920])
+@pytest.mark.parametrize("scenario", ["fault", "peers"])
+def test_it_fits_the_window_in_light_and_dark(width: int, scenario: Any, opened: Any) -> None:
+    papers = set()
+    with faked(scenario) as fake:
+        for scheme in ("light", "dark"):
+            shown = opened(fake, width=width, scheme=scheme)
+            shown.text("#call-rows tr").to_be_visible()
+            shown.text("#conversation-list .turn").to_be_visible()
+            assert shown.fits
+            papers.add(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
+            shown.page.locator("#theme").click()
+            shown.page.locator("#theme").click()
+            assert shown.evaluate("document.documentElement.dataset.theme") == "dark"
+            shown.evaluate("localStorage.clear()")
+    assert len(papers) == 2
+
+
+def test_text_has_enough_contrast_in_both_themes() -> None:
+    style = (PAGE / "page.css").read_text("utf-8")
+    pairs = dict(re.findall(r"--([\w-]+): light-dark\((#\w+, #\w+)\)", style))
+    colours = {name: [_luminance(each.strip()) for each in pair.split(",")] for name, pair in pairs.items()}
+    texts = {
+        "ink": ("paper", "card", "raised", "good-wash", "warning-wash", "failed-wash", "none-wash"),
+        "ink-soft": ("paper", "card", "raised"),
+        "good": ("card", "good-wash"),
+        "warning": ("card", "warning-wash"),
+        "failed": ("card", "raised", "failed-wash"),
+        "strong": ("card",),
+        "on-strong": ("strong",),
+    }
+    for text, grounds in texts.items():
+        for ground in grounds:
+            for theme in (0, 1):
+                light, dark = sorted((colours[text][theme], colours[ground][theme]), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground, theme)
+    for line in ("l1", "l2", "warm", "announced", "failed", "focus"):
+        for theme in (0, 1):
+            light, dark = sorted((colours[line][theme], colours["card"][theme]), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 3, (line, theme)
+
+
+def _luminance(colour: str) -> float:
+    red, green, blue = (
+        (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4)
+        for part in (int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5))
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+# ---- bounds ---------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_drawn_while_nobody_looks(opened: Any) -> None:
+    hide = """
+    window.hides = false;
+    Object.defineProperty(Document.prototype, "hidden", { get: () => window.hides });
+    """
+    with faked("calm", beat=0.1, rate=100) as fake:
+        shown = opened(fake, before=hide)
+        shown.text("#call-rows tr").to_be_visible()
+        shown.evaluate(
+            """() => {
+              window.hides = true;
+              document.dispatchEvent(new Event("visibilitychange"));
+              window.changes = 0;
+              window.observer = new MutationObserver((found) => { window.changes += found.length; });
+              const all = { subtree: true, childList: true, characterData: true, attributes: true };
+              window.observer.observe(document.querySelector("main"), all);
+            }"""
+        )
+        before = fake.sent
+        fake.wait_for(before + 40)
+        assert shown.evaluate("window.changes") <= 1, "no more than what was being drawn"
+        shown.evaluate(
+            "() => { window.hides = false; document.dispatchEvent(new Event('visibilitychange')); }"
+        )
+        shown.page.wait_for_function("window.changes > 10")
+
+
+def test_rows_and_points_are_bounded_however_long_it_runs(opened: Any) -> None:
+    with faked("calm", beat=0.02, rate=400) as fake:
+        shown = opened(fake)
+        fake.wait_for(fake.sent + 1500)
+        assert shown.evaluate("document.querySelectorAll('#call-rows tr').length") <= 100
+        assert shown.evaluate("document.querySelectorAll('#conversation-list > li').length") <= 50
+        assert shown.evaluate("document.querySelectorAll('*').length") < 4000
+        shown.text("#calls-said").to_contain_text("more were too many to show")
