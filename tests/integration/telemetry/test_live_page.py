@@ -110,7 +110,7 @@ def test_dots_run_along_the_edges_and_the_figures_change(opened: Any) -> None:
     """
     with faked("calm", beat=0.2) as fake:
         shown = opened(fake, before=count)
-        shown.page.wait_for_function("window.dots > 20")
+        shown.page.wait_for_function("() => window.dots > 20")
         before = shown.page.locator(".strip.writes .big b").inner_text()
         shown.text(".strip.writes .big b").not_to_have_text(before)
 
@@ -536,7 +536,7 @@ def test_nothing_is_drawn_while_nobody_looks(opened: Any) -> None:
         shown.evaluate(
             "() => { window.hides = false; document.dispatchEvent(new Event('visibilitychange')); }"
         )
-        shown.page.wait_for_function("window.changes > 10")
+        shown.page.wait_for_function("() => window.changes > 10")
 
 
 def test_rows_and_points_are_bounded_however_long_it_runs(opened: Any) -> None:

@@ -74,7 +74,9 @@ class Processes:
             f"process {pid}": self._windows[pid].add(read_registry(nothing, source=found[pid]))
             for pid in shown
         }
-        self._each = {name: Figures.of(each).as_dict() for name, each in changes.items()}
+        figures = {name: Figures.of(each).as_dict() for name, each in changes.items()}
+        # Others without savers are not shown: a master that has forked the workers, for example.
+        self._each = {name: each for name, each in figures.items() if name == HERE or each["savers"]}
 
     def here(self) -> dict[str, Any] | None:
         """Return the figures of this process; `None` if nothing was read yet."""
