@@ -372,10 +372,11 @@ async def run_live(plan: Plan, seed: int, postgres_url: str, redis_url: str) -> 
     """Measure the live page, and print it."""
     load = os.getloadavg()[0]
     figure = await measure_live(postgres_url, redis_url, rounds=plan.rounds, hits=plan.hits, seed=seed)
-    print(
-        f"{plan.rounds} rounds of {plan.hits} hits of each, {figure.hits_a_second:.0f} hits a second; load"
-        f" average {load:.1f} before, {os.getloadavg()[0]:.1f} after"
+    told = (
+        f"{plan.rounds} rounds of {plan.hits} hits of each, {figure.hits_a_second:.0f} hits a second; load "
+        f"average {load:.1f} before, {os.getloadavg()[0]:.1f} after"
     )
+    print(textwrap.fill(told, 80))
     _print(live_table_of(figure))
     return asdict(figure)
 
