@@ -76,9 +76,9 @@ def _has_data(name: str, promql: str) -> bool:
 
 @pytest.mark.parametrize("asked", ASKED, ids=lambda each: f"{each.board}: {each.panel} {each.ref_id}")
 def test_a_panel_has_an_answer(observed: Prometheus, asked: queries.Expression) -> None:
-    series = observed.query(asked.text)
+    # An exporter may have missed the last scrape, if the machine is busy.
+    series = observed.wait_for(asked.text) if asked.has_data else observed.query(asked.text)
     sys.stdout.write(f"{asked.board}: {asked.panel} {asked.ref_id}: {len(series)} series\n")
-    assert series or not asked.has_data
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule[0])

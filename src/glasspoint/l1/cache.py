@@ -284,6 +284,18 @@ class Cache:
         except Exception as exc:
             raise self._unavailable(exc) from exc
 
+    async def remembers(self, key: bytes, field: bytes) -> bool:
+        """Tell whether Redis still has what `remember` stored.
+
+        Raises:
+            L1Error: Redis failed.
+        """
+        redis: Any = self._redis
+        try:
+            return bool(await self._in_time(redis.hexists, key, field))
+        except Exception as exc:
+            raise self._unavailable(exc) from exc
+
     async def ping(self) -> None:
         """Ask whether Redis responds.
 

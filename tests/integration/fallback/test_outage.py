@@ -46,7 +46,7 @@ from glasspoint.model.lineage import SET_ASIDE, UNKNOWN_TIME, SetAside
 from glasspoint.model.scope import Scope
 from places import DOCS
 from states import config_of, numbered_id, open_upstream, value_of
-from steps import Thread, another_process, drain, readyz, settled, until
+from steps import Thread, another_process, drain, keys_in, readyz, settled, until
 
 KEY = "a key that Redis does not know"
 
@@ -130,6 +130,31 @@ async def test_a_hot_conversation_goes_on_through_an_outage(
         assert await said(upstream, "42") == [*TURNS, "during"]
         steps = [each.metadata["step"] async for each in upstream.alist(config_of("42"))]
     assert steps == list(range(3 * 6 - 2, -2, -1)), "each checkpoint once, none is missing"
+
+
+async def test_a_conversation_that_warmed_up_again_after_a_flush_goes_on_through_an_outage(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
+) -> None:
+    """What tells the keys of the cached states was flushed, too: it is stored again at the next look."""
+
+    def hits() -> float:
+        return value_of(registry, "glasspoint_l1_reads_total", {"saver": "default", "result": "hit"}) or 0.0
+
+    url = own_postgres.create_database("test")
+    async with pod(url, own_redis.url, registry) as saver:
+        for text in TURNS:
+            await say(saver, "42", text)
+        async with Redis.from_url(own_redis.url) as redis:
+            await until(lambda: keys_in(redis, "*:last-used:*"))
+            await redis.flushall()
+            before = hits()
+            while hits() == before:  # one reader at a time, who never waits for what it has warmed up
+                assert await said(saver, "42") == TURNS
+            await until(lambda: keys_in(redis, "*:last-used:*"))
+        own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        assert saver.tier == "redis"
+        assert await said(saver, "42") == TURNS
 
 
 async def test_what_does_not_go_on_from_the_history_is_set_aside(

@@ -189,12 +189,32 @@ async def test_beginning_alone_takes_the_lease_away(cache: Cache, redis: Redis) 
     assert await cache.warm_up(SCOPE, lease, before) == "overtaken"
 
 
-async def test_only_the_last_of_several_readers_may_warm_up(cache: Cache, redis: Redis) -> None:
+async def test_the_first_of_several_readers_warms_up(cache: Cache, redis: Redis) -> None:
+    """They share a lease. If the last reader had it alone, one that reads again at once would never store."""
+    await put(cache, 1)
+    before = await stored(redis)
+    await redis.flushdb()
+    leases = [await lease_of(cache) for _ in range(3)]
+    results = [await cache.warm_up(SCOPE, lease, before) for lease in leases]
+    assert results == ["stored", "not_first", "not_first"]
+
+
+async def test_a_write_takes_the_lease_from_all_readers(cache: Cache, redis: Redis) -> None:
     await put(cache, 1)
     before = await stored(redis)
     await redis.flushdb()
     leases = [await lease_of(cache) for _ in range(2)]
-    assert [await cache.warm_up(SCOPE, lease, before) for lease in leases] == ["not_first", "stored"]
+    await cache.abort(await cache.begin(SCOPE))
+    assert await lease_of(cache) not in leases
+    assert [await cache.warm_up(SCOPE, lease, before) for lease in leases] == ["not_first", "not_first"]
+
+
+async def test_a_lease_lives_no_longer_because_others_share_it(cache: Cache, redis: Redis) -> None:
+    await lease_of(cache)
+    [key] = await redis.keys()
+    await redis.pexpire(key, 5_000)
+    await lease_of(cache)
+    assert await redis.pttl(key) <= 5_000
 
 
 @pytest.mark.parametrize("ends_first", ["first", "second"])

@@ -93,7 +93,7 @@ async def test_a_read_is_answered_before_its_warm_up(cold: Cold) -> None:
     await warmed_up(cold.saver)
     assert await thread.turn(cold.saver) == 1
     assert cold.reads == {"miss": 2, "hit": 1}
-    assert cold.warm_ups == {"stored": 1, "not_first": 1}, "the second read took the first one's lease"
+    assert cold.warm_ups == {"stored": 1, "not_first": 1}, "the second read shares the first one's lease"
 
 
 async def test_a_write_that_comes_before_the_warm_up_wins(cold: Cold) -> None:

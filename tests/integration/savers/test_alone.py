@@ -1192,6 +1192,7 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
         if "create_task(" in line and "``" not in line
     }
     awaited = {
+        ("telemetry/live/asgi.py", "gone = asyncio.create_task(_until_gone(receive))"),
         (
             "savers/bursts.py",
             "burst = Burst(scope, _new_id(), asyncio.create_task(begin()), monotonic(), after)",

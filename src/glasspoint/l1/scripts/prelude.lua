@@ -110,11 +110,13 @@ end
 -- What READ does: see there. It is also what a burst's own reader asks for, together with COMMIT.
 local function read_entry(token, wanted, ttl, lease_ttl)
   local fields = redis.call('HGETALL', KEY)
-  local id, now, expired = nil, nil, false
+  local id, lease, now, expired = nil, nil, nil, false
   for i = 1, #fields, 2 do
     local field = fields[i]
     if field == 'id' then
       id = fields[i + 1]
+    elseif field == 'lease' then
+      lease = fields[i + 1]
     elseif is_intent(field) then
       now = now or now_ms()
       if parse_intent(fields[i + 1]) > now then return {2} end
@@ -123,7 +125,7 @@ local function read_entry(token, wanted, ttl, lease_ttl)
   end
   if expired then
     discard()
-    id = nil
+    id, lease = nil, nil
   end
   if id then
     if wanted ~= '' and wanted ~= id then return {3} end
@@ -131,8 +133,10 @@ local function read_entry(token, wanted, ttl, lease_ttl)
     return {1, fields}
   end
   if wanted ~= '' then return {0} end
-  local lease = unique(token)
-  redis.call('HSET', KEY, 'lease', lease)
-  redis.call('PEXPIRE', KEY, lease_ttl)
+  if not lease then
+    lease = unique(token)
+    redis.call('HSET', KEY, 'lease', lease)
+    redis.call('PEXPIRE', KEY, lease_ttl)
+  end
   return {0, lease}
 end
