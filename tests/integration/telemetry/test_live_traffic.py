@@ -207,8 +207,10 @@ def test_a_button_breaks_redis_and_the_page_tells_the_fall_and_the_recovery(
         kinds = page.locator("#event-list .event b").all_inner_texts()
         assert kinds[-1] == "Saver"
         assert {"Fault", "Breaker", "Epoch"} <= set(kinds)
-        order = [kinds[::-1].index(kind) for kind in ("Saver", "Fault", "Breaker", "Epoch")]
-        assert order == sorted(order)
+        first = kinds[::-1].index
+    # The line of a button comes when it has done its work: the breaker may have noticed before.
+    assert first("Saver") < min(first("Fault"), first("Breaker"))
+    assert max(first("Fault"), first("Breaker")) < first("Epoch")
 
 
 def test_hostile_names_are_text_on_the_page_and_in_its_turns(

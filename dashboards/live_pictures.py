@@ -1,0 +1,83 @@
+"""`python -m dashboards.live_pictures`: what the live page looks like, from the demo in a real Chromium.
+
+It plays the demo, waits for its story, and takes pictures of the page: calm, on a narrow screen, and after
+PostgreSQL was stopped. It needs what the tests need: playwright, and a Chromium.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+
+_NARROW, _WIDE = {"width": 420, "height": 900}, {"width": 1280, "height": 860}
+_SEEN_MS = 40_000
+_PATIENT_MS = 180_000
+
+
+def main() -> None:
+    """Take the pictures."""
+    PICTURES.mkdir(exist_ok=True)
+    with _demo() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=_chromium(), args=["--no-sandbox"])
+        page = _opened(browser, url, "dark", **_WIDE)
+        page.get_by_text("The name was remembered in all").first.wait_for(timeout=_PATIENT_MS)
+        page.wait_for_timeout(_SEEN_MS)  # so that the charts show something
+        _take(page, "live.png")
+        narrow = _opened(browser, url, "light", **_NARROW)
+        narrow.wait_for_timeout(5_000)
+        _take(narrow, "live-narrow.png")
+        page.get_by_role("button", name=re.compile("^Stop PostgreSQL")).click()
+        page.get_by_text("PostgreSQL is away.").first.wait_for(timeout=_PATIENT_MS)
+        page.wait_for_timeout(8_000)
+        page.evaluate("scrollTo(0, 0)")
+        _take(page, "live-fault.png")
+        browser.close()
+
+
+@contextmanager
+def _demo() -> Iterator[str]:
+    """Play the demo, and yield the address of its page."""
+    argv = [sys.executable, "-u", "-m", "glasspoint", "demo", "--port", "0"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        try:
+            for line in demo.stdout:
+                if found := re.search(r"http://\S+/live#token=\S+", line):
+                    yield found[0]
+                    break
+        finally:
+            demo.terminate()
+            demo.stdout.read()
+
+
+def _chromium() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def _opened(browser: Browser, url: str, scheme: str, *, width: int, height: int) -> Page:
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    page = context.new_page()
+    page.goto(url)
+    return page
+
+
+def _take(page: Page, name: str) -> None:
+    file = PICTURES / name
+    page.screenshot(path=file)
+    with Image.open(file) as image:  # a third of the size
+        image.convert("RGB").quantize(128).save(file, optimize=True)
+    sys.stdout.write(f"{name}: {file.stat().st_size // 1000} kB\n")
+
+
+if __name__ == "__main__":
+    main()
