@@ -57,7 +57,6 @@ _SAY_SEEN_SECONDS = 60.0
 # How often a process stores the identity in use in Redis, if it is still there, and how long it is kept.
 _SAY_LAST_USED_SECONDS = 30.0
 _LAST_USED_TTL_SECONDS = 7 * 86400
-_RECORD = b"record"
 
 # How long missing tables are not logged: `setup` may be about to create them.
 _SETUP_TAKES_SECONDS = 5.0
@@ -376,14 +375,14 @@ class IdentityKeeper:
         identity, now = self._identity, monotonic()
         if self._last_used is None or identity is None:
             return
-        said, key = self._said_last_used, self._last_used.key
+        said, key, field = self._said_last_used, self._last_used.key, self._last_used.field
         is_recent = said is not None and said[0] == identity and now - said[1] < _SAY_LAST_USED_SECONDS
         try:
-            if is_recent and await self._cache.remembers(key, _RECORD):
+            if is_recent and await self._cache.remembers(key, field):
                 return
             # Somebody may have flushed Redis, and the cache has warmed up again since.
             record = self._last_used.pack(identity)
-            await self._cache.remember(key, _RECORD, record, seconds=_LAST_USED_TTL_SECONDS)
+            await self._cache.remember(key, field, record, seconds=_LAST_USED_TTL_SECONDS)
         except L1Error as exc:
             _log.debug("what is in use was not written down in Redis (%s)", type(exc).__name__)
         else:

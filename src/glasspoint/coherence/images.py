@@ -136,14 +136,14 @@ class Images:
 
     async def _look(self, epoch: Epoch, scope: Scope) -> Any:
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hget(self._last_used.key, b"record")
+            pipe.hget(self._last_used.key, self._last_used.field)
             pipe.evalsha(epoch.shas["peek"], 1, epoch.key(scope))
             return await pipe.execute(raise_on_error=False)
 
     async def _meet(self) -> Epoch | None:
         """Read the record, and ask Redis for its reign."""
         try:
-            record = await self._asked(lambda: self._redis.hget(self._last_used.key, b"record"))
+            record = await self._asked(lambda: self._redis.hget(self._last_used.key, self._last_used.field))
             self._record = record
             self._epochs.identify(None if record is None else self._last_used.unpack(record))
             await self._asked(self._epochs.meet)

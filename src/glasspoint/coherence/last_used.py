@@ -52,7 +52,9 @@ class LastUsed:
                 key does.
         """
         self.key = f"{quote(key_prefix, safe='')}:last-used:{_FORMAT}:{target_id}".encode()
-        """The key in Redis of a hash with one field, `record`."""
+        """The key in Redis of a hash with one field."""
+        self.field = b"record"
+        """That field."""
         self._pad_key = hmac.digest(secret, b"glasspoint.last-used.pad", "sha256")
         self._signing_key = signing_key
         self._signer = Signer(hmac.digest(secret, b"glasspoint.last-used.signature", "sha256"), target_id).of(

@@ -1549,21 +1549,31 @@ async def test_a_run_of_a_known_thread_goes_on_in_memory_also_if_unknown_threads
         assert await said(saver, "42") == ["before", "during"]
 
 
+@asynccontextmanager
+async def in_memory_with_a_thread_in_redis(
+    postgres: EmbeddedPostgres, redis_server: EmbeddedRedis
+) -> AsyncIterator[tuple[str, FallbackSaver]]:
+    """A process in the tier `memory`, whose servers are back. A closed process has left a thread in Redis.
+    Yields the URL of the database, and the process."""
+    url = postgres.create_database("test")
+    redis_server.stop()
+    redis_server.start("--appendonly", "yes", "--appendfsync", "always")
+    postgres.stop()
+    async with pod(url, redis_server.url) as closed:
+        await say(closed, "42", "in redis")
+    redis_server.kill()
+    async with pod(url, redis_server.url, probe_interval=1000) as saver:
+        assert saver.tier == "memory"
+        redis_server.start("--appendonly", "yes", "--appendfsync", "always")
+        postgres.start()
+        yield url, saver
+
+
 async def test_what_a_closed_process_has_left_in_a_tier_that_was_passed_by_is_drained(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
     """Not a minute later: nobody works in Redis any more."""
-    url = own_postgres.create_database("test")
-    own_redis.stop()
-    own_redis.start("--appendonly", "yes", "--appendfsync", "always")
-    own_postgres.stop()
-    async with pod(url, own_redis.url) as closed:
-        await say(closed, "42", "in redis")
-    own_redis.kill()
-    async with pod(url, own_redis.url, probe_interval=1000) as saver:
-        assert saver.tier == "memory"
-        own_redis.start("--appendonly", "yes", "--appendfsync", "always")
-        own_postgres.start()
+    async with in_memory_with_a_thread_in_redis(own_postgres, own_redis) as (url, saver):
         await saver._chain._rise()
         assert saver.tier == "cached"
         assert await threads_in(url) == ["42"]
@@ -1572,17 +1582,7 @@ async def test_what_a_closed_process_has_left_in_a_tier_that_was_passed_by_is_dr
 async def test_a_call_that_waits_while_a_tier_is_passed_by_sees_what_stands_there(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = own_postgres.create_database("test")
-    own_redis.stop()
-    own_redis.start("--appendonly", "yes", "--appendfsync", "always")
-    own_postgres.stop()
-    async with pod(url, own_redis.url) as closed:
-        await say(closed, "42", "in redis")
-    own_redis.kill()
-    async with pod(url, own_redis.url, probe_interval=1000) as saver:
-        assert saver.tier == "memory"
-        own_redis.start("--appendonly", "yes", "--appendfsync", "always")
-        own_postgres.start()
+    async with in_memory_with_a_thread_in_redis(own_postgres, own_redis) as (_, saver):
         bring_up = saver._chain._bring_up
 
         async def and_switch(*args: Any) -> None:

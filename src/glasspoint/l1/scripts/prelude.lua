@@ -133,6 +133,7 @@ local function read_entry(token, wanted, ttl, lease_ttl)
     return {1, fields}
   end
   if wanted ~= '' then return {0} end
+  -- Readers share a lease. If a reader took it from the one before, a reader in a loop would never store.
   if not lease then
     lease = unique(token)
     redis.call('HSET', KEY, 'lease', lease)

@@ -2,7 +2,7 @@
 --
 -- ARGV  1 lease  2 entry TTL, ms  then pairs (field, value): id, head, c:…, w:…
 -- returns 1 stored, 0 overtaken: a write came between, or Redis has lost the entry, 2 not the first: another
---         reader has the lease now, or has stored the same image
+--         reader has stored the same image, or has a lease that was given later
 -- guards  Fresh: BEGIN takes the lease away, so the lease still being here says that no write has begun
 --         since this reader looked at L2. Eviction takes the lease too.
 local lease = redis.call('HGET', KEY, 'lease')

@@ -39,65 +39,21 @@ function wide(width) {
     l1,
     l2,
     lanes: {
-      read: {
-        points: [
-          [left, ask],
-          [l1.x, ask],
-        ],
-        label: [left + 14, ask - 16, "start"],
-      },
-      hit: {
-        points: [
-          [l1.x, back],
-          [left, back],
-        ],
-        label: [left + 14, back + 21, "start"],
-      },
-      miss: {
-        points: [
-          [l1.x + l1.w, ask],
-          [right, ask],
-        ],
-        label: [l1.x + l1.w + 14, ask - 16, "start"],
-      },
-      warm: {
-        points: [
-          [right, back],
-          [l1.x + l1.w, back],
-        ],
-        label: [l1.x + l1.w + 14, back + 21, "start"],
-      },
-      answer: {
-        points: [
-          [right, answer],
-          [left, answer],
-        ],
-        label: [left + 14, answer + 19, "start"],
-      },
-      write: {
-        points: [
-          [left, write],
-          [middle, write],
-        ],
-        label: [left + 14, write + 19, "start"],
-        bare: true,
-      },
-      onward: {
-        points: [
-          [middle, write],
-          [right, write],
-        ],
-        label: [middle, write, "start"],
-      },
-      announce: {
-        points: [
-          [middle, write],
-          [middle, l1.y + l1.h],
-        ],
-        label: [middle + 12, write - 34, "start"],
-      },
+      read: lane([left, ask], [l1.x, ask], [left + 14, ask - 16, "start"]),
+      hit: lane([l1.x, back], [left, back], [left + 14, back + 21, "start"]),
+      miss: lane([l1.x + l1.w, ask], [right, ask], [l1.x + l1.w + 14, ask - 16, "start"]),
+      warm: lane([right, back], [l1.x + l1.w, back], [l1.x + l1.w + 14, back + 21, "start"]),
+      answer: lane([right, answer], [left, answer], [left + 14, answer + 19, "start"]),
+      write: { ...lane([left, write], [middle, write], [left + 14, write + 19, "start"]), bare: true },
+      onward: lane([middle, write], [right, write], [middle, write, "start"]),
+      announce: lane([middle, write], [middle, l1.y + l1.h], [middle + 12, write - 34, "start"]),
     },
   };
+}
+
+// A way between two points, and where its figures stand: x, y and the side of the text.
+function lane(from, to, label) {
+  return { points: [from, to], label };
 }
 
 function tall(width) {
@@ -115,63 +71,14 @@ function tall(width) {
     l1,
     l2,
     lanes: {
-      read: {
-        points: [
-          [ask, under],
-          [ask, l1.y],
-        ],
-        label: [ask + 10, under + 46, "start"],
-      },
-      hit: {
-        points: [
-          [back, l1.y],
-          [back, under],
-        ],
-        label: [back + 10, under + 46, "start"],
-      },
-      miss: {
-        points: [
-          [ask, below],
-          [ask, l2.y],
-        ],
-        label: [ask + 10, below + 46, "start"],
-      },
-      warm: {
-        points: [
-          [back, l2.y],
-          [back, below],
-        ],
-        label: [back + 10, below + 46, "start"],
-      },
-      answer: {
-        points: [
-          [answer, l2.y],
-          [answer, under],
-        ],
-        label: [answer + 7, under + 46, "start"],
-      },
-      write: {
-        points: [
-          [write, under],
-          [write, crossing],
-        ],
-        label: [write - 9, below + 46, "end"],
-        bare: true,
-      },
-      onward: {
-        points: [
-          [write, crossing],
-          [write, l2.y],
-        ],
-        label: [write, crossing, "end"],
-      },
-      announce: {
-        points: [
-          [write, crossing],
-          [l1.x + l1.w, crossing],
-        ],
-        label: [write - 9, crossing + 18, "end"],
-      },
+      read: lane([ask, under], [ask, l1.y], [ask + 10, under + 46, "start"]),
+      hit: lane([back, l1.y], [back, under], [back + 10, under + 46, "start"]),
+      miss: lane([ask, below], [ask, l2.y], [ask + 10, below + 46, "start"]),
+      warm: lane([back, l2.y], [back, below], [back + 10, below + 46, "start"]),
+      answer: lane([answer, l2.y], [answer, under], [answer + 7, under + 46, "start"]),
+      write: { ...lane([write, under], [write, crossing], [write - 9, below + 46, "end"]), bare: true },
+      onward: lane([write, crossing], [write, l2.y], [write, crossing, "end"]),
+      announce: lane([write, crossing], [l1.x + l1.w, crossing], [write - 9, crossing + 18, "end"]),
     },
   };
 }
