@@ -353,7 +353,7 @@ METRICS: dict[str, Metric] = {
             "counter",
             ("to",),
             "Times that L1 (Redis) was left alone, probed and asked again.",
-            "how often, and do the probes get through",
+            "how many outages, and do the probes get through",
             (
                 Query(
                     "How often was it left alone?",
