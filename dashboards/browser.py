@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,10 @@ from playwright.sync_api import sync_playwright
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
 
-__all__ = ["CHROMIUM", "launched", "take"]
+__all__ = ["CHROMIUM", "launched"]
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 """The program; `None`: none is installed, and Playwright looks for a browser of its own."""
@@ -33,13 +31,3 @@ def launched(*arguments: str) -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
         yield browser
         browser.close()
-
-
-def take(page: Page, file: Path) -> None:
-    """Take a picture of what is in sight, and say how large it is."""
-    from PIL import Image
-
-    page.screenshot(path=file)
-    with Image.open(file) as image:  # a third of the size
-        image.convert("RGB").quantize(128).save(file, optimize=True)
-    sys.stdout.write(f"{file.name}: {file.stat().st_size // 1000} kB\n")

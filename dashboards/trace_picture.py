@@ -19,7 +19,8 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
 from prometheus_client import CollectorRegistry
 
-from dashboards.browser import launched, take
+from dashboards.browser import launched
+from dashboards.live_pictures import take
 from glasspoint import CachedPostgresSaver, configure_telemetry, conversation_turn, create_telemetry
 from glasspoint.demo.telemetry import SpanFile
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis

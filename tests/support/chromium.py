@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser
 
+CHROMIUM = browser.CHROMIUM
+
 WATCH = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", (event) => {

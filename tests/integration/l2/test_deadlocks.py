@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import psycopg
@@ -84,7 +85,7 @@ async def test_writes_in_opposite_orders_are_no_deadlock(tables: str) -> None:
     special = [(channel, channel) for channel in ("__error__", "__interrupt__", "__resume__")]
     writes = codec.encode_writes(JsonPlusSerializer(), special, "task", "", last_wins=True)
 
-    async def store(conn: Connection, given: Sequence[EncodedWrite]) -> None:
+    async def store(conn: Connection, given: list[EncodedWrite]) -> None:
         statement, params = writes_statement([PendingWrites(SCOPES[0], "1ef", given)], upsert=True)
         await conn.cursor(binary=True).execute(cast("Any", statement), params)
 
@@ -96,7 +97,7 @@ async def test_writes_in_opposite_orders_are_no_deadlock(tables: str) -> None:
             await third.execute("SELECT FROM checkpoint_writes WHERE idx = %s FOR UPDATE", (writes[0].idx,))
             for number, (conn, given) in enumerate(((one, writes), (other, writes[::-1])), 1):
                 under_way.append(asyncio.ensure_future(store(conn, given)))
-                await until(lambda expected=number: is_waiting(third, expected))
+                await until(partial(is_waiting, third, number))
         await asyncio.gather(*under_way)
 
 
