@@ -22,7 +22,7 @@ from dashboards.boards.colours import BAD, GOOD, NEUTRAL, WARNING
 from dashboards.boards.common import CARRIED, UIDS
 from dashboards.boards.promql import METRIC_LABELS, metric
 from dashboards.objectives import OBJECTIVES
-from dashboards.queries import FOLDER, boards, expressions, panels, variables_of
+from dashboards.queries import FOLDER, boards, choices_of, expressions, panels, variables_of
 from dashboards.rules import RECORDING, rules
 from dashboards.shown import shown
 from glasspoint.telemetry.catalogue import METRICS, SPANS
@@ -521,6 +521,15 @@ def test_all_means_everything() -> None:
             for each in board["templating"]["list"]
             if each["type"] == "query"
         )
+
+
+def test_only_the_databases_of_savers_are_offered() -> None:
+    """A server has template databases, and those of other applications."""
+    asked, label = choices_of(BOARDS["saturation"])["database"]
+    assert (asked, label) == (metric("info"), "database")
+    of_databases = [each.text for each in PROMQL if "datname" in each.text or "pg_database_size" in each.text]
+    assert of_databases
+    assert all('datname=~".+"' in text for text in of_databases)
 
 
 def test_the_alerts_know_the_same_objectives() -> None:
