@@ -46,7 +46,7 @@ help:
 	@echo '                WHAT=memory|outage|prune|telemetry|triggers|bursts|'
 	@echo '                     scaling|signing|live: one benchmark of benchmarks/'
 	@echo 'make generate   the tables of docs/telemetry.md and dashboards/grafana/*.json'
-	@echo '                WHAT=pictures: docs/pictures/*.png, in four minutes'
+	@echo '                WHAT=pictures: the pictures of the boards, in four minutes'
 	@echo 'make observe    the observability stack without Docker, until Ctrl-C'
 	@echo 'make site       docs/ and the API reference, in site/; a warning is an error'
 	@echo 'make wheel      the wheel in clean environments, lowest and newest versions'

@@ -22,7 +22,6 @@ import json
 import multiprocessing
 import random
 import secrets
-import shutil
 import statistics
 import sys
 from contextlib import suppress
@@ -220,13 +219,12 @@ def _actions(postgres: EmbeddedPostgres, redis: EmbeddedRedis) -> list[Action]:
 
 
 def _watch(url: str, pid: int, minutes: float, viewers: int) -> dict[str, Any]:
-    from playwright.sync_api import sync_playwright
+    sys.path.append(str(Path(__file__).parents[1]))  # a script finds the modules of its own folder only
+    from dashboards.browser import launched
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     process = psutil.Process(pid)
     measured: list[dict[str, float]] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with launched() as browser:
         pages = [browser.new_page(viewport={"width": 1280, "height": 900}) for _ in range(viewers)]
         for page in pages:
             page.goto(url)
@@ -256,7 +254,6 @@ def _watch(url: str, pid: int, minutes: float, viewers: int) -> dict[str, Any]:
             )
             print(_line(measured[-1]), flush=True)
         said = page.locator("#headline").inner_text()
-        browser.close()
     return {"measured": measured, "headline": said, "viewers": viewers, "minutes": minutes}
 
 

@@ -7,7 +7,6 @@ PostgreSQL was stopped. It needs what the tests need: playwright, and a Chromium
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
+
+from dashboards.browser import launched
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
@@ -27,21 +28,27 @@ _PATIENT_MS = 180_000
 def main() -> None:
     """Take the pictures."""
     PICTURES.mkdir(exist_ok=True)
-    with _demo() as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_chromium(), args=["--no-sandbox"])
+    with _demo() as url, launched() as browser:
         page = _opened(browser, url, "dark", **_WIDE)
         page.get_by_text("The name was remembered in all").first.wait_for(timeout=_PATIENT_MS)
         page.wait_for_timeout(_SEEN_MS)  # so that the charts show something
-        _take(page, "live.png")
+        take(page, PICTURES / "live.png")
         narrow = _opened(browser, url, "light", **_NARROW)
         narrow.wait_for_timeout(5_000)
-        _take(narrow, "live-narrow.png")
+        take(narrow, PICTURES / "live-narrow.png")
         page.get_by_role("button", name=re.compile("^Stop PostgreSQL")).click()
         page.get_by_text("PostgreSQL is away.").first.wait_for(timeout=_PATIENT_MS)
         page.wait_for_timeout(8_000)
         page.evaluate("scrollTo(0, 0)")
-        _take(page, "live-fault.png")
-        browser.close()
+        take(page, PICTURES / "live-fault.png")
+
+
+def take(page: Page, file: Path) -> None:
+    """Take a picture of what is in sight, and say how large it is."""
+    page.screenshot(path=file)
+    with Image.open(file) as image:  # a third of the size
+        image.convert("RGB").quantize(128).save(file, optimize=True)
+    sys.stdout.write(f"{file.name}: {file.stat().st_size // 1000} kB\n")
 
 
 @contextmanager
@@ -60,23 +67,11 @@ def _demo() -> Iterator[str]:
             demo.stdout.read()
 
 
-def _chromium() -> str | None:
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
 def _opened(browser: Browser, url: str, scheme: str, *, width: int, height: int) -> Page:
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
     page = context.new_page()
     page.goto(url)
     return page
-
-
-def _take(page: Page, name: str) -> None:
-    file = PICTURES / name
-    page.screenshot(path=file)
-    with Image.open(file) as image:  # a third of the size
-        image.convert("RGB").quantize(128).save(file, optimize=True)
-    sys.stdout.write(f"{name}: {file.stat().st_size // 1000} kB\n")
 
 
 if __name__ == "__main__":

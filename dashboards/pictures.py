@@ -26,7 +26,8 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from dashboards.observe import Backing
-from dashboards.queries import BUILT_IN, boards, replaced, variables_of
+from dashboards.queries import BUILT_IN, boards, choices_of, replaced, variables_of
+from dashboards.shown import shown
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
@@ -109,6 +110,9 @@ class _Asking:
             "__interval": interval,
             "__range": f"{int(self.end - self.start)}s",
         }
+        for name, (selector, label) in choices_of(board).items():
+            listed = self.now(f"group by ({label}) ({selector})")
+            self._values[name] = "|".join(series["metric"][label] for series in listed)
 
     def substituted(self, text: str) -> str:
         """Put values in the place of Grafana's variables."""
@@ -219,18 +223,17 @@ def _states(
     figure: Figure | SubFigure, box: list[float], panel: dict[str, Any], targets: list[Any], asking: _Asking
 ) -> int:
     axes = figure.add_axes(box, facecolor=PANEL)  # type: ignore[call-overload]
-    defaults = panel.get("fieldConfig", {}).get("defaults", {})
     rows = [
         (_legend(t, series["metric"]), series["values"])
         for t in targets
         for series in asking.range(t["expr"])
     ]
-    for y, (_, values) in enumerate(rows):
+    for y, (name, values) in enumerate(rows):
         for time_, value in values:
-            text, colour = _mapped(float(value), defaults)
+            text, colour = _mapped(panel, name, float(value))
             axes.barh(y, asking.step, left=time_, color=colour, height=0.7, linewidth=0)
         if values:
-            text, _ = _mapped(float(values[-1][1]), defaults)
+            text, _ = _mapped(panel, name, float(values[-1][1]))
             axes.text(values[len(values) // 2][0], y, text, color=PAGE, fontsize=7, ha="center", va="center")
     axes.set_xlim(asking.start, asking.end)
     axes.set_xticks([])
@@ -242,48 +245,41 @@ def _states(
 
 
 def _values(frame: Any, panel: dict[str, Any], targets: list[Any], asking: _Asking, kind: str) -> int:
-    defaults = panel.get("fieldConfig", {}).get("defaults", {})
-    shown: list[tuple[str, float]] = []
+    found: list[tuple[str, float]] = []
     for target in targets:
         for series in asking.now(target["expr"]):
             is_table = kind == "table"
             name = ", ".join(_told(series["metric"])) if is_table else _legend(target, series["metric"])
-            shown.append((name, float(series["value"][1])))
-    if not shown:
+            found.append((name, float(series["value"][1])))
+    if not found:
         frame.text(0.5, 0.45, "no data", transform=frame.transAxes, color=DIM, ha="center", fontsize=8)
-    if kind == "stat" and len(shown) <= 4:
-        for index, (name, value) in enumerate(shown):
-            x = (index + 0.5) / len(shown)
-            text, colour = _mapped(value, defaults)
+    if kind == "stat" and len(found) <= 4:
+        for index, (name, value) in enumerate(found):
+            x = (index + 0.5) / len(found)
+            text, colour = _mapped(panel, name, value)
             frame.text(x, 0.46, text, transform=frame.transAxes, color=colour, ha="center", va="center",
-                       fontsize=max(9, 17 - 2 * len(shown)), weight="bold")  # fmt: skip
-            if len(shown) > 1:
+                       fontsize=max(9, 17 - 2 * len(found)), weight="bold")  # fmt: skip
+            if len(found) > 1:
                 frame.text(x, 0.14, name[:18], transform=frame.transAxes, color=DIM, ha="center", fontsize=6)
-        return len(shown)
-    lines = min(len(shown), 9)
-    for index, (name, value) in enumerate(shown[:lines]):
+        return len(found)
+    lines = min(len(found), 9)
+    for index, (name, value) in enumerate(found[:lines]):
         y = 0.78 - index * 0.7 / max(lines, 5)
-        text, colour = _mapped(value, defaults)
+        text, colour = _mapped(panel, name, value)
         frame.text(0.03, y, name[:120], transform=frame.transAxes, color=INK, fontsize=6.5, va="center")
         frame.text(0.97, y, text, transform=frame.transAxes, color=colour, fontsize=6.5, va="center",
                    ha="right")  # fmt: skip
-    return len(shown)
+    return len(found)
 
 
 def _told(labels: dict[str, str]) -> Iterator[str]:
     return (f"{name} {value}" for name, value in labels.items() if name != "__name__" and value)
 
 
-def _mapped(value: float, defaults: dict[str, Any]) -> tuple[str, str]:
-    for mapping in defaults.get("mappings", []):
-        options = mapping.get("options", {})
-        if mapping.get("type") == "value" and (found := options.get(f"{value:g}")):
-            return found.get("text", f"{value:g}"), found["color"]
-    colour = INK
-    for step in defaults.get("thresholds", {}).get("steps", []):
-        if step.get("value") is None or value >= step["value"]:
-            colour = step["color"]
-    return in_unit(value, defaults.get("unit", "short")), colour
+def _mapped(panel: dict[str, Any], name: str, value: float) -> tuple[str, str]:
+    text, colour = shown(panel, name, value)
+    unit = panel["fieldConfig"]["defaults"].get("unit", "short")
+    return in_unit(value, unit) if text is None else text, colour or INK
 
 
 def _legend(target: dict[str, Any], labels: dict[str, str]) -> str:

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["BUILT_IN", "FOLDER", "Expression", "boards", "expressions", "panels", "replaced", "variables_of"]
+__all__ = [
+    "BUILT_IN",
+    "FOLDER",
+    "Expression",
+    "boards",
+    "choices_of",
+    "expressions",
+    "panels",
+    "replaced",
+    "variables_of",
+]
 
 FOLDER = Path(__file__).with_name("grafana")
 
@@ -67,6 +77,16 @@ def panels(board: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def variables_of(board: Mapping[str, Any]) -> dict[str, str]:
     """Return the variables of a board and what stands in them at first; `.+` for All."""
     return {each["name"]: _value(each) for each in board["templating"]["list"]}
+
+
+def choices_of(board: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the variables whose All means all that they list: name -> what is asked, and for which label."""
+    return {
+        each["name"]: (found[1], found[2])
+        for each in board["templating"]["list"]
+        if each["type"] == "query" and not each.get("allValue")
+        if (found := _LABEL_VALUES.fullmatch(each["query"]["query"]))
+    }
 
 
 def expressions(folder: Path = FOLDER, values: Mapping[str, str] | None = None) -> Iterator[Expression]:

@@ -354,10 +354,10 @@ def _breaker_changes() -> Panel:
             " identity, by reason).",
             "nothing. After a restart of Redis: one new epoch for each process, closed as often as open, and"
             " a new identity with the reason generation.",
-            "open and half_open in turns: the probes do not get through. An epoch without a restart of"
-            " yours: somebody else restarts it, or it failed over. A new identity for another reason than"
-            " generation: PostgreSQL was set back, replaced or emptied, or it crashed; the log says what"
-            " changed.",
+            "half_open again and again: the probes do not get through. open and closed in turns: Redis"
+            " answers the probes, but not the calls. An epoch without a restart of yours: somebody else"
+            " restarts it, or it failed over. A new identity for another reason than generation: PostgreSQL"
+            " was set back, replaced or emptied, or it crashed; the log says what changed.",
         ),
         Query(
             f"sum by (to) (increase({metric('l1_breaker_transitions_total')}[$__rate_interval]))",

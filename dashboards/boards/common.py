@@ -109,9 +109,8 @@ def exporter(name: str, label: str, metric_name: str) -> Builder[VariableModel]:
 
 
 def databases() -> Builder[VariableModel]:
-    """Return a variable that says which databases count."""
-    known = 'label_values(pg_database_size_bytes{instance=~"$postgres", datname!~"template.*"}, datname)'
-    return _choice("database", "Database", known)
+    """Return a variable that says which databases count: those of the savers, not others of their server."""
+    return _choice("database", "Database", f"label_values({metric('info')}, database)")
 
 
 class _Built(Builder[_Made]):

@@ -155,21 +155,27 @@ def _errors() -> Panel:
 
 
 def _last_success() -> Panel:
-    name = "last_success_timestamp_seconds"
-    age = f"time() - max by (operation) ({metric(name)} > 0)"
+    age = f"time() - max by (operation) ({metric('last_success_timestamp_seconds')} > 0)"
+    failed = (
+        f"sum by (operation) (increase({metric(_CALLS, 'count', outcome='error')}[$__rate_interval])) > 0"
+    )
     return figures(
         "Since the last success",
         About(
             "How long ago a read and a put succeeded last, in any of the chosen processes.",
-            "seconds, as long as somebody talks.",
-            "above a minute while calls fail: an outage (alerts GlasspointReadsFail, GlasspointWritesFail)."
-            " Without failures, nobody talks.",
+            "seconds, as long as somebody talks. Grey: nobody talks, and nothing fails.",
+            "above a minute while calls fail: an outage (alerts GlasspointReadsFail, GlasspointWritesFail).",
         ),
-        Query(age, "{{operation}}"),
+        Query(
+            f'label_replace(({age}) and on (operation) ({failed}), "fails", " fails", "", "")'
+            f" or ({age}) unless on (operation) ({failed})",
+            "{{operation}}{{fails}}",
+        ),
         unit="s",
         width=5,
         decimals=0,
-        steps=[(0, GOOD), (60, WARNING)],
+        steps=[(0, GOOD), (60, NEUTRAL)],
+        others={f"{name} fails": [(0, WARNING), (60, BAD)] for name in ("get_tuple", "put")},
         sparkline=False,
         no_value="none yet",
     )
@@ -190,8 +196,8 @@ def _instances() -> Panel:
         unit="none",
         width=4,
         steps=[(0, GOOD), (1, BAD)],
+        others={"up": [(0, BAD), (1, GOOD)]},
         sparkline=False,
-        plain=["up"],
     )
 
 
@@ -374,7 +380,7 @@ def _events() -> Panel:
         About(
             "How often each of these happened. Changes of tier, breaker, epoch and identity also stand as"
             " marks on the graphs.",
-            "all 0.",
+            "all 0. Recoveries, and the checkpoints drained by them, end an outage.",
             "each has its alert: docs/runbooks.md says what to do. Retries were ridden out; timeouts were"
             " errors for somebody.",
         ),
@@ -395,5 +401,6 @@ def _events() -> Panel:
         width=12,
         height=7,
         steps=[(0, GOOD), (0.5, WARNING)],
+        others={name: [(0, NEUTRAL)] for name in ("recoveries", "checkpoints drained")},
         sparkline=False,
     )

@@ -39,7 +39,7 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.prometheus import Dataquery, QueryEditorMode
 from grafana_foundation_sdk.models.tempo import SearchTableType
 
-from dashboards.boards.colours import NEUTRAL, PERCENTILE_LINES, colour_of
+from dashboards.boards.colours import PERCENTILE_LINES, colour_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -123,7 +123,7 @@ def figures(
     sparkline: bool = True,
     texts: Mapping[int, tuple[str, str]] | None = None,
     no_value: str = "no data",
-    plain: Sequence[str] = (),
+    others: Mapping[str, Sequence[tuple[float, str]]] | None = None,
     links: Sequence[DashboardLink] = (),
 ) -> Panel:
     """Return large numbers: as they are now, one for each query, coloured by `steps`.
@@ -132,7 +132,7 @@ def figures(
         steps: Colours by value, ascending.
         texts: Value -> what stands there instead, and its colour.
         no_value: What stands there if there is nothing.
-        plain: Which of them have no colour, whatever their value.
+        others: Name -> its own colours by value, for what is good where the rest is bad.
     """
     made = (
         stat.Panel()
@@ -149,8 +149,8 @@ def figures(
     if texts:
         made.mappings([_texts(texts)])
     panel = _asking(made, title, about, queries, width, height, links)
-    for name in plain:
-        _override(panel, name, [_fixed(NEUTRAL)])
+    for name, own in (others or {}).items():
+        _override(panel, name, [DynamicConfigValue("thresholds", _thresholds(own).build())])
     return panel
 
 

@@ -103,7 +103,7 @@ def _waiting() -> Panel:
         unit="none",
         width=3,
         decimals=0,
-        steps=[(0, GOOD), (1, WARNING), (20, BAD)],
+        steps=[(0, GOOD), (5, WARNING), (20, BAD)],
     )
 
 
@@ -417,7 +417,7 @@ def _databases() -> Panel:
     return graph(
         "Database size",
         About(
-            "Whole databases, whoever's tables are in them.",
+            "The databases of the chosen savers, whoever's tables are in them.",
             "as the sum of the tables.",
             "far more than that: somebody else's tables, or rows that are dead and not yet cleaned up.",
         ),

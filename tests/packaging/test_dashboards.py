@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashboards import build
+from dashboards.boards.colours import BAD, GOOD, NEUTRAL, WARNING
 from dashboards.boards.common import CARRIED, UIDS
 from dashboards.boards.promql import METRIC_LABELS, metric
 from dashboards.objectives import OBJECTIVES
-from dashboards.queries import FOLDER, boards, expressions, panels, variables_of
+from dashboards.queries import FOLDER, boards, choices_of, expressions, panels, variables_of
 from dashboards.rules import RECORDING, rules
+from dashboards.shown import shown
 from glasspoint.telemetry.catalogue import METRICS, SPANS
 from glasspoint.telemetry.metrics import BUCKETS_SECONDS
 from places import DOCS
@@ -241,11 +243,99 @@ def test_one_name_has_one_colour_everywhere() -> None:
     assert len({*colours["hit"], *colours["miss"], *colours["error"], *colours["busy"]}) == 4
 
 
+# Panel -> series -> values when all is well, and values when it is not.
+VALUES: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {
+    # Overview
+    "Tier": {"tier": ((1,), (2, 3))},
+    "Hit ratio": {"hits": ((0.8, 0.97, 1), (0, 0.3, 0.79))},
+    "Read latency (p99)": {"p99": ((0.0008, 0.05), (0.06, 0.2, 10))},
+    "Write latency (p99)": {"p99": ((0.003, 0.2), (0.25, 0.5, 10))},
+    "Error ratio": {"failed calls": ((0,), (0.0002, 0.01, 1))},
+    "Since the last success": {
+        "get_tuple": ((0.5, 59, 86400), ()),  # nobody talks
+        "put": ((0.5, 59, 86400), ()),
+        "get_tuple fails": ((), (1, 61, 600)),
+        "put fails": ((), (1, 61, 600)),
+    },
+    "Instances up and down": {"up": ((1, 4, 100), (0,)), "down": ((0,), (1, 4))},
+    "Events in the time shown": {
+        "fallbacks": ((0,), (1, 20)),
+        "recoveries": ((0, 1, 20), ()),
+        "checkpoints drained": ((0, 1, 2000), ()),
+        "threads aside or refused": ((0,), (1, 20)),
+        "forks": ((0,), (1, 20)),
+        "breaker opened": ((0,), (1, 20)),
+        "Redis epochs": ((0,), (1, 20)),
+        "PostgreSQL identities": ((0,), (1, 20)),
+        "stale audits": ((0,), (1, 20)),
+        "retries": ((0,), (1, 20)),
+        "pool timeouts": ((0,), (1, 20)),
+        "background errors": ((0,), (1, 20)),
+    },
+    # Cache-aside
+    "Hit latency (p99)": {"p99": ((0.0008, 0.01), (0.03, 0.5))},
+    "Bursts applied": {"applied": ((0.95, 1), (0, 0.9))},
+    "Stale audits": {"stale": ((0,), (1,))},
+    "Breaker": {"breaker": ((0,), (1,))},
+    "Redis: memory utilisation": {"used": ((0.01, 0.79), (0.85, 1))},
+    # Saturation and storage
+    "Pool utilisation": {"in use": ((0, 0.5), (0.85, 1))},
+    "Callers waiting": {"waiting": ((0, 4), (5, 100))},
+    "Pool wait (p99)": {"p99": ((0.0004, 0.01), (0.1, 10))},
+    "Pool timeouts": {"timeouts": ((0,), (1, 20))},
+    "PostgreSQL up": {"up": ((1,), (0,))},
+    "Days until full": {"days": ((30, 400, 3650), (0, 6, 29))},
+    "Retention: last success": {"age": ((60, 3600), (7300, 90000))},
+}
+
+
+def test_every_large_number_has_its_values_here() -> None:
+    named = {
+        panel["title"]: {target["legendFormat"] for target in panel["targets"]}
+        for _, panel in PANELS
+        if panel["type"] in ("stat", "gauge", "bargauge")
+    }
+    known = {
+        title: {re.sub("^(get_tuple|put)( fails)?$", "{{operation}}{{fails}}", name) for name in series}
+        for title, series in VALUES.items()
+    }
+    assert named == known
+
+
+@pytest.mark.parametrize(
+    ("title", "series"), [(title, name) for title, found in VALUES.items() for name in found]
+)
+def test_a_large_number_is_green_or_grey_when_all_is_well_and_orange_or_red_when_not(
+    title: str, series: str
+) -> None:
+    (panel,) = (panel for _, panel in PANELS if panel["title"] == title)
+    healthy, broken = VALUES[title][series]
+    assert {shown(panel, series, value).colour for value in healthy} <= {GOOD, NEUTRAL}
+    assert {shown(panel, series, value).colour for value in broken} <= {WARNING, BAD}
+
+
+@pytest.mark.parametrize(
+    ("title", "colours"),
+    [
+        ("Tier by process", {0: NEUTRAL, 1: GOOD, 2: WARNING, 3: BAD}),
+        ("Durability of commits", {0: GOOD, 1: BAD, 2: BAD, 3: BAD}),
+    ],
+)
+def test_a_state_has_the_colour_of_what_it_means(title: str, colours: dict[int, str]) -> None:
+    (panel,) = (panel for _, panel in PANELS if panel["title"] == title)
+    assert {value: shown(panel, "app:9464 default", value).colour for value in colours} == colours
+    assert {p["title"] for _, p in PANELS if p["type"] == "state-timeline"} == {
+        "Tier by process",
+        "Durability of commits",
+    }
+
+
 def test_large_numbers_have_the_colour_of_their_value() -> None:
     """A name such as `stale` must not make a zero red."""
     for _, panel in PANELS:
         if panel["type"] == "stat":
-            assert {o["matcher"]["options"] for o in panel["fieldConfig"]["overrides"]} <= {"up"}
+            own = [each for override in panel["fieldConfig"]["overrides"] for each in override["properties"]]
+            assert {each["id"] for each in own} <= {"thresholds"}
 
 
 @every_panel
@@ -431,6 +521,15 @@ def test_all_means_everything() -> None:
             for each in board["templating"]["list"]
             if each["type"] == "query"
         )
+
+
+def test_only_the_databases_of_savers_are_offered() -> None:
+    """A server has template databases, and those of other applications."""
+    asked, label = choices_of(BOARDS["saturation"])["database"]
+    assert (asked, label) == (metric("info"), "database")
+    of_databases = [each.text for each in PROMQL if "datname" in each.text or "pg_database_size" in each.text]
+    assert of_databases
+    assert all('datname=~".+"' in text for text in of_databases)
 
 
 def test_the_alerts_know_the_same_objectives() -> None:

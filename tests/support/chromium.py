@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import sync_playwright
+
+from dashboards import browser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from playwright.sync_api import Browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = browser.CHROMIUM
 
 WATCH = """
 window.violations = [];
@@ -28,10 +28,7 @@ document.addEventListener("securitypolicyviolation", (event) => {
 @contextmanager
 def launched(*arguments: str) -> Iterator[Browser]:
     """Start the browser; the test is skipped if none is installed."""
-    if CHROMIUM is None:
+    if browser.CHROMIUM is None:
         pytest.skip("no Chromium is installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        # As root, as in a container, Chromium's sandbox cannot be had. It only sees pages that are made here.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
-        yield browser
-        browser.close()
+    with browser.launched(*arguments) as launched_browser:
+        yield launched_browser

@@ -9,14 +9,13 @@ import threading
 import weakref
 from pathlib import Path
 
-import prometheus_client
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from command_line import environment
 from glasspoint import Telemetry
-from glasspoint.telemetry.events import SaverStatus
-from glasspoint.telemetry.metrics import Families, Metrics
+from glasspoint.telemetry.events import Operation, SaverStatus
+from glasspoint.telemetry.metrics import BUCKETS_OF_READS, Families, Metrics
 
 COUNT = "glasspoint_operation_duration_seconds_count"
 
@@ -114,13 +113,50 @@ def test_a_call_that_waits_to_be_counted_holds_on_to_no_error() -> None:
     assert held() is None
 
 
-def test_what_cannot_be_counted_fails_no_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_counted_fails_no_scrape() -> None:
     registry = CollectorRegistry()
     telemetry = Telemetry("default", (Metrics("default", registry),))
+    with telemetry.operation("put", None) as operation:
+        operation.outcome = []  # type: ignore[assignment]
     call(telemetry)
-    call(telemetry)
-    observe = prometheus_client.Histogram.observe
-    monkeypatch.setattr(prometheus_client.Histogram, "observe", None)
     generate_latest(registry)
-    monkeypatch.setattr(prometheus_client.Histogram, "observe", observe)
     assert counted(registry) == 1, "the one that failed is gone, the other is not"
+
+
+def ended(telemetry: Telemetry, seconds: float, read: int, *, trace_id: str | None = None) -> Operation:
+    operation = telemetry.operation("get_tuple", None)
+    operation.l1_result, operation.served_by, operation.trace_id = "hit", "l1", trace_id
+    operation.seconds, operation.bytes_read, operation.decode_seconds = seconds, read, seconds / 2
+    return operation
+
+
+@pytest.mark.parametrize("trace_id", [None, "0" * 32])
+def test_calls_that_are_counted_together_count_as_they_would_one_by_one(trace_id: str | None) -> None:
+    """Among them values on a bucket's bound, and values above the last one."""
+    values = [(bound * factor, n) for n, bound in enumerate(BUCKETS_OF_READS) for factor in (0.99, 1, 1.01)]
+    scraped = []
+    for looks_each_time in (True, False):
+        registry = CollectorRegistry()
+        metrics = Metrics("default", registry)
+        telemetry = Telemetry("default", (metrics,))
+        for seconds, size in values[-31:]:  # fewer than are counted without a look
+            metrics.operation_ended(ended(telemetry, seconds, 1024 * 4**size, trace_id=trace_id))
+            if looks_each_time:
+                counted(registry)
+        scraped.append(
+            {
+                (sample.name, *sorted(sample.labels.items())): sample.value
+                for family in registry.collect()
+                for sample in family.samples
+                if not sample.name.endswith("timestamp_seconds")
+            }
+        )
+    assert scraped[0] == pytest.approx(scraped[1])
+    for name in (
+        "operation_duration_seconds",
+        "read_duration_seconds",
+        "entry_bytes",
+        "serde_duration_seconds",
+    ):
+        found = sum(value for key, value in scraped[1].items() if key[0] == f"glasspoint_{name}_count")
+        assert found == 31, name

@@ -36,7 +36,7 @@ class Breaker:
         max_delay_seconds: float = 2.0,
         clock: Callable[[], float] = monotonic,
         jitter: Callable[[], float] = lambda: random.uniform(0.5, 1.0),
-        changed: Callable[[BreakerState, str], None] = lambda state, reason: None,
+        changed: Callable[[BreakerState, BreakerState, str], None] = lambda state, previous, reason: None,
     ) -> None:
         """Begin closed.
 
@@ -48,7 +48,7 @@ class Breaker:
             max_delay_seconds: The maximum of that delay.
             clock: Returns the time in seconds. Only differences matter.
             jitter: Returns a factor for each delay, between 0 and 1.
-            changed: Called after each transition with the new state and the reason.
+            changed: Called after each transition with the new state, the state before, and the reason.
         """
         self._limit = failures
         self._first_delay = delay_seconds
@@ -111,5 +111,5 @@ class Breaker:
         self._to("open", reason)
 
     def _to(self, state: BreakerState, reason: str) -> None:
-        self.state = state
-        self._changed(state, reason)
+        previous, self.state = self.state, state
+        self._changed(state, previous, reason)

@@ -36,6 +36,7 @@ from glasspoint.telemetry.events import (
     Invalidated,
     L1Availability,
     L1Result,
+    WarmUpEnded,
     WarmUpResult,
     WarmUpSkipped,
 )
@@ -399,6 +400,7 @@ class Cache:
             else:
                 result = _WARM_UP_RESULTS[done]
             step.result = result
+        self._telemetry.emit(WarmUpEnded(result, step.seconds))
         return result
 
     def is_left_alone(self, scope: Scope) -> bool:

@@ -251,6 +251,8 @@ def writes_statement(
 ) -> Statement:
     """Return the statement that stores the writes of tasks, and its parameters.
 
+    The rows are in the order of their key, so that two statements never wait for each other in a circle.
+
     Args:
         tasks: The writes. No task occurs twice.
         upsert: Whether the writes replace what is there.
@@ -267,7 +269,7 @@ def writes_statement(
         }
         if fences is not None:
             params |= fences.alone()
-        values: list[Row] = [(w.idx, w.channel, *w.value) for w in writes]
+        values: list[Row] = [(w.idx, w.channel, *w.value) for w in sorted(writes, key=_key)]
         if len(values) <= FEW:
             params |= _few(_FEW_WRITES, values, _NO_WRITE)
             return storing(f"{kind}_few_writes{variant}", is_journalled=is_journalled), params
@@ -275,14 +277,18 @@ def writes_statement(
         return storing(f"{kind}_writes{variant}", is_journalled=is_journalled), params
     rows = [
         (*task.scope, task.checkpoint_id, w.task_id, w.task_path, w.idx, w.channel, *w.value)
-        for task in tasks
-        for w in task.writes
+        for task in sorted(tasks, key=lambda task: (task.scope, task.checkpoint_id, task.writes[0].task_id))
+        for w in sorted(task.writes, key=_key)
     ]
     params = columns((*_TASKS, *_WRITES), rows)
     if fences is not None:
         params |= columns(("burst_threads", "burst_namespaces"), [task.scope for task in tasks])
         params |= fences.together()
     return storing(f"{kind}_writes_together{variant}", is_journalled=is_journalled), params
+
+
+def _key(write: EncodedWrite) -> tuple[str, int]:
+    return write.task_id, write.idx
 
 
 def writes_answers(tasks: Sequence[PendingWrites], rows: Sequence[Row]) -> list[WritesResult]:

@@ -232,12 +232,12 @@ class _BreakerWatch:
         self._status = status
         self.sweeper: Sweeper | None = None  # the sweeper needs the breaker, so it comes later
 
-    def changed(self, state: BreakerState, reason: str) -> None:
-        was_closed, self._status.breaker = self._status.breaker == "closed", state
-        self._telemetry.emit(BreakerChanged(state, reason))
+    def changed(self, state: BreakerState, previous: BreakerState, reason: str) -> None:
+        self._status.breaker = state
+        self._telemetry.emit(BreakerChanged(state, previous, reason))
         if self.sweeper is not None:
             self.sweeper.look_soon()
-        if state == "open" and was_closed:
+        if state == "open" and previous == "closed":
             _log.warning(
                 "L1 (Redis) is left alone (%s), and probed. PostgreSQL answers alone, and writes go into the "
                 "journal, too, so that no older state is read from Redis later.",

@@ -353,7 +353,7 @@ METRICS: dict[str, Metric] = {
             "counter",
             ("to",),
             "Times that L1 (Redis) was left alone, probed and asked again.",
-            "how often, and do the probes get through",
+            "how many outages, and do the probes get through",
             (
                 Query(
                     "How often was it left alone?",
@@ -747,9 +747,9 @@ METRICS: dict[str, Metric] = {
         Metric(
             "info",
             "info",
-            ("version", "langgraph", "postgres", "redis"),
-            "Versions of what works together here.",
-            "what works together here",
+            ("version", "langgraph", "postgres", "redis", "database"),
+            "Versions of what works together here, and the name of the database.",
+            "what works together here, and in which database",
             (Query("What runs here?", "glasspoint_info"),),
         ),
     )

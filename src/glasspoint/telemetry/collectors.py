@@ -59,7 +59,14 @@ READ_AT_SCRAPE = (
 SUCCEEDING = ("get_tuple", "put")
 """The operations whose last success is shown."""
 
-_VERSIONS = {"version": __version__, "langgraph": version("langgraph"), "postgres": "", "redis": ""}
+_UNKNOWN = {
+    "version": __version__,
+    "langgraph": version("langgraph"),
+    "postgres": "",
+    "redis": "",
+    "database": "",
+}
+"""The labels of `info` before a saver is known."""
 
 
 class Figure(NamedTuple):
@@ -202,9 +209,11 @@ class SaverCollector(Collector):
             if storage:
                 yield from _of_storage(name, open_)
             if open_:
-                known = dict(_VERSIONS)
+                known = dict(_UNKNOWN)
                 for each in open_:
                     known |= dict(each.versions)  # a copy: another thread adds to it while a saver is opened
+                    if (database := each.databases.get("l2")) is not None:
+                        known["database"] = database
                 yield Figure("info", (name, *(known[label] for label in METRICS["info"].labels)), 1)
 
     def _of_pools(self, name: str, pools: Mapping[int, Any]) -> Iterator[Figure]:

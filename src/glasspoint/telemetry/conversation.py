@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
@@ -59,8 +60,9 @@ _CONVERSATION = context.create_key("glasspoint-conversation")
 # Shows in which context a turn was entered: every other context refuses its token.
 _entered: ContextVar[ConversationTurn | None] = ContextVar("glasspoint-turn-entered", default=None)
 
-# Thread -> the turn of it that has begun last in this process, as long as it is under way.
-_under_way: WeakValueDictionary[str, ConversationTurn] = WeakValueDictionary()
+# Thread -> the turn of it that has begun last in this process, as long as it is under way. Every call asks
+# whether there is any: a plain dictionary knows that ten times as fast as a `WeakValueDictionary`.
+_under_way: dict[str, ref[ConversationTurn]] = {}
 
 _Link = tuple[SpanContext, dict[str, str]]
 """The target and the attributes of a link."""
@@ -124,7 +126,7 @@ class ConversationTurn:
         self._context = _TurnContext(inside, around=context.get_current())
         self._token = context.attach(self._context)
         self._entered = _entered.set(self)
-        _under_way[self.thread_id] = self
+        _under_way[self.thread_id] = ref(self, partial(_forget, self.thread_id))
         self._started = perf_counter()
         return self.span
 
@@ -132,8 +134,8 @@ class ConversationTurn:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.is_over = True
-        if _under_way.get(self.thread_id) is self:
-            del _under_way[self.thread_id]
+        if _turn_of(self.thread_id) is self:
+            _under_way.pop(self.thread_id, None)
         try:
             outcome = self._outcome(error)
             end_span(self.span, None if outcome == "interrupted" else error)
@@ -385,7 +387,7 @@ def turn_around(scope: Scope | None) -> ConversationTurn | None:
     # A turn is over in its own context if its stream was closed elsewhere.
     turn = entered if entered is not None and not entered.is_over else _current_turn()
     if turn is None and entered is None:
-        turn = _under_way.get(scope.thread_id)
+        turn = _turn_of(scope.thread_id)
     return turn if turn is not None and not turn.is_over and turn.thread_id == scope.thread_id else None
 
 
@@ -393,6 +395,17 @@ def recorded_turn_around(scope: Scope | None) -> ConversationTurn | None:
     """Return the turn under way to which a call on this scope belongs, if its span is recorded."""
     turn = turn_around(scope)
     return turn if turn is not None and turn.span.is_recording() else None
+
+
+def _turn_of(thread_id: str) -> ConversationTurn | None:
+    found = _under_way.get(thread_id)
+    return None if found is None else found()
+
+
+def _forget(thread_id: str, gone: ref[ConversationTurn]) -> None:
+    """Forget a turn that was abandoned, and that nothing refers to any more."""
+    if _under_way.get(thread_id) is gone:
+        del _under_way[thread_id]
 
 
 def _current_turn() -> ConversationTurn | None:

@@ -79,6 +79,7 @@ __all__ = [
     "TurnEnded",
     "TurnOutcome",
     "Verdict",
+    "WarmUpEnded",
     "WarmUpResult",
     "WarmUpSkipped",
     "WriteResult",
@@ -125,10 +126,22 @@ DURABLE = frozenset(("on", "remote_apply"))
 
 @dataclass(frozen=True, slots=True)
 class BreakerChanged:
-    """The breaker in front of Redis has opened, is probing Redis, or has closed."""
+    """The breaker in front of Redis has opened, is probing Redis, or has closed.
+
+    Attributes:
+        state: The new state.
+        previous: The state before. `half_open` before `open`: a probe failed, and the same outage goes on.
+        reason: Why, in a word.
+    """
 
     state: BreakerState
+    previous: BreakerState
     reason: str
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether a probe begins or has failed, so that Redis is left alone as before."""
+        return self.state != "closed" and self.previous != "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +284,19 @@ class WarmUpSkipped:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmUpEnded:
+    """Redis was sent the result of a read that was a miss.
+
+    Attributes:
+        result: What became of it.
+        seconds: How long that took.
+    """
+
+    result: WarmUpResult
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class L1Availability:
     """Redis has begun to answer, or has stopped."""
 
@@ -396,6 +422,7 @@ Event = (
     | BreakerChanged
     | L2Retried
     | TierChanged
+    | WarmUpEnded
     | WarmUpSkipped
     | Drained
     | ThreadDrained

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
+from collections import Counter as Tally
 from collections import defaultdict, deque
+from functools import partial
 from itertools import product
 from operator import attrgetter
 from time import time
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, Summary
@@ -49,13 +52,13 @@ from glasspoint.telemetry.events import (
     RetryReason,
     SaverStatus,
     Served,
-    Step,
     TaskName,
     ThreadDrained,
     TierChanged,
     TurnEnded,
     TurnOutcome,
     Verdict,
+    WarmUpEnded,
     WarmUpResult,
     WarmUpSkipped,
     WriteResult,
@@ -234,12 +237,34 @@ class Families:
 def _family(metric: Metric) -> Counter | Histogram | Summary:
     labels = ("saver", *metric.labels)
     if metric.kind == "summary":
-        return Summary(f"glasspoint_{metric.name}", metric.help, labels, registry=None)
+        return _Summary(f"glasspoint_{metric.name}", metric.help, labels, registry=None)
     if metric.kind == "counter":
         name = metric.name.removesuffix("_total")
         return Counter(f"glasspoint_{name}", metric.help, labels, registry=None)
     buckets = _BUCKETS.get(metric.name, BUCKETS_SECONDS_WIDE)
-    return Histogram(f"glasspoint_{metric.name}", metric.help, labels, buckets=buckets, registry=None)
+    return _Histogram(f"glasspoint_{metric.name}", metric.help, labels, buckets=buckets, registry=None)
+
+
+class _Histogram(Histogram):
+    """A histogram of the Prometheus client's that takes many values at once."""
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """Observe values: one change of the sum, and one of each bucket concerned."""
+        if len(amounts) == 1:
+            self.observe(amounts[0])
+            return
+        self._sum.inc(sum(amounts))
+        for bucket, number in Tally(bisect_left(self._upper_bounds, each) for each in amounts).items():
+            self._buckets[bucket].inc(number)
+
+
+class _Summary(Summary):
+    """A summary of the Prometheus client's that takes many values at once."""
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """Observe values: one change of the count, and one of the sum."""
+        self._count.inc(len(amounts))
+        self._sum.inc(sum(amounts))
 
 
 class _Served(Collector):
@@ -259,29 +284,62 @@ class _Served(Collector):
             yield family
 
 
-class _EndedCall(NamedTuple):
-    """The facts of a call that are counted: attributes of `Operation`, under the same names.
+_facts_of = attrgetter(
+    "name",
+    "outcome",
+    "seconds",
+    "trace_id",
+    "l1_result",
+    "served_by",
+    "l1_write",
+    "l1_seconds",
+    "l2_seconds",
+    "bytes_read",
+    "bytes_written",
+    "decode_seconds",
+    "encode_seconds",
+    "stored_traceparent",
+)
+"""Returns the facts of an ended operation that are counted, as a tuple, which is made faster than an object.
 
-    The operation itself is not kept: its error may refer to frames, and so to all their local variables.
-    """
+The operation itself is not kept: its error may refer to frames, and so to all their local variables."""
 
-    name: str
-    outcome: Outcome
-    seconds: float
-    trace_id: str | None
-    l1_result: L1Result | None
-    served_by: Served | None
-    l1_write: WriteResult | None
-    l1_seconds: float | None
-    l2_seconds: float | None
-    bytes_read: int | None
-    bytes_written: int | None
-    decode_seconds: float | None
-    encode_seconds: float | None
-    stored_traceparent: object
+_EndedCall = tuple[
+    str,
+    Outcome,
+    float,
+    str | None,
+    L1Result | None,
+    Served | None,
+    WriteResult | None,
+    float | None,
+    float | None,
+    int | None,
+    int | None,
+    float | None,
+    float | None,
+    object,
+]
 
 
-_facts_of = attrgetter(*_EndedCall._fields)
+class _Batch:
+    """What several calls add to the metrics. Each counter, sum and bucket changes once for all of them."""
+
+    def __init__(self) -> None:
+        self.counted: defaultdict[Counter, int] = defaultdict(int)
+        """Counter -> by how much it has grown."""
+        self._observed: defaultdict[_Histogram | _Summary, list[float]] = defaultdict(list)
+
+    def observe(self, child: _Histogram | _Summary, amount: float) -> None:
+        """Add a value."""
+        self._observed[child].append(amount)
+
+    def add(self) -> None:
+        """Change the metrics."""
+        for counter, number in self.counted.items():
+            counter.inc(number)
+        for child, amounts in self._observed.items():
+            child.observe_all(amounts)
 
 
 class _EndedCalls(Collector):
@@ -296,17 +354,16 @@ class _EndedCalls(Collector):
 
     def count(self) -> None:
         """Count all waiting calls."""
-        counted: defaultdict[Counter, int] = defaultdict(int)
+        batch = _Batch()
         try:
             while True:
                 try:
                     metrics, call = self.waiting.popleft()
                 except IndexError:
                     return
-                metrics.count(call, counted)
+                metrics.count(call, batch)
         finally:
-            for counter, number in counted.items():
-                counter.inc(number)
+            batch.add()
 
     def describe(self) -> tuple[()]:
         """Return nothing: this collector has no metrics of its own."""
@@ -319,6 +376,10 @@ class _EndedCalls(Collector):
         except Exception as exc:
             failures.report("Metrics.count", exc, "metrics")
         return ()
+
+
+def _observe_with_exemplar(trace_id: str, child: _Histogram, amount: float) -> None:
+    child.observe(amount, {"trace_id": trace_id})
 
 
 def _check_label(saver_name: object) -> None:
@@ -359,7 +420,7 @@ class Metrics(Observer):
         families = Families.of(REGISTRY if registry is None else registry)
         # In multiprocess mode, other processes may read our files at any moment, so no call may wait.
         self._at_a_time = 1 if multiprocess.is_on() else _AT_A_TIME
-        self._ended = families.ended
+        self._ended, self._waiting = families.ended, families.ended.waiting
         self._saver = saver_name
         self._savers = families.savers
         self._children = _Children(families.counted, saver_name)
@@ -376,45 +437,56 @@ class Metrics(Observer):
         """Queue a call for `count`."""
         if operation.outcome == "ok" and operation.name in SUCCEEDING:
             self._savers.succeeded_at[self._saver, operation.name] = time()
-        self._ended.waiting.append((self, _EndedCall._make(_facts_of(operation))))
-        if len(self._ended.waiting) >= self._at_a_time:
+        waiting = self._waiting
+        waiting.append((self, _facts_of(operation)))
+        if len(waiting) >= self._at_a_time:
             self._ended.count()
 
-    def count(self, call: _EndedCall, counted: defaultdict[Counter, int]) -> None:
-        """Time a call, and add it to `counted`: counters, and by how much they have grown."""
-        children, name = self._children, call.name
-        exemplar = {"trace_id": call.trace_id} if call.trace_id else None
+    def count(self, call: _EndedCall, batch: _Batch) -> None:
+        """Add a call to a batch. Values with an exemplar are observed at once."""
+        (
+            name,
+            outcome,
+            seconds,
+            trace_id,
+            l1_result,
+            served_by,
+            l1_write,
+            l1_seconds,
+            l2_seconds,
+            bytes_read,
+            bytes_written,
+            decode_seconds,
+            encode_seconds,
+            stored_traceparent,
+        ) = call
+        children, observe = self._children, batch.observe
+        time_ = observe if trace_id is None else partial(_observe_with_exemplar, trace_id)
         if name not in _OF_DRAINS:
-            children["operation_duration_seconds", name, call.outcome].observe(call.seconds, exemplar)
-            if call.l1_seconds is not None:
-                children["write_through_duration_seconds", name, "l1"].observe(call.l1_seconds, exemplar)
-            if call.l2_seconds is not None:
-                children["write_through_duration_seconds", name, "l2"].observe(call.l2_seconds, exemplar)
-        if call.l1_result is not None:
-            counted[children["l1_reads_total", call.l1_result]] += 1
-            if call.outcome == "ok" and call.served_by is not None:
-                result = call.l1_result if call.l1_result in _SHOWN_READS else _OTHER_READS
-                children["read_duration_seconds", call.served_by, result].observe(call.seconds, exemplar)
-        if call.l1_write is not None:
-            counted[children["write_through_total", name, call.l1_write]] += 1
-        if call.bytes_read is not None and name == "get_tuple":
-            children["entry_bytes", "read", name].observe(call.bytes_read)
-        if call.bytes_written is not None:
-            children["write_bytes", name].observe(call.bytes_written)
-        if call.decode_seconds is not None:
-            children["serde_duration_seconds", "read"].observe(call.decode_seconds)
-        if call.encode_seconds is not None:
-            children["serde_duration_seconds", "write"].observe(call.encode_seconds)
-        if call.stored_traceparent is not None:
-            problem = traceparent.problem_of(call.stored_traceparent)
+            time_(children["operation_duration_seconds", name, outcome], seconds)
+            if l1_seconds is not None:
+                time_(children["write_through_duration_seconds", name, "l1"], l1_seconds)
+            if l2_seconds is not None:
+                time_(children["write_through_duration_seconds", name, "l2"], l2_seconds)
+        if l1_result is not None:
+            batch.counted[children["l1_reads_total", l1_result]] += 1
+            if outcome == "ok" and served_by is not None:
+                result = l1_result if l1_result in _SHOWN_READS else _OTHER_READS
+                time_(children["read_duration_seconds", served_by, result], seconds)
+        if l1_write is not None:
+            batch.counted[children["write_through_total", name, l1_write]] += 1
+        if bytes_read is not None and name == "get_tuple":
+            observe(children["entry_bytes", "read", name], bytes_read)
+        if bytes_written is not None:
+            observe(children["write_bytes", name], bytes_written)
+        if decode_seconds is not None:
+            observe(children["serde_duration_seconds", "read"], decode_seconds)
+        if encode_seconds is not None:
+            observe(children["serde_duration_seconds", "write"], encode_seconds)
+        if stored_traceparent is not None:
+            problem = traceparent.problem_of(stored_traceparent)
             if problem is not None:
-                counted[children["traceparents_ignored_total", problem]] += 1
-
-    def step_ended(self, step: Step) -> None:
-        """Count and time a warm-up; metrics ignore other steps."""
-        if step.name == "warm_up" and step.result is not None:
-            self._children["l1_warm_ups_total", step.result].inc()
-            self._children["l1_warm_up_duration_seconds"].observe(step.seconds)
+                batch.counted[children["traceparents_ignored_total", problem]] += 1
 
     def emitted(self, event: Event) -> None:
         """Count a single event."""
@@ -424,6 +496,9 @@ class Metrics(Observer):
                 children["pool_wait_seconds"].observe(event.seconds)
                 if event.is_timeout:
                     children["pool_timeouts_total"].inc()
+            case WarmUpEnded():
+                children["l1_warm_ups_total", event.result].inc()
+                children["l1_warm_up_duration_seconds"].observe(event.seconds)
             case WarmUpSkipped():
                 children["l1_warm_ups_total", event.result].inc()
             case EpochChanged():
@@ -443,7 +518,8 @@ class Metrics(Observer):
             case Invalidated():
                 children["l1_invalidations_total", event.source].inc()
             case BreakerChanged():
-                children["l1_breaker_transitions_total", event.state].inc()
+                if event.state != "open" or not event.is_probe:  # one outage, one opening
+                    children["l1_breaker_transitions_total", event.state].inc()
             case L2Retried():
                 children["l2_retries_total", event.operation, event.reason].inc()
             case BurstEnded():

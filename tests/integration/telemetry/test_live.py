@@ -202,7 +202,7 @@ async def test_hostile_thread_ids_are_data(url: str, registry: CollectorRegistry
 async def test_rare_events_are_kept_while_nobody_looks(url: str, registry: CollectorRegistry) -> None:
     telemetry = create_telemetry(registry=registry)
     telemetry.emit(TierChanged("cached", "redis", "postgres_unavailable"))
-    telemetry.emit(BreakerChanged("open", "timeout"))
+    telemetry.emit(BreakerChanged("open", "closed", "timeout"))
     telemetry.emit(EpochChanged())
     telemetry.emit(TierChanged("redis", "cached", "recovered"))
     telemetry.emit(Drained("redis", 7))
@@ -236,12 +236,12 @@ async def test_ten_thousand_drained_threads_do_not_hide_the_outage(registry: Col
 
 async def test_the_probes_of_an_open_breaker_do_not_hide_the_outage(registry: CollectorRegistry) -> None:
     telemetry = create_telemetry(registry=registry)
-    telemetry.emit(BreakerChanged("open", "timeout"))
+    telemetry.emit(BreakerChanged("open", "closed", "timeout"))
     for _ in range(1000):
-        telemetry.emit(BreakerChanged("half_open", ""))
-        telemetry.emit(BreakerChanged("open", "refused"))
-    telemetry.emit(BreakerChanged("half_open", ""))
-    telemetry.emit(BreakerChanged("closed", ""))
+        telemetry.emit(BreakerChanged("half_open", "open", ""))
+        telemetry.emit(BreakerChanged("open", "half_open", "refused"))
+    telemetry.emit(BreakerChanged("half_open", "open", ""))
+    telemetry.emit(BreakerChanged("closed", "half_open", ""))
     lines, _ = hub(registry).watch.timeline.since(0)
     assert [line["text"] for line in lines] == [
         "breaker open: PostgreSQL answers alone (timeout)",

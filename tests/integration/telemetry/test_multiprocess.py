@@ -104,7 +104,7 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[Served]
             pytest.fail("".join(said))
         reader.submit(said.extend, server.stderr)
         served = Served(address[0], psutil.Process(server.pid))
-        until(served.is_up)  # bound before any worker listens
+        until(served.is_up, 120.0)  # bound before any worker listens: each first imports everything
         yield served
     finally:
         processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children()]

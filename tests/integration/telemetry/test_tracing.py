@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import traceback
 from datetime import timedelta
 from typing import Any
@@ -32,6 +33,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
+import preforked
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, SerializationError
@@ -481,6 +483,43 @@ async def test_without_an_sdk_no_children_are_made(
         await thread.put(saver)
         await thread.turn(saver)
     assert started == ["checkpoint.put", "checkpoint.get_tuple"]
+
+
+def test_an_sdk_that_is_set_up_after_the_saver_is_used_by_the_next_call() -> None:
+    """Of the whole process, so in a process of its own. The second time, without the API's own variable."""
+    code = """
+import sys
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
+from glasspoint import create_telemetry
+from glasspoint.telemetry import tracing
+
+if sys.argv[1] == "without":
+    known = tracing.trace
+    class Api:
+        def __getattr__(self, name):
+            if name == "_TRACER_PROVIDER":
+                raise AttributeError(name)
+            return getattr(known, name)
+    tracing.trace = Api()
+telemetry = create_telemetry(registry=CollectorRegistry())
+def call():
+    with telemetry.operation("put", None):
+        with telemetry.step("l2.put", None):
+            pass
+call()
+exporter, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+call()
+print(*sorted(span.name for span in exporter.get_finished_spans()))
+"""
+    for way in ("with", "without"):
+        done = preforked.run(code, way, env=dict(os.environ), timeout=60)
+        assert (done.stdout, done.stderr) == ("checkpoint.l2.put checkpoint.put\n", "")
 
 
 async def test_the_current_span_is_the_callers_again_after_every_call(

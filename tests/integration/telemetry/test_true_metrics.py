@@ -316,6 +316,16 @@ async def _put_until_open(thread: Thread, saver: CachedPostgresSaver) -> bool:
 # ------------------------------------------------------------------ a scrape
 
 
+async def test_the_database_has_its_name_in_the_metrics(
+    postgres: EmbeddedPostgres, redis_url: str, scraped: Scraped
+) -> None:
+    """So that a board can tell our databases from others on the same server."""
+    url = postgres.create_database("chats")
+    async with open_saver(url, redis_url, telemetry=create_telemetry(registry=scraped.registry)):
+        assert counts(scraped.registry, "glasspoint_info", "database") == {"chats": 1}
+    postgres.drop_database("chats")
+
+
 async def test_a_scrape_has_no_series_about_series(database: str, redis_url: str, scraped: Scraped) -> None:
     telemetry = create_telemetry(registry=scraped.registry)
     thread = Thread("a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,8 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from chains import chain
 from glasspoint import MemorySaver, conversation_turn, create_redis_checkpointer, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres
+from glasspoint.model.scope import Scope
+from glasspoint.telemetry.conversation import turn_around
 from recorder import Recorder
 from states import config_of, counts, open_saver
 from steps import Thread, until
@@ -185,6 +188,25 @@ def test_a_stream_that_is_left_is_cancelled(registry: CollectorRegistry) -> None
     next(pieces)
     pieces.close()
     assert turns(registry) == {("streams", "cancelled"): 1}
+
+
+def test_a_turn_that_was_abandoned_is_not_under_way_any_more(registry: CollectorRegistry) -> None:
+    """Nothing refers to it, and it was never left: what runs later belongs to no turn, or to a later one."""
+    telemetry = create_telemetry(registry=registry)
+
+    def enter() -> None:
+        conversation_turn("a", telemetry=telemetry).__enter__()
+
+    Context().run(enter)
+    gc.collect()
+    assert turn_around(Scope("a", "")) is None
+    abandoned = conversation_turn("a", telemetry=telemetry)
+    Context().run(abandoned.__enter__)
+    later = conversation_turn("a", telemetry=telemetry)
+    Context().run(later.__enter__)
+    del abandoned
+    gc.collect()
+    assert turn_around(Scope("a", "")) is later
 
 
 def test_an_agent_inside_of_an_agent_that_asks_is_no_error() -> None:

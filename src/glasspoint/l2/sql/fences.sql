@@ -63,16 +63,26 @@ CASE WHEN g.opens OR NOT own.stands THEN coalesce((
 -- name: remove_fences
 -- Removes the fences of bursts that have ended, and the marks of puts in their scopes (see put.sql).
 --
+-- Rows that another transaction keeps locked are skipped. Waiting for it could be a deadlock, because a put
+-- locks its mark and its fence in another order, and so does the removal of other bursts. A put that locks a row
+-- replaces it: the row is its own then. A fence that stays nevertheless, because that put has failed, expires.
+--
 -- params   threads, namespaces, bursts: one item per burst
 --          holder: the saver
 /* glasspoint */
-DELETE FROM glasspoint_fences AS f
-USING unnest(%(threads)s::text[], %(namespaces)s::text[], %(bursts)s::text[])
-  AS ended (thread_id, checkpoint_ns, burst)
-WHERE f.thread_id = ended.thread_id AND f.checkpoint_ns = ended.checkpoint_ns
-  AND (f.holder = %(holder)s AND f.burst = ended.burst OR f.holder = 'newest')
+DELETE FROM glasspoint_fences WHERE ctid = ANY(ARRAY(
+    SELECT f.ctid FROM glasspoint_fences AS f
+    JOIN unnest(%(threads)s::text[], %(namespaces)s::text[], %(bursts)s::text[])
+      AS ended (thread_id, checkpoint_ns, burst)
+      ON f.thread_id = ended.thread_id AND f.checkpoint_ns = ended.checkpoint_ns
+    WHERE f.holder = %(holder)s AND f.burst = ended.burst OR f.holder = 'newest'
+    FOR UPDATE OF f SKIP LOCKED
+))
 
 -- name: expire_fences
--- Removes the fences that have expired: those of processes that have died.
+-- Removes the fences that have expired: those of processes that have died. Locked rows are skipped, as by
+-- remove_fences.
 /* glasspoint */
-DELETE FROM glasspoint_fences WHERE until < now()
+DELETE FROM glasspoint_fences WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM glasspoint_fences WHERE until < now() FOR UPDATE SKIP LOCKED
+))

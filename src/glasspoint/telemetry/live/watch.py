@@ -98,24 +98,16 @@ class _RareEvents(Observer):
     def __init__(self, watch: Watch, saver_name: str) -> None:
         self._watch = watch
         self._saver = saver_name
-        self._breaker = "closed"
 
     def joined(self, telemetry: Telemetry) -> None:
         self._watch.join(telemetry)
 
     def emitted(self, event: Event) -> None:
-        if isinstance(event, BreakerChanged) and not self._is_news(event.state):
-            return
+        if isinstance(event, BreakerChanged) and event.is_probe:
+            return  # an open breaker probes Redis every few seconds
         line = line_of(event)
         if line is not None:
             self._watch.timeline.add(*line, saver=self._saver)
-
-    def _is_news(self, state: str) -> bool:
-        """Tell whether the breaker has opened or closed. An open one probes Redis every few seconds."""
-        if state in ("half_open", self._breaker):
-            return False
-        self._breaker = state
-        return True
 
     def opened(self, status: SaverStatus) -> None:
         if status.active:
