@@ -4,6 +4,7 @@
 // dot is one call; above that, dots grow slower than calls. Someone who asked for less motion gets the figures alone.
 
 import { colour, el, mark, say, svg } from "./dom.js";
+import { gaveNone } from "./state.js";
 import { count, percent, rate, took } from "./words.js";
 
 const WIDE = 700;
@@ -133,7 +134,8 @@ export class Picture {
     const toL2 = Math.max(0, (reads || 0) - hits - (tier === "memory" ? lower : 0));
     const announced = mean("write:announced") || 0;
     const redisAway = tier === "memory" || row?.breaker === "open" || (away > 0 && hits === 0);
-    const postgresAway = tier !== "cached";
+    const givesNone = gaveNone(figures, end);
+    const postgresAway = tier !== "cached" || givesNone;
     this.#label("read", [`${rate(reads)} reads/s`]);
     this.#label(
       "hit",
@@ -144,7 +146,9 @@ export class Picture {
     const roomy = this.#plan.width >= WIDE;
     this.#label(
       "answer",
-      [`${rate(toL2)} answers/s${roomy ? " from PostgreSQL" : ""}`, times(recent("miss50"), recent("miss99"))].flat(),
+      roomy
+        ? [`${rate(toL2)} answers/s from PostgreSQL`, why(mean), times(recent("miss50"), recent("miss99")).join(" · ")]
+        : [`${rate(toL2)} answers/s`, times(recent("miss50"), recent("miss99"))].flat(),
     );
     this.#label("write", [`${rate(writes)} writes/s`, times(recent("write50"), recent("write99"))].flat());
     this.#label(
@@ -159,7 +163,7 @@ export class Picture {
       hit: tier === "memory" ? 0 : hits,
       miss: postgresAway ? 0 : toL2,
       warm: postgresAway ? 0 : warm || 0,
-      write: tier === "cached" ? writes || 0 : 0,
+      write: tier === "cached" && !givesNone ? writes || 0 : 0,
       announce: tier === "cached" ? announced : 0,
       kept: tier === "redis" ? writes || 0 : 0,
     };
@@ -191,7 +195,7 @@ export class Picture {
     });
     this.#box("l1", redisAway, {
       name: "Redis",
-      role: tier === "redis" ? "holds the conversations" : redisAway ? "L1 · left alone" : "L1 · the cache",
+      role: tier === "redis" ? "holds the conversations" : redisAway ? "L1 · does not answer" : "L1 · the cache",
       big: redisAway ? "away" : tier === "redis" ? "alone" : percent(ratio),
       facts: [redisAway ? "" : tier !== "redis" ? "hit ratio" : roomy ? "PostgreSQL is away" : ""],
       share: redisAway || tier === "redis" ? NaN : ratio,
@@ -408,6 +412,19 @@ export class Picture {
       } else context.fill();
     }
   }
+}
+
+// Reads that could not be hits go on, too: the hit ratio does not count them.
+function why(mean) {
+  const [fresh, older, missed] = [mean("read:absent"), mean("read:historical"), mean("misses")];
+  return [
+    [missed, "missed"],
+    [fresh, "new"],
+    [older, "of older states"],
+  ]
+    .filter(([rated]) => rated > 0.05)
+    .map(([rated, what]) => `${rate(rated)} ${what}`)
+    .join(", ");
 }
 
 function times(p50, p99) {
