@@ -110,7 +110,7 @@ _BUTTONS = (
         "start_redis",
         "Redis",
         "Bring Redis back",
-        "Starts it, empty.",
+        "Starts it, empty. A conversation is cached again when it goes on.",
         _REDIS,
         "Redis is being started …",
         "info",

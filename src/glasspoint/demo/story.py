@@ -62,7 +62,7 @@ async def tell_story(
         number = 0
         for act in ACTS:
             number += not act.goes_on
-            title = f"Act {number} of {acts} · {act.title}"
+            title = f"{number} of {acts} · {act.title}"
             if yours := sorted(act.breaks - servers.own):
                 if not act.goes_on:
                     why = f"This {' and this '.join(yours)} is yours: nothing of it is broken."

@@ -193,8 +193,8 @@ _BREAKER: Mapping[str, Said] = {
     "open": Said("breaker", "warning", "breaker open: PostgreSQL answers alone"),
 }
 _DRAINED: Mapping[str, Said] = {
-    "continued": Said("drain", "good", "{thread} drained, which continue what the tier above had", 1),
-    "new": Said("drain", "good", "{thread} drained, which the tier above did not have", 1),
+    "continued": Said("drain", "good", "{thread} drained: one history with what the tier above had", 1),
+    "new": Said("drain", "good", "{thread} drained: new in the tier above", 1),
     "set_aside": Said(
         "drain", "warning", "{thread} set aside: the tier above has another history of the same name", 1
     ),

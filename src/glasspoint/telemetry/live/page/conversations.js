@@ -137,7 +137,9 @@ export class Conversations {
     const forked = Boolean(origin) && Boolean(before) && turn.follows !== before.trace_id;
     const asked = (turn.interrupts ?? []).map((kind) => INTERRUPTS.get(kind) ?? short(kind, 20));
     const more = [
-      ...reads.map(([server, number]) => `${number} read from ${SERVERS.get(server) ?? short(server, 20)}`),
+      ...reads.map(([server, number]) =>
+        server === "none" ? plural(number, "failed read") : `${number} read from ${SERVERS.get(server) ?? short(server, 20)}`,
+      ),
       OUTCOMES.get(turn.outcome) ?? short(turn.outcome, 20),
       ...asked,
       follows,

@@ -162,6 +162,7 @@ export class Demo {
       this.turnsChanged();
     }
     this.#parts.log.scrollTop = this.#parts.log.scrollHeight;
+    this.#parts.log.scrollIntoView({ block: "nearest" }); // who has pressed buttons has scrolled it away
   }
 
   #line(kind, text) {

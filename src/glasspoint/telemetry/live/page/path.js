@@ -8,6 +8,7 @@ import { gaveNone } from "./state.js";
 import { count, percent, rate, took } from "./words.js";
 
 const WIDE = 700;
+const TIGHT = 330;
 const MOST_DOTS = 90;
 const FAST = 340,
   SLOW = 190;
@@ -136,19 +137,22 @@ export class Picture {
     const redisAway = tier === "memory" || row?.breaker === "open" || (away > 0 && hits === 0);
     const givesNone = gaveNone(figures, end);
     const postgresAway = tier !== "cached" || givesNone;
-    this.#label("read", [`${rate(reads)} reads/s`]);
-    this.#label(
-      "hit",
-      [`${rate(hits)} ${tier === "redis" ? "answers/s" : "hits/s"}`, times(recent("hit50"), recent("hit99"))].flat(),
-    );
-    this.#label("miss", away > 0 ? [`${rate(toL2)}/s go past Redis`] : [`${rate(toL2)}/s go on`]);
-    this.#label("warm", [`${rate(warm)} warm-ups/s`, times(recent("warm50"), recent("warm99"))].flat());
     const roomy = this.#plan.width >= WIDE;
+    const named = (number, unit) => (this.#plan.width < TIGHT ? [rate(number), unit] : [`${rate(number)} ${unit}`]);
+    this.#label("read", named(reads, "reads/s"));
+    this.#label("hit", [
+      ...named(hits, tier === "redis" ? "answers/s" : "hits/s"),
+      ...times(recent("hit50"), recent("hit99")),
+    ]);
+    const warmed = times(recent("warm50"), recent("warm99"));
+    this.#label("warm", roomy ? [`${rate(warm)} warm-ups/s`, ...warmed] : [`${rate(warm)}/s`, "warm-ups", warmed[0] ?? ""]);
+    const onward = away > 0 ? "go past Redis" : "go on";
+    this.#label("miss", roomy ? [`${rate(toL2)}/s ${onward}`] : [`${rate(toL2)}/s`, ...onward.split(/ (?=past)/)]);
     this.#label(
       "answer",
       roomy
         ? [`${rate(toL2)} answers/s from PostgreSQL`, why(mean), times(recent("miss50"), recent("miss99")).join(" · ")]
-        : [`${rate(toL2)} answers/s`, times(recent("miss50"), recent("miss99"))].flat(),
+        : [...named(toL2, "answers/s"), ...times(recent("miss50"), recent("miss99"))],
     );
     this.#label("write", [`${rate(writes)} writes/s`, times(recent("write50"), recent("write99"))].flat());
     this.#label(
@@ -197,7 +201,7 @@ export class Picture {
       name: "Redis",
       role: tier === "redis" ? "holds the conversations" : redisAway ? "L1 · does not answer" : "L1 · the cache",
       big: redisAway ? "away" : tier === "redis" ? "alone" : percent(ratio),
-      facts: [redisAway ? "" : tier !== "redis" ? "hit ratio" : roomy ? "PostgreSQL is away" : ""],
+      facts: [redisAway ? "" : tier !== "redis" ? (roomy ? "hit ratio" : "hits") : roomy ? "PostgreSQL is away" : ""],
       share: redisAway || tier === "redis" ? NaN : ratio,
     });
     const inUse = row?.get("inUse"),
@@ -207,7 +211,7 @@ export class Picture {
       name: "PostgreSQL",
       role: postgresAway ? "L2 · away" : "L2 · the truth",
       big: Number.isFinite(inUse) ? `${count(inUse)} of ${count(max)}` : "",
-      facts: Number.isFinite(inUse) ? ["connections in use", `${count(waiting)} waiting`] : [],
+      facts: Number.isFinite(inUse) ? [roomy ? "connections in use" : "in use", `${count(waiting)} waiting`] : [],
       share: inUse / max,
     });
     mark(

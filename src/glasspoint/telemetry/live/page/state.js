@@ -35,14 +35,13 @@ export function headline(figures, end, found) {
   }
   if (row?.breaker === "open" || mean("read:unavailable") > 0)
     return ["warning", `Redis does not answer. PostgreSQL answers alone: slower, and nothing is lost.${where}`];
-  const failing = mean("errors") > 0.05;
   const failed = Object.entries(found.errors ?? {}).map(([name, each]) => `${short(name, 30)} ${rate(each)}`);
   if (gaveNone(figures, end))
     return [
       "error",
-      `PostgreSQL gives no connection. What Redis has is still read; all else waits, and then fails${failing ? `: ${rate(mean("errors"))} calls a second` : ""}.${where}`,
+      `PostgreSQL gives no connection. What Redis has is still read; all else waits, and then fails: ${rate(mean("errors"))} calls a second.${where}`,
     ];
-  if (failing)
+  if (mean("errors") > 0.05)
     return [
       "error",
       `Calls fail: ${rate(mean("errors"))} a second${failed.length ? ` (now ${failed.join(", ")})` : ""}.${where}`,
@@ -59,19 +58,20 @@ export function headline(figures, end, found) {
     Number.isFinite(hit) ? `Redis answers in ${took(hit)}` : "",
     Number.isFinite(miss) ? `PostgreSQL in ${took(miss)}` : "",
   ].filter(Boolean);
-  const served = Number.isFinite(ratio) ? `, ${percent(ratio)} of those that Redis could know are hits` : "";
+  const served = Number.isFinite(ratio) ? `, hit ratio ${percent(ratio)}` : "";
   return [
     "good",
     `${rate(reads)} reads a second${served}${beside.length ? `: ${beside.join(", ")}` : ""}. ${rate(writes)} writes a second.${where}`,
   ];
 }
 
-// Callers wait, and the pool has not a single connection: PostgreSQL cannot be reached.
+// Calls fail, and callers wait although the pool may open more connections: PostgreSQL gives it none.
 export function gaveNone(figures, end) {
-  const rows = figures.rows.slice(Math.max(0, end - 2), end);
+  const rows = figures.rows.slice(Math.max(0, end - 3), end);
   return (
+    figures.mean("errors", end) > 0.05 &&
     rows.some((row) => row.get("waiting") > 0) &&
-    rows.every((row) => row.tier === "cached" && row.get("inUse") === 0 && row.get("idle") === 0)
+    rows.every((row) => row.tier === "cached" && row.get("inUse") + row.get("idle") < row.get("max"))
   );
 }
 
