@@ -358,7 +358,7 @@ class Faults:
             self._put_state("stop_postgres", "stopped")
             return "PostgreSQL was stopped."
         takeover_at = monotonic() + self._timing.takeover
-        self._put_state("stop_postgres", lambda: f"stopped; a new pod takes over {_in(takeover_at)}")
+        self._put_state("stop_postgres", lambda: f"stopped; new pod {_in(takeover_at)}")
         self._last("takeover", self._take_over(takeover_at))
         return (
             "PostgreSQL was stopped: what is cached is still read, and writes fail. In "
@@ -370,7 +370,7 @@ class Faults:
         if self._own_postgres.running:
             return
         if self._app.tier == "cached":
-            self._put_state("stop_postgres", "stopped; a new pod is starting")
+            self._put_state("stop_postgres", "stopped; new pod starts")
             self._tell("A new pod is starting, to take over …", "warning")
             await self._report(self._restart_app())
         self._put_state("stop_postgres", "stopped")

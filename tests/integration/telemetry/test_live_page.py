@@ -82,8 +82,8 @@ def test_at_one_glance_it_says_how_fast_the_cache_is_and_where_reads_go(opened: 
         shown = opened(fake, address="")
         shown.text("#headline").to_have_text(
             re.compile(
-                r"^\d+ reads a second, hit ratio 9\d %: Redis answers in 0\.\d+ ms, PostgreSQL in \d\.\d ms\."
-                r" \d+ writes a second\.$"
+                r"^\d+ reads a second, hit ratio 9\d\s%: Redis answers in 0\.\d+\sms, PostgreSQL in"
+                r" \d\.\d\sms\. \d+ writes a second\.$"
             )
         )
         for said in ("reads/s", "hits/s", "go on", "warm-ups/s", "answers/s", "writes/s", "announced/s"):

@@ -132,7 +132,7 @@ def test_the_page_moves_while_calls_are_made(page: Page, database: str, own_redi
         page.goto(application.url)
         expect(page.locator("#link")).to_have_text("Live")
         expect(page.locator("#headline")).to_contain_text(
-            re.compile(r"^\S+ reads a second, hit ratio \d+ %: Redis answers in")
+            re.compile(r"^\S+ reads a second, hit ratio \d+\s%: Redis answers in")
         )
         expect(page.locator("#call-rows tr", has_text="put_writes").first).to_be_visible()
         expect(page.locator("#call-rows tr.hit", has_text="Redis (L1)").first).to_be_visible()

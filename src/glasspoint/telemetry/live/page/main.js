@@ -143,7 +143,7 @@ function draw() {
   const [level, text] = headline(shown, end, shown.latest?.error === undefined ? shown.latest : null);
   const failed = shown.latest?.error;
   mark($("headline"), "data-level", failed ? "error" : level);
-  say($("headline").lastElementChild, failed ? `${short(chosen, 60)} ${short(failed, 200)}.` : text);
+  say($("headline").lastElementChild, failed ? `${short(chosen, 60)} ${short(failed, 200)}.` : together(text));
   picture.show(shown, end, failed ? null : shown.latest);
   ladder.show(failed ? null : shown.latest, events);
   chips.show(failed ? null : shown.latest, events, (name) => shown.mean(name, end));
@@ -151,6 +151,9 @@ function draw() {
   strips.show(shown);
   drawProcesses();
 }
+
+// A number and its unit stay on one line.
+const together = (text) => text.replace(/(\d) (?=%|m?s\b)/g, "$1\u00a0");
 
 function drawProcesses() {
   const names = Object.keys(each).slice(0, MOST_PROCESSES);

@@ -8,7 +8,7 @@ import { gaveNone } from "./state.js";
 import { count, percent, rate, took } from "./words.js";
 
 const WIDE = 700;
-const TIGHT = 330;
+const TIGHT = 390;
 const MOST_DOTS = 90;
 const FAST = 340,
   SLOW = 190;
@@ -145,7 +145,7 @@ export class Picture {
       ...times(recent("hit50"), recent("hit99")),
     ]);
     const warmed = times(recent("warm50"), recent("warm99"));
-    this.#label("warm", roomy ? [`${rate(warm)} warm-ups/s`, ...warmed] : [`${rate(warm)}/s`, "warm-ups", warmed[0] ?? ""]);
+    this.#label("warm", roomy ? [`${rate(warm)} warm-ups/s`, ...warmed] : [`${rate(warm)}/s`, "warm-ups", ...warmed]);
     const onward = away > 0 ? "go past Redis" : "go on";
     this.#label("miss", roomy ? [`${rate(toL2)}/s ${onward}`] : [`${rate(toL2)}/s`, ...onward.split(/ (?=past)/)]);
     this.#label(
@@ -268,7 +268,7 @@ export class Picture {
       d: "M-9 -5L0 0L-9 5z",
       transform: `translate(${x2} ${y2}) rotate(${turned})`,
     });
-    const texts = [0, 1, 2].map((n) =>
+    const texts = [0, 1, 2, 3].map((n) =>
       svg("text", { x, y: y + n * 15, "text-anchor": anchor, class: n ? "soft" : "strong" }),
     );
     const group = svg("g", { class: `lane ${name} still` }, line, bare ? null : head, ...texts);
