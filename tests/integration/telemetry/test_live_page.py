@@ -274,6 +274,8 @@ def test_calls_are_filtered_by_thread_and_paused(opened: Any) -> None:
         assert {text.strip() for text in shown.page.locator("#call-rows .who").all_inner_texts()} == {
             "demo-3"
         }
+        covered = shown.page.locator("#call-rows .result", has_text="covered").first
+        expect(covered).to_have_attribute("title", re.compile("^A further write of a burst"))
         shown.page.get_by_role("button", name="Pause calls").click()
         shown.text("#calls-said").to_contain_text("Paused.")
         before = rows.all_inner_texts()
