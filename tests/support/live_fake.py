@@ -283,6 +283,12 @@ class Fake:
         self.viewers = 0
         self.sent = 0
         self.forgets_turns = False
+        self.loses_turns = False
+        self.gives_no_connection = False
+        self.redis_is_away = False
+        self.note = ""
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.repeats: tuple[str, str, str] | None = None
         self._told = threading.Condition()
         self.closing = threading.Event()
@@ -363,11 +369,17 @@ class Fake:
                 send("bye", {"reason": self.bye})
                 return
             figures = world.second()
+            if self.gives_no_connection:
+                figures["pool"] = {"in_use": 0, "idle": 0, "max": 10, "waiting": 6}
+                figures["errors"] = {"put": 3.0}
+            if self.redis_is_away:
+                figures["breaker"] = "open"
+                figures["reads"] |= {"results": {"unavailable": figures["reads"]["rate"]}, "hit_ratio": 0.0}
             each: dict[str, Any] = {"here": figures}
             for name in peers:
                 each[name] = world.second()
             if len(peers) > 1:
-                each[peers[-1]] = {"error": "connection refused"}
+                each[peers[-1]] = {"error": "does not answer: connection refused"}
             for name in self.done.keys() - marked:
                 world.mark("fault", "warning", f"{name} was done.")
                 marked.add(name)
@@ -393,7 +405,10 @@ class Fake:
                     )
                     if self.closing.wait(self.beat / 4):
                         return
-                send("conversations", {"conversations": [world.conversation()]})
+                told = world.conversation()
+                if self.loses_turns:
+                    told = told | {"turns": told["turns"][::2]}
+                send("conversations", {"conversations": [told]})
             elif self.closing.wait(self.beat):
                 return
 
@@ -455,12 +470,17 @@ def _handler_of(fake: Fake) -> type[BaseHTTPRequestHandler]:
             elif path == "/live/chat":
                 status, said = (
                     200,
-                    {"text": f"You said: {body['text']}", "trace_id": f"{len(fake.asked):032x}"},
+                    {
+                        "text": f"You said: {body['text']}",
+                        "trace_id": f"{len(fake.asked):032x}",
+                        "note": fake.note,
+                    },
                 )
             elif path == "/live/actions/hold_lock":
                 status, said = 409, {"error": "PostgreSQL is stopped, so no lock can be held."}
             else:
                 name = path.rpartition("/")[2]
+                fake.may_answer.wait(60)
                 fake.done[name] = "done"
                 status, said = 200, {"said": f"{name} was done."}
             self._answer(status, json.dumps(said).encode(), "application/json")

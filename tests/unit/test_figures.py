@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from command_line import environment
+from glasspoint.telemetry.catalogue import METRICS
 from glasspoint.telemetry.events import EpochChanged, IdentityChanged, TurnEnded
 from glasspoint.telemetry.figures import (
     Change,
@@ -25,7 +27,7 @@ from glasspoint.telemetry.figures import (
     quantile,
     read_registry,
 )
-from glasspoint.telemetry.metrics import BUCKETS_OF_READS
+from glasspoint.telemetry.metrics import BUCKETS_OF_READS, Families
 from workers import Worker
 
 
@@ -393,3 +395,48 @@ def test_a_quantile_is_interpolated_within_its_bucket_as_in_promql() -> None:
     assert quantile(0.99, {math.inf: 10.0}) is None
     # Rates: 0.1 + 0.2 is a little more than 0.3, and the next bucket that holds anything is far away.
     assert quantile(0.5, {1.0: 0.3, 8.0: 0.3, 64.0: 2 * (0.1 + 0.2), math.inf: 2 * (0.1 + 0.2)}) == 1.0
+
+
+# -------------------------------------------------------------------- what a reading costs
+
+
+def test_a_reading_of_this_process_holds_what_figures_are_made_of_and_nothing_else() -> None:
+    worker = Worker()
+    worker.open(tier="cached", active=True)
+    hits(worker, 3)
+    worker.call("put", l1_write="announced", l1_seconds=0.1, l2_seconds=0.1, encode_seconds=0.1)
+    worker.fail("put")
+    all_of_it = read_registry(worker.registry, metrics=METRICS)
+    used = read_registry(worker.registry)
+    before = replace(read_registry(CollectorRegistry()), at=all_of_it.at - 1)
+    assert Figures.of(Change(replace(used, at=all_of_it.at), before)) == Figures.of(Change(all_of_it, before))
+    assert "burst_writes" in all_of_it.buckets
+    assert "burst_writes" not in used.buckets
+
+
+def test_a_reading_of_this_process_collects_no_metric_that_it_does_not_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = Worker()
+    hits(worker, 1)
+
+    def collected() -> list[Any]:
+        raise AssertionError("nobody needs this")
+
+    families = Families.of(worker.registry)
+    for name in ("burst_writes", "entry_bytes", "pool_wait_seconds"):
+        monkeypatch.setattr(families.counted[name], "collect", collected)
+    assert read_registry(worker.registry).values["l1_reads_total"]["default", "hit"] == 1
+
+
+def test_a_reading_does_not_measure_the_tables() -> None:
+    worker = Worker()
+    asked: list[bool] = []
+
+    def storage() -> dict[str, Any]:
+        asked.append(True)
+        return {}
+
+    worker.open(tier="cached", active=True, storage=storage)
+    read_registry(worker.registry)
+    assert not asked

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from http import HTTPStatus
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -13,10 +11,11 @@ import httpx
 
 from glasspoint.console import plain
 from glasspoint.errors import ConfigurationError
+from glasspoint.telemetry import scraping
 from glasspoint.telemetry.figures import TextReader, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from glasspoint.telemetry.figures import Change
 
@@ -25,9 +24,6 @@ __all__ = ["DEFAULT_URL", "Endpoint", "client", "endpoints_of", "poll_all"]
 DEFAULT_URL = "http://127.0.0.1:9464"
 
 _METRICS = "/metrics"
-
-# A process has about 50 kB of metrics for each of its savers, and those of other software.
-_LONGEST_BYTES = 16_000_000
 
 _LONGEST_TROUBLE = 200
 
@@ -62,7 +58,7 @@ class Endpoint:
         path = self.url.path if self.url.path != _METRICS else ""
         self.name = plain(self.url.netloc.decode("ascii", "replace") + path)
         self.change: Change | None = None
-        self.trouble = "has not answered yet"
+        self.trouble = scraping.NO_NEWS
         self.since = monotonic()
         self._text = TextReader()
         self._window = Window()
@@ -79,28 +75,28 @@ class Endpoint:
                 text = await self._get(client)
             reading = self._text.read(text)
         except TimeoutError:
-            self._fail(f"does not answer within {timeout_seconds:g} s")
+            self._fail(scraping.is_late(timeout_seconds))
         except httpx.TransportError as error:
-            self._fail(f"does not answer: {_reason(error)}")
+            self._fail(scraping.unreachable(error))
         except (_UnexpectedError, httpx.HTTPError) as error:
             self._fail(str(error))
         except ValueError:
-            self._fail("answers, but with something that is no Prometheus metrics")
+            self._fail(scraping.NO_METRICS)
         else:
             if reading.is_glasspoint:
                 self.change, self.trouble = self._window.add(reading), ""
             else:
-                self._fail("answers, but shows no metrics of Glasspoint's")
+                self._fail(scraping.NOT_OURS)
 
     async def _get(self, client: httpx.AsyncClient) -> str:
         async with client.stream("GET", self.url) as answer:
             if answer.status_code != HTTPStatus.OK:
-                raise _UnexpectedError(f"answers with the status {_status(answer.status_code)}")
+                raise _UnexpectedError(scraping.refused(answer.status_code))
             body = bytearray()
             async for part in answer.aiter_bytes():
                 body += part
-                if len(body) > _LONGEST_BYTES:
-                    raise _UnexpectedError(f"answers with more than {_LONGEST_BYTES // 1_000_000} MB")
+                if len(body) > scraping.LONGEST_BYTES:
+                    raise _UnexpectedError(scraping.TOO_LONG)
             return body.decode("utf-8")
 
     def _fail(self, trouble: str) -> None:
@@ -126,7 +122,7 @@ def endpoints_of(urls: Iterable[str]) -> list[Endpoint]:
 def client() -> httpx.AsyncClient:
     """Return the client to read endpoints with, for an `async with`."""
     return httpx.AsyncClient(
-        headers={"Accept": "text/plain; version=0.0.4"},
+        headers={"Accept": scraping.ACCEPTED},
         timeout=None,  # `poll` has one for all of it
         # A redirect would lead to a login page, and take the credentials there.
         follow_redirects=False,
@@ -138,32 +134,6 @@ async def poll_all(
 ) -> None:
     """Read all endpoints once, at the same time."""
     await asyncio.gather(*(each.poll(client, timeout_seconds=timeout_seconds) for each in endpoints))
-
-
-def _reason(error: BaseException) -> str:
-    """Return why a connection failed: what the operating system says, if it says anything."""
-    for each in _causes(error):
-        if isinstance(each, OSError) and each.errno is not None:
-            # The resolver's numbers are others; and asyncio puts words of its own before the system's.
-            said = each.strerror if isinstance(each, socket.gaierror) else os.strerror(each.errno)
-            return str(said)[:1].lower() + str(said)[1:]
-    return str(error) or type(error).__name__
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        else:
-            error = error.__cause__ or error.__context__
-
-
-def _status(code: int) -> str:
-    try:
-        return f"{code} ({HTTPStatus(code).phrase})"
-    except ValueError:
-        return str(code)
 
 
 def _without_password(url: str) -> str:

@@ -33,6 +33,17 @@ _MOST_THREADS = 50
 _MOST_TURNS = 200
 _TURN_SECONDS = 30.0
 
+_UNTIL_THEN = (
+    " What was said before is in PostgreSQL, and is here again when PostgreSQL is back. What is said"
+    " meanwhile is then set aside, as a conversation of its own."
+)
+_BEGAN_ANEW = {
+    "cached": "This conversation began anew: what it was before is not in PostgreSQL.",
+    "redis": "This conversation began anew, because Redis had no cached state of it." + _UNTIL_THEN,
+    "memory": "This conversation began anew, because the app has lost both servers." + _UNTIL_THEN,
+}
+_IS_BACK = "The conversation from before the outage is here again. What was said meanwhile was set aside."
+
 
 class Chat:
     """Runs the turns of the chat box, on the application's saver."""
@@ -50,6 +61,7 @@ class Chat:
         self._prefix = prefix
         self._model = RecallingChatModel()
         self._turns = Counter[str]()
+        self._messages = Counter[str]()
         self._talking: set[str] = set()
         self._app: App | None = None
 
@@ -99,7 +111,19 @@ class Chat:
             graph = build_conversation(self._model, saver)
             with self._observed.turn(thread_id) as span:
                 answer = await say(graph, thread_id, text)
-        return Reply(answer.text, format_trace_id(span.get_span_context().trace_id))
+            tier = saver.tier
+        return Reply(
+            answer.text,
+            format_trace_id(span.get_span_context().trace_id),
+            self._note(thread_id, answer.message_count, tier),
+        )
+
+    def _note(self, thread_id: str, messages: int, tier: str) -> str:
+        """Say why the conversation is not as the user has left it, if it is not: turns add two messages."""
+        expected, self._messages[thread_id] = self._messages[thread_id] + 2, messages
+        if messages < expected:
+            return _BEGAN_ANEW[tier]
+        return _IS_BACK if messages > expected and expected > 2 and tier == "cached" else ""
 
     @staticmethod
     def _check(name: str, text: str) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["USUAL", "Faults", "Timing"]
 
 _FIRST_SNAPSHOT_SECONDS = 5.0
+_TOLD_AFTER_SECONDS = 0.25
 _GET_LOCK_SECONDS = 2.0
 _GET_CONNECTIONS_SECONDS = 4.0
 
@@ -73,27 +74,54 @@ class _Button:
     hint: str
     breaks: frozenset[str]
     """The servers that must be the demo's own."""
+    doing: str
+    """What is said at once, when the button is pressed."""
+    level: Level = "warning"
 
 
 _REDIS, _POSTGRES, _NOTHING = frozenset({"Redis"}), frozenset({"PostgreSQL"}), frozenset[str]()
 
 _BUTTONS = (
-    _Button("flush_redis", "Redis", "Flush Redis", "Nothing is cached any more: reads miss once.", _REDIS),
-    _Button("kill_redis", "Redis", "Kill Redis", "SIGKILL: PostgreSQL answers alone.", _REDIS),
+    _Button(
+        "flush_redis",
+        "Redis",
+        "Flush Redis",
+        "Nothing is cached any more: reads miss once.",
+        _REDIS,
+        "Redis is being flushed …",
+    ),
+    _Button(
+        "kill_redis",
+        "Redis",
+        "Kill Redis",
+        "SIGKILL: PostgreSQL answers alone.",
+        _REDIS,
+        "Redis is being killed …",
+    ),
     _Button(
         "restore_redis",
         "Redis",
         "Restart from an old snapshot",
         "Kills Redis and starts it with what it held some seconds ago: nothing of it is believed.",
         _REDIS,
+        "Redis is being killed, and started from an old snapshot …",
     ),
-    _Button("start_redis", "Redis", "Bring Redis back", "Starts it, empty.", _REDIS),
+    _Button(
+        "start_redis",
+        "Redis",
+        "Bring Redis back",
+        "Starts it, empty. A conversation is cached again when it goes on.",
+        _REDIS,
+        "Redis is being started …",
+        "info",
+    ),
     _Button(
         "stop_postgres",
         "PostgreSQL",
         "Stop PostgreSQL",
         "Hits go on, writes fail. Seconds later a new pod takes over, and works in Redis alone.",
         _POSTGRES,
+        "PostgreSQL is being stopped …",
     ),
     _Button(
         "start_postgres",
@@ -101,6 +129,8 @@ _BUTTONS = (
         "Bring PostgreSQL back",
         "What was said meanwhile is drained into it.",
         _POSTGRES,
+        "PostgreSQL is being started …",
+        "info",
     ),
     _Button(
         "hold_lock",
@@ -108,6 +138,7 @@ _BUTTONS = (
         "Hold a lock",
         "Locks the table of checkpoints for some seconds: puts fail at their deadline, hits go on.",
         _POSTGRES,
+        "A lock is being taken …",
     ),
     _Button(
         "squeeze_pool",
@@ -115,6 +146,7 @@ _BUTTONS = (
         "Squeeze the pool",
         "Leaves one connection for some seconds: calls wait for it.",
         _NOTHING,
+        "Connections are being taken from the pool …",
     ),
     _Button(
         "restart_app",
@@ -122,6 +154,7 @@ _BUTTONS = (
         "Restart the app",
         "As a new pod: it starts in the best tier that it can reach.",
         _NOTHING,
+        "The app is being restarted …",
     ),
 )
 
@@ -161,7 +194,15 @@ class Faults:
     def actions(self, own: Collection[str]) -> list[Action]:
         """Return the buttons for the servers that are the demo's own."""
         return [
-            Action(each.name, each.label, each.hint, self._pressing(each.name), each.group)
+            Action(
+                each.name,
+                each.label,
+                each.hint,
+                self._pressing(each.name),
+                each.group,
+                doing=each.doing,
+                level=each.level,
+            )
             for each in _BUTTONS
             if each.breaks <= set(own)
         ]
@@ -202,15 +243,21 @@ class Faults:
         return await asyncio.shield(pressed)
 
     async def _do(self, name: str) -> str:
-        label = next(each.label for each in _BUTTONS if each.name == name)
+        button = next(each for each in _BUTTONS if each.name == name)
+        # As on the page: what is done at once is told once.
+        telling = asyncio.get_running_loop().call_later(
+            _TOLD_AFTER_SECONDS, self._show, button.doing, button.level
+        )
         try:
             # What stops or starts no server may take long, and must not delay the way back.
             async with nullcontext() if name in _BESIDE else self._one_at_a_time:
                 said = await self._work(name)
         except GlasspointError as error:
-            self._show(f"{label}: {error}", "error")
+            self._show(f"{button.label}: {error}", "error")
             raise
-        self._show(said, "warning")
+        finally:
+            telling.cancel()
+        self._show(said, button.level)
         return said
 
     async def _work(self, name: str) -> str:
@@ -311,7 +358,7 @@ class Faults:
             self._put_state("stop_postgres", "stopped")
             return "PostgreSQL was stopped."
         takeover_at = monotonic() + self._timing.takeover
-        self._put_state("stop_postgres", lambda: f"stopped; a new pod takes over {_in(takeover_at)}")
+        self._put_state("stop_postgres", lambda: f"stopped; new pod {_in(takeover_at)}")
         self._last("takeover", self._take_over(takeover_at))
         return (
             "PostgreSQL was stopped: what is cached is still read, and writes fail. In "
@@ -322,10 +369,11 @@ class Faults:
         await asyncio.sleep(max(0.0, at - monotonic()))
         if self._own_postgres.running:
             return
+        if self._app.tier == "cached":
+            self._put_state("stop_postgres", "stopped; new pod starts")
+            self._tell("A new pod is starting, to take over …", "warning")
+            await self._report(self._restart_app())
         self._put_state("stop_postgres", "stopped")
-        if self._app.tier != "cached":
-            return
-        await self._report(self._restart_app())
 
     async def _start_postgres(self) -> str:
         server = self._own_postgres
@@ -416,7 +464,7 @@ class Faults:
                 self._put_state(name, None)
                 with suppress(psycopg.Error):
                     await let_go()
-            self._tell(afterwards, "good")
+            self._tell(afterwards, "info")
 
         self._put_state(name, lambda: f"held for {_seconds_until(until)} s more")
         self._last(name, last())

@@ -61,5 +61,7 @@ class PageCalls:
             if task is not None and task.cancelling():  # the caller has left, and not the demo
                 raise
             raise GlasspointError(_ENDS) from None
+        except GlasspointError:  # some of them are TimeoutErrors, too
+            raise
         except TimeoutError:
             raise GlasspointError("The demo did not do it in time: it goes on trying.") from None

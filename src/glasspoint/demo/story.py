@@ -84,9 +84,9 @@ async def tell_story(
 def _outcome_of(number: int, turn: Turn) -> tuple[str, Level]:
     """Return how a turn went, for the live page: what the terminal says, without what was said."""
     if turn.problems:
-        return f"{number}: WRONG. {'; '.join(turn.problems)}.", "error"
+        return f"Act {number}: WRONG. {'; '.join(turn.problems)}.", "error"
     note = f" {turn.prepared.remark}" if turn.prepared.remark else ""
-    return f"{number}: as expected, {view.source_of(turn)}.{note}", "good"
+    return f"Act {number}: as expected, {view.source_of(turn)}.{note}", "good"
 
 
 class _Stage:

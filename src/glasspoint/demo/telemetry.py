@@ -161,11 +161,11 @@ class CounterWatch:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._before = read_registry(registry)
+        self._before = read_registry(registry, metrics=METRICS)
 
     def moved(self) -> list[Moved]:
         """Return every `glasspoint_*_total` and `glasspoint_*_count` that has grown since the last call."""
-        before, self._before = self._before, read_registry(self._registry)
+        before, self._before = self._before, read_registry(self._registry, metrics=METRICS)
         change = Change.between(before, self._before)
         return [
             Moved(f"glasspoint_{metric.name}{'_count' * (metric.kind == 'histogram')}", labels[1:], int(by))

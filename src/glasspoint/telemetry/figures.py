@@ -21,17 +21,19 @@ import math
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import chain
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, get_args
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from glasspoint.telemetry import multiprocess
 from glasspoint.telemetry.catalogue import COULD_BE_HITS, METRICS
 from glasspoint.telemetry.events import L1Result, TierName, TurnOutcome, WarmUpResult, WriteResult
 from glasspoint.telemetry.metrics import Families
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric as Family
@@ -67,6 +69,35 @@ _CPU, _RSS, _STARTED = (
 _OF_THE_PROCESS = (_CPU, _RSS, _STARTED)
 _FAMILIES_OF_THE_PROCESS = {name.removesuffix("_total") for name in _OF_THE_PROCESS}
 
+_USED = frozenset(
+    (
+        "active_tier",
+        "forks_total",
+        "info",
+        "l1_breaker_open",
+        "l1_epoch_changes_total",
+        "l1_identity_changes_total",
+        "l1_journal_pending",
+        "l1_quarantined_scopes",
+        "l1_reads_total",
+        "l1_warm_up_duration_seconds",
+        "l1_warm_ups_total",
+        "operation_duration_seconds",
+        "pool_connections",
+        "pool_max_connections",
+        "pool_requests_waiting",
+        "read_duration_seconds",
+        "redis_pool_connections",
+        "turn_duration_seconds",
+        "turns_total",
+        "undrained_threads",
+        "write_through_duration_seconds",
+        "write_through_total",
+        *_OF_THE_PROCESS,
+    )
+)
+"""The metrics that figures are made of. Every saver's name adds 400 series, half of them of other metrics."""
+
 _WRITES = ("put", "put_writes")
 _TIERS: tuple[TierName, ...] = get_args(TierName)
 
@@ -75,6 +106,9 @@ _MOST_SERIES = 20_000
 
 # Rates are floats, so a count that equals the rank may come out a little smaller.
 _TOLERANCE = 1e-9
+
+
+_Value = TypeVar("_Value")
 
 
 class Source(Protocol):
@@ -112,22 +146,33 @@ class Reading:
     no_identity_because: str = ""
 
 
-def read_registry(registry: CollectorRegistry, *, source: Source | None = None) -> Reading:
+def read_registry(
+    registry: CollectorRegistry, *, source: Source | None = None, metrics: Collection[str] = _USED
+) -> Reading:
     """Read the metrics of this process.
 
     Args:
         registry: The registry that the savers report to.
         source: What to collect instead of the registry: `multiprocess.AllProcesses()`, for example.
+        metrics: The metrics to read, by their names in the catalogue; by default those of the figures.
     """
     found, known = _Found(), _known_samples()
-    for family in (source or registry).collect():
+    families = Families.find(registry)
+    collected: Iterable[Family] = ()
+    if source is None and families is not None and not multiprocess.is_on():
+        found.is_glasspoint = True
+        for metric, labels, value in families.savers.figures(storage=False):
+            if metric in metrics:
+                found.add(_Place(metric, labels), value)
+        collected = families.collect(metrics)
+        source = registry.restricted_registry(_OF_THE_PROCESS)
+    for family in chain(collected, (source or registry).collect()):
         is_ours = f"{family.name}_".startswith(_PREFIX)  # the family of glasspoint_info is named without it
         found.is_glasspoint = found.is_glasspoint or is_ours
         if is_ours or family.name in _FAMILIES_OF_THE_PROCESS:
             for sample in family.samples:
-                if sample.name in known:  # not the sum and the count of a histogram
-                    found.add(_place(sample), sample.value)
-    families = Families.find(registry)
+                if (of := known.get(sample.name)) is not None and of[0] in metrics:
+                    found.add(_known_place(sample), sample.value)
     status = [each for _, each in families.savers.active()] if families is not None else []
     cached = [each for each in status if each.tier == "cached"]
     return Reading(
@@ -225,19 +270,24 @@ class Change:
         """Return the present values of a counter or a gauge, by its name in the catalogue."""
         return self.now.values.get(metric, {})
 
-    def grown(self, metric: str) -> dict[Labels, float]:
-        """Return how much each series of a counter has grown, or how often that of a histogram observed."""
+    def grown(self, metric: str, **only: Sequence[str]) -> dict[Labels, float]:
+        """Return how much each series of a counter has grown, or how often that of a histogram observed.
+
+        Args:
+            metric: Its name in the catalogue.
+            only: Label -> the values that count.
+        """
         if metric in METRICS and METRICS[metric].kind == "histogram":
-            return {labels: _total(buckets) for labels, buckets in self.observed(metric).items()}
-        now = self.present(metric)
+            return {labels: _total(buckets) for labels, buckets in self.observed(metric, **only).items()}
+        now = _chosen(metric, self.present(metric), only)
         if self.before is None:
             return dict.fromkeys(now, 0.0)
         before = self.before.values.get(metric, {})
         return {labels: max(0.0, value - before.get(labels, 0.0)) for labels, value in now.items()}
 
-    def observed(self, metric: str) -> dict[Labels, Buckets]:
-        """Return what each series of a histogram has observed, by bucket."""
-        now = self.now.buckets.get(metric, {})
+    def observed(self, metric: str, **only: Sequence[str]) -> dict[Labels, Buckets]:
+        """Return what each series of a histogram has observed, by bucket. The arguments are as in `grown`."""
+        now = _chosen(metric, self.now.buckets.get(metric, {}), only)
         if self.before is None:
             return {labels: dict.fromkeys(buckets, 0.0) for labels, buckets in now.items()}
         before = self.before.buckets.get(metric, {})
@@ -297,10 +347,9 @@ class Timing:
         """
         added: Buckets = {}
         for change in changes:
-            for labels, buckets in change.observed(metric).items():
-                if _is_among(metric, labels, only):
-                    for le, count in buckets.items():
-                        added[le] = added.get(le, 0.0) + _per_second(count, change)
+            for buckets in change.observed(metric, **only).values():
+                for le, count in buckets.items():
+                    added[le] = added.get(le, 0.0) + _per_second(count, change)
         return Timing(_total(added), quantile(0.5, added), quantile(0.99, added))
 
 
@@ -488,9 +537,8 @@ class _Summary:
         at, only = _index(metric, label), {**self._only, **only}
         rates = dict.fromkeys(known, 0.0)
         for change in self._changes:
-            for labels, grown in change.grown(metric).items():
-                if _is_among(metric, labels, only):
-                    rates[labels[at]] = rates.get(labels[at], 0.0) + _per_second(grown, change)
+            for labels, grown in change.grown(metric, **only).items():
+                rates[labels[at]] = rates.get(labels[at], 0.0) + _per_second(grown, change)
         return rates
 
     def _timing(self, metric: str, **only: Sequence[str]) -> Timing:
@@ -623,6 +671,20 @@ def _known_samples() -> dict[str, tuple[str, tuple[str, ...]]]:
     return known
 
 
+_places: dict[tuple[str, tuple[tuple[str, str], ...]], _Place | None] = {}
+
+
+def _known_place(sample: Sample) -> _Place | None:
+    """Return where a sample of this process belongs. Its series are the same in each reading."""
+    series = sample.name, tuple(sample.labels.items())
+    try:
+        return _places[series]
+    except KeyError:
+        if len(_places) >= _MOST_SERIES:
+            _places.clear()
+        return _places.setdefault(series, _place(sample))
+
+
 def _place(sample: Sample) -> _Place | None:
     """Return where a sample belongs; `None` if no figure is made of it."""
     if (known := _known_samples().get(sample.name)) is None:
@@ -678,7 +740,15 @@ def _per_second(grown: float, change: Change) -> float:
 
 
 def _sum_of(change: Change, metric: str, only: Mapping[str, Sequence[str]]) -> float:
-    return sum(grown for labels, grown in change.grown(metric).items() if _is_among(metric, labels, only))
+    return sum(change.grown(metric, **only).values())
+
+
+def _chosen(
+    metric: str, series: Mapping[Labels, _Value], only: Mapping[str, Sequence[str]]
+) -> Mapping[Labels, _Value]:
+    if not only:
+        return series
+    return {labels: value for labels, value in series.items() if _is_among(metric, labels, only)}
 
 
 def _is_among(metric: str, labels: Labels, only: Mapping[str, Sequence[str]]) -> bool:

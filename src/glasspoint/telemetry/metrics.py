@@ -67,7 +67,7 @@ from glasspoint.telemetry.events import (
 from glasspoint.telemetry.interrupts import InterruptKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.core import Metric as Family
 
@@ -213,6 +213,17 @@ class Families:
         else:
             self.savers = SaverCollector()
             self._collectors.append(self.savers)
+
+    def collect(self, metrics: Collection[str]) -> Iterator[Family]:
+        """Return some of the families that events change, as a scrape of them would.
+
+        Args:
+            metrics: Their names in the catalogue.
+        """
+        self.ended.collect()
+        for name, family in self.counted.items():
+            if name in metrics:
+                yield from family.collect()
 
     def register(self, registry: CollectorRegistry) -> None:
         """Register all families, or none."""

@@ -4,6 +4,9 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const details = document.getElementById("details");
+  // The live page says in the address which theme it shows; without that, the theme is the system's.
+  const theme = new URLSearchParams(location.search).get("theme");
+  if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
   const LABELS = {
     l1: "L1: Redis", l2: "L2: PostgreSQL", saver: "call of the checkpointer", wait: "wait for a connection", model: "model", tool: "tool",
     graph: "graph, node", turn: "turn", other: "other",

@@ -27,11 +27,12 @@ from glasspoint.demo.app import App
 from glasspoint.demo.faults import Timing
 from glasspoint.demo.model import RecallingChatModel
 from glasspoint.demo.page import DemoPage
+from glasspoint.demo.page_calls import PageCalls
 from glasspoint.demo.servers import Servers
 from glasspoint.demo.story import tell_story
 from glasspoint.demo.telemetry import Observed, observe
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import GlasspointError
+from glasspoint.errors import GlasspointError, L2DeadlineError
 from glasspoint.telemetry.http import serve_telemetry
 from steps import seeded_dice, until
 
@@ -76,6 +77,11 @@ class Stage:
     async def talk(self, text: str, thread_id: str = "me") -> dict[str, Any]:
         return await self.post("/live/chat", thread=thread_id, text=text)
 
+    async def answered(self, text: str) -> dict[str, Any] | None:
+        """Say something, and return the reply; `None` if the turn has failed."""
+        reply = await self.talk(text)
+        return reply if "text" in reply else None
+
     async def ask(self, thread_id: str = "me") -> str:
         """Ask for the name until the turn is no error, as somebody at the page would."""
         answer = await until(lambda: self._answer(thread_id))
@@ -88,7 +94,11 @@ class Stage:
         return await self._first("hello")
 
     async def timeline(self) -> list[str]:
-        return [each["text"] for each in (await self._first("timeline"))["lines"]]
+        return [each["text"] for each in await self.lines()]
+
+    async def lines(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self._first("timeline"))["lines"]
+        return found
 
     async def _first(self, wanted: str) -> dict[str, Any]:
         async with self.http.stream("GET", "/live/events") as events:
@@ -234,6 +244,40 @@ async def test_without_postgres_a_new_pod_works_in_redis_and_all_is_drained_afte
     ):
         assert told in lines
     await stage.talks_well()
+
+
+async def test_a_conversation_that_began_anew_is_told_with_its_answer(stage: Stage) -> None:
+    assert (await stage.talk(NAME))["note"] == ""
+    assert (await stage.talk(QUESTION))["note"] == ""
+    await stage.press("flush_redis")  # a COMMIT that comes later finds no intent, and stores nothing
+    await stage.press("stop_postgres")
+    await until(lambda: stage.app.tier == "redis")
+    reply = await until(lambda: stage.answered(QUESTION))
+    assert reply["text"] != KNOWN
+    assert "began anew, because Redis had no cached state of it" in reply["note"]
+    await stage.press("start_postgres")
+    await until(lambda: stage.app.tier == "cached")
+    reply = await until(lambda: stage.answered(QUESTION))
+    assert (reply["text"], "is here again" in reply["note"]) == (KNOWN, True)
+
+
+async def test_a_fault_is_a_warning_and_a_recovery_is_information(stage: Stage) -> None:
+    for name in ("kill_redis", "start_redis", "stop_postgres", "start_postgres"):
+        await stage.press(name)
+    levels = {each["text"].partition(":")[0]: each["level"] for each in await stage.lines()}
+    assert levels["Redis was killed."] == levels["PostgreSQL was stopped"] == "warning"
+    assert levels["Redis is back, and empty."] == levels["PostgreSQL is back."] == "info"
+
+
+async def test_a_deadline_of_ours_is_told_as_it_is() -> None:
+    calls = PageCalls("not yet")
+    calls.open()
+
+    async def late() -> None:
+        raise L2DeadlineError("PostgreSQL did not answer within 3 s.")
+
+    with pytest.raises(L2DeadlineError, match="did not answer within 3 s"):
+        await calls.run(late)
 
 
 async def test_without_both_servers_the_app_works_in_memory_and_recovers(stage: Stage) -> None:
@@ -390,8 +434,8 @@ async def test_the_page_tells_the_story_that_the_terminal_tells(database: str, r
         text.partition(".")[0].partition(" · skipped")[0] for text, _ in told if " of 6 · " in text
     ]
     assert [text for text, level in told if level == "good"][:2] == [
-        "1: as expected, L1 says absent.",
-        "2: as expected, L1 says hit.",
+        "Act 1: as expected, L1 says absent.",
+        "Act 2: as expected, L1 says hit.",
     ]
     assert told[-1] == ("The name was remembered in all 3 turns.", "good")
     assert told[-1][0] in printed

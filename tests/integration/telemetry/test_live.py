@@ -39,7 +39,7 @@ from glasspoint.telemetry.http import serve_telemetry, telemetry_app
 from glasspoint.telemetry.live import Action, Live, hub
 from glasspoint.telemetry.live.hubs import Hub
 from glasspoint.telemetry.live.spans import LiveSpans
-from glasspoint.telemetry.live.turns import RecentTurns, recent
+from glasspoint.telemetry.live.turns import RecentTurns, certainly_kept, recent
 from glasspoint.telemetry.live.viewers import Viewer
 from glasspoint.trace.spans import Span
 from live import KINDS, Kind, Page, serving, serving_app
@@ -231,7 +231,8 @@ async def test_ten_thousand_drained_threads_do_not_hide_the_outage(registry: Col
     lines, _ = hub(registry).watch.timeline.since(0)
     assert lines[0]["kind"] == "tier"
     assert len(lines) < 100
-    assert "times)" in lines[1]["text"]
+    drained = [int(line["text"].split()[0].replace(",", "")) for line in lines[1:]]
+    assert sum(drained) == 10_000
 
 
 async def test_the_probes_of_an_open_breaker_do_not_hide_the_outage(registry: CollectorRegistry) -> None:
@@ -663,6 +664,40 @@ def test_a_busy_process_pays_for_few_of_its_traces() -> None:
     assert kept.is_kept(f"{0:032x}")
 
 
+def test_single_calls_take_no_turn_s_place_and_what_somebody_asks_for_is_always_kept() -> None:
+    kept = RecentTurns()
+    kept.open()
+    for number in range(1000):
+        kept.begins(f"{number:032x}", is_call=True)
+    turns = [f"{number:032x}" for number in range(1000, 1010)]
+    for turn in turns:
+        kept.begins(turn)
+    assert all(kept.is_kept(turn) for turn in turns)
+    with certainly_kept():
+        kept.begins(f"{2000:032x}")
+    assert kept.is_kept(f"{2000:032x}")
+    assert sum(kept.is_kept(f"{number:032x}") for number in range(1000)) <= 4
+
+
+async def test_while_calls_are_many_each_turn_is_there_with_its_spans(
+    registry: CollectorRegistry, provider: TracerProvider
+) -> None:
+    telemetry = create_telemetry(registry=registry, tracer_provider=provider)
+    recent.open()
+    try:
+        for number in range(50):
+            call(telemetry, f"alone-{number}")
+        async with conversation_turn("a turn", telemetry=telemetry):
+            for _ in range(20):
+                call(telemetry, "a turn")
+        [found] = [each for each in recent.all() if each["thread"] == "a turn"]
+        kept = recent.conversation_with(found["turns"][0]["trace_id"])
+        assert kept is not None
+        assert len(kept[0].turns[0].spans) == 21
+    finally:
+        recent.close()
+
+
 def test_configure_telemetry_shows_turns_by_itself(registry: CollectorRegistry) -> None:
     recent.open()
     try:
@@ -749,8 +784,12 @@ async def test_a_page_follows_several_processes(
             Page(url, "/live/events?peers=") as alone,
         ):
             await until(lambda: "reads" in newest_of(everybody, "b"))
-            await until(lambda: newest_of(everybody, "gone") == {"error": "connection refused"})
-            await until(lambda: newest_of(everybody, "silent").get("error", "").startswith("no answer"))
+            await until(
+                lambda: newest_of(everybody, "gone") == {"error": "does not answer: connection refused"}
+            )
+            await until(
+                lambda: newest_of(everybody, "silent").get("error", "").startswith("does not answer within")
+            )
 
             def moved() -> bool:
                 call(there, l1_result="hit", served_by="l1")
@@ -787,11 +826,11 @@ async def test_a_browser_cannot_name_what_is_asked(registry: CollectorRegistry, 
 @pytest.mark.parametrize(
     ("status", "headers", "body", "error"),
     [
-        (200, {}, b"<html>hello", "no metrics of Glasspoint's there"),
-        (200, {}, b"glasspoint_reads{ 1 2 3\n", "no metrics in Prometheus's text format"),
-        (200, {}, b"\n" * (9 * 2**20), "more than 8 MiB of metrics"),
-        (500, {}, b"", "HTTP status 500"),
-        (302, {"Location": "http://127.0.0.1:1/secret"}, b"", "HTTP status 302"),
+        (200, {}, b"<html>hello", "answers, but shows no metrics of Glasspoint's"),
+        (200, {}, b"glasspoint_reads{ 1 2 3\n", "answers, but with something that is no Prometheus metrics"),
+        (200, {}, b"\n" * 16_000_001, "answers with more than 16 MB"),
+        (500, {}, b"", "answers with the status 500 (Internal Server Error)"),
+        (302, {"Location": "http://127.0.0.1:1/secret"}, b"", "answers with the status 302 (Found)"),
     ],
 )
 async def test_what_a_peer_answers_is_data(
@@ -832,5 +871,12 @@ async def test_states_of_buttons_are_told_with_the_figures(registry: CollectorRe
         state["stop"] = "stopped"
         await until(lambda: page.newest("figures").get("actions") == {"stop": "stopped"})
         assert page.newest("hello")["actions"] == [
-            {"name": "stop", "label": "Stop PostgreSQL", "hint": "It stops", "group": "PostgreSQL"}
+            {
+                "name": "stop",
+                "label": "Stop PostgreSQL",
+                "hint": "It stops",
+                "group": "PostgreSQL",
+                "doing": "Stop PostgreSQL …",
+                "level": "warning",
+            }
         ]

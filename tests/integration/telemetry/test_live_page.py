@@ -82,8 +82,8 @@ def test_at_one_glance_it_says_how_fast_the_cache_is_and_where_reads_go(opened: 
         shown = opened(fake, address="")
         shown.text("#headline").to_have_text(
             re.compile(
-                r"^\d+ reads a second: 9\d % come from Redis in 0\.\d+ ms; PostgreSQL takes \d\.\d ms\."
-                r" \d+ writes a second\.$"
+                r"^\d+ reads a second, hit ratio 9\d\s%: Redis answers in 0\.\d+\sms, PostgreSQL in"
+                r" \d\.\d\sms\. \d+ writes a second\.$"
             )
         )
         for said in ("reads/s", "hits/s", "go on", "warm-ups/s", "answers/s", "writes/s", "announced/s"):
@@ -150,6 +150,17 @@ def test_a_fall_is_told_in_words_in_the_picture_and_on_the_axis_of_time(opened: 
         shown.text(".chip:has-text('To be brought back')").to_contain_text("8 in redis")
 
 
+def test_a_postgres_that_gives_no_connection_is_away_in_words_and_in_the_picture(opened: Any) -> None:
+    with faked("calm", beat=0.2) as fake:
+        fake.gives_no_connection = True
+        shown = opened(fake)
+        shown.text("#headline").to_contain_text(
+            "PostgreSQL gives no connection. What Redis has is still read"
+        )
+        shown.text("#headline").to_contain_text("calls a second")
+        shown.text(".box.l2").to_have_class("box l2 away")
+
+
 def test_what_is_said_again_and_again_is_one_line_with_a_number(opened: Any) -> None:
     with faked("calm", beat=0.1) as fake:
         fake.repeats = ("breaker", "warning", "Redis does not answer.")
@@ -211,9 +222,9 @@ def test_several_processes_are_shown_together_or_one_by_one(opened: Any) -> None
             "worker-a",
             "worker-b",
         ]
-        expect(rows.nth(3)).to_contain_text("cannot be read: connection refused")
+        expect(rows.nth(3)).to_contain_text("does not answer: connection refused")
         rows.nth(3).locator("input").check()
-        shown.text("#headline").to_have_text("worker-b cannot be read: connection refused")
+        shown.text("#headline").to_have_text("worker-b does not answer: connection refused.")
         shown.page.locator("#source").select_option("worker-a")
         expect(rows.nth(2).locator("input")).to_be_checked()
         shown.text("#headline").to_contain_text("reads a second")
@@ -263,6 +274,8 @@ def test_calls_are_filtered_by_thread_and_paused(opened: Any) -> None:
         assert {text.strip() for text in shown.page.locator("#call-rows .who").all_inner_texts()} == {
             "demo-3"
         }
+        covered = shown.page.locator("#call-rows .result", has_text="covered").first
+        expect(covered).to_have_attribute("title", re.compile("^A further write of a burst"))
         shown.page.get_by_role("button", name="Pause calls").click()
         shown.text("#calls-said").to_contain_text("Paused.")
         before = rows.all_inner_texts()
@@ -276,6 +289,8 @@ def test_calls_are_filtered_by_thread_and_paused(opened: Any) -> None:
 def test_a_turn_opens_in_a_panel_and_leads_to_a_tab(opened: Any) -> None:
     with faked("calm") as fake:
         shown = opened(fake)
+        shown.page.get_by_role("button", name="Theme: auto").click()
+        shown.page.get_by_role("button", name="Theme: light").click()
         turn = shown.page.locator(".turns .turn button").first
         turn.focus()
         shown.page.keyboard.press("Enter")
@@ -286,6 +301,7 @@ def test_a_turn_opens_in_a_panel_and_leads_to_a_tab(opened: Any) -> None:
             shown.page.locator("#turn-tab").click()
         expect(popup.value.locator("h1")).to_have_text(re.compile(r"^Turn [0-9a-f]{32}$"))
         assert popup.value.evaluate("window.opener") is None
+        assert popup.value.url.endswith("?theme=dark")
         popup.value.close()
         shown.page.keyboard.press("Escape")
         expect(shown.page.locator("#turn")).to_be_hidden()
@@ -299,6 +315,15 @@ def test_a_turn_that_is_not_kept_any_more_is_told_in_a_sentence(opened: Any) -> 
         shown.text("#turn-said").to_have_text("This turn is not kept any more.")
         shown.page.get_by_role("button", name="Close", exact=True).click()
         expect(shown.page.locator("#turn")).to_be_hidden()
+
+
+def test_a_turn_after_one_that_is_not_kept_is_no_fork(opened: Any) -> None:
+    with faked("calm", beat=0.2) as fake:
+        fake.loses_turns = True
+        shown = opened(fake)
+        told = shown.page.locator(".turn", has_text="goes on from a turn that is not shown")
+        told.first.wait_for(state="attached")
+        expect(shown.page.locator(".turn.fork")).to_have_count(0)
 
 
 def test_conversations_lead_to_their_calls(opened: Any) -> None:
@@ -330,6 +355,24 @@ def test_the_key_leaves_the_address_and_goes_with_each_press(opened: Any) -> Non
         shown.text("#faults-said").to_have_text("kill_redis was done.")
         posted = [path for method, path, _ in fake.asked if method == "POST"]
         assert posted == [f"/live/actions/{name}" for name in ("flush_redis", "hold_lock", "kill_redis")]
+
+
+def test_a_press_is_told_at_once_and_again_when_it_is_done(opened: Any) -> None:
+    with faked("calm", beat=0.2) as fake:
+        fake.may_answer.clear()
+        shown = opened(fake)
+        shown.page.get_by_role("button", name="Flush Redis").click()
+        shown.text("#faults-said").to_have_text("Flush Redis …")
+        fake.may_answer.set()
+        shown.text("#faults-said").to_have_text("flush_redis was done.")
+
+
+def test_the_page_says_why_the_agent_has_forgotten_something(opened: Any) -> None:
+    with faked("calm", beat=0.2) as fake:
+        fake.note = "This conversation began anew."
+        shown = opened(fake)
+        shown.page.get_by_role("button", name="What is my name?").click()
+        shown.text("#chat-log .agent .why").to_have_text("This conversation began anew.")
 
 
 def test_without_the_key_nothing_is_pressed_and_the_page_says_why(opened: Any) -> None:
@@ -459,6 +502,16 @@ def test_everything_can_be_reached_with_the_keyboard(opened: Any) -> None:
             assert part in everything, part
 
 
+OVERLAPPING = """() => {
+  const said = [...document.querySelectorAll("#picture text")].filter((each) => each.textContent.trim());
+  const boxes = said.map((each) => [each.textContent, each.getBoundingClientRect()]);
+  return boxes.flatMap(([one, a], n) => boxes.slice(n + 1).flatMap(([other, b]) =>
+    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4 ? [`${one} / ${other}`] : []));
+}"""
+"""The texts of the picture that lie upon each other."""
+
+
 @pytest.mark.parametrize("width", [320, 420, 760, 1280, 1920])
 @pytest.mark.parametrize("scenario", ["fault", "peers"])
 def test_it_fits_the_window_in_light_and_dark(width: int, scenario: Any, opened: Any) -> None:
@@ -469,12 +522,22 @@ def test_it_fits_the_window_in_light_and_dark(width: int, scenario: Any, opened:
             shown.text("#call-rows tr").to_be_visible()
             shown.text("#conversation-list .turn").to_be_visible()
             assert shown.fits
+            assert shown.evaluate(OVERLAPPING) == []
             papers.add(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
             shown.page.locator("#theme").click()
             shown.page.locator("#theme").click()
             assert shown.evaluate("document.documentElement.dataset.theme") == "dark"
             shown.evaluate("localStorage.clear()")
     assert len(papers) == 2
+
+
+def test_no_words_of_the_picture_lie_upon_each_other_while_redis_is_away(opened: Any) -> None:
+    with faked("calm", beat=0.2) as fake:
+        fake.redis_is_away = True
+        for width in (320, 420):
+            shown = opened(fake, width=width)
+            shown.text("#picture .lane.miss").to_contain_text("past Redis")
+            assert shown.evaluate(OVERLAPPING) == []
 
 
 def test_text_has_enough_contrast_in_both_themes() -> None:

@@ -257,7 +257,7 @@ async def test_the_page_itself_presses_buttons_and_talks(
     assert response.status_code == 200
     assert response.json() in (
         {"said": "Redis was flushed."},
-        {"text": "t said hello", "trace_id": "0" * 31 + "1"},
+        {"text": "t said hello", "trace_id": "0" * 31 + "1", "note": ""},
     )
     assert pressed.times == 1
 
@@ -441,6 +441,47 @@ async def test_a_button_is_pressed_once_at_a_time(registry: CollectorRegistry) -
         may_end.set()
         assert (await first).json() == {"said": "It is done."}
         assert (await app.post("/live/actions/slow", headers=RIGHT, content=b"{}")).status_code == 200
+
+
+async def test_a_press_is_told_before_what_follows_from_it(registry: CollectorRegistry) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    timeline = hub(registry).watch.timeline
+
+    async def kill() -> str:
+        hub(registry).mark("breaker", "Redis does not answer", "warning")
+        begun.set()
+        await may_end.wait()
+        return "Redis was killed."
+
+    actions = [Action("kill", "Kill Redis", "SIGKILL", kill, doing="Redis is being killed …")]
+    async with client(Live(actions=actions, token=TOKEN), registry) as app:
+        pressed = asyncio.create_task(app.post("/live/actions/kill", headers=RIGHT, content=b"{}"))
+        await begun.wait()
+        seen, last = timeline.since(0)  # a page has seen it
+        assert [(each["level"], each["text"]) for each in seen] == [
+            ("warning", "Redis is being killed …"),
+            ("warning", "Redis does not answer"),
+        ]
+        may_end.set()
+        await pressed
+        assert [each["text"] for each in timeline.since(last)[0]] == ["Redis was killed."]
+
+
+async def test_what_is_done_at_once_is_one_line_in_the_place_of_the_press(
+    registry: CollectorRegistry,
+) -> None:
+    async def start() -> str:
+        hub(registry).mark("breaker", "Redis answers")
+        return "Redis is back."
+
+    actions = [Action("start", "Start Redis", "It starts", start, level="info")]
+    async with client(Live(actions=actions, token=TOKEN), registry) as app:
+        await app.post("/live/actions/start", headers=RIGHT, content=b"{}")
+    lines, _ = hub(registry).watch.timeline.since(0)
+    assert [(each["level"], each["text"]) for each in lines] == [
+        ("info", "Redis is back."),
+        ("info", "Redis answers"),
+    ]
 
 
 async def test_an_error_s_text_is_shown_only_if_it_is_ours(registry: CollectorRegistry) -> None:

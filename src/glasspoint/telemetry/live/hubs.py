@@ -335,12 +335,12 @@ class _Run:
         add = self._hub.watch.timeline.add
         was, is_ = before["journal_pending"], here["journal_pending"]
         if is_ and not was:
-            add("journal", "warning", f"{is_} scopes wait in the journal")
+            add("journal", "warning", "{row} in the journal: what Redis still has to forget", is_)
         elif was and not is_:
             add("journal", "good", "the journal is empty")
         was, is_ = (sum(each["undrained_threads"].values()) for each in (before, here))
         if is_ and not was:
-            add("drain", "warning", f"{is_} threads of lower tiers are not in PostgreSQL yet")
+            add("drain", "warning", "{thread} of lower tiers not in PostgreSQL yet", is_)
         elif was and not is_:
             add("drain", "good", "all threads of lower tiers are in PostgreSQL")
 

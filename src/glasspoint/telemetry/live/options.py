@@ -9,9 +9,13 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from glasspoint.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from glasspoint.telemetry.live.timeline import Level
 
 __all__ = ["Action", "Live", "Reply", "chosen"]
 
@@ -34,10 +38,12 @@ class Reply:
     Attributes:
         text: What the agent says.
         trace_id: The trace of the turn, as 32 hexadecimal digits, if it is recorded.
+        note: What the page says below the answer, for example why the agent has forgotten something.
     """
 
     text: str
     trace_id: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,9 @@ class Action:
         run: Does it, and returns a sentence for the timeline. If it raises a `GlasspointError`, the page
             shows the text of that error.
         group: The heading above the button.
+        doing: What the timeline says at once when the button is pressed, such as "Redis is being killed …":
+            what follows from a press is often told before `run` returns. By default the label.
+        level: The level of its lines on the timeline: `warning` for a fault, `info` for a recovery.
     """
 
     name: str
@@ -58,6 +67,8 @@ class Action:
     hint: str
     run: Callable[[], Awaitable[str]]
     group: str = ""
+    doing: str = ""
+    level: Level = "warning"
 
 
 @dataclass(frozen=True)

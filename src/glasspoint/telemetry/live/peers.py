@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
+from glasspoint.telemetry import scraping
 from glasspoint.telemetry.figures import Change, TextReader, Window
 
 if TYPE_CHECKING:
@@ -25,12 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["Peers"]
 
 _TIMEOUT_SECONDS = 2.0
-_MOST_BYTES = 8 * 2**20
 _PIECE_BYTES = 64 * 1024
 
 # What was read is shown for so long, if no newer answer comes.
 _OLD_SECONDS = 5.0
-_ACCEPTED = "text/plain; version=0.0.4"
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -63,7 +62,7 @@ class Peers:
     def latest(self, name: str) -> Change | str:
         """Return what changed in a peer; or, as a text, why that is not known."""
         peer = self._peers.get(name)
-        return "no such peer" if peer is None else peer.latest()
+        return "is no peer" if peer is None else peer.latest()
 
 
 class _Peer:
@@ -85,8 +84,8 @@ class _Peer:
     def latest(self) -> Change | str:
         found = self._found
         if found is None:
-            return "no answer yet"
-        return found.what if monotonic() - found.at < _OLD_SECONDS else "no answer"
+            return scraping.NO_NEWS
+        return found.what if monotonic() - found.at < _OLD_SECONDS else "does not answer"
 
     def forget_the_parent(self) -> None:
         """In a child after a fork, forget a request of the parent."""
@@ -100,7 +99,7 @@ class _Peer:
             if reading.is_glasspoint:
                 self._found = _Found(monotonic(), self._window.add(reading))
             else:
-                self._found = _Found(monotonic(), "no metrics of Glasspoint's there")
+                self._found = _Found(monotonic(), scraping.NOT_OURS)
         except Exception as exc:
             self._found = _Found(monotonic(), _in_words(exc))
         finally:
@@ -108,13 +107,13 @@ class _Peer:
 
     def _text(self) -> str:
         until = monotonic() + _TIMEOUT_SECONDS
-        request = urllib.request.Request(self._url, headers={"Accept": _ACCEPTED})
+        request = urllib.request.Request(self._url, headers={"Accept": scraping.ACCEPTED})
         with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as response:
             pieces, size = [], 0
             while piece := response.read1(_PIECE_BYTES):
                 pieces.append(piece)
                 size += len(piece)
-                if size > _MOST_BYTES:
+                if size > scraping.LONGEST_BYTES:
                     raise _TooMuchError
                 if monotonic() > until:
                     raise TimeoutError
@@ -126,26 +125,20 @@ class _TooMuchError(Exception):
 
 
 def _in_words(error: Exception) -> str:
-    """Return why a peer could not be read, without what it has sent."""
-    if isinstance(error, urllib.error.HTTPError):
-        error.close()
-        return f"HTTP status {error.code}"
-    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
-        error = error.reason
+    """Say why a peer could not be read, without what it has sent."""
     match error:
-        case ConnectionRefusedError():
-            return "connection refused"
-        case TimeoutError():
-            return "no answer in time"
+        case urllib.error.HTTPError():
+            error.close()
+            return scraping.refused(error.code)
         case _TooMuchError():
-            return f"more than {_MOST_BYTES // 2**20} MiB of metrics"
-        case http.client.HTTPException():
-            return "no HTTP response"
-        case OSError():
-            return f"cannot be reached ({error.strerror or type(error).__name__})"
+            return scraping.TOO_LONG
+        case TimeoutError() | urllib.error.URLError(reason=TimeoutError()):
+            return scraping.is_late(_TIMEOUT_SECONDS)
+        case OSError() | http.client.HTTPException():
+            return scraping.unreachable(error, foreign=False)
         case ValueError():
-            return "no metrics in Prometheus's text format"
-    return type(error).__name__
+            return scraping.NO_METRICS
+    return f"cannot be read ({type(error).__name__})"
 
 
 _peers: WeakSet[_Peer] = WeakSet()

@@ -33,7 +33,7 @@ from glasspoint.telemetry.live.requests import Answer, Post, Request, Stream, as
 from glasspoint.telemetry.live.security import refusal, refusal_of_post
 from glasspoint.telemetry.live.spans import is_set_up
 from glasspoint.telemetry.live.timeline import LINES
-from glasspoint.telemetry.live.turns import CONVERSATIONS, recent
+from glasspoint.telemetry.live.turns import CONVERSATIONS, certainly_kept, recent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -128,7 +128,14 @@ class Site:
             "peers": list(self.live.peers or ()),
             "limits": {"feed": FEED, "timeline": LINES, "conversations": CONVERSATIONS},
             "actions": [
-                {"name": each.name, "label": each.label, "hint": each.hint, "group": each.group}
+                {
+                    "name": each.name,
+                    "label": each.label,
+                    "hint": each.hint,
+                    "group": each.group,
+                    "doing": each.doing or f"{each.label} …",
+                    "level": each.level,
+                }
                 for each in self.live.actions
             ],
             "chat": self.live.chat is not None,
@@ -179,15 +186,18 @@ class Site:
         if action.name in self._under_way:
             return as_json(HTTPStatus.CONFLICT, {"error": f"{action.label}: it is still under way."})
         self._under_way.add(action.name)
+        timeline = self.hub.watch.timeline
+        # At once, because what follows from it may be told before it is done.
+        line = timeline.add("fault", action.level, action.doing or f"{action.label} …")
         try:
             said = await self._run(action.run)
         except Exception as exc:
             text = _in_words(exc)
-            self.hub.mark("fault", f"{action.label}: {text}", "error")
+            timeline.complete(line, "fault", "error", f"{action.label}: {text}")
             return as_json(HTTPStatus.BAD_GATEWAY, {"error": text})
         finally:
             self._under_way.discard(action.name)
-        self.hub.mark("fault", said, "warning")
+        timeline.complete(line, "fault", action.level, said)
         return as_json(HTTPStatus.OK, {"said": said})
 
     async def _talk(self, chat: Callable[[str, str], Awaitable[Reply]], body: bytes) -> Answer:
@@ -197,10 +207,11 @@ class Site:
                 HTTPStatus.BAD_REQUEST, {"error": 'The body must be {"thread": "…", "text": "…"}.'}
             )
         try:
-            reply = await self._run(lambda: chat(*asked))
+            with certainly_kept():  # the answer leads to its turn
+                reply = await self._run(lambda: chat(*asked))
         except Exception as exc:
             return as_json(HTTPStatus.BAD_GATEWAY, {"error": _in_words(exc)})
-        return as_json(HTTPStatus.OK, {"text": reply.text, "trace_id": reply.trace_id})
+        return as_json(HTTPStatus.OK, {"text": reply.text, "trace_id": reply.trace_id, "note": reply.note})
 
     async def _run(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """Run what an application has given."""

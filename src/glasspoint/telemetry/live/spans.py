@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["LiveSpans", "is_set_up"]
 
 _OURS = "glasspoint"
+_CALLS = "checkpoint."
 _THREAD_IDS = ("gen_ai.conversation.id", "session.id")
 _KEPT = frozenset(
     (
@@ -104,7 +105,10 @@ class LiveSpans(SpanProcessor):
         if recent.is_open and (span.parent is None or span.parent.is_remote):
             found = span.get_span_context()
             if found is not None:
-                recent.begins(format_trace_id(found.trace_id))
+                scope = span.instrumentation_scope
+                is_ours = scope is not None and scope.name == _OURS
+                is_call = is_ours and span.name.startswith(_CALLS)
+                recent.begins(format_trace_id(found.trace_id), is_call=is_call)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Keep a span, without content, if its trace is kept."""

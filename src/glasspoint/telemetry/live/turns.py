@@ -1,7 +1,9 @@
 """Keeps the spans of recent turns in bounded memory, while a page is open.
 
-A trace is kept whole or not at all. At most ten traces begin to be kept in a second, so that a busy process
-pays for few of its turns. What is kept of a span is decided by `spans`; here nothing is known of an SDK.
+A trace is kept whole or not at all. In a second, at most ten turns begin to be kept, and at most two calls
+outside of turns, so that a busy process pays for few of them, and single calls take no turn's place. A turn
+that somebody at the page has asked for is always kept. What is kept of a span is decided by `spans`; here
+nothing is known of an SDK.
 
 The bounds: conversations, turns of a conversation, spans of a trace, and bytes in all. Whatever is over a
 bound makes the oldest go.
@@ -12,6 +14,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict, deque
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -20,12 +24,12 @@ from glasspoint.trace.conversation import conversation_from
 from glasspoint.trace.spans import conversation_of, work_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from glasspoint.trace.conversation import Conversation, Turn
     from glasspoint.trace.spans import Span
 
-__all__ = ["CONVERSATIONS", "TURNS", "RecentTurns", "recent"]
+__all__ = ["CONVERSATIONS", "TURNS", "RecentTurns", "certainly_kept", "recent"]
 
 CONVERSATIONS = 50
 TURNS = 20
@@ -34,6 +38,9 @@ TURNS = 20
 _SPANS_OF_A_TRACE = 300
 _MOST_BYTES = 16 * 2**20
 _TRACES_A_SECOND = 10
+_CALLS_A_SECOND = 2
+"""Of traces that are calls outside of turns."""
+
 _MOST_CHOSEN = 1000
 
 # Traces outside of turns, of which the name of a conversation is not known yet.
@@ -69,6 +76,7 @@ class RecentTurns:
         self._lock = threading.Lock()
         self._readers = 0
         self._begun: deque[float] = deque(maxlen=_TRACES_A_SECOND)
+        self._begun_calls: deque[float] = deque(maxlen=_CALLS_A_SECOND)
         self._chosen: OrderedDict[str, None] = OrderedDict()
         self._traces: OrderedDict[str, _Trace] = OrderedDict()
         self._conversations: OrderedDict[str, _Conversation] = OrderedDict()
@@ -93,15 +101,20 @@ class RecentTurns:
             if not self._readers:
                 self._forget()
 
-    def begins(self, trace_id: str) -> None:
-        """Decide whether a trace that begins in this process is kept."""
-        now = monotonic()
+    def begins(self, trace_id: str, *, is_call: bool = False) -> None:
+        """Decide whether a trace that begins in this process is kept.
+
+        Args:
+            trace_id: Its id.
+            is_call: Whether it is certainly no turn, but a call outside of turns.
+        """
+        now, begun = monotonic(), self._begun_calls if is_call else self._begun
         with self._lock:
             if trace_id in self._chosen:
                 return
-            if len(self._begun) == _TRACES_A_SECOND and now - self._begun[0] < 1.0:
+            if len(begun) == begun.maxlen and now - begun[0] < 1.0 and not _is_certainly_kept.get():
                 return
-            self._begun.append(now)
+            begun.append(now)
             self._chosen[trace_id] = None
             if len(self._chosen) > _MOST_CHOSEN:
                 self._chosen.popitem(last=False)
@@ -184,7 +197,14 @@ class RecentTurns:
 
     def _forget(self) -> None:
         self.is_open = False
-        for each in (self._begun, self._chosen, self._traces, self._conversations, self._changed):
+        for each in (
+            self._begun,
+            self._begun_calls,
+            self._chosen,
+            self._traces,
+            self._conversations,
+            self._changed,
+        ):
             each.clear()
         self._bytes = 0
 
@@ -235,6 +255,19 @@ class RecentTurns:
                         conversation.traces[trace_id] = made
             shown.append(_conversation(name, [each for each in known.values() if each], forgotten))
         return shown
+
+
+_is_certainly_kept: ContextVar[bool] = ContextVar("glasspoint-certainly-kept", default=False)
+
+
+@contextmanager
+def certainly_kept() -> Iterator[None]:
+    """Keep the traces that begin in the block, however busy the process is."""
+    token = _is_certainly_kept.set(True)
+    try:
+        yield
+    finally:
+        _is_certainly_kept.reset(token)
 
 
 def _turn_of(spans: Iterable[Span], name: str) -> dict[str, Any]:

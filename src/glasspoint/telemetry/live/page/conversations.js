@@ -132,11 +132,14 @@ export class Conversations {
         ? "goes on from the turn before"
         : origin
           ? `goes on from turn ${origin.number}`
-          : "goes on from an earlier turn";
-    const forked = Boolean(turn.follows) && Boolean(before) && turn.follows !== before.trace_id;
+          : "goes on from a turn that is not shown";
+    // A turn between may not be kept: a fork is certain only if the turn that it goes on from is shown.
+    const forked = Boolean(origin) && Boolean(before) && turn.follows !== before.trace_id;
     const asked = (turn.interrupts ?? []).map((kind) => INTERRUPTS.get(kind) ?? short(kind, 20));
     const more = [
-      ...reads.map(([server, number]) => `${number} read from ${SERVERS.get(server) ?? short(server, 20)}`),
+      ...reads.map(([server, number]) =>
+        server === "none" ? plural(number, "failed read") : `${number} read from ${SERVERS.get(server) ?? short(server, 20)}`,
+      ),
       OUTCOMES.get(turn.outcome) ?? short(turn.outcome, 20),
       ...asked,
       follows,

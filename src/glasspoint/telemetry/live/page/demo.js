@@ -24,6 +24,7 @@ export class Demo {
   #turnOf;
   #buttons = new Map();
   #answers = [];
+  #press = 0;
   #thread = sessionStorage.getItem(THREAD) ?? newThread();
 
   // `open(trace_id, title)` shows a turn; `turnOf(trace_id)` is what is known of it.
@@ -99,11 +100,11 @@ export class Demo {
     });
   }
 
-  #button({ name, label, hint }) {
+  #button({ name, label, hint, doing }) {
     const state = el("span", { class: "state" });
     const button = el(
       "button",
-      { type: "button", on: { click: () => this.#act(name, button) } },
+      { type: "button", on: { click: () => this.#act(name, button, doing ?? `${label} …`) } },
       el("b", {}, el("bdi", { text: short(label, 80) }), state),
       el("span", { class: "hint", text: short(hint, 200) }),
     );
@@ -111,13 +112,20 @@ export class Demo {
     return button;
   }
 
-  async #act(name, button) {
+  // Of several presses, the newest one is told of: its answer may come before that of an older one.
+  async #act(name, button, doing) {
     if (button.getAttribute("aria-disabled") === "true") return;
     mark(button, "aria-disabled", "true");
+    const press = (this.#press += 1);
+    const tell = (text, level) => {
+      if (press !== this.#press) return;
+      say(this.#parts.said, short(text, 300));
+      mark(this.#parts.said, "data-level", level);
+    };
+    tell(doing, "none");
     const answer = await post(`live/actions/${encodeURIComponent(name)}`, {});
     mark(button, "aria-disabled", "false");
-    say(this.#parts.said, short(answer.said ?? answer.error, 300));
-    mark(this.#parts.said, "data-level", answer.error ? "error" : "good");
+    tell(answer.said ?? answer.error, answer.error ? "error" : "good");
   }
 
   async #say(text) {
@@ -132,6 +140,7 @@ export class Demo {
     mark(form, "aria-busy", "false");
     waiting.remove();
     const line = this.#line(answer.error ? "agent failed" : "agent", short(answer.text ?? answer.error, 2000));
+    if (answer.note) line.append(el("p", { class: "why", text: short(answer.note, 500) }));
     if (answer.trace_id) {
       const note = el("span", { class: "soft" });
       const trace = String(answer.trace_id);
@@ -153,6 +162,7 @@ export class Demo {
       this.turnsChanged();
     }
     this.#parts.log.scrollTop = this.#parts.log.scrollHeight;
+    this.#parts.log.scrollIntoView({ block: "nearest" }); // who has pressed buttons has scrolled it away
   }
 
   #line(kind, text) {

@@ -47,7 +47,7 @@ export class Events {
   }
 }
 
-function item({ at, kind, level, saver, text }) {
+function item({ at, kind, level, saver, text, times = 1 }) {
   const [sign, said] = LEVELS.get(level) ?? LEVELS.get("info");
   const name = LEVELS.has(level) ? level : "info";
   const made = el(
@@ -56,19 +56,19 @@ function item({ at, kind, level, saver, text }) {
     el("time", { text: time(at) }),
     el("i", { text: sign, role: "img", "aria-label": said }),
     el("b", {}, el("bdi", { text: short(KINDS.get(kind) ?? kind, 40) })),
-    el("span", { class: "said" }, el("bdi", { text: short(text, 600) }), el("span", { class: "times" })),
+    el("span", { class: "said" }, el("bdi", { text: short(text, 600) }), el("span", { class: "times", text: times > 1 ? `${times} times` : "" })),
     saver && saver !== "default" ? el("bdi", { class: "saver", text: short(saver, 60) }) : null,
   );
   made.said = saidBy({ kind, saver, text });
-  made.times = 1;
+  made.times = times;
   made.at = at;
   return made;
 }
 
 const saidBy = ({ kind, saver, text }) => JSON.stringify([kind, saver, text]);
 
-function again(made, { at }) {
-  made.times += 1;
+function again(made, { at, times = 1 }) {
+  made.times += times;
   made.at = at;
   say(made.querySelector(".times"), `${made.times} times, last at ${time(at)}`);
 }

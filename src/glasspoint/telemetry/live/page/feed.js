@@ -1,7 +1,7 @@
 // The feed of calls: as many rows as can be read, which are used again and again.
 
 import { el, mark, say } from "./dom.js";
-import { SERVERS, count, short, time } from "./words.js";
+import { READS, SERVERS, WRITES, count, short, time } from "./words.js";
 
 const SHOWN = 100;
 const KEPT = 400;
@@ -131,6 +131,8 @@ export class Feed {
         : short(call.result ?? "", 40),
     );
     mark(row, "class", failed ? "failed" : ["hit", "miss"].includes(call.result) ? call.result : "");
+    const names = call.op === "put" || call.op === "put_writes" ? WRITES : READS;
+    mark(result, "title", failed ? "" : (names.get(call.result)?.[1] ?? ""));
     say(level, SERVERS.get(call.level) ?? short(call.level ?? "", 20));
     say(ms, Number.isFinite(call.ms) ? call.ms.toFixed(call.ms < 10 ? 2 : call.ms < 100 ? 1 : 0) : "");
     turn.firstChild.hidden = !call.trace_id;

@@ -12,7 +12,7 @@ const LANES = [
   ["tier", "Tier", []],
   ["breaker", "Breaker", []],
   ["faults", "Faults", ["fault", "story"]],
-  ["cache", "Epoch", ["epoch", "identity", "quarantine"]],
+  ["cache", "Cache", ["epoch", "identity", "quarantine"]],
   ["journal", "Journal", ["journal", "drain"]],
   ["other", "Other", ["fork", "foreign_writes", "retention", "saver"]],
 ];

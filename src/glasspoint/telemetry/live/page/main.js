@@ -143,14 +143,17 @@ function draw() {
   const [level, text] = headline(shown, end, shown.latest?.error === undefined ? shown.latest : null);
   const failed = shown.latest?.error;
   mark($("headline"), "data-level", failed ? "error" : level);
-  say($("headline").lastElementChild, failed ? `${short(chosen, 60)} cannot be read: ${short(failed, 200)}` : text);
+  say($("headline").lastElementChild, failed ? `${short(chosen, 60)} ${short(failed, 200)}.` : together(text));
   picture.show(shown, end, failed ? null : shown.latest);
   ladder.show(failed ? null : shown.latest, events);
-  chips.show(failed ? null : shown.latest, events);
+  chips.show(failed ? null : shown.latest, events, (name) => shown.mean(name, end));
   strips.events = events;
   strips.show(shown);
   drawProcesses();
 }
+
+// A number and its unit stay on one line.
+const together = (text) => text.replace(/(\d) (?=%|m?s\b)/g, "$1\u00a0");
 
 function drawProcesses() {
   const names = Object.keys(each).slice(0, MOST_PROCESSES);
@@ -201,7 +204,7 @@ function drawProcesses() {
     const of = kept.get(row.key);
     const failed = of?.latest?.error;
     const said = failed
-      ? [`cannot be read: ${short(failed, 100)}`]
+      ? [short(failed, 100)]
       : [
           rate(of?.mean("reads")),
           percent(of?.mean("hitRatio")),
@@ -343,7 +346,7 @@ paint();
 
 async function openTurn(trace, title) {
   if (!/^[0-9a-f]{32}$/.test(trace)) return;
-  const address = `live/turns/${trace}`;
+  const address = `live/turns/${trace}${theme === "auto" ? "" : `?theme=${theme}`}`;
   const said = $("turn-said"),
     frame = $("turn-frame");
   say($("turn-title"), title);

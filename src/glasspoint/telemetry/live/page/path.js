@@ -4,9 +4,11 @@
 // dot is one call; above that, dots grow slower than calls. Someone who asked for less motion gets the figures alone.
 
 import { colour, el, mark, say, svg } from "./dom.js";
+import { gaveNone } from "./state.js";
 import { count, percent, rate, took } from "./words.js";
 
 const WIDE = 700;
+const TIGHT = 390;
 const MOST_DOTS = 90;
 const FAST = 340,
   SLOW = 190;
@@ -133,18 +135,24 @@ export class Picture {
     const toL2 = Math.max(0, (reads || 0) - hits - (tier === "memory" ? lower : 0));
     const announced = mean("write:announced") || 0;
     const redisAway = tier === "memory" || row?.breaker === "open" || (away > 0 && hits === 0);
-    const postgresAway = tier !== "cached";
-    this.#label("read", [`${rate(reads)} reads/s`]);
-    this.#label(
-      "hit",
-      [`${rate(hits)} ${tier === "redis" ? "answers/s" : "hits/s"}`, times(recent("hit50"), recent("hit99"))].flat(),
-    );
-    this.#label("miss", away > 0 ? [`${rate(toL2)}/s go past Redis`] : [`${rate(toL2)}/s go on`]);
-    this.#label("warm", [`${rate(warm)} warm-ups/s`, times(recent("warm50"), recent("warm99"))].flat());
+    const givesNone = gaveNone(figures, end);
+    const postgresAway = tier !== "cached" || givesNone;
     const roomy = this.#plan.width >= WIDE;
+    const named = (number, unit) => (this.#plan.width < TIGHT ? [rate(number), unit] : [`${rate(number)} ${unit}`]);
+    this.#label("read", named(reads, "reads/s"));
+    this.#label("hit", [
+      ...named(hits, tier === "redis" ? "answers/s" : "hits/s"),
+      ...times(recent("hit50"), recent("hit99")),
+    ]);
+    const warmed = times(recent("warm50"), recent("warm99"));
+    this.#label("warm", roomy ? [`${rate(warm)} warm-ups/s`, ...warmed] : [`${rate(warm)}/s`, "warm-ups", ...warmed]);
+    const onward = away > 0 ? "go past Redis" : "go on";
+    this.#label("miss", roomy ? [`${rate(toL2)}/s ${onward}`] : [`${rate(toL2)}/s`, ...onward.split(/ (?=past)/)]);
     this.#label(
       "answer",
-      [`${rate(toL2)} answers/s${roomy ? " from PostgreSQL" : ""}`, times(recent("miss50"), recent("miss99"))].flat(),
+      roomy
+        ? [`${rate(toL2)} answers/s from PostgreSQL`, why(mean), times(recent("miss50"), recent("miss99")).join(" · ")]
+        : [...named(toL2, "answers/s"), ...times(recent("miss50"), recent("miss99"))],
     );
     this.#label("write", [`${rate(writes)} writes/s`, times(recent("write50"), recent("write99"))].flat());
     this.#label(
@@ -159,7 +167,7 @@ export class Picture {
       hit: tier === "memory" ? 0 : hits,
       miss: postgresAway ? 0 : toL2,
       warm: postgresAway ? 0 : warm || 0,
-      write: tier === "cached" ? writes || 0 : 0,
+      write: tier === "cached" && !givesNone ? writes || 0 : 0,
       announce: tier === "cached" ? announced : 0,
       kept: tier === "redis" ? writes || 0 : 0,
     };
@@ -191,9 +199,9 @@ export class Picture {
     });
     this.#box("l1", redisAway, {
       name: "Redis",
-      role: tier === "redis" ? "holds the conversations" : redisAway ? "L1 · left alone" : "L1 · the cache",
+      role: tier === "redis" ? "holds the conversations" : redisAway ? "L1 · does not answer" : "L1 · the cache",
       big: redisAway ? "away" : tier === "redis" ? "alone" : percent(ratio),
-      facts: [redisAway ? "" : tier !== "redis" ? "hit ratio" : roomy ? "PostgreSQL is away" : ""],
+      facts: [redisAway ? "" : tier !== "redis" ? (roomy ? "hit ratio" : "hits") : roomy ? "PostgreSQL is away" : ""],
       share: redisAway || tier === "redis" ? NaN : ratio,
     });
     const inUse = row?.get("inUse"),
@@ -203,7 +211,7 @@ export class Picture {
       name: "PostgreSQL",
       role: postgresAway ? "L2 · away" : "L2 · the truth",
       big: Number.isFinite(inUse) ? `${count(inUse)} of ${count(max)}` : "",
-      facts: Number.isFinite(inUse) ? ["connections in use", `${count(waiting)} waiting`] : [],
+      facts: Number.isFinite(inUse) ? [roomy ? "connections in use" : "in use", `${count(waiting)} waiting`] : [],
       share: inUse / max,
     });
     mark(
@@ -260,7 +268,7 @@ export class Picture {
       d: "M-9 -5L0 0L-9 5z",
       transform: `translate(${x2} ${y2}) rotate(${turned})`,
     });
-    const texts = [0, 1, 2].map((n) =>
+    const texts = [0, 1, 2, 3].map((n) =>
       svg("text", { x, y: y + n * 15, "text-anchor": anchor, class: n ? "soft" : "strong" }),
     );
     const group = svg("g", { class: `lane ${name} still` }, line, bare ? null : head, ...texts);
@@ -408,6 +416,19 @@ export class Picture {
       } else context.fill();
     }
   }
+}
+
+// Reads that could not be hits go on, too: the hit ratio does not count them.
+function why(mean) {
+  const [fresh, older, missed] = [mean("read:absent"), mean("read:historical"), mean("misses")];
+  return [
+    [missed, "missed"],
+    [fresh, "new"],
+    [older, "of older states"],
+  ]
+    .filter(([rated]) => rated > 0.05)
+    .map(([rated, what]) => `${rate(rated)} ${what}`)
+    .join(", ");
 }
 
 function times(p50, p99) {

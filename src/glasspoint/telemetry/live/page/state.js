@@ -35,23 +35,44 @@ export function headline(figures, end, found) {
   }
   if (row?.breaker === "open" || mean("read:unavailable") > 0)
     return ["warning", `Redis does not answer. PostgreSQL answers alone: slower, and nothing is lost.${where}`];
-  if (mean("errors") > 0.05) return ["error", `Calls fail: ${rate(mean("errors"))} a second.${where}`];
+  const failed = Object.entries(found.errors ?? {}).map(([name, each]) => `${short(name, 30)} ${rate(each)}`);
+  if (gaveNone(figures, end))
+    return [
+      "error",
+      `PostgreSQL gives no connection. What Redis has is still read; all else waits, and then fails: ${rate(mean("errors"))} calls a second.${where}`,
+    ];
+  if (mean("errors") > 0.05)
+    return [
+      "error",
+      `Calls fail: ${rate(mean("errors"))} a second${failed.length ? ` (now ${failed.join(", ")})` : ""}.${where}`,
+    ];
   if (mean("waiting") >= 1)
     return ["warning", `Calls wait for a connection to PostgreSQL: ${count(Math.round(mean("waiting")))} now.${where}`];
   const reads = mean("reads"),
     writes = mean("writes"),
-    ratio = (mean("read:hit") || 0) / reads;
+    ratio = mean("hitRatio");
   if (!(reads > 0) && !(writes > 0)) return ["none", `Quiet: no read and no write now.${where}`];
   const hit = figures.recent("hit50", end),
     miss = figures.recent("miss50", end);
-  const beside =
-    Number.isFinite(hit) && Number.isFinite(miss)
-      ? ` in ${took(hit)}; PostgreSQL takes ${took(miss)}`
-      : Number.isFinite(hit)
-        ? ` in ${took(hit)}`
-        : "";
-  const served = reads > 0 ? `: ${percent(ratio)} come from Redis${beside}` : "";
-  return ["good", `${rate(reads)} reads a second${served}. ${rate(writes)} writes a second.${where}`];
+  const beside = [
+    Number.isFinite(hit) ? `Redis answers in ${took(hit)}` : "",
+    Number.isFinite(miss) ? `PostgreSQL in ${took(miss)}` : "",
+  ].filter(Boolean);
+  const served = Number.isFinite(ratio) ? `, hit ratio ${percent(ratio)}` : "";
+  return [
+    "good",
+    `${rate(reads)} reads a second${served}${beside.length ? `: ${beside.join(", ")}` : ""}. ${rate(writes)} writes a second.${where}`,
+  ];
+}
+
+// Calls fail, and callers wait although the pool may open more connections: PostgreSQL gives it none.
+export function gaveNone(figures, end) {
+  const rows = figures.rows.slice(Math.max(0, end - 3), end);
+  return (
+    figures.mean("errors", end) > 0.05 &&
+    rows.some((row) => row.get("waiting") > 0) &&
+    rows.every((row) => row.tier === "cached" && row.get("inUse") + row.get("idle") < row.get("max"))
+  );
 }
 
 export class Ladder {
@@ -157,11 +178,15 @@ const CHIPS = [
   [
     "journal",
     "Journal",
-    (f) => [
-      count(f.journal_pending ?? 0),
-      f.journal_pending > 0 ? "warning" : "good",
-      "Conversations that Redis still has to forget, because it was not told of a write. PostgreSQL keeps the list, and it is worked off as soon as Redis answers.",
-    ],
+    (f) => {
+      const rows = f.journal_pending ?? 0;
+      const grows = f.writes?.results?.journalled > 0;
+      return [
+        rows ? plural(rows, "row") : grows ? "grows" : "empty",
+        rows || grows ? "warning" : "good",
+        "What Redis still has to forget: a row for each write that it was not told of. PostgreSQL keeps the rows, and they are worked off as soon as Redis answers. They are counted every few seconds.",
+      ];
+    },
   ],
   [
     "quarantined",
@@ -218,10 +243,10 @@ const CHIPS = [
   [
     "turns",
     "Turns",
-    (f) =>
-      f.turns?.rate > 0
+    (f, _, mean) =>
+      mean("turns") > 0 && f.turns
         ? [
-            `${rate(f.turns.rate)}/s`,
+            `${rate(mean("turns"))}/s`,
             "good",
             `Runs of the graph. Half take less than ${took(f.turns.p50)}, 99 of 100 less than ${took(f.turns.p99)}.`,
           ]
@@ -274,10 +299,11 @@ export class Chips {
     }
   }
 
-  show(found, events) {
+  // `mean(name)` is the mean of a figure, as the picture shows it.
+  show(found, events, mean) {
     for (const [key, , read] of CHIPS) {
       const { chip, sign, value, about } = this.#chips.get(key);
-      const said = found ? read(found, events) : null;
+      const said = found ? read(found, events, mean) : null;
       chip.hidden = said === null;
       if (said === null) continue;
       const [text, level, more] = said;
