@@ -14,6 +14,7 @@ import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from redis.asyncio import Redis
 
+from databases import with_tables
 from glasspoint import CachedPostgresSaver
 from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.l2 import sizes
@@ -135,9 +136,9 @@ async def test_tables_are_found_as_the_saver_finds_them_partitioned_ones_too(
 
 
 async def test_without_tables_nothing_is_known_and_setup_makes_it_known(
-    database: str, redis_url: str
+    empty_database: str, redis_url: str
 ) -> None:
-    async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as saver:
+    async with CachedPostgresSaver.from_conn_string(empty_database, redis_url=redis_url) as saver:
         await until(lambda: saver._parts.sizes._task is not None and task_of(saver).done())
         assert saver._parts.sizes.known() == {}
         await saver.setup()
@@ -294,7 +295,7 @@ def test_a_saver_whose_loop_has_ended_only_tells_what_was_known(database: str, r
 async def test_while_postgres_is_away_the_looks_end_and_the_figures_go_and_come_back(
     outage: str, own_postgres: EmbeddedPostgres, redis_url: str, clock: Clock
 ) -> None:
-    async with open_saver(own_postgres.create_database("sizes"), redis_url, pool_timeout_seconds=1) as saver:
+    async with open_saver(with_tables(own_postgres), redis_url, pool_timeout_seconds=1) as saver:
         await figures(saver)
         clock.seconds += 61
         with away(own_postgres, outage):

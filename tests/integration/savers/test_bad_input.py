@@ -562,9 +562,9 @@ async def test_a_role_that_may_not_make_tables_is_told_so(role: str, redis_url: 
     assert await keys_of(redis_url) == {}
 
 
-async def test_missing_tables_are_told_of_at_the_first_use(database: str, redis_url: str) -> None:
+async def test_missing_tables_are_told_of_at_the_first_use(empty_database: str, redis_url: str) -> None:
     async with CachedPostgresSaver.from_conn_string(
-        database, redis_url=redis_url, telemetry=create_telemetry(registry=CollectorRegistry())
+        empty_database, redis_url=redis_url, telemetry=create_telemetry(registry=CollectorRegistry())
     ) as saver:
         thread = Thread("a")
         for call in (
@@ -575,7 +575,7 @@ async def test_missing_tables_are_told_of_at_the_first_use(database: str, redis_
         ):
             with pytest.raises(SchemaError, match=r"setup\(\)"):
                 await call
-    assert (await rows_of(database))["checkpoints"] is None
+    assert (await rows_of(empty_database))["checkpoints"] is None
 
 
 async def test_a_role_that_may_only_read_and_write_is_enough_once_tables_are_there(
@@ -616,11 +616,11 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def test_many_processes_may_set_up_an_empty_database_at_once(
-    database: str, redis_url: str, tmp_path: Path
+    empty_database: str, redis_url: str, tmp_path: Path
 ) -> None:
     errors = tmp_path / "errors"
     with errors.open("wb") as stderr:
-        arguments: Any = (SETUP_AT_ONCE, database, redis_url)
+        arguments: Any = (SETUP_AT_ONCE, empty_database, redis_url)
         processes = [await preforked.start(*arguments, env=os.environ, stderr=stderr) for _ in range(3)]
     try:
         for process in processes:
@@ -634,14 +634,14 @@ async def test_many_processes_may_set_up_an_empty_database_at_once(
                 process.kill()
                 await process.wait()
     assert ends == [0, 0, 0], errors.read_text()
-    assert (await rows_of(database))["checkpoint_migrations"] == len(AsyncPostgresSaver.MIGRATIONS)
+    assert (await rows_of(empty_database))["checkpoint_migrations"] == len(AsyncPostgresSaver.MIGRATIONS)
 
 
-async def test_ten_savers_may_set_up_an_empty_database_at_once(database: str, redis_url: str) -> None:
-    savers = await asyncio.gather(*(create(database, redis_url, pool_max_size=1) for _ in range(10)))
+async def test_ten_savers_may_set_up_an_empty_database_at_once(empty_database: str, redis_url: str) -> None:
+    savers = await asyncio.gather(*(create(empty_database, redis_url, pool_max_size=1) for _ in range(10)))
     try:
         await asyncio.gather(*(Thread(f"thread {i}").put(saver) for i, saver in enumerate(savers)))
-        assert (await rows_of(database))["checkpoints"] == 10
+        assert (await rows_of(empty_database))["checkpoints"] == 10
     finally:
         await asyncio.gather(*(saver.close() for saver in savers))
 
@@ -672,11 +672,11 @@ async def test_option_a_of_the_reference_works(database: str, redis_url: str) ->
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
-async def test_option_b_of_the_reference_works(autocommit: bool, database: str, redis_url: str) -> None:
+async def test_option_b_of_the_reference_works(autocommit: bool, empty_database: str, redis_url: str) -> None:
     """The constructor over the caller's pool: with the arguments that LangGraph asks for, and with none."""
     kwargs = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row} if autocommit else {}
     redis = Redis.from_url(redis_url)
-    pool = AsyncConnectionPool(conninfo=database, kwargs=kwargs, open=False)
+    pool = AsyncConnectionPool(conninfo=empty_database, kwargs=kwargs, open=False)
     await pool.open()
     saver = CachedPostgresSaver(postgres_saver=AsyncPostgresSaver(pool), redis=redis, pool=pool)  # type: ignore[arg-type]
     await saver.setup()
@@ -684,12 +684,12 @@ async def test_option_b_of_the_reference_works(autocommit: bool, database: str, 
     await thread.put(saver)
     await thread.put_writes(saver, "x")
     assert await thread.turn(saver) == 1
-    async with open_saver(database, redis_url) as other:
+    async with open_saver(empty_database, redis_url) as other:
         found = await other.aget_tuple(thread.config)
         assert found is not None
         assert found.pending_writes == [("task", "messages", "x")], "committed, not left in a transaction"
     await saver.adelete_thread("a")
-    assert (await rows_of(database))["checkpoints"] == 0
+    assert (await rows_of(empty_database))["checkpoints"] == 0
     await saver.close()
     assert not pool.closed, "the caller opened it, the caller closes it"
     assert await redis.ping()
@@ -697,8 +697,11 @@ async def test_option_b_of_the_reference_works(autocommit: bool, database: str, 
     await redis.aclose()
 
 
-async def test_one_connection_is_enough(database: str, redis_url: str) -> None:
-    async with Redis.from_url(redis_url) as redis, AsyncPostgresSaver.from_conn_string(database) as upstream:
+async def test_one_connection_is_enough(empty_database: str, redis_url: str) -> None:
+    async with (
+        Redis.from_url(redis_url) as redis,
+        AsyncPostgresSaver.from_conn_string(empty_database) as upstream,
+    ):
         saver = CachedPostgresSaver(upstream, redis, telemetry=create_telemetry(registry=CollectorRegistry()))
         await saver.setup()
         threads = [Thread(f"thread {i}") for i in range(8)]
