@@ -19,7 +19,6 @@ from prometheus_client import CollectorRegistry
 import databases
 import dice  # also loads Hypothesis' profile, which has to be there before any test is imported
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
-from databases import with_tables
 from fast import is_slow, is_slow_file
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from places import SUPPORT
@@ -61,8 +60,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark slow tests, give tests that explore more time, and freeze what stays for the garbage collector."""
+    """Mark slow tests, give tests that explore more time, and spare the garbage collector what stays."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     for item in items:
         if is_slow(item):
             item.add_marker(pytest.mark.slow)
@@ -89,13 +89,13 @@ def redis_server() -> Iterator[EmbeddedRedis]:
 @pytest.fixture
 def database(postgres: EmbeddedPostgres) -> str:
     """The URL of a database with the tables that `setup` makes, without rows. Nobody is connected to it."""
-    return with_tables(postgres)
+    return databases.with_tables(postgres)
 
 
 @pytest.fixture
 def empty_database(postgres: EmbeddedPostgres) -> str:
-    """The URL of an empty database, in which nobody is connected: for tests of how tables are made."""
-    return databases.empty_database(postgres, "empty")
+    """The URL of the same database without tables: for tests of how they are made, instead of `database`."""
+    return databases.without_tables(postgres)
 
 
 @pytest.fixture

@@ -149,10 +149,16 @@ PROGRAMS = dict(programs())
 
 
 @pytest.fixture
-def environment(empty_database: str, redis_url: str) -> dict[str, str]:
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
+
+
+@pytest.fixture
+def environment(database: str, redis_url: str) -> dict[str, str]:
     """What a newcomer exports. With a key, because the chain warns of a database without a password."""
     key = {"CHECKPOINT_L1_SIGNING_KEY": "sixteen bytes..!"}
-    return {**os.environ, "POSTGRES_URL": empty_database, "REDIS_URL": redis_url, **key}
+    return {**os.environ, "POSTGRES_URL": database, "REDIS_URL": redis_url, **key}
 
 
 def run(code: str, environment: dict[str, str]) -> str:

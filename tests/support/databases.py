@@ -16,10 +16,10 @@ from psycopg import sql
 from glasspoint.cli.setup import run_setup
 from glasspoint.embedded import EmbeddedPostgres
 
-__all__ = ["empty_database", "remove_others", "with_tables"]
+__all__ = ["remove_others", "with_tables", "without_tables"]
 
 _TEST: Final = "test"
-"""The name of a database with tables."""
+"""The name of the database."""
 
 _OTHER_DATABASES: Final = (
     "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname NOT IN ('postgres', 'test')"
@@ -85,9 +85,9 @@ _states: dict[Path, tuple[object, ...]] = {}
 """What `_STATE` was when setup had made the tables, by the directory of the server."""
 
 
-def empty_database(server: EmbeddedPostgres, name: str) -> str:
-    """Make a database as empty as a new one; return its URL. Nobody is connected to it."""
-    url = _deserted(server, name)
+def without_tables(server: EmbeddedPostgres) -> str:
+    """Make the database `test` as empty as a new one; return its URL. Nobody is connected to it."""
+    url = _deserted(server)
     with psycopg.connect(url, autocommit=True) as connection:
         _remove_everything(connection)
     return url
@@ -99,7 +99,7 @@ def with_tables(server: EmbeddedPostgres) -> str:
     Nobody is connected to it, and its identity is another one each time. A test of how tables are made takes
     an empty database.
     """
-    url = _deserted(server, _TEST)
+    url = _deserted(server)
     with psycopg.connect(url, autocommit=True) as connection:
         if _state(connection) == _states.get(server.directory, ()):
             tables = [sql.Identifier(name) for (name,) in connection.execute(_TABLES)]
@@ -139,17 +139,17 @@ def remove_others(server: EmbeddedPostgres) -> None:
         _remove_everything(connection)
 
 
-def _deserted(server: EmbeddedPostgres, name: str) -> str:
-    """Disconnect everybody from a database, and take its settings back; make it if it is not there."""
+def _deserted(server: EmbeddedPostgres) -> str:
+    """Disconnect everybody from the database, and take its settings back; make it if it is not there."""
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [name]
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [_TEST]
         )
         try:
-            connection.execute(sql.SQL("ALTER DATABASE {} RESET ALL").format(sql.Identifier(name)))
+            connection.execute("ALTER DATABASE test RESET ALL")
         except psycopg.errors.InvalidCatalogName:
-            return server.create_database(name)
-    return server.url.replace("/postgres?", f"/{name}?")
+            return server.create_database(_TEST)
+    return server.url.replace("/postgres?", f"/{_TEST}?")
 
 
 def _remove_everything(connection: psycopg.Connection) -> None:

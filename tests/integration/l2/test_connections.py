@@ -36,6 +36,12 @@ FIRST, SECOND = ("".join((word, "-", "word")) for word in ("opening", "changed")
 
 
 @pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
+
+
+@pytest.fixture
 def role(postgres: EmbeddedPostgres, database: str) -> Iterator[str]:
     """A role that may do everything with the tables of the test's database, with the password `FIRST`."""
     with (

@@ -23,6 +23,12 @@ from states import make_pool, open_saver
 from steps import Thread, away, locked, until
 
 
+@pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
+
+
 def task_of(saver: CachedPostgresSaver) -> asyncio.Task[None]:
     """The look at the tables that is under way, or was the last."""
     task = saver._parts.sizes._task
@@ -136,9 +142,9 @@ async def test_tables_are_found_as_the_saver_finds_them_partitioned_ones_too(
 
 
 async def test_without_tables_nothing_is_known_and_setup_makes_it_known(
-    empty_database: str, redis_url: str
+    database: str, redis_url: str
 ) -> None:
-    async with CachedPostgresSaver.from_conn_string(empty_database, redis_url=redis_url) as saver:
+    async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as saver:
         await until(lambda: saver._parts.sizes._task is not None and task_of(saver).done())
         assert saver._parts.sizes.known() == {}
         await saver.setup()

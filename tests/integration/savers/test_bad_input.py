@@ -217,22 +217,22 @@ async def _scripts_run(redis: Redis) -> int:
 
 
 async def test_a_client_that_decodes_responses_is_refused_wherever_it_is_passed_in(
-    database: str, redis_url: str
+    empty_database: str, redis_url: str
 ) -> None:
     async with (
         Redis.from_url(redis_url, decode_responses=True) as redis,
-        AsyncConnectionPool(database, open=False) as pool,
+        AsyncConnectionPool(empty_database, open=False) as pool,
     ):
         with pytest.raises(ConfigurationError, match=r"decode_responses=True.*make one without it") as caught:
-            await create(database, redis)
+            await create(empty_database, redis)
         assert isinstance(caught.value, ValueError)
         with pytest.raises(ConfigurationError, match="decode_responses"):
-            await create_cached_postgres_checkpointer(database, redis)
+            await create_cached_postgres_checkpointer(empty_database, redis)
         with pytest.raises(ConfigurationError, match="decode_responses"):
-            await create(database, f"{redis_url}?decode_responses=True")
+            await create(empty_database, f"{redis_url}?decode_responses=True")
         with pytest.raises(ConfigurationError, match="decode_responses"):
             CachedPostgresSaver(AsyncPostgresSaver(pool), redis, pool)  # type: ignore[arg-type]
-    assert (await rows_of(database))["checkpoints"] is None, "refused before a table was made"
+    assert (await rows_of(empty_database))["checkpoints"] is None, "refused before a table was made"
 
 
 async def test_only_an_asynchronous_client_of_one_redis_is_taken(database: str, redis_url: str) -> None:
@@ -389,10 +389,10 @@ async def test_a_database_that_is_not_there_is_named(database: str, redis_url: s
 
 
 @pytest.fixture
-def role(postgres: EmbeddedPostgres, database: str) -> Iterator[str]:
+def role(postgres: EmbeddedPostgres, empty_database: str) -> Iterator[str]:
     """The URL of the test's database for a role that has a password and owns nothing."""
-    with role_with_password(postgres, database, PASSWORD) as name:
-        yield database.replace("postgres@", f"{name}:{PASSWORD}@")
+    with role_with_password(postgres, empty_database, PASSWORD) as name:
+        yield empty_database.replace("postgres@", f"{name}:{PASSWORD}@")
 
 
 async def test_a_wrong_postgres_password_is_refused_and_never_shown(
@@ -424,14 +424,14 @@ UNUSABLE_REDIS_URLS = [
 
 @pytest.mark.parametrize("url", UNUSABLE_REDIS_URLS)
 async def test_a_redis_url_that_cannot_be_used_says_so_without_the_password(
-    url: str, database: str, caplog: pytest.LogCaptureFixture
+    url: str, empty_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with pytest.raises(ConfigurationError, match="Redis URL") as caught:
-        await create(database, with_password(url))
+        await create(empty_database, with_password(url))
     assert isinstance(caught.value, ValueError)
     assert not any(half in shown(caught.value) + caplog.text for half in HALVES), shown(caught.value)
-    assert (await rows_of(database))["checkpoints"] is None, "refused before a table was made"
+    assert (await rows_of(empty_database))["checkpoints"] is None, "refused before a table was made"
 
 
 @pytest.mark.parametrize(
@@ -579,12 +579,12 @@ async def test_missing_tables_are_told_of_at_the_first_use(empty_database: str, 
 
 
 async def test_a_role_that_may_only_read_and_write_is_enough_once_tables_are_there(
-    role: str, database: str, redis_url: str
+    role: str, empty_database: str, redis_url: str
 ) -> None:
-    async with open_saver(database, redis_url):
+    async with open_saver(empty_database, redis_url):
         pass
     name = urlsplit(role).username
-    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+    async with await psycopg.AsyncConnection.connect(empty_database, autocommit=True) as conn:
         grant = sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {}")
         await conn.execute(grant.format(sql.Identifier(name or "")))
     async with open_saver(role, redis_url) as saver:  # its setup, too
@@ -756,7 +756,7 @@ async def test_closing_lets_what_is_under_way_end(database: str, redis_url: str)
             assert await thread.turn(again) == await thread.turn(truth)
 
 
-async def test_a_failed_opening_leaves_nothing_open(database: str, redis_url: str, role: str) -> None:
+async def test_a_failed_opening_leaves_nothing_open(empty_database: str, redis_url: str, role: str) -> None:
     async with Redis.from_url(redis_url) as redis:
         clients = {each["id"] for each in await redis.client_list()}
 
@@ -767,4 +767,4 @@ async def test_a_failed_opening_leaves_nothing_open(database: str, redis_url: st
             with pytest.raises(GlasspointError):
                 await create(bad, redis_url)
         await until(has_no_more_clients)
-    await until_nobody_else_is_connected(database)
+    await until_nobody_else_is_connected(empty_database)
