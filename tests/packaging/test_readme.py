@@ -149,6 +149,12 @@ PROGRAMS = dict(programs())
 
 
 @pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
+
+
+@pytest.fixture
 def environment(database: str, redis_url: str) -> dict[str, str]:
     """What a newcomer exports. With a key, because the chain warns of a database without a password."""
     key = {"CHECKPOINT_L1_SIGNING_KEY": "sixteen bytes..!"}

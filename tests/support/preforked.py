@@ -1,10 +1,13 @@
 """Python processes that have their imports behind them: forked off one that has made them.
 
 A Python that imports Glasspoint works for a second before it does anything else, and the tests start
-hundreds. Each of these is a process of its own all the same, with its own environment, files and folder. It
-ends as any does: threads are joined, `atexit` runs, the interpreter is taken down. What is missing is its
-beginning. A test of what happens while Python starts or Glasspoint is imported uses `subprocess`; so does
-`run`, for variables that are read by then.
+hundreds. Each of these is a process of its own all the same, with its own environment, files and folder. What
+is missing is its beginning. A test of what happens while Python starts or Glasspoint is imported uses
+`subprocess`; so does `run`, for variables that are read by then.
+
+It ends as any does: threads are joined, `atexit` runs, and what the program has made is destroyed. The
+modules that all share are not, which would take a tenth of a second. A test of how a process ends asks for
+that, too (`is_taken_down`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -44,7 +48,13 @@ _starting = Lock()
 
 
 def run(
-    code: str, *args: str, env: Mapping[str, str], timeout: float, cwd: Path | None = None, reads: str = ""
+    code: str,
+    *args: str,
+    env: Mapping[str, str],
+    timeout: float,
+    cwd: Path | None = None,
+    reads: str = "",
+    is_taken_down: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end.
 
@@ -55,6 +65,7 @@ def run(
         timeout: Seconds after which it is killed.
         cwd: The folder in which it works; this process's by default.
         reads: What stands in its standard input.
+        is_taken_down: Whether the interpreter is taken down at the end, with all modules.
 
     Raises:
         subprocess.TimeoutExpired: it was killed.
@@ -78,7 +89,7 @@ def run(
         given.write(reads.encode())
         given.seek(0)
         files = [given.fileno(), output.fileno(), errors.fileno()]
-        with _ordered(code, args, env, cwd, files) as ours, ours.makefile() as said:
+        with _ordered(code, args, env, cwd, files, is_taken_down) as ours, ours.makefile() as said:
             pid = int(said.readline())
             if not select.select([ours], [], [], timeout)[0]:
                 os.kill(pid, signal.SIGKILL)
@@ -155,7 +166,12 @@ async def start(code: str, *args: str, env: Mapping[str, str], stderr: IO[Any]) 
 
 
 def _ordered(
-    code: str, args: Sequence[str], env: Mapping[str, str], cwd: Path | None, files: list[int]
+    code: str,
+    args: Sequence[str],
+    env: Mapping[str, str],
+    cwd: Path | None,
+    files: list[int],
+    is_taken_down: bool = False,
 ) -> socket.socket:
     """Have a process made; return where its id and, at its end, its exit status can be read. It lives no
     longer than this socket.
@@ -163,7 +179,15 @@ def _ordered(
     Args:
         files: Its standard input, output and error.
     """
-    order = json.dumps({"code": code, "args": args, "env": dict(env), "cwd": str(cwd or Path.cwd())}).encode()
+    order = json.dumps(
+        {
+            "code": code,
+            "args": args,
+            "env": dict(env),
+            "cwd": str(cwd or Path.cwd()),
+            "is_taken_down": is_taken_down,
+        }
+    ).encode()
     ours, theirs = socket.socketpair()
     with theirs:
         with _starting:
@@ -259,7 +283,33 @@ def _obey(order: dict[str, Any]) -> None:
     sys.argv = ["-c", *order["args"]]
     sys.path[0] = ""
     sys.modules["__main__"] = main = ModuleType("__main__")
-    exec(compile(order["code"], "<string>", "exec"), vars(main))
+    program = compile(order["code"], "<string>", "exec")
+    if order["is_taken_down"]:
+        exec(program, vars(main))
+        return
+    status: object = 0
+    try:
+        exec(program, vars(main))
+    except SystemExit as exc:
+        status = exc.code
+    _end(status)
+
+
+def _end(status: object) -> None:
+    """What `Py_Finalize` does first, and nothing after it. What was made before the fork is frozen."""
+    if not (status is None or isinstance(status, int)):
+        sys.stderr.write(f"{status}\n")
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    vars(sys.modules["__main__"]).clear()
+    gc.collect()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.exit(status)  # Python says what it says then
+    sys.stderr.flush()
+    os._exit(int(status or 0) & 0xFF)
 
 
 if __name__ == "__main__":

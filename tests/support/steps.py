@@ -222,7 +222,7 @@ def away(server: EmbeddedPostgres, outage: str) -> Iterator[None]:
 
 async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float = 30.0) -> Any:
     """Wait for a condition, and return what it answered. A busy machine needs its time."""
-    deadline = monotonic() + seconds
+    deadline, pause = monotonic() + seconds, 0.005
     while True:
         answer = condition()
         if isinstance(answer, Awaitable):
@@ -230,7 +230,8 @@ async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float
         if answer:
             return answer
         assert monotonic() < deadline, f"still not so after {seconds} s"
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(pause)
+        pause = min(1.2 * pause, 0.025)
 
 
 def seeded_dice() -> random.Random:

@@ -217,17 +217,17 @@ def test_what_is_not_there_is_one_line_and_exit_status_1(filled: dict[str, str])
     assert json.loads(told.stdout)["ok"] is False
 
 
-def test_servers_that_are_not_there_are_one_line(database: str, own_redis: EmbeddedRedis) -> None:
+def test_servers_that_are_not_there_are_one_line(empty_database: str, own_redis: EmbeddedRedis) -> None:
     away = {"POSTGRES_URL": "postgresql://me:geheim@127.0.0.1:1/x", "REDIS_URL": own_redis.url}
     done = glasspoint("threads", **away)
     assert done.returncode == 1
     assert "PostgreSQL cannot be reached" in done.stderr
     assert "geheim" not in done.stderr
-    without_tables = glasspoint("threads", POSTGRES_URL=database)
+    without_tables = glasspoint("threads", POSTGRES_URL=empty_database)
     assert without_tables.returncode == 1
     assert "tables are not there" in without_tables.stderr
     assert glasspoint("threads").returncode == 2
-    assert glasspoint("threads", "--filter", "nonsense", POSTGRES_URL=database).returncode == 2
+    assert glasspoint("threads", "--filter", "nonsense", POSTGRES_URL=empty_database).returncode == 2
     assert "Traceback" not in done.stderr + without_tables.stderr
 
 
@@ -282,18 +282,18 @@ async def test_what_stands_in_redis_is_told_as_a_read_would_find_it(
             await look(saver, urls, scope=Scope("nobody", ""))
 
 
-async def test_a_database_of_langgraph_alone_can_be_looked_at(database: str, redis_url: str) -> None:
+async def test_a_database_of_langgraph_alone_can_be_looked_at(empty_database: str, redis_url: str) -> None:
     """By a role that may only read."""
-    async with open_upstream(database) as upstream:
+    async with open_upstream(empty_database) as upstream:
         await Thread("1").put(upstream)
-        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+        async with await psycopg.AsyncConnection.connect(empty_database, autocommit=True) as connection:
             await connection.execute("DROP ROLE IF EXISTS looks")
             await connection.execute("CREATE ROLE looks LOGIN")
             try:
                 for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
                     await connection.execute(f"GRANT SELECT ON {table} TO looks")
                 async with Browser.open(
-                    make_conninfo(database, user="looks"), redis_url, options={}
+                    make_conninfo(empty_database, user="looks"), redis_url, options={}
                 ) as browser:
                     found = await browser.show("1", None, namespace="")
                     assert found["checkpoint_id"] == numbered_id(1)

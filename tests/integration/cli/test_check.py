@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from psycopg.conninfo import make_conninfo
 
 from command_line import assert_fits, glasspoint
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.cli.check import Finding, run_checks, say
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -108,8 +109,8 @@ def test_json_is_one_object(deployed: str, own_redis: EmbeddedRedis) -> None:
     assert all(check["milliseconds"] > 0 for check in report["checks"])
 
 
-def test_missing_tables_are_a_finding_and_are_not_made(database: str, redis_url: str) -> None:
-    checked = glasspoint("check", POSTGRES_URL=database, REDIS_URL=redis_url)
+def test_missing_tables_are_a_finding_and_are_not_made(empty_database: str, redis_url: str) -> None:
+    checked = glasspoint("check", POSTGRES_URL=empty_database, REDIS_URL=redis_url)
     assert checked.returncode == 1
     assert marks(checked.stdout)[3:] == [
         ("FAILED", "Tables"),
@@ -118,7 +119,7 @@ def test_missing_tables_are_a_finding_and_are_not_made(database: str, redis_url:
         ("skipped", "Outage"),
     ]
     assert "saver.setup()" in checked.stdout
-    with psycopg.connect(database) as connection:
+    with psycopg.connect(empty_database) as connection:
         assert connection.execute("SELECT to_regclass('checkpoints')").fetchone() == (None,)
 
 
@@ -393,7 +394,7 @@ async def test_a_conversation_that_is_interrupted_is_taken_away(
 
 
 def test_what_an_outage_has_left_is_named(own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     assert leave_in_tier(url, own_redis.url, "first", "42") == "cached"
     own_postgres.stop()
     with redis.Redis(port=own_redis.port) as client:

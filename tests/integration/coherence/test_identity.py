@@ -827,15 +827,19 @@ async def test_a_role_that_may_not_use_the_tables_of_the_cache_works_without_it_
 
 
 async def test_with_the_tables_of_langgraph_alone_there_is_no_cache_until_setup(
-    database: str, redis_url: str, caplog: pytest.LogCaptureFixture
+    empty_database: str, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_upstream(database):
+    async with open_upstream(empty_database):
         pass
     thread = Conversation("alone")
     registry = CollectorRegistry()
     telemetry = create_telemetry(registry=registry)
     opened = CachedPostgresSaver.from_conn_string(
-        database, redis_url=redis_url, telemetry=telemetry, audit_ratio=0.0, sweep_interval_seconds=NEVER
+        empty_database,
+        redis_url=redis_url,
+        telemetry=telemetry,
+        audit_ratio=0.0,
+        sweep_interval_seconds=NEVER,
     )
     async with opened as saver:
         one = Process(saver, registry)
@@ -846,7 +850,7 @@ async def test_with_the_tables_of_langgraph_alone_there_is_no_cache_until_setup(
         await warmed_up(saver)
         assert await thread.read(saver) == ["1", "2", "3"]
         assert one.hits == 1
-        await nothing_is_lacking(database, redis_url, one, thread)
+        await nothing_is_lacking(empty_database, redis_url, one, thread)
 
 
 async def test_on_a_standby_reads_are_answered_without_redis_and_that_is_said_once(

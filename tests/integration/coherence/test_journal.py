@@ -548,13 +548,13 @@ async def test_compacted_rows_are_new_ones(database: str, redis_url: str) -> Non
 
 
 async def test_without_its_tables_the_saver_works_and_uses_no_cache(
-    database: str, own_redis: EmbeddedRedis
+    empty_database: str, own_redis: EmbeddedRedis
 ) -> None:
     """Upstream's own `setup` was called, ours was not: no process has a cache, so none misses a write."""
     thread = Thread("a")
-    async with open_upstream(database):
+    async with open_upstream(empty_database):
         pass
-    async with CachedPostgresSaver.from_conn_string(database, redis_url=own_redis.url) as saver:
+    async with CachedPostgresSaver.from_conn_string(empty_database, redis_url=own_redis.url) as saver:
         await thread.put(saver)
         await thread.put_writes(saver, "x")
         assert await thread.turn(saver) == 1

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError, L2UnavailableError
@@ -31,7 +32,7 @@ async def test_hits_go_on_while_postgresql_is_away_and_end_with_the_trust_in_red
 ) -> None:
     """Neither the looks at the identity and the journal that fail, nor writes that fail, end them. A restart
     of Redis does: nobody can say then whether its entries are what PostgreSQL has."""
-    database = own_postgres.create_database("away")
+    database = with_tables(own_postgres)
     read, written, cold = Thread("read"), Thread("written"), Thread("cold")
     telemetry = create_telemetry(registry=registry)
     async with open_saver(database, own_redis.url, telemetry=telemetry, **QUICK) as saver:

@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 import preforked
 from chains import chain, settings_of
 from conformance_suite import ALL, check_conformance
+from databases import with_tables
 from glasspoint import (
     CachedPostgresSaver,
     FallbackSaver,
@@ -113,7 +114,7 @@ async def test_the_whole_way_down_and_up(
 ) -> None:
     """PostgreSQL down -> redis; Redis down -> memory; PostgreSQL up -> cached; Redis up -> drained, too."""
     caplog.set_level(logging.WARNING, "glasspoint")
-    url = own_postgres.create_database("test")
+    url = own_postgres.create_database("new")
     own_postgres.stop()
     async with chain(url, durable_redis.url, registry) as saver:
         assert (saver.tier, tiers(registry)) == ("redis", ["redis"])
@@ -207,7 +208,7 @@ async def test_sixteen_conversations_go_on_through_a_promotion(
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis, registry: CollectorRegistry
 ) -> None:
     """None fails, none loses a turn, whether the promotion comes before, in or after its writes."""
-    url = own_postgres.create_database("test")
+    url = own_postgres.create_database("new")
     own_postgres.stop()
     async with chain(url, durable_redis.url, registry) as saver:
         graph, over = make_graph(saver), asyncio.Event()
@@ -250,7 +251,7 @@ async def test_a_run_that_loses_redis_in_the_middle_goes_on_with_its_whole_state
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis
 ) -> None:
     """It writes only what changed; what did not stands in the Redis that is lost."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with chain(url, durable_redis.url) as saver:
         slow = Slow(saver)
@@ -274,7 +275,7 @@ async def test_a_run_that_loses_redis_in_the_middle_goes_on_with_its_whole_state
 async def test_a_run_that_is_promoted_in_the_middle_goes_on(
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     durable_redis.kill()
     async with chain(url, durable_redis.url) as saver:
@@ -293,7 +294,7 @@ async def test_a_thread_that_begins_at_the_last_moment_is_not_left_behind(
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the lower tier was found empty, and the saver is about to be promoted."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     late = Thread("late")
     putting: list[asyncio.Task[None]] = []
@@ -344,7 +345,7 @@ async def test_a_process_that_learns_late_goes_after_its_threads(
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis
 ) -> None:
     """Another process has drained them: this one never looked, and must not go on in Redis by itself."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with (
         chain(url, durable_redis.url, probe_interval=1000) as late,
@@ -366,7 +367,7 @@ async def test_a_process_that_learns_late_goes_after_its_threads(
 async def test_ten_processes_drain_at_once_and_nothing_is_lost(
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     registries = [CollectorRegistry() for _ in range(10)]
     async with contextlib.AsyncExitStack() as stack:
@@ -403,9 +404,9 @@ def run_worker(
     return preforked.run(code, env={**env, "CHECKPOINT_PROBE_INTERVAL": "0.1"}, timeout=60)
 
 
-def test_ten_processes_start_at_once_on_an_empty_database(database: str, redis_url: str) -> None:
+def test_ten_processes_start_at_once_on_an_empty_database(empty_database: str, redis_url: str) -> None:
     with ThreadPoolExecutor(10) as pool:
-        workers = list(pool.map(lambda _: run_worker(database, redis_url), range(10)))
+        workers = list(pool.map(lambda _: run_worker(empty_database, redis_url), range(10)))
     assert [(worker.stdout, worker.returncode) for worker in workers] == [("cached\n", 0)] * 10, workers
 
 
@@ -443,7 +444,7 @@ async def test_a_drain_that_is_killed_is_taken_up_again(
 ) -> None:
     """SIGKILL after any checkpoint: the next start finishes it; nothing is lost, nothing doubled."""
     dice = seeded_dice()
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with chain(url, durable_redis.url) as saver:
         await converse(saver, range(16), "one")
@@ -467,7 +468,7 @@ async def test_postgres_is_lost_again_in_the_middle_of_the_drain(
 ) -> None:
     monkeypatch.setattr("glasspoint.fallback.draining._LEASE_SECONDS", 0.2)
     monkeypatch.setattr("glasspoint.fallback.draining._MARKER_SECONDS", 0.2)
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     imported = asyncio.Event()
     whole = CachedPostgresSaver.import_checkpoints
@@ -569,7 +570,7 @@ async def test_the_log_names_the_saver_that_is_in_use_and_no_other(
 ) -> None:
     """The chain also opens savers to look for what they hold, and to try whether a tier can be had."""
     caplog.set_level(logging.INFO, "glasspoint")
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
 
     def said() -> list[str]:
         return [each for each in caplog.messages if "initialized" in each]
@@ -615,7 +616,7 @@ async def test_a_missing_url_is_an_error_that_names_it(missing: str, monkeypatch
 
 
 async def test_it_prunes_postgresql_and_nothing_else(own_postgres: EmbeddedPostgres, redis_url: str) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with chain(url, redis_url) as saver:
         await saver.setup()  # as code for other savers does
@@ -640,7 +641,7 @@ async def test_redis_alone_below_and_it_is_lost_too(
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis
 ) -> None:
     """There is nothing to fall to: calls fail, and say why, until PostgreSQL is back."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with chain(url, durable_redis.url, fallbacks=("redis",)) as saver:
         await converse(saver, range(3), "one")
@@ -670,7 +671,7 @@ async def test_a_clone_with_another_serializer_works_in_every_tier(
     own_postgres: EmbeddedPostgres, durable_redis: EmbeddedRedis
 ) -> None:
     """LangGraph clones a checkpointer with `with_allowlist`; the clone falls and rises with the original."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     strict = JsonPlusSerializer(allowed_msgpack_modules=[("nobody", "Nothing")])
     async with chain(url, durable_redis.url, serde=strict) as saver:

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis, RedisCluster
 
 from chains import NOWHERE, chain
+from databases import with_tables
 from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, RedisRefusedError, ThreadDamagedError
@@ -113,7 +114,7 @@ async def test_two_applications_and_a_saver_by_itself_never_meet_in_one_redis(re
 async def test_only_what_belongs_to_a_target_is_drained_into_it(
     own_postgres: EmbeddedPostgres, redis_url: str
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with (
         chain(f"{NOWHERE}/staging", redis_url, probe_interval=1000) as staging,

@@ -19,6 +19,7 @@ from langgraph.types import Command, interrupt
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from databases import with_tables
 from delta_graph import make_graph as delta_graph
 from glasspoint import (
     CachedPostgresSaver,
@@ -102,7 +103,7 @@ async def five_turns_and_an_outage(
     postgres: EmbeddedPostgres, redis_server: EmbeddedRedis, *, redis_forgets: bool = False
 ) -> str:
     """Hold a conversation of five turns, and stop PostgreSQL; return the URL of the database."""
-    url = postgres.create_database("test")
+    url = with_tables(postgres)
     async with pod(url, redis_server.url) as saver:
         for text in TURNS:
             await say(saver, "42", text)
@@ -140,7 +141,7 @@ async def test_a_conversation_that_warmed_up_again_after_a_flush_goes_on_through
     def hits() -> float:
         return value_of(registry, "glasspoint_l1_reads_total", {"saver": "default", "result": "hit"}) or 0.0
 
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     async with pod(url, own_redis.url, registry) as saver:
         for text in TURNS:
             await say(saver, "42", text)
@@ -202,7 +203,7 @@ def order(charged: list[str]) -> StateGraph[Any]:
 async def test_an_interrupted_run_is_resumed_where_it_stood(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
-    url, charged = own_postgres.create_database("test"), list[str]()
+    url, charged = with_tables(own_postgres), list[str]()
     builder = order(charged)
     async with pod(url, own_redis.url) as saver:
         graph = builder.compile(checkpointer=saver)
@@ -225,7 +226,7 @@ async def test_an_interrupted_run_is_resumed_where_it_stood(
 async def test_there_is_no_resuming_of_what_is_not_known(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
-    url, charged = own_postgres.create_database("test"), list[str]()
+    url, charged = own_postgres.create_database("new"), list[str]()
     own_postgres.stop()
     async with pod(url, own_redis.url) as saver:
         graph = order(charged).compile(checkpointer=saver)
@@ -377,7 +378,7 @@ async def test_a_full_disk_puts_the_promotion_off(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry, tier: str
 ) -> None:
     """PostgreSQL is back, and has no room for some seconds. The tier stays until all is there."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     async with pod(url, own_redis.url) as saver:
         await say(saver, "first", "one")
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
@@ -419,7 +420,7 @@ async def test_a_start_with_a_full_disk_goes_on_where_the_threads_are(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
     """The process before has died with threads in Redis, and PostgreSQL cannot take them yet."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     async with pod(url, own_redis.url) as saver:
         await say(saver, "42", "before")
     own_postgres.stop()
@@ -446,7 +447,7 @@ async def test_a_thread_that_can_never_be_stored_holds_up_nobody(
     tier: str,
 ) -> None:
     """A constraint that somebody has added to the table refuses it."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     async with pod(url, own_redis.url):
         pass  # the tables are made
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
@@ -475,7 +476,7 @@ async def test_a_tier_between_that_refuses_a_thread_is_passed_by(
 ) -> None:
     """Another process has drained this thread out of Redis already: for a minute Redis takes it no more.
     When PostgreSQL is back, `memory` is drained into that."""
-    url = own_postgres.create_database("test")
+    url = own_postgres.create_database("new")
     own_postgres.stop()
     own_redis.stop()
     async with pod(url, own_redis.url, registry, probe_interval=1000) as low:
@@ -504,7 +505,7 @@ async def test_a_call_that_passes_a_tier_by_sees_what_stands_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One thread has come from `memory` to Redis when PostgreSQL is back. The others go straight there."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     own_redis.stop()
     async with pod(url, own_redis.url, registry, probe_interval=1000) as low:
@@ -550,7 +551,7 @@ async def test_a_run_that_stands_in_a_subgraph_waits_for_postgresql(
 ) -> None:
     """Only PostgreSQL has the subgraph's state, so its finished tasks would run again. Every process of the
     tier refuses the resume, also one that did not bring the thread there."""
-    url, charged = own_postgres.create_database("test"), list[str]()
+    url, charged = with_tables(own_postgres), list[str]()
 
     async def resume(saver: Any) -> Any:
         graph = outer(saver, order(charged).compile())
@@ -591,7 +592,7 @@ async def test_a_turn_that_begins_in_the_tier_redis_runs_its_subgraphs_there(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, durability: Any
 ) -> None:
     """Also of a cached conversation, and with an interrupt: the subgraph's state is in Redis then."""
-    url, charged = own_postgres.create_database("test"), list[str]()
+    url, charged = with_tables(own_postgres), list[str]()
 
     async def turn(saver: Any, given: Any, thread_id: str) -> Any:
         graph = outer(saver, order(charged).compile())
@@ -617,7 +618,7 @@ async def test_a_subgraph_with_a_memory_goes_on_with_its_interrupt(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
     """Its state stands in a namespace of its own, without a task id: it is cached."""
-    url, charged = own_postgres.create_database("test"), list[str]()
+    url, charged = with_tables(own_postgres), list[str]()
     async with pod(url, own_redis.url) as saver:
         graph = outer(saver, order(charged).compile(checkpointer=True))
         await graph.ainvoke({"messages": [("user", "one")]}, config_of("42"))
@@ -637,7 +638,7 @@ async def test_a_state_that_a_write_may_have_overtaken_is_no_beginning(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
 ) -> None:
     """PostgreSQL is lost in the middle of a write: it may have that write."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     async with pod(url, own_redis.url) as saver:
         await say(saver, "42", "first")
         intent = await saver._chain.saver._l1.begin(Scope("42", ""))  # type: ignore[union-attr]
@@ -656,7 +657,7 @@ async def test_a_branch_from_a_state_that_postgresql_has_left_is_set_aside(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
 ) -> None:
     """Redis was away for the last turn before the outage, and its state is older than PostgreSQL's."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     async with pod(url, own_redis.url, sweep_interval=1000) as saver:
         await say(saver, "42", "first")
         cached = saver._chain.saver
@@ -680,7 +681,7 @@ async def test_a_branch_from_a_state_that_postgresql_has_left_is_set_aside(
 async def test_a_deleted_thread_does_not_come_back_from_its_cached_state(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     async with pod(url, own_redis.url) as saver:
         await say(saver, "42", "first")
     own_postgres.stop()
@@ -698,7 +699,7 @@ async def test_a_deleted_thread_does_not_come_back_from_its_cached_state(
 async def test_only_a_record_of_the_same_target_and_key_leads_to_cached_states(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, change: str
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     async with pod(url, own_redis.url) as saver:
         await say(saver, "42", "first")
     own_postgres.stop()
@@ -723,7 +724,7 @@ async def test_the_record_does_not_show_the_key_of_the_cache(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
     """The cache's key is PostgreSQL's. The processes share a password, which this server does not ask for."""
-    url = own_postgres.create_database("test").replace("postgres@", "postgres:geheim@")
+    url = with_tables(own_postgres).replace("postgres@", "postgres:geheim@")
     async with pod(url, own_redis.url, l1_signing_key=None) as saver:
         await say(saver, "42", "first")
     async with await psycopg.AsyncConnection.connect(url) as conn:
@@ -746,7 +747,7 @@ async def test_redis_lost_as_well_sets_aside_what_begins_anew(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
 ) -> None:
     """From redis to memory: the conversation's state stands in Redis, and stays the thread's state."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_redis.stop()
     own_redis.start("--appendonly", "yes", "--appendfsync", "always")
     own_postgres.stop()
@@ -768,7 +769,7 @@ async def test_a_way_up_that_is_given_up_is_nothing_that_a_caller_hears_of(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call has followed its thread to a saver that is closed by then: PostgreSQL was lost again."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with (
         pod(url, own_redis.url) as early,
@@ -819,7 +820,7 @@ async def test_a_start_waits_for_what_a_dead_process_has_sealed(
 ) -> None:
     """Its lease lasts some seconds. Until then nobody may work without the thread."""
     monkeypatch.setattr("glasspoint.fallback.controller._LAST_DRAINS", 2)
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with pod(url, own_redis.url) as saver:
         await say(saver, "42", "during")
@@ -839,7 +840,7 @@ async def test_a_start_with_a_read_only_postgresql_goes_on_where_the_threads_are
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
     """As after a failover that has demoted the primary."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     async with pod(url, own_redis.url) as saver:
         await say(saver, "42", "before")
     own_postgres.stop()
@@ -862,7 +863,7 @@ async def test_a_start_with_a_read_only_postgresql_goes_on_where_the_threads_are
 async def test_a_refused_resume_leaves_nothing_behind(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry, durability: Any
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with pod(url, own_redis.url, registry) as saver:
         graph = order([]).compile(checkpointer=saver)
@@ -882,7 +883,7 @@ async def test_redis_that_has_lost_its_threads_is_said_and_not_ready(
     registry: CollectorRegistry,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with pod(url, own_redis.url, registry) as saver:
         await say(saver, "42", "during")
@@ -903,7 +904,7 @@ async def test_redis_that_has_lost_its_threads_is_said_and_not_ready(
 async def test_a_redis_that_comes_back_empty_is_noticed_on_the_way_up_from_memory(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with pod(url, own_redis.url) as saver:
         await say(saver, "42", "during")
@@ -920,7 +921,7 @@ async def test_a_redis_that_comes_back_empty_is_noticed_on_the_way_up_from_memor
 async def test_a_process_without_the_key_refuses_what_is_signed(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with pod(url, own_redis.url) as saver, pod(url, own_redis.url, l1_signing_key=None) as other:
         for text in ("one", "two"):
@@ -933,7 +934,7 @@ async def test_a_deleted_thread_does_not_come_back_from_a_lower_tier(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
     """The process before has died with the thread in Redis, under another key: it cannot be drained."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with pod(url, own_redis.url, l1_signing_key="a key of long ago") as saver:
         await say(saver, "42", "during")
@@ -978,7 +979,7 @@ async def test_a_state_that_needs_its_ancestors_is_no_beginning(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, registry: CollectorRegistry
 ) -> None:
     """Delta channels are rebuilt from older checkpoints, which only PostgreSQL has."""
-    url, config = own_postgres.create_database("test"), config_of("42")
+    url, config = with_tables(own_postgres), config_of("42")
     async with pod(url, own_redis.url) as saver:
         whole = await delta_graph(saver).ainvoke({"log": ["one"], "slow": ["one"]}, config)
     own_postgres.stop()
@@ -1006,7 +1007,7 @@ async def one_above_and_one_below(
     postgres: EmbeddedPostgres, redis_server: EmbeddedRedis, *, probe_interval: float = 0.1, **more: Any
 ) -> AsyncIterator[tuple[FallbackSaver, FallbackSaver]]:
     """A process that works in `cached` through an outage, and one that started in it and stays in `redis`."""
-    url = postgres.create_database("test")
+    url = with_tables(postgres)
     async with pod(url, redis_server.url, probe_interval=probe_interval, **more) as above:
         for text in TURNS:
             await say(above, "42", text)
@@ -1409,7 +1410,7 @@ async def test_a_call_that_waits_for_its_checkpoint_holds_up_no_switch(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LangGraph may store what a task wrote before the checkpoint. Between the two, the tier is switched."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with pod(url, own_redis.url) as saver:
         chain, thread = saver._chain, Thread("42")
@@ -1440,7 +1441,7 @@ async def test_a_tier_that_was_left_already_is_not_left_again(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
     """Many calls fail at once when Redis is lost. Only one of them has to wait for those under way."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with pod(url, own_redis.url, redis_timeout=0.3, l1_timeout=0.3) as saver:
         spec, _ = saver._chain._current
@@ -1456,7 +1457,7 @@ async def test_after_a_thread_has_begun_below_its_subgraphs_stay_with_it(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, durability: Any, memory: bool | None
 ) -> None:
     """With `exit`, a subgraph is stored before the run that it belongs to."""
-    url, charged = own_postgres.create_database("test"), list[str]()
+    url, charged = with_tables(own_postgres), list[str]()
     own_postgres.stop()
     async with pod(url, own_redis.url) as saver:
         await say(saver, "42", "below")
@@ -1502,7 +1503,7 @@ async def test_a_run_under_way_goes_on_from_the_cached_state_in_a_tier_that_it_c
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
     """It began in memory and followed its thread to PostgreSQL, which is lost again. So Redis is next."""
-    url, checkpoint = own_postgres.create_database("test"), empty_checkpoint()
+    url, checkpoint = with_tables(own_postgres), empty_checkpoint()
     async with pod(url, own_redis.url) as saver:
         await say(saver, "42", "before")
         config = (await chat(saver).aget_state(config_of("42"))).config
@@ -1518,7 +1519,7 @@ async def test_a_run_under_way_goes_on_from_the_cached_state_in_a_tier_that_it_c
 async def test_a_refused_resume_leaves_nothing_behind_in_a_tier_that_the_process_has_fallen_to(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with pod(url, own_redis.url, redis_timeout=0.3, l1_timeout=0.3) as saver:
         assert await said(saver, "42") == []
@@ -1533,7 +1534,7 @@ async def test_a_refused_resume_leaves_nothing_behind_in_a_tier_that_the_process
 async def test_a_run_of_a_known_thread_goes_on_in_memory_also_if_unknown_threads_are_refused(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     async with pod(url, own_redis.url) as saver:
         await chat(saver).ainvoke({"messages": [("user", "before")]}, config_of("42"), durability="exit")
     own_postgres.stop()
@@ -1555,7 +1556,7 @@ async def in_memory_with_a_thread_in_redis(
 ) -> AsyncIterator[tuple[str, FallbackSaver]]:
     """A process in the tier `memory`, whose servers are back. A closed process has left a thread in Redis.
     Yields the URL of the database, and the process."""
-    url = postgres.create_database("test")
+    url = with_tables(postgres)
     redis_server.stop()
     redis_server.start("--appendonly", "yes", "--appendfsync", "always")
     postgres.stop()

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from chains import NOWHERE, chain
+from databases import with_tables
 from glasspoint import RedisSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, RedisRefusedError
@@ -99,7 +100,7 @@ async def test_the_chain_s_rule_is_enough_in_the_tier_redis_and_to_drain_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await allow(any_redis, *FOR_THE_CHAIN)
-    database, url = own_postgres.create_database("test"), url_of_user(any_redis)
+    database, url = with_tables(own_postgres), url_of_user(any_redis)
     hot, doomed, new = Thread("hot"), Thread("doomed"), Thread("new")
     key = "an L1 signing key"
     async with chain(database, url, l1_signing_key=key) as saver:

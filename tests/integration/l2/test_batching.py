@@ -210,10 +210,10 @@ async def test_the_reads_of_concurrent_callers_are_right_each(
 
 
 async def test_a_single_connection_takes_them_too(
-    database: str, redis_url: str, threads: list[Thread]
+    empty_database: str, redis_url: str, threads: list[Thread]
 ) -> None:
     async with (
-        AsyncPostgresSaver.from_conn_string(database) as upstream,
+        AsyncPostgresSaver.from_conn_string(empty_database) as upstream,
         Redis.from_url(redis_url) as redis,
     ):
         await upstream.setup()

@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from psycopg import sql
 
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.cli.check import run_checks
 from glasspoint.cli.setup import run_setup
@@ -32,6 +33,12 @@ from steps import Thread, locked, rows_of, until
 FIRST, SECOND = ("".join((word, "-", "word")) for word in ("opening", "changed"))
 
 # ------------------------------------------------------------------ a password that changes
+
+
+@pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
 
 
 @pytest.fixture
@@ -111,7 +118,7 @@ async def test_the_error_after_a_rotation_says_that_the_password_is_wrong(
 async def test_the_error_while_a_server_is_down_says_that_nothing_listens(
     own_postgres: EmbeddedPostgres, redis_url: str
 ) -> None:
-    database = own_postgres.create_database("test")
+    database = with_tables(own_postgres)
     async with open_saver(database, redis_url, pool_timeout_seconds=0.5, pool_max_size=1) as saver:
         thread = Thread("a")
         await thread.put(saver)
@@ -127,7 +134,7 @@ async def test_a_lost_postgres_is_one_line_of_ours_and_its_return_another(
     own_postgres: EmbeddedPostgres, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """psycopg's pool has a line for each attempt to connect."""
-    database = own_postgres.create_database("test")
+    database = with_tables(own_postgres)
 
     def ours() -> list[str]:
         lines = [

@@ -33,6 +33,12 @@ Connection = psycopg.AsyncConnection[Any]
 CHECKPOINTS, WRITES = "checkpoints", "checkpoint_writes"
 
 
+@pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
+
+
 @asynccontextmanager
 async def connect(url: str, **options: Any) -> AsyncIterator[Connection]:
     async with await psycopg.AsyncConnection.connect(url, autocommit=True, **options) as conn:

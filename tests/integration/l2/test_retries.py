@@ -24,6 +24,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from redis.asyncio import Redis
 
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.errors import L2DeadlineError, L2RefusedError, L2UnavailableError, SchemaError
@@ -444,7 +445,7 @@ async def test_a_server_that_ends_backends_in_mid_statement_is_ridden_out(
 async def test_a_restart_under_a_running_loop_of_writes_loses_nothing(
     shutdown: str, own_postgres: EmbeddedPostgres, redis_url: str
 ) -> None:
-    database = own_postgres.create_database("test")
+    database = with_tables(own_postgres)
     watched = Watched()
     threads = [Thread(f"thread {i}") for i in range(4)]
     finish = asyncio.Event()
@@ -731,7 +732,7 @@ async def test_without_a_pool_only_what_needs_no_fresh_connection_is_tried_again
 async def test_a_server_that_stays_away_costs_a_write_its_deadline_and_no_more(
     own_postgres: EmbeddedPostgres, redis_url: str
 ) -> None:
-    database = own_postgres.create_database("test")
+    database = with_tables(own_postgres)
     thread = Thread("a")
     async with open_saver(database, redis_url, write_deadline_seconds=2.0) as saver:
         await thread.put(saver)

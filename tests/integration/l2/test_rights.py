@@ -27,6 +27,12 @@ ROLES, EXACT, IN_ADVANCE = re.findall(r"^```sql\n(.*?)^```", PAGE, re.DOTALL | r
 USERS = {rule.split()[2]: rule for rule in re.findall(r"^ACL SETUSER .*$", PAGE, re.MULTILINE)}
 
 
+@pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
+
+
 def run(database: str, statements: str) -> None:
     with psycopg.connect(database, autocommit=True) as conn:
         conn.execute(sql.SQL(statements))

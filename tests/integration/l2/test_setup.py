@@ -45,6 +45,12 @@ pooled = pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer: apt-get in
 POOL_SIZE = 3
 
 
+@pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
+
+
 async def sql(url: str, statement: str, *params: Any) -> list[tuple[Any, ...]]:
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
         cursor = await conn.execute(statement, params or None, prepare=False)

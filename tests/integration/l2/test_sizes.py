@@ -14,12 +14,19 @@ import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from redis.asyncio import Redis
 
+from databases import with_tables
 from glasspoint import CachedPostgresSaver
 from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.l2 import sizes
 from glasspoint.telemetry.events import TableSize
 from states import make_pool, open_saver
 from steps import Thread, away, locked, until
+
+
+@pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
 
 
 def task_of(saver: CachedPostgresSaver) -> asyncio.Task[None]:
@@ -294,7 +301,7 @@ def test_a_saver_whose_loop_has_ended_only_tells_what_was_known(database: str, r
 async def test_while_postgres_is_away_the_looks_end_and_the_figures_go_and_come_back(
     outage: str, own_postgres: EmbeddedPostgres, redis_url: str, clock: Clock
 ) -> None:
-    async with open_saver(own_postgres.create_database("sizes"), redis_url, pool_timeout_seconds=1) as saver:
+    async with open_saver(with_tables(own_postgres), redis_url, pool_timeout_seconds=1) as saver:
         await figures(saver)
         clock.seconds += 61
         with away(own_postgres, outage):

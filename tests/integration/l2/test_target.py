@@ -20,6 +20,12 @@ SERVICES = (
 )
 
 
+@pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
+
+
 @pytest.fixture(autouse=True)
 def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in (*VARIABLES, "PGSERVICEFILE", "PGSYSCONFDIR"):

@@ -217,22 +217,22 @@ async def _scripts_run(redis: Redis) -> int:
 
 
 async def test_a_client_that_decodes_responses_is_refused_wherever_it_is_passed_in(
-    database: str, redis_url: str
+    empty_database: str, redis_url: str
 ) -> None:
     async with (
         Redis.from_url(redis_url, decode_responses=True) as redis,
-        AsyncConnectionPool(database, open=False) as pool,
+        AsyncConnectionPool(empty_database, open=False) as pool,
     ):
         with pytest.raises(ConfigurationError, match=r"decode_responses=True.*make one without it") as caught:
-            await create(database, redis)
+            await create(empty_database, redis)
         assert isinstance(caught.value, ValueError)
         with pytest.raises(ConfigurationError, match="decode_responses"):
-            await create_cached_postgres_checkpointer(database, redis)
+            await create_cached_postgres_checkpointer(empty_database, redis)
         with pytest.raises(ConfigurationError, match="decode_responses"):
-            await create(database, f"{redis_url}?decode_responses=True")
+            await create(empty_database, f"{redis_url}?decode_responses=True")
         with pytest.raises(ConfigurationError, match="decode_responses"):
             CachedPostgresSaver(AsyncPostgresSaver(pool), redis, pool)  # type: ignore[arg-type]
-    assert (await rows_of(database))["checkpoints"] is None, "refused before a table was made"
+    assert (await rows_of(empty_database))["checkpoints"] is None, "refused before a table was made"
 
 
 async def test_only_an_asynchronous_client_of_one_redis_is_taken(database: str, redis_url: str) -> None:
@@ -389,10 +389,10 @@ async def test_a_database_that_is_not_there_is_named(database: str, redis_url: s
 
 
 @pytest.fixture
-def role(postgres: EmbeddedPostgres, database: str) -> Iterator[str]:
+def role(postgres: EmbeddedPostgres, empty_database: str) -> Iterator[str]:
     """The URL of the test's database for a role that has a password and owns nothing."""
-    with role_with_password(postgres, database, PASSWORD) as name:
-        yield database.replace("postgres@", f"{name}:{PASSWORD}@")
+    with role_with_password(postgres, empty_database, PASSWORD) as name:
+        yield empty_database.replace("postgres@", f"{name}:{PASSWORD}@")
 
 
 async def test_a_wrong_postgres_password_is_refused_and_never_shown(
@@ -424,14 +424,14 @@ UNUSABLE_REDIS_URLS = [
 
 @pytest.mark.parametrize("url", UNUSABLE_REDIS_URLS)
 async def test_a_redis_url_that_cannot_be_used_says_so_without_the_password(
-    url: str, database: str, caplog: pytest.LogCaptureFixture
+    url: str, empty_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with pytest.raises(ConfigurationError, match="Redis URL") as caught:
-        await create(database, with_password(url))
+        await create(empty_database, with_password(url))
     assert isinstance(caught.value, ValueError)
     assert not any(half in shown(caught.value) + caplog.text for half in HALVES), shown(caught.value)
-    assert (await rows_of(database))["checkpoints"] is None, "refused before a table was made"
+    assert (await rows_of(empty_database))["checkpoints"] is None, "refused before a table was made"
 
 
 @pytest.mark.parametrize(
@@ -562,9 +562,9 @@ async def test_a_role_that_may_not_make_tables_is_told_so(role: str, redis_url: 
     assert await keys_of(redis_url) == {}
 
 
-async def test_missing_tables_are_told_of_at_the_first_use(database: str, redis_url: str) -> None:
+async def test_missing_tables_are_told_of_at_the_first_use(empty_database: str, redis_url: str) -> None:
     async with CachedPostgresSaver.from_conn_string(
-        database, redis_url=redis_url, telemetry=create_telemetry(registry=CollectorRegistry())
+        empty_database, redis_url=redis_url, telemetry=create_telemetry(registry=CollectorRegistry())
     ) as saver:
         thread = Thread("a")
         for call in (
@@ -575,16 +575,16 @@ async def test_missing_tables_are_told_of_at_the_first_use(database: str, redis_
         ):
             with pytest.raises(SchemaError, match=r"setup\(\)"):
                 await call
-    assert (await rows_of(database))["checkpoints"] is None
+    assert (await rows_of(empty_database))["checkpoints"] is None
 
 
 async def test_a_role_that_may_only_read_and_write_is_enough_once_tables_are_there(
-    role: str, database: str, redis_url: str
+    role: str, empty_database: str, redis_url: str
 ) -> None:
-    async with open_saver(database, redis_url):
+    async with open_saver(empty_database, redis_url):
         pass
     name = urlsplit(role).username
-    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+    async with await psycopg.AsyncConnection.connect(empty_database, autocommit=True) as conn:
         grant = sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {}")
         await conn.execute(grant.format(sql.Identifier(name or "")))
     async with open_saver(role, redis_url) as saver:  # its setup, too
@@ -616,11 +616,11 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def test_many_processes_may_set_up_an_empty_database_at_once(
-    database: str, redis_url: str, tmp_path: Path
+    empty_database: str, redis_url: str, tmp_path: Path
 ) -> None:
     errors = tmp_path / "errors"
     with errors.open("wb") as stderr:
-        arguments: Any = (SETUP_AT_ONCE, database, redis_url)
+        arguments: Any = (SETUP_AT_ONCE, empty_database, redis_url)
         processes = [await preforked.start(*arguments, env=os.environ, stderr=stderr) for _ in range(3)]
     try:
         for process in processes:
@@ -634,14 +634,14 @@ async def test_many_processes_may_set_up_an_empty_database_at_once(
                 process.kill()
                 await process.wait()
     assert ends == [0, 0, 0], errors.read_text()
-    assert (await rows_of(database))["checkpoint_migrations"] == len(AsyncPostgresSaver.MIGRATIONS)
+    assert (await rows_of(empty_database))["checkpoint_migrations"] == len(AsyncPostgresSaver.MIGRATIONS)
 
 
-async def test_ten_savers_may_set_up_an_empty_database_at_once(database: str, redis_url: str) -> None:
-    savers = await asyncio.gather(*(create(database, redis_url, pool_max_size=1) for _ in range(10)))
+async def test_ten_savers_may_set_up_an_empty_database_at_once(empty_database: str, redis_url: str) -> None:
+    savers = await asyncio.gather(*(create(empty_database, redis_url, pool_max_size=1) for _ in range(10)))
     try:
         await asyncio.gather(*(Thread(f"thread {i}").put(saver) for i, saver in enumerate(savers)))
-        assert (await rows_of(database))["checkpoints"] == 10
+        assert (await rows_of(empty_database))["checkpoints"] == 10
     finally:
         await asyncio.gather(*(saver.close() for saver in savers))
 
@@ -672,11 +672,11 @@ async def test_option_a_of_the_reference_works(database: str, redis_url: str) ->
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
-async def test_option_b_of_the_reference_works(autocommit: bool, database: str, redis_url: str) -> None:
+async def test_option_b_of_the_reference_works(autocommit: bool, empty_database: str, redis_url: str) -> None:
     """The constructor over the caller's pool: with the arguments that LangGraph asks for, and with none."""
     kwargs = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row} if autocommit else {}
     redis = Redis.from_url(redis_url)
-    pool = AsyncConnectionPool(conninfo=database, kwargs=kwargs, open=False)
+    pool = AsyncConnectionPool(conninfo=empty_database, kwargs=kwargs, open=False)
     await pool.open()
     saver = CachedPostgresSaver(postgres_saver=AsyncPostgresSaver(pool), redis=redis, pool=pool)  # type: ignore[arg-type]
     await saver.setup()
@@ -684,12 +684,12 @@ async def test_option_b_of_the_reference_works(autocommit: bool, database: str, 
     await thread.put(saver)
     await thread.put_writes(saver, "x")
     assert await thread.turn(saver) == 1
-    async with open_saver(database, redis_url) as other:
+    async with open_saver(empty_database, redis_url) as other:
         found = await other.aget_tuple(thread.config)
         assert found is not None
         assert found.pending_writes == [("task", "messages", "x")], "committed, not left in a transaction"
     await saver.adelete_thread("a")
-    assert (await rows_of(database))["checkpoints"] == 0
+    assert (await rows_of(empty_database))["checkpoints"] == 0
     await saver.close()
     assert not pool.closed, "the caller opened it, the caller closes it"
     assert await redis.ping()
@@ -697,8 +697,11 @@ async def test_option_b_of_the_reference_works(autocommit: bool, database: str, 
     await redis.aclose()
 
 
-async def test_one_connection_is_enough(database: str, redis_url: str) -> None:
-    async with Redis.from_url(redis_url) as redis, AsyncPostgresSaver.from_conn_string(database) as upstream:
+async def test_one_connection_is_enough(empty_database: str, redis_url: str) -> None:
+    async with (
+        Redis.from_url(redis_url) as redis,
+        AsyncPostgresSaver.from_conn_string(empty_database) as upstream,
+    ):
         saver = CachedPostgresSaver(upstream, redis, telemetry=create_telemetry(registry=CollectorRegistry()))
         await saver.setup()
         threads = [Thread(f"thread {i}") for i in range(8)]
@@ -753,7 +756,7 @@ async def test_closing_lets_what_is_under_way_end(database: str, redis_url: str)
             assert await thread.turn(again) == await thread.turn(truth)
 
 
-async def test_a_failed_opening_leaves_nothing_open(database: str, redis_url: str, role: str) -> None:
+async def test_a_failed_opening_leaves_nothing_open(empty_database: str, redis_url: str, role: str) -> None:
     async with Redis.from_url(redis_url) as redis:
         clients = {each["id"] for each in await redis.client_list()}
 
@@ -764,4 +767,4 @@ async def test_a_failed_opening_leaves_nothing_open(database: str, redis_url: st
             with pytest.raises(GlasspointError):
                 await create(bad, redis_url)
         await until(has_no_more_clients)
-    await until_nobody_else_is_connected(database)
+    await until_nobody_else_is_connected(empty_database)

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from conversations import execute
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, RedisSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.l2 import connection_health
 from glasspoint.l2.store import Store
@@ -150,7 +151,7 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND state LIKE 'i
 async def test_close_waits_for_no_connection_that_postgres_does_not_give(
     outage: str, autocommit: bool, own_postgres: EmbeddedPostgres, redis_url: str
 ) -> None:
-    database = own_postgres.create_database("test")
+    database = with_tables(own_postgres)
     async with over_a_foreign_pool(database, redis_url, autocommit=autocommit) as (saver, pool):
         await Thread("thread").put(saver)
         with away(own_postgres, outage):
@@ -165,7 +166,7 @@ async def test_close_waits_for_no_connection_that_postgres_does_not_give(
 async def test_so_does_one_that_has_its_own_pool(
     outage: str, kind: str, own_postgres: EmbeddedPostgres, redis_url: str
 ) -> None:
-    database = own_postgres.create_database("test")
+    database = with_tables(own_postgres)
     saver = await opened(kind, database, redis_url)
     await Thread("thread").put(saver)
     with away(own_postgres, outage):
@@ -176,7 +177,7 @@ async def test_so_does_one_that_has_its_own_pool(
 async def test_close_does_not_wait_for_calls_that_were_cancelled_in_an_outage(
     own_postgres: EmbeddedPostgres, redis_url: str
 ) -> None:
-    database = own_postgres.create_database("test")
+    database = with_tables(own_postgres)
     async with over_a_foreign_pool(database, redis_url) as (saver, pool):
         with away(own_postgres, "down"):
             calls = calls_of(saver)

@@ -46,6 +46,12 @@ from talkative import State, talkative
 KINDS = ("memory", "postgres", "redis", "tier memory", "sqlite", "sqlite, synchronous")
 
 
+@pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
+
+
 async def fill(saver: BaseCheckpointSaver[Any], *, is_synchronous: bool = False) -> None:
     """Threads with everything in them that a history can hold."""
     graph = talkative(saver)

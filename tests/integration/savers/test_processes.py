@@ -26,6 +26,7 @@ from nbclient import NotebookClient
 from prometheus_client import CollectorRegistry
 
 import preforked
+from databases import with_tables
 from glasspoint import (
     CachedPostgresSaver,
     FallbackSaver,
@@ -87,6 +88,7 @@ def run(script: str, postgres_url: str, redis_url: str, *args: str, may_warn: bo
         *args,
         env=environment_of(postgres_url, redis_url),
         timeout=SECONDS,
+        is_taken_down=True,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert may_warn or not ended.stderr, ended.stdout + ended.stderr
@@ -364,7 +366,7 @@ thread.newest = saver.put(*thread.next_put(saver))
 def test_a_process_ends_while_its_servers_do_not_answer(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     code = BEGINNING + (
         'saver = DOORS["cached"]().open()\nsaver.setup()\nprint("open", flush=True)\nsys.stdin.read()\n'
     )
@@ -613,7 +615,7 @@ async def test_many_turns_on_both_loops_lose_nothing(loops: tuple[Loop, Loop]) -
 async def test_what_both_loops_kept_in_memory_is_one_conversation_when_postgresql_is_back(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, loops: tuple[Loop, Loop]
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = own_postgres.create_database("new")
     own_postgres.stop()
     own_redis.stop()
     more = {"redis_timeout": 5.0, "l1_timeout": 5.0}

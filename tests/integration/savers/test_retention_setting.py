@@ -25,6 +25,7 @@ from psycopg.conninfo import make_conninfo
 
 from clusters import Cluster
 from conversations import execute
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, L1UnavailableError, WrongTypeError
@@ -382,7 +383,7 @@ async def test_while_postgres_is_away_it_waits_and_goes_on_afterwards(
     own_postgres: EmbeddedPostgres, redis_url: str
 ) -> None:
     registry = CollectorRegistry()
-    database = own_postgres.create_database("test")
+    database = with_tables(own_postgres)
     async with open_saver(database, redis_url) as saver:
         await old_thread(saver)
     log: list[str] = []

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from databases import with_tables
 from glasspoint import create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
@@ -138,7 +139,7 @@ async def test_waits_for_a_connection_and_callers_that_got_none(
 ) -> None:
     """A pool of one connection, which a put holds, because somebody has locked the table."""
     telemetry = create_telemetry(registry=registry)
-    database = own_postgres.create_database("one_connection")
+    database = with_tables(own_postgres)
     async with application(database, own_redis.url, telemetry=telemetry, **ONE_CONNECTION) as app:
         assert await app.talk("a") == "ok"
         await app.settle()
@@ -284,7 +285,7 @@ async def test_pools_that_are_too_small_in_several_processes_under_faults(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
     """Two processes with a connection each, which a put holds; then PostgreSQL stops."""
-    database = own_postgres.create_database("one_connection")
+    database = with_tables(own_postgres)
     with ExitStack() as stack:
         workers = [Worker(database, own_redis.url, tmp_path, "one-connection") for _ in range(2)]
         for each in workers:

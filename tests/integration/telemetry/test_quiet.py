@@ -14,6 +14,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind, StatusCode
 
 from chains import chain, reached, settings_of
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, RedisSaver, get_checkpointer
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError, SchemaError
@@ -184,7 +185,7 @@ async def test_a_drain_that_moves_something_is_a_span_and_an_idle_look_is_none(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
     recorder = Recorder()
-    database = own_postgres.create_database("drained")
+    database = with_tables(own_postgres)
     own_postgres.stop()
     settings = settings_of(database, own_redis.url)
     async with get_checkpointer(settings, telemetry=recorder.telemetry) as saver:
@@ -221,7 +222,7 @@ async def test_a_call_that_waits_until_its_thread_is_up_has_the_drain_in_its_tra
 ) -> None:
     """Another process has written to the thread below, and has died."""
     recorder = Recorder()
-    database = own_postgres.create_database("drained")
+    database = with_tables(own_postgres)
     settings = settings_of(database, own_redis.url, probe_interval=1000)
     async with get_checkpointer(settings, telemetry=recorder.telemetry) as above:
         own_postgres.stop()

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from psycopg.rows import dict_row
 from redis.asyncio import Redis
 
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError
@@ -29,6 +30,12 @@ from states import open_saver
 from steps import until
 
 CHECK_SECONDS = readiness._CHECK_SECONDS
+
+
+@pytest.fixture
+def database(empty_database: str) -> str:
+    """Here it matters who makes the tables."""
+    return empty_database
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +141,7 @@ async def test_a_pool_whose_connections_are_all_in_use_is_busy_and_ready(
     registry: CollectorRegistry, own_postgres: EmbeddedPostgres, redis_url: str
 ) -> None:
     """Else all processes of a busy service would become unready at once. A server that is away is told."""
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     telemetry = create_telemetry(registry=registry)
     async with open_saver(url, redis_url, telemetry=telemetry, pool_max_size=1) as saver:
 

@@ -24,6 +24,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from redis.asyncio import Redis
 
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.errors import ConfigurationError
@@ -93,13 +94,13 @@ async def test_savers_of_one_name_add_up_but_look_at_one_database(database: str,
         assert registry.get_sample_value("glasspoint_pool_max_connections", {"saver": "default"}) == 5
 
 
-async def test_savers_on_one_pool_and_one_client_have_it_once(database: str, redis_url: str) -> None:
+async def test_savers_on_one_pool_and_one_client_have_it_once(empty_database: str, redis_url: str) -> None:
     registry = CollectorRegistry()
 
     def lost() -> float | None:
         return registry.get_sample_value("glasspoint_pool_connections_lost_total", {"saver": "default"})
 
-    async with make_pool(database, size=4) as pool, Redis.from_url(redis_url) as redis:
+    async with make_pool(empty_database, size=4) as pool, Redis.from_url(redis_url) as redis:
         savers = [
             CachedPostgresSaver(
                 AsyncPostgresSaver(pool), redis, telemetry=create_telemetry(registry=registry)
@@ -283,7 +284,7 @@ async def test_a_scrape_waits_neither_for_a_server_nor_for_the_loop(
     registry = CollectorRegistry()
     with serve_telemetry(0, registry=registry) as server:
         async with open_saver(
-            own_postgres.create_database("scraped"), redis_url, telemetry=create_telemetry(registry=registry)
+            with_tables(own_postgres), redis_url, telemetry=create_telemetry(registry=registry)
         ) as saver:
             await until(partial(stored_by, saver))
             saver._parts.sizes._ask_from = 0.0  # it is time for another look

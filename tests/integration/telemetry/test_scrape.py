@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from redis.asyncio import Redis
 
 from chains import chain
+from databases import with_tables
 from glasspoint import FallbackSaver, Telemetry, conversation_turn, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError
@@ -105,7 +106,7 @@ async def test_a_saver_has_few_series_even_on_its_fullest_day(
 ) -> None:
     """docs/telemetry.md says how many, and how large the scrape is."""
     telemetry = create_telemetry(registry=registry)
-    database = own_postgres.create_database("full")
+    database = with_tables(own_postgres)
     one, two, three = (Thread(f"thread {number}") for number in range(3))
     async with chain(database, own_redis.url, registry, **QUICK) as saver:
         await read_in_every_way(saver, own_redis)

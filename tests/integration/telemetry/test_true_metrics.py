@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from redis.asyncio import Redis
 
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, Telemetry, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError, L2DeadlineError, L2UnavailableError
@@ -240,7 +241,7 @@ async def test_a_write_whose_time_is_up_while_it_waits_says_what_it_waited_for(
 async def test_while_postgresql_is_down_the_error_says_so_first(
     own_postgres: EmbeddedPostgres, redis_url: str, scraped: Scraped
 ) -> None:
-    database = own_postgres.create_database("down")
+    database = with_tables(own_postgres)
     telemetry = create_telemetry(registry=scraped.registry)
     options: Any = {"pool_max_size": 2, "pool_timeout_seconds": 0.5}
     async with open_saver(database, redis_url, telemetry=telemetry, **options) as saver:

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from chains import chain
+from databases import with_tables
 from glasspoint import MemorySaver, conversation_turn, create_redis_checkpointer, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.model.scope import Scope
@@ -292,7 +293,7 @@ async def test_what_another_process_has_counted_is_not_counted_again(
 async def test_a_chain_counts_once_whatever_tier_stores_it(
     own_postgres: EmbeddedPostgres, redis_url: str, registry: CollectorRegistry
 ) -> None:
-    url = own_postgres.create_database("test")
+    url = with_tables(own_postgres)
     own_postgres.stop()
     async with chain(url, redis_url, registry) as saver:
         graph, config = talkative(saver), config_of("42")
