@@ -416,7 +416,7 @@ class _Checks:
         )
 
     async def _connect(self) -> psycopg.AsyncConnection:
-        return await connect_once(self._postgres_url, self._saver_options)
+        return await connect_once(self._postgres_url, self._saver_options, primary=True)
 
 
 async def say(saver: CachedPostgresSaver, thread_id: str, text: str) -> str:

@@ -248,8 +248,13 @@ class Identities:
             NoIdentityError: PostgreSQL tells no identity.
             psycopg.Error: PostgreSQL does not respond, or refuses for another reason.
         """
-        async with self._connections.checkout() as conn:
-            return await self.look_on(conn, limit=limit, after=after)
+        try:
+            async with self._connections.checkout() as conn:
+                return await self.look_on(conn, limit=limit, after=after)
+        except NoIdentityError as exc:
+            if exc.reason == "standby":
+                await self._connections.leave_standby()
+            raise
 
     async def look_on(self, conn: Connection, *, limit: int = 0, after: int = 0) -> Look:
         """Do as `look` does, on this connection."""

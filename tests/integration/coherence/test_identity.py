@@ -862,7 +862,7 @@ async def test_on_a_standby_reads_are_answered_without_redis_and_that_is_said_on
                 before = await keys_of(redis_url)
                 caplog.clear()
                 async with process(
-                    standby._url_of("primary"),
+                    f"{standby._url_of('primary')}&target_session_attrs=any",
                     redis_url,
                     sweep_interval_seconds=NEVER,
                     write_deadline_seconds=0.5,
