@@ -7,6 +7,7 @@ from urllib.parse import quote
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from command_line import glasspoint
 from glasspoint import RedisSaver
 from glasspoint.cli.check import run_checks
 from glasspoint.errors import ConfigurationError
@@ -57,6 +58,15 @@ def test_hosts_that_cannot_be_understood_are_an_error_without_the_password(url: 
 def test_a_redis_has_one_host(redis_url: str) -> None:
     with pytest.raises(ConfigurationError, match="Redis URL"):
         RedisSaver.from_conn_string("redis://h1:1,h2:2").__enter__()
+
+
+@pytest.mark.parametrize("source", ["host=/nowhere,/neither user=me", " port=1,1 host = /nowhere,/neither"])
+def test_histories_are_copied_from_several_hosts_in_libpq_s_form(
+    source: str, database: str, redis_url: str
+) -> None:
+    copied = glasspoint("migrate", "--from", source, POSTGRES_URL=database, REDIS_URL=redis_url)
+    assert copied.returncode == 1
+    assert "PostgreSQL cannot be reached" in copied.stderr
 
 
 async def test_the_host_that_takes_writes_is_found_behind_one_that_is_away(
