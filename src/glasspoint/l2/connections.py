@@ -304,7 +304,7 @@ def _named(error: Exception, *, has_pool: bool) -> GlasspointError | None:
                 "An id is too long for an index of PostgreSQL, which takes 2704 bytes for a row: shorten the "
                 "thread_id, the checkpoint_ns, or the names of channels. Nothing was stored."
             )
-        case psycopg.OperationalError() if _is_of_the_connection(error):
+        case psycopg.OperationalError() | psycopg.InternalError() if _is_of_the_connection(error):
             remedy = (
                 "Calls may be repeated: they store the same again."
                 if has_pool

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from glasspoint.errors import ConfigurationError, GlasspointError, L2UnavailableError
@@ -63,7 +63,10 @@ _ASYNCPG_SSL = {"true": "require", "false": "disable"}
 #   kernel's two hours;
 # - if it does not acknowledge what is sent: within 20 s (Linux only);
 # - while connecting: within 5 s, during which a worker of the pool hangs; with several hosts, 2 s for each.
+#
+# Who looks into pg_stat_activity sees the name, and so does `glasspoint check`.
 _KEEPALIVE = {
+    "fallback_application_name": "glasspoint",
     "keepalives": 1,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -196,11 +199,11 @@ async def open_pool(
         timeout_seconds: How long a caller waits for a connection.
         connect_timeout_seconds: How long the first connection may take, with each of several hosts, and each
             request for the password.
-        prepare_threshold: After how many uses a statement is prepared. 0: at once. `None`: never (for
-            PgBouncer in transaction mode).
-        statement_timeout_seconds: PostgreSQL cancels a statement after this time. The timeout is not set if
-            statements are never prepared: behind PgBouncer it would stay on connections that others use too.
-            Give the role a timeout instead.
+        prepare_threshold: After how many uses a statement is prepared. 0: at once. `None`: never. Behind a
+            pooler, none is prepared in any case.
+        statement_timeout_seconds: PostgreSQL cancels a statement after this time. The timeout is not set
+            behind a pooler, nor if statements are never prepared: it would stay on connections that others
+            use too. Give the role a timeout instead.
         schema: Where the tables are. `None`: where the `search_path` leads. See `search_path`.
         password: Asked before each new connection. Replaces the password of the connection string.
         telemetry: Receives an event for each unexpected failure of the reconnector.
@@ -281,7 +284,7 @@ class _NewConnections:
             "row_factory": dict_row,
         }
         self.has_session = prepare_threshold is not None
-        """Whether what is set on a connection stays on it. Behind PgBouncer it does not."""
+        """Whether what is set on a connection may stay on it. If not, a pooler is known to be in between."""
         self.is_configured = self.has_session or schema is not None
         """Whether `configure` has anything to do."""
         self._schema = schema
@@ -303,14 +306,25 @@ class _NewConnections:
         return self.kwargs | await self._ask_password()
 
     async def configure(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
-        """Set the statement timeout and the schema."""
+        """Set the statement timeout and the schema. Behind a pooler, set nothing, and prepare nothing."""
         try:
-            if self.has_session:
-                await connection.execute(_CONFIGURE, {"milliseconds": self._statement_timeout_milliseconds})
+            if self.has_session and not await self._configure_session(connection):
+                connection.prepare_threshold = None
             await self._enter_schema(connection)
         except (psycopg.Error, GlasspointError) as exc:  # the pool would try again without saying why
             self.failures.note(exc, is_connected=True)
             raise
+
+    async def _configure_session(self, connection: psycopg.AsyncConnection[DictRow]) -> bool:
+        """Set the settings of the session. Returns `False`, and sets none, if a pooler is in between."""
+        params = {
+            "milliseconds": self._statement_timeout_milliseconds,
+            "pid": connection.info.backend_pid,
+        }
+        async with connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(_CONFIGURE, params, prepare=False)
+            row = await cursor.fetchone()
+        return row is not None and bool(row[-1])
 
     async def _ask_password(self) -> dict[str, str]:
         """Return the password for a new connection, as a parameter. Empty: none is asked for."""
@@ -434,12 +448,6 @@ def _hand_out_the_last_used_first(pool: Pool) -> None:
 
 def _why_unconfigured(error: psycopg.Error) -> str:
     said = (error.diag.message_primary or str(error) or type(error).__name__).rstrip(".")
-    if isinstance(error, psycopg.errors.DuplicatePreparedStatement | psycopg.errors.InvalidSqlStatementName):
-        return (
-            f"PostgreSQL gave connections that cannot be used ({said}): a pooler in transaction mode is in "
-            "between, where statements cannot be prepared. Set prepare_threshold to None "
-            "(CHECKPOINT_PREPARE_THRESHOLD=none), and give the role statement_timeout and synchronous_commit."
-        )
     return f"PostgreSQL gave connections that cannot be used: {said}."
 
 
