@@ -299,6 +299,12 @@ async def test_a_former_primary_that_comes_back_gets_no_call(
             async with process(servers.url, redis_url) as another:
                 assert await thread.read(another.saver) == expected
                 assert await thread.turn(another.saver, "three") == [*expected, "three"]
+            [found] = [
+                each
+                async for each in run_checks(servers.url, "", timeout_seconds=15.0)
+                if each.name == "PostgreSQL"
+            ]
+            assert f"at {servers.standby.directory} (one of 2 hosts), database app" in found.detail
         assert await missing_values(servers.of(servers.standby)) == []
 
 
