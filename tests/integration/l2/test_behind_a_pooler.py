@@ -28,6 +28,7 @@ from conversations import Conversation, process
 from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry, migrate
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
+from glasspoint.savers import retention
 from pgbouncer import PROGRAM, pgbouncer
 from states import config_of, counts, open_saver, value_of
 from steps import Thread, drain, put_all, rows_of, settled, until
@@ -89,6 +90,16 @@ async def is_quiet(database: str) -> bool:
             "AND pid <> pg_backend_pid() AND state <> 'idle'"
         )
         return await cursor.fetchone() == (0,)
+
+
+async def old_thread(saver: CachedPostgresSaver) -> None:
+    """Three checkpoints of long ago: all but the newest may go."""
+    thread = Thread("old")
+    for _ in range(3):
+        config, checkpoint, metadata, versions = thread.next_put(saver)
+        checkpoint["id"] = "1e" + checkpoint["id"][2:]
+        thread.newest = await saver.aput(config, checkpoint, metadata, versions)
+    await settled(saver)
 
 
 @asynccontextmanager
@@ -180,7 +191,10 @@ async def test_the_journal_is_swept_when_redis_is_back(pooled: str, own_redis: E
         assert await thread.turn(saver) == 2
 
 
-async def test_the_retention_runs_in_one_process(pooled: str, database: str, redis_url: str) -> None:
+async def test_the_retention_runs_in_one_process(
+    pooled: str, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "LOOK_SECONDS", 0.05)
     registry = CollectorRegistry()
     telemetry = create_telemetry(registry=registry)
 
@@ -188,11 +202,7 @@ async def test_the_retention_runs_in_one_process(pooled: str, database: str, red
         return (await rows_of(database))["checkpoints"] == 1
 
     async with open_saver(pooled, redis_url) as saver:
-        thread = Thread("old")
-        for _ in range(3):
-            config, checkpoint, metadata, versions = thread.next_put(saver)
-            checkpoint["id"] = "1e" + checkpoint["id"][2:]
-            thread.newest = await saver.aput(config, checkpoint, metadata, versions)
+        await old_thread(saver)
     async with AsyncExitStack() as opened:
         for _ in range(2):
             options: dict[str, Any] = {"retention": timedelta(days=30), "telemetry": telemetry}
@@ -263,7 +273,7 @@ async def test_a_commit_whose_server_is_gone_is_in_doubt(
 ) -> None:
     """PgBouncer passes on why its server closed the connection, and then says that it did: two errors."""
     async with open_saver(pooled, redis_url) as saver:
-        await Thread("a").put(saver)
+        await old_thread(saver)
         begin = saver._l1.begin
 
         async def then_lose_the_server(*args: Any) -> Any:
@@ -277,10 +287,10 @@ async def test_a_commit_whose_server_is_gone_is_in_doubt(
 
         monkeypatch.setattr(saver._l1, "begin", then_lose_the_server)
         with pytest.raises(L2UnavailableError, match="connection to PostgreSQL broke"):
-            await saver.aprune(["a"], strategy="delete")
+            await saver.aprune_older_than(timedelta(days=30))
         monkeypatch.undo()
         await until(lambda: is_quiet(pooled))
-        await saver.aget_tuple(config_of("a"))
+        assert await saver.aget_tuple(config_of("old"))
 
 
 async def test_no_setting_of_ours_reaches_another_client(pooled: str, redis_url: str) -> None:

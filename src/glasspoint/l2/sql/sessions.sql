@@ -71,13 +71,14 @@ GROUP BY name
 -- name: room_for_connections
 -- Counts the connections that this role may have, and those that are open, without this one.
 --
--- A role without further rights sees of the sessions of others only their database, role and name, which is
--- enough here. Where it sees the kind of a process, only clients are counted. A superuser has no limit.
+-- A role without further rights sees of the sessions of others only their database, role and name. That is
+-- enough here: a background process has no database or no role. Where the role sees the kind of a process,
+-- only clients are counted. A superuser has no limit.
 --
 -- params   pid: the process id that the client has received
 -- returns  one row: whether no pooler is in between; the role; how many connections the server has for this
---          role, how many are open, how many of them are named glasspoint; the limit of the role (-1: none), how
---          many the role has open; the limit of the database (-1: none), how many are open to it
+--          role, how many are open, how many of them are named glasspoint; the limit of the role (-1: none),
+--          how many the role has open; the limit of the database (-1: none), how many are open to it
 SELECT pg_backend_pid() = %(pid)s, r.rolname,
        current_setting('max_connections')::int - CASE WHEN r.rolsuper THEN 0 ELSE
            current_setting('superuser_reserved_connections')::int + CASE
@@ -93,7 +94,7 @@ FROM pg_roles AS r, pg_database AS d, LATERAL (
            count(*) FILTER (WHERE usesysid = r.oid)::int AS of_role,
            count(*) FILTER (WHERE datid = d.oid)::int AS of_database
     FROM pg_stat_activity
-    WHERE usesysid IS NOT NULL AND pid <> pg_backend_pid()
+    WHERE usesysid IS NOT NULL AND datid IS NOT NULL AND pid <> pg_backend_pid()
       AND coalesce(backend_type, 'client backend') = 'client backend'
 ) AS a
 WHERE r.rolname = session_user AND d.datname = current_database()
