@@ -66,6 +66,7 @@ DOORS = {
         "l2/store.py",
         "l2/pruning.py",
         "l2/faults.py",
+        "l2/hosts.py",
         "l2/journal.py",
         "l2/lease.py",
         "l2/connection_health.py",

@@ -30,6 +30,10 @@ _SETTINGS = {
     "checkpoint_timeout": "1h",
 }
 
+_STANDBY = "standby"
+_IS_CAUGHT_UP = "SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_insert_lsn()"
+_IS_SYNCHRONOUS = "SELECT FROM pg_stat_replication WHERE sync_state = 'sync'"
+
 # What writes WAL that no commit waits for.
 _WRITERS = ("walwriter", "background writer")
 
@@ -37,14 +41,18 @@ _WRITERS = ("walwriter", "background writer")
 class Cluster(EmbeddedPostgres):
     """A cluster of the tests' own. It listens on its unix socket alone."""
 
-    def __init__(self, *, standby_of: Cluster | None = None, twin_of: Cluster | None = None) -> None:
+    def __init__(
+        self, *, standby_of: Cluster | None = None, streams: bool = False, twin_of: Cluster | None = None
+    ) -> None:
         """Args:
         standby_of: The running primary that `start` takes a base backup of, the first time. The standby
             receives nothing after that: it lags.
+        streams: The standby receives everything from its primary, until `detach`.
         twin_of: The running server that `start` stops, copies the files of, and starts again, the first time.
         """
         super().__init__()
         self._primary = standby_of
+        self._streams = streams
         self._twin = twin_of
 
     @property
@@ -83,6 +91,30 @@ class Cluster(EmbeddedPostgres):
             (self.data / "recovery.signal").touch()
         self.start()
         self._wait_for_recovery()
+
+    def wait_for_standby(self) -> None:
+        """Return when the standby that streams from here has applied everything."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            while connection.execute(_IS_CAUGHT_UP).fetchone() is None:
+                time.sleep(0.005)
+
+    def commit_on_the_standby_first(self) -> None:
+        """From now on, a commit is acknowledged when the standby that streams from here has it, too."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{_STANDBY}'")
+            connection.execute("SELECT pg_reload_conf()")
+            while connection.execute(_IS_SYNCHRONOUS).fetchone() is None:
+                time.sleep(0.005)
+
+    def detach(self) -> None:
+        """Let a standby receive nothing any more."""
+        assert self._primary is not None
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            connection.execute("SELECT pg_reload_conf()")
+        with psycopg.connect(self._primary.url, autocommit=True) as connection:
+            while connection.execute("SELECT FROM pg_stat_replication").fetchone() is not None:
+                time.sleep(0.005)
 
     def promote(self) -> None:
         """Let a standby become a primary; return when it is one."""
@@ -147,6 +179,10 @@ class Cluster(EmbeddedPostgres):
         where = ("--pgdata", data, "--dbname", self._primary.url)
         subprocess.run([program, *where, "--no-sync", "--checkpoint=fast"], check=True, capture_output=True)
         (data / "standby.signal").touch()
+        if self._streams:
+            source = f"host={self._primary.directory} user=postgres application_name={_STANDBY}"
+            with (data / "postgresql.auto.conf").open("a") as settings:
+                settings.write(f"primary_conninfo = '{source}'\n")
         self._give_to_the_server(data)
 
     def _launch(self, postgres: Path, data: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -34,6 +35,25 @@ max_client_conn = 200
 """
 
 
+class Bouncer:
+    """A PgBouncer that runs.
+
+    Attributes:
+        url: The URL of a database through it.
+    """
+
+    def __init__(self, url: str, config: Path, process: subprocess.Popen[bytes]) -> None:
+        self.url = url
+        self._config = config
+        self._process = process
+
+    def switch(self, before: EmbeddedPostgres, after: EmbeddedPostgres) -> None:
+        """Let it lead to another server: its configuration is changed, and it is told to read it (RELOAD)."""
+        text = self._config.read_text()
+        self._config.write_text(text.replace(str(before.directory), str(after.directory)))
+        self._process.send_signal(signal.SIGHUP)
+
+
 @contextmanager
 def pgbouncer(server: EmbeddedPostgres, database: str, *, size: int) -> Iterator[str]:
     """Start one in front of a server, with so many connections for all clients.
@@ -41,18 +61,27 @@ def pgbouncer(server: EmbeddedPostgres, database: str, *, size: int) -> Iterator
     Yields:
         The URL of a database through it.
     """
+    with bouncer(server, database, size=size) as running:
+        yield running.url
+
+
+@contextmanager
+def bouncer(server: EmbeddedPostgres, database: str, *, size: int, more: str = "") -> Iterator[Bouncer]:
+    """Do as `pgbouncer` does, with more settings."""
     assert PROGRAM is not None
     home = GuardedDirectory("glasspoint-pgbouncer-")
     try:
         port = _free_port()
         config = home.path / "pgbouncer.ini"
-        config.write_text(_CONFIG.format(socket_directory=server.directory, port=port, size=size))
+        config.write_text(
+            f"{_CONFIG.format(socket_directory=server.directory, port=port, size=size)}{more}\n"
+        )
         config.chmod(0o644)
         process = home.spawn([Path(PROGRAM), config], orphan_signal="KILL")
         url = f"postgresql://postgres@127.0.0.1:{port}/{quote(database, safe='')}?connect_timeout=2"
         try:
             _wait(url, process, home)
-            yield url
+            yield Bouncer(url, config, process)
         finally:
             process.kill()
             process.wait()

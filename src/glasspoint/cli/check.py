@@ -1,15 +1,16 @@
 """`glasspoint check`: can a production deployment remember a conversation?
 
-It runs seven checks, in the order in which things break:
+It runs eight checks, in the order in which things break:
 
-1. PostgreSQL can be reached.
-2. Redis can be reached, and can be the cache.
-3. Redis does not evict keys. This is only a warning, because a cache may lose entries.
-4. The checkpoint tables are there, and up to date.
-5. The cache knows which database it belongs to.
-6. A conversation of two turns remembers a name, and finds it in the cache. Each turn has a saver of its own.
+1. PostgreSQL can be reached, and is no standby.
+2. PostgreSQL has connections for another process. This is only a warning.
+3. Redis can be reached, and can be the cache.
+4. Redis does not evict keys. This is only a warning, because a cache may lose entries.
+5. The checkpoint tables are there, and up to date.
+6. The cache knows which database it belongs to.
+7. A conversation of two turns remembers a name, and finds it in the cache. Each turn has a saver of its own.
    The scratch conversation is removed again, also if its check fails.
-7. No thread of an outage waits in Redis, or was set aside.
+8. No thread of an outage waits in Redis, or was set aside.
 
 The checks create no table: a missing one is a finding. A cache that is new, and the only one, gets its row in
 `glasspoint_caches`, as from any saver. A cache that a service uses with another Redis stays as it is, and a
@@ -40,6 +41,7 @@ from glasspoint.cli.parts import connect_once
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.epoch import root_of
+from glasspoint.l2.hosts import count_hosts
 from glasspoint.l2.pool import postgres_conninfo
 from glasspoint.l2.schema import GRANTS, triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
@@ -68,6 +70,8 @@ _COUNT_EXACTLY_BELOW_ROWS = 1_000_000
 _REMOVAL_SECONDS = 10.0
 _SCANS = 50
 _NAMED_AT_MOST = 10
+_ROOM = query("room_for_connections")
+_POOL_MAX_SIZE = 10
 _SET_ASIDE = query("set_aside_and_there")
 _MISSING_TABLES = query("missing_tables")
 _WITHOUT_RIGHTS = query("tables_without_rights")
@@ -127,6 +131,7 @@ async def run_checks(
     checks = _Checks(postgres_url, redis_url, key_prefix, saver_options or {})
     probes: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
         ("PostgreSQL", checks.postgres),
+        ("Connections", checks.connections),
         ("Redis", checks.redis),
         ("Eviction", checks.eviction),
         ("Tables", checks.tables),
@@ -176,6 +181,7 @@ class _Checks:
         self._has_opened = False
         self._obstacle = "PostgreSQL was not reached"
         self._has_redis = False
+        self._room: tuple[Any, ...] | psycopg.Error | None = None
         self.secrets = sorted({*_passwords(postgres_url), *_passwords(redis_url)}, key=len, reverse=True)
 
     async def postgres(self) -> str:
@@ -189,10 +195,28 @@ class _Checks:
         async with connection:
             await connection.execute("SELECT 1")
             info = connection.info
+            # Here, because a connection that was closed a moment ago may still be counted.
+            self._room = await _count_connections(connection)
             version = (info.parameter_status("server_version") or "?").split()[0]
             self._obstacle = "the tables were not found, or may not be used"
-            place = f"{_place(info.host, info.port)}, database {info.dbname}, user {info.user}"
+            hosts = count_hosts(conninfo_to_dict(postgres_conninfo(self._postgres_url)))
+            place = _place(info.host, info.port) + (f" (one of {hosts} hosts)" if hosts > 1 else "")
+            place += f", database {info.dbname}, user {info.user}"
             return f"version {version} at {place}"
+
+    async def connections(self) -> str:
+        """Check that PostgreSQL has connections for another process of the service; return the arithmetic.
+
+        How many processes there are is not known: only how many connections are open now, and how many a
+        process may have.
+        """
+        if not self._room:
+            raise _Skipped("PostgreSQL was not reached")
+        if isinstance(self._room, psycopg.Error):
+            raise _Warned(f"not known: {_sentence(self._room)}") from self._room
+        is_direct, role, *counts = self._room
+        pool_size = self._saver_options.get("pool_max_size", _POOL_MAX_SIZE)
+        return _room_said(role, *counts, pool_size=pool_size, is_direct=is_direct)
 
     async def redis(self) -> str:
         """Check that Redis answers and can be the cache; return its version and address."""
@@ -416,7 +440,53 @@ class _Checks:
         )
 
     async def _connect(self) -> psycopg.AsyncConnection:
-        return await connect_once(self._postgres_url, self._saver_options)
+        return await connect_once(self._postgres_url, self._saver_options, primary=True)
+
+
+def _room_said(
+    role: str,
+    allowed: int,
+    opened: int,
+    named: int,
+    role_limit: int,
+    opened_by_role: int,
+    database_limit: int,
+    opened_to_database: int,
+    *,
+    pool_size: int,
+    is_direct: bool,
+) -> str:
+    """Say for how many more processes there are connections. Raise `_Warned` if there are none for another.
+
+    Args:
+        role: The name of the role.
+        allowed, opened, named: See the statement.
+        role_limit, opened_by_role: The CONNECTION LIMIT of the role; -1: none.
+        database_limit, opened_to_database: The CONNECTION LIMIT of the database; -1: none.
+        pool_size: The most connections of a process.
+        is_direct: Whether no pooler is in between.
+    """
+    limits = [("the server allows this role", allowed, opened)]
+    if role_limit >= 0:
+        limits.append((f"the CONNECTION LIMIT of the role {role} is", role_limit, opened_by_role))
+    if database_limit >= 0:
+        limits.append(("the CONNECTION LIMIT of the database is", database_limit, opened_to_database))
+    says, most, used = min(limits, key=lambda limit: limit[1] - limit[2])
+    counted = f"{says} {most}, {used} in use" + (f" ({named} of them by Glasspoint)" if named else "")
+    if not is_direct:
+        return (
+            "a pooler is in between: its settings say how many clients it takes, and how many connections it "
+            f"makes to the server (PgBouncer: max_client_conn, default_pool_size). Of the latter, {counted}"
+        )
+    room = max(0, most - used) // pool_size
+    said = f"{pool_size} connections a process; {counted}: "
+    if room and most >= 2 * pool_size:
+        return f"{said}room for {room} more process{'es' if room > 1 else ''}"
+    raise _Warned(
+        f"{said}{'no second process fits' if room else 'no further process fits'}, if each uses all of its "
+        "connections. Use a smaller CHECKPOINT_POOL_MAX_SIZE, raise max_connections or the CONNECTION LIMIT, "
+        "or put PgBouncer in between."
+    )
 
 
 async def say(saver: CachedPostgresSaver, thread_id: str, text: str) -> str:
@@ -436,6 +506,17 @@ async def say(saver: CachedPostgresSaver, thread_id: str, text: str) -> str:
     given: Any = {"messages": [("user", text)]}
     state = await graph.ainvoke(given, {"configurable": {"thread_id": thread_id}})
     return str(state["messages"][-1].text)
+
+
+async def _count_connections(connection: psycopg.AsyncConnection[Any]) -> tuple[Any, ...] | psycopg.Error:
+    """Return the row of `room_for_connections`, or the error of the server."""
+    try:
+        async with connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(_ROOM, {"pid": connection.info.backend_pid})
+            row = await cursor.fetchone()
+    except psycopg.Error as error:
+        return error
+    return row or ()
 
 
 async def _count(cursor: psycopg.AsyncCursor[tuple[object, ...]], table: str) -> str:

@@ -6,6 +6,7 @@ The source is a URL or a file name.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -61,6 +62,10 @@ app = typer.Typer()
 _command = registering(app)
 
 _NAMED_AT_MOST = 10
+
+# libpq's other form of a connection string.
+_KEY_VALUE = re.compile(r"\s*(\w+\s*=.*\s)?(host|hostaddr|dbname|service|user)\s*=", re.DOTALL)
+
 _MISSING_TABLES = query("missing_tables")
 
 
@@ -194,9 +199,8 @@ async def _opened(source: str, schema: str, key_prefix: str) -> AsyncIterator[So
         L2UnavailableError, RedisUnavailableError: The source cannot be reached.
     """
     scheme = source.partition(":")[0].lower()
-    if (
-        scheme in ("postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg")
-        or "dbname=" in source
+    if scheme in ("postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg") or _KEY_VALUE.match(
+        source
     ):
         options: dict[str, Any] = {"schema": schema or None}
         async with connected(source, options, variable="MIGRATE_FROM (--from)") as conn:

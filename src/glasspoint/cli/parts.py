@@ -190,13 +190,16 @@ def print_json(ok: bool, facts: Mapping[str, object]) -> None:
     typer.echo(_UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
-async def connect_once(postgres_url: str, options: Mapping[str, Any]) -> psycopg.AsyncConnection[Any]:
-    """Open one connection with the service's options. Raises what `glasspoint.l2.pool.connect` does."""
+async def connect_once(
+    postgres_url: str, options: Mapping[str, Any], *, primary: bool = False
+) -> psycopg.AsyncConnection[Any]:
+    """Open one connection with the service's options. See `glasspoint.l2.pool.connect`."""
     return await connect(
         postgres_url,
         schema=options.get("schema"),
         password=options.get("password"),
         connect_timeout_seconds=options.get("connect_timeout_seconds", _CONNECT_SECONDS),
+        primary=primary,
     )
 
 
@@ -208,7 +211,7 @@ def report_facts(report: Any, failure: str, **others: object) -> dict[str, objec
 
 @asynccontextmanager
 async def connected(
-    postgres_url: str, options: Mapping[str, Any], *, variable: str = "POSTGRES_URL"
+    postgres_url: str, options: Mapping[str, Any], *, variable: str = "POSTGRES_URL", primary: bool = False
 ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
     """Open one connection in autocommit mode, with the service's options.
 
@@ -216,6 +219,7 @@ async def connected(
         postgres_url: PostgreSQL, in any form that the saver takes.
         options: See `saver_options`.
         variable: The variable that an error tells the user to check.
+        primary: Whether a standby is refused.
 
     Raises:
         ConfigurationError: The URL cannot be parsed.
@@ -224,7 +228,7 @@ async def connected(
     seconds = options.get("connect_timeout_seconds", _CONNECT_SECONDS)
     try:
         async with asyncio.timeout(2 * seconds):
-            connection = await connect_once(postgres_url, options)
+            connection = await connect_once(postgres_url, options, primary=primary)
     except (psycopg.OperationalError, TimeoutError) as exc:
         reason = in_one_line(exc, postgres_conninfo(postgres_url)).rstrip("?") or "it does not answer"
         raise L2UnavailableError(
@@ -259,7 +263,7 @@ async def check_cache(
                 "nothing was. Check REDIS_URL, and that the server is up."
             ) from None
         with suppress(psycopg.Error, RedisError, L1Error):  # the saver meets these too, and explains them
-            async with await connect_once(postgres_url, options) as conn:
+            async with await connect_once(postgres_url, options, primary=True) as conn:
                 obstacle = await why_not_to_attach(conn, redis, key_prefix=key_prefix)
             if obstacle:
                 raise ConfigurationError(f"Nothing was {undone}: {obstacle}")

@@ -95,7 +95,8 @@ async def _connected(
     postgres_url: str, schema_name: str | None, password: Password | None
 ) -> AsyncIterator[Connection]:
     """Open a connection, and turn PostgreSQL's refusals into errors that say what to do."""
-    async with connected(postgres_url, {"schema": schema_name, "password": password}) as connection:
+    options = {"schema": schema_name, "password": password}
+    async with connected(postgres_url, options, primary=True) as connection:
         try:
             yield connection
         except psycopg.errors.InsufficientPrivilege as exc:

@@ -30,7 +30,16 @@ from psycopg import pq
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["NOT_REACHED", "REFUSED", "TROUBLES", "Diagnosis", "Trouble", "ask_sqlstates", "diagnose"]
+__all__ = [
+    "NOT_REACHED",
+    "NO_PRIMARY",
+    "REFUSED",
+    "TROUBLES",
+    "Diagnosis",
+    "Trouble",
+    "ask_sqlstates",
+    "diagnose",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,12 @@ REFUSED = Trouble(
 )
 NOT_REACHED = Trouble("libpq says anything else", None, (), True, _WAIT)
 
+NO_PRIMARY = _outage(
+    "no server is of the kind that target_session_attrs wants",
+    r"session is (not )?read-only|server is (not )?in hot standby mode",
+    do="Connect to the primary: a standby lags behind it.",
+)
+
 # The first row that fits a line is taken. A pooler quotes what its server has said, so poolers come first.
 TROUBLES = (
     _outage(
@@ -121,11 +136,7 @@ TROUBLES = (
         do="Raise max_connections or the CONNECTION LIMIT, or ask for fewer with CHECKPOINT_POOL_MAX_SIZE.",
         is_up=True,
     ),
-    _outage(
-        "no server is of the kind that target_session_attrs wants",
-        r"session is (not )?read-only|server is (not )?in hot standby mode",
-        do="Look which of the servers is the primary.",
-    ),
+    NO_PRIMARY,
     _outage(
         "the server took too long",
         r"canceling authentication due to timeout",
@@ -212,6 +223,7 @@ TROUBLES = (
 # A server's error, as libpq writes it: the severity, a colon and two spaces. The severity may be translated.
 _SERVER_SAYS = re.compile(r"failed: [^:]+:  ")
 
+_ALL_FAILURES = "Multiple connection attempts failed. All failures were:\n"
 _BEFORE_THE_REASON = re.compile(r"^(- host: .*?, hostaddr: \S+: )?(connection (failed|is bad): )?")
 
 # The severity without translation, then the SQLSTATE. Both come before the message.
@@ -228,7 +240,7 @@ def diagnose(error: Exception, sqlstates: Collection[str] = ()) -> Diagnosis:
         error: What psycopg raised.
         sqlstates: What `ask_sqlstates` returned, for an error whose diagnosis is unknown.
     """
-    text = str(error)
+    text = str(error).rpartition(_ALL_FAILURES)[2]  # before it, the last failure stands a second time
     found = [each for line in text.splitlines() if (each := _of_line(line.strip(), sqlstates))]
     for each in found:
         if not each.trouble.is_outage:

@@ -132,10 +132,10 @@ class ConnectionHealth:
             return
         _close(connection)
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-            await self._renew(pool)
+            await self.renew(pool)
 
-    async def _renew(self, pool: Pool) -> None:
-        """Replace the idle connections too: they lead to the same server. At most once a second."""
+    async def renew(self, pool: Pool) -> None:
+        """Replace all connections: idle ones now, others when they come back. At most once a second."""
         if monotonic() - self._renewed_at > _RENEWAL_PAUSE_SECONDS:
             self._renewed_at = monotonic()
             await pool.drain()
@@ -158,7 +158,7 @@ class ConnectionHealth:
         except TimeoutError:
             # A firewall that drops the packets of this connection has likely forgotten the others too.
             # Checking each of them would use up the caller's time.
-            await self._renew(pool)
+            await self.renew(pool)
             return False
         except (psycopg.Error, OSError):
             return False

@@ -25,7 +25,7 @@ from glasspoint.l2 import eager
 from glasspoint.l2.connection_health import ConnectionHealth
 from glasspoint.l2.deadline import give_up, is_late
 from glasspoint.l2.faults import naming_refusals
-from glasspoint.l2.pool import connect_beside, why_not_connected
+from glasspoint.l2.pool import connect_beside, leads_to_primaries, why_not_connected
 from glasspoint.l2.schema import GRANTS
 from glasspoint.telemetry.events import PoolWaited
 
@@ -118,6 +118,16 @@ class Connections:
         """
         is_in_use = self.in_use > 0 if self.pool is not None else self._upstream.lock.locked()
         return await connect_beside(self._upstream.conn) or is_in_use
+
+    async def leave_standby(self) -> None:
+        """Replace all connections, because one of them leads to a standby, which lags behind its primary.
+
+        A pooler keeps a client's connection when it changes to another server. A new connection is refused if
+        that server is a standby. So a call fails, instead of reading an older state. Nothing is done for a
+        pool that may lead to a standby: the user wants it.
+        """
+        if self.pool is not None and leads_to_primaries(self.pool):
+            await self._health.renew(self.pool)
 
     async def drain(self) -> None:
         """Wait until every connection is back in the pool, also those of cancelled calls."""
@@ -294,7 +304,7 @@ def _named(error: Exception, *, has_pool: bool) -> GlasspointError | None:
                 "An id is too long for an index of PostgreSQL, which takes 2704 bytes for a row: shorten the "
                 "thread_id, the checkpoint_ns, or the names of channels. Nothing was stored."
             )
-        case psycopg.OperationalError() if _is_of_the_connection(error):
+        case psycopg.OperationalError() | psycopg.InternalError() if _is_of_the_connection(error):
             remedy = (
                 "Calls may be repeated: they store the same again."
                 if has_pool

@@ -39,6 +39,10 @@ FORESEEN = (GlasspointError, psycopg.Error, OSError, TimeoutError)
 """The errors that a background task expects. Any other is a mistake of ours, or of a client library."""
 
 
+_OF_THE_CONNECTION = (psycopg.OperationalError, psycopg.InternalError)
+"""The errors of psycopg which, without a SQLSTATE, mean that the connection cannot be used any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that can go wrong.
@@ -226,9 +230,10 @@ def classify(error: BaseException) -> Fault:
         return _UNKNOWN
     if cause.sqlstate is None:
         # The client library itself has raised this error, not the server: "the connection is lost", "server
-        # closed the connection unexpectedly", "SSL error: bad length", "AsyncPipeline [BAD]". If it is not
-        # an OperationalError, it is our own mistake, and is not retried.
-        return _LOST if isinstance(cause, psycopg.OperationalError) else _UNKNOWN
+        # closed the connection unexpectedly", "SSL error: bad length", "AsyncPipeline [BAD]". Or an
+        # InternalError, "received 2 results from command 'COMMIT'": a pooler has passed on why its server
+        # closed the connection, and then said that it did. Any other is our own mistake, and is not retried.
+        return _LOST if isinstance(cause, _OF_THE_CONNECTION) else _UNKNOWN
     return next((fault for fault in FAULTS if cause.sqlstate.startswith(fault.sqlstates)), _OTHER)
 
 

@@ -77,6 +77,7 @@ _WITHHOLDABLE: Final = {
 }
 _WITHHELD: Final = query("withheld")
 
+_IN_RECOVERY: Final = query("ask_in_recovery")
 _LOOK: Final = query("look_at_identity")
 _SET_LOCK_TIMEOUT: Final = query("set_lock_timeout")
 _WAIT_FOR_FOREIGN_WRITES: Final = query("wait_for_foreign_writes")
@@ -248,8 +249,13 @@ class Identities:
             NoIdentityError: PostgreSQL tells no identity.
             psycopg.Error: PostgreSQL does not respond, or refuses for another reason.
         """
-        async with self._connections.checkout() as conn:
-            return await self.look_on(conn, limit=limit, after=after)
+        try:
+            async with self._connections.checkout() as conn:
+                return await self.look_on(conn, limit=limit, after=after)
+        except NoIdentityError as exc:
+            if exc.reason == "standby":
+                await self._connections.leave_standby()
+            raise
 
     async def look_on(self, conn: Connection, *, limit: int = 0, after: int = 0) -> Look:
         """Do as `look` does, on this connection."""
@@ -267,7 +273,7 @@ class Identities:
             if not conn.closed:
                 await conn.rollback()
             for kind, reason in _NO_IDENTITY:
-                if isinstance(exc, kind):
+                if isinstance(exc, kind) and (reason != "standby" or await _is_standby(conn)):
                     raise NoIdentityError(reason) from exc
             raise
         if row is None:
@@ -382,6 +388,16 @@ def _attachment(
     return Attachment(reign, generation, facts, unseen_seconds, is_marked, is_purged, reason)
 
 
+async def _is_standby(conn: Connection) -> bool:
+    """Tell whether the server is a standby, which its error does not say.
+
+    The primary of Aurora refuses to tell the position of its log with the same error.
+    """
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(_IN_RECOVERY)
+        return await cursor.fetchone() == (True,)
+
+
 async def _askable(conn: Connection) -> dict[str, str]:
     """Ask for each part alone. Returns name -> the text of the part, or NULL if the server withholds it.
 
@@ -391,12 +407,13 @@ async def _askable(conn: Connection) -> dict[str, str]:
     for name, (alone, part) in _WITHHOLDABLE.items():
         try:
             await conn.execute(alone)
-        except psycopg.errors.ObjectNotInPrerequisiteState:
-            raise  # a standby: it may be a primary a moment later, and tell everything
         except psycopg.Error as exc:
             if exc.sqlstate is None or exc.sqlstate.startswith(("08", "57")):
                 raise
             await conn.rollback()
+            # A standby may be a primary a moment later, and tell everything.
+            if isinstance(exc, psycopg.errors.ObjectNotInPrerequisiteState) and await _is_standby(conn):
+                raise
             parts[name] = _WITHHELD
         else:
             parts[name] = part

@@ -15,12 +15,13 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from glasspoint.errors import ConfigurationError, GlasspointError, L2UnavailableError
 from glasspoint.l2 import connecting
 from glasspoint.l2.connection_health import Reconnector
+from glasspoint.l2.hosts import Hosts, count_hosts, wants_primary
 from glasspoint.l2.search_path import enter_schema
 from glasspoint.l2.sql import query
 from glasspoint.logs import get_logger
@@ -41,7 +42,9 @@ __all__ = [
     "connect",
     "connect_beside",
     "database_of",
+    "follow_address",
     "in_one_line",
+    "leads_to_primaries",
     "open_pool",
     "postgres_conninfo",
     "why_not_connected",
@@ -59,8 +62,11 @@ _ASYNCPG_SSL = {"true": "require", "false": "disable"}
 # - on an idle connection: within about a minute (30 s idle, then 3 probes 10 s apart), instead of the
 #   kernel's two hours;
 # - if it does not acknowledge what is sent: within 20 s (Linux only);
-# - while connecting: within 5 s, during which a worker of the pool hangs.
+# - while connecting: within 5 s, during which a worker of the pool hangs; with several hosts, 2 s for each.
+#
+# Who looks into pg_stat_activity sees the name, and so does `glasspoint check`.
 _KEEPALIVE = {
+    "fallback_application_name": "glasspoint",
     "keepalives": 1,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -69,13 +75,16 @@ _KEEPALIVE = {
     "connect_timeout": 5,
 }
 
+_CONNECT_TIMEOUT_OF_SEVERAL = {"connect_timeout": 2}
+
 _CONFIGURE: Final = query("configure_session")
 
 # The pools for which this module has set a statement timeout on the connections.
 _bounded: WeakSet[Pool] = WeakSet()
 
-# Why the last attempt to connect failed, for each pool that was opened here.
+# Why the last attempt to connect failed, and where connections lead, for each pool that was opened here.
 _failures: WeakKeyDictionary[Pool, _Failures] = WeakKeyDictionary()
+_hosts: WeakKeyDictionary[Pool, Hosts] = WeakKeyDictionary()
 
 # How long the pool itself tries again to make a connection that failed. After that, `Reconnector` does.
 _RECONNECT_SECONDS = 0.2
@@ -85,7 +94,7 @@ _CLOSE_SECONDS = 1.0
 
 
 def postgres_conninfo(conn_string: object) -> str:
-    """Return a connection string in the form that libpq takes.
+    """Return a connection string in the form that libpq takes. Of several hosts, it asks for the primary.
 
     Args:
         conn_string: libpq's `key=value` form, or a URL: `postgresql://`, `postgres://`,
@@ -112,7 +121,10 @@ def postgres_conninfo(conn_string: object) -> str:
             "The PostgreSQL connection string cannot be understood: its connect_timeout must be a whole "
             "number of seconds."
         )
-    return make_conninfo(conninfo, **{k: v for k, v in _KEEPALIVE.items() if k not in given})
+    own: dict[str, Any] = dict(_KEEPALIVE)
+    if count_hosts(given) > 1:
+        own |= _CONNECT_TIMEOUT_OF_SEVERAL | wants_primary(given)
+    return make_conninfo(conninfo, **{k: v for k, v in own.items() if k not in given})
 
 
 async def connect(
@@ -121,22 +133,32 @@ async def connect(
     schema: str | None = None,
     password: Password | None = None,
     connect_timeout_seconds: float = 5.0,
+    primary: bool = False,
 ) -> psycopg.AsyncConnection:
     """Open one connection for a command, direct or through a pooler: autocommit, no prepared statements.
 
     Args:
         conn_string, schema, password, connect_timeout_seconds: See `open_pool`.
+        primary: Whether a standby is refused, as by `open_pool`. (Of several hosts, it always is.)
 
     Raises:
         ConfigurationError: The connection string, the password or the schema cannot be used.
-        L2UnavailableError: The password cannot be obtained.
+        L2UnavailableError: The password cannot be obtained, or no host is a primary.
         psycopg.Error: The server cannot be reached, or refuses.
     """
     conninfo = postgres_conninfo(conn_string)
+    if primary:
+        conninfo = make_conninfo(conninfo, **wants_primary(conninfo_to_dict(conninfo)))
     if password is not None:
         own = await ask_password(password, timeout_seconds=connect_timeout_seconds)
         conninfo = make_conninfo(conninfo, password=own)
-    connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+    try:
+        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except psycopg.OperationalError as exc:
+        found = connecting.diagnose(exc)
+        if found.trouble is not connecting.NO_PRIMARY:
+            raise
+        raise _no_primary(found, conninfo) from None
     if schema is not None:
         try:
             await enter_schema(connection, check_schema(schema))
@@ -171,15 +193,17 @@ async def open_pool(
     """Open a pool of autocommit connections.
 
     Args:
-        conn_string: See `postgres_conninfo`.
+        conn_string: See `postgres_conninfo`. A standby is refused, unless the connection string has a
+            `target_session_attrs` that allows one.
         min_size, max_size: The number of connections that are kept open, and the most that are opened.
         timeout_seconds: How long a caller waits for a connection.
-        connect_timeout_seconds: How long the first connection may take, and each request for the password.
-        prepare_threshold: After how many uses a statement is prepared. 0: at once. `None`: never (for
-            PgBouncer in transaction mode).
-        statement_timeout_seconds: PostgreSQL cancels a statement after this time. The timeout is not set if
-            statements are never prepared: behind PgBouncer it would stay on connections that others use too.
-            Give the role a timeout instead.
+        connect_timeout_seconds: How long the first connection may take, with each of several hosts, and each
+            request for the password.
+        prepare_threshold: After how many uses a statement is prepared. 0: at once. `None`: never. Behind a
+            pooler, none is prepared in any case.
+        statement_timeout_seconds: PostgreSQL cancels a statement after this time. The timeout is not set
+            behind a pooler, nor if statements are never prepared: it would stay on connections that others
+            use too. Give the role a timeout instead.
         schema: Where the tables are. `None`: where the `search_path` leads. See `search_path`.
         password: Asked before each new connection. Replaces the password of the connection string.
         telemetry: Receives an event for each unexpected failure of the reconnector.
@@ -188,8 +212,9 @@ async def open_pool(
         ConfigurationError: The connection string cannot be used, or the server refuses: see `connecting`.
         L2UnavailableError: The server cannot be reached, or the password cannot be obtained.
     """
+    conninfo = postgres_conninfo(conn_string)
     new = _NewConnections(
-        postgres_conninfo(conn_string),
+        make_conninfo(conninfo, **wants_primary(conninfo_to_dict(conninfo))),
         schema=None if schema is None else check_schema(schema),
         password=password,
         connect_timeout_seconds=connect_timeout_seconds,
@@ -199,7 +224,7 @@ async def open_pool(
     await new.probe()
     pool: Pool = AsyncConnectionPool(
         new.conninfo,
-        connection_class=_remembering(new.failures),
+        connection_class=_remembering(new.failures, new.hosts),
         kwargs=new.kwargs if password is None else new.kwargs_with_password,
         min_size=min_size,
         max_size=max_size,
@@ -213,12 +238,12 @@ async def open_pool(
         name="glasspoint",
         open=False,
     )
-    _failures[pool] = new.failures
+    _failures[pool], _hosts[pool] = new.failures, new.hosts
     _hand_out_the_last_used_first(pool)
     try:
         # The pool's workers get the context of this task: what they do belongs to no caller's trace.
         await asyncio.create_task(
-            pool.open(wait=True, timeout=connect_timeout_seconds), context=quiet_context()
+            pool.open(wait=True, timeout=connect_timeout_seconds * new.hosts.number), context=quiet_context()
         )
     except BaseException as exc:  # also a cancellation: otherwise the pool's workers would run for ever
         await close_pool(pool)
@@ -251,6 +276,7 @@ class _NewConnections:
         """Take the arguments of `open_pool`, checked."""
         self.conninfo = conninfo
         self.failures = _Failures(conninfo)
+        self.hosts = Hosts(conninfo)
         # Autocommit: a call is one statement, and upstream's migrations cannot run in a transaction.
         self.kwargs: dict[str, Any] = {
             "autocommit": True,
@@ -258,7 +284,7 @@ class _NewConnections:
             "row_factory": dict_row,
         }
         self.has_session = prepare_threshold is not None
-        """Whether what is set on a connection stays on it. Behind PgBouncer it does not."""
+        """Whether what is set on a connection may stay on it. If not, a pooler is known to be in between."""
         self.is_configured = self.has_session or schema is not None
         """Whether `configure` has anything to do."""
         self._schema = schema
@@ -269,21 +295,36 @@ class _NewConnections:
     async def probe(self) -> None:
         """Make one connection, and close it. The errors are those of `open_pool`."""
         conninfo = make_conninfo(self.conninfo, **await self._ask_password())
-        await _probe(conninfo, self._connect_timeout_seconds, self._enter_schema)
+        await _probe(conninfo, self._connect_timeout_seconds, self._look_at)
+
+    async def _look_at(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self.hosts.connected(connection)
+        await self._enter_schema(connection)
 
     async def kwargs_with_password(self) -> dict[str, Any]:
         """Return the parameters of the next connection, with the password of now."""
         return self.kwargs | await self._ask_password()
 
     async def configure(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
-        """Set the statement timeout and the schema."""
+        """Set the statement timeout and the schema. Behind a pooler, set nothing, and prepare nothing."""
         try:
-            if self.has_session:
-                await connection.execute(_CONFIGURE, {"milliseconds": self._statement_timeout_milliseconds})
+            if self.has_session and not await self._configure_session(connection):
+                connection.prepare_threshold = None
             await self._enter_schema(connection)
         except (psycopg.Error, GlasspointError) as exc:  # the pool would try again without saying why
             self.failures.note(exc, is_connected=True)
             raise
+
+    async def _configure_session(self, connection: psycopg.AsyncConnection[DictRow]) -> bool:
+        """Set the settings of the session. Returns `False`, and sets none, if a pooler is in between."""
+        params = {
+            "milliseconds": self._statement_timeout_milliseconds,
+            "pid": connection.info.backend_pid,
+        }
+        async with connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(_CONFIGURE, params, prepare=False)
+            row = await cursor.fetchone()
+        return row is not None and bool(row[-1])
 
     async def _ask_password(self) -> dict[str, str]:
         """Return the password for a new connection, as a parameter. Empty: none is asked for."""
@@ -358,18 +399,19 @@ class _Failures:
             )
 
 
-def _remembering(failures: _Failures) -> type[psycopg.AsyncConnection[DictRow]]:
-    """Return a class of connections that records why one could not be made. A pool only logs that."""
+def _remembering(failures: _Failures, hosts: Hosts) -> type[psycopg.AsyncConnection[DictRow]]:
+    """Return a class of connections that records why one could not be made, and where the others lead."""
 
     class Connection(psycopg.AsyncConnection[DictRow]):
         @classmethod
         async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
             try:
-                connection = await super().connect(conninfo, **kwargs)
+                connection = await super().connect(hosts.last_first(conninfo), **kwargs)
             except psycopg.Error as exc:
                 failures.note(exc)
                 raise
             failures.forget()
+            hosts.connected(connection)
             return connection
 
     return Connection
@@ -406,12 +448,6 @@ def _hand_out_the_last_used_first(pool: Pool) -> None:
 
 def _why_unconfigured(error: psycopg.Error) -> str:
     said = (error.diag.message_primary or str(error) or type(error).__name__).rstrip(".")
-    if isinstance(error, psycopg.errors.DuplicatePreparedStatement | psycopg.errors.InvalidSqlStatementName):
-        return (
-            f"PostgreSQL gave connections that cannot be used ({said}): a pooler in transaction mode is in "
-            "between, where statements cannot be prepared. Set prepare_threshold to None "
-            "(CHECKPOINT_PREPARE_THRESHOLD=none), and give the role statement_timeout and synchronous_commit."
-        )
     return f"PostgreSQL gave connections that cannot be used: {said}."
 
 
@@ -423,14 +459,33 @@ def bounds_statements(pool: Pool | None) -> bool:
 def address_of(pool: Pool | None) -> tuple[str | None, int | None]:
     """Return the host (or the socket's folder) and the port that a pool connects to. `None`: not known.
 
-    Several hosts are separated by commas. Their port is only known if all of them have the same one.
+    Of several hosts, it is the one that the newest connection leads to. A pool that was not opened here does
+    not say which one that is: its hosts are separated by commas, and the port is only known if all of them
+    have the same one.
     """
     if pool is None or not isinstance(pool.conninfo, str):
         return None, None
+    if (hosts := _hosts.get(pool)) is not None and hosts.current is not None:
+        return hosts.current
     given = conninfo_to_dict(pool.conninfo)
     host, ports = given.get("host"), set(str(given.get("port") or "").split(","))
     port = ports.pop() if len(ports) == 1 else ""  # several hosts may listen on one port, or on several
     return (str(host) if host else None), (int(port) if port.isdigit() else None)
+
+
+def follow_address(pool: Pool | None, moved: Callable[[tuple[str | None, int | None]], object]) -> None:
+    """Call a function with host and port whenever the connections of a pool lead to another server.
+
+    It is never called for a pool that was not opened here.
+    """
+    if pool is not None and (hosts := _hosts.get(pool)) is not None:
+        hosts.moved = moved
+
+
+def leads_to_primaries(pool: Pool | None) -> bool:
+    """Tell whether a pool that was opened here makes connections to a primary only."""
+    hosts = None if pool is None else _hosts.get(pool)
+    return hosts is not None and hosts.are_primary
 
 
 def database_of(pool: Pool | None) -> str | None:
@@ -492,6 +547,8 @@ async def _probe(
             found = connecting.diagnose(exc, codes)
         said = in_one_line(found.line, conninfo).removeprefix("connection is bad: ")
         said += "" if said.endswith("?") else "."
+        if found.trouble is connecting.NO_PRIMARY:
+            raise _no_primary(found, conninfo) from None
         if found.trouble.is_outage:
             raise L2UnavailableError(
                 f"PostgreSQL cannot be reached: {said} Check the connection string and that the server is up."
@@ -506,6 +563,11 @@ async def _probe(
         raise L2UnavailableError(f"PostgreSQL gave a connection that broke ({type(exc).__name__}).") from exc
     finally:
         await connection.close()
+
+
+def _no_primary(found: connecting.Diagnosis, conninfo: str) -> L2UnavailableError:
+    said = in_one_line(found.line, conninfo)
+    return L2UnavailableError(f"PostgreSQL cannot be used ({found.trouble.says}): {said}. {found.trouble.do}")
 
 
 def in_one_line(said: object, conninfo: str) -> str:

@@ -45,8 +45,8 @@ class Target:
     targets: they cannot be compared while the server is away.
 
     Attributes:
-        host: Host names or socket directories, in the order given, separated by commas. `""` is libpq's
-            default socket directory.
+        host: Host names or socket directories, separated by commas and sorted, because their order in the
+            connection string does not matter. `""` is libpq's default socket directory.
         port: One port, or one for each host, separated by commas.
         database: The name of the database.
         schema: The configured schema, or the `search_path` that the connection string sets. `""`: neither.
@@ -75,6 +75,10 @@ class Target:
         given = _resolved(conn_string)
         hosts = [_host(each) for each in (given.get("host") or given.get("hostaddr") or "").split(",")]
         ports = [each.strip() or _default_port() for each in (given.get("port") or "").split(",")]
+        if len(hosts) > 1:
+            ports = ports * len(hosts) if len(ports) == 1 else ports
+            pairs = sorted(zip(hosts, ports, strict=False))
+            hosts, ports = [host for host, _ in pairs], [port for _, port in pairs]
         return cls(
             host=",".join(hosts),
             port=",".join(dict.fromkeys(ports) if len(set(ports)) == 1 else ports),

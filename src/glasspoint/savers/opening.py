@@ -165,6 +165,7 @@ class ManagedSaver(OpenedSaver):
         store = build_store(postgres_saver, telemetry, options)
         addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.connections.pool)}
         status = SaverStatus(store.connections.pool, redis, addresses)  # type: ignore[arg-type]
+        pools.follow_address(store.connections.pool, lambda address: status.move("l2", *address))
         status.databases["l1"] = str(client.database_of(redis))
         if (database := pools.database_of(store.connections.pool)) is not None:
             status.databases["l2"] = database

@@ -446,7 +446,7 @@ class SaverStatus:
         waiting: Returns the number of callers that wait for a connection to PostgreSQL now. `None` if there
             is no PostgreSQL. (The pool's own figure also counts callers that have left.)
         redis: The `redis.asyncio.Redis` or `RedisCluster` client.
-        addresses: Server -> host (or socket path) and port, as far as they are known.
+        addresses: Server -> host (or socket path) and port, as far as they are known. Change one with `move`.
         databases: Server -> the name or the number of the database there, as far as they are known.
         tier: The tier that the saver is: `cached`, `redis`, `memory`.
         versions: The known versions of the servers: `postgres`, `redis`.
@@ -474,6 +474,7 @@ class SaverStatus:
             never, `None` if this saver has no retention.
         storage: Returns the known sizes of the tables, and starts measuring them again if they are old. May
             be called in any thread, and never waits. `None` if there is no PostgreSQL.
+        moved: Called after an address has changed.
     """
 
     pool: Any
@@ -501,7 +502,14 @@ class SaverStatus:
     retention_succeeded_at: float | None = None
     storage: Callable[[], Mapping[str, TableSize]] | None = None
     waiting: Callable[[], int] | None = None
+    moved: list[Callable[[SaverStatus], object]] = field(default_factory=list)
     _announcement: Callable[[], object] | None = field(default=None, init=False)
+
+    def move(self, server: Server, host: str | None, port: int | None) -> None:
+        """Record that the connections to a server lead to another address now."""
+        self.addresses[server] = (host, port)
+        for hear in self.moved:
+            hear(self)
 
     def set_active(self, active: bool) -> None:
         """Record that the saver serves calls from now on, or no longer."""

@@ -239,7 +239,11 @@ class Tracing(Observer):
             current.add_event(name, {"reason": event.reason})
 
     def opened(self, status: SaverStatus) -> None:
-        """Learn the addresses of the servers."""
+        """Learn the addresses of the servers, now and whenever one changes."""
+        self._learn_addresses(status)
+        status.moved.append(self._learn_addresses)
+
+    def _learn_addresses(self, status: SaverStatus) -> None:
         for tier, (host, port) in status.addresses.items():
             self._addresses[tier] = _address(host, port)
         for tier, database in status.databases.items():

@@ -7,6 +7,8 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -23,12 +25,12 @@ from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
 from glasspoint.redis.permissions import COMMANDS
 from pgbouncer import PROGRAM, pgbouncer
-from steps import Thread
+from steps import Thread, until
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 PASSWORD = "geheim"
 
-FAILED_BY_REDIS = ["ok", "FAILED", "skipped", "ok", "skipped", "FAILED", "skipped"]
+FAILED_BY_REDIS = ["ok", "ok", "FAILED", "skipped", "ok", "skipped", "FAILED", "skipped"]
 
 
 @pytest.fixture
@@ -76,6 +78,7 @@ def test_a_good_deployment_passes_and_is_left_as_it_was(deployed: str, own_redis
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert marks(checked.stdout) == [
         ("ok", "PostgreSQL"),
+        ("ok", "Connections"),
         ("ok", "Redis"),
         ("ok", "Eviction"),
         ("ok", "Tables"),
@@ -98,6 +101,7 @@ def test_json_is_one_object(deployed: str, own_redis: EmbeddedRedis) -> None:
     assert report["ok"] is True
     assert [check["name"] for check in report["checks"]] == [
         "PostgreSQL",
+        "Connections",
         "Redis",
         "Eviction",
         "Tables",
@@ -112,7 +116,7 @@ def test_json_is_one_object(deployed: str, own_redis: EmbeddedRedis) -> None:
 def test_missing_tables_are_a_finding_and_are_not_made(empty_database: str, redis_url: str) -> None:
     checked = glasspoint("check", POSTGRES_URL=empty_database, REDIS_URL=redis_url)
     assert checked.returncode == 1
-    assert marks(checked.stdout)[3:] == [
+    assert marks(checked.stdout)[4:] == [
         ("FAILED", "Tables"),
         ("skipped", "Identity"),
         ("skipped", "Conversation"),
@@ -128,6 +132,7 @@ def test_redis_down_fails_and_the_scratch_thread_is_gone(deployed: str, own_redi
     checked = glasspoint("check", POSTGRES_URL=deployed, REDIS_URL=own_redis.url)
     assert checked.returncode == 1
     assert [mark for mark, _ in marks(checked.stdout)] == [
+        "ok",
         "ok",
         "FAILED",
         "skipped",
@@ -251,21 +256,73 @@ def test_a_redis_that_was_replaced_while_no_service_ran_is_fine(
 def test_behind_a_pooler_it_opens_savers_as_the_service_does(
     postgres: EmbeddedPostgres, deployed: str, own_redis: EmbeddedRedis
 ) -> None:
-    with pgbouncer(postgres, "test", size=1) as url:
-        unset = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url, CHECKPOINT_CONNECT_TIMEOUT="2")
-    said = " ".join(unset.stdout.split())
-    assert unset.returncode == 1
-    assert "already exists" in said
-    assert "CHECKPOINT_PREPARE_THRESHOLD=none" in said
-    assert "may still be there" not in said
     with pgbouncer(postgres, "test", size=3) as url:
-        checked = glasspoint(
-            "check", POSTGRES_URL=url, REDIS_URL=own_redis.url, CHECKPOINT_PREPARE_THRESHOLD="none"
-        )
+        checked = glasspoint("check", POSTGRES_URL=url, REDIS_URL=own_redis.url)
     said = " ".join(checked.stdout.split())
     assert checked.returncode == 0, said
     assert {("warning", "Identity"), ("ok", "Conversation")} <= {*marks(checked.stdout)}
     assert "ALTER ROLE ... SET statement_timeout = '10s'" in said
+    assert ("ok", "Connections") in marks(checked.stdout)
+    assert "a pooler is in between: its settings say how many clients it takes" in said
+
+
+class Limits(NamedTuple):
+    """What limits connections, and how many are open; `says` is what `check` says then."""
+
+    says: str
+    is_enough: bool
+    pool: int = 10
+    opened: int = 0
+    named: str = "other"
+    role: int = -1
+    database: int = -1
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits("10 connections a process; the server allows this role 197, 1 in use: room for 19 more", True),
+        Limits("the server allows this role 197, 6 in use: room for 19 more processes", True, opened=5),
+        Limits("4 in use (3 of them by Glasspoint): room for 1 more process", True, 98, 3, "glasspoint"),
+        Limits("the server allows this role 197, 6 in use: no further process fits", False, 195, 5),
+        Limits("the server allows this role 197, 1 in use: no second process fits", False, 100),
+        Limits("LIMIT of the role checked is 20, 1 in use: room for 1 more process", True, opened=1, role=20),
+        Limits("LIMIT of the role checked is 20, 11 in use: no further process", False, opened=11, role=20),
+        Limits("LIMIT of the database is 15, 0 in use: no second process fits", False, database=15),
+    ],
+)
+async def test_it_says_for_how_many_processes_there_are_connections(
+    limits: Limits, postgres: EmbeddedPostgres, deployed: str
+) -> None:
+    """197: of 200, three are kept for superusers. One of those in use is that of the test."""
+    url = make_conninfo(deployed, user="checked")
+    with psycopg.connect(postgres.url, autocommit=True) as admin, ExitStack() as opened:
+        admin.execute(f"CREATE ROLE checked LOGIN CONNECTION LIMIT {limits.role}")
+        admin.execute(f"ALTER DATABASE test CONNECTION LIMIT {limits.database}")
+        try:
+            for _ in range(limits.opened):
+                opened.enter_context(psycopg.connect(url, application_name=limits.named))
+            await until(lambda: clients(admin) == limits.opened)
+            options = {"pool_max_size": limits.pool}
+            checks = run_checks(url, "", saver_options=options, timeout_seconds=15.0)
+            [found] = [each async for each in checks if each.name == "Connections"]
+        finally:
+            admin.execute("ALTER DATABASE test CONNECTION LIMIT -1")
+            admin.execute("DROP ROLE checked")
+    assert limits.says in found.detail
+    assert found.status == ("ok" if limits.is_enough else "warning")
+    assert limits.is_enough or "Use a smaller CHECKPOINT_POOL_MAX_SIZE" in found.detail
+
+
+def clients(connection: psycopg.Connection[Any]) -> int:
+    """How many connections there are, without the one that asks."""
+    row = connection.execute(CLIENTS).fetchone()
+    return row[0] if row else -1
+
+
+CLIENTS = """
+SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
 
 
 def test_rights_that_are_missing_are_named_as_a_grant(deployed: str, own_redis: EmbeddedRedis) -> None:
@@ -307,13 +364,13 @@ def test_it_says_why_redis_is_not_used(deployed: str, own_redis: EmbeddedRedis) 
 
 async def test_postgres_down_fails_and_what_needs_it_is_skipped(redis_url: str) -> None:
     findings = await find("postgresql://me@127.0.0.1:1/db", redis_url)
-    assert [finding.status for finding in findings] == ["failed", "ok", "ok", *["skipped"] * 4]
+    assert [finding.status for finding in findings] == ["failed", "skipped", "ok", "ok", *["skipped"] * 4]
 
 
 async def test_nothing_configured_says_what_to_set() -> None:
     findings = await find("", "")
     assert "set POSTGRES_URL" in findings[0].detail
-    assert "set REDIS_URL" in findings[1].detail
+    assert "set REDIS_URL" in findings[2].detail
 
 
 async def test_silent_servers_fail_in_time(silent_port: int) -> None:
@@ -322,8 +379,8 @@ async def test_silent_servers_fail_in_time(silent_port: int) -> None:
         f"redis://127.0.0.1:{silent_port}/0",
         timeout_seconds=0.2,
     )
-    assert [finding.status for finding in findings] == ["failed", "failed", *["skipped"] * 5]
-    assert all("not done within 0.2 s" in finding.detail for finding in findings[:2])
+    assert [finding.status for finding in findings] == ["failed", "skipped", "failed", *["skipped"] * 5]
+    assert all("not done within 0.2 s" in finding.detail for finding in (findings[0], findings[2]))
     assert all(finding.seconds < 5 for finding in findings)
 
 
@@ -354,7 +411,7 @@ def test_a_wrong_password_fails_and_is_not_shown(deployed: str, own_redis: Embed
 )
 async def test_no_broken_url_shows_its_password(authority: str) -> None:
     findings = await find(f"postgresql://{authority}/db", f"redis://{authority}/0")
-    assert [finding.status for finding in findings] == ["failed", "failed", *["skipped"] * 5]
+    assert [finding.status for finding in findings] == ["failed", "skipped", "failed", *["skipped"] * 5]
     assert PASSWORD not in str(findings)
 
 
@@ -368,7 +425,7 @@ async def test_a_conversation_that_fails_is_taken_away(
 
     monkeypatch.setattr("glasspoint.cli.check.say", fail_at_the_second_turn)
     findings = await find(deployed, own_redis.url)
-    assert [finding.status for finding in findings] == ["ok", "ok", "ok", "ok", "ok", "failed", "ok"]
+    assert [finding.status for finding in findings] == [*["ok"] * 6, "failed", "ok"]
     assert findings[-2].detail == "PostgreSQL went away."
     assert rows(deployed) == 0
 

@@ -723,6 +723,34 @@ async def test_what_a_server_does_not_tell_is_not_compared_and_that_is_said_once
             assert f"does not tell this role its {parts}:" in said
 
 
+_LIKE_AURORA = """
+CREATE FUNCTION aurora.pg_current_wal_lsn() RETURNS pg_lsn LANGUAGE plpgsql AS $$ BEGIN
+    RAISE 'wal_level must be set to logical' USING ERRCODE = '{}'; END $$
+"""
+
+
+@pytest.mark.parametrize("sqlstate", ["55000", "0A000", "42501"])
+async def test_a_primary_that_refuses_as_a_standby_does_has_a_cache(
+    sqlstate: str, cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Aurora tells the position of its log only with wal_level = logical. A standby refuses it with 55000."""
+    thread = Conversation()
+    with made(cluster, "aurora") as url:
+        async with process(url, NO_REDIS):
+            await execute(url, "CREATE SCHEMA aurora", _LIKE_AURORA.format(sqlstate))
+        caplog.clear()
+        async with process(with_search_path(url, "public", "aurora", "pg_catalog"), redis_url) as one:
+            expected = await thread.turn(one.saver, "one")
+            await settled(one.saver)
+            assert await thread.read(one.saver) == expected
+            assert one.hits == 1
+            for _ in range(2):
+                await one.round()
+            assert one.saver.status.withheld == ("timeline", "position")
+        [said] = warnings_of(caplog)
+        assert "does not tell this role its timeline and position:" in said
+
+
 # ------------------------------------------------------------------ no identity at all
 
 
@@ -866,7 +894,7 @@ async def test_on_a_standby_reads_are_answered_without_redis_and_that_is_said_on
                 before = await keys_of(redis_url)
                 caplog.clear()
                 async with process(
-                    standby._url_of("primary"),
+                    f"{standby._url_of('primary')}&target_session_attrs=any",
                     redis_url,
                     sweep_interval_seconds=NEVER,
                     write_deadline_seconds=0.5,

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from command_line import glasspoint
 from glasspoint import RedisSaver
 from glasspoint.cli.check import run_checks
 from glasspoint.errors import ConfigurationError
@@ -34,7 +35,7 @@ def test_several_hosts_are_taken_as_people_have_them(url: str) -> None:
     given = conninfo_to_dict(postgres_conninfo(url))
     host, port = WITH_HOSTS[url]
     assert (given["host"], given.get("port")) == (host, port)
-    assert Target.of(url).host == host
+    assert Target.of(url).host == ",".join(sorted(host.split(",")))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,15 @@ def test_a_redis_has_one_host(redis_url: str) -> None:
         RedisSaver.from_conn_string("redis://h1:1,h2:2").__enter__()
 
 
+@pytest.mark.parametrize("source", ["host=/nowhere,/neither user=me", " port=1,1 host = /nowhere,/neither"])
+def test_histories_are_copied_from_several_hosts_in_libpq_s_form(
+    source: str, database: str, redis_url: str
+) -> None:
+    copied = glasspoint("migrate", "--from", source, POSTGRES_URL=database, REDIS_URL=redis_url)
+    assert copied.returncode == 1
+    assert "PostgreSQL cannot be reached" in copied.stderr
+
+
 async def test_the_host_that_takes_writes_is_found_behind_one_that_is_away(
     database: str, redis_url: str
 ) -> None:
@@ -70,8 +80,9 @@ async def test_the_host_that_takes_writes_is_found_behind_one_that_is_away(
         await thread.put(saver)
         assert await thread.turn(saver) == 1
         port = int(str(given["port"]))
-        assert address_of(saver.status.pool) == (f"/nowhere,{given['host']}", port)
+        assert address_of(saver.status.pool) == (given["host"], port)
     target = Target.of(url)
-    assert (target.host, target.port) == (f"/nowhere,{given['host']}", str(given["port"]))
+    hosts = ",".join(sorted(("/nowhere", str(given["host"]))))
+    assert (target.host, target.port) == (hosts, str(given["port"]))
     found = [each async for each in run_checks(url, redis_url, timeout_seconds=15.0)]
     assert {each.status for each in found} <= {"ok", "warning"}, found

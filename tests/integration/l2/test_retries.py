@@ -98,6 +98,7 @@ def test_every_reason_is_a_documented_label() -> None:
             False,
         ),  # PgBouncer's word for most of its ills
         (psycopg.OperationalError("the connection is lost"), "connection_lost", False),
+        (psycopg.InternalError("received 2 results from command 'COMMIT'"), "connection_lost", False),
         (psycopg.InterfaceError("a mistake of ours"), None, False),
         (psycopg.errors.ReadOnlySqlTransaction(), "read_only", True),
         (psycopg.errors.TooManyConnections(), "too_many_connections", True),

@@ -430,7 +430,7 @@ async def test_on_a_standby_it_says_when_a_run_succeeded_and_is_quiet(
                 caplog.clear()
                 registry = CollectorRegistry()
                 async with CachedPostgresSaver.from_conn_string(
-                    standby._url_of("primary"),
+                    f"{standby._url_of('primary')}&target_session_attrs=any",
                     redis_url=redis_url,
                     retention=MONTH,
                     telemetry=create_telemetry(registry=registry),

@@ -95,6 +95,12 @@ SELECT
 SELECT
 -- include: told_position
 
+-- name: ask_in_recovery
+-- Asks whether the server is a standby, or recovers.
+-- returns  one row: true or false
+/* glasspoint */
+SELECT pg_is_in_recovery()
+
 -- name: wait_for_foreign_writes
 -- Waits until the foreign transactions that share this advisory lock have ended: see setup.sql. They may have
 -- seen that no process uses this cache, and so not note their writes for it.

@@ -4,14 +4,19 @@
 -- Bounds the statements of a connection. An acknowledged write must survive a crash, so synchronous_commit is
 -- set to `on`, unless it is `remote_apply`, the only stricter value.
 --
--- params   milliseconds: the statement_timeout, as a text
-SELECT set_config('statement_timeout', %(milliseconds)s, false),
-       CASE WHEN current_setting('synchronous_commit') <> 'remote_apply'
-            THEN set_config('synchronous_commit', 'on', false) END
+-- Nothing is set if a pooler is in between: the settings would reach other clients. A pooler makes up process
+-- ids: the client receives another one than the server has.
+--
+-- params   milliseconds: the statement_timeout, as a text; pid: the process id that the client has received
+-- returns  one row: the settings; then whether no pooler is in between
+SELECT CASE WHEN here.is_direct THEN set_config('statement_timeout', %(milliseconds)s, false) END,
+       CASE WHEN here.is_direct AND current_setting('synchronous_commit') <> 'remote_apply'
+            THEN set_config('synchronous_commit', 'on', false) END,
+       here.is_direct
+FROM (SELECT pg_backend_pid() = %(pid)s AS is_direct) AS here
 
 -- name: enter_schema_directly
--- Sets the search_path of a connection, unless a pooler is in between. A pooler makes up process ids: the
--- client receives another one than the server has.
+-- Sets the search_path of a connection, unless a pooler is in between: see configure_session.
 --
 -- params   has_session: no pooler is known to be in between; pid: the one that the client has received;
 --          schema: its name
@@ -62,6 +67,37 @@ FROM unnest(%(tables)s::text[]) AS t (name)
 LEFT JOIN LATERAL pg_partition_tree(to_regclass(name)) AS p ON true
 JOIN pg_class c ON c.oid = coalesce(p.relid, to_regclass(name)) AND c.relkind IN ('r', 'm')
 GROUP BY name
+
+-- name: room_for_connections
+-- Counts the connections that this role may have, and those that are open, without this one.
+--
+-- A role without further rights sees of the sessions of others only their database, role and name. That is
+-- enough here: a background process has no database or no role. Where the role sees the kind of a process,
+-- only clients are counted. A superuser has no limit.
+--
+-- params   pid: the process id that the client has received
+-- returns  one row: whether no pooler is in between; the role; how many connections the server has for this
+--          role, how many are open, how many of them are named glasspoint; the limit of the role (-1: none),
+--          how many the role has open; the limit of the database (-1: none), how many are open to it
+SELECT pg_backend_pid() = %(pid)s, r.rolname,
+       current_setting('max_connections')::int - CASE WHEN r.rolsuper THEN 0 ELSE
+           current_setting('superuser_reserved_connections')::int + CASE
+               WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = 'pg_use_reserved_connections'
+                            AND pg_has_role(pg_roles.oid, 'USAGE')) THEN 0
+               ELSE coalesce(current_setting('reserved_connections', true), '0')::int END
+           END,
+       a.opened, a.named,
+       CASE WHEN r.rolsuper THEN -1 ELSE r.rolconnlimit END, a.of_role,
+       CASE WHEN r.rolsuper THEN -1 ELSE d.datconnlimit END, a.of_database
+FROM pg_roles AS r, pg_database AS d, LATERAL (
+    SELECT count(*)::int AS opened, count(*) FILTER (WHERE application_name = 'glasspoint')::int AS named,
+           count(*) FILTER (WHERE usesysid = r.oid)::int AS of_role,
+           count(*) FILTER (WHERE datid = d.oid)::int AS of_database
+    FROM pg_stat_activity
+    WHERE usesysid IS NOT NULL AND datid IS NOT NULL AND pid <> pg_backend_pid()
+      AND coalesce(backend_type, 'client backend') = 'client backend'
+) AS a
+WHERE r.rolname = session_user AND d.datname = current_database()
 
 -- name: missing_tables
 -- Lists the tables that the search path of this connection does not find.
