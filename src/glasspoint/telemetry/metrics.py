@@ -10,7 +10,7 @@ from functools import partial
 from itertools import product
 from operator import attrgetter
 from time import time
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, Summary
@@ -295,42 +295,29 @@ class _Served(Collector):
             yield family
 
 
-_facts_of = attrgetter(
-    "name",
-    "outcome",
-    "seconds",
-    "trace_id",
-    "l1_result",
-    "served_by",
-    "l1_write",
-    "l1_seconds",
-    "l2_seconds",
-    "bytes_read",
-    "bytes_written",
-    "decode_seconds",
-    "encode_seconds",
-    "stored_traceparent",
-)
-"""Returns the facts of an ended operation that are counted, as a tuple, which is made faster than an object.
+class _EndedCall(NamedTuple):
+    """The facts of a call that are counted: attributes of `Operation`, under the same names.
 
-The operation itself is not kept: its error may refer to frames, and so to all their local variables."""
+    The operation itself is not kept: its error may refer to frames, and so to all their local variables.
+    """
 
-_EndedCall = tuple[
-    str,
-    Outcome,
-    float,
-    str | None,
-    L1Result | None,
-    Served | None,
-    WriteResult | None,
-    float | None,
-    float | None,
-    int | None,
-    int | None,
-    float | None,
-    float | None,
-    object,
-]
+    name: str
+    outcome: Outcome
+    seconds: float
+    trace_id: str | None
+    l1_result: L1Result | None
+    served_by: Served | None
+    l1_write: WriteResult | None
+    l1_seconds: float | None
+    l2_seconds: float | None
+    bytes_read: int | None
+    bytes_written: int | None
+    decode_seconds: float | None
+    encode_seconds: float | None
+    stored_traceparent: object
+
+
+_facts_of = attrgetter(*_EndedCall._fields)
 
 
 class _Batch:
@@ -449,53 +436,37 @@ class Metrics(Observer):
         if operation.outcome == "ok" and operation.name in SUCCEEDING:
             self._savers.succeeded_at[self._saver, operation.name] = time()
         waiting = self._waiting
-        waiting.append((self, _facts_of(operation)))
+        waiting.append((self, _EndedCall._make(_facts_of(operation))))
         if len(waiting) >= self._at_a_time:
             self._ended.count()
 
     def count(self, call: _EndedCall, batch: _Batch) -> None:
         """Add a call to a batch. Values with an exemplar are observed at once."""
-        (
-            name,
-            outcome,
-            seconds,
-            trace_id,
-            l1_result,
-            served_by,
-            l1_write,
-            l1_seconds,
-            l2_seconds,
-            bytes_read,
-            bytes_written,
-            decode_seconds,
-            encode_seconds,
-            stored_traceparent,
-        ) = call
-        children, observe = self._children, batch.observe
-        time_ = observe if trace_id is None else partial(_observe_with_exemplar, trace_id)
+        children, observe, name = self._children, batch.observe, call.name
+        observe_time = observe if call.trace_id is None else partial(_observe_with_exemplar, call.trace_id)
         if name not in _OF_DRAINS:
-            time_(children["operation_duration_seconds", name, outcome], seconds)
-            if l1_seconds is not None:
-                time_(children["write_through_duration_seconds", name, "l1"], l1_seconds)
-            if l2_seconds is not None:
-                time_(children["write_through_duration_seconds", name, "l2"], l2_seconds)
-        if l1_result is not None:
-            batch.counted[children["l1_reads_total", l1_result]] += 1
-            if outcome == "ok" and served_by is not None:
-                result = l1_result if l1_result in _SHOWN_READS else _OTHER_READS
-                time_(children["read_duration_seconds", served_by, result], seconds)
-        if l1_write is not None:
-            batch.counted[children["write_through_total", name, l1_write]] += 1
-        if bytes_read is not None and name == "get_tuple":
-            observe(children["entry_bytes", "read", name], bytes_read)
-        if bytes_written is not None:
-            observe(children["write_bytes", name], bytes_written)
-        if decode_seconds is not None:
-            observe(children["serde_duration_seconds", "read"], decode_seconds)
-        if encode_seconds is not None:
-            observe(children["serde_duration_seconds", "write"], encode_seconds)
-        if stored_traceparent is not None:
-            problem = traceparent.problem_of(stored_traceparent)
+            observe_time(children["operation_duration_seconds", name, call.outcome], call.seconds)
+            if call.l1_seconds is not None:
+                observe_time(children["write_through_duration_seconds", name, "l1"], call.l1_seconds)
+            if call.l2_seconds is not None:
+                observe_time(children["write_through_duration_seconds", name, "l2"], call.l2_seconds)
+        if call.l1_result is not None:
+            batch.counted[children["l1_reads_total", call.l1_result]] += 1
+            if call.outcome == "ok" and call.served_by is not None:
+                result = call.l1_result if call.l1_result in _SHOWN_READS else _OTHER_READS
+                observe_time(children["read_duration_seconds", call.served_by, result], call.seconds)
+        if call.l1_write is not None:
+            batch.counted[children["write_through_total", name, call.l1_write]] += 1
+        if call.bytes_read is not None and name == "get_tuple":
+            observe(children["entry_bytes", "read", name], call.bytes_read)
+        if call.bytes_written is not None:
+            observe(children["write_bytes", name], call.bytes_written)
+        if call.decode_seconds is not None:
+            observe(children["serde_duration_seconds", "read"], call.decode_seconds)
+        if call.encode_seconds is not None:
+            observe(children["serde_duration_seconds", "write"], call.encode_seconds)
+        if call.stored_traceparent is not None:
+            problem = traceparent.problem_of(call.stored_traceparent)
             if problem is not None:
                 batch.counted[children["traceparents_ignored_total", problem]] += 1
 
