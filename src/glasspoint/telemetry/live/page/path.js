@@ -9,6 +9,7 @@ import { count, percent, rate, took } from "./words.js";
 
 const WIDE = 700;
 const TIGHT = 390;
+const LONG = 800;
 const MOST_DOTS = 90;
 const FAST = 340,
   SLOW = 190;
@@ -145,13 +146,13 @@ export class Picture {
       ...times(recent("hit50"), recent("hit99")),
     ]);
     const warmed = times(recent("warm50"), recent("warm99"));
-    this.#label("warm", roomy ? [`${rate(warm)} warm-ups/s`, ...warmed] : [`${rate(warm)}/s`, "warm-ups", ...warmed]);
+    this.#label("warm", roomy ? [`${rate(warm)} warm-ups/s`, ...warmed] : [`${rate(warm)}/s`, "warm-ups", ...(this.#plan.width < TIGHT ? [] : warmed)]);
     const onward = away > 0 ? "go past Redis" : "go on";
     this.#label("miss", roomy ? [`${rate(toL2)}/s ${onward}`] : [`${rate(toL2)}/s`, ...onward.split(/ (?=past)/)]);
     this.#label(
       "answer",
       roomy
-        ? [`${rate(toL2)} answers/s from PostgreSQL`, why(mean), times(recent("miss50"), recent("miss99")).join(" · ")]
+        ? [`${rate(toL2)} answers/s${this.#plan.width < LONG ? "" : " from PostgreSQL"}`, why(mean), times(recent("miss50"), recent("miss99")).join(" · ")]
         : [...named(toL2, "answers/s"), ...times(recent("miss50"), recent("miss99"))],
     );
     this.#label("write", [`${rate(writes)} writes/s`, times(recent("write50"), recent("write99"))].flat());
