@@ -36,7 +36,7 @@ from psycopg.rows import tuple_row
 from redis.exceptions import RedisError, ResponseError
 
 from glasspoint import CachedPostgresSaver, RedisSaver
-from glasspoint.cli.parts import connect_once
+from glasspoint.cli.parts import connect_once, opened_redis
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.epoch import root_of
@@ -45,7 +45,7 @@ from glasspoint.l2.schema import GRANTS, triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.sql import query
 from glasspoint.l2.target import Target
-from glasspoint.redis.client import eviction_of, open_redis
+from glasspoint.redis.client import eviction_of
 from glasspoint.redis.faults import remedy
 from glasspoint.redis.permissions import check_permissions, refuse_cluster
 from glasspoint.telemetry import create_telemetry
@@ -53,6 +53,9 @@ from glasspoint.telemetry.events import DURABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from redis.asyncio import Redis
 
     from glasspoint.model.sync_methods import Opening
 
@@ -198,7 +201,7 @@ class _Checks:
         """Check that Redis answers and can be the cache; return its version and address."""
         if not self._redis_url:
             raise _Failed("not configured: set REDIS_URL, or pass --redis-url.")
-        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+        async with self._open_redis() as redis:
             try:
                 server = await redis.info("server")
             except (RedisError, OSError) as error:
@@ -219,7 +222,7 @@ class _Checks:
         """Check that Redis does not evict keys, which the fallback chain's tier `redis` cannot afford."""
         if not self._has_redis:
             raise _Skipped("Redis was not reached")
-        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+        async with self._open_redis() as redis:
             try:
                 policy = eviction_of(await redis.info("memory"))
             except ResponseError as error:
@@ -275,7 +278,7 @@ class _Checks:
             raise _Skipped(self._obstacle or "Redis was not reached, or cannot be the cache")
         async with (
             await self._connect() as connection,
-            open_redis(self._redis_url, timeout_seconds=2.0) as redis,
+            self._open_redis() as redis,
         ):
             has_triggers = await triggers_stand(cast("Any", connection))
             why_not = await why_not_to_attach(connection, redis, key_prefix=self._key_prefix)
@@ -318,7 +321,7 @@ class _Checks:
         """Count other databases that have entries of this prefix in Redis, among its first keys."""
         own, found = identity.partition(".")[0], set[str]()
         root = root_of(self._key_prefix)
-        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+        async with self._open_redis() as redis:
             cursor = 0
             for _ in range(_SCANS):
                 cursor, keys = await redis.scan(cursor, match=f"{root}*", count=1000)
@@ -354,7 +357,7 @@ class _Checks:
         target = Target.of(self._postgres_url, schema=self._saver_options.get("schema"))
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
-            open_redis(self._redis_url, timeout_seconds=2.0) as redis,
+            self._open_redis() as redis,
             # `create` would begin the tier's list of threads.
             RedisSaver(redis, key_prefix=self._key_prefix, target=target, telemetry=telemetry) as tier,
         ):
@@ -414,6 +417,9 @@ class _Checks:
             **self._saver_options,
             telemetry=create_telemetry(registry=registry or CollectorRegistry()),
         )
+
+    def _open_redis(self) -> AbstractAsyncContextManager[Redis]:
+        return opened_redis(self._redis_url, self._saver_options, timeout_seconds=2.0)
 
     async def _connect(self) -> psycopg.AsyncConnection:
         return await connect_once(self._postgres_url, self._saver_options)

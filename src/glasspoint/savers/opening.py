@@ -27,6 +27,7 @@ from glasspoint.model.option_types import (
 )
 from glasspoint.model.sync_methods import Opening
 from glasspoint.redis import client
+from glasspoint.redis.detection import connect_cache
 from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.signature import secret_of
 from glasspoint.savers.maintenance import Maintenance
@@ -197,7 +198,7 @@ class ManagedSaver(OpenedSaver):
         Args:
             conn_string: Where PostgreSQL is: `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
                 `postgresql+psycopg://…` or libpq's `key=value` form.
-            redis_url: Where Redis is: `redis://…`, `rediss://…` or `unix://…`.
+            redis_url: Where Redis is: `redis://…`, `rediss://…`, `unix://…` or `redis+sentinel://…`.
             options: The same keyword arguments as for `create`.
 
         Raises:
@@ -225,6 +226,9 @@ class ManagedSaver(OpenedSaver):
                   PgBouncer in transaction mode.
                 - `schema`: the schema of the tables; by default what the role's `search_path` says. Behind a
                   pooler, this must name the same schema: `ALTER ROLE … SET search_path`.
+                - `redis_mode` ("auto"): what the URL of Redis leads to. `"auto"`: what its scheme says.
+                  `"single"`: one server. `"sentinel"`: a plain URL names sentinels, and the service as its
+                  path. `"cluster"`: a Redis Cluster, which cannot be the cache yet.
                 - `password`: a function that returns the password, in place of the connection string's. It
                   may be asynchronous; a synchronous one runs in a thread. It is called before each new
                   connection, so the password may be a token that expires.
@@ -257,7 +261,12 @@ class ManagedSaver(OpenedSaver):
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = seconds_of(options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS))
-                redis = client.open_redis(redis, timeout_seconds=client.TIMEOUTS_TO_CONNECT * timeout)
+                redis = await connect_cache(
+                    redis,
+                    timeout_seconds=client.TIMEOUTS_TO_CONNECT * timeout,
+                    mode=options.get("redis_mode", "auto"),
+                    step_seconds=timeout,
+                )
                 opened.push_async_callback(redis.aclose)
             client.check_redis(redis)
             with quiet(), heeding_cancellation():
