@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 from uuid import uuid4
 
 import psycopg
@@ -45,9 +45,10 @@ from glasspoint.l2.schema import GRANTS, triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.sql import query
 from glasspoint.l2.target import Target
-from glasspoint.redis.client import eviction_of
+from glasspoint.redis.client import address_of, database_of, eviction_of
 from glasspoint.redis.faults import remedy
 from glasspoint.redis.permissions import check_permissions, refuse_cluster
+from glasspoint.redis.sentinels import SentinelPool
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import DURABLE
 
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.model.sync_methods import Opening
+    from glasspoint.redis.sentinels import Sentinels
 
 __all__ = ["Finding", "Status", "run_checks", "say"]
 
@@ -212,11 +214,14 @@ class _Checks:
             except RedisError as error:
                 raise _Failed(f"{_sentence(error)} {remedy(error)}") from error
             self._has_redis = True
-            at = redis.connection_pool.connection_kwargs
             name = "Valkey " if "valkey_version" in server else ""
             version = server.get("valkey_version") or server.get("redis_version", "?")
-            place = at.get("path") or _place(at.get("host", "localhost"), at.get("port", 6379))
-            return f"{name}version {version} at {place}, database {at.get('db') or 0}"
+            host, port = address_of(redis)
+            place = _place(host or "localhost", port or 6379)
+            found = f"{name}version {version} at {place}, database {database_of(redis)}"
+            if isinstance(redis.connection_pool, SentinelPool):
+                return await _through_sentinels(redis.connection_pool.sentinel_manager, found)
+            return found
 
     async def eviction(self) -> str:
         """Check that Redis does not evict keys, which the fallback chain's tier `redis` cannot afford."""
@@ -471,13 +476,31 @@ def _place(host: str, port: int | str) -> str:
     return host if host.startswith("/") else f"{host}:{port}"
 
 
+async def _through_sentinels(sentinels: Sentinels, found: str) -> str:
+    """Return what was found, and how the sentinels led there.
+
+    Raises:
+        _Warned: Not all of them did.
+    """
+    agree, others = await sentinels.survey()
+    number = agree + len(others)
+    found += f"; the master of {sentinels.service!r} now: {agree} of {number} sentinel(s) name it"
+    if others:
+        raise _Warned(f"{found}. {'; '.join(others)}")
+    return found
+
+
 def _passwords(url: str) -> set[str]:
-    """Return all spellings of the password in a URL or a connection string, to mask them in messages."""
+    """Return all spellings of the passwords in a URL or a connection string, to mask them in messages."""
     found: set[str] = set()
     if "://" in url:
         # Without a parser, because parsers misread a password that holds an unencoded `/` or `@`.
         raw = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
         found |= {raw, unquote(raw), *raw.replace("@", "/").replace("?", "/").replace("#", "/").split("/")}
+        for option in url.partition("?")[2].split("&"):
+            name, _, value = option.partition("=")
+            if "password" in name:
+                found |= {value, unquote_plus(value)}
     with suppress(ValueError, psycopg.Error):
         found.add(str(conninfo_to_dict(postgres_conninfo(url)).get("password") or ""))
     return found - {""}
