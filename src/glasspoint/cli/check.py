@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 from uuid import uuid4
 
 import psycopg
@@ -37,7 +37,7 @@ from psycopg.rows import tuple_row
 from redis.exceptions import RedisError, ResponseError
 
 from glasspoint import CachedPostgresSaver, RedisSaver
-from glasspoint.cli.parts import connect_once
+from glasspoint.cli.parts import connect_once, opened_redis
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import GlasspointError
 from glasspoint.l1.epoch import root_of
@@ -47,16 +47,21 @@ from glasspoint.l2.schema import GRANTS, triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.sql import query
 from glasspoint.l2.target import Target
-from glasspoint.redis.client import eviction_of, open_redis
+from glasspoint.redis.client import address_of, database_of, eviction_of
 from glasspoint.redis.faults import remedy
 from glasspoint.redis.permissions import check_permissions, refuse_cluster
+from glasspoint.redis.sentinels import SentinelPool
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import DURABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from redis.asyncio import Redis
 
     from glasspoint.model.sync_methods import Opening
+    from glasspoint.redis.sentinels import Sentinels
 
 __all__ = ["Finding", "Status", "run_checks", "say"]
 
@@ -222,7 +227,7 @@ class _Checks:
         """Check that Redis answers and can be the cache; return its version and address."""
         if not self._redis_url:
             raise _Failed("not configured: set REDIS_URL, or pass --redis-url.")
-        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+        async with self._open_redis() as redis:
             try:
                 server = await redis.info("server")
             except (RedisError, OSError) as error:
@@ -233,17 +238,20 @@ class _Checks:
             except RedisError as error:
                 raise _Failed(f"{_sentence(error)} {remedy(error)}") from error
             self._has_redis = True
-            at = redis.connection_pool.connection_kwargs
             name = "Valkey " if "valkey_version" in server else ""
             version = server.get("valkey_version") or server.get("redis_version", "?")
-            place = at.get("path") or _place(at.get("host", "localhost"), at.get("port", 6379))
-            return f"{name}version {version} at {place}, database {at.get('db') or 0}"
+            host, port = address_of(redis)
+            place = _place(host or "localhost", port or 6379)
+            found = f"{name}version {version} at {place}, database {database_of(redis)}"
+            if isinstance(redis.connection_pool, SentinelPool):
+                return await _through_sentinels(redis.connection_pool.sentinel_manager, found)
+            return found
 
     async def eviction(self) -> str:
         """Check that Redis does not evict keys, which the fallback chain's tier `redis` cannot afford."""
         if not self._has_redis:
             raise _Skipped("Redis was not reached")
-        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+        async with self._open_redis() as redis:
             try:
                 policy = eviction_of(await redis.info("memory"))
             except ResponseError as error:
@@ -299,7 +307,7 @@ class _Checks:
             raise _Skipped(self._obstacle or "Redis was not reached, or cannot be the cache")
         async with (
             await self._connect() as connection,
-            open_redis(self._redis_url, timeout_seconds=2.0) as redis,
+            self._open_redis() as redis,
         ):
             has_triggers = await triggers_stand(cast("Any", connection))
             why_not = await why_not_to_attach(connection, redis, key_prefix=self._key_prefix)
@@ -342,7 +350,7 @@ class _Checks:
         """Count other databases that have entries of this prefix in Redis, among its first keys."""
         own, found = identity.partition(".")[0], set[str]()
         root = root_of(self._key_prefix)
-        async with open_redis(self._redis_url, timeout_seconds=2.0) as redis:
+        async with self._open_redis() as redis:
             cursor = 0
             for _ in range(_SCANS):
                 cursor, keys = await redis.scan(cursor, match=f"{root}*", count=1000)
@@ -378,7 +386,7 @@ class _Checks:
         target = Target.of(self._postgres_url, schema=self._saver_options.get("schema"))
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
-            open_redis(self._redis_url, timeout_seconds=2.0) as redis,
+            self._open_redis() as redis,
             # `create` would begin the tier's list of threads.
             RedisSaver(redis, key_prefix=self._key_prefix, target=target, telemetry=telemetry) as tier,
         ):
@@ -438,6 +446,9 @@ class _Checks:
             **self._saver_options,
             telemetry=create_telemetry(registry=registry or CollectorRegistry()),
         )
+
+    def _open_redis(self) -> AbstractAsyncContextManager[Redis]:
+        return opened_redis(self._redis_url, self._saver_options, timeout_seconds=2.0)
 
     async def _connect(self) -> psycopg.AsyncConnection:
         return await connect_once(self._postgres_url, self._saver_options, primary=True)
@@ -546,13 +557,31 @@ def _place(host: str, port: int | str) -> str:
     return host if host.startswith("/") else f"{host}:{port}"
 
 
+async def _through_sentinels(sentinels: Sentinels, found: str) -> str:
+    """Return what was found, and how the sentinels led there.
+
+    Raises:
+        _Warned: Not all of them did.
+    """
+    agree, others = await sentinels.survey()
+    number = agree + len(others)
+    found += f"; the master of {sentinels.service!r} now: {agree} of {number} sentinel(s) name it"
+    if others:
+        raise _Warned(f"{found}. {'; '.join(others)}")
+    return found
+
+
 def _passwords(url: str) -> set[str]:
-    """Return all spellings of the password in a URL or a connection string, to mask them in messages."""
+    """Return all spellings of the passwords in a URL or a connection string, to mask them in messages."""
     found: set[str] = set()
     if "://" in url:
         # Without a parser, because parsers misread a password that holds an unencoded `/` or `@`.
         raw = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
         found |= {raw, unquote(raw), *raw.replace("@", "/").replace("?", "/").replace("#", "/").split("/")}
+        for option in url.partition("?")[2].split("&"):
+            name, _, value = option.partition("=")
+            if "password" in name:
+                found |= {value, unquote_plus(value)}
     with suppress(ValueError, psycopg.Error):
         found.add(str(conninfo_to_dict(postgres_conninfo(url)).get("password") or ""))
     return found - {""}

@@ -113,7 +113,8 @@ async def create_cached_postgres_checkpointer(
     Args:
         conn_string: Where PostgreSQL is: `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
             `postgresql+psycopg://…` or libpq's `key=value` form.
-        redis: Where Redis is: `redis://…`, `rediss://…`, `unix://…`; or a `redis.asyncio.Redis`.
+        redis: Where Redis is: `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`; or a
+            `redis.asyncio.Redis`.
         options: The keyword arguments of `CachedPostgresSaver.create`, for example `cache_ttl` (86400
             seconds) and `pool_max_size` (10).
 
@@ -132,8 +133,8 @@ async def create_redis_checkpointer(
     The caller closes the saver (`await saver.close()`), and also the Redis client, if it passed one in.
 
     Args:
-        redis_url: Where Redis is: `redis://…`, `rediss://…` or `unix://…`; or a `redis.asyncio.Redis` or
-            `redis.asyncio.RedisCluster`.
+        redis_url: Where Redis is: `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`,
+            `redis+cluster://…`; or a `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`.
         ttl: Seconds (> 0), or a `timedelta`, that a thread stays after its last use; reading is a use, too.
             `None`: for ever.
         options: The keyword arguments of `RedisSaver.create`, for example `key_prefix` ("glasspoint") and
@@ -280,6 +281,7 @@ class _Tiers:
                 ttl=settings.redis_ttl,
                 key_prefix=settings.key_prefix,
                 timeout_seconds=settings.redis_timeout,
+                redis_mode=settings.redis_mode,
                 target=self._target,
                 signing_key=await self._secret(),
                 serde=self._serde,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -26,6 +27,7 @@ from redis.exceptions import (
 )
 
 from glasspoint.errors import L1Error, L1UnavailableError
+from glasspoint.redis.sentinels import UnknownServiceError
 
 __all__ = [
     "FAULTS",
@@ -129,6 +131,8 @@ FAULTS = (
         classes=(AuthenticationError, AuthorizationError),
         do="Correct the user and the password in REDIS_URL.",
     ),
+    Fault("the sentinels know no such service", classes=(UnknownServiceError,)),
+    Fault("no sentinel names a master", classes=(MasterNotFoundError,)),
     Fault("this Redis cannot be the cache", classes=(CannotBeTheCacheError,), is_final=True),
     _UNKNOWN,
 )
@@ -141,7 +145,7 @@ def classify(error: BaseException) -> Fault:
 
 def remedy(error: Exception) -> str:
     """Return what a server refuses, and what to do; `""` if it did not respond."""
-    if isinstance(error, ReplicaError) or (
+    if isinstance(error, ReplicaError | UnknownServiceError) or (
         isinstance(error, L1Error) and not isinstance(error, L1UnavailableError)
     ):
         return str(error)

@@ -30,7 +30,22 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-__all__ = ["COMMANDS", "KEY", "OPTIONAL", "Needs", "ask_for_rights", "check_permissions", "refuse_cluster"]
+__all__ = [
+    "COMMANDS",
+    "KEY",
+    "NO_CLUSTER",
+    "OPTIONAL",
+    "SENTINEL_PORT",
+    "Needs",
+    "ask_for_rights",
+    "check_permissions",
+    "mode_of",
+    "needs_service",
+    "refuse_cluster",
+]
+
+SENTINEL_PORT = 26379
+"""The port of a sentinel, if a URL names none."""
 
 KEY = object()
 """A placeholder, in the arguments of a command, for the key that nothing else uses."""
@@ -57,6 +72,12 @@ the others."""
 
 OPTIONAL = ("scan", "unlink")
 """The commands that delete entries of older epochs. Without them, such entries stay until they expire."""
+
+NO_CLUSTER = (
+    "A Redis Cluster cannot be the cache yet: a node holds a part of the keys, and refuses all others. Use a "
+    "Redis or Valkey of one server, alone or with replicas and Sentinel (cluster-enabled no). A managed "
+    'service calls that "cluster mode disabled".'
+)
 
 _NAMED = re.compile(r"'([\w|]+)' command")
 
@@ -118,6 +139,9 @@ async def ask_for_rights(redis: Redis, key_prefix: str, needs: Needs) -> list[ob
             raise
         raise _refusal(redis, None, key_prefix, needs, _NAMED.findall(str(exc)), keys=False) from exc
     whoami = results.pop(_WHOAMI)
+    server = results.get("info")
+    if isinstance(server, dict) and mode_of(server) == "sentinel":
+        raise needs.refusal(needs_service((), _address(redis)))
     denied = [name for name, result in results.items() if is_a_refused_command(result)]
     keys = any(is_a_refused_key(result) for result in results.values())
     if denied or keys:
@@ -125,14 +149,31 @@ async def ask_for_rights(redis: Redis, key_prefix: str, needs: Needs) -> list[ob
     return list(results.values())
 
 
+def mode_of(server: Mapping[str, Any]) -> str:
+    """Return what a server is, according to its `INFO server`: standalone, cluster or sentinel."""
+    return str(server.get("redis_mode") or server.get("server_mode") or "")
+
+
+def needs_service(services: Collection[str], hosts: str) -> str:
+    """Return the error text for a URL that leads to a sentinel, but names no service.
+
+    Args:
+        services: The services that the sentinel knows, as far as they are known.
+        hosts: The host and the port of the sentinel.
+    """
+    known = f"It knows {', '.join(map(repr, sorted(services)))}. " if services else ""
+    first = min(services, default="mymaster")
+    return (
+        "This server is a sentinel: it stores nothing, but names the master of a service. The URL must name "
+        f"the service. {known}Write redis+sentinel://[user:password@]{hosts}/{first}/0, with the other "
+        "sentinels after a comma each; user and password are those of the master."
+    )
+
+
 def refuse_cluster(server: Mapping[str, Any]) -> None:
     """Raise `NeverTheCacheError` if a server is a node of a Redis Cluster, according to its `INFO server`."""
-    if "cluster" in (server.get("redis_mode"), server.get("server_mode")):
-        raise NeverTheCacheError(
-            "This server is a node of a Redis Cluster, which cannot be the cache yet: a node holds a part of "
-            "the keys, and refuses all others. Use a Redis or Valkey of one server, alone or with replicas "
-            'and Sentinel (cluster-enabled no). A managed service calls that "cluster mode disabled".'
-        )
+    if mode_of(server) == "cluster":
+        raise NeverTheCacheError(f"This server is a node of a Redis Cluster. {NO_CLUSTER}")
 
 
 def _refusal(
@@ -148,6 +189,12 @@ def _refusal(
         f"The Redis user {user!r} {' and '.join(lacks) or 'may not run a command'}. Let it, on the server: "
         f"ACL SETUSER {user} {' '.join(rules) or whole} (all that {needs.by} uses: {whole})."
     )
+
+
+def _address(redis: Redis) -> str:
+    pool: Any = getattr(redis, "connection_pool", None)
+    kwargs = getattr(pool, "connection_kwargs", {})
+    return f"{kwargs.get('host') or 'localhost'}:{kwargs.get('port') or SENTINEL_PORT}"
 
 
 def _user(redis: Redis, whoami: object) -> str:
