@@ -16,6 +16,10 @@ and its key has one slot, because the thread is the hash tag. So each step goes 
 - **A master that does not respond** (also CLUSTERDOWN) has its own breaker. The rows of its scopes stay in
   the journal, and do not keep the other masters from being trusted.
 
+- **A master that was replaced** may have taken writes that its successor does not know: if it was cut off,
+  it goes on for a part of `cluster-node-timeout`. So when a slot has another master, the scopes that this
+  process has written there in the last minute go into the journal, and the sweeps drop their entries.
+
 **The name of the cluster** in the keys, and in the cache's row in PostgreSQL, is the id of one of its nodes,
 which a failover and a restart do not change. A process keeps the name in the row if this node still belongs
 to the cluster. So all processes agree, and another cluster has another name. If the node has left the
@@ -25,6 +29,7 @@ cluster, the cache gets another name and another generation.
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from redis.exceptions import MovedError
@@ -59,6 +64,9 @@ _log = get_logger("glasspoint.l1")
 
 CLUSTER = "cluster-"
 """How the name of a cluster begins. A single Redis never has such a reign."""
+
+# How long a replaced master may have gone on: longer than any sensible `cluster-node-timeout`.
+_RECENT_SECONDS = 60.0
 
 # The cursor of a purge: the number of the master, and the cursor of its SCAN, which has 64 bits.
 _CURSOR_BITS = 64
@@ -95,6 +103,7 @@ class ClusterCache:
         self.is_absent = False
         """Whether PostgreSQL has no tables for a cache: see `Cache.is_absent`."""
         self._written: set[Written] = set()
+        self._recent: dict[Scope, tuple[float, Cache]] = {}  # when each scope was last written, and where
         self._is_stale = True  # whether the topology must be read again
         self._ask_first: Address | None = None
         self._lock = asyncio.Lock()
@@ -170,6 +179,7 @@ class ClusterCache:
         """Use another topology. A master that has gained a slot is suspect."""
         before, self._owners = self._owners, [None] * SLOTS
         self._node_ids = view.node_ids or frozenset(master.node_id for master in view.masters)
+        has_changed = False
         for master in view.masters:
             node = self._node_of(master)
             has_gained = False
@@ -178,11 +188,16 @@ class ClusterCache:
                 self._owners[first : last + 1] = [node] * (last + 1 - first)
             if has_gained:
                 node.trust.suspect()
+                has_changed = True
         for address in set(self._nodes) - {master.address for master in view.masters}:
             # Its slots belong to others now. Should the address come back, its entries have another reign, or
             # its slots have arrived anew.
-            self._written |= self._nodes.pop(address).written
+            node = self._nodes.pop(address)
+            self._written |= node.written
+            self._remember_recent(node)
             del self._places[address]
+        if has_changed:
+            self._record_replaced()
         if self._name is None or self._name.removeprefix(CLUSTER) not in self._node_ids:
             self._name = min((CLUSTER + master.node_id for master in view.masters), default=None)
         if self.unserved_slots and not self._has_warned:
@@ -255,7 +270,26 @@ class ClusterCache:
     def written(self, written: set[Written]) -> None:
         self._written = written
         for node in self.shards:
+            self._remember_recent(node)
             node.written = set()
+
+    def _remember_recent(self, node: Cache) -> None:
+        now = monotonic()
+        for each in node.written:
+            self._recent[each.scope] = now, node
+
+    def _record_replaced(self) -> None:
+        """Let the scopes be swept that this process has just written on another master than theirs now."""
+        for node in self._nodes.values():
+            self._remember_recent(node)
+        oldest = monotonic() - _RECENT_SECONDS
+        for scope, (written_at, node) in list(self._recent.items()):
+            owner = self._node(scope)
+            if written_at < oldest:
+                del self._recent[scope]
+            elif owner is not None and owner is not node:
+                self._recent[scope] = written_at, owner
+                self._written.add(Written(scope, None))
 
     def wrote_unannounced(self, scopes: Iterable[Scope]) -> None:
         """Record that scopes were changed in L2, but neither in Redis nor in the journal."""
@@ -265,6 +299,8 @@ class ClusterCache:
         """Record that a burst's scope was changed in L2, and that Redis received no further step."""
         if self._identity is not None:
             self._written.add(Written(intent.scope, self._identity.generation))
+            if (node := self._node(intent.scope)) is not None:
+                self._recent[intent.scope] = monotonic(), node
 
     # ---------------------------------------------------------------- all masters
 

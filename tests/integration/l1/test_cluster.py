@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
+import pytest
 from prometheus_client import CollectorRegistry
 
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.l1.cluster import ClusterCache
-from redis_nodes import Nodes, slot_of
+from redis_nodes import OPTIONS, Nodes, slot_of
 from states import counts, open_saver
-from steps import Thread, until
+from steps import Thread, readyz, until
 
 SOON = 0.05
 THREADS = 12
@@ -90,3 +93,251 @@ async def test_a_single_entry_names_the_reign_of_its_master(database: str, nodes
         assert not await one.hits(thread)
         assert await until(lambda: one.hits(thread))
         assert nodes.ask(master, "HGET", key.decode(), "reign").decode() == reign
+
+
+def threads_of(nodes: Nodes, *, each: int = 2) -> dict[int, list[Thread]]:
+    """Some threads of each master, by its port."""
+    found: dict[int, list[Thread]] = {server.port: [] for server in nodes.masters()}
+    number = 0
+    while any(len(threads) < each for threads in found.values()):
+        thread = Thread(f"t{number}")
+        of_master = found[nodes.master_of(slot_of(thread.thread_id)).port]
+        if len(of_master) < each:
+            of_master.append(thread)
+        number += 1
+    return found
+
+
+async def journalled(database: str) -> int:
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+        row = await (await conn.execute("SELECT count(*) FROM glasspoint_l1_journal")).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def test_a_shard_without_a_master_costs_only_its_share(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    of_master = threads_of(nodes)
+    lost_port, *other_ports = of_master
+    lost, others = of_master[lost_port], [thread for port in other_ports for thread in of_master[port]]
+    async with (
+        watched(database, nodes, l1_timeout_seconds=0.3) as one,
+        watched(database, nodes, l1_timeout_seconds=0.3) as two,
+    ):
+        for thread in (*lost, *others):
+            await thread.put(one.saver)
+        await warm(one, *lost, *others)
+        [master] = [server for server in nodes.servers if server.port == lost_port]
+        for server in (*nodes.replicas_of(master), master):
+            server.kill()
+        for _ in range(5):
+            for thread in lost:
+                await thread.put(one.saver)
+                assert not await one.hits(thread)
+        name = f"127.0.0.1:{lost_port}"
+        await until(lambda: one.cluster.states()[name] != "closed")
+        # The others are hits, and stay so: also after writes, and for the other process.
+        for _ in range(5):
+            for thread in others:
+                await thread.put(one.saver)
+                await warm(one, thread)
+                await warm(two, thread)
+        for thread in others:
+            assert await one.hits(thread)
+        status, about = await readyz(one.registry)
+        assert (status, about["l1"]) == (200, "partial")
+        assert about["shards"][name] != "closed"
+        assert {about["shards"][f"127.0.0.1:{port}"] for port in other_ports} == {"closed"}
+        assert await journalled(database), "the writes that Redis did not receive"
+        assert any(name in line and "is left alone" in line for line in caplog.messages)
+        # It returns, and with it the entries from before: a write that passed them by is never hidden.
+        nodes.heal()
+        for thread in lost:
+            await until(lambda thread=thread: one.hits(thread))  # type: ignore[misc]
+            await warm(two, thread)
+
+        async def is_swept() -> bool:
+            return not await journalled(database)
+
+        await until(is_swept)
+        await until(lambda: not len(one.cluster.quarantine))
+        assert one.saver.status.journal_pending == 0
+
+
+async def test_a_failover_of_a_shard_loses_nothing_and_costs_only_its_entries(
+    database: str, nodes: Nodes
+) -> None:
+    of_master = threads_of(nodes)
+    port, *other_ports = of_master
+    lost, others = of_master[port], [thread for each in other_ports for thread in of_master[each]]
+    async with (
+        watched(database, nodes, l1_timeout_seconds=0.3) as one,
+        watched(database, nodes, l1_timeout_seconds=0.3) as two,
+    ):
+        for thread in (*lost, *others):
+            await thread.put(one.saver)
+        await warm(one, *lost, *others)
+        generation = one.saver.status.identity
+        [master] = [server for server in nodes.servers if server.port == port]
+        [replica] = nodes.replicas_of(master)
+        master.kill()
+        hits = 0
+
+        async def turn(thread: Thread) -> None:
+            """Write, and read it in both processes. The writer's own read is never late."""
+            nonlocal hits
+            await thread.put(one.saver)
+            hits += await one.hits(thread)
+            await until(lambda: two_sees(thread))
+
+        async def two_sees(thread: Thread) -> bool:
+            # Late by the sweep interval at most; `until` is patient with a busy machine.
+            return await thread.turn(two.saver) == thread.number
+
+        while replica not in nodes.masters():
+            await asyncio.gather(*map(turn, (*lost, *others)))
+        assert hits, "the others' entries are hits meanwhile"
+        await warm(one, *lost, *others)
+        await warm(two, *lost, *others)
+        assert f"127.0.0.1:{replica.port}" in one.cluster.states()
+        assert one.saver.status.identity == generation, "the other masters' entries stay"
+        master.start(*OPTIONS)
+        nodes.heal()
+        await asyncio.gather(*map(turn, (*lost, *others)))
+
+
+async def test_what_a_promoted_replica_has_from_before_is_not_believed(database: str, nodes: Nodes) -> None:
+    thread = Thread("a")
+    async with watched(database, nodes) as one:
+        await thread.put(one.saver)
+        await warm(one, thread)
+        master = nodes.master_of(slot_of("a"))
+        [replica] = nodes.replicas_of(master)
+        await until(lambda: nodes.ask(replica, "DBSIZE"))
+        nodes.ask(replica, "CLUSTER", "FAILOVER", "TAKEOVER")
+        await until(lambda: nodes.master_of(slot_of("a"), asked=master) is replica)
+        await until(lambda: f"127.0.0.1:{replica.port}" in one.cluster.states())
+        assert not await one.hits(thread)
+        assert await until(lambda: one.hits(thread))
+
+
+async def test_a_slot_that_moves_and_comes_back_under_load(database: str, nodes: Nodes) -> None:
+    thread = Thread("a")
+    slot = slot_of("a")
+    source = nodes.master_of(slot)
+    target = next(server for server in nodes.masters() if server is not source)
+    async with watched(database, nodes) as one, watched(database, nodes) as two:
+        await thread.put(one.saver)
+        await warm(one, thread)
+        done = asyncio.Event()
+
+        async def work() -> int:
+            rounds = 0
+            while not done.is_set():
+                await thread.put(one.saver)
+                assert await thread.turn(one.saver) == thread.number
+                await until(two_sees)
+                rounds += 1
+            return rounds
+
+        async def two_sees() -> bool:
+            return await thread.turn(two.saver) == thread.number
+
+        working = asyncio.create_task(work())
+        for to in (target, source) * 2:
+            await asyncio.to_thread(nodes.move, slot, to)
+            before = thread.number
+            await until(lambda before=before: thread.number > before or working.done())  # type: ignore[misc]
+        done.set()
+        assert await working
+        await warm(one, thread)
+        await warm(two, thread)
+
+
+async def test_an_entry_whose_slot_was_away_is_not_believed_when_it_is_back(
+    database: str, nodes: Nodes
+) -> None:
+    """Untouched meanwhile, it would be right. But the master it was at may have lost a change of it."""
+    thread = Thread("a")
+    slot = slot_of("a")
+    source = nodes.master_of(slot)
+    target = next(server for server in nodes.masters() if server is not source)
+    async with watched(database, nodes) as one:
+        await thread.put(one.saver)
+        await warm(one, thread)
+        reigns = {
+            server.port: one.cluster._nodes["127.0.0.1", server.port].server for server in nodes.masters()
+        }
+        nodes.move(slot, target)
+        nodes.move(slot, source)
+        await until(lambda: one.cluster._nodes["127.0.0.1", source.port].server != reigns[source.port])
+        assert not await one.hits(thread)
+        assert await until(lambda: one.hits(thread))
+
+
+async def test_a_slot_on_its_way_is_answered_by_postgresql(database: str, nodes: Nodes) -> None:
+    """ASK: the key may be on either master. PostgreSQL answers, and no other thread is concerned."""
+    thread, other = Thread("a"), Thread("b")
+    slot = slot_of("a")
+    target = next(server for server in nodes.masters() if server is not nodes.master_of(slot))
+    async with watched(database, nodes) as one, watched(database, nodes) as two:
+        source = nodes.begin_move(slot, target)
+        await other.put(one.saver)
+        await warm(one, other)
+        for _ in range(5):
+            await thread.put(one.saver)
+            assert not await one.hits(thread)
+            assert not await two.hits(thread)
+            assert await one.hits(other)
+        assert len(one.cluster.quarantine)
+        assert set(one.cluster.states().values()) == {"closed"}
+        nodes.end_move(slot, source, target)
+        await until(lambda: not len(one.cluster.quarantine))
+        await warm(one, thread)
+        await warm(two, thread)
+
+
+async def test_a_master_that_is_full_is_left_alone_until_it_takes_writes(database: str, nodes: Nodes) -> None:
+    thread, other = (threads[0] for threads in list(threads_of(nodes).values())[:2])
+    master = nodes.master_of(slot_of(thread.thread_id))
+    async with watched(database, nodes) as one:
+        await thread.put(one.saver)
+        await other.put(one.saver)
+        await warm(one, thread, other)
+        nodes.ask(master, "CONFIG", "SET", "maxmemory", 1)
+        try:
+            name = f"127.0.0.1:{master.port}"
+
+            async def is_left_alone() -> bool:
+                await thread.put(one.saver)
+                assert await thread.turn(one.saver) == thread.number
+                return one.cluster.states()[name] != "closed"
+
+            await until(is_left_alone)
+            probes = one.cluster.states()
+            for _ in range(20):
+                await other.put(one.saver)
+                await warm(one, other)
+                assert not await one.hits(thread)
+            assert probes[name] != "closed"
+        finally:
+            nodes.ask(master, "CONFIG", "SET", "maxmemory", 0)
+        await warm(one, thread)
+
+
+async def test_writes_that_a_replaced_master_took_are_swept_on_its_successor(
+    database: str, nodes: Nodes
+) -> None:
+    """A master that is cut off goes on for a moment. What its successor has warmed up then must go."""
+    thread = Thread("a")
+    async with watched(database, nodes) as one:
+        await thread.put(one.saver)
+        await warm(one, thread)
+        master = nodes.master_of(slot_of("a"))
+        [replica] = nodes.replicas_of(master)
+        nodes.ask(replica, "CLUSTER", "FAILOVER", "TAKEOVER")
+        await until(lambda: f"127.0.0.1:{replica.port}" in one.cluster.states())
+        await until(
+            lambda: counts(one.registry, "glasspoint_l1_invalidations_total", "source").get("journal")
+        )

@@ -1,4 +1,4 @@
-"""A Redis Cluster for the tests of this folder."""
+"""A Redis Cluster, for the tests that ask for one."""
 
 from __future__ import annotations
 
