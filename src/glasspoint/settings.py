@@ -22,6 +22,7 @@ from glasspoint.model.option_types import (
     FewConnections,
     KeyPrefix,
     ManyConnections,
+    RedisMode,
     Schema,
     Share,
     Uses,
@@ -90,7 +91,10 @@ class Settings(BaseSettings):
     postgres_password_command: SecretStr | None = _variable(
         "CHECKPOINT_POSTGRES_PASSWORD_COMMAND", None, "a program and its arguments, quoted as for a shell"
     )
-    redis_url: SecretStr | None = _variable("REDIS_URL", None, "a URL: redis://…, rediss://… or unix://…")
+    redis_url: SecretStr | None = _variable(
+        "REDIS_URL", None, "a URL: redis://…, rediss://…, unix://…, redis+sentinel://… or redis+cluster://…"
+    )
+    redis_mode: RedisMode = _variable("CHECKPOINT_REDIS_MODE", "auto")
     cache_ttl: _Ttl = _variable("CHECKPOINT_CACHE_TTL", 86400.0)
     fallbacks: Annotated[tuple[Fallback, ...], NoDecode] = _variable(
         "CHECKPOINT_FALLBACKS",

@@ -43,6 +43,7 @@ FAST = frozenset({
     "test_options.py",
     "test_other_caches.py",
     "test_protocol.py",
+    "test_redis_location.py",
     "test_redis_saver.py",
     "test_registries.py",
     "test_retention.py",

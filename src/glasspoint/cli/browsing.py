@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
-from glasspoint.cli.parts import connected
+from glasspoint.cli.parts import connected, opened_redis
 from glasspoint.coherence.audit import differences
 from glasspoint.coherence.standing import standing_of
 from glasspoint.console import plain
@@ -31,7 +31,6 @@ from glasspoint.model import traceparent
 from glasspoint.model.codec import version_text, versions_of
 from glasspoint.model.scope import Scope, is_ordered_id, time_of_id, validate_thread_id
 from glasspoint.model.threads import choose_threads
-from glasspoint.redis.client import open_redis
 from glasspoint.redis.signature import secret_of
 from glasspoint.telemetry import create_telemetry
 
@@ -68,11 +67,13 @@ class Browser:
     """Reads one deployment. Each method returns data that JSON can hold."""
 
     def __init__(
-        self, store: Store, redis_url: str, *, key_prefix: str, signing_key: str | None, content: bool
+        self, store: Store, redis_url: str, options: Mapping[str, Any], *, key_prefix: str, content: bool
     ) -> None:
         self._store = store
         self._redis_url = redis_url
+        self._options = options
         self._key_prefix = key_prefix
+        signing_key: str | None = options.get("l1_signing_key")
         self._signing_key = secret_of(signing_key) if signing_key else None
         self._content = content
         self._serde = AsyncPostgresSaver.serde
@@ -105,13 +106,7 @@ class Browser:
                 create_telemetry(registry=CollectorRegistry()),
                 cache=key_prefix,
             )
-            yield cls(
-                store,
-                redis_url,
-                key_prefix=key_prefix,
-                signing_key=options.get("l1_signing_key"),
-                content=content,
-            )
+            yield cls(store, redis_url, options, key_prefix=key_prefix, content=content)
 
     async def threads(self, *, filter: dict[str, Any], limit: int, before: str | None) -> list[Facts]:
         """Return the threads, by their newest checkpoints, newest first."""
@@ -326,7 +321,7 @@ class Browser:
         if not scope.is_cached:
             return {"result": "not cached", "agrees": None, "detail": "a run's subgraph is not cached"}
         try:
-            async with open_redis(self._redis_url, timeout_seconds=_REDIS_SECONDS) as redis:
+            async with opened_redis(self._redis_url, self._options, timeout_seconds=_REDIS_SECONDS) as redis:
                 async with asyncio.timeout(2 * _REDIS_SECONDS):
                     for _ in range(_LOOKS):
                         before = await self._store.select(scope, None)

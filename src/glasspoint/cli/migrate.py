@@ -46,7 +46,8 @@ from glasspoint.logs import kept_warnings
 from glasspoint.migration.copying import MigrationReport, copy_threads
 from glasspoint.migration.sources import HistorySource, PostgresSource
 from glasspoint.migration.sqlite import SqliteSource
-from glasspoint.redis.client import open_redis
+from glasspoint.redis.detection import connect_redis
+from glasspoint.redis.location import SCHEMES
 from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.savers.redis_saver import RedisSaver
 from glasspoint.telemetry import create_telemetry
@@ -202,10 +203,10 @@ async def _opened(source: str, schema: str, key_prefix: str) -> AsyncIterator[So
         async with connected(source, options, variable="MIGRATE_FROM (--from)") as conn:
             await _check_tables(conn)
             yield PostgresSource(AsyncPostgresSaver(conn), copies_bytes=True)
-    elif scheme in ("redis", "rediss", "unix"):
+    elif scheme in SCHEMES:
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
-            open_redis(source, timeout_seconds=2.0) as redis,
+            await connect_redis(source, timeout_seconds=2.0) as redis,
             # `create` would need the right to write.
             RedisSaver(redis, key_prefix=key_prefix, telemetry=telemetry) as saver,
         ):

@@ -30,11 +30,13 @@ from glasspoint.errors import (
     L2UnavailableError,
 )
 from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
-from glasspoint.redis.client import open_redis
+from glasspoint.redis.detection import connect_redis
 from glasspoint.savers.cached import CachedPostgresSaver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from redis.asyncio import Redis, RedisCluster
 
     from glasspoint.savers.options import OpenCachedOptions
 
@@ -51,6 +53,7 @@ __all__ = [
     "counts_table",
     "end_in_order_on_signals",
     "needed",
+    "opened_redis",
     "plain_endings",
     "print_error",
     "print_json",
@@ -234,6 +237,25 @@ async def connected(
         yield connection
 
 
+@asynccontextmanager
+async def opened_redis(
+    redis_url: str, options: Mapping[str, Any], *, timeout_seconds: float
+) -> AsyncIterator[Redis | RedisCluster]:
+    """Open a client of the cache, with the service's options.
+
+    Args:
+        redis_url: Redis.
+        options: See `saver_options`.
+        timeout_seconds: The timeout for connecting.
+
+    Raises:
+        ConfigurationError: See `connect_redis`.
+    """
+    mode = options.get("redis_mode", "auto")
+    async with await connect_redis(redis_url, timeout_seconds=timeout_seconds, mode=mode) as redis:
+        yield redis
+
+
 async def check_cache(
     postgres_url: str, redis_url: str, options: Mapping[str, Any], *, key_prefix: str, undone: str
 ) -> None:
@@ -250,7 +272,7 @@ async def check_cache(
         L1UnavailableError: Redis does not answer.
         ConfigurationError: This is not the Redis, or the key prefix, of the service.
     """
-    async with open_redis(redis_url, timeout_seconds=_REDIS_SECONDS) as redis:
+    async with opened_redis(redis_url, options, timeout_seconds=_REDIS_SECONDS) as redis:
         try:
             await redis.ping()
         except Exception as exc:

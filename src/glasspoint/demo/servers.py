@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
+from redis.asyncio import RedisCluster
 
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.errors import ConfigurationError
 from glasspoint.l1.epoch import keys_of
 from glasspoint.model.scope import Scope
-from glasspoint.redis.client import open_redis
+from glasspoint.redis.detection import connect_redis
 from glasspoint.settings import Settings
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from glasspoint.model.option_types import RedisMode
     from glasspoint.model.password import Password
     from glasspoint.settings import Fallback
 
@@ -47,6 +52,8 @@ class Servers:
     """The schema of a user's PostgreSQL, from `CHECKPOINT_POSTGRES_SCHEMA`."""
     password: Password | None = None
     """The password of a user's PostgreSQL, from `CHECKPOINT_POSTGRES_PASSWORD_COMMAND`."""
+    redis_mode: RedisMode = "auto"
+    """What a user's Redis is, from `CHECKPOINT_REDIS_MODE`."""
 
     @property
     def own(self) -> set[str]:
@@ -72,6 +79,7 @@ class Servers:
             postgres_schema=self.schema,
             postgres_password_command=None,
             redis_url=SecretStr(self.redis_url),
+            redis_mode=self.redis_mode,
             fallbacks=fallbacks,
             l1_signing_key=self.signing_key,
             **{name: value for name, value in defaults.items() if name not in of_environment},
@@ -79,16 +87,27 @@ class Servers:
 
     async def redis_state(self) -> tuple[str, int]:
         """Return the `run_id` of the Redis process that answers now, and its number of keys."""
-        async with open_redis(self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS) as redis:
+        async with await self._connect_redis() as redis:
             server = await redis.info("server")
             return str(server["run_id"]), int(await redis.dbsize())
 
     async def forget_cached(self, scopes: Iterable[Scope]) -> None:
         """Remove the entries of these scopes from Redis, and nothing else."""
-        async with open_redis(self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS) as redis:
+        async with await self._connect_redis() as redis:
             for scope in scopes:
                 async for key in redis.scan_iter(match=keys_of(scope, key_prefix=_KEY_PREFIX), count=1000):
                     await redis.unlink(key)
+
+    async def _connect_redis(self) -> Redis:
+        redis = await connect_redis(
+            self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS, mode=self.redis_mode
+        )
+        if isinstance(redis, RedisCluster):
+            raise ConfigurationError(
+                "REDIS_URL leads to a Redis Cluster. The demo shows a Redis of one server, and its tier redis"
+                " needs one: leave REDIS_URL out, and the demo starts its own."
+            )
+        return redis
 
 
 def own_servers(settings: Settings) -> set[str]:
@@ -112,6 +131,7 @@ def run_servers(settings: Settings) -> Iterator[Servers]:
     with ExitStack() as stack:
         own_postgres, own_redis, signing_key = None, None, settings.l1_signing_key
         schema, password = None, None
+        redis_mode: RedisMode = "auto"
         if settings.postgres_url is None:
             own_postgres = stack.enter_context(EmbeddedPostgres())
             postgres_url = own_postgres.url
@@ -123,5 +143,7 @@ def run_servers(settings: Settings) -> Iterator[Servers]:
             own_redis = stack.enter_context(EmbeddedRedis())
             redis_url = own_redis.url
         else:
-            redis_url = settings.redis_url.get_secret_value()
-        yield Servers(postgres_url, redis_url, own_postgres, own_redis, signing_key, schema, password)
+            redis_url, redis_mode = settings.redis_url.get_secret_value(), settings.redis_mode
+        yield Servers(
+            postgres_url, redis_url, own_postgres, own_redis, signing_key, schema, password, redis_mode
+        )

@@ -113,7 +113,8 @@ async def create_cached_postgres_checkpointer(
     Args:
         conn_string: Where PostgreSQL is: `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
             `postgresql+psycopg://…` or libpq's `key=value` form.
-        redis: Where Redis is: `redis://…`, `rediss://…`, `unix://…`; or a `redis.asyncio.Redis`.
+        redis: Where Redis is: `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`; or a
+            `redis.asyncio.Redis`.
         options: The keyword arguments of `CachedPostgresSaver.create`, for example `cache_ttl` (86400
             seconds) and `pool_max_size` (10).
 
@@ -132,8 +133,8 @@ async def create_redis_checkpointer(
     The caller closes the saver (`await saver.close()`), and also the Redis client, if it passed one in.
 
     Args:
-        redis_url: Where Redis is: `redis://…`, `rediss://…` or `unix://…`; or a `redis.asyncio.Redis` or
-            `redis.asyncio.RedisCluster`.
+        redis_url: Where Redis is: `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`,
+            `redis+cluster://…`; or a `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`.
         ttl: Seconds (> 0), or a `timedelta`, that a thread stays after its last use; reading is a use, too.
             `None`: for ever.
         options: The keyword arguments of `RedisSaver.create`, for example `key_prefix` ("glasspoint") and
@@ -261,7 +262,15 @@ class _Tiers:
             "serde": self._serde,
             "telemetry": self._telemetry,
         }
-        return await CachedPostgresSaver.create(self._postgres_url, self._redis_url, **options)
+        saver = await CachedPostgresSaver.create(self._postgres_url, self._redis_url, **options)
+        if saver.status.shards is not None and "redis" in self._settings.fallbacks:
+            await saver.close()
+            raise ConfigurationError(
+                "REDIS_URL leads to a Redis Cluster, which can be the cache, but not the tier redis of a "
+                "fallback chain: its list of threads and their keys are in different slots. Leave redis out "
+                "of CHECKPOINT_FALLBACKS (memory is possible), or use a Redis of one server."
+            )
+        return saver
 
     async def _open_redis(self) -> RedisSaver:
         settings = self._settings
@@ -280,6 +289,7 @@ class _Tiers:
                 ttl=settings.redis_ttl,
                 key_prefix=settings.key_prefix,
                 timeout_seconds=settings.redis_timeout,
+                redis_mode=settings.redis_mode,
                 target=self._target,
                 signing_key=await self._secret(),
                 serde=self._serde,

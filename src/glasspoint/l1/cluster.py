@@ -29,24 +29,26 @@ cluster, the cache gets another name and another generation.
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from redis.asyncio import RedisCluster
 from redis.exceptions import MovedError
 
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1 import entry
 from glasspoint.l1.cache import Cache, Committed, Intent, Reading, Written
-from glasspoint.l1.epoch import Server, Shard, UnidentifiedError
+from glasspoint.l1.epoch import Server, Shard, UnidentifiedError, reign_of
 from glasspoint.l1.quarantine import Quarantine
 from glasspoint.logs import get_logger
 from glasspoint.model.scope import key_part
 from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.signature import Signer
-from glasspoint.redis.topology import SLOTS, Address, name_of, slot_of, tag_in
+from glasspoint.redis.topology import SLOTS, Address, Topology, name_of, slot_of, tag_in
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
     from typing import TypeAlias
 
     from redis.asyncio import Redis
@@ -55,10 +57,10 @@ if TYPE_CHECKING:
     from glasspoint.model.codec import StoredCheckpoint
     from glasspoint.model.identity import Identity
     from glasspoint.model.scope import Scope
-    from glasspoint.redis.topology import Master, Topology, View
+    from glasspoint.redis.topology import Master, View
     from glasspoint.telemetry.events import BreakerState, Telemetry, WarmUpResult
 
-__all__ = ["CLUSTER", "L1", "ClusterBreaker", "ClusterCache", "cluster_name_in"]
+__all__ = ["CLUSTER", "L1", "ClusterBreaker", "ClusterCache", "masters_of", "reign_in", "server_of"]
 
 _log = get_logger("glasspoint.l1")
 
@@ -67,6 +69,9 @@ CLUSTER = "cluster-"
 
 # How long a replaced master may have gone on: longer than any sensible `cluster-node-timeout`.
 _RECENT_SECONDS = 60.0
+
+# How long one node may take to answer a command.
+_COMMAND_SECONDS = 2.0
 
 # The cursor of a purge: the number of the master, and the cursor of its SCAN, which has 64 bits.
 _CURSOR_BITS = 64
@@ -598,18 +603,60 @@ class ClusterBreaker:
             breaker.trip(reason)
 
 
-async def cluster_name_in(topology: Topology, known_as: str | None) -> str:
-    """Return the name of a cluster, for a command.
+async def reign_in(redis: Redis | RedisCluster, *, known_as: str | None) -> str:
+    """Return the reign of a Redis, or the name of a Redis Cluster, for a command.
 
     Args:
-        topology: Finds its nodes.
+        redis: The client.
         known_as: The name by which PostgreSQL knows the Redis of the cache.
 
     Raises:
-        Exception: No node responds.
+        L1Error: This Redis cannot be a cache.
+        Exception: No server responds.
     """
-    view = await topology.look()
+    if not isinstance(redis, RedisCluster):
+        return await reign_of(redis)
+    async with masters_of(redis) as (topology, _):
+        view = await topology.look()
     ids = view.node_ids or {master.node_id for master in view.masters}
     if known_as is not None and known_as.removeprefix(CLUSTER) in ids:
         return known_as
     return min((CLUSTER + master.node_id for master in view.masters), default=CLUSTER)
+
+
+@asynccontextmanager
+async def masters_of(redis: RedisCluster) -> AsyncIterator[tuple[Topology, tuple[Master, ...]]]:
+    """Find the masters of a cluster for a command, and close their clients afterwards.
+
+    Raises:
+        Exception: No node responds.
+    """
+    topology = Topology(redis, timeout_seconds=_COMMAND_SECONDS)
+    try:
+        yield topology, (await topology.look()).masters
+    finally:
+        await topology.close()
+
+
+@asynccontextmanager
+async def server_of(redis: Redis | RedisCluster, scope: Scope) -> AsyncIterator[tuple[Redis, str | None]]:
+    """Find the server that holds the entry of a scope, for a command.
+
+    Yields:
+        Its client, and the reign that its entries name; `None` if the keys name it.
+
+    Raises:
+        L1UnavailableError: The slot has no master.
+        Exception: No node responds.
+    """
+    if not isinstance(redis, RedisCluster):
+        yield redis, None
+        return
+    slot = slot_of(key_part(scope.thread_id))
+    async with masters_of(redis) as (topology, masters):
+        for master in masters:
+            if any(first <= slot <= last for first, last in master.slots):
+                client = topology.client(master.address)
+                yield client, await reign_of(client, in_cluster=True)
+                return
+        raise L1UnavailableError("The slot of this thread has no master in the Redis Cluster.")

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.model.scope import key_part
 from glasspoint.redis.faults import NeverTheCacheError, ReplicaError
-from glasspoint.redis.permissions import is_in_cluster, refuse_cluster
+from glasspoint.redis.permissions import mode_of, refuse_cluster
 from glasspoint.redis.signature import Signer
 
 if TYPE_CHECKING:
@@ -339,14 +339,18 @@ def _reign(server: dict[str, Any], replication: dict[str, Any], config_epoch: st
     return reign
 
 
-async def reign_of(redis: Redis) -> str:
+async def reign_of(redis: Redis, *, in_cluster: bool = False) -> str:
     """Ask a Redis for its reign: see `Server.reign`.
+
+    Args:
+        redis: The client.
+        in_cluster: Whether it is a node of a cluster.
 
     Raises:
         L1Error: This Redis cannot be a cache.
         Exception: The client's error, if Redis does not respond.
     """
-    reign, _ = await _ask_for_reign(redis)
+    reign, _ = await _ask_for_reign(redis, in_cluster=in_cluster)
     return reign.name
 
 
@@ -366,7 +370,7 @@ async def _ask_for_reign(redis: Redis, *, in_cluster: bool = False) -> tuple[_Re
         server, replication, *info = await pipe.execute()
     config_epoch = ""
     if in_cluster:
-        if not is_in_cluster(server):
+        if mode_of(server) != "cluster":
             raise NeverTheCacheError("This server is not a node of a Redis Cluster any more.")
         config_epoch = _config_epoch(info[0])
     else:

@@ -47,6 +47,7 @@ __all__ = [
     "KeyPrefix",
     "ManyConnections",
     "PasswordSource",
+    "RedisMode",
     "Schema",
     "Seconds",
     "Serde",
@@ -180,6 +181,7 @@ Serde: TypeAlias = Annotated[
     PlainValidator(_is_serde),
     Field(description="a serializer with dumps_typed and loads_typed, such as a JsonPlusSerializer"),
 ]
+RedisMode: TypeAlias = Literal["auto", "single", "cluster", "sentinel"]
 PasswordSource: TypeAlias = Annotated[
     Callable[..., Any],
     Field(

@@ -1,19 +1,26 @@
-"""Opens the Redis client with short timeouts, or checks a client that the caller brings."""
+"""Opens the Redis client with short timeouts, or checks a client that the caller brings.
+
+`location` says which URLs there are. `detection` asks a server that a plain URL leads to what it is.
+"""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from glasspoint.errors import ConfigurationError
-from glasspoint.model.urls import split_url
+from glasspoint.redis.location import CLUSTER_EXAMPLE, EXAMPLE, SENTINEL_EXAMPLE, locate
+from glasspoint.redis.sentinels import SentinelPool, Sentinels, open_master
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from glasspoint.model.option_types import RedisMode
+    from glasspoint.redis.location import Location
 
 __all__ = [
     "TIMEOUTS_TO_CONNECT",
@@ -25,16 +32,12 @@ __all__ = [
     "open_redis",
 ]
 
-_SCHEMES = ("redis", "rediss", "unix")
-_EXAMPLE = "redis://user:password@host:6379/0"
-
-# The path of a URL: empty (database 0), or a number.
-_DATABASE = re.compile(r"/?|/[0-9]+/?")
-
 # More than a saver uses at once: callers wait in the saver's limiter (see `Turns`), which raises no error.
 # Fewer than redis-py's 100, because all processes share the server's `maxclients`, and idle connections are
 # not closed.
 _MAX_CONNECTIONS = 64
+
+_CLUSTER_RETRIES = 3
 
 TIMEOUTS_TO_CONNECT = 4
 """redis-py's timeout for connecting, as a multiple of the saver's own timeout. The step that needs the
@@ -42,42 +45,71 @@ connection has a shorter timeout, which allows for a blocked event loop. redis-p
 that, so it must not end first."""
 
 
-def open_redis(url: object, *, timeout_seconds: float) -> Redis:
-    """Open a client for a `redis://`, `rediss://` or `unix://` URL. It does not connect yet.
+def open_redis(
+    url: object, *, timeout_seconds: float, mode: RedisMode = "auto", step_seconds: float | None = None
+) -> Redis | RedisCluster:
+    """Open a client for a URL of Redis. It does not connect yet: see also `detection.connect_redis`.
 
     Args:
-        url: The URL of Redis. Its query may hold options of redis-py, which override those set here.
+        url: The URL of Redis, in one of the forms of `location`. Its query may hold options of redis-py,
+            which override those set here.
         timeout_seconds: The timeout for connecting.
+        mode: What the URL leads to. `auto`: what its scheme says.
+        step_seconds: The time in which a call must be done, so that questions to sentinels take half of it
+            at most; by default `timeout_seconds`.
 
     Raises:
-        ConfigurationError: The URL cannot be understood. The message does not repeat the URL, which may hold
-            a password.
+        ConfigurationError: The URL cannot be understood, or contradicts the mode. The message does not repeat
+            the URL, which may hold a password.
     """
-    parts = split_url(url, "Redis", _SCHEMES, _EXAMPLE)
-    if parts.scheme != "unix" and not _DATABASE.fullmatch(parts.path):
-        # redis-py would silently use the database 0, or join the digits of several parts.
-        raise ConfigurationError(
-            f"The Redis URL names the database {parts.path[1:]!r}: it must be a whole number, as in "
-            f"{_EXAMPLE}."
-        )
+    location = locate(url, mode)
+    options = {
+        # No timeout for responses: each step has a timeout of its own already (see `Cache`).
+        "socket_timeout": None,
+        "socket_connect_timeout": timeout_seconds,
+        "max_connections": _MAX_CONNECTIONS,
+        # One immediate retry, on a fresh connection, because the server may have closed an idle one. That
+        # is safe, because every step may run twice. More retries would cost more than asking PostgreSQL.
+        "retry": Retry(NoBackoff(), 1),
+    }
+    open_kind = {"single": _open_single, "sentinel": _open_sentinel, "cluster": _open_cluster}
     try:
-        redis: Redis = Redis.from_url(
-            str(url),
-            # No timeout for responses: each step has a timeout of its own already (see `Cache`).
-            socket_timeout=None,
-            socket_connect_timeout=timeout_seconds,
-            max_connections=_MAX_CONNECTIONS,
-            # One immediate retry, on a fresh connection, because the server may have closed an idle one. That
-            # is safe, because every step may run twice. More retries would cost more than asking PostgreSQL.
-            retry=Retry(NoBackoff(), 1),
-        )
-        redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # an unknown option shows here
+        redis = open_kind[location.kind](location, options, (step_seconds or timeout_seconds) / 2)
+        if isinstance(redis, Redis):
+            # An unknown option shows here.
+            redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     except Exception as exc:
+        example = {"single": EXAMPLE, "sentinel": SENTINEL_EXAMPLE, "cluster": CLUSTER_EXAMPLE}
         raise ConfigurationError(
-            f"The Redis URL cannot be understood ({type(exc).__name__}): it must look like {_EXAMPLE}, with "
-            "no options in its query but those of redis-py."
+            f"The Redis URL cannot be understood ({type(exc).__name__}): it must look like "
+            f"{example[location.kind]}, with no options in its query but those of redis-py."
         ) from None
-    return check_redis(redis)
+    return check_redis_or_cluster(redis)
+
+
+def _open_single(location: Location, options: dict[str, Any], _: float) -> Redis:
+    redis: Redis = Redis.from_url(location.url, **options)
+    return redis
+
+
+def _open_sentinel(location: Location, options: dict[str, Any], seconds: float) -> Redis:
+    sentinels = Sentinels(
+        location.hosts,
+        location.service,
+        timeout_seconds=seconds,
+        sentinel_options=location.sentinel_options,
+        options={**options, **location.options},
+    )
+    for sentinel in sentinels.sentinels:
+        sentinel.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    return open_master(sentinels)
+
+
+def _open_cluster(location: Location, options: dict[str, Any], _: float) -> RedisCluster:
+    # A retry of the client of a cluster asks again where the key is, so that it finds a promoted node.
+    options["retry"] = Retry(NoBackoff(), _CLUSTER_RETRIES)
+    nodes = [ClusterNode(host, port) for host, port in location.hosts]
+    return RedisCluster(startup_nodes=nodes, **{**options, **location.options})
 
 
 def check_redis(redis: object) -> Redis:
@@ -115,11 +147,15 @@ def check_redis_or_cluster(redis: object) -> Redis | RedisCluster:
 def address_of(redis: Redis | RedisCluster) -> tuple[str | None, int | None]:
     """Return the host (or the socket's path) and the port that a client connects to.
 
-    For a cluster, these are the host and the port of its first startup node.
+    For a cluster, these are the host and the port of its first startup node; with sentinels, those of the
+    master that they named last.
     """
     if isinstance(redis, RedisCluster):
         node = next(iter(redis.nodes_manager.startup_nodes.values()), None)
         return (node.host, int(node.port)) if node else (None, None)
+    pool = redis.connection_pool
+    if isinstance(pool, SentinelPool):
+        return pool.sentinel_manager.master or (None, None)
     kwargs = redis.connection_pool.connection_kwargs
     return kwargs.get("host") or kwargs.get("path"), kwargs.get("port")
 

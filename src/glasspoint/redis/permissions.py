@@ -35,12 +35,17 @@ __all__ = [
     "COMMANDS",
     "KEY",
     "OPTIONAL",
+    "SENTINEL_PORT",
     "Needs",
     "ask_for_rights",
     "check_permissions",
-    "is_in_cluster",
+    "mode_of",
+    "needs_service",
     "refuse_cluster",
 ]
+
+SENTINEL_PORT = 26379
+"""The port of a sentinel, if a URL names none."""
 
 KEY = object()
 """A placeholder, in the arguments of a command, for the key that nothing else uses."""
@@ -147,6 +152,9 @@ async def ask_for_rights(
             raise
         raise _refusal(redis, None, key_prefix, needs, _NAMED.findall(str(exc)), keys=False) from exc
     whoami = results.pop(_WHOAMI)
+    server = results.get("info")
+    if isinstance(server, dict) and mode_of(server) == "sentinel":
+        raise needs.refusal(needs_service((), _address(redis)))
     denied = [name for name, result in results.items() if is_a_refused_command(result)]
     keys = any(is_a_refused_key(result) for result in results.values())
     if denied or keys:
@@ -154,18 +162,34 @@ async def ask_for_rights(
     return list(results.values())
 
 
-def is_in_cluster(server: Mapping[str, Any]) -> bool:
-    """Whether a server is a node of a Redis Cluster, according to its `INFO server`."""
-    return "cluster" in (server.get("redis_mode"), server.get("server_mode"))
+def mode_of(server: Mapping[str, Any]) -> str:
+    """Return what a server is, according to its `INFO server`: standalone, cluster or sentinel."""
+    return str(server.get("redis_mode") or server.get("server_mode") or "")
+
+
+def needs_service(services: Collection[str], hosts: str) -> str:
+    """Return the error text for a URL that leads to a sentinel, but names no service.
+
+    Args:
+        services: The services that the sentinel knows, as far as they are known.
+        hosts: The host and the port of the sentinel.
+    """
+    known = f"It knows {', '.join(map(repr, sorted(services)))}. " if services else ""
+    first = min(services, default="mymaster")
+    return (
+        "This server is a sentinel: it stores nothing, but names the master of a service. The URL must name "
+        f"the service. {known}Write redis+sentinel://[user:password@]{hosts}/{first}/0, with the other "
+        "sentinels after a comma each; user and password are those of the master."
+    )
 
 
 def refuse_cluster(server: Mapping[str, Any]) -> None:
     """Raise `NeverTheCacheError` if a server that is used alone is a node of a Redis Cluster."""
-    if is_in_cluster(server):
+    if mode_of(server) == "cluster":
         raise NeverTheCacheError(
             "This server is a node of a Redis Cluster, which cannot be the cache alone: a node holds a part "
-            "of the keys, and refuses all others. Pass a client of the whole cluster "
-            "(redis.asyncio.RedisCluster), or use a Redis or Valkey of one server (cluster-enabled no)."
+            "of the keys, and refuses all others. Use the whole cluster (redis+cluster://host:port,…, or a "
+            "redis.asyncio.RedisCluster), or a Redis or Valkey of one server (cluster-enabled no)."
         )
 
 
@@ -182,6 +206,12 @@ def _refusal(
         f"The Redis user {user!r} {' and '.join(lacks) or 'may not run a command'}. Let it, on the server: "
         f"ACL SETUSER {user} {' '.join(rules) or whole} (all that {needs.by} uses: {whole})."
     )
+
+
+def _address(redis: Redis) -> str:
+    pool: Any = getattr(redis, "connection_pool", None)
+    kwargs = getattr(pool, "connection_kwargs", {})
+    return f"{kwargs.get('host') or 'localhost'}:{kwargs.get('port') or SENTINEL_PORT}"
 
 
 def _user(redis: Redis, whoami: object) -> str:

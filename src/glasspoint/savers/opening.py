@@ -27,6 +27,7 @@ from glasspoint.model.option_types import (
 )
 from glasspoint.model.sync_methods import Opening
 from glasspoint.redis import client
+from glasspoint.redis.detection import connect_redis
 from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.signature import secret_of
 from glasspoint.savers.maintenance import Maintenance
@@ -200,7 +201,8 @@ class ManagedSaver(OpenedSaver):
         Args:
             conn_string: Where PostgreSQL is: `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
                 `postgresql+psycopg://…` or libpq's `key=value` form.
-            redis_url: Where Redis is: `redis://…`, `rediss://…` or `unix://…`.
+            redis_url: Where Redis is: `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…` or
+                `redis+cluster://…`.
             options: The same keyword arguments as for `create`.
 
         Raises:
@@ -230,6 +232,9 @@ class ManagedSaver(OpenedSaver):
                   PgBouncer in transaction mode.
                 - `schema`: the schema of the tables; by default what the role's `search_path` says. Behind a
                   pooler, this must name the same schema: `ALTER ROLE … SET search_path`.
+                - `redis_mode` ("auto"): what the URL of Redis leads to. `"auto"`: what its scheme says.
+                  `"single"`: one server. `"sentinel"`: a plain URL names sentinels, and the service as its
+                  path. `"cluster"`: a plain URL names nodes of a Redis Cluster.
                 - `password`: a function that returns the password, in place of the connection string's. It
                   may be asynchronous; a synchronous one runs in a thread. It is called before each new
                   connection, so the password may be a token that expires.
@@ -264,7 +269,12 @@ class ManagedSaver(OpenedSaver):
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = seconds_of(options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS))
-                redis = client.open_redis(redis, timeout_seconds=client.TIMEOUTS_TO_CONNECT * timeout)
+                redis = await connect_redis(
+                    redis,
+                    timeout_seconds=client.TIMEOUTS_TO_CONNECT * timeout,
+                    mode=options.get("redis_mode", "auto"),
+                    step_seconds=timeout,
+                )
                 opened.push_async_callback(redis.aclose)
             client.check_redis_or_cluster(redis)
             with quiet(), heeding_cancellation():

@@ -18,6 +18,7 @@ from glasspoint.model.option_types import (
     KeyPrefix,
     ManyConnections,
     PasswordSource,
+    RedisMode,
     Schema,
     Seconds,
     Serde,
@@ -38,6 +39,7 @@ __all__ = [
     "OpenRedisOptions",
     "PoolOptions",
     "RedisOptions",
+    "RedisSaverOptions",
     "access_options",
     "service_options",
 ]
@@ -79,16 +81,28 @@ class PoolOptions(TypedDict, total=False):
 class OpenCachedOptions(CachedOptions, PoolOptions, total=False):
     """Keyword arguments of `CachedPostgresSaver.create` and `from_conn_string`, which `create` explains."""
 
+    redis_mode: RedisMode
 
-class RedisOptions(TypedDict, total=False):
-    """Keyword arguments of `create_redis_checkpointer`, which the constructor of `RedisSaver` explains."""
 
+class _RedisOptions(TypedDict, total=False):
     serde: Serde | None
     key_prefix: KeyPrefix
     timeout_seconds: Timeout
     telemetry: Telemetry | None
     target: Target | None
     signing_key: SigningKeyBytes | None
+
+
+class RedisSaverOptions(_RedisOptions, total=False):
+    """Keyword arguments of `RedisSaver`, which its constructor explains."""
+
+    ttl: Seconds | None
+
+
+class RedisOptions(_RedisOptions, total=False):
+    """Keyword arguments of `create_redis_checkpointer`, which the constructor of `RedisSaver` explains."""
+
+    redis_mode: RedisMode
 
 
 class OpenRedisOptions(RedisOptions, total=False):
@@ -108,6 +122,7 @@ def access_options(settings: Settings) -> OpenCachedOptions:
         "write_deadline_seconds": settings.write_deadline,
         "l1_signing_key": None if key is None else key.get_secret_value(),
         "foreign_writes": settings.foreign_writes,
+        "redis_mode": settings.redis_mode,
         "schema": settings.postgres_schema,
         "password": settings.postgres_password,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from redis.asyncio import RedisCluster
 
@@ -18,7 +18,7 @@ from glasspoint.history.keys import Keyspace
 from glasspoint.history.saver import HistorySaver
 from glasspoint.history.steps import Steps
 from glasspoint.logs import get_logger
-from glasspoint.model.option_types import Seconds, check_options, checks_options, seconds_of
+from glasspoint.model.option_types import Seconds, check_options, checks_options, names_of, seconds_of
 from glasspoint.model.sync_methods import Opening
 from glasspoint.redis.client import (
     TIMEOUTS_TO_CONNECT,
@@ -26,10 +26,10 @@ from glasspoint.redis.client import (
     check_redis_or_cluster,
     database_of,
     eviction_of,
-    open_redis,
 )
+from glasspoint.redis.detection import connect_redis
 from glasspoint.redis.signature import Signer
-from glasspoint.savers.options import OpenRedisOptions
+from glasspoint.savers.options import OpenRedisOptions, RedisSaverOptions
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import SaverStatus
 from glasspoint.telemetry.quiet import quiet
@@ -81,7 +81,7 @@ class RedisSaver(HistorySaver):
         ```
     """
 
-    @checks_options(OpenRedisOptions)
+    @checks_options(RedisSaverOptions)
     def __init__(
         self,
         redis: Redis | RedisCluster,
@@ -150,8 +150,12 @@ class RedisSaver(HistorySaver):
         """Open a saver, and check that Redis responds. Close the saver with `close`.
 
         Args:
-            redis: A URL (`redis://…`, `rediss://…`, `unix://…`), or a client, which the caller closes.
-            options: The keyword arguments of the constructor.
+            redis: A URL (`redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`, `redis+cluster://…`),
+                or a client, which the caller closes.
+            options: The keyword arguments of the constructor, and `redis_mode` (`"auto"`): what the URL leads
+                to. `"auto"`: what its scheme says; a plain URL may lead to one server, or to a node of a
+                cluster. `"single"`: one server. `"cluster"`: a plain URL names nodes of a cluster.
+                `"sentinel"`: a plain URL names sentinels, and the service as its path.
 
         Raises:
             ConfigurationError: The URL or the client cannot be used, or an option is out of its range.
@@ -160,12 +164,17 @@ class RedisSaver(HistorySaver):
                 names the commands and the rule to add. (A cluster is not asked for rights.)
         """
         check_options(f"{cls.__name__}.create", options, OpenRedisOptions)
+        mode = options.get("redis_mode", "auto")
+        names = names_of(RedisSaverOptions)
+        own = cast("RedisSaverOptions", {name: value for name, value in options.items() if name in names})
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = seconds_of(options.get("timeout_seconds", _TIMEOUT_SECONDS))
-                redis = open_redis(redis, timeout_seconds=TIMEOUTS_TO_CONNECT * timeout)
+                redis = await connect_redis(
+                    redis, timeout_seconds=TIMEOUTS_TO_CONNECT * timeout, mode=mode, step_seconds=timeout
+                )
                 opened.push_async_callback(redis.aclose)
-            saver = cls(redis, **options)
+            saver = cls(redis, **own)
             try:
                 with quiet():
                     await saver._meet()
@@ -182,7 +191,7 @@ class RedisSaver(HistorySaver):
         """Open a saver for the length of a block: `async with`, or `with` for synchronous callers.
 
         Args:
-            redis_url: Where Redis is: `redis://…`, `rediss://…` or `unix://…`.
+            redis_url: Where Redis is: see `create`.
             options: The same keyword arguments as for `create`.
 
         Raises:

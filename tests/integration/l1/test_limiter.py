@@ -152,9 +152,15 @@ def test_one_connection_is_left() -> None:
 
 
 def test_a_url_says_how_many_connections_there_may_be() -> None:
-    assert open_redis("redis://host", timeout_seconds=1).connection_pool.max_connections == 64
-    url = "redis://host?max_connections=7"
-    assert open_redis(url, timeout_seconds=1).connection_pool.max_connections == 7
+    def found(url: str) -> int:
+        redis = open_redis(url, timeout_seconds=1)
+        assert isinstance(redis, Redis)
+        return redis.connection_pool.max_connections
+
+    assert found("redis://host") == 64
+    assert found("redis://host?max_connections=7") == 7
+    assert found("redis+sentinel://host/mymaster") == 64
+    assert found("redis+sentinel://host/mymaster?max_connections=7") == 7
 
 
 # ------------------------------------------------------------------ in a saver

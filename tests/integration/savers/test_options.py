@@ -32,7 +32,7 @@ from glasspoint.errors import ConfigurationError
 from glasspoint.fallback.factory import ChainOptions
 from glasspoint.model.option_types import names_of
 from glasspoint.savers.memory_saver import MemoryOptions
-from glasspoint.savers.options import CachedOptions, OpenCachedOptions, OpenRedisOptions
+from glasspoint.savers.options import CachedOptions, OpenCachedOptions, OpenRedisOptions, RedisSaverOptions
 from places import ROOT
 from states import make_pool, open_saver
 from steps import Thread
@@ -98,7 +98,9 @@ def test_the_types_of_the_options_name_what_the_constructors_take() -> None:
     assert names_of(CachedOptions) == keywords(CachedPostgresSaver.__init__)
     pool_options = set(re.findall(r"`(\w+)`(?= \(|[,:])", str(CachedPostgresSaver.create.__doc__)))
     assert names_of(OpenCachedOptions) - names_of(CachedOptions) <= pool_options, "documented"
-    assert names_of(OpenRedisOptions) == keywords(RedisSaver.__init__)
+    assert names_of(RedisSaverOptions) == keywords(RedisSaver.__init__)
+    assert names_of(OpenRedisOptions) - names_of(RedisSaverOptions) == {"redis_mode"}
+    assert "`redis_mode`" in str(RedisSaver.create.__doc__), "documented"
 
 
 TYPED = """
@@ -203,7 +205,7 @@ DECLARED: dict[str, tuple[type, Callable[..., Any]]] = {
         OpenCachedOptions,
         WITH_OPTIONS["create_cached_postgres_checkpointer"],
     ),
-    "RedisSaver": (OpenRedisOptions, WITH_OPTIONS["RedisSaver"]),
+    "RedisSaver": (RedisSaverOptions, WITH_OPTIONS["RedisSaver"]),
     "RedisSaver.create": (OpenRedisOptions, WITH_OPTIONS["RedisSaver.create"]),
     "RedisSaver.from_conn_string": (OpenRedisOptions, WITH_OPTIONS["RedisSaver.from_conn_string"]),
     "create_redis_checkpointer": (OpenRedisOptions, WITH_OPTIONS["create_redis_checkpointer"]),
