@@ -381,7 +381,7 @@ class ClusterCache:
             The scopes whose entry was not dropped: their key is refused, or their master does not respond.
             This master is suspect.
         """
-        left = set[Scope]()
+        left: set[Scope] = set()
         by_node: dict[Cache, list[Scope]] = {}
         for scope in (each for each in scopes if each.is_cached):
             node = self._node(scope)
