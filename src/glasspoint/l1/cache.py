@@ -179,7 +179,7 @@ class Cache:
         self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._server_changed, shard=shard)
         self.root = self._epochs.root
         """The common prefix of the keys of all epochs."""
-        self.quarantine = quarantine or Quarantine(telemetry)
+        self.quarantine = Quarantine(telemetry) if quarantine is None else quarantine
         """The scopes whose key Redis refuses."""
         self._available = True
         self._unusable_logged = ""
