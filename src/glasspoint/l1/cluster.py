@@ -639,24 +639,26 @@ async def masters_of(redis: RedisCluster) -> AsyncIterator[tuple[Topology, tuple
 
 
 @asynccontextmanager
-async def server_of(redis: Redis | RedisCluster, scope: Scope) -> AsyncIterator[tuple[Redis, str | None]]:
+async def server_of(
+    redis: Redis | RedisCluster, scope: Scope
+) -> AsyncIterator[tuple[Redis, str | None, str | None]]:
     """Find the server that holds the entry of a scope, for a command.
 
     Yields:
-        Its client, and the reign that its entries name; `None` if the keys name it.
+        Its client; in a cluster, also the reign that its entries name, and its host and port, else `None`.
 
     Raises:
         L1UnavailableError: The slot has no master.
         Exception: No node responds.
     """
     if not isinstance(redis, RedisCluster):
-        yield redis, None
+        yield redis, None, None
         return
     slot = slot_of(key_part(scope.thread_id))
     async with masters_of(redis) as (topology, masters):
         for master in masters:
             if any(first <= slot <= last for first, last in master.slots):
                 client = topology.client(master.address)
-                yield client, await reign_of(client, in_cluster=True)
+                yield client, await reign_of(client, in_cluster=True), name_of(master.address)
                 return
         raise L1UnavailableError("The slot of this thread has no master in the Redis Cluster.")
