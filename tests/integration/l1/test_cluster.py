@@ -18,6 +18,7 @@ from glasspoint.errors import L1Error
 from glasspoint.l1.cluster import CLUSTER, ClusterCache
 from glasspoint.redis.permissions import CLUSTER_COMMANDS, COMMANDS
 from glasspoint.redis.topology import Address, View
+from places import DOCS
 from redis_nodes import OPTIONS, Nodes, slot_of
 from states import counts, open_saver, value_of
 from steps import Proxy, Thread, nowhere, readyz, tcp, until
@@ -433,6 +434,8 @@ async def read_row(database: str) -> tuple[str, str]:
 async def test_without_a_right_the_log_names_it_and_the_shard(
     database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    added = " ".join(f"+{name}" for name in CLUSTER_COMMANDS)
+    assert f"\n{added}\n" in (DOCS / "rights.md").read_text("utf-8")
     for server in nodes.servers:
         rules = [
             "~glasspoint:*",
