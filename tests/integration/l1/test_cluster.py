@@ -218,8 +218,9 @@ async def test_a_failover_of_a_shard_loses_nothing_and_costs_only_its_entries(
 
 async def test_what_a_promoted_replica_has_from_before_is_not_believed(database: str, nodes: Nodes) -> None:
     thread = Thread("a")
+    async with watched(database, nodes) as writer:  # it is closed: the journal has no row of what it wrote
+        await thread.put(writer.saver)
     async with watched(database, nodes) as one:
-        await thread.put(one.saver)
         await warm(one, thread)
         master = nodes.master_of(slot_of("a"))
         [replica] = nodes.replicas_of(master)
