@@ -19,6 +19,7 @@ from glasspoint.l1.cluster import CLUSTER, ClusterCache
 from glasspoint.redis.permissions import CLUSTER_COMMANDS, COMMANDS
 from glasspoint.redis.topology import Address, View
 from places import DOCS
+from recorder import Recorder
 from redis_nodes import OPTIONS, Nodes, slot_of
 from states import counts, open_saver, value_of
 from steps import Proxy, Thread, nowhere, readyz, tcp, until
@@ -53,12 +54,17 @@ async def watched(
     database: str, nodes: Nodes, *, client: RedisCluster | None = None, **options: Any
 ) -> AsyncIterator[Watched]:
     registry = CollectorRegistry()
-    options = {"sweep_interval_seconds": SOON, "l1_timeout_seconds": 1.0, **options}
+    telemetry = create_telemetry(registry=registry)
+    options = {
+        "sweep_interval_seconds": SOON,
+        "l1_timeout_seconds": 1.0,
+        "telemetry": telemetry,
+        **options,
+    }
     client = client or nodes.client()
     async with open_saver(
         database,
         client,  # type: ignore[arg-type]
-        telemetry=create_telemetry(registry=registry),
         **options,
     ) as saver:
         yield Watched(saver, registry)
@@ -454,3 +460,17 @@ async def test_without_a_right_the_log_names_it_and_the_shard(
     async with watched(database, nodes, client=client) as one:
         assert not await one.hits(thread)
     assert any("+hexists" in line and "127.0.0.1" in line for line in caplog.messages)
+
+
+async def test_spans_name_the_master(database: str, nodes: Nodes) -> None:
+    recorder = Recorder()
+    thread = Thread("a")
+    async with watched(database, nodes, telemetry=recorder.telemetry) as one:
+        await thread.put(one.saver)
+        await until(lambda: one.saver._l1.is_identified)
+        recorder.clear()
+        await thread.turn(one.saver)
+        [span] = recorder.named("checkpoint.l1.read") or recorder.named("checkpoint.l1.commit")
+        assert span.attributes is not None
+        assert span.attributes["server.address"] == "127.0.0.1"
+        assert span.attributes["server.port"] == nodes.master_of(slot_of("a")).port
