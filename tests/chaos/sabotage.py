@@ -34,8 +34,8 @@ def _no_commit() -> None:
     """COMMIT only takes the intent away: the image stays as it was before the burst."""
     texts = epoch._script_texts
 
-    def broken(reign: Any, *, copied: bool) -> dict[str, str]:
-        found = texts(reign, copied=copied)
+    def broken(reign: Any, *, copied: bool, in_cluster: bool = False) -> dict[str, str]:
+        found = texts(reign, copied=copied, in_cluster=in_cluster)
         assert found["abort"].endswith("return 1\n")
         return {**found, "commit": found["abort"].removesuffix("return 1\n") + "return {2}\n"}
 
@@ -44,9 +44,9 @@ def _no_commit() -> None:
 
 def _no_epoch() -> None:
     """Keys and scripts do not say which server process they belong to."""
-    assert epoch._reign({"run_id": "a"}, {"master_replid": "b"}) == ("a", "b")
+    assert epoch._reign({"run_id": "a"}, {"master_replid": "b"})[:2] == ("a", "b")
     assert epoch._guard("server", "run_id", "a")
-    epoch._reign = lambda server, replication: epoch._Reign("0" * 40, "0" * 40)
+    epoch._reign = lambda server, replication, config_epoch="": epoch._Reign("0" * 40, "0" * 40)
     epoch._guard = lambda section, field, value: ""
 
 

@@ -732,7 +732,7 @@ class World:
             each._l1._available = True
             # It opens when the explorer says so, and may be probed at once.
             breaker = Breaker(failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0)
-            each._l1._breaker = each._parts.sweeper._breaker = breaker
+            each._l1.breaker = each._parts.sweeper._breaker = breaker
             each._parts = replace(each._parts, breaker=breaker)
             if name in self.scenario.new:
                 each._l1.trust._trusted_at = None

@@ -20,7 +20,7 @@ mistyped key prefix makes no new cache.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -34,12 +34,14 @@ from prometheus_client import CollectorRegistry
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import tuple_row
+from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
 from glasspoint import CachedPostgresSaver, RedisSaver
 from glasspoint.cli.parts import connect_once, opened_redis
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import GlasspointError
+from glasspoint.l1.cluster import masters_of
 from glasspoint.l1.epoch import root_of
 from glasspoint.l2.hosts import count_hosts
 from glasspoint.l2.pool import postgres_conninfo
@@ -51,6 +53,7 @@ from glasspoint.redis.client import address_of, database_of, eviction_of
 from glasspoint.redis.faults import remedy
 from glasspoint.redis.permissions import check_permissions, refuse_cluster
 from glasspoint.redis.sentinels import SentinelPool
+from glasspoint.redis.topology import tag_in
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import DURABLE
 
@@ -227,35 +230,72 @@ class _Checks:
         """Check that Redis answers and can be the cache; return its version and address."""
         if not self._redis_url:
             raise _Failed("not configured: set REDIS_URL, or pass --redis-url.")
-        async with self._open_redis() as redis:
-            try:
-                server = await redis.info("server")
-            except (RedisError, OSError) as error:
-                raise _Failed(f"{_sentence(error)} Check REDIS_URL, and that the server is up.") from error
-            refuse_cluster(server)
-            try:
-                await check_permissions(redis, self._key_prefix)
-            except RedisError as error:
-                raise _Failed(f"{_sentence(error)} {remedy(error)}") from error
+        async with self._each_redis() as servers:
+            found = []
+            for redis, tag in servers:
+                place, version = await self._look_at_redis(redis, tag)
+                found.append((place, version))
             self._has_redis = True
-            name = "Valkey " if "valkey_version" in server else ""
-            version = server.get("valkey_version") or server.get("redis_version", "?")
-            host, port = address_of(redis)
-            place = _place(host or "localhost", port or 6379)
-            found = f"{name}version {version} at {place}, database {database_of(redis)}"
-            if isinstance(redis.connection_pool, SentinelPool):
-                return await _through_sentinels(redis.connection_pool.sentinel_manager, found)
-            return found
+            if servers[0][1] is None:
+                return await self._of_one(servers[0][0], f"{found[0][1]} at {found[0][0]}")
+            masters = ", ".join(f"{place} ({version})" for place, version in found)
+            return f"a Redis Cluster of {len(found)} masters: {masters}"
+
+    @staticmethod
+    async def _of_one(redis: Redis, found: str) -> str:
+        if isinstance(redis.connection_pool, SentinelPool):
+            return await _through_sentinels(redis.connection_pool.sentinel_manager, found)
+        return found
+
+    async def _look_at_redis(self, redis: Redis, tag: str | None) -> tuple[str, str]:
+        """Check that one server can be the cache, or a part of it; return its address and version.
+
+        Args:
+            redis: Its client.
+            tag: The hash tag of a slot of this master of a cluster; `None`: it is not in a cluster.
+        """
+        where = "" if tag is None else f"The shard {_at(redis)}: "
+        try:
+            server = await redis.info("server")
+        except (RedisError, OSError) as error:
+            raise _Failed(f"{where}{_sentence(error)} Check REDIS_URL, and that the server is up.") from error
+        if tag is None:
+            refuse_cluster(server)
+        place = _at(redis)
+        if tag is None:
+            place += f", database {database_of(redis)}"
+        try:
+            await check_permissions(redis, self._key_prefix, tag=tag)
+        except RedisError as error:
+            raise _Failed(f"{where}{_sentence(error)} {remedy(error)}") from error
+        name = "Valkey " if "valkey_version" in server else ""
+        return place, f"{name}version {server.get('valkey_version') or server.get('redis_version', '?')}"
+
+    @asynccontextmanager
+    async def _each_redis(self) -> AsyncIterator[list[tuple[Redis, str | None]]]:
+        """Open Redis; of a cluster, each master, with the hash tag of one of its slots."""
+        async with self._open_redis() as redis:
+            if not isinstance(redis, RedisCluster):
+                yield [(redis, None)]
+                return
+            try:
+                async with masters_of(redis) as (topology, masters):
+                    if not masters:
+                        raise _Failed("no master of the Redis Cluster owns a slot.")
+                    yield [(topology.client(each.address), tag_in(each.slots)) for each in masters]
+            except (RedisError, OSError) as error:
+                raise _Failed(f"{_sentence(error)} Check REDIS_URL, and that the cluster is up.") from error
 
     async def eviction(self) -> str:
         """Check that Redis does not evict keys, which the fallback chain's tier `redis` cannot afford."""
         if not self._has_redis:
             raise _Skipped("Redis was not reached")
-        async with self._open_redis() as redis:
+        async with self._each_redis() as servers:
             try:
-                policy = eviction_of(await redis.info("memory"))
+                policies = [eviction_of(await redis.info("memory")) for redis, _ in servers]
             except ResponseError as error:
                 raise _Warned(f"not known: let this user run INFO ({_sentence(error)})") from error
+        policy = next(filter(None, policies), None)
         if policy is None:
             return "Redis evicts no key before it expires"
         raise _Warned(
@@ -350,7 +390,8 @@ class _Checks:
         """Count other databases that have entries of this prefix in Redis, among its first keys."""
         own, found = identity.partition(".")[0], set[str]()
         root = root_of(self._key_prefix)
-        async with self._open_redis() as redis:
+        async with self._each_redis() as servers:
+            redis, _ = servers[0]  # of a cluster, any master: entries of each database are on all
             cursor = 0
             for _ in range(_SCANS):
                 cursor, keys = await redis.scan(cursor, match=f"{root}*", count=1000)
@@ -387,10 +428,15 @@ class _Checks:
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
             self._open_redis() as redis,
-            # `create` would begin the tier's list of threads.
-            RedisSaver(redis, key_prefix=self._key_prefix, target=target, telemetry=telemetry) as tier,
+            AsyncExitStack() as opened,
         ):
-            waiting = [thread_id async for thread_id in tier.thread_ids()]
+            waiting = []
+            if not isinstance(redis, RedisCluster):  # a chain has no tier redis in a cluster
+                # `create` would begin the tier's list of threads.
+                tier = await opened.enter_async_context(
+                    RedisSaver(redis, key_prefix=self._key_prefix, target=target, telemetry=telemetry)
+                )
+                waiting = [thread_id async for thread_id in tier.thread_ids()]
         aside = []
         if not self._obstacle:
             async with (
@@ -447,7 +493,7 @@ class _Checks:
             telemetry=create_telemetry(registry=registry or CollectorRegistry()),
         )
 
-    def _open_redis(self) -> AbstractAsyncContextManager[Redis]:
+    def _open_redis(self) -> AbstractAsyncContextManager[Redis | RedisCluster]:
         return opened_redis(self._redis_url, self._saver_options, timeout_seconds=2.0)
 
     async def _connect(self) -> psycopg.AsyncConnection:
@@ -551,6 +597,11 @@ def _some(thread_ids: Sequence[str]) -> str:
 def _sentence(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _at(redis: Redis) -> str:
+    host, port = address_of(redis)
+    return _place(host or "localhost", port or 6379)
 
 
 def _place(host: str, port: int | str) -> str:

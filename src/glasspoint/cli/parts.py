@@ -30,13 +30,13 @@ from glasspoint.errors import (
     L2UnavailableError,
 )
 from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
-from glasspoint.redis.detection import connect_cache
+from glasspoint.redis.detection import connect_redis
 from glasspoint.savers.cached import CachedPostgresSaver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from redis.asyncio import Redis
+    from redis.asyncio import Redis, RedisCluster
 
     from glasspoint.savers.options import OpenCachedOptions
 
@@ -244,7 +244,7 @@ async def connected(
 @asynccontextmanager
 async def opened_redis(
     redis_url: str, options: Mapping[str, Any], *, timeout_seconds: float
-) -> AsyncIterator[Redis]:
+) -> AsyncIterator[Redis | RedisCluster]:
     """Open a client of the cache, with the service's options.
 
     Args:
@@ -253,10 +253,10 @@ async def opened_redis(
         timeout_seconds: The timeout for connecting.
 
     Raises:
-        ConfigurationError: See `connect_cache`.
+        ConfigurationError: See `connect_redis`.
     """
     mode = options.get("redis_mode", "auto")
-    async with await connect_cache(redis_url, timeout_seconds=timeout_seconds, mode=mode) as redis:
+    async with await connect_redis(redis_url, timeout_seconds=timeout_seconds, mode=mode) as redis:
         yield redis
 
 

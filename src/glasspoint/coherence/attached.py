@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glasspoint.l1.epoch import reign_of
+from glasspoint.l1.cluster import reign_in
 from glasspoint.l2.identity import caches_of
 
 if TYPE_CHECKING:
@@ -31,13 +31,15 @@ async def why_not_to_attach(conn: Any, redis: Any, *, key_prefix: str) -> str:
 
     Args:
         conn: A `psycopg.AsyncConnection` in autocommit mode.
-        redis: The `redis.asyncio.Redis` of the command's settings.
+        redis: The client of the command's settings.
         key_prefix: The name of the cache.
 
     Raises:
         psycopg.Error, redis.exceptions.RedisError, L1Error: A server does not respond, or refuses.
     """
-    return _why_not(await caches_of(conn), await reign_of(redis), key_prefix)
+    rows = await caches_of(conn)
+    own = next((row.reign for row in rows if row.cache == key_prefix), None)
+    return _why_not(rows, await reign_in(redis, known_as=own), key_prefix)
 
 
 def _why_not(rows: Sequence[CacheRow], reign: str, key_prefix: str) -> str:

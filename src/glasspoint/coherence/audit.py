@@ -22,7 +22,7 @@ from glasspoint.telemetry.events import Audited, Invalidated
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from glasspoint.l1.cache import Cache
+    from glasspoint.l1.cluster import L1
     from glasspoint.l2.store import Store
     from glasspoint.model.codec import StoredCheckpoint
     from glasspoint.model.scope import Scope
@@ -42,7 +42,7 @@ class Auditor:
 
     def __init__(
         self,
-        l1: Cache,
+        l1: L1,
         l2: Store,
         telemetry: Telemetry,
         *,

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from glasspoint.coherence.last_used import LastUsed
-    from glasspoint.l1.cache import Cache, Written
+    from glasspoint.l1.cache import Written
+    from glasspoint.l1.cluster import L1
     from glasspoint.l2.identity import Attachment, Identities, JournalRow, Look
     from glasspoint.l2.journal import Journal
     from glasspoint.telemetry.events import IdentityReason, SaverStatus, Telemetry
@@ -105,7 +106,7 @@ class IdentityKeeper:
 
     def __init__(
         self,
-        cache: Cache,
+        cache: L1,
         identities: Identities,
         journal: Journal,
         telemetry: Telemetry,
@@ -256,7 +257,10 @@ class IdentityKeeper:
         self._leave(_NO_IDENTITY[error.reason])
 
     async def _settle(self, look: Look) -> Status:
-        row, server = look.attachment, self._cache.server
+        row = look.attachment
+        if row is not None:
+            self._cache.recognise(row.reign)
+        server = self._cache.server
         if server is None:
             return "unusable"
         reason = self._reason_to_renew(look)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from glasspoint.coherence.identity import IdentityKeeper
-    from glasspoint.l1.cache import Cache
+    from glasspoint.l1.cluster import L1
     from glasspoint.l2.identity import Identities
 
 __all__ = ["Purger"]
@@ -30,7 +30,7 @@ _ASK_EVERY_SECONDS = 30.0
 class Purger:
     """Purges one cache."""
 
-    def __init__(self, cache: Cache, identities: Identities, keeper: IdentityKeeper) -> None:
+    def __init__(self, cache: L1, identities: Identities, keeper: IdentityKeeper) -> None:
         """Take the cache to purge.
 
         Args:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from glasspoint.l1 import entry
-from glasspoint.l1.epoch import key_of, reign_of
+from glasspoint.l1.cluster import reign_in, server_of
+from glasspoint.l1.epoch import key_of
 from glasspoint.model.identity import Identity
 from glasspoint.redis.signature import Signer
 
@@ -36,6 +37,7 @@ class Standing:
         bytes: The size of the entry's field names and values.
         ttl_seconds: The time until the entry expires, unless it is read; `None`: it has no expiry.
         why: Why the image is unusable, or why there is no cache.
+        shard: The host and the port of the master that has the entry's slot; `None`: Redis is no cluster.
     """
 
     kind: Kind
@@ -43,6 +45,7 @@ class Standing:
     bytes: int = 0
     ttl_seconds: float | None = None
     why: str = ""
+    shard: str | None = None
 
 
 async def standing_of(
@@ -51,7 +54,7 @@ async def standing_of(
     """Return the state of a scope's entry.
 
     Args:
-        redis: A `redis.asyncio.Redis` of the service's Redis, made without `decode_responses`.
+        redis: A client of the service's Redis, made without `decode_responses`.
         look: The look at PostgreSQL, with the row of the cache.
         key_prefix: The name of the cache.
         signing_key: The service's signing key, if it has one in place of the key that PostgreSQL keeps.
@@ -65,22 +68,26 @@ async def standing_of(
         return Standing("no cache", why=f"no service has used a cache with the key prefix {key_prefix!r} yet")
     identity = Identity(look.database, row.generation, row.reign, signing_key or look.signing_key)
     key = key_of(scope, identity, key_prefix=key_prefix)
-    async with redis.pipeline(transaction=False) as pipe:
+    async with (
+        server_of(redis, scope) as (server, reign, shard),
+        server.pipeline(transaction=False) as pipe,
+    ):
         pipe.hgetall(key)
         pipe.pttl(key)
         by_name, ttl_ms = await pipe.execute()
-    if await reign_of(redis) != row.reign:
+    if await reign_in(redis, known_as=row.reign) != row.reign:
         return Standing("no cache", why="the cache is attached to another Redis, or Redis was restarted")
     if look.changed or not row.is_marked or row.is_forgotten:
         return Standing("no cache", why="PostgreSQL has changed since: the next saver begins a new cache")
     fields: list[bytes] = [part for pair in by_name.items() for part in pair]
     size, ttl = sum(map(len, fields)), ttl_ms / 1000 if ttl_ms >= 0 else None
-    if any(name.startswith(b"i:") for name in by_name):
-        return Standing("busy", bytes=size, ttl_seconds=ttl)
-    if b"id" not in by_name:
-        return Standing("absent", bytes=size, ttl_seconds=ttl)
+    is_past = reign is not None and by_name.get(b"reign") != reign.encode()
+    if not is_past and any(name.startswith(b"i:") for name in by_name):
+        return Standing("busy", bytes=size, ttl_seconds=ttl, shard=shard)
+    if b"id" not in by_name or is_past:
+        return Standing("absent", bytes=size, ttl_seconds=ttl, shard=shard)
     try:
         image = entry.decode_image(scope, fields, Signer(identity.secret, identity.generation))
     except entry.UnusableImageError as exc:
-        return Standing("unusable", bytes=size, ttl_seconds=ttl, why=str(exc))
-    return Standing("image", image, size, ttl)
+        return Standing("unusable", bytes=size, ttl_seconds=ttl, why=str(exc), shard=shard)
+    return Standing("image", image, size, ttl, shard=shard)

@@ -10,6 +10,9 @@ After that, no older image hides a write whose row was read. Every process sweep
 limits how long other processes may read the old image. A process also sweeps before it trusts L1 again: at
 the first contact, after a failed step, after an outage, in a new epoch.
 
+In a Redis Cluster, each master is trusted on its own. The rows of a master that does not respond stay, and a
+sweep makes only the other masters trusted.
+
 After an outage, the sweep begins only when the breaker has closed. In the other order, a write could be
 missed: L2 commits it after the sweep has read the rows, and the breaker then holds back its COMMIT.
 """
@@ -23,7 +26,7 @@ import weakref
 from collections import Counter
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from glasspoint.errors import L1Error
 from glasspoint.l2.faults import FORESEEN
@@ -33,12 +36,12 @@ from glasspoint.telemetry.events import ForeignWrites, Invalidated
 from glasspoint.telemetry.quiet import quiet_context
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from glasspoint.coherence.identity import IdentityKeeper
     from glasspoint.coherence.purging import Purger
-    from glasspoint.l1.breaker import Breaker
     from glasspoint.l1.cache import Cache
+    from glasspoint.l1.cluster import L1, Finder
     from glasspoint.l2.identity import JournalRow
     from glasspoint.l2.journal import Journal
     from glasspoint.model.scope import Scope
@@ -77,10 +80,9 @@ class Sweeper:
 
     def __init__(
         self,
-        cache: Cache,
+        cache: L1,
         journal: Journal,
         identity: IdentityKeeper,
-        breaker: Breaker,
         telemetry: Telemetry,
         status: SaverStatus,
         *,
@@ -92,10 +94,10 @@ class Sweeper:
         """Take the cache and the journal.
 
         Args:
-            cache: The cache whose entries are dropped, and which is then trusted.
+            cache: The cache whose entries are dropped, and which is then trusted. The probes of its breakers
+                are made here.
             journal: The journal.
             identity: Tells which entries belong to L2, and which rows are pending.
-            breaker: Decides whether Redis is asked at all. Its probes are made here.
             telemetry: Receives an event for each dropped entry.
             status: Shows how many rows are pending.
             every_seconds: The time between two sweeps in the background.
@@ -106,7 +108,7 @@ class Sweeper:
         self._cache = cache
         self._journal = journal
         self._identity = identity
-        self._breaker = breaker
+        self._breaker = cache.breaker
         self._telemetry = telemetry
         self._status = status
         self._every = every_seconds
@@ -183,15 +185,19 @@ class Sweeper:
         Returns:
             The seconds until the next round.
         """
-        if self._breaker.begin_probe():
-            await self._probe()
-        if self._breaker.is_closed:
-            async with self._lock:
-                await self._try(self._sweep_all)
+        shards = self._cache.shards
+        if len(shards) > 1:
+            await self._round_of(shards)
+        else:
+            if shards[0].breaker.begin_probe():
+                await self._probe(shards[0])
+            if self._breaker.is_closed:
+                async with self._lock:
+                    await self._try(self._sweep_all)
         if not self._breaker.is_closed or not self._cache.is_identified:
             await self._try(self._count)
         pause = self._every * random.uniform(0.8, 1.0)
-        if not self._breaker.is_closed:
+        if any(not shard.breaker.is_closed for shard in self._cache.shards):
             pause = min(pause, self._breaker.seconds_to_probe)
         return max(pause, self._background.pause)
 
@@ -225,17 +231,30 @@ class Sweeper:
         except FORESEEN as exc:
             _log.debug("what the past has left is yet to be deleted (%s)", type(exc).__name__)
 
-    async def _probe(self) -> None:
+    async def _round_of(self, shards: Sequence[Cache | Finder]) -> None:
+        """Probe the masters of a cluster that failed, and sweep for the others.
+
+        Both at the same time, because a master that hangs must not delay the sweep. The sweep makes no master
+        trusted whose breaker was not closed when the sweep began.
+        """
+        probes = [self._probe(shard) for shard in shards if shard.breaker.begin_probe()]
+        if not self._breaker.is_closed:
+            await asyncio.gather(*probes)
+            return
+        async with self._lock:
+            await asyncio.gather(self._try(self._sweep_all), *probes)
+
+    async def _probe(self, shard: Cache | Finder) -> None:
         reason = "cancelled"
         try:
-            await self._cache.probe()
+            await shard.probe()
             reason = ""
         except Exception as exc:
             reason = type(exc.__cause__ or exc).__name__
             if not isinstance(exc, L1Error):
                 raise
         finally:
-            self._breaker.end_probe(succeeded=not reason, reason=reason)
+            shard.breaker.end_probe(succeeded=not reason, reason=reason)
 
     async def _try(self, work: Callable[[], Awaitable[bool]]) -> bool:
         """Run a task, and return whether it succeeded. Errors are not raised: another round follows soon."""
@@ -255,6 +274,7 @@ class Sweeper:
         return done
 
     async def _sweep_all(self) -> bool:
+        await self._cache.look_again()
         return await self._sweep_for_trust(None)
 
     async def _sweep_one_batch(self) -> bool:
@@ -265,7 +285,7 @@ class Sweeper:
         for _ in range(_LOOKS):
             if not self._trust.is_trusted:
                 await self._cache.connect()
-            suspicions = self._trust.suspicions
+            suspicions: Any = self._trust.suspicions
             swept = await self._sweep(at_most)
             if swept == "all":
                 return self._trust.trust(suspicions)
@@ -292,7 +312,7 @@ class Sweeper:
                 kept += await self._drop(batch, generation, refused)
                 after, swept = batch[-1].id, swept + len(batch)
             if len(batch) < _BATCH:
-                self._status.journal_pending = 0
+                self._status.journal_pending = sum(self._cache.is_away(row.scope) for row in kept)
                 self._backlog = False
                 self._compact_from = _COMPACT_FROM
                 if at_most is None:
@@ -326,7 +346,11 @@ class Sweeper:
             refused: The scopes that Redis has refused in this sweep already.
         """
         quarantine = self._cache.quarantine
-        waiting = [scope for scope in quarantine.longest_untried() if scope not in refused]
+        waiting = [
+            scope
+            for scope in quarantine.longest_untried()
+            if scope not in refused and not self._cache.is_away(scope)
+        ]
         for start in range(0, len(waiting), _TRIES):
             chunk = waiting[start : start + _TRIES]
             now = quarantine.now()

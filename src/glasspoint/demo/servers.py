@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
+from redis.asyncio import RedisCluster
 
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.errors import ConfigurationError
 from glasspoint.l1.epoch import keys_of
 from glasspoint.model.scope import Scope
-from glasspoint.redis.detection import connect_cache
+from glasspoint.redis.detection import connect_redis
 from glasspoint.settings import Settings
 
 if TYPE_CHECKING:
@@ -97,9 +99,15 @@ class Servers:
                     await redis.unlink(key)
 
     async def _connect_redis(self) -> Redis:
-        return await connect_cache(
+        redis = await connect_redis(
             self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS, mode=self.redis_mode
         )
+        if isinstance(redis, RedisCluster):
+            raise ConfigurationError(
+                "REDIS_URL leads to a Redis Cluster. The demo shows a Redis of one server, and its tier redis"
+                " needs one: leave REDIS_URL out, and the demo starts its own."
+            )
+        return redis
 
 
 def own_servers(settings: Settings) -> set[str]:

@@ -262,7 +262,15 @@ class _Tiers:
             "serde": self._serde,
             "telemetry": self._telemetry,
         }
-        return await CachedPostgresSaver.create(self._postgres_url, self._redis_url, **options)
+        saver = await CachedPostgresSaver.create(self._postgres_url, self._redis_url, **options)
+        if saver.status.shards is not None and "redis" in self._settings.fallbacks:
+            await saver.close()
+            raise ConfigurationError(
+                "REDIS_URL leads to a Redis Cluster, which can be the cache, but not the tier redis of a "
+                "fallback chain: its list of threads and their keys are in different slots. Leave redis out "
+                "of CHECKPOINT_FALLBACKS (memory is possible), or use a Redis of one server."
+            )
+        return saver
 
     async def _open_redis(self) -> RedisSaver:
         settings = self._settings

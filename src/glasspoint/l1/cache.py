@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import AskError, AuthenticationError, AuthorizationError, NoScriptError, ResponseError
@@ -31,6 +32,7 @@ from glasspoint.redis.limiter import when_connected
 from glasspoint.redis.permissions import check_permissions
 from glasspoint.redis.sentinels import UnknownServiceError
 from glasspoint.redis.timeouts import answered_within
+from glasspoint.redis.topology import name_of
 from glasspoint.telemetry.events import (
     CommitResult,
     EpochChanged,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.l1.compression import Packer
+    from glasspoint.l1.epoch import Shard
     from glasspoint.model.codec import StoredCheckpoint
     from glasspoint.model.generics import ResultT
     from glasspoint.model.identity import Identity
@@ -135,7 +138,7 @@ class Written(NamedTuple):
 
 
 class Cache:
-    """The entries of all scopes, in one Redis."""
+    """The entries of all scopes in one Redis; in a cluster (see `l1.cluster`), of one master's slots."""
 
     def __init__(
         self,
@@ -148,6 +151,8 @@ class Cache:
         timeout_seconds: float,
         breaker: Breaker | None = None,
         packer: Packer | None = None,
+        quarantine: Quarantine | None = None,
+        shard: Shard | None = None,
     ) -> None:
         """Take the Redis that holds the entries.
 
@@ -160,7 +165,12 @@ class Cache:
             timeout_seconds: How long one step may take.
             breaker: Decides whether Redis is asked at all; by default a new breaker.
             packer: Compresses stored values; `None`: they stay plain. Reading accepts both.
+            quarantine: The quarantine that several caches share; by default a new one.
+            shard: The place in a cluster; `None`: this Redis is not in a cluster.
         """
+        self._shard = shard
+        self._name = "L1 (Redis)" if shard is None else f"The shard {name_of(shard.address)} of L1 (Redis)"
+        self._at = None if shard is None else shard.address
         self._redis = redis
         self._telemetry = telemetry
         self._ttl_ms = max(1, int(min(ttl_seconds * 1000, _MAX_TTL_MS)))
@@ -168,10 +178,10 @@ class Cache:
         self._timeout = timeout_seconds
         self._pipeline = AutoPipeline(redis, timeout_seconds=timeout_seconds)
         self._key_prefix = key_prefix
-        self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._server_changed)
+        self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._server_changed, shard=shard)
         self.root = self._epochs.root
         """The common prefix of the keys of all epochs."""
-        self.quarantine = Quarantine(telemetry)
+        self.quarantine = Quarantine(telemetry) if quarantine is None else quarantine
         """The scopes whose key Redis refuses."""
         self._available = True
         self._unusable_logged = ""
@@ -180,7 +190,8 @@ class Cache:
         self._tampered_lines = Throttle()
         self._unencodable_lines = Throttle()
         self._too_large_lines = Throttle()
-        self._breaker = breaker or Breaker()
+        self.breaker = breaker or Breaker()
+        """Decides whether Redis is asked."""
         self.trust = TrustState()
         """Whether this L1 is trusted."""
         self.is_absent = False
@@ -195,6 +206,21 @@ class Cache:
         """
         if not self.quarantine.suspect(scope):
             self.trust.suspect()
+
+    @property
+    def shards(self) -> tuple[Cache, ...]:
+        """The parts that fail and recover on their own: of a cluster its masters, otherwise this one."""
+        return (self,)
+
+    def is_away(self, scope: Scope) -> bool:
+        """Whether the part of the scope is left alone, so that not even a sweep asks it."""
+        return False
+
+    def recognise(self, reign: str) -> None:
+        """Receive the name by which PostgreSQL knows the Redis of this cache. A cluster compares it."""
+
+    async def look_again(self) -> None:
+        """Look whether another server is responsible now. Only a cluster tells that before a step does."""
 
     @property
     def epoch(self) -> Epoch | None:
@@ -273,6 +299,23 @@ class Cache:
         self._answered()
         return server
 
+    async def look_at_config_epoch(self) -> int:
+        """Ask a node of a cluster whether a slot has arrived, and begin another epoch if so.
+
+        Returns:
+            The current epoch of the cluster: see `EpochKeeper.look_at_config_epoch`.
+
+        Raises:
+            L1Error: Redis failed.
+        """
+        try:
+            current_epoch = await self._in_time(self._epochs.look_at_config_epoch)
+            await self._in_time(self._epochs.meet)
+        except Exception as exc:
+            raise self._unavailable(exc) from exc
+        self._answered()
+        return current_epoch
+
     async def remember(self, key: bytes, field: bytes, value: bytes, *, seconds: int) -> None:
         """Store a field of a hash in Redis that is not an entry.
 
@@ -331,7 +374,8 @@ class Cache:
     async def _ask_for_rights(self) -> None:
         """Check that this user has all rights that the cache needs, if there is a reason to ask."""
         if self._asks_for_rights:
-            await self._in_time(check_permissions, self._redis, self._key_prefix)
+            tag = None if self._shard is None else self._shard.tag
+            await self._in_time(partial(check_permissions, tag=tag), self._redis, self._key_prefix)
             self._asks_for_rights = False
 
     async def read(self, scope: Scope, checkpoint_id: str | None) -> Reading:
@@ -395,6 +439,7 @@ class Cache:
         with self._telemetry.step("warm_up", scope) as step:
             try:
                 fields = entry.image_fields(stored, self._signer(), self._packer)
+                fields += self._reign_field()
                 done = await self._run("warm_up", scope, lease, self._ttl_ms, *fields)
             except L1Error:
                 result: WarmUpResult = "error"
@@ -409,7 +454,7 @@ class Cache:
 
     def is_left_alone(self, scope: Scope) -> bool:
         """Whether a step for this scope would fail without asking Redis."""
-        return not (self._breaker.is_closed and self.is_identified) or scope in self.quarantine
+        return not (self.breaker.is_closed and self.is_identified) or scope in self.quarantine
 
     async def begin(self, scope: Scope) -> Intent:
         """BEGIN: announce a write."""
@@ -527,7 +572,14 @@ class Cache:
 
     @property
     def _keys(self) -> str:
-        return "" if self.epoch is None else self.epoch.prefix
+        if self.epoch is None:
+            return ""
+        # In a cluster, the keys do not name the reign.
+        return self.epoch.prefix if self._shard is None else self.epoch.prefix + self.epoch.server.reign
+
+    def _reign_field(self) -> list[bytes | str]:
+        """Return the field of an entry that names the reign, if there is one: see `scripts/reign.lua`."""
+        return [] if self._shard is None or self.server is None else ["reign", self.server.reign]
 
     def _signer(self) -> Signer:
         if self.epoch is None:
@@ -565,7 +617,7 @@ class Cache:
                 lambda: redis.scan(cursor, match=f"{self.root}*".encode(), count=_KEYS_A_SCAN)
             )
             if doomed := [key for key in keys if self._epochs.is_past(key, epoch)]:
-                await self._in_time(redis.unlink, *doomed)
+                await self._in_time(self._unlink, doomed)
         except ResponseError as exc:
             _log.info(
                 "Entries of older epochs are not deleted from Redis (%s): they stay until they expire. Allow "
@@ -576,6 +628,15 @@ class Cache:
         except Exception as exc:
             raise self._unavailable(exc) from exc
         return int(cursor)
+
+    async def _unlink(self, keys: list[bytes]) -> None:
+        if self._shard is None:
+            await self._redis.unlink(*keys)
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for key in keys:  # one command with keys of several slots is refused
+                pipe.unlink(key)
+            await pipe.execute()
 
     async def _confirmed(self, step: str, scope: Scope, *args: Any) -> bool:
         try:
@@ -596,7 +657,7 @@ class Cache:
         """
         if scope in self.quarantine and not is_sweep:
             raise OneKeyError("The scope is in quarantine: Redis refuses its key.")
-        if not self._breaker.is_closed and not is_probe:
+        if not self.breaker.is_closed and not is_probe:
             # L1 need not become suspect: only a sweep that begins after the breaker has closed makes it
             # trusted again, and that sweep sees the journal's row of a write that was held back here.
             raise L1UnavailableError("Redis is left alone for a while: it has not done its part lately.")
@@ -606,6 +667,8 @@ class Cache:
         except UnidentifiedError:
             raise  # nothing is wrong with Redis, and nothing was sent
         except Exception as exc:
+            if self._shard is not None and not is_probe and faults.redirection_of(exc) is not None:
+                raise self._redirected(self._shard, step, scope, exc, is_sweep=is_sweep) from exc
             fault = faults.classify(exc)
             if fault.of_one_key and not is_probe:
                 raise self._refused(scope, exc, fault, is_sweep=is_sweep) from exc
@@ -646,7 +709,7 @@ class Cache:
         return await self._ask(evalsha, step, scope, *args)
 
     async def _ask(self, evalsha: Callable[..., Awaitable[Any]], step: str, scope: Scope, *args: Any) -> Any:
-        with self._telemetry.step(f"l1.{step}", scope):
+        with self._telemetry.step(f"l1.{step}", scope, at=self._at):
             result = await evalsha(step, scope, *args)
             if not _is_answer(step, result):
                 raise L1Error(
@@ -694,6 +757,23 @@ class Cache:
         with answered_within(self._timeout):
             return await when_connected(ask, *args)
 
+    def _redirected(
+        self, shard: Shard, step: str, scope: Scope, exc: Exception, *, is_sweep: bool
+    ) -> L1Error:
+        """Give a step up that belongs to another master. Nothing is wrong with this one.
+
+        While a slot is on its way (ASK), nobody knows for how long. Then only this scope is not cached: if a
+        write met it, the scope is in quarantine until its entry could be dropped.
+        """
+        if faults.redirection_of(exc) == "moved":
+            shard.redirected(scope, exc)
+            return OneKeyError("Another master of the Redis Cluster has the slot of this scope now, or none.")
+        if scope in self.quarantine:
+            self.quarantine.refused_again(scope, is_sweep=is_sweep)
+        elif step != "read" and not self.quarantine.enter(scope, "its slot is on the way to another node"):
+            return self._unavailable(exc)
+        return OneKeyError("The slot of this scope is on its way to another master of the Redis Cluster.")
+
     def _refused(self, scope: Scope, exc: Exception, fault: faults.Fault, *, is_sweep: bool) -> L1Error:
         """Put a scope into quarantine, because Redis refuses its key. L1 stays trusted for other scopes."""
         if scope in self.quarantine:
@@ -706,12 +786,15 @@ class Cache:
             if not is_sweep:
                 # If the keys of several scopes in a row are refused, perhaps all keys are. The breaker's
                 # probe finds that out.
-                self._breaker.failed(type(exc).__name__)
+                self.breaker.failed(type(exc).__name__)
         else:
             return self._unavailable(exc)
         return OneKeyError(f"Redis refuses the key of one scope: {fault.says}.")
 
     def _unavailable(self, exc: Exception, *, is_opening: bool = False) -> L1Error:
+        if self._shard is not None and faults.redirection_of(exc) is not None:
+            self._shard.redirected(None, exc)
+            return L1UnavailableError("Another master of the Redis Cluster has the slot of the key.")
         # Any failure of the connection may hide a restart or a failover.
         self._epochs.distrust()
         self.trust.suspect()
@@ -721,26 +804,28 @@ class Cache:
         self._asks_for_rights |= faults.is_a_refused_command(exc)
         if refusal:
             _log.error(
-                "L1 (Redis) answers, and refuses to be the cache. PostgreSQL answers alone until that ends; "
+                "%s answers, and refuses to be the cache. PostgreSQL answers alone until that ends; "
                 "no restart is needed then. %s",
+                self._name,
                 refusal,
             )
         elif unusable and unusable != self._unusable_logged:
-            _log.warning("L1 (Redis) is not used, and PostgreSQL answers alone. %s", unusable)
+            _log.warning("%s is not used, and PostgreSQL answers alone. %s", self._name, unusable)
         self._unusable_logged = unusable or self._unusable_logged
         if self._available:
             self._available = False
             self._telemetry.emit(L1Availability(available=False, reason=reason))
             _log.log(
                 logging.DEBUG if unusable or refusal else logging.WARNING,
-                "L1 (Redis) %s (%s): PostgreSQL answers alone, slower but complete.",
+                "%s %s (%s): PostgreSQL answers alone, slower but complete.",
+                self._name,
                 "refuses what it is asked" if isinstance(exc, ResponseError) else "does not answer",
                 f"{reason}: {fault.says}" if fault.says else reason,
             )
         if fault.is_final:
-            self._breaker.trip(reason)
+            self.breaker.trip(reason)
         else:
-            self._breaker.failed(reason)
+            self.breaker.failed(reason)
         if isinstance(exc, L1Error):
             return exc
         if isinstance(exc, AuthenticationError | AuthorizationError):
@@ -750,13 +835,13 @@ class Cache:
         return kind(f"Redis did not do its part{waited} ({reason}).")
 
     def _answered(self) -> None:
-        self._breaker.succeeded()
+        self.breaker.succeeded()
         # While the breaker is open, this may be the late result of an older step. Only a probe tries all that
         # a write needs.
-        if not self._available and self._breaker.state != "open":
+        if not self._available and self.breaker.state != "open":
             self._available, self._unusable_logged = True, ""
             self._telemetry.emit(L1Availability(available=True, reason="answers"))
-            _log.info("L1 (Redis) answers again: the cache is back in use, once the journal is swept.")
+            _log.info("%s answers again: the cache is back in use, once the journal is swept.", self._name)
 
     def _cannot_encode(self, scope: Scope, exc: Exception) -> None:
         """Log that a value of one scope cannot be encoded for L1. L2 has it."""
@@ -810,8 +895,10 @@ class Cache:
         if previous is not None:
             self._telemetry.emit(EpochChanged())
             _log.warning(
-                "L1 (Redis) was restarted or failed over (epoch %s…, was %s…): nothing that stands in it "
+                "%s was restarted or failed over%s (epoch %s…, was %s…): nothing that stands in it "
                 "from before is believed, and the cache warms up anew.",
+                self._name,
+                "" if self._shard is None else ", or a slot has arrived",
                 _short(server.reign),
                 _short(previous.reign),
             )

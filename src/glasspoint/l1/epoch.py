@@ -14,6 +14,10 @@ old keys again.
 The identity of L2 (`model.identity`) stands in every key, too, because one Redis may serve several databases,
 and a database may be replaced, or set back. This module receives it from outside; Redis does not know it.
 
+In a Redis Cluster, each master has a reign of its own (see `l1.cluster`). A third part belongs to it: the
+*configuration epoch*, which grows when a slot arrives at the master. There, the reign does not stand in the
+key, but in a field of the entry (`scripts/reign.lua`); in its place, the key names the cluster.
+
 NOSCRIPT alone is not enough. A server keeps its scripts while another server reigns. And before version 7,
 Redis copied scripts: to replicas, into the append-only file, and into snapshots of a server with replicas.
 """
@@ -22,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,8 +34,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.model.scope import key_part
 from glasspoint.redis.client import look_again
-from glasspoint.redis.faults import ReplicaError
-from glasspoint.redis.permissions import refuse_cluster
+from glasspoint.redis.faults import NeverTheCacheError, ReplicaError
+from glasspoint.redis.permissions import mode_of, refuse_cluster
 from glasspoint.redis.signature import Signer
 
 if TYPE_CHECKING:
@@ -40,12 +45,14 @@ if TYPE_CHECKING:
 
     from glasspoint.model.identity import Identity
     from glasspoint.model.scope import Scope
+    from glasspoint.redis.topology import Address
 
 __all__ = [
     "WRONG_EPOCH",
     "Epoch",
     "EpochKeeper",
     "Server",
+    "Shard",
     "UnidentifiedError",
     "key_of",
     "keys_of",
@@ -70,6 +77,17 @@ _STEPS = (
     "drop",
     "clear",
 )
+
+# The steps that `scripts/reign.lua` does not surround: CLEAR must not touch a key of another type, and PEEK
+# changes nothing.
+_NOT_SURROUNDED = {
+    "clear": "",
+    "peek": "if redis.call('HGET', KEY, 'reign') ~= REIGN then return {0} end\n",
+}
+
+_MY_EPOCH = re.compile(rb"cluster_my_epoch:(\d+)")
+_CURRENT_EPOCH = re.compile(rb"cluster_current_epoch:(\d+)")
+
 _GUARD = """
 if not string.find(redis.call('INFO', '{section}'), '{field}:{value}', 1, true) then
   return redis.error_reply('{code} this server is another one now')
@@ -81,12 +99,28 @@ class UnidentifiedError(L1UnavailableError):
     """The keys have no name: the identity of L2 is unknown, or the cache is attached to another Redis."""
 
 
+@dataclass(slots=True)
+class Shard:
+    """The place of a cache in a Redis Cluster: one master.
+
+    Attributes:
+        address: The master's host and port.
+        tag: The hash tag of a slot that the master owns, for keys that are not entries.
+        redirected: Called if the master says that it does not own a slot.
+    """
+
+    address: Address
+    tag: str
+    redirected: Callable[[Scope | None, Exception], object]
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A Redis server process in one reign.
 
     Attributes:
-        reign: `<run_id>.<master_replid>`, as the server reports them, 40 hexadecimal digits each.
+        reign: `<run_id>.<master_replid>`, as the server reports them, 40 hexadecimal digits each. In a
+            cluster, a third part follows: the configuration epoch.
         version: The server's version, as it reports it.
         shas: Step -> SHA-1 of its script, which is loaded.
     """
@@ -127,10 +161,11 @@ class Epoch:
 class _Reign(NamedTuple):
     run_id: str
     master_replid: str
+    config_epoch: str = ""  # of a node of a cluster
 
     @property
     def name(self) -> str:
-        return f"{self.run_id}.{self.master_replid}"
+        return ".".join(filter(None, self))
 
 
 def key_of(scope: Scope, identity: Identity, *, key_prefix: str) -> bytes:
@@ -147,7 +182,12 @@ class EpochKeeper:
     """Knows the current epoch. It asks Redis for the server, and receives the identity from outside."""
 
     def __init__(
-        self, redis: Redis, *, key_prefix: str, changed: Callable[[Server, Server | None], None]
+        self,
+        redis: Redis,
+        *,
+        key_prefix: str,
+        changed: Callable[[Server, Server | None], None],
+        shard: Shard | None = None,
     ) -> None:
         """Take the Redis of the epoch.
 
@@ -155,8 +195,10 @@ class EpochKeeper:
             redis: The client.
             key_prefix: The first part of every key. It is percent-encoded there.
             changed: Called after each change, with the new and the previous server (`None` the first time).
+            shard: The place in a cluster; `None`: this Redis is not in a cluster.
         """
         self._redis = redis
+        self._shard = shard
         self.root = root_of(key_prefix)
         """The common prefix of the keys of all epochs."""
         self._changed = changed
@@ -175,7 +217,8 @@ class EpochKeeper:
 
     def probe_key(self, server: Server) -> bytes:
         """Return the key that probes write to. It is no entry's key, because these hold braces."""
-        return f"{self.root}{server.reign}:probe".encode()
+        tag = f"-{{{self._shard.tag}}}" if self._shard is not None else ""
+        return f"{self.root}{server.reign}:probe{tag}".encode()
 
     def is_past(self, key: bytes, epoch: Epoch) -> bool:
         """Whether no process trusts the entry under a key any more.
@@ -188,7 +231,7 @@ class EpochKeeper:
             return False
         database, _, generation = name.partition(".")
         identity = epoch.identity
-        return reign != epoch.server.reign or (
+        return reign != identity.reign or (
             database == identity.database and generation != identity.generation
         )
 
@@ -218,6 +261,25 @@ class EpochKeeper:
             )
         return self.known
 
+    async def look_at_config_epoch(self) -> int:
+        """Ask a node of a cluster whether a slot has arrived since its reign was asked for.
+
+        No script can ask that in each step: it takes longer than the step.
+
+        Returns:
+            The current epoch of the cluster, as far as this node knows it. It grows with each failover.
+        """
+        server = self.server
+        redis: Any = self._redis
+        info = await redis.execute_command("CLUSTER", "INFO")
+        if (
+            server is not None
+            and self.server is server
+            and server.reign.rpartition(".")[2] != _config_epoch(info)
+        ):
+            self._trusted = False
+        return int(_of_info(info, _CURRENT_EPOCH))
+
     async def meet(self, wrong: Server | None = None) -> Server:
         """Ask the server for its reign and load the scripts, unless the server is trusted.
 
@@ -237,7 +299,7 @@ class EpochKeeper:
 
     async def _ask(self) -> tuple[_Reign, str]:
         try:
-            return await _ask_for_reign(self._redis)
+            return await _ask_for_reign(self._redis, in_cluster=self._shard is not None)
         except ReplicaError as exc:
             if await look_again(self._redis):
                 raise ReplicaError(
@@ -247,14 +309,21 @@ class EpochKeeper:
 
     def _compose(self) -> None:
         server, identity = self.server, self._identity
-        if server is None or identity is None or identity.reign != server.reign:
+        # In a cluster, the identity names the cluster, which `ClusterCache` compares.
+        is_of_another = (
+            self._shard is None
+            and identity is not None
+            and server is not None
+            and (identity.reign != server.reign)
+        )
+        if server is None or identity is None or is_of_another:
             self.known = None
         else:
             prefix = _prefix_of(self.root, identity)
             self.known = Epoch(server, identity, prefix, Signer(identity.secret, identity.generation))
 
     async def _load(self, reign: _Reign, version: str) -> Server:
-        texts = _script_texts(reign, copied=_copies_scripts(version))
+        texts = _script_texts(reign, copied=_copies_scripts(version), in_cluster=self._shard is not None)
         # A pipeline uses one connection, and a connection leads to one server process. So INFO in the same
         # pipeline tells whether the scripts were loaded into the server that they name.
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -263,7 +332,7 @@ class EpochKeeper:
             for text in texts.values():
                 pipe.script_load(text.encode())
             server, replication, *_ = await pipe.execute()
-        if _reign(server, replication) != reign:
+        if _reign(server, replication)[:2] != reign[:2]:
             raise L1Error(
                 "Redis changed between two commands (a failover under way?); the next call tries again."
             )
@@ -274,12 +343,12 @@ class EpochKeeper:
         return Server(reign.name, version, shas)
 
 
-def _reign(server: dict[str, Any], replication: dict[str, Any]) -> _Reign:
+def _reign(server: dict[str, Any], replication: dict[str, Any], config_epoch: str = "") -> _Reign:
     if replication.get("role") == "slave":
         # Perhaps only for a moment, because a failover has demoted a master. Only a master may be the cache.
         raise ReplicaError("This Redis is a replica, which takes no writes: connect to its master.")
-    reign = _Reign(str(server.get("run_id") or ""), str(replication.get("master_replid") or ""))
-    if not all(reign):
+    reign = _Reign(str(server.get("run_id") or ""), str(replication.get("master_replid") or ""), config_epoch)
+    if not all(reign[:2]):
         raise L1Error(
             "Redis does not say its run_id (INFO server) or its master_replid (INFO replication): Glasspoint "
             "needs them to tell a restarted or promoted server from the one before. Connect to Redis itself, "
@@ -288,36 +357,74 @@ def _reign(server: dict[str, Any], replication: dict[str, Any]) -> _Reign:
     return reign
 
 
-async def reign_of(redis: Redis) -> str:
+async def reign_of(redis: Redis, *, in_cluster: bool = False) -> str:
     """Ask a Redis for its reign: see `Server.reign`.
+
+    Args:
+        redis: The client.
+        in_cluster: Whether it is a node of a cluster.
 
     Raises:
         L1Error: This Redis cannot be a cache.
         Exception: The client's error, if Redis does not respond.
     """
-    reign, _ = await _ask_for_reign(redis)
+    reign, _ = await _ask_for_reign(redis, in_cluster=in_cluster)
     return reign.name
 
 
-async def _ask_for_reign(redis: Redis) -> tuple[_Reign, str]:
-    """Return the reign and the version of a Redis."""
+async def _ask_for_reign(redis: Redis, *, in_cluster: bool = False) -> tuple[_Reign, str]:
+    """Return the reign and the version of a Redis.
+
+    Args:
+        in_cluster: Whether it is a node of a cluster.
+    """
     async with redis.pipeline(transaction=False) as pipe:
         # Commands are bytes everywhere here, because the client's encoding may not be UTF-8.
         pipe.info(b"server")  # type: ignore[arg-type]
         pipe.info(b"replication")  # type: ignore[arg-type]
-        server, replication = await pipe.execute()
-    refuse_cluster(server)
-    return _reign(server, replication), str(server.get("redis_version", ""))
+        if in_cluster:
+            # As two words, so that no callback of the client parses the result.
+            pipe.execute_command("CLUSTER", "INFO")
+        server, replication, *info = await pipe.execute()
+    config_epoch = ""
+    if in_cluster:
+        if mode_of(server) != "cluster":
+            raise NeverTheCacheError("This server is not a node of a Redis Cluster any more.")
+        config_epoch = _config_epoch(info[0])
+    else:
+        refuse_cluster(server)
+    return _reign(server, replication, config_epoch), str(server.get("redis_version", ""))
 
 
-def _script_texts(reign: _Reign, *, copied: bool) -> dict[str, str]:
+def _config_epoch(info: bytes | str) -> str:
+    return _of_info(info, _MY_EPOCH)
+
+
+def _of_info(info: bytes | str, pattern: re.Pattern[bytes]) -> str:
+    found = pattern.search(info if isinstance(info, bytes) else info.encode())
+    if found is None:
+        raise L1Error("Redis does not tell its configuration epoch (CLUSTER INFO): let the user ask for it.")
+    return found[1].decode()
+
+
+def _script_texts(reign: _Reign, *, copied: bool, in_cluster: bool = False) -> dict[str, str]:
     folder = resources.files("glasspoint.l1") / "scripts"
     guard = _guard("replication", "master_replid", reign.master_replid)
     if copied:
         guard += _guard("server", "run_id", reign.run_id)
     prelude = (folder / "prelude.lua").read_text("utf-8")
     head = f"-- epoch {reign.name}\n{guard}{prelude}"
-    return {step: head + (folder / f"{step}.lua").read_text("utf-8") for step in _STEPS}
+    texts = {step: (folder / f"{step}.lua").read_text("utf-8") for step in _STEPS}
+    if not in_cluster:
+        return {step: head + text for step, text in texts.items()}
+    head += f"local REIGN = '{reign.name}'\n"
+    around = (folder / "reign.lua").read_text("utf-8")
+    return {
+        step: head + _NOT_SURROUNDED[step] + text
+        if step in _NOT_SURROUNDED
+        else f"{head}local function step()\n{text}\nend\n{around}"
+        for step, text in texts.items()
+    }
 
 
 def _guard(section: str, field: str, value: str) -> str:

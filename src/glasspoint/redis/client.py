@@ -15,7 +15,6 @@ from redis.backoff import NoBackoff
 
 from glasspoint.errors import ConfigurationError
 from glasspoint.redis.location import CLUSTER_EXAMPLE, EXAMPLE, SENTINEL_EXAMPLE, locate
-from glasspoint.redis.permissions import NO_CLUSTER
 from glasspoint.redis.sentinels import SentinelPool, Sentinels, open_master
 
 if TYPE_CHECKING:
@@ -122,10 +121,6 @@ def check_redis(redis: object) -> Redis:
     Raises:
         ConfigurationError: It is not an asynchronous client of one Redis, or it decodes responses to text.
     """
-    if isinstance(redis, RedisCluster):
-        raise ConfigurationError(
-            f"The Redis client must be one of one server, not of a cluster. {NO_CLUSTER}"
-        )
     if not isinstance(redis, Redis):
         raise ConfigurationError(
             f"The Redis client must be a redis.asyncio.Redis (of one server, or from a Sentinel), not "

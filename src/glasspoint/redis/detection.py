@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError
 
 from glasspoint.errors import ConfigurationError
 from glasspoint.redis.client import open_redis
 from glasspoint.redis.location import locate
-from glasspoint.redis.permissions import NO_CLUSTER, SENTINEL_PORT, mode_of, needs_service
+from glasspoint.redis.permissions import SENTINEL_PORT, mode_of, needs_service
 from glasspoint.redis.sentinels import services_of
 from glasspoint.redis.timeouts import answered_within
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from redis.asyncio import Redis, RedisCluster
 
     from glasspoint.model.option_types import RedisMode
 
-__all__ = ["connect_cache", "connect_redis"]
+__all__ = ["connect_redis"]
 
 
 async def connect_redis(
@@ -62,23 +61,6 @@ async def connect_redis(
         return redis  # type: ignore[no-any-return]
     await redis.aclose()
     return open_redis(url, timeout_seconds=timeout_seconds, mode="cluster", step_seconds=step_seconds)
-
-
-async def connect_cache(
-    url: object, *, timeout_seconds: float, mode: RedisMode = "auto", step_seconds: float | None = None
-) -> Redis:
-    """Do the same as `connect_redis`, for a cache, which cannot be in a cluster yet.
-
-    Raises:
-        ConfigurationError: As from `connect_redis`; or the URL leads to a cluster.
-    """
-    redis = await connect_redis(url, timeout_seconds=timeout_seconds, mode=mode, step_seconds=step_seconds)
-    if isinstance(redis, RedisCluster):
-        await redis.aclose()
-        raise ConfigurationError(
-            f"This Redis cannot be the cache: This server is a node of a Redis Cluster. {NO_CLUSTER}"
-        )
-    return redis
 
 
 async def _ask(redis: Redis, seconds: float) -> tuple[str, list[str]]:

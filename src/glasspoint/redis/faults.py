@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
@@ -19,6 +20,8 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     ClusterCrossSlotError,
+    ClusterDownError,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -39,6 +42,7 @@ __all__ = [
     "is_a_refused_command",
     "is_a_refused_database",
     "is_a_refused_key",
+    "redirection_of",
     "remedy",
 ]
 
@@ -141,6 +145,22 @@ FAULTS = (
 def classify(error: BaseException) -> Fault:
     """Return the fault that fits an error of a Redis client, or of Glasspoint."""
     return next((fault for fault in FAULTS if fault.fits(error)), _UNKNOWN)
+
+
+def redirection_of(error: BaseException) -> Literal["moved", "moving"] | None:
+    """Tell whether a node of a cluster sends a step elsewhere.
+
+    Returns:
+        `moved`: the slot belongs to another node, or to none. `moving`: it is on its way to another node, and
+        the key may be there already. `None`: the error says something else.
+    """
+    if isinstance(error, MovedError):
+        return "moved"
+    if isinstance(error, ClusterDownError) and "slot not served" in str(error):
+        return "moved"
+    if isinstance(error, AskError | TryAgainError):
+        return "moving"
+    return None
 
 
 def remedy(error: Exception) -> str:

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 __all__ = [
+    "CLUSTER_COMMANDS",
     "COMMANDS",
     "KEY",
-    "NO_CLUSTER",
     "OPTIONAL",
     "SENTINEL_PORT",
     "Needs",
@@ -70,14 +70,11 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
 """The commands that the cache needs: the name in an ACL rule -> harmless arguments. The last commands undo
 the others."""
 
+CLUSTER_COMMANDS: dict[str, tuple[Any, ...]] = {"cluster|info": (), "cluster|nodes": (), "cluster|slots": ()}
+"""What the cache needs in addition on a node of a Redis Cluster."""
+
 OPTIONAL = ("scan", "unlink")
 """The commands that delete entries of older epochs. Without them, such entries stay until they expire."""
-
-NO_CLUSTER = (
-    "A Redis Cluster cannot be the cache yet: a node holds a part of the keys, and refuses all others. Use a "
-    "Redis or Valkey of one server, alone or with replicas and Sentinel (cluster-enabled no). A managed "
-    'service calls that "cluster mode disabled".'
-)
 
 _NAMED = re.compile(r"'([\w|]+)' command")
 
@@ -102,22 +99,37 @@ class Needs:
 
 
 _CACHE = Needs("the cache", COMMANDS, OPTIONAL, CannotBeTheCacheError)
+_CACHE_IN_CLUSTER = Needs("the cache", {**COMMANDS, **CLUSTER_COMMANDS}, OPTIONAL, CannotBeTheCacheError)
 
 
-async def check_permissions(redis: Redis, key_prefix: str) -> None:
+async def check_permissions(redis: Redis, key_prefix: str, *, tag: str | None = None) -> None:
     """Check that the client's user has the rights that the cache needs.
+
+    Args:
+        redis: The client.
+        key_prefix: The first part of every key.
+        tag: The hash tag of a slot of this node of a cluster; `None`: this Redis is not in a cluster.
 
     Raises:
         CannotBeTheCacheError: A right is missing. The message names the commands and the rule to add.
         Exception: The client's error, if Redis does not respond, is full, or cannot save.
     """
-    for result in await ask_for_rights(redis, key_prefix, _CACHE):
+    needs = _CACHE if tag is None else _CACHE_IN_CLUSTER
+    for result in await ask_for_rights(redis, key_prefix, needs, tag=tag):
         if isinstance(result, Exception) and not isinstance(result, ReadOnlyError) and remedy(result):
             raise result
 
 
-async def ask_for_rights(redis: Redis, key_prefix: str, needs: Needs) -> list[object]:
+async def ask_for_rights(
+    redis: Redis, key_prefix: str, needs: Needs, *, tag: str | None = None
+) -> list[object]:
     """Try all commands, and check that the client's user has the rights that are needed.
+
+    Args:
+        redis: The client.
+        key_prefix: The first part of every key.
+        needs: The rights.
+        tag: The hash tag of the key that is used; `None`: it has none.
 
     Returns:
         The server's results for the commands. They may include errors that do not concern rights.
@@ -126,7 +138,8 @@ async def ask_for_rights(redis: Redis, key_prefix: str, needs: Needs) -> list[ob
         Exception: `needs.refusal`, if a right is missing: the message names the commands and the rule to add.
             Or the client's error, if Redis does not respond.
     """
-    key = f"{quote(key_prefix, safe='')}:permissions:{secrets.token_hex(8)}".encode()
+    braces = f"{{{tag}}}:" if tag is not None else ""
+    key = f"{quote(key_prefix, safe='')}:permissions:{braces}{secrets.token_hex(8)}".encode()
     asked = {**needs.commands, _WHOAMI: ()}
     try:
         async with redis.pipeline(transaction=False) as pipe:
@@ -171,9 +184,13 @@ def needs_service(services: Collection[str], hosts: str) -> str:
 
 
 def refuse_cluster(server: Mapping[str, Any]) -> None:
-    """Raise `NeverTheCacheError` if a server is a node of a Redis Cluster, according to its `INFO server`."""
+    """Raise `NeverTheCacheError` if a server that is used alone is a node of a Redis Cluster."""
     if mode_of(server) == "cluster":
-        raise NeverTheCacheError(f"This server is a node of a Redis Cluster. {NO_CLUSTER}")
+        raise NeverTheCacheError(
+            "This server is a node of a Redis Cluster, which cannot be the cache alone: a node holds a part "
+            "of the keys, and refuses all others. Use the whole cluster (redis+cluster://host:port,…, or a "
+            "redis.asyncio.RedisCluster), or a Redis or Valkey of one server (cluster-enabled no)."
+        )
 
 
 def _refusal(

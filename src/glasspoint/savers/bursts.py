@@ -25,7 +25,8 @@ from glasspoint.l1.entry import Changes
 from glasspoint.telemetry.events import BurstEnded
 
 if TYPE_CHECKING:
-    from glasspoint.l1.cache import Cache, Intent, Reading
+    from glasspoint.l1.cache import Intent, Reading
+    from glasspoint.l1.cluster import L1
     from glasspoint.l2.fences import Fences
     from glasspoint.model.scope import Scope
     from glasspoint.telemetry.events import BurstEnd, Telemetry
@@ -114,7 +115,7 @@ class Bursts:
 
     def __init__(
         self,
-        l1: Cache,
+        l1: L1,
         fences: Fences,
         telemetry: Telemetry,
         *,

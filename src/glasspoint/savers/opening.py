@@ -28,7 +28,7 @@ from glasspoint.model.option_types import (
 )
 from glasspoint.model.sync_methods import Opening
 from glasspoint.redis import client
-from glasspoint.redis.detection import connect_cache
+from glasspoint.redis.detection import connect_redis
 from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.signature import secret_of
 from glasspoint.savers.maintenance import Maintenance
@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
-    from redis.asyncio import Redis
+    from redis.asyncio import Redis, RedisCluster
 
     from glasspoint.coherence.last_used import LastUsed
+    from glasspoint.l1.cluster import ClusterCache
     from glasspoint.l2.types import Pool
     from glasspoint.telemetry.events import Telemetry
 
@@ -68,7 +69,7 @@ class ManagedSaver(OpenedSaver):
     def __init__(
         self,
         postgres_saver: AsyncPostgresSaver,
-        redis: Redis,
+        redis: Redis | RedisCluster,
         pool: Pool | None = None,
         *,
         serde: SerializerProtocol | None = None,
@@ -97,7 +98,9 @@ class ManagedSaver(OpenedSaver):
                 single connection, calls queue. Give the connections a `statement_timeout` of at most
                 `write_deadline_seconds`: a statement that ends long after its caller gave up could outlive
                 the marks that keep readers away from Redis.
-            redis: L1: a `redis.asyncio.Redis` made without `decode_responses`.
+            redis: L1: a `redis.asyncio.Redis` or a `redis.asyncio.RedisCluster`, made without
+                `decode_responses`. For a cluster, the saver opens connections of its own to each master, with
+                the options of this client.
             pool: The pool of `postgres_saver`, if you have it. Another pool is an error.
             serde: Serialises the values. By default, the serializer of `postgres_saver`.
             cache_ttl: Seconds that an entry stays in Redis after its last use; greater than 0.
@@ -162,7 +165,7 @@ class ManagedSaver(OpenedSaver):
             retention=None if retention is None else age_of(retention),
             last_used=last_used,
         )
-        client.check_redis(redis)
+        client.check_redis_or_cluster(redis)
         telemetry = telemetry or create_telemetry()
         store = build_store(postgres_saver, telemetry, options)
         addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.connections.pool)}
@@ -201,7 +204,8 @@ class ManagedSaver(OpenedSaver):
         Args:
             conn_string: Where PostgreSQL is: `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
                 `postgresql+psycopg://…` or libpq's `key=value` form.
-            redis_url: Where Redis is: `redis://…`, `rediss://…`, `unix://…` or `redis+sentinel://…`.
+            redis_url: Where Redis is: `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…` or
+                `redis+cluster://…`.
             options: The same keyword arguments as for `create`.
 
         Raises:
@@ -214,7 +218,9 @@ class ManagedSaver(OpenedSaver):
         )
 
     @classmethod
-    async def create(cls, conn_string: str, redis: Redis | str, **options: Unpack[OpenCachedOptions]) -> Self:
+    async def create(
+        cls, conn_string: str, redis: Redis | RedisCluster | str, **options: Unpack[OpenCachedOptions]
+    ) -> Self:
         """Open a saver, and create the tables if they do not exist. Close it with `close`.
 
         Args:
@@ -231,7 +237,7 @@ class ManagedSaver(OpenedSaver):
                   pooler, this must name the same schema: `ALTER ROLE … SET search_path`.
                 - `redis_mode` ("auto"): what the URL of Redis leads to. `"auto"`: what its scheme says.
                   `"single"`: one server. `"sentinel"`: a plain URL names sentinels, and the service as its
-                  path. `"cluster"`: a Redis Cluster, which cannot be the cache yet.
+                  path. `"cluster"`: a plain URL names nodes of a Redis Cluster.
                 - `password`: a function that returns the password, in place of the connection string's. It
                   may be asynchronous; a synchronous one runs in a thread. It is called before each new
                   connection, so the password may be a token that expires.
@@ -251,7 +257,9 @@ class ManagedSaver(OpenedSaver):
         return saver
 
     @classmethod
-    async def _open(cls, conn_string: str, redis: Redis | str, **options: Unpack[OpenCachedOptions]) -> Self:
+    async def _open(
+        cls, conn_string: str, redis: Redis | RedisCluster | str, **options: Unpack[OpenCachedOptions]
+    ) -> Self:
         min_size, max_size = options.get("pool_min_size", 1), options.get("pool_max_size", 10)
         if min_size > max_size:
             raise ConfigurationError(
@@ -264,14 +272,14 @@ class ManagedSaver(OpenedSaver):
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = seconds_of(options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS))
-                redis = await connect_cache(
+                redis = await connect_redis(
                     redis,
                     timeout_seconds=client.TIMEOUTS_TO_CONNECT * timeout,
                     mode=options.get("redis_mode", "auto"),
                     step_seconds=timeout,
                 )
                 opened.push_async_callback(redis.aclose)
-            client.check_redis(redis)
+            client.check_redis_or_cluster(redis)
             with quiet(), heeding_cancellation():
                 pool = await pools.open_pool(
                     conn_string,
@@ -304,7 +312,7 @@ class ManagedSaver(OpenedSaver):
         except NeverTheCacheError as exc:
             raise ConfigurationError(f"This Redis cannot be the cache: {exc}") from exc
         except L1Error as exc:
-            self._parts.breaker.trip(type(exc.__cause__ or exc).__name__)
+            self._l1.breaker.trip(type(exc.__cause__ or exc).__name__)
             return
         self.status.versions["redis"] = server.version
         await self._parts.sweeper.settle()
@@ -327,15 +335,30 @@ class ManagedSaver(OpenedSaver):
             "l2": l2,
             "epoch": server.reign if server else "unknown",
             "identity": self.status.identity or "unknown",
-            "breaker": self._parts.breaker.state,
+            "breaker": self._l1.breaker.state,
             "journal": self.status.journal_pending,
             "quarantined": len(self._l1.quarantine),
+            **({"shards": dict(self.status.shards())} if self.status.shards is not None else {}),
         }
 
     async def _look_at_l1(self) -> str:
+        if self._parts.cluster is not None:
+            return await self._look_at_shards(self._parts.cluster)
         # While the breaker is open, Redis is not asked: it may respond to PING, and refuse everything else.
-        results = self._parts.breaker.is_closed and await _answers(self._l1.ping, _SIGN_OF_LIFE_SECONDS)
-        return "ok" if results and self._parts.breaker.is_closed else "unavailable"
+        results = self._l1.breaker.is_closed and await _answers(self._l1.ping, _SIGN_OF_LIFE_SECONDS)
+        return "ok" if results and self._l1.breaker.is_closed else "unavailable"
+
+    async def _look_at_shards(self, cluster: ClusterCache) -> str:
+        """Return `partial` if some masters of a cluster respond, or some slots have none."""
+        try:
+            async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
+                results = (await cluster.look_at_shards()).values()
+        except TimeoutError:
+            return "partial" if cluster.breaker.is_closed else "unavailable"
+        if all(result is not None for result in results):
+            return "unavailable"
+        is_whole = not cluster.unserved_slots and all(result is None for result in results)
+        return "ok" if is_whole else "partial"
 
     async def _look_at_l2(self) -> str:
         """Distinguish a PostgreSQL that is away from a pool whose connections are all in use.

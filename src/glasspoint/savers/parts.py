@@ -7,7 +7,10 @@ all parts as one object; every other part receives only what it needs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal, cast
+
+from redis.asyncio import RedisCluster
 
 from glasspoint.coherence.audit import Auditor
 from glasspoint.coherence.identity import IdentityKeeper
@@ -15,23 +18,28 @@ from glasspoint.coherence.purging import Purger
 from glasspoint.coherence.sweeper import Sweeper
 from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache
+from glasspoint.l1.cluster import ClusterCache
 from glasspoint.l1.compression import packer_of
 from glasspoint.l2.fences import Fences
 from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
 from glasspoint.l2.store import Store
 from glasspoint.logs import get_logger
+from glasspoint.redis.topology import Topology, name_of
 from glasspoint.savers.bursts import BURST_SECONDS, Bursts
 from glasspoint.savers.forks import Forks
 from glasspoint.telemetry.events import BreakerChanged
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from datetime import timedelta
 
     from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
     from redis.asyncio import Redis
 
     from glasspoint.coherence.last_used import LastUsed
+    from glasspoint.l1.epoch import Shard
+    from glasspoint.l1.quarantine import Quarantine
     from glasspoint.model.lifetime import Lifetime
     from glasspoint.telemetry.events import BreakerState, SaverStatus, Telemetry
 
@@ -75,9 +83,10 @@ class Parts:
         telemetry: Receives all events.
         status: The status of the saver.
         lifetime: The calls and tasks under way.
-        l1: The cache in Redis.
+        l1: The cache in Redis. In a cluster, this is a `ClusterCache`, which has the same interface.
+        cluster: The same object, if it is one.
         l2: The tables in PostgreSQL.
-        breaker: Keeps calls from a Redis that does not respond.
+        breaker: Keeps calls from a Redis that does not respond; in a cluster, each master has its own.
         bursts: The writes that Redis has not been told of yet.
         retries: Repeats what PostgreSQL did not do.
         forks: Finds runs whose result is lost.
@@ -95,6 +104,7 @@ class Parts:
     status: SaverStatus
     lifetime: Lifetime
     l1: Cache
+    cluster: ClusterCache | None
     l2: Store
     breaker: Breaker
     bursts: Bursts
@@ -130,7 +140,7 @@ def build_store(upstream: AsyncPostgresSaver, telemetry: Telemetry, options: Sav
 
 def build_parts(
     upstream: AsyncPostgresSaver,
-    redis: Redis,
+    redis: Redis | RedisCluster,
     store: Store,
     telemetry: Telemetry,
     status: SaverStatus,
@@ -155,17 +165,34 @@ def build_parts(
     l1_timeout = min(options.l1_timeout_seconds, write_deadline / 4)
     pool = store.connections.pool
     watch = _BreakerWatch(telemetry, status)
-    breaker = Breaker(changed=watch.changed)
-    l1 = Cache(
-        redis,
-        telemetry,
-        key_prefix=options.key_prefix,
-        ttl_seconds=options.cache_ttl_seconds,
-        intent_seconds=stand_seconds,
-        timeout_seconds=l1_timeout,
-        breaker=breaker,
-        packer=packer_of(options.l1_compression, options.l1_compression_min_bytes),
-    )
+
+    def cache_of(server: Redis, shard: Shard | None = None, quarantine: Quarantine | None = None) -> Cache:
+        return Cache(
+            server,
+            telemetry,
+            key_prefix=options.key_prefix,
+            ttl_seconds=options.cache_ttl_seconds,
+            intent_seconds=stand_seconds,
+            timeout_seconds=l1_timeout,
+            breaker=watch.breaker(None if shard is None else name_of(shard.address)),
+            packer=packer_of(options.l1_compression, options.l1_compression_min_bytes),
+            quarantine=quarantine,
+            shard=shard,
+        )
+
+    cluster: ClusterCache | None = None
+    ends: list[Callable[[], Awaitable[object]]] = []
+    if isinstance(redis, RedisCluster):
+        topology = Topology(redis, timeout_seconds=l1_timeout)
+        cluster = ClusterCache(
+            topology, telemetry, make=cache_of, breaker=watch.breaker(None), changed=watch.look
+        )
+        l1 = cast("Cache", cluster)
+        ends.append(topology.close)
+        status.redis, status.shards = topology, cluster.states
+    else:
+        l1 = cache_of(redis)
+    watch.cache = l1
     store.fences = Fences(
         store.connections,
         cache=options.key_prefix,
@@ -189,7 +216,6 @@ def build_parts(
         l1,
         store.journal,
         identity,
-        breaker,
         telemetry,
         status,
         every_seconds=options.sweep_interval_seconds,
@@ -199,9 +225,9 @@ def build_parts(
     )
     bursts = Bursts(l1, store.fences, telemetry, in_background=lifetime.in_background)
     status.waiting = lambda: store.connections.waiting
-    status.breaker, status.storage, status.quarantined = breaker.state, sizes.known, l1.quarantine.__len__
+    status.breaker, status.storage, status.quarantined = l1.breaker.state, sizes.known, l1.quarantine.__len__
     lifetime.stops += [sweeper.stop, sizes.stop]
-    lifetime.ends += [bursts.close, store.connections.drain]
+    lifetime.ends += [bursts.close, store.connections.drain, *ends]
     sweeper.start()
     return Parts(
         upstream=upstream,
@@ -209,8 +235,9 @@ def build_parts(
         status=status,
         lifetime=lifetime,
         l1=l1,
+        cluster=cluster,
         l2=store,
-        breaker=breaker,
+        breaker=l1.breaker,
         bursts=bursts,
         retries=Retries(telemetry, seconds=write_deadline, can_reconnect=pool is not None),
         forks=Forks(telemetry, on_fork=options.on_fork),
@@ -225,25 +252,43 @@ def build_parts(
 
 
 class _BreakerWatch:
-    """Reports each change of the breaker, and makes the sweeper look soon."""
+    """Makes breakers, reports each of their changes, and makes the sweeper look soon."""
 
     def __init__(self, telemetry: Telemetry, status: SaverStatus) -> None:
         self._telemetry = telemetry
         self._status = status
-        self.sweeper: Sweeper | None = None  # the sweeper needs the breaker, so it comes later
+        # The cache and the sweeper need the breaker, so they come later.
+        self.cache: Cache | None = None
+        self.sweeper: Sweeper | None = None
 
-    def changed(self, state: BreakerState, previous: BreakerState, reason: str) -> None:
+    def breaker(self, shard: str | None) -> Breaker:
+        """Return a new breaker.
+
+        Args:
+            shard: The host and the port of the master of a cluster; `None`: Redis is not in a cluster.
+        """
+        name = "L1 (Redis)" if shard is None else f"The shard {shard} of L1 (Redis)"
+        return Breaker(changed=partial(self._changed, name))
+
+    def look(self) -> None:
+        """Show the state of the breaker: a cluster has other masters now."""
+        if self.cache is not None:
+            self._status.breaker = self.cache.breaker.state
+
+    def _changed(self, name: str, state: BreakerState, previous: BreakerState, reason: str) -> None:
         self._status.breaker = state
+        self.look()
         self._telemetry.emit(BreakerChanged(state, previous, reason))
         if self.sweeper is not None:
             self.sweeper.look_soon()
         if state == "open" and previous == "closed":
             _log.warning(
-                "L1 (Redis) is left alone (%s), and probed. PostgreSQL answers alone, and writes go into the "
+                "%s is left alone (%s), and probed. PostgreSQL answers alone, and writes go into the "
                 "journal, too, so that no older state is read from Redis later.",
+                name,
                 reason,
             )
         elif state == "closed":
-            _log.info("L1 (Redis) is asked again: the breaker has closed.")
+            _log.info("%s is asked again: the breaker has closed.", name)
         else:
-            _log.debug("The breaker of L1 (Redis) is %s (%s).", state, reason)
+            _log.debug("The breaker of %s is %s (%s).", name, state, reason)

@@ -269,6 +269,9 @@ def _of_storage(name: str, savers: Iterable[SaverStatus]) -> Iterator[Figure]:
 
 
 def _redis_connections(redis: Any) -> Counter[str]:
+    clients = getattr(redis, "clients", None)
+    if clients is not None:  # one for each master of a cluster
+        return sum(map(_redis_connections, clients), Counter(idle=0, in_use=0))
     nodes = getattr(redis, "nodes_manager", None)
     if nodes is not None:  # a cluster: each node has connections of its own
         all_, free = 0, 0

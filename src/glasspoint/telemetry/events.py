@@ -460,7 +460,8 @@ class SaverStatus:
         pool: The `psycopg_pool.AsyncConnectionPool`; `None` with a single connection.
         waiting: Returns the number of callers that wait for a connection to PostgreSQL now. `None` if there
             is no PostgreSQL. (The pool's own figure also counts callers that have left.)
-        redis: The `redis.asyncio.Redis` or `RedisCluster` client.
+        redis: The `redis.asyncio.Redis` or `RedisCluster` client, or an object whose `clients` are the
+            clients of the masters of a cluster.
         addresses: Server -> host (or socket path) and port, as far as they are known. Change one with `move`.
         databases: Server -> the name or the number of the database there, as far as they are known.
         tier: The tier that the saver is: `cached`, `redis`, `memory`.
@@ -473,7 +474,10 @@ class SaverStatus:
         undrained: The lower tiers of its chain that may hold threads that are not here yet.
         undrained_threads, undrained_checkpoints: Lower tier -> the number of threads, and of their
             checkpoints, found there at the last look.
-        breaker: The state of the breaker in front of L1; `None` if there is no breaker.
+        breaker: The state of the breaker in front of L1; `None` if there is no breaker. In a cluster, it is
+            `closed` if all masters are asked.
+        shards: Returns the state of the breaker of each master of a cluster, by host and port. `None`: L1 is
+            not in a cluster.
         journal_pending: The number of unswept rows in the journal at the last look, without those of scopes
             in quarantine.
         quarantined: Returns the number of scopes in quarantine. `None` if there is no L1.
@@ -506,6 +510,7 @@ class SaverStatus:
     undrained_threads: Mapping[str, int] = field(default_factory=dict)
     undrained_checkpoints: Mapping[str, int] = field(default_factory=dict)
     breaker: BreakerState | None = None
+    shards: Callable[[], Mapping[str, BreakerState]] | None = None
     journal_pending: int = 0
     identity: str | None = None
     no_identity_because: str = ""
@@ -640,10 +645,12 @@ class Step(_Timed):
         batch_size: How many calls the statement serves.
         facts: Further facts for the span, by the ends of their names. A step of background work is shown only
             if there are any.
+        at: The host and the port of the server, if the saver has several; `None`: it has one.
     """
 
     result: str | None = None
     batch_size: int = 1
+    at: tuple[str, int] | None = None
     facts: dict[str, str | int] = field(default_factory=dict)
 
     def __enter__(self) -> Step:
@@ -777,9 +784,11 @@ class Telemetry:
             step=step,
         )
 
-    def step(self, name: str, scope: Scope | None, *, batch_size: int = 1) -> Step:
-        """Wrap one round trip, which serves so many calls."""
-        return Step(self._listeners, name, scope, batch_size=batch_size)
+    def step(
+        self, name: str, scope: Scope | None, *, batch_size: int = 1, at: tuple[str, int] | None = None
+    ) -> Step:
+        """Wrap one round trip, which serves so many calls, to the server `at`."""
+        return Step(self._listeners, name, scope, batch_size=batch_size, at=at)
 
     def emit(self, event: Event) -> None:
         """Emit a single event."""

@@ -183,6 +183,8 @@ class Tracing(Observer):
         )
         if step.batch_size > 1:
             span.set_attribute("db.operation.batch.size", step.batch_size)
+        if step.at is not None:  # a node of a cluster
+            span.set_attributes(_address(*step.at))
         inside = trace.set_span_in_context(span)
         if kind is SpanKind.CLIENT:
             inside = without_instrumentations(inside)

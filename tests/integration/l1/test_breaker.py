@@ -141,7 +141,7 @@ async def test_while_it_is_open_no_call_says_a_word_to_redis(database: str, own_
                 return await asked(*args)
 
             saver._l1._redis.evalsha = listen  # type: ignore[method-assign, assignment]
-            saver._parts.sweeper._probe = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+            saver._parts.sweeper._probe = lambda shard: asyncio.sleep(0)  # type: ignore[method-assign]
             for _ in range(20):
                 await thread.put(saver)
                 await thread.put_writes(saver, "x", task_id=str(thread.number))

@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis, RedisCluster
 
-from glasspoint import CachedPostgresSaver, RedisSaver, create_redis_checkpointer
+from glasspoint import CachedPostgresSaver, RedisSaver, create_redis_checkpointer, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import ConfigurationError, RedisUnavailableError
 from glasspoint.redis.client import address_of
 from glasspoint.redis.detection import connect_redis
 from redis_nodes import start_node
 from sentinels import SERVICE, Sentinel, sentinel_url
-from states import open_saver
+from states import counts, open_saver
 from steps import Thread, until
 
 SLOTS = 16384
@@ -92,10 +93,20 @@ async def test_a_redis_saver_works_on_a_cluster_by_url(scheme: str, mode: Any, n
 @pytest.mark.parametrize(
     ("scheme", "mode"), [("redis", "auto"), ("redis", "cluster"), ("redis+cluster", "auto")]
 )
-async def test_a_cluster_is_no_cache(scheme: str, mode: Any, node: EmbeddedRedis, database: str) -> None:
-    url = f"{scheme}://127.0.0.1:{node.port}"
-    with pytest.raises(ConfigurationError, match=r"cannot be the cache.*cluster-enabled no"):
-        await CachedPostgresSaver.create(database, url, redis_mode=mode)
+async def test_a_cluster_is_a_cache_by_url(
+    scheme: str, mode: Any, node: EmbeddedRedis, database: str
+) -> None:
+    url, registry, thread = f"{scheme}://127.0.0.1:{node.port}", CollectorRegistry(), Thread("a")
+    telemetry = create_telemetry(registry=registry)
+    async with await CachedPostgresSaver.create(database, url, redis_mode=mode, telemetry=telemetry) as saver:
+        assert saver.status.shards is not None
+        await thread.put(saver)
+
+        async def hits() -> int:
+            assert await thread.turn(saver) == thread.number
+            return counts(registry, "glasspoint_l1_reads_total", "result").get("hit", 0)
+
+        await until(hits)
 
 
 async def test_a_node_is_refused_where_one_server_is_asked_for(node: EmbeddedRedis, database: str) -> None:

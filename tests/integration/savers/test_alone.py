@@ -1242,7 +1242,7 @@ def cluster_node() -> Iterator[EmbeddedRedis]:
 
 async def test_a_node_of_a_cluster_is_refused_at_opening(database: str, cluster_node: EmbeddedRedis) -> None:
     with pytest.raises(ConfigurationError, match="is a node of a Redis Cluster") as caught:
-        await CachedPostgresSaver.create(database, cluster_node.url)
+        await CachedPostgresSaver.create(database, Redis.from_url(cluster_node.url))
     assert "cluster-enabled no" in str(caught.value), "what to do"
     assert "answers alone" not in str(caught.value)
 

@@ -9,6 +9,8 @@ runs with checkpoints of format 4, which LangGraph writes today. Some of its tes
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
@@ -19,6 +21,7 @@ from conformance_suite import ALL as CAPABILITIES
 from conformance_suite import check_conformance
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
+from redis_nodes import Nodes
 from states import counts, open_saver
 from steps import settled
 
@@ -26,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("checkpoint_format")
 
 
 async def run_suite(
-    capability: str, postgres_url: str, redis_url: str, saver_class: type[CachedPostgresSaver]
+    capability: str, postgres_url: str, redis: Any, saver_class: type[CachedPostgresSaver]
 ) -> CollectorRegistry:
     """Run one capability's tests; what the saver counted meanwhile is in the registry."""
     registry = CollectorRegistry()
@@ -34,7 +37,7 @@ async def run_suite(
     await check_conformance(
         capability,
         saver_class.__name__,
-        lambda: open_saver(postgres_url, redis_url, saver_class, telemetry=telemetry),
+        lambda: open_saver(postgres_url, redis, saver_class, telemetry=telemetry),
     )
     return registry
 
@@ -53,6 +56,14 @@ async def test_conforms_with_the_cache_in_use(
         assert l1_reads(registry)["hit"]
     if capability == "get_tuple" and checkpoint_format >= 4:
         assert l1_reads(registry)["historical"]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+async def test_conforms_on_a_cluster(capability: str, database: str, nodes: Nodes) -> None:
+    registry = await run_suite(capability, database, nodes.client(), CachedPostgresSaver)
+    assert l1_reads(registry).keys() <= {"hit", "miss", "absent", "historical", "bypassed"}
+    if capability in ("put", "put_writes", "get_tuple"):
+        assert l1_reads(registry)["hit"]
 
 
 class FlushedSaver(CachedPostgresSaver):

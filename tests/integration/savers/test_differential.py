@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata, CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from prometheus_client import CollectorRegistry
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 import dice
 from drawn import (
@@ -43,6 +43,7 @@ from drawn import (
 )
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres
+from redis_nodes import Nodes
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import settled
 
@@ -74,7 +75,7 @@ class Scene:
     ours: list[CachedPostgresSaver]
     upstream: AsyncPostgresSaver
     mirror: AsyncPostgresSaver
-    redis: Redis
+    redis: Redis | RedisCluster
     admins: list[psycopg.AsyncConnection[Any]]
 
     async def wipe(self) -> None:
@@ -109,24 +110,23 @@ class Scene:
 async def open_scene(
     postgres_url: str,
     mirror_url: str,
-    redis_url: str,
+    redis_of: Callable[[], Redis | RedisCluster],
     registry: CollectorRegistry,
     keys: Sequence[bytes | None],
 ) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as opened:
         telemetry = create_telemetry(registry=registry)
+        clients: list[Any] = [await opened.enter_async_context(redis_of()) for _ in range(4)]
         yield Scene(
             ours=[
                 await opened.enter_async_context(
-                    open_saver(
-                        postgres_url, redis_url, telemetry=telemetry, cache_ttl=ttl, l1_signing_key=key
-                    )
+                    open_saver(postgres_url, client, telemetry=telemetry, cache_ttl=ttl, l1_signing_key=key)
                 )
-                for ttl, key in zip((60, 60, 0.002), keys, strict=True)
+                for client, ttl, key in zip(clients[1:], (60, 60, 0.002), keys, strict=True)
             ],
             upstream=await opened.enter_async_context(open_upstream(postgres_url)),
             mirror=await opened.enter_async_context(open_upstream(mirror_url)),
-            redis=await opened.enter_async_context(Redis.from_url(redis_url)),
+            redis=clients[0],
             admins=[
                 await opened.enter_async_context(await psycopg.AsyncConnection.connect(url, autocommit=True))
                 for url in (postgres_url, mirror_url)
@@ -425,9 +425,25 @@ def mirror(postgres: EmbeddedPostgres) -> Iterator[str]:
 def test_any_operations_in_any_order_agree_with_upstream(
     keys: Sequence[bytes | None], examples: int, database: str, mirror: str, redis_url: str
 ) -> None:
+    check_agreement(keys, examples, database, mirror, lambda: Redis.from_url(redis_url))
+
+
+@pytest.mark.dice
+@pytest.mark.timeout(400)
+def test_any_operations_agree_with_upstream_on_a_cluster(database: str, mirror: str, nodes: Nodes) -> None:
+    check_agreement((None, None, None), 10, database, mirror, nodes.client)
+
+
+def check_agreement(
+    keys: Sequence[bytes | None],
+    examples: int,
+    database: str,
+    mirror: str,
+    redis_of: Callable[[], Redis | RedisCluster],
+) -> None:
     registry = CollectorRegistry()
     with asyncio.Runner() as runner:
-        scene = open_scene(database, mirror, redis_url, registry, keys)
+        scene = open_scene(database, mirror, redis_of, registry, keys)
         Agreement.scene, Agreement.run = runner.run(scene.__aenter__()), staticmethod(runner.run)
         Agreement.begun = 0
         try:

@@ -1,0 +1,223 @@
+"""The topology of a Redis Cluster: its nodes, the slots of each master, and a client for each master.
+
+Open this file when a cluster is not found, or when a step goes to the wrong master. The client of the cluster
+(`redis.asyncio.RedisCluster`) tells where nodes are and how to connect to them. Each master then gets a plain
+client of its own. So everything that is true of one Redis (pipelines, the limiter, timeouts, errors) is true
+of each master. A look asks one node, which knows the others by gossip.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import Connection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import ResponseError
+
+from glasspoint.redis.faults import NeverTheCacheError
+from glasspoint.redis.timeouts import answered_within
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from redis.asyncio import RedisCluster
+
+__all__ = ["SLOTS", "Address", "Master", "Topology", "View", "name_of", "slot_of", "tag_in"]
+
+SLOTS = 16384
+"""The number of hash slots of every Redis Cluster."""
+
+Address: TypeAlias = tuple[str, int]
+"""The host and the port of a node."""
+
+# As for a single Redis: see `client.open_redis`.
+_MAX_CONNECTIONS = 64
+
+# The options of a cluster's connections that a plain client does not take, or has of its own.
+_NOT_FOR_A_NODE = frozenset(
+    (
+        "redis_connect_func",
+        "response_callbacks",
+        "himport_registry",
+        "maint_notifications_config",
+        "oss_cluster_maint_notifications_handler",
+        "retry",
+        "retry_on_error",
+        "retry_on_timeout",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Master:
+    """A master and the slots that it owns.
+
+    Attributes:
+        node_id: 40 hexadecimal digits. A restart and a failover do not change them.
+        slots: The first and the last slot of each range.
+    """
+
+    address: Address
+    node_id: str
+    slots: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one node knows of the cluster.
+
+    Attributes:
+        masters: The masters that own slots. One of them may be down.
+        node_ids: The ids of all nodes that belong to the cluster, also of replicas, and of nodes that failed.
+        epoch: The greatest configuration epoch. It grows with each failover and each slot that moves, so the
+            view of a node that was cut off has a smaller one.
+    """
+
+    masters: tuple[Master, ...]
+    node_ids: frozenset[str]
+    epoch: int = 0
+
+
+class Topology:
+    """Finds the masters of one cluster, and keeps a client for each."""
+
+    def __init__(self, cluster: RedisCluster, *, timeout_seconds: float) -> None:
+        """Take the client of the cluster. It is neither used for commands nor closed here.
+
+        Args:
+            cluster: The client, which names some nodes, and the options of connections.
+            timeout_seconds: How long one node may take to tell what it knows.
+        """
+        manager: Any = cluster.nodes_manager
+        nodes = [*manager.startup_nodes.values(), *manager.nodes_cache.values()]
+        self._seeds: list[Address] = [(str(node.host), int(node.port)) for node in nodes]
+        self._remap: Callable[[Address], Address] | None = getattr(manager, "address_remap", None)
+        options = {k: v for k, v in cluster.connection_kwargs.items() if k not in _NOT_FOR_A_NODE}
+        self._connection_class: type[Connection] = options.pop("connection_class", Connection)
+        self._most = min(int(options.pop("max_connections", _MAX_CONNECTIONS)), _MAX_CONNECTIONS)
+        self._options = options
+        self._timeout = timeout_seconds
+        self._clients: dict[Address, Redis] = {}
+
+    @property
+    def clients(self) -> list[Redis]:
+        """The open clients."""
+        return list(self._clients.values())
+
+    def client(self, address: Address) -> Redis:
+        """Return the client of a node. It does not connect yet."""
+        client = self._clients.get(address)
+        if client is None:
+            host, port = address
+            pool: ConnectionPool = ConnectionPool(
+                connection_class=self._connection_class,
+                max_connections=self._most,
+                host=host,
+                port=port,
+                # One immediate retry, on a fresh connection: see `client.open_redis`.
+                retry=Retry(NoBackoff(), 1),
+                **self._options,
+            )
+            client = self._clients[address] = Redis.from_pool(pool)
+        return client
+
+    async def look(self, first: Iterable[Address] = (), *, epoch: int = 0) -> View:
+        """Ask one node after the other, until one tells what it knows.
+
+        Args:
+            first: The nodes to ask before the others, best first.
+            epoch: The epoch of the last view. If no node knows as much, the best view is returned.
+
+        Raises:
+            NeverTheCacheError: A node responds, and is not in a cluster.
+            Exception: No node responds: the last error.
+        """
+        last: Exception | None = None
+        best: View | None = None
+        for address in dict.fromkeys([*first, *self._clients, *self._seeds]):
+            try:
+                with answered_within(self._timeout):
+                    view = await self._ask(address)
+                if view.epoch >= epoch:
+                    return view
+                best = view if best is None or view.epoch > best.epoch else best
+            except ResponseError as exc:
+                if "cluster support disabled" in str(exc):
+                    raise NeverTheCacheError(
+                        "it is not in a cluster (cluster-enabled no): pass a redis.asyncio.Redis, or a "
+                        "redis:// URL."
+                    ) from exc
+                last = exc
+            except Exception as exc:
+                last = exc
+        if best is not None:
+            return best
+        if last is None:
+            raise ConnectionError("The client of the Redis Cluster names no node.")
+        raise last
+
+    async def close_others(self, addresses: Iterable[Address]) -> None:
+        """Close the clients of all other nodes."""
+        for address in set(self._clients) - set(addresses):
+            client = self._clients.pop(address)
+            with suppress(Exception):
+                await client.aclose()
+
+    async def close(self) -> None:
+        """Close all clients."""
+        await self.close_others(())
+
+    def address(self, host: str, port: int) -> Address:
+        """Return the address by which this process reaches a node that others know as `host` and `port`."""
+        return self._remap((host, port)) if self._remap is not None else (host, port)
+
+    # ---------------------------------------------------------------- helpers
+
+    async def _ask(self, address: Address) -> View:
+        async with self.client(address).pipeline(transaction=False) as pipe:
+            # As two words, so that no callback of the client parses the results.
+            pipe.execute_command("CLUSTER", "SLOTS")
+            pipe.execute_command("CLUSTER", "NODES")
+            slots, nodes = await pipe.execute()
+        # id, address, flags, master, ping, pong, configuration epoch, …
+        lines = [line.split(" ") for line in _text(nodes).splitlines() if line]
+        epoch = max((int(line[6]) for line in lines), default=0)
+        return View(self._masters(slots, asked=address), frozenset(line[0] for line in lines), epoch)
+
+    def _masters(self, slots: Sequence[Sequence[Any]], *, asked: Address) -> tuple[Master, ...]:
+        found: dict[tuple[Address, str], list[tuple[int, int]]] = {}
+        for first, last, master, *_ in slots:
+            # A node that does not know its own address sends an empty one.
+            host, port = _text(master[0] or b"") or asked[0], int(master[1])
+            node_id = _text(master[2]) if len(master) > 2 else f"{host}:{port}"
+            found.setdefault((self.address(host, port), node_id), []).append((int(first), int(last)))
+        return tuple(Master(address, id_, tuple(ranges)) for (address, id_), ranges in found.items())
+
+
+def slot_of(tag: str) -> int:
+    """Return the slot of the keys with a hash tag."""
+    return key_slot(tag.encode())
+
+
+def tag_in(slots: Iterable[tuple[int, int]]) -> str:
+    """Return a hash tag whose slot is in one of the ranges: the first of the natural numbers that fits."""
+    owned = {slot for first, last in slots for slot in range(first, last + 1)}
+    number = 0
+    while slot_of(str(number)) not in owned:
+        number += 1
+    return str(number)
+
+
+def name_of(address: Address) -> str:
+    """Return an address as text, for logs and `/readyz`."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
