@@ -20,6 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from databases import with_tables
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import EmbeddedServerUnavailable
 
@@ -189,9 +190,43 @@ def test_postgres_is_not_led_astray_by_the_environment(
     assert scalar(postgres.url, "SELECT 1") == 1
 
 
-def test_every_test_gets_an_empty_database_of_its_own(database: str, postgres: EmbeddedPostgres) -> None:
-    assert scalar(database, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
-    assert scalar(database, "SELECT current_database()") != scalar(postgres.url, "SELECT current_database()")
+def test_a_test_that_asks_for_it_gets_an_empty_database_of_its_own(
+    empty_database: str, postgres: EmbeddedPostgres
+) -> None:
+    assert scalar(empty_database, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+    assert scalar(empty_database, "SELECT current_database()") != scalar(
+        postgres.url, "SELECT current_database()"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "INSERT INTO checkpoint_blobs VALUES ('a', '', 'b', '1', 'empty', NULL)",
+        "ALTER TABLE checkpoint_blobs ADD COLUMN added int",
+        "DROP TRIGGER glasspoint_insert ON checkpoints",
+        "CREATE SCHEMA other",
+        "DELETE FROM checkpoint_migrations",
+        "ANALYZE checkpoint_blobs",
+    ],
+)
+def test_a_test_gets_its_tables_as_setup_makes_them_whatever_another_test_has_done(
+    change: str, postgres: EmbeddedPostgres
+) -> None:
+    """`tests/support/databases.py` empties them, and notices when that is not enough."""
+    found = (
+        "SELECT (SELECT count(*) FROM checkpoint_blobs), (SELECT count(*) FROM checkpoint_migrations),"
+        " (SELECT count(*) FROM pg_attribute WHERE attrelid = 'checkpoint_blobs'::regclass),"
+        " (SELECT count(*) FROM pg_trigger), (SELECT count(*) FROM pg_namespace WHERE nspname = 'other'),"
+        " (SELECT reltuples FROM pg_class WHERE oid = 'checkpoint_blobs'::regclass)"
+    )
+    with psycopg.connect(with_tables(postgres), autocommit=True) as connection:
+        before = connection.execute(found).fetchone()
+        identity = connection.execute("SELECT id FROM glasspoint_identity").fetchone()
+        connection.execute(change)
+    with psycopg.connect(with_tables(postgres), autocommit=True) as connection:
+        assert connection.execute(found).fetchone() == before
+        assert connection.execute("SELECT id FROM glasspoint_identity").fetchone() != identity
 
 
 def test_a_dropped_database_is_gone_even_while_in_use(postgres: EmbeddedPostgres) -> None:
