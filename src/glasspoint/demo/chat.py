@@ -62,6 +62,7 @@ class Chat:
         self._model = RecallingChatModel()
         self._turns = Counter[str]()
         self._messages = Counter[str]()
+        self._begun_anew: set[str] = set()
         self._talking: set[str] = set()
         self._app: App | None = None
 
@@ -121,9 +122,14 @@ class Chat:
     def _note(self, thread_id: str, messages: int, tier: str) -> str:
         """Say why the conversation is not as the user has left it, if it is not: turns add two messages."""
         expected, self._messages[thread_id] = self._messages[thread_id] + 2, messages
-        if messages < expected:
-            return _BEGAN_ANEW[tier]
-        return _IS_BACK if messages > expected and expected > 2 and tier == "cached" else ""
+        if tier == "cached" and thread_id in self._begun_anew:
+            self._begun_anew.discard(thread_id)
+            return _IS_BACK
+        if messages >= expected:
+            return ""
+        if tier != "cached":
+            self._begun_anew.add(thread_id)
+        return _BEGAN_ANEW[tier]
 
     @staticmethod
     def _check(name: str, text: str) -> None:
