@@ -113,8 +113,8 @@ async def create_cached_postgres_checkpointer(
     Args:
         conn_string: Where PostgreSQL is: `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
             `postgresql+psycopg://…` or libpq's `key=value` form.
-        redis: Where Redis is: `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`; or a
-            `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`.
+        redis: Where Redis is: `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`,
+            `redis+cluster://…`; or a `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`.
         options: The keyword arguments of `CachedPostgresSaver.create`, for example `cache_ttl` (86400
             seconds) and `pool_max_size` (10).
 
