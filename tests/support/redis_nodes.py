@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -88,6 +89,11 @@ class Nodes:
         for server in self.servers:
             if not server.running:
                 server.start(*OPTIONS)
+        for server in self.servers:
+            lines = self.ask(server, "CLUSTER", "NODES").decode().splitlines()
+            [mine] = [line for line in lines if "myself" in line]
+            for slot in re.findall(r"\[(\d+)-[<>]-", mine):  # a test has ended in the middle of a move
+                self.ask(server, "CLUSTER", "SETSLOT", slot, "STABLE")
         wait(self.is_well)
 
     def is_well(self) -> bool:

@@ -348,6 +348,7 @@ class Browser:
             "bytes": standing.bytes,
             "expires_in_seconds": standing.ttl_seconds and round(standing.ttl_seconds),
             "journalled": any(row.scope == scope for row in look.rows),
+            **({"shard": standing.shard} if standing.shard is not None else {}),
         }
         image = standing.image
         if image is None:

@@ -318,6 +318,8 @@ def _l1(l1: Facts) -> str:
             "busy": "busy: a write is under way, or its end was not seen; reads ask PostgreSQL",
             "unusable": f"unusable: savers refuse it ({plain(detail)})",
         }.get(result, f"{result}: {plain(detail)}")
+    if l1.get("shard"):
+        said += f"; on the shard {l1['shard']}"
     if l1.get("journalled"):
         said += "; the journal names it, so savers drop it before they read"
     if l1.get("bytes"):

@@ -37,6 +37,7 @@ class Standing:
         bytes: The size of the entry's field names and values.
         ttl_seconds: The time until the entry expires, unless it is read; `None`: it has no expiry.
         why: Why the image is unusable, or why there is no cache.
+        shard: The host and the port of the master that has the entry's slot; `None`: Redis is no cluster.
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class Standing:
     bytes: int = 0
     ttl_seconds: float | None = None
     why: str = ""
+    shard: str | None = None
 
 
 async def standing_of(
@@ -66,7 +68,10 @@ async def standing_of(
         return Standing("no cache", why=f"no service has used a cache with the key prefix {key_prefix!r} yet")
     identity = Identity(look.database, row.generation, row.reign, signing_key or look.signing_key)
     key = key_of(scope, identity, key_prefix=key_prefix)
-    async with server_of(redis, scope) as (server, reign), server.pipeline(transaction=False) as pipe:
+    async with (
+        server_of(redis, scope) as (server, reign, shard),
+        server.pipeline(transaction=False) as pipe,
+    ):
         pipe.hgetall(key)
         pipe.pttl(key)
         by_name, ttl_ms = await pipe.execute()
@@ -78,11 +83,11 @@ async def standing_of(
     size, ttl = sum(map(len, fields)), ttl_ms / 1000 if ttl_ms >= 0 else None
     is_past = reign is not None and by_name.get(b"reign") != reign.encode()
     if not is_past and any(name.startswith(b"i:") for name in by_name):
-        return Standing("busy", bytes=size, ttl_seconds=ttl)
+        return Standing("busy", bytes=size, ttl_seconds=ttl, shard=shard)
     if b"id" not in by_name or is_past:
-        return Standing("absent", bytes=size, ttl_seconds=ttl)
+        return Standing("absent", bytes=size, ttl_seconds=ttl, shard=shard)
     try:
         image = entry.decode_image(scope, fields, Signer(identity.secret, identity.generation))
     except entry.UnusableImageError as exc:
-        return Standing("unusable", bytes=size, ttl_seconds=ttl, why=str(exc))
-    return Standing("image", image, size, ttl)
+        return Standing("unusable", bytes=size, ttl_seconds=ttl, why=str(exc), shard=shard)
+    return Standing("image", image, size, ttl, shard=shard)

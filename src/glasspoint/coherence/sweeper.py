@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from glasspoint.coherence.identity import IdentityKeeper
     from glasspoint.coherence.purging import Purger
     from glasspoint.l1.cache import Cache
-    from glasspoint.l1.cluster import L1
+    from glasspoint.l1.cluster import L1, Finder
     from glasspoint.l2.identity import JournalRow
     from glasspoint.l2.journal import Journal
     from glasspoint.model.scope import Scope
@@ -234,10 +234,10 @@ class Sweeper:
         except FORESEEN as exc:
             _log.debug("what the past has left is yet to be deleted (%s)", type(exc).__name__)
 
-    async def _probe_all(self, shards: Iterable[Cache]) -> None:
+    async def _probe_all(self, shards: Iterable[Cache | Finder]) -> None:
         await asyncio.gather(*map(self._probe, shards))
 
-    async def _probe(self, shard: Cache) -> None:
+    async def _probe(self, shard: Cache | Finder) -> None:
         reason = "cancelled"
         try:
             await shard.probe()

@@ -179,7 +179,7 @@ class Cache:
         self._epochs = EpochKeeper(redis, key_prefix=key_prefix, changed=self._server_changed, shard=shard)
         self.root = self._epochs.root
         """The common prefix of the keys of all epochs."""
-        self.quarantine = quarantine or Quarantine(telemetry)
+        self.quarantine = Quarantine(telemetry) if quarantine is None else quarantine
         """The scopes whose key Redis refuses."""
         self._available = True
         self._unusable_logged = ""
@@ -294,18 +294,22 @@ class Cache:
         self._answered()
         return server
 
-    async def look_at_config_epoch(self) -> None:
+    async def look_at_config_epoch(self) -> int:
         """Ask a node of a cluster whether a slot has arrived, and begin another epoch if so.
+
+        Returns:
+            The current epoch of the cluster: see `EpochKeeper.look_at_config_epoch`.
 
         Raises:
             L1Error: Redis failed.
         """
         try:
-            await self._in_time(self._epochs.look_at_config_epoch)
+            current_epoch = await self._in_time(self._epochs.look_at_config_epoch)
             await self._in_time(self._epochs.meet)
         except Exception as exc:
             raise self._unavailable(exc) from exc
         self._answered()
+        return current_epoch
 
     async def remember(self, key: bytes, field: bytes, value: bytes, *, seconds: int) -> None:
         """Store a field of a hash in Redis that is not an entry.

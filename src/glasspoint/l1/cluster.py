@@ -29,6 +29,7 @@ cluster, the cache gets another name and another generation.
 from __future__ import annotations
 
 import asyncio
+import random
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from glasspoint.redis.topology import Master, View
     from glasspoint.telemetry.events import BreakerState, Telemetry, WarmUpResult
 
-__all__ = ["CLUSTER", "L1", "ClusterBreaker", "ClusterCache", "masters_of", "reign_in", "server_of"]
+__all__ = ["CLUSTER", "L1", "ClusterBreaker", "ClusterCache", "Finder", "masters_of", "reign_in", "server_of"]
 
 _log = get_logger("glasspoint.l1")
 
@@ -86,6 +87,8 @@ class ClusterCache:
         telemetry: Telemetry,
         *,
         make: Callable[[Redis, Shard, Quarantine], Cache],
+        breaker: Breaker,
+        changed: Callable[[], object],
     ) -> None:
         """Take the cluster. Its topology is not known yet.
 
@@ -93,7 +96,14 @@ class ClusterCache:
             topology: Finds the masters.
             telemetry: Receives all events.
             make: Makes the cache of one master.
+            breaker: Decides whether nodes are asked while no master is known.
+            changed: Called when there are other masters.
         """
+        self._changed = changed
+        self._finder = Finder(self, breaker)
+        self._view: View | None = None
+        self._current_epoch = 0  # of the cluster: the greatest that a master has told
+        self._forgotten_at = 0.0  # when old items of `_recent` were removed
         self._topology = topology
         self._make = make
         self.quarantine = Quarantine(telemetry)
@@ -121,9 +131,14 @@ class ClusterCache:
     # ---------------------------------------------------------------- the masters
 
     @property
-    def shards(self) -> tuple[Cache, ...]:
-        """The caches of the masters: the parts that fail and recover on their own."""
+    def nodes(self) -> tuple[Cache, ...]:
+        """The caches of the masters."""
         return tuple(self._nodes.values())
+
+    @property
+    def shards(self) -> tuple[Cache | Finder, ...]:
+        """The parts that fail and recover on their own: the masters, or what finds them if none is known."""
+        return self.nodes or (self._finder,)
 
     @property
     def is_stale(self) -> bool:
@@ -155,29 +170,44 @@ class ClusterCache:
             L1Error: No node responds.
         """
         await self._look()
-        asked = [node for node in self.shards if node.breaker.is_closed]
-        await asyncio.gather(*(node.look_at_config_epoch() for node in asked), return_exceptions=True)
+        asked = [node for node in self.nodes if node.breaker.is_closed]
+        results = await asyncio.gather(
+            *(node.look_at_config_epoch() for node in asked), return_exceptions=True
+        )
+        for node, result in zip(asked, results, strict=True):
+            if isinstance(result, int) and result > self._current_epoch:
+                # This master knows of a failover that the node that was asked did not know of, perhaps
+                # because it was cut off.
+                self._current_epoch, self._ask_first = result, self._address_of(node)
+        if self._ask_first is not None:
+            await self._look()
 
     async def _look(self) -> None:
         """Read the topology from the node that is most likely to know it."""
         async with self._lock:
             first = [address for address, node in self._nodes.items() if node.breaker.is_closed]
+            random.shuffle(first)
             if self._ask_first is not None:
                 first.insert(0, self._ask_first)
-            self._ask_first, self._is_stale = None, False
+            was_stale, self._ask_first, self._is_stale = self._is_stale, None, False
+            has_looked = False
             try:
-                view = await self._topology.look(first)
-            except NeverTheCacheError:
-                raise
+                epoch = 0 if self._view is None else self._view.epoch
+                view = await self._topology.look(first, epoch=epoch)
+                has_looked = True
             except L1Error:
-                self._is_stale = True
                 raise
             except Exception as exc:
-                self._is_stale = True
                 raise L1UnavailableError(
                     f"No node of the Redis Cluster tells its topology ({type(exc).__name__})."
                 ) from exc
+            finally:
+                self._is_stale = self._is_stale or not has_looked
+            if view == self._view and not was_stale and not self._is_stale:
+                return
+            self._view = view
             self._adopt(view)
+            self._changed()
             await self._topology.close_others(master.address for master in view.masters)
 
     def _adopt(self, view: View) -> None:
@@ -213,6 +243,9 @@ class ClusterCache:
             )
         self._has_warned = bool(self.unserved_slots)
 
+    def _address_of(self, node: Cache) -> Address | None:
+        return next((address for address, each in self._nodes.items() if each is node), None)
+
     def _node_of(self, master: Master) -> Cache:
         node = self._nodes.get(master.address)
         if node is None:
@@ -246,7 +279,7 @@ class ClusterCache:
         """The cluster, as if it were one server: its name, and the version of a master."""
         if self._name is None:
             return None
-        versions = [node.server.version for node in self.shards if node.server is not None]
+        versions = [node.server.version for node in self.nodes if node.server is not None]
         return Server(self._name, min(versions, default=""), {})
 
     def recognise(self, reign: str) -> None:
@@ -263,20 +296,24 @@ class ClusterCache:
         """Use the keys of this identity from now on: see `Cache.identify`."""
         self._identity, self.is_absent = identity, is_absent
         self._signer = None if identity is None else Signer(identity.secret, identity.generation)
-        for node in self.shards:
+        for node in self.nodes:
             node.identify(identity, is_absent=is_absent)
 
     @property
     def written(self) -> set[Written]:
         """The scopes that this process has changed. `coherence.identity` takes them out."""
-        return self._written.union(*(node.written for node in self.shards))
+        return self._written.union(*(node.written for node in self.nodes))
 
     @written.setter
     def written(self, written: set[Written]) -> None:
         self._written = written
-        for node in self.shards:
+        for node in self.nodes:
             self._remember_recent(node)
             node.written = set()
+        if monotonic() - self._forgotten_at > _RECENT_SECONDS / 4:
+            self._forgotten_at = monotonic()
+            oldest = self._forgotten_at - _RECENT_SECONDS
+            self._recent = {scope: last for scope, last in self._recent.items() if last[0] >= oldest}
 
     def _remember_recent(self, node: Cache) -> None:
         now = monotonic()
@@ -319,7 +356,7 @@ class ClusterCache:
             NeverTheCacheError: This is no cluster, or a master can never be the cache.
         """
         await self._look()
-        nodes = self.shards
+        nodes = self.nodes
         results = await asyncio.gather(*(node.open() for node in nodes), return_exceptions=True)
         for node, result in zip(nodes, results, strict=True):
             if isinstance(result, NeverTheCacheError) or (
@@ -341,7 +378,7 @@ class ClusterCache:
         """
         if anew or self._is_stale or not self._nodes:
             await self._look()
-        asked = [node for node in self.shards if node.breaker.is_closed]
+        asked = [node for node in self.nodes if node.breaker.is_closed]
         return self._any_of(await asyncio.gather(*(each.connect() for each in asked), return_exceptions=True))
 
     def _any_of(self, results: Collection[object]) -> Server:
@@ -381,7 +418,7 @@ class ClusterCache:
             The scopes whose entry was not dropped: their key is refused, or their master does not respond.
             This master is suspect.
         """
-        left = set[Scope]()
+        left: set[Scope] = set()
         by_node: dict[Cache, list[Scope]] = {}
         for scope in (each for each in scopes if each.is_cached):
             node = self._node(scope)
@@ -531,7 +568,7 @@ class _ClusterTrust:
 
     def suspect(self) -> None:
         """Make all masters suspect until the journal is swept."""
-        for node in self._cache.shards:
+        for node in self._cache.nodes:
             node.trust.suspect()
 
     def trust(self, suspicions: dict[Cache, int]) -> bool:
@@ -569,7 +606,23 @@ class _ClusterTrust:
         self._look_soon()
 
     def _asked(self) -> list[Cache]:
-        return [node for node in self._cache.shards if node.breaker.is_closed]
+        return [node for node in self._cache.nodes if node.breaker.is_closed]
+
+
+class Finder:
+    """Finds the masters as long as none is known. For the sweeper, it is a part that has failed."""
+
+    def __init__(self, cache: ClusterCache, breaker: Breaker) -> None:
+        self._cache = cache
+        self.breaker = breaker
+
+    async def probe(self) -> None:
+        """Find the masters.
+
+        Raises:
+            L1Error: None responds.
+        """
+        await self._cache.open()
 
 
 class ClusterBreaker:
@@ -583,8 +636,8 @@ class ClusterBreaker:
 
     @property
     def is_closed(self) -> bool:
-        """Whether any master may be asked, or none is known yet."""
-        return not self._each() or any(breaker.is_closed for breaker in self._each())
+        """Whether any master may be asked."""
+        return any(breaker.is_closed for breaker in self._each())
 
     @property
     def state(self) -> BreakerState:
@@ -639,24 +692,26 @@ async def masters_of(redis: RedisCluster) -> AsyncIterator[tuple[Topology, tuple
 
 
 @asynccontextmanager
-async def server_of(redis: Redis | RedisCluster, scope: Scope) -> AsyncIterator[tuple[Redis, str | None]]:
+async def server_of(
+    redis: Redis | RedisCluster, scope: Scope
+) -> AsyncIterator[tuple[Redis, str | None, str | None]]:
     """Find the server that holds the entry of a scope, for a command.
 
     Yields:
-        Its client, and the reign that its entries name; `None` if the keys name it.
+        Its client; in a cluster, also the reign that its entries name, and its host and port, else `None`.
 
     Raises:
         L1UnavailableError: The slot has no master.
         Exception: No node responds.
     """
     if not isinstance(redis, RedisCluster):
-        yield redis, None
+        yield redis, None, None
         return
     slot = slot_of(key_part(scope.thread_id))
     async with masters_of(redis) as (topology, masters):
         for master in masters:
             if any(first <= slot <= last for first, last in master.slots):
                 client = topology.client(master.address)
-                yield client, await reign_of(client, in_cluster=True)
+                yield client, await reign_of(client, in_cluster=True), name_of(master.address)
                 return
         raise L1UnavailableError("The slot of this thread has no master in the Redis Cluster.")

@@ -85,6 +85,7 @@ _NOT_SURROUNDED = {
 }
 
 _MY_EPOCH = re.compile(rb"cluster_my_epoch:(\d+)")
+_CURRENT_EPOCH = re.compile(rb"cluster_current_epoch:(\d+)")
 
 _GUARD = """
 if not string.find(redis.call('INFO', '{section}'), '{field}:{value}', 1, true) then
@@ -259,17 +260,24 @@ class EpochKeeper:
             )
         return self.known
 
-    async def look_at_config_epoch(self) -> None:
+    async def look_at_config_epoch(self) -> int:
         """Ask a node of a cluster whether a slot has arrived since its reign was asked for.
 
         No script can ask that in each step: it takes longer than the step.
+
+        Returns:
+            The current epoch of the cluster, as far as this node knows it. It grows with each failover.
         """
         server = self.server
-        if self._trusted and server is not None:
-            redis: Any = self._redis
-            epoch = _config_epoch(await redis.execute_command("CLUSTER", "INFO"))
-            if self.server is server and server.reign.rpartition(".")[2] != epoch:
-                self._trusted = False
+        redis: Any = self._redis
+        info = await redis.execute_command("CLUSTER", "INFO")
+        if (
+            server is not None
+            and self.server is server
+            and server.reign.rpartition(".")[2] != _config_epoch(info)
+        ):
+            self._trusted = False
+        return int(_of_info(info, _CURRENT_EPOCH))
 
     async def meet(self, wrong: Server | None = None) -> Server:
         """Ask the server for its reign and load the scripts, unless the server is trusted.
@@ -379,7 +387,11 @@ async def _ask_for_reign(redis: Redis, *, in_cluster: bool = False) -> tuple[_Re
 
 
 def _config_epoch(info: bytes | str) -> str:
-    found = _MY_EPOCH.search(info if isinstance(info, bytes) else info.encode())
+    return _of_info(info, _MY_EPOCH)
+
+
+def _of_info(info: bytes | str, pattern: re.Pattern[bytes]) -> str:
+    found = pattern.search(info if isinstance(info, bytes) else info.encode())
     if found is None:
         raise L1Error("Redis does not tell its configuration epoch (CLUSTER INFO): let the user ask for it.")
     return found[1].decode()

@@ -62,10 +62,13 @@ class View:
     Attributes:
         masters: The masters that own slots. One of them may be down.
         node_ids: The ids of all nodes that belong to the cluster, also of replicas, and of nodes that failed.
+        epoch: The greatest configuration epoch. It grows with each failover and each slot that moves, so the
+            view of a node that was cut off has a smaller one.
     """
 
     masters: tuple[Master, ...]
     node_ids: frozenset[str]
+    epoch: int = 0
 
 
 class Topology:
@@ -113,21 +116,26 @@ class Topology:
             client = self._clients[address] = Redis.from_pool(pool)
         return client
 
-    async def look(self, first: Iterable[Address] = ()) -> View:
+    async def look(self, first: Iterable[Address] = (), *, epoch: int = 0) -> View:
         """Ask one node after the other, until one tells what it knows.
 
         Args:
             first: The nodes to ask before the others, best first.
+            epoch: The epoch of the last view. If no node knows as much, the best view is returned.
 
         Raises:
             NeverTheCacheError: A node responds, and is not in a cluster.
             Exception: No node responds: the last error.
         """
         last: Exception | None = None
+        best: View | None = None
         for address in dict.fromkeys([*first, *self._clients, *self._seeds]):
             try:
                 with answered_within(self._timeout):
-                    return await self._ask(address)
+                    view = await self._ask(address)
+                if view.epoch >= epoch:
+                    return view
+                best = view if best is None or view.epoch > best.epoch else best
             except ResponseError as exc:
                 if "cluster support disabled" in str(exc):
                     raise NeverTheCacheError(
@@ -137,6 +145,8 @@ class Topology:
                 last = exc
             except Exception as exc:
                 last = exc
+        if best is not None:
+            return best
         if last is None:
             raise ConnectionError("The client of the Redis Cluster names no node.")
         raise last
@@ -164,8 +174,10 @@ class Topology:
             pipe.execute_command("CLUSTER", "SLOTS")
             pipe.execute_command("CLUSTER", "NODES")
             slots, nodes = await pipe.execute()
-        ids = frozenset(line.split(" ", 1)[0] for line in _text(nodes).splitlines() if line)
-        return View(self._masters(slots, asked=address), ids)
+        # id, address, flags, master, ping, pong, configuration epoch, …
+        lines = [line.split(" ") for line in _text(nodes).splitlines() if line]
+        epoch = max((int(line[6]) for line in lines), default=0)
+        return View(self._masters(slots, asked=address), frozenset(line[0] for line in lines), epoch)
 
     def _masters(self, slots: Sequence[Sequence[Any]], *, asked: Address) -> tuple[Master, ...]:
         found: dict[tuple[Address, str], list[tuple[int, int]]] = {}

@@ -183,7 +183,9 @@ def build_parts(
     ends: list[Callable[[], Awaitable[object]]] = []
     if isinstance(redis, RedisCluster):
         topology = Topology(redis, timeout_seconds=l1_timeout)
-        cluster = ClusterCache(topology, telemetry, make=cache_of)
+        cluster = ClusterCache(
+            topology, telemetry, make=cache_of, breaker=watch.breaker(None), changed=watch.look
+        )
         l1 = cast("Cache", cluster)
         ends.append(topology.close)
         status.redis, status.shards = topology, cluster.states
@@ -274,8 +276,14 @@ class _BreakerWatch:
 
         return Breaker(changed=changed)
 
+    def look(self) -> None:
+        """Show the state of the breaker: a cluster has other masters now."""
+        if self.cache is not None:
+            self._status.breaker = self.cache.breaker.state
+
     def _changed(self, name: str, state: BreakerState, reason: str, *, was_closed: bool) -> None:
-        self._status.breaker = state if self.cache is None else self.cache.breaker.state
+        self._status.breaker = state
+        self.look()
         self._telemetry.emit(BreakerChanged(state, reason))
         if self.sweeper is not None:
             self.sweeper.look_soon()

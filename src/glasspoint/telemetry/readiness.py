@@ -64,8 +64,9 @@ async def readiness(registry: CollectorRegistry, ready_tiers: Collection[str]) -
 
         - its name (`saver`), its `tier`, and `since` when it serves calls there;
         - its servers, `l1`, `l2` or `redis`, as `ok` or `unavailable`; `l1` also as `partial` (some masters
-          of a Redis Cluster do not respond; `shards` shows the breaker of each); `l2` also as `busy` (all connections
-          of the pool are in use) or `read_only`; `redis` also as `lost` (threads have disappeared from it);
+          of a Redis Cluster do not respond; `shards` shows the breaker of each); `l2` also as `busy` (all
+          connections of the pool are in use) or `read_only`; `redis` also as `lost` (threads have disappeared
+          from it);
         - further facts of its check, such as the state of the `breaker`;
         - `check` as `no answer`, if its check failed or did not end in time;
         - `undrained`, the lower tiers that may hold threads that are not here yet, if there are any.

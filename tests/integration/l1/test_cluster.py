@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
+from redis.asyncio import RedisCluster
 
 from glasspoint import CachedPostgresSaver, create_telemetry
-from glasspoint.l1.cluster import ClusterCache
+from glasspoint.l1.cluster import CLUSTER, ClusterCache
+from glasspoint.redis.permissions import CLUSTER_COMMANDS, COMMANDS
+from glasspoint.redis.topology import Address, View
 from redis_nodes import OPTIONS, Nodes, slot_of
-from states import counts, open_saver
-from steps import Thread, readyz, until
+from states import counts, open_saver, value_of
+from steps import Proxy, Thread, nowhere, readyz, tcp, until
 
 SOON = 0.05
 THREADS = 12
@@ -43,10 +47,12 @@ class Watched:
 
 
 @asynccontextmanager
-async def watched(database: str, nodes: Nodes, **options: Any) -> AsyncIterator[Watched]:
+async def watched(
+    database: str, nodes: Nodes, *, client: RedisCluster | None = None, **options: Any
+) -> AsyncIterator[Watched]:
     registry = CollectorRegistry()
     options = {"sweep_interval_seconds": SOON, "l1_timeout_seconds": 1.0, **options}
-    client = nodes.client()
+    client = client or nodes.client()
     async with open_saver(
         database,
         client,  # type: ignore[arg-type]
@@ -202,6 +208,7 @@ async def test_a_failover_of_a_shard_loses_nothing_and_costs_only_its_entries(
         await warm(two, *lost, *others)
         assert f"127.0.0.1:{replica.port}" in one.cluster.states()
         assert one.saver.status.identity == generation, "the other masters' entries stay"
+        assert value_of(one.registry, "glasspoint_l1_breaker_open", {"saver": "default"}) == 0
         master.start(*OPTIONS)
         nodes.heal()
         await asyncio.gather(*map(turn, (*lost, *others)))
@@ -341,3 +348,103 @@ async def test_writes_that_a_replaced_master_took_are_swept_on_its_successor(
         await until(
             lambda: counts(one.registry, "glasspoint_l1_invalidations_total", "source").get("journal")
         )
+
+
+async def test_a_cluster_that_was_away_at_the_opening_is_found_later(database: str, nodes: Nodes) -> None:
+    thread = Thread("a")
+    async with Proxy().to(nowhere) as proxy:
+        client = RedisCluster(host="127.0.0.1", port=proxy.port)
+        async with watched(database, nodes, client=client) as one:
+            await thread.put(one.saver)
+            assert not await one.hits(thread)
+            assert value_of(one.registry, "glasspoint_l1_breaker_open", {"saver": "default"}) == 1
+            status, about = await readyz(one.registry)
+            assert (status, about["l1"], about["breaker"] != "closed") == (200, "unavailable", True)
+            await proxy.switch(tcp(nodes.servers[0]))
+            await until(lambda: one.cluster.states())
+            await warm(one, thread)
+            await until(
+                lambda: not value_of(one.registry, "glasspoint_l1_breaker_open", {"saver": "default"})
+            )
+
+
+async def test_the_view_of_a_node_that_was_cut_off_is_not_used(database: str, nodes: Nodes) -> None:
+    """Its configuration epochs are smaller than those that this process knows."""
+    async with watched(database, nodes) as one:
+        before = set(one.cluster.states())
+        view = one.cluster._view
+        assert view is not None
+        old = replace(view, masters=view.masters[:1], epoch=view.epoch - 1)
+        asked: list[Address] = []
+        ask = one.cluster._topology._ask
+
+        async def cut_off(address: Address) -> View:
+            asked.append(address)
+            return old if len(asked) == 1 else await ask(address)
+
+        one.cluster._topology._ask = cut_off  # type: ignore[method-assign]
+        await one.cluster.look_again()
+        assert len(set(asked[:2])) == 2, "the next node was asked"
+        assert set(one.cluster.states()) == before
+
+
+async def test_two_processes_agree_on_the_name_of_the_cluster(database: str, nodes: Nodes) -> None:
+    async with watched(database, nodes) as one:
+        server = one.cluster.server
+        assert server is not None
+        # Another node's id would do as well: the row in PostgreSQL decides.
+        other = max(one.cluster._node_ids)
+        assert server.reign != CLUSTER + other
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+            await conn.execute("UPDATE glasspoint_caches SET reign = %s", [CLUSTER + other])
+        async with watched(database, nodes) as two:
+            thread = Thread("a")
+            await thread.put(two.saver)
+            await warm(two, thread)
+            await until(lambda: one.saver.status.identity == two.saver.status.identity)
+            await warm(one, thread)
+            assert (await read_row(database))[0] == CLUSTER + other
+
+
+async def test_a_cache_that_moves_to_another_redis_begins_a_new_generation(
+    database: str, nodes: Nodes, redis_url: str
+) -> None:
+    """A Redis that was left and comes back is not believed: writes elsewhere have passed it by."""
+    thread = Thread("a")
+    async with watched(database, nodes) as one:
+        await thread.put(one.saver)
+        await warm(one, thread)
+    async with open_saver(database, redis_url) as single:
+        await thread.put(single)
+    async with watched(database, nodes) as one:
+        assert not await one.hits(thread)
+        await warm(one, thread)
+
+
+async def read_row(database: str) -> tuple[str, str]:
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
+        row = await (await conn.execute("SELECT reign, generation FROM glasspoint_caches")).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+async def test_without_a_right_the_log_names_it_and_the_shard(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    for server in nodes.servers:
+        rules = [
+            "~glasspoint:*",
+            *(f"+{name}" for name in COMMANDS),
+            *(f"+{name}" for name in CLUSTER_COMMANDS),
+        ]
+        nodes.ask(server, "ACL", "SETUSER", "few", "reset", "on", ">secret", *rules)
+    client = nodes.client(username="few", password="secret")
+    thread = Thread("a")
+    async with watched(database, nodes, client=client) as one:
+        await thread.put(one.saver)
+        await warm(one, thread)
+    for server in nodes.servers:
+        nodes.ask(server, "ACL", "SETUSER", "few", "-hexists")
+    async with watched(database, nodes, client=client) as one:
+        assert not await one.hits(thread)
+    assert any("+hexists" in line and "127.0.0.1" in line for line in caplog.messages)

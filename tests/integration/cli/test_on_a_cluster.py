@@ -1,0 +1,97 @@
+"""The commands and the fallback chain on a Redis Cluster: they name its shards, or refuse it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from glasspoint import Settings, get_checkpointer
+from glasspoint.cli.browsing import Browser
+from glasspoint.cli.check import Finding, run_checks
+from glasspoint.errors import ConfigurationError
+from redis_nodes import Nodes, slot_of
+from states import open_saver
+from steps import Thread, settled
+
+
+def url_of(nodes: Nodes) -> str:
+    return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in nodes.servers[:2])
+
+
+async def find(database: str, nodes: Nodes) -> dict[str, Finding]:
+    found = [each async for each in run_checks(database, url_of(nodes), timeout_seconds=30.0)]
+    return {each.name: each for each in found}
+
+
+async def test_check_passes_and_names_the_shards(database: str, nodes: Nodes) -> None:
+    async with open_saver(database, url_of(nodes)) as saver:
+        await Thread("a").put(saver)
+        identity = saver.status.identity
+        found = await find(database, nodes)
+        assert {name: each.status for name, each in found.items()} == dict.fromkeys(found, "ok"), found
+        for server in nodes.masters():
+            assert f"127.0.0.1:{server.port}" in found["Redis"].detail
+        assert identity is not None
+        assert identity in found["Identity"].detail, "the cache of the service, not a new one"
+        assert saver.status.identity == identity
+
+
+async def test_check_names_the_shard_that_refuses(database: str, nodes: Nodes) -> None:
+    async with open_saver(database, url_of(nodes)):
+        pass
+    server = nodes.masters()[1]
+    nodes.ask(server, "CONFIG", "SET", "maxmemory", 1)
+    try:
+        redis = (await find(database, nodes))["Redis"]
+    finally:
+        nodes.ask(server, "CONFIG", "SET", "maxmemory", 0)
+    assert redis.status == "failed"
+    assert f"The shard 127.0.0.1:{server.port}" in redis.detail
+
+
+async def test_check_refuses_another_cluster_than_the_services(
+    database: str, nodes: Nodes, redis_url: str
+) -> None:
+    async with open_saver(database, redis_url):
+        identity = (await find(database, nodes))["Identity"]
+    assert identity.status == "failed"
+    assert "with another Redis" in identity.detail
+
+
+async def test_browse_finds_the_entry_on_its_shard(database: str, nodes: Nodes) -> None:
+    async def look(thread_id: str) -> dict[str, Any]:
+        async with Browser.open(database, url_of(nodes), options={}) as browser:
+            found = await browser.show(thread_id, None, namespace="")
+        l1: dict[str, Any] = found["l1"]
+        return l1
+
+    async with open_saver(database, url_of(nodes)) as saver:
+        thread = Thread("a")
+        await thread.put(saver)
+        await settled(saver)
+        await saver.aget_tuple(thread.config)
+        master = nodes.master_of(slot_of("a"))
+        told = await look("a")
+        assert (told["result"], told["agrees"]) == ("hit", True)
+        assert told["shard"] == f"127.0.0.1:{master.port}"
+        [key] = nodes.keys("glasspoint:*{a}*")
+        nodes.ask(master, "HSET", key.decode(), "reign", "another")
+        assert (await look("a"))["result"] == "absent"
+        assert nodes.ask(master, "HGET", key.decode(), "reign") == b"another", "a command changes nothing"
+
+
+async def test_a_chain_with_the_tier_redis_is_refused(database: str, nodes: Nodes) -> None:
+    def settings(*fallbacks: Any) -> Settings:
+        return Settings(
+            postgres_url=SecretStr(database), redis_url=SecretStr(url_of(nodes)), fallbacks=fallbacks
+        )
+
+    with pytest.raises(ConfigurationError, match=r"not the tier redis.*CHECKPOINT_FALLBACKS"):
+        async with get_checkpointer(settings("redis", "memory")):
+            pass
+    async with get_checkpointer(settings("memory")) as saver:
+        thread = Thread("a")
+        await thread.put(saver)
+        assert await thread.turn(saver) == 1
