@@ -105,8 +105,13 @@ class ClusterDeployment(Deployment):
             master.start(*OPTIONS)
 
     def _fail_over(self, master: EmbeddedRedis, replica: EmbeddedRedis, how: str) -> None:
+        before = len(self._cluster.masters())
         self._cluster.ask(replica, "CLUSTER", "FAILOVER", *filter(None, [how]))
-        self._wait_for_promotion(replica)
+        try:
+            self._wait_for_promotion(replica)
+        except AssertionError as exc:
+            nodes = self._cluster.ask(master, "CLUSTER", "NODES").decode()
+            raise FaultFailedError(f"{how or 'FAILOVER'} to {replica.port}, {before}: {nodes}") from exc
 
     def _wait_for_promotion(self, replica: EmbeddedRedis) -> None:
         wait(lambda: self._cluster._is_master(replica))
@@ -129,7 +134,7 @@ class ClusterDeployment(Deployment):
             replica = self._cluster.replicas_of(target)[0]
             with self.falling_behind([replica], fault):
                 self._fail_over(target, replica, "TAKEOVER")
-            wait(lambda: self._cluster.master_of(slots[0], asked=source) is replica)
+            self._heal()
         for slot in slots:
             if self._cluster.master_of(slot, asked=source) is not source:
                 self._cluster.move(slot, source)

@@ -37,5 +37,5 @@ def use_lines(lines: Mapping[int, int]) -> None:
             state["port"] = lines.get(int(state["port"]), state["port"])
         return services
 
-    client.RedisCluster = OnLines  # type: ignore[misc, attr-defined]
+    client.RedisCluster = OnLines  # type: ignore[assignment, attr-defined]
     sentinels.services_of = services_on_lines

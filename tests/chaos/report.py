@@ -129,7 +129,8 @@ def _hits(reads: Iterable[Operation]) -> str:
 def _while_away(outcome: Outcome) -> tuple[list[Operation], list[Operation]]:
     """Return the reads that began while a part of the cluster had no master: those of this part, and all
     others."""
-    there, elsewhere = [], []
+    there: list[Operation] = []
+    elsewhere: list[Operation] = []
     for read in outcome.done:
         if read.kind == "read":
             slots = [each.slots for each in outcome.away if each.start <= read.start <= each.end]

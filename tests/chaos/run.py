@@ -101,9 +101,9 @@ class Outcome:
         happened: The faults, in the order in which they came about.
         died_in_a_task: How often a worker was killed in the middle of a task.
         cuts: What PostgreSQL has lost by faults.
-        away: When parts of a Redis Cluster had no master.
         seconds: How long the conversations went on.
         unexpected: Errors that no fault explains, processes that hung, faults that did not come about.
+        away: When parts of a Redis Cluster had no master.
     """
 
     settings: Settings
@@ -112,9 +112,9 @@ class Outcome:
     happened: list[Happened]
     died_in_a_task: int
     cuts: list[Cut]
-    away: list[Away]
     seconds: float
     unexpected: list[str] = field(default_factory=list)
+    away: list[Away] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -164,9 +164,9 @@ async def run(settings: Settings) -> Outcome:
             chaos.happened,
             chaos.died_in_a_task,
             chaos.cuts,
-            servers.redis.away,
             seconds,
             chaos.unexpected + errors,
+            servers.redis.away,
         )
 
 

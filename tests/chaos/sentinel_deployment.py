@@ -32,6 +32,10 @@ class SentinelDeployment(Deployment):
     name = "sentinel"
     kinds = SENTINEL_KINDS
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._sentinels: list[Sentinel] = []
+
     def start(self) -> None:
         for _ in range(_NODES):
             node = EmbeddedRedis()
@@ -45,6 +49,7 @@ class SentinelDeployment(Deployment):
                 f"sentinel parallel-syncs {SERVICE} {_NODES}",
             )
             self.sentinels.append(sentinel)
+            self._sentinels.append(sentinel)
             sentinel.start()
         self._heal(self.nodes[0])
 
@@ -128,7 +133,7 @@ class SentinelDeployment(Deployment):
             self.shared.append((started, monotonic()))
 
     def _fail_over(self, master: EmbeddedRedis) -> None:
-        sentinel = next(each for each in self.sentinels if each.running)
+        sentinel = next(each for each in self._sentinels if each.running)
 
         def has_begun() -> bool:  # it is refused while another one is under way
             sentinel.command("SENTINEL", "FAILOVER", SERVICE)
@@ -142,7 +147,7 @@ class SentinelDeployment(Deployment):
         wait(lambda: self._is_master(self._master()))
 
     def _master(self) -> EmbeddedRedis:
-        sentinel = next(each for each in self.sentinels if each.running)
+        sentinel = next(each for each in self._sentinels if each.running)
         port = int(sentinel.masters()[SERVICE]["port"])
         return next(node for node in self.nodes if node.port == port)
 
@@ -168,7 +173,7 @@ class SentinelDeployment(Deployment):
             raise FaultFailedError(f"the sentinels did not heal it: {exc}") from exc
 
     def _is_well(self) -> bool:
-        states = [sentinel.masters()[SERVICE] for sentinel in self.sentinels]
+        states = [sentinel.masters()[SERVICE] for sentinel in self._sentinels]
         if len({state["port"] for state in states}) > 1:
             return False
         if any(
