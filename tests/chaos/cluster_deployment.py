@@ -74,11 +74,7 @@ class ClusterDeployment(Deployment):
                 case "master flushed":
                     master.flush()
                 case "master restarted, old snapshot":
-                    if dice.random() < 0.5:
-                        master.save_snapshot()
-                    else:
-                        self.put_old_snapshot_back(master)
-                    sleep(fault.seconds)
+                    self.put_old_snapshot_back(master)
                     master.kill()
                     master.start(*OPTIONS)
                 case _:
@@ -87,6 +83,7 @@ class ClusterDeployment(Deployment):
             raise FaultFailedError(str(exc)) from exc
         finally:
             self._heal()
+            self.save_old_snapshots()  # as old as the last fault
 
     def _kill(self, master: EmbeddedRedis, replica: EmbeddedRedis, fault: Fault) -> None:
         with self.noting_away(self._slots_of(master)):
@@ -97,10 +94,9 @@ class ClusterDeployment(Deployment):
     def _take_away(self, master: EmbeddedRedis, replica: EmbeddedRedis, fault: Fault) -> None:
         """A part of the cluster without a master, and without anybody who could become one."""
         with self.noting_away(self._slots_of(master)):
-            if fault.dice().random() < 0.5:
-                master.save_snapshot()
             replica.kill()
             master.kill()
+            self.put_old_snapshot_back(master)
             sleep(NODE_TIMEOUT_MS / 1000 + fault.seconds)
             master.start(*OPTIONS)
 

@@ -104,15 +104,14 @@ class Deployment:
         raise FaultFailedError(f"nobody knows how to do it: {fault}")
 
     def save_old_snapshots(self) -> None:
-        """Keep a snapshot of each server for a later restart, if there is none yet."""
+        """Keep a snapshot of each server for a later restart."""
         for node in self.nodes:
-            if not _old(node).exists():
-                node.save_snapshot()
-                shutil.copy(node.directory / "dump.rdb", _old(node))
+            node.save_snapshot()
+            shutil.copy(node.directory / "dump.rdb", _old(node))
 
     @staticmethod
     def put_old_snapshot_back(node: EmbeddedRedis) -> None:
-        """Let the next start of a server load the first snapshot of the run."""
+        """Let the next start of a server load what `save_old_snapshots` has saved."""
         shutil.copy(_old(node), node.directory / "dump.rdb")
 
     @contextmanager

@@ -99,11 +99,7 @@ class SentinelDeployment(Deployment):
                 case "master flushed":
                     master.flush()
                 case "master restarted, old snapshot":
-                    if dice.random() < 0.5:
-                        master.save_snapshot()
-                    else:
-                        self.put_old_snapshot_back(master)
-                    sleep(fault.seconds)
+                    self.put_old_snapshot_back(master)
                     master.kill()
                     self._start_node(master)
                 case _:
@@ -113,6 +109,7 @@ class SentinelDeployment(Deployment):
         finally:
             # As an operator has configured it, or as it was the last time: then it begins as a master.
             self._heal(self._master() if dice.random() < 0.5 else None)
+            self.save_old_snapshots()  # as old as the last fault
 
     def _start_node(self, node: EmbeddedRedis, master: EmbeddedRedis | None = None) -> None:
         of = () if master is None or master is node else ("--replicaof", "127.0.0.1", str(master.port))
