@@ -209,12 +209,13 @@ RULES_OF_OUTAGES = (
         (
             (
                 _SWEEPING,
-                "        if self._breaker.begin_probe():\n            await self._probe()\n",
-                "        if not self._breaker.is_closed:\n"
-                "            await self._try(self._sweep_all)\n"
-                "            if self._breaker.begin_probe():\n"
-                "                await self._probe()\n"
-                "            return 0.0\n",
+                "            if shards[0].breaker.begin_probe():\n"
+                "                await self._probe(shards[0])\n",
+                "            if not self._breaker.is_closed:\n"
+                "                await self._try(self._sweep_all)\n"
+                "                if self._breaker.begin_probe():\n"
+                "                    await self._probe(shards[0])\n"
+                "                return 0.0\n",
             ),
             (
                 _WRITE,

@@ -45,11 +45,13 @@ DOORS = {
     "redis": {
         "redis/client.py",
         "l1/cache.py",
+        "l1/cluster.py",
         "l1/epoch.py",
         "redis/detection.py",
         "redis/faults.py",
         "redis/location.py",
         "redis/sentinels.py",
+        "redis/topology.py",
         "redis/permissions.py",
         "redis/auto_pipeline.py",
         "redis/limiter.py",

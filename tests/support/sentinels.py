@@ -1,14 +1,20 @@
-"""Sentinels."""
+"""Sentinels, and a group of three that watches a master and its replica."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import Any, Self
+
+import redis as sync_redis
 
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.embedded.servers import _free_port, _usable_redis
 
-__all__ = ["SERVICE", "Sentinel", "sentinel_url"]
+__all__ = ["SERVICE", "Group", "Sentinel", "sentinel_url"]
 
 SERVICE = "mymaster"
 
@@ -16,12 +22,14 @@ SERVICE = "mymaster"
 class Sentinel(EmbeddedRedis):
     """One sentinel, which keeps what it knows over a restart."""
 
-    def __init__(self, *settings: str) -> None:
+    def __init__(self, *settings: str, port: int | None = None) -> None:
         """Args:
         settings: The lines of its configuration, without those that make it a sentinel.
+        port: Where it listens; by default on a free port.
         """
         super().__init__()
         self._settings = settings
+        self._port = port
 
     def start(self, *extra_args: str) -> None:
         with self._starting() as home:
@@ -53,3 +61,126 @@ def sentinel_url(*sentinels: EmbeddedRedis, service: str = SERVICE, user: str = 
     """The URL of a service."""
     hosts = ",".join(f"127.0.0.1:{each.port}" for each in sentinels)
     return f"redis+sentinel://{user}{hosts}/{service}/0{query}"
+
+
+class Group:
+    """Three sentinels, a master and its replica. `heal` undoes what a test has done to them."""
+
+    def __init__(self) -> None:
+        self.servers = [EmbeddedRedis(), EmbeddedRedis()]
+        self.sentinels: list[Sentinel] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            master, replica = (stack.enter_context(each) for each in self.servers)
+            replica.stop()
+            replica.start("--replicaof", "127.0.0.1", str(master.port))
+            # They know each other and the replica from the beginning, and need no seconds to find out.
+            ports, ids = [_free_port() for _ in range(3)], [secrets.token_hex(20) for _ in range(3)]
+            self.sentinels = [
+                Sentinel(
+                    f"sentinel myid {ids[number]}",
+                    f"sentinel monitor {SERVICE} 127.0.0.1 {master.port} 2",
+                    f"sentinel down-after-milliseconds {SERVICE} 500",
+                    f"sentinel failover-timeout {SERVICE} 1000",
+                    f"sentinel known-replica {SERVICE} 127.0.0.1 {replica.port}",
+                    *(
+                        f"sentinel known-sentinel {SERVICE} 127.0.0.1 {ports[other]} {ids[other]}"
+                        for other in range(3)
+                        if other != number
+                    ),
+                    port=ports[number],
+                )
+                for number in range(3)
+            ]
+            for each in self.sentinels:
+                stack.enter_context(each)
+            _wait_until(self._is_healthy)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        """The URL of the service."""
+        return sentinel_url(*self.sentinels)
+
+    @property
+    def master(self) -> EmbeddedRedis:
+        """The server that the first sentinel names."""
+        port = self.sentinels[0].masters()[SERVICE]["port"]
+        return next(each for each in self.servers if each.port == port)
+
+    @property
+    def replica(self) -> EmbeddedRedis:
+        """The other server."""
+        master = self.master
+        return next(each for each in self.servers if each is not master)
+
+    def fail_over(self) -> None:
+        """Let the sentinels promote the replica; return when all name it."""
+        promoted = self.replica
+        self.sentinels[0].command("SENTINEL", "FAILOVER", SERVICE)
+        self.wait_for(promoted)
+
+    def wait_for(self, master: EmbeddedRedis) -> None:
+        """Wait until all running sentinels name a server."""
+
+        def named() -> bool:
+            running = [each for each in self.sentinels if each.running]
+            return all(each.masters()[SERVICE]["port"] == master.port for each in running)
+
+        _wait_until(named)
+
+    def heal(self) -> None:
+        """Bring everything back, and empty the servers."""
+        for sentinel in self.sentinels:
+            if sentinel.running:
+                sentinel.thaw()
+                with sentinel._client() as client:
+                    if not int(client.info("sentinel")["sentinel_tilt"]):
+                        continue
+                sentinel.stop()  # it has noticed that it was frozen, and would do nothing for half a minute
+            sentinel.start()
+        for server in self.servers:
+            if server.running:
+                server.thaw()
+            else:
+                server.start("--replicaof", "127.0.0.1", str(self.master.port))
+        with self.replica._client() as client:  # the sentinels do that, too, but take ten seconds
+            client.replicaof("127.0.0.1", self.master.port)
+        _wait_until(self._is_healthy)
+        self.master.flush()
+
+    def _is_healthy(self) -> bool:
+        """Whether each sentinel sees a master, a replica that follows it, and two other sentinels."""
+        with suppress(sync_redis.RedisError):
+            states = [each.masters()[SERVICE] for each in self.sentinels]
+            found = {state["port"] for state in states}
+            if len(found) != 1 or any(
+                state["flags"] != "master" or state["num-other-sentinels"] != 2 for state in states
+            ):
+                return False
+            with self.replica._client() as client:
+                info = client.info("replication")
+            return (info["role"], info.get("master_port"), info.get("master_link_status")) == (
+                "slave",
+                self.master.port,
+                "up",
+            ) and all("down" not in state["flags"] for each in self.sentinels for state in _replicas(each))
+        return False
+
+
+def _replicas(sentinel: Sentinel) -> list[dict[str, Any]]:
+    with sentinel._client() as client:
+        return list(client.sentinel_slaves(SERVICE))
+
+
+def _wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {seconds} s"
+        time.sleep(0.02)

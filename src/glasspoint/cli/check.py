@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 from uuid import uuid4
 
 import psycopg
@@ -47,9 +47,10 @@ from glasspoint.l2.schema import GRANTS, triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.sql import query
 from glasspoint.l2.target import Target
-from glasspoint.redis.client import eviction_of
+from glasspoint.redis.client import address_of, database_of, eviction_of
 from glasspoint.redis.faults import remedy
 from glasspoint.redis.permissions import check_permissions, refuse_cluster
+from glasspoint.redis.sentinels import SentinelPool
 from glasspoint.redis.topology import tag_in
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import DURABLE
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.model.sync_methods import Opening
+    from glasspoint.redis.sentinels import Sentinels
 
 __all__ = ["Finding", "Status", "run_checks", "say"]
 
@@ -211,9 +213,15 @@ class _Checks:
                 found.append((place, version))
             self._has_redis = True
             if servers[0][1] is None:
-                return f"{found[0][1]} at {found[0][0]}"
+                return await self._of_one(servers[0][0], f"{found[0][1]} at {found[0][0]}")
             masters = ", ".join(f"{place} ({version})" for place, version in found)
             return f"a Redis Cluster of {len(found)} masters: {masters}"
+
+    @staticmethod
+    async def _of_one(redis: Redis, found: str) -> str:
+        if isinstance(redis.connection_pool, SentinelPool):
+            return await _through_sentinels(redis.connection_pool.sentinel_manager, found)
+        return found
 
     async def _look_at_redis(self, redis: Redis, tag: str | None) -> tuple[str, str]:
         """Check that one server can be the cache, or a part of it; return its address and version.
@@ -222,16 +230,16 @@ class _Checks:
             redis: Its client.
             tag: The hash tag of a slot of this master of a cluster; `None`: it is not in a cluster.
         """
-        at = redis.connection_pool.connection_kwargs
-        place = at.get("path") or _place(at.get("host", "localhost"), at.get("port", 6379))
-        where = "" if tag is None else f"The shard {place}: "
+        where = "" if tag is None else f"The shard {_at(redis)}: "
         try:
             server = await redis.info("server")
         except (RedisError, OSError) as error:
             raise _Failed(f"{where}{_sentence(error)} Check REDIS_URL, and that the server is up.") from error
         if tag is None:
             refuse_cluster(server)
-            place += f", database {at.get('db') or 0}"
+        place = _at(redis)
+        if tag is None:
+            place += f", database {database_of(redis)}"
         try:
             await check_permissions(redis, self._key_prefix, tag=tag)
         except RedisError as error:
@@ -510,17 +518,40 @@ def _sentence(error: Exception) -> str:
     return text if text.endswith((".", "?")) else f"{text}."
 
 
+def _at(redis: Redis) -> str:
+    host, port = address_of(redis)
+    return _place(host or "localhost", port or 6379)
+
+
 def _place(host: str, port: int | str) -> str:
     return host if host.startswith("/") else f"{host}:{port}"
 
 
+async def _through_sentinels(sentinels: Sentinels, found: str) -> str:
+    """Return what was found, and how the sentinels led there.
+
+    Raises:
+        _Warned: Not all of them did.
+    """
+    agree, others = await sentinels.survey()
+    number = agree + len(others)
+    found += f"; the master of {sentinels.service!r} now: {agree} of {number} sentinel(s) name it"
+    if others:
+        raise _Warned(f"{found}. {'; '.join(others)}")
+    return found
+
+
 def _passwords(url: str) -> set[str]:
-    """Return all spellings of the password in a URL or a connection string, to mask them in messages."""
+    """Return all spellings of the passwords in a URL or a connection string, to mask them in messages."""
     found: set[str] = set()
     if "://" in url:
         # Without a parser, because parsers misread a password that holds an unencoded `/` or `@`.
         raw = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
         found |= {raw, unquote(raw), *raw.replace("@", "/").replace("?", "/").replace("#", "/").split("/")}
+        for option in url.partition("?")[2].split("&"):
+            name, _, value = option.partition("=")
+            if "password" in name:
+                found |= {value, unquote_plus(value)}
     with suppress(ValueError, psycopg.Error):
         found.add(str(conninfo_to_dict(postgres_conninfo(url)).get("password") or ""))
     return found - {""}

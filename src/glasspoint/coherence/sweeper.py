@@ -36,7 +36,7 @@ from glasspoint.telemetry.events import ForeignWrites, Invalidated
 from glasspoint.telemetry.quiet import quiet_context
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from glasspoint.coherence.identity import IdentityKeeper
     from glasspoint.coherence.purging import Purger
@@ -186,17 +186,14 @@ class Sweeper:
             The seconds until the next round.
         """
         shards = self._cache.shards
-        probed = [shard for shard in shards if shard.breaker.begin_probe()]
-        if len(shards) == 1:
-            await self._probe_all(probed)
-        if self._breaker.is_closed:
-            async with self._lock:
-                # A master of a cluster that hangs must not delay the sweep of the others.
-                await asyncio.gather(
-                    self._probe_all(probed if len(shards) > 1 else ()), self._try(self._sweep_all)
-                )
+        if len(shards) > 1:
+            await self._round_of(shards)
         else:
-            await self._probe_all(probed if len(shards) > 1 else ())
+            if shards[0].breaker.begin_probe():
+                await self._probe(shards[0])
+            if self._breaker.is_closed:
+                async with self._lock:
+                    await self._try(self._sweep_all)
         if not self._breaker.is_closed or not self._cache.is_identified:
             await self._try(self._count)
         pause = self._every * random.uniform(0.8, 1.0)
@@ -234,8 +231,18 @@ class Sweeper:
         except FORESEEN as exc:
             _log.debug("what the past has left is yet to be deleted (%s)", type(exc).__name__)
 
-    async def _probe_all(self, shards: Iterable[Cache | Finder]) -> None:
-        await asyncio.gather(*map(self._probe, shards))
+    async def _round_of(self, shards: Sequence[Cache | Finder]) -> None:
+        """Probe the masters of a cluster that failed, and sweep for the others.
+
+        Both at the same time, because a master that hangs must not delay the sweep. The sweep makes no master
+        trusted whose breaker was not closed when the sweep began.
+        """
+        probes = [self._probe(shard) for shard in shards if shard.breaker.begin_probe()]
+        if not self._breaker.is_closed:
+            await asyncio.gather(*probes)
+            return
+        async with self._lock:
+            await asyncio.gather(self._try(self._sweep_all), *probes)
 
     async def _probe(self, shard: Cache | Finder) -> None:
         reason = "cancelled"

@@ -14,6 +14,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import RedisCluster
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -37,9 +38,11 @@ from glasspoint.errors import (
     ThreadMovedError,
 )
 from glasspoint.history.permissions import NEEDS
+from glasspoint.redis.client import look_again
 from glasspoint.redis.faults import is_a_refused_command, is_a_refused_database, is_a_refused_key
 from glasspoint.redis.limiter import Limiter, connections_of, when_connected
 from glasspoint.redis.permissions import ask_for_rights
+from glasspoint.redis.sentinels import UnknownServiceError
 from glasspoint.redis.timeouts import answered_within
 
 if TYPE_CHECKING:
@@ -78,6 +81,9 @@ _REASONS = {
     "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write asks for",
     "NOAUTH": "it asks for a password",
 }
+
+# redis-py replaces the error of a demoted master by the second text.
+_READONLY = re.compile(r"\bREADONLY\b|read only replica|previous master is now a slave")
 
 _TOO_LARGE = (
     "a value is larger than the proto-max-bulk-len of the server, 512 MB by default: keep it outside of the "
@@ -279,6 +285,11 @@ class Steps:
         except _FAILURES as exc:
             if _is_too_large(exc):
                 await self._drop_idle_connections()
+            if _READONLY.search(str(exc)) and await look_again(self._redis):
+                raise RedisUnavailableError(
+                    "The master that the sentinels named has become a replica: they are asked again. Nothing "
+                    "was stored."
+                ) from exc
             raise self._failure(exc) from exc
 
     async def _drop_idle_connections(self) -> None:
@@ -302,6 +313,10 @@ class Steps:
         passing = code in _PASSING or isinstance(exc, ClusterDownError | ClusterError)
         if isinstance(exc, AuthenticationError | AuthorizationError):
             return RedisRefusedError("Redis refuses this user or password.")
+        if isinstance(exc, UnknownServiceError):
+            return (RedisRefusedError if exc.is_misnamed else RedisUnavailableError)(str(exc))
+        if isinstance(exc, MasterNotFoundError):
+            return RedisUnavailableError(str(exc))
         if is_a_refused_database(exc):
             pool = getattr(self._redis, "connection_pool", None)
             number = getattr(pool, "connection_kwargs", {}).get("db") or 0

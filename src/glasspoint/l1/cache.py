@@ -27,9 +27,10 @@ from glasspoint.logs import Throttle, get_logger
 from glasspoint.model.scope import Scope
 from glasspoint.redis import faults
 from glasspoint.redis.auto_pipeline import AutoPipeline
-from glasspoint.redis.client import database_of
+from glasspoint.redis.client import database_of, look_again
 from glasspoint.redis.limiter import when_connected
 from glasspoint.redis.permissions import check_permissions
+from glasspoint.redis.sentinels import UnknownServiceError
 from glasspoint.redis.timeouts import answered_within
 from glasspoint.redis.topology import name_of
 from glasspoint.telemetry.events import (
@@ -266,6 +267,8 @@ class Cache:
         except faults.NeverTheCacheError:
             raise
         except Exception as exc:
+            if isinstance(exc, UnknownServiceError) and exc.is_misnamed:
+                raise faults.NeverTheCacheError(str(exc)) from exc
             if faults.is_a_refused_database(exc):
                 raise faults.NeverTheCacheError(
                     f"it has no database {database_of(self._redis)}. Name another one in the Redis URL (0 is "
@@ -287,6 +290,7 @@ class Cache:
         """
         if anew:
             self._epochs.distrust()
+            await look_again(self._redis)
         try:
             server = await self._in_time(self._epochs.meet)
         except Exception as exc:

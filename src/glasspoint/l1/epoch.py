@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.model.scope import key_part
+from glasspoint.redis.client import look_again
 from glasspoint.redis.faults import NeverTheCacheError, ReplicaError
 from glasspoint.redis.permissions import mode_of, refuse_cluster
 from glasspoint.redis.signature import Signer
@@ -289,13 +290,22 @@ class EpochKeeper:
             if self._trusted and self.server is not None and self.server is not wrong:
                 return self.server
             self._trusted = False
-            in_cluster = self._shard is not None
-            server = await self._load(*await _ask_for_reign(self._redis, in_cluster=in_cluster))
+            server = await self._load(*await self._ask())
             previous, self.server, self._trusted = self.server, server, True
             self._compose()
             if previous is None or previous.reign != server.reign:
                 self._changed(server, previous)
             return server
+
+    async def _ask(self) -> tuple[_Reign, str]:
+        try:
+            return await _ask_for_reign(self._redis, in_cluster=self._shard is not None)
+        except ReplicaError as exc:
+            if await look_again(self._redis):
+                raise ReplicaError(
+                    "The server that the sentinels named is a replica: they are asked again."
+                ) from exc
+            raise
 
     def _compose(self) -> None:
         server, identity = self.server, self._identity

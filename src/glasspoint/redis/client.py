@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from glasspoint.errors import ConfigurationError
@@ -17,7 +18,7 @@ from glasspoint.redis.location import CLUSTER_EXAMPLE, EXAMPLE, SENTINEL_EXAMPLE
 from glasspoint.redis.sentinels import SentinelPool, Sentinels, open_master
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from glasspoint.model.option_types import RedisMode
     from glasspoint.redis.location import Location
@@ -29,6 +30,8 @@ __all__ = [
     "check_redis_or_cluster",
     "database_of",
     "eviction_of",
+    "look_again",
+    "on_new_master",
     "open_redis",
 ]
 
@@ -156,8 +159,34 @@ def address_of(redis: Redis | RedisCluster) -> tuple[str | None, int | None]:
     pool = redis.connection_pool
     if isinstance(pool, SentinelPool):
         return pool.sentinel_manager.master or (None, None)
+    if isinstance(pool, SentinelConnectionPool):
+        return pool.master_address or (None, None)
     kwargs = redis.connection_pool.connection_kwargs
     return kwargs.get("host") or kwargs.get("path"), kwargs.get("port")
+
+
+def on_new_master(redis: Redis | RedisCluster, call: Callable[[tuple[str, int]], object]) -> None:
+    """Call a function with the host and the port whenever sentinels name another master, the first one too.
+
+    For any other client, the function is never called.
+    """
+    pool = getattr(redis, "connection_pool", None)
+    if isinstance(pool, SentinelPool):
+        pool.sentinel_manager.moved.append(call)
+
+
+async def look_again(redis: Redis | RedisCluster) -> bool:
+    """Ask the sentinels for the master before the next command.
+
+    Returns:
+        Whether the client follows sentinels. If not, nothing was done.
+    """
+    pool = getattr(redis, "connection_pool", None)
+    if isinstance(pool, SentinelPool):
+        await pool.look_again()
+    elif isinstance(pool, SentinelConnectionPool):  # of a client that the caller brings
+        await pool.disconnect(inuse_connections=False)
+    return isinstance(pool, SentinelConnectionPool)
 
 
 def database_of(redis: Redis | RedisCluster) -> object:

@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -29,6 +30,7 @@ from redis.exceptions import (
 )
 
 from glasspoint.errors import L1Error, L1UnavailableError
+from glasspoint.redis.sentinels import UnknownServiceError
 
 __all__ = [
     "FAULTS",
@@ -133,6 +135,8 @@ FAULTS = (
         classes=(AuthenticationError, AuthorizationError),
         do="Correct the user and the password in REDIS_URL.",
     ),
+    Fault("the sentinels know no such service", classes=(UnknownServiceError,)),
+    Fault("no sentinel names a master", classes=(MasterNotFoundError,)),
     Fault("this Redis cannot be the cache", classes=(CannotBeTheCacheError,), is_final=True),
     _UNKNOWN,
 )
@@ -161,7 +165,7 @@ def redirection_of(error: BaseException) -> Literal["moved", "moving"] | None:
 
 def remedy(error: Exception) -> str:
     """Return what a server refuses, and what to do; `""` if it did not respond."""
-    if isinstance(error, ReplicaError) or (
+    if isinstance(error, ReplicaError | UnknownServiceError) or (
         isinstance(error, L1Error) and not isinstance(error, L1UnavailableError)
     ):
         return str(error)

@@ -16,6 +16,7 @@ connection could be made, although the master is there. Here:
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +30,7 @@ from glasspoint.logs import get_logger
 from glasspoint.redis.location import SENTINEL_EXAMPLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["SentinelPool", "Sentinels", "UnknownServiceError", "open_master", "services_of"]
 
@@ -104,6 +105,8 @@ class Sentinels(Sentinel):
         self._master: tuple[str, int] | None = None
         self._epoch = -1
         self._asked_until = 0.0
+        self.moved: list[Callable[[tuple[str, int]], object]] = []
+        """Called with the host and the port whenever another master is named, the first one too."""
 
     @property
     def master(self) -> tuple[str, int] | None:
@@ -128,18 +131,38 @@ class Sentinels(Sentinel):
             raise type(found)(*found.args)
         return found
 
-    async def services(self) -> list[str]:
-        """Return the names of all services that the sentinels know; none, if no sentinel answers."""
-        _, answers, _ = await self._ask_all(until_found=False)
-        return sorted({name for answer in answers for name in answer.services})
+    async def survey(self) -> tuple[int, list[str]]:
+        """Ask each sentinel which master it names.
+
+        Returns:
+            How many name the last known master, and what the others say.
+        """
+        agree, others = 0, []
+        answers = await asyncio.gather(*map(self._ask_one, self.sentinels))
+        for sentinel, answer in zip(self.sentinels, answers, strict=True):
+            if isinstance(answer, _Answer) and answer.master is not None and answer.master == self._master:
+                agree += 1
+                continue
+            if isinstance(answer, str):
+                says = f"does not answer ({answer})"
+            elif answer.master is not None:
+                says = "names {}:{}".format(*answer.master)
+            elif self.service in answer.services:
+                says = "knows no master that is up"
+            else:
+                says = "does not know the service"
+            at = sentinel.connection_pool.connection_kwargs
+            others.append(f"{at['host']}:{at['port']} {says}")
+        return agree, sorted(others)
 
     async def _ask(self) -> tuple[str, int] | MasterNotFoundError:
-        newest, answers, errors = await self._ask_all()
+        newest, answers, errors = await self._ask_until_found()
         if newest is not None and newest.master is not None:
             if newest.epoch < self._epoch:
                 _log.warning("All sentinels that answer know only an older failover of %r.", self.service)
-            self._master, self._epoch = newest.master, newest.epoch
+            self._epoch = newest.epoch
             self._asked_until = 0.0
+            self._follow(newest.master)
             return newest.master
         self._asked_until = monotonic() + self._timeout
         if answers:
@@ -149,6 +172,15 @@ class Sentinels(Sentinel):
             return MasterNotFoundError(f"No sentinel answers that may know {self.service!r} ({why}).")
         self._asked_until = monotonic() + _SILENCE_SECONDS
         return self._master
+
+    def _follow(self, master: tuple[str, int]) -> None:
+        previous, self._master = self._master, master
+        if master == previous:
+            return
+        if previous is not None:
+            _log.warning("The sentinels name another master of %r: %s:%d.", self.service, *master)
+        for call in self.moved:
+            call(master)
 
     def _no_master(self, answers: list[_Answer]) -> MasterNotFoundError:
         services = {name for answer in answers for name in answer.services}
@@ -161,8 +193,8 @@ class Sentinels(Sentinel):
             2 * sum(bool(answer.services) for answer in answers) > len(self.sentinels),
         )
 
-    async def _ask_all(self, *, until_found: bool = True) -> tuple[_Answer | None, list[_Answer], set[str]]:
-        """Ask all sentinels at once.
+    async def _ask_until_found(self) -> tuple[_Answer | None, list[_Answer], set[str]]:
+        """Ask all sentinels at once, until one names a master that is not older than the last known one.
 
         Returns:
             The newest answer with a master, all answers, and the names of the errors.
@@ -173,7 +205,7 @@ class Sentinels(Sentinel):
         ends_at = monotonic() + self._timeout
         newest: _Answer | None = None
         try:
-            while waiting and not (until_found and newest is not None and newest.epoch >= self._epoch):
+            while waiting and (newest is None or newest.epoch < self._epoch):
                 done, waiting = await asyncio.wait(
                     waiting,
                     timeout=max(0.0, ends_at - monotonic()),
@@ -224,7 +256,16 @@ class SentinelPool(SentinelConnectionPool):
 
     async def look_again(self) -> None:
         """Close the idle connections, so that the sentinels are asked before the next command."""
-        await self.disconnect(inuse_connections=False)
+        for connection in list(self._available_connections):
+            with suppress(RedisError, OSError):
+                await connection.disconnect(nowait=True)  # does not wait, so no other call gets it meanwhile
+
+    async def release(self, connection: Any) -> None:
+        """Take a connection back; close it if it leads to a former master."""
+        if (connection.host, connection.port) != self.master_address:
+            with suppress(RedisError, OSError):
+                await connection.disconnect(nowait=True)
+        await super().release(connection)
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         """Close the connections; those to the sentinels too, if all are closed."""

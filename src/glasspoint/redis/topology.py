@@ -38,7 +38,19 @@ Address: TypeAlias = tuple[str, int]
 # As for a single Redis: see `client.open_redis`.
 _MAX_CONNECTIONS = 64
 
-_NOT_FOR_A_NODE = ("redis_connect_func", "retry", "retry_on_error", "retry_on_timeout")
+# The options of a cluster's connections that a plain client does not take, or has of its own.
+_NOT_FOR_A_NODE = frozenset(
+    (
+        "redis_connect_func",
+        "response_callbacks",
+        "himport_registry",
+        "maint_notifications_config",
+        "oss_cluster_maint_notifications_handler",
+        "retry",
+        "retry_on_error",
+        "retry_on_timeout",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +98,6 @@ class Topology:
         self._seeds: list[Address] = [(str(node.host), int(node.port)) for node in nodes]
         self._remap: Callable[[Address], Address] | None = getattr(manager, "address_remap", None)
         options = {k: v for k, v in cluster.connection_kwargs.items() if k not in _NOT_FOR_A_NODE}
-        options.pop("response_callbacks", None)
-        options.pop("himport_registry", None)
         self._connection_class: type[Connection] = options.pop("connection_class", Connection)
         self._most = min(int(options.pop("max_connections", _MAX_CONNECTIONS)), _MAX_CONNECTIONS)
         self._options = options

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -173,6 +174,7 @@ class ManagedSaver(OpenedSaver):
         if (database := pools.database_of(store.connections.pool)) is not None:
             status.databases["l2"] = database
         super().__init__(status, telemetry, serde or postgres_saver.serde)
+        client.on_new_master(redis, partial(self._server_moved, "l1"))
         self._parts = parts = build_parts(
             postgres_saver, redis, store, telemetry, status, self._lifetime, options
         )

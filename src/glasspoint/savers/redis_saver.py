@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from redis.asyncio import RedisCluster
@@ -26,6 +27,7 @@ from glasspoint.redis.client import (
     check_redis_or_cluster,
     database_of,
     eviction_of,
+    on_new_master,
 )
 from glasspoint.redis.detection import connect_redis
 from glasspoint.redis.signature import Signer
@@ -144,6 +146,7 @@ class RedisSaver(HistorySaver):
             databases={"redis": str(database_of(redis))},
         )
         super().__init__(self._redis_history, status, telemetry, serde)
+        on_new_master(redis, partial(self._server_moved, "redis"))
 
     @classmethod
     async def create(cls, redis: Redis | RedisCluster | str, **options: Unpack[OpenRedisOptions]) -> Self:

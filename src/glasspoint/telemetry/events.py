@@ -68,6 +68,7 @@ __all__ = [
     "SaverStatus",
     "Served",
     "Server",
+    "ServerMoved",
     "Step",
     "TableSize",
     "TaskName",
@@ -134,6 +135,19 @@ class BreakerChanged:
 @dataclass(frozen=True, slots=True)
 class EpochChanged:
     """Redis is another server process than before: a restart or a failover."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMoved:
+    """A server has another address than before: sentinels name another master.
+
+    Attributes:
+        server: The server.
+        address: Its host and port now.
+    """
+
+    server: Server
+    address: tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,6 +407,7 @@ Event = (
     | Quarantined
     | RetentionPruned
     | RetentionRan
+    | ServerMoved
     | BreakerChanged
     | L2Retried
     | TierChanged

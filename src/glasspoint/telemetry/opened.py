@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from glasspoint.model.home import Home
 from glasspoint.model.lifetime import Lifetime
 from glasspoint.model.sync_methods import SyncFace
+from glasspoint.telemetry.events import ServerMoved
 from glasspoint.telemetry.quiet import quiet_context
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
-    from glasspoint.telemetry.events import SaverStatus, Telemetry
+    from glasspoint.telemetry.events import SaverStatus, Server, Telemetry
 
 __all__ = ["OpenedSaver"]
 
@@ -38,6 +39,11 @@ class OpenedSaver(SyncFace):
         self._telemetry = telemetry
         self._lifetime = Lifetime(self.home, ended=lambda: telemetry.closed(status), background=quiet_context)
         telemetry.opened(status)
+
+    def _server_moved(self, server: Server, address: tuple[str, int]) -> None:
+        """Let telemetry know that a server has another address now."""
+        self._status.addresses[server] = address
+        self._telemetry.emit(ServerMoved(server, address))
 
     async def __aenter__(self) -> Self:
         self._lifetime.check_open()

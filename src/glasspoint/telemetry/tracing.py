@@ -41,6 +41,7 @@ from glasspoint.telemetry.events import (
     PoolWaited,
     Quarantined,
     SaverStatus,
+    ServerMoved,
     Step,
     TierChanged,
 )
@@ -211,6 +212,11 @@ class Tracing(Observer):
         current = trace.get_current_span()
         if isinstance(event, BackgroundTaskFailed):
             self._record_background_failure(event)
+        elif isinstance(event, ServerMoved):
+            known = self._addresses[event.server].get("db.namespace")
+            database = {} if known is None else {"db.namespace": known}
+            self._addresses[event.server] = {**_address(*event.address), **database}
+            self._steps.clear()
         if not current.is_recording():
             return
         if isinstance(event, PoolWaited):

@@ -14,9 +14,12 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import RedisCluster
 
 from glasspoint import CachedPostgresSaver, create_telemetry
+from glasspoint.errors import L1Error
 from glasspoint.l1.cluster import CLUSTER, ClusterCache
 from glasspoint.redis.permissions import CLUSTER_COMMANDS, COMMANDS
 from glasspoint.redis.topology import Address, View
+from places import DOCS
+from recorder import Recorder
 from redis_nodes import OPTIONS, Nodes, slot_of
 from states import counts, open_saver, value_of
 from steps import Proxy, Thread, nowhere, readyz, tcp, until
@@ -51,12 +54,17 @@ async def watched(
     database: str, nodes: Nodes, *, client: RedisCluster | None = None, **options: Any
 ) -> AsyncIterator[Watched]:
     registry = CollectorRegistry()
-    options = {"sweep_interval_seconds": SOON, "l1_timeout_seconds": 1.0, **options}
+    telemetry = create_telemetry(registry=registry)
+    options = {
+        "sweep_interval_seconds": SOON,
+        "l1_timeout_seconds": 1.0,
+        "telemetry": telemetry,
+        **options,
+    }
     client = client or nodes.client()
     async with open_saver(
         database,
         client,  # type: ignore[arg-type]
-        telemetry=create_telemetry(registry=registry),
         **options,
     ) as saver:
         yield Watched(saver, registry)
@@ -216,8 +224,9 @@ async def test_a_failover_of_a_shard_loses_nothing_and_costs_only_its_entries(
 
 async def test_what_a_promoted_replica_has_from_before_is_not_believed(database: str, nodes: Nodes) -> None:
     thread = Thread("a")
+    async with watched(database, nodes) as writer:  # it is closed: the journal has no row of what it wrote
+        await thread.put(writer.saver)
     async with watched(database, nodes) as one:
-        await thread.put(one.saver)
         await warm(one, thread)
         master = nodes.master_of(slot_of("a"))
         [replica] = nodes.replicas_of(master)
@@ -322,12 +331,13 @@ async def test_a_master_that_is_full_is_left_alone_until_it_takes_writes(databas
                 return one.cluster.states()[name] != "closed"
 
             await until(is_left_alone)
-            probes = one.cluster.states()
+            with pytest.raises(L1Error):  # a probe does what a write does
+                await one.cluster._nodes["127.0.0.1", master.port].probe()
             for _ in range(20):
                 await other.put(one.saver)
                 await warm(one, other)
                 assert not await one.hits(thread)
-            assert probes[name] != "closed"
+            assert one.cluster.states()[name] != "closed"
         finally:
             nodes.ask(master, "CONFIG", "SET", "maxmemory", 0)
         await warm(one, thread)
@@ -431,6 +441,8 @@ async def read_row(database: str) -> tuple[str, str]:
 async def test_without_a_right_the_log_names_it_and_the_shard(
     database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    added = " ".join(f"+{name}" for name in CLUSTER_COMMANDS)
+    assert f"\n{added}\n" in (DOCS / "rights.md").read_text("utf-8")
     for server in nodes.servers:
         rules = [
             "~glasspoint:*",
@@ -448,3 +460,17 @@ async def test_without_a_right_the_log_names_it_and_the_shard(
     async with watched(database, nodes, client=client) as one:
         assert not await one.hits(thread)
     assert any("+hexists" in line and "127.0.0.1" in line for line in caplog.messages)
+
+
+async def test_spans_name_the_master(database: str, nodes: Nodes) -> None:
+    recorder = Recorder()
+    thread = Thread("a")
+    async with watched(database, nodes, telemetry=recorder.telemetry) as one:
+        await thread.put(one.saver)
+        await until(lambda: one.saver._l1.is_identified)
+        recorder.clear()
+        await thread.turn(one.saver)
+        [span] = recorder.named("checkpoint.l1.read") or recorder.named("checkpoint.l1.commit")
+        assert span.attributes is not None
+        assert span.attributes["server.address"] == "127.0.0.1"
+        assert span.attributes["server.port"] == nodes.master_of(slot_of("a")).port

@@ -6,7 +6,9 @@
 --
 -- The name is in the entry, not in its key. With it in the key, an entry that its slot takes away and brings back
 -- would be believed again, although writes passed it by.
-if redis.call('HGET', KEY, 'reign') ~= REIGN then redis.call('DEL', KEY) end
+--
+-- A key that is not there is not deleted: a Redis that is full refuses a script's first write, and none after it.
+if redis.call('HGET', KEY, 'reign') ~= REIGN and redis.call('PTTL', KEY) ~= -2 then redis.call('DEL', KEY) end
 local result = step()
 if redis.call('HEXISTS', KEY, 'reign') == 0 and redis.call('PTTL', KEY) ~= -2 then
   redis.call('HSET', KEY, 'reign', REIGN)

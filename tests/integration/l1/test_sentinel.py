@@ -1,0 +1,509 @@
+"""Redis Sentinel: three real sentinels, a master and its replica, under everything that happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from time import monotonic
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
+
+from chains import chain
+from glasspoint import CachedPostgresSaver, RedisSaver, create_telemetry
+from glasspoint.cli.browsing import Browser
+from glasspoint.cli.check import run_checks
+from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.errors import ConfigurationError, GlasspointError, RedisRefusedError, RedisUnavailableError
+from glasspoint.redis.client import address_of, look_again, open_redis
+from glasspoint.redis.sentinels import SentinelPool, Sentinels
+from sentinels import SERVICE, Group, Sentinel, sentinel_url
+from states import counts, exact, open_saver, open_upstream
+from steps import Thread, hits_at_last, readyz, until
+
+SECRET = "hush-hush"
+
+# How long a read may miss what was acknowledged (docs/reliability.md), on a busy machine.
+WINDOW_SECONDS = 3.0
+
+
+@pytest.fixture(scope="module")
+def _group() -> Iterator[Group]:
+    with Group() as group:
+        yield group
+
+
+@pytest.fixture
+def group(_group: Group) -> Group:
+    _group.heal()
+    return _group
+
+
+class Watched:
+    """A saver, and what it counts."""
+
+    def __init__(self, saver: CachedPostgresSaver, registry: CollectorRegistry) -> None:
+        self.saver = saver
+        self.registry = registry
+
+    @property
+    def reign(self) -> str:
+        return "" if self.saver._l1.server is None else self.saver._l1.server.reign
+
+    async def hits(self, thread: Thread) -> bool:
+        before = counts(self.registry, "glasspoint_l1_reads_total", "result")["hit"]
+        assert await thread.turn(self.saver) == thread.number
+        return counts(self.registry, "glasspoint_l1_reads_total", "result")["hit"] > before
+
+
+@asynccontextmanager
+async def watched(database: str, url: str, **options: Any) -> AsyncIterator[Watched]:
+    registry = CollectorRegistry()
+    options = {"sweep_interval_seconds": 0.1, "l1_timeout_seconds": 2.0, **options}
+    async with open_saver(database, url, telemetry=create_telemetry(registry=registry), **options) as saver:
+        yield Watched(saver, registry)
+
+
+def run_id(server: EmbeddedRedis) -> str:
+    with server._client() as client:
+        return str(client.info("server")["run_id"])
+
+
+def sentinels_of(redis: Any) -> Sentinels:
+    assert isinstance(redis.connection_pool, SentinelPool)
+    return redis.connection_pool.sentinel_manager
+
+
+@contextmanager
+def all_frozen(sentinels: list[Sentinel]) -> Iterator[None]:
+    for each in sentinels:
+        each.freeze()
+    try:
+        yield
+    finally:
+        for each in sentinels:
+            each.thaw()
+
+
+# ------------------------------------------------------------------ the master
+
+
+async def test_the_master_is_the_cache_and_its_address_is_shown(group: Group, database: str) -> None:
+    thread = Thread("a")
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    telemetry = create_telemetry(registry=CollectorRegistry(), tracer_provider=provider)
+    async with open_saver(database, group.url, telemetry=telemetry) as saver:
+        await thread.put(saver)
+        assert await thread.turn(saver) == 1
+        assert saver.status.addresses["l1"] == address_of(saver.status.redis)
+        assert address_of(saver.status.redis) == ("127.0.0.1", group.master.port)
+    ports = {
+        (span.attributes or {}).get("server.port")
+        for span in exporter.get_finished_spans()
+        if (span.attributes or {}).get("db.stored_procedure.name") == "read"
+    }
+    assert ports == {group.master.port}
+
+
+# ------------------------------------------------------------------ a failover
+
+
+@pytest.mark.parametrize("how", ["the master dies", "the sentinels are asked to"])
+async def test_a_failover_under_reads_and_writes_loses_nothing_and_is_followed(
+    how: str, group: Group, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    threads = [Thread(f"thread {number}") for number in range(4)]
+    acknowledged: list[list[tuple[float, int]]] = [[(monotonic(), 0)] for _ in threads]
+    is_over = False
+    old, new = group.master, group.replica
+
+    async def write(one: Watched, number: int) -> None:
+        while not is_over:
+            await threads[number].put(one.saver)
+            acknowledged[number].append((monotonic(), threads[number].number))
+            await asyncio.sleep(0.005)
+
+    async def read(one: Watched, number: int) -> None:
+        while not is_over:
+            began = monotonic()
+            found = await threads[number].turn(one.saver) or 0
+            old_enough = [turn for at, turn in acknowledged[number] if at < began - WINDOW_SECONDS]
+            assert found >= max(old_enough, default=0)
+            await asyncio.sleep(0.005)
+
+    async with watched(database, group.url) as first, watched(database, group.url) as second:
+        before = first.reign
+        assert before.startswith(run_id(old))
+        working = [
+            asyncio.ensure_future(work)
+            for number in range(len(threads))
+            for work in (write(first, number), read(first, number), read(second, number))
+        ]
+        await until(lambda: all(thread.number > 10 for thread in threads))
+        if how == "the master dies":
+            old.kill()
+            await asyncio.to_thread(group.wait_for, new)
+        else:
+            await asyncio.to_thread(group.fail_over)
+        for one in (first, second):
+            await until(lambda one=one: one.reign.startswith(run_id(new)))  # type: ignore[misc]
+        since = [thread.number for thread in threads]
+        await until(lambda: all(thread.number > at + 10 for thread, at in zip(threads, since, strict=True)))
+        is_over = True
+        await asyncio.gather(*working)
+        for one in (first, second):
+            for thread in threads:
+                await hits_at_last(new.url, lambda one=one, thread=thread: one.hits(thread))  # type: ignore[misc]
+            assert counts(one.registry, "glasspoint_l1_epoch_changes_total", "saver")["default"] >= 1
+            assert address_of(one.saver.status.redis) == ("127.0.0.1", new.port)
+            assert one.saver.status.addresses["l1"] == ("127.0.0.1", new.port)
+        async with open_upstream(database) as upstream:
+            for thread in threads:
+                ours = await second.saver.aget_tuple(thread.config)
+                theirs = await upstream.aget_tuple(thread.config)
+                assert ours is not None
+                assert theirs is not None
+                assert exact(ours.checkpoint) == exact(theirs.checkpoint)
+                assert theirs.checkpoint["channel_values"]["turn"] == thread.number
+    assert any(f"another master of '{SERVICE}': 127.0.0.1:{new.port}" in each for each in caplog.messages)
+
+
+async def test_a_process_that_still_follows_the_old_master_follows_another_process(
+    group: Group, database: str
+) -> None:
+    """After a planned failover the old master lives on for seconds, and takes writes."""
+    thread = Thread("a")
+    async with watched(database, group.url) as late:
+        await thread.put(late.saver)
+        assert await late.hits(thread)
+        await asyncio.to_thread(group.fail_over)
+        async with watched(database, group.url) as early:
+            assert early.reign.startswith(run_id(group.master))
+            await thread.put(early.saver)
+            await until(lambda: late.reign.startswith(run_id(group.master)))
+            await until(lambda: late.hits(thread))
+            assert await thread.turn(early.saver) == 2
+
+
+async def test_a_connection_to_a_former_master_does_not_come_back(group: Group) -> None:
+    redis: Any = open_redis(group.url, timeout_seconds=2)
+    async with redis:
+        pool = redis.connection_pool
+        held = await pool.get_connection()
+        assert held.port == group.master.port
+        await asyncio.to_thread(group.fail_over)
+        other = await pool.get_connection()
+        assert other.port == group.master.port
+        await pool.release(other)
+        await pool.release(held)
+        assert not held.is_connected
+        assert {(await pool.get_connection()).port for _ in range(2)} == {group.master.port}
+
+
+async def test_a_demoted_master_is_unavailable_until_the_sentinels_name_another(
+    group: Group, database: str
+) -> None:
+    thread = Thread("a")
+    demoted = group.master
+    async with watched(database, group.url) as one:
+        await thread.put(one.saver)
+        assert await one.hits(thread)
+        with demoted._client() as client, group.replica._client() as other:
+            other.replicaof("NO", "ONE")
+            client.replicaof("127.0.0.1", group.replica.port)
+        assert await until(lambda: _is_unavailable(one.saver))
+        await thread.put(one.saver)
+        assert await thread.turn(one.saver) == 2
+        # This sentinel is as good as the group would be, at last: it names the other server.
+        with demoted._client() as client:
+            client.replicaof("NO", "ONE")
+        await until(lambda: one.hits(thread))
+
+
+async def _is_unavailable(saver: CachedPostgresSaver) -> bool:
+    return bool((await saver._check())["l1"] == "unavailable")
+
+
+# ------------------------------------------------------------------ sentinels that are away
+
+
+async def test_sentinels_that_are_away_at_the_start_are_waited_for_in_the_background(
+    group: Group, database: str
+) -> None:
+    thread = Thread("a")
+    for each in group.sentinels:
+        each.kill()
+    async with watched(database, group.url) as one:
+        await thread.put(one.saver)
+        assert not await one.hits(thread)
+        assert await _is_unavailable(one.saver)
+        assert (await readyz(one.registry))[0] == 200
+        for each in group.sentinels:
+            each.start()
+        await until(lambda: one.hits(thread))
+        await until(lambda: _is_available(one.saver))
+
+
+async def _is_available(saver: CachedPostgresSaver) -> bool:
+    return bool((await saver._check())["l1"] == "ok")
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_without_sentinels_the_known_master_goes_on(how: str, group: Group, database: str) -> None:
+    thread = Thread("a")
+    async with watched(database, group.url) as one:
+        await thread.put(one.saver)
+        assert await one.hits(thread)
+        for each in group.sentinels:
+            if how == "killed":
+                each.kill()
+            else:
+                each.freeze()
+        for _ in range(3):
+            await look_again(one.saver.status.redis)  # so that new connections are needed
+            await thread.put(one.saver)
+            assert await one.hits(thread)
+        assert one.saver._parts.breaker.state == "closed"
+
+
+async def test_one_sentinel_that_hangs_is_not_waited_for(group: Group) -> None:
+    redis: Any = open_redis(group.url, timeout_seconds=600, step_seconds=1200)
+    async with redis:
+        with all_frozen(group.sentinels[:2]):
+            async with asyncio.timeout(30):
+                assert await redis.ping()
+        assert sentinels_of(redis).master == ("127.0.0.1", group.master.port)
+
+
+async def test_sentinels_that_hang_open_the_breaker(group: Group, database: str) -> None:
+    thread = Thread("a")
+    with all_frozen(group.sentinels):
+        async with watched(database, group.url, l1_timeout_seconds=0.2) as one:
+            assert one.saver._parts.breaker.state != "closed", "opening has asked once"
+            for _ in range(3):
+                await thread.put(one.saver)
+                assert await thread.turn(one.saver) == thread.number
+    # The sentinels are back.
+
+
+async def test_connections_that_are_made_together_share_a_round(group: Group) -> None:
+    redis: Any = open_redis(group.url, timeout_seconds=5)
+    async with redis:
+        await asyncio.gather(*(redis.ping() for _ in range(20)))
+        assert sentinels_of(redis)._round < 20
+
+
+async def test_a_sentinel_that_is_behind_the_times_is_not_followed_back(
+    group: Group, own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    await asyncio.to_thread(group.fail_over)
+    new = ("127.0.0.1", group.master.port)
+    # It names a server that the group does not watch, because the group would tell it the news there.
+    old = own_redis
+    with Sentinel(f"sentinel monitor {SERVICE} 127.0.0.1 {old.port} 1") as behind:
+        await until(lambda: behind.masters()[SERVICE]["flags"] == "master")
+        redis: Any = open_redis(sentinel_url(behind, *group.sentinels), timeout_seconds=5)
+        async with redis:
+            sentinels = sentinels_of(redis)
+            with all_frozen([behind]):
+                assert await sentinels.discover_master(SERVICE) == new
+            for _ in range(10):
+                assert await sentinels.discover_master(SERVICE) == new
+            with all_frozen(group.sentinels):
+                found = await sentinels.discover_master(SERVICE)
+            assert found == ("127.0.0.1", old.port), "nobody else answers"
+    assert any("only an older failover" in each for each in caplog.messages)
+
+
+# ------------------------------------------------------------------ a service that nobody knows
+
+
+async def test_a_wrong_service_is_said_at_opening_with_those_that_there_are(
+    group: Group, database: str
+) -> None:
+    url = sentinel_url(*group.sentinels, service="mymistress")
+    with pytest.raises(ConfigurationError, match=rf"no service 'mymistress'\. They know: '{SERVICE}'"):
+        await CachedPostgresSaver.create(database, url)
+    with pytest.raises(RedisRefusedError, match=rf"no service 'mymistress'\. They know: '{SERVICE}'"):
+        await RedisSaver.create(url)
+
+
+async def test_a_sentinel_that_does_not_know_the_service_yet_stops_no_start(
+    group: Group, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = Thread("a")
+    with Sentinel() as sentinel:
+        async with watched(database, sentinel_url(sentinel)) as one:
+            assert any(f"know no service '{SERVICE}'" in each for each in caplog.messages)
+            await thread.put(one.saver)
+            assert not await one.hits(thread)
+            with pytest.raises(RedisUnavailableError, match="know no service"):
+                await RedisSaver.create(sentinel_url(sentinel))
+            sentinel.command("SENTINEL", "MONITOR", SERVICE, "127.0.0.1", group.master.port, 1)
+            await until(lambda: one.hits(thread))
+
+
+# ------------------------------------------------------------------ the tier redis
+
+
+async def replicated(server: EmbeddedRedis) -> None:
+    """Wait until the replica has everything."""
+
+    def is_so() -> bool:
+        with server._client() as client:
+            return bool(client.execute_command("WAIT", 1, 1000))
+
+    await until(is_so)
+
+
+async def test_a_redis_saver_follows_a_failover(group: Group) -> None:
+    thread = Thread("a")
+    old, new = group.master, group.replica
+    async with await RedisSaver.create(group.url) as saver:
+        await thread.put(saver)
+        await replicated(old)
+        old.kill()
+        await asyncio.to_thread(group.wait_for, new)
+
+        async def goes_on() -> bool:
+            try:
+                return await thread.turn(saver) == 1
+            except RedisUnavailableError:
+                return False
+
+        await until(goes_on)
+        await thread.put(saver)
+        assert await thread.turn(saver) == 2
+        assert saver.status.addresses["redis"] == ("127.0.0.1", new.port)
+
+
+async def test_for_a_redis_saver_a_demoted_master_is_unavailable(group: Group) -> None:
+    thread = Thread("a")
+    demoted = group.master
+    async with await RedisSaver.create(group.url) as saver:
+        await thread.put(saver)
+        with demoted._client() as client:
+            client.replicaof("127.0.0.1", group.replica.port)
+        with pytest.raises(RedisUnavailableError):
+            await thread.put(saver)
+        with demoted._client() as client:
+            client.replicaof("NO", "ONE")
+
+
+async def test_what_the_tier_redis_holds_is_drained_after_a_failover(
+    group: Group, own_postgres: EmbeddedPostgres
+) -> None:
+    thread = Thread("a")
+    old, new = group.master, group.replica
+    url = own_postgres.url
+    key = "a signing key for this test"
+    async with chain(url, group.url, l1_signing_key=key) as saver:
+        assert saver.tier == "cached"
+    own_postgres.stop()
+    async with chain(url, group.url, l1_signing_key=key, connect_timeout=1.0, redis_timeout=2.0) as saver:
+        assert saver.tier == "redis"
+        await thread.put(saver)
+        await replicated(old)
+        old.kill()
+        await asyncio.to_thread(group.wait_for, new)
+
+        async def goes_on() -> bool:
+            try:
+                return await thread.turn(saver) == 1
+            except GlasspointError:
+                return False
+
+        await until(goes_on)
+        own_postgres.start()
+
+        async def is_up() -> bool:
+            async with open_upstream(url) as upstream:
+                return await thread.turn(upstream) == 1
+
+        await until(is_up)
+
+
+# ------------------------------------------------------------------ passwords and commands
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[tuple[EmbeddedRedis, Sentinel]]:
+    """A master and a sentinel that ask for passwords of their own."""
+    master = EmbeddedRedis()
+    master.start("--requirepass", f"{SECRET}-master")
+    try:
+        with Sentinel(
+            f"requirepass {SECRET}-sentinel",
+            f"sentinel monitor {SERVICE} 127.0.0.1 {master.port} 1",
+            f"sentinel auth-pass {SERVICE} {SECRET}-master",
+        ) as sentinel:
+            yield master, sentinel
+    finally:
+        master.close()
+
+
+@pytest.mark.parametrize("wrong", ["", "master", "sentinel"])
+async def test_master_and_sentinels_have_passwords_of_their_own_that_are_never_shown(
+    wrong: str, guarded: tuple[EmbeddedRedis, Sentinel], database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    _, sentinel = guarded
+    words = {of: f"{SECRET}-{of}{'-not' if wrong == of else ''}" for of in ("master", "sentinel")}
+    url = sentinel_url(sentinel, user=f":{words['master']}@", query=f"?sentinel_password={words['sentinel']}")
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    telemetry = create_telemetry(registry=CollectorRegistry(), tracer_provider=provider)
+    thread = Thread("a")
+    shown = ""
+    async with open_saver(database, url, telemetry=telemetry) as saver:
+        await thread.put(saver)
+        assert await thread.turn(saver) == 1
+        assert await _is_unavailable(saver) == bool(wrong)
+    async for finding in run_checks(database, url, timeout_seconds=30):
+        shown += f"{finding.name}: {finding.detail}\n"
+        if finding.name == "Redis":
+            assert (finding.status == "ok") == (not wrong), finding
+    async with Browser.open(database, url, options={}) as browser:
+        shown += str(await browser.show("a", None, namespace=""))
+    if wrong:
+        with pytest.raises(GlasspointError) as caught:
+            await RedisSaver.create(url)
+        shown += str(caught.value)
+    shown += "".join(str(span.to_json()) for span in exporter.get_finished_spans())
+    assert SECRET not in shown + caplog.text
+
+
+async def test_check_says_how_the_master_was_found(group: Group, database: str) -> None:
+    async def found() -> Any:
+        return [each async for each in run_checks(database, group.url, timeout_seconds=30)][1]
+
+    finding = await found()
+    assert finding.status == "ok"
+    assert (
+        f"at 127.0.0.1:{group.master.port}, database 0; the master of '{SERVICE}' now: 3 of 3"
+        in finding.detail
+    )
+    gone = group.sentinels[2]
+    gone.kill()
+    finding = await found()
+    assert finding.status == "warning"
+    assert "2 of 3 sentinel(s) name it" in finding.detail
+    assert f"127.0.0.1:{gone.port} does not answer" in finding.detail
+
+
+async def test_browse_finds_an_entry_through_the_sentinels(group: Group, database: str) -> None:
+    thread = Thread("a")
+    async with open_saver(database, group.url) as saver:
+        await thread.put(saver)
+        assert await thread.turn(saver) == 1
+    async with Browser.open(database, group.url, options={}) as browser:
+        assert "'hit'" in str(await browser.show("a", None, namespace=""))
