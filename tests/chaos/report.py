@@ -89,7 +89,8 @@ def _figures(outcome: Outcome) -> Table:
     """Operations, faults of each kind, violations, and the longest time without writing."""
     settings, verdict = outcome.settings, outcome.verdict
     title = (
-        f"Chaos: {settings.redis}, seed {settings.seed}, {outcome.seconds:.0f} s, {settings.workers} workers"
+        f"Chaos: seed {settings.seed}, {outcome.seconds:.0f} s, {settings.workers} workers, "
+        f"Redis: {settings.redis}"
     )
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_header=False)
     table.add_column(overflow="fold")
