@@ -330,7 +330,7 @@ class _Chaos:
             else:
                 self.cuts += await self._servers.suffer(fault)
         except (OSError, psycopg.Error, redis.RedisError, GlasspointError, FaultFailedError) as exc:
-            self._failed.append(f"a fault did not come about: {fault}: {exc!r}")
+            self._failed.append(f"a fault did not come about: {fault}: {exc!r} {exc}")
         else:
             self.happened.append(Happened(fault, started, monotonic()))
 
